@@ -1,0 +1,47 @@
+# Every target sets up its own virtual environment when it is missing or out of date.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-all lint bench clean
+
+help:
+	@echo "make demo      trace Llama-3.2-1B, split it between a TEE and a GPU, compare the policies"
+	@echo "make test      lint, types, import layers and the test suite (minutes)"
+	@echo "make test-all  the same with the slow sweeps over every preset"
+	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make bench     speed, as ratios within one run"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/trace llama-3.2-1b --seq 1024
+	$(BIN)/partition --policy offload-linear
+	$(BIN)/cutedge compare
+	$(BIN)/cutedge query "SELECT coalesce(label, 'other') AS label, count(*) AS transfers, \
+	  sum(payload_bytes) AS bytes FROM transfers \
+	  WHERE policy = 'offload-linear' GROUP BY ALL ORDER BY bytes DESC"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest -m ''
+
+bench: $(READY)
+	$(BIN)/python bench/whole_process.py
+
+clean:
+	rm -rf $(VENV) cutedge-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,47 @@
+"""Where results go, and which trace was the last."""
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+from tracer.errors import CutedgeError, InputError
+from tracer.graph import TraceMeta
+
+OUT = Path("cutedge-out")
+"""The default place of all results, in the current directory."""
+
+_LAST = OUT / "last-trace"
+
+
+def default_folder(meta: TraceMeta) -> Path:
+    """A trace's place under ``OUT``, in the hive style that DuckDB reads as columns."""
+    name = quote(meta.model, safe="+@,() ")
+    return (
+        OUT / f"model={name}" / f"phase={meta.phase}" / f"batch={meta.batch}"
+        / f"past={meta.past}" / f"seq={meta.seq}"
+    )  # fmt: skip
+
+
+def remember(folder: Path) -> None:
+    """Make ``folder`` the trace that the next command takes."""
+    try:
+        OUT.mkdir(exist_ok=True)
+        temporary = OUT / f".last-trace.{os.getpid()}.tmp"
+        temporary.write_text(f"{os.path.relpath(folder, OUT)}\n", encoding="utf-8")
+        temporary.replace(_LAST)
+    except OSError as error:
+        raise CutedgeError(f"cannot write {_LAST}: {error.strerror or error}") from error
+
+
+def trace_folder(given: Path | None) -> Path:
+    """The trace directory that the user named, or else the last one."""
+    if given is not None:
+        return given
+    try:
+        text = _LAST.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(
+            "there is no last trace here: run e.g. `trace llama-3.2-1b --seq 1024` first, "
+            "or name a trace directory"
+        ) from error
+    return Path(os.path.normpath(OUT / text))

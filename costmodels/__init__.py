@@ -1,0 +1,1 @@
+"""What ops and links cost: pure functions of shapes, and descriptions kept as data."""

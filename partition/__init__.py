@@ -1,0 +1,1 @@
+"""Where each op runs, and what crosses between devices because of it."""

@@ -1,0 +1,369 @@
+"""What a placement moves: calls, transfers, resident bytes. Counted from the placement alone.
+
+The rules, in short:
+
+- A tensor crosses once for each (tensor, source device, destination device), however many ops read
+  it there. Parameters, buffers and constants never cross.
+- Home and the accelerators take turns in steps. An op runs in the earliest step that its inputs
+  allow; all ops of one accelerator in one step are one call. A tensor is sent with the first call
+  that needs it and received with the call that makes it.
+- With residency ``call`` an accelerator forgets everything between calls: what a later call needs
+  again is sent again, and what a later call needs of what an accelerator made comes home first.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from costmodels.links import Link
+from partition.placement import Placement, validate
+from tracer.formula import Formula, const, parse
+from tracer.graph import FLOATING, ITEM_BYTES, Kind, Op, OpGraph, Role, Tensor
+
+RESIDENCIES = ("run", "call")
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One tensor moving from one device to another, once."""
+
+    id: int
+    tensor: Tensor
+    src_device: str
+    dst_device: str
+    call: int
+    """The call that it belongs to: the one that needs it, or for what goes home the one that made
+    it."""
+    direction: str
+    """``send`` from home, ``receive`` to home, ``peer`` between accelerators."""
+    wire_dtype: str
+    payload_bytes: int
+    """Elements x item size on the wire."""
+    wire_bytes: int
+    """Payload and framing; a message's own framing is with its first tensor."""
+    bytes_expr: str | None
+    """``payload_bytes`` as a formula, None for a concrete trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One round trip: home sends, an accelerator computes, home receives."""
+
+    id: int
+    """Order of execution."""
+    device: str
+    ops: tuple[int, ...]
+    label: str
+    """The names of its ops' modules, or what the op is to an attention (``QK^T``)."""
+    sent_payload_bytes: int
+    sent_wire_bytes: int
+    received_payload_bytes: int
+    received_wire_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Bytes over all calls of a run."""
+
+    sent_payload_bytes: int
+    sent_wire_bytes: int
+    received_payload_bytes: int
+    received_wire_bytes: int
+    peer_payload_bytes: int
+    peer_wire_bytes: int
+
+    @property
+    def payload_bytes(self) -> int:
+        """Sent, received and between accelerators."""
+        return self.sent_payload_bytes + self.received_payload_bytes + self.peer_payload_bytes
+
+    @property
+    def wire_bytes(self) -> int:
+        """``payload_bytes`` with framing."""
+        return self.sent_wire_bytes + self.received_wire_bytes + self.peer_wire_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """All that a placement moves and holds."""
+
+    calls: tuple[Call, ...]
+    transfers: tuple[Transfer, ...]
+    totals: Totals
+    cut_edges: int
+    """Edges whose two ends are on different devices: another figure than the transfers, since ten
+    readers of one tensor are ten edges and one transfer."""
+    resident_bytes: Mapping[str, int]
+    """By device: parameters, buffers and constants that its ops read, each storage once."""
+    total_expr: str | None
+    """The total payload as a formula, None for a concrete trace."""
+
+
+def account(
+    graph: OpGraph,
+    placement: Placement,
+    link: Link,
+    *,
+    wire_dtype: str | None = None,
+    residency: str = "run",
+) -> Traffic:
+    """Count what ``placement`` moves over ``link``.
+
+    ``wire_dtype`` replaces the dtype of floating tensors while they cross; None leaves each tensor
+    its own. Raises PlacementError for a placement that is not allowed.
+    """
+    validate(graph, placement)
+    steps = steps_of(graph, placement)
+    calls = _calls(graph, placement, steps)
+    moves = _moves(graph, placement, steps, calls, residency)
+    transfers = _transfers(graph, placement, moves, calls, link, wire_dtype)
+    return Traffic(
+        calls=_filled(graph, calls, transfers),
+        transfers=transfers,
+        totals=_totals(transfers),
+        cut_edges=_cut_edges(graph, placement),
+        resident_bytes=resident_bytes(graph, placement),
+        total_expr=_sum_expr(t.bytes_expr for t in transfers) if graph.meta.symbolic else None,
+    )
+
+
+def steps_of(graph: OpGraph, placement: Placement) -> list[int]:
+    """The step that each op runs in: the earliest that its inputs allow.
+
+    Step 0 is home before any call. Going out to an accelerator (from home, or from another
+    accelerator) takes the next step; coming home stays in the step of the call. So the steps of
+    the accelerators' ops are their calls, counted from 1, and the last step is the longest path
+    through the graph counted in changes of this kind. Constants are in step 0.
+    """
+    steps = [0] * len(graph.ops)
+    for op in graph.ops:
+        here = placement.devices[op.id]
+        if op.is_constant:
+            continue
+        for tensor in graph.inputs(op.id):
+            if not graph.crosses(tensor) or tensor.op is None:
+                continue
+            out = here not in (placement.home, placement.devices[tensor.op])
+            steps[op.id] = max(steps[op.id], steps[tensor.op] + out)
+    return steps
+
+
+def _cut_edges(graph: OpGraph, placement: Placement) -> int:
+    return sum(
+        edge.src is not None
+        and not graph.ops[edge.src].is_constant
+        and placement.devices[edge.src] != placement.devices[edge.dst]
+        for edge in graph.edges
+    )
+
+
+_CallKey = tuple[int, str]
+"""(step, accelerator)"""
+
+
+def _calls(
+    graph: OpGraph, placement: Placement, steps: Sequence[int]
+) -> dict[_CallKey, tuple[int, tuple[int, ...]]]:
+    """(step, accelerator) -> (call id, its ops), in order of execution."""
+    ops: dict[_CallKey, list[int]] = defaultdict(list)
+    for op in graph.ops:
+        device = placement.devices[op.id]
+        if device is not None and device != placement.home:
+            ops[steps[op.id], device].append(op.id)
+    order = sorted(ops, key=lambda key: (key[0], ops[key][0]))
+    return {key: (number, tuple(ops[key])) for number, key in enumerate(order)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    tensor: int
+    src: str
+    dst: str
+    call: int
+
+
+def _moves(
+    graph: OpGraph,
+    placement: Placement,
+    steps: Sequence[int],
+    calls: Mapping[_CallKey, tuple[int, tuple[int, ...]]],
+    residency: str,
+) -> list[_Move]:
+    """Which tensor moves from where to where, with which call."""
+    home = placement.home
+    moves: list[_Move] = []
+    for tensor in graph.tensors:
+        if tensor.op is None or not graph.crosses(tensor):
+            continue
+        source = placement.devices[tensor.op]
+        assert source is not None
+        made_in = None if source == home else (steps[tensor.op], source)
+        read_at_home = False
+        read_in: dict[_CallKey, None] = {}  # calls of accelerators, that of the producer aside
+        for reader in graph.readers(tensor.id):
+            device = placement.devices[reader]
+            if device == home:
+                read_at_home = True
+            elif device is not None and (steps[reader], device) != made_in:
+                read_in[steps[reader], device] = None
+        needed = sorted(read_in, key=lambda key: calls[key][0])
+        if residency == "call":
+            # Nothing survives a call: what is needed elsewhere or later comes home and goes out.
+            sends = [(home, device, calls[step, device][0]) for step, device in needed]
+            comes_home = made_in is not None and (read_at_home or bool(needed))
+        else:
+            first: dict[str, int] = {}
+            for step, device in needed:
+                if device != source:
+                    first.setdefault(device, calls[step, device][0])
+            sends = [(source, device, call) for device, call in first.items()]
+            comes_home = made_in is not None and read_at_home
+        if comes_home and made_in is not None:
+            moves.append(_Move(tensor.id, source, home, calls[made_in][0]))
+        moves += [_Move(tensor.id, src, dst, call) for src, dst, call in sends]
+    return moves
+
+
+def _transfers(
+    graph: OpGraph,
+    placement: Placement,
+    moves: Iterable[_Move],
+    calls: Mapping[_CallKey, tuple[int, tuple[int, ...]]],
+    link: Link,
+    wire_dtype: str | None,
+) -> tuple[Transfer, ...]:
+    """The moves in order of execution, with their bytes; a call sends before it receives."""
+    order = {"send": 0, "peer": 1, "receive": 2}
+    home = placement.home
+    directed = [
+        (m, "receive" if m.dst == home else "send" if m.src == home else "peer") for m in moves
+    ]
+    directed.sort(key=lambda d: (d[0].call, order[d[1]], d[0].src, d[0].tensor, d[0].dst))
+    messages: set[tuple[int, str, str]] = set()
+    transfers: list[Transfer] = []
+    for move, direction in directed:
+        tensor = graph.tensors[move.tensor]
+        dtype = wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype
+        payload = tensor.numel * ITEM_BYTES[dtype]
+        message = (move.call, move.src, move.dst)
+        received = direction == "receive"
+        framing = link.received_tensor_framing_bytes if received else link.sent_tensor_framing_bytes
+        if message not in messages:
+            messages.add(message)
+            framing += (
+                link.received_message_framing_bytes if received else link.sent_message_framing_bytes
+            )
+        transfers.append(
+            Transfer(
+                id=len(transfers), tensor=tensor, src_device=move.src, dst_device=move.dst,
+                call=move.call, direction=direction, wire_dtype=dtype, payload_bytes=payload,
+                wire_bytes=payload + framing, bytes_expr=_on_wire(tensor, dtype),
+            )
+        )  # fmt: skip
+    return tuple(transfers)
+
+
+def _on_wire(tensor: Tensor, dtype: str) -> str | None:
+    """The formula of a tensor's bytes with another item size."""
+    if tensor.bytes_expr is None or dtype == tensor.dtype:
+        return tensor.bytes_expr
+    return str(parse(tensor.bytes_expr) * ITEM_BYTES[dtype] // ITEM_BYTES[tensor.dtype])
+
+
+def _filled(
+    graph: OpGraph,
+    calls: Mapping[_CallKey, tuple[int, tuple[int, ...]]],
+    transfers: Sequence[Transfer],
+) -> tuple[Call, ...]:
+    by_call: dict[int, list[Transfer]] = defaultdict(list)
+    for transfer in transfers:
+        by_call[transfer.call].append(transfer)
+    result = []
+    for (_, device), (number, ops) in calls.items():
+        totals = _totals(by_call[number])
+        result.append(
+            Call(
+                number, device, ops, call_label(graph, ops),
+                totals.sent_payload_bytes, totals.sent_wire_bytes,
+                totals.received_payload_bytes, totals.received_wire_bytes,
+            )
+        )  # fmt: skip
+    return tuple(result)
+
+
+def _totals(transfers: Iterable[Transfer]) -> Totals:
+    payload = dict.fromkeys(("send", "receive", "peer"), 0)
+    wire = dict(payload)
+    for transfer in transfers:
+        payload[transfer.direction] += transfer.payload_bytes
+        wire[transfer.direction] += transfer.wire_bytes
+    return Totals(
+        payload["send"], wire["send"], payload["receive"], wire["receive"], payload["peer"],
+        wire["peer"],
+    )  # fmt: skip
+
+
+def _sum_expr(expressions: Iterable[str | None]) -> str:
+    counts: dict[str, int] = defaultdict(int)
+    for expression in expressions:
+        counts[expression or "0"] += 1
+    total: Formula = const(0)
+    for expression, count in counts.items():
+        total += parse(expression) * count
+    return str(total)
+
+
+_MAIN_KINDS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION, Kind.EMBEDDING})
+
+
+def call_label(graph: OpGraph, ops: Iterable[int]) -> str:
+    """What a call does, in the order it does it: ``q_proj+k_proj+v_proj``.
+
+    Named are the matrix products and look-ups, or every op that is not a view where there are none.
+    """
+    called = [graph.ops[op] for op in ops]
+    for chosen in (
+        [op for op in called if op.kind in _MAIN_KINDS],
+        [op for op in called if not op.is_view],
+        called,
+    ):
+        if chosen:
+            return "+".join(dict.fromkeys(_op_label(graph, op) for op in chosen))
+    return ""
+
+
+def _op_label(graph: OpGraph, op: Op) -> str:
+    if op.kind is Kind.MATMUL:
+        if any(t.label == "attention_scores" for t in graph.outputs(op.id)):
+            return "QK^T"
+        if any(t.label == "attention_probs" for t in graph.inputs(op.id)):
+            return "scores*V"
+    parts = op.module_path.split(".")
+    if op.kind not in _MAIN_KINDS or parts == [""]:
+        return op.name.rpartition("_")[0] or op.name
+    # A number alone (experts.3) says little without the name before it.
+    return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+
+
+def resident_bytes(graph: OpGraph, placement: Placement) -> dict[str, int]:
+    """By device: the parameters, buffers and constants that must lie there during a run.
+
+    A device holds each parameter and buffer that an op on it reads, also those that its constants
+    are computed from, and each constant that an op on it reads. Storage shared by several tensors
+    (tied weights, views) counts once a device.
+    """
+    state = (Role.PARAMETER, Role.BUFFER)
+    behind: dict[int, set[int]] = {}  # constant op -> the parameters and buffers it comes from
+    held: dict[str, set[int]] = {d: set() for d in (placement.home, *placement.accelerators)}
+    for op in graph.ops:
+        read = [t for t in graph.inputs(op.id) if not graph.crosses(t)]
+        found = {graph.storage(t).id for t in read if graph.storage(t).role in state}
+        found.update(*(behind[t.op] for t in read if t.op is not None))
+        device = placement.devices[op.id]
+        if device is None:
+            behind[op.id] = found
+        else:
+            held[device] |= found | {graph.storage(t).id for t in read}
+    return {
+        device: sum(graph.tensors[t].bytes for t in tensors) for device, tensors in held.items()
+    }

@@ -1,0 +1,173 @@
+"""A partition on disk: placement, transfers, calls and summary as Parquet in the trace's folder."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from costmodels.flops import total_flops
+from partition.accounting import Traffic
+from partition.placement import Placement
+from tracer.graph import FLOATING, OpGraph
+from tracer.serde import table_of, write_tables
+
+PLACEMENT = pa.schema([
+    pa.field("op_id", pa.int32(), nullable=False),
+    pa.field("device", pa.string()),
+    pa.field("pinned", pa.bool_(), nullable=False),
+    pa.field("reason", pa.string(), nullable=False),
+])  # fmt: skip
+
+TRANSFERS = pa.schema([
+    pa.field("transfer_id", pa.int32(), nullable=False),
+    pa.field("tensor_id", pa.int32(), nullable=False),
+    pa.field("tensor_name", pa.string(), nullable=False),
+    pa.field("label", pa.string()),
+    pa.field("src_op", pa.int32(), nullable=False),
+    pa.field("src_device", pa.string(), nullable=False),
+    pa.field("dst_device", pa.string(), nullable=False),
+    pa.field("call_id", pa.int32(), nullable=False),
+    pa.field("direction", pa.string(), nullable=False),
+    pa.field("wire_dtype", pa.string(), nullable=False),
+    pa.field("payload_bytes", pa.int64(), nullable=False),
+    pa.field("wire_bytes", pa.int64(), nullable=False),
+    pa.field("bytes_expr", pa.string()),
+    pa.field("seq_degree", pa.int8()),
+    pa.field("share", pa.float64(), nullable=False),
+    pa.field("seconds", pa.float64()),
+    pa.field("module_path", pa.string(), nullable=False),
+    pa.field("layer", pa.int32()),
+])  # fmt: skip
+
+CALLS = pa.schema([
+    pa.field("call_id", pa.int32(), nullable=False),
+    pa.field("device", pa.string(), nullable=False),
+    pa.field("label", pa.string(), nullable=False),
+    pa.field("ops", pa.list_(pa.int32()), nullable=False),
+    pa.field("sent_payload_bytes", pa.int64(), nullable=False),
+    pa.field("sent_wire_bytes", pa.int64(), nullable=False),
+    pa.field("received_payload_bytes", pa.int64(), nullable=False),
+    pa.field("received_wire_bytes", pa.int64(), nullable=False),
+    pa.field("seconds", pa.float64()),
+])  # fmt: skip
+
+SUMMARY = pa.schema([
+    pa.field("policy", pa.string(), nullable=False),
+    pa.field("home", pa.string(), nullable=False),
+    pa.field("accelerators", pa.list_(pa.string()), nullable=False),
+    pa.field("link", pa.string(), nullable=False),
+    pa.field("wire_dtype", pa.string()),
+    pa.field("residency", pa.string(), nullable=False),
+    pa.field("calls", pa.int32(), nullable=False),
+    pa.field("transfers", pa.int32(), nullable=False),
+    pa.field("cut_edges", pa.int32(), nullable=False),
+    pa.field("sent_payload_bytes", pa.int64(), nullable=False),
+    pa.field("sent_wire_bytes", pa.int64(), nullable=False),
+    pa.field("received_payload_bytes", pa.int64(), nullable=False),
+    pa.field("received_wire_bytes", pa.int64(), nullable=False),
+    pa.field("peer_payload_bytes", pa.int64(), nullable=False),
+    pa.field("peer_wire_bytes", pa.int64(), nullable=False),
+    pa.field("total_payload_bytes", pa.int64(), nullable=False),
+    pa.field("total_wire_bytes", pa.int64(), nullable=False),
+    pa.field("total_bytes_expr", pa.string()),
+    pa.field("seconds", pa.float64()),
+    pa.field("resident_bytes", pa.map_(pa.string(), pa.int64()), nullable=False),
+    pa.field("coverage", pa.float64(), nullable=False),
+])  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A placement of a traced model with what it moves, and the options it was counted under."""
+
+    graph: OpGraph
+    trace_id: str
+    policy: str
+    placement: Placement
+    traffic: Traffic
+    link: str
+    wire_dtype: str | None
+    """What floating tensors were turned into on the wire, None for their own dtypes."""
+    residency: str
+
+    @property
+    def wire(self) -> str:
+        """The dtype in the directory's name: what floats cross in, ``native`` where several do."""
+        crossing = {t.wire_dtype for t in self.traffic.transfers if t.wire_dtype in FLOATING}
+        if len(crossing) == 1:
+            return crossing.pop()
+        return "native" if crossing else self.wire_dtype or self.graph.meta.dtype
+
+    @property
+    def folder(self) -> Path:
+        """Where the tables go, inside the trace's directory."""
+        return Path(f"policy={self.policy}/wire={self.wire}/residency={self.residency}")
+
+
+def write_partition(partition: Partition, trace: Path) -> Path:
+    """Write the four tables of a partition into its trace's directory; where they are."""
+    graph, placement, traffic = partition.graph, partition.placement, partition.traffic
+    totals = traffic.totals
+    rows: dict[str, tuple[pa.Schema, Sequence[Sequence[object]]]] = {
+        "placement": (PLACEMENT, [
+            (op.id, placement.devices[op.id], placement.pinned[op.id], placement.reasons[op.id])
+            for op in graph.ops
+        ]),
+        "transfers": (TRANSFERS, [
+            (
+                t.id, t.tensor.id, t.tensor.name, t.tensor.label, t.tensor.op, t.src_device,
+                t.dst_device, t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
+                t.bytes_expr, t.tensor.seq_degree, share(t.payload_bytes, totals.payload_bytes),
+                None, graph.ops[t.tensor.op or 0].module_path, graph.ops[t.tensor.op or 0].layer,
+            )
+            for t in traffic.transfers
+        ]),
+        "calls": (CALLS, [
+            (
+                c.id, c.device, c.label, c.ops, c.sent_payload_bytes, c.sent_wire_bytes,
+                c.received_payload_bytes, c.received_wire_bytes, None,
+            )
+            for c in traffic.calls
+        ]),
+        "summary": (SUMMARY, [(
+            partition.policy, placement.home, placement.accelerators, partition.link,
+            partition.wire_dtype, partition.residency, len(traffic.calls),
+            len(traffic.transfers), traffic.cut_edges, totals.sent_payload_bytes,
+            totals.sent_wire_bytes, totals.received_payload_bytes, totals.received_wire_bytes,
+            totals.peer_payload_bytes, totals.peer_wire_bytes, totals.payload_bytes,
+            totals.wire_bytes, traffic.total_expr, None, sorted(traffic.resident_bytes.items()),
+            total_flops(graph).coverage,
+        )]),
+    }  # fmt: skip
+    tables = {name: table_of(schema, table) for name, (schema, table) in rows.items()}
+    folder = trace / partition.folder
+    write_tables(folder, tables, {"trace_id": partition.trace_id})
+    return folder
+
+
+def share(part: int, whole: int) -> float:
+    """A part of a whole, 0 of nothing."""
+    return part / whole if whole else 0.0
+
+
+def remove_stale(trace: Path, trace_id: str) -> list[str]:
+    """Remove the partitions of another trace from a trace's directory; the policies they were of.
+
+    They would join with ops that they do not belong to.
+    """
+    removed = set()
+    for summary in trace.glob("policy=*/wire=*/residency=*/summary.parquet"):
+        with suppress(OSError, pa.ArrowException):
+            if (pq.read_metadata(summary).metadata or {}).get(b"trace_id") == trace_id.encode():
+                continue
+        folder = summary.parent
+        removed.add(folder.parent.parent.name.removeprefix("policy="))
+        with suppress(OSError):  # what is not ours stays
+            for table in ("placement", "transfers", "calls", "summary", "costs"):
+                (folder / f"{table}.parquet").unlink(missing_ok=True)
+            for level in (folder, folder.parent, folder.parent.parent):
+                level.rmdir()
+    return sorted(removed)

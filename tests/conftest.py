@@ -1,0 +1,69 @@
+"""What the tests share: traced presets (each once a session) and real processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from costmodels.flops import annotate
+from tracer.graph import OpGraph
+from tracer.presets import preset
+
+BIN = Path(sys.executable).parent
+REFERENCE = Path(__file__).parent / "reference"
+
+
+@cache
+def _traced(name: str, options: tuple[tuple[str, Any], ...]) -> OpGraph:
+    from tracer.capture import capture
+
+    settings = dict(options)
+    overrides = dict(settings.pop("overrides", ()))
+    return annotate(capture(preset(name), model=name, overrides=overrides, **settings).graph)
+
+
+@pytest.fixture(scope="session")
+def traced() -> Callable[..., OpGraph]:
+    """``traced("gpt2", seq=7, ...)``: the annotated op graph of a preset."""
+
+    def trace(name: str, **options: Any) -> OpGraph:
+        if "overrides" in options:
+            options["overrides"] = tuple(sorted(options["overrides"].items()))
+        return _traced(name, tuple(sorted(options.items())))
+
+    return trace
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_command(
+    command: str, *args: str | Path, cwd: Path, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the installed commands as a user does, in ``cwd``."""
+    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
+    return subprocess.run(
+        [BIN / command, *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """``run("trace", "gpt2", "--seq", "7")`` in the test's own directory."""
+
+    def call(command: str, *args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        return run_command(command, *args, cwd=options.pop("cwd", tmp_path), **options)
+
+    return call

@@ -1,0 +1,248 @@
+"""Exact integer formulas in ``batch``, ``seq`` and ``past``: the closed form of a size or a cost.
+
+A formula is a polynomial with exact coefficients whose unknowns ("atoms") are variables or an
+integer function of other formulas: ``min``, ``max``, ``//`` (floor division) and ``%``. The
+text is a Python expression, as tables keep it (``4096*batch*seq + 8*batch``), and parses back to
+the same formula.
+
+The module stands alone on purpose: the partition commands sum and print formulas, and a computer
+algebra system would cost them more time at import than all of their work.
+"""
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache, reduce
+
+VARIABLES = ("batch", "past", "seq")
+"""What a formula may speak of: sequences in a batch, tokens already cached, new tokens."""
+
+Number = int | Fraction
+Monomial = tuple[tuple["str | Function", int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """An integer function that no polynomial can write out, used as an unknown of one."""
+
+    name: str
+    """``min``, ``max``, ``//`` or ``%``."""
+    args: tuple["Formula", ...]
+
+    def __str__(self) -> str:
+        if self.name in ("min", "max"):
+            return f"{self.name}({', '.join(map(str, self.args))})"
+        left, right = (f"({a})" if len(a.terms) > 1 else str(a) for a in self.args)
+        return f"({left} {self.name} {right})"
+
+
+def _divide(numerator: Number, denominator: Number) -> Number:
+    return numerator // denominator
+
+
+_FUNCTIONS: Mapping[str, Callable[..., Number]] = {
+    "min": min,
+    "max": max,
+    "//": _divide,
+    "%": operator.mod,
+}
+
+
+def _plain(value: Number) -> Number:
+    return value.numerator if isinstance(value, Fraction) and value.denominator == 1 else value
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A polynomial over atoms. Build with ``var``, ``const``, ``parse`` and arithmetic."""
+
+    terms: tuple[tuple[Monomial, Number], ...]
+    """(powers of atoms, coefficient), the highest total power first, no zero coefficient."""
+
+    def __add__(self, other: "Formula | Number") -> "Formula":
+        sums = dict(self.terms)
+        for monomial, coefficient in formula(other).terms:
+            sums[monomial] = sums.get(monomial, 0) + coefficient
+        return _from_terms(sums)
+
+    def __mul__(self, other: "Formula | Number") -> "Formula":
+        products: dict[Monomial, Number] = {}
+        for left, a in self.terms:
+            for right, b in formula(other).terms:
+                powers = dict(left)
+                for atom, power in right:
+                    powers[atom] = powers.get(atom, 0) + power
+                monomial = tuple(sorted(powers.items(), key=_atom_order))
+                products[monomial] = products.get(monomial, 0) + a * b
+        return _from_terms(products)
+
+    def __sub__(self, other: "Formula | Number") -> "Formula":
+        return self + formula(other) * -1
+
+    def __rsub__(self, other: Number) -> "Formula":
+        return formula(other) - self
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __pow__(self, power: int) -> "Formula":
+        return reduce(operator.mul, [self] * power, const(1))
+
+    def __floordiv__(self, other: "Formula | Number") -> "Formula":
+        divisor = formula(other)
+        number = divisor.constant
+        if number is not None:
+            quotients = {monomial: Fraction(c) / number for monomial, c in self.terms}
+            if all(q.denominator == 1 for q in quotients.values()):
+                return _from_terms(quotients)
+        return _function("//", self, divisor)
+
+    def __mod__(self, other: "Formula | Number") -> "Formula":
+        return _function("%", self, formula(other))
+
+    @property
+    def constant(self) -> Number | None:
+        """The value when no variable is left, else None."""
+        if not self.terms:
+            return 0
+        monomial, coefficient = self.terms[0]
+        return None if monomial else coefficient
+
+    def evaluate(self, values: Mapping[str, int]) -> int:
+        """The value at e.g. ``{"batch": 1, "seq": 1024}``.
+
+        Raises KeyError for a variable without a value and ValueError where the formula gives no
+        whole number there (a size that needs an even ``seq``, say).
+        """
+        total = self._value(values)
+        if isinstance(total, Fraction):
+            raise ValueError(f"{self} is {total} at {dict(values)}: not a whole number")
+        return total
+
+    def _value(self, values: Mapping[str, int]) -> Number:
+        total: Number = 0
+        for monomial, coefficient in self.terms:
+            product: Number = coefficient
+            for atom, power in monomial:
+                if isinstance(atom, str):
+                    base: Number = values[atom]
+                else:
+                    base = _FUNCTIONS[atom.name](*(arg._value(values) for arg in atom.args))
+                product = product * base**power
+            total = total + product
+        return _plain(total)
+
+    def degree(self, variable: str) -> int:
+        """The growth order in ``variable`` as it becomes large; 0 for a constant."""
+        return max((sum(p * _degree(a, variable) for a, p in m) for m, _ in self.terms), default=0)
+
+    def __str__(self) -> str:
+        parts: list[str] = []
+        for monomial, coefficient in self.terms:
+            factors = [str(a) if p == 1 else f"{a}**{p}" for a, p in monomial]
+            size = abs(coefficient)
+            if isinstance(size, Fraction):
+                text = "*".join([str(size.numerator), *factors] if size.numerator != 1 else factors)
+                text = f"({text})/{size.denominator}"
+            else:
+                text = "*".join([str(size), *factors] if size != 1 or not factors else factors)
+            sign = "-" if coefficient < 0 else "+"
+            parts.append(f" {sign} {text}" if parts else (f"-{text}" if sign == "-" else text))
+        return "".join(parts) or "0"
+
+
+def _atom_order(item: tuple["str | Function", int]) -> tuple[str, int]:
+    return str(item[0]), item[1]
+
+
+def _degree(atom: "str | Function", variable: str) -> int:
+    if isinstance(atom, str):
+        return int(atom == variable)
+    degrees = [arg.degree(variable) for arg in atom.args]
+    match atom.name:
+        case "min":
+            return min(degrees)
+        case "max":
+            return max(degrees)
+        case "//":
+            return max(degrees[0] - degrees[1], 0)
+        case _:  # a remainder grows no faster than its divisor
+            return min(degrees)
+
+
+def _from_terms(terms: Mapping[Monomial, Number]) -> Formula:
+    kept = [(monomial, _plain(c)) for monomial, c in terms.items() if c]
+    kept.sort(key=lambda term: (-sum(p for _, p in term[0]), [_atom_order(f) for f in term[0]]))
+    return Formula(tuple(kept))
+
+
+def _function(name: str, *args: Formula) -> Formula:
+    values = [arg.constant for arg in args]
+    if all(value is not None for value in values):
+        return const(_FUNCTIONS[name](*values))
+    return Formula(((((Function(name, args), 1),), 1),))
+
+
+def const(value: Number) -> Formula:
+    """The formula of one number."""
+    value = _plain(value)
+    return Formula((((), value),) if value else ())
+
+
+def var(name: str) -> Formula:
+    """The formula of one variable."""
+    return Formula(((((name, 1),), 1),))
+
+
+def formula(value: "Formula | Number") -> Formula:
+    """``value`` as a formula, whatever it was."""
+    return value if isinstance(value, Formula) else const(value)
+
+
+def minimum(*args: Formula) -> Formula:
+    """The least of the arguments, as a formula."""
+    return _function("min", *args)
+
+
+def maximum(*args: Formula) -> Formula:
+    """The greatest of the arguments, as a formula."""
+    return _function("max", *args)
+
+
+_OPERATORS: Mapping[type[ast.operator], Callable[[Formula, Formula], Formula]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+
+
+@lru_cache(maxsize=65536)
+def parse(text: str) -> Formula:
+    """The formula a table's text stands for. Raises ValueError for anything else."""
+    try:
+        return _convert(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, KeyError) as error:
+        raise ValueError(f"not a formula: {text!r}") from error
+
+
+def _convert(node: ast.expr) -> Formula:
+    match node:
+        case ast.Constant(value=int(value)):
+            return const(value)
+        case ast.Name(id=name) if name in VARIABLES:
+            return var(name)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return _convert(operand) * -1
+        case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))):
+            return _convert(left) ** power
+        case ast.BinOp(left=left, op=ast.Div(), right=ast.Constant(value=int(divisor))):
+            return _convert(left) * Fraction(1, divisor)
+        case ast.BinOp(left=left, op=op, right=right):
+            return _OPERATORS[type(op)](_convert(left), _convert(right))
+        case ast.Call(func=ast.Name(id="min" | "max" as name), args=args, keywords=[]):
+            return _function(name, *map(_convert, args))
+    raise ValueError(ast.dump(node))

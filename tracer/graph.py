@@ -1,0 +1,302 @@
+"""The op graph: ops, the tensors that they make and read, and who reads what.
+
+Everything above the tracer works on this module's types and never on torch's. One networkx graph
+(``OpGraph.nx``) stands inside for algorithms; ids are list positions, in an order of execution.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+
+import networkx as nx
+
+from tracer.errors import CutedgeError
+
+ITEM_BYTES: Mapping[str, int] = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16,
+    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "uint16": 2, "uint32": 4,
+    "uint64": 8, "bool": 1,
+}  # fmt: skip
+"""Bytes of one element, by dtype name."""
+
+FLOATING = tuple(name for name in ITEM_BYTES if name.startswith(("float", "bfloat")))
+"""The dtypes that ``--dtype`` and ``--wire-dtype`` may name and that a wire dtype replaces."""
+
+
+class Kind(StrEnum):
+    """What an op does, as policies and sums speak of it."""
+
+    LINEAR = "linear"
+    """A matrix product with a parameter."""
+    MATMUL = "matmul"
+    """A matrix product of two activations."""
+    ATTENTION = "attention"
+    """A whole attention in one op (scaled_dot_product_attention)."""
+    SOFTMAX = "softmax"
+    NORM = "norm"
+    """A norm in one op, or one op of an RMS norm that the model writes out."""
+    EMBEDDING = "embedding"
+    ELEMENTWISE = "elementwise"
+    REDUCTION = "reduction"
+    COPY = "copy"
+    """Moves data without arithmetic: a reshape that must copy, a cast, a gather, a cat."""
+    VIEW = "view"
+    """Makes an alias of its input and moves nothing."""
+    CONSTANT = "constant"
+    """Depends on no graph input: computed once, at load, on every device that needs it."""
+    INPUT = "input"
+    OUTPUT = "output"
+    OTHER = "other"
+
+
+class Role(StrEnum):
+    """What a tensor is to the model."""
+
+    INPUT = "input"
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    CONSTANT = "constant"
+    ACTIVATION = "activation"
+    KV_CACHE = "kv_cache"
+    OUTPUT = "output"
+
+
+class Status(StrEnum):
+    """How far a cost can be trusted."""
+
+    EXACT = "exact"
+    ESTIMATE = "estimate"
+    ZERO = "zero"
+    UNSUPPORTED = "unsupported"
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """The matrix product [batch, m, k] x [batch, k, n] -> [batch, m, n] that an op carries out."""
+
+    batch: int
+    m: int
+    n: int
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpCost:
+    """What one op costs wherever it runs; filled in by ``costmodels.flops.annotate``."""
+
+    gemm: Gemm | None = None
+    """The op as a matrix product, None for other ops."""
+    flops: int | None = None
+    """Floating-point operations (1 multiply-accumulate = 2); None when unsupported."""
+    flops_expr: str | None = None
+    """``flops`` as a formula; None for a concrete trace."""
+    flops_status: Status = Status.UNSUPPORTED
+    read_bytes: int = 0
+    """Bytes read, parameters included, each distinct input once."""
+    write_bytes: int = 0
+    param_bytes: int = 0
+    """Bytes of the parameters and buffers among what is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One node: an ATen call, a graph input, or the single op that reads the results."""
+
+    id: int
+    """Position in ``OpGraph.ops``; every op comes after the ops that it reads from."""
+    name: str
+    target: str
+    """The ATen overload (``aten.linear.default``), or ``input`` / ``output``."""
+    kind: Kind
+    module_path: str
+    """The module whose code called it (``model.layers.0.mlp``), empty for the model itself."""
+    module_type: str
+    """The class name of that module."""
+    layer: int | None
+    """The first number in ``module_path``: the index in the model's stack of blocks."""
+    is_constant: bool
+    is_view: bool
+    dtype: str | None
+    """The dtype of the (first) output; None for ``output``."""
+    cost: OpCost = field(default_factory=OpCost)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One value: what an op makes, or a parameter or buffer (these have no producing op)."""
+
+    id: int
+    op: int | None
+    """The producing op, None for parameters and buffers."""
+    name: str
+    role: Role
+    label: str | None
+    """What it is in an attention (``q``, ``k``, ``v``, ``attention_scores`` ...), or ``logits``."""
+    dtype: str
+    shape: tuple[int, ...]
+    shape_expr: tuple[str, ...] | None
+    """``shape`` as formulas; None for a concrete trace."""
+    bytes: int
+    """Elements x item size, whether or not the memory is shared with another tensor."""
+    bytes_expr: str | None
+    seq_degree: int | None
+    """The growth order of ``bytes`` in ``seq``; None for a concrete trace."""
+    alias_of: int | None
+    """The tensor whose storage this one shares, None when it has its own."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.bytes // ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Tensor ``tensor`` flows into op ``dst`` as its ``arg_index``-th tensor argument."""
+
+    src: int | None
+    """The producing op, None for parameters and buffers."""
+    dst: int
+    tensor: int
+    arg_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class TraceMeta:
+    """What a trace is a trace of; kept in the metadata of every table."""
+
+    model: str
+    phase: str
+    batch: int
+    seq: int
+    """New tokens a sequence."""
+    past: int
+    """Tokens already cached."""
+    dtype: str
+    """The dtype of the parameters, and so of most activations."""
+    attn: str
+    """``eager`` shows the attention's matmuls, ``sdpa`` is one op."""
+    logits: str
+    """``last``: for the last token only; ``all``: for every token."""
+    symbolic: tuple[str, ...]
+    """The variables that the formulas are good for; empty for a concrete trace."""
+    parameters: int
+    """Number of parameters, tied weights once."""
+    overrides: tuple[tuple[str, str], ...] = ()
+    """What ``--set`` changed in the config: (key, JSON value)."""
+    versions: tuple[tuple[str, str], ...] = ()
+    """(package, version) of what made the trace."""
+
+    @property
+    def variables(self) -> dict[str, int]:
+        """The values that the formulas' variables have in this trace."""
+        return {"batch": self.batch, "seq": self.seq, "past": self.past}
+
+
+class GraphError(CutedgeError):
+    """Ops, tensors and edges do not form an op graph."""
+
+
+class OpGraph:
+    """Ops in execution order, tensors, and the edges between them; immutable by convention.
+
+    Raises GraphError when an id is not a position, when an edge names something missing, or when
+    an op reads from a later one.
+    """
+
+    def __init__(
+        self,
+        meta: TraceMeta,
+        ops: Iterable[Op],
+        tensors: Iterable[Tensor],
+        edges: Iterable[Edge],
+    ) -> None:
+        self.meta = meta
+        self.ops: Sequence[Op] = tuple(ops)
+        self.tensors: Sequence[Tensor] = tuple(tensors)
+        self.edges: Sequence[Edge] = tuple(edges)
+        self._check()
+
+    def _check(self) -> None:
+        for what, ids in (
+            ("op", [o.id for o in self.ops]),
+            ("tensor", [t.id for t in self.tensors]),
+        ):
+            if ids != list(range(len(ids))):
+                raise GraphError(f"the {what} ids are not their positions")
+        for tensor in self.tensors:
+            if tensor.op is not None and not 0 <= tensor.op < len(self.ops):
+                raise GraphError(f"tensor {tensor.id} is made by op {tensor.op}, which is missing")
+        for edge in self.edges:
+            if not (0 <= edge.dst < len(self.ops) and 0 <= edge.tensor < len(self.tensors)):
+                raise GraphError(f"an edge names what is missing: {edge}")
+            if edge.src != self.tensors[edge.tensor].op:
+                raise GraphError(f"an edge disagrees with its tensor's producer: {edge}")
+            if edge.src is not None and edge.src >= edge.dst:
+                raise GraphError(f"op {edge.dst} reads from op {edge.src}, which is not before it")
+
+    @cached_property
+    def nx(self) -> "nx.MultiDiGraph[int]":
+        """The ops as a networkx graph; an edge's key is its argument index, ``tensor`` its data."""
+        graph: nx.MultiDiGraph[int] = nx.MultiDiGraph()
+        graph.add_nodes_from((op.id, {"op": op}) for op in self.ops)
+        for edge in self.edges:
+            if edge.src is not None:
+                graph.add_edge(edge.src, edge.dst, key=edge.arg_index, tensor=edge.tensor)
+        return graph
+
+    @cached_property
+    def _inputs(self) -> Sequence[tuple[Tensor, ...]]:
+        found: list[list[tuple[int, Tensor]]] = [[] for _ in self.ops]
+        for edge in self.edges:
+            found[edge.dst].append((edge.arg_index, self.tensors[edge.tensor]))
+        return [tuple(t for _, t in sorted(args, key=lambda a: a[0])) for args in found]
+
+    @cached_property
+    def _outputs(self) -> Sequence[tuple[Tensor, ...]]:
+        found: list[list[Tensor]] = [[] for _ in self.ops]
+        for tensor in self.tensors:
+            if tensor.op is not None:
+                found[tensor.op].append(tensor)
+        return [tuple(made) for made in found]
+
+    @cached_property
+    def _readers(self) -> Sequence[tuple[int, ...]]:
+        found: list[dict[int, None]] = [{} for _ in self.tensors]
+        for edge in self.edges:
+            found[edge.tensor][edge.dst] = None
+        return [tuple(sorted(ops)) for ops in found]
+
+    def inputs(self, op: int) -> tuple[Tensor, ...]:
+        """The tensors that an op reads, in argument order (twice when it reads one twice)."""
+        return self._inputs[op]
+
+    def outputs(self, op: int) -> tuple[Tensor, ...]:
+        """The tensors that an op makes."""
+        return self._outputs[op]
+
+    def readers(self, tensor: int) -> tuple[int, ...]:
+        """The ops that read a tensor, each once, in execution order."""
+        return self._readers[tensor]
+
+    def crosses(self, tensor: Tensor) -> bool:
+        """Whether a tensor is of the sort that can move between devices during a run.
+
+        Parameters and buffers live wherever they are read and constants are computed there.
+        """
+        return tensor.op is not None and not self.ops[tensor.op].is_constant
+
+    def storage(self, tensor: Tensor) -> Tensor:
+        """The tensor that owns the memory of ``tensor``: itself, or what it is an alias of."""
+        return tensor if tensor.alias_of is None else self.tensors[tensor.alias_of]
+
+    def with_ops(self, ops: Iterable[Op]) -> "OpGraph":
+        """The same graph with other op rows (costs filled in, kinds refined)."""
+        return OpGraph(self.meta, ops, self.tensors, self.edges)
+
+    def with_labels(self, labels: Mapping[int, str]) -> "OpGraph":
+        """The same graph with the given tensors labelled."""
+        tensors = [replace(t, label=labels[t.id]) if t.id in labels else t for t in self.tensors]
+        return OpGraph(self.meta, self.ops, tensors, self.edges)

@@ -1,0 +1,266 @@
+"""The trace on disk: ops, tensors and edges as Parquet, and how every table is written.
+
+All files of one trace carry the same ``trace_id`` (a hash of their rows), so a mixture of two
+traces is noticed. Files are written under a temporary name and renamed: no reader ever sees half
+a table, and a failed write leaves what was there before.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tracer.errors import CutedgeError
+from tracer.graph import (
+    Edge,
+    Gemm,
+    GraphError,
+    Kind,
+    Op,
+    OpCost,
+    OpGraph,
+    Role,
+    Status,
+    Tensor,
+    TraceMeta,
+)
+
+SCHEMA_VERSION = "1"
+"""Version of all tables; a reader refuses any other."""
+
+OPS = pa.schema([
+    pa.field("op_id", pa.int32(), nullable=False),
+    pa.field("name", pa.string(), nullable=False),
+    pa.field("target", pa.string(), nullable=False),
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("module_path", pa.string(), nullable=False),
+    pa.field("module_type", pa.string(), nullable=False),
+    pa.field("layer", pa.int32()),
+    pa.field("is_constant", pa.bool_(), nullable=False),
+    pa.field("is_view", pa.bool_(), nullable=False),
+    pa.field("dtype", pa.string()),
+    pa.field("gemm_batch", pa.int64()),
+    pa.field("gemm_m", pa.int64()),
+    pa.field("gemm_n", pa.int64()),
+    pa.field("gemm_k", pa.int64()),
+    pa.field("flops", pa.int64()),
+    pa.field("flops_expr", pa.string()),
+    pa.field("flops_status", pa.string(), nullable=False),
+    pa.field("read_bytes", pa.int64(), nullable=False),
+    pa.field("write_bytes", pa.int64(), nullable=False),
+    pa.field("param_bytes", pa.int64(), nullable=False),
+])  # fmt: skip
+
+TENSORS = pa.schema([
+    pa.field("tensor_id", pa.int32(), nullable=False),
+    pa.field("op_id", pa.int32()),
+    pa.field("name", pa.string(), nullable=False),
+    pa.field("role", pa.string(), nullable=False),
+    pa.field("label", pa.string()),
+    pa.field("dtype", pa.string(), nullable=False),
+    pa.field("shape", pa.list_(pa.int64()), nullable=False),
+    pa.field("shape_expr", pa.list_(pa.string())),
+    pa.field("bytes", pa.int64(), nullable=False),
+    pa.field("bytes_expr", pa.string()),
+    pa.field("seq_degree", pa.int8()),
+    pa.field("alias_of", pa.int32()),
+])  # fmt: skip
+
+EDGES = pa.schema([
+    pa.field("src_op", pa.int32()),
+    pa.field("dst_op", pa.int32(), nullable=False),
+    pa.field("tensor_id", pa.int32(), nullable=False),
+    pa.field("arg_index", pa.int16(), nullable=False),
+])  # fmt: skip
+
+TRACE_TABLES = {"ops": OPS, "tensors": TENSORS, "edges": EDGES}
+
+
+class TableError(CutedgeError):
+    """Tables cannot be read or written."""
+
+
+# --- any table ------------------------------------------------------------------------------------
+
+
+def write_tables(folder: Path, tables: Mapping[str, pa.Table], metadata: Mapping[str, str]) -> None:
+    """Write ``<name>.parquet`` for every table, all of them or none, with ``metadata`` in each.
+
+    Raises TableError when the folder or a file cannot be written; what was there before stays.
+    """
+    marked = {"schema_version": SCHEMA_VERSION, **metadata}
+    written: list[tuple[Path, Path]] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            final = folder / f"{name}.parquet"
+            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            written.append((temporary, final))
+            described = table.replace_schema_metadata(dict(sorted(marked.items())))
+            pq.write_table(described, temporary, compression="zstd")
+        for temporary, final in written:
+            os.replace(temporary, final)
+    except OSError as error:
+        raise TableError(
+            f"cannot write tables to {folder}: {error.strerror or error}. "
+            "Choose another place with --out, or free some space."
+        ) from error
+    finally:
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
+
+
+def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
+    """A table and its file's metadata. Raises TableError naming the file when it cannot be used."""
+    path = folder / f"{name}.parquet"
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except FileNotFoundError as error:
+        raise TableError(f"{path} is missing: {folder} is not a whole trace. Run trace.") from error
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f"{path} is damaged: {str(error).splitlines()[0]}. Run trace.") from error
+    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    found = metadata.get("schema_version")
+    if found != SCHEMA_VERSION:
+        raise TableError(
+            f"{path} has schema version {found or 'none'}, this cutedge reads {SCHEMA_VERSION}. "
+            "Trace the model again."
+        )
+    if not table.schema.equals(schema):
+        raise TableError(f"{path} does not have the columns of a {name} table. Run trace again.")
+    return table, metadata
+
+
+# --- the trace ------------------------------------------------------------------------------------
+
+
+def trace_tables(graph: OpGraph) -> dict[str, pa.Table]:
+    """The three tables of a trace."""
+    ops = [
+        (
+            op.id, op.name, op.target, op.kind.value, op.module_path, op.module_type, op.layer,
+            op.is_constant, op.is_view, op.dtype, *_gemm_columns(op.cost.gemm), op.cost.flops,
+            op.cost.flops_expr, op.cost.flops_status.value, op.cost.read_bytes,
+            op.cost.write_bytes, op.cost.param_bytes,
+        )
+        for op in graph.ops
+    ]  # fmt: skip
+    tensors = [
+        (
+            t.id, t.op, t.name, t.role.value, t.label, t.dtype, t.shape, t.shape_expr, t.bytes,
+            t.bytes_expr, t.seq_degree, t.alias_of,
+        )
+        for t in graph.tensors
+    ]  # fmt: skip
+    edges = [(e.src, e.dst, e.tensor, e.arg_index) for e in graph.edges]
+    return {
+        "ops": table_of(OPS, ops),
+        "tensors": table_of(TENSORS, tensors),
+        "edges": table_of(EDGES, edges),
+    }
+
+
+def table_of(schema: pa.Schema, rows: Iterable[Sequence[Any]]) -> pa.Table:
+    """An Arrow table from rows in the schema's column order."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    arrays = [pa.array(c, type=f.type) for c, f in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _gemm_columns(gemm: Gemm | None) -> tuple[int | None, ...]:
+    return (None,) * 4 if gemm is None else (gemm.batch, gemm.m, gemm.n, gemm.k)
+
+
+def trace_metadata(graph: OpGraph, tables: Mapping[str, pa.Table]) -> dict[str, str]:
+    """File metadata of a trace: what it is a trace of, and the hash of its rows."""
+    meta = graph.meta
+    plain = {k: json.dumps(v) if isinstance(v, tuple) else str(v) for k, v in asdict(meta).items()}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name in sorted(tables):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, tables[name].schema) as stream:
+            stream.write_table(tables[name])
+        digest.update(sink.getvalue())
+    return {**plain, "trace_id": digest.hexdigest()[:16]}
+
+
+def write_trace(graph: OpGraph, folder: Path) -> str:
+    """Write a trace's tables into ``folder``; its trace id."""
+    tables = trace_tables(graph)
+    metadata = trace_metadata(graph, tables)
+    write_tables(folder, tables, metadata)
+    return metadata["trace_id"]
+
+
+def read_trace(folder: Path) -> tuple[OpGraph, str]:
+    """The op graph in a trace directory, and its trace id.
+
+    Raises TableError when the directory or a table is missing, damaged, of another schema version,
+    or when its files belong to different traces.
+    """
+    if not folder.is_dir():
+        raise TableError(f"no trace at {folder}: there is no such directory. Run trace first.")
+    read = {name: read_table(folder, name, schema) for name, schema in TRACE_TABLES.items()}
+    ids = {metadata.get("trace_id") for _, metadata in read.values()}
+    if len(ids) != 1:
+        raise TableError(f"{folder} holds tables of different traces. Trace the model again.")
+    columns = {name: list(zip(*(c.to_pylist() for c in table.columns), strict=True))
+               for name, (table, _) in read.items()}  # fmt: skip
+    metadata = read["ops"][1]
+    try:
+        graph = OpGraph(
+            _meta(metadata),
+            (_op(*row) for row in columns["ops"]),
+            (_tensor(*row) for row in columns["tensors"]),
+            (Edge(*row) for row in columns["edges"]),
+        )
+    except (GraphError, KeyError, ValueError) as error:
+        raise TableError(f"{folder} is damaged: {error}. Trace the model again.") from error
+    return graph, metadata["trace_id"]
+
+
+def _meta(metadata: Mapping[str, str]) -> TraceMeta:
+    values: dict[str, Any] = {}
+    for field in fields(TraceMeta):
+        text = metadata[field.name]
+        if field.name in ("symbolic", "overrides", "versions"):
+            entries = json.loads(text)
+            values[field.name] = tuple(tuple(e) if isinstance(e, list) else e for e in entries)
+        else:
+            values[field.name] = int(text) if field.type in (int, "int") else text
+    return TraceMeta(**values)
+
+
+def _op(
+    id: int, name: str, target: str, kind: str, module_path: str, module_type: str,
+    layer: int | None, is_constant: bool, is_view: bool, dtype: str | None, gemm_batch: int | None,
+    gemm_m: int | None, gemm_n: int | None, gemm_k: int | None, flops: int | None,
+    flops_expr: str | None, flops_status: str, read_bytes: int, write_bytes: int, param_bytes: int,
+) -> Op:  # fmt: skip
+    gemm = None
+    if None not in (gemm_batch, gemm_m, gemm_n, gemm_k):
+        gemm = Gemm(gemm_batch, gemm_m, gemm_n, gemm_k)  # type: ignore[arg-type]  # checked above
+    cost = OpCost(
+        gemm, flops, flops_expr, Status(flops_status), read_bytes, write_bytes, param_bytes
+    )
+    return Op(
+        id, name, target, Kind(kind), module_path, module_type, layer, is_constant, is_view, dtype,
+        cost,
+    )  # fmt: skip
+
+
+def _tensor(
+    id: int, op: int | None, name: str, role: str, label: str | None, dtype: str,
+    shape: list[int], shape_expr: list[str] | None, bytes: int, bytes_expr: str | None,
+    seq_degree: int | None, alias_of: int | None,
+) -> Tensor:  # fmt: skip
+    return Tensor(
+        id, op, name, Role(role), label, dtype, tuple(shape),
+        None if shape_expr is None else tuple(shape_expr), bytes, bytes_expr, seq_degree, alias_of,
+    )  # fmt: skip
