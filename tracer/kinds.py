@@ -37,8 +37,8 @@ _BY_KIND: Mapping[Kind, str] = {
         concat concatenate stack hstack vstack repeat repeat_interleave tile roll flip pad
         constant_pad_nd reflection_pad1d replication_pad1d index index_select gather take
         take_along_dim masked_select nonzero slice_scatter select_scatter scatter
-        scatter_add scatter_reduce index_put index_add index_copy reshape _reshape_copy flatten unfold im2col tril triu
-        one_hot embedding_renorm diagonal_copy view_copy""",
+        scatter_add scatter_reduce index_put index_add index_copy reshape _reshape_copy
+        flatten unfold im2col tril triu one_hot embedding_renorm diagonal_copy view_copy""",
     Kind.ELEMENTWISE: """
         add sub rsub mul div true_divide floor_divide remainder fmod pow square sqrt rsqrt
         reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan tanh sinh cosh atan atan2 asin
