@@ -90,10 +90,10 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Trace a model into an op graph and write it as Parquet."""
-    from tracer.graph import FLOATING
+    from tracer.graph import MODEL_DTYPES
     from tracer.presets import find_config, parse_overrides
 
-    _choose(dtype, FLOATING, "--dtype")
+    _choose(dtype, MODEL_DTYPES, "--dtype")
     name, config = find_config(model)
     overrides = parse_overrides(settings or [])
 

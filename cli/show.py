@@ -188,8 +188,8 @@ def bottleneck_sentence(found: Bottleneck | None, accelerators: Sequence[str]) -
     if found is None:
         return "Nothing crosses between devices."
     text = (
-        f"Bottleneck: {found.name} (growing with {growth(found.seq_degree)}) make "
-        f"{found.share:.1%} of the traffic in {found.transfers} transfers"
+        f"Bottleneck: {found.share:.1%} of the traffic is {found.name} ({found.transfers} "
+        f"transfers, growing with {growth(found.seq_degree)})"
     )
     relief = found.relief
     if relief is None:

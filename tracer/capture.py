@@ -5,7 +5,9 @@ No weights exist at any moment: parameters are shapes on torch's meta device.
 
 import contextlib
 import inspect
+import io
 import json
+import logging
 import operator
 import re
 import traceback
@@ -100,20 +102,27 @@ def capture(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No chatter of the libraries: what a user must know comes as a warning of ours."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    """No chatter of the libraries: what a user must know comes as a warning or an error of ours."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()  # torch prints the whole graph of a failed export
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+            torch.no_grad(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        transformers.logging.set_verbosity(verbosity)
+        logging.disable(disabled)
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """The error in a line, without torch's advice on its own debugging."""
+    line = (str(error).strip().splitlines() or [""])[0].partition(" For more information")[0]
+    return f"{type(error).__name__}: {line}".rstrip(".!: ")
 
 
 class _Untraceable(Exception):
@@ -140,32 +149,31 @@ def _build(
             + suggest(str(kind), transformers.CONFIG_MAPPING.keys())
         )
     config_class = transformers.CONFIG_MAPPING[kind]
-    known = {*config, *config_class().to_dict(), *config_class.attribute_map}
-    for key in overrides:
-        if key.split(".")[0] not in known:
-            raise InputError(
-                f"--set {key}: the config of {model} ({config_class.__name__}) has no such field."
-                + suggest(key, known)
-            )
+    previous = torch.get_default_dtype()
     try:
-        settings = config_class.from_dict(
-            _override(config, overrides, config_class.attribute_map), attn_implementation=attn
-        )
-        model_class = _model_class(settings, config)
-        previous = torch.get_default_dtype()
+        known = {*config, *config_class().to_dict(), *config_class.attribute_map}
+        for key in overrides:
+            if key.split(".")[0] not in known:
+                raise InputError(
+                    f"--set {key}: the config of {model} ({config_class.__name__}) has no such "
+                    "field." + suggest(key, known)
+                )
+        merged = _override(config, overrides, config_class.attribute_map)
+        settings = config_class.from_dict(merged, attn_implementation=attn)
         torch.set_default_dtype(getattr(torch, dtype))
-        try:
-            with torch.device("meta"):
-                module: torch.nn.Module = model_class(settings)
-        finally:
-            torch.set_default_dtype(previous)
-        # The parameters of a few modules ignore the default dtype; the user's choice holds for all.
-        return module.to(getattr(torch, dtype)).eval()
+        with torch.device("meta"):
+            module: torch.nn.Module = _model_class(settings, config)(settings)
+    except InputError:
+        raise
     except Exception as error:  # any mistake in a config surfaces as any exception of transformers
         raise InputError(
             f"{model}: no model can be built from this config: {_first_line(error)}."
             + (f" Check --set {', '.join(overrides)}." if overrides else " Check the config.json.")
         ) from error
+    finally:
+        torch.set_default_dtype(previous)
+    # A few modules choose their parameters' dtype themselves; the user's choice holds for all.
+    return module.to(getattr(torch, dtype)).eval()
 
 
 def _override(

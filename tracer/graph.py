@@ -22,7 +22,10 @@ ITEM_BYTES: Mapping[str, int] = {
 """Bytes of one element, by dtype name."""
 
 FLOATING = tuple(name for name in ITEM_BYTES if name.startswith(("float", "bfloat")))
-"""The dtypes that ``--dtype`` and ``--wire-dtype`` may name and that a wire dtype replaces."""
+"""The dtypes that a wire dtype may be, and that it replaces."""
+
+MODEL_DTYPES = ("float64", "float32", "float16", "bfloat16")
+"""The dtypes that a model can be built in."""
 
 
 class Kind(StrEnum):

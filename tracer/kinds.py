@@ -14,7 +14,9 @@ MATRIX_PRODUCTS = frozenset(
 """Linear when an operand comes from parameters alone, matmul otherwise."""
 
 READS_NO_DATA = frozenset(
-    ("ones_like", "zeros_like", "full_like", "empty_like", "new_ones", "new_zeros", "new_full")
+    name
+    for filled in ("ones", "zeros", "full", "empty")
+    for name in (f"{filled}_like", f"new_{filled}", f"new_{filled}_strided")
 )
 """Take shape and dtype from their tensor argument, never its values: no data flows in."""
 

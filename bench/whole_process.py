@@ -1,0 +1,69 @@
+"""How long the commands take as whole processes, as ratios within one run.
+
+Machines differ and are noisy, so each command takes turns with a yardstick and what counts is the
+median of the ratios. Run it with ``make bench``; it prints and judges nothing.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RUNS = 7
+BIN = Path(sys.executable).parent
+CONFIG = Path(__file__).parents[1] / "tracer" / "presets" / "llama-3.2-1b.json"
+
+BUILD_ONLY = f"""
+import json, torch
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
+config = LlamaConfig.from_dict(json.load(open({str(CONFIG)!r})))
+with torch.device("meta"):
+    LlamaForCausalLM(config)
+"""
+
+PYTHON = [sys.executable]
+CASES = {
+    "trace llama-3.2-1b / import torch and Llama, build the meta model": (
+        [BIN / "trace", "llama-3.2-1b", "--seq", "1024"],
+        [*PYTHON, "-c", BUILD_ONLY],
+    ),
+    "partition of that trace / import pyarrow and networkx": (
+        [BIN / "partition", "--policy", "offload-linear"],
+        [*PYTHON, "-c", "import pyarrow.parquet, networkx"],
+    ),
+    "compare of that trace / import pyarrow and networkx": (
+        [BIN / "cutedge", "compare"],
+        [*PYTHON, "-c", "import pyarrow.parquet, networkx"],
+    ),
+    "cutedge --help / import typer": (
+        [BIN / "cutedge", "--help"],
+        [*PYTHON, "-c", "import typer"],
+    ),
+}
+
+
+def seconds(command: list[object], folder: str) -> float:
+    """Wall seconds of a whole process."""
+    start = time.perf_counter()
+    subprocess.run(list(map(str, command)), cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    print(f"median of {RUNS} runs, taken in turns\n")
+    print(f"{'ratio':>6} {'seconds':>8} {'yardstick':>10}  command / yardstick")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (command, yardstick) in CASES.items():
+            for warm_up in (command, yardstick):
+                seconds(warm_up, folder)
+            pairs = [(seconds(command, folder), seconds(yardstick, folder)) for _ in range(RUNS)]
+            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+            ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+            print(f"{ratio:6.2f} {ours:8.3f} {theirs:10.3f}  {name}")
+
+
+if __name__ == "__main__":
+    main()

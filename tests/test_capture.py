@@ -1,0 +1,227 @@
+"""The tracer against the code it traces: formulas against fresh traces, repeated layers against
+whole ones, and what it says where it cannot do as asked."""
+
+from collections import Counter
+from collections.abc import Callable
+from math import prod
+
+import pytest
+
+from tracer.capture import capture
+from tracer.errors import CutedgeError, InputError
+from tracer.formula import parse
+from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor
+from tracer.presets import preset, preset_names
+
+FAMILIES = {
+    "llama-3.2-1b": "grouped-query attention, RoPE, gated FFN",
+    "mistral-7b": "a sliding window",
+    "qwen2.5-3b": "biases on q, k and v",
+    "gpt2": "fused qkv, learned positions",
+    "edge-10m": "OPT: positions counted from a mask",
+    "bert-base": "an encoder with a masked LM head",
+    "distilbert": "an encoder without token types",
+}
+SIZES = [(1, 7), (3, 7), (1, 128), (3, 128), (1, 2048), (3, 2048)]
+SHORT = 6  # layers: enough for the repetition of equal layers to be at work
+
+
+def shortened(name: str) -> dict[str, int]:
+    """Fewer layers, and positions for the longest sequence that is asked of an encoder."""
+    layers = {"gpt2": "n_layer", "distilbert": "n_layers"}.get(name, "num_hidden_layers")
+    positions = {"max_position_embeddings": 2048} if name in ("bert-base", "distilbert") else {}
+    return {layers: SHORT, **positions}
+
+
+Row = tuple[object, ...]
+
+
+def work(graph: OpGraph, shape_of: Callable[[Tensor], tuple[int, ...]]) -> Counter[Row]:
+    """Every op that moves or computes data, with all that its outputs are."""
+    rows: Counter[Row] = Counter()
+    for op in graph.ops:
+        if not op.is_view:
+            made = [(shape_of(t), t.dtype, t.role, t.label) for t in graph.outputs(op.id)]
+            rows[op.target, op.module_path, op.kind, *made] += 1
+    return rows
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_formulas_equal_fresh_concrete_traces(name):
+    """No op aside from views may be in one trace and not in the other, at any of the sizes."""
+    options = {"model": name, "overrides": shortened(name)}
+    formulas = capture(preset(name), batch=2, seq=48, **options).graph
+    assert formulas.meta.symbolic == ("batch", "seq")
+    for batch, seq in SIZES:
+        fresh = capture(preset(name), batch=batch, seq=seq, symbolic=False, **options).graph
+        assert fresh.meta.symbolic == ()
+        assert all(t.shape_expr is None and t.seq_degree is None for t in fresh.tensors)
+        values = {"batch": batch, "seq": seq}
+
+        def evaluated(tensor: Tensor, values: dict[str, int] = values) -> tuple[int, ...]:
+            shape = tuple(parse(dim).evaluate(values) for dim in tensor.shape_expr)
+            item = ITEM_BYTES[tensor.dtype]
+            assert parse(tensor.bytes_expr).evaluate(values) == item * prod(shape)
+            return shape
+
+        assert work(formulas, evaluated) == work(fresh, lambda t: t.shape), (batch, seq)
+
+
+def test_a_copy_stays_a_copy_at_batch_one_and_at_short_sequences():
+    """Whether a reshape must copy is decided for all sizes from two up: it holds at batch 1 too."""
+    config = preset("llama-3.2-1b")
+    for batch, seq in ((1, 2), (1, 7), (2, 7)):
+        options = {"model": "llama", "batch": batch, "seq": seq}
+        overrides = {"num_hidden_layers": 2}
+        one = capture(config, **options, overrides=overrides).graph
+        two = capture(config, **options, overrides=overrides, symbolic=False).graph
+        copies = [Counter(o.target for o in g.ops if o.kind is Kind.COPY) for g in (one, two)]
+        assert copies[0] == copies[1] != Counter()
+
+
+SMALL = ["edge-10m", "distilbert", "gpt2", "bert-base", "llama-3.2-1b"]
+
+
+def same_tables(name: str, **options: object) -> None:
+    config = preset(name)
+    stamped = capture(config, model=name, seq=64, **options).graph
+    whole = capture(config, model=name, seq=64, full=True, **options).graph
+    assert stamped.meta == whole.meta
+    assert stamped.ops == whole.ops
+    assert stamped.tensors == whole.tensors
+    assert stamped.edges == whole.edges
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_repeated_layers_equal_the_whole_trace(name):
+    same_tables(name)
+
+
+@pytest.mark.parametrize("options", [{"attn": "sdpa"}, {"dtype": "bfloat16"}, {"symbolic": False}])
+def test_repeated_layers_equal_the_whole_trace_under_options(options):
+    same_tables("llama-3.2-1b", overrides={"num_hidden_layers": 6}, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in preset_names() if n not in SMALL])
+def test_repeated_layers_equal_the_whole_trace_of_every_preset(name):
+    same_tables(name)
+
+
+def test_unlike_layers_are_traced_whole():
+    """Layers that take turns between a window and full attention are not alike."""
+    config = {
+        **preset("qwen1.5-0.5b"), "num_hidden_layers": 6, "use_sliding_window": True,
+        "layer_types": ["sliding_attention", "full_attention"] * 3, "sliding_window": 16,
+    }  # fmt: skip
+    stamped = capture(config, model="mixed", seq=48).graph
+    whole = capture(config, model="mixed", seq=48, full=True).graph
+    assert stamped.ops == whole.ops
+    masks = {
+        t.id
+        for op in stamped.ops
+        for t in stamped.inputs(op.id)
+        if t.role is Role.CONSTANT and not op.is_constant and t.shape[-2:] == (48, 48)
+    }
+    assert len(masks) == 2  # one mask a kind of layer
+
+
+def test_tied_weights_are_one_storage(traced):
+    graph = traced("llama-3.2-1b", seq=1024)
+    table, head = (
+        next(t for t in graph.tensors if t.name == name)
+        for name in ("model.embed_tokens.weight", "lm_head.weight")
+    )
+    assert head.alias_of == table.id
+    assert table.alias_of is None
+    readers = [graph.ops[op].module_path for op in graph.readers(table.id)]
+    assert readers == ["model.embed_tokens", "lm_head"]
+
+
+@pytest.mark.parametrize(("kv_heads", "width"), [(None, 256), (32, 2048)])
+def test_set_changes_the_model(traced, kv_heads, width):
+    """TinyLlama has 4 heads of K and V, 64 wide: k_proj is 2048 x 256."""
+    overrides = {"num_key_value_heads": kv_heads} if kv_heads else {}
+    graph = traced("tinyllama-1.1b", seq=16, overrides=overrides)
+    k_proj = [op for op in graph.ops if op.module_path.endswith("k_proj")]
+    assert len(k_proj) == 22
+    assert {(op.cost.gemm.k, op.cost.gemm.n) for op in k_proj} == {(2048, width)}
+    assert graph.meta.overrides == ((("num_key_value_heads", "32"),) if kv_heads else ())
+
+
+def test_noise_is_gone_and_all_else_is_classified(traced):
+    for name in FAMILIES:
+        graph = traced(name, seq=48, batch=2)
+        targets = {op.target for op in graph.ops}
+        assert not any("assert" in t or "dropout" in t or "sym_" in t for t in targets)
+        assert all(op.kind is not Kind.OTHER for op in graph.ops)
+        assert all(op.is_constant == (op.kind is Kind.CONSTANT) for op in graph.ops)
+        assert [op.kind for op in graph.ops].count(Kind.OUTPUT) == 1
+        for op in graph.ops:
+            if op.is_view:
+                assert all(t.alias_of is not None for t in graph.outputs(op.id))
+
+
+def test_a_constant_depends_on_no_input(traced):
+    """By networkx's own reachability: constants are exactly what no graph input leads to."""
+    import networkx as nx
+
+    graph = traced("gpt2", seq=48, batch=2)
+    inputs = [op.id for op in graph.ops if op.kind is Kind.INPUT]
+    reached = set(inputs).union(*(nx.descendants(graph.nx, op) for op in inputs))
+    assert {op.id for op in graph.ops if op.is_constant} == set(range(len(graph.ops))) - reached
+    assert nx.is_directed_acyclic_graph(graph.nx)
+
+
+def test_one_token_has_no_formula_in_seq():
+    """torch treats a size of one unlike all others, so seq 1 is traced as itself."""
+    graph = capture(preset("edge-10m"), model="edge-10m", seq=1).graph
+    assert graph.meta.symbolic == ("batch",)
+    scores = [t for t in graph.tensors if t.label == "attention_scores"]
+    assert {t.shape_expr for t in scores} == {("batch", "4", "1", "1")}
+
+
+def test_last_token_logits(traced):
+    for logits, rows in (("last", 1), ("all", 48)):
+        graph = traced("gpt2", seq=48, batch=2, logits=logits)
+        (result,) = [t for t in graph.tensors if t.role is Role.OUTPUT]
+        assert result.shape == (2, rows, 50257)
+        assert result.label == "logits"
+
+
+def test_beyond_the_positions_is_a_warning():
+    captured = capture(preset("bert-base"), model="bert-base", seq=600)
+    (warning,) = captured.warnings
+    assert "600" in warning
+    assert "512" in warning
+    assert captured.graph.meta.symbolic == ("batch", "seq")
+
+
+def test_a_model_that_only_traces_at_concrete_sizes_says_so():
+    """BigBird looks at the length of the sequence to choose between two kinds of attention."""
+    config = {"model_type": "big_bird", "num_hidden_layers": 2}
+    captured = capture(config, model="big_bird", seq=64)
+    (warning,) = captured.warnings
+    assert "cannot be traced with symbolic batch and seq" in warning
+    assert captured.graph.meta.symbolic == ()
+    assert all(t.bytes_expr is None for t in captured.graph.tensors)
+    assert all(t.bytes > 0 for t in captured.graph.tensors if 0 not in t.shape)
+
+
+def test_a_config_that_makes_no_model():
+    with pytest.raises(InputError, match="num_attention_heads"):
+        capture(preset("gpt2"), model="gpt2", overrides={"num_attention_heads": 7})
+    with pytest.raises(InputError, match=r"no such field.*num_hidden_layers"):
+        capture(preset("llama-3.2-1b"), model="llama", overrides={"num_hiden_layers": 2})
+    with pytest.raises(InputError, match="knows no model_type"):
+        capture({"model_type": "lama"}, model="mine")
+
+
+def test_a_model_that_cannot_be_traced_is_one_line(capfd):
+    """BLT cuts its input where the values of a small model's output say so."""
+    with pytest.raises(CutedgeError) as caught:
+        capture({"model_type": "blt"}, model="blt", seq=64)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("blt cannot be traced: ")
+    assert "modeling_blt.py:" in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # torch would print its traceback and the whole graph

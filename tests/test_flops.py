@@ -1,0 +1,143 @@
+"""FLOPs against torch's own counter, run on the real eager model on the meta device."""
+
+import csv
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from costmodels.flops import total_flops
+from tests.conftest import REFERENCE
+from tracer.capture import _build, _quiet
+from tracer.graph import Kind, Status
+from tracer.presets import preset, preset_names
+
+CAUSAL = [n for n in preset_names() if "Masked" not in preset(n)["architectures"][0]]
+MASKED = [n for n in preset_names() if n not in CAUSAL]
+BATCH, SEQ = 2, 48
+
+
+def counted_by_torch(name: str, logits: str) -> int:
+    """FLOPs that torch counts while the model itself runs on tensors without data."""
+    with _quiet():
+        module = _build(preset(name), {}, model=name, dtype="float32", attn="eager")
+        ids = torch.zeros(BATCH, SEQ, dtype=torch.int64, device="meta")
+        options = {}
+        if name in CAUSAL:
+            # A mask of ones: without one a causal model asks for the values of its position ids,
+            # which no meta tensor has.
+            options = {"use_cache": False, "attention_mask": torch.ones_like(ids)}
+        if logits == "last":
+            options["logits_to_keep"] = 1
+        with FlopCounterMode(display=False) as counter:
+            module(input_ids=ids, **options)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("logits", ["last", "all"])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_causal_models_equal_torch(traced, name, logits):
+    graph = traced(name, batch=BATCH, seq=SEQ, logits=logits)
+    assert total_flops(graph).products == counted_by_torch(name, logits)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_models_equal_torch(traced, name):
+    graph = traced(name, batch=BATCH, seq=SEQ)
+    assert graph.meta.logits == "all"  # a masked LM predicts every token, whatever was asked for
+    assert total_flops(graph).products == counted_by_torch(name, "all")
+
+
+def test_llama_in_closed_form(traced):
+    last = total_flops(traced("llama-3.2-1b", seq=1024))
+    every = total_flops(traced("llama-3.2-1b", seq=1024, logits="all"))
+    assert last.products == 2_130_829_115_392
+    assert every.products == 2_668_248_432_640
+    # 131072 = 16 layers x 2 products x 2 FLOPs x 32 heads x 64; 2471493632 = 2 FLOPs a weight
+    assert every.products_expr == "131072*batch*seq**2 + 2471493632*batch*seq"
+    assert 2 * (1_235_814_400 - 33 * 2048) == 2_471_493_632  # all weights but the 33 norms
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_no_op_of_a_preset_is_unsupported(traced, name):
+    graph = traced(name, batch=BATCH, seq=SEQ)
+    totals = total_flops(graph)
+    assert totals.unsupported == {}
+    assert totals.coverage == 1.0
+    products = [op for op in graph.ops if op.kind in (Kind.LINEAR, Kind.MATMUL)]
+    assert all(op.cost.flops_status is Status.EXACT and op.cost.gemm for op in products)
+    for op in products:
+        gemm = op.cost.gemm
+        assert op.cost.flops == 2 * gemm.batch * gemm.m * gemm.n * gemm.k
+
+
+def test_sdpa_counts_what_eager_counts(traced):
+    """One attention op holds the same two products over the whole square as the two matmuls."""
+    small = {"num_hidden_layers": 2}
+    eager = traced("llama-3.2-1b", seq=64, overrides=small)
+    fused = traced("llama-3.2-1b", seq=64, overrides=small, attn="sdpa")
+    assert total_flops(fused).products == total_flops(eager).products
+    assert total_flops(fused).products_expr == total_flops(eager).products_expr
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("llama-3.2-1b", 1_235_814_400),
+        ("mistral-7b", 7_241_732_096),
+        ("qwen2.5-3b", 3_085_938_688),
+        ("tinyllama-1.1b", 1_100_048_384),
+        ("llama-2-7b", 6_738_415_616),
+        ("gpt2", 124_439_808),
+        ("bert-base", 109_514_298),
+        ("distilbert", 66_985_530),
+    ],
+)
+def test_parameters(traced, name, total):
+    graph = traced(name, batch=BATCH, seq=SEQ)
+    assert graph.meta.parameters == total
+    owners = [t for t in graph.tensors if t.role == "parameter" and t.alias_of is None]
+    assert sum(t.numel for t in owners) == total
+
+
+def test_qwen15_parameters_are_those_of_the_document(traced):
+    """Gi parameters of the decoder's linears (q/k/v with bias), to the digits of the document."""
+    text = (REFERENCE / "roofline_qwen15_rtx4090.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines())
+    wanted = {
+        row["model"]: row["reference_value"]
+        for row in rows
+        if (row["section"], row["metric"]) == ("3.1", "decoder_layers_params")
+    }
+    assert len(wanted) == 6
+    for size, value in wanted.items():
+        graph = traced(f"qwen1.5-{size.lower()}", batch=BATCH, seq=SEQ)
+        weights = sum(
+            tensor.numel
+            for op in graph.ops
+            if op.kind is Kind.LINEAR and op.layer is not None
+            for tensor in graph.inputs(op.id)
+            if tensor.role == "parameter"
+        )
+        assert f"{weights / 2**30:.2f}" == value
+
+
+def test_the_broadcast_of_k_and_v_reads_what_is_stored(traced):
+    """K spread over 4 x as many heads reads 8 heads and writes 32."""
+    graph = traced("llama-3.2-1b", seq=64, overrides={"num_hidden_layers": 2})
+    spread = next(
+        op
+        for op in graph.ops
+        if op.kind is Kind.COPY and graph.outputs(op.id)[0].shape == (1, 32, 64, 64)
+        and graph.inputs(op.id)[0].shape == (1, 8, 4, 64, 64)
+    )  # fmt: skip
+    assert spread.cost.read_bytes == 8 * 64 * 64 * 4
+    assert spread.cost.write_bytes == 32 * 64 * 64 * 4
+
+
+def test_an_embedding_reads_rows_not_the_table(traced):
+    graph = traced("llama-3.2-1b", seq=64, overrides={"num_hidden_layers": 2})
+    look_up = next(op for op in graph.ops if op.kind is Kind.EMBEDDING)
+    assert look_up.cost.read_bytes == 64 * 2048 * 4 + 64 * 8
+    assert look_up.cost.param_bytes == 128256 * 2048 * 4
+    assert look_up.cost.flops == 0
