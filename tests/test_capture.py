@@ -4,10 +4,12 @@ whole ones, and what it says where it cannot do as asked."""
 from collections import Counter
 from collections.abc import Callable
 from math import prod
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from tracer.capture import capture
+from tracer.capture import _Prefill, _program, capture
 from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor
@@ -124,6 +126,56 @@ def test_unlike_layers_are_traced_whole():
         if t.role is Role.CONSTANT and not op.is_constant and t.shape[-2:] == (48, 48)
     }
     assert len(masks) == 2  # one mask a kind of layer
+
+
+class Block(torch.nn.Module):
+    def __init__(self, layer_idx: int, count: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.count = count
+        self.linear = torch.nn.Linear(8, 8, device="meta")
+
+    def forward(self, x: torch.Tensor, odd: Callable[[int, int], bool]) -> torch.Tensor:
+        x = self.linear(x)
+        return torch.relu(x) if odd(self.layer_idx, self.count) else x
+
+
+class Toy(torch.nn.Module):
+    """A stack of blocks whose code may look at a block's index where no attribute shows it."""
+
+    def __init__(self, odd: Callable[[int, int], bool]) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_layers=9)
+        self.odd = odd
+        self.table = torch.nn.Embedding(16, 8, device="meta")
+        self.layers = torch.nn.ModuleList(Block(i, 9) for i in range(9))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(input_ids)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, self.odd)
+            if index == self.config.num_layers - 1:
+                x = torch.tanh(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("odd", "relus"),
+    [
+        (lambda index, count: False, 0),
+        (lambda index, count: True, 9),
+        (lambda index, count: index % 2 == 1, 4),
+        (lambda index, count: index >= 5, 4),
+        (lambda index, count: index == count - 1, 1),
+    ],
+)
+def test_code_that_looks_at_the_index_of_a_block_is_noticed(odd, relus):
+    module = Toy(odd)
+    program = _program(module, _Prefill(module, "last"), {}, False)
+    targets = Counter(node.target for node in program.nodes)
+    assert targets["aten.relu.default"] == relus
+    assert targets["aten.tanh.default"] == 1
+    assert targets["aten.linear.default"] == 9
 
 
 def test_tied_weights_are_one_storage(traced):

@@ -325,15 +325,24 @@ def _describe(value: Any) -> str:
 
 @contextlib.contextmanager
 def _shortened(module: torch.nn.Module, stack: Stack) -> Iterator[None]:
-    """The model with only the first blocks of its stack."""
+    """The model with four blocks of its stack: the first two, one halfway, and the last.
+
+    Blocks far apart show code that looks at a block's index, and the config counts four layers, so
+    that code which treats the last one apart does so here too: then the repetition is refused.
+    """
     parent, _, name = stack.path.rpartition(".")
     owner = module.get_submodule(parent)
     blocks = module.get_submodule(stack.path)
-    setattr(owner, name, torch.nn.ModuleList(list(blocks.children())[:TRACED_LAYERS]))
+    settings: dict[str, Any] = vars(module.config)
+    counts = [k for k, v in settings.items() if "layer" in k and v == stack.depth]
+    chosen = [blocks[i] for i in (0, 1, stack.depth // 2, stack.depth - 1)]
+    setattr(owner, name, torch.nn.ModuleList(chosen))
+    settings.update(dict.fromkeys(counts, TRACED_LAYERS))
     try:
         yield
     finally:
         setattr(owner, name, blocks)
+        settings.update(dict.fromkeys(counts, stack.depth))
 
 
 # --- lowering -------------------------------------------------------------------------------------

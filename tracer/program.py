@@ -69,7 +69,7 @@ def layer_of(path: str) -> int | None:
 # --- repeated blocks ------------------------------------------------------------------------------
 
 TRACED_LAYERS = 4
-"""Blocks to trace for ``stamp``: the first, two in the middle to compare, and the last."""
+"""Blocks to trace for ``stamp``: the first, two to compare, and the last."""
 
 
 @dataclass(frozen=True, slots=True)
