@@ -80,9 +80,13 @@ class Gemm:
     """The matrix product [batch, m, k] x [batch, k, n] -> [batch, m, n] that an op carries out."""
 
     batch: int
+    """Number of products."""
     m: int
+    """Rows of the left matrix and of the result."""
     n: int
+    """Columns of the right matrix and of the result."""
     k: int
+    """Columns of the left matrix: the length of each sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +100,11 @@ class OpCost:
     flops_expr: str | None = None
     """``flops`` as a formula; None for a concrete trace."""
     flops_status: Status = Status.UNSUPPORTED
+    """How far ``flops`` can be trusted; ``unsupported`` where it is None."""
     read_bytes: int = 0
     """Bytes read, parameters included, each distinct input once."""
     write_bytes: int = 0
+    """Bytes of all results."""
     param_bytes: int = 0
     """Bytes of the parameters and buffers among what is read."""
 
@@ -110,9 +116,11 @@ class Op:
     id: int
     """Position in ``OpGraph.ops``; every op comes after the ops that it reads from."""
     name: str
+    """The target's base name with a running number (``linear_3``), unique in the graph."""
     target: str
     """The ATen overload (``aten.linear.default``), or ``input`` / ``output``."""
     kind: Kind
+    """What it does; ``constant`` and ``view`` go before what the target alone would say."""
     module_path: str
     """The module whose code called it (``model.layers.0.mlp``), empty for the model itself."""
     module_type: str
@@ -120,10 +128,13 @@ class Op:
     layer: int | None
     """The first number in ``module_path``: the index in the model's stack of blocks."""
     is_constant: bool
+    """Depends on no graph input: on no device, since every device that needs it computes it."""
     is_view: bool
+    """Makes an alias of what it reads and moves no data."""
     dtype: str | None
     """The dtype of the (first) output; None for ``output``."""
     cost: OpCost = field(default_factory=OpCost)
+    """What it costs wherever it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +142,25 @@ class Tensor:
     """One value: what an op makes, or a parameter or buffer (these have no producing op)."""
 
     id: int
+    """Position in ``OpGraph.tensors``."""
     op: int | None
     """The producing op, None for parameters and buffers."""
     name: str
+    """The parameter's, buffer's or input's name, else the name of the producing op."""
     role: Role
+    """What it is to the model."""
     label: str | None
     """What it is in an attention (``q``, ``k``, ``v``, ``attention_scores`` ...), or ``logits``."""
     dtype: str
+    """The dtype's name (``float32``), a key of ``ITEM_BYTES``."""
     shape: tuple[int, ...]
+    """Elements along each axis."""
     shape_expr: tuple[str, ...] | None
     """``shape`` as formulas; None for a concrete trace."""
     bytes: int
     """Elements x item size, whether or not the memory is shared with another tensor."""
     bytes_expr: str | None
+    """``bytes`` as a formula; None for a concrete trace."""
     seq_degree: int | None
     """The growth order of ``bytes`` in ``seq``; None for a concrete trace."""
     alias_of: int | None
@@ -162,8 +179,11 @@ class Edge:
     src: int | None
     """The producing op, None for parameters and buffers."""
     dst: int
+    """The op that reads."""
     tensor: int
+    """What flows."""
     arg_index: int
+    """Position among the tensor arguments of ``dst``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +191,11 @@ class TraceMeta:
     """What a trace is a trace of; kept in the metadata of every table."""
 
     model: str
+    """The preset's name, or the name of the user's config."""
     phase: str
+    """``prefill``: all tokens are new."""
     batch: int
+    """Sequences."""
     seq: int
     """New tokens a sequence."""
     past: int
@@ -191,6 +214,8 @@ class TraceMeta:
     """What ``--set`` changed in the config: (key, JSON value)."""
     versions: tuple[tuple[str, str], ...] = ()
     """(package, version) of what made the trace."""
+    repeated_layers: int = 0
+    """Layers that are copies of a traced one rather than traced themselves."""
 
     @property
     def variables(self) -> dict[str, int]:
@@ -232,6 +257,10 @@ class OpGraph:
         for tensor in self.tensors:
             if tensor.op is not None and not 0 <= tensor.op < len(self.ops):
                 raise GraphError(f"tensor {tensor.id} is made by op {tensor.op}, which is missing")
+            if tensor.alias_of is not None and not 0 <= tensor.alias_of < len(self.tensors):
+                raise GraphError(
+                    f"tensor {tensor.id} is an alias of tensor {tensor.alias_of}, which is missing"
+                )
         for edge in self.edges:
             if not (0 <= edge.dst < len(self.ops) and 0 <= edge.tensor < len(self.tensors)):
                 raise GraphError(f"an edge names what is missing: {edge}")

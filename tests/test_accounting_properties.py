@@ -1,0 +1,496 @@
+"""The accounting against a second one: slow, naive, written from the rules alone."""
+
+from collections import defaultdict
+from itertools import pairwise
+
+import pytest
+from hypothesis import Phase, find, given, note, settings
+from hypothesis import strategies as st
+
+from costmodels.links import Link
+from partition.accounting import RESIDENCIES, Traffic, account
+from partition.placement import Placement
+from tests.graphs import HOME, describe, graphs, place, placed, resized
+from tracer.formula import parse
+from tracer.graph import FLOATING, ITEM_BYTES, OpGraph, Tensor
+
+# Four figures that no sum of a few can mistake for one another.
+LINK = Link("framed", "by hand", 1_000_003, 10_007, 100_000_007, 1_000_000_007)
+
+EXAMPLES = settings(derandomize=True, deadline=None, max_examples=150)
+
+RESIDENCY = st.sampled_from(RESIDENCIES)
+WIRE_DTYPE = st.sampled_from([None, "float64", "float32", "bfloat16", "float8_e4m3fn"])
+
+Move = tuple[int, str, str, int]
+"""(tensor id, source device, destination device, call id)."""
+
+
+# --- the oracle -----------------------------------------------------------------------------------
+
+
+def running(graph: OpGraph) -> list[int]:
+    """The ops that run during a run: all but the constants."""
+    return [op.id for op in graph.ops if not op.is_constant]
+
+
+def moving_inputs(graph: OpGraph, op: int) -> set[int]:
+    """The tensors that an op needs brought to it: what another op makes during the run."""
+    return {
+        tensor.id
+        for tensor in graph.inputs(op)
+        if tensor.op is not None and not graph.ops[tensor.op].is_constant
+    }
+
+
+def producers(graph: OpGraph, op: int) -> set[int]:
+    return {graph.tensors[tensor].op for tensor in moving_inputs(graph, op)}
+
+
+def oracle_turns(graph: OpGraph, where: Placement) -> list[tuple[int, int, str, tuple[int, ...]]]:
+    """(turn, first op, device, ops) of each call: home and the accelerators take turns.
+
+    In a turn every accelerator does all it can with what the turns before it left and with what
+    it makes itself; then home does all it can. Whatever an accelerator did in a turn is a call.
+    """
+    done: set[int] = set()
+    found = []
+    for turn in range(len(graph.ops) + 1):
+        before = set(done)
+        for device in [*where.accelerators, HOME]:
+            if device != HOME and turn == 0:
+                continue
+            at_hand = set(done) if device == HOME else set(before)
+            ran = []
+            for op in running(graph):  # in the order of execution: one pass does all that can be
+                if op not in done and where.devices[op] == device:
+                    if producers(graph, op) <= at_hand:
+                        ran.append(op)
+                        at_hand.add(op)
+            done.update(ran)
+            if ran and device != HOME:
+                found.append((turn, ran[0], device, tuple(ran)))
+    assert done == set(running(graph))
+    return sorted(found)
+
+
+def oracle_calls(graph: OpGraph, where: Placement) -> list[tuple[str, tuple[int, ...]]]:
+    """(device, ops) of each call, in order."""
+    return [(device, ops) for _, _, device, ops in oracle_turns(graph, where)]
+
+
+def oracle_moves(graph: OpGraph, where: Placement, residency: str) -> list[Move]:
+    """Go through the calls with what each device holds written down."""
+    calls = oracle_calls(graph, where)
+    everywhere = set(running(graph))
+    at_home = {op for op in everywhere if where.devices[op] == HOME}
+    holds: dict[str, set[int]] = defaultdict(set)
+    moves = []
+    for call, (device, ops) in enumerate(calls):
+        if residency == "call":
+            holds[device] = set()
+        for op in ops:
+            for tensor in sorted(moving_inputs(graph, op) - holds[device]):
+                source = where.devices[graph.tensors[tensor].op]
+                if residency == "call":
+                    source = HOME
+                moves.append((tensor, source, device, call))
+                holds[device].add(tensor)
+            holds[device].update(made.id for made in graph.outputs(op))
+        asking = at_home if residency == "run" else everywhere - set(ops)
+        asked_for = {tensor for op in asking for tensor in moving_inputs(graph, op)}
+        made = {tensor.id for op in ops for tensor in graph.outputs(op)}
+        moves += [(tensor, device, HOME, call) for tensor in made & asked_for]
+    return moves
+
+
+def oracle_direction(source: str, destination: str) -> str:
+    if source == HOME:
+        return "send"
+    return "receive" if destination == HOME else "peer"
+
+
+def oracle_wire_dtype(tensor: Tensor, wire_dtype: str | None) -> str:
+    floating = tensor.dtype.startswith(("float", "bfloat"))
+    return wire_dtype if floating and wire_dtype is not None else tensor.dtype
+
+
+def oracle_payload(tensor: Tensor, wire_dtype: str | None) -> int:
+    elements = 1
+    for size in tensor.shape:
+        elements *= size
+    return elements * ITEM_BYTES[oracle_wire_dtype(tensor, wire_dtype)]
+
+
+def oracle_bytes(
+    graph: OpGraph, moves: list[Move], wire_dtype: str | None
+) -> dict[tuple[int, str], tuple[int, int]]:
+    """(payload, wire) by (call, direction)."""
+    messages = defaultdict(list)
+    for tensor, source, destination, call in moves:
+        payload = oracle_payload(graph.tensors[tensor], wire_dtype)
+        messages[call, source, destination].append(payload)
+    sums: dict[tuple[int, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for (call, source, destination), payloads in messages.items():
+        direction = oracle_direction(source, destination)
+        wire = sum(payloads)
+        if direction == "receive":
+            wire += LINK.received_message_framing_bytes
+            wire += LINK.received_tensor_framing_bytes * len(payloads)
+        else:
+            wire += LINK.sent_message_framing_bytes
+            wire += LINK.sent_tensor_framing_bytes * len(payloads)
+        payload_so_far, wire_so_far = sums[call, direction]
+        sums[call, direction] = (payload_so_far + sum(payloads), wire_so_far + wire)
+    return sums
+
+
+def oracle_resident(graph: OpGraph, where: Placement) -> dict[str, int]:
+    """Bytes by device, devices that hold nothing left out."""
+
+    def owner(tensor: Tensor) -> int:
+        while tensor.alias_of is not None:
+            tensor = graph.tensors[tensor.alias_of]
+        return tensor.id
+
+    def computed_from(op: int) -> set[int]:
+        found = set()
+        for tensor in graph.inputs(op):
+            found |= {owner(tensor)} if tensor.op is None else computed_from(tensor.op)
+        return found
+
+    held: dict[str, set[int]] = defaultdict(set)
+    for op in running(graph):
+        for tensor in graph.inputs(op):
+            if tensor.op is None:
+                held[where.devices[op]].add(owner(tensor))
+            elif graph.ops[tensor.op].is_constant:
+                held[where.devices[op]].add(owner(tensor))
+                held[where.devices[op]] |= computed_from(tensor.op)
+    sums = {device: sum(graph.tensors[t].bytes for t in held[device]) for device in held}
+    return {device: size for device, size in sums.items() if size}
+
+
+def moves_of(traffic: Traffic) -> list[Move]:
+    return [(t.tensor.id, t.src_device, t.dst_device, t.call) for t in traffic.transfers]
+
+
+# --- what is compared -----------------------------------------------------------------------------
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY)
+def test_calls(case, residency):
+    graph, where = case
+    note(describe(graph, where))
+    calls = account(graph, where, LINK, residency=residency).calls
+    assert [(call.device, tuple(sorted(call.ops))) for call in calls] == oracle_calls(graph, where)
+    assert [call.id for call in calls] == list(range(len(calls)))
+
+
+@EXAMPLES
+@given(placed(("gpu",)))
+def test_calls_of_one_accelerator_are_the_longest_path_in_changes(case):
+    graph, where = case
+    note(describe(graph, where))
+    paths: dict[int, list[tuple[int, ...]]] = {}
+    most = 0
+    for op in running(graph):
+        before = [path for source in producers(graph, op) for path in paths[source]]
+        paths[op] = [(*path, op) for path in before] or [(op,)]
+        for path in paths[op]:
+            devices = [where.devices[step] for step in path]
+            most = max(most, sum(change == (HOME, "gpu") for change in pairwise(devices)))
+    assert len(account(graph, where, LINK).calls) == most
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY)
+def test_transfers(case, residency):
+    graph, where = case
+    note(describe(graph, where))
+    traffic = account(graph, where, LINK, residency=residency)
+    # Sorted lists, not sets: what is charged twice must show.
+    assert sorted(moves_of(traffic)) == sorted(oracle_moves(graph, where, residency))
+    assert [t.id for t in traffic.transfers] == list(range(len(traffic.transfers)))
+    for transfer in traffic.transfers:
+        ends = (transfer.src_device, transfer.dst_device)
+        assert transfer.direction == oracle_direction(*ends)
+        assert transfer.tensor == graph.tensors[transfer.tensor.id]
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY, WIRE_DTYPE)
+def test_bytes_by_call_and_direction(case, residency, wire_dtype):
+    graph, where = case
+    note(describe(graph, where))
+    traffic = account(graph, where, LINK, wire_dtype=wire_dtype, residency=residency)
+    sums = oracle_bytes(graph, oracle_moves(graph, where, residency), wire_dtype)
+    for call in traffic.calls:
+        sent = (call.sent_payload_bytes, call.sent_wire_bytes)
+        received = (call.received_payload_bytes, call.received_wire_bytes)
+        assert sent == sums.get((call.id, "send"), (0, 0))
+        assert received == sums.get((call.id, "receive"), (0, 0))
+
+    def total(direction: str) -> tuple[int, int]:
+        chosen = [both for (_, way), both in sums.items() if way == direction]
+        return sum(payload for payload, _ in chosen), sum(wire for _, wire in chosen)
+
+    totals = traffic.totals
+    assert (totals.sent_payload_bytes, totals.sent_wire_bytes) == total("send")
+    assert (totals.received_payload_bytes, totals.received_wire_bytes) == total("receive")
+    assert (totals.peer_payload_bytes, totals.peer_wire_bytes) == total("peer")
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY, WIRE_DTYPE)
+def test_calls_and_transfers_sum_to_the_totals(case, residency, wire_dtype):
+    graph, where = case
+    note(describe(graph, where))
+    traffic = account(graph, where, LINK, wire_dtype=wire_dtype, residency=residency)
+    totals, calls, transfers = traffic.totals, traffic.calls, traffic.transfers
+    assert totals.sent_payload_bytes == sum(call.sent_payload_bytes for call in calls)
+    assert totals.sent_wire_bytes == sum(call.sent_wire_bytes for call in calls)
+    assert totals.received_payload_bytes == sum(call.received_payload_bytes for call in calls)
+    assert totals.received_wire_bytes == sum(call.received_wire_bytes for call in calls)
+    by_direction = {
+        "send": (totals.sent_payload_bytes, totals.sent_wire_bytes),
+        "receive": (totals.received_payload_bytes, totals.received_wire_bytes),
+        "peer": (totals.peer_payload_bytes, totals.peer_wire_bytes),
+    }
+    for direction, (payload, wire) in by_direction.items():
+        chosen = [t for t in transfers if t.direction == direction]
+        assert payload == sum(t.payload_bytes for t in chosen)
+        assert wire == sum(t.wire_bytes for t in chosen)
+    assert totals.payload_bytes == sum(t.payload_bytes for t in transfers)
+    assert totals.wire_bytes == sum(t.wire_bytes for t in transfers)
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY)
+def test_the_framing_of_a_message_is_with_its_first_tensor(case, residency):
+    graph, where = case
+    note(describe(graph, where))
+    seen = set()
+    for transfer in account(graph, where, LINK, residency=residency).transfers:
+        message = (transfer.call, transfer.src_device, transfer.dst_device)
+        framing = transfer.wire_bytes - transfer.payload_bytes
+        if transfer.dst_device == HOME:
+            framing -= LINK.received_tensor_framing_bytes
+            of_the_message = LINK.received_message_framing_bytes
+        else:
+            framing -= LINK.sent_tensor_framing_bytes
+            of_the_message = LINK.sent_message_framing_bytes
+        assert framing == (0 if message in seen else of_the_message)
+        seen.add(message)
+
+
+@EXAMPLES
+@given(placed(), WIRE_DTYPE)
+def test_keeping_tensors_never_moves_more_payload(case, wire_dtype):
+    graph, where = case
+    note(describe(graph, where))
+    kept, dropped = (
+        account(graph, where, LINK, wire_dtype=wire_dtype, residency=residency)
+        for residency in ("run", "call")
+    )
+    assert kept.totals.payload_bytes <= dropped.totals.payload_bytes
+    assert len(kept.transfers) <= len(dropped.transfers)
+    # With two accelerators nothing is said of wire bytes: what comes from home and from a peer
+    # is two messages, where with residency "call" all comes in the one from home.
+    if len(where.accelerators) < 2:
+        assert kept.totals.wire_bytes <= dropped.totals.wire_bytes
+        assert set(moves_of(kept)) <= set(moves_of(dropped))
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY, st.sampled_from(["float64", "bfloat16", "float8_e4m3fn"]))
+def test_wire_dtype_changes_floating_tensors_only(case, residency, wire_dtype):
+    graph, where = case
+    note(describe(graph, where))
+    plain = account(graph, where, LINK, residency=residency)
+    wired = account(graph, where, LINK, residency=residency, wire_dtype=wire_dtype)
+    assert moves_of(plain) == moves_of(wired)
+    for before, after in zip(plain.transfers, wired.transfers, strict=True):
+        tensor = before.tensor
+        assert before.wire_dtype == tensor.dtype
+        assert before.payload_bytes == tensor.bytes
+        if tensor.dtype in FLOATING:
+            assert after.wire_dtype == wire_dtype
+            assert after.payload_bytes == tensor.numel * ITEM_BYTES[wire_dtype]
+            framing = before.wire_bytes - before.payload_bytes
+            assert after.wire_bytes - after.payload_bytes == framing
+        else:
+            assert (after.wire_dtype, after.payload_bytes, after.wire_bytes, after.bytes_expr) == (
+                before.wire_dtype, before.payload_bytes, before.wire_bytes, before.bytes_expr
+            )  # fmt: skip
+
+
+@EXAMPLES
+@given(graphs(), RESIDENCY, WIRE_DTYPE)
+def test_all_at_home_moves_nothing(graph, residency, wire_dtype):
+    where = place(graph, {})
+    note(describe(graph, where))
+    traffic = account(graph, where, LINK, wire_dtype=wire_dtype, residency=residency)
+    assert (traffic.calls, traffic.transfers, traffic.cut_edges) == ((), (), 0)
+    assert (traffic.totals.payload_bytes, traffic.totals.wire_bytes) == (0, 0)
+    assert parse(traffic.total_expr).evaluate(graph.meta.variables) == 0
+    assert {d for d, size in traffic.resident_bytes.items() if size} <= {HOME}
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY, WIRE_DTYPE, st.integers(1, 5), st.integers(1, 9))
+def test_formulas_give_the_bytes_at_any_size(case, residency, wire_dtype, batch, seq):
+    graph, where = case
+    note(describe(graph, where))
+    options = {"wire_dtype": wire_dtype, "residency": residency}
+    traffic = account(graph, where, LINK, **options)
+    # Once at the sizes of the trace, and once at others against a trace at those.
+    there = account(resized(graph, batch, seq), where, LINK, **options)
+    for sizes, expected in (
+        ({"batch": graph.meta.batch, "seq": graph.meta.seq, "past": 0}, traffic),
+        ({"batch": batch, "seq": seq, "past": 0}, there),
+    ):
+        assert parse(traffic.total_expr).evaluate(sizes) == expected.totals.payload_bytes
+        for formula, number in zip(traffic.transfers, expected.transfers, strict=True):
+            assert parse(formula.bytes_expr).evaluate(sizes) == number.payload_bytes
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY)
+def test_resident_bytes(case, residency):
+    graph, where = case
+    note(describe(graph, where))
+    resident = account(graph, where, LINK, residency=residency).resident_bytes
+    assert set(resident) <= {HOME, *where.accelerators}
+    assert {d: size for d, size in resident.items() if size} == oracle_resident(graph, where)
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY)
+def test_cut_edges(case, residency):
+    graph, where = case
+    note(describe(graph, where))
+    cut = 0
+    for edge in graph.edges:
+        if edge.src is not None and not graph.ops[edge.src].is_constant:
+            if where.devices[edge.src] != where.devices[edge.dst]:
+                cut += 1
+    assert account(graph, where, LINK, residency=residency).cut_edges == cut
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY)
+def test_the_transfers_are_enough_to_run_the_graph(case, residency):
+    graph, where = case
+    note(describe(graph, where))
+    traffic = account(graph, where, LINK, residency=residency)
+    holds: dict[str, set[int]] = {device: set() for device in (HOME, *where.accelerators)}
+    ran: set[int] = set()
+
+    def run_at_home() -> None:
+        for op in running(graph):
+            if where.devices[op] == HOME and moving_inputs(graph, op) <= holds[HOME]:
+                holds[HOME].update(made.id for made in graph.outputs(op))
+                ran.add(op)
+
+    for call in traffic.calls:
+        run_at_home()
+        mine = [t for t in traffic.transfers if t.call == call.id]
+        for transfer in mine:
+            if transfer.direction != "receive":
+                assert transfer.dst_device == call.device
+                assert transfer.tensor.id in holds[transfer.src_device]
+                holds[call.device].add(transfer.tensor.id)
+        for op in sorted(call.ops):
+            assert where.devices[op] == call.device
+            assert moving_inputs(graph, op) <= holds[call.device]
+            holds[call.device].update(made.id for made in graph.outputs(op))
+            assert op not in ran
+            ran.add(op)
+        for transfer in mine:
+            if transfer.direction == "receive":
+                assert transfer.src_device == call.device
+                assert transfer.tensor.id in holds[call.device]
+                holds[HOME].add(transfer.tensor.id)
+        if residency == "call":
+            holds[call.device].clear()
+    run_at_home()
+    assert ran == set(running(graph))
+
+
+# --- that the examples are worth comparing --------------------------------------------------------
+
+
+def has_peer(graph: OpGraph, where: Placement) -> bool:
+    moves = oracle_moves(graph, where, "run")
+    return any(HOME not in (source, destination) for _, source, destination, _ in moves)
+
+
+def sends_again(graph: OpGraph, where: Placement) -> bool:
+    sent = [move[:3] for move in oracle_moves(graph, where, "call") if move[2] != HOME]
+    return len(sent) > len(set(sent))
+
+
+def comes_home_only_to_go_out(graph: OpGraph, where: Placement) -> bool:
+    return any(
+        destination == HOME and all(where.devices[op] != HOME for op in graph.readers(tensor))
+        for tensor, _, destination, _ in oracle_moves(graph, where, "call")
+    )
+
+
+def has_two_calls_in_a_step(graph: OpGraph, where: Placement) -> bool:
+    # The accelerator later by name is first by op: no order of names gives the order of calls.
+    return any(
+        (one[0], one[2], other[2]) == (other[0], "npu", "gpu")
+        for one, other in pairwise(oracle_turns(graph, where))
+    )
+
+
+def has_many_calls(graph: OpGraph, where: Placement) -> bool:
+    return len(oracle_calls(graph, where)) >= 4
+
+
+def reads_twice(graph: OpGraph, where: Placement) -> bool:
+    moves = {(move[0], move[2]) for move in oracle_moves(graph, where, "run")}
+    return any(
+        len([t for t in graph.inputs(op) if t.id == tensor]) == 2 and where.devices[op] == device
+        for tensor, device in moves
+        for op in graph.readers(tensor)
+    )
+
+
+def ties_on_an_accelerator(graph: OpGraph, where: Placement) -> bool:
+    read = {t.id for op in running(graph) if where.devices[op] == "gpu" for t in graph.inputs(op)}
+    return any(graph.tensors[t].op is None and graph.tensors[t].alias_of in read for t in read)
+
+
+def has_a_chain_of_constants(graph: OpGraph, where: Placement) -> bool:
+    return any(
+        graph.ops[made.op].is_constant and any(t.op is None for t in graph.inputs(made.op))
+        for op in running(graph)
+        for read in graph.inputs(op)
+        if read.op is not None and graph.ops[read.op].is_constant and where.devices[op] != HOME
+        for made in graph.inputs(read.op)
+        if made.op is not None
+    )
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        has_peer,
+        sends_again,
+        comes_home_only_to_go_out,
+        has_two_calls_in_a_step,
+        has_many_calls,
+        reads_twice,
+        ties_on_an_accelerator,
+        has_a_chain_of_constants,
+    ],
+)
+def test_the_examples_reach(seen):
+    # ``find`` raises NoSuchExample when none of so many is of the sort; it stops at the first.
+    quick = settings(EXAMPLES, max_examples=1500, phases=(Phase.generate,), database=None)
+    graph, where = find(placed(), lambda case: seen(*case), settings=quick)
+    assert seen(graph, where)
