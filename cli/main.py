@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from partition import Residency
 from tracer.errors import CutedgeError, InputError, suggest
 
 if TYPE_CHECKING:
@@ -35,9 +36,11 @@ WireDtype = Annotated[
     str | None,
     typer.Option(help="Dtype of floating tensors while they cross; their own when left out."),
 ]
-Residency = Annotated[
-    Literal["run", "call"],
-    typer.Option(help="run: a device keeps what it has; call: an accelerator forgets it."),
+ResidencyName = Annotated[
+    Residency,
+    typer.Option(
+        "--residency", help="run: a device keeps what it has; call: an accelerator forgets it."
+    ),
 ]
 LinkName = Annotated[str, typer.Option("--link", help="The link's name, or a .toml file.")]
 
@@ -134,7 +137,7 @@ def partition(
     home: Home = "tee",
     accel: Accel = "gpu",
     wire_dtype: WireDtype = None,
-    residency: Residency = "run",
+    residency: ResidencyName = "run",
     link: LinkName = "zmq-ipc",
     as_json: Json = False,
 ) -> None:
@@ -184,7 +187,7 @@ def compare(
     home: Home = "tee",
     accel: Accel = "gpu",
     wire_dtype: WireDtype = None,
-    residency: Residency = "run",
+    residency: ResidencyName = "run",
     link: LinkName = "zmq-ipc",
     as_json: Json = False,
 ) -> None:
@@ -224,7 +227,7 @@ def compare(
 
 def _partition(
     graph: "OpGraph", trace_id: str, policy: str, home: str, accel: str, wire_dtype: str | None,
-    residency: str, link: str,
+    residency: Residency, link: str,
 ) -> "Partition":  # fmt: skip
     from costmodels.links import load_link
     from partition.accounting import account

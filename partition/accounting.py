@@ -16,11 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from costmodels.links import Link
+from partition import Residency
 from partition.placement import Placement, validate
 from tracer.formula import Formula, const, parse
 from tracer.graph import FLOATING, ITEM_BYTES, Kind, Op, OpGraph, Role, Tensor
-
-RESIDENCIES = ("run", "call")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +27,20 @@ class Transfer:
     """One tensor moving from one device to another, once."""
 
     id: int
+    """Order of execution."""
     tensor: Tensor
+    """What moves; its own bytes are in its own dtype, not in the wire's."""
     src_device: str
+    """The device that it leaves."""
     dst_device: str
+    """The device that it is for."""
     call: int
     """The call that it belongs to: the one that needs it, or for what goes home the one that made
     it."""
     direction: str
     """``send`` from home, ``receive`` to home, ``peer`` between accelerators."""
     wire_dtype: str
+    """The dtype that it crosses in."""
     payload_bytes: int
     """Elements x item size on the wire."""
     wire_bytes: int
@@ -52,13 +56,19 @@ class Call:
     id: int
     """Order of execution."""
     device: str
+    """The accelerator."""
     ops: tuple[int, ...]
+    """Ids of the ops that run in it, in order of execution."""
     label: str
     """The names of its ops' modules, or what the op is to an attention (``QK^T``)."""
     sent_payload_bytes: int
+    """From home, without framing."""
     sent_wire_bytes: int
+    """From home, with framing."""
     received_payload_bytes: int
+    """To home, without framing."""
     received_wire_bytes: int
+    """To home, with framing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +76,17 @@ class Totals:
     """Bytes over all calls of a run."""
 
     sent_payload_bytes: int
+    """From home, without framing."""
     sent_wire_bytes: int
+    """From home, with framing."""
     received_payload_bytes: int
+    """To home, without framing."""
     received_wire_bytes: int
+    """To home, with framing."""
     peer_payload_bytes: int
+    """Between accelerators, without framing."""
     peer_wire_bytes: int
+    """Between accelerators, with framing."""
 
     @property
     def payload_bytes(self) -> int:
@@ -88,8 +104,11 @@ class Traffic:
     """All that a placement moves and holds."""
 
     calls: tuple[Call, ...]
+    """In order of execution; the id is the position."""
     transfers: tuple[Transfer, ...]
+    """In order of execution: by call, and in a call what is sent first; the id is the position."""
     totals: Totals
+    """The sums over ``transfers``."""
     cut_edges: int
     """Edges whose two ends are on different devices: another figure than the transfers, since ten
     readers of one tensor are ten edges and one transfer."""
@@ -105,7 +124,7 @@ def account(
     link: Link,
     *,
     wire_dtype: str | None = None,
-    residency: str = "run",
+    residency: Residency = "run",
 ) -> Traffic:
     """Count what ``placement`` moves over ``link``.
 
@@ -132,10 +151,11 @@ def steps_of(graph: OpGraph, placement: Placement) -> list[int]:
 
     Step 0 is home before any call. Going out to an accelerator (from home, or from another
     accelerator) takes the next step; coming home stays in the step of the call. So the steps of
-    the accelerators' ops are their calls, counted from 1, and the last step is the longest path
-    through the graph counted in changes of this kind. Constants are in step 0.
+    the accelerators' ops are their calls, counted from 1 (also for what waits for nothing: home
+    has to ask for it), and the last step is the longest path through the graph counted in changes
+    of this kind. Constants are in step 0.
     """
-    steps = [0] * len(graph.ops)
+    steps = [int(device not in (None, placement.home)) for device in placement.devices]
     for op in graph.ops:
         here = placement.devices[op.id]
         if op.is_constant:
@@ -187,7 +207,7 @@ def _moves(
     placement: Placement,
     steps: Sequence[int],
     calls: Mapping[_CallKey, tuple[int, tuple[int, ...]]],
-    residency: str,
+    residency: Residency,
 ) -> list[_Move]:
     """Which tensor moves from where to where, with which call."""
     home = placement.home

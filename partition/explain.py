@@ -4,6 +4,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from costmodels.links import Link
+from partition import Residency
 from partition.accounting import Traffic, Transfer, account
 from partition.placement import Placement
 from tracer.graph import OpGraph, Tensor
@@ -84,7 +85,7 @@ def find_bottleneck(
     *,
     policies: Mapping[str, Placement],
     wire_dtype: str | None = None,
-    residency: str = "run",
+    residency: Residency = "run",
 ) -> Bottleneck | None:
     """What makes most of the traffic of a placement; None when nothing crosses.
 

@@ -74,9 +74,12 @@ class Builder:
         dtype: str = "float32",
         kind: Kind = Kind.ELEMENTWISE,
         path: str = "",
+        label: str | None = None,
     ) -> int:
         op = self._op(name, kind, reads, dtype, path)
-        return self._tensor(op, name, shape, dtype, Role.ACTIVATION)
+        made = self._tensor(op, name, shape, dtype, Role.ACTIVATION)
+        self.tensors[made] = replace(self.tensors[made], label=label)
+        return made
 
     def split(
         self,
@@ -257,8 +260,17 @@ def graphs(draw: st.DrawFn, max_ops: int = 12) -> OpGraph:
     # Full half of the time: few calls and few constants come about in three ops.
     for n in range(draw(st.integers(1, room) | st.just(room))):
         match draw(
-            st.sampled_from(["op", "op", "op", "op", "constant", "constant", "view", "split"])
+            st.sampled_from(
+                ["op", "op", "op", "op", "constant", "constant", "view", "split", "source"]
+            )
         ):
+            case "source":  # no constant, and yet it waits for nothing: random numbers, say
+                active.append(
+                    build.op(
+                        f"source_{n}", *_stored(draw, stored), shape=draw(ACTIVATION_SHAPES),
+                        dtype=draw(DTYPES), path=draw(PATHS),
+                    )
+                )  # fmt: skip
             case "constant":
                 stored.append(_constant(draw, build, f"constant_{n}", stored))
             case "view":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from costmodels.links import load_link
-from partition.accounting import account
+from partition.accounting import account, call_label
 from partition.placement import PlacementError
 from tests.graphs import Builder, place, placement
 from tracer.formula import parse
@@ -416,6 +416,35 @@ def test_by_hand(case):
     assert parse(traffic.total_expr).evaluate({"batch": 1, "seq": 8, "past": 0}) == total
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_call_sends_before_it_receives(case):
+    graph = case.graph()
+    where = place(graph, case.on)
+    transfers = account(graph, where, load_link("none"), residency=case.residency).transfers
+    order = ["send", "peer", "receive"]
+    ranks = [(t.call, order.index(t.direction), t.tensor.id) for t in transfers]
+    assert ranks == sorted(ranks)
+    assert [t.id for t in transfers] == list(range(len(transfers)))
+
+
+def test_what_waits_for_nothing_is_in_the_first_call():
+    """noise reads no input and is no constant; home asks for it, with what else it asks for."""
+    build = Builder()
+    x = build.input("x", ("batch", "seq", 1))
+    noise = build.op("noise", shape=("batch", "seq", 2))
+    add = build.op("add", x, noise, shape=("batch", "seq", 3))
+    graph = build.finish(build.op("last", add, noise, shape=("batch", "seq", 4)))
+    for on, sent, received in (
+        (["noise"], 0, 64),  # home adds
+        (["noise", "add"], 32, 64 + 96),  # noise too is read at home
+        (["noise", "add", "last"], 32, 128),
+    ):
+        traffic = account(graph, place(graph, {"gpu": on}), load_link("none"))
+        (call,) = traffic.calls
+        assert [graph.ops[op].name for op in call.ops] == on
+        assert (call.sent_payload_bytes, call.received_payload_bytes) == (sent, received)
+
+
 def test_framing():
     """82 bytes a message out however many tensors it has, 51 bytes a tensor that comes back."""
     graph = halves()
@@ -469,6 +498,99 @@ def test_the_total_as_a_formula():
     total_expr = account(graph, place(graph, {"gpu": ["linear"]}), load_link("none")).total_expr
     # 4 + 6 elements a token, 4 bytes each, at sizes other than the trace's
     assert parse(total_expr).evaluate({"batch": 3, "seq": 100, "past": 0}) == 3 * 100 * 40
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wire_dtype", "crosses_as", "expected"),
+    [
+        # 3 elements a token
+        ("float32", None, "float32", "12*batch*seq"),
+        ("float32", "float32", "float32", "12*batch*seq"),
+        ("float32", "bfloat16", "bfloat16", "6*batch*seq"),
+        ("float32", "float8_e4m3fn", "float8_e4m3fn", "3*batch*seq"),
+        ("float16", "float32", "float32", "12*batch*seq"),
+        ("float16", "bfloat16", "bfloat16", "6*batch*seq"),
+        ("int64", "bfloat16", "int64", "24*batch*seq"),
+        ("bool", "float32", "bool", "3*batch*seq"),
+        ("complex64", "bfloat16", "complex64", "24*batch*seq"),
+    ],
+)
+def test_bytes_on_the_wire_as_a_formula(dtype, wire_dtype, crosses_as, expected):
+    build = Builder(batch=2, seq=5)
+    x = build.input("x", ("batch", "seq", 3), dtype)
+    graph = build.finish(build.op("a", x, shape=(1,)))
+    where = place(graph, {"gpu": ["a"]})
+    sent = account(graph, where, load_link("none"), wire_dtype=wire_dtype).transfers[0]
+    assert sent.wire_dtype == crosses_as
+    assert parse(sent.bytes_expr) == parse(expected)
+    assert sent.payload_bytes == parse(expected).evaluate({"batch": 2, "seq": 5, "past": 0})
+
+
+def test_half_an_odd_number_of_bytes_is_rounded_with_the_tensor():
+    """seq // 2 + 1 elements of 4 bytes are as many of 2, at odd and at even seq."""
+    for seq in (4, 5):
+        build = Builder(seq=seq)
+        x = build.input("x", ("seq//2 + 1",))
+        graph = build.finish(build.op("a", x, shape=(1,)))
+        where = place(graph, {"gpu": ["a"]})
+        sent = account(graph, where, load_link("none"), wire_dtype="bfloat16").transfers[0]
+        assert sent.payload_bytes == 2 * (seq // 2 + 1)
+        assert parse(sent.bytes_expr).evaluate({"batch": 1, "seq": seq}) == sent.payload_bytes
+
+
+ATTN = "model.layers.0.attn"
+MOE = "model.layers.1.mlp.experts"
+LABELS = {
+    # name: (kind, module path, label of what it makes, what it reads beside x)
+    "q": (Kind.LINEAR, f"{ATTN}.q_proj", "q", []),
+    "k": (Kind.LINEAR, f"{ATTN}.k_proj", "k", []),
+    "matmul_0": (Kind.MATMUL, ATTN, "attention_scores", ["q", "k"]),
+    "softmax_0": (Kind.SOFTMAX, ATTN, "attention_probs", ["matmul_0"]),
+    "matmul_1": (Kind.MATMUL, ATTN, "attention_output", ["softmax_0"]),
+    "matmul_2": (Kind.MATMUL, f"{ATTN}.rotary", None, []),
+    "linear_3": (Kind.LINEAR, f"{MOE}.3", None, []),
+    "linear_4": (Kind.LINEAR, f"{MOE}.3.up", None, []),
+    "embedding_0": (Kind.EMBEDDING, "model.embed_tokens", None, []),
+    "linear_9": (Kind.LINEAR, "", None, []),
+    "add_12": (Kind.ELEMENTWISE, f"{ATTN}.rotary", None, []),
+    "view_5": (Kind.VIEW, ATTN, None, []),
+}
+
+
+@pytest.mark.parametrize(
+    ("called", "label"),
+    [
+        (["q", "k"], "q_proj+k_proj"),
+        (["matmul_0"], "QK^T"),
+        (["matmul_1"], "scores*V"),
+        (["matmul_0", "softmax_0", "matmul_1"], "QK^T+scores*V"),
+        (["matmul_2"], "rotary"),  # a product that is no attention's
+        (["linear_3"], "experts.3"),  # a number says little without the name before it
+        (["linear_4"], "up"),
+        (["linear_3", "linear_4"], "experts.3+up"),
+        (["embedding_0"], "embed_tokens"),
+        (["linear_9"], "linear"),  # of no module
+        (["add_12", "view_5", "q"], "q_proj"),  # products alone, where there are any
+        (["add_12", "view_5"], "add"),
+        (["view_5"], "view"),
+        ([], ""),
+    ],
+)
+def test_a_call_is_named_for_its_products(called, label):
+    build = Builder()
+    made = {"x": build.input("x", ("batch", "seq", 4))}
+    for name, (kind, path, what, reads) in LABELS.items():
+        sources = [made[read] for read in reads or ["x"]]
+        made[name] = (
+            build.view(name, made["x"], path=path)
+            if kind is Kind.VIEW
+            else build.op(
+                name, *sources, shape=("batch", "seq", 4), kind=kind, path=path, label=what
+            )
+        )
+    graph = build.finish(*(made[name] for name in LABELS))
+    ids = {op.name: op.id for op in graph.ops}
+    assert call_label(graph, [ids[name] for name in called]) == label
 
 
 # Of the graph ``constants``: x, positions, table, rotate, scale, output.
