@@ -34,18 +34,30 @@ class Function:
     def __str__(self) -> str:
         if self.name in ("min", "max"):
             return f"{self.name}({', '.join(map(str, self.args))})"
-        left, right = (f"({a})" if len(a.terms) > 1 else str(a) for a in self.args)
-        return f"({left} {self.name} {right})"
+        left, right = self.args
+        dividend = f"({left})" if len(left.terms) > 1 else str(left)
+        # a // b*c would divide by b alone
+        divisor = str(right) if _binds(right) else f"({right})"
+        return f"({dividend} {self.name} {divisor})"
 
 
-def _divide(numerator: Number, denominator: Number) -> Number:
-    return numerator // denominator
+def _binds(divisor: "Formula") -> bool:
+    """Whether the text of a divisor is one factor: a number, or a power of an atom."""
+    if len(divisor.terms) != 1:
+        return False
+    ((monomial, coefficient),) = divisor.terms
+    return isinstance(coefficient, int) and len(monomial) + (abs(coefficient) != 1) <= 1
+
+
+def _whole(atom: "str | Function") -> bool:
+    """Whether an atom's value is known to be a whole number: a minimum of halves may not be."""
+    return isinstance(atom, str) or atom.name == "//" or all(a.is_whole for a in atom.args)
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Number]] = {
     "min": min,
     "max": max,
-    "//": _divide,
+    "//": operator.floordiv,
     "%": operator.mod,
 }
 
@@ -88,19 +100,23 @@ class Formula:
     __rmul__ = __mul__
 
     def __pow__(self, power: int) -> "Formula":
+        if power < 0:
+            raise ValueError(f"({self})**{power} is no polynomial")
         return reduce(operator.mul, [self] * power, const(1))
 
     def __floordiv__(self, other: "Formula | Number") -> "Formula":
         divisor = formula(other)
-        number = divisor.constant
-        if number is not None:
-            quotients = {monomial: Fraction(c) / number for monomial, c in self.terms}
-            if all(q.denominator == 1 for q in quotients.values()):
-                return _from_terms(quotients)
+        if divisor.constant is not None:
+            quotient = self * Fraction(1, divisor.constant)
+            if quotient.is_whole:
+                return quotient
         return _function("//", self, divisor)
 
     def __mod__(self, other: "Formula | Number") -> "Formula":
-        return _function("%", self, formula(other))
+        divisor = formula(other)
+        if divisor.constant == 0:
+            raise ZeroDivisionError(f"({self}) % 0")
+        return _function("%", self, divisor)
 
     @property
     def constant(self) -> Number | None:
@@ -109,6 +125,11 @@ class Formula:
             return 0
         monomial, coefficient = self.terms[0]
         return None if monomial else coefficient
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the value is known to be a whole number whatever the variables are."""
+        return all(isinstance(c, int) and all(_whole(a) for a, _ in m) for m, c in self.terms)
 
     def evaluate(self, values: Mapping[str, int]) -> int:
         """The value at e.g. ``{"batch": 1, "seq": 1024}``.
@@ -142,12 +163,12 @@ class Formula:
         parts: list[str] = []
         for monomial, coefficient in self.terms:
             factors = [str(a) if p == 1 else f"{a}**{p}" for a, p in monomial]
-            size = abs(coefficient)
-            if isinstance(size, Fraction):
-                text = "*".join([str(size.numerator), *factors] if size.numerator != 1 else factors)
-                text = f"({text})/{size.denominator}"
-            else:
-                text = "*".join([str(size), *factors] if size != 1 or not factors else factors)
+            count = abs(coefficient.numerator)
+            if count != 1 or not factors:
+                factors.insert(0, str(count))
+            text = "*".join(factors)
+            if coefficient.denominator != 1:
+                text = f"({text})/{coefficient.denominator}"
             sign = "-" if coefficient < 0 else "+"
             parts.append(f" {sign} {text}" if parts else (f"-{text}" if sign == "-" else text))
         return "".join(parts) or "0"
@@ -225,24 +246,32 @@ def parse(text: str) -> Formula:
     """The formula a table's text stands for. Raises ValueError for anything else."""
     try:
         return _convert(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, KeyError) as error:
+    except (SyntaxError, ValueError, KeyError, ZeroDivisionError) as error:
         raise ValueError(f"not a formula: {text!r}") from error
 
 
 def _convert(node: ast.expr) -> Formula:
     match node:
-        case ast.Constant(value=int(value)):
-            return const(value)
+        case ast.Constant():
+            return const(_integer(node))
         case ast.Name(id=name) if name in VARIABLES:
             return var(name)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return _convert(operand) * -1
-        case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))):
-            return _convert(left) ** power
-        case ast.BinOp(left=left, op=ast.Div(), right=ast.Constant(value=int(divisor))):
-            return _convert(left) * Fraction(1, divisor)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return _convert(left) ** _integer(right)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return _convert(left) * Fraction(1, _integer(right))
         case ast.BinOp(left=left, op=op, right=right):
             return _OPERATORS[type(op)](_convert(left), _convert(right))
         case ast.Call(func=ast.Name(id="min" | "max" as name), args=args, keywords=[]):
-            return _function(name, *map(_convert, args))
+            if len(args) > 1:
+                return _function(name, *map(_convert, args))
+    raise ValueError(ast.dump(node))
+
+
+def _integer(node: ast.expr) -> int:
+    match node:
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+            return value
     raise ValueError(ast.dump(node))
