@@ -5,13 +5,18 @@ op is a view, a constant or a linear depends on the graph around it and is decid
 """
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from tracer.graph import Kind
 
-MATRIX_PRODUCTS = frozenset(
-    ("linear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv", "dot", "_grouped_mm")
-)
-"""Linear when an operand comes from parameters alone, matmul otherwise."""
+T = TypeVar("T")
+
+MATRIX_PRODUCTS = frozenset((
+    "linear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv", "dot", "_grouped_mm",
+    "conv1d", "conv2d", "conv3d", "convolution",
+))  # fmt: skip
+"""Linear when an operand comes from parameters alone, matmul otherwise. A convolution is a product
+of its kernel with the patches of its input."""
 
 READS_NO_DATA = frozenset(
     name
@@ -19,6 +24,9 @@ READS_NO_DATA = frozenset(
     for name in (f"{filled}_like", f"new_{filled}", f"new_{filled}_strided")
 )
 """Take shape and dtype from their tensor argument, never its values: no data flows in."""
+
+_LIKE_ANOTHER = frozenset(("type_as", "expand_as", "view_as", "reshape_as"))
+_SAME_AS = {"aten.max.other": "maximum", "aten.min.other": "minimum"}
 
 _BY_KIND: Mapping[Kind, str] = {
     Kind.ATTENTION: """
@@ -57,7 +65,12 @@ _KINDS = {name: kind for kind, names in _BY_KIND.items() for name in names.split
 
 
 def base_name(target: str) -> str:
-    """``aten.add_.Tensor`` -> ``add``: the op without its library, overload and in-place mark."""
+    """``aten.add_.Tensor`` -> ``add``: the op without its library, overload and in-place mark.
+
+    Where the overload is what tells one op from another, the name of the op that it is.
+    """
+    if target in _SAME_AS:
+        return _SAME_AS[target]
     parts = target.split(".")
     name = parts[1] if len(parts) > 1 else parts[0]
     return name if name.endswith("__") else name.rstrip("_") or name
@@ -69,3 +82,11 @@ def kind_of(target: str) -> Kind:
     if name in MATRIX_PRODUCTS:
         return Kind.MATMUL
     return _KINDS.get(name, Kind.OTHER)
+
+
+def data_args(target: str, args: tuple[T, ...]) -> tuple[T, ...]:
+    """The tensor arguments whose values an op reads; of the others it takes dtype and shape."""
+    name = base_name(target)
+    if name in READS_NO_DATA:
+        return ()
+    return args[:1] if name in _LIKE_ANOTHER or target == "aten.to.other" else args

@@ -50,46 +50,39 @@ def _flowing(graph: OpGraph, op: int) -> list[Tensor]:
     return [t for t in graph.inputs(op) if graph.crosses(t)]
 
 
-def _back_to_matmul(graph: OpGraph, op: int) -> tuple[set[int], set[int]]:
-    """(matmuls, pointwise ops) that lead to ``op`` through pointwise ops alone."""
-    matmuls: set[int] = set()
-    between: set[int] = set()
-
-    def leads(here: int) -> bool:
-        found = False
-        for tensor in _flowing(graph, here):
-            assert tensor.op is not None
-            producer = graph.ops[tensor.op]
-            if producer.kind is Kind.MATMUL:
-                matmuls.add(producer.id)
-                found = True
-            elif producer.kind in _POINTWISE and (producer.id in between or leads(producer.id)):
-                between.add(producer.id)
-                found = True
-        return found
-
-    leads(op)
-    return matmuls, between
+Step = Callable[[OpGraph, int], Iterable[int]]
+"""The ops next to an op, in one direction."""
 
 
-def _on_to_matmul(graph: OpGraph, op: int) -> tuple[set[int], set[int]]:
-    """(matmuls, pointwise ops) that ``op`` leads to through pointwise ops alone."""
-    matmuls: set[int] = set()
-    between: set[int] = set()
+def _producers(graph: OpGraph, op: int) -> Iterable[int]:
+    return (t.op for t in _flowing(graph, op) if t.op is not None)
 
-    def leads(here: int) -> bool:
-        found = False
-        for reader in (r for t in graph.outputs(here) for r in graph.readers(t.id)):
-            if graph.ops[reader].kind is Kind.MATMUL:
-                matmuls.add(reader)
-                found = True
-            elif graph.ops[reader].kind in _POINTWISE and (reader in between or leads(reader)):
-                between.add(reader)
-                found = True
-        return found
 
-    leads(op)
-    return matmuls, between
+def _readers(graph: OpGraph, op: int) -> Iterable[int]:
+    return (reader for t in graph.outputs(op) for reader in graph.readers(t.id))
+
+
+def _reach(graph: OpGraph, starts: Iterable[int], step: Step, through: frozenset[Kind]) -> set[int]:
+    """The ops met step by step from ``starts`` on, where only kinds in ``through`` lead on."""
+    met: set[int] = set()
+    stack = list(starts)
+    while stack:
+        fresh = {op for op in step(graph, stack.pop()) if op not in met}
+        met |= fresh
+        stack += (op for op in fresh if graph.ops[op].kind in through)
+    return met
+
+
+def _matmuls(graph: OpGraph, softmax: int, step: Step, back: Step) -> tuple[set[int], set[int]]:
+    """(matmuls that pointwise ops alone link to a softmax in one direction, the ops between).
+
+    A reduction is no link, but one of what lies between (its maximum, subtracted) is between too.
+    """
+    near = _reach(graph, [softmax], step, _POINTWISE)
+    matmuls = {op for op in near if graph.ops[op].kind is Kind.MATMUL}
+    through = _POINTWISE | {Kind.REDUCTION}
+    linked = _reach(graph, matmuls, back, through) & _reach(graph, [softmax], step, through)
+    return matmuls, {op for op in linked if graph.ops[op].kind in through}
 
 
 def find_attentions(graph: OpGraph) -> tuple[Attention, ...]:
@@ -100,8 +93,8 @@ def find_attentions(graph: OpGraph) -> tuple[Attention, ...]:
             q, k, v = graph.inputs(op.id)[:3]
             found.append(Attention((), (), None, (), op.id, q, k, v))
         elif op.kind is Kind.SOFTMAX:
-            scores, before = _back_to_matmul(graph, op.id)
-            values, after = _on_to_matmul(graph, op.id)
+            scores, before = _matmuls(graph, op.id, _producers, _readers)
+            values, after = _matmuls(graph, op.id, _readers, _producers)
             if not scores or not values:
                 continue
             score_op, value_op = min(scores), min(values)
@@ -119,6 +112,14 @@ def find_attentions(graph: OpGraph) -> tuple[Attention, ...]:
     return tuple(found)
 
 
+def _moved_from(graph: OpGraph, tensor: Tensor) -> Tensor | None:
+    """What a view or a copy made ``tensor`` of, None where something else or several made it."""
+    if tensor.op is None or graph.ops[tensor.op].kind not in (Kind.VIEW, Kind.COPY):
+        return None
+    sources = {t.id: t for t in _flowing(graph, tensor.op)}
+    return next(iter(sources.values())) if len(sources) == 1 else None
+
+
 def _broadcast_ops(graph: OpGraph, tensor: Tensor) -> list[int]:
     """The ops that spread a K or V over more heads, back from ``tensor`` as the product reads it.
 
@@ -127,17 +128,14 @@ def _broadcast_ops(graph: OpGraph, tensor: Tensor) -> list[int]:
     """
     chain: list[int] = []
     broadcast: list[int] = []
-    while tensor.op is not None and graph.ops[tensor.op].kind in (Kind.VIEW, Kind.COPY):
-        op = graph.ops[tensor.op]
-        sources = _flowing(graph, op.id)
-        if len({t.id for t in sources}) != 1:
-            break
-        chain.append(op.id)
-        grows = tensor.numel > sources[0].numel
-        prepares = broadcast == chain[:-1] != [] and base_name(op.target) == "unsqueeze"
-        if grows or prepares:
+    while tensor.op is not None and (source := _moved_from(graph, tensor)) is not None:
+        prepares = (
+            base_name(graph.ops[tensor.op].target) == "unsqueeze" and broadcast == chain != []
+        )
+        chain.append(tensor.op)
+        if tensor.numel > source.numel or prepares:
             broadcast = list(chain)
-        tensor = sources[0]
+        tensor = source
     return broadcast
 
 
@@ -170,12 +168,13 @@ def label_tensors(graph: OpGraph) -> dict[int, str]:
     a linear.
     """
     roles: dict[int, set[str]] = defaultdict(set)
-    for attention in find_attentions(graph):
+    attentions = find_attentions(graph)
+    for attention in attentions:
         for role, tensor in (("q", attention.q), ("k", attention.k), ("v", attention.v)):
             for member in _prepared_from(graph, tensor):
                 roles[member.id].add(role)
     labels = {tensor: "".join(sorted(found, key="qkv".index)) for tensor, found in roles.items()}
-    for attention in find_attentions(graph):
+    for attention in attentions:
         softmax = [] if attention.softmax_op is None else [attention.softmax_op]
         for label, ops in (
             ("attention_scores", [*attention.score_ops, *attention.before_softmax]),
@@ -192,29 +191,28 @@ def label_tensors(graph: OpGraph) -> dict[int, str]:
 def _prepared_from(graph: OpGraph, operand: Tensor) -> list[Tensor]:
     """An attention operand with what it is prepared from, back to the projection that made it.
 
-    When more than one projection flows in, only the operand and its aliases and copies.
+    Where no linear projects it, or more than one op flows in, only the operand and what it is a
+    view or a copy of.
     """
     seen = {operand.id: operand}
     stack = [operand]
-    sources: set[int] = set()
+    sources: dict[int, Kind] = {}
     while stack:
         tensor = stack.pop()
         if tensor.op is None or not graph.crosses(tensor):
             continue
-        if graph.ops[tensor.op].kind not in _PREPARES:
-            sources.add(tensor.op)
+        kind = graph.ops[tensor.op].kind
+        if kind not in _PREPARES:
+            sources[tensor.op] = kind
             continue
         fresh = [t for t in _flowing(graph, tensor.op) if t.id not in seen]
         seen.update((t.id, t) for t in fresh)
         stack += fresh
-    if len(sources) == 1:
+    if list(sources.values()) == [Kind.LINEAR]:
         return list(seen.values())
     chain = [operand]
-    while (op := chain[-1].op) is not None and graph.ops[op].kind in (Kind.VIEW, Kind.COPY):
-        flowing = {t.id: t for t in _flowing(graph, op)}
-        if len(flowing) != 1:
-            break
-        chain += flowing.values()
+    while (source := _moved_from(graph, chain[-1])) is not None:
+        chain.append(source)
     return chain
 
 
@@ -236,7 +234,8 @@ def _made_by_linear(graph: OpGraph, tensor: Tensor) -> bool:
 def mark_norms(graph: OpGraph) -> OpGraph:
     """The graph with the ops of every written-out RMS norm turned into kind ``norm``.
 
-    The pattern: x squared, its mean, an epsilon, rsqrt, times x, times a parameter if there is one.
+    The pattern: x squared, its mean, an epsilon, rsqrt, times x, and times a factor computed from
+    a parameter if there is one.
     """
     norm: set[int] = set()
     for op in graph.ops:
@@ -246,31 +245,55 @@ def mark_norms(graph: OpGraph) -> OpGraph:
 
 
 def _rms_norm(graph: OpGraph, rsqrt: Op) -> set[int]:
-    chain = [rsqrt.id]
+    found = {rsqrt.id}
+    op = rsqrt.id
     for wanted in (("add",), ("mean",), ("pow", "square", "mul")):
-        flowing = {t.id: t for t in _flowing(graph, chain[-1])}
-        producers = [graph.ops[t.op] for t in flowing.values() if t.op is not None]
-        if len(producers) != 1 or base_name(producers[0].target) not in wanted:
+        producers = set(_producers(graph, op))
+        if len(producers) != 1:
             return set()
-        chain.append(producers[0].id)
-    squared = {t.id for t in _flowing(graph, chain[-1])}
-    found = set(chain)
-    for scaled in _multiplied(graph, rsqrt.id):
-        if squared & {t.id for t in graph.inputs(scaled)}:
-            found.add(scaled)
-            found.update(
-                op
-                for op in _multiplied(graph, scaled)
-                if any(t.role is Role.PARAMETER for t in graph.inputs(op))
-            )
-    return found
+        op = producers.pop()
+        if base_name(graph.ops[op].target) not in wanted:
+            return set()
+        found.add(op)
+    squared = graph.inputs(op)
+    if len(set(squared)) != 1 or (base_name(graph.ops[op].target) == "mul" and len(squared) != 2):
+        return set()  # x times something else, or times a number
+    x = _before_casts(graph, squared[0])
+    scaled = [
+        product
+        for product in _multiplied(graph, rsqrt.id)
+        if x in (_before_casts(graph, t) for t in graph.inputs(product))
+    ]
+    weighted = (
+        product
+        for product in (p for s in scaled for p in _multiplied(graph, s))
+        if any(_from_parameter(graph, t) for t in graph.inputs(product))
+    )
+    return {*found, *scaled, *weighted} if scaled else set()
+
+
+_CASTS = ("to", "_to_copy", "type_as")
+
+
+def _before_casts(graph: OpGraph, tensor: Tensor) -> Tensor:
+    while tensor.op is not None and base_name(graph.ops[tensor.op].target) in _CASTS:
+        tensor = graph.inputs(tensor.op)[0]
+    return tensor
+
+
+def _from_parameter(graph: OpGraph, tensor: Tensor) -> bool:
+    """Whether a tensor is a parameter, or a constant computed from one."""
+    if tensor.op is None:
+        return tensor.role is Role.PARAMETER
+    constant = graph.ops[tensor.op].is_constant
+    return constant and any(_from_parameter(graph, t) for t in graph.inputs(tensor.op))
 
 
 def _multiplied(graph: OpGraph, op: int) -> Iterable[int]:
     """The products that read an op's result, also through a cast."""
-    for reader in (r for t in graph.outputs(op) for r in graph.readers(t.id)):
+    for reader in _readers(graph, op):
         name = base_name(graph.ops[reader].target)
         if name == "mul":
             yield reader
-        elif name in ("to", "_to_copy", "type_as"):
+        elif name in _CASTS:
             yield from _multiplied(graph, reader)
