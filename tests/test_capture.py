@@ -3,17 +3,22 @@ whole ones, and what it says where it cannot do as asked."""
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
 
+import networkx as nx
 import pytest
 import torch
+import transformers
 
-from tracer.capture import _Prefill, _program, capture
+from tracer.capture import _Lowering, _Prefill, _program, capture
 from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
-from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor
+from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor, TraceMeta
+from tracer.patterns import find_attentions
 from tracer.presets import preset, preset_names
+from tracer.program import build_graph
 
 FAMILIES = {
     "llama-3.2-1b": "grouped-query attention, RoPE, gated FFN",
@@ -69,18 +74,6 @@ def test_formulas_equal_fresh_concrete_traces(name):
         assert work(formulas, evaluated) == work(fresh, lambda t: t.shape), (batch, seq)
 
 
-def test_a_copy_stays_a_copy_at_batch_one_and_at_short_sequences():
-    """Whether a reshape must copy is decided for all sizes from two up: it holds at batch 1 too."""
-    config = preset("llama-3.2-1b")
-    for batch, seq in ((1, 2), (1, 7), (2, 7)):
-        options = {"model": "llama", "batch": batch, "seq": seq}
-        overrides = {"num_hidden_layers": 2}
-        one = capture(config, **options, overrides=overrides).graph
-        two = capture(config, **options, overrides=overrides, symbolic=False).graph
-        copies = [Counter(o.target for o in g.ops if o.kind is Kind.COPY) for g in (one, two)]
-        assert copies[0] == copies[1] != Counter()
-
-
 SMALL = ["edge-10m", "distilbert", "gpt2", "bert-base", "llama-3.2-1b"]
 
 
@@ -88,7 +81,8 @@ def same_tables(name: str, **options: object) -> None:
     config = preset(name)
     stamped = capture(config, model=name, seq=64, **options).graph
     whole = capture(config, model=name, seq=64, full=True, **options).graph
-    assert stamped.meta == whole.meta
+    depth = len({op.layer for op in whole.ops} - {None})
+    assert stamped.meta == replace(whole.meta, repeated_layers=depth - 4)
     assert stamped.ops == whole.ops
     assert stamped.tensors == whole.tensors
     assert stamped.edges == whole.edges
@@ -171,7 +165,8 @@ class Toy(torch.nn.Module):
 )
 def test_code_that_looks_at_the_index_of_a_block_is_noticed(odd, relus):
     module = Toy(odd)
-    program = _program(module, _Prefill(module, "last"), {}, False)
+    task = _Prefill(module, "toy", 2, 8, "last")
+    program = _program(module, task, task.ways()[0], False)
     targets = Counter(node.target for node in program.nodes)
     assert targets["aten.relu.default"] == relus
     assert targets["aten.tanh.default"] == 1
@@ -216,8 +211,6 @@ def test_noise_is_gone_and_all_else_is_classified(traced):
 
 def test_a_constant_depends_on_no_input(traced):
     """By networkx's own reachability: constants are exactly what no graph input leads to."""
-    import networkx as nx
-
     graph = traced("gpt2", seq=48, batch=2)
     inputs = [op.id for op in graph.ops if op.kind is Kind.INPUT]
     reached = set(inputs).union(*(nx.descendants(graph.nx, op) for op in inputs))
@@ -254,7 +247,7 @@ def test_a_model_that_only_traces_at_concrete_sizes_says_so():
     config = {"model_type": "big_bird", "num_hidden_layers": 2}
     captured = capture(config, model="big_bird", seq=64)
     (warning,) = captured.warnings
-    assert "cannot be traced with symbolic batch and seq" in warning
+    assert "cannot be traced for every batch and seq" in warning
     assert captured.graph.meta.symbolic == ()
     assert all(t.bytes_expr is None for t in captured.graph.tensors)
     assert all(t.bytes > 0 for t in captured.graph.tensors if 0 not in t.shape)
@@ -277,3 +270,119 @@ def test_a_model_that_cannot_be_traced_is_one_line(capfd):
     assert str(caught.value).startswith("blt cannot be traced: ")
     assert "modeling_blt.py:" in str(caught.value)
     assert capfd.readouterr() == ("", "")  # torch would print its traceback and the whole graph
+
+
+# --- what a run does --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "masked"),
+    [
+        ({"model_type": "llama", "num_key_value_heads": 8}, False),
+        ({"model_type": "mistral", "num_key_value_heads": 8, "sliding_window": 16}, False),
+        ({"model_type": "mistral", "num_key_value_heads": 8, "sliding_window": 8}, True),
+        ({"model_type": "bert"}, False),
+    ],
+    ids=["llama", "mistral within the window", "mistral beyond the window", "bert"],
+)
+def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeypatch):
+    """transformers masks an export where a run needs no mask: the trace must follow the run."""
+    config = {**config, "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 16,
+              "intermediate_size": 64, "vocab_size": 99}  # fmt: skip
+    graph = capture(config, model="tiny", batch=1, seq=12, attn="sdpa").graph
+    traced = [
+        [t.shape for t in graph.inputs(op.id)] for op in graph.ops if op.kind is Kind.ATTENTION
+    ]
+
+    settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    model = transformers.AutoModel.from_config(settings, attn_implementation="sdpa").eval()
+    real = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def recorded(q, k, v, attn_mask=None, **options):
+        real.append([tuple(t.shape) for t in (q, k, v, attn_mask) if t is not None])
+        return attention(q, k, v, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    with torch.no_grad():
+        model(input_ids=torch.zeros(1, 12, dtype=torch.int64))
+    assert traced == real
+    assert {len(operands) for operands in real} == {4 if masked else 3}
+
+
+def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas():
+    config = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 100}
+    for seq, said in ((64, "below 100"), (100, "from 100")):
+        captured = capture(config, model="mistral", seq=seq, attn="sdpa")
+        (warning,) = captured.warnings
+        assert f"the formulas hold for seq {said}, its sliding window" in warning
+        assert captured.graph.meta.symbolic == ("batch", "seq")
+
+
+def test_buffers_keep_the_precision_of_their_code():
+    """from_pretrained(dtype=bfloat16) leaves RoPE's frequencies in float32."""
+    graph = capture(preset("edge-10m") | {"model_type": "llama", "architectures": None},
+                    model="small", seq=8, dtype="bfloat16").graph  # fmt: skip
+    dtypes = {role: {t.dtype for t in graph.tensors if t.role is role} for role in Role}
+    assert dtypes[Role.PARAMETER] == {"bfloat16"}
+    assert dtypes[Role.BUFFER] == {"float32"}
+
+
+@pytest.mark.parametrize("kind", ["bloom", "deberta-v2"])
+def test_a_dropout_hands_on_the_memory_of_its_input(kind):
+    """What follows a dropout in evaluation is still a view of what went in: attention is found."""
+    graph = capture({"model_type": kind, "num_hidden_layers": 2}, model=kind, seq=16).graph
+    assert len(find_attentions(graph)) == 2
+
+
+@pytest.mark.parametrize("kind", ["bloom", "xglm", "llama"])
+@pytest.mark.parametrize(("batch", "seq"), [(1, 2), (1, 7), (2, 7)])
+def test_what_must_be_copied_is_decided_at_the_size_of_the_trace(kind, batch, seq):
+    """A reshape that copies at batch 2 may be a view at batch 1."""
+    options = {"model": kind, "batch": batch, "seq": seq, "overrides": {"num_hidden_layers": 2}}
+    working = [
+        Counter(o.target for o in graph.ops if not (o.is_view or o.is_constant))
+        for graph in (
+            capture({"model_type": kind}, **options, symbolic=symbolic).graph
+            for symbolic in (True, False)
+        )
+    ]
+    assert working[0] == working[1] != Counter()
+
+
+class _Writer(torch.nn.Module):
+    """Writes into a part of a tensor and reads the whole."""
+
+    config = None
+
+    def forward(self, input_ids):
+        rows = input_ids.to(torch.float32)
+        whole = torch.zeros_like(rows)
+        untouched = whole * 3
+        whole[:, :2] = rows[:, :2]
+        return whole * 2, untouched
+
+
+def test_what_is_written_through_a_view_is_seen_by_readers_of_the_whole():
+    example = torch.zeros(3, 7, dtype=torch.int64, device="meta")
+    module = _Writer()
+    exported = torch.export.export(module, (example,), strict=False)
+    program = _Lowering(exported, module, {}).program
+    graph = build_graph(program, TraceMeta(
+        "writer", "prefill", 3, 7, 0, "float32", "eager", "all", (), 0
+    ))  # fmt: skip
+    double, triple = (
+        next(op for op in graph.ops if op.target == "aten.mul.Tensor" and number in op.name)
+        for number in ("1", "0")
+    )
+    assert not double.is_constant  # it holds what was written
+    (write,) = [op for op in graph.ops if op.target.startswith("aten.copy_")]
+    assert nx.has_path(graph.nx, write.id, double.id)
+    assert triple.is_constant
+    assert not nx.has_path(graph.nx, write.id, triple.id)
+
+
+def test_other_inputs_than_tokens_are_refused_by_name():
+    for kind in ("vit", "t5"):
+        with pytest.raises(CutedgeError, match="does not run on token ids alone"):
+            capture({"model_type": kind}, model=kind, seq=8)

@@ -19,12 +19,14 @@ from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import sympy
 import torch
 import transformers
 from torch.export import Dim, ExportedProgram
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
+from transformers import masking_utils
 
 from tracer.errors import CutedgeError, InputError, suggest
 from tracer.formula import Formula, const, maximum, minimum, var
@@ -67,35 +69,31 @@ def capture(
     it, equal layers are traced once and repeated. Raises InputError for a config that makes no
     model, CutedgeError for a model that cannot be exported.
     """
-    with _quiet():
+    with _quiet(), _as_it_runs():
         module = _build(config, overrides or {}, model=model, dtype=dtype, attn=attn)
-        task = _Prefill(module, logits)
-        notes = task.notes(model, seq)
-        # A size of one is special to torch (it broadcasts), so no formula in seq holds there.
-        fixed = {"seq": 1} if seq == 1 else {}
-        program = None
-        if symbolic:
+        task = _Prefill(module, model, batch, seq, logits)
+        notes = task.notes()
+        ways = [way for way in task.ways() if symbolic or not way.symbolic]
+        failure: _Untraceable | None = None
+        for way in ways:
             try:
-                program = _program(module, task, fixed, full)
+                program = _program(module, task, way, full)
+                break
             except _Untraceable as error:
-                notes.append(
-                    f"{model} cannot be traced with symbolic batch and seq ({error}); "
-                    f"traced at batch {batch}, seq {seq}: sizes are exact, formulas are null"
-                )
-        if program is None:
-            fixed = {"batch": batch, "seq": seq}
-            try:
-                program = _program(module, task, fixed, full)
-            except _Untraceable as error:
-                raise CutedgeError(
-                    f"{model} cannot be traced: {error}. Try --attn sdpa or another --seq."
-                ) from error
+                failure = failure or error
+        else:
+            assert failure is not None
+            raise task.refusal(failure, overrides or {}) from failure
+        if failure is not None:
+            notes.append(f"{model} cannot be traced for every batch and seq ({failure}): {way.note}")
+        elif way.note:
+            notes.append(way.note)
     meta = TraceMeta(
         model=model, phase="prefill", batch=batch, seq=seq, past=0, dtype=dtype, attn=attn,
-        logits=task.logits, symbolic=tuple(v for v in ("batch", "seq") if v not in fixed),
-        parameters=_parameter_count(module),
+        logits=task.logits, symbolic=way.symbolic, parameters=_parameter_count(module),
         overrides=tuple((k, json.dumps(v)) for k, v in sorted((overrides or {}).items())),
         versions=tuple((name, version(name)) for name in ("cutedge", "torch", "transformers")),
+        repeated_layers=program.repeated,
     )  # fmt: skip
     return Capture(build_graph(program, meta), tuple(notes))
 
@@ -119,9 +117,26 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
+@contextlib.contextmanager
+def _as_it_runs() -> Iterator[None]:
+    """Trace what a model does when it runs, not what transformers does for an export's sake.
+
+    While exporting, transformers makes a mask where a run needs none (is_causal does for sdpa), and
+    looks for sequences packed in one row, which inputs without position ids never are.
+    """
+    with (
+        patch.object(masking_utils, "is_torchdynamo_exporting", lambda: False),
+        patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
+    ):
+        yield
+
+
 def _first_line(error: BaseException) -> str:
     """The error in a line, without torch's advice on its own debugging."""
-    line = (str(error).strip().splitlines() or [""])[0].partition(" For more information")[0]
+    first, *rest = str(error).strip().splitlines() or [""]
+    if first.endswith(":") and rest:  # the reason stands in the second line
+        first += f" {rest[0].strip()}"
+    line = first.partition(" For more information")[0]
     return f"{type(error).__name__}: {line}".rstrip(".!: ")
 
 
@@ -173,7 +188,11 @@ def _build(
     finally:
         torch.set_default_dtype(previous)
     # A few modules choose their parameters' dtype themselves; the user's choice holds for all.
-    return module.to(getattr(torch, dtype)).eval()
+    # Buffers (RoPE's frequencies) keep the precision that their code asks for.
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    return module.eval()
 
 
 def _override(
@@ -204,62 +223,126 @@ def _parameter_count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-class _Prefill:
-    """Prefill: the inputs of one forward over ``batch`` x ``seq`` new tokens, without a cache."""
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to export: which sizes stay symbols, and within which bounds."""
 
-    def __init__(self, module: torch.nn.Module, logits: str) -> None:
+    bounds: Mapping[str, tuple[int, int]]
+    """Symbol -> (least, greatest size); a size that is not here is concrete."""
+    note: str = ""
+    """What a user must know of a trace made in this way."""
+
+    @property
+    def symbolic(self) -> tuple[str, ...]:
+        """The sizes that stay symbols."""
+        return tuple(self.bounds)
+
+
+class _Prefill:
+    """Prefill: the inputs of one forward over ``batch`` x ``seq`` new tokens, without a cache.
+
+    Raises CutedgeError for a model that reads something else than tokens.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, model: str, batch: int, seq: int, logits: str
+    ) -> None:
         accepted = inspect.signature(module.forward).parameters
         self.settings: Any = module.config
+        self.name, self.model = type(module).__name__, model
+        if "input_ids" not in accepted or getattr(self.settings, "is_encoder_decoder", False):
+            raise CutedgeError(
+                f"{model}: {self.name} does not run on token ids alone; "
+                "models that do can be traced (decoders and encoders of text)"
+            )
+        self.sizes = {"batch": batch, "seq": seq}
         self.options: dict[str, Any] = {}
         if "use_cache" in accepted:
             self.options["use_cache"] = False
         self.logits = "all"
-        self.ignored_last = logits == "last" and "logits_to_keep" not in accepted
         if logits == "last" and "logits_to_keep" in accepted:
             self.options["logits_to_keep"] = 1
             self.logits = "last"
+        self.ignored = logits == "last" and self.logits == "all" and "CausalLM" in self.name
 
     @property
     def positions(self) -> int | None:
         """The longest sequence that the model has positions for, None when it sets no limit."""
         return getattr(self.settings, "max_position_embeddings", None)
 
-    def notes(self, model: str, seq: int) -> list[str]:
-        if self.positions is not None and seq > self.positions:
-            return [
-                f"seq {seq} is beyond the {self.positions} positions of {model}: "
-                "the figures follow the formulas, the real model was not made for it"
-            ]
-        return []
+    @property
+    def run_sizes(self) -> dict[str, int]:
+        """The sizes of the trace, not beyond the model's positions: a run must be possible."""
+        return {**self.sizes, "seq": min(self.sizes["seq"], self.positions or MANY)}
 
-    def example(self, batch: int, seq: int) -> dict[str, Any]:
-        return {"input_ids": torch.zeros(batch, seq, dtype=torch.int64, device="meta")}
+    def notes(self) -> list[str]:
+        """What a user must know whatever way the trace is made."""
+        found = []
+        if self.positions is not None and self.sizes["seq"] > self.positions:
+            found.append(
+                f"seq {self.sizes['seq']} is beyond the {self.positions} positions of "
+                f"{self.model}: the figures follow the formulas, the real model was not made for it"
+            )
+        if self.ignored:
+            found.append(f"{self.name} makes the logits of every token, not of the last alone")
+        return found
+
+    def ways(self) -> list[_Way]:
+        """How to try the export, the most telling way first."""
+        seq = self.sizes["seq"]
+        most = max(self.positions or MANY, EXAMPLE_SEQ)
+        batches = (2, MANY)
+        here = f"batch {self.sizes['batch']}, seq {seq}"
+        concrete = _Way({}, f"sizes are exact at {here}, formulas are null")
+        if seq == 1:  # a size of one is special to torch (it broadcasts): no formula in seq
+            return [_Way({"batch": batches}, "seq 1 gives no formulas in seq"), concrete]
+        ways = [_Way({"batch": batches, "seq": (2, most)})]
+        window = getattr(self.settings, "sliding_window", None)
+        if isinstance(window, int) and EXAMPLE_SEQ < window <= most:
+            # Where a window ends, a model may take another path: stay on this side of it.
+            side, words = ((2, window - 1), "below") if seq < window else ((window, most), "from")
+            note = f"the formulas hold for seq {words} {window}, its sliding window"
+            ways.append(_Way({"batch": batches, "seq": side}, note))
+        return [*ways, concrete]
+
+    def refusal(self, failure: Exception, overrides: Mapping[str, Any]) -> CutedgeError:
+        """The error for a model that no way could trace."""
+        said = f"{self.model} cannot be traced: {failure}."
+        if overrides:
+            return InputError(f"{said} Check --set {', '.join(overrides)}.")
+        return CutedgeError(f"{said} Try --attn sdpa or another --seq.")
+
+    def example(self, way: _Way) -> dict[str, Any]:
+        """The inputs to export with: symbols at sizes that are small, odd and unlike others."""
+        sizes = dict(self.sizes)
+        for name, size in (("batch", EXAMPLE_BATCH), ("seq", EXAMPLE_SEQ)):
+            if name in way.bounds:
+                sizes[name] = max(size, way.bounds[name][0])
+        shape = (sizes["batch"], sizes["seq"])
+        return {"input_ids": torch.zeros(shape, dtype=torch.int64, device="meta")}
 
 
 # --- export ---------------------------------------------------------------------------------------
 
 
-def _program(
-    module: torch.nn.Module, task: _Prefill, fixed: Mapping[str, int], full: bool
-) -> Program:
-    """The program of the model with the sizes in ``fixed`` concrete and the others symbolic."""
+def _program(module: torch.nn.Module, task: _Prefill, way: _Way, full: bool) -> Program:
+    """The program of the model, exported in one way."""
     stack = None if full else _stack(module)
     if stack is not None:
         with _shortened(module, stack):
-            exported = _export(module, task, fixed)
-        stamped = stamp(_lower(exported, module), stack)
+            exported = _export(module, task, way)
+        stamped = stamp(_Lowering(exported, module, task.run_sizes).program, stack)
         if stamped is not None:
             return stamped
-    return _lower(_export(module, task, fixed), module)
+    return _Lowering(_export(module, task, way), module, task.run_sizes).program
 
 
-def _export(module: torch.nn.Module, task: _Prefill, fixed: Mapping[str, int]) -> ExportedProgram:
-    example = task.example(fixed.get("batch", EXAMPLE_BATCH), fixed.get("seq", EXAMPLE_SEQ))
-    most = {"batch": MANY, "seq": max(task.positions or MANY, EXAMPLE_SEQ)}
+def _export(module: torch.nn.Module, task: _Prefill, way: _Way) -> ExportedProgram:
+    example = task.example(way)
     dims = {
-        axis: Dim(name, min=2, max=most[name])
+        axis: Dim(name, min=way.bounds[name][0], max=way.bounds[name][1])
         for axis, name in enumerate(("batch", "seq"))
-        if name not in fixed
+        if name in way.bounds
     }
     shapes = dict.fromkeys(example, dims) | dict.fromkeys(task.options)
     inputs = {**example, **task.options}
@@ -325,7 +408,7 @@ def _describe(value: Any) -> str:
 
 @contextlib.contextmanager
 def _shortened(module: torch.nn.Module, stack: Stack) -> Iterator[None]:
-    """The model with four blocks of its stack: the first two, one halfway, and the last.
+    """The model with four blocks of its stack: the first two, an even one halfway, and the last.
 
     Blocks far apart show code that looks at a block's index, and the config counts four layers, so
     that code which treats the last one apart does so here too: then the repetition is refused.
@@ -335,7 +418,7 @@ def _shortened(module: torch.nn.Module, stack: Stack) -> Iterator[None]:
     blocks = module.get_submodule(stack.path)
     settings: dict[str, Any] = vars(module.config)
     counts = [k for k, v in settings.items() if "layer" in k and v == stack.depth]
-    chosen = [blocks[i] for i in (0, 1, stack.depth // 2, stack.depth - 1)]
+    chosen = [blocks[i] for i in (0, 1, stack.depth // 4 * 2, stack.depth - 1)]
     setattr(owner, name, torch.nn.ModuleList(chosen))
     settings.update(dict.fromkeys(counts, TRACED_LAYERS))
     try:
@@ -348,13 +431,16 @@ def _shortened(module: torch.nn.Module, stack: Stack) -> Iterator[None]:
 # --- lowering -------------------------------------------------------------------------------------
 
 
-def _lower(exported: ExportedProgram, module: torch.nn.Module) -> Program:
-    """The exported graph as a program: noise gone, aliases known, sizes as formulas."""
-    return _Lowering(exported, module).program
-
-
 class _Lowering:
-    def __init__(self, exported: ExportedProgram, module: torch.nn.Module) -> None:
+    """The exported graph as a program: noise gone, aliases known, sizes as formulas.
+
+    ``sizes`` are those of the trace: what shares memory with what is taken from a run of the graph
+    there, since a reshape may have to copy at one size and not at another.
+    """
+
+    def __init__(
+        self, exported: ExportedProgram, module: torch.nn.Module, sizes: Mapping[str, int]
+    ) -> None:
         self.program = Program()
         self.value_of: dict[torch.fx.Node, int | tuple[int, ...]] = {}
         self.owner: dict[int, int] = {}  # storage -> the value that owns it
@@ -368,7 +454,9 @@ class _Lowering:
             **signature.inputs_to_lifted_tensor_constants,
         }
         nodes = list(exported.graph.nodes)
+        self.position = {node: number for number, node in enumerate(nodes)}
         self._name_sizes(nodes, state)
+        self.real = self._run(exported, sizes)
         for node in nodes:
             match node.op:
                 case "placeholder":
@@ -380,6 +468,36 @@ class _Lowering:
                     args = tuple(dict.fromkeys(self._index(n) for n in results))
                     self.program.nodes.append(Node("output", args, (), "", ""))
 
+    def _run(
+        self, exported: ExportedProgram, sizes: Mapping[str, int]
+    ) -> Mapping[torch.fx.Node, Any]:
+        """What each node makes, as meta tensors at ``sizes``; as traced where it cannot be run.
+
+        Raises _Untraceable when a formula gives another shape than the run.
+        """
+        traced = {node: node.meta.get("val") for node in exported.graph.nodes}
+        inputs = [value for node, value in traced.items() if node.op == "placeholder"]
+        recorder = _Recorder(exported.graph_module)
+        try:
+            recorder.run(*(self._meta(v, sizes) for v in inputs), enable_io_processing=False)
+        except Exception:  # code that looks at values, or a seq that the example rules out
+            return traced
+        for node, made in recorder.made.items():
+            if node.op == "output":
+                continue
+            for symbolic, real in zip(_tensors(traced[node]), _tensors(made), strict=True):
+                shape = tuple(self._size(size).evaluate(sizes) for size in symbolic.shape)
+                if shape != tuple(real.shape):
+                    problem = f"{node.target} makes {tuple(real.shape)}, its formula {shape}"
+                    raise _Untraceable(ValueError(problem))
+        return recorder.made
+
+    def _meta(self, value: Any, sizes: Mapping[str, int]) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        shape = [self._size(size).evaluate(sizes) for size in value.shape]
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+
     def _add_state(self, module: torch.nn.Module) -> None:
         """Parameters and buffers, also those that the exported part does not read."""
         owners: dict[int, int] = {}
@@ -388,7 +506,7 @@ class _Lowering:
             (Role.BUFFER, module.named_buffers(remove_duplicate=False)),
         ):
             for name, tensor in tensors:
-                storage = tensor.untyped_storage()._cdata
+                storage = _memory(tensor)
                 index = self._add_value(tensor, name, role, owners.get(storage))
                 owners.setdefault(storage, index)
                 self.names[name] = owners[storage]
@@ -445,7 +563,6 @@ class _Lowering:
         if not self._is_tensor(node):
             return
         tensor = node.meta["val"]
-        storage = tensor.untyped_storage()._cdata
         if name is not None:
             if name not in self.names:  # a tensor that the code made from Python numbers
                 self.names[name] = self._add_value(tensor, name, Role.CONSTANT, None)
@@ -454,7 +571,7 @@ class _Lowering:
             index = self._add_value(tensor, node.name, Role.INPUT, None)
             self.value_of[node] = index
             self.program.nodes.append(Node("input", (), (index,), "", ""))
-        self.owner[storage] = self._index(node)
+        self.owner[_memory(self.real[node])] = self._index(node)
 
     def _index(self, node: torch.fx.Node) -> int:
         value = self.value_of[node]
@@ -469,32 +586,54 @@ class _Lowering:
                 if isinstance(many, tuple) and isinstance(position, int):
                     self.value_of[node] = many[position]
             return
-        made = node.meta.get("val")
-        results = [made] if isinstance(made, torch.Tensor) else made
-        if not isinstance(results, list | tuple) or not any(
-            isinstance(result, torch.Tensor) for result in results
-        ):
+        results = _tensors(node.meta.get("val"))
+        if not results:
             return  # an assertion, a size: no tensor comes of it
         inputs = [n for n in _flat((node.args, node.kwargs)) if n in self.value_of]
+        real = _tensors(self.real[node])
         if same := self._no_op(node, inputs):
             self.value_of[node] = self._index(same)
+            self.owner.setdefault(_memory(real[0]), self._owner(self._index(same)))
             return
-        mutates = base_name(str(node.target)) != str(node.target).split(".")[1]
         outs = []
+        mutates = _mutates(str(node.target))
         view = not mutates
-        for result in results:
-            storage = result.untyped_storage()._cdata
-            outs.append(self._add_value(result, "", Role.ACTIVATION, self.owner.get(storage)))
-            view = view and storage in self.owner
-            self.owner.setdefault(storage, outs[-1])
-        args = tuple(self._index(n) for n in inputs)
+        for result, memory in zip(results, map(_memory, real), strict=True):
+            outs.append(self._add_value(result, "", Role.ACTIVATION, self.owner.get(memory)))
+            view = view and memory in self.owner
+            self.owner.setdefault(memory, outs[-1])
+        args = [self._index(n) for n in inputs]
+        many = not isinstance(node.meta["val"], torch.Tensor)
+        self.value_of[node] = tuple(outs) if many else outs[0]
+        if mutates and inputs:
+            # Later readers see the new values: of the tensor written to, and of all that share its
+            # memory. The op makes those too, from what they were before.
+            self.value_of[inputs[0]] = outs[0]
+            for other in self._sharing(inputs[0], node):
+                args.append(self._index(other))
+                owner = self._owner(self._index(other))
+                outs.append(self._add_value(other.meta["val"], "", Role.ACTIVATION, owner))
+                self.value_of[other] = outs[-1]
         path, module_type = _module(node)
         self.program.nodes.append(
-            Node(str(node.target), args, tuple(outs), path, module_type, view)
+            Node(str(node.target), tuple(args), tuple(outs), path, module_type, view)
         )
-        self.value_of[node] = outs[0] if isinstance(made, torch.Tensor) else tuple(outs)
-        if mutates and inputs:  # later readers of the changed tensor see the new value
-            self.value_of[inputs[0]] = outs[0]
+
+    def _owner(self, value: int) -> int:
+        alias = self.program.values[value].alias_of
+        return value if alias is None else alias
+
+    def _sharing(self, written: torch.fx.Node, by: torch.fx.Node) -> list[torch.fx.Node]:
+        """The other tensors in the memory of ``written`` that something after ``by`` reads."""
+        memory = _memory(self.real[written])
+        return [
+            node
+            for node, value in self.value_of.items()
+            if node not in (written, by)
+            and isinstance(value, int)
+            and _memory(self.real[node]) == memory
+            and any(self.position[user] > self.position[by] for user in node.users)
+        ]
 
     def _no_op(self, node: torch.fx.Node, inputs: Sequence[torch.fx.Node]) -> Any:
         """The input that a node hands on unchanged (a cast to the same dtype, a dropout in
@@ -506,15 +645,45 @@ class _Lowering:
         source, result = inputs[0].meta["val"], node.meta["val"]
         if not isinstance(source, torch.Tensor) or base_name(str(node.target)) == "copy":
             return None
-        same = _layout(source) == _layout(result) and str(node.target).split(".")[1][-1] != "_"
+        same = _layout(source) == _layout(result) and not _mutates(str(node.target))
         return inputs[0] if same else None
+
+
+class _Recorder(torch.fx.Interpreter):
+    """Runs an exported graph and keeps what each node makes."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.made: dict[torch.fx.Node, Any] = {}
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        """Run a node as usual; its tensors stay alive, so that no two share an address."""
+        self.made[node] = super().run_node(node)
+        return self.made[node]
+
+
+def _tensors(made: Any) -> list[torch.Tensor]:
+    """The tensors that a node makes: one, several, or none."""
+    results = made if isinstance(made, list | tuple) else [made]
+    return [result for result in results if isinstance(result, torch.Tensor)]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """The identity of the memory under a tensor."""
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
+
+
+def _mutates(target: str) -> bool:
+    """Whether an ATen op writes into its first argument (``aten.add_.Tensor``)."""
+    return base_name(target) != target.split(".")[1]
 
 
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Equal for two tensors that are the same elements of the same memory."""
     numbers = [*tensor.shape, *tensor.stride(), tensor.storage_offset()]
     plain = [n.node.expr if isinstance(n, torch.SymInt) else n for n in numbers]
-    return (tensor.untyped_storage()._cdata, tensor.dtype, tensor.dim(), *plain)
+    return (_memory(tensor), tensor.dtype, tensor.dim(), *plain)
 
 
 def _flat(tree: Any) -> list[torch.fx.Node]:

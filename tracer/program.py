@@ -50,6 +50,8 @@ class Program:
 
     values: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
+    repeated: int = 0
+    """Blocks that ``stamp`` copied from a traced one."""
 
     def add(self, value: Value) -> int:
         """Append a value; its index."""
@@ -141,8 +143,13 @@ def stamp(program: Program, stack: Stack) -> Program | None:
         return None
     if any(ref[0] == "far" for step in (*middle, *last) for ref in step.refs):
         return None
+    # After the stack, a block before the last one may be meant by its number or from the end.
+    after = last[max(i for i, step in enumerate(last) if step.in_block) + 1 :]
+    if any(ref[0] == "previous" for step in after for ref in step.refs):
+        return None
 
-    result = Program(list(program.values), list(program.nodes[: bounds[2]]))
+    copies = stack.depth - TRACED_LAYERS
+    result = Program(list(program.values), list(program.nodes[: bounds[2]]), copies)
     parameters = {value.name: i for i, value in enumerate(program.values) if value.name}
     previous = made[1]
     for layer in range(2, stack.depth):
