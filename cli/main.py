@@ -1,8 +1,9 @@
 """The ``cutedge`` command. Each command imports what it needs: help must be instant."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -64,12 +65,28 @@ def command(example: str) -> Callable[[Command], Command]:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Our errors as one line on stderr; a traceback is for our bugs only."""
+    """Our errors on stderr, and those of the system; a traceback is for our bugs only."""
     try:
         yield
+        if sys.stdout:
+            sys.stdout.flush()  # a full disk must not wait for the interpreter's end
     except CutedgeError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
+    except BrokenPipeError as error:  # as in `cutedge query ... | head`: nobody reads on
+        _drop_output()
+        raise typer.Exit(1) from error
+    except (OSError, UnicodeEncodeError) as error:
+        where = getattr(error, "filename", None) or "cannot print the results"
+        typer.echo(f"error: {where}: {getattr(error, 'strerror', None) or error}", err=True)
+        _drop_output()
+        raise typer.Exit(1) from error
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere, or the interpreter fails on it at its end."""
+    with suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @command("cutedge trace llama-3.2-1b --seq 1024")

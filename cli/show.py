@@ -1,9 +1,13 @@
 """How figures look to a person. Units are powers of two and say so."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from itertools import zip_longest
+from math import isfinite
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,7 +30,23 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """A value for machines."""
-    print(json.dumps(value, indent=2))
+    print(json.dumps(_plain(value), indent=2))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a value: null where a float is no number, text for dates and the like."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() | Decimal():
+            return float(value) if isfinite(value) else None
+        case Mapping():
+            return {str(key): _plain(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case bytes():
+            return value.hex()
+    return str(value)
 
 
 def mib(size: int) -> str:
@@ -112,7 +132,7 @@ def trace_json(graph: OpGraph, flops: FlopTotals, folder: object, notes: Sequenc
         "folder": str(folder),
         "model": meta.model, "phase": meta.phase, "batch": meta.batch, "seq": meta.seq,
         "past": meta.past, "dtype": meta.dtype, "attn": meta.attn, "logits": meta.logits,
-        "symbolic": list(meta.symbolic), "overrides": dict(meta.overrides),
+        "symbolic": list(meta.symbolic), "overrides": {k: json.loads(v) for k, v in meta.overrides},
         "ops": len(graph.ops),
         "ops_by_kind": {kind.value: n for kind, n in count_ops(graph).items()},
         "parameters": meta.parameters, "parameter_bytes": parameter_bytes(graph),
@@ -284,26 +304,32 @@ def comparison(
 
 
 def rows(columns: Sequence[str], values: Iterable[Sequence[Any]]) -> None:
-    """Any table, as wide as it is."""
-    data = [[_cell(value) for value in row] for row in values]
-    numeric = [
-        column
-        for index, column in enumerate(columns)
-        if data and all(row[index].replace(",", "").lstrip("-")[:1].isdigit() for row in data)
-    ]
-    table = _table(*columns, right=numeric)
-    for row in data:
-        table.add_row(*map(Text, row))
-    plain = console()
-    wide = max(
-        plain.width, table.__rich_measure__(plain, plain.options.update(width=10_000)).maximum
-    )
-    Console(highlight=False, width=wide).print(table)
+    """Any table, as wide as it is: a terminal may wrap its lines, but nothing is cut."""
+    data = [*values]
+    cells = [[*columns], *([_cell(value) for value in row] for row in data)]
+    pads, widths = [], []
+    for n in range(len(columns)):
+        pads.append(str.rjust if all(_is_number(row[n]) for row in data) else str.ljust)
+        widths.append(max(cell_len(line) for row in cells for line in row[n].split("\n")))
+    for number, row in enumerate(cells):
+        for parts in zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
+            line = "  ".join(
+                pad(part, width - cell_len(part) + len(part))
+                for part, pad, width in zip(parts, pads, widths, strict=True)
+            ).rstrip()
+            if number:
+                print(line)
+            else:
+                console().print(Text(line, style="bold"), soft_wrap=True)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float | Decimal | None)
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.10g}"
     return str(value)

@@ -1,6 +1,7 @@
 """SQL over the tables: DuckDB with every table as a view."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -8,37 +9,75 @@ import duckdb
 
 from tracer.errors import CutedgeError, InputError
 
-TABLES = ("ops", "tensors", "edges", "placement", "transfers", "calls", "summary", "costs")
+MAKERS = {
+    **dict.fromkeys(("ops", "tensors", "edges"), "trace"),
+    **dict.fromkeys(("placement", "transfers", "calls", "summary"), "partition"),
+    "costs": "cost",
+}
+"""Every table that may be there, and the command that makes it."""
 
 
 def run_sql(sql: str, folder: Path) -> tuple[list[str], list[Sequence[Any]]]:
-    """Column names and rows of a query over all tables below ``folder``.
+    """Column names, each another, and rows of a query over all tables below ``folder``.
 
     The tables of several runs come as one view, with the parts of their path (model, seq, policy,
     wire ...) as columns. Raises InputError for SQL that DuckDB refuses, CutedgeError where there
-    are no tables.
+    are no tables or a file is damaged.
     """
     if not folder.is_dir():
         raise CutedgeError(f"no tables at {folder}: there is no such directory. Run trace first.")
-    connection = duckdb.connect()
-    missing = []
-    for name in TABLES:
-        files = sorted(str(path) for path in folder.rglob(f"{name}.parquet"))
-        if not files:
-            missing.append(name)
-            continue
-        quoted = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-        connection.execute(
-            f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{quoted}], "
-            "hive_partitioning = true, union_by_name = true)"
-        )
-    if len(missing) == len(TABLES):
+    files = {
+        name: sorted(path for path in folder.rglob(f"{name}.parquet") if path.is_file())
+        for name in MAKERS
+    }
+    if not any(files.values()):
         raise CutedgeError(f"no tables below {folder}. Run trace first.")
+    # Else a name that is no table would be looked for among this program's own variables.
+    connection = duckdb.connect(config={"python_enable_replacements": False})
     try:
+        for name, paths in files.items():
+            if paths:
+                connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {_scan(paths)}")
         result = connection.execute(sql)
-        columns = [column[0] for column in result.description or ()]
-        return columns, result.fetchall()
+        if result is None:
+            raise InputError("there is no SQL in the query; try 'SELECT * FROM ops LIMIT 5'")
+        return _distinct(column[0] for column in result.description or ()), result.fetchall()
     except duckdb.Error as error:
-        lost = [name for name in missing if f"name {name} " in str(error)]
-        hint = f" There is no {lost[0]} table yet: run partition first." if lost else ""
-        raise InputError(f"{str(error).strip()}{hint}") from error
+        for name, paths in files.items():
+            for path in paths:
+                _check(path, MAKERS[name])
+        said = str(error).partition("\nTraceback")[0].strip().replace("\n\n", "\n")
+        early = [
+            f"\nThere is no {name} table yet: run partition first."
+            for name, maker in MAKERS.items()
+            if maker == "partition" and not files[name] and f"name {name} " in said.lower()
+        ]
+        raise InputError(said + "".join(early)) from error
+
+
+def _scan(paths: Iterable[Path]) -> str:
+    """The SQL that reads files as one table; DuckDB takes a name for a pattern."""
+    names = ", ".join("'" + escape(str(path)).replace("'", "''") + "'" for path in paths)
+    return f"read_parquet([{names}], hive_partitioning = true, union_by_name = true)"
+
+
+def _check(path: Path, maker: str) -> None:
+    """Raise CutedgeError when a file cannot be read to its end."""
+    try:
+        with duckdb.connect() as connection:
+            connection.execute(f"CREATE TABLE whole AS SELECT * FROM {_scan([path])}")
+    except duckdb.Error as error:
+        why = str(error).strip().splitlines()[0]
+        raise CutedgeError(f"{path} is damaged: {why}. Run {maker} again.") from error
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Names told apart by a number where a join has two of a name: ``name``, ``name_1``."""
+    found: dict[str, None] = {}
+    for name in names:
+        number, unique = 0, name
+        while unique in found:
+            number += 1
+            unique = f"{name}_{number}"
+        found[unique] = None
+    return list(found)

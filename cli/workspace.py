@@ -1,6 +1,7 @@
 """Where results go, and which trace was the last."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,13 +25,19 @@ def default_folder(meta: TraceMeta) -> Path:
 
 def remember(folder: Path) -> None:
     """Make ``folder`` the trace that the next command takes."""
+    temporary = OUT / f".last-trace.{os.getpid()}.tmp"
     try:
         OUT.mkdir(exist_ok=True)
-        temporary = OUT / f".last-trace.{os.getpid()}.tmp"
-        temporary.write_text(f"{os.path.relpath(folder, OUT)}\n", encoding="utf-8")
+        temporary.write_bytes(os.fsencode(f"{os.path.relpath(folder, OUT)}\n"))
         temporary.replace(_LAST)
     except OSError as error:
-        raise CutedgeError(f"cannot write {_LAST}: {error.strerror or error}") from error
+        raise CutedgeError(
+            f"cannot write {_LAST}: {error.strerror or error}. The trace itself is written: name "
+            f"its directory, {folder}, to the next command."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def trace_folder(given: Path | None) -> Path:
@@ -38,10 +45,12 @@ def trace_folder(given: Path | None) -> Path:
     if given is not None:
         return given
     try:
-        text = _LAST.read_text(encoding="utf-8").strip()
+        text = os.fsdecode(_LAST.read_bytes()).removesuffix("\n")
     except OSError as error:
         raise InputError(
             "there is no last trace here: run e.g. `trace llama-3.2-1b --seq 1024` first, "
             "or name a trace directory"
         ) from error
+    if not text or "\0" in text:
+        raise CutedgeError(f"{_LAST} is damaged: run trace again, or name a trace directory")
     return Path(os.path.normpath(OUT / text))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tracer.errors import InputError, suggest
-from tracer.toml_files import check_keys, read_toml
+from tracer.toml_files import check_keys, read_text, read_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,8 @@ def link_names() -> list[str]:
 
 def load_link(name: str) -> Link:
     """A link by its name, or by the path of a TOML file. Raises InputError naming file and key."""
-    if name.endswith(".toml"):
-        path = Path(name)
-        try:
-            return _parse(path, path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"link file {name} cannot be read: {error.strerror}") from error
+    if name.endswith(".toml") or "/" in name:
+        return _parse(Path(name), read_text(Path(name), "link file"))
     known = link_names()
     if name not in known:
         raise InputError(
@@ -55,9 +51,11 @@ def load_link(name: str) -> Link:
 def _parse(path: Path, text: str) -> Link:
     table = read_toml(path, text)
     check_keys(table, str(path), required=("description", *FIGURES))
+    if not isinstance(table["description"], str):
+        raise InputError(f"{path}: description must be text")
     return Link(
         name=path.stem,
-        description=str(table["description"]),
+        description=table["description"],
         **{key: _figure(path, key, table[key]) for key in FIGURES},
     )
 
@@ -68,8 +66,10 @@ def _figure(path: Path, key: str, entry: Any) -> int:
         raise InputError(f"{where}: a table with value and source is wanted, not {entry!r}")
     check_keys(entry, where, required=("value", "source"))
     value = entry["value"]
-    if type(value) is not int or value < 0:
-        raise InputError(f"{where}: value must be a whole number of bytes >= 0, not {value!r}")
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise InputError(
+            f"{where}: value must be a whole number of bytes from 0 to 2**31 - 1, not {value!r}"
+        )
     if not isinstance(entry["source"], str) or not entry["source"].strip():
         raise InputError(f"{where}: source must say where the figure comes from")
     return value

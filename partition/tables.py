@@ -1,9 +1,10 @@
 """A partition on disk: placement, transfers, calls and summary as Parquet in the trace's folder."""
 
-from collections.abc import Sequence
+import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from costmodels.flops import total_flops
 from partition.accounting import Traffic
 from partition.placement import Placement
 from tracer.graph import FLOATING, OpGraph
-from tracer.serde import table_of, write_tables
+from tracer.serde import make_tables, trace_metadata, write_tables
 
 PLACEMENT = pa.schema([
     pa.field("op_id", pa.int32(), nullable=False),
@@ -104,14 +105,15 @@ class Partition:
     @property
     def folder(self) -> Path:
         """Where the tables go, inside the trace's directory."""
-        return Path(f"policy={self.policy}/wire={self.wire}/residency={self.residency}")
+        policy = quote(self.policy, safe="+@,() ")  # as DuckDB reads it: a name may hold a "="
+        return Path(f"policy={policy}/wire={self.wire}/residency={self.residency}")
 
 
 def write_partition(partition: Partition, trace: Path) -> Path:
     """Write the four tables of a partition into its trace's directory; where they are."""
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
     totals = traffic.totals
-    rows: dict[str, tuple[pa.Schema, Sequence[Sequence[object]]]] = {
+    tables = make_tables(graph.meta, {
         "placement": (PLACEMENT, [
             (op.id, placement.devices[op.id], placement.pinned[op.id], placement.reasons[op.id])
             for op in graph.ops
@@ -141,10 +143,14 @@ def write_partition(partition: Partition, trace: Path) -> Path:
             totals.wire_bytes, traffic.total_expr, None, sorted(traffic.resident_bytes.items()),
             total_flops(graph).coverage,
         )]),
+    })  # fmt: skip
+    metadata = {
+        **trace_metadata(graph.meta, partition.trace_id), "policy": partition.policy,
+        "home": placement.home, "accelerators": json.dumps(placement.accelerators),
+        "link": partition.link, "wire_dtype": partition.wire, "residency": partition.residency,
     }  # fmt: skip
-    tables = {name: table_of(schema, table) for name, (schema, table) in rows.items()}
     folder = trace / partition.folder
-    write_tables(folder, tables, {"trace_id": partition.trace_id})
+    write_tables(folder, tables, metadata, advice="Make the place writable, or free some space.")
     return folder
 
 
@@ -164,7 +170,7 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
             if (pq.read_metadata(summary).metadata or {}).get(b"trace_id") == trace_id.encode():
                 continue
         folder = summary.parent
-        removed.add(folder.parent.parent.name.removeprefix("policy="))
+        removed.add(unquote(folder.parent.parent.name.removeprefix("policy=")))
         with suppress(OSError):  # what is not ours stays
             for table in ("placement", "transfers", "calls", "summary", "costs"):
                 (folder / f"{table}.parquet").unlink(missing_ok=True)

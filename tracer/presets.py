@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # bad JSON or bad UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8
         raise InputError(f"{path} is damaged, it is not valid JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise InputError(f"{path} is no model config: it has no model_type")
@@ -67,7 +67,7 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {setting}: write it as key=value")
         try:
             overrides[key] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             overrides[key] = text
     return overrides
 

@@ -1,14 +1,16 @@
 """The trace on disk: ops, tensors and edges as Parquet, and how every table is written.
 
-All files of one trace carry the same ``trace_id`` (a hash of their rows), so a mixture of two
-traces is noticed. Files are written under a temporary name and renamed: no reader ever sees half
-a table, and a failed write leaves what was there before.
+All files of one trace carry the same ``trace_id``, a hash of its rows: a mixture of two traces, or
+a row that is not what was traced, is noticed. Files are written under a temporary name and renamed:
+no reader ever sees half a table, and a failed write leaves what was there before.
 """
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tracer.errors import CutedgeError
+from tracer.errors import CutedgeError, InputError
 from tracer.graph import (
+    ITEM_BYTES,
     Edge,
     Gemm,
     GraphError,
@@ -89,17 +92,47 @@ class TableError(CutedgeError):
 # --- any table ------------------------------------------------------------------------------------
 
 
-def write_tables(folder: Path, tables: Mapping[str, pa.Table], metadata: Mapping[str, str]) -> None:
+Rows = Sequence[Sequence[Any]]
+"""Rows in the column order of their schema."""
+
+
+def make_tables(meta: TraceMeta, rows: Mapping[str, tuple[pa.Schema, Rows]]) -> dict[str, pa.Table]:
+    """Arrow tables, by name. Raises InputError when the sizes asked for do not fit a column."""
+    return {name: _table(meta, name, schema, data) for name, (schema, data) in rows.items()}
+
+
+def _table(meta: TraceMeta, name: str, schema: pa.Schema, rows: Rows) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    arrays = []
+    for column, values in zip(schema, columns, strict=True):
+        try:
+            arrays.append(pa.array(values, type=column.type))
+        except OverflowError as error:  # more bytes or FLOPs than 64 bits count
+            sizes = ", ".join(f"{size} {value}" for size, value in meta.variables.items())
+            raise InputError(
+                f"{meta.model} at {sizes} is too large: {column.name} in {name} would be beyond "
+                "2**63 - 1. Take smaller sizes."
+            ) from error
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def write_tables(
+    folder: Path, tables: Mapping[str, pa.Table], metadata: Mapping[str, str], *, advice: str
+) -> None:
     """Write ``<name>.parquet`` for every table, all of them or none, with ``metadata`` in each.
 
-    Raises TableError when the folder or a file cannot be written; what was there before stays.
+    Raises TableError, with ``advice`` on what to do, when the folder or a file cannot be written;
+    what was there before stays.
     """
     marked = {"schema_version": SCHEMA_VERSION, **metadata}
     written: list[tuple[Path, Path]] = []
+    new_folders = [level for level in (folder, *folder.parents) if not os.path.lexists(level)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():
             final = folder / f"{name}.parquet"
+            if final.is_dir():  # found before any file is replaced
+                raise IsADirectoryError(errno.EISDIR, f"{final} is a directory")
             temporary = folder / f".{name}.{os.getpid()}.tmp"
             written.append((temporary, final))
             described = table.replace_schema_metadata(dict(sorted(marked.items())))
@@ -108,12 +141,14 @@ def write_tables(folder: Path, tables: Mapping[str, pa.Table], metadata: Mapping
             os.replace(temporary, final)
     except OSError as error:
         raise TableError(
-            f"cannot write tables to {folder}: {error.strerror or error}. "
-            "Choose another place with --out, or free some space."
+            f"cannot write tables to {folder}: {error.strerror or error}. {advice}"
         ) from error
     finally:
-        for temporary, _ in written:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # in a folder that is a file there is nothing to remove
+            for temporary, _ in written:
+                temporary.unlink(missing_ok=True)
+            for level in new_folders:  # only what is empty goes
+                level.rmdir()
 
 
 def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
@@ -125,7 +160,10 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, di
         raise TableError(f"{path} is missing: {folder} is not a whole trace. Run trace.") from error
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{path} is damaged: {str(error).splitlines()[0]}. Run trace.") from error
-    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    metadata = {
+        key.decode(errors="replace"): value.decode(errors="replace")
+        for key, value in (table.schema.metadata or {}).items()
+    }
     found = metadata.get("schema_version")
     if found != SCHEMA_VERSION:
         raise TableError(
@@ -140,94 +178,93 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, di
 # --- the trace ------------------------------------------------------------------------------------
 
 
-def trace_tables(graph: OpGraph) -> dict[str, pa.Table]:
-    """The three tables of a trace."""
-    ops = [
-        (
-            op.id, op.name, op.target, op.kind.value, op.module_path, op.module_type, op.layer,
-            op.is_constant, op.is_view, op.dtype, *_gemm_columns(op.cost.gemm), op.cost.flops,
-            op.cost.flops_expr, op.cost.flops_status.value, op.cost.read_bytes,
-            op.cost.write_bytes, op.cost.param_bytes,
-        )
-        for op in graph.ops
-    ]  # fmt: skip
-    tensors = [
-        (
-            t.id, t.op, t.name, t.role.value, t.label, t.dtype, t.shape, t.shape_expr, t.bytes,
-            t.bytes_expr, t.seq_degree, t.alias_of,
-        )
-        for t in graph.tensors
-    ]  # fmt: skip
-    edges = [(e.src, e.dst, e.tensor, e.arg_index) for e in graph.edges]
+def _rows(graph: OpGraph) -> dict[str, Rows]:
     return {
-        "ops": table_of(OPS, ops),
-        "tensors": table_of(TENSORS, tensors),
-        "edges": table_of(EDGES, edges),
-    }
-
-
-def table_of(schema: pa.Schema, rows: Iterable[Sequence[Any]]) -> pa.Table:
-    """An Arrow table from rows in the schema's column order."""
-    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-    arrays = [pa.array(c, type=f.type) for c, f in zip(columns, schema, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=schema)
+        "ops": [
+            (
+                op.id, op.name, op.target, op.kind.value, op.module_path, op.module_type, op.layer,
+                op.is_constant, op.is_view, op.dtype, *_gemm_columns(op.cost.gemm), op.cost.flops,
+                op.cost.flops_expr, op.cost.flops_status.value, op.cost.read_bytes,
+                op.cost.write_bytes, op.cost.param_bytes,
+            )
+            for op in graph.ops
+        ],
+        "tensors": [
+            (
+                t.id, t.op, t.name, t.role.value, t.label, t.dtype, t.shape, t.shape_expr, t.bytes,
+                t.bytes_expr, t.seq_degree, t.alias_of,
+            )
+            for t in graph.tensors
+        ],
+        "edges": [(e.src, e.dst, e.tensor, e.arg_index) for e in graph.edges],
+    }  # fmt: skip
 
 
 def _gemm_columns(gemm: Gemm | None) -> tuple[int | None, ...]:
     return (None,) * 4 if gemm is None else (gemm.batch, gemm.m, gemm.n, gemm.k)
 
 
-def trace_metadata(graph: OpGraph, tables: Mapping[str, pa.Table]) -> dict[str, str]:
-    """File metadata of a trace: what it is a trace of, and the hash of its rows."""
-    meta = graph.meta
+def trace_metadata(meta: TraceMeta, trace_id: str) -> dict[str, str]:
+    """What every file of a trace and of its partitions says of the trace: text, or JSON."""
     plain = {k: json.dumps(v) if isinstance(v, tuple) else str(v) for k, v in asdict(meta).items()}
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for name in sorted(tables):
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, tables[name].schema) as stream:
-            stream.write_table(tables[name])
-        digest.update(sink.getvalue())
-    return {**plain, "trace_id": digest.hexdigest()[:16]}
+    return {**plain, "trace_id": trace_id}
+
+
+def _hash(meta: TraceMeta, rows: Mapping[str, Rows]) -> str:
+    """The trace id. Of JSON, since Arrow's own bytes may change with its version."""
+    return hashlib.sha256(json.dumps([asdict(meta), rows]).encode()).hexdigest()[:16]
 
 
 def write_trace(graph: OpGraph, folder: Path) -> str:
-    """Write a trace's tables into ``folder``; its trace id."""
-    tables = trace_tables(graph)
-    metadata = trace_metadata(graph, tables)
-    write_tables(folder, tables, metadata)
-    return metadata["trace_id"]
+    """Write a trace's tables into ``folder``; its trace id.
+
+    Raises InputError when its sizes are beyond what a table holds, TableError when a file cannot
+    be written.
+    """
+    rows = _rows(graph)
+    tables = make_tables(graph.meta, {name: (TRACE_TABLES[name], rows[name]) for name in rows})
+    trace_id = _hash(graph.meta, rows)
+    write_tables(
+        folder, tables, trace_metadata(graph.meta, trace_id),
+        advice="Choose another place with --out, or free some space.",
+    )  # fmt: skip
+    return trace_id
 
 
 def read_trace(folder: Path) -> tuple[OpGraph, str]:
     """The op graph in a trace directory, and its trace id.
 
     Raises TableError when the directory or a table is missing, damaged, of another schema version,
-    or when its files belong to different traces.
+    or when its files are not those of one trace.
     """
     if not folder.is_dir():
         raise TableError(f"no trace at {folder}: there is no such directory. Run trace first.")
     read = {name: read_table(folder, name, schema) for name, schema in TRACE_TABLES.items()}
-    ids = {metadata.get("trace_id") for _, metadata in read.values()}
-    if len(ids) != 1:
+    if len({metadata.get("trace_id") for _, metadata in read.values()}) != 1:
         raise TableError(f"{folder} holds tables of different traces. Trace the model again.")
-    columns = {name: list(zip(*(c.to_pylist() for c in table.columns), strict=True))
-               for name, (table, _) in read.items()}  # fmt: skip
     metadata = read["ops"][1]
     try:
+        rows = {name: list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+                for name, (table, _) in read.items()}  # fmt: skip
         graph = OpGraph(
             _meta(metadata),
-            (_op(*row) for row in columns["ops"]),
-            (_tensor(*row) for row in columns["tensors"]),
-            (Edge(*row) for row in columns["edges"]),
+            (_op(*row) for row in rows["ops"]),
+            (_tensor(*row) for row in rows["tensors"]),
+            (Edge(*row) for row in rows["edges"]),
         )
-    except (GraphError, KeyError, ValueError) as error:
+        trace_id = _hash(graph.meta, rows)
+        if trace_id != metadata.get("trace_id"):
+            raise ValueError("its rows are not those that were traced")
+    except (GraphError, TypeError, ValueError) as error:
         raise TableError(f"{folder} is damaged: {error}. Trace the model again.") from error
-    return graph, metadata["trace_id"]
+    return graph, trace_id
 
 
 def _meta(metadata: Mapping[str, str]) -> TraceMeta:
     values: dict[str, Any] = {}
     for field in fields(TraceMeta):
+        if field.name not in metadata:
+            raise ValueError(f"its metadata has no {field.name}")
         text = metadata[field.name]
         if field.name in ("symbolic", "overrides", "versions"):
             entries = json.loads(text)
@@ -260,6 +297,8 @@ def _tensor(
     shape: list[int], shape_expr: list[str] | None, bytes: int, bytes_expr: str | None,
     seq_degree: int | None, alias_of: int | None,
 ) -> Tensor:  # fmt: skip
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"tensor {id} has the unknown dtype {dtype!r}")
     return Tensor(
         id, op, name, Role(role), label, dtype, tuple(shape),
         None if shape_expr is None else tuple(shape_expr), bytes, bytes_expr, seq_degree, alias_of,

@@ -8,11 +8,21 @@ from typing import Any
 from tracer.errors import InputError, suggest
 
 
+def read_text(path: Path, what: str) -> str:
+    """A user's file as text. Raises InputError that calls the file ``what`` and says why not."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} {path} cannot be read: it is not UTF-8 text") from error
+
+
 def read_toml(path: Path, text: str) -> dict[str, Any]:
     """The table in ``text``; ``path`` is what errors call it. Duplicate keys are errors."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
