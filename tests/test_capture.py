@@ -12,7 +12,9 @@ import pytest
 import torch
 import transformers
 
-from tracer.capture import _Lowering, _Prefill, _program, capture
+from tracer.capture import _program, capture
+from tracer.capture.lowering import lower
+from tracer.capture.phases import Prefill
 from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor, TraceMeta
@@ -165,7 +167,7 @@ class Toy(torch.nn.Module):
 )
 def test_code_that_looks_at_the_index_of_a_block_is_noticed(odd, relus):
     module = Toy(odd)
-    task = _Prefill(module, "toy", 2, 8, "last")
+    task = Prefill(module, "toy", 2, 8, "last")
     program = _program(module, task, task.ways()[0], False)
     targets = Counter(node.target for node in program.nodes)
     assert targets["aten.relu.default"] == relus
@@ -367,7 +369,7 @@ def test_what_is_written_through_a_view_is_seen_by_readers_of_the_whole():
     example = torch.zeros(3, 7, dtype=torch.int64, device="meta")
     module = _Writer()
     exported = torch.export.export(module, (example,), strict=False)
-    program = _Lowering(exported, module, {}).program
+    program = lower(exported, module, {})
     graph = build_graph(program, TraceMeta(
         "writer", "prefill", 3, 7, 0, "float32", "eager", "all", (), 0
     ))  # fmt: skip

@@ -1,0 +1,296 @@
+"""The exported graph as a program: noise gone, aliases known, sizes as formulas."""
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import reduce
+from typing import Any
+
+import sympy
+import torch
+from torch.export import ExportedProgram
+from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
+
+from tracer.capture.errors import Untraceable
+from tracer.formula import Formula, const, maximum, minimum, var
+from tracer.graph import Role
+from tracer.kinds import base_name
+from tracer.program import Node, Program, Value
+
+
+def lower(exported: ExportedProgram, module: torch.nn.Module, sizes: Mapping[str, int]) -> Program:
+    """The program of an exported module, at any size.
+
+    ``sizes`` are those of the trace: what shares memory with what is taken from a run of the graph
+    there, since a reshape may have to copy at one size and not at another. Raises Untraceable for
+    a size that no formula can say.
+    """
+    return _Lowering(exported, module, sizes).program
+
+
+class _Lowering:
+    def __init__(
+        self, exported: ExportedProgram, module: torch.nn.Module, sizes: Mapping[str, int]
+    ) -> None:
+        self.program = Program()
+        self.value_of: dict[torch.fx.Node, int | tuple[int, ...]] = {}
+        self.owner: dict[int, int] = {}  # storage -> the value that owns it
+        self.names: dict[str, int] = {}  # parameter or buffer name -> value
+        self.sizes: dict[Any, Formula] = {}
+        self._add_state(module)
+        signature = exported.graph_signature
+        state = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        nodes = list(exported.graph.nodes)
+        self.position = {node: number for number, node in enumerate(nodes)}
+        self._name_sizes(nodes, state)
+        self.real = self._run(exported, sizes)
+        for node in nodes:
+            match node.op:
+                case "placeholder":
+                    self._placeholder(node, state.get(node.name))
+                case "call_function":
+                    self._call(node)
+                case "output":
+                    results = [n for n in _flat(node.args) if self._is_tensor(n)]
+                    args = tuple(dict.fromkeys(self._index(n) for n in results))
+                    self.program.nodes.append(Node("output", args, (), "", ""))
+
+    def _run(
+        self, exported: ExportedProgram, sizes: Mapping[str, int]
+    ) -> Mapping[torch.fx.Node, Any]:
+        """What each node makes, as meta tensors at ``sizes``; as traced where it cannot be run.
+
+        Raises Untraceable when a formula gives another shape than the run.
+        """
+        traced = {node: node.meta.get("val") for node in exported.graph.nodes}
+        inputs = [value for node, value in traced.items() if node.op == "placeholder"]
+        recorder = _Recorder(exported.graph_module)
+        try:
+            recorder.run(*(self._meta(v, sizes) for v in inputs), enable_io_processing=False)
+        except Exception:  # code that looks at values, or a seq that the example rules out
+            return traced
+        for node, made in recorder.made.items():
+            if node.op == "output":
+                continue
+            for symbolic, real in zip(_tensors(traced[node]), _tensors(made), strict=True):
+                shape = tuple(self._size(size).evaluate(sizes) for size in symbolic.shape)
+                if shape != tuple(real.shape):
+                    problem = f"{node.target} makes {tuple(real.shape)}, its formula {shape}"
+                    raise Untraceable(ValueError(problem))
+        return recorder.made
+
+    def _meta(self, value: Any, sizes: Mapping[str, int]) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        shape = [self._size(size).evaluate(sizes) for size in value.shape]
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+
+    def _add_state(self, module: torch.nn.Module) -> None:
+        """Parameters and buffers, also those that the exported part does not read."""
+        owners: dict[int, int] = {}
+        for role, tensors in (
+            (Role.PARAMETER, module.named_parameters(remove_duplicate=False)),
+            (Role.BUFFER, module.named_buffers(remove_duplicate=False)),
+        ):
+            for name, tensor in tensors:
+                storage = _memory(tensor)
+                index = self._add_value(tensor, name, role, owners.get(storage))
+                owners.setdefault(storage, index)
+                self.names[name] = owners[storage]
+
+    def _name_sizes(self, nodes: Sequence[torch.fx.Node], state: Mapping[str, str]) -> None:
+        """Learn which of torch's symbols is the batch and which the sequence, from the inputs."""
+        for node in nodes:
+            if node.op == "placeholder" and node.name not in state and self._is_tensor(node):
+                for name, size in zip(("batch", "seq"), node.meta["val"].shape, strict=False):
+                    if isinstance(size, torch.SymInt):
+                        self.sizes[size.node.expr] = var(name)
+
+    def _is_tensor(self, node: torch.fx.Node) -> bool:
+        return isinstance(node.meta.get("val"), torch.Tensor)
+
+    def _add_value(self, tensor: torch.Tensor, name: str, role: Role, alias: int | None) -> int:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        shape = tuple(self._size(size) for size in tensor.shape)
+        return self.program.add(Value(dtype, shape, name, role, alias))
+
+    def _size(self, size: Any) -> Formula:
+        if isinstance(size, int):
+            return const(size)
+        return self._formula(size.node.expr)
+
+    def _formula(self, expr: Any) -> Formula:
+        known = self.sizes.get(expr)
+        if known is None:
+            known = self.sizes[expr] = self._convert(expr)
+        return known
+
+    def _convert(self, expr: Any) -> Formula:
+        if expr.is_Integer or expr.is_Rational:
+            return const(Fraction(int(expr.p), int(expr.q)))
+        args = [self._formula(arg) for arg in expr.args]
+        match expr:
+            case sympy.Add():
+                return reduce(operator.add, args)
+            case sympy.Mul():
+                return reduce(operator.mul, args)
+            case sympy.Pow() if expr.exp.is_Integer and expr.exp >= 0:
+                return args[0] ** int(expr.exp)
+            case FloorDiv() | CleanDiv():
+                return args[0] // args[1]
+            case Mod() | PythonMod():
+                return args[0] % args[1]
+            case Max() | sympy.Max():
+                return maximum(*args)
+            case Min() | sympy.Min():
+                return minimum(*args)
+        raise Untraceable(NotImplementedError(f"a size is {expr}, which no formula can say"))
+
+    def _placeholder(self, node: torch.fx.Node, name: str | None) -> None:
+        if not self._is_tensor(node):
+            return
+        tensor = node.meta["val"]
+        if name is not None:
+            if name not in self.names:  # a tensor that the code made from Python numbers
+                self.names[name] = self._add_value(tensor, name, Role.CONSTANT, None)
+            self.value_of[node] = self.names[name]
+        else:
+            index = self._add_value(tensor, node.name, Role.INPUT, None)
+            self.value_of[node] = index
+            self.program.nodes.append(Node("input", (), (index,), "", ""))
+        self.owner[_memory(self.real[node])] = self._index(node)
+
+    def _index(self, node: torch.fx.Node) -> int:
+        value = self.value_of[node]
+        assert isinstance(value, int)
+        return value
+
+    def _call(self, node: torch.fx.Node) -> None:
+        if node.target is operator.getitem:
+            source, position = node.args
+            if isinstance(source, torch.fx.Node) and source in self.value_of:
+                many = self.value_of[source]
+                if isinstance(many, tuple) and isinstance(position, int):
+                    self.value_of[node] = many[position]
+            return
+        results = _tensors(node.meta.get("val"))
+        if not results:
+            return  # an assertion, a size: no tensor comes of it
+        inputs = [n for n in _flat((node.args, node.kwargs)) if n in self.value_of]
+        real = _tensors(self.real[node])
+        if same := self._no_op(node, inputs):
+            self.value_of[node] = self._index(same)
+            self.owner.setdefault(_memory(real[0]), self._owner(self._index(same)))
+            return
+        outs = []
+        mutates = _mutates(str(node.target))
+        view = not mutates
+        for result, memory in zip(results, map(_memory, real), strict=True):
+            outs.append(self._add_value(result, "", Role.ACTIVATION, self.owner.get(memory)))
+            view = view and memory in self.owner
+            self.owner.setdefault(memory, outs[-1])
+        args = [self._index(n) for n in inputs]
+        many = not isinstance(node.meta["val"], torch.Tensor)
+        self.value_of[node] = tuple(outs) if many else outs[0]
+        if mutates and inputs:
+            # Later readers see the new values: of the tensor written to, and of all that share its
+            # memory. The op makes those too, from what they were before.
+            self.value_of[inputs[0]] = outs[0]
+            for other in self._sharing(inputs[0], node):
+                args.append(self._index(other))
+                owner = self._owner(self._index(other))
+                outs.append(self._add_value(other.meta["val"], "", Role.ACTIVATION, owner))
+                self.value_of[other] = outs[-1]
+        path, module_type = _module(node)
+        self.program.nodes.append(
+            Node(str(node.target), tuple(args), tuple(outs), path, module_type, view)
+        )
+
+    def _owner(self, value: int) -> int:
+        alias = self.program.values[value].alias_of
+        return value if alias is None else alias
+
+    def _sharing(self, written: torch.fx.Node, by: torch.fx.Node) -> list[torch.fx.Node]:
+        """The other tensors in the memory of ``written`` that something after ``by`` reads."""
+        memory = _memory(self.real[written])
+        return [
+            node
+            for node, value in self.value_of.items()
+            if node not in (written, by)
+            and isinstance(value, int)
+            and _memory(self.real[node]) == memory
+            and any(self.position[user] > self.position[by] for user in node.users)
+        ]
+
+    def _no_op(self, node: torch.fx.Node, inputs: Sequence[torch.fx.Node]) -> Any:
+        """The input that a node hands on unchanged (a cast to the same dtype, a dropout in
+        evaluation, a slice of everything), None for a node that does something."""
+        if not inputs or not self._is_tensor(node):
+            return None
+        if base_name(str(node.target)) in ("dropout", "feature_dropout", "alpha_dropout"):
+            return None if node.args[2] else inputs[0]
+        source, result = inputs[0].meta["val"], node.meta["val"]
+        if not isinstance(source, torch.Tensor) or base_name(str(node.target)) == "copy":
+            return None
+        same = _layout(source) == _layout(result) and not _mutates(str(node.target))
+        return inputs[0] if same else None
+
+
+class _Recorder(torch.fx.Interpreter):
+    """Runs an exported graph and keeps what each node makes."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.made: dict[torch.fx.Node, Any] = {}
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        """Run a node as usual; its tensors stay alive, so that no two share an address."""
+        self.made[node] = super().run_node(node)
+        return self.made[node]
+
+
+def _tensors(made: Any) -> list[torch.Tensor]:
+    """The tensors that a node makes: one, several, or none."""
+    results = made if isinstance(made, list | tuple) else [made]
+    return [result for result in results if isinstance(result, torch.Tensor)]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """The identity of the memory under a tensor."""
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
+
+
+def _mutates(target: str) -> bool:
+    """Whether an ATen op writes into its first argument (``aten.add_.Tensor``)."""
+    return base_name(target) != target.split(".")[1]
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors that are the same elements of the same memory."""
+    numbers = [*tensor.shape, *tensor.stride(), tensor.storage_offset()]
+    plain = [n.node.expr if isinstance(n, torch.SymInt) else n for n in numbers]
+    return (_memory(tensor), tensor.dtype, tensor.dim(), *plain)
+
+
+def _flat(tree: Any) -> list[torch.fx.Node]:
+    """The graph nodes in an argument list, in order."""
+    nodes: list[torch.fx.Node] = []
+    torch.fx.map_arg(tree, nodes.append)
+    return nodes
+
+
+def _module(node: torch.fx.Node) -> tuple[str, str]:
+    """(path, class name) of the innermost module whose code called the node."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return "", ""
+    path, kind = list(stack.values())[-1]
+    name = kind if isinstance(kind, str) else kind.__qualname__
+    # A module that is called again has the number of the call behind an @.
+    return re.sub(r"@\d+", "", path), name.rpartition(".")[2]
