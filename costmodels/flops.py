@@ -12,9 +12,10 @@ integers or ``Formula``s: the same function gives the number and the closed form
 - Moves, casts, gathers, views and constants count 0 FLOPs (``zero``).
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import mul
 
 from tracer.formula import Formula, formula, parse
@@ -24,13 +25,14 @@ from tracer.kinds import base_name, kind_of
 Size = Formula | int
 Shape = Sequence[Size]
 Shapes = Sequence[Shape]
+GemmOf = Callable[[Shapes, Shapes], tuple[Size, Size, Size, Size]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     status: Status
     flops: Callable[[Shapes, Shapes], Size]
-    gemm: Callable[[Shapes, Shapes], tuple[Size, Size, Size, Size]] | None = None
+    gemm: GemmOf | None = None
 
 
 _REGISTRY: dict[str, _Entry] = {}
@@ -49,9 +51,6 @@ def _count(shape: Shape) -> Size:
     return reduce(mul, shape, 1)
 
 
-GemmOf = Callable[[Shapes, Shapes], tuple[Size, Size, Size, Size]]
-
-
 def _gemm(names: str) -> Callable[[GemmOf], GemmOf]:
     """Register a function that gives (batch, m, n, k) of a matrix product."""
 
@@ -63,6 +62,7 @@ def _gemm(names: str) -> Callable[[GemmOf], GemmOf]:
 
 
 # --- matrix products ------------------------------------------------------------------------------
+# No shape tells what an einsum multiplies, nor whether a "convolution" is a transposed one.
 
 
 @_gemm("linear")
@@ -88,13 +88,38 @@ def _addmm(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size]:
     return _matmul(inputs[1:], outputs)
 
 
+@_gemm("_grouped_mm grouped_mm_fallback")
+def _grouped_mm(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size]:
+    """[m, k] x [groups, k, n]: a row meets the matrix of its group alone, however rows are split.
+
+    Likewise where k or n is what is split; two stacks of matrices are multiplied pair by pair.
+    """
+    a, b = inputs[0], inputs[1]
+    return a[0] if len(a) == len(b) == 3 else 1, a[-2], b[-1], a[-1]
+
+
+@_gemm("conv1d conv2d conv3d")
+def _conv(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size]:
+    """A product for each group of channels; its rows are the places that the kernel is put to."""
+    x, kernel = inputs[0], inputs[1]  # [..., channels, *size], [out, channels / groups, *size]
+    axis = 1 - len(kernel)  # of the channels, which a batch may stand before
+    groups = formula(x[axis]) // kernel[1]
+    places = _count(outputs[0][:axis]) * _count(outputs[0][axis + 1 :])
+    return groups, places, formula(kernel[0]) // groups, _count(kernel[1:])
+
+
 def _attention(inputs: Shapes, outputs: Shapes) -> Size:
     """Both products over the whole square, q k^T and probabilities x v, as torch counts them."""
     q, k, v = inputs[:3]  # [..., heads, queries, d], [..., kv heads, keys, d], [..., keys, d_v]
     return 2 * _count(q[:-1]) * k[-2] * q[-1] + 2 * _count(q[:-1]) * k[-2] * v[-1]
 
 
-_register("scaled_dot_product_attention", _Entry(Status.EXACT, _attention))
+_register(
+    "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu "
+    "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
+    "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_cudnn_attention",
+    _Entry(Status.EXACT, _attention),
+)
 
 # --- element by element ---------------------------------------------------------------------------
 
@@ -109,43 +134,58 @@ def _each_input(steps: int) -> Callable[[Shapes, Shapes], Size]:
 
 _register(
     "add sub rsub mul div true_divide neg abs square maximum minimum relu "
-    "clamp clamp_min clamp_max",
+    "clamp clamp_min clamp_max clip",
     _Entry(Status.EXACT, _each_output(1)),
 )
 _register("addcmul addcdiv", _Entry(Status.EXACT, _each_output(2)))
+_register("lerp", _Entry(Status.EXACT, _each_output(3)))  # a + w*(b - a)
+_register("index_add", _Entry(Status.EXACT, lambda i, o: _count(i[-1])))  # what is added
+_register("scatter_add", _Entry(Status.EXACT, lambda i, o: _count(i[1])))  # each index adds one
 
 for _steps, _names in {
-    1: "sqrt rsqrt reciprocal exp log sin cos pow tanh erf floor",
-    4: "sigmoid",  # negate, exp, add, divide
-    5: "silu",  # a sigmoid and a product
+    1: "sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh atan "
+    "atan2 asin acos erf erfc pow floor ceil round trunc leaky_relu relu6 hardtanh",
+    2: "floor_divide remainder fmod",  # divide, then round or take what the rounded part leaves
+    3: "softplus elu",  # exp, and an add and a log, or a subtract and a product
+    4: "sigmoid logsigmoid",  # negate, exp, add, and divide or log
+    5: "silu mish",  # a sigmoid, or a tanh of a softplus, and a product
     8: "gelu",  # 0.5*x*(1 + erf(x/sqrt 2)), or the tanh of a cubic
 }.items():
     _register(_names, _Entry(Status.ESTIMATE, _each_output(_steps)))
 
 _register(
     "where masked_fill eq ne lt le gt ge logical_and logical_or logical_not __and__ __or__ "
-    "bitwise_and bitwise_or bitwise_not isnan isinf",
+    "__xor__ logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor isnan isinf isfinite sign "
+    "nan_to_num any all argmax argmin topk sort argsort count_nonzero bincount histc",
     _Entry(Status.ZERO, lambda inputs, outputs: 0),
 )
 
 # --- along an axis --------------------------------------------------------------------------------
 
-_register("softmax _softmax _safe_softmax", _Entry(Status.ESTIMATE, _each_output(5)))
-"""Maximum, subtract, exp, sum, divide."""
+_register(
+    "softmax _softmax _safe_softmax log_softmax _log_softmax",
+    _Entry(Status.ESTIMATE, _each_output(5)),
+)
+"""Maximum, subtract, exp, sum, divide (or subtract the log of the sum)."""
 
-_register("layer_norm native_layer_norm", _Entry(Status.ESTIMATE, _each_input(8)))
+_register(
+    "layer_norm native_layer_norm group_norm native_group_norm",
+    _Entry(Status.ESTIMATE, _each_input(8)),
+)
 """Mean (1), variance (3), subtract, divide, scale, shift."""
 
 _register("rms_norm", _Entry(Status.ESTIMATE, _each_input(4)))
 """Square, mean, times rsqrt, scale."""
 
 _register("mean", _Entry(Status.EXACT, _each_input(1)))
-_register("sum cumsum", _Entry(Status.EXACT, lambda i, o: formula(_count(i[0])) - _count(o[0])))
+_register("sum", _Entry(Status.EXACT, lambda i, o: formula(_count(i[0])) - _count(o[0])))
 _register("amax amin max min", _Entry(Status.ESTIMATE, _each_input(1)))
+_register("cumsum cumprod", _Entry(Status.ESTIMATE, _each_input(1)))
+"""One after the other; what adds in parallel takes more steps."""
 
 # --- the whole graph ------------------------------------------------------------------------------
 
-_MOVES = frozenset({Kind.COPY, Kind.VIEW, Kind.EMBEDDING, Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT})
+_FREE = frozenset({Kind.VIEW, Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT})
 _GATHERS = frozenset({"embedding", "index", "index_select", "gather", "take", "take_along_dim"})
 
 
@@ -155,63 +195,63 @@ def annotate(graph: OpGraph) -> OpGraph:
     Views, constants, inputs and the output cost nothing at run time. An op whose name the registry
     lacks gets status ``unsupported`` and no FLOPs; its memory traffic is known all the same.
     """
-    known: dict[tuple[object, ...], OpCost] = {}
-    ops = []
-    for op in graph.ops:
-        inputs, outputs = graph.inputs(op.id), graph.outputs(op.id)
-        key = (op.target, op.kind, *((t.dtype, t.shape, t.role, _stored(graph, t)) for t in inputs))
-        if key not in known:
-            known[key] = _cost(graph, op, inputs, outputs)
-        ops.append(replace(op, cost=known[key]))
-    return graph.with_ops(ops)
+    return graph.with_ops(replace(op, cost=_cost(graph, op)) for op in graph.ops)
 
 
-def _stored(graph: OpGraph, tensor: Tensor) -> int:
-    """Bytes of memory that reading a tensor touches: expanded ones are smaller than they look."""
-    return min(tensor.bytes, graph.storage(tensor).bytes)
-
-
-def _cost(graph: OpGraph, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> OpCost:
-    if op.is_view or op.kind in (Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT):
-        return OpCost(flops=0, flops_expr="0", flops_status=Status.ZERO)
-    distinct = {t.id: t for t in inputs}.values()
-    reads = [_stored(graph, t) for t in distinct]
+def _cost(graph: OpGraph, op: Op) -> OpCost:
+    if op.is_view or op.kind in _FREE:
+        return _no_flops(bool(graph.meta.symbolic))
+    inputs, outputs = graph.inputs(op.id), graph.outputs(op.id)
+    # Reading an expanded tensor touches less memory than it seems to have.
+    reads = {t: min(t.bytes, graph.storage(t).bytes) for t in inputs}
     if base_name(op.target) in _GATHERS:  # only the rows that are asked for
-        reads = [sum(t.bytes for t in outputs), *reads[1:]]
-        if op.kind is Kind.EMBEDDING:
-            reads = [reads[0], _stored(graph, inputs[1])]
+        reads[inputs[0]] = sum(t.bytes for t in outputs)
     state = (Role.PARAMETER, Role.BUFFER)
-    cost = OpCost(
-        read_bytes=sum(reads),
-        write_bytes=sum(t.bytes for t in outputs),
-        param_bytes=sum(t.bytes for t in distinct if graph.storage(t).role in state),
-    )
-    entry = _REGISTRY.get(base_name(op.target))
-    floating = not outputs or outputs[0].dtype.startswith(("float", "bfloat", "complex"))
-    if op.kind in _MOVES or (entry is not None and not floating):
-        return replace(cost, flops=0, flops_expr="0", flops_status=Status.ZERO)
-    if entry is None:
-        return cost
-    shapes = [t.shape for t in inputs], [t.shape for t in outputs]
-    flops = formula(entry.flops(*shapes)).evaluate({})
-    symbolic = all(t.shape_expr is not None for t in (*inputs, *outputs))
     return replace(
-        cost,
+        _arithmetic(base_name(op.target), op.kind, _shapes(inputs), _shapes(outputs), op.dtype),
+        read_bytes=sum(reads.values()),
+        write_bytes=sum(t.bytes for t in outputs),
+        param_bytes=sum(size for t, size in reads.items() if graph.storage(t).role in state),
+    )
+
+
+_Known = tuple[tuple[tuple[int, ...], tuple[str, ...] | None], ...]
+"""Shapes of tensors with their formulas, None in a concrete trace."""
+
+
+def _shapes(tensors: Sequence[Tensor]) -> _Known:
+    return tuple((t.shape, t.shape_expr) for t in tensors)
+
+
+@lru_cache(maxsize=4096)
+def _arithmetic(
+    name: str, kind: Kind, inputs: _Known, outputs: _Known, dtype: str | None
+) -> OpCost:
+    """The FLOPs of an op; the many equal ones are worked out once."""
+    entry = _REGISTRY.get(name)
+    symbolic = all(exprs is not None for _, exprs in (*inputs, *outputs))
+    floating = dtype is not None and dtype.startswith(("float", "bfloat", "complex"))
+    if entry is None:
+        moves = kind in (Kind.COPY, Kind.EMBEDDING)
+        return _no_flops(symbolic) if moves else OpCost()
+    if not floating:
+        return _no_flops(symbolic)
+    shapes = [[shape for shape, _ in tensors] for tensors in (inputs, outputs)]
+    exprs = [[list(map(parse, e or ())) for _, e in tensors] for tensors in (inputs, outputs)]
+    return OpCost(
         gemm=Gemm(*map(_whole, entry.gemm(*shapes))) if entry.gemm else None,
-        flops=flops,
-        flops_expr=str(entry.flops(*(map(_shape_formulas, (inputs, outputs)))))
-        if symbolic
-        else None,
+        flops=_whole(entry.flops(*shapes)),
+        flops_expr=str(entry.flops(*exprs)) if symbolic else None,
         flops_status=entry.status,
     )
 
 
+def _no_flops(symbolic: bool) -> OpCost:
+    return OpCost(flops=0, flops_expr="0" if symbolic else None, flops_status=Status.ZERO)
+
+
 def _whole(size: Size) -> int:
     return formula(size).evaluate({})
-
-
-def _shape_formulas(tensors: Sequence[Tensor]) -> list[list[Formula]]:
-    return [[parse(dim) for dim in tensor.shape_expr or ()] for tensor in tensors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,28 +266,41 @@ class FlopTotals:
     """FLOPs of all other supported ops, estimates among them."""
     unsupported: Mapping[str, int]
     """target -> number of ops that no total includes."""
+    products_missing: Mapping[str, int]
+    """Those of ``unsupported`` that are products: ``products`` is complete without any."""
     coverage: float
     """Share of the ops that compute or move data whose FLOPs are known."""
+
+
+_PRODUCTS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION})
+_MORE_PRODUCTS = frozenset((
+    "einsum", "tensordot", "bilinear", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "_convolution", "conv_tbc", "_scaled_mm", "_int_mm", "flex_attention",
+))  # fmt: skip
+"""Matrix products by their names, which the kinds do not know."""
 
 
 def total_flops(graph: OpGraph) -> FlopTotals:
     """Sum the FLOPs of an annotated graph."""
     products, other, closed = 0, 0, formula(0)
-    unsupported: dict[str, int] = {}
+    unsupported: Counter[str] = Counter()
+    missing: Counter[str] = Counter()
     for op in graph.ops:
         if op.cost.flops is None:
-            unsupported[op.target] = unsupported.get(op.target, 0) + 1
-        elif op.kind in (Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION):
+            unsupported[op.target] += 1
+            if op.kind in _PRODUCTS or base_name(op.target) in _MORE_PRODUCTS:
+                missing[op.target] += 1
+        elif op.kind in _PRODUCTS:
             products += op.cost.flops
             closed += parse(op.cost.flops_expr or "0")
         else:
             other += op.cost.flops
-    working = sum(op.kind not in (Kind.VIEW, Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT)
-                  for op in graph.ops)  # fmt: skip
+    working = sum(op.kind not in _FREE for op in graph.ops)
     return FlopTotals(
         products=products,
         products_expr=str(closed) if graph.meta.symbolic else None,
         other=other,
-        unsupported=unsupported,
-        coverage=1 - sum(unsupported.values()) / working if working else 1.0,
+        unsupported=dict(unsupported),
+        products_missing=dict(missing),
+        coverage=(working - unsupported.total()) / working if working else 1.0,
     )

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 MATRIX_PRODUCTS = frozenset((
     "linear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv", "dot", "_grouped_mm",
-    "conv1d", "conv2d", "conv3d", "convolution",
+    "grouped_mm_fallback", "conv1d", "conv2d", "conv3d", "convolution",
 ))  # fmt: skip
 """Linear when an operand comes from parameters alone, matmul otherwise. A convolution is a product
 of its kernel with the patches of its input."""
@@ -26,7 +26,12 @@ READS_NO_DATA = frozenset(
 """Take shape and dtype from their tensor argument, never its values: no data flows in."""
 
 _LIKE_ANOTHER = frozenset(("type_as", "expand_as", "view_as", "reshape_as"))
-_SAME_AS = {"aten.max.other": "maximum", "aten.min.other": "minimum"}
+
+_SAME_AS = {
+    "max.other": "maximum", "min.other": "minimum", "multiply": "mul", "divide": "div",
+    "subtract": "sub", "negative": "neg", "absolute": "abs",
+}  # fmt: skip
+"""Second names, some of which only an overload tells from another op."""
 
 _BY_KIND: Mapping[Kind, str] = {
     Kind.ATTENTION: """
@@ -65,15 +70,12 @@ _KINDS = {name: kind for kind, names in _BY_KIND.items() for name in names.split
 
 
 def base_name(target: str) -> str:
-    """``aten.add_.Tensor`` -> ``add``: the op without its library, overload and in-place mark.
-
-    Where the overload is what tells one op from another, the name of the op that it is.
-    """
-    if target in _SAME_AS:
-        return _SAME_AS[target]
+    """``aten.add_.Tensor`` -> ``add``: the op without its library, overload and in-place mark."""
     parts = target.split(".")
     name = parts[1] if len(parts) > 1 else parts[0]
-    return name if name.endswith("__") else name.rstrip("_") or name
+    if not name.endswith("__"):
+        name = name.rstrip("_") or name
+    return _SAME_AS.get(f"{name}.{parts[-1]}") or _SAME_AS.get(name, name)
 
 
 def kind_of(target: str) -> Kind:

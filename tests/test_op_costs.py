@@ -1,0 +1,204 @@
+"""The cost of one op by itself: against torch's own counter where it counts, else by hand."""
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from costmodels.flops import annotate, total_flops
+from tracer.formula import Formula, const, var
+from tracer.graph import Kind, Op, OpCost, OpGraph, Role, Status, TraceMeta
+from tracer.program import Node, Program, Value, build_graph
+
+SEQ = var("seq")
+Size = int | Formula
+
+
+class Calls:
+    """A graph of single calls on inputs and parameters, annotated: ``cost`` of each."""
+
+    def __init__(self, seq: int = 6, *, symbolic: bool = True) -> None:
+        self.program = Program()
+        self.meta = TraceMeta(
+            model="hand", phase="prefill", batch=1, seq=seq, past=0, dtype="float32", attn="eager",
+            logits="all", symbolic=("seq",) if symbolic else (), parameters=0,
+        )  # fmt: skip
+
+    def input(self, *shape: Size, dtype: str = "float32") -> int:
+        name = f"in_{len(self.program.values)}"
+        value = self._value(shape, dtype, name, Role.INPUT)
+        self.program.nodes.append(Node("input", (), (value,), "", ""))
+        return value
+
+    def state(self, *shape: Size, role: Role = Role.PARAMETER) -> int:
+        return self._value(shape, "float32", f"state_{len(self.program.values)}", role)
+
+    def call(self, target: str, *args: int, out: Sequence[Size], dtype: str = "float32") -> int:
+        made = self._value(out, dtype, "", Role.ACTIVATION)
+        self.program.nodes.append(Node(target, args, (made,), "", ""))
+        return made
+
+    def graph(self) -> OpGraph:
+        self.program.nodes.append(Node("output", (len(self.program.values) - 1,), (), "", ""))
+        return annotate(build_graph(self.program, self.meta))
+
+    def ops(self) -> list[Op]:
+        """The calls, without the inputs and the output."""
+        return [op for op in self.graph().ops if op.kind not in (Kind.INPUT, Kind.OUTPUT)]
+
+    def cost(self) -> OpCost:
+        return self.ops()[-1].cost
+
+    def _value(self, shape: Sequence[Size], dtype: str, name: str, role: Role) -> int:
+        sizes = tuple(s if isinstance(s, Formula) else const(s) for s in shape)
+        return self.program.add(Value(dtype, sizes, name, role))
+
+
+PRODUCTS: list[tuple[str, Callable[..., torch.Tensor], list[tuple[int, ...]]]] = [
+    ("conv1d", F.conv1d, [(2, 8, 10), (12, 8, 3)]),
+    ("conv1d", lambda x, w: F.conv1d(x, w, padding=2, groups=8), [(2, 8, 10), (8, 1, 3)]),
+    ("conv1d", lambda x, w: F.conv1d(x, w, stride=2, groups=4), [(8, 10), (12, 2, 3)]),
+    ("conv1d", lambda x, w, b: F.conv1d(x, w, b, dilation=2), [(1, 4, 9), (6, 4, 2), (6,)]),
+    ("conv2d", lambda x, w: F.conv2d(x, w, stride=(2, 1)), [(3, 4, 8, 9), (5, 4, 3, 2)]),
+    ("conv3d", lambda x, w: F.conv3d(x, w, groups=2), [(1, 4, 5, 6, 7), (6, 2, 1, 2, 3)]),
+    ("bmm", torch.bmm, [(4, 5, 6), (4, 6, 7)]),
+    ("baddbmm", torch.baddbmm, [(4, 5, 7), (4, 5, 6), (4, 6, 7)]),
+    ("addmm", torch.addmm, [(7,), (5, 6), (6, 7)]),
+    ("matmul", torch.matmul, [(2, 3, 5, 6), (2, 1, 6, 7)]),
+    ("_grouped_mm", torch.bmm, [(4, 5, 6), (4, 6, 7)]),  # without a split, pair by pair
+]
+
+
+@pytest.mark.parametrize(("name", "function", "shapes"), PRODUCTS, ids=lambda p: str(p)[:40])
+def test_a_product_equals_torch(name, function, shapes):
+    tensors = [torch.zeros(shape, device="meta") for shape in shapes]
+    with FlopCounterMode(display=False) as counter:
+        result = function(*tensors)
+    calls = Calls()
+    calls.call(f"aten.{name}.default", *(calls.input(*s) for s in shapes), out=result.shape)
+    cost = calls.cost()
+    assert cost.flops == counter.get_total_flops() > 0
+    assert cost.flops_status is Status.EXACT
+    gemm = cost.gemm
+    assert 2 * gemm.batch * gemm.m * gemm.n * gemm.k == cost.flops
+
+
+@pytest.mark.parametrize(
+    "target", ["aten._grouped_mm.default", "transformers.grouped_mm_fallback.default"]
+)
+def test_rows_of_a_grouped_product_meet_one_expert_each(target):
+    """However 10 tokens are split over 3 experts, the products are those of 10 rows."""
+    split = (3, 0, 7)
+    with FlopCounterMode(display=False) as counter:
+        for rows in split:
+            torch.mm(torch.zeros(rows, 4, device="meta"), torch.zeros(4, 5, device="meta"))
+    calls = Calls(seq=sum(split))
+    ends = calls.input(3, dtype="int32")
+    calls.call(target, calls.input(SEQ, 4), calls.state(3, 4, 5), ends, out=(SEQ, 5))
+    (op,) = calls.ops()
+    assert op.kind is Kind.LINEAR
+    assert op.cost.flops == counter.get_total_flops()
+    assert op.cost.flops_expr == "40*seq"
+
+
+def test_a_convolution_is_a_product_with_a_formula():
+    """Mamba's: each of 8 channels with its own 4 taps, padded by 3 on both sides."""
+    calls = Calls()
+    x, kernel = calls.input(1, 8, SEQ), calls.state(8, 1, 4)
+    calls.call("aten.conv1d.default", x, kernel, out=(1, 8, SEQ + 3))
+    (op,) = calls.ops()
+    assert op.kind is Kind.LINEAR
+    assert op.cost.flops_expr == "64*seq + 192"  # 2 * 8 * 4 * (seq + 3)
+    gemm = op.cost.gemm
+    assert (gemm.batch, gemm.m, gemm.n, gemm.k) == (8, 9, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("target", "shapes", "out", "flops", "status"),
+    [
+        ("cumsum.default", [(5, SEQ)], (5, SEQ), "5*seq", Status.ESTIMATE),
+        ("sum.dim_IntList", [(5, SEQ)], (5,), "5*seq - 5", Status.EXACT),
+        ("max.dim", [(5, SEQ)], (5,), "5*seq", Status.ESTIMATE),
+        # one of two tensors, element by element
+        ("max.other", [(5, SEQ), ()], (5, SEQ), "5*seq", Status.EXACT),
+        ("min.other", [(5, 1), (SEQ,)], (5, SEQ), "5*seq", Status.EXACT),
+        ("multiply.Tensor", [(5, SEQ), (SEQ,)], (5, SEQ), "5*seq", Status.EXACT),
+        ("topk.default", [(SEQ, 8)], (SEQ, 2), "0", Status.ZERO),
+        ("softplus.default", [(SEQ, 8)], (SEQ, 8), "24*seq", Status.ESTIMATE),
+        # 4 rows of 3 added to 9
+        ("index_add.default", [(9, 3), (4,), (4, 3)], (9, 3), "12", Status.EXACT),
+        ("scatter_add.default", [(9, 3), (4, 3), (5, 3)], (9, 3), "12", Status.EXACT),
+        ("einsum.default", [(5, SEQ), (SEQ, 5)], (5, 5), None, Status.UNSUPPORTED),
+        ("convolution.default", [(1, 4, 9), (4, 4, 3)], (1, 4, 7), None, Status.UNSUPPORTED),
+    ],
+)
+def test_other_ops(target, shapes, out, flops, status):
+    calls = Calls()
+    calls.call(f"aten.{target}", *(calls.input(*shape) for shape in shapes), out=out)
+    cost = calls.cost()
+    assert (cost.flops_expr, cost.flops_status) == (flops, status)
+
+
+def test_equal_sizes_with_unlike_formulas_keep_their_own():
+    """At seq 6 a [6, 6] may be seq x 6 or seq x seq."""
+    calls = Calls(seq=6)
+    for shape in ((SEQ, 6), (SEQ, SEQ), (6, 6)):
+        calls.call("aten.neg.default", calls.input(*shape), out=shape)
+    assert [op.cost.flops_expr for op in calls.ops()] == ["6*seq", "seq**2", "36"]
+
+
+def test_traffic_is_that_of_the_op_itself():
+    """Calls alike in target and input that differ in the result, or in reading one input twice."""
+    calls = Calls()
+    x, y = calls.input(10), calls.input(10)
+    calls.call("aten.to.dtype", x, out=(10,), dtype="float64")
+    calls.call("aten.to.dtype", x, out=(10,), dtype="float16")
+    calls.call("aten.mul.Tensor", x, y, out=(10,))
+    calls.call("aten.mul.Tensor", x, x, out=(10,))
+    traffic = [(op.cost.read_bytes, op.cost.write_bytes) for op in calls.ops()]
+    assert traffic == [(40, 80), (40, 20), (80, 40), (40, 40)]
+
+
+def test_parameter_bytes_are_those_that_are_read():
+    calls = Calls()
+    table, ids, rows = calls.state(100, 8), calls.input(SEQ, dtype="int64"), calls.input(50, 8)
+    weight = calls.state(5, 8)
+    x = calls.call("aten.embedding.default", table, ids, out=(SEQ, 8))
+    calls.call("aten.index.Tensor", rows, ids, out=(SEQ, 8))
+    calls.call("aten.linear.default", x, weight, out=(SEQ, 5))
+    calls.call("aten.neg.default", x, out=(SEQ, 8))
+    costs = [op.cost for op in calls.ops()]
+    assert [cost.param_bytes for cost in costs] == [6 * 8 * 4, 0, 5 * 8 * 4, 0]
+    assert [cost.read_bytes - cost.param_bytes for cost in costs] == [
+        6 * 8, 6 * 8 * 4 + 6 * 8, 6 * 8 * 4, 6 * 8 * 4,
+    ]  # fmt: skip
+
+
+def test_a_concrete_trace_has_no_formulas():
+    calls = Calls(symbolic=False)
+    x = calls.input(4, 6)
+    copied = calls.call("aten.clone.default", x, out=(4, 6))
+    compared = calls.call("aten.gt.Scalar", copied, out=(4, 6), dtype="bool")
+    calls.call("aten.where.self", compared, x, x, out=(4, 6))
+    calls.call("aten.linear.default", x, calls.state(6, 6), out=(4, 6))
+    graph = calls.graph()
+    assert [op.cost.flops for op in graph.ops] == [0, 0, 0, 0, 2 * 4 * 6 * 6, 0]
+    assert {op.cost.flops_expr for op in graph.ops} == {None}
+
+
+def test_totals_tell_which_products_they_lack():
+    calls = Calls()
+    x, weight = calls.input(SEQ, 8), calls.state(8, 8)
+    calls.call("aten.linear.default", x, weight, out=(SEQ, 8))
+    for _ in range(2):
+        calls.call("aten.einsum.default", x, weight, out=(SEQ, 8))
+    calls.call("aten.convolution.default", calls.input(1, 8, SEQ), calls.state(8, 8, 1), out=(8,))
+    calls.call("aten.never_heard_of.default", x, out=(SEQ, 8))
+    totals = total_flops(calls.graph())
+    assert totals.products == 2 * prod((6, 8, 8))
+    assert totals.products_missing == {"aten.einsum.default": 2, "aten.convolution.default": 1}
+    assert totals.unsupported == totals.products_missing | {"aten.never_heard_of.default": 1}
+    assert totals.coverage == 1 / 5
