@@ -1,24 +1,56 @@
 """The ``cutedge`` command. Each command imports what it needs: help must be instant."""
 
+import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import wraps
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from partition import Residency
 from tracer.errors import CutedgeError, InputError, suggest
 
 if TYPE_CHECKING:
+    from costmodels.links import Link
+    from partition.explain import Bottleneck
+    from partition.policy import Policy
     from partition.tables import Partition
     from tracer.graph import OpGraph
 
+
+class Commands(TyperGroup):
+    """All commands: errors as a message on stderr; a traceback is for our bugs only."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run one command; its exit code is 0, 1 or 2."""
+        if isinstance(sys.stdout, TextIOWrapper):  # what an old encoding lacks is escaped
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            try:
+                return super().main(*args, **options)
+            finally:
+                if sys.stdout:  # else a full disk is noticed when the interpreter has ended
+                    sys.stdout.flush()
+        except CutedgeError as error:
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno != errno.EPIPE:  # `cutedge query ... | head` ends quietly
+                where = error.filename or "cannot print the results"
+                typer.echo(f"error: {where}: {error.strerror or error}", err=True)
+            with suppress(OSError, AttributeError):  # let what is not printed yet go nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+
+
 app = typer.Typer(
     name="cutedge",
+    cls=Commands,
     help="What it costs to split a model between two machines: trace a model into an op graph, "
     "place every op on a device, and see the bytes that cross.",
     no_args_is_help=True,
@@ -49,44 +81,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def command(example: str) -> Callable[[Command], Command]:
-    """Register a command: an example under its help, errors in one line, exit code 1 or 2."""
-
-    def register(function: Command) -> Command:
-        @wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            with clear_errors():
-                return function(*args, **kwargs)
-
-        app.command(epilog=f"Example: [bold]{example}[/bold]")(guarded)
-        return function
-
-    return register
-
-
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Our errors on stderr, and those of the system; a traceback is for our bugs only."""
-    try:
-        yield
-        if sys.stdout:
-            sys.stdout.flush()  # a full disk must not wait for the interpreter's end
-    except CutedgeError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
-    except BrokenPipeError as error:  # as in `cutedge query ... | head`: nobody reads on
-        _drop_output()
-        raise typer.Exit(1) from error
-    except (OSError, UnicodeEncodeError) as error:
-        where = getattr(error, "filename", None) or "cannot print the results"
-        typer.echo(f"error: {where}: {getattr(error, 'strerror', None) or error}", err=True)
-        _drop_output()
-        raise typer.Exit(1) from error
-
-
-def _drop_output() -> None:
-    """Let what is still to be printed go nowhere, or the interpreter fails on it at its end."""
-    with suppress(OSError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Register a command, with an example under its help."""
+    return app.command(epilog=f"Example: [bold]{example}[/bold]")
 
 
 @command("cutedge trace llama-3.2-1b --seq 1024")
@@ -162,8 +158,8 @@ def partition(
     from cli import show
     from cli.workspace import trace_folder
     from costmodels.links import load_link
-    from partition.explain import find_bottleneck, top_transfers
-    from partition.policy import apply_policy, idle_rules, load_policy, policy_names
+    from partition.explain import top_transfers
+    from partition.policy import load_policy
     from partition.tables import write_partition
     from tracer.serde import read_trace
 
@@ -171,20 +167,11 @@ def partition(
     _check_options(home, accel, wire_dtype)
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
-    made = _partition(graph, trace_id, policy, home, accel, wire_dtype, residency, link)
+    made = _partition(graph, trace_id, chosen, over, home, accel, wire_dtype, residency)
     written = write_partition(made, folder)
-    if chosen.name not in policy_names():
-        for rule in idle_rules(graph, chosen):
-            typer.echo(f"warning: {policy}: no op matches the rule {rule}", err=True)
-    known = {
-        name: apply_policy(graph, load_policy(name), home=home, accelerator=accel)
-        for name in policy_names()
-    }
-    bottleneck = find_bottleneck(
-        graph, made.placement, made.traffic, over,
-        policies=known, wire_dtype=wire_dtype, residency=residency,
-    )  # fmt: skip
+    _caution(graph, {policy: chosen})
     top = top_transfers(graph, made.traffic)
+    (bottleneck,) = _bottlenecks([made], over, accel, residency)
     if as_json:
         show.print_json(show.partition_dict(made, top, bottleneck, written))
     else:
@@ -211,7 +198,8 @@ def compare(
     """Put policies side by side: calls, bytes, savings, closed forms."""
     from cli import show
     from cli.workspace import trace_folder
-    from partition.explain import savings, top_transfers
+    from costmodels.links import load_link
+    from partition.explain import compare_traffic, top_transfers
     from partition.policy import load_policy, policy_names
     from partition.tables import write_partition
     from tracer.serde import read_trace
@@ -221,42 +209,84 @@ def compare(
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
     if against not in names:
         names.insert(0, against)
-    for name in names:
-        load_policy(name)
+    chosen, over = {name: load_policy(name) for name in names}, load_link(link)
+    _check_namesakes(chosen)
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
     made = [
-        _partition(graph, trace_id, name, home, accel, wire_dtype, residency, link)
-        for name in names
+        _partition(graph, trace_id, rules, over, home, accel, wire_dtype, residency)
+        for rules in chosen.values()
     ]
     written = [write_partition(one, folder) for one in made]
+    _caution(graph, chosen)
     base = made[names.index(against)]
-    saved = savings([one.traffic for one in made], base.traffic)
+    compared = [compare_traffic(one.placement, one.traffic, base.traffic) for one in made]
     if as_json:
+        found = zip(
+            made, written, compared, _bottlenecks(made, over, accel, residency), strict=True
+        )
         show.print_json([
-            {**show.partition_dict(one, top_transfers(graph, one.traffic), None, place),
-             "saved_bytes": less, "baseline": base.policy}
-            for one, place, less in zip(made, written, saved, strict=True)
+            {**show.partition_dict(one, top_transfers(graph, one.traffic), bottleneck, place),
+             **show.comparison_dict(comparison, base)}
+            for one, place, comparison, bottleneck in found
         ])  # fmt: skip
     else:
-        show.comparison(made, base, saved, folder)
+        show.comparison(made, base, compared, folder)
 
 
 def _partition(
-    graph: "OpGraph", trace_id: str, policy: str, home: str, accel: str, wire_dtype: str | None,
-    residency: Residency, link: str,
+    graph: "OpGraph", trace_id: str, policy: "Policy", link: "Link", home: str, accel: str,
+    wire_dtype: str | None, residency: Residency,
 ) -> "Partition":  # fmt: skip
-    from costmodels.links import load_link
     from partition.accounting import account
-    from partition.policy import apply_policy, load_policy
+    from partition.policy import apply_policy
     from partition.tables import Partition
 
-    rules, over = load_policy(policy), load_link(link)
-    placement = apply_policy(graph, rules, home=home, accelerator=accel)
-    traffic = account(graph, placement, over, wire_dtype=wire_dtype, residency=residency)
+    placement = apply_policy(graph, policy, home=home, accelerator=accel)
+    traffic = account(graph, placement, link, wire_dtype=wire_dtype, residency=residency)
     return Partition(
-        graph, trace_id, rules.name, placement, traffic, over.name, wire_dtype, residency
+        graph, trace_id, policy.name, placement, traffic, link.name, wire_dtype, residency
     )
+
+
+def _bottlenecks(
+    made: "Sequence[Partition]", link: "Link", accel: str, residency: Residency
+) -> "list[Bottleneck | None]":
+    """Of each partition, with a relief that may be called by the name of a policy of cutedge."""
+    from partition.explain import find_bottleneck
+    from partition.policy import apply_policy, load_policy, policy_names
+
+    graph, home = made[0].graph, made[0].placement.home
+    known = {
+        name: apply_policy(graph, load_policy(name), home=home, accelerator=accel)
+        for name in policy_names()
+    }
+    return [
+        find_bottleneck(
+            graph, one.placement, one.traffic, link,
+            policies=known, wire_dtype=one.wire_dtype, residency=residency,
+        )
+        for one in made
+    ]  # fmt: skip
+
+
+def _caution(graph: "OpGraph", policies: "Mapping[str, Policy]") -> None:
+    """Warn of policies, by what the user called them, that do less than they say."""
+    from partition.policy import cautions
+
+    for given, policy in policies.items():
+        for caution in cautions(graph, policy):
+            typer.echo(f"warning: {given}: {caution}", err=True)
+
+
+def _check_namesakes(policies: "Mapping[str, Policy]") -> None:
+    first: dict[str, str] = {}
+    for given, policy in policies.items():
+        if first.setdefault(policy.name, given) != given:
+            raise InputError(
+                f"{first[policy.name]} and {given} are both called {policy.name}, and their "
+                "tables would be in one directory: rename one of the files"
+            )
 
 
 def _check_options(home: str, accel: str, wire_dtype: str | None) -> None:

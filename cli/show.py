@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from decimal import Decimal
 from itertools import zip_longest
 from math import isfinite
+from textwrap import wrap
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from costmodels.flops import FlopTotals
+from costmodels.flops import FlopTotals, total_flops
 from costmodels.links import Link
-from partition.explain import Bottleneck, TransferGroup
+from partition.explain import Bottleneck, Comparison, TransferGroup
 from partition.tables import Partition
 from tracer.graph import Kind, OpGraph, TraceMeta
 from tracer.summary import count_ops, largest_tensors, parameter_bytes
@@ -23,9 +24,12 @@ SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def console() -> Console:
-    """Standard output; wide enough for the tables where it is not a terminal."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=120)
+    """Standard output; wide enough for a line of figures where it is not a terminal."""
+    # No markup: a directory or a device may be called [x].
+    out = Console(highlight=False, markup=False, emoji=False)
+    if not out.is_terminal:
+        out.width = 120
+    return out
 
 
 def print_json(value: Any) -> None:
@@ -62,6 +66,16 @@ def human(size: int) -> str:
     return f"{size} B"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 call``, ``2 calls``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def covered(share: float) -> str:
+    """A coverage in percent, 100 only when nothing is left out."""
+    return f"{share if share == 1 else min(share, 0.999):.1%}"
+
+
 def growth(degree: int | None) -> str:
     """How a size grows with the sequence."""
     if degree is None:
@@ -69,15 +83,19 @@ def growth(degree: int | None) -> str:
     return {0: "constant", 1: "seq"}.get(degree, "seq" + str(degree).translate(SUPERSCRIPTS))
 
 
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
-    return table
-
-
 def _shape(shape: Iterable[object]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _numbered(targets: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} x {target}" for target, n in sorted(targets.items()))
+
+
+def _wrapped(head: str, items: Iterable[str], width: int) -> list[str]:
+    """``head`` and a list in lines that end between items, never inside one."""
+    whole = ", ".join(item.replace(" ", "\0") for item in items)
+    lines = wrap(whole, width, initial_indent=head, subsequent_indent=" " * 12)
+    return [line.replace("\0", " ") for line in lines]
 
 
 def headline(meta: TraceMeta) -> str:
@@ -96,31 +114,38 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     meta = graph.meta
     kinds = count_ops(graph)
     views, constants = kinds.pop(Kind.VIEW, 0), kinds.pop(Kind.CONSTANT, 0)
-    working = ", ".join(f"{n} {kind.value}" for kind, n in kinds.items())
+    sorts = [*kinds.items(), (Kind.VIEW, views), (Kind.CONSTANT, constants)]
     out.print(Text(headline(meta), style="bold"))
-    out.print(f"ops         {len(graph.ops):,}: {working}, {views} view, {constants} constant")
+    for line in _wrapped(
+        f"ops         {len(graph.ops):,}: ", [f"{n} {kind.value}" for kind, n in sorts], out.width
+    ):
+        out.print(line, soft_wrap=True)
     out.print(f"parameters  {meta.parameters:,} ({human(parameter_bytes(graph))} in {meta.dtype})")
-    out.print(f"FLOPs       {flops.products:,} in matrix products (exact)")
+    missing = _numbered(flops.products_missing)
+    which = f"all but {missing} of the matrix products" if missing else "matrix products (exact)"
+    out.print(f"FLOPs       {flops.products:,} in {which}")
     if flops.products_expr:
-        out.print(f"            = {flops.products_expr}")
+        out.print(f"            = {flops.products_expr}", soft_wrap=True)
     out.print(f"            {flops.other:,} in all other ops (estimates among them)")
-    missing = ", ".join(f"{n} x {target}" for target, n in sorted(flops.unsupported.items()))
+    unknown = _numbered(flops.unsupported)
     out.print(
-        f"            known for {flops.coverage:.1%} of the ops that work"
-        + (f"; not for {missing}" if missing else "")
+        f"            known for {covered(flops.coverage)} of the ops that work"
+        + (f"; not for {unknown}" if unknown else ""),
+        soft_wrap=True,
     )
     out.print()
-    table = _table(
-        "largest tensors", "count", "shape", "bytes", "size", "formula", "grows with",
-        right=("count", "bytes", "size"),
+    _print_table(
+        ("largest tensors", "count", "shape", "bytes", "size", "formula", "growth"),
+        [
+            (
+                group.name, str(group.count), _shape(t.shape), f"{t.bytes:,}", human(t.bytes),
+                t.bytes_expr or "", growth(t.seq_degree),
+            )
+            for group in largest_tensors(graph, 6)
+            for t in [group.example]
+        ],
+        "<><>><<",
     )  # fmt: skip
-    for group in largest_tensors(graph, 6):
-        t = group.example
-        table.add_row(
-            group.name, str(group.count), _shape(t.shape), f"{t.bytes:,}", human(t.bytes),
-            t.bytes_expr or "", growth(t.seq_degree),
-        )  # fmt: skip
-    out.print(table)
     out.print()
     out.print(f"written to {folder}", soft_wrap=True)
 
@@ -139,6 +164,7 @@ def trace_json(graph: OpGraph, flops: FlopTotals, folder: object, notes: Sequenc
         "product_flops": flops.products, "product_flops_expr": flops.products_expr,
         "other_flops": flops.other, "flops_coverage": flops.coverage,
         "unsupported": dict(flops.unsupported),
+        "products_missing": dict(flops.products_missing),
         "largest_tensors": [
             {
                 "name": g.name, "count": g.count, "shape": list(g.example.shape),
@@ -168,59 +194,80 @@ def partition_summary(
         f"{partition.wire} on the wire, residency {partition.residency}"
     )
     out.print()
-    table = _table(
-        "", "payload", f"on the wire ({link.name})", right=("payload", f"on the wire ({link.name})")
+    out.print(
+        f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}"
     )
-    for name, payload, wire in (
-        ("sent", totals.sent_payload_bytes, totals.sent_wire_bytes),
-        ("received", totals.received_payload_bytes, totals.received_wire_bytes),
-        ("between accelerators", totals.peer_payload_bytes, totals.peer_wire_bytes),
-        ("total", totals.payload_bytes, totals.wire_bytes),
-    ):
-        if name != "between accelerators" or payload:
-            table.add_row(name, mib(payload), mib(wire))
-    out.print(f"{len(traffic.calls)} calls, {len(traffic.transfers)} transfers")
-    out.print(table)
+    _print_table(
+        ("", "payload", f"on the wire ({link.name})"),
+        [
+            (name, mib(payload), mib(wire))
+            for name, payload, wire in (
+                ("sent", totals.sent_payload_bytes, totals.sent_wire_bytes),
+                ("received", totals.received_payload_bytes, totals.received_wire_bytes),
+                ("between accelerators", totals.peer_payload_bytes, totals.peer_wire_bytes),
+                ("total", totals.payload_bytes, totals.wire_bytes),
+            )
+            if name != "between accelerators" or payload
+        ],
+        "<>>",
+    )
     if traffic.total_expr is not None:
         out.print(f"total payload bytes = {traffic.total_expr}", soft_wrap=True)
     for device, size in traffic.resident_bytes.items():
         out.print(f"resident on {device}: {human(size)} of parameters and constants")
+    out.print(coverage(partition.graph))
     out.print()
     if top:
-        table = _table(
-            "top transfers", "direction", "count", "each", "all", "share", "grows with",
-            right=("count", "each", "all", "share"),
+        _print_table(
+            ("top transfers", "direction", "count", "each", "all", "share", "growth"),
+            [
+                (
+                    group.name, group.direction, str(group.count),
+                    human(group.example.payload_bytes), human(group.payload_bytes),
+                    f"{group.share:.1%}", growth(group.example.tensor.seq_degree),
+                )
+                for group in top[:8]
+            ],
+            "<<>>>><",
         )  # fmt: skip
-        for group in top[:8]:
-            table.add_row(
-                group.name, group.direction, str(group.count), human(group.example.payload_bytes),
-                human(group.payload_bytes), f"{group.share:.1%}",
-                growth(group.example.tensor.seq_degree),
-            )  # fmt: skip
-        out.print(table)
         out.print()
-    out.print(bottleneck_sentence(bottleneck, placement.accelerators), soft_wrap=True)
+    out.print(bottleneck_sentence(bottleneck), soft_wrap=True)
     out.print(f"written to {folder}", soft_wrap=True)
 
 
-def bottleneck_sentence(found: Bottleneck | None, accelerators: Sequence[str]) -> str:
+def coverage(graph: OpGraph) -> str:
+    """How much of a graph the totals are of."""
+    return (
+        f"coverage: bytes are exact for all {counted(len(graph.ops), 'op')}; FLOPs are known for "
+        f"{covered(total_flops(graph).coverage)} of those that work"
+    )
+
+
+def bottleneck_sentence(found: Bottleneck | None) -> str:
     """The bottleneck and what would relieve it, in one sentence."""
     if found is None:
         return "Nothing crosses between devices."
+    size = (
+        "of constant size" if found.seq_degree == 0 else f"growing with {growth(found.seq_degree)}"
+    )
+    size = "growth not known" if found.seq_degree is None else size
     text = (
-        f"Bottleneck: {found.share:.1%} of the traffic is {found.name} ({found.transfers} "
-        f"transfers, growing with {growth(found.seq_degree)})"
+        f"Bottleneck: {found.share:.1%} of the traffic is {found.name} "
+        f"({counted(found.transfers, 'transfer')}, {size})"
     )
     relief = found.relief
     if relief is None:
-        return f"{text}; no single step would relieve it."
-    calls = f" and {relief.saved_calls} calls" if relief.saved_calls else ""
-    saved = f"would save {mib(relief.saved_bytes)}{calls}"
+        return f"{text}; no step tried here relieves it."
+    saved = mib(relief.saved_bytes) + (" of other tensors" if relief.elsewhere else "")
+    if relief.saved_calls > 0:
+        saved += f" and {counted(relief.saved_calls, 'call')}"
+    elif relief.saved_calls < 0:
+        saved += f" for {counted(-relief.saved_calls, 'more call')}"
     if relief.wire_dtype:
-        return f"{text}; sending floats as {relief.wire_dtype} (--wire-dtype) {saved}."
-    ops, place = ", ".join(relief.moved_ops), ", ".join(accelerators)
+        return f"{text}; sending floats as {relief.wire_dtype} (--wire-dtype) would save {saved}."
     how = f" (--policy {relief.policy})" if relief.policy else ""
-    return f"{text}; running {ops} on {place} too{how} {saved}."
+    ops = ", ".join(relief.moved_ops)
+    return f"{text}; running {ops} on {relief.device} too{how} would save {saved}."
 
 
 def partition_dict(
@@ -248,6 +295,7 @@ def partition_dict(
         "total_wire_bytes": totals.wire_bytes,
         "total_bytes_expr": traffic.total_expr,
         "resident_bytes": dict(traffic.resident_bytes),
+        "flops_coverage": total_flops(partition.graph).coverage,
         "top_transfers": [
             {
                 "name": g.name, "direction": g.direction, "count": g.count,
@@ -262,15 +310,19 @@ def partition_dict(
             "seq_degree": bottleneck.seq_degree,
             "relief": None if relief is None else {
                 "saved_bytes": relief.saved_bytes, "saved_calls": relief.saved_calls,
-                "moved_ops": list(relief.moved_ops), "policy": relief.policy,
-                "wire_dtype": relief.wire_dtype,
+                "moved_ops": list(relief.moved_ops), "device": relief.device,
+                "policy": relief.policy, "wire_dtype": relief.wire_dtype,
+                "elsewhere": relief.elsewhere,
             },
         },
     }  # fmt: skip
 
 
 def comparison(
-    partitions: Sequence[Partition], baseline: Partition, saved: Sequence[int], out_dir: object
+    partitions: Sequence[Partition],
+    baseline: Partition,
+    compared: Sequence[Comparison],
+    out_dir: object,
 ) -> None:
     """What ``compare`` prints: the policies side by side."""
     out = console()
@@ -281,36 +333,55 @@ def comparison(
         f"residency {baseline.residency}; saved is against {baseline.policy}"
     )
     out.print()
-    columns = ("calls", "sent", "received", "total", "saved", "saved %", "resident off home")
-    table = _table("policy", *columns, right=columns)
-    whole = baseline.traffic.totals.payload_bytes
-    for partition, less in zip(partitions, saved, strict=True):
-        totals = partition.traffic.totals
-        resident = partition.traffic.resident_bytes
-        away = sum(size for device, size in resident.items() if device != partition.placement.home)
-        table.add_row(
-            partition.policy, str(len(partition.traffic.calls)), mib(totals.sent_payload_bytes),
-            mib(totals.received_payload_bytes), mib(totals.payload_bytes), mib(less),
-            f"{less / whole:.1%}" if whole else "", human(away),
-        )  # fmt: skip
-    out.print(table)
+    _print_table(
+        ("policy", "calls", "sent", "received", "total", "saved", "saved %", "resident off home"),
+        [
+            (
+                partition.policy, str(len(partition.traffic.calls)),
+                mib(partition.traffic.totals.sent_payload_bytes),
+                mib(partition.traffic.totals.received_payload_bytes),
+                mib(partition.traffic.totals.payload_bytes), mib(against.saved_bytes),
+                "" if against.saved_share is None else f"{against.saved_share:.1%}",
+                human(against.resident_off_home_bytes),
+            )
+            for partition, against in zip(partitions, compared, strict=True)
+        ],
+        "<>>>>>>>",
+    )  # fmt: skip
     if meta.symbolic:
         out.print()
         out.print(f"Total payload bytes in {' and '.join(meta.symbolic)}:")
         for partition in partitions:
             out.print(f"  {partition.policy} = {partition.traffic.total_expr}", soft_wrap=True)
     out.print()
+    out.print(coverage(baseline.graph))
     out.print(f"written to {out_dir}", soft_wrap=True)
+
+
+def comparison_dict(compared: Comparison, baseline: Partition) -> dict[str, Any]:
+    """What an entry of ``compare --json`` has beside those of ``partition --json``."""
+    return {**asdict(compared), "baseline": baseline.policy}
 
 
 def rows(columns: Sequence[str], values: Iterable[Sequence[Any]]) -> None:
     """Any table, as wide as it is: a terminal may wrap its lines, but nothing is cut."""
     data = [*values]
-    cells = [[*columns], *([_cell(value) for value in row] for row in data)]
-    pads, widths = [], []
-    for n in range(len(columns)):
-        pads.append(str.rjust if all(_is_number(row[n]) for row in data) else str.ljust)
-        widths.append(max(cell_len(line) for row in cells for line in row[n].split("\n")))
+    numeric = [all(_is_number(row[n]) for row in data) for n in range(len(columns))]
+    _print_table(
+        columns,
+        [[_cell(value) for value in row] for row in data],
+        "".join(">" if number else "<" for number in numeric),
+    )
+
+
+def _print_table(columns: Sequence[str], body: Iterable[Sequence[str]], align: str) -> None:
+    """A table as wide as it is; ``align`` has a ``<`` or ``>`` for each column."""
+    cells = [columns, *body]
+    pads = [str.rjust if side == ">" else str.ljust for side in align]
+    widths = [
+        max(cell_len(line) for row in cells for line in row[n].split("\n"))
+        for n in range(len(columns))
+    ]
     for number, row in enumerate(cells):
         for parts in zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
             line = "  ".join(

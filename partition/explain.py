@@ -1,21 +1,28 @@
 """Which tensors make the traffic, and what would relieve it: every saving is recounted."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from costmodels.links import Link
 from partition import Residency
 from partition.accounting import Traffic, Transfer, account
 from partition.placement import Placement
-from tracer.graph import OpGraph, Tensor
+from tracer.graph import OpGraph
 from tracer.kinds import base_name
-from tracer.summary import tensor_name
+from tracer.summary import tensor_names
 
-_FAMILIES: Mapping[str, str] = {
+_ONE_TO_A_USER: Mapping[str, str] = {
     "attention_scores": "the attention scores",
     "attention_probs": "the attention scores",
 }
 """Labels that a user thinks of as one tensor: scores go out and come back as probabilities."""
+
+_SMALL = "bfloat16"
+"""The wire dtype to advise where moving ops saves nothing."""
+
+_TRIED = 5
+"""The families of transfers, the heaviest first, that a relief is looked for in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +30,25 @@ class TransferGroup:
     """Transfers that are alike: the same kind of tensor, direction and size."""
 
     name: str
+    """Of the tensors, as in ``tracer.summary.tensor_names``."""
     direction: str
+    """``send``, ``receive`` or ``peer``."""
     count: int
+    """How many there are."""
     payload_bytes: int
     """Of all of them."""
     share: float
     """Of the whole traffic."""
     example: Transfer
+    """The first of them."""
 
 
 def top_transfers(graph: OpGraph, traffic: Traffic) -> list[TransferGroup]:
     """The traffic in groups of like transfers, the heaviest first."""
+    names = tensor_names(graph)
     groups: dict[tuple[str, str, int], list[Transfer]] = {}
-    for transfer in traffic.transfers:
-        name = tensor_name(graph, transfer.tensor)
-        groups.setdefault((name, transfer.direction, transfer.payload_bytes), []).append(transfer)
+    for t in traffic.transfers:
+        groups.setdefault((names[t.tensor.id], t.direction, t.payload_bytes), []).append(t)
     total = traffic.totals.payload_bytes
     found = [
         TransferGroup(
@@ -50,31 +61,43 @@ def top_transfers(graph: OpGraph, traffic: Traffic) -> list[TransferGroup]:
 
 
 @dataclass(frozen=True, slots=True)
-class Bottleneck:
-    """The kind of tensor that makes most of the traffic, and a step that would relieve it."""
-
-    name: str
-    transfers: int
-    payload_bytes: int
-    share: float
-    seq_degree: int | None
-    """The growth order of the tensor in ``seq``."""
-    relief: "Relief | None"
-    """None when no single step takes traffic away."""
-
-
-@dataclass(frozen=True, slots=True)
 class Relief:
     """A step away from a placement, with what a recount says it saves."""
 
     saved_bytes: int
+    """Payload that no longer crosses."""
     saved_calls: int
+    """Calls that fall away; negative when there are more."""
     moved_ops: tuple[str, ...]
-    """The ops that would move to the accelerator; empty when only the wire dtype changes."""
+    """The sorts of op that would move to ``device``; empty when only the wire dtype changes."""
+    device: str | None
+    """The accelerator that they would move to."""
     policy: str | None
     """A policy that does it, None when there is none by name."""
     wire_dtype: str | None
     """A smaller dtype on the wire that does it."""
+    elsewhere: bool
+    """Whether the bottleneck itself stays as it is, and the saving is of other tensors."""
+    placement: Placement
+    """The placement after the step: what was recounted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """The kind of tensor that makes most of the traffic, and a step that would relieve it."""
+
+    name: str
+    """Of the tensors, as in ``tracer.summary.tensor_names`` or a plainer one."""
+    transfers: int
+    """How many there are of it, in all directions."""
+    payload_bytes: int
+    """Of all of them."""
+    share: float
+    """Of the whole traffic."""
+    seq_degree: int | None
+    """The growth order of the tensor in ``seq``."""
+    relief: Relief | None
+    """The step that saves most of those tried; None when none saves any."""
 
 
 def find_bottleneck(
@@ -89,55 +112,101 @@ def find_bottleneck(
 ) -> Bottleneck | None:
     """What makes most of the traffic of a placement; None when nothing crosses.
 
-    ``policies`` are the placements, by name, that a relief may be called by.
+    ``policies`` are the placements, by name, that a relief may be called by; of several that fit
+    as well the first is named.
     """
-    families: dict[str, list[Transfer]] = {}
-    for transfer in traffic.transfers:
-        families.setdefault(_family(graph, transfer.tensor), []).append(transfer)
-    if not families:
+    total = traffic.totals.payload_bytes
+    if not total:
         return None
-    name = max(families, key=lambda n: sum(t.payload_bytes for t in families[n]))
-    worst = families[name]
+    family_of = _families(graph)
+    families: dict[_Family, list[Transfer]] = {}
+    for transfer in traffic.transfers:
+        families.setdefault(family_of[transfer.tensor.id], []).append(transfer)
 
-    def saved(other: Placement, dtype: str | None) -> tuple[int, int]:
-        recount = account(graph, other, link, wire_dtype=dtype, residency=residency)
-        fewer_bytes = traffic.totals.payload_bytes - recount.totals.payload_bytes
-        return fewer_bytes, len(traffic.calls) - len(recount.calls)
+    def weight(family: _Family) -> int:
+        return sum(transfer.payload_bytes for transfer in families[family])
 
-    relief = None
-    returned = {t.call for t in worst if t.direction == "receive"}
-    moved = _island(graph, placement, traffic, returned)
-    if moved and len(placement.accelerators) == 1:
-        devices = list(placement.devices)
-        for op in moved:
-            devices[op] = placement.accelerators[0]
-        after = replace(placement, devices=tuple(devices))
-        fewer_bytes, fewer_calls = saved(after, wire_dtype)
-        names = tuple(dict.fromkeys(base_name(graph.ops[op].target) for op in moved))
-        if fewer_bytes > 0:
-            policy = _called(placement, after, policies)
-            relief = Relief(fewer_bytes, fewer_calls, names, policy, None)
-    if relief is None and (wire_dtype or graph.meta.dtype) in ("float32", "float64"):
-        fewer_bytes, _ = saved(placement, "bfloat16")
-        relief = Relief(fewer_bytes, 0, (), None, "bfloat16") if fewer_bytes > 0 else None
-    payload = sum(t.payload_bytes for t in worst)
+    heaviest = sorted(families, key=weight, reverse=True)[:_TRIED]
+    worst = heaviest[0]
+
+    def recount(other: Placement, dtype: str | None, policy: str | None = None) -> Relief:
+        after = account(graph, other, link, wire_dtype=dtype, residency=residency)
+        left = (t.payload_bytes for t in after.transfers if family_of[t.tensor.id] == worst)
+        moved = [op for op in graph.ops if other.devices[op.id] != placement.devices[op.id]]
+        return Relief(
+            saved_bytes=total - after.totals.payload_bytes,
+            saved_calls=len(traffic.calls) - len(after.calls),
+            # A view goes without saying, unless there is nothing else.
+            moved_ops=tuple(
+                dict.fromkeys(
+                    base_name(op.target) for op in [op for op in moved if not op.is_view] or moved
+                )
+            ),
+            device=other.devices[moved[0].id] if moved else None,
+            policy=policy,
+            wire_dtype=None if moved else dtype,
+            elsewhere=sum(left) >= weight(worst),
+            placement=other,
+        )
+
+    steps = [
+        replace(placement, devices=tuple(
+            device if op in island else here for op, here in enumerate(placement.devices)
+        ))
+        for island in _islands(graph, placement, traffic, [families[key] for key in heaviest])
+        for device in placement.accelerators
+    ]  # fmt: skip
+    tried = (recount(step, wire_dtype) for step in steps)
+    relief = max(tried, key=lambda r: (r.saved_bytes, r.saved_calls), default=None)
+    if relief is None or relief.saved_bytes <= 0:
+        relief = recount(placement, _SMALL)
+    elif name := _called(relief.placement, policies):
+        named = recount(policies[name], wire_dtype, name)
+        relief = named if named.saved_bytes >= relief.saved_bytes else relief
     return Bottleneck(
-        name=name,
-        transfers=len(worst),
-        payload_bytes=payload,
-        share=payload / traffic.totals.payload_bytes,
-        seq_degree=max(worst, key=lambda t: t.payload_bytes).tensor.seq_degree,
-        relief=relief,
+        name=worst[0],
+        transfers=len(families[worst]),
+        payload_bytes=weight(worst),
+        share=weight(worst) / total,
+        seq_degree=max(families[worst], key=lambda t: t.payload_bytes).tensor.seq_degree,
+        relief=relief if relief.saved_bytes > 0 else None,
     )
 
 
-def _family(graph: OpGraph, tensor: Tensor) -> str:
-    return _FAMILIES.get(tensor.label or "", tensor_name(graph, tensor))
+_Family = tuple[str, tuple[int, ...]]
+"""(name, shape): what is labelled is one family in every shape that it takes."""
+
+
+def _families(graph: OpGraph) -> list[_Family]:
+    """The family of each tensor, by id."""
+    return [
+        (_ONE_TO_A_USER.get(t.label, t.label), ()) if t.label else (name, t.shape)
+        for t, name in zip(graph.tensors, tensor_names(graph), strict=True)
+    ]
+
+
+def _islands(
+    graph: OpGraph,
+    placement: Placement,
+    traffic: Traffic,
+    families: Iterable[Sequence[Transfer]],
+) -> list[frozenset[int]]:
+    """Ops at home that could follow the families to the accelerator: what works on each alone,
+    and on two of them together where that is more than what works on one or the other.
+    """
+    calls = {frozenset(t.call for t in f if t.direction == "receive"): None for f in families}
+    alone = {asked: _island(graph, placement, traffic, asked) for asked in calls}
+    found = list(alone.values())
+    for (a, island_a), (b, island_b) in combinations(alone.items(), 2):
+        together = _island(graph, placement, traffic, a | b)
+        if together > island_a | island_b or island_a & island_b:
+            found.append(together)
+    return list(dict.fromkeys(island for island in found if island))
 
 
 def _island(
     graph: OpGraph, placement: Placement, traffic: Traffic, calls: Container[int]
-) -> list[int]:
+) -> frozenset[int]:
     """The ops at home that work on what the calls return and on nothing else that flows.
 
     They can follow to the accelerator without anything new being sent.
@@ -151,25 +220,42 @@ def _island(
         if at_home and flowing and flowing <= reached and graph.outputs(op.id):
             island.append(op.id)
             reached.update(t.id for t in graph.outputs(op.id))
-    return island
+    return frozenset(island)
 
 
-def _called(before: Placement, after: Placement, policies: Mapping[str, Placement]) -> str | None:
-    """The policy that moves the same ops and fewest others, None when none moves them all."""
-
-    def differing(a: Placement, b: Placement) -> set[int]:
-        return {i for i, (x, y) in enumerate(zip(a.devices, b.devices, strict=True)) if x != y}
-
-    moved = differing(before, after)
-    fitting = [
-        (len(differing(placement, after)), name)
-        for name, placement in policies.items()
-        if not moved & differing(placement, after)
-    ]
-    return min(fitting)[1] if fitting else None
+def _called(step: Placement, policies: Mapping[str, Placement]) -> str | None:
+    """The policy that has all of the step's ops on its accelerators, and fewest others there."""
+    others = {
+        name: sum(here != there for here, there in zip(step.devices, p.devices, strict=True))
+        for name, p in policies.items()
+        if all(
+            here in (None, step.home, there)
+            for here, there in zip(step.devices, p.devices, strict=True)
+        )
+    }
+    return min(others, key=others.__getitem__, default=None)
 
 
-def savings(traffics: Sequence[Traffic], baseline: Traffic) -> list[int]:
-    """Payload bytes that each traffic stays below the baseline (negative: above)."""
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A placement's traffic against another's."""
+
+    saved_bytes: int
+    """Payload that it moves less than the baseline; negative when more."""
+    saved_share: float | None
+    """``saved_bytes`` of the baseline's payload; None when that is nothing."""
+    resident_off_home_bytes: int
+    """Parameters, buffers and constants that lie on accelerators, summed over them."""
+
+
+def compare_traffic(placement: Placement, traffic: Traffic, baseline: Traffic) -> Comparison:
+    """What ``placement`` saves against a baseline of the same graph, and what it takes."""
     whole = baseline.totals.payload_bytes
-    return [whole - traffic.totals.payload_bytes for traffic in traffics]
+    saved = whole - traffic.totals.payload_bytes
+    return Comparison(
+        saved_bytes=saved,
+        saved_share=saved / whole if whole else None,
+        resident_off_home_bytes=sum(
+            size for device, size in traffic.resident_bytes.items() if device != placement.home
+        ),
+    )

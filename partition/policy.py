@@ -27,7 +27,7 @@ from partition.placement import Placement
 from tracer.errors import InputError, suggest
 from tracer.graph import Kind, Op, OpGraph
 from tracer.patterns import PATTERNS
-from tracer.toml_files import check_keys, read_toml
+from tracer.toml_files import check_keys, read_text, read_toml
 
 PLACES = ("home", "accelerator")
 
@@ -51,6 +51,7 @@ class Rule:
     place: str
     """``home`` or ``accelerator``."""
     reason: str
+    """Why, in the user's words; may be empty."""
 
     def __str__(self) -> str:
         return ", ".join(f"{k} = {'|'.join(map(str, values))}" for k, values in self.conditions)
@@ -61,9 +62,13 @@ class Policy:
     """A named list of rules."""
 
     name: str
+    """The file's name without ``.toml``."""
     description: str
+    """What it does, in one sentence."""
     default: str
+    """``home`` or ``accelerator``: where ops go that no rule matches."""
     rules: tuple[Rule, ...]
+    """The first that matches an op places it."""
 
 
 def policy_names() -> list[str]:
@@ -78,14 +83,16 @@ def load_policy(name: str) -> Policy:
 
     Raises InputError that names the file, the rule and the key.
     """
+    known = policy_names()
     if name.endswith(".toml") or "/" in name:
         path = Path(name)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"policy file {name} cannot be read: {error}") from error
-        return _parse(path, text)
-    known = policy_names()
+        policy = _parse(path, read_text(path, "policy file"))
+        if policy.name in known:
+            raise InputError(
+                f"policy file {name} is called like a policy of cutedge, and its tables would be "
+                f"taken for those of {policy.name}: rename the file, e.g. my-{path.name}"
+            )
+        return policy
     if name not in known:
         raise InputError(
             f"unknown policy {name!r}; known are {', '.join(known)}, or the path of a .toml file."
@@ -174,6 +181,16 @@ def idle_rules(graph: OpGraph, policy: Policy) -> list[Rule]:
     """The rules that match no op of a graph: legitimate, or a misspelt pattern."""
     found = {name: find(graph) for name, find in PATTERNS.items() if _speaks_of(policy, name)}
     return [r for r in policy.rules if not any(_matches(graph, op, r, found) for op in graph.ops)]
+
+
+def cautions(graph: OpGraph, policy: Policy) -> list[str]:
+    """What to know before reading a policy's figures for a graph: its rules that match nothing."""
+    idle = idle_rules(graph, policy)
+    if policy.name not in policy_names():
+        return [f"no op matches the rule {rule}" for rule in idle]
+    if any(("pattern", ("attention-core",)) in rule.conditions for rule in idle):
+        return ["found no attention in this trace, so it is the same as offload-linear"]
+    return []  # the other rules of cutedge's own policies are for some models only
 
 
 def _speaks_of(policy: Policy, pattern: str) -> bool:

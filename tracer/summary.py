@@ -1,6 +1,8 @@
 """What a person wants to know of a trace at first sight."""
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tracer.graph import Kind, OpGraph, Role, Tensor
@@ -11,27 +13,52 @@ class TensorGroup:
     """Tensors that are alike: the same label (or module), shape and dtype."""
 
     name: str
+    """As in ``tensor_names``."""
     count: int
+    """How many there are."""
     example: Tensor
+    """The first of them."""
 
 
-def tensor_name(graph: OpGraph, tensor: Tensor) -> str:
-    """What to call a tensor in a sentence: its label, or the module that makes it."""
+def tensor_names(graph: OpGraph) -> list[str]:
+    """What to call each tensor, by id: its label, or the module that makes it.
+
+    A module is called by as much of the end of its path as no other module shares, and goes
+    without numbers, so that layers share their names: ``mlp.c_proj`` beside ``attn.c_proj``.
+    """
+    known = [_full_name(graph, tensor) for tensor in graph.tensors]
+    shared = Counter(path[start:] for path in set(known) for start in range(len(path)))
+    short = {path: _shortest_tail(path, shared) for path in set(known)}
+    return [short[path] for path in known]
+
+
+_NUMBER = "*"
+"""Stands for the numbers in a module's path."""
+
+
+def _full_name(graph: OpGraph, tensor: Tensor) -> tuple[str, ...]:
     if tensor.label is not None:
-        return tensor.label
+        return (tensor.label,)
     if tensor.op is None:
-        return tensor.name
-    path = graph.ops[tensor.op].module_path.split(".")
-    return next((part for part in reversed(path) if part and not part.isdigit()), tensor.name)
+        return (tensor.name,)
+    parts = graph.ops[tensor.op].module_path.split(".")
+    if all(part.isdigit() or not part for part in parts):  # the model itself, or a bare stack
+        return (re.sub(r"_\d+$", "", tensor.name),)
+    return tuple(_NUMBER if part.isdigit() else part for part in parts)
+
+
+def _shortest_tail(path: tuple[str, ...], shared: Mapping[tuple[str, ...], int]) -> str:
+    starts = [n for n in range(len(path)) if path[n] != _NUMBER]
+    return ".".join(next((path[n:] for n in reversed(starts) if shared[path[n:]] == 1), path))
 
 
 def largest_tensors(graph: OpGraph, count: int) -> list[TensorGroup]:
     """The kinds of tensor that take most bytes each; aliases and parameters left out."""
+    names = tensor_names(graph)
     groups: dict[tuple[str, tuple[int, ...], str], list[Tensor]] = {}
     for tensor in graph.tensors:
         if tensor.alias_of is None and tensor.role in (Role.ACTIVATION, Role.OUTPUT, Role.INPUT):
-            key = (tensor_name(graph, tensor), tensor.shape, tensor.dtype)
-            groups.setdefault(key, []).append(tensor)
+            groups.setdefault((names[tensor.id], tensor.shape, tensor.dtype), []).append(tensor)
     ordered = sorted(groups.items(), key=lambda item: (-item[1][0].bytes, item[1][0].id))
     return [TensorGroup(name, len(found), found[0]) for (name, _, _), found in ordered[:count]]
 

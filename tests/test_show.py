@@ -1,0 +1,120 @@
+"""What people read: wording, and tables that no width cuts."""
+
+from dataclasses import replace
+
+import pytest
+
+from cli import show
+from costmodels.flops import FlopTotals, annotate, total_flops
+from costmodels.links import load_link
+from partition.accounting import account
+from partition.explain import compare_traffic, top_transfers
+from partition.tables import Partition
+from tests.graphs import Builder, place
+from tracer.graph import Kind, OpGraph, TraceMeta
+
+BIG = 3_000_000_000
+
+
+def wide() -> OpGraph:
+    """One linear whose sizes take many digits."""
+    build = Builder()
+    x = build.input("x", ("batch", BIG))
+    weight = build.parameter("weight", (5, BIG))
+    path = "a.rather.long.path.of.modules.that_makes_a_linear"
+    made = build.op("linear", x, weight, shape=("batch", 5), kind=Kind.LINEAR, path=path)
+    return annotate(build.finish(made))
+
+
+def partition(graph: OpGraph) -> Partition:
+    where = place(graph, {"gpu": ["linear"]})
+    traffic = account(graph, where, load_link("zmq-ipc"))
+    return Partition(graph, "id", "a-policy", where, traffic, "zmq-ipc", None, "run")
+
+
+@pytest.fixture(params=[None, 40, 80])
+def columns(request, monkeypatch):
+    """A pipe, and narrow terminals."""
+    if request.param is not None:
+        monkeypatch.setenv("COLUMNS", str(request.param))
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "dumb")
+    return request.param
+
+
+def test_tables_are_never_cut(columns, capsys):
+    graph = wide()
+    made = partition(graph)
+    show.trace_summary(graph, total_flops(graph), "here")
+    show.partition_summary(
+        made, load_link("zmq-ipc"), top_transfers(graph, made.traffic), None, "here"
+    )
+    compared = compare_traffic(made.placement, made.traffic, made.traffic)
+    show.comparison([made], made, [compared], "here")
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    for figure in (
+        f"{4 * BIG:,}",
+        f"[1, {BIG}]",
+        f"4*(batch)*({BIG})",  # a formula
+        f"{4 * BIG / 2**20:.4f} MiB",
+        f"{(4 * BIG + 82) / 2**20:.4f} MiB",
+        "resident off home",
+    ):
+        assert any(figure in line for line in printed.splitlines()), figure
+
+
+def test_a_list_breaks_between_its_items():
+    lines = show._wrapped("ops   99: ", ["11 one", "22 two", "66 three-four"], width=26)
+    assert lines == ["ops   99: 11 one, 22 two,", " " * 12 + "66 three-four"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 calls"), (1, "1 call"), (2, "2 calls"), (1234, "1,234 calls")]
+)
+def test_one_is_no_plural(number, text):
+    assert show.counted(number, "call") == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1.0, "100.0%"), (0.99999, "99.9%"), (0.9994, "99.9%"), (0.5, "50.0%"), (0.0, "0.0%")],
+)
+def test_only_all_is_a_hundred_percent(share, text):
+    assert show.covered(share) == text
+
+
+def test_every_printed_total_says_what_it_is_of(capsys):
+    graph = wide()
+    made = partition(graph)
+    show.partition_summary(made, load_link("zmq-ipc"), [], None, "here")
+    show.comparison(
+        [made], made, [compare_traffic(made.placement, made.traffic, made.traffic)], "here"
+    )
+    line = "coverage: bytes are exact for all 3 ops; FLOPs are known for 100.0% of those that work"
+    assert capsys.readouterr().out.splitlines().count(line) == 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ({}, "12 in matrix products (exact)"),
+        (
+            {"aten.conv9d.default": 3},
+            "12 in all but 3 x aten.conv9d.default of the matrix products",
+        ),
+    ],
+)
+def test_products_are_exact_only_when_none_is_missing(capsys, missing, says):
+    unsupported = {"aten.odd.default": 2, **missing}
+    totals = FlopTotals(12, "12*batch", 4, unsupported, missing, 0.5)
+    show.trace_summary(wide(), totals, "here")
+    printed = capsys.readouterr().out
+    assert f"FLOPs       {says}\n" in printed
+    assert "known for 50.0% of the ops that work; not for" in printed
+    assert "2 x aten.odd.default" in printed
+
+
+def test_a_headline_has_what_was_changed():
+    meta: TraceMeta = replace(wide().meta, overrides=(("num_hidden_layers", "2"),))
+    assert show.headline(meta).startswith("by-hand, num_hidden_layers = 2: prefill of 1 x 8 tokens")
