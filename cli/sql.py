@@ -1,5 +1,6 @@
 """SQL over the tables: DuckDB with every table as a view."""
 
+import os
 from collections.abc import Iterable, Sequence
 from glob import escape
 from pathlib import Path
@@ -24,7 +25,7 @@ def run_sql(sql: str, folder: Path) -> tuple[list[str], list[Sequence[Any]]]:
     wire ...) as columns. Raises InputError for SQL that DuckDB refuses, CutedgeError where there
     are no tables or a file is damaged.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CutedgeError(f"no tables at {folder}: there is no such directory. Run trace first.")
     files = {
         name: sorted(path for path in folder.rglob(f"{name}.parquet") if path.is_file())
@@ -53,6 +54,8 @@ def run_sql(sql: str, folder: Path) -> tuple[list[str], list[Sequence[Any]]]:
             if maker == "partition" and not files[name] and f"name {name} " in said.lower()
         ]
         raise InputError(said + "".join(early)) from error
+    except RuntimeError as error:  # DuckDB wants names that are UTF-8
+        raise CutedgeError(f"DuckDB cannot read {folder}: {error}") from error
 
 
 def _scan(paths: Iterable[Path]) -> str:

@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 import tomllib
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from importlib.resources import files
@@ -17,12 +16,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from cli.main import app
+from cli.workspace import remember, trace_folder
 from costmodels.links import FIGURES
 from partition.policy import policy_names
 from tests.conftest import BIN
+from tests.inprocess import invoke
 from tracer.presets import preset, preset_names
 from tracer.serde import TRACE_TABLES, read_trace, write_trace
 
@@ -30,17 +29,6 @@ Done = CompletedProcess[str]
 
 
 # --- how commands are run and what is checked of them ---------------------------------------------
-
-
-def invoke(command: str, *args: str | Path) -> Done:
-    """A command without a process: what would end in a traceback shows one on stderr."""
-    words = [*([] if command == "cutedge" else [command]), *map(str, args)]
-    environment = {"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
-    result = CliRunner().invoke(app, words, env=environment, prog_name="cutedge")
-    stderr = result.stderr
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        stderr += "".join(traceback.format_exception(result.exception))
-    return Done(words, result.exit_code, result.stdout, stderr)
 
 
 @pytest.fixture
@@ -112,16 +100,10 @@ def here(store, tmp_path) -> Path:
     ("code", "command", "says"),
     [
         (2, ["trace", "lama-3.2-1b"], ["error: ", "'lama-3.2-1b'", "Did you mean llama-3.2-1b"]),
-        (2, ["trace", "gpt2", "--set", "n_layer"], ["error: --set n_layer", "key=value"]),
         (2, ["trace", "gpt2", "--seq", "0"], ["--seq", "greater than or equal to 1"]),
         (2, ["partition", "--policy", "ofload-linear"], ["error: ", "mean offload-linear"]),
-        (2, ["partition", "--link", "zmq-icp"], ["error: ", "Did you mean zmq-ipc"]),
-        (1, ["partition", "gone"], ["error: no trace at gone", "Run trace first"]),
         (1, ["partition", "damaged"], ["error: damaged/tensors.parquet is damaged", "Run trace"]),
-        (1, ["cutedge", "compare", "gone"], ["error: no trace at gone"]),
         (2, ["cutedge", "query", "SELEC 1"], ["error: ", "syntax error", "SELEC"]),
-        (2, ["cutedge", "models", "gpt3"], ["error: unknown model 'gpt3'", "Did you mean gpt2"]),
-        (2, ["cutedge", "policies", "nowhere/p.toml"], ["error: policy file nowhere/p.toml"]),
         (2, ["cutedge", "trase"], ["No such command 'trase'", "--help"]),
     ],
 )
@@ -309,9 +291,10 @@ def test_a_dtype_that_is_offered_works_or_is_blamed(cli, tmp_path, dtype):
         ("--policy flash-atention", ["'flash-atention'", "Did you mean flash-attention"]),
         ("--policy FUSE-ATTENTION", ["'FUSE-ATTENTION'", "fuse-attention", ".toml"]),
         ("--policy gone.toml", ["policy file gone.toml", "No such file"]),
-        ("--policy t/", ["policy file t/", "directory"]),
+        ("--policy t/", ["policy file t", "directory"]),
         ("--link zmq-ipx", ["unknown link 'zmq-ipx'", "none, zmq-ipc", ".toml", "mean zmq-ipc"]),
         ("--link gone.toml", ["link file gone.toml", "No such file"]),
+        ("--link t/", ["link file t", "directory"]),
         ("--home gpu", ["--home 'gpu'", "--accel 'gpu'", "two different devices"]),
         ("--home npu --accel npu", ["--home 'npu'", "--accel 'npu'", "different"]),
         ("--home=", ["--home ''"]),
@@ -327,8 +310,8 @@ def test_an_unknown_baseline(here, refuse):
     refuse(2, ["cutedge", "compare", *options], "'fuse-atention'", "Did you mean fuse-attention")
 
 
-@pytest.mark.parametrize(("model", "positions"), [("gpt2", 1024), ("bert-base", 512)])
-def test_more_tokens_than_positions_are_warned_of(cli, model, positions):
+def test_more_tokens_than_positions_are_warned_of(cli):
+    model, positions = "bert-base", 512
     within = cli("trace", model, "--seq", str(positions), "--json")
     assert (within.returncode, within.stderr) == (0, "")
     assert json.loads(within.stdout)["warnings"] == []
@@ -639,6 +622,8 @@ EDITED: dict[str, tuple[str, Callable[[pa.Table], pa.Table], dict[str, str | Non
     "an unknown status": ("ops", set_cell("flops_status", "sure"), {}),
     "rows gone": ("ops", lambda t: t.slice(0, 20), {}),
     "an unknown role": ("tensors", set_cell("role", "guest"), {}),
+    "a figure that was not traced": ("ops", set_cell("read_bytes", 7), {}),
+    "another model's metadata": ("ops", same, {"model": "gpt2"}),
     "an unknown dtype": ("tensors", set_cell("dtype", "float31"), {}),
     "a producer that is missing": ("tensors", set_cell("op_id", 10**6), {}),
     "an alias of nothing": ("tensors", set_cell("alias_of", 10**6), {}),
@@ -695,6 +680,13 @@ def test_a_last_trace_that_is_damaged(here, cli, content):
         check_refusal(done, done.returncode, "trace")
 
 
+@pytest.mark.parametrize("name", [" x ", "a\nb", "ü", "a/b", os.fsdecode(b"\xff")])
+def test_the_last_trace_is_found_again_whatever_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    remember(Path(name))
+    assert trace_folder(None) == Path(name)
+
+
 # --- files that cannot be written -----------------------------------------------------------------
 
 
@@ -739,17 +731,13 @@ def run_limited(run: Callable[..., Done], limit: int, command: str, *args: str) 
     return run(sys.executable, "-c", LIMITED, str(limit), BIN / command, *args)
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_trace(tmp_path, traced, run):
-    write_trace(traced("llama-3.2-1b", seq=8), tmp_path / "t")
-    before = tree(tmp_path)
-    first, second = (len(before[f"t/{table}.parquet"]) for table in ("ops", "tensors"))
-    assert first + 1000 < second  # else the limit tells nothing
-    done = run_limited(
-        run, (first + second) // 2, "trace", "llama-3.2-1b", "--seq", "9", "--out", "t"
-    )
+def test_a_disk_that_is_full_in_the_middle_of_a_trace(here, run):
+    before = tree(here)
+    half = len(before["t/ops.parquet"]) // 2
+    assert half > len(before["cutedge-out/last-trace"])
+    done = run_limited(run, half, "trace", "edge-10m", "--seq", "10", "--out", "t")
     check_refusal(done, 1, "cannot write tables to t", "File too large", "free some space", "--out")
-    assert tree(tmp_path) == before
-    assert read_trace(tmp_path / "t")[0].meta.seq == 8
+    assert tree(here) == before
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_partition(here, run):
@@ -788,12 +776,27 @@ def test_no_space_for_the_name_of_the_last_trace(here, cli):
 
 @pytest.mark.parametrize(
     "command",
-    [["partition", "t"], ["cutedge", "models", "--json"], ["cutedge", "query", "SELECT 1"]],
+    [
+        ["partition", "t"], ["cutedge", "models", "--json"], ["cutedge", "query", "SELECT 1"],
+        ["cutedge", "--help"],
+    ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_an_output_that_cannot_be_printed(here, run, command):
-    done = run("/bin/sh", "-c", 'exec "$@" > /dev/full', "sh", BIN / command[0], *command[1:])
-    check_refusal(done, 1, "No space left on device")
+    def to(where: str) -> Done:
+        return run("/bin/sh", "-c", f'"$@" {where}', "sh", BIN / command[0], *command[1:])
+
+    full = to("> /dev/full")
+    check_refusal(full, 1, "error: cannot print the results: No space left on device")
+    assert full.stderr.count("\n") == 1
+    nobody_reads = to("| true")
+    assert (nobody_reads.returncode, nobody_reads.stderr) == (0, "")
+
+
+def test_text_that_the_terminal_has_no_letters_for(run):
+    """Escaped, rather than no output at all."""
+    done = run("/usr/bin/env", "PYTHONIOENCODING=ascii", BIN / "cutedge", "policies")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- query ----------------------------------------------------------------------------------------
@@ -858,7 +861,10 @@ def test_a_damaged_table_is_queried(here, refuse, table, how):
 
 # --- names that are not plain words ---------------------------------------------------------------
 
-NAMES = ["two words", "it's", 'a "quote"', "[x]", "[/x]", "[bold red]", "a=b", "*?", "ü", ":smile:"]
+NAMES = [
+    "two words", "it's", 'a "quote"', "[x]", "[/x]", "[bold red]", "a=b", "*?", "ü", ":smile:",
+    "s3:x",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -956,7 +962,8 @@ def test_json_of_trace(cli, options):
         assert str(figures[key]) == stored[key]
     assert figures["symbolic"] == json.loads(stored["symbolic"]) == ["batch", "seq"]
     changed = {key: json.loads(value) for key, value in json.loads(stored["overrides"])}
-    assert figures["overrides"] == changed == ({"num_hidden_layers": 2} if "--set" in options else {})
+    expected = {"num_hidden_layers": 2} if "--set" in options else {}
+    assert figures["overrides"] == changed == expected
     assert [f"warning: {note}" for note in figures["warnings"]] == done.stderr.splitlines()
     assert bool(figures["warnings"]) == ("600" in options)
 
@@ -1082,9 +1089,12 @@ def test_json_of_compare(here, cli):
         check_partition_json(one, here)
         assert one["baseline"] == "fuse-attention"
         assert one["saved_bytes"] == whole["fuse-attention"] - whole[one["policy"]]
+        assert one["saved_share"] == one["saved_bytes"] / whole["fuse-attention"]
+        away = [size for name, size in one["resident_bytes"].items() if name != one["home"]]
+        assert one["resident_off_home_bytes"] == sum(away)
     alone = parsed(cli("partition", "--policy", "flash-attention", "--json"))
-    compared = {k: v for k, v in figures[-1].items() if k not in ("saved_bytes", "baseline")}
-    assert compared == {**alone, "bottleneck": None}
+    beside = ("saved_bytes", "saved_share", "resident_off_home_bytes", "baseline")
+    assert {k: v for k, v in figures[-1].items() if k not in beside} == alone
 
 
 def test_json_of_query(here, cli):
@@ -1107,12 +1117,33 @@ def test_json_of_query(here, cli):
         ("DATE '2026-01-31'", "2026-01-31"),
         ("'01234567-89ab-cdef-0123-456789abcdef'::UUID", "01234567-89ab-cdef-0123-456789abcdef"),
         ("'nan'::DOUBLE", None),
+        ("'-inf'::FLOAT", None),
+        ("TIMESTAMP '2026-01-31 12:30:00'", "2026-01-31 12:30:00"),
+        ("'\\xAA\\x00'::BLOB", "aa00"),
+        ("MAP {DATE '2026-01-31': [1.5]}", {"2026-01-31": [1.5]}),
         ("{'a': [1.5, NULL]}", {"a": [1.5, None]}),
     ],
 )
 def test_json_of_every_type_of_column(here, cli, value, expected):
     (row,) = parsed(cli("cutedge", "query", f"SELECT {value} AS value FROM ops LIMIT 1", "--json"))
     assert row == {"value": expected}
+
+
+def test_columns_of_one_name_are_told_apart(here, cli):
+    """Else JSON would lose all but the last: a join of two tables has most names twice."""
+    (row,) = parsed(cli("cutedge", "query", "SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a", "--json"))
+    assert row == {"a": 1, "a_1": 2, "a_1_1": 3, "a_2": 4}
+
+
+@pytest.mark.parametrize("wide", [20, 20_000])
+def test_no_number_is_cut_however_wide_the_table_is(here, cli, wide):
+    numbers = "123456789012345678 AS i, 6984.50492 AS f, NULL AS n, -7::DECIMAL(9, 2) AS d"
+    done = cli("cutedge", "query", f"SELECT repeat('x', {wide}) AS x, {numbers}")
+    header, row = done.stdout.splitlines()
+    assert row.split() == ["x" * wide, "123456789012345678", "6984.50492", "-7.00"]
+    assert header.split() == ["x", "i", "f", "n", "d"]
+    for column, value in (("i", "123456789012345678"), ("f", "6984.50492"), ("d", "-7.00")):
+        assert row.index(value) + len(value) == header.index(column) + 1  # right-aligned
 
 
 def test_json_of_models(cli):

@@ -4,9 +4,10 @@ import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import duckdb
 import pyarrow as pa
@@ -17,7 +18,7 @@ from costmodels.links import load_link
 from partition.accounting import account
 from partition.policy import apply_policy, load_policy
 from partition.tables import Partition, remove_stale, write_partition
-from tests.conftest import run_command
+from tests.inprocess import invoke
 from tracer.graph import OpGraph
 from tracer.serde import SCHEMA_VERSION, TableError, read_trace, write_trace
 
@@ -106,8 +107,8 @@ VARIANTS = {
 
 def command(*args: str | Path, cwd: Path) -> str:
     """Run a command that must succeed; what it said on stderr."""
-    name, *rest = args
-    done = run_command(str(name), *rest, cwd=cwd)
+    with chdir(cwd):
+        done = invoke(*map(str, args))
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -224,6 +225,20 @@ def test_each_file_says_what_it_is_of(trace, table):
             assert versions.keys() == {"cutedge", "torch", "transformers"}
             assert all(versions.values())
     assert len(ids) == 1
+
+
+def test_a_partition_says_how_it_was_made(trace):
+    for place, options in VARIANTS.items():
+        expected = {
+            "policy": options[1], "home": "tee", "link": "zmq-ipc",
+            "accelerators": "[]" if "all-home" in options else '["gpu"]',
+            "wire_dtype": "bfloat16" if "bfloat16" in options else "float32",
+            "residency": "call" if "call" in options else "run",
+        }  # fmt: skip
+        for table in PARTITION:
+            schema = pq.read_schema(trace / place / f"{table}.parquet")
+            metadata = {k.decode(): v.decode() for k, v in schema.metadata.items()}
+            assert {key: metadata[key] for key in expected} == expected
 
 
 # --- round trip -----------------------------------------------------------------------------------
@@ -532,12 +547,12 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, turn: int) -> list[Path]:
     begun: list[Path] = []
     real = pq.write_table
 
-    def write(table: pa.Table, where: Path, **options: Any) -> None:
-        begun.append(Path(where))
+    def write(table: pa.Table, file: IO[bytes], **options: Any) -> None:
+        begun.append(Path(file.name))
         if len(begun) == turn:
-            Path(where).write_bytes(b"PAR1 and then nothing")
+            file.write(b"PAR1 and then nothing")
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(table, where, **options)
+        real(table, file, **options)
 
     monkeypatch.setattr("pyarrow.parquet.write_table", write)
     return begun
@@ -559,8 +574,8 @@ def test_a_trace_that_cannot_be_written_leaves_the_old_one(traced, tmp_path, mon
 def test_a_first_trace_that_cannot_be_written_leaves_no_file(traced, tmp_path, monkeypatch, turn):
     fail_at(monkeypatch, turn)
     with pytest.raises(TableError, match="No space left on device"):
-        write_trace(traced("edge-10m", seq=8), tmp_path / "new")
-    assert files(tmp_path) == {}
+        write_trace(traced("edge-10m", seq=8), tmp_path / "new" / "place")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("turn", range(1, len(PARTITION) + 1))

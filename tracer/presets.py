@@ -1,6 +1,7 @@
 """Models by name: the config.json of each preset, as data, and configs from users' files."""
 
 import json
+import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -30,11 +31,11 @@ def find_config(model: str) -> tuple[str, dict[str, Any]]:
     if model in preset_names():
         return model, preset(model)
     path = Path(model)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, False for a name that no file may have
         path = path / "config.json"
         if not path.is_file():
             raise InputError(f"{model} has no config.json; a model's folder must hold one")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(
             f"unknown model {model!r}: neither a preset (see: cutedge models) nor a path that "
             "exists." + suggest(model.lower(), preset_names())

@@ -136,7 +136,8 @@ def write_tables(
             temporary = folder / f".{name}.{os.getpid()}.tmp"
             written.append((temporary, final))
             described = table.replace_schema_metadata(dict(sorted(marked.items())))
-            pq.write_table(described, temporary, compression="zstd")
+            with temporary.open("wb") as sink:  # a name would be tried as a URI first
+                pq.write_table(described, sink, compression="zstd")
         for temporary, final in written:
             os.replace(temporary, final)
     except OSError as error:
@@ -155,9 +156,13 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, di
     """A table and its file's metadata. Raises TableError naming the file when it cannot be used."""
     path = folder / f"{name}.parquet"
     try:
-        table = pq.read_table(path, partitioning=None)
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise TableError(f"{path} is missing: {folder} is not a whole trace. Run trace.") from error
+    except OSError as error:
+        raise TableError(f"{path} cannot be read: {error.strerror or error}. Run trace.") from error
+    try:
+        table = pq.read_table(pa.BufferReader(data))
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{path} is damaged: {str(error).splitlines()[0]}. Run trace.") from error
     metadata = {
@@ -237,7 +242,7 @@ def read_trace(folder: Path) -> tuple[OpGraph, str]:
     Raises TableError when the directory or a table is missing, damaged, of another schema version,
     or when its files are not those of one trace.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise TableError(f"no trace at {folder}: there is no such directory. Run trace first.")
     read = {name: read_table(folder, name, schema) for name, schema in TRACE_TABLES.items()}
     if len({metadata.get("trace_id") for _, metadata in read.values()}) != 1:
