@@ -124,6 +124,9 @@ def test_unlike_layers_are_traced_whole():
     assert len(masks) == 2  # one mask a kind of layer
 
 
+Odd = Callable[[int, int], bool]
+
+
 class Block(torch.nn.Module):
     def __init__(self, layer_idx: int, count: int) -> None:
         super().__init__()
@@ -137,42 +140,86 @@ class Block(torch.nn.Module):
 
 
 class Toy(torch.nn.Module):
-    """A stack of blocks whose code may look at a block's index where no attribute shows it."""
+    """A stack of blocks; it or they may look at an index where no attribute shows it."""
 
-    def __init__(self, odd: Callable[[int, int], bool]) -> None:
+    def __init__(self, in_block: Odd, in_model: Odd, depth: int = 13) -> None:
         super().__init__()
-        self.config = SimpleNamespace(num_layers=9)
-        self.odd = odd
+        self.config = SimpleNamespace(num_layers=depth)
+        self.in_block, self.in_model = in_block, in_model
         self.table = torch.nn.Embedding(16, 8, device="meta")
-        self.layers = torch.nn.ModuleList(Block(i, 9) for i in range(9))
+        self.layers = torch.nn.ModuleList(Block(i, depth) for i in range(depth))
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         x = self.table(input_ids)
         for index, layer in enumerate(self.layers):
-            x = layer(x, self.odd)
+            if self.in_model(index, self.config.num_layers):
+                x = torch.sigmoid(x)
+            x = layer(x, self.in_block)
             if index == self.config.num_layers - 1:
                 x = torch.tanh(x)
         return x
 
 
-@pytest.mark.parametrize(
-    ("odd", "relus"),
-    [
-        (lambda index, count: False, 0),
-        (lambda index, count: True, 9),
-        (lambda index, count: index % 2 == 1, 4),
-        (lambda index, count: index >= 5, 4),
-        (lambda index, count: index == count - 1, 1),
-    ],
-)
-def test_code_that_looks_at_the_index_of_a_block_is_noticed(odd, relus):
-    module = Toy(odd)
+LOOKS: dict[str, tuple[Odd, int]] = {
+    "never": (lambda index, count: False, 0),
+    "always": (lambda index, count: True, 13),
+    "every second": (lambda index, count: index % 2 == 1, 6),
+    "every sixth": (lambda index, count: index % 6 == 5, 2),
+    "one": (lambda index, count: index == 7, 1),
+    "the later ones": (lambda index, count: index >= 5, 8),
+    "the last": (lambda index, count: index == count - 1, 1),
+    "the next but one is the last": (lambda index, count: index + 2 == count - 1, 1),
+}
+
+
+def count_targets(module: torch.nn.Module) -> tuple[Counter[str], int]:
     task = Prefill(module, "toy", 2, 8, "last")
     program = _program(module, task, task.ways()[0], False)
-    targets = Counter(node.target for node in program.nodes)
-    assert targets["aten.relu.default"] == relus
-    assert targets["aten.tanh.default"] == 1
-    assert targets["aten.linear.default"] == 9
+    return Counter(node.target for node in program.nodes), program.repeated
+
+
+@pytest.mark.parametrize(("odd", "count"), LOOKS.values(), ids=LOOKS.keys())
+def test_blocks_that_look_at_their_index_are_noticed(odd, count):
+    targets, repeated = count_targets(Toy(odd, LOOKS["never"][0]))
+    assert (targets["aten.relu.default"], targets["aten.tanh.default"]) == (count, 1)
+    assert targets["aten.linear.default"] == 13
+    assert repeated == (9 if count in (0, 13) else 0)
+
+
+@pytest.mark.parametrize(("odd", "count"), LOOKS.values(), ids=LOOKS.keys())
+def test_a_model_that_looks_at_the_index_of_a_block_is_noticed(odd, count):
+    targets, repeated = count_targets(Toy(LOOKS["never"][0], odd))
+    assert targets["aten.sigmoid.default"] == count
+    assert repeated == (9 if count == 0 else 0)
+
+
+def test_a_model_that_runs_a_block_twice_is_traced_whole():
+    class Twice(Toy):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.layers[4](super().forward(input_ids), self.in_block)
+
+    targets, repeated = count_targets(Twice(LOOKS["never"][0], LOOKS["never"][0]))
+    assert (targets["aten.linear.default"], repeated) == (14, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "untraced"),
+    [
+        ("gemma2", 12, 6),  # a window in every second layer
+        ("gemma3_text", 13, 7),  # no window in every sixth
+        ("deepseek_v3", 9, 3),  # experts from the fourth layer on
+        ("qwen3_moe", 8, 4),  # experts in all
+        ("phi3", 8, 4),
+    ],
+)
+def test_each_kind_of_layer_is_traced_and_repeated(kind, depth, untraced):
+    overrides = {"num_hidden_layers": depth}
+    one, whole = (
+        capture({"model_type": kind}, model=kind, seq=16, overrides=overrides, full=full).graph
+        for full in (False, True)
+    )
+    assert one.meta == replace(whole.meta, repeated_layers=untraced)
+    assert (one.ops, one.tensors, one.edges) == (whole.ops, whole.tensors, whole.edges)
 
 
 def test_tied_weights_are_one_storage(traced):

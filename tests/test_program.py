@@ -1,6 +1,6 @@
 """Stamping a traced stack to its depth, against the same program written out block by block."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -16,7 +16,8 @@ from tracer.graph import (
     Tensor,
     TraceMeta,
 )
-from tracer.program import TRACED_LAYERS, Node, Program, Stack, Value, build_graph, layer_of, stamp
+from tracer.program import Node, Program, Value, build_graph, layer_of
+from tracer.stamp import Stack, stamp
 
 META = TraceMeta(
     model="hand", phase="prefill", batch=2, seq=5, past=0, dtype="float32", attn="eager",
@@ -32,19 +33,19 @@ STREAM = (BATCH, SEQ, const(HIDDEN))
 
 @dataclass
 class Writer:
-    """Writes a program of ``blocks`` blocks that declares the parameters of ``depth`` blocks.
+    """Writes a program of some ``blocks`` of a model, with the parameters of all ``depth`` blocks.
 
-    With ``blocks == depth`` it is the whole model, with 4 blocks what a shortened trace gives.
+    With ``range(depth)`` it is the whole model, with ``Stack.traced`` what a shortened trace gives.
     """
 
-    blocks: int
+    blocks: Sequence[int]
     depth: int
     path: str = "model.layers"
     program: Program = field(default_factory=Program)
     names: dict[str, int] = field(default_factory=dict)
     stream: int = -1
     """The residual stream so far."""
-    ends: list[int] = field(default_factory=list)
+    ends: dict[int, int] = field(default_factory=dict)
     """The stream after each block."""
     pre: int = -1
     """A value made before the stack."""
@@ -151,9 +152,9 @@ class Writer:
 
     def write(self) -> Program:
         self.before()
-        for layer in range(self.blocks):
+        for layer in self.blocks:
             self.block(layer)
-            self.ends.append(self.stream)
+            self.ends[layer] = self.stream
         self.after()
         return self.program
 
@@ -200,7 +201,7 @@ class TwoOutputs(Writer):
 class AtTheTop(Writer):
     """The stack is no part of a parent module."""
 
-    def __init__(self, blocks: int, depth: int) -> None:
+    def __init__(self, blocks: Sequence[int], depth: int) -> None:
         super().__init__(blocks, depth, path="h")
 
 
@@ -209,10 +210,20 @@ SOUND: list[type[Writer]] = [
 ]  # fmt: skip
 
 
-def stamped(writer: type[Writer], depth: int) -> Program | None:
-    """A model of ``depth`` blocks from a trace of its first four."""
-    traced = writer(TRACED_LAYERS, depth)
-    return stamp(traced.write(), Stack(traced.path, depth))
+def alike(depth: int, path: str = "model.layers") -> Stack:
+    """A stack of blocks of one kind."""
+    return Stack(path, (0,) * depth)
+
+
+SEVEN = alike(7)
+LAST = 6
+assert SEVEN.traced == (0, 1, 2, LAST)
+
+
+def stamped(writer: type[Writer], stack: Stack) -> Program | None:
+    """A model from a trace of a few of its blocks."""
+    traced = writer(stack.traced, stack.depth)
+    return stamp(traced.write(), replace(stack, path=traced.path))
 
 
 def assert_same(found: OpGraph, expected: OpGraph) -> None:
@@ -224,22 +235,22 @@ def assert_same(found: OpGraph, expected: OpGraph) -> None:
 @pytest.mark.parametrize("depth", [4, 5, 6, 7, 12])
 @pytest.mark.parametrize("writer", SOUND, ids=lambda w: w.__name__)
 def test_a_stamped_program_is_the_one_written_out(writer, depth):
-    program = stamped(writer, depth)
+    program = stamped(writer, alike(depth))
     assert program is not None
-    assert_same(build_graph(program, META), build_graph(writer(depth, depth).write(), META))
+    assert_same(build_graph(program, META), build_graph(writer(range(depth), depth).write(), META))
 
 
 def test_the_program_that_is_stamped_stays_as_it_was():
-    traced = Writer(TRACED_LAYERS, 7)
+    traced = Writer(SEVEN.traced, 7)
     program = traced.write()
     values, nodes = list(program.values), list(program.nodes)
-    assert stamp(program, Stack(traced.path, 7)) is not None
+    assert stamp(program, SEVEN) is not None
     assert (program.values, program.nodes) == (values, nodes)
 
 
 @pytest.fixture(scope="module")
 def seven() -> OpGraph:
-    program = stamped(Writer, 7)
+    program = stamped(Writer, SEVEN)
     assert program is not None
     return build_graph(program, META)
 
@@ -297,7 +308,7 @@ def test_every_block_reads_the_one_constant(seven):
 
 
 def layer_of_node(program: Program, node: Node) -> int | None:
-    return Stack("model.layers", 7).layer(node.path)
+    return SEVEN.layer(node.path)
 
 
 def in_block(program: Program, layer: int, target: str) -> int:
@@ -395,7 +406,7 @@ def swapped(first: int, second: int) -> Change:
 
     def change(writer: Writer) -> None:
         names = {first: second, second: first}
-        stack = Stack("model.layers", 7)
+        stack = SEVEN
         writer.program.nodes[:] = [
             replace(node, path=stack.move(node.path, names[layer]))
             if (layer := stack.layer(node.path)) in names
@@ -437,7 +448,7 @@ def inner(layer: int, target: str) -> Callable[[Writer], int]:
 
 
 def all_read_block_0(writer: Writer) -> None:
-    for layer in (1, 2, 3):
+    for layer in SEVEN.traced[1:]:
         read_instead(layer, ADD, 0, inner(0, LINEAR))(writer)
 
 
@@ -479,13 +490,13 @@ UNSOUND: dict[str, Change] = {
     },
     "a middle result that lies elsewhere": own_alias,
     # the last block is another one than those in the middle
-    "one op more in the last block": one_more_op(3),
-    "another target in the last block": change_node(3, ADD, target="aten.sub.Tensor"),
-    "another shape in the last block": change_value(3, LINEAR, shape=(BATCH, SEQ)),
-    "the last block reads from before the stack": read_instead(3, ADD, 0, lambda w: w.pre),
+    "one op more in the last block": one_more_op(LAST),
+    "another target in the last block": change_node(LAST, ADD, target="aten.sub.Tensor"),
+    "another shape in the last block": change_value(LAST, LINEAR, shape=(BATCH, SEQ)),
+    "the last block reads from before the stack": read_instead(LAST, ADD, 0, lambda w: w.pre),
     # something reaches further back than one block
-    "the last block reads two blocks back": read_instead(3, ADD, 0, lambda w: w.ends[1]),
-    "the last block reads block 0": read_instead(3, ADD, 0, lambda w: w.ends[0]),
+    "the last block reads two blocks back": read_instead(LAST, ADD, 0, lambda w: w.ends[1]),
+    "the last block reads block 0": read_instead(LAST, ADD, 0, lambda w: w.ends[0]),
     "a middle block reads two blocks back": read_instead(2, ADD, 0, lambda w: w.ends[0]),
     "all blocks read block 0": all_read_block_0,
     # something after the stack reads an earlier block: in 7 blocks, which one would it be?
@@ -493,30 +504,30 @@ UNSOUND: dict[str, Change] = {
     **{f"block {n} is a result": returned(n) for n in (0, 1, 2)},
     # the blocks do not follow one another
     "blocks 1 and 2 swapped": swapped(1, 2),
-    "blocks 0 and 3 swapped": swapped(0, 3),
+    "the first and the last block swapped": swapped(0, LAST),
     "interleaved blocks": interleaved,
     "block 0 again after the last": again,
-    **{f"no block {n}": without(n) for n in range(4)},
+    **{f"no block {n}": without(n) for n in SEVEN.traced},
 }
 
 
 @pytest.mark.parametrize("change", UNSOUND.values(), ids=UNSOUND.keys())
 def test_what_cannot_be_repeated_is_not_stamped(change):
-    traced = Writer(TRACED_LAYERS, 7)
+    traced = Writer(SEVEN.traced, 7)
     program = traced.write()
-    assert stamp(program, Stack("model.layers", 7)) is not None
+    assert stamp(program, SEVEN) is not None
     change(traced)
-    assert stamp(program, Stack("model.layers", 7)) is None
+    assert stamp(program, SEVEN) is None
 
 
 @pytest.mark.parametrize("path", ["layers", "model", "model.layer", "model.layers.0", "encoder"])
 def test_another_path_is_no_stack_of_the_program(path):
-    assert stamp(Writer(TRACED_LAYERS, 7).write(), Stack(path, 7)) is None
+    assert stamp(Writer(SEVEN.traced, 7).write(), alike(7, path)) is None
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 3, 5])
-def test_only_a_trace_of_four_blocks_can_be_stamped(blocks):
-    assert stamp(Writer(blocks, 7).write(), Stack("model.layers", 7)) is None
+@pytest.mark.parametrize("blocks", [(0,), (0, 6), (0, 1, 6), (0, 1, 2), (0, 1, 2, 5, 6)])
+def test_only_a_trace_of_the_wanted_blocks_can_be_stamped(blocks):
+    assert stamp(Writer(blocks, 7).write(), SEVEN) is None
 
 
 def by_period(period: int, at: int) -> type[Writer]:
@@ -532,13 +543,75 @@ def by_period(period: int, at: int) -> type[Writer]:
     return Periodic
 
 
-@pytest.mark.parametrize("depth", [5, 6, 7])
-@pytest.mark.parametrize(
-    ("period", "at"), [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (4, 1), (4, 2), (4, 3)]
-)
-def test_a_model_of_unlike_blocks_is_not_stamped(period, at, depth):
-    """Of every period that shows in the blocks 1, 2 and 3."""
-    assert stamped(by_period(period, at), depth) is None
+@pytest.mark.parametrize("depth", [5, 6, 7, 12])
+@pytest.mark.parametrize("period", [2, 3, 4])
+def test_blocks_that_are_called_alike_and_are_not_show_in_the_trace(period, depth):
+    """Where the odd one is the only one of the traced blocks, or is not among them, it cannot."""
+    for at in range(period):
+        odd = {layer % period == at for layer in alike(depth).traced[1:]}
+        if len(odd) == 2:
+            assert stamped(by_period(period, at), alike(depth)) is None
+
+
+# --- several kinds of blocks ----------------------------------------------------------------------
+
+
+def of_kinds(kinds: Sequence[int], base: type[Writer] = Writer) -> type[Writer]:
+    """Models whose blocks of kind n end with n more ops and one more parameter."""
+
+    class Kinds(base):
+        def before(self) -> None:
+            super().before()
+            for layer, kind in enumerate(kinds):
+                if kind:
+                    self.state(f"{self.path}.{layer}.scale_{kind}", HIDDEN)
+
+        def block(self, layer: int) -> None:
+            super().block(layer)
+            place = f"{self.path}.{layer}"
+            for _ in range(kinds[layer]):
+                name = f"{place}.scale_{kinds[layer]}"
+                (self.stream,) = self.call("aten.mul.Tensor", self.stream, name, path=place)
+
+    return Kinds
+
+
+KINDS = {
+    "alternating": (0, 1) * 5,
+    "every sixth": (0, 0, 0, 0, 0, 1) * 3,
+    "the first three": (0, 0, 0) + (1,) * 8,
+    "the first": (1,) + (0,) * 8,
+    "the last": (0,) * 8 + (1,),
+    "one in the middle": (0,) * 5 + (1,) + (0,) * 5,
+    "three kinds": (0, 1, 2, 1) * 4,
+    "in no order": (0, 1, 1, 0, 2, 0, 0, 1, 2, 2, 1, 0, 0, 1),
+}
+
+
+@pytest.mark.parametrize("base", [Writer, BetweenBlocks, ViewOfTheBlockBefore])
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS.keys())
+def test_blocks_of_several_kinds_are_stamped_each_by_its_own(kinds, base):
+    stack = Stack("model.layers", kinds)
+    assert len(stack.traced) < stack.depth
+    assert {0, stack.depth - 1} <= set(stack.traced)
+    writer = of_kinds(kinds, base)
+    program = stamped(writer, stack)
+    assert program is not None
+    assert program.repeated == stack.depth - len(stack.traced)
+    whole = writer(range(len(kinds)), len(kinds)).write()
+    assert_same(build_graph(program, META), build_graph(whole, META))
+
+
+def test_what_kinds_hand_on_is_told_apart_by_nothing_but_its_order():
+    """Two values that blocks of two kinds hand on could be mixed up."""
+    kinds = (0, 1) * 5
+    assert stamped(of_kinds((0,) * 10, SecondStream), alike(10)) is not None
+    assert stamped(of_kinds(kinds, SecondStream), Stack("model.layers", kinds)) is None
+
+
+def test_blocks_of_unlike_kinds_taken_for_one_are_noticed():
+    kinds = (0, 1) * 5
+    assert stamped(of_kinds(kinds), alike(10)) is None
 
 
 # --- paths ----------------------------------------------------------------------------------------
@@ -584,7 +657,7 @@ def test_layer_of(path, layer):
     ],
 )
 def test_places_in_a_stack(path, layer, moved):
-    stack = Stack("model.layers", 16)
+    stack = alike(16)
     assert stack.layer(path) == layer
     assert stack.move(path, 9) == moved
 

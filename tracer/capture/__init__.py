@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,13 +20,14 @@ import torch
 from torch.export import Dim, ExportedProgram
 from transformers import masking_utils
 
-from tracer.capture.blocks import find_stack, shortened
+from tracer.capture.blocks import find_stacks, shortened
 from tracer.capture.errors import Untraceable
 from tracer.capture.lowering import lower
 from tracer.capture.models import build, parameter_count
 from tracer.capture.phases import Prefill, Way
 from tracer.graph import OpGraph, TraceMeta
-from tracer.program import Program, build_graph, stamp
+from tracer.program import Program, build_graph
+from tracer.stamp import Stack, stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,25 +124,39 @@ def as_it_runs() -> Iterator[None]:
 
 def _program(module: torch.nn.Module, task: Prefill, way: Way, full: bool) -> Program:
     """The program of the model, exported in one way."""
-    stack = None if full else find_stack(module)
-    if stack is not None:
-        with shortened(module, stack):
-            exported = _export(module, task, way)
-        stamped = stamp(lower(exported, module, task.run_sizes), stack)
-        if stamped is not None:
-            return stamped
+    stacks = () if full else find_stacks(module, task.inputs(way))
+    if stacks:
+        try:
+            with shortened(module, stacks) as short:
+                exported = _export(module, task, way)
+            program = lower(exported, module, task.run_sizes, short.rename)
+        except Untraceable as error:
+            if error.by_torch:
+                raise
+            # else code of the model that stumbled, maybe over a stack shorter than it counts on
+        else:
+            if not short.computed and (whole := _stamped(program, stacks)) is not None:
+                return whole
     return lower(_export(module, task, way), module, task.run_sizes)
 
 
+def _stamped(program: Program, stacks: Iterable[Stack]) -> Program | None:
+    for stack in stacks:
+        whole = stamp(program, stack)
+        if whole is None:
+            return None
+        program = whole
+    return program
+
+
 def _export(module: torch.nn.Module, task: Prefill, way: Way) -> ExportedProgram:
-    example = task.example(way)
+    inputs = task.inputs(way)
     dims = {
         axis: Dim(name, min=way.bounds[name][0], max=way.bounds[name][1])
         for axis, name in enumerate(("batch", "seq"))
         if name in way.bounds
     }
-    shapes = dict.fromkeys(example, dims) | dict.fromkeys(task.options)
-    inputs = {**example, **task.options}
+    shapes = {name: dims if isinstance(v, torch.Tensor) else None for name, v in inputs.items()}
     try:
         return torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch and the model's own code may raise anything here

@@ -21,3 +21,4 @@ class Untraceable(Exception):
         own = [f for f in frames if "/transformers/models/" in f.filename.replace("\\", "/")]
         place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
         super().__init__(first_line(error) + place)
+        self.by_torch = type(error).__module__.startswith("torch")

@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import reduce
 from typing import Any
@@ -19,20 +19,31 @@ from tracer.kinds import base_name
 from tracer.program import Node, Program, Value
 
 
-def lower(exported: ExportedProgram, module: torch.nn.Module, sizes: Mapping[str, int]) -> Program:
+def lower(
+    exported: ExportedProgram,
+    module: torch.nn.Module,
+    sizes: Mapping[str, int],
+    rename: Callable[[str], str] = lambda path: path,
+) -> Program:
     """The program of an exported module, at any size.
 
     ``sizes`` are those of the trace: what shares memory with what is taken from a run of the graph
-    there, since a reshape may have to copy at one size and not at another. Raises Untraceable for
+    there, since a reshape may have to copy at one size and not at another. ``rename`` turns what
+    the export calls modules and parameters into their names in ``module``. Raises Untraceable for
     a size that no formula can say.
     """
-    return _Lowering(exported, module, sizes).program
+    return _Lowering(exported, module, sizes, rename).program
 
 
 class _Lowering:
     def __init__(
-        self, exported: ExportedProgram, module: torch.nn.Module, sizes: Mapping[str, int]
+        self,
+        exported: ExportedProgram,
+        module: torch.nn.Module,
+        sizes: Mapping[str, int],
+        rename: Callable[[str], str],
     ) -> None:
+        self.rename = rename
         self.program = Program()
         self.value_of: dict[torch.fx.Node, int | tuple[int, ...]] = {}
         self.owner: dict[int, int] = {}  # storage -> the value that owns it
@@ -41,8 +52,8 @@ class _Lowering:
         self._add_state(module)
         signature = exported.graph_signature
         state = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
+            **{k: rename(v) for k, v in signature.inputs_to_parameters.items()},
+            **{k: rename(v) for k, v in signature.inputs_to_buffers.items()},
             **signature.inputs_to_lifted_tensor_constants,
         }
         nodes = list(exported.graph.nodes)
@@ -207,6 +218,7 @@ class _Lowering:
                 outs.append(self._add_value(other.meta["val"], "", Role.ACTIVATION, owner))
                 self.value_of[other] = outs[-1]
         path, module_type = _module(node)
+        path = self.rename(path)
         self.program.nodes.append(
             Node(str(node.target), tuple(args), tuple(outs), path, module_type, view)
         )

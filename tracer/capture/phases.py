@@ -52,6 +52,9 @@ class Prefill:
         self.options: dict[str, Any] = {}
         if "use_cache" in accepted:
             self.options["use_cache"] = False
+        for part in module.modules():  # some models ask their config alone
+            if getattr(getattr(part, "config", None), "use_cache", None):
+                part.config.use_cache = False
         self.logits = "all"
         if logits == "last" and "logits_to_keep" in accepted:
             self.options["logits_to_keep"] = 1
@@ -105,11 +108,15 @@ class Prefill:
             return InputError(f"{said} Check --set {', '.join(overrides)}.")
         return CutedgeError(f"{said} Try --attn sdpa or another --seq.")
 
-    def example(self, way: Way) -> dict[str, Any]:
-        """The inputs to export with: symbols at sizes that are small, odd and unlike others."""
+    def inputs(self, way: Way) -> dict[str, Any]:
+        """The arguments to export with: symbols at sizes that are small, odd and unlike others."""
         sizes = dict(self.sizes)
         for name, size in (("batch", EXAMPLE_BATCH), ("seq", EXAMPLE_SEQ)):
             if name in way.bounds:
                 sizes[name] = max(size, way.bounds[name][0])
         shape = (sizes["batch"], sizes["seq"])
-        return {"input_ids": torch.zeros(shape, dtype=torch.int64, device="meta")}
+        try:
+            ids = torch.zeros(shape, dtype=torch.int64, device="meta")
+        except (RuntimeError, TypeError, OverflowError) as error:
+            raise InputError(f"{self.model}: batch x seq = {shape} is too large") from error
+        return {"input_ids": ids, **self.options}

@@ -1,0 +1,244 @@
+"""Repeated blocks: the program of a whole model from one that was traced with a few of its blocks.
+
+A model's blocks are of one or more kinds (windowed and global attention, dense and expert layers).
+Two blocks of each kind are traced, besides the first and the last of all. When the two are the same
+program (targets, shapes, where each argument comes from), so are the others of their kind.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from tracer.program import Node, Program, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A list of blocks that the model runs one after the other."""
+
+    path: str
+    """Module path of the list (``model.layers``)."""
+    kinds: tuple[int, ...]
+    """The kind of each block: blocks of one kind do not differ but in their index."""
+
+    @property
+    def depth(self) -> int:
+        """Blocks in the whole model."""
+        return len(self.kinds)
+
+    @property
+    def traced(self) -> tuple[int, ...]:
+        """The blocks to trace: the first, the last, and two of each kind between them.
+
+        The second is in the middle, and odd where the first is even, so that code that looks at
+        a block's index shows.
+        """
+        last = self.depth - 1
+        chosen = {0, last}
+        for kind in set(self.kinds):
+            inner = [i for i in range(1, last) if self.kinds[i] == kind]
+            chosen.update(inner[:1])
+            others = sorted(
+                inner[1:],
+                key=lambda i: ((i - inner[0]) % 2 == 0, abs(i - self.depth // 2)),
+            )
+            chosen.update(others[:1])
+        return tuple(sorted(chosen))
+
+    def layer(self, path: str) -> int | None:
+        """The block that a module path or a parameter name lies in, None outside the stack."""
+        if not path.startswith(self.path + "."):
+            return None
+        number = path[len(self.path) + 1 :].split(".", 1)[0]
+        return int(number) if number.isdigit() else None
+
+    def move(self, path: str, layer: int) -> str:
+        """The same place in another block."""
+        if self.layer(path) is None:
+            return path
+        _, _, rest = path[len(self.path) + 1 :].partition(".")
+        return f"{self.path}.{layer}" + (f".{rest}" if rest else "")
+
+
+Ref = tuple[str, int | str]
+"""Where a block finds an argument: ``here`` (the k-th value made in the block), ``previous`` (what
+the block before hands on), ``own`` (its parameters), ``fixed`` (made before the stack), or ``far``
+(anywhere else)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A node of a block with its arguments as refs: equal for two blocks that do the same."""
+
+    target: str
+    path: str
+    module_type: str
+    is_view: bool
+    in_block: bool
+    """False for what the model itself does between or after its blocks."""
+    args: tuple[Ref, ...]
+    outs: tuple[tuple[Value, Ref | None], ...]
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        return (*self.args, *(owner for _, owner in self.outs if owner is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A traced block: its steps, and the values in it that the block after it reads."""
+
+    steps: tuple[_Step, ...]
+    handed_on: tuple[int, ...]
+
+    @property
+    def inside(self) -> tuple[_Step, ...]:
+        return tuple(step for step in self.steps if step.in_block)
+
+
+def stamp(program: Program, stack: Stack) -> Program | None:
+    """The program of the whole model, from one traced with the blocks ``stack.traced``.
+
+    None when the repetition cannot be shown to be right (two blocks of a kind differ, or a block
+    reads something further back than the block before it): then trace the model whole.
+    ``program.values`` must hold the parameters of every block, also of those not traced.
+    """
+    bounds = _bounds(program, stack)
+    if bounds is None:
+        return None
+    blocks = _blocks(program, stack, bounds)
+    if blocks is None or not _repeats(program, stack, bounds, blocks):
+        return None
+    by_kind = {stack.kinds[layer]: blocks[layer] for layer in stack.traced[1:-1]}
+    untraced = stack.depth - len(stack.traced)
+    result = Program(list(program.values), list(program.nodes[: bounds[1]]), untraced)
+    parameters = {value.name: i for i, value in enumerate(program.values) if value.name}
+    first = [out for node in program.nodes[bounds[0] : bounds[1]] for out in node.outs]
+    previous = [first[k] for k in blocks[0].handed_on]
+    for layer in range(1, stack.depth):
+        block = blocks[layer] if layer == stack.depth - 1 else by_kind[stack.kinds[layer]]
+        here: list[int] = []
+        where = {"here": here, "previous": previous}
+
+        def value_of(ref: Ref, layer: int = layer, where: dict[str, list[int]] = where) -> int:
+            place, what = ref
+            if isinstance(what, str):
+                return parameters[stack.move(what, layer)]
+            return where[place][what] if place in where else what
+
+        for step in block.steps:
+            args = tuple(value_of(ref) for ref in step.args)
+            outs = []
+            for value, owner in step.outs:
+                here.append(result.add(value))
+                outs.append(here[-1])
+                if owner is not None:
+                    result.values[here[-1]] = replace(value, alias_of=value_of(owner))
+            path = stack.move(step.path, layer)
+            result.nodes.append(
+                Node(step.target, args, tuple(outs), path, step.module_type, step.is_view)
+            )
+        previous = [here[k] for k in block.handed_on]
+    return result
+
+
+def _bounds(program: Program, stack: Stack) -> list[int] | None:
+    """Where each traced block starts; None when the blocks do not follow one another."""
+    layers = [stack.layer(node.path) for node in program.nodes]
+    if len(stack.traced) < 2 or {n for n in layers if n is not None} != set(stack.traced):
+        return None
+    order = [layer for layer in layers if layer is not None]
+    return [layers.index(layer) for layer in stack.traced] if order == sorted(order) else None
+
+
+def _blocks(program: Program, stack: Stack, bounds: Sequence[int]) -> dict[int, _Block] | None:
+    """The traced blocks by layer; what follows a block, up to the next one, is part of it."""
+    segments = [program.nodes[a:b] for a, b in pairwise([*bounds, len(program.nodes)])]
+    home = {
+        out: (segment, k)
+        for segment, nodes in enumerate(segments)
+        for k, out in enumerate(out for node in nodes for out in node.outs)
+    }
+
+    def ref(value: int, segment: int) -> Ref:
+        if name := program.values[value].name:
+            layer = stack.layer(name)
+            if layer == stack.traced[segment]:
+                return ("own", stack.move(name, 0))
+            return ("fixed" if layer is None else "far", value)
+        if value not in home:
+            return ("fixed", value)
+        made_in, k = home[value]
+        return ({0: "here", 1: "previous"}.get(segment - made_in, "far"), k)
+
+    read = [
+        [_step(program, stack, node, lambda value, n=number: ref(value, n)) for node in nodes]  # type: ignore[misc]
+        for number, nodes in enumerate(segments)
+    ]
+    found: dict[int, _Block] = {}
+    before: tuple[int, ...] = ()
+    for number, (layer, steps) in enumerate(zip(stack.traced, read, strict=True)):
+        after = read[number + 1] if number + 1 < len(read) else []
+        refs = [ref for step in after for ref in step.refs if ref[0] == "previous"]
+        handed_on = tuple(sorted({k for _, k in refs if isinstance(k, int)}))
+        slots = {k: slot for slot, k in enumerate(before)}
+        found[layer] = _Block(tuple(_in_slots(step, slots) for step in steps), handed_on)
+        before = handed_on
+    return found
+
+
+def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref]) -> _Step:
+    outs = []
+    for out in node.outs:
+        value = program.values[out]
+        owner = None if value.alias_of is None else ref(value.alias_of)
+        outs.append((replace(value, alias_of=None), owner))
+    return _Step(
+        node.target,
+        stack.move(node.path, 0),
+        node.module_type,
+        node.is_view,
+        stack.layer(node.path) is not None,
+        tuple(ref(arg) for arg in node.args),
+        tuple(outs),
+    )
+
+
+def _in_slots(step: _Step, slots: dict[int, int]) -> _Step:
+    """The step with what the block before hands on counted by slot: kinds number it alike."""
+
+    def moved(ref: Ref | None) -> Ref | None:
+        if ref is None or ref[0] != "previous" or not isinstance(ref[1], int):
+            return ref
+        return ("previous", slots[ref[1]])
+
+    args = tuple(r for r in map(moved, step.args) if r is not None)
+    return replace(step, args=args, outs=tuple((value, moved(owner)) for value, owner in step.outs))
+
+
+def _repeats(
+    program: Program, stack: Stack, bounds: Sequence[int], blocks: dict[int, _Block]
+) -> bool:
+    """Whether blocks of one kind are one program, and every block hands on the same."""
+    *others, last = stack.traced
+    if any(ref[0] == "far" for block in blocks.values() for s in block.steps for ref in s.refs):
+        return False
+    # After the stack, a block before the last one may be meant by its number or from the end.
+    steps = blocks[last].steps
+    after = steps[max(i for i, step in enumerate(steps) if step.in_block) + 1 :]
+    if any(ref[0] == "previous" for step in after for ref in step.refs):
+        return False
+    by_kind: dict[int, _Block] = {}
+    for layer in others[1:]:
+        if by_kind.setdefault(stack.kinds[layer], blocks[layer]) != blocks[layer]:
+            return False
+    model = by_kind.get(stack.kinds[last])
+    if model is not None and model.inside != blocks[last].inside:
+        return False
+    handed = {tuple(_made(blocks[layer])[k] for k in blocks[layer].handed_on) for layer in others}
+    # Several values that kinds hand on could be mixed up: only their order tells them apart.
+    return len(handed) == 1 and (len(by_kind) == 1 or len(next(iter(handed))) == 1)
+
+
+def _made(block: _Block) -> list[Value]:
+    return [value for step in block.steps for value, _ in step.outs]
