@@ -72,7 +72,11 @@ PRODUCTS: list[tuple[str, Callable[..., torch.Tensor], list[tuple[int, ...]]]] =
 ]
 
 
-@pytest.mark.parametrize(("name", "function", "shapes"), PRODUCTS, ids=lambda p: str(p)[:40])
+@pytest.mark.parametrize(
+    ("name", "function", "shapes"),
+    PRODUCTS,
+    ids=[f"{name} {number}" for number, (name, *_) in enumerate(PRODUCTS)],
+)
 def test_a_product_equals_torch(name, function, shapes):
     tensors = [torch.zeros(shape, device="meta") for shape in shapes]
     with FlopCounterMode(display=False) as counter:

@@ -63,20 +63,18 @@ def capture(
         task = Prefill(module, model, batch, seq, logits)
         notes = task.notes()
         ways = [way for way in task.ways() if symbolic or not way.symbolic]
-        failure: Untraceable | None = None
+        failures: list[Untraceable] = []
         for way in ways:
             try:
                 program = _program(module, task, way, full)
                 break
             except Untraceable as error:
-                failure = failure or error
+                failures.append(error)
         else:
-            assert failure is not None
-            raise task.refusal(failure, overrides or {}) from failure
-        if failure is not None:
-            notes.append(
-                f"{model} cannot be traced for every batch and seq ({failure}): {way.note}"
-            )
+            raise task.refusal(failures[-1], overrides or {}) from failures[-1]
+        if failures:
+            reason = failures[0]
+            notes.append(f"{model} cannot be traced for every batch and seq ({reason}): {way.note}")
         elif way.note:
             notes.append(way.note)
     meta = TraceMeta(
