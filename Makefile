@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint bench readme clean
+.PHONY: help setup demo test test-all lint bench coverage readme clean
 
 help:
 	@echo "make demo      trace Llama-3.2-1B, split it between a TEE and a GPU, compare the policies"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-all  the same with the slow sweeps over every preset"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     speed, as ratios within one run"
+	@echo "make coverage  trace every causal-LM type of transformers (long), write docs/coverage.md"
 	@echo "make readme    run README.md's commands and write their output into it"
 
 $(READY): pyproject.toml constraints.txt
@@ -43,6 +44,9 @@ test-all: lint
 
 bench: $(READY)
 	$(BIN)/python bench/whole_process.py
+
+coverage: $(READY)
+	$(BIN)/python -m tests.coverage
 
 readme: $(READY)
 	$(BIN)/python -m tests.readme
