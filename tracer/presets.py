@@ -80,6 +80,7 @@ def describe(config: Mapping[str, Any]) -> dict[str, Any]:
         return next((config[key] for key in keys if config.get(key) is not None), None)
 
     heads = first("num_attention_heads", "n_head", "n_heads")
+    experts = first("num_local_experts", "n_routed_experts", "num_experts")
     return {
         "type": config.get("model_type"),
         "layers": first("num_hidden_layers", "n_layer", "n_layers"),
@@ -88,4 +89,5 @@ def describe(config: Mapping[str, Any]) -> dict[str, Any]:
         "kv_heads": first("num_key_value_heads") or heads,
         "vocabulary": config.get("vocab_size"),
         "positions": first("max_position_embeddings", "n_positions"),
+        "experts": f"{config.get('num_experts_per_tok')} of {experts}" if experts else None,
     }
