@@ -21,7 +21,10 @@ BLOCK = re.compile(r"^```(console|sql|toml|text)([^\n]*)\n(.*?)^```$", re.MULTIL
 def run_commands(block: str, folder: Path) -> str:
     """A console block with what its ``$`` lines print now."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120"}
+    environment = {
+        **os.environ, "PATH": path, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120",
+        "CUTEDGE_CACHE": f"{folder}/cache",
+    }  # fmt: skip
     lines = []
     for line in block.splitlines():
         if line.startswith("$ "):

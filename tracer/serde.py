@@ -162,7 +162,7 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, di
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror or error}. Run trace.") from error
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{path} is damaged: {str(error).splitlines()[0]}. Run trace.") from error
     metadata = {

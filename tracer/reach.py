@@ -1,0 +1,227 @@
+"""At which other sizes a trace is the same program, and the trace there: torch-free.
+
+Torch exports a model once for many sizes; the formulas say how large each tensor is. What else
+depends on sizes is which way a model is exported (``Reach``) and which results share memory with
+what they are made of: a reshape may have to copy at one size and not at another
+(``same_memory``). Where both are the same, a trace at other sizes is ``resized``.
+"""
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+from tracer.formula import Formula, const, parse
+from tracer.graph import Kind, Op, OpGraph, Tensor
+from tracer.kinds import base_name, kind_of
+
+UNLIMITED = 2**63 - 1
+"""The upper bound of a size that nothing limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The sizes at which a model would be exported just as it was."""
+
+    bounds: tuple[tuple[str, int, int], ...]
+    """(name, least, greatest) of ``batch``, ``seq`` and ``past``."""
+    holding: tuple[str, ...] = ()
+    """What torch noted to hold of the sizes while it followed the model's code."""
+    failing: tuple[str, ...] = ()
+    """Of each way of export that was tried before, something that does not hold."""
+    positions: int | None = None
+    """The longest sequence that the model has positions for, None when it sets no limit."""
+
+    def covers(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the model would be exported in the same way at ``sizes``."""
+        if not all(least <= sizes[name] <= most for name, least, most in self.bounds):
+            return False
+        # A size of one is traced as another: it stands for two and more.
+        run = {name: max(size, 2) for name, size in self.run_sizes(sizes).items()}
+        try:
+            return all(holds(text, run) for text in self.holding) and not any(
+                holds(text, run) for text in self.failing
+            )
+        except ValueError:
+            return False
+
+    def run_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """``sizes``, not beyond the model's positions: a run must be possible."""
+        return run_sizes(sizes, self.positions)
+
+
+def run_sizes(sizes: Mapping[str, int], positions: int | None) -> dict[str, int]:
+    """The sizes that a trace is run at, not beyond the positions of a model without a cache."""
+    if sizes["past"] or not positions:
+        return dict(sizes)
+    return {**sizes, "seq": min(sizes["seq"], positions)}
+
+
+def beyond_positions(model: str, sizes: Mapping[str, int], positions: int | None) -> str | None:
+    """What a user must know of sizes that a model has no positions for; None where it has them."""
+    seq, past = sizes["seq"], sizes["past"]
+    if positions is None or seq + past <= positions:
+        return None
+    length = f"seq {seq}" + (f" after past {past}" if past else "")
+    return (
+        f"{length} is beyond the {positions} positions of {model}: "
+        "the figures follow the formulas, the real model was not made for it"
+    )
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+_VALUES: Mapping[str | type, Callable[..., Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: Fraction,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
+    ast.USub: operator.neg, ast.BitAnd: operator.and_, ast.BitOr: operator.or_,
+    ast.Invert: operator.not_, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge, "Eq": operator.eq, "Ne": operator.ne, "Min": min, "Max": max,
+    "Mod": operator.mod, "PythonMod": operator.mod, "FloorDiv": operator.floordiv,
+    "CleanDiv": operator.floordiv,
+}  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
+
+
+def holds(condition: str, sizes: Mapping[str, int]) -> bool:
+    """Whether a condition in the words of sympy (``Eq(Mod(seq, 64), 0)``) holds at ``sizes``.
+
+    Raises ValueError for words that are not known.
+    """
+    try:
+        return bool(_value(_parsed(condition), sizes))
+    except (SyntaxError, TypeError, KeyError, ArithmeticError) as error:
+        raise ValueError(f"no condition: {condition}") from error
+
+
+def _value(node: ast.expr, sizes: Mapping[str, int]) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() as value):
+            return value
+        case ast.Name(id=name):
+            return sizes[name]
+        case ast.UnaryOp(op=op, operand=operand):
+            return _VALUES[type(op)](_value(operand, sizes))
+        case ast.BinOp(left=left, op=op, right=right):
+            return _VALUES[type(op)](_value(left, sizes), _value(right, sizes))
+        case ast.Compare(left=left, ops=[op], comparators=[right]):
+            return _VALUES[type(op)](_value(left, sizes), _value(right, sizes))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
+            return _VALUES[name](*(_value(arg, sizes) for arg in args))
+    raise ValueError(ast.dump(node))
+
+
+# --- what shares memory ---------------------------------------------------------------------------
+
+_KEEPS_AXES = frozenset((
+    "transpose", "permute", "t", "numpy_T", "swapaxes", "movedim", "unsqueeze", "squeeze", "expand",
+    "expand_as", "broadcast_to", "select", "unbind", "contiguous", "clone", "to", "_to_copy",
+    "detach", "alias", "lift_fresh_copy", "view_as_real", "view_as_complex", "real", "imag",
+))  # fmt: skip
+"""Take axes whole or leave them out: how long an axis is, if not one, makes no difference."""
+
+_CUTS = frozenset((
+    "slice", "narrow", "split", "split_with_sizes", "tensor_split", "chunk", "unsafe_split",
+    "unsafe_split_with_sizes", "unsafe_chunk",
+))  # fmt: skip
+
+
+def same_memory(graph: OpGraph, one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether the same tensors are known to share memory at two sizes.
+
+    A tensor is a view where its axes can be joined without a copy. That depends on sizes where an
+    axis has one element (or none), where a cut leaves all of an axis, and where two groupings of
+    the same elements happen to meet. What may depend on more is taken to differ.
+    """
+    try:
+        return all(
+            _coincidences(case, one) == _coincidences(case, other) for case in set(_cases(graph))
+        )
+    except (ValueError, ArithmeticError):  # a size that is no whole number, or unlike any view
+        return False
+
+
+_Case = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""(name of an op, or nothing, shape read, shape made)"""
+
+
+def _cases(graph: OpGraph) -> Iterator[_Case]:
+    for tensor in graph.tensors:
+        yield "", (), tensor.shape_expr or ()
+    for op in graph.ops:
+        inputs = graph.inputs(op.id)
+        if inputs and (op.is_view or kind_of(op.target) in (Kind.COPY, Kind.OTHER)):
+            for made in graph.outputs(op.id):
+                yield _moved(op, made), inputs[0].shape_expr or (), made.shape_expr or ()
+
+
+def _moved(op: Op, made: Tensor) -> str:
+    """What an op is to the memory of what it reads: its name, ``copy`` where it never shares it."""
+    name = base_name(op.target)
+    known = name in _CUTS or name in _KEEPS_AXES
+    return name if known or made.alias_of is not None else "copy"
+
+
+def _coincidences(case: _Case, sizes: Mapping[str, int]) -> object:
+    """What happens to be equal at these sizes, of all that sharing memory may depend on.
+
+    Raises ValueError for a view of which that is not known.
+    """
+    name, read, made = case
+    before, after = ([parse(text).evaluate(sizes) for text in shape] for shape in (read, made))
+    if not name:
+        return [min(size, 2) for size in after]
+    if name in _KEEPS_AXES:
+        return None
+    if _count(read) == _count(made):  # the same elements in other groups
+        ends = [list(accumulate(reversed(shape), operator.mul)) for shape in (before, after)]
+        return [(i, j) for i, a in enumerate(ends[0]) for j, b in enumerate(ends[1]) if a == b]
+    pairs = list(zip(read, made, before, after, strict=False))
+    if name in _CUTS and len(read) == len(made):
+        if any("//" in new and new != old for old, new, _, _ in pairs):
+            raise ValueError("steps over elements")
+        # What is alone is in one piece, however long it is.
+        return [a == b and prod(after) > b for _, _, a, b in pairs]
+    if name != "copy" and any(not text.isdigit() for text in (*read, *made)):
+        raise ValueError("a view of another sort")
+    return None
+
+
+def _count(shape: Sequence[str]) -> Formula:
+    return prod(map(parse, shape), start=const(1))
+
+
+# --- the trace at other sizes ---------------------------------------------------------------------
+
+
+def resized(graph: OpGraph, sizes: Mapping[str, int]) -> OpGraph:
+    """A symbolic trace at other sizes that it reaches; costs are to be filled in anew.
+
+    Raises ValueError where a formula gives no whole number.
+    """
+    known: dict[str, int] = {}
+
+    def size(text: str) -> int:
+        if text not in known:
+            known[text] = parse(text).evaluate(sizes)
+        return known[text]
+
+    tensors = [
+        replace(
+            tensor,
+            shape=tuple(map(size, tensor.shape_expr or ())),
+            bytes=size(tensor.bytes_expr or ""),
+        )
+        for tensor in graph.tensors
+    ]
+    meta = replace(graph.meta, batch=sizes["batch"], seq=sizes["seq"], past=sizes["past"])
+    return OpGraph(meta, graph.ops, tensors, graph.edges)
