@@ -133,8 +133,9 @@ def account(
     """
     validate(graph, placement)
     steps = steps_of(graph, placement)
-    calls = _calls(graph, placement, steps)
-    moves = _moves(graph, placement, steps, calls, residency)
+    updates = _state_updates(graph, placement, steps)
+    calls = _calls(graph, placement, steps, updates)
+    moves = _moves(graph, placement, steps, calls, updates, residency)
     transfers = _transfers(graph, placement, moves, calls, link, wire_dtype)
     return Traffic(
         calls=_filled(graph, calls, transfers),
@@ -153,36 +154,44 @@ def steps_of(graph: OpGraph, placement: Placement) -> list[int]:
     accelerator) takes the next step; coming home stays in the step of the call. So the steps of
     the accelerators' ops are their calls, counted from 1 (also for what waits for nothing: home
     has to ask for it), and the last step is the longest path through the graph counted in changes
-    of this kind. Constants are in step 0.
+    of this kind. What has no device (constants, cached state) is in step 0.
     """
     steps = [int(device not in (None, placement.home)) for device in placement.devices]
     for op in graph.ops:
         here = placement.devices[op.id]
-        if op.is_constant:
+        if here is None:
             continue
-        for tensor in graph.inputs(op.id):
-            if not graph.crosses(tensor) or tensor.op is None:
-                continue
+        for tensor in graph.flowing(op.id):
+            assert tensor.op is not None
             out = here not in (placement.home, placement.devices[tensor.op])
             steps[op.id] = max(steps[op.id], steps[tensor.op] + out)
     return steps
 
 
 def _cut_edges(graph: OpGraph, placement: Placement) -> int:
-    return sum(
-        edge.src is not None
-        and not graph.ops[edge.src].is_constant
-        and placement.devices[edge.src] != placement.devices[edge.dst]
-        for edge in graph.edges
-    )
+    devices = placement.devices
+    ends = [(devices[edge.src], devices[edge.dst]) for edge in graph.edges if edge.src is not None]
+    # What is appended to cached state flows on to where the state is read.
+    for op in graph.ops:
+        read = {tensor.id for tensor in graph.inputs(op.id)}
+        ends += [
+            (devices[tensor.op], devices[op.id])
+            for tensor in graph.flowing(op.id)
+            if tensor.op is not None and tensor.id not in read
+        ]
+    return sum(None not in pair and pair[0] != pair[1] for pair in ends)
 
 
 _CallKey = tuple[int, str]
 """(step, accelerator)"""
 
 
+_Updates = Mapping[int, Mapping[str, int]]
+"""tensor -> device that keeps it as state for the next run -> the step that it goes there with."""
+
+
 def _calls(
-    graph: OpGraph, placement: Placement, steps: Sequence[int]
+    graph: OpGraph, placement: Placement, steps: Sequence[int], updates: _Updates
 ) -> dict[_CallKey, tuple[int, tuple[int, ...]]]:
     """(step, accelerator) -> (call id, its ops), in order of execution."""
     ops: dict[_CallKey, list[int]] = defaultdict(list)
@@ -190,8 +199,55 @@ def _calls(
         device = placement.devices[op.id]
         if device is not None and device != placement.home:
             ops[steps[op.id], device].append(op.id)
-    order = sorted(ops, key=lambda key: (key[0], ops[key][0]))
+    for places in updates.values():
+        for device, step in places.items():
+            if device != placement.home:
+                ops.setdefault((step, device), [])  # a call that only brings new state
+    order = sorted(ops, key=lambda key: (key[0], ops[key][:1] or [len(graph.ops)], key[1]))
     return {key: (number, tuple(ops[key])) for number, key in enumerate(order)}
+
+
+def _state_updates(graph: OpGraph, placement: Placement, steps: Sequence[int]) -> _Updates:
+    """New state that the next run reads on another device than the one that made it.
+
+    It goes with the first call there after it is made.
+    """
+    before = [
+        t for t in graph.tensors
+        if t.role is Role.KV_CACHE and t.op is not None and graph.ops[t.op].kind is Kind.INPUT
+    ]  # fmt: skip
+    after = [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
+    if len(before) != len(after):
+        return {}
+    taken: dict[str, list[int]] = defaultdict(list)
+    for op, device in enumerate(placement.devices):
+        if device is not None:
+            taken[device].append(steps[op])
+    updates: dict[int, dict[str, int]] = defaultdict(dict)
+    for old, new in zip(before, after, strict=True):
+        made = [new] if graph.crosses(new) else [] if new.op is None else graph.flowing(new.op)
+        for device in _state_readers(graph, placement, old):
+            for tensor in made:
+                assert tensor.op is not None
+                if placement.devices[tensor.op] != device:
+                    ready = steps[tensor.op] + (device != placement.home)
+                    later = [step for step in taken[device] if step >= ready]
+                    updates[tensor.id][device] = min(later, default=ready)
+    return updates
+
+
+def _state_readers(graph: OpGraph, placement: Placement, state: Tensor) -> set[str]:
+    """The devices whose ops read a cached state."""
+    devices: set[str] = set()
+    front = list(graph.readers(state.id))
+    while front:
+        reader = front.pop()
+        device = placement.devices[reader]
+        if device is not None and graph.ops[reader].kind is not Kind.OUTPUT:
+            devices.add(device)
+        elif reader in graph.state_ops:
+            front += [r for t in graph.outputs(reader) for r in graph.readers(t.id)]
+    return devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +263,7 @@ def _moves(
     placement: Placement,
     steps: Sequence[int],
     calls: Mapping[_CallKey, tuple[int, tuple[int, ...]]],
+    updates: _Updates,
     residency: Residency,
 ) -> list[_Move]:
     """Which tensor moves from where to where, with which call."""
@@ -220,12 +277,13 @@ def _moves(
         made_in = None if source == home else (steps[tensor.op], source)
         read_at_home = False
         read_in: dict[_CallKey, None] = {}  # calls of accelerators, that of the producer aside
-        for reader in graph.readers(tensor.id):
-            device = placement.devices[reader]
+        reads = [(steps[op], placement.devices[op]) for op in graph.needed_by(tensor.id)]
+        reads += [(step, device) for device, step in updates.get(tensor.id, {}).items()]
+        for step, device in reads:
             if device == home:
                 read_at_home = True
-            elif device is not None and (steps[reader], device) != made_in:
-                read_in[steps[reader], device] = None
+            elif device is not None and (step, device) != made_in:
+                read_in[step, device] = None
         needed = sorted(read_in, key=lambda key: calls[key][0])
         if residency == "call":
             # Nothing survives a call: what is needed elsewhere or later comes home and goes out.
@@ -369,21 +427,28 @@ def resident_bytes(graph: OpGraph, placement: Placement) -> dict[str, int]:
     """By device: the parameters, buffers and constants that must lie there during a run.
 
     A device holds each parameter and buffer that an op on it reads, also those that its constants
-    are computed from, and each constant that an op on it reads. Storage shared by several tensors
-    (tied weights, views) counts once a device.
+    are computed from, each constant that an op on it reads, and the cached state that its ops read,
+    as it is before the run. Storage shared by several tensors (tied weights, views) counts once a
+    device.
     """
     state = (Role.PARAMETER, Role.BUFFER)
-    behind: dict[int, set[int]] = {}  # constant op -> the parameters and buffers it comes from
+    behind: dict[int, set[int]] = {}  # constant or state op -> what it comes from
     held: dict[str, set[int]] = {d: set() for d in (placement.home, *placement.accelerators)}
     for op in graph.ops:
         read = [t for t in graph.inputs(op.id) if not graph.crosses(t)]
+        if op.kind is Kind.OUTPUT:  # state stays where it is
+            read = [t for t in read if t.role is not Role.KV_CACHE]
         found = {graph.storage(t).id for t in read if graph.storage(t).role in state}
         found.update(*(behind[t.op] for t in read if t.op is not None))
         device = placement.devices[op.id]
+        kept = op.id in graph.state_ops and not any(t.op in graph.state_ops for t in read)
+        if kept:  # a cache, or the first rows of one
+            found.update(t.id for t in graph.outputs(op.id))
         if device is None:
             behind[op.id] = found
         else:
-            held[device] |= found | {graph.storage(t).id for t in read}
+            computed = {graph.storage(t).id for t in read if t.op not in graph.state_ops}
+            held[device] |= found | computed
     return {
         device: sum(graph.tensors[t].bytes for t in tensors) for device, tensors in held.items()
     }

@@ -215,7 +215,7 @@ def _island(
     reached = {t.tensor.id for t in received}
     island = []
     for op in graph.ops:
-        flowing = {t.id for t in graph.inputs(op.id) if graph.crosses(t)}
+        flowing = {t.id for t in graph.flowing(op.id)}
         at_home = placement.devices[op.id] == placement.home
         if at_home and flowing and flowing <= reached and graph.outputs(op.id):
             island.append(op.id)

@@ -13,12 +13,12 @@ class PlacementError(CutedgeError):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One device an op, constants aside: they have none, being computed wherever they are read."""
+    """One device an op; constants and cached state have none, being wherever they are read."""
 
     home: str
     """The device that holds the inputs and must hold the outputs."""
     devices: Sequence[str | None]
-    """By op id; None for constants alone."""
+    """By op id; None for constants and cached state alone."""
     pinned: Sequence[bool]
     """Whether the device was demanded (by a rule) rather than left over or chosen."""
     reasons: Sequence[str]
@@ -32,17 +32,20 @@ class Placement:
 def validate(graph: OpGraph, placement: Placement) -> None:
     """Check what every placement must meet, whoever made it. Raises PlacementError naming the op.
 
-    Every op but a constant is on one device; inputs and the output are at home.
+    Every op is on one device, but for constants and cached state, which are wherever they are
+    read; inputs and the output are at home.
     """
     if len(placement.devices) != len(graph.ops):
         raise PlacementError(
             f"the placement has {len(placement.devices)} ops, the graph {len(graph.ops)}"
         )
     for op, device in zip(graph.ops, placement.devices, strict=True):
-        if op.is_constant != (device is None):
-            state = "is a constant and has a device" if op.is_constant else "has no device"
+        everywhere = graph.is_everywhere(op.id)
+        if everywhere != (device is None):
+            what = "a constant" if op.is_constant else "cached state"
+            state = f"is {what} and has a device" if everywhere else "has no device"
             raise PlacementError(f"op {op.id} ({op.name}) {state}")
-        if op.kind in (Kind.INPUT, Kind.OUTPUT) and device != placement.home:
+        if op.kind in (Kind.INPUT, Kind.OUTPUT) and device not in (None, placement.home):
             raise PlacementError(
                 f"op {op.id} ({op.name}) must be on {placement.home}, not on {device}"
             )

@@ -165,6 +165,8 @@ def apply_policy(graph: OpGraph, policy: Policy, *, home: str, accelerator: str)
         rule = next((r for r in policy.rules if _matches(graph, op, r, found)), None)
         if op.is_constant:
             place, fixed, reason = None, True, "constant: computed at load where it is needed"
+        elif op.id in graph.state_ops:
+            place, fixed, reason = None, True, "cached state: kept where it is read"
         elif op.kind in (Kind.INPUT, Kind.OUTPUT):
             place, fixed, reason = home, True, "inputs and outputs are at home"
         elif rule is not None:

@@ -244,7 +244,7 @@ def graphs(draw: st.DrawFn, max_ops: int = 12) -> OpGraph:
             f"input_{n}",
             draw(ACTIVATION_SHAPES),
             draw(DTYPES),
-            draw(st.sampled_from([Role.INPUT, Role.KV_CACHE])),
+            Role.INPUT,
         )
         for n in range(draw(st.integers(1, 3)))
     ]

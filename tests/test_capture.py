@@ -14,7 +14,7 @@ import transformers
 
 from tracer.capture import _program, capture
 from tracer.capture.lowering import lower
-from tracer.capture.phases import Prefill
+from tracer.capture.phases import Task
 from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor, TraceMeta
@@ -173,8 +173,8 @@ LOOKS: dict[str, tuple[Odd, int]] = {
 
 
 def count_targets(module: torch.nn.Module) -> tuple[Counter[str], int]:
-    task = Prefill(module, "toy", 2, 8, "last")
-    program = _program(module, task, task.ways()[0], False)
+    task = Task(module, "toy", phase="prefill", batch=2, seq=8, past=0, logits="all", cache=False)
+    program = _program(task, task.ways()[0], False)
     return Counter(node.target for node in program.nodes), program.repeated
 
 
@@ -291,12 +291,20 @@ def test_beyond_the_positions_is_a_warning():
     assert captured.graph.meta.symbolic == ("batch", "seq")
 
 
-def test_a_model_that_only_traces_at_concrete_sizes_says_so():
+def test_a_branch_on_the_length_bounds_the_formulas():
     """BigBird looks at the length of the sequence to choose between two kinds of attention."""
     config = {"model_type": "big_bird", "num_hidden_layers": 2}
     captured = capture(config, model="big_bird", seq=64)
+    assert captured.warnings == ("the formulas hold where seq <= 704",)
+    assert captured.graph.meta.symbolic == ("batch", "seq")
+
+
+def test_a_model_that_only_traces_at_concrete_sizes_says_so():
+    """Mamba without its kernels goes through the sequence token by token."""
+    captured = capture({"model_type": "mamba", "num_hidden_layers": 1}, model="mamba", seq=9)
     (warning,) = captured.warnings
-    assert "cannot be traced for every batch and seq" in warning
+    assert "mamba cannot be traced for every batch and seq" in warning
+    assert "the code fixes seq" in warning
     assert captured.graph.meta.symbolic == ()
     assert all(t.bytes_expr is None for t in captured.graph.tensors)
     assert all(t.bytes > 0 for t in captured.graph.tensors if 0 not in t.shape)
@@ -361,10 +369,10 @@ def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeyp
 
 def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas():
     config = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 100}
-    for seq, said in ((64, "below 100"), (100, "from 100")):
+    for seq, said in ((64, "seq < 100"), (100, "seq >= 100")):
         captured = capture(config, model="mistral", seq=seq, attn="sdpa")
         (warning,) = captured.warnings
-        assert f"the formulas hold for seq {said}, its sliding window" in warning
+        assert f"the formulas hold where {said}" in warning
         assert captured.graph.meta.symbolic == ("batch", "seq")
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from tracer.errors import CutedgeError
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 ITEM_BYTES: Mapping[str, int] = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16,
@@ -272,6 +274,8 @@ class OpGraph:
     @cached_property
     def nx(self) -> "nx.MultiDiGraph[int]":
         """The ops as a networkx graph; an edge's key is its argument index, ``tensor`` its data."""
+        import networkx as nx  # a tenth of a second, for those who ask
+
         graph: nx.MultiDiGraph[int] = nx.MultiDiGraph()
         graph.add_nodes_from((op.id, {"op": op}) for op in self.ops)
         for edge in self.edges:
@@ -316,9 +320,74 @@ class OpGraph:
     def crosses(self, tensor: Tensor) -> bool:
         """Whether a tensor is of the sort that can move between devices during a run.
 
-        Parameters and buffers live wherever they are read and constants are computed there.
+        Parameters and buffers live wherever they are read, constants are computed there, and
+        cached state stays there.
         """
-        return tensor.op is not None and not self.ops[tensor.op].is_constant
+        return tensor.op is not None and not self.is_everywhere(tensor.op)
+
+    def is_everywhere(self, op: int) -> bool:
+        """Whether an op has no device of its own: it is wherever its result is read."""
+        return self.ops[op].is_constant or op in self.state_ops
+
+    @cached_property
+    def state_ops(self) -> frozenset[int]:
+        """The ops that only hold cached state: its inputs, and what puts new rows beside old ones.
+
+        A result is appended to where the cache is read, so that the new rows cross and not the
+        whole cache. Found from the state that the graph returns, back through what moves data, to
+        what reads a cache (or an empty one).
+        """
+        held = {
+            t.op
+            for t in self.tensors
+            if t.role is Role.KV_CACHE and t.op is not None and self.ops[t.op].kind is Kind.INPUT
+        }
+        leads: set[int] = set()
+        front = [t.op for t in self.inputs(len(self.ops) - 1) if t.role is Role.KV_CACHE]
+        while front:
+            op = front.pop()
+            if op is not None and op not in leads and self.ops[op].kind in (Kind.COPY, Kind.VIEW):
+                leads.add(op)
+                front += [t.op for t in self.inputs(op)]
+        for op in sorted(leads):
+            if any(t.op in held or t.bytes == 0 for t in self.inputs(op)):
+                held.add(op)
+        return frozenset(held)
+
+    @cached_property
+    def _flowing(self) -> Sequence[tuple[Tensor, ...]]:
+        found: list[tuple[Tensor, ...]] = []
+        for op in self.ops:
+            needed: dict[int, Tensor] = {}
+            for tensor in self.inputs(op.id):
+                if op.kind is Kind.OUTPUT and tensor.role is Role.KV_CACHE:
+                    continue  # state stays where it is
+                if self.crosses(tensor):
+                    needed[tensor.id] = tensor
+                elif tensor.op in self.state_ops:
+                    needed.update((t.id, t) for t in found[tensor.op])
+            found.append(tuple(needed.values()))
+        return found
+
+    def flowing(self, op: int) -> tuple[Tensor, ...]:
+        """The tensors that must have come to an op's device for it to run, each once.
+
+        Its inputs, but for what is there anyway; in place of cached state what is appended to it.
+        """
+        return self._flowing[op]
+
+    @cached_property
+    def _needed_by(self) -> Sequence[tuple[int, ...]]:
+        found: list[list[int]] = [[] for _ in self.tensors]
+        for op in self.ops:
+            if not self.is_everywhere(op.id):
+                for tensor in self.flowing(op.id):
+                    found[tensor.id].append(op.id)
+        return [tuple(ops) for ops in found]
+
+    def needed_by(self, tensor: int) -> tuple[int, ...]:
+        """The ops on a device of their own that a tensor must come to, in execution order."""
+        return self._needed_by[tensor]
 
     def storage(self, tensor: Tensor) -> Tensor:
         """The tensor that owns the memory of ``tensor``: itself, or what it is an alias of."""

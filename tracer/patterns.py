@@ -47,7 +47,12 @@ class Attention:
 
 def _flowing(graph: OpGraph, op: int) -> list[Tensor]:
     """The inputs of an op that move at run time: no parameters, no constants."""
-    return [t for t in graph.inputs(op) if graph.crosses(t)]
+    return [t for t in graph.inputs(op) if _flows(graph, t)]
+
+
+def _flows(graph: OpGraph, tensor: Tensor) -> bool:
+    """Whether a tensor comes of the graph's inputs; cached state does, wherever it is kept."""
+    return tensor.op is not None and not graph.ops[tensor.op].is_constant
 
 
 Step = Callable[[OpGraph, int], Iterable[int]]
@@ -199,9 +204,11 @@ def _prepared_from(graph: OpGraph, operand: Tensor) -> list[Tensor]:
     sources: dict[int, Kind] = {}
     while stack:
         tensor = stack.pop()
-        if tensor.op is None or not graph.crosses(tensor):
+        if tensor.op is None or not _flows(graph, tensor):
             continue
         kind = graph.ops[tensor.op].kind
+        if tensor.role is Role.KV_CACHE and kind is Kind.INPUT:
+            continue  # older rows of the same
         if kind not in _PREPARES:
             sources[tensor.op] = kind
             continue

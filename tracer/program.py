@@ -51,6 +51,11 @@ class Program:
     nodes: list[Node] = field(default_factory=list)
     repeated: int = 0
     """Blocks that are copies of a traced one."""
+    conditions: tuple[str, ...] = ()
+    """What must hold of the sizes for the program to be the model's; empty where it always is."""
+    assumed: tuple[str, ...] | None = ()
+    """All that was taken to hold of the sizes, in sympy's words, also what always does; None for a
+    program that is known to be right at the trace's own sizes alone."""
 
     def add(self, value: Value) -> int:
         """Append a value; its index."""
@@ -78,16 +83,17 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     ids: dict[int, int] = {}
     rows: list[tuple[Value, int | None, str]] = []  # value, producing op, name
     for index, value in enumerate(program.values):
-        if value.name and value.role is not Role.INPUT:
+        if value.name and value.role not in (Role.INPUT, Role.KV_CACHE):
             ids[index] = len(rows)
             rows.append((value, None, value.name))
     constant: set[int] = set(ids)
     from_parameters = {i for i in ids if program.values[i].role is Role.PARAMETER}
     outputs = set(program.nodes[-1].args)
+    states = {arg for node in program.nodes if node.target == "state" for arg in node.args}
     ops: list[Op] = []
     edges: list[Edge] = []
     counts: Counter[str] = Counter()
-    for node in program.nodes:
+    for node in _with_states(program):
         base = base_name(node.target)
         args = data_args(node.target, node.args)
         is_constant = node.target not in ("input", "output") and constant.issuperset(args)
@@ -98,7 +104,8 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
         counts[base] += 1
         op = Op(
             id=len(ops), name=name, target=node.target, kind=kind, module_path=node.path,
-            module_type=node.module_type, layer=layer_of(node.path), is_constant=is_constant,
+            module_type=node.module_type,
+            layer=layer_of(name if node.target == "input" else node.path), is_constant=is_constant,
             is_view=node.is_view, dtype=program.values[node.outs[0]].dtype if node.outs else None,
         )  # fmt: skip
         ops.append(op)
@@ -119,10 +126,25 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
         if producer is not None and role is Role.ACTIVATION:
             role = Role.CONSTANT if index in constant else role
             role = Role.OUTPUT if index in outputs else role
+            role = Role.KV_CACHE if index in states else role
         alias = None if value.alias_of is None else ids[value.alias_of]
         tensors.append(size.tensor(number, producer, name, role, value, alias))
     graph = mark_norms(OpGraph(meta, ops, tensors, edges))
     return graph.with_labels(label_tensors(graph))
+
+
+def _with_states(program: Program) -> list[Node]:
+    """The nodes with cached state as inputs, and results marked as state among the outputs."""
+    tokens = [node for node in program.nodes if node.target == "input"]
+    cached = [
+        Node("input", (), (index,), "", "")
+        for index, value in enumerate(program.values)
+        if value.role is Role.KV_CACHE and value.name
+    ]
+    work = [node for node in program.nodes[:-1] if node.target not in ("input", "state")]
+    kept = tuple(arg for n in program.nodes if n.target == "state" for arg in n.args)
+    output = program.nodes[-1]
+    return [*tokens, *cached, *work, replace(output, args=(*output.args, *kept))]
 
 
 def _kind(node: Node, args: Sequence[int], is_constant: bool, from_parameters: set[int]) -> Kind:

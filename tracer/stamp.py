@@ -20,6 +20,8 @@ class Stack:
     """Module path of the list (``model.layers``)."""
     kinds: tuple[int, ...]
     """The kind of each block: blocks of one kind do not differ but in their index."""
+    state: str = ""
+    """What the names of its blocks' cached state begin with (``cache``); empty for none."""
 
     @property
     def depth(self) -> int:
@@ -46,18 +48,22 @@ class Stack:
         return tuple(sorted(chosen))
 
     def layer(self, path: str) -> int | None:
-        """The block that a module path or a parameter name lies in, None outside the stack."""
-        if not path.startswith(self.path + "."):
-            return None
-        number = path[len(self.path) + 1 :].split(".", 1)[0]
-        return int(number) if number.isdigit() else None
+        """The block that a module path, a parameter's or a state's name lies in, None outside."""
+        prefix = self._prefix(path)
+        number = path[len(prefix) :].split(".", 1)[0]
+        return int(number) if prefix and number.isdigit() else None
 
     def move(self, path: str, layer: int) -> str:
         """The same place in another block."""
         if self.layer(path) is None:
             return path
-        _, _, rest = path[len(self.path) + 1 :].partition(".")
-        return f"{self.path}.{layer}" + (f".{rest}" if rest else "")
+        prefix = self._prefix(path)
+        _, _, rest = path[len(prefix) :].partition(".")
+        return f"{prefix}{layer}" + (f".{rest}" if rest else "")
+
+    def _prefix(self, path: str) -> str:
+        starts = (f"{name}." for name in (self.path, self.state) if name)
+        return next((start for start in starts if path.startswith(start)), "")
 
 
 Ref = tuple[str, int | str]
@@ -103,16 +109,23 @@ def stamp(program: Program, stack: Stack) -> Program | None:
     reads something further back than the block before it): then trace the model whole.
     ``program.values`` must hold the parameters of every block, also of those not traced.
     """
-    bounds = _bounds(program, stack)
-    if bounds is None:
+    read = _read(program, stack, stack.traced)
+    if read is None:
         return None
-    blocks = _blocks(program, stack, bounds)
-    if blocks is None or not _repeats(program, stack, bounds, blocks):
-        return None
+    bounds, blocks = read
     by_kind = {stack.kinds[layer]: blocks[layer] for layer in stack.traced[1:-1]}
     untraced = stack.depth - len(stack.traced)
-    result = Program(list(program.values), list(program.nodes[: bounds[1]]), untraced)
-    parameters = {value.name: i for i, value in enumerate(program.values) if value.name}
+    result = replace(
+        program,
+        values=list(program.values),
+        nodes=list(program.nodes[: bounds[1]]),
+        repeated=program.repeated + untraced,
+    )
+    parameters = {
+        value.name: i if value.alias_of is None else value.alias_of
+        for i, value in enumerate(program.values)
+        if value.name
+    }
     first = [out for node in program.nodes[bounds[0] : bounds[1]] for out in node.outs]
     previous = [first[k] for k in blocks[0].handed_on]
     for layer in range(1, stack.depth):
@@ -142,17 +155,35 @@ def stamp(program: Program, stack: Stack) -> Program | None:
     return result
 
 
-def _bounds(program: Program, stack: Stack) -> list[int] | None:
-    """Where each traced block starts; None when the blocks do not follow one another."""
+def alike(program: Program, stack: Stack) -> bool:
+    """Whether every block of ``stack`` in a whole program is the same as the others of its kind."""
+    return _read(program, stack, range(stack.depth)) is not None
+
+
+def _read(
+    program: Program, stack: Stack, layers: Sequence[int]
+) -> tuple[list[int], dict[int, _Block]] | None:
+    """Where the given blocks start, and the blocks; None when those of a kind are not alike."""
+    bounds = _bounds(program, stack, layers)
+    if bounds is None:
+        return None
+    blocks = _blocks(program, stack, layers, bounds)
+    return (bounds, blocks) if _repeats(stack, blocks) else None
+
+
+def _bounds(program: Program, stack: Stack, wanted: Sequence[int]) -> list[int] | None:
+    """Where each block starts; None when they do not follow one another or are not those wanted."""
     layers = [stack.layer(node.path) for node in program.nodes]
-    if len(stack.traced) < 2 or {n for n in layers if n is not None} != set(stack.traced):
+    if len(wanted) < 2 or {n for n in layers if n is not None} != set(wanted):
         return None
     order = [layer for layer in layers if layer is not None]
-    return [layers.index(layer) for layer in stack.traced] if order == sorted(order) else None
+    return [layers.index(layer) for layer in wanted] if order == sorted(order) else None
 
 
-def _blocks(program: Program, stack: Stack, bounds: Sequence[int]) -> dict[int, _Block] | None:
-    """The traced blocks by layer; what follows a block, up to the next one, is part of it."""
+def _blocks(
+    program: Program, stack: Stack, layers: Sequence[int], bounds: Sequence[int]
+) -> dict[int, _Block]:
+    """The blocks by layer; what follows a block, up to the next one, is part of it."""
     segments = [program.nodes[a:b] for a, b in pairwise([*bounds, len(program.nodes)])]
     home = {
         out: (segment, k)
@@ -163,7 +194,7 @@ def _blocks(program: Program, stack: Stack, bounds: Sequence[int]) -> dict[int, 
     def ref(value: int, segment: int) -> Ref:
         if name := program.values[value].name:
             layer = stack.layer(name)
-            if layer == stack.traced[segment]:
+            if layer == layers[segment]:
                 return ("own", stack.move(name, 0))
             return ("fixed" if layer is None else "far", value)
         if value not in home:
@@ -177,7 +208,7 @@ def _blocks(program: Program, stack: Stack, bounds: Sequence[int]) -> dict[int, 
     ]
     found: dict[int, _Block] = {}
     before: tuple[int, ...] = ()
-    for number, (layer, steps) in enumerate(zip(stack.traced, read, strict=True)):
+    for number, (layer, steps) in enumerate(zip(layers, read, strict=True)):
         after = read[number + 1] if number + 1 < len(read) else []
         refs = [ref for step in after for ref in step.refs if ref[0] == "previous"]
         handed_on = tuple(sorted({k for _, k in refs if isinstance(k, int)}))
@@ -216,11 +247,9 @@ def _in_slots(step: _Step, slots: dict[int, int]) -> _Step:
     return replace(step, args=args, outs=tuple((value, moved(owner)) for value, owner in step.outs))
 
 
-def _repeats(
-    program: Program, stack: Stack, bounds: Sequence[int], blocks: dict[int, _Block]
-) -> bool:
+def _repeats(stack: Stack, blocks: dict[int, _Block]) -> bool:
     """Whether blocks of one kind are one program, and every block hands on the same."""
-    *others, last = stack.traced
+    *others, last = blocks
     if any(ref[0] == "far" for block in blocks.values() for s in block.steps for ref in s.refs):
         return False
     # After the stack, a block before the last one may be meant by its number or from the end.

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -19,14 +19,20 @@ from unittest.mock import patch
 import torch
 from torch.export import Dim, ExportedProgram
 from transformers import masking_utils
+from transformers.integrations import moe
+from transformers.utils import import_utils
 
 from tracer.capture.blocks import find_stacks, shortened
+from tracer.capture.cache import WRAPPED
 from tracer.capture.errors import Untraceable
-from tracer.capture.lowering import lower
-from tracer.capture.models import build, parameter_count
-from tracer.capture.phases import Prefill, Way
+from tracer.capture.guards import assumptions, conditions, symbols
+from tracer.capture.lowering import lower, spelled_out
+from tracer.capture.models import build, parameter_count, settle
+from tracer.capture.phases import Task, Way
+from tracer.capture.runs import untouched
 from tracer.graph import OpGraph, TraceMeta
 from tracer.program import Program, build_graph
+from tracer.reach import Reach
 from tracer.stamp import Stack, stamp
 
 
@@ -37,14 +43,19 @@ class Capture:
     graph: OpGraph
     warnings: tuple[str, ...]
     """One line for each thing a user must know before trusting the figures."""
+    reach: Reach
+    """The sizes at which the same model would be exported in the same way."""
 
 
 def capture(
     config: Mapping[str, Any],
     *,
     model: str,
+    phase: str = "prefill",
     batch: int = 1,
     seq: int = 1024,
+    past: int = 0,
+    cache: bool = False,
     dtype: str = "float32",
     attn: str = "eager",
     logits: str = "last",
@@ -52,7 +63,10 @@ def capture(
     symbolic: bool = True,
     full: bool = False,
 ) -> Capture:
-    """The op graph of the model that a config describes, prefilling ``batch`` x ``seq`` tokens.
+    """The op graph of the model that a config describes, over ``batch`` x ``seq`` new tokens.
+
+    ``past`` tokens are cached before them; ``phase="decode"`` is one new token over a cache, and
+    ``cache`` makes a prefill without cached tokens fill one.
 
     ``symbolic=False`` traces at the concrete sizes alone. ``full=True`` traces every layer; without
     it, equal layers are traced once and repeated. Raises InputError for a config that makes no
@@ -60,31 +74,46 @@ def capture(
     """
     with quiet(), as_it_runs():
         module = build(config, overrides or {}, model=model, dtype=dtype, attn=attn)
-        task = Prefill(module, model, batch, seq, logits)
-        notes = task.notes()
+        task = Task(
+            module, model, phase=phase, batch=batch, seq=seq, past=past, logits=logits, cache=cache
+        )
+        notes = [*settle(config, overrides or {}, model=model)[1], *task.notes()]
         ways = [way for way in task.ways() if symbolic or not way.symbolic]
         failures: list[Untraceable] = []
         for way in ways:
             try:
-                program = _program(module, task, way, full)
+                program = _program(task, way, full)
                 break
             except Untraceable as error:
                 failures.append(error)
         else:
             raise task.refusal(failures[-1], overrides or {}) from failures[-1]
-        if failures:
+        if program.conditions:
+            notes.append(f"the formulas hold where {' and '.join(program.conditions[:3])}")
+        if way.symbolic and way.note:
+            notes.append(way.note)
+        if not way.symbolic and failures:
             reason = failures[0]
             notes.append(f"{model} cannot be traced for every batch and seq ({reason}): {way.note}")
-        elif way.note:
-            notes.append(way.note)
     meta = TraceMeta(
-        model=model, phase="prefill", batch=batch, seq=seq, past=0, dtype=dtype, attn=attn,
+        model=model, phase=phase, batch=batch, seq=seq, past=past, dtype=dtype, attn=attn,
         logits=task.logits, symbolic=way.symbolic, parameters=parameter_count(module),
         overrides=tuple((k, json.dumps(v)) for k, v in sorted((overrides or {}).items())),
         versions=tuple((name, version(name)) for name in ("cutedge", "torch", "transformers")),
         repeated_layers=program.repeated,
     )  # fmt: skip
-    return Capture(build_graph(program, meta), tuple(notes))
+    reach = _reach(task, way, program, failures)
+    return Capture(build_graph(program, meta), tuple(notes), reach)
+
+
+def _reach(task: Task, way: Way, program: Program, failures: Iterable[Untraceable]) -> Reach:
+    repeats = all(failure.by_torch or failure.condition for failure in failures)
+    return Reach(
+        bounds=task.alike(way if program.assumed is not None and repeats else None),
+        holding=program.assumed or (),
+        failing=tuple(failure.condition for failure in failures if failure.condition),
+        positions=task.positions,
+    )
 
 
 @contextlib.contextmanager
@@ -110,32 +139,81 @@ def quiet() -> Iterator[None]:
 def as_it_runs() -> Iterator[None]:
     """Trace what a model does when it runs, not what transformers does for an export's sake.
 
-    While exporting, transformers makes a mask where a run needs none (is_causal does for sdpa), and
-    looks for sequences packed in one row, which inputs without position ids never are.
+    While exporting, transformers makes a mask where a run needs none (is_causal does for sdpa),
+    solves triangular systems by hand, and looks for sequences packed in one row, which inputs
+    without position ids never are. Only the grouped product of experts is the one of an export:
+    the kernel of a run takes bfloat16 alone where there is no data. An einsum is what torch makes
+    of it, since no shape tells what it multiplies.
     """
     with (
-        patch.object(masking_utils, "is_torchdynamo_exporting", lambda: False),
+        _denying(import_utils.is_torchdynamo_exporting),
+        _denying(import_utils.is_torchdynamo_compiling),
+        patch.object(moe, "is_torchdynamo_compiling", lambda: True),
         patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
+        patch.object(torch, "einsum", spelled_out),
     ):
         yield
 
 
-def _program(module: torch.nn.Module, task: Prefill, way: Way, full: bool) -> Program:
-    """The program of the model, exported in one way."""
-    stacks = () if full else find_stacks(module, task.inputs(way))
+@contextlib.contextmanager
+def _denying(question: Any) -> Iterator[None]:
+    """A function that says no, also where modules have imported it by name."""
+    code = question.__code__
+    question.__code__ = (lambda: False).__code__
+    try:
+        yield
+    finally:
+        question.__code__ = code
+
+
+def _program(task: Task, way: Way, full: bool) -> Program:
+    """The program of a task, exported in one way."""
+    stacks = () if full else find_stacks(task, way)
+    exported = None
     if stacks:
         try:
-            with shortened(module, stacks) as short:
-                exported = _export(module, task, way)
-            program = lower(exported, module, task.run_sizes, short.rename)
+            with shortened(task.module, stacks) as short:
+                exported = _export(task, way, short.layers)
+            program = _lowered(exported, task, way, short.layers, short.rename)
         except Untraceable as error:
             if error.by_torch:
                 raise
             # else code of the model that stumbled, maybe over a stack shorter than it counts on
         else:
-            if not short.computed and (whole := _stamped(program, stacks)) is not None:
+            if (whole := _stamped(program, stacks)) is not None:
                 return whole
-    return lower(_export(module, task, way), module, task.run_sizes)
+    program = _lowered(_export(task, way), task, way)
+    if exported is not None:  # why no block could be repeated may be a matter of the sizes
+        program.assumed = None
+    return program
+
+
+def _lowered(
+    exported: ExportedProgram,
+    task: Task,
+    way: Way,
+    layers: Collection[int] | None = None,
+    rename: Callable[[str], str] = lambda path: path,
+) -> Program:
+    """The program of an export; of one with the state of some ``layers`` and parts renamed."""
+    inputs = task.axes(layers)
+    named = symbols(exported, inputs)
+    found = conditions(exported, named, way.bounds, task.run_sizes)
+    inside = f"{WRAPPED}." if task.step is not None else ""
+    program = lower(
+        exported, task.module, task.run_sizes, inputs=inputs, states=task.states,
+        rename=lambda path: rename(f"{path}.".removeprefix(inside).removesuffix(".")),
+        returned=0 if task.step is None else _states_returned(exported), conditions=found,
+    )  # fmt: skip
+    if program.assumed is not None:
+        program.assumed = assumptions(exported, named)
+    return program
+
+
+def _states_returned(exported: ExportedProgram) -> int:
+    """How many of the results of a ``Step`` are state: it returns (results, states)."""
+    count: int = exported.call_spec.out_spec.child(1).num_leaves
+    return count
 
 
 def _stamped(program: Program, stacks: Iterable[Stack]) -> Program | None:
@@ -147,15 +225,23 @@ def _stamped(program: Program, stacks: Iterable[Stack]) -> Program | None:
     return program
 
 
-def _export(module: torch.nn.Module, task: Prefill, way: Way) -> ExportedProgram:
-    inputs = task.inputs(way)
-    dims = {
-        axis: Dim(name, min=way.bounds[name][0], max=way.bounds[name][1])
-        for axis, name in enumerate(("batch", "seq"))
-        if name in way.bounds
+def _export(task: Task, way: Way, layers: Collection[int] | None = None) -> ExportedProgram:
+    inputs = task.inputs(way, layers)
+    # Dim.AUTO lets torch note conditions on sizes; ``guards`` judges them.
+    shapes: dict[str, Any] = {
+        name: {i: Dim.AUTO for i, axis in enumerate(axes) if axis in way.bounds}
+        for name, axes in task.axes(layers).items()
     }
-    shapes = {name: dims if isinstance(v, torch.Tensor) else None for name, v in inputs.items()}
+    tokens = {"input_ids": shapes.pop("input_ids")}
+    dynamic = {**tokens, **({"state": shapes} if "state" in inputs else {})}
     try:
-        return torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+        with untouched(task.module):
+            return torch.export.export(
+                task.exported,
+                (),
+                inputs,
+                dynamic_shapes={**dict.fromkeys(inputs), **dynamic},
+                strict=False,
+            )
     except Exception as error:  # torch and the model's own code may raise anything here
         raise Untraceable(error) from error

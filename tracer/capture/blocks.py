@@ -1,23 +1,27 @@
 """Which blocks of a model are alike, and the model with only a few of them.
 
-That blocks are alike is shown, never assumed: their modules are equal but for an index, the model
-calls them in the same way, and no code computes with the index. What a block does with it beyond
-that shows in the traces of two blocks of each kind, which ``tracer.stamp`` compares.
+That blocks are alike is shown, never assumed: their modules are equal but for an index, and in a
+run of the whole model all of a kind do the same with the same. The exports of two blocks of each
+kind are compared once more by ``tracer.stamp``.
 """
 
 import contextlib
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from tracer.stamp import Stack
+from tracer.capture.phases import Task, Way
+from tracer.capture.runs import run_on_meta
+from tracer.formula import const
+from tracer.program import Node, Program, Value
+from tracer.stamp import Stack, alike
 
 WORTHWHILE = 2
 """A stack is repeated when that saves at least this many blocks of the trace."""
@@ -25,11 +29,11 @@ WORTHWHILE = 2
 
 @dataclass(frozen=True, slots=True)
 class Shortened:
-    """What was learnt while a model stood shortened."""
+    """A model with a few of its blocks."""
 
     stacks: tuple[Stack, ...]
-    computed: list[str] = field(default_factory=list)
-    """The attributes holding a block's index that code compared or reckoned with."""
+    layers: frozenset[int] | None
+    """The layers whose state the shortened model takes, None for all."""
 
     def rename(self, path: str) -> str:
         """A module path of the shortened model as the whole model has it."""
@@ -39,20 +43,19 @@ class Shortened:
         return path
 
 
-def find_stacks(module: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[Stack, ...]:
-    """The lists of blocks of a module that are worth repeating.
-
-    ``inputs`` are small ones, to see how the model calls its blocks.
-    """
+def find_stacks(task: Task, way: Way) -> tuple[Stack, ...]:
+    """The lists of blocks of a task's model that are worth repeating."""
     found: list[Stack] = []
-    for name, child in module.named_modules():
+    kept = 1 + max((state.layer for state in task.states), default=-1)
+    for name, child in task.module.named_modules():
         inside = any(name.startswith(f"{other.path}.") for other in found)
         if isinstance(child, torch.nn.ModuleList) and not inside:
-            stack = Stack(name, _kinds(module, list(child)))
+            kinds = _kinds(task.module, list(child))
+            stack = Stack(name, kinds, "cache" if len(kinds) == kept else "")
             if stack.depth - len(stack.traced) >= WORTHWHILE:
                 found.append(stack)
     stacks = tuple(found)
-    return stacks if stacks and _called_alike(module, stacks, inputs) else ()
+    return stacks if stacks and _run_alike(task, stacks, way) else ()
 
 
 # --- what the modules say -------------------------------------------------------------------------
@@ -127,122 +130,112 @@ def _configs(module: torch.nn.Module) -> list[dict[str, Any]]:
     return list(configs.values())
 
 
-# --- how the model calls its blocks ---------------------------------------------------------------
+# --- what a run of the model shows ---------------------------------------------------------------
 
 
-def _called_alike(
-    module: torch.nn.Module, stacks: Sequence[Stack], inputs: Mapping[str, Any]
-) -> bool:
-    """Whether the model calls each block once, in order, and those of a kind with the same.
+def _run_alike(task: Task, stacks: Sequence[Stack], way: Way) -> bool:
+    """Whether all blocks of a kind do the same in a run of the whole model on the meta device.
 
-    The model runs with blocks that only record what they are called with. They return what a real
-    block of their kind does, or where none runs here, the stream that they got or a tuple with it.
+    Every op of every block is seen, with what it reads and makes. Around the blocks, the whole
+    model must do what the shortened one does.
     """
-    return any(
-        _shows_alike(module, stacks, inputs, result)
-        for result in (None, lambda stream: stream, lambda stream: (stream,))
-    )
+    whole = _seen(task, stacks, task.inputs(way))
+    if whole is None or not all(alike(whole, stack) for stack in stacks):
+        return False
+    with shortened(task.module, stacks) as short:
+        part = _seen(task, stacks, task.inputs(way, short.layers))
+    return part is not None and _around(part, stacks) == _around(whole, stacks)
 
 
-def _shows_alike(
-    module: torch.nn.Module,
-    stacks: Sequence[Stack],
-    inputs: Mapping[str, Any],
-    result: Callable[[Any], Any] | None,
-) -> bool:
-    recorder = _Calls(result)
-    with contextlib.ExitStack() as patches:
+def _around(program: Program, stacks: Sequence[Stack]) -> list[tuple[str, tuple[Value, ...]]]:
+    """What a program does outside its blocks."""
+    return [
+        (node.target, tuple(program.values[out] for out in node.outs))
+        for node in program.nodes
+        if all(stack.layer(node.path) is None for stack in stacks)
+    ]
+
+
+def _seen(task: Task, stacks: Sequence[Stack], inputs: Mapping[str, Any]) -> Program | None:
+    """The ops of a run, with the blocks that they run in; None for code that looks at values."""
+    witness = _Witness(task, inputs)
+    with contextlib.ExitStack() as hooks:
         for stack in stacks:
-            for layer, block in enumerate(module.get_submodule(stack.path).children()):
-                stub = recorder.stub(stack, layer, block.forward)
-                patches.enter_context(patch.object(block, "forward", stub))
+            for layer, block in enumerate(task.module.get_submodule(stack.path).children()):
+                path = f"{stack.path}.{layer}"
+                hooks.callback(block.register_forward_pre_hook(witness.enter(path)).remove)
+                hooks.callback(block.register_forward_hook(witness.leave).remove)
         try:
-            module(**inputs)
-        except Exception:  # code that looks at values: nothing is shown
-            return False
-    for stack in stacks:
-        calls = [(layer, said) for path, layer, said in recorder.calls if path == stack.path]
-        if [layer for layer, _ in calls] != list(range(stack.depth)):
-            return False
-        # The first block has none before it to get its stream from.
-        of_kind: dict[int, str] = {}
-        for layer, said in calls[1:]:
-            if of_kind.setdefault(stack.kinds[layer], said) != said:
-                return False
-    return True
+            with run_on_meta(task.module), witness:
+                task.exported(**inputs)
+        except Exception:
+            return None
+    return witness.program
 
 
-class _Calls:
-    """Stands in for the blocks of a model and records how they are called."""
+class _Witness(TorchDispatchMode):
+    """Writes down each op of a run as a program: what it reads, what it makes, in which block."""
 
-    def __init__(self, result: Callable[[Any], Any] | None) -> None:
-        self.result = result
-        self.calls: list[tuple[str, int, str]] = []
-        self.made: dict[int, str] = {}  # id of a tensor -> where it comes from
-        self.kept: list[Any] = []  # so that no two tensors share an id
-        self.results: dict[tuple[str, int], Any] = {}
+    def __init__(self, task: Task, inputs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.program = Program()
+        self.path = ""
+        self.value_of: dict[int, int] = {}  # id of a tensor -> its latest value
+        self.kept: list[torch.Tensor] = []  # so that no two tensors share an id
+        state = {**dict(task.module.named_parameters()), **dict(task.module.named_buffers())}
+        for name, tensor in {**state, **inputs.get("state", {})}.items():
+            self.value_of[id(tensor)] = self._add(tensor, name)
 
-    def stub(self, stack: Stack, layer: int, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """A block's forward that records and returns tensors like those of its kind."""
+    def enter(self, path: str) -> Callable[..., None]:
+        """A hook for the start of a block."""
 
-        def called(*args: Any, **kwargs: Any) -> Any:
-            said = self._say((args, kwargs), stack.path, layer)
-            self.calls.append((stack.path, layer, said))
-            kind = (stack.path, stack.kinds[layer])
-            if kind not in self.results:
-                stream = args[0] if args else next(iter(kwargs.values()))
-                self.results[kind] = (
-                    forward(*args, **kwargs) if self.result is None else self.result(stream)
-                )
-            result = tree_map_only(torch.Tensor, torch.empty_like, self.results[kind])
-            for k, leaf in enumerate(tree_leaves(result)):
-                self.made[id(leaf)] = f"{stack.path}.{layer} {k}"
-            self.kept.append(result)
-            return result
+        def hook(*args: Any) -> None:
+            self.path = path
 
-        return called
+        return hook
 
-    def _say(self, value: Any, path: str, layer: int) -> str:
-        """The arguments in words: equal for two blocks that are called with the same."""
-        if isinstance(value, torch.Tensor):
-            self.kept.append(value)
-            source = self.made.setdefault(id(value), f"tensor {len(self.made)}")
-            return source.replace(f"{path}.{layer - 1} ", "previous ")
-        if isinstance(value, list | tuple):
-            return repr([self._say(item, path, layer) for item in value])
-        if isinstance(value, dict):
-            return repr({str(k): self._say(v, path, layer) for k, v in value.items()})
-        return _describe(value)
+    def leave(self, *args: Any) -> None:
+        """A hook for the end of a block."""
+        self.path = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        known = tuple(self.value_of[id(t)] for t in read if id(t) in self.value_of)
+        made = func(*args, **(kwargs or {}))
+        outs = []
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                outs.append(self._add(tensor))
+                self.value_of[id(tensor)] = outs[-1]
+        self.program.nodes.append(Node(str(func), known, tuple(outs), self.path, ""))
+        return made
+
+    def _add(self, tensor: torch.Tensor, name: str = "") -> int:
+        self.kept.append(tensor)
+        shape = tuple(const(size) for size in tensor.shape)
+        return self.program.add(Value(str(tensor.dtype), shape, name))
 
 
 # --- the model with a few of its blocks -----------------------------------------------------------
 
 
 @contextlib.contextmanager
-def shortened(module: torch.nn.Module, stacks: tuple[Stack, ...]) -> Iterator[Shortened]:
+def shortened(module: torch.nn.Module, stacks: Sequence[Stack]) -> Iterator[Shortened]:
     """The model with only the blocks of each stack that are to be traced.
 
-    Its config counts those blocks and lists their settings. Where a block keeps its index, a number
-    stands that notes whether any code computes with it.
+    Its config counts those blocks and lists their settings.
     """
-    state = Shortened(stacks)
+    kept = [stack for stack in stacks if stack.state]
     with contextlib.ExitStack() as undo:
         for stack in stacks:
             parent, _, name = stack.path.rpartition(".")
             owner = module.get_submodule(parent)
             blocks = list(module.get_submodule(stack.path).children())
-            for attribute in _indices(blocks):
-                where, _, key = attribute.rpartition(".")
-                for layer in stack.traced:
-                    part = vars(dict(blocks[layer].named_modules()).get(where, torch.nn.Module()))
-                    if key in part:
-                        watched = _Index(part[key]).watch(attribute, state.computed)
-                        undo.enter_context(patch.dict(part, {key: watched}))
             for settings in _configs(module):
                 undo.enter_context(patch.dict(settings, _shorter(settings, stack)))
             undo.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, torch.nn.ModuleList(blocks[i] for i in stack.traced))
-        yield state
+        yield Shortened(tuple(stacks), frozenset(kept[0].traced) if kept else None)
 
 
 def _shorter(settings: Mapping[str, Any], stack: Stack) -> dict[str, Any]:
@@ -254,46 +247,3 @@ def _shorter(settings: Mapping[str, Any], stack: Stack) -> dict[str, Any]:
         elif isinstance(value, list | tuple) and len(value) == stack.depth:
             changed[key] = type(value)(value[i] for i in stack.traced)
     return changed
-
-
-class _Index(int):
-    """A block's index that notes when code compares it: one block may then do what others do not.
-
-    Sums of it are indices too. Looking it up in a list or handing it on is no computing.
-    """
-
-    name = ""
-    log: list[str]
-
-    def watch(self, name: str, log: list[str]) -> "_Index":
-        self.name, self.log = name, log
-        return self
-
-
-def _watched(operation: str) -> Callable[..., Any]:
-    plain = getattr(int, operation)
-
-    def watched(self: _Index, *others: Any) -> Any:
-        # A cache asks whether it has a layer of this index yet: the same for all layers.
-        if not sys._getframe(1).f_code.co_filename.endswith("cache_utils.py"):
-            self.log.append(self.name)
-        return plain(self, *others)
-
-    return watched
-
-
-def _sum(operation: str) -> Callable[..., Any]:
-    plain = getattr(int, operation)
-
-    def added(self: _Index, other: Any) -> Any:
-        result = plain(self, other)
-        return _Index(result).watch(self.name, self.log) if type(result) is int else result
-
-    return added
-
-
-for _name in ("eq", "ne", "lt", "le", "gt", "ge", "mod", "rmod", "floordiv", "bool", "and", "xor"):
-    setattr(_Index, f"__{_name}__", _watched(f"__{_name}__"))
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul"):
-    setattr(_Index, f"__{_name}__", _sum(f"__{_name}__"))
-_Index.__hash__ = int.__hash__  # type: ignore[method-assign]

@@ -1,7 +1,11 @@
 """How a failure of torch or of a model's own code becomes one line."""
 
+import re
 import traceback
-from pathlib import Path
+
+_OWN = re.compile(r'File ".*/transformers/models/.*/([^/"]+)", line (\d+), in .*\n *(.*)')
+_UNKNOWN = re.compile(r"\bu\d+\b")
+"""Torch's name for a number that only data gives."""
 
 
 def first_line(error: BaseException) -> str:
@@ -13,12 +17,20 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}".rstrip(".!: ")
 
 
+def place(trace: str) -> str:
+    """Where the model's own code was at the end of a traceback, and that line of it."""
+    own = _OWN.findall(trace.replace("\\", "/"))
+    return " at {}:{} ({})".format(*own[-1]) if own else ""
+
+
 class Untraceable(Exception):
     """torch.export, or the lowering of what it gave, cannot carry this model; one line says why."""
 
-    def __init__(self, error: BaseException) -> None:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if "/transformers/models/" in f.filename.replace("\\", "/")]
-        place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-        super().__init__(first_line(error) + place)
+    def __init__(self, error: BaseException, condition: str = "") -> None:
+        reason = first_line(error)
+        if _UNKNOWN.search(reason):
+            reason = "its code goes by the values of tensors, not by their shapes alone"
+        super().__init__(reason + place("".join(traceback.format_tb(error.__traceback__))))
         self.by_torch = type(error).__module__.startswith("torch")
+        self.condition = condition
+        """What does not hold of the sizes, where that is the reason."""

@@ -5,34 +5,49 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import reduce
+from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import sympy
 import torch
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
-from tracer.capture.errors import Untraceable
+from tracer.capture.cache import Axis, State
+from tracer.capture.errors import Untraceable, place
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
 from tracer.kinds import base_name
 from tracer.program import Node, Program, Value
+
+_einsum = torch.einsum
 
 
 def lower(
     exported: ExportedProgram,
     module: torch.nn.Module,
     sizes: Mapping[str, int],
+    *,
     rename: Callable[[str], str] = lambda path: path,
+    inputs: Mapping[str, Sequence[Axis]] = MappingProxyType({"input_ids": ("batch", "seq")}),
+    states: Sequence[State] = (),
+    returned: int = 0,
+    conditions: Sequence[str] = (),
 ) -> Program:
     """The program of an exported module, at any size.
 
     ``sizes`` are those of the trace: what shares memory with what is taken from a run of the graph
     there, since a reshape may have to copy at one size and not at another. ``rename`` turns what
-    the export calls modules and parameters into their names in ``module``. Raises Untraceable for
-    a size that no formula can say.
+    the export calls modules and parameters into their names in ``module``. ``inputs`` are the
+    tensors that the export takes, in order, ``states`` all that ``module`` keeps between steps, and
+    the last ``returned`` of its results are states. Raises Untraceable for a size that no
+    formula can say. ``conditions`` go into the program as they are.
     """
-    return _Lowering(exported, module, sizes, rename).program
+    program = _Lowering(exported, module, sizes, rename, inputs, states, returned).program
+    program.conditions = tuple(conditions)
+    return program
 
 
 class _Lowering:
@@ -42,6 +57,9 @@ class _Lowering:
         module: torch.nn.Module,
         sizes: Mapping[str, int],
         rename: Callable[[str], str],
+        inputs: Mapping[str, Sequence[Axis]],
+        states: Sequence[State],
+        returned: int,
     ) -> None:
         self.rename = rename
         self.program = Program()
@@ -58,7 +76,20 @@ class _Lowering:
         }
         nodes = list(exported.graph.nodes)
         self.position = {node: number for number, node in enumerate(nodes)}
-        self._name_sizes(nodes, state)
+        self.inputs = dict(
+            zip((n for n in nodes if n.op == "placeholder" and n.name not in state
+                 and self._is_tensor(n)), inputs, strict=True)
+        )  # fmt: skip
+        self._name_sizes(inputs)
+        for kept in states:
+            shape = tuple(const(a) if isinstance(a, int) else var(a) for a in kept.axes)
+            dtype = str(kept.dtype).removeprefix("torch.")
+            value = Value(dtype, shape, kept.name, Role.KV_CACHE)
+            self.names[kept.name] = self.program.add(value)
+        for node in nodes:
+            if any(free_unbacked_symbols(t.shape) for t in _tensors(node.meta.get("val"))):
+                made = f"{node.target} makes a tensor whose size its values decide"
+                raise Untraceable(ValueError(made + place(node.meta.get("stack_trace", ""))))
         self.real = self._run(exported, sizes)
         for node in nodes:
             match node.op:
@@ -67,9 +98,29 @@ class _Lowering:
                 case "call_function":
                     self._call(node)
                 case "output":
-                    results = [n for n in _flat(node.args) if self._is_tensor(n)]
-                    args = tuple(dict.fromkeys(self._index(n) for n in results))
-                    self.program.nodes.append(Node("output", args, (), "", ""))
+                    self._output(node, returned)
+
+    def _output(self, node: torch.fx.Node, returned: int) -> None:
+        """The results; each state among them is marked where it comes from.
+
+        Its mark is a node in the block that made it, so that it is repeated with the block.
+        """
+        results = [n for n in _flat(node.args) if self._is_tensor(n)]
+        kept = results[len(results) - returned :]
+        made_by = {out: i for i, n in enumerate(self.program.nodes) for out in n.outs}
+        marks: dict[int, list[Node]] = {}
+        for result in kept:
+            value = self._index(result)
+            at = made_by.get(value, len(self.program.nodes) - 1)
+            maker = self.program.nodes[at]
+            mark = Node("state", (value,), (), maker.path, maker.module_type)
+            marks.setdefault(at, []).append(mark)
+        self.program.nodes[:] = [
+            node for i, made in enumerate(self.program.nodes) for node in (made, *marks.get(i, ()))
+        ]
+        outputs = results[: len(results) - returned]
+        args = tuple(dict.fromkeys(self._index(n) for n in outputs))
+        self.program.nodes.append(Node("output", args, (), "", ""))
 
     def _run(
         self, exported: ExportedProgram, sizes: Mapping[str, int]
@@ -84,7 +135,10 @@ class _Lowering:
         try:
             recorder.run(*(self._meta(v, sizes) for v in inputs), enable_io_processing=False)
         except Exception:  # code that looks at values, or a seq that the example rules out
+            self.program.assumed = None
             return traced
+        if any("_assert_scalar" in str(node.target) for node in traced):
+            self.program.assumed = None  # the run might fail at other sizes
         for node, made in recorder.made.items():
             if node.op == "output":
                 continue
@@ -114,13 +168,12 @@ class _Lowering:
                 owners.setdefault(storage, index)
                 self.names[name] = owners[storage]
 
-    def _name_sizes(self, nodes: Sequence[torch.fx.Node], state: Mapping[str, str]) -> None:
-        """Learn which of torch's symbols is the batch and which the sequence, from the inputs."""
-        for node in nodes:
-            if node.op == "placeholder" and node.name not in state and self._is_tensor(node):
-                for name, size in zip(("batch", "seq"), node.meta["val"].shape, strict=False):
-                    if isinstance(size, torch.SymInt):
-                        self.sizes[size.node.expr] = var(name)
+    def _name_sizes(self, inputs: Mapping[str, Sequence[Axis]]) -> None:
+        """Learn which of torch's symbols is which size, from the inputs."""
+        for node, name in self.inputs.items():
+            for axis, size in zip(inputs[name], node.meta["val"].shape, strict=True):
+                if isinstance(size, torch.SymInt) and isinstance(axis, str):
+                    self.sizes[size.node.expr] = var(axis)
 
     def _is_tensor(self, node: torch.fx.Node) -> bool:
         return isinstance(node.meta.get("val"), torch.Tensor)
@@ -170,8 +223,10 @@ class _Lowering:
             if name not in self.names:  # a tensor that the code made from Python numbers
                 self.names[name] = self._add_value(tensor, name, Role.CONSTANT, None)
             self.value_of[node] = self.names[name]
+        elif self.inputs[node] in self.names:  # a state
+            self.value_of[node] = self.names[self.inputs[node]]
         else:
-            index = self._add_value(tensor, node.name, Role.INPUT, None)
+            index = self._add_value(tensor, self.inputs[node], Role.INPUT, None)
             self.value_of[node] = index
             self.program.nodes.append(Node("input", (), (index,), "", ""))
         self.owner[_memory(self.real[node])] = self._index(node)
@@ -253,6 +308,43 @@ class _Lowering:
         return inputs[0] if same else None
 
 
+def spelled_out(equation: str, *operands: Any) -> torch.Tensor:
+    """``torch.einsum`` of two tensors as what torch carries out: one batched product.
+
+    No shape tells what an einsum multiplies. An equation that says more (three operands, a
+    diagonal, an ellipsis, a sum over one of them alone) stays as it is.
+    """
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    letters = left.split(",")
+    plain = all(len(set(part)) == len(part) and "." not in part for part in [*letters, result])
+    if len(letters) != 2 or not arrow or not plain:
+        return _einsum(equation, *operands)
+    a, b = letters
+    both = [c for c in a if c in b and c in result]
+    summed = [c for c in a if c in b and c not in result]
+    rows, columns = [c for c in a if c not in b], [c for c in b if c not in a]
+    if not set(rows + columns) <= set(result):
+        return _einsum(equation, *operands)
+    x, y = operands
+    size = {**dict(zip(a, x.shape, strict=True)), **dict(zip(b, y.shape, strict=True))}
+    shape = [prod(size[c] for c in part) for part in (both, rows, summed, columns)]
+    if not summed:  # each element of one meets one of the other
+        order = [*both, *rows, *columns]
+        x = x.permute([a.index(c) for c in both + rows])[(..., *[None] * len(columns))]
+        y = y.permute([b.index(c) for c in both + columns])
+        y = y.reshape([*(size[c] for c in both), *[1] * len(rows), *(size[c] for c in columns)])
+        return (x * y).permute([order.index(c) for c in result])
+    x = x.permute([a.index(c) for c in both + rows + summed])
+    y = y.permute([b.index(c) for c in both + summed + columns])
+    x = x.reshape(shape[0], shape[1], shape[2])
+    y = y.reshape(shape[0], shape[2], shape[3])
+    order = both + rows + columns
+    made = torch.bmm(x, y).reshape([size[c] for c in order])
+    return made.permute([order.index(c) for c in result])
+
+
 class _Recorder(torch.fx.Interpreter):
     """Runs an exported graph and keeps what each node makes."""
 
@@ -262,8 +354,12 @@ class _Recorder(torch.fx.Interpreter):
 
     def run_node(self, node: torch.fx.Node) -> Any:
         """Run a node as usual; its tensors stay alive, so that no two share an address."""
-        self.made[node] = super().run_node(node)
-        return self.made[node]
+        made = super().run_node(node)
+        if base_name(str(node.target)) == "scaled_dot_product_attention":
+            # Every fused kernel lays its result out as [batch, seq, heads, dim]; meta does not.
+            made = made.transpose(-2, -3).contiguous().transpose(-2, -3)
+        self.made[node] = made
+        return made
 
 
 def _tensors(made: Any) -> list[torch.Tensor]:

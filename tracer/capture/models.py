@@ -1,6 +1,7 @@
 """The model of a config, without weights."""
 
 import json
+import re
 from collections.abc import Mapping
 from functools import reduce
 from importlib.metadata import version
@@ -12,32 +13,23 @@ import transformers
 from tracer.capture.errors import first_line
 from tracer.errors import InputError, suggest
 
+_DEPTH = re.compile(r"(num|n)_((hidden|encoder|decoder)_)?layers?|(encoder|decoder)_layers")
+"""The fields of a config that say how many layers there are."""
+
 
 def build(
     config: Mapping[str, Any], overrides: Mapping[str, Any], *, model: str, dtype: str, attn: str
 ) -> torch.nn.Module:
     """The model of a config, in evaluation mode, with parameters that have shapes and no data."""
-    kind = config.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
-        raise InputError(
-            f"{model}: transformers {version('transformers')} knows no model_type {kind!r}."
-            + suggest(str(kind), transformers.CONFIG_MAPPING.keys())
-        )
-    config_class = transformers.CONFIG_MAPPING[kind]
+    config_class = _config_class(config, model)
     previous = torch.get_default_dtype()
+    merged, _ = settle(config, overrides, model=model)
     try:
-        known = {*config, *config_class().to_dict(), *config_class.attribute_map}
-        for key in overrides:
-            if key.split(".")[0] not in known:
-                raise InputError(
-                    f"--set {key}: the config of {model} ({config_class.__name__}) has no such "
-                    "field." + suggest(key, known)
-                )
-        merged = _override(config, overrides, config_class.attribute_map)
         settings = config_class.from_dict(merged, attn_implementation=attn)
+        model_class = _model_class(settings, config)
         torch.set_default_dtype(getattr(torch, dtype))
         with torch.device("meta"):
-            module: torch.nn.Module = _model_class(settings, config)(settings)
+            module: torch.nn.Module = model_class(_part_for(model_class, settings))
     except InputError:
         raise
     except Exception as error:  # any mistake in a config surfaces as any exception of transformers
@@ -47,6 +39,7 @@ def build(
         ) from error
     finally:
         torch.set_default_dtype(previous)
+    _drop_data(module)
     # A few modules choose their parameters' dtype themselves; the user's choice holds for all.
     # Buffers (RoPE's frequencies) keep the precision that their code asks for.
     for parameter in module.parameters():
@@ -55,17 +48,91 @@ def build(
     return module.eval()
 
 
-def _override(
-    config: Mapping[str, Any], overrides: Mapping[str, Any], aliases: Mapping[str, str]
-) -> dict[str, Any]:
-    """The config with the overrides applied; a dot in a key reaches into a nested table."""
-    result: dict[str, Any] = json.loads(json.dumps(config))
-    for key, value in overrides.items():
-        first, *rest = key.split(".")
-        path = [aliases.get(first, first), *rest]
-        table = reduce(lambda t, k: t.setdefault(k, {}), path[:-1], result)
-        table[path[-1]] = value
-    return result
+def _drop_data(module: torch.nn.Module) -> None:
+    """Parameters that were made with data whatever the default device is, without it."""
+    without: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # one that is shared stays so
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if not parameter.is_meta:
+                empty = torch.nn.Parameter(parameter.to("meta"))
+                part.register_parameter(name, without.setdefault(parameter, empty))
+
+
+def settle(
+    config: Mapping[str, Any], overrides: Mapping[str, Any], *, model: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(the config with the overrides applied, a note for each list cut to fewer layers).
+
+    A dot in a key reaches into a nested table. An override that lowers the number of layers cuts
+    the lists that had one entry a layer, unless the config derives them from the number anew.
+    Raises InputError for a field that the config does not have.
+    """
+    config_class = _config_class(config, model)
+    aliases = config_class.attribute_map
+    full = _described(config_class, config) or {**_described(config_class, {}), **config}
+    known = {*config, *full, *aliases}
+    for key in overrides:
+        if key.split(".")[0] not in known:
+            raise InputError(
+                f"--set {key}: the config of {model} ({config_class.__name__}) has no such "
+                "field." + suggest(key, known)
+            )
+    paths = {key: _path(key, aliases) for key in overrides}
+    merged: dict[str, Any] = json.loads(json.dumps(config))
+    for key, path in paths.items():
+        _table(merged, path[:-1])[path[-1]] = overrides[key]
+    after = _described(config_class, merged)
+    notes = []
+    for key, (*where, name) in paths.items():
+        old, new = _table(full, where).get(name), overrides[key]
+        if not _DEPTH.fullmatch(name) or type(old) is not int or type(new) is not int or new < 1:
+            continue
+        for field, entries in _table(full, where).items():
+            if not isinstance(entries, list) or len(entries) != old or new == old:
+                continue
+            if (*where, field) in map(tuple, paths.values()):
+                continue
+            given = field in _table(config, where)
+            if not given and after and len(_table(after, where).get(field) or ()) != old:
+                continue  # made from the number of layers
+            if new > old and given:
+                raise InputError(
+                    f"--set {key}={new}: {field} of {model} has {old} entries, one a layer; "
+                    f"--set {'.'.join([*where, field])} too"
+                )
+            if new < old:
+                _table(merged, where)[field] = entries[:new]
+                notes.append(f"{field} is cut to its first {new} of {old} entries, one a layer")
+    return merged, tuple(notes)
+
+
+def _config_class(config: Mapping[str, Any], model: str) -> Any:
+    kind = config.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"{model}: transformers {version('transformers')} knows no model_type {kind!r}."
+            + suggest(str(kind), transformers.CONFIG_MAPPING.keys())
+        )
+    return transformers.CONFIG_MAPPING[kind]
+
+
+def _described(config_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with all its defaults; empty when it is not valid."""
+    try:
+        described: dict[str, Any] = config_class.from_dict(dict(config)).to_dict()
+    except Exception:  # a config class raises anything; building the model says what is wrong
+        return {}
+    return described
+
+
+def _path(key: str, aliases: Mapping[str, str]) -> list[str]:
+    first, *rest = key.split(".")
+    return [aliases.get(first, first), *rest]
+
+
+def _table(config: Any, where: list[str]) -> Any:
+    """The nested table of a config, made where it is missing."""
+    return reduce(lambda table, key: table.setdefault(key, {}), where, config)
 
 
 def _model_class(settings: Any, config: Mapping[str, Any]) -> Any:
@@ -77,6 +144,14 @@ def _model_class(settings: Any, config: Mapping[str, Any]) -> Any:
         if type(settings) in mapping:
             return mapping[type(settings)]
     raise InputError(f"no architecture for model_type {settings.model_type!r}")
+
+
+def _part_for(model_class: Any, settings: Any) -> Any:
+    """The part of a config that a model class takes: the decoder of a model of many parts."""
+    wanted = model_class.config_class
+    parts = [getattr(settings, name, None) for name in type(settings).sub_configs]
+    fitting = [part for part in (settings, *parts) if isinstance(part, wanted)]
+    return fitting[0] if fitting else settings
 
 
 def parameter_count(module: torch.nn.Module) -> int:
