@@ -103,42 +103,58 @@ def trace(
     ] = None,
     full: Annotated[bool, typer.Option(help="Trace every layer, even when all are alike.")] = False,
     out: Annotated[Path | None, typer.Option(help="Directory for the tables.")] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Trace anew; neither read nor write the cache.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Trace a model into an op graph and write it as Parquet."""
-    from tracer.graph import MODEL_DTYPES
-    from tracer.presets import find_config, parse_overrides
-
-    _choose(dtype, MODEL_DTYPES, "--dtype")
-    name, config = find_config(model)
-    overrides = parse_overrides(settings or [])
-
-    from tracer.capture import capture
-
-    captured = capture(
-        config, model=name, batch=batch, seq=seq, dtype=dtype, attn=attn, logits=logits,
-        overrides=overrides, full=full,
-    )  # fmt: skip
-
     from cli import show
     from cli.workspace import default_folder, remember
     from costmodels.flops import annotate, total_flops
     from partition.tables import remove_stale
+    from tracer.graph import MODEL_DTYPES
+    from tracer.presets import find_config, parse_overrides
     from tracer.serde import write_trace
 
-    graph = annotate(captured.graph)
+    _choose(dtype, MODEL_DTYPES, "--dtype")
+    name, config = find_config(model)
+    overrides = parse_overrides(settings or [])
+    options = {
+        "model": name, "dtype": dtype, "attn": attn, "logits": logits, "overrides": overrides,
+        "full": full,
+    }  # fmt: skip
+    traced, warnings, cached = _traced(config, {"batch": batch, "seq": seq}, options, not no_cache)
+    graph = annotate(traced)
     folder = out or default_folder(graph.meta)
     trace_id = write_trace(graph, folder)
-    notes = list(captured.warnings)
+    notes = list(warnings)
     if removed := remove_stale(folder, trace_id):
         notes.append(f"removed the partitions of the trace before: {', '.join(removed)}")
     remember(folder)
     for note in notes:
         typer.echo(f"warning: {note}", err=True)
     if as_json:
-        show.trace_json(graph, total_flops(graph), folder, notes)
+        show.trace_json(graph, total_flops(graph), folder, notes, cached=cached)
     else:
         show.trace_summary(graph, total_flops(graph), folder)
+
+
+def _traced(
+    config: Mapping[str, Any], sizes: Mapping[str, Any], options: Mapping[str, Any], use_cache: bool
+) -> "tuple[OpGraph, tuple[str, ...], bool]":
+    """(trace without costs, warnings, whether the cache had it)"""
+    from tracer import cache
+
+    key = cache.key(config, options) if use_cache else None
+    if key is not None and (found := cache.find(key, {"past": 0, **sizes})):
+        return found.graph, found.warnings, True
+    from tracer.capture import capture
+
+    captured = capture(config, **sizes, **options)
+    if key is not None:
+        cache.keep(key, captured.graph, captured.reach)
+    return captured.graph, captured.warnings, False
 
 
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")

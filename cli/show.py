@@ -150,11 +150,13 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     out.print(f"written to {folder}", soft_wrap=True)
 
 
-def trace_json(graph: OpGraph, flops: FlopTotals, folder: object, notes: Sequence[str]) -> None:
+def trace_json(
+    graph: OpGraph, flops: FlopTotals, folder: object, notes: Sequence[str], *, cached: bool
+) -> None:
     """``trace --json``."""
     meta = graph.meta
     print_json({
-        "folder": str(folder),
+        "folder": str(folder), "cached": cached,
         "model": meta.model, "phase": meta.phase, "batch": meta.batch, "seq": meta.seq,
         "past": meta.past, "dtype": meta.dtype, "attn": meta.attn, "logits": meta.logits,
         "symbolic": list(meta.symbolic), "overrides": {k: json.loads(v) for k, v in meta.overrides},

@@ -147,7 +147,7 @@ for _steps, _names in {
     "atan2 asin acos erf erfc pow floor ceil round trunc leaky_relu relu6 hardtanh",
     2: "floor_divide remainder fmod",  # divide, then round or take what the rounded part leaves
     3: "softplus elu",  # exp, and an add and a log, or a subtract and a product
-    4: "sigmoid logsigmoid",  # negate, exp, add, and divide or log
+    4: "sigmoid logsigmoid log_sigmoid log_sigmoid_forward",  # negate, exp, add, and divide or log
     5: "silu mish",  # a sigmoid, or a tanh of a softplus, and a product
     8: "gelu",  # 0.5*x*(1 + erf(x/sqrt 2)), or the tanh of a cubic
 }.items():
@@ -182,6 +182,14 @@ _register("sum", _Entry(Status.EXACT, lambda i, o: formula(_count(i[0])) - _coun
 _register("amax amin max min", _Entry(Status.ESTIMATE, _each_input(1)))
 _register("cumsum cumprod", _Entry(Status.ESTIMATE, _each_input(1)))
 """One after the other; what adds in parallel takes more steps."""
+_register("var std var_mean", _Entry(Status.ESTIMATE, _each_input(4)))
+"""Mean (1), subtract, square, sum."""
+_register("linalg_vector_norm norm", _Entry(Status.ESTIMATE, _each_input(2)))
+"""Square, sum; the root of the few results is left out."""
+_register("logsumexp", _Entry(Status.ESTIMATE, _each_input(4)))
+"""Maximum, subtract, exp, sum."""
+_register("linalg_solve_triangular", _Entry(Status.ESTIMATE, lambda i, o: _count(o[0]) * i[0][-1]))
+"""Each of n rows takes the rows solved before it (n/2 of them, a product and a subtract each)."""
 
 # --- the whole graph ------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from tracer.graph import OpGraph
 from tracer.presets import preset
 
 os.environ["CUTEDGE_CACHE"] = os.devnull
-"""No test reads or fills the user's cache, and every trace is fresh unless a test says otherwise."""
+"""No test reads or fills the user's cache; every trace is fresh unless a test says otherwise."""
 
 BIN = Path(sys.executable).parent
 REFERENCE = Path(__file__).parent / "reference"

@@ -15,6 +15,8 @@ from tracer.kinds import base_name, data_args, kind_of
         ("aten._softmax.default", "_softmax", Kind.SOFTMAX),
         ("aten.linear.default", "linear", Kind.MATMUL),  # until a parameter makes it a linear
         ("aten.conv1d.default", "conv1d", Kind.MATMUL),
+        ("aten.log_sigmoid.default", "log_sigmoid", Kind.ELEMENTWISE),
+        ("aten.linalg_solve_triangular.default", "linalg_solve_triangular", Kind.REDUCTION),
         # along an axis, or all in all: a reduction; of two tensors: element by element
         ("aten.max.default", "max", Kind.REDUCTION),
         ("aten.max.dim", "max", Kind.REDUCTION),

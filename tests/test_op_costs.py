@@ -132,6 +132,18 @@ def test_a_convolution_is_a_product_with_a_formula():
         ("multiply.Tensor", [(5, SEQ), (SEQ,)], (5, SEQ), "5*seq", Status.EXACT),
         ("topk.default", [(SEQ, 8)], (SEQ, 2), "0", Status.ZERO),
         ("softplus.default", [(SEQ, 8)], (SEQ, 8), "24*seq", Status.ESTIMATE),
+        ("log_sigmoid.default", [(SEQ, 8)], (SEQ, 8), "32*seq", Status.ESTIMATE),
+        ("var.correction", [(5, SEQ)], (5,), "20*seq", Status.ESTIMATE),
+        ("linalg_vector_norm.default", [(5, SEQ)], (5,), "10*seq", Status.ESTIMATE),
+        ("logsumexp.default", [(5, SEQ)], (5,), "20*seq", Status.ESTIMATE),
+        # 4 x 4 systems for as many right sides as there are tokens: row i takes i rows before it
+        (
+            "linalg_solve_triangular.default",
+            [(4, 4), (4, SEQ)],
+            (4, SEQ),
+            "16*seq",
+            Status.ESTIMATE,
+        ),
         # 4 rows of 3 added to 9
         ("index_add.default", [(9, 3), (4,), (4, 3)], (9, 3), "12", Status.EXACT),
         ("scatter_add.default", [(9, 3), (4, 3), (5, 3)], (9, 3), "12", Status.EXACT),

@@ -1,6 +1,6 @@
 """Nothing twice: traces by what determines them, for the next process that asks for the same.
 
-An entry is a folder: the tables of a trace (``serde``) and a record of its reach and its warnings.
+An entry is a folder: the tables of a trace (``serde``) and a record of its reach.
 Its name begins with a hash of what the capture was asked for, apart from sizes, and of what did it:
 the tracer's own code and the packages that are installed. It ends with a hash of its record, which
 holds the trace's id: what is damaged or half there is no entry. A cache that cannot be read or
@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 
 from tracer.errors import CutedgeError
 from tracer.graph import OpGraph
-from tracer.reach import Reach, beyond_positions, resized, same_memory
+from tracer.reach import Reach, resized, same_memory
 from tracer.serde import read_trace, write_trace
 
 KEPT = 64
@@ -97,26 +97,21 @@ def find(key: str, sizes: Mapping[str, int]) -> Found | None:
                 continue
         with suppress(OSError):
             os.utime(entry)
-        said = beyond_positions(graph.meta.model, sizes, record.reach.positions)
-        return Found(graph, (*([said] if said else []), *record.warnings))
+        return Found(graph, record.reach.warnings(graph.meta.model, sizes))
     return None
 
 
-def keep(key: str, graph: OpGraph, reach: Reach, warnings: Iterable[str]) -> None:
+def keep(key: str, graph: OpGraph, reach: Reach) -> None:
     """Put a trace as it was captured, without costs, into the cache; nothing where that fails."""
     folder = _traces()
     if folder is None:
         return
-    said = beyond_positions(graph.meta.model, graph.meta.variables, reach.positions)
     temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
         trace_id = write_trace(graph, temporary)
-        record = json.dumps({
-            "trace_id": trace_id, "reach": asdict(reach),
-            "warnings": [warning for warning in warnings if warning != said],
-        }).encode()  # fmt: skip
+        record = json.dumps({"trace_id": trace_id, "reach": asdict(reach)}).encode()
         (temporary / _RECORD).write_bytes(record)
         temporary.rename(folder / f"{key}-{_digest(record)}")
         _tidy(folder)
@@ -141,7 +136,6 @@ def _tidy(folder: Path) -> None:
 class _Record:
     trace_id: str
     reach: Reach
-    warnings: tuple[str, ...]
 
 
 def _record(entry: Path) -> _Record:
@@ -157,8 +151,8 @@ def _record(entry: Path) -> _Record:
             holding=tuple(reach["holding"]),
             failing=tuple(reach["failing"]),
             positions=reach["positions"],
+            notes=tuple(reach["notes"]),
         ),
-        tuple(read["warnings"]),
     )
 
 

@@ -46,7 +46,7 @@ _BY_KIND: Mapping[Kind, str] = {
     Kind.REDUCTION: """
         sum mean amax amin max min prod all any argmax argmin var std var_mean norm
         linalg_vector_norm logsumexp cumsum cumprod cummax cummin topk sort argsort
-        count_nonzero bincount histc nansum median""",
+        count_nonzero bincount histc nansum median linalg_solve_triangular""",
     Kind.COPY: """
         clone contiguous copy to _to_copy type_as float half double bfloat16 int long bool cat
         concat concatenate stack hstack vstack repeat repeat_interleave tile roll flip pad
@@ -57,10 +57,10 @@ _BY_KIND: Mapping[Kind, str] = {
     Kind.ELEMENTWISE: """
         add sub rsub mul div true_divide floor_divide remainder fmod pow square sqrt rsqrt
         reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan tanh sinh cosh atan atan2 asin
-        acos sigmoid logsigmoid log_sigmoid_forward relu relu6 leaky_relu elu selu celu gelu silu
-        mish softplus hardtanh hardswish hardsigmoid glu threshold prelu erf erfc abs neg sign
-        floor ceil round trunc frac clamp clamp_min clamp_max clip maximum minimum fmax fmin where
-        masked_fill eq ne lt le gt ge logical_and logical_or logical_not logical_xor
+        acos sigmoid logsigmoid log_sigmoid log_sigmoid_forward relu relu6 leaky_relu elu selu
+        celu gelu silu mish softplus hardtanh hardswish hardsigmoid glu threshold prelu erf erfc
+        abs neg sign floor ceil round trunc frac clamp clamp_min clamp_max clip maximum minimum
+        fmax fmin where masked_fill eq ne lt le gt ge logical_and logical_or logical_not logical_xor
         bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ __lshift__ __rshift__
         isnan isinf isfinite nan_to_num addcmul addcdiv lerp dropout native_dropout diff
         fill zero softshrink hardshrink""",

@@ -36,6 +36,13 @@ class Reach:
     """Of each way of export that was tried before, something that does not hold."""
     positions: int | None = None
     """The longest sequence that the model has positions for, None when it sets no limit."""
+    notes: tuple[str, ...] = ()
+    """What a user must know of the trace at any of these sizes."""
+
+    def warnings(self, model: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """What a user must know of the trace at ``sizes``."""
+        said = beyond_positions(model, sizes, self.positions)
+        return (*([said] if said else []), *self.notes)
 
     def covers(self, sizes: Mapping[str, int]) -> bool:
         """Whether the model would be exported in the same way at ``sizes``."""

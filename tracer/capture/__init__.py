@@ -102,17 +102,20 @@ def capture(
         versions=tuple((name, version(name)) for name in ("cutedge", "torch", "transformers")),
         repeated_layers=program.repeated,
     )  # fmt: skip
-    reach = _reach(task, way, program, failures)
-    return Capture(build_graph(program, meta), tuple(notes), reach)
+    reach = _reach(task, way, program, failures, notes)
+    return Capture(build_graph(program, meta), reach.warnings(model, meta.variables), reach)
 
 
-def _reach(task: Task, way: Way, program: Program, failures: Iterable[Untraceable]) -> Reach:
+def _reach(
+    task: Task, way: Way, program: Program, failures: Iterable[Untraceable], notes: Iterable[str]
+) -> Reach:
     repeats = all(failure.by_torch or failure.condition for failure in failures)
     return Reach(
         bounds=task.alike(way if program.assumed is not None and repeats else None),
         holding=program.assumed or (),
         failing=tuple(failure.condition for failure in failures if failure.condition),
         positions=task.positions,
+        notes=tuple(notes),
     )
 
 

@@ -69,10 +69,11 @@ def settle(
     """
     config_class = _config_class(config, model)
     aliases = config_class.attribute_map
-    full = _described(config_class, config) or {**_described(config_class, {}), **config}
+    default = _described(config_class, {})
+    full = _described(config_class, config) or {**default, **config}
     known = {*config, *full, *aliases}
     for key in overrides:
-        if key.split(".")[0] not in known:
+        if default and key.split(".")[0] not in known:
             raise InputError(
                 f"--set {key}: the config of {model} ({config_class.__name__}) has no such "
                 "field." + suggest(key, known)
@@ -80,7 +81,10 @@ def settle(
     paths = {key: _path(key, aliases) for key in overrides}
     merged: dict[str, Any] = json.loads(json.dumps(config))
     for key, path in paths.items():
-        _table(merged, path[:-1])[path[-1]] = overrides[key]
+        try:
+            _table(merged, path[:-1])[path[-1]] = overrides[key]
+        except (AttributeError, TypeError) as error:
+            raise InputError(f"--set {key}: {path[0]} of {model} is no table of fields") from error
     after = _described(config_class, merged)
     notes = []
     for key, (*where, name) in paths.items():

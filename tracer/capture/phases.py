@@ -13,7 +13,7 @@ import torch
 
 from tracer.capture.cache import Axis, State, Step, cache_argument, cache_kind
 from tracer.errors import CutedgeError, InputError
-from tracer.reach import UNLIMITED, beyond_positions, run_sizes
+from tracer.reach import UNLIMITED, run_sizes
 
 EXAMPLES = {"batch": 3, "seq": 7, "past": 11}
 """Sizes that a symbolic export runs at: small, odd, unlike each other and any size of a model."""
@@ -123,8 +123,7 @@ class Task:
 
     def notes(self) -> list[str]:
         """What a user must know whatever way the trace is made."""
-        said = beyond_positions(self.model, self.sizes, self.positions)
-        found = [said] if said else []
+        found = []
         if self.ignored:
             found.append(f"{self.name} makes the logits of every token, not of the last alone")
         return found

@@ -1,0 +1,215 @@
+"""What keeps an architecture from being traced: each case small, and no type singled out."""
+
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from costmodels.flops import annotate, total_flops
+from tests.coverage import (
+    BATCH,
+    PAGE,
+    SEQ,
+    Row,
+    counted_by_torch,
+    depths,
+    how,
+    model_types,
+    page,
+    sweep,
+)
+from tracer.capture import as_it_runs, capture, quiet
+from tracer.capture.lowering import spelled_out
+from tracer.capture.models import build, settle
+from tracer.errors import CutedgeError, InputError
+
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 128}
+
+
+def made(model_type: str, config: dict[str, object], overrides: dict[str, object]):
+    return settle({"model_type": model_type, **config}, overrides, model="small")
+
+
+# --- fewer layers ---------------------------------------------------------------------------------
+
+
+def test_a_list_with_an_entry_a_layer_is_cut_with_the_layers():
+    kinds = ["sliding_attention", "full_attention"] * 3
+    config, notes = made("qwen3", {"num_hidden_layers": 6, "layer_types": kinds},
+                         {"num_hidden_layers": 3})  # fmt: skip
+    assert config["layer_types"] == kinds[:3]
+    assert notes == ("layer_types is cut to its first 3 of 6 entries, one a layer",)
+
+
+def test_a_default_list_that_the_config_makes_anew_is_left_to_it():
+    config, notes = made("qwen3", {}, {"num_hidden_layers": 3})
+    assert "layer_types" not in config
+    assert notes == ()
+
+
+def test_a_default_list_that_stays_long_is_cut():
+    config, notes = made("zamba", {}, {"num_hidden_layers": 2})
+    assert len(config["layers_block_type"]) == 2
+    assert notes == ("layers_block_type is cut to its first 2 of 76 entries, one a layer",)
+
+
+def test_a_list_that_is_set_too_is_left_alone():
+    kinds = ["full_attention"] * 2
+    config, notes = made("qwen3", {"num_hidden_layers": 4, "layer_types": kinds * 2},
+                         {"num_hidden_layers": 2, "layer_types": kinds})  # fmt: skip
+    assert config["layer_types"] == kinds
+    assert notes == ()
+
+
+def test_more_layers_than_a_list_has_entries_is_an_error_that_names_the_list():
+    config = {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
+    with pytest.raises(InputError, match=r"num_hidden_layers=4: layer_types .* 2 entries"):
+        made("qwen3", config, {"num_hidden_layers": 4})
+
+
+def test_a_list_of_another_length_has_nothing_to_do_with_the_layers():
+    config, notes = made("qwen3", {"num_hidden_layers": 4, "eos_token_id": [1, 2, 3]},
+                         {"num_hidden_layers": 2})  # fmt: skip
+    assert config["eos_token_id"] == [1, 2, 3]
+    assert notes == ()
+
+
+# --- what a config builds -------------------------------------------------------------------------
+
+
+def test_a_config_of_many_parts_gives_its_decoder_to_the_causal_lm():
+    text = {**SMALL, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {"model_type": "emu3", "text_config": {**text, "pad_token_id": 0}}
+    with quiet():
+        module = build(config, {}, model="small", dtype="float32", attn="eager")
+    assert type(module.config).__name__ == "Emu3TextConfig"
+    assert module.config.hidden_size == 64
+
+
+def test_parameters_have_no_data_whatever_way_they_are_made():
+    small = {"d_model": 32, "n_head": 4, "d_inner": 48, "n_layer": 1, "vocab_size": 64}
+    with quiet():
+        module = build({"model_type": "xlnet", **small}, {}, model="small", dtype="float32",
+                       attn="eager")  # fmt: skip
+    assert all(parameter.is_meta for parameter in module.parameters())
+    names = dict(module.named_parameters(remove_duplicate=False))
+    assert names["lm_loss.weight"] is names["transformer.word_embedding.weight"]  # still tied
+
+
+# --- einsum ---------------------------------------------------------------------------------------
+
+SIZES = dict(zip("bijkhl", (2, 3, 4, 5, 6, 7), strict=True))
+
+
+@pytest.mark.parametrize(
+    "equation",
+    [
+        "bij,bjk->bik", "bhi,bhj->bhij", "ibh,hjk->ibjk", "bi,bj->bij", "bij,bij->bi",
+        "bihk,bjhk->bhij", "i,j->ij", "bijh,bhk->bikj", "ij,jk->ki", "bi,bi->bi", "bij,j->bi",
+        "bij,bj->bij", "bil,bhl->bih", "i j, j k -> i k", "i,i->",
+        # more than one product: left to torch as it is
+        "ij,jk,kl->il", "ii->i", "bij->bji", "...i,ij->...j", "bij,jk->bk", "ij,jk",
+    ],
+)  # fmt: skip
+def test_an_einsum_gives_what_torch_gives_for_as_many_flops(equation):
+    parts = equation.partition("->")[0].replace(" ", "").split(",")
+    shapes = [[SIZES[c] for c in part.replace("...", "bh")] for part in parts]
+    operands = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    with FlopCounterMode(display=False) as theirs:
+        wanted = torch.einsum(equation, *operands)
+    with FlopCounterMode(display=False) as ours:
+        given = spelled_out(equation, *operands)
+    assert torch.allclose(wanted, given)
+    assert ours.get_total_flops() == theirs.get_total_flops()
+
+
+# --- a trace is what runs -------------------------------------------------------------------------
+
+MIXERS = {
+    "mamba2": {"hidden_size": 32, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1,
+               "vocab_size": 64, "num_hidden_layers": 1, "chunk_size": 16},
+    "xlnet": {"d_model": 32, "n_head": 4, "d_inner": 48, "n_layer": 1, "vocab_size": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", MIXERS)
+def test_products_of_einsums_equal_torch(model_type):
+    config = {"model_type": model_type, **MIXERS[model_type]}
+    graph = annotate(capture(config, model="small", batch=BATCH, seq=SEQ, symbolic=False).graph)
+    assert not [op for op in graph.ops if "einsum" in op.target]
+    assert total_flops(graph).unsupported == {}
+    assert total_flops(graph).products <= counted_by_torch(config, {}, "small")
+
+
+def test_code_for_an_export_alone_is_not_traced():
+    """A gated delta rule solves a triangular system where it runs."""
+    config = {
+        "model_type": "qwen3_5_text", **SMALL, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    }  # fmt: skip
+    graph = annotate(capture(config, model="small", batch=BATCH, seq=SEQ, symbolic=False).graph)
+    assert [op for op in graph.ops if "solve_triangular" in op.target]
+    assert total_flops(graph).products == counted_by_torch(config, {}, "small")
+
+
+def test_what_a_trace_changes_in_transformers_is_undone():
+    from transformers.utils import import_utils
+
+    before = import_utils.is_torchdynamo_exporting.__code__, torch.einsum
+    with as_it_runs():
+        assert torch.einsum is spelled_out
+    assert (import_utils.is_torchdynamo_exporting.__code__, torch.einsum) == before
+
+
+def test_a_loop_over_the_tokens_gives_a_concrete_trace_and_the_reason():
+    config = {"model_type": "mamba", "hidden_size": 16, "state_size": 4, "num_hidden_layers": 1,
+              "vocab_size": 32, "intermediate_size": 32}  # fmt: skip
+    result = capture(config, model="small", batch=BATCH, seq=9)
+    assert result.graph.meta.symbolic == ()
+    assert any("seq" in warning for warning in result.warnings)
+    products = total_flops(annotate(result.graph)).products
+    assert products == counted_by_torch(config, {}, "small", seq=9)
+
+
+def test_code_that_goes_by_values_is_named_with_its_line():
+    config = {"model_type": "jetmoe", "hidden_size": 32, "num_hidden_layers": 1,
+              "num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 32,
+              "num_local_experts": 4, "vocab_size": 64}  # fmt: skip
+    with pytest.raises(CutedgeError) as caught:
+        capture(config, model="small", batch=2, seq=16, symbolic=False)
+    assert "modeling_jetmoe.py" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "u0" not in str(caught.value)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_the_layers_of_a_config_are_found_at_the_top_or_in_its_decoder():
+    assert list(depths({"num_hidden_layers": 4})) == ["num_hidden_layers"]
+    assert list(depths({"text_config": {"n_layer": 4}})) == ["text_config.n_layer"]
+    assert list(depths({"num_hidden_layers": 2, "text_config": {"n_layer": 4}})) == [
+        "num_hidden_layers"
+    ]
+
+
+def test_how_a_trace_was_made():
+    assert how((), ("batch", "seq")) == ("symbolic", ())
+    assert how(("the formulas hold for seq below 9",), ("batch", "seq"))[0] == "bounded"
+    assert how(("x: sizes are exact, formulas are null",), ())[0] == "concrete"
+
+
+def test_the_page_counts_its_rows():
+    rows = [Row("a", "symbolic", 10, 0.5, (), "equal"), Row("b", "no", notes=("x | y",))]
+    text = page(rows)
+    assert "| traced | 1 |" in text
+    assert "| not traced | 1 |" in text
+    assert "| b | no |  |  |  | x \\| y |" in text
+    assert f"transformers {transformers.__version__}" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", model_types())
+def test_the_page_is_what_a_sweep_gives_now(model_type):
+    assert str(sweep(model_type)) in PAGE.read_text(encoding="utf-8").splitlines()

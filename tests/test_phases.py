@@ -1,0 +1,173 @@
+"""Decode, chunks and verification over a cache, against closed forms and real runs."""
+
+import pytest
+import torch
+import transformers
+
+from costmodels.flops import annotate, total_flops
+from costmodels.links import load_link
+from partition.accounting import account
+from partition.policy import apply_policy, load_policy, policy_names
+from tracer.capture import capture
+from tracer.errors import CutedgeError, InputError
+from tracer.formula import parse
+from tracer.graph import Kind, OpGraph, Role, Tensor
+from tracer.presets import preset
+
+
+def inputs(graph: OpGraph) -> list[Tensor]:
+    """The cached state that a graph takes."""
+    return [
+        t for t in graph.tensors
+        if t.role is Role.KV_CACHE and t.op is not None and graph.ops[t.op].kind is Kind.INPUT
+    ]  # fmt: skip
+
+
+def returned(graph: OpGraph) -> list[Tensor]:
+    """The state that a graph gives back."""
+    return [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
+
+
+def test_decode_of_llama_in_closed_form():
+    """One token reads all weights but the norms, and q k^T and p v over 1025 tokens in 32 heads."""
+    graph = annotate(
+        capture(preset("llama-3.2-1b"), model="m", phase="decode", seq=1, past=1024).graph
+    )
+    assert total_flops(graph).products == 2_605_842_432
+    assert 2_471_493_632 + 16 * 2 * 2 * 32 * 64 * 1025 == 2_605_842_432
+    assert parse(total_flops(graph).products_expr or "").evaluate(
+        {"batch": 3, "seq": 1, "past": 99}
+    ) == 3 * (2_471_493_632 + 16 * 2 * 2 * 32 * 64 * 100)
+    assert sum(t.bytes for t in inputs(graph)) == 2 * 16 * 8 * 64 * 1024 * 4
+    assert {t.shape_expr for t in inputs(graph)} == {("batch", "8", "past", "64")}
+    assert {t.shape_expr for t in returned(graph)} == {("batch", "8", "past + 1", "64")}
+    assert len(inputs(graph)) == len(returned(graph)) == 32
+    assert graph.meta.symbolic == ("batch", "past")
+
+
+@pytest.mark.parametrize(("seq", "past"), [(256, 768), (5, 1000)])
+def test_chunks_and_verification_are_formulas_in_seq_and_past(seq, past):
+    graph = annotate(capture(preset("llama-3.2-1b"), model="m", seq=seq, past=past).graph)
+    assert graph.meta.symbolic == ("batch", "seq", "past")
+    scores = [t for t in graph.tensors if t.label == "attention_scores"]
+    assert {t.shape for t in scores} == {(1, 32, seq, past + seq)}
+    assert {t.shape_expr for t in scores} == {("batch", "32", "seq", "past + seq")}
+    # 2*(weights of the layers) a token, the last token's logits, 2 products over past + seq
+    layers = 16 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192)
+    wanted = 2 * seq * layers + 2 * 2048 * 128256 + 16 * 2 * 2 * 32 * 64 * seq * (past + seq)
+    assert total_flops(graph).products == wanted
+
+
+SMALL = {
+    "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 99,
+}  # fmt: skip
+KINDS = {
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
+    "gemma2": {"num_key_value_heads": 2, "sliding_window": 8, "head_dim": 16},
+    "deepseek_v3": {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8,
+                    "qk_nope_head_dim": 8, "v_head_dim": 16, "first_k_dense_replace": 2,
+                    "num_key_value_heads": 4, "head_dim": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "expand": 2, "n_groups": 1, "state_size": 8},
+    "gpt2": {"n_embd": 64, "n_head": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("past", [3, 12])
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_is_that_of_a_real_run(kind, past):
+    """A real model, prefilled and stepped once on the CPU: every tensor of its cache."""
+    fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 2}
+    config = {"model_type": kind, **fields}
+    graph = capture(config, model=kind, phase="decode", batch=2, seq=1, past=past).graph
+
+    settings = transformers.CONFIG_MAPPING[kind].from_dict(config)
+    model = transformers.AutoModelForCausalLM.from_config(settings).eval()
+    cache = transformers.DynamicCache(config=settings)
+    shapes = []
+    with torch.no_grad():
+        for tokens in (past, 1):
+            model(
+                input_ids=torch.zeros(2, tokens, dtype=torch.int64),
+                past_key_values=cache,
+                cache_params=cache,
+                use_cache=True,
+            ) if kind == "mamba2" else model(
+                input_ids=torch.zeros(2, tokens, dtype=torch.int64), past_key_values=cache
+            )
+            shapes.append([tuple(t.shape) for layer in cache.layers for t in kept(layer)])
+    assert sorted(t.shape for t in inputs(graph)) == sorted(shapes[0])
+    assert sorted(t.shape for t in returned(graph)) == sorted(shapes[1])
+
+
+def kept(layer: object) -> list[torch.Tensor]:
+    found = []
+    for name in ("keys", "values", "conv_states", "recurrent_states"):
+        value = getattr(layer, name, None)
+        values = value.values() if isinstance(value, dict) else [value]
+        found += [t for t in values if isinstance(t, torch.Tensor)]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mamba2"])
+def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind):
+    fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 8}
+    one, two = (
+        capture({"model_type": kind, **fields}, model=kind, phase="decode", seq=1, past=20,
+                full=full).graph
+        for full in (False, True)
+    )  # fmt: skip
+    assert one.meta.repeated_layers > 0
+    assert (one.ops, one.tensors, one.edges) == (two.ops, two.tensors, two.edges)
+
+
+def test_a_prefill_that_fills_a_cache_returns_it():
+    config = {"model_type": "llama", **SMALL, **KINDS["llama"], "num_hidden_layers": 2}
+    plain, filling = (
+        annotate(capture(config, model="m", seq=16, cache=cache).graph) for cache in (False, True)
+    )
+    assert returned(plain) == []
+    assert [t.shape_expr for t in returned(filling)] == [("batch", "2", "seq", "16")] * 4
+    assert total_flops(plain).products == total_flops(filling).products
+
+
+@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("residency", ["run", "call"])
+def test_new_rows_cross_and_never_the_cache(name, residency):
+    """Where attention is on the accelerator, K and V of 1 token go there, and the cache stays."""
+    config = {"model_type": "llama", **SMALL, **KINDS["llama"], "num_hidden_layers": 2}
+    graph = annotate(capture(config, model="m", phase="decode", seq=1, past=50).graph)
+    placement = apply_policy(graph, load_policy(name), home="tee", accelerator="gpu")
+    traffic = account(graph, placement, load_link("none"), residency=residency)
+    cache = 2 * 2 * 2 * 16 * 50 * 4  # layers x (k, v) x heads x width x tokens x bytes
+    held = dict(account(graph, placement, load_link("none")).resident_bytes)
+    prefill = annotate(capture(config, model="m", seq=1).graph)
+    before = apply_policy(prefill, load_policy(name), home="tee", accelerator="gpu")
+    without = account(prefill, before, load_link("none")).resident_bytes
+    grown = {device: held[device] - without[device] for device in held}
+    assert all(t.tensor.role is not Role.KV_CACHE for t in traffic.transfers)
+    place = "gpu" if name == "flash-attention" else "tee"
+    assert abs(grown[place] - cache) < 1000  # constants differ by a few positions
+    if name == "flash-attention":
+        rows = [t for t in traffic.transfers if t.tensor.label in ("k", "v")]
+        sent = [t for t in rows if t.direction == "send"]
+        assert [t.payload_bytes for t in sent] == [2 * 16 * 4] * 4
+        assert traffic.total_expr is not None
+        assert "past" not in traffic.total_expr
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"phase": "decode", "seq": 1, "past": 0}, "--past 1 or more"),
+        ({"phase": "decode", "seq": 4, "past": 9}, "--phase prefill --seq 4 --past 9"),
+    ],
+)
+def test_sizes_that_are_no_such_phase(sizes, says):
+    with pytest.raises(InputError, match=says):
+        capture(preset("gpt2"), model="gpt2", **sizes)
+
+
+def test_a_model_without_a_cache_has_no_decode():
+    with pytest.raises(CutedgeError, match="takes no cache"):
+        capture(preset("bert-base"), model="bert-base", phase="decode", seq=1, past=9)
