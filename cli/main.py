@@ -88,8 +88,23 @@ def command(example: str) -> Callable[[Command], Command]:
 @command("cutedge trace llama-3.2-1b --seq 1024")
 def trace(
     model: Annotated[str, typer.Argument(help="A preset, a config.json, or its folder.")],
-    seq: Annotated[int, typer.Option(min=1, help="New tokens a sequence.")] = 1024,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
+    seq: Annotated[
+        int | None,
+        typer.Option(min=1, help="New tokens a sequence; 1024 when left out, 1 in decode."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences, or images.")] = 1,
+    phase: Annotated[
+        Literal["prefill", "decode", "encoder"],
+        typer.Option(help="decode: one new token over a cache; encoder: the encoder alone."),
+    ] = "prefill",
+    past: Annotated[
+        int | None, typer.Option(min=0, help="Cached tokens a sequence, before the new ones.")
+    ] = None,
+    source: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens that the encoder has read; 1024 when left out."),
+    ] = None,
+    cache: Annotated[bool, typer.Option(help="Fill a cache in a prefill without one.")] = False,
     dtype: Annotated[str, typer.Option(help="Dtype of parameters and activations.")] = "float32",
     attn: Annotated[
         Literal["eager", "sdpa"],
@@ -122,9 +137,11 @@ def trace(
     overrides = parse_overrides(settings or [])
     options = {
         "model": name, "dtype": dtype, "attn": attn, "logits": logits, "overrides": overrides,
-        "full": full,
+        "full": full, "phase": phase, "cache": cache,
     }  # fmt: skip
-    traced, warnings, cached = _traced(config, {"batch": batch, "seq": seq}, options, not no_cache)
+    asked = {"batch": batch, "seq": seq, "past": past, "source": source}
+    sizes = {size: number for size, number in asked.items() if number is not None}
+    traced, warnings, cached = _traced(config, sizes, options, not no_cache)
     graph = annotate(traced)
     folder = out or default_folder(graph.meta)
     trace_id = write_trace(graph, folder)
@@ -147,7 +164,7 @@ def _traced(
     from tracer import cache
 
     key = cache.key(config, options) if use_cache else None
-    if key is not None and (found := cache.find(key, {"past": 0, **sizes})):
+    if key is not None and (found := cache.find(key, sizes)):
         return found.graph, found.warnings, True
     from tracer.capture import capture
 

@@ -17,8 +17,9 @@ from costmodels.flops import FlopTotals, total_flops
 from costmodels.links import Link
 from partition.explain import Bottleneck, Comparison, TransferGroup
 from partition.tables import Partition
-from tracer.graph import Kind, OpGraph, TraceMeta
-from tracer.summary import count_ops, largest_tensors, parameter_bytes
+from tracer.formula import parse
+from tracer.graph import Kind, OpGraph, Tensor, TraceMeta
+from tracer.summary import cached_state, count_ops, largest_tensors, parameter_bytes
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -76,11 +77,20 @@ def covered(share: float) -> str:
     return f"{share if share == 1 else min(share, 0.999):.1%}"
 
 
-def growth(degree: int | None) -> str:
-    """How a size grows with the sequence."""
-    if degree is None:
+def growth(tensor: Tensor) -> str:
+    """What the bytes of a tensor grow with, besides the batch."""
+    if tensor.bytes_expr is None:
         return "not known"
-    return {0: "constant", 1: "seq"}.get(degree, "seq" + str(degree).translate(SUPERSCRIPTS))
+    lengths = ("past", "source", "seq")
+    terms = [
+        "·".join(
+            name + (str(power).translate(SUPERSCRIPTS) if power > 1 else "")
+            for name, power in zip(lengths, powers, strict=True)
+            if power
+        )
+        for powers in parse(tensor.bytes_expr).growth(lengths)
+    ]
+    return " + ".join(terms) or "constant"
 
 
 def _shape(shape: Iterable[object]) -> str:
@@ -101,10 +111,14 @@ def _wrapped(head: str, items: Iterable[str], width: int) -> list[str]:
 def headline(meta: TraceMeta) -> str:
     """What a trace is of, in a line."""
     changed = "".join(f", {key} = {value}" for key, value in meta.overrides)
-    tokens = "the last token" if meta.logits == "last" else "every token"
+    tokens = f"{meta.batch} x {meta.seq} token{'' if meta.seq == 1 else 's'}"
+    read = tokens if meta.seq else counted(meta.batch, "image")
+    past = f" after {meta.past} cached" if meta.past else ""
+    source = f" over {meta.source} encoded" if meta.source else ""
+    logits = f", logits of {'the last' if meta.logits == 'last' else 'every'} token"
     return (
-        f"{meta.model}{changed}: {meta.phase} of {meta.batch} x {meta.seq} tokens, {meta.dtype}, "
-        f"{meta.attn} attention, logits of {tokens}"
+        f"{meta.model}{changed}: {meta.phase} of {read}{past}{source}, {meta.dtype}, "
+        f"{meta.attn} attention{logits if meta.seq and meta.phase != 'encoder' else ''}"
     )
 
 
@@ -127,19 +141,24 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     if flops.products_expr:
         out.print(f"            = {flops.products_expr}", soft_wrap=True)
     out.print(f"            {flops.other:,} in all other ops (estimates among them)")
+    before, after = cached_state(graph)
     unknown = _numbered(flops.unsupported)
     out.print(
         f"            known for {covered(flops.coverage)} of the ops that work"
         + (f"; not for {unknown}" if unknown else ""),
         soft_wrap=True,
     )
+    for what, (size, formula) in (("is read", before), ("afterwards", after)):
+        if size:
+            closed = f" = {formula}" if formula else ""
+            out.print(f"cache       {human(size)} {what}{closed}", soft_wrap=True)
     out.print()
     _print_table(
         ("largest tensors", "count", "shape", "bytes", "size", "formula", "growth"),
         [
             (
                 group.name, str(group.count), _shape(t.shape), f"{t.bytes:,}", human(t.bytes),
-                t.bytes_expr or "", growth(t.seq_degree),
+                t.bytes_expr or "", growth(t),
             )
             for group in largest_tensors(graph, 6)
             for t in [group.example]
@@ -155,10 +174,11 @@ def trace_json(
 ) -> None:
     """``trace --json``."""
     meta = graph.meta
+    before, after = cached_state(graph)
     print_json({
         "folder": str(folder), "cached": cached,
-        "model": meta.model, "phase": meta.phase, "batch": meta.batch, "seq": meta.seq,
-        "past": meta.past, "dtype": meta.dtype, "attn": meta.attn, "logits": meta.logits,
+        "model": meta.model, "phase": meta.phase, **meta.variables, "dtype": meta.dtype,
+        "attn": meta.attn, "logits": meta.logits,
         "symbolic": list(meta.symbolic), "overrides": {k: json.loads(v) for k, v in meta.overrides},
         "ops": len(graph.ops),
         "ops_by_kind": {kind.value: n for kind, n in count_ops(graph).items()},
@@ -167,6 +187,8 @@ def trace_json(
         "other_flops": flops.other, "flops_coverage": flops.coverage,
         "unsupported": dict(flops.unsupported),
         "products_missing": dict(flops.products_missing),
+        "cache_bytes": before[0], "cache_bytes_expr": before[1],
+        "cache_bytes_after": after[0], "cache_bytes_after_expr": after[1],
         "largest_tensors": [
             {
                 "name": g.name, "count": g.count, "shape": list(g.example.shape),
@@ -226,7 +248,7 @@ def partition_summary(
                 (
                     group.name, group.direction, str(group.count),
                     human(group.example.payload_bytes), human(group.payload_bytes),
-                    f"{group.share:.1%}", growth(group.example.tensor.seq_degree),
+                    f"{group.share:.1%}", growth(group.example.tensor),
                 )
                 for group in top[:8]
             ],
@@ -249,10 +271,9 @@ def bottleneck_sentence(found: Bottleneck | None) -> str:
     """The bottleneck and what would relieve it, in one sentence."""
     if found is None:
         return "Nothing crosses between devices."
-    size = (
-        "of constant size" if found.seq_degree == 0 else f"growing with {growth(found.seq_degree)}"
+    size = {"constant": "of constant size", "not known": "growth not known"}.get(
+        growth(found.example), f"growing with {growth(found.example)}"
     )
-    size = "growth not known" if found.seq_degree is None else size
     text = (
         f"Bottleneck: {found.share:.1%} of the traffic is {found.name} "
         f"({counted(found.transfers, 'transfer')}, {size})"
@@ -309,7 +330,7 @@ def partition_dict(
         "bottleneck": None if bottleneck is None else {
             "name": bottleneck.name, "transfers": bottleneck.transfers,
             "payload_bytes": bottleneck.payload_bytes, "share": bottleneck.share,
-            "seq_degree": bottleneck.seq_degree,
+            "seq_degree": bottleneck.example.seq_degree,
             "relief": None if relief is None else {
                 "saved_bytes": relief.saved_bytes, "saved_calls": relief.saved_calls,
                 "moved_ops": list(relief.moved_ops), "device": relief.device,

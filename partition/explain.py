@@ -8,7 +8,7 @@ from costmodels.links import Link
 from partition import Residency
 from partition.accounting import Traffic, Transfer, account
 from partition.placement import Placement
-from tracer.graph import OpGraph
+from tracer.graph import OpGraph, Tensor
 from tracer.kinds import base_name
 from tracer.summary import tensor_names
 
@@ -94,8 +94,8 @@ class Bottleneck:
     """Of all of them."""
     share: float
     """Of the whole traffic."""
-    seq_degree: int | None
-    """The growth order of the tensor in ``seq``."""
+    example: Tensor
+    """The largest of them."""
     relief: Relief | None
     """The step that saves most of those tried; None when none saves any."""
 
@@ -168,7 +168,7 @@ def find_bottleneck(
         transfers=len(families[worst]),
         payload_bytes=weight(worst),
         share=weight(worst) / total,
-        seq_degree=max(families[worst], key=lambda t: t.payload_bytes).tensor.seq_degree,
+        example=max(families[worst], key=lambda t: t.payload_bytes).tensor,
         relief=relief if relief.saved_bytes > 0 else None,
     )
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from tracer.capture import _program, capture
+from tracer.capture.inputs import reading
 from tracer.capture.lowering import lower
 from tracer.capture.phases import Task
 from tracer.errors import CutedgeError, InputError
@@ -173,7 +174,10 @@ LOOKS: dict[str, tuple[Odd, int]] = {
 
 
 def count_targets(module: torch.nn.Module) -> tuple[Counter[str], int]:
-    task = Task(module, "toy", phase="prefill", batch=2, seq=8, past=0, logits="all", cache=False)
+    task = Task(
+        module, "toy", reading(module, "toy", "prefill"), phase="prefill",
+        sizes={"batch": 2, "seq": 8}, logits="all", cache=False,
+    )  # fmt: skip
     program = _program(task, task.ways()[0], False)
     return Counter(node.target for node in program.nodes), program.repeated
 
@@ -439,7 +443,6 @@ def test_what_is_written_through_a_view_is_seen_by_readers_of_the_whole():
     assert not nx.has_path(graph.nx, write.id, triple.id)
 
 
-def test_other_inputs_than_tokens_are_refused_by_name():
-    for kind in ("vit", "t5"):
-        with pytest.raises(CutedgeError, match="does not run on token ids alone"):
-            capture({"model_type": kind}, model=kind, seq=8)
+def test_other_inputs_than_tokens_and_images_are_refused_by_name():
+    with pytest.raises(CutedgeError, match="reads neither tokens nor images but input_values"):
+        capture({"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"]}, model="w", seq=8)

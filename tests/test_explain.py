@@ -129,7 +129,7 @@ def test_scores_and_probabilities_are_one_family_in_every_shape():
     found = bottleneck(graph, place(graph, {"gpu": ["qk", "pv"]}))
     assert (found.name, found.transfers) == ("the attention scores", 2)
     assert found.payload_bytes == (8 + 7) * 32
-    assert found.seq_degree == 2  # of the larger
+    assert found.example.seq_degree == 2  # of the larger
 
 
 def test_the_largest_tensors_are_called_as_the_transfers_are():

@@ -27,7 +27,7 @@ from tracer.formula import (
     var,
 )
 
-BATCH, PAST, SEQ = map(var, VARIABLES)
+BATCH, PAST, SEQ, SOURCE = map(var, VARIABLES)
 
 check = settings(
     derandomize=True,
@@ -115,7 +115,7 @@ TRICKY = {
 
 
 @pytest.mark.parametrize("tree", TRICKY.values(), ids=TRICKY.keys())
-@pytest.mark.parametrize("values", [(2, 2, 7), (3, 0, 8), (2, 5, 1)], ids=str)
+@pytest.mark.parametrize("values", [(2, 2, 7, 4), (3, 0, 8, 1), (2, 5, 1, 0)], ids=str)
 def test_tricky_trees_are_what_python_makes_of_them(tree, values):
     named = dict(zip(VARIABLES, values, strict=True))
     f = as_formula(tree)
@@ -369,6 +369,19 @@ def test_degree_is_the_growth_far_out(tree, variable):
     others = dict.fromkeys(VARIABLES, 1)
     near, far = (f.evaluate({**others, variable: n}) for n in (FAR, 2 * FAR))
     assert f.degree(variable) == round(log2(Fraction(far, near)))
+
+
+@pytest.mark.parametrize(
+    ("text", "powers"),  # of past and of seq
+    [
+        ("8*batch*past*seq + 8*batch*seq**2 + 4*seq + 1", [(1, 1), (0, 2)]),
+        ("512*batch*past + 512*batch", [(1, 0)]),
+        ("512*batch + 3", []),
+        ("64*(seq//64)*past + past", [(1, 1)]),
+    ],
+)
+def test_growth_is_the_powers_of_the_terms_that_no_other_outgrows(text, powers):
+    assert parse(text).growth(("past", "seq")) == powers
 
 
 @check

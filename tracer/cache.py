@@ -72,11 +72,15 @@ def _installed() -> Iterator[str]:
             yield from (n for n in names if n.endswith((".dist-info", ".egg-info")))
 
 
-def find(key: str, sizes: Mapping[str, int]) -> Found | None:
-    """The trace that a capture would give at ``sizes``, None when the cache cannot tell."""
+def find(key: str, asked: Mapping[str, int]) -> Found | None:
+    """The trace that a capture would give at these sizes, None when the cache cannot tell.
+
+    Sizes that are left out have the model's defaults.
+    """
     for entry in _entries(key):
         try:
             record = _record(entry)
+            sizes = {**dict(record.reach.defaults), **asked}
             if not record.reach.covers(sizes):
                 continue
             graph, trace_id = read_trace(entry)
@@ -152,6 +156,7 @@ def _record(entry: Path) -> _Record:
             failing=tuple(reach["failing"]),
             positions=reach["positions"],
             notes=tuple(reach["notes"]),
+            defaults=tuple((name, size) for name, size in reach["defaults"]),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Exact integer formulas in ``batch``, ``seq`` and ``past``: the closed form of a size or a cost.
+"""Exact integer formulas in the sizes of a trace: the closed form of a size or of a cost.
 
 A formula is a polynomial with exact coefficients whose unknowns ("atoms") are variables or an
 integer function of other formulas: ``min``, ``max``, ``//`` (floor division) and ``%``. The
@@ -11,13 +11,13 @@ algebra system would cost them more time at import than all of their work.
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, reduce
 
-VARIABLES = ("batch", "past", "seq")
-"""What a formula may speak of: sequences in a batch, tokens already cached, new tokens."""
+VARIABLES = ("batch", "past", "seq", "source")
+"""What a formula may speak of: sequences in a batch, tokens cached, new, and encoded before."""
 
 Number = int | Fraction
 Monomial = tuple[tuple["str | Function", int], ...]
@@ -158,6 +158,25 @@ class Formula:
     def degree(self, variable: str) -> int:
         """The growth order in ``variable`` as it becomes large; 0 for a constant."""
         return max((sum(p * _degree(a, variable) for a, p in m) for m, _ in self.terms), default=0)
+
+    def growth(self, variables: Sequence[str]) -> list[tuple[int, ...]]:
+        """The powers of ``variables`` in the terms that no other outgrows, the highest first.
+
+        ``8*past*seq + 8*seq**2 + seq`` grows with past*seq and with seq**2: in (past, seq) that is
+        ``[(1, 1), (0, 2)]``. Of a constant it is empty.
+        """
+        terms = {
+            tuple(sum(p * _degree(a, v) for a, p in monomial) for v in variables)
+            for monomial, _ in self.terms
+        }
+
+        def outgrown(powers: tuple[int, ...]) -> bool:
+            return any(
+                powers != other and all(p <= o for p, o in zip(powers, other, strict=True))
+                for other in terms
+            )
+
+        return sorted((t for t in terms if any(t) and not outgrown(t)), reverse=True)
 
     def __str__(self) -> str:
         parts: list[str] = []

@@ -195,7 +195,7 @@ class TraceMeta:
     model: str
     """The preset's name, or the name of the user's config."""
     phase: str
-    """``prefill``: all tokens are new."""
+    """``prefill``: many new tokens; ``decode``: one; ``encoder``: an encoder alone."""
     batch: int
     """Sequences."""
     seq: int
@@ -216,13 +216,17 @@ class TraceMeta:
     """What ``--set`` changed in the config: (key, JSON value)."""
     versions: tuple[tuple[str, str], ...] = ()
     """(package, version) of what made the trace."""
+    source: int = 0
+    """Tokens that an encoder has read, for the decoder that attends to them; else 0."""
     repeated_layers: int = 0
     """Layers that are copies of a traced one rather than traced themselves."""
 
     @property
     def variables(self) -> dict[str, int]:
         """The values that the formulas' variables have in this trace."""
-        return {"batch": self.batch, "seq": self.seq, "past": self.past}
+        return {
+            "batch": self.batch, "seq": self.seq, "past": self.past, "source": self.source,
+        }  # fmt: skip
 
 
 class GraphError(CutedgeError):

@@ -1,13 +1,15 @@
 """Models by name: the config.json of each preset, as data, and configs from users' files."""
 
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tracer.errors import InputError, suggest
+from tracer.errors import CutedgeError, InputError, suggest
 
 _FOLDER = files("tracer") / "presets"
 
@@ -24,9 +26,11 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def find_config(model: str) -> tuple[str, dict[str, Any]]:
-    """(name, config) of what the user calls a model: a preset, a config.json, or its folder.
+    """(name, config) of what the user calls a model.
 
-    Raises InputError when there is no such thing, or the file is no config.
+    That is a preset, a config.json, a folder with one, or a model of the Hugging Face hub:
+    ``org/name``, or ``org/name@revision``. Raises InputError when there is no such thing, or the
+    file is no config; CutedgeError when the hub cannot be reached.
     """
     if model in preset_names():
         return model, preset(model)
@@ -35,13 +39,52 @@ def find_config(model: str) -> tuple[str, dict[str, Any]]:
         path = path / "config.json"
         if not path.is_file():
             raise InputError(f"{model} has no config.json; a model's folder must hold one")
+    if not os.path.isfile(path) and _HUB_ID.fullmatch(model):
+        name, _, revision = model.partition("@")
+        return model, _read(_from_hub(name, revision or None))
     if not os.path.isfile(path):
         raise InputError(
-            f"unknown model {model!r}: neither a preset (see: cutedge models) nor a path that "
-            "exists." + suggest(model.lower(), preset_names())
+            f"unknown model {model!r}: neither a preset (see: cutedge models), nor a path that "
+            "exists, nor org/name on the hub." + suggest(model.lower(), preset_names())
         )
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     return name, _read(path)
+
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.json)(?<!\.py)(@[\w./-]+)?")
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The config.json of a model of the hub: from the local cache, else from the network."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    which = f"{name}@{revision}" if revision else name
+    like = suggest(name.rpartition("/")[2].lower(), preset_names())
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        kept = hub.try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(kept, str):
+            return Path(kept)
+        # Fails at once where there is no network; the download would try again and again.
+        hub.get_hf_file_metadata(hub.hf_hub_url(name, "config.json", revision=revision), timeout=10)
+        return Path(hub.hf_hub_download(name, "config.json", revision=revision))
+    except errors.GatedRepoError as error:
+        raise CutedgeError(
+            f"{which} is gated: accept its terms on the hub and log in (hf auth login), or give "
+            f"the path of a config.json.{like}"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise InputError(
+            f"{which} is neither a path that exists nor a model that the hub shows.{like}"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise InputError(f"{which} has no config.json on the hub") from error
+    except Exception as error:  # of the network, in whatever library the hub's uses for it
+        raise CutedgeError(
+            f"{which} is neither a path that exists nor in the local cache of the hub, and the hub "
+            f"cannot be reached. Give the path of a config.json.{like}"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Reach:
     """The sizes at which a model would be exported just as it was."""
 
     bounds: tuple[tuple[str, int, int], ...]
-    """(name, least, greatest) of ``batch``, ``seq`` and ``past``."""
+    """(name, least, greatest) of each size."""
     holding: tuple[str, ...] = ()
     """What torch noted to hold of the sizes while it followed the model's code."""
     failing: tuple[str, ...] = ()
@@ -38,6 +38,8 @@ class Reach:
     """The longest sequence that the model has positions for, None when it sets no limit."""
     notes: tuple[str, ...] = ()
     """What a user must know of the trace at any of these sizes."""
+    defaults: tuple[tuple[str, int], ...] = ()
+    """(name, size) for each size that the user leaves out."""
 
     def warnings(self, model: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
         """What a user must know of the trace at ``sizes``."""
@@ -230,5 +232,8 @@ def resized(graph: OpGraph, sizes: Mapping[str, int]) -> OpGraph:
         )
         for tensor in graph.tensors
     ]
-    meta = replace(graph.meta, batch=sizes["batch"], seq=sizes["seq"], past=sizes["past"])
+    meta = replace(
+        graph.meta, batch=sizes["batch"], seq=sizes["seq"], past=sizes["past"],
+        source=sizes["source"],
+    )  # fmt: skip
     return OpGraph(meta, graph.ops, tensors, graph.edges)

@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tracer.formula import formula, parse
 from tracer.graph import Kind, OpGraph, Role, Tensor
 
 
@@ -71,3 +72,22 @@ def count_ops(graph: OpGraph) -> dict[Kind, int]:
 def parameter_bytes(graph: OpGraph) -> int:
     """Bytes of all parameters, tied weights once."""
     return sum(t.bytes for t in graph.tensors if t.role is Role.PARAMETER and t.alias_of is None)
+
+
+def cached_state(graph: OpGraph) -> tuple[tuple[int, str | None], tuple[int, str | None]]:
+    """(bytes, formula) of the cached state that is read, and of what it is afterwards."""
+    after = [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
+    before = [
+        t for op in graph.ops if op.kind is Kind.INPUT
+        for t in graph.outputs(op.id) if t.role is Role.KV_CACHE
+    ]  # fmt: skip
+    return _sum(before), _sum(after)
+
+
+def _sum(tensors: Iterable[Tensor]) -> tuple[int, str | None]:
+    """Bytes in all, each tensor once, and their formula; None for a concrete trace."""
+    distinct = {t.id: t for t in tensors}.values()
+    exprs = [t.bytes_expr for t in distinct]
+    known = [parse(expr) for expr in exprs if expr is not None]
+    total = str(sum(known, formula(0))) if len(known) == len(exprs) else None
+    return sum(t.bytes for t in distinct), total

@@ -26,6 +26,7 @@ from tracer.capture.blocks import find_stacks, shortened
 from tracer.capture.cache import WRAPPED
 from tracer.capture.errors import Untraceable
 from tracer.capture.guards import assumptions, conditions, symbols
+from tracer.capture.inputs import reading
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.models import build, parameter_count, settle
 from tracer.capture.phases import Task, Way
@@ -53,8 +54,9 @@ def capture(
     model: str,
     phase: str = "prefill",
     batch: int = 1,
-    seq: int = 1024,
-    past: int = 0,
+    seq: int | None = None,
+    past: int | None = None,
+    source: int | None = None,
     cache: bool = False,
     dtype: str = "float32",
     attn: str = "eager",
@@ -66,7 +68,9 @@ def capture(
     """The op graph of the model that a config describes, over ``batch`` x ``seq`` new tokens.
 
     ``past`` tokens are cached before them; ``phase="decode"`` is one new token over a cache, and
-    ``cache`` makes a prefill without cached tokens fill one.
+    ``cache`` makes a prefill without cached tokens fill one. An encoder-decoder model has a phase
+    ``encoder``, over ``seq`` tokens; its other phases are the decoder's, which reads ``source``
+    encoded ones. A size that is None gets the default of what the model reads.
 
     ``symbolic=False`` traces at the concrete sizes alone. ``full=True`` traces every layer; without
     it, equal layers are traced once and repeated. Raises InputError for a config that makes no
@@ -74,9 +78,11 @@ def capture(
     """
     with quiet(), as_it_runs():
         module = build(config, overrides or {}, model=model, dtype=dtype, attn=attn)
+        sizes = {"batch": batch, "seq": seq, "past": past, "source": source}
         task = Task(
-            module, model, phase=phase, batch=batch, seq=seq, past=past, logits=logits, cache=cache
-        )
+            module, model, reading(module, model, phase), phase=phase, sizes=sizes, logits=logits,
+            cache=cache,
+        )  # fmt: skip
         notes = [*settle(config, overrides or {}, model=model)[1], *task.notes()]
         ways = [way for way in task.ways() if symbolic or not way.symbolic]
         failures: list[Untraceable] = []
@@ -96,7 +102,7 @@ def capture(
             reason = failures[0]
             notes.append(f"{model} cannot be traced for every batch and seq ({reason}): {way.note}")
     meta = TraceMeta(
-        model=model, phase=phase, batch=batch, seq=seq, past=past, dtype=dtype, attn=attn,
+        model=model, phase=phase, **task.sizes, dtype=dtype, attn=attn,
         logits=task.logits, symbolic=way.symbolic, parameters=parameter_count(module),
         overrides=tuple((k, json.dumps(v)) for k, v in sorted((overrides or {}).items())),
         versions=tuple((name, version(name)) for name in ("cutedge", "torch", "transformers")),
@@ -116,6 +122,7 @@ def _reach(
         failing=tuple(failure.condition for failure in failures if failure.condition),
         positions=task.positions,
         notes=tuple(notes),
+        defaults=tuple(task.defaults.items()),
     )
 
 
@@ -202,11 +209,10 @@ def _lowered(
     inputs = task.axes(layers)
     named = symbols(exported, inputs)
     found = conditions(exported, named, way.bounds, task.run_sizes)
-    inside = f"{WRAPPED}." if task.step is not None else ""
     program = lower(
         exported, task.module, task.run_sizes, inputs=inputs, states=task.states,
-        rename=lambda path: rename(f"{path}.".removeprefix(inside).removesuffix(".")),
-        returned=0 if task.step is None else _states_returned(exported), conditions=found,
+        rename=lambda path: rename(f"{path}.".removeprefix(f"{WRAPPED}.").removesuffix(".")),
+        returned=_states_returned(exported), conditions=found,
     )  # fmt: skip
     if program.assumed is not None:
         program.assumed = assumptions(exported, named)
@@ -229,21 +235,18 @@ def _stamped(program: Program, stacks: Iterable[Stack]) -> Program | None:
 
 
 def _export(task: Task, way: Way, layers: Collection[int] | None = None) -> ExportedProgram:
-    inputs = task.inputs(way, layers)
     # Dim.AUTO lets torch note conditions on sizes; ``guards`` judges them.
-    shapes: dict[str, Any] = {
+    shapes = {
         name: {i: Dim.AUTO for i, axis in enumerate(axes) if axis in way.bounds}
         for name, axes in task.axes(layers).items()
     }
-    tokens = {"input_ids": shapes.pop("input_ids")}
-    dynamic = {**tokens, **({"state": shapes} if "state" in inputs else {})}
     try:
         with untouched(task.module):
             return torch.export.export(
                 task.exported,
                 (),
-                inputs,
-                dynamic_shapes={**dict.fromkeys(inputs), **dynamic},
+                task.inputs(way, layers),
+                dynamic_shapes=task.sorted(shapes),
                 strict=False,
             )
     except Exception as error:  # torch and the model's own code may raise anything here

@@ -1,7 +1,8 @@
 """The state that a model keeps between steps: keys and values, convolutions, recurrent states.
 
 Which tensors there are, and how they grow, is learnt from the model itself: it is prefilled twice
-on the meta device, at sizes that tell batch and cached tokens apart, and its cache is looked at.
+on the meta device, at sizes that tell batch, cached and encoded tokens apart, and its cache is
+looked at.
 """
 
 import copy
@@ -10,55 +11,56 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache, EncoderDecoderCache
 
 from tracer.capture.errors import first_line
+from tracer.capture.inputs import Axis, Reading
 from tracer.capture.runs import run_on_meta
 from tracer.errors import CutedgeError
 
-Axis = str | int
-"""A size of a tensor: the name of the symbol that it is, or a number."""
+Path = tuple[str, ...]
+"""Where something is in a cache: names of attributes, keys and indices."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """One tensor of a model's cache."""
 
-    layer: int
-    """The block that keeps it."""
-    slot: str
-    """What it is there: ``keys``, ``values``, ``conv_states.0`` ..."""
+    path: Path
+    """Where the cache keeps it: ``("layers", "3", "keys")``."""
     dtype: torch.dtype
     axes: tuple[Axis, ...]
 
     @property
+    def layer(self) -> int:
+        """The block that keeps it: the first number of its path."""
+        return next((int(step) for step in self.path if step.isdigit()), -1)
+
+    @property
     def name(self) -> str:
-        """Its name among the inputs of the graph."""
-        return f"cache.{self.layer}.{self.slot}"
+        """Its name among the inputs of the graph: ``cache.3.keys``, ``cache.0.cross.values``."""
+        index = next((i for i, step in enumerate(self.path) if step.isdigit()), len(self.path))
+        around = [*self.path[:index], *self.path[index + 1 :]]
+        slot = [step.removesuffix("_attention_cache") for step in around if step != "layers"]
+        return ".".join(["cache", str(self.layer), *slot])
 
 
 @dataclass(frozen=True, slots=True)
 class CacheKind:
     """How a model keeps its state, as a run of it showed."""
 
-    argument: str
-    """The argument of the model's forward that takes the cache."""
     template: Any
     """A filled cache, to be filled with other tensors."""
     states: tuple[State, ...]
-    lengths: tuple[tuple[int, str], ...]
-    """(layer, attribute) that counts the cached tokens."""
+    lengths: Mapping[Path, str]
+    """Where the cache counts tokens -> the size that it counts."""
 
-    def filled(self, tensors: Mapping[str, torch.Tensor], past: Any) -> Any:
-        """A cache that holds ``tensors`` by their names."""
-        cache = copy.copy(self.template)
-        cache.layers = [_copied(layer) for layer in self.template.layers]
-        for state in self.states:
-            if state.name in tensors:
-                _put(cache.layers[state.layer], state.slot, tensors[state.name])
-        for layer, attribute in self.lengths:
-            setattr(cache.layers[layer], attribute, past)
-        return cache
+    def filled(self, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) -> Any:
+        """A cache that holds ``tensors``, by the names of their states, at these sizes."""
+        held = {state.path: tensors[state.name] for state in self.states if state.name in tensors}
+        counts = {path: sizes[name] for path, name in self.lengths.items()}
+        return _rebuilt(self.template, {**held, **counts})
 
 
 def cache_argument(accepted: Mapping[str, Any]) -> str | None:
@@ -66,81 +68,120 @@ def cache_argument(accepted: Mapping[str, Any]) -> str | None:
     return next((name for name in ("past_key_values", "cache_params") if name in accepted), None)
 
 
-def cache_kind(module: torch.nn.Module, model: str, argument: str, least_past: int) -> CacheKind:
+def empty_cache(config: Any) -> Any:
+    """A cache to be filled, as text generation makes it."""
+    if getattr(config, "is_encoder_decoder", False):
+        return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+    return DynamicCache(config=config)
+
+
+def cache_kind(
+    module: torch.nn.Module, model: str, reading: Reading, argument: str, least_past: int
+) -> CacheKind:
     """How a model keeps its state after ``least_past`` tokens or more.
 
-    Raises CutedgeError for a model whose state is no cache of layers.
+    Raises CutedgeError for a model whose state is no cache that it can be given.
     """
-    runs = [(2, least_past), (3, least_past + 2)]
-    one, two = (_prefilled(module, model, argument, batch, past) for batch, past in runs)
-    states, lengths = [], []
-    for layer, (first, second) in enumerate(zip(one.layers, two.layers, strict=True)):
-        later = dict(_slots(second))
-        for slot, tensor in _slots(first):
-            sizes = zip(tensor.shape, later[slot].shape, strict=True)
-            axes = tuple(_axis(runs, a, b, f"{model}: {slot}") for a, b in sizes)
-            states.append(State(layer, slot, tensor.dtype, axes))
-        for key, value in vars(first).items():
-            if type(value) is int and [value, vars(second).get(key)] == [p for _, p in runs]:
-                lengths.append((layer, key))
+    runs = [
+        {"batch": 2, "past": least_past, "source": least_past + 4},
+        {"batch": 3, "past": least_past + 2, "source": least_past + 7},
+    ]
+    one, two = (_prefilled(module, model, reading, argument, sizes) for sizes in runs)
+    later = dict(_leaves(two))
+    states, lengths = [], {}
+    for path, leaf in _leaves(one):
+        if isinstance(leaf, torch.Tensor):
+            sizes = zip(leaf.shape, later[path].shape, strict=True)
+            axes = tuple(_axis(runs, a, b, f"{model}: {'.'.join(path)}") for a, b in sizes)
+            states.append(State(path, leaf.dtype, axes))
+        elif leaf != later[path]:
+            counted = _axis(runs, leaf, later[path], f"{model}: {'.'.join(path)}")
+            lengths[path] = str(counted)
     if not states:
         raise CutedgeError(f"{model} keeps no state between steps: there is no {argument} to fill")
-    return CacheKind(argument, one, tuple(states), tuple(lengths))
+    return CacheKind(one, tuple(states), lengths)
 
 
-def _prefilled(module: torch.nn.Module, model: str, argument: str, batch: int, past: int) -> Any:
-    ids = torch.zeros(batch, past, dtype=torch.int64, device="meta")
-    cache = DynamicCache(config=module.config)
-    try:
-        with run_on_meta(module), torch.device("meta"):
-            module(input_ids=ids, use_cache=True, **{argument: cache})
-    except Exception as error:  # code that looks at values, or that has a cache of its own kind
-        raise CutedgeError(
-            f"{model}: its cache cannot be filled without weights: {first_line(error)}. "
-            "Prefill without a cache can be traced."
-        ) from error
-    return cache
+def _prefilled(
+    module: torch.nn.Module, model: str, reading: Reading, argument: str, sizes: Mapping[str, int]
+) -> Any:
+    """The cache of a model after a prefill without data."""
+    axes = {**sizes, "seq": sizes["past"]}
+    failures = []
+    for cache in (empty_cache(module.config), None):  # some models take only what they made
+        try:
+            with run_on_meta(module), torch.device("meta"):
+                inputs = {
+                    given.name: torch.zeros(
+                        [axes[a] if isinstance(a, str) else a for a in given.axes],
+                        dtype=given.dtype,
+                    )
+                    for given in reading.inputs
+                }
+                made = reading.run(inputs, use_cache=True, **{argument: cache})
+            return cache if cache is not None else made[argument]
+        except Exception as error:  # code that looks at values, or another cache than it takes
+            failures.append(error)
+    raise CutedgeError(
+        f"{model}: its cache cannot be filled without weights: {first_line(failures[0])}. "
+        "Prefill without a cache can be traced."
+    ) from failures[0]
 
 
-def _axis(runs: list[tuple[int, int]], first: int, second: int, what: str) -> Axis:
-    (batch, past), (more, longer) = runs
+def _axis(runs: list[dict[str, int]], first: int, second: int, what: str) -> Axis:
     if first == second:
         return first
-    if (first, second) == (batch, more):
-        return "batch"
-    if (first, second) == (past, longer):
-        return "past"
-    raise CutedgeError(f"{what} has a size that is neither batch nor cached tokens")
+    for name in runs[0]:
+        if (first, second) == (runs[0][name], runs[1][name]):
+            return name
+    raise CutedgeError(f"{what} has a size that is neither batch nor a number of tokens")
 
 
-def _slots(layer: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that a layer of a cache keeps."""
-    for key, value in vars(layer).items():
-        if key.startswith("_"):
-            continue
-        if isinstance(value, torch.Tensor) and value.dim() > 0:
-            yield key, value
-        elif isinstance(value, dict):
-            for number, entry in value.items():
-                if isinstance(entry, torch.Tensor):
-                    yield f"{key}.{number}", entry
+# --- what a cache is made of ----------------------------------------------------------------------
 
 
-def _copied(layer: Any) -> Any:
-    """A layer of a cache that can be filled without changing the original."""
-    other = copy.copy(layer)
-    for key, value in vars(layer).items():
-        if isinstance(value, dict):
-            setattr(other, key, dict(value))
+def _parts(value: Any) -> dict[str, Any] | None:
+    """What an object of a cache consists of, None for what is no such object."""
+    if isinstance(value, list | tuple):
+        return {str(i): part for i, part in enumerate(value)}
+    if isinstance(value, dict):
+        return {str(key): part for key, part in value.items()}
+    if type(value).__module__.startswith("transformers") and hasattr(value, "__dict__"):
+        named = {key: part for key, part in vars(value).items() if not key.startswith("_")}
+        return None if hasattr(value, "to_dict") else named  # a config is a setting, no state
+    return None
+
+
+def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """(path, tensor or whole number) of all that a cache keeps."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() > 0:
+            yield path, value
+    elif type(value) is int:
+        yield path, value
+    else:
+        for key, part in (_parts(value) or {}).items():
+            yield from _leaves(part, (*path, key))
+
+
+def _rebuilt(value: Any, changed: Mapping[Path, Any], path: Path = ()) -> Any:
+    """The same cache with other leaves; the original stays as it is."""
+    if path in changed:
+        return changed[path]
+    parts = _parts(value)
+    if parts is None:
+        return value
+    inside = {key: _rebuilt(part, changed, (*path, key)) for key, part in parts.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(inside.values())
+    if isinstance(value, dict):
+        return dict(zip(value, inside.values(), strict=True))
+    other = copy.copy(value)
+    vars(other).update(inside)
     return other
 
 
-def _put(layer: Any, slot: str, tensor: torch.Tensor) -> None:
-    key, dot, number = slot.partition(".")
-    if dot:
-        getattr(layer, key)[int(number)] = tensor
-    else:
-        setattr(layer, key, tensor)
+# --- a step ---------------------------------------------------------------------------------------
 
 
 WRAPPED = "module"
@@ -148,43 +189,62 @@ WRAPPED = "module"
 
 
 class Step(torch.nn.Module):
-    """A model that takes its state as plain tensors and returns it so, after the new tokens."""
+    """A model that takes inputs and state as plain tensors and returns them so.
+
+    Without ``argument`` it neither takes nor makes state; without a ``kind`` it fills a new cache.
+    """
 
     def __init__(
-        self, module: torch.nn.Module, kind: CacheKind | None, argument: str, length: int,
-        options: Mapping[str, Any],
+        self, module: torch.nn.Module, reading: Reading, options: Mapping[str, Any],
+        argument: str | None, kind: CacheKind | None, sizes: Mapping[str, int],
     ) -> None:  # fmt: skip
         super().__init__()
         self.module = module
-        self._kind, self._argument, self._length = kind, argument, length
-        self._options = options
+        self._run, self._options = reading.run, options
+        self._axes = {given.name: given.axes for given in reading.inputs}
+        self._argument, self._kind, self._sizes = argument, kind, sizes
+        if kind is not None:
+            self._axes.update((state.name, state.axes) for state in kind.states)
         # Whole and unchanged, also while the model stands shortened: blocks keep their index.
-        self._settings = copy.deepcopy(module.config)
+        self._settings = copy.deepcopy(getattr(module, "config", None))
 
     def forward(
-        self, input_ids: torch.Tensor, state: dict[str, torch.Tensor]
+        self, inputs: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """(results, state afterwards)"""
-        if self._kind is None:
-            cache = DynamicCache(config=self._settings)
-        else:
-            cache = self._kind.filled(state, self._past(state))
-        made = self.module(
-            input_ids=input_ids, use_cache=True, **{self._argument: cache}, **self._options
-        )
-        held = [
+        cache = None
+        options = dict(self._options)
+        if self._argument is not None:
+            cache = self._cache({**inputs, **state})
+            options |= {"use_cache": True, self._argument: cache}
+        made = self._run(inputs, **options)
+        kept = [] if cache is None else self._state(cache, state)
+        given = {id(tensor) for tensor in (*inputs.values(), *kept)}
+        results = [
             tensor
-            for layer, slots in enumerate(cache.layers)
-            for slot, tensor in _slots(slots)
-            if self._kind is None or f"cache.{layer}.{slot}" in state
+            for tensor in tree_leaves(_without(made, self._argument))
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in given
         ]
-        results = [value for value in made.values() if isinstance(value, torch.Tensor)]
-        return results, held
+        return results, kept
 
-    def _past(self, state: Mapping[str, torch.Tensor]) -> Any:
-        """The number of cached tokens, as a symbol where a tensor has it as a size."""
-        assert self._kind is not None
-        for kept in self._kind.states:
-            if kept.name in state and "past" in kept.axes:
-                return state[kept.name].shape[kept.axes.index("past")]
-        return self._length
+    def _cache(self, tensors: Mapping[str, torch.Tensor]) -> Any:
+        if self._kind is None:
+            return empty_cache(self._settings)
+        sizes: dict[str, Any] = dict(self._sizes)
+        for name, tensor in tensors.items():  # symbols where a tensor has them
+            axes = zip(self._axes[name], tensor.shape, strict=True)
+            sizes.update((axis, size) for axis, size in axes if isinstance(axis, str))
+        return self._kind.filled(tensors, sizes)
+
+    def _state(self, cache: Any, state: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        if self._kind is None:
+            return [leaf for _, leaf in _leaves(cache) if isinstance(leaf, torch.Tensor)]
+        after = dict(_leaves(cache))
+        return [after[kept.path] for kept in self._kind.states if kept.name in state]
+
+
+def _without(made: Any, argument: str | None) -> Any:
+    """What a model returns, but for the cache, which is told apart."""
+    if isinstance(made, dict):
+        return {key: value for key, value in made.items() if key != argument}
+    return made

@@ -8,8 +8,8 @@ import sympy
 import torch
 from torch.export import ExportedProgram
 
-from tracer.capture.cache import Axis
 from tracer.capture.errors import Untraceable
+from tracer.capture.inputs import Axis
 
 
 def symbols(

@@ -15,8 +15,9 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
-from tracer.capture.cache import Axis, State
+from tracer.capture.cache import State
 from tracer.capture.errors import Untraceable, place
+from tracer.capture.inputs import Axis
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
 from tracer.kinds import base_name

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import reduce
 from importlib.metadata import version
 from typing import Any
@@ -16,29 +17,33 @@ from tracer.errors import InputError, suggest
 _DEPTH = re.compile(r"(num|n)_((hidden|encoder|decoder)_)?layers?|(encoder|decoder)_layers")
 """The fields of a config that say how many layers there are."""
 
+_ELSEWHERE = {
+    "model_type": "another type is another model: name one, or give a config.json of that type",
+    "dtype": "use --dtype",
+    "torch_dtype": "use --dtype",
+    "use_cache": "use --cache",
+}
+"""The fields of a config that are no matter of ``--set``."""
+
 
 def build(
     config: Mapping[str, Any], overrides: Mapping[str, Any], *, model: str, dtype: str, attn: str
 ) -> torch.nn.Module:
     """The model of a config, in evaluation mode, with parameters that have shapes and no data."""
-    config_class = _config_class(config, model)
-    previous = torch.get_default_dtype()
     merged, _ = settle(config, overrides, model=model)
     try:
-        settings = config_class.from_dict(merged, attn_implementation=attn)
-        model_class = _model_class(settings, config)
-        torch.set_default_dtype(getattr(torch, dtype))
-        with torch.device("meta"):
-            module: torch.nn.Module = model_class(_part_for(model_class, settings))
+        module = _module(merged, model, dtype, attn)
     except InputError:
         raise
     except Exception as error:  # any mistake in a config surfaces as any exception of transformers
+        advice = "Check the config.json."
+        if overrides:
+            with suppress(Exception):
+                _module(config, model, dtype, attn)
+                advice = f"Check --set {', '.join(overrides)}."
         raise InputError(
-            f"{model}: no model can be built from this config: {first_line(error)}."
-            + (f" Check --set {', '.join(overrides)}." if overrides else " Check the config.json.")
+            f"{model}: no model can be built from this config: {first_line(error)}. {advice}"
         ) from error
-    finally:
-        torch.set_default_dtype(previous)
     _drop_data(module)
     # A few modules choose their parameters' dtype themselves; the user's choice holds for all.
     # Buffers (RoPE's frequencies) keep the precision that their code asks for.
@@ -46,6 +51,19 @@ def build(
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(getattr(torch, dtype))
     return module.eval()
+
+
+def _module(config: Mapping[str, Any], model: str, dtype: str, attn: str) -> torch.nn.Module:
+    settings = _config_class(config, model).from_dict(dict(config), attn_implementation=attn)
+    model_class = _model_class(settings, config, model)
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with torch.device("meta"):
+            module: torch.nn.Module = model_class(_part_for(model_class, settings))
+    finally:
+        torch.set_default_dtype(previous)
+    return module
 
 
 def _drop_data(module: torch.nn.Module) -> None:
@@ -71,12 +89,16 @@ def settle(
     aliases = config_class.attribute_map
     default = _described(config_class, {})
     full = _described(config_class, config) or {**default, **config}
-    known = {*config, *full, *aliases}
+    known = {*config, *full, *aliases, "architectures"}
     for key in overrides:
+        if key in _ELSEWHERE:
+            raise InputError(f"--set {key}: {_ELSEWHERE[key]}")
         if default and key.split(".")[0] not in known:
+            inside = [f"{table}.{key}" for table, fields in full.items()
+                      if isinstance(fields, dict) and key in fields]  # fmt: skip
             raise InputError(
-                f"--set {key}: the config of {model} ({config_class.__name__}) has no such "
-                "field." + suggest(key, known)
+                f"--set {key}: the config of {model} ({config_class.__name__}) has no such field."
+                + (f" Do you mean {' or '.join(inside)}?" if inside else suggest(key, known))
             )
     paths = {key: _path(key, aliases) for key in overrides}
     merged: dict[str, Any] = json.loads(json.dumps(config))
@@ -139,15 +161,33 @@ def _table(config: Any, where: list[str]) -> Any:
     return reduce(lambda table, key: table.setdefault(key, {}), where, config)
 
 
-def _model_class(settings: Any, config: Mapping[str, Any]) -> Any:
-    """The class that the config names, else the causal LM of its type, else the bare model."""
-    for name in config.get("architectures") or ():
-        if (found := getattr(transformers, name, None)) is not None:
+def _model_class(settings: Any, config: Mapping[str, Any], model: str) -> Any:
+    """The class that the config names, else the first head there is of its type, else no head."""
+    named = config.get("architectures") or ()
+    for name in [named] if isinstance(named, str) else named:
+        if (found := getattr(transformers, str(name), None)) is not None:
             return found
-    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
-        if type(settings) in mapping:
-            return mapping[type(settings)]
-    raise InputError(f"no architecture for model_type {settings.model_type!r}")
+    fitting = [m[type(settings)] for m in _HEADS if type(settings) in m]
+    if named and fitting:
+        classes = [c.__name__ for c in fitting if isinstance(c, type)]
+        raise InputError(
+            f"{model}: transformers {version('transformers')} has no architecture {named!r}. "
+            f"For a {settings.model_type} there are: {', '.join(classes)}; choose one with e.g. "
+            f"--set architectures={classes[0]}"
+        )
+    if not fitting:
+        raise InputError(f"{model}: no architecture for model_type {settings.model_type!r}")
+    first = fitting[0]
+    return first[0] if isinstance(first, tuple) else first
+
+
+_HEADS = (
+    transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+    transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    transformers.MODEL_FOR_MASKED_LM_MAPPING,
+    transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    transformers.MODEL_MAPPING,
+)
 
 
 def _part_for(model_class: Any, settings: Any) -> Any:

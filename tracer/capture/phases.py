@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 
-from tracer.capture.cache import Axis, State, Step, cache_argument, cache_kind
+from tracer.capture.cache import CacheKind, State, Step, cache_argument, cache_kind
+from tracer.capture.inputs import Axis, Input, Reading
 from tracer.errors import CutedgeError, InputError
 from tracer.reach import UNLIMITED, run_sizes
 
-EXAMPLES = {"batch": 3, "seq": 7, "past": 11}
+EXAMPLES = {"batch": 3, "seq": 7, "past": 11, "source": 13}
 """Sizes that a symbolic export runs at: small, odd, unlike each other and any size of a model."""
+
+SIZES = tuple(EXAMPLES)
+"""The names of all sizes: sequences, new tokens, cached ones, those that an encoder has read."""
 
 MANY = 2**20
 """Upper bound that a symbolic size is declared with where the model sets none."""
@@ -43,43 +47,43 @@ class Task:
     """A phase of a model at sizes: what to export, with which inputs, in which ways.
 
     Raises InputError for sizes that are no such phase, CutedgeError for a model that reads
-    something else than tokens or keeps no state where the phase needs one.
+    something else than is known here or keeps no state where the phase needs one.
     """
 
     def __init__(
-        self, module: torch.nn.Module, model: str, *, phase: str, batch: int, seq: int, past: int,
-        logits: str, cache: bool,
+        self, module: torch.nn.Module, model: str, reading: Reading, *, phase: str,
+        sizes: Mapping[str, int | None], logits: str, cache: bool,
     ) -> None:  # fmt: skip
-        self.model, self.phase, self.module = model, phase, module
+        self.model, self.phase, self.module, self.reading = model, phase, module, reading
         self.name = type(module).__name__
-        self.settings: Any = module.config
-        self.sizes = {"batch": batch, "seq": seq, "past": past}
-        self._check()
+        self.settings = _settings(module, phase)
+        self.defaults = {**dict.fromkeys(SIZES, 0), "batch": 1, **reading.sizes}
+        self.sizes = self._checked({k: v for k, v in sizes.items() if v is not None})
         accepted = inspect.signature(module.forward).parameters
-        if "input_ids" not in accepted or getattr(self.settings, "is_encoder_decoder", False):
-            raise CutedgeError(
-                f"{model}: {self.name} does not run on token ids alone; "
-                "models that do can be traced (decoders and encoders of text)"
-            )
-        self.options: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         self.logits = "all"
-        if logits == "last" and "logits_to_keep" in accepted:
-            self.options["logits_to_keep"] = 1
+        if logits == "last" and "logits_to_keep" in accepted and phase != "encoder":
+            options["logits_to_keep"] = 1
             self.logits = "last"
         self.ignored = logits == "last" and self.logits == "all" and "CausalLM" in self.name
-        self.states: tuple[State, ...] = ()
-        self.step: Step | None = None
-        cached = cache or past > 0
+        cached = cache or self.sizes["past"] > 0
         for part in module.modules():  # some models ask their config alone
             if hasattr(getattr(part, "config", None), "use_cache"):
                 part.config.use_cache = cached
+        argument, kind = None, None
         if cached:
-            self.step = self._step(cache_argument(accepted))
-        elif "use_cache" in accepted:
-            self.options["use_cache"] = False
+            argument, kind = self._state(accepted)
+        elif "use_cache" in accepted and phase != "encoder":
+            options["use_cache"] = False
+        self.states: tuple[State, ...] = kind.states if kind is not None else ()
+        self.exported = Step(module, reading, options, argument, kind, self.sizes)
 
-    def _check(self) -> None:
-        seq, past = self.sizes["seq"], self.sizes["past"]
+    def _checked(self, given: Mapping[str, int]) -> dict[str, int]:
+        for name, why in self.reading.fixed.items():
+            if given.get(name, 0) != self.defaults[name]:
+                raise InputError(f"{self.model}: leave --{name} out: {why}")
+        sizes = {**self.defaults, **given}
+        seq, past = sizes["seq"], sizes["past"]
         if self.phase == "decode" and past < 1:
             raise InputError("decode needs cached tokens to read: give --past 1 or more")
         if self.phase == "decode" and seq != 1:
@@ -87,23 +91,19 @@ class Task:
                 f"decode makes one token a sequence, --seq {seq} is not one; for several over a "
                 f"cache (a chunk, a verification) use --phase prefill --seq {seq} --past {past}"
             )
+        return sizes
 
-    def _step(self, argument: str | None) -> Step:
-        """The model with its state as tensors."""
+    def _state(self, accepted: Mapping[str, Any]) -> tuple[str, CacheKind | None]:
+        """(the argument that takes the cache, how it is kept where tokens are cached already)"""
+        argument = cache_argument(accepted)
         if argument is None:
             raise CutedgeError(f"{self.model}: {self.name} takes no cache, so it has no such phase")
-        kind = None
-        if self.sizes["past"]:
-            window = self.window
-            beyond = window is not None and self.sizes["past"] >= window
-            kind = cache_kind(self.module, self.model, argument, (window or 0) + 3 if beyond else 5)
-            self.states = kind.states
-        return Step(self.module, kind, argument, self.sizes["past"], self.options)
-
-    @property
-    def exported(self) -> torch.nn.Module:
-        """What is exported: the model, or the model with its state as tensors."""
-        return self.module if self.step is None else self.step
+        past = self.sizes["past"]
+        if not past:
+            return argument, None
+        beyond = self.window is not None and past >= self.window
+        least = (self.window or 0) + 3 if beyond else 5
+        return argument, cache_kind(self.module, self.model, self.reading, argument, least)
 
     @property
     def positions(self) -> int | None:
@@ -123,7 +123,7 @@ class Task:
 
     def notes(self) -> list[str]:
         """What a user must know whatever way the trace is made."""
-        found = []
+        found = list(self.reading.notes)
         if self.ignored:
             found.append(f"{self.name} makes the logits of every token, not of the last alone")
         return found
@@ -137,9 +137,12 @@ class Task:
         most = max(self.positions or MANY, sum(EXAMPLES.values()))
         bounds = {"batch": (2, MANY)}
         # Where no cached tensor grows with past, it is a number that no size depends on.
-        grows = ("seq", *(["past"] if any("past" in s.axes for s in self.states) else []))
-        bounds.update({name: (2, most) for name in grows if sizes.get(name, 1) > 1})
-        one = [name for name in ("seq", "past") if sizes.get(name) == 1 and self.phase != "decode"]
+        used = {axis for axes in self.axes().values() for axis in axes}
+        grows = [name for name in sizes if name in used - {"batch"}]
+        bounds.update({name: (2, most) for name in grows if sizes[name] > 1})
+        one = [
+            name for name in grows if sizes[name] == 1 and (name, self.phase) != ("seq", "decode")
+        ]
         note = f"{' and '.join(one)} of 1 gives no formulas in it" if one else ""
         small = {name: EXAMPLES[name] if name in bounds else n for name, n in self.sizes.items()}
         near = {**self.sizes, "batch": small["batch"]}
@@ -174,23 +177,40 @@ class Task:
 
     def axes(self, layers: Collection[int] | None = None) -> dict[str, tuple[Axis, ...]]:
         """The sizes of each tensor input, in order; the state of some ``layers`` alone."""
-        states = [s for s in self.states if layers is None or s.layer in layers]
-        return {"input_ids": ("batch", "seq"), **{state.name: state.axes for state in states}}
+        given: list[Input | State] = list(self.reading.inputs)
+        given += [state for state in self.states if layers is None or state.layer in layers]
+        return {tensor.name: tensor.axes for tensor in given}
 
     def inputs(self, way: Way, layers: Collection[int] | None = None) -> dict[str, Any]:
         """The arguments to export with: symbols at sizes that are small, odd and unlike others."""
-        sizes = way.examples
-        dtypes = {state.name: state.dtype for state in self.states}
+        dtypes = {given.name: given.dtype for given in self.reading.inputs}
+        dtypes.update((state.name, state.dtype) for state in self.states)
         tensors = {
-            name: self._meta(tuple(sizes[a] if isinstance(a, str) else a for a in axes),
-                             dtypes.get(name, torch.int64))
+            name: self._meta([way.examples[a] if isinstance(a, str) else a for a in axes],
+                             dtypes[name])
             for name, axes in self.axes(layers).items()
         }  # fmt: skip
-        ids = {"input_ids": tensors.pop("input_ids")}
-        return {**ids, **(self.options if self.step is None else {"state": tensors})}
+        return self.sorted(tensors)
 
-    def _meta(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def sorted(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given for each tensor input, as the arguments of a ``Step``."""
+        read = {tensor.name for tensor in self.reading.inputs}
+        return {
+            "inputs": {name: value for name, value in given.items() if name in read},
+            "state": {name: value for name, value in given.items() if name not in read},
+        }
+
+    def _meta(self, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
         try:
             return torch.zeros(shape, dtype=dtype, device="meta")
         except (RuntimeError, TypeError, OverflowError) as error:
             raise InputError(f"{self.model}: a tensor of {shape} is too large") from error
+
+
+def _settings(module: torch.nn.Module, phase: str) -> Any:
+    """The config of the part that reads tokens, or else of the whole."""
+    settings: Any = getattr(module, "config", None)
+    try:
+        return settings.get_text_config(encoder=phase == "encoder", decoder=phase != "encoder")
+    except (AttributeError, ValueError):  # no config, or more than one such part
+        return settings

@@ -1,0 +1,143 @@
+"""What a model reads in a phase, and how it is run on that: tokens, encoded tokens, or images."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from tracer.capture.runs import run_on_meta
+from tracer.errors import CutedgeError, InputError
+
+Axis = str | int
+"""A size of a tensor: the name of the symbol that it is, or a number."""
+
+PHASES = ("prefill", "decode", "encoder")
+
+MANY_TOKENS = 1024
+"""The tokens of a prefill, and those that an encoder has read, where the user names no number."""
+
+IMAGE = 224
+"""Pixels of a side, for models whose config names no size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor that a model is given, apart from its state."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    dtype: torch.dtype = torch.int64
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model reads in a phase, and how it is run on that."""
+
+    inputs: tuple[Input, ...]
+    run: Callable[..., Any]
+    """(the inputs by name, keyword arguments of the model's forward) -> what the model returns."""
+    sizes: Mapping[str, int]
+    """The sizes that inputs may have, by name, at their defaults."""
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    """Name of a size that the user cannot choose -> why."""
+    notes: tuple[str, ...] = ()
+    """What a user must know of these inputs."""
+
+
+def reading(module: torch.nn.Module, model: str, phase: str) -> Reading:
+    """What ``module``, a model of transformers, reads in ``phase``.
+
+    Raises InputError for a phase that such a model does not have, CutedgeError for one that reads
+    something else than tokens or images.
+    """
+    accepted = inspect.signature(module.forward).parameters
+    if phase not in PHASES:
+        raise InputError(f"unknown phase {phase!r}: {', '.join(PHASES)}")
+    if getattr(module.config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
+        return _encoder(module, model) if phase == "encoder" else _decoder(module, phase)
+    if phase == "encoder":
+        raise InputError(f"{model}: {type(module).__name__} has no encoder apart: use prefill")
+    if "input_ids" in accepted:
+        tokens = Input("input_ids", ("batch", "seq"))
+        return Reading((tokens,), _plainly(module), {"seq": _new_tokens(phase)}, _NO_SOURCE)
+    if "pixel_values" in accepted:
+        return _images(module, model, phase)
+    raise CutedgeError(
+        f"{model}: {type(module).__name__} reads neither tokens nor images but "
+        f"{next(iter(accepted), 'nothing')}; hand over such a model as file.py:function"
+    )
+
+
+def _new_tokens(phase: str) -> int:
+    return 1 if phase == "decode" else MANY_TOKENS
+
+
+_NO_SOURCE = {"source": "only the decoder of an encoder-decoder model reads encoded tokens"}
+
+
+def _plainly(module: torch.nn.Module) -> Callable[..., Any]:
+    return lambda inputs, **options: module(**inputs, **options)
+
+
+def _encoder(module: torch.nn.Module, model: str) -> Reading:
+    encoder = module.get_encoder()
+    if "input_ids" not in inspect.signature(encoder.forward).parameters:
+        raise CutedgeError(f"{model}: its encoder, {type(encoder).__name__}, reads no tokens")
+    tokens = Input("input_ids", ("batch", "seq"))
+    return Reading((tokens,), _plainly(encoder), {"seq": MANY_TOKENS}, {
+        "source": "the encoder reads --seq tokens",
+        "past": "an encoder reads all its tokens at once",
+    })  # fmt: skip
+
+
+def _decoder(module: torch.nn.Module, phase: str) -> Reading:
+    """The decoder alone, over what the encoder has made of ``source`` tokens."""
+
+    def run(inputs: Mapping[str, Any], **options: Any) -> Any:
+        encoded = BaseModelOutput(last_hidden_state=inputs["encoder_hidden_states"])
+        return module(
+            decoder_input_ids=inputs["decoder_input_ids"], encoder_outputs=encoded, **options
+        )
+
+    width, dtype = _encoded(module)
+    return Reading(
+        (
+            Input("decoder_input_ids", ("batch", "seq")),
+            Input("encoder_hidden_states", ("batch", "source", width), dtype),
+        ),
+        run,
+        {"seq": _new_tokens(phase), "source": MANY_TOKENS},
+    )
+
+
+def _encoded(module: torch.nn.Module) -> tuple[int, torch.dtype]:
+    """(width, dtype) of what the encoder makes of a token: as a run shows, else as configured."""
+    try:
+        with run_on_meta(module), torch.device("meta"):
+            made = module.get_encoder()(input_ids=torch.zeros(2, 16, dtype=torch.int64))[0]
+        return made.shape[-1], made.dtype
+    except Exception:  # an encoder of sounds, or code that looks at values
+        settings = module.config.get_text_config(decoder=True)
+        return settings.hidden_size, next(module.parameters()).dtype
+
+
+def _images(module: torch.nn.Module, model: str, phase: str) -> Reading:
+    if phase != "prefill":
+        raise InputError(f"{model}: {type(module).__name__} reads images: it has no {phase}")
+    settings = module.config
+    vision = getattr(settings, "vision_config", settings)
+    size = getattr(vision, "image_size", None)
+    notes: tuple[str, ...] = ()
+    if size is None:
+        size = IMAGE
+        notes = (f"images are {IMAGE} x {IMAGE} pixels: the config names no size",)
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = getattr(vision, "num_channels", 3)
+    pixels = Input(
+        "pixel_values", ("batch", channels, height, width), next(module.parameters()).dtype
+    )
+    why = dict.fromkeys(("seq", "past", "source"), "it reads images, not tokens")
+    return Reading((pixels,), _plainly(module), {}, why, notes)
