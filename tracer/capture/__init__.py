@@ -25,7 +25,7 @@ from transformers.utils import import_utils
 from tracer.capture.blocks import find_stacks, shortened
 from tracer.capture.cache import WRAPPED
 from tracer.capture.errors import Untraceable
-from tracer.capture.guards import assumptions, conditions, symbols
+from tracer.capture.guards import assumptions, conditions, same_work, symbols
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.models import build, parameter_count, settle
 from tracer.capture.phases import Task, Way
@@ -83,13 +83,15 @@ def capture(
         for way in ways:
             try:
                 program = _program(task, way, full)
+                if program.unsure:
+                    _confirm(program, _program(task, ways[-1], full), task.run_sizes)
                 break
             except Untraceable as error:
                 failures.append(error)
         else:
             raise task.refusal(failures[-1], overrides or {}) from failures[-1]
         if program.conditions:
-            notes.append(f"the formulas hold where {' and '.join(program.conditions[:3])}")
+            notes.append(f"the formulas hold where {' and '.join(program.conditions)}")
         if way.symbolic and way.note:
             notes.append(way.note)
         if not way.symbolic and failures:
@@ -191,6 +193,12 @@ def _program(task: Task, way: Way, full: bool) -> Program:
     return program
 
 
+def _confirm(program: Program, concrete: Program, sizes: Mapping[str, int]) -> None:
+    """Raise Untraceable unless a program does at ``sizes`` what one of these sizes alone does."""
+    if not same_work(program, concrete, sizes):
+        raise Untraceable(ValueError(f"its code takes another way where {program.unsure}"))
+
+
 def _lowered(
     exported: ExportedProgram,
     task: Task,
@@ -201,15 +209,16 @@ def _lowered(
     """The program of an export; of one with the state of some ``layers`` and parts renamed."""
     inputs = task.axes(layers)
     named = symbols(exported, inputs)
-    found = conditions(exported, named, way.bounds, task.run_sizes)
+    found, unsure = conditions(exported, named, way.bounds, task.run_sizes)
     inside = f"{WRAPPED}." if task.step is not None else ""
     program = lower(
         exported, task.module, task.run_sizes, inputs=inputs, states=task.states,
         rename=lambda path: rename(f"{path}.".removeprefix(inside).removesuffix(".")),
         returned=0 if task.step is None else _states_returned(exported), conditions=found,
     )  # fmt: skip
+    program.unsure = unsure
     if program.assumed is not None:
-        program.assumed = assumptions(exported, named)
+        program.assumed = None if unsure else assumptions(exported, named)
     return program
 
 
