@@ -30,7 +30,7 @@ from tracer.graph import Kind, Op, OpGraph, Status
 from tracer.kinds import MATRIX_PRODUCTS, base_name
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
-LAYERS, BATCH, SEQ = 2, 4, 64
+LAYERS, BATCH, SEQ = 2, 8, 64
 DEPTHS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
     "num_decoder_layers",

@@ -20,7 +20,7 @@ from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor, TraceMeta
 from tracer.patterns import find_attentions
 from tracer.presets import preset, preset_names
-from tracer.program import build_graph
+from tracer.program import Program, build_graph
 
 FAMILIES = {
     "llama-3.2-1b": "grouped-query attention, RoPE, gated FFN",
@@ -79,12 +79,25 @@ def test_formulas_equal_fresh_concrete_traces(name):
 SMALL = ["edge-10m", "distilbert", "gpt2", "bert-base", "llama-3.2-1b"]
 
 
+def untraced(config: dict[str, object]) -> int:
+    """Layers that need no trace: of each kind all but two, and the first and the last of all.
+
+    Kinds are told apart by what the config lists layer by layer (windows, experts, positions).
+    """
+    settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    depth = settings.num_hidden_layers
+    lists = [v for v in vars(settings).values() if isinstance(v, list) and len(v) == depth]
+    between = Counter(tuple(entries[i] for entries in lists) for i in range(1, depth - 1))
+    return depth - 2 - sum(min(2, count) for count in between.values())
+
+
 def same_tables(name: str, **options: object) -> None:
     config = preset(name)
     stamped = capture(config, model=name, seq=64, **options).graph
     whole = capture(config, model=name, seq=64, full=True, **options).graph
-    depth = len({op.layer for op in whole.ops} - {None})
-    assert stamped.meta == replace(whole.meta, repeated_layers=depth - 4)
+    repeated = stamped.meta.repeated_layers
+    assert stamped.meta == replace(whole.meta, repeated_layers=repeated)
+    assert repeated == untraced({**config, **options.get("overrides", {})})
     assert stamped.ops == whole.ops
     assert stamped.tensors == whole.tensors
     assert stamped.edges == whole.edges
@@ -172,9 +185,13 @@ LOOKS: dict[str, tuple[Odd, int]] = {
 }
 
 
-def count_targets(module: torch.nn.Module) -> tuple[Counter[str], int]:
+def traced_toy(module: torch.nn.Module, full: bool = False) -> Program:
     task = Task(module, "toy", phase="prefill", batch=2, seq=8, past=0, logits="all", cache=False)
-    program = _program(task, task.ways()[0], False)
+    return _program(task, task.ways()[0], full)
+
+
+def count_targets(module: torch.nn.Module) -> tuple[Counter[str], int]:
+    program = traced_toy(module)
     return Counter(node.target for node in program.nodes), program.repeated
 
 
@@ -200,6 +217,19 @@ def test_a_model_that_runs_a_block_twice_is_traced_whole():
 
     targets, repeated = count_targets(Twice(LOOKS["never"][0], LOOKS["never"][0]))
     assert (targets["aten.linear.default"], repeated) == (14, 0)
+
+
+def test_why_every_layer_was_traced_is_known():
+    never, second = LOOKS["never"][0], LOOKS["every second"][0]
+    assert traced_toy(Toy(never, never)).whole is None  # they were repeated
+    assert traced_toy(Toy(never, never, depth=5)).whole is None  # nothing to gain
+    assert traced_toy(Toy(second, never)).whole == "its layers look alike but do not run alike"
+    unlike = Toy(never, never)
+    for number, block in enumerate(unlike.layers):
+        block.name = f"block {number}"
+    assert traced_toy(unlike).whole == "its 13 layers are of 13 kinds, too few alike to repeat"
+    made = capture(preset("edge-10m"), model="edge-10m", seq=8, full=True)
+    assert made.whole is None  # as it was asked
 
 
 @pytest.mark.parametrize(
@@ -304,7 +334,7 @@ def test_a_model_that_only_traces_at_concrete_sizes_says_so():
     captured = capture({"model_type": "mamba", "num_hidden_layers": 1}, model="mamba", seq=9)
     (warning,) = captured.warnings
     assert "mamba cannot be traced for every batch and seq" in warning
-    assert "the code fixes seq" in warning
+    assert "its code fixes seq at modeling_mamba.py:" in warning
     assert captured.graph.meta.symbolic == ()
     assert all(t.bytes_expr is None for t in captured.graph.tensors)
     assert all(t.bytes > 0 for t in captured.graph.tensors if 0 not in t.shape)
@@ -326,6 +356,7 @@ def test_a_model_that_cannot_be_traced_is_one_line(capfd):
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("blt cannot be traced: ")
     assert "modeling_blt.py:" in str(caught.value)
+    assert str(caught.value).endswith(". No option of a trace changes that.")
     assert capfd.readouterr() == ("", "")  # torch would print its traceback and the whole graph
 
 
@@ -369,7 +400,7 @@ def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeyp
 
 def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas():
     config = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 100}
-    for seq, said in ((64, "seq < 100"), (100, "seq >= 100")):
+    for seq, said in ((64, "seq <= 99"), (100, "seq >= 100")):
         captured = capture(config, model="mistral", seq=seq, attn="sdpa")
         (warning,) = captured.warnings
         assert f"the formulas hold where {said}" in warning

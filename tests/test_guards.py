@@ -118,7 +118,7 @@ def test_words_speak_of_exactly_the_sizes_at_which_the_conditions_hold(guards):
 
 
 def test_a_single_size_is_no_formula():
-    with pytest.raises(Untraceable, match=r"the code fixes seq at 64$"):
+    with pytest.raises(Untraceable, match=r"its code fixes seq at 64$"):
         judged([sympy.Eq(SEQ, 64)], NAMED, BOUNDS, {"seq": 64, "batch": 3, "past": 11})
 
 

@@ -1,6 +1,7 @@
 """Where a symbolic trace holds: what torch assumed about sizes while it followed the code."""
 
 import operator
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import product
@@ -13,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
 from tracer.capture.cache import Axis
-from tracer.capture.errors import Untraceable
+from tracer.capture.errors import Untraceable, place
 from tracer.program import Program
 
 
@@ -51,7 +52,7 @@ def conditions(
     Raises Untraceable where a size has one value left, or the code takes another way at ``sizes``.
     """
     if fixed := [name for name in bounds if name not in named.values()]:
-        raise Untraceable(ValueError(f"the code fixes {' and '.join(fixed)}"))
+        raise Untraceable(f"its code fixes {' and '.join(fixed)}", _fixed_at(exported))
     # A size of one is traced as another: it stands for two and more.
     here = {name: max(sizes[name], least) for name, (least, _) in bounds.items()}
     return judged(_guards(exported), named, bounds, here)
@@ -78,7 +79,7 @@ def judged(
             where = _opposite(guard, named, bounds)
             if where not in (f"{name} is {size}" for name, size in here.items()):
                 problem = f"its code takes another way where {where}"
-                raise Untraceable(ValueError(problem), _text(guard, named))
+                raise Untraceable(problem, condition=_text(guard, named))
             exceptions[guard] = where
     found = []
     left: dict[str, torch.Tensor] = {}
@@ -95,7 +96,7 @@ def judged(
                     left[name] = left[name][holding]
                     needed.append(_text(guard, named))
         if len(left[name]) < 2:
-            raise Untraceable(ValueError(f"the code fixes {name} at {here[name]}"))
+            raise Untraceable(f"its code fixes {name} at {here[name]}")
         if needed:
             words = _words(name, left[name].tolist(), least, most)
             found.append(" and ".join(needed) if words is None else words)
@@ -137,13 +138,27 @@ def assumptions(exported: ExportedProgram, named: Mapping[sympy.Symbol, str]) ->
     return tuple(sorted({_text(guard, named) for guard in _guards(exported)} - {"True"}))
 
 
+def _environment(exported: ExportedProgram) -> Any:
+    """What torch knows of the sizes, None where no size stayed a symbol."""
+    sizes = (size for tensor in user_tensors(exported) for size in tensor.shape)
+    return next((size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)), None)
+
+
 def _guards(exported: ExportedProgram) -> list[Any]:
     """The distinct conditions that torch noted."""
-    sizes = (size for tensor in user_tensors(exported) for size in tensor.shape)
-    environment = next((s.node.shape_env for s in sizes if isinstance(s, torch.SymInt)), None)
+    environment = _environment(exported)
     if environment is None:
         return []
     return list(dict.fromkeys(environment.replace(guard.expr) for guard in environment.guards))
+
+
+def _fixed_at(exported: ExportedProgram) -> str:
+    """The line of code that made a number of a size, where torch knows it."""
+    environment = _environment(exported)
+    for symbol, line in getattr(environment, "replacements_slocs", {}).items():
+        if environment.replacements[symbol].is_Integer:
+            return place("".join(traceback.format_list([line.framework_loc])))
+    return ""
 
 
 def _samples(left: Mapping[str, torch.Tensor], guards: Iterable[Any]) -> list[dict[str, int]]:
