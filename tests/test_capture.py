@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from tracer.capture import _program, capture
+from tracer.capture.errors import Untraceable
 from tracer.capture.lowering import lower
 from tracer.capture.phases import Task
 from tracer.errors import CutedgeError, InputError
@@ -468,6 +469,23 @@ def test_what_is_written_through_a_view_is_seen_by_readers_of_the_whole():
     assert nx.has_path(graph.nx, write.id, double.id)
     assert triple.is_constant
     assert not nx.has_path(graph.nx, write.id, triple.id)
+
+
+def test_rows_that_come_in_groups_are_formulas_of_a_multiple():
+    class Grouped(Toy):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            groups = input_ids.reshape(-1, 4, input_ids.shape[-1])
+            return super().forward(groups[:, 0])
+
+    never = LOOKS["never"][0]
+    task = Task(Grouped(never, never, depth=2), "toy", phase="prefill", batch=8, seq=9, past=0,
+                logits="all", cache=False)  # fmt: skip
+    few, near, _ = task.ways()
+    with pytest.raises(Untraceable, match="invalid for input of size"):
+        _program(task, few, False)
+    assert near.examples["batch"] % 8 == 0
+    said = _program(task, near, False).conditions
+    assert said == ("batch is a multiple of 4 and batch >= 8",)
 
 
 def test_other_inputs_than_tokens_are_refused_by_name():

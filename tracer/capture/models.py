@@ -33,10 +33,10 @@ def build(
     except InputError:
         raise
     except Exception as error:  # any mistake in a config surfaces as any exception of transformers
-        raise InputError(
-            f"{model}: no model can be built from this config: {first_line(error)}."
-            + (f" Check --set {', '.join(overrides)}." if overrides else " Check the config.json.")
-        ) from error
+        said = f"{model}: no model can be built from this config: {first_line(error)}."
+        check = f"--set {', '.join(overrides)}" if overrides else "the config.json"
+        advice = "" if isinstance(error, ImportError) else f" Check {check}."
+        raise InputError(said + advice) from error
     finally:
         torch.set_default_dtype(previous)
     _drop_data(module)
