@@ -208,8 +208,8 @@ def test_code_that_goes_by_values_is_named_with_its_module_and_line(kind):
     ("error", "overrides", "attn", "advice"),
     [
         (Untraceable("values", by_data=True), ["n"], "eager", "No option of a trace changes that."),
-        (Untraceable("values", " in a.b (XAttention)", by_data=True), (), "eager", "Try --attn sdpa."),
-        (Untraceable("values", " in a.b (XAttention)", by_data=True), (), "sdpa", "Try --attn eager."),
+        (Untraceable("", " in a.b (XAttention)", by_data=True), (), "eager", "Try --attn sdpa."),
+        (Untraceable("", " in a.b (XAttention)", by_data=True), (), "sdpa", "Try --attn eager."),
         (Untraceable("None", cause=TypeError()), ["n", "m"], "eager", "Check --set n, m."),
         (Untraceable("None", cause=KeyError()), (), "eager", "Check the config's fields."),
         (Untraceable("shape", cause=RuntimeError()), (), "eager", "another --seq or --batch."),
