@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from tracer.capture import _program, capture
+from tracer.capture import _confirm, _program, capture
 from tracer.capture.errors import Untraceable
 from tracer.capture.lowering import lower
 from tracer.capture.phases import Task
@@ -469,6 +469,21 @@ def test_what_is_written_through_a_view_is_seen_by_readers_of_the_whole():
     assert nx.has_path(graph.nx, write.id, double.id)
     assert triple.is_constant
     assert not nx.has_path(graph.nx, write.id, triple.id)
+
+
+def test_a_size_that_changes_the_work_is_no_coincidence():
+    class Special(Toy):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            x = super().forward(input_ids)
+            return torch.relu(x) if input_ids.shape[1] == 9 else x
+
+    never = LOOKS["never"][0]
+    task = Task(Special(never, never, depth=2), "toy", phase="prefill", batch=8, seq=9, past=0,
+                logits="all", cache=False)  # fmt: skip
+    few, concrete = (_program(task, task.ways()[number], False) for number in (0, -1))
+    assert few.unsure == "seq is 9"
+    with pytest.raises(Untraceable, match="its code takes another way where seq is 9"):
+        _confirm(few, concrete, task.run_sizes)
 
 
 def test_rows_that_come_in_groups_are_formulas_of_a_multiple():

@@ -46,10 +46,10 @@ def conditions(
     bounds: Mapping[str, tuple[int, int]],
     sizes: Mapping[str, int],
 ) -> tuple[list[str], str]:
-    """(where the trace holds, in words; what of ``sizes`` it may not hold at, found to be alone).
+    """What torch noted of the sizes, as ``judged`` says it: (where the trace holds, an exception).
 
-    Torch follows the branch that the example sizes take and notes the condition: see ``judged``.
-    Raises Untraceable where a size has one value left, or the code takes another way at ``sizes``.
+    Torch follows the branch that the example sizes take and notes the condition. Raises Untraceable
+    where the code fixes a size, or takes another way at ``sizes``.
     """
     if fixed := [name for name in bounds if name not in named.values()]:
         raise Untraceable(f"its code fixes {' and '.join(fixed)}", _fixed_at(exported))
