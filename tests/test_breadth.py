@@ -1,5 +1,7 @@
 """What keeps an architecture from being traced: each case small, and no type singled out."""
 
+import re
+
 import pytest
 import torch
 import transformers
@@ -19,6 +21,7 @@ from tests.coverage import (
     sweep,
 )
 from tracer.capture import as_it_runs, capture, quiet
+from tracer.capture.errors import Untraceable, failure
 from tracer.capture.lowering import spelled_out
 from tracer.capture.models import build, settle
 from tracer.errors import CutedgeError, InputError
@@ -172,15 +175,68 @@ def test_a_loop_over_the_tokens_gives_a_concrete_trace_and_the_reason():
     assert products == counted_by_torch(config, {}, "small", seq=9)
 
 
-def test_code_that_goes_by_values_is_named_with_its_line():
-    config = {"model_type": "jetmoe", "hidden_size": 32, "num_hidden_layers": 1,
-              "num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 32,
-              "num_local_experts": 4, "vocab_size": 64}  # fmt: skip
+BY_VALUES = {
+    "jetmoe": (
+        {"hidden_size": 32, "num_hidden_layers": 1, "num_key_value_heads": 2, "kv_channels": 8,
+         "intermediate_size": 32, "num_local_experts": 4, "vocab_size": 64},
+        "its sizes depend on the data",
+        "model.layers.0.self_attention.experts.input_linear (JetMoeParallelExperts)",
+    ),
+    "dbrx": (
+        {"d_model": 32, "n_heads": 4, "n_layers": 9, "max_seq_len": 64, "vocab_size": 64,
+         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
+         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
+        "its code goes by the values of tensors, not by their shapes alone",
+        "transformer.blocks.0.ffn.experts (DbrxExperts)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BY_VALUES)
+def test_code_that_goes_by_values_is_named_with_its_module_and_line(kind):
+    config, reason, module = BY_VALUES[kind]
     with pytest.raises(CutedgeError) as caught:
-        capture(config, model="small", batch=2, seq=16, symbolic=False)
-    assert "modeling_jetmoe.py" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "u0" not in str(caught.value)
+        capture({"model_type": kind}, model="small", batch=2, seq=16, overrides=config)
+    start = re.escape(f"small cannot be traced: {reason} in {module} at modeling_{kind}.py:")
+    assert re.fullmatch(
+        rf"{start}\d+ \(.+\)\. No option of a trace changes that\.", str(caught.value)
+    )
+    assert "--set" not in str(caught.value)  # whatever is set, that code stays
+
+
+@pytest.mark.parametrize(
+    ("error", "overrides", "attn", "advice"),
+    [
+        (Untraceable("values", by_data=True), ["n"], "eager", "No option of a trace changes that."),
+        (Untraceable("", " in a.b (XAttention)", by_data=True), (), "eager", "Try --attn sdpa."),
+        (Untraceable("", " in a.b (XAttention)", by_data=True), (), "sdpa", "Try --attn eager."),
+        (Untraceable("None", cause=TypeError()), ["n", "m"], "eager", "Check --set n, m."),
+        (Untraceable("None", cause=KeyError()), (), "eager", "Check the config's fields."),
+        (Untraceable("shape", cause=RuntimeError()), (), "eager", "another --seq or --batch."),
+    ],
+)  # fmt: skip
+def test_what_to_try_goes_by_what_failed(error, overrides, attn, advice):
+    assert error.advice(overrides, attn).endswith(advice)
+
+
+class Deep(torch.nn.Module):
+    """Raises in a module of its own, below functions that are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Flatten(-1, 9)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return [layer(x) for layer in self.layers][-1]
+
+
+def test_the_innermost_module_of_a_failure_is_named_as_the_whole_model_calls_it():
+    model = Deep()
+    with pytest.raises(IndexError) as caught:
+        model(torch.zeros(2, 3))
+    said = str(failure(caught.value, model, rename=lambda path: path.replace("1", "40")))
+    assert said.endswith(" in layers.40 (Flatten)")
+    assert "\n" not in said
 
 
 # --- the page -------------------------------------------------------------------------------------

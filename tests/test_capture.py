@@ -12,7 +12,8 @@ import pytest
 import torch
 import transformers
 
-from tracer.capture import _program, capture
+from tracer.capture import _confirm, _program, capture
+from tracer.capture.errors import Untraceable
 from tracer.capture.inputs import reading
 from tracer.capture.lowering import lower
 from tracer.capture.phases import Task
@@ -21,7 +22,7 @@ from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor, TraceMeta
 from tracer.patterns import find_attentions
 from tracer.presets import preset, preset_names
-from tracer.program import build_graph
+from tracer.program import Program, build_graph
 
 FAMILIES = {
     "llama-3.2-1b": "grouped-query attention, RoPE, gated FFN",
@@ -80,12 +81,25 @@ def test_formulas_equal_fresh_concrete_traces(name):
 SMALL = ["edge-10m", "distilbert", "gpt2", "bert-base", "llama-3.2-1b"]
 
 
+def untraced(config: dict[str, object]) -> int:
+    """Layers that need no trace: of each kind all but two, and the first and the last of all.
+
+    Kinds are told apart by what the config lists layer by layer (windows, experts, positions).
+    """
+    settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    depth = settings.num_hidden_layers
+    lists = [v for v in vars(settings).values() if isinstance(v, list) and len(v) == depth]
+    between = Counter(tuple(entries[i] for entries in lists) for i in range(1, depth - 1))
+    return depth - 2 - sum(min(2, count) for count in between.values())
+
+
 def same_tables(name: str, **options: object) -> None:
     config = preset(name)
     stamped = capture(config, model=name, seq=64, **options).graph
     whole = capture(config, model=name, seq=64, full=True, **options).graph
-    depth = len({op.layer for op in whole.ops} - {None})
-    assert stamped.meta == replace(whole.meta, repeated_layers=depth - 4)
+    repeated = stamped.meta.repeated_layers
+    assert stamped.meta == replace(whole.meta, repeated_layers=repeated)
+    assert repeated == untraced({**config, **options.get("overrides", {})})
     assert stamped.ops == whole.ops
     assert stamped.tensors == whole.tensors
     assert stamped.edges == whole.edges
@@ -173,12 +187,20 @@ LOOKS: dict[str, tuple[Odd, int]] = {
 }
 
 
-def count_targets(module: torch.nn.Module) -> tuple[Counter[str], int]:
-    task = Task(
+def toy_task(module: torch.nn.Module, batch: int = 2, seq: int = 8) -> Task:
+    return Task(
         module, "toy", reading(module, "toy", "prefill"), phase="prefill",
-        sizes={"batch": 2, "seq": 8}, logits="all", cache=False,
+        sizes={"batch": batch, "seq": seq}, logits="all", cache=False,
     )  # fmt: skip
-    program = _program(task, task.ways()[0], False)
+
+
+def traced_toy(module: torch.nn.Module, full: bool = False) -> Program:
+    task = toy_task(module)
+    return _program(task, task.ways()[0], full)
+
+
+def count_targets(module: torch.nn.Module) -> tuple[Counter[str], int]:
+    program = traced_toy(module)
     return Counter(node.target for node in program.nodes), program.repeated
 
 
@@ -204,6 +226,19 @@ def test_a_model_that_runs_a_block_twice_is_traced_whole():
 
     targets, repeated = count_targets(Twice(LOOKS["never"][0], LOOKS["never"][0]))
     assert (targets["aten.linear.default"], repeated) == (14, 0)
+
+
+def test_why_every_layer_was_traced_is_known():
+    never, second = LOOKS["never"][0], LOOKS["every second"][0]
+    assert traced_toy(Toy(never, never)).whole is None  # they were repeated
+    assert traced_toy(Toy(never, never, depth=5)).whole is None  # nothing to gain
+    assert traced_toy(Toy(second, never)).whole == "its layers look alike but do not run alike"
+    unlike = Toy(never, never)
+    for number, block in enumerate(unlike.layers):
+        block.name = f"block {number}"
+    assert traced_toy(unlike).whole == "its 13 layers are of 13 kinds, too few alike to repeat"
+    made = capture(preset("edge-10m"), model="edge-10m", seq=8, full=True)
+    assert made.whole is None  # as it was asked
 
 
 @pytest.mark.parametrize(
@@ -308,7 +343,7 @@ def test_a_model_that_only_traces_at_concrete_sizes_says_so():
     captured = capture({"model_type": "mamba", "num_hidden_layers": 1}, model="mamba", seq=9)
     (warning,) = captured.warnings
     assert "mamba cannot be traced for every batch and seq" in warning
-    assert "the code fixes seq" in warning
+    assert "its code fixes seq at modeling_mamba.py:" in warning
     assert captured.graph.meta.symbolic == ()
     assert all(t.bytes_expr is None for t in captured.graph.tensors)
     assert all(t.bytes > 0 for t in captured.graph.tensors if 0 not in t.shape)
@@ -330,6 +365,7 @@ def test_a_model_that_cannot_be_traced_is_one_line(capfd):
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("blt cannot be traced: ")
     assert "modeling_blt.py:" in str(caught.value)
+    assert str(caught.value).endswith(". No option of a trace changes that.")
     assert capfd.readouterr() == ("", "")  # torch would print its traceback and the whole graph
 
 
@@ -373,7 +409,7 @@ def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeyp
 
 def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas():
     config = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 100}
-    for seq, said in ((64, "seq < 100"), (100, "seq >= 100")):
+    for seq, said in ((64, "seq <= 99"), (100, "seq >= 100")):
         captured = capture(config, model="mistral", seq=seq, attn="sdpa")
         (warning,) = captured.warnings
         assert f"the formulas hold where {said}" in warning
@@ -441,6 +477,36 @@ def test_what_is_written_through_a_view_is_seen_by_readers_of_the_whole():
     assert nx.has_path(graph.nx, write.id, double.id)
     assert triple.is_constant
     assert not nx.has_path(graph.nx, write.id, triple.id)
+
+
+def test_a_size_that_changes_the_work_is_no_coincidence():
+    class Special(Toy):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            x = super().forward(input_ids)
+            return torch.relu(x) if input_ids.shape[1] == 9 else x
+
+    never = LOOKS["never"][0]
+    task = toy_task(Special(never, never, depth=2), batch=8, seq=9)
+    few, concrete = (_program(task, task.ways()[number], False) for number in (0, -1))
+    assert few.unsure == "seq is 9"
+    with pytest.raises(Untraceable, match="its code takes another way where seq is 9"):
+        _confirm(few, concrete, task.run_sizes)
+
+
+def test_rows_that_come_in_groups_are_formulas_of_a_multiple():
+    class Grouped(Toy):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            groups = input_ids.reshape(-1, 4, input_ids.shape[-1])
+            return super().forward(groups[:, 0])
+
+    never = LOOKS["never"][0]
+    task = toy_task(Grouped(never, never, depth=2), batch=8, seq=9)
+    few, near, _ = task.ways()
+    with pytest.raises(Untraceable, match="invalid for input of size"):
+        _program(task, few, False)
+    assert near.examples["batch"] % 8 == 0
+    said = _program(task, near, False).conditions
+    assert said == ("batch is a multiple of 4 and batch >= 8",)
 
 
 def test_other_inputs_than_tokens_and_images_are_refused_by_name():

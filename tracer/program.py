@@ -56,6 +56,11 @@ class Program:
     assumed: tuple[str, ...] | None = ()
     """All that was taken to hold of the sizes, in sympy's words, also what always does; None for a
     program that is known to be right at the trace's own sizes alone."""
+    whole: str | None = None
+    """Why no block of a deep model could be repeated."""
+    unsure: str = ""
+    """Of the trace's own sizes, one at which alone the program may not be the model's (``seq is
+    64``); empty where it is known to be."""
 
     def add(self, value: Value) -> int:
         """Append a value; its index."""

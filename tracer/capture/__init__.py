@@ -22,10 +22,11 @@ from transformers import masking_utils
 from transformers.integrations import moe
 from transformers.utils import import_utils
 
-from tracer.capture.blocks import find_stacks, shortened
+from tracer.capture.blocks import WORTHWHILE, find_stacks, shortened
+from tracer.capture.blocks import _kinds as kinds_of
 from tracer.capture.cache import WRAPPED
-from tracer.capture.errors import Untraceable
-from tracer.capture.guards import assumptions, conditions, symbols
+from tracer.capture.errors import Untraceable, failure
+from tracer.capture.guards import assumptions, conditions, same_work, symbols
 from tracer.capture.inputs import reading
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.models import build, parameter_count, settle
@@ -46,6 +47,8 @@ class Capture:
     """One line for each thing a user must know before trusting the figures."""
     reach: Reach
     """The sizes at which the same model would be exported in the same way."""
+    whole: str | None
+    """Why every layer of a deep model was traced, None where layers were repeated or are few."""
 
 
 def capture(
@@ -89,13 +92,15 @@ def capture(
         for way in ways:
             try:
                 program = _program(task, way, full)
+                if program.unsure:
+                    _confirm(program, _program(task, ways[-1], full), task.run_sizes)
                 break
             except Untraceable as error:
                 failures.append(error)
         else:
             raise task.refusal(failures[-1], overrides or {}) from failures[-1]
         if program.conditions:
-            notes.append(f"the formulas hold where {' and '.join(program.conditions[:3])}")
+            notes.append(f"the formulas hold where {' and '.join(program.conditions)}")
         if way.symbolic and way.note:
             notes.append(way.note)
         if not way.symbolic and failures:
@@ -109,7 +114,8 @@ def capture(
         repeated_layers=program.repeated,
     )  # fmt: skip
     reach = _reach(task, way, program, failures, notes)
-    return Capture(build_graph(program, meta), reach.warnings(model, meta.variables), reach)
+    warned = reach.warnings(model, meta.variables)
+    return Capture(build_graph(program, meta), warned, reach, None if full else program.whole)
 
 
 def _reach(
@@ -180,22 +186,45 @@ def _program(task: Task, way: Way, full: bool) -> Program:
     """The program of a task, exported in one way."""
     stacks = () if full else find_stacks(task, way)
     exported = None
-    if stacks:
+    if not stacks:
+        why = _unlike(task.module)
+    else:
         try:
             with shortened(task.module, stacks) as short:
-                exported = _export(task, way, short.layers)
+                exported = _export(task, way, short.layers, short.rename)
             program = _lowered(exported, task, way, short.layers, short.rename)
         except Untraceable as error:
             if error.by_torch:
                 raise
             # else code of the model that stumbled, maybe over a stack shorter than it counts on
+            why = f"a few of its layers cannot be traced alone: {error}"
         else:
             if (whole := _stamped(program, stacks)) is not None:
                 return whole
+            why = "its layers run alike but do not export alike"
     program = _lowered(_export(task, way), task, way)
+    program.whole = why
     if exported is not None:  # why no block could be repeated may be a matter of the sizes
         program.assumed = None
     return program
+
+
+def _unlike(module: torch.nn.Module) -> str | None:
+    """Why none of a deep model's layers can be repeated, None for a model of few layers."""
+    lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
+    layers = list(max(lists, key=len, default=()))
+    kinds = kinds_of(module, layers)
+    if len(layers) < len(Stack("", (0,) * len(layers)).traced) + WORTHWHILE:
+        return None
+    if len(layers) < len(Stack("", kinds).traced) + WORTHWHILE:
+        return f"its {len(layers)} layers are of {len(set(kinds))} kinds, too few alike to repeat"
+    return "its layers look alike but do not run alike"
+
+
+def _confirm(program: Program, concrete: Program, sizes: Mapping[str, int]) -> None:
+    """Raise Untraceable unless a program does at ``sizes`` what one of these sizes alone does."""
+    if not same_work(program, concrete, sizes):
+        raise Untraceable(f"its code takes another way where {program.unsure}")
 
 
 def _lowered(
@@ -208,14 +237,15 @@ def _lowered(
     """The program of an export; of one with the state of some ``layers`` and parts renamed."""
     inputs = task.axes(layers)
     named = symbols(exported, inputs)
-    found = conditions(exported, named, way.bounds, task.run_sizes)
+    found, unsure = conditions(exported, named, way.bounds, task.run_sizes)
     program = lower(
         exported, task.module, task.run_sizes, inputs=inputs, states=task.states,
         rename=lambda path: rename(f"{path}.".removeprefix(f"{WRAPPED}.").removesuffix(".")),
         returned=_states_returned(exported), conditions=found,
     )  # fmt: skip
+    program.unsure = unsure
     if program.assumed is not None:
-        program.assumed = assumptions(exported, named)
+        program.assumed = None if unsure else assumptions(exported, named)
     return program
 
 
@@ -234,7 +264,12 @@ def _stamped(program: Program, stacks: Iterable[Stack]) -> Program | None:
     return program
 
 
-def _export(task: Task, way: Way, layers: Collection[int] | None = None) -> ExportedProgram:
+def _export(
+    task: Task,
+    way: Way,
+    layers: Collection[int] | None = None,
+    rename: Callable[[str], str] = lambda path: path,
+) -> ExportedProgram:
     # Dim.AUTO lets torch note conditions on sizes; ``guards`` judges them.
     shapes = {
         name: {i: Dim.AUTO for i, axis in enumerate(axes) if axis in way.bounds}
@@ -250,4 +285,4 @@ def _export(task: Task, way: Way, layers: Collection[int] | None = None) -> Expo
                 strict=False,
             )
     except Exception as error:  # torch and the model's own code may raise anything here
-        raise Untraceable(error) from error
+        raise failure(error, task.module, rename) from error

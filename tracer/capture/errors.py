@@ -2,6 +2,9 @@
 
 import re
 import traceback
+from collections.abc import Callable, Collection
+
+import torch
 
 _OWN = re.compile(r'File ".*/transformers/models/.*/([^/"]+)", line (\d+), in .*\n *(.*)')
 _UNKNOWN = re.compile(r"\bu\d+\b")
@@ -23,14 +26,65 @@ def place(trace: str) -> str:
     return " at {}:{} ({})".format(*own[-1]) if own else ""
 
 
+def within(path: str, kind: str) -> str:
+    """In which module of the model something was."""
+    return f" in {path} ({kind})" if path else f" in {kind}"
+
+
+def module_of(
+    error: BaseException, model: torch.nn.Module, rename: Callable[[str], str] = lambda path: path
+) -> str:
+    """In which module of a model an error was raised: the innermost whose code was running."""
+    paths = {id(part): (name, type(part).__name__) for name, part in model.named_modules()}
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    running = [paths[id(s)] for f in frames if id(s := f.f_locals.get("self")) in paths]
+    return within(rename(running[-1][0]), running[-1][1]) if running else ""
+
+
 class Untraceable(Exception):
     """torch.export, or the lowering of what it gave, cannot carry this model; one line says why."""
 
-    def __init__(self, error: BaseException, condition: str = "") -> None:
-        reason = first_line(error)
-        if _UNKNOWN.search(reason):
-            reason = "its code goes by the values of tensors, not by their shapes alone"
-        super().__init__(reason + place("".join(traceback.format_tb(error.__traceback__))))
-        self.by_torch = type(error).__module__.startswith("torch")
+    def __init__(
+        self,
+        reason: str,
+        where: str = "",
+        *,
+        condition: str = "",
+        cause: BaseException | None = None,
+        by_data: bool = False,
+    ) -> None:
+        super().__init__(reason + where)
+        self.where = where
+        """Module, file and line, as far as they are known."""
         self.condition = condition
         """What does not hold of the sizes, where that is the reason."""
+        self.cause = cause
+        """What torch or the model's code raised, None where the tracer itself says no."""
+        self.by_torch = type(cause).__module__.startswith("torch")
+        self.by_data = by_data
+        """Whether the code goes by values, which no trace knows."""
+
+    def advice(self, overrides: Collection[str], attn: str) -> str:
+        """What a user may try."""
+        if self.by_data and "Attention" in self.where:
+            return f"Try --attn {'sdpa' if attn == 'eager' else 'eager'}."
+        if self.by_data:
+            return "No option of a trace changes that."
+        check = f"Check --set {', '.join(overrides)}" if overrides else "Check the config's fields"
+        if isinstance(self.cause, TypeError | AttributeError | LookupError):
+            return f"{check}."
+        return f"{check}, or try another --seq or --batch."
+
+
+def failure(
+    error: BaseException, model: torch.nn.Module, rename: Callable[[str], str] = lambda path: path
+) -> Untraceable:
+    """Why a model cannot be exported, from what torch or the model's code raised."""
+    reason = first_line(error)
+    by_data = bool(_UNKNOWN.search(reason))
+    if by_data:
+        reason = "its code goes by the values of tensors, not by their shapes alone"
+    where = module_of(error, model, rename) + place(
+        "".join(traceback.format_tb(error.__traceback__))
+    )
+    return Untraceable(reason, where, cause=error, by_data=by_data)

@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
 from tracer.capture.cache import State
-from tracer.capture.errors import Untraceable, place
+from tracer.capture.errors import Untraceable, place, within
 from tracer.capture.inputs import Axis
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
@@ -89,8 +89,9 @@ class _Lowering:
             self.names[kept.name] = self.program.add(value)
         for node in nodes:
             if any(free_unbacked_symbols(t.shape) for t in _tensors(node.meta.get("val"))):
-                made = f"{node.target} makes a tensor whose size its values decide"
-                raise Untraceable(ValueError(made + place(node.meta.get("stack_trace", ""))))
+                path, kind = _module(node)
+                where = within(rename(path), kind) + place(node.meta.get("stack_trace", ""))
+                raise Untraceable("its sizes depend on the data", where, by_data=True)
         self.real = self._run(exported, sizes)
         for node in nodes:
             match node.op:
@@ -147,7 +148,7 @@ class _Lowering:
                 shape = tuple(self._size(size).evaluate(sizes) for size in symbolic.shape)
                 if shape != tuple(real.shape):
                     problem = f"{node.target} makes {tuple(real.shape)}, its formula {shape}"
-                    raise Untraceable(ValueError(problem))
+                    raise Untraceable(problem)
         return recorder.made
 
     def _meta(self, value: Any, sizes: Mapping[str, int]) -> Any:
@@ -214,7 +215,9 @@ class _Lowering:
                 return maximum(*args)
             case Min() | sympy.Min():
                 return minimum(*args)
-        raise Untraceable(NotImplementedError(f"a size is {expr}, which no formula can say"))
+        if free_unbacked_symbols(expr):
+            raise Untraceable("its sizes depend on the data", by_data=True)
+        raise Untraceable(f"a size is {expr}, which no formula can say")
 
     def _placeholder(self, node: torch.fx.Node, name: str | None) -> None:
         if not self._is_tensor(node):

@@ -36,13 +36,13 @@ def build(
     except InputError:
         raise
     except Exception as error:  # any mistake in a config surfaces as any exception of transformers
-        advice = "Check the config.json."
+        advice = "" if isinstance(error, ImportError) else " Check the config.json."
         if overrides:
             with suppress(Exception):
                 _module(config, model, dtype, attn)
-                advice = f"Check --set {', '.join(overrides)}."
+                advice = f" Check --set {', '.join(overrides)}."
         raise InputError(
-            f"{model}: no model can be built from this config: {first_line(error)}. {advice}"
+            f"{model}: no model can be built from this config: {first_line(error)}.{advice}"
         ) from error
     _drop_data(module)
     # A few modules choose their parameters' dtype themselves; the user's choice holds for all.

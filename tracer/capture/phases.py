@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tracer.capture.cache import CacheKind, State, Step, cache_argument, cache_kind
+from tracer.capture.errors import Untraceable
 from tracer.capture.inputs import Axis, Input, Reading
 from tracer.errors import CutedgeError, InputError
 from tracer.reach import UNLIMITED, run_sizes
@@ -145,7 +146,9 @@ class Task:
         ]
         note = f"{' and '.join(one)} of 1 gives no formulas in it" if one else ""
         small = {name: EXAMPLES[name] if name in bounds else n for name, n in self.sizes.items()}
-        near = {**self.sizes, "batch": small["batch"]}
+        # A multiple of the batch, unlike the other sizes: rows may come in groups.
+        multiples = (n * self.sizes["batch"] for n in (3, 5, 7))
+        near = {**self.sizes, "batch": next(n for n in multiples if n not in sizes.values())}
         here = ", ".join(f"{name} {size}" for name, size in sizes.items())
         return [
             Way(bounds, small, note),
@@ -168,12 +171,12 @@ class Task:
             bounds["past"] = (self.window, most) if beyond else (least, self.window - 1)
         return tuple((name, *ends) for name, ends in bounds.items())
 
-    def refusal(self, failure: Exception, overrides: Mapping[str, Any]) -> CutedgeError:
+    def refusal(self, failure: Untraceable, overrides: Mapping[str, Any]) -> CutedgeError:
         """The error for a model that no way could trace."""
-        said = f"{self.model} cannot be traced: {failure}."
-        if overrides:
-            return InputError(f"{said} Check --set {', '.join(overrides)}.")
-        return CutedgeError(f"{said} Try --attn sdpa or another --seq.")
+        attn = getattr(self.settings, "_attn_implementation", "eager")
+        advice = failure.advice(overrides, attn)
+        kind = InputError if "--set" in advice else CutedgeError
+        return kind(f"{self.model} cannot be traced: {failure}. {advice}")
 
     def axes(self, layers: Collection[int] | None = None) -> dict[str, tuple[Axis, ...]]:
         """The sizes of each tensor input, in order; the state of some ``layers`` alone."""
