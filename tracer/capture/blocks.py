@@ -14,11 +14,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tracer.capture.phases import Task, Way
-from tracer.capture.runs import run_on_meta
+from tracer.capture.runs import MetaRun, run_on_meta
 from tracer.formula import const
 from tracer.program import Node, Program, Value
 from tracer.stamp import Stack, alike
@@ -166,14 +165,14 @@ def _seen(task: Task, stacks: Sequence[Stack], inputs: Mapping[str, Any]) -> Pro
                 hooks.callback(block.register_forward_pre_hook(witness.enter(path)).remove)
                 hooks.callback(block.register_forward_hook(witness.leave).remove)
         try:
-            with run_on_meta(task.module), witness:
+            with run_on_meta(task.module, witness):
                 task.exported(**inputs)
         except Exception:
             return None
     return witness.program
 
 
-class _Witness(TorchDispatchMode):
+class _Witness(MetaRun):
     """Writes down each op of a run as a program: what it reads, what it makes, in which block."""
 
     def __init__(self, task: Task, inputs: Mapping[str, Any]) -> None:
@@ -182,8 +181,6 @@ class _Witness(TorchDispatchMode):
         self.path = ""
         self.value_of: dict[int, int] = {}  # id of a tensor -> its latest value
         self.kept: list[torch.Tensor] = []  # so that no two tensors share an id
-        # What makes again the result of an op, by what the op was told: blocks repeat each other.
-        self.made: dict[Any, Callable[[], torch.Tensor]] = {}
         state = {**dict(task.module.named_parameters()), **dict(task.module.named_buffers())}
         for name, tensor in {**state, **inputs.get("state", {})}.items():
             self.value_of[id(tensor)] = self._add(tensor, name)
@@ -201,16 +198,8 @@ class _Witness(TorchDispatchMode):
         self.path = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        read: list[torch.Tensor] = []
-        told = (func, _told(args, read), _told(tuple((kwargs or {}).items()), read))
+        read, made = self.call(func, args, kwargs or {})
         known = tuple(self.value_of[id(t)] for t in read if id(t) in self.value_of)
-        if (again := self.made.get(told)) is not None:
-            made = again()
-        else:
-            made = func(*args, **(kwargs or {}))
-            if _from_shapes_alone(func, read, made):
-                self.made[told] = partial(torch.empty_strided, made.shape, made.stride(),
-                                          dtype=made.dtype, device="meta")  # fmt: skip
         outs = []
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
@@ -227,22 +216,6 @@ class _Witness(TorchDispatchMode):
 @lru_cache(maxsize=2**16)
 def _value(dtype: torch.dtype, shape: torch.Size, name: str) -> Value:
     return Value(str(dtype), tuple(map(const, shape)), name)
-
-
-def _told(argument: Any, tensors: list[torch.Tensor]) -> Any:
-    """All that an argument tells an op, but for data; its tensors are added to ``tensors``."""
-    if isinstance(argument, torch.Tensor):
-        tensors.append(argument)
-        return argument.shape, argument.stride(), argument.dtype, argument.device
-    if isinstance(argument, list | tuple):
-        return tuple([_told(item, tensors) for item in argument])
-    return type(argument), argument  # 1 is not 1.0
-
-
-def _from_shapes_alone(func: Any, read: Sequence[torch.Tensor], made: Any) -> bool:
-    """Whether an op made one new tensor, without data, of nothing but what it was told."""
-    new = isinstance(made, torch.Tensor) and not func.is_view and not func._schema.is_mutable
-    return new and made.is_meta and all(tensor.is_meta for tensor in read)
 
 
 # --- the model with a few of its blocks -----------------------------------------------------------
