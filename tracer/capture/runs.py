@@ -40,7 +40,8 @@ class MetaRun(TorchDispatchMode):
     """A run on the meta device that works out each op once, by all that it is told.
 
     The blocks of a model repeat each other, and what an op makes without data follows from the
-    shapes that it reads and its other arguments alone. Torch takes ten times as long to find it.
+    shapes that it reads and its other arguments alone. For most ops torch finds it out in Python,
+    which takes many times as long as to look it up.
     """
 
     def __init__(self) -> None:
