@@ -1,6 +1,8 @@
 """The ``cutedge`` command. Each command imports what it needs: help must be instant."""
 
+import atexit
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -424,11 +426,27 @@ def policies(
             )
 
 
+def main() -> None:
+    """The ``cutedge`` command on PATH."""
+    _process()
+
+
 def trace_main() -> None:
     """The ``trace`` command on PATH."""
-    app(["trace", *sys.argv[1:]], prog_name="cutedge")
+    _process("trace")
 
 
 def partition_main() -> None:
     """The ``partition`` command on PATH."""
-    app(["partition", *sys.argv[1:]], prog_name="cutedge")
+    _process("partition")
+
+
+def _process(*command: str) -> None:
+    """Run a command as a process of its own.
+
+    Nearly all that it makes lives until it ends: looking for cycles among it, as Python does all
+    along and again at the end, takes a quarter of a trace's time and saves 4% of its memory.
+    """
+    gc.disable()
+    atexit.register(gc.freeze)
+    app([*command, *sys.argv[1:]], prog_name="cutedge")

@@ -17,6 +17,7 @@ from tracer.capture.errors import Untraceable
 from tracer.capture.inputs import reading
 from tracer.capture.lowering import lower
 from tracer.capture.phases import Task
+from tracer.capture.runs import MetaRun
 from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor, TraceMeta
@@ -367,6 +368,54 @@ def test_a_model_that_cannot_be_traced_is_one_line(capfd):
     assert "modeling_blt.py:" in str(caught.value)
     assert str(caught.value).endswith(". No option of a trace changes that.")
     assert capfd.readouterr() == ("", "")  # torch would print its traceback and the whole graph
+
+
+# --- what a run on the meta device shows ----------------------------------------------------------
+
+META = torch.empty(3, 4, device="meta")
+CALLS: dict[str, Callable[[], torch.Tensor]] = {
+    "a number": lambda: META.long() * 2,
+    "another type of number": lambda: META.long() * 2.0,
+    "a shape": lambda: META @ META.new_empty(4, 5),
+    "another shape": lambda: META @ META.new_empty(4, 6),
+    "a layout": lambda: META.t() + 1,
+    "another layout": lambda: META.t().contiguous() + 1,
+    "a dtype": lambda: META.to(torch.float16),
+    "another dtype": lambda: META.to(torch.float64),
+    "a list": lambda: torch.cat([META, META]),
+    "a longer list": lambda: torch.cat([META, META, META]),
+    "several results": lambda: META.max(-1).values,
+    "data": lambda: torch.ones(3) * 2,
+    "other data": lambda: torch.zeros(3) * 2,
+}
+
+
+def test_a_run_on_meta_makes_what_torch_makes():
+    plain = [call() for call in CALLS.values()]
+    with MetaRun():
+        made = [call() for _ in range(2) for call in CALLS.values()]
+    for one, two in zip(plain * 2, made, strict=True):
+        assert (one.shape, one.stride(), one.dtype) == (two.shape, two.stride(), two.dtype)
+        assert one.device == two.device
+        assert one.is_meta or torch.equal(one, two)
+    assert len({tensor.untyped_storage()._cdata for tensor in made}) == len(made)
+
+
+def test_a_run_on_meta_works_out_each_op_once(monkeypatch):
+    """What repeats is not asked of torch again; a view and an op that writes always are."""
+    asked: list[str] = []
+    call = torch._ops.OpOverload.__call__
+    monkeypatch.setattr(
+        torch._ops.OpOverload,
+        "__call__",
+        lambda *a, **k: (asked.append(str(a[0])), call(*a, **k))[1],
+    )
+    with MetaRun():
+        for _ in range(3):
+            assert META.mul(2).unsqueeze(0).add_(1).shape == (1, 3, 4)
+    counts = Counter(asked)
+    assert counts["aten.mul.Tensor"] == 1
+    assert counts["aten.unsqueeze.default"] == counts["aten.add_.Tensor"] == 3
 
 
 # --- what a run does --------------------------------------------------------------------------

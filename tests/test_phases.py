@@ -109,14 +109,20 @@ def kept(layer: object) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "mamba2"])
-def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind):
+DECODE = {"phase": "decode", "seq": 1, "past": 20}
+FILLING = {"seq": 16, "cache": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [("llama", DECODE), ("gemma2", DECODE), ("mamba2", DECODE), ("llama", FILLING)],
+)
+def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind, sizes):
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 8}
     one, two = (
-        capture({"model_type": kind, **fields}, model=kind, phase="decode", seq=1, past=20,
-                full=full).graph
+        capture({"model_type": kind, **fields}, model=kind, full=full, **sizes).graph
         for full in (False, True)
-    )  # fmt: skip
+    )
     assert one.meta.repeated_layers > 0
     assert (one.ops, one.tensors, one.edges) == (two.ops, two.tensors, two.edges)
 

@@ -5,6 +5,7 @@ op is a view, a constant or a linear depends on the graph around it and is decid
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from tracer.graph import Kind
@@ -69,6 +70,7 @@ _BY_KIND: Mapping[Kind, str] = {
 _KINDS = {name: kind for kind, names in _BY_KIND.items() for name in names.split()}
 
 
+@lru_cache(maxsize=4096)
 def base_name(target: str) -> str:
     """``aten.add_.Tensor`` -> ``add``: the op without its library, overload and in-place mark."""
     parts = target.split(".")

@@ -172,21 +172,23 @@ class _Sizer:
     def __init__(self, meta: TraceMeta) -> None:
         self.variables = meta.variables
         self.symbolic = bool(meta.symbolic)
-        self.known: dict[tuple[str, tuple[Formula, ...]], Tensor] = {}
+        self.known: dict[tuple[str, tuple[Formula, ...]], _Sizes] = {}
 
     def tensor(
         self, id: int, op: int | None, name: str, role: Role, value: Value, alias: int | None
     ) -> Tensor:
         key = (value.dtype, value.shape)
-        if key not in self.known:
-            size = prod(value.shape, start=const(ITEM_BYTES[value.dtype]))
-            self.known[key] = Tensor(
-                id=0, op=None, name="", role=Role.ACTIVATION, label=None, dtype=value.dtype,
-                shape=tuple(dim.evaluate(self.variables) for dim in value.shape),
-                shape_expr=tuple(map(str, value.shape)) if self.symbolic else None,
-                bytes=size.evaluate(self.variables),
-                bytes_expr=str(size) if self.symbolic else None,
-                seq_degree=size.degree("seq") if self.symbolic else None,
-                alias_of=None,
-            )  # fmt: skip
-        return replace(self.known[key], id=id, op=op, name=name, role=role, alias_of=alias)
+        sizes = self.known.get(key) or self.known.setdefault(key, self._sizes(*key))
+        return Tensor(id, op, name, role, None, value.dtype, *sizes, alias)
+
+    def _sizes(self, dtype: str, shape: tuple[Formula, ...]) -> "_Sizes":
+        numbers = tuple(dim.evaluate(self.variables) for dim in shape)
+        size = prod(shape, start=const(ITEM_BYTES[dtype]))
+        count = size.evaluate(self.variables)
+        if not self.symbolic:
+            return numbers, None, count, None, None
+        return numbers, tuple(map(str, shape)), count, str(size), size.degree("seq")
+
+
+_Sizes = tuple[tuple[int, ...], tuple[str, ...] | None, int, str | None, int | None]
+"""(shape, shape_expr, bytes, bytes_expr, seq_degree) of a tensor."""

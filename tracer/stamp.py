@@ -7,6 +7,7 @@ program (targets, shapes, where each argument comes from), so are the others of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 
 from tracer.program import Node, Program, Value
@@ -49,21 +50,22 @@ class Stack:
 
     def layer(self, path: str) -> int | None:
         """The block that a module path, a parameter's or a state's name lies in, None outside."""
-        prefix = self._prefix(path)
-        number = path[len(prefix) :].split(".", 1)[0]
-        return int(number) if prefix and number.isdigit() else None
+        return _split(path, self.path, self.state)[1]
 
     def move(self, path: str, layer: int) -> str:
         """The same place in another block."""
-        if self.layer(path) is None:
-            return path
-        prefix = self._prefix(path)
-        _, _, rest = path[len(prefix) :].partition(".")
-        return f"{prefix}{layer}" + (f".{rest}" if rest else "")
+        start, number, rest = _split(path, self.path, self.state)
+        return path if number is None else f"{start}{layer}{rest}"
 
-    def _prefix(self, path: str) -> str:
-        starts = (f"{name}." for name in (self.path, self.state) if name)
-        return next((start for start in starts if path.startswith(start)), "")
+
+@lru_cache(maxsize=2**16)
+def _split(path: str, *lists: str) -> tuple[str, int | None, str]:
+    """A path in a block of one of the ``lists``: up to the block's number, that, and the rest."""
+    for start in (f"{name}." for name in lists if name):
+        number, dot, rest = path.removeprefix(start).partition(".")
+        if path.startswith(start) and number.isdigit():
+            return start, int(number), dot + rest
+    return path, None, ""
 
 
 Ref = tuple[str, int | str]
@@ -219,11 +221,13 @@ def _blocks(
 
 
 def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref]) -> _Step:
-    outs = []
+    outs: list[tuple[Value, Ref | None]] = []
     for out in node.outs:
         value = program.values[out]
-        owner = None if value.alias_of is None else ref(value.alias_of)
-        outs.append((replace(value, alias_of=None), owner))
+        if value.alias_of is None:
+            outs.append((value, None))
+        else:
+            outs.append((replace(value, alias_of=None), ref(value.alias_of)))
     return _Step(
         node.target,
         stack.move(node.path, 0),
@@ -237,6 +241,8 @@ def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref])
 
 def _in_slots(step: _Step, slots: dict[int, int]) -> _Step:
     """The step with what the block before hands on counted by slot: kinds number it alike."""
+    if all(place != "previous" for place, _ in step.refs):
+        return step
 
     def moved(ref: Ref | None) -> Ref | None:
         if ref is None or ref[0] != "previous" or not isinstance(ref[1], int):

@@ -9,16 +9,15 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tracer.capture.phases import Task, Way
-from tracer.capture.runs import run_on_meta
+from tracer.capture.runs import MetaRun, run_on_meta
 from tracer.formula import const
 from tracer.program import Node, Program, Value
 from tracer.stamp import Stack, alike
@@ -166,14 +165,14 @@ def _seen(task: Task, stacks: Sequence[Stack], inputs: Mapping[str, Any]) -> Pro
                 hooks.callback(block.register_forward_pre_hook(witness.enter(path)).remove)
                 hooks.callback(block.register_forward_hook(witness.leave).remove)
         try:
-            with run_on_meta(task.module), witness:
+            with run_on_meta(task.module, witness):
                 task.exported(**inputs)
         except Exception:
             return None
     return witness.program
 
 
-class _Witness(TorchDispatchMode):
+class _Witness(MetaRun):
     """Writes down each op of a run as a program: what it reads, what it makes, in which block."""
 
     def __init__(self, task: Task, inputs: Mapping[str, Any]) -> None:
@@ -199,9 +198,8 @@ class _Witness(TorchDispatchMode):
         self.path = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        read, made = self.call(func, args, kwargs or {})
         known = tuple(self.value_of[id(t)] for t in read if id(t) in self.value_of)
-        made = func(*args, **(kwargs or {}))
         outs = []
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
@@ -212,8 +210,12 @@ class _Witness(TorchDispatchMode):
 
     def _add(self, tensor: torch.Tensor, name: str = "") -> int:
         self.kept.append(tensor)
-        shape = tuple(const(size) for size in tensor.shape)
-        return self.program.add(Value(str(tensor.dtype), shape, name))
+        return self.program.add(_value(tensor.dtype, tensor.shape, name))
+
+
+@lru_cache(maxsize=2**16)
+def _value(dtype: torch.dtype, shape: torch.Size, name: str) -> Value:
+    return Value(str(dtype), tuple(map(const, shape)), name)
 
 
 # --- the model with a few of its blocks -----------------------------------------------------------

@@ -224,9 +224,7 @@ class _Lowering:
             return
         tensor = node.meta["val"]
         if name is not None:
-            if name not in self.names:  # a tensor that the code made from Python numbers
-                self.names[name] = self._add_value(tensor, name, Role.CONSTANT, None)
-            self.value_of[node] = self.names[name]
+            self.value_of[node] = self._named(tensor, name)
         elif self.inputs[node] in self.names:  # a state
             self.value_of[node] = self.names[self.inputs[node]]
         else:
@@ -234,6 +232,18 @@ class _Lowering:
             self.value_of[node] = index
             self.program.nodes.append(Node("input", (), (index,), "", ""))
         self.owner[_memory(self.real[node])] = self._index(node)
+
+    def _named(self, tensor: torch.Tensor, name: str) -> int:
+        """A parameter, a buffer, or a tensor that the code made from Python numbers.
+
+        Of those without elements there is one: each block makes some, where its state begins.
+        """
+        if name not in self.names and tensor.numel() == 0:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            name = "_".join(["empty", dtype, *map(str, tensor.shape)])
+        if name not in self.names:
+            self.names[name] = self._add_value(tensor, name, Role.CONSTANT, None)
+        return self.names[name]
 
     def _index(self, node: torch.fx.Node) -> int:
         value = self.value_of[node]
