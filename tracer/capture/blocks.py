@@ -46,7 +46,11 @@ def find_stacks(task: Task, way: Way) -> tuple[Stack, ...]:
     """The lists of blocks of a task's model that are worth repeating."""
     found: list[Stack] = []
     kept = 1 + max((state.layer for state in task.states), default=-1)
+    idle = task.reading.idle
+    resting = set() if idle is None else set(idle.modules())
     for name, child in task.module.named_modules():
+        if child in resting:
+            continue
         inside = any(name.startswith(f"{other.path}.") for other in found)
         if isinstance(child, torch.nn.ModuleList) and not inside:
             kinds = _kinds(task.module, list(child))

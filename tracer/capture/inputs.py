@@ -45,6 +45,8 @@ class Reading:
     """Name of a size that the user cannot choose -> why."""
     notes: tuple[str, ...] = ()
     """What a user must know of these inputs."""
+    idle: torch.nn.Module | None = None
+    """The part of the model that does not run."""
 
 
 def reading(module: torch.nn.Module, model: str, phase: str) -> Reading:
@@ -87,10 +89,12 @@ def _encoder(module: torch.nn.Module, model: str) -> Reading:
     if "input_ids" not in inspect.signature(encoder.forward).parameters:
         raise CutedgeError(f"{model}: its encoder, {type(encoder).__name__}, reads no tokens")
     tokens = Input("input_ids", ("batch", "seq"))
-    return Reading((tokens,), _plainly(encoder), {"seq": MANY_TOKENS}, {
+    fixed = {
         "source": "the encoder reads --seq tokens",
         "past": "an encoder reads all its tokens at once",
-    })  # fmt: skip
+    }
+    sizes = {"seq": MANY_TOKENS}
+    return Reading((tokens,), _plainly(encoder), sizes, fixed, idle=module.get_decoder())
 
 
 def _decoder(module: torch.nn.Module, phase: str) -> Reading:
@@ -110,6 +114,7 @@ def _decoder(module: torch.nn.Module, phase: str) -> Reading:
         ),
         run,
         {"seq": _new_tokens(phase), "source": MANY_TOKENS},
+        idle=module.get_encoder(),
     )
 
 
