@@ -48,6 +48,10 @@ CASES = {
         [BIN / "cutedge", "--help"],
         [*PYTHON, "-c", "import typer"],
     ),
+    "trace llama-3.1-405b, 126 layers, not cached / trace llama-3.2-1b, 16 layers, not cached": (
+        [BIN / "trace", "llama-3.1-405b", "--seq", "1024", "--no-cache", "--out", "large"],
+        [*TRACE, "1024", "--no-cache"],
+    ),
 }
 
 
