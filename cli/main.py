@@ -89,7 +89,12 @@ def command(example: str) -> Callable[[Command], Command]:
 
 @command("cutedge trace llama-3.2-1b --seq 1024")
 def trace(
-    model: Annotated[str, typer.Argument(help="A preset, a config.json, or its folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A preset, a config.json or its folder, org/name on the hub, or file.py:function."
+        ),
+    ],
     seq: Annotated[
         int | None,
         typer.Option(min=1, help="New tokens a sequence; 1024 when left out, 1 in decode."),
@@ -107,7 +112,10 @@ def trace(
         typer.Option(min=1, help="Tokens that the encoder has read; 1024 when left out."),
     ] = None,
     cache: Annotated[bool, typer.Option(help="Fill a cache in a prefill without one.")] = False,
-    dtype: Annotated[str, typer.Option(help="Dtype of parameters and activations.")] = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Dtype of parameters and activations; float32 for a config."),
+    ] = None,
     attn: Annotated[
         Literal["eager", "sdpa"],
         typer.Option(help="eager: the attention's matmuls are ops; sdpa: it is one op."),
@@ -131,19 +139,30 @@ def trace(
     from costmodels.flops import annotate, total_flops
     from partition.tables import remove_stale
     from tracer.graph import MODEL_DTYPES
-    from tracer.presets import find_config, parse_overrides
+    from tracer.presets import FUNCTION, find_config, parse_overrides
     from tracer.serde import write_trace
 
-    _choose(dtype, MODEL_DTYPES, "--dtype")
-    name, config = find_config(model)
-    overrides = parse_overrides(settings or [])
-    options = {
-        "model": name, "dtype": dtype, "attn": attn, "logits": logits, "overrides": overrides,
-        "full": full, "phase": phase, "cache": cache,
-    }  # fmt: skip
+    if dtype is not None:
+        _choose(dtype, MODEL_DTYPES, "--dtype")
     asked = {"batch": batch, "seq": seq, "past": past, "source": source}
-    sizes = {size: number for size, number in asked.items() if number is not None}
-    traced, warnings, cached = _traced(config, sizes, options, not no_cache)
+    sizes: dict[str, Any] = {size: n for size, n in asked.items() if n is not None}
+    options: dict[str, Any] = {
+        "dtype": dtype, "attn": attn, "overrides": parse_overrides(settings or []), "full": full,
+    }  # fmt: skip
+    if own := FUNCTION.fullmatch(model):
+        if phase != "prefill" or cache:
+            raise InputError(f"{model} says itself what runs: leave --phase and --cache out")
+        from tracer.capture import capture_function
+
+        captured = capture_function(*own.groups(), **sizes, **options)
+        traced, warnings, cached = captured.graph, captured.warnings, False
+    else:
+        name, config = find_config(model)
+        options |= {
+            "dtype": dtype or "float32", "model": name, "logits": logits, "phase": phase,
+            "cache": cache,
+        }  # fmt: skip
+        traced, warnings, cached = _traced(config, sizes, options, not no_cache)
     graph = annotate(traced)
     folder = out or default_folder(graph.meta)
     trace_id = write_trace(graph, folder)

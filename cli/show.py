@@ -112,7 +112,7 @@ def headline(meta: TraceMeta) -> str:
     """What a trace is of, in a line."""
     changed = "".join(f", {key} = {value}" for key, value in meta.overrides)
     tokens = f"{meta.batch} x {meta.seq} token{'' if meta.seq == 1 else 's'}"
-    read = tokens if meta.seq else counted(meta.batch, "image")
+    read = tokens if meta.seq else f"a batch of {meta.batch}"
     past = f" after {meta.past} cached" if meta.past else ""
     source = f" over {meta.source} encoded" if meta.source else ""
     logits = f", logits of {'the last' if meta.logits == 'last' else 'every'} token"

@@ -14,6 +14,10 @@ from tracer.errors import CutedgeError, InputError, suggest
 _FOLDER = files("tracer") / "presets"
 
 
+FUNCTION = re.compile(r"(.+\.py):(\w+)")
+"""What a user calls a module of their own: ``file.py:function``."""
+
+
 def preset_names() -> list[str]:
     """The models that cutedge knows by name."""
     return sorted(Path(entry.name).stem for entry in _FOLDER.iterdir())
@@ -45,7 +49,8 @@ def find_config(model: str) -> tuple[str, dict[str, Any]]:
     if not os.path.isfile(path):
         raise InputError(
             f"unknown model {model!r}: neither a preset (see: cutedge models), nor a path that "
-            "exists, nor org/name on the hub." + suggest(model.lower(), preset_names())
+            "exists, nor org/name on the hub, nor file.py:function."
+            + suggest(model.lower(), preset_names())
         )
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     return name, _read(path)

@@ -11,14 +11,15 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch.export import Dim, ExportedProgram
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils
 from transformers.integrations import moe
 from transformers.utils import import_utils
 
@@ -32,6 +33,7 @@ from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.models import build, parameter_count, settle
 from tracer.capture.phases import Task, Way
 from tracer.capture.runs import untouched
+from tracer.capture.user import user_model
 from tracer.graph import OpGraph, TraceMeta
 from tracer.program import Program, build_graph
 from tracer.reach import Reach
@@ -79,42 +81,89 @@ def capture(
     it, equal layers are traced once and repeated. Raises InputError for a config that makes no
     model, CutedgeError for a model that cannot be exported.
     """
+    overrides = overrides or {}
     with quiet(), as_it_runs():
-        module = build(config, overrides or {}, model=model, dtype=dtype, attn=attn)
-        sizes = {"batch": batch, "seq": seq, "past": past, "source": source}
+        module = build(config, overrides, model=model, dtype=dtype, attn=attn)
         task = Task(
-            module, model, reading(module, model, phase), phase=phase, sizes=sizes, logits=logits,
-            cache=cache,
+            module, model, reading(module, model, phase), phase=phase, logits=logits, cache=cache,
+            sizes={"batch": batch, "seq": seq, "past": past, "source": source},
         )  # fmt: skip
-        notes = [*settle(config, overrides or {}, model=model)[1], *task.notes()]
-        ways = [way for way in task.ways() if symbolic or not way.symbolic]
-        failures: list[Untraceable] = []
-        for way in ways:
-            try:
-                program = _program(task, way, full)
-                if program.unsure:
-                    _confirm(program, _program(task, ways[-1], full), task.run_sizes)
-                break
-            except Untraceable as error:
-                failures.append(error)
-        else:
-            raise task.refusal(failures[-1], overrides or {}) from failures[-1]
-        if program.conditions:
-            notes.append(f"the formulas hold where {' and '.join(program.conditions)}")
-        if way.symbolic and way.note:
-            notes.append(way.note)
-        if not way.symbolic and failures:
-            reason = failures[0]
-            notes.append(f"{model} cannot be traced for every batch and seq ({reason}): {way.note}")
+        notes = settle(config, overrides, model=model)[1]
+        return _captured(task, dtype, attn, overrides, notes, symbolic=symbolic, full=full)
+
+
+def capture_function(
+    file: str,
+    function: str,
+    *,
+    dtype: str | None = None,
+    attn: str = "eager",
+    overrides: Mapping[str, Any] | None = None,
+    symbolic: bool = True,
+    full: bool = False,
+    **sizes: int | None,
+) -> Capture:
+    """The op graph of the module that ``function`` in a Python ``file`` returns, as ``capture``.
+
+    The function returns (module, example inputs); of ``sizes`` and ``overrides`` it gets those
+    that it has parameters for (see ``user_model``).
+    """
+    overrides = overrides or {}
+    name = f"{Path(file).stem}.{function}"
+    with quiet(), as_it_runs():
+        module, read = user_model(file, function, sizes, overrides)
+        if dtype is not None:
+            chosen = getattr(torch, dtype)
+            module = module.to(chosen)
+            given = [
+                replace(tensor, dtype=chosen) if tensor.dtype.is_floating_point else tensor
+                for tensor in read.inputs
+            ]
+            read = replace(read, inputs=tuple(given))
+        if isinstance(module, PreTrainedModel):
+            module.set_attn_implementation(attn)
+        task = Task(module, name, read, phase="prefill", sizes=sizes, logits="all", cache=False)
+        floating = (p.dtype for p in module.parameters() if p.is_floating_point())
+        own = str(next(floating, torch.get_default_dtype())).removeprefix("torch.")
+        return _captured(task, own, attn, overrides, (), symbolic=symbolic, full=full)
+
+
+def _captured(
+    task: Task, dtype: str, attn: str, overrides: Mapping[str, Any], notes: Iterable[str], *,
+    symbolic: bool, full: bool,
+) -> Capture:  # fmt: skip
+    """The op graph of a task, by the first way that carries it."""
+    notes = [*notes, *task.notes()]
+    ways = [way for way in task.ways() if symbolic or not way.symbolic]
+    failures: list[Untraceable] = []
+    for way in ways:
+        try:
+            program = _program(task, way, full)
+            if program.unsure:
+                _confirm(program, _program(task, ways[-1], full), task.run_sizes)
+            break
+        except Untraceable as error:
+            failures.append(error)
+    else:
+        raise task.refusal(failures[-1], overrides) from failures[-1]
+    if program.conditions:
+        notes.append(f"the formulas hold where {' and '.join(program.conditions)}")
+    if way.note and (way.symbolic or not task.ways()[0].symbolic):
+        notes.append(way.note)
+    if not way.symbolic and failures:
+        reason = failures[0]
+        notes.append(
+            f"{task.model} cannot be traced for every batch and seq ({reason}): {way.note}"
+        )
     meta = TraceMeta(
-        model=model, phase=phase, **task.sizes, dtype=dtype, attn=attn,
-        logits=task.logits, symbolic=way.symbolic, parameters=parameter_count(module),
-        overrides=tuple((k, json.dumps(v)) for k, v in sorted((overrides or {}).items())),
+        model=task.model, phase=task.phase, **task.sizes, dtype=dtype, attn=attn,
+        logits=task.logits, symbolic=way.symbolic, parameters=parameter_count(task.module),
+        overrides=tuple((k, json.dumps(v)) for k, v in sorted(overrides.items())),
         versions=tuple((name, version(name)) for name in ("cutedge", "torch", "transformers")),
         repeated_layers=program.repeated,
     )  # fmt: skip
     reach = _reach(task, way, program, failures, notes)
-    warned = reach.warnings(model, meta.variables)
+    warned = reach.warnings(task.model, meta.variables)
     return Capture(build_graph(program, meta), warned, reach, None if full else program.whole)
 
 

@@ -6,7 +6,7 @@ looked at.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class CacheKind:
         return _rebuilt(self.template, {**held, **counts})
 
 
-def cache_argument(accepted: Mapping[str, Any]) -> str | None:
+def cache_argument(accepted: Collection[str]) -> str | None:
     """The argument of a forward that takes a cache, None when there is none."""
     return next((name for name in ("past_key_values", "cache_params") if name in accepted), None)
 

@@ -1,7 +1,7 @@
 """What a model reads in a phase, and how it is run on that: tokens, encoded tokens, or images."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ class Reading:
     """Name of a size that the user cannot choose -> why."""
     notes: tuple[str, ...] = ()
     """What a user must know of these inputs."""
+    options: Collection[str] = ()
+    """The keyword arguments that ``run`` knows."""
     idle: torch.nn.Module | None = None
     """The part of the model that does not run."""
 
@@ -64,7 +66,8 @@ def reading(module: torch.nn.Module, model: str, phase: str) -> Reading:
         raise InputError(f"{model}: {type(module).__name__} has no encoder apart: use prefill")
     if "input_ids" in accepted:
         tokens = Input("input_ids", ("batch", "seq"))
-        return Reading((tokens,), _plainly(module), {"seq": _new_tokens(phase)}, _NO_SOURCE)
+        sizes = {"seq": _new_tokens(phase)}
+        return Reading((tokens,), _plainly(module), sizes, _NO_SOURCE, options=accepted)
     if "pixel_values" in accepted:
         return _images(module, model, phase)
     raise CutedgeError(
@@ -114,6 +117,7 @@ def _decoder(module: torch.nn.Module, phase: str) -> Reading:
         ),
         run,
         {"seq": _new_tokens(phase), "source": MANY_TOKENS},
+        options=inspect.signature(module.forward).parameters,
         idle=module.get_encoder(),
     )
 

@@ -4,7 +4,6 @@ Prefill reads ``seq`` new tokens, ``past`` cached ones before them (none, or tho
 before). Decode reads one new token over ``past`` cached ones.
 """
 
-import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,21 +59,21 @@ class Task:
         self.settings = _settings(module, phase)
         self.defaults = {**dict.fromkeys(SIZES, 0), "batch": 1, **reading.sizes}
         self.sizes = self._checked({k: v for k, v in sizes.items() if v is not None})
-        accepted = inspect.signature(module.forward).parameters
         options: dict[str, Any] = {}
         self.logits = "all"
-        if logits == "last" and "logits_to_keep" in accepted and phase != "encoder":
+        if logits == "last" and "logits_to_keep" in reading.options:
             options["logits_to_keep"] = 1
             self.logits = "last"
         self.ignored = logits == "last" and self.logits == "all" and "CausalLM" in self.name
-        cached = cache or self.sizes["past"] > 0
+        given = {axis for tensor in reading.inputs for axis in tensor.axes}
+        cached = cache or (self.sizes["past"] > 0 and "past" not in given)
         for part in module.modules():  # some models ask their config alone
             if hasattr(getattr(part, "config", None), "use_cache"):
                 part.config.use_cache = cached
         argument, kind = None, None
         if cached:
-            argument, kind = self._state(accepted)
-        elif "use_cache" in accepted and phase != "encoder":
+            argument, kind = self._state()
+        elif "use_cache" in reading.options:
             options["use_cache"] = False
         self.states: tuple[State, ...] = kind.states if kind is not None else ()
         self.exported = Step(module, reading, options, argument, kind, self.sizes)
@@ -94,9 +93,9 @@ class Task:
             )
         return sizes
 
-    def _state(self, accepted: Mapping[str, Any]) -> tuple[str, CacheKind | None]:
+    def _state(self) -> tuple[str, CacheKind | None]:
         """(the argument that takes the cache, how it is kept where tokens are cached already)"""
-        argument = cache_argument(accepted)
+        argument = cache_argument(self.reading.options)
         if argument is None:
             raise CutedgeError(f"{self.model}: {self.name} takes no cache, so it has no such phase")
         past = self.sizes["past"]
@@ -136,9 +135,9 @@ class Task:
         """
         sizes = {name: size for name, size in self.sizes.items() if size}
         most = max(self.positions or MANY, sum(EXAMPLES.values()))
-        bounds = {"batch": (2, MANY)}
         # Where no cached tensor grows with past, it is a number that no size depends on.
         used = {axis for axes in self.axes().values() for axis in axes}
+        bounds = {"batch": (2, MANY)} if "batch" in used else {}
         grows = [name for name in sizes if name in used - {"batch"}]
         bounds.update({name: (2, most) for name in grows if sizes[name] > 1})
         one = [
@@ -150,18 +149,16 @@ class Task:
         multiples = (n * self.sizes["batch"] for n in (3, 5, 7))
         near = {**self.sizes, "batch": next(n for n in multiples if n not in sizes.values())}
         here = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        return [
-            Way(bounds, small, note),
-            Way(bounds, near, note),
-            Way({}, self.sizes, f"sizes are exact at {here}, formulas are null"),
-        ]
+        concrete = Way({}, self.sizes, f"sizes are exact at {here}, formulas are null")
+        symbolic = [Way(bounds, small, note), Way(bounds, near, note)] if bounds else []
+        return [*symbolic, concrete]
 
     def alike(self, way: Way | None) -> tuple[tuple[str, int, int], ...]:
         """(name, least, greatest) of the sizes at which ``way`` is the same, as far as its
         conditions hold there; without a way, the task's own sizes alone."""
         symbols = {} if way is None else way.bounds
         bounds = {name: symbols.get(name, (size, size)) for name, size in self.sizes.items()}
-        if bounds["batch"][0] < bounds["batch"][1]:
+        if "batch" in symbols:
             bounds["batch"] = (2, MANY) if self.sizes["batch"] > 1 else (1, 1)
         if "seq" in symbols and not self.sizes["past"]:  # beyond the positions, all is as there
             bounds["seq"] = (symbols["seq"][0], UNLIMITED if self.positions else MANY)
