@@ -154,7 +154,7 @@ def trace(
             raise InputError(f"{model} says itself what runs: leave --phase and --cache out")
         from tracer.capture import capture_function
 
-        captured = capture_function(*own.groups(), **sizes, **options)
+        captured = capture_function(own[1], own[2], **sizes, **options)
         traced, warnings, cached = captured.graph, captured.warnings, False
     else:
         name, config = find_config(model)
