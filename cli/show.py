@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from costmodels.flops import FlopTotals, total_flops
+from costmodels.flops import FlopTotals, active_parameters, assumptions, total_flops
 from costmodels.links import Link
 from partition.explain import Bottleneck, Comparison, TransferGroup
 from partition.tables import Partition
@@ -135,6 +135,12 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     ):
         out.print(line, soft_wrap=True)
     out.print(f"parameters  {meta.parameters:,} ({human(parameter_bytes(graph))} in {meta.dtype})")
+    if assumed := assumptions(graph):
+        active = active_parameters(graph)
+        share = active / max(meta.parameters, 1)
+        out.print(f"            {active:,} active for one token ({share:.1%})")
+        for n, text in enumerate(assumed):
+            out.print(f"{'' if n else 'assumed':12}{text}", soft_wrap=True)
     missing = _numbered(flops.products_missing)
     which = f"all but {missing} of the matrix products" if missing else "matrix products (exact)"
     out.print(f"FLOPs       {flops.products:,} in {which}")
@@ -183,6 +189,7 @@ def trace_json(
         "ops": len(graph.ops),
         "ops_by_kind": {kind.value: n for kind, n in count_ops(graph).items()},
         "parameters": meta.parameters, "parameter_bytes": parameter_bytes(graph),
+        "active_parameters": active_parameters(graph), "assumptions": list(assumptions(graph)),
         "product_flops": flops.products, "product_flops_expr": flops.products_expr,
         "other_flops": flops.other, "flops_coverage": flops.coverage,
         "unsupported": dict(flops.unsupported),

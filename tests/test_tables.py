@@ -40,6 +40,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("gemm_k", I64, "null"), ("flops", I64, "null"), ("flops_expr", TEXT, "null"),
         ("flops_status", TEXT, ""), ("read_bytes", I64, ""), ("write_bytes", I64, ""),
         ("param_bytes", I64, ""),
+        ("assumption", TEXT, "null"),  # shapes alone decide
     ],
     "tensors": [
         ("tensor_id", I32, ""), ("op_id", I32, "null"), ("name", TEXT, ""), ("role", TEXT, ""),

@@ -102,13 +102,17 @@ class OpCost:
     flops_expr: str | None = None
     """``flops`` as a formula; None for a concrete trace."""
     flops_status: Status = Status.UNSUPPORTED
-    """How far ``flops`` can be trusted; ``unsupported`` where it is None."""
+    """How far the op's figures can be trusted; ``unsupported`` where ``flops`` is None, at best
+    ``estimate`` where there is an ``assumption``."""
     read_bytes: int = 0
     """Bytes read, parameters included, each distinct input once."""
     write_bytes: int = 0
     """Bytes of all results."""
     param_bytes: int = 0
     """Bytes of the parameters and buffers among what is read."""
+    assumption: str | None = None
+    """What is taken to hold of the values, where figures depend on them: how a router spreads
+    tokens over experts decides whose weights are read. None where shapes alone decide."""
 
 
 @dataclass(frozen=True, slots=True)

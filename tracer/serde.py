@@ -34,7 +34,7 @@ from tracer.graph import (
     TraceMeta,
 )
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 """Version of all tables; a reader refuses any other."""
 
 OPS = pa.schema([
@@ -58,6 +58,7 @@ OPS = pa.schema([
     pa.field("read_bytes", pa.int64(), nullable=False),
     pa.field("write_bytes", pa.int64(), nullable=False),
     pa.field("param_bytes", pa.int64(), nullable=False),
+    pa.field("assumption", pa.string()),
 ])  # fmt: skip
 
 TENSORS = pa.schema([
@@ -190,7 +191,7 @@ def _rows(graph: OpGraph) -> dict[str, Rows]:
                 op.id, op.name, op.target, op.kind.value, op.module_path, op.module_type, op.layer,
                 op.is_constant, op.is_view, op.dtype, *_gemm_columns(op.cost.gemm), op.cost.flops,
                 op.cost.flops_expr, op.cost.flops_status.value, op.cost.read_bytes,
-                op.cost.write_bytes, op.cost.param_bytes,
+                op.cost.write_bytes, op.cost.param_bytes, op.cost.assumption,
             )
             for op in graph.ops
         ],
@@ -284,12 +285,20 @@ def _op(
     layer: int | None, is_constant: bool, is_view: bool, dtype: str | None, gemm_batch: int | None,
     gemm_m: int | None, gemm_n: int | None, gemm_k: int | None, flops: int | None,
     flops_expr: str | None, flops_status: str, read_bytes: int, write_bytes: int, param_bytes: int,
+    assumption: str | None,
 ) -> Op:  # fmt: skip
     gemm = None
     if None not in (gemm_batch, gemm_m, gemm_n, gemm_k):
         gemm = Gemm(gemm_batch, gemm_m, gemm_n, gemm_k)  # type: ignore[arg-type]  # checked above
     cost = OpCost(
-        gemm, flops, flops_expr, Status(flops_status), read_bytes, write_bytes, param_bytes
+        gemm,
+        flops,
+        flops_expr,
+        Status(flops_status),
+        read_bytes,
+        write_bytes,
+        param_bytes,
+        assumption,
     )
     return Op(
         id, name, target, Kind(kind), module_path, module_type, layer, is_constant, is_view, dtype,
