@@ -23,7 +23,7 @@ from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor, TraceMeta
 from tracer.patterns import find_attentions
 from tracer.presets import preset, preset_names
-from tracer.program import Program, build_graph
+from tracer.program import Program, build_graph, layer_of
 
 FAMILIES = {
     "llama-3.2-1b": "grouped-query attention, RoPE, gated FFN",
@@ -82,16 +82,21 @@ def test_formulas_equal_fresh_concrete_traces(name):
 SMALL = ["edge-10m", "distilbert", "gpt2", "bert-base", "llama-3.2-1b"]
 
 
-def untraced(config: dict[str, object]) -> int:
+def untraced(config: dict[str, object], whole: OpGraph) -> int:
     """Layers that need no trace: of each kind all but two, and the first and the last of all.
 
-    Kinds are told apart by what the config lists layer by layer (windows, experts, positions).
+    Kinds are told apart by their parameters (dense and expert layers) and by what the config lists
+    layer by layer (windows, positions).
     """
     settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
     depth = settings.num_hidden_layers
     lists = [v for v in vars(settings).values() if isinstance(v, list) and len(v) == depth]
-    between = Counter(tuple(entries[i] for entries in lists) for i in range(1, depth - 1))
-    return depth - 2 - sum(min(2, count) for count in between.values())
+    weights: list[set[object]] = [set() for _ in range(depth)]
+    for tensor in whole.tensors:
+        if tensor.role is Role.PARAMETER and (layer := layer_of(tensor.name)) is not None:
+            weights[layer].add((tensor.name.replace(f".{layer}.", ".*.", 1), tensor.shape))
+    kinds = [(frozenset(weights[i]), *(v[i] for v in lists)) for i in range(depth)]
+    return depth - 2 - sum(min(2, count) for count in Counter(kinds[1:-1]).values())
 
 
 def same_tables(name: str, **options: object) -> None:
@@ -100,7 +105,7 @@ def same_tables(name: str, **options: object) -> None:
     whole = capture(config, model=name, seq=64, full=True, **options).graph
     repeated = stamped.meta.repeated_layers
     assert stamped.meta == replace(whole.meta, repeated_layers=repeated)
-    assert repeated == untraced({**config, **options.get("overrides", {})})
+    assert repeated == untraced({**config, **options.get("overrides", {})}, whole)
     assert stamped.ops == whole.ops
     assert stamped.tensors == whole.tensors
     assert stamped.edges == whole.edges
