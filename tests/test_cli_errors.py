@@ -23,7 +23,7 @@ from partition.policy import policy_names
 from tests.conftest import BIN
 from tests.inprocess import invoke
 from tracer.presets import preset, preset_names
-from tracer.serde import TRACE_TABLES, read_trace, write_trace
+from tracer.serde import SCHEMA_VERSION, TRACE_TABLES, read_trace, write_trace
 
 Done = CompletedProcess[str]
 
@@ -578,8 +578,8 @@ BROKEN: dict[str, tuple[Damage, str, str]] = {
     "garbled": (garble, "is damaged", "Run trace"),
     "a folder": (replace_by_folder, "", "race"),
     "of a later version": (
-        lambda path: rewrite(path, same, schema_version="2"),
-        "has schema version 2, this cutedge reads 1", AGAIN,
+        lambda path: rewrite(path, same, schema_version="99"),
+        f"has schema version 99, this cutedge reads {SCHEMA_VERSION}", AGAIN,
     ),
     "of no version": (
         lambda path: rewrite(path, same, schema_version=None), "has schema version none", AGAIN,
