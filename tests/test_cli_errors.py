@@ -165,7 +165,7 @@ def test_an_unknown_model_has_near_ones_suggested(refuse, command, model, near):
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("models/gone", ["unknown model 'models/gone'", "path that exists"]),
+        ("empty/gone", ["unknown model 'empty/gone'", "path that exists"]),
         ("gone/config.json", ["unknown model 'gone/config.json'", "path that exists"]),
         ("empty", ["empty has no config.json", "must hold one"]),
         ("nested", ["nested has no config.json", "must hold one"]),

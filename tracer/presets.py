@@ -43,7 +43,7 @@ def find_config(model: str) -> tuple[str, dict[str, Any]]:
         path = path / "config.json"
         if not path.is_file():
             raise InputError(f"{model} has no config.json; a model's folder must hold one")
-    if not os.path.isfile(path) and _HUB_ID.fullmatch(model):
+    if not os.path.isfile(path) and _HUB_ID.fullmatch(model) and not path.parent.is_dir():
         name, _, revision = model.partition("@")
         return model, _read(_from_hub(name, revision or None))
     if not os.path.isfile(path):
