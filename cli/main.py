@@ -390,12 +390,34 @@ def query(
 @command("cutedge models llama-3.2-1b")
 def models(
     model: Annotated[str | None, typer.Argument(help="Show this one's config.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Try to trace each phase of it, and say how far it goes."),
+    ] = False,
+    seq: Annotated[
+        int | None, typer.Option(min=1, help="For --check: new tokens, or cached ones in decode.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="For --check: override a field, key=value.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the models that are known by name, or show one's config."""
+    """List the models that are known by name; show one's config, or how it can be traced."""
     from cli import show
-    from tracer.presets import describe, find_config, preset, preset_names
+    from tracer.presets import describe, find_config, parse_overrides, preset, preset_names
 
+    if check:
+        if model is None:
+            raise InputError("--check needs a model: cutedge models --check llama-3.2-1b")
+        from costmodels.flops import annotate
+        from tracer.capture import check as check_phases
+
+        name, config = find_config(model)
+        overrides = parse_overrides(settings or [])
+        kind, found = check_phases(config, model=name, seq=seq, overrides=overrides)
+        graphs = [None if c.captured is None else annotate(c.captured.graph) for c in found]
+        show.checked(name, kind, found, graphs, as_json=as_json)
+        sys.exit(0 if all(graphs) else 1)
     if model is not None:
         show.print_json(find_config(model)[1])
         return

@@ -17,6 +17,7 @@ from costmodels.flops import FlopTotals, active_parameters, assumptions, total_f
 from costmodels.links import Link
 from partition.explain import Bottleneck, Comparison, TransferGroup
 from partition.tables import Partition
+from tracer.captured import Checked
 from tracer.formula import parse
 from tracer.graph import Kind, OpGraph, Tensor, TraceMeta
 from tracer.summary import cached_state, count_ops, largest_tensors, parameter_bytes
@@ -434,3 +435,50 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.10g}"
     return str(value)
+
+
+def checked(
+    model: str, kind: str, found: Sequence[Checked], graphs: Sequence[OpGraph | None], *,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """``models --check``: how far each phase can be traced."""
+    if as_json:
+        print_json({
+            "model": model, "class": kind,
+            "phases": [
+                {
+                    "phase": c.phase, "refused": c.refused,
+                    "tried": [{"way": way, "failure": failure} for way, failure in c.tried],
+                    "symbolic": list(graph.meta.symbolic) if graph else None,
+                    "ops": len(graph.ops) if graph else None,
+                    "repeated_layers": graph.meta.repeated_layers if graph else None,
+                    "whole": c.captured.whole if c.captured else None,
+                    "flops_coverage": total_flops(graph).coverage if graph else None,
+                    "notes": list(c.captured.reach.notes) if c.captured else [],
+                }
+                for c, graph in zip(found, graphs, strict=True)
+            ],
+        })  # fmt: skip
+        return
+    out = console()
+    out.print(Text(f"{model}: {kind}", style="bold"))
+    for c, graph in zip(found, graphs, strict=True):
+        out.print()
+        out.print(Text(c.phase, style="bold"))
+        for way, failure in c.tried:
+            out.print(f"  {way}: {failure or 'traced'}", soft_wrap=True)
+        if graph is None or c.captured is None:
+            out.print(f"  {c.refused}", soft_wrap=True)
+            continue
+        formulas = ", ".join(graph.meta.symbolic) or "nothing: sizes are fixed"
+        totals, repeated = total_flops(graph), counted(graph.meta.repeated_layers, "layer")
+        unknown = f"; not for {_numbered(totals.unsupported)}" if totals.unsupported else ""
+        whole = c.captured.whole
+        for line in (
+            f"{counted(len(graph.ops), 'op')}, formulas in {formulas}",
+            f"every layer is traced: {whole}" if whole else f"{repeated} repeated",
+            f"FLOPs are known for {covered(totals.coverage)} of the ops that work{unknown}",
+        ):
+            out.print(f"  {line}", soft_wrap=True)
+        for note in c.captured.reach.notes:
+            out.print(f"  {note}", soft_wrap=True)

@@ -11,7 +11,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,29 +28,18 @@ from tracer.capture.blocks import _kinds as kinds_of
 from tracer.capture.cache import WRAPPED
 from tracer.capture.errors import Untraceable, failure
 from tracer.capture.guards import assumptions, conditions, same_work, symbols
-from tracer.capture.inputs import reading
+from tracer.capture.inputs import MANY_TOKENS, phases, reading
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.models import build, parameter_count, settle
 from tracer.capture.phases import Task, Way
 from tracer.capture.runs import untouched
 from tracer.capture.user import user_model
-from tracer.graph import OpGraph, TraceMeta
+from tracer.captured import Capture, Checked
+from tracer.errors import CutedgeError
+from tracer.graph import TraceMeta
 from tracer.program import Program, build_graph
 from tracer.reach import Reach
 from tracer.stamp import Stack, stamp
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """What came out of a capture."""
-
-    graph: OpGraph
-    warnings: tuple[str, ...]
-    """One line for each thing a user must know before trusting the figures."""
-    reach: Reach
-    """The sizes at which the same model would be exported in the same way."""
-    whole: str | None
-    """Why every layer of a deep model was traced, None where layers were repeated or are few."""
 
 
 def capture(
@@ -128,11 +117,43 @@ def capture_function(
         return _captured(task, own, attn, overrides, (), symbolic=symbolic, full=full)
 
 
+def check(
+    config: Mapping[str, Any], *, model: str, seq: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[str, list[Checked]]:  # fmt: skip
+    """(class of the model, how far each of its phases can be traced).
+
+    ``seq`` tokens are new, or cached in decode; the model's default where it is None. Raises
+    InputError for a config that makes no model, CutedgeError for a model that reads something else
+    than tokens or images.
+    """
+    overrides, found = overrides or {}, []
+    with quiet(), as_it_runs():
+        module = build(config, overrides, model=model, dtype="float32", attn="eager")
+        for phase in phases(module):
+            tried: list[tuple[str, str | None]] = []
+            captured, refused = None, None
+            read = reading(module, model, phase)
+            sizes = {"past": seq or MANY_TOKENS} if phase == "decode" else {"seq": seq}
+            try:
+                task = Task(
+                    module, model, read, phase=phase, sizes=sizes, logits="last", cache=False,
+                )  # fmt: skip
+                captured = _captured(
+                    task, "float32", "eager", overrides, (), symbolic=True, full=False, tried=tried
+                )
+            except CutedgeError as error:
+                refused = str(error)
+            found.append(Checked(phase, tuple(tried), captured, refused))
+    return type(module).__name__, found
+
+
 def _captured(
     task: Task, dtype: str, attn: str, overrides: Mapping[str, Any], notes: Iterable[str], *,
-    symbolic: bool, full: bool,
+    symbolic: bool, full: bool, tried: list[tuple[str, str | None]] | None = None,
 ) -> Capture:  # fmt: skip
-    """The op graph of a task, by the first way that carries it."""
+    """The op graph of a task, by the first way that carries it; ``tried`` is told of each."""
+    tried = [] if tried is None else tried
     notes = [*notes, *task.notes()]
     ways = [way for way in task.ways() if symbolic or not way.symbolic]
     failures: list[Untraceable] = []
@@ -141,8 +162,10 @@ def _captured(
             program = _program(task, way, full)
             if program.unsure:
                 _confirm(program, _program(task, ways[-1], full), task.run_sizes)
+            tried.append((str(way), None))
             break
         except Untraceable as error:
+            tried.append((str(way), str(error)))
             failures.append(error)
     else:
         raise task.refusal(failures[-1], overrides) from failures[-1]

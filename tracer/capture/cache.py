@@ -6,7 +6,7 @@ looked at.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, EncoderDecoderCache
 
-from tracer.capture.errors import first_line
+from tracer.capture.errors import failure
 from tracer.capture.inputs import Axis, Reading
 from tracer.capture.runs import run_on_meta
 from tracer.errors import CutedgeError
@@ -61,11 +61,6 @@ class CacheKind:
         held = {state.path: tensors[state.name] for state in self.states if state.name in tensors}
         counts = {path: sizes[name] for path, name in self.lengths.items()}
         return _rebuilt(self.template, {**held, **counts})
-
-
-def cache_argument(accepted: Collection[str]) -> str | None:
-    """The argument of a forward that takes a cache, None when there is none."""
-    return next((name for name in ("past_key_values", "cache_params") if name in accepted), None)
 
 
 def empty_cache(config: Any) -> Any:
@@ -123,8 +118,8 @@ def _prefilled(
         except Exception as error:  # code that looks at values, or another cache than it takes
             failures.append(error)
     raise CutedgeError(
-        f"{model}: its cache cannot be filled without weights: {first_line(failures[0])}. "
-        "Prefill without a cache can be traced."
+        f"{model}: its cache cannot be filled without weights: {failure(failures[0], module)}. "
+        "Try a prefill without a cache."
     ) from failures[0]
 
 

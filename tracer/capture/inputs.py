@@ -60,7 +60,7 @@ def reading(module: torch.nn.Module, model: str, phase: str) -> Reading:
     accepted = inspect.signature(module.forward).parameters
     if phase not in PHASES:
         raise InputError(f"unknown phase {phase!r}: {', '.join(PHASES)}")
-    if getattr(module.config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
+    if _is_encoder_decoder(module, accepted):
         return _encoder(module, model) if phase == "encoder" else _decoder(module, phase)
     if phase == "encoder":
         raise InputError(f"{model}: {type(module).__name__} has no encoder apart: use prefill")
@@ -74,6 +74,23 @@ def reading(module: torch.nn.Module, model: str, phase: str) -> Reading:
         f"{model}: {type(module).__name__} reads neither tokens nor images but "
         f"{next(iter(accepted), 'nothing')}; hand over such a model as file.py:function"
     )
+
+
+def phases(module: torch.nn.Module) -> list[str]:
+    """The phases that a model of transformers has, in the order of a run."""
+    accepted = inspect.signature(module.forward).parameters
+    if _is_encoder_decoder(module, accepted):
+        return ["encoder", "prefill", "decode"]
+    return ["prefill", "decode"] if cache_argument(accepted) else ["prefill"]
+
+
+def cache_argument(accepted: Collection[str]) -> str | None:
+    """The argument of a forward that takes a cache, None when there is none."""
+    return next((name for name in ("past_key_values", "cache_params") if name in accepted), None)
+
+
+def _is_encoder_decoder(module: torch.nn.Module, accepted: Collection[str]) -> bool:
+    return getattr(module.config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted
 
 
 def _new_tokens(phase: str) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from tracer.capture.cache import CacheKind, State, Step, cache_argument, cache_kind
+from tracer.capture.cache import CacheKind, State, Step, cache_kind
 from tracer.capture.errors import Untraceable
-from tracer.capture.inputs import Axis, Input, Reading
+from tracer.capture.inputs import Axis, Input, Reading, cache_argument
 from tracer.errors import CutedgeError, InputError
 from tracer.reach import UNLIMITED, run_sizes
 
@@ -41,6 +41,10 @@ class Way:
     def symbolic(self) -> tuple[str, ...]:
         """The sizes that stay symbols."""
         return tuple(self.bounds)
+
+    def __str__(self) -> str:
+        run = ", ".join(f"{name} {size}" for name, size in self.examples.items() if size)
+        return f"{', '.join(self.bounds) or 'no size'} as symbols, run at {run}"
 
 
 class Task:
@@ -80,7 +84,7 @@ class Task:
 
     def _checked(self, given: Mapping[str, int]) -> dict[str, int]:
         for name, why in self.reading.fixed.items():
-            if given.get(name, 0) != self.defaults[name]:
+            if given.get(name, self.defaults[name]) != self.defaults[name]:
                 raise InputError(f"{self.model}: leave --{name} out: {why}")
         sizes = {**self.defaults, **given}
         seq, past = sizes["seq"], sizes["past"]

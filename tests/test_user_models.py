@@ -1,0 +1,183 @@
+"""A module of the user's own, and how far a model can be traced."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from costmodels.flops import annotate, total_flops
+from tests.inprocess import invoke
+from tracer.capture import capture_function, check
+from tracer.formula import parse
+from tracer.graph import Kind
+
+FILE = """
+import torch
+from beside import WIDTH
+
+
+class Block(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.query, self.out = torch.nn.Linear(width, width), torch.nn.Linear(width, width)
+
+    def forward(self, x, mask):
+        scores = self.query(x) @ x.transpose(1, 2) + mask
+        return x + self.out(torch.softmax(scores, -1) @ x)
+
+
+class Model(torch.nn.Module):
+    def __init__(self, width, depth):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Block(width) for _ in range(depth))
+
+    def forward(self, x, masks, scale=1.0):
+        for layer in self.layers:
+            x = layer(x, masks["causal"])
+        return {"y": x * scale, "depth": len(self.layers)}
+
+
+def build(batch=1, seq=16, width=WIDTH, depth=8):
+    print("not for stdout")
+    mask = torch.full((seq, seq), -1e9).triu(1)
+    return Model(width, depth), {"x": torch.randn(batch, seq, width), "masks": {"causal": mask}}
+
+
+def fixed():
+    return Block(8), (torch.randn(2, 5, 8), torch.zeros(5, 5))
+
+
+def longer(seq):
+    return Block(8), (torch.randn(2, seq + 1, 8), torch.zeros(seq + 1, seq + 1))
+
+
+def number():
+    return 3
+
+
+def fails():
+    raise RuntimeError("no way")
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "beside.py").write_text("WIDTH = 32\n")
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+def products(path, name, **arguments):
+    """What torch counts while the module that the function returns runs."""
+    scope: dict[str, object] = {}
+    exec(FILE.replace("from beside import WIDTH", "WIDTH = 32"), scope)
+    module, inputs = scope[name](**arguments)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(**inputs) if isinstance(inputs, dict) else module(*inputs)
+    return counter.get_total_flops()
+
+
+def test_sizes_that_the_inputs_follow_are_symbols(file):
+    captured = capture_function(file, "build", batch=2, seq=16)
+    graph = annotate(captured.graph)
+    assert (graph.meta.model, graph.meta.symbolic) == ("mine.build", ("batch", "seq"))
+    assert graph.meta.repeated_layers == 4
+    inputs = {t.name: t.shape_expr for op in graph.ops if op.kind is Kind.INPUT
+              for t in graph.outputs(op.id)}  # fmt: skip
+    assert inputs == {"x": ("batch", "seq", "32"), "masks.causal": ("seq", "seq")}
+    totals = total_flops(graph)
+    assert totals.products == products(file, "build", batch=2, seq=16)
+    elsewhere = parse(totals.products_expr or "").evaluate({"batch": 3, "seq": 9})
+    assert elsewhere == products(file, "build", batch=3, seq=9)
+    assert next(t.shape_expr for t in graph.tensors if t.label == "attention_scores") == (
+        "batch", "seq", "seq",
+    )  # fmt: skip
+
+
+def test_other_parameters_are_set_and_the_dtype_is_the_users(file):
+    captured = capture_function(
+        file, "build", seq=4, overrides={"width": 64, "depth": 2}, dtype="bfloat16"
+    )
+    meta = captured.graph.meta
+    assert (meta.parameters, meta.dtype) == (2 * 2 * (64 * 64 + 64), "bfloat16")
+    assert {t.dtype for t in captured.graph.tensors} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(("function", "sizes"), [("fixed", {}), ("longer", {"seq": 4})])
+def test_inputs_that_follow_no_size_are_traced_as_they_are(file, function, sizes):
+    captured = capture_function(file, function, **sizes)
+    assert captured.graph.meta.symbolic == ()
+    assert any("formulas are null" in warning for warning in captured.warnings)
+    assert total_flops(annotate(captured.graph)).products == products(file, function, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["mine.py:number"], "number returns int: it must return (module, example inputs)"),
+        (["mine.py:fails"], "mine.py:fails fails: RuntimeError: no way"),
+        (["mine.py:buld"], "mine.py has no function buld. Did you mean build?"),
+        (["gone.py:build"], "gone.py is no Python file that exists"),
+        (["broken.py:build"], "broken.py cannot be imported: ModuleNotFoundError"),
+        (["mine.py:fixed", "--seq", "4"], "leave --seq out: mine.py:fixed takes no seq"),
+        (["mine.py:build", "--set", "widht=8"], "no such parameter to set. Did you mean width?"),
+        (["mine.py:build", "--phase", "decode"], "says itself what runs: leave --phase"),
+    ],
+)
+def test_what_is_no_such_function(file, tmp_path, monkeypatch, arguments, says):
+    (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
+    monkeypatch.chdir(tmp_path)
+    done = invoke("trace", *arguments)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
+    assert not done.stdout
+    assert not (tmp_path / "cutedge-out").exists()
+
+
+def test_a_users_module_on_the_command_line(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("trace", "mine.py:build", "--seq", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["model"], said["seq"], said["cached"]) == ("mine.build", 8, False)
+    assert invoke("partition", "--policy", "fuse-attention").returncode == 0
+
+
+# --- how far a model can be traced ----------------------------------------------------------------
+
+
+def test_every_phase_and_every_way_that_was_tried():
+    small = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 1,
+             "num_decoder_layers": 1, "vocab_size": 64}  # fmt: skip
+    kind, found = check({"model_type": "t5", **small}, model="t5")
+    assert kind == "T5ForConditionalGeneration"
+    assert [c.phase for c in found] == ["encoder", "prefill", "decode"]
+    assert [[failure for _, failure in c.tried] for c in found] == [[None]] * 3
+    symbolic = [c.captured.graph.meta.symbolic for c in found if c.captured]
+    assert symbolic == [
+        ("batch", "seq"), ("batch", "seq", "source"), ("batch", "past", "source"),
+    ]  # fmt: skip
+
+
+def test_a_ladder_to_the_concrete_and_one_to_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loops = {"model_type": "mamba", "hidden_size": 8, "state_size": 2, "num_hidden_layers": 1,
+             "vocab_size": 16, "intermediate_size": 8}  # fmt: skip
+    looks = {"model_type": "jetmoe", "hidden_size": 32, "num_hidden_layers": 1,
+             "num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 32,
+             "num_local_experts": 4, "vocab_size": 64}  # fmt: skip
+    _, (prefill, decode) = check(loops, model="loops", seq=9)
+    assert [failure and failure[:18] for _, failure in prefill.tried] == [
+        "its code fixes seq", "its code fixes seq", None,
+    ]  # fmt: skip
+    assert [failure for _, failure in decode.tried] == [None]
+    (tmp_path / "looks.json").write_text(json.dumps(looks))
+    done = invoke("models", "looks.json", "--check")
+    assert done.returncode == 1
+    assert "JetMoeForCausalLM" in done.stdout
+    assert done.stdout.count("modeling_jetmoe.py") >= 4
+    assert "Traceback" not in done.stdout + done.stderr
+    said = json.loads(invoke("models", "gpt2", "--check", "--set", "n_layer=1", "--json").stdout)
+    assert [phase["symbolic"] for phase in said["phases"]] == [["batch", "seq"], ["batch", "past"]]

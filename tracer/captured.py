@@ -1,0 +1,32 @@
+"""What comes out of a capture; torch-free, for all that read it."""
+
+from dataclasses import dataclass
+
+from tracer.graph import OpGraph
+from tracer.reach import Reach
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What came out of a capture."""
+
+    graph: OpGraph
+    warnings: tuple[str, ...]
+    """One line for each thing a user must know before trusting the figures."""
+    reach: Reach
+    """The sizes at which the same model would be exported in the same way."""
+    whole: str | None
+    """Why every layer of a deep model was traced, None where layers were repeated or are few."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How far a phase of a model can be traced."""
+
+    phase: str
+    tried: tuple[tuple[str, str | None], ...]
+    """(way of tracing, why it failed or None), one after the other until one held."""
+    captured: Capture | None
+    """What came out, None where no way held."""
+    refused: str | None
+    """What a user is told where no way held."""
