@@ -101,6 +101,8 @@ def test_state_of_a_decoder_is_that_of_a_real_run(kind):
     assert sorted(t.shape for t in state(graph, Kind.INPUT)) == sorted(wanted)
     crossed = {t.shape_expr for t in state(graph, Kind.INPUT) if ".cross." in t.name}
     assert crossed == {("batch", "4", "source", "8")}
+    names = [t.name for op in graph.ops if op.kind is Kind.INPUT for t in graph.outputs(op.id)]
+    assert "encoder_hidden_states" not in names  # only what was made of it is read
     after = {t.shape_expr for t in state(graph, Kind.OUTPUT)}
     assert after == {("batch", "4", "past + 1", "8"), ("batch", "4", "source", "8")}
 

@@ -139,8 +139,12 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
 
 
 def _with_states(program: Program) -> list[Node]:
-    """The nodes with cached state as inputs, and results marked as state among the outputs."""
-    tokens = [node for node in program.nodes if node.target == "input"]
+    """The nodes with cached state as inputs, and results marked as state among the outputs.
+
+    What nothing reads is no input: what an encoder made, once its keys and values are cached.
+    """
+    read = {arg for node in program.nodes for arg in node.args}
+    given = [node for node in program.nodes if node.target == "input" and node.outs[0] in read]
     cached = [
         Node("input", (), (index,), "", "")
         for index, value in enumerate(program.values)
@@ -149,7 +153,7 @@ def _with_states(program: Program) -> list[Node]:
     work = [node for node in program.nodes[:-1] if node.target not in ("input", "state")]
     kept = tuple(arg for n in program.nodes if n.target == "state" for arg in n.args)
     output = program.nodes[-1]
-    return [*tokens, *cached, *work, replace(output, args=(*output.args, *kept))]
+    return [*given, *cached, *work, replace(output, args=(*output.args, *kept))]
 
 
 def _kind(node: Node, args: Sequence[int], is_constant: bool, from_parameters: set[int]) -> Kind:
