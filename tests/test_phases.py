@@ -177,3 +177,16 @@ def test_sizes_that_are_no_such_phase(sizes, says):
 def test_a_model_without_a_cache_has_no_decode():
     with pytest.raises(CutedgeError, match="takes no cache"):
         capture(preset("bert-base"), model="bert-base", phase="decode", seq=1, past=9)
+
+
+def test_a_cache_that_cannot_be_filled_is_one_line_that_says_where():
+    """A loop over the experts that were hit; a config that names its layers otherwise."""
+    experts = {"d_model": 32, "n_heads": 4, "n_layers": 1, "vocab_size": 64, "attn_config": {
+        "rope_theta": 1e4, "clip_qkv": 8, "kv_n_heads": 2}}  # fmt: skip
+    for config, says in (
+        ({"model_type": "dbrx", **experts}, r"in .*\(DbrxExperts\) at modeling_dbrx.py"),
+        ({"model_type": "blt", "patch_in_forward": False}, "num_hidden_layers"),
+    ):
+        with pytest.raises(CutedgeError, match=f"its cache cannot be filled .*{says}") as caught:
+            capture(config, model="m", phase="decode", past=8)
+        assert "\n" not in str(caught.value)

@@ -103,8 +103,9 @@ def _prefilled(
     """The cache of a model after a prefill without data."""
     axes = {**sizes, "seq": sizes["past"]}
     failures = []
-    for cache in (empty_cache(module.config), None):  # some models take only what they made
+    for own in (False, True):  # some models take only what they made
         try:
+            cache = None if own else empty_cache(module.config)
             with run_on_meta(module), torch.device("meta"):
                 inputs = {
                     given.name: torch.zeros(
