@@ -234,6 +234,86 @@ def test_a_model_that_runs_a_block_twice_is_traced_whole():
     assert (targets["aten.linear.default"], repeated) == (14, 0)
 
 
+def test_blocks_that_look_at_the_depth_are_noticed():
+    """As few of its blocks, the model would do without."""
+    toy = Toy(LOOKS["never"][0], LOOKS["never"][0])
+    toy.in_block = lambda index, count: toy.config.num_layers > 9
+    targets, repeated = count_targets(toy)
+    assert (targets["aten.relu.default"], repeated) == (13, 0)
+
+
+class Giver(Block):
+    """A block that also makes something for later ones, and may read what one of them made."""
+
+    def forward(
+        self, x: torch.Tensor, given: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.linear(x)
+        return x if given is None else x + given, torch.tanh(x)
+
+
+class Sharing(torch.nn.Module):
+    """A stack whose blocks read what some other than the one before them made."""
+
+    def __init__(self, source: Callable[[int, int], int | None], kinds: str) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_layers=len(kinds))
+        self.source = source
+        self.table = torch.nn.Embedding(16, 8, device="meta")
+        self.layers = torch.nn.ModuleList(Giver(i, len(kinds)) for i in range(len(kinds)))
+        for layer, kind in zip(self.layers, kinds, strict=True):
+            layer.kind = kind
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(input_ids)
+        made: list[torch.Tensor] = []
+        for index, layer in enumerate(self.layers):
+            number = self.source(index, len(self.layers))
+            x, given = layer(x, made[number] if number in range(index) else None)
+            made.append(given)
+        return x
+
+
+def same_toys(module: torch.nn.Module, repeated: int) -> None:
+    meta = TraceMeta("toy", "prefill", 2, 8, 0, "float32", "eager", "all", ("batch", "seq"), 0)
+    one, whole = (traced_toy(module, full) for full in (False, True))
+    assert one.repeated == repeated
+    stamped, wanted = (build_graph(program, meta) for program in (one, whole))
+    assert stamped.ops == wanted.ops
+    assert stamped.tensors == wanted.tensors
+    assert stamped.edges == wanted.edges
+
+
+@pytest.mark.parametrize(
+    ("source", "kinds", "repeated"),
+    [
+        (lambda index, depth: 0, "aaaaaaaaaaaaa", 13 - 4),
+        (lambda index, depth: 0, "aaaaabbbbbbbb", 13 - 6),
+        (lambda index, depth: [0, 1][index % 2], "aaaaaaaaaaaaa", 0),
+        (lambda index, depth: depth - 9, "aaaabcccccccc", 0),  # of few blocks, there is none
+        (lambda index, depth: index - 2, "aaaaaaaaaaaaa", 0),
+        # The seventh alone reads. Of 7 blocks (0, 1, 3, 4, 6, 8, 12) it would read another's.
+        (lambda index, depth: index - 2 if index == (6 if depth > 9 else 4) else None,
+         "aaabcadaaaaaa", 0),
+    ],
+    ids=["the first", "the first by two kinds", "two", "from the end", "relative", "one reader"],
+)  # fmt: skip
+def test_what_one_block_makes_may_be_read_by_all(source, kinds, repeated):
+    same_toys(Sharing(source, kinds), repeated)
+
+
+@pytest.mark.parametrize(("alone", "repeated"), [(True, 13 - 7), (False, 0)])
+def test_what_a_block_alone_of_its_kind_makes_may_be_read_by_all_of_another(alone, repeated):
+    """Of 13 blocks, 0, 1, 2, 4, 5, 6 and 12 show all; of those, the giver is the fourth."""
+    kinds = "aaaabcccccccc" if alone else "aaaaacccccccc"
+
+    def source(index: int, depth: int) -> int | None:
+        giver = 4 if depth > 9 or not alone else 3
+        return giver if index > giver else None
+
+    same_toys(Sharing(source, kinds), repeated)
+
+
 def test_why_every_layer_was_traced_is_known():
     never, second = LOOKS["never"][0], LOOKS["every second"][0]
     assert traced_toy(Toy(never, never)).whole is None  # they were repeated
@@ -255,6 +335,8 @@ def test_why_every_layer_was_traced_is_known():
         ("deepseek_v3", 9, 3),  # experts from the fourth layer on
         ("qwen3_moe", 8, 4),  # experts in all
         ("phi3", 8, 4),
+        ("lfm2", 8, 4),  # its config lists the numbers of all layers
+        ("llama4_text", 12, 6),  # so does this; no positions in every fourth
     ],
 )
 def test_each_kind_of_layer_is_traced_and_repeated(kind, depth, untraced):

@@ -115,8 +115,9 @@ FILLING = {"seq": 16, "cache": True}
 
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [("llama", DECODE), ("gemma2", DECODE), ("mamba2", DECODE), ("llama", FILLING)],
-)
+    [("llama", DECODE), ("gemma2", DECODE), ("mamba2", DECODE), ("llama", FILLING),
+     ("gemma2", FILLING)],
+)  # fmt: skip
 def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind, sizes):
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 8}
     one, two = (
@@ -124,6 +125,30 @@ def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind, sizes):
         for full in (False, True)
     )
     assert one.meta.repeated_layers > 0
+    assert (one.ops, one.tensors, one.edges) == (two.ops, two.tensors, two.edges)
+
+
+HALVES = {
+    "bart": {"architectures": ["BartForConditionalGeneration"], "encoder_layers": 2,
+             "decoder_layers": 8, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+             "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
+    "t5": {"architectures": ["T5ForConditionalGeneration"], "num_layers": 8,
+           "num_decoder_layers": 8, "num_heads": 4, "d_kv": 16, "d_ff": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("bart", {"phase": "decode", "past": 20, "source": 24}),  # its cross state stays as it is
+        ("t5", {"phase": "encoder", "seq": 16}),  # all blocks read the first one's biases
+        ("t5", {"phase": "decode", "past": 20, "source": 24}),
+    ],
+)
+def test_repeated_layers_equal_the_whole_trace_of_an_encoder_and_a_decoder(kind, sizes):
+    config = {"model_type": kind, "d_model": 64, "vocab_size": 99, **HALVES[kind]}
+    one, two = (capture(config, model=kind, full=full, **sizes).graph for full in (False, True))
+    assert one.meta.repeated_layers == 8 - 4
     assert (one.ops, one.tensors, one.edges) == (two.ops, two.tensors, two.edges)
 
 

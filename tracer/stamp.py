@@ -5,7 +5,7 @@ Two blocks of each kind are traced, besides the first and the last of all. When 
 program (targets, shapes, where each argument comes from), so are the others of their kind.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -48,6 +48,13 @@ class Stack:
             chosen.update(others[:1])
         return tuple(sorted(chosen))
 
+    def stands_alone(self, layer: int) -> bool:
+        """Whether a block is traced for itself: the first, or the only one of its kind.
+
+        What it makes may then be read by any block after it.
+        """
+        return layer == 0 or self.kinds.count(self.kinds[layer]) == 1
+
     def layer(self, path: str) -> int | None:
         """The block that a module path, a parameter's or a state's name lies in, None outside."""
         return _split(path, self.path, self.state)[1]
@@ -70,8 +77,9 @@ def _split(path: str, *lists: str) -> tuple[str, int | None, str]:
 
 Ref = tuple[str, int | str]
 """Where a block finds an argument: ``here`` (the k-th value made in the block), ``previous`` (what
-the block before hands on), ``own`` (its parameters), ``fixed`` (made before the stack), or ``far``
-(anywhere else)."""
+the block before hands on), ``block 3`` (the k-th value made in that block, which hands it to blocks
+further on), ``own`` (its parameters), ``fixed`` (made before the stack), or ``far`` (anywhere
+else)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,25 +138,26 @@ def stamp(program: Program, stack: Stack) -> Program | None:
     }
     first = [out for node in program.nodes[bounds[0] : bounds[1]] for out in node.outs]
     previous = [first[k] for k in blocks[0].handed_on]
+    where = {"block 0": first}
+
+    def value_of(ref: Ref, layer: int) -> int:
+        place, what = ref
+        if isinstance(what, str):
+            return parameters[stack.move(what, layer)]
+        return where[place][what] if place in where else what
+
     for layer in range(1, stack.depth):
         block = blocks[layer] if layer == stack.depth - 1 else by_kind[stack.kinds[layer]]
         here: list[int] = []
-        where = {"here": here, "previous": previous}
-
-        def value_of(ref: Ref, layer: int = layer, where: dict[str, list[int]] = where) -> int:
-            place, what = ref
-            if isinstance(what, str):
-                return parameters[stack.move(what, layer)]
-            return where[place][what] if place in where else what
-
+        where |= {"here": here, "previous": previous, f"block {layer}": here}
         for step in block.steps:
-            args = tuple(value_of(ref) for ref in step.args)
+            args = tuple(value_of(ref, layer) for ref in step.args)
             outs = []
             for value, owner in step.outs:
                 here.append(result.add(value))
                 outs.append(here[-1])
                 if owner is not None:
-                    result.values[here[-1]] = replace(value, alias_of=value_of(owner))
+                    result.values[here[-1]] = replace(value, alias_of=value_of(owner, layer))
             path = stack.move(step.path, layer)
             result.nodes.append(
                 Node(step.target, args, tuple(outs), path, step.module_type, step.is_view)
@@ -193,6 +202,15 @@ def _blocks(
         for k, out in enumerate(out for node in nodes for out in node.outs)
     }
 
+    shared = {
+        value
+        for number, nodes in enumerate(segments)
+        for value in _values_read(program, nodes)
+        if value in home
+        and number - home[value][0] > 1
+        and stack.stands_alone(layers[home[value][0]])
+    }
+
     def ref(value: int, segment: int) -> Ref:
         if name := program.values[value].name:
             layer = stack.layer(name)
@@ -202,6 +220,8 @@ def _blocks(
         if value not in home:
             return ("fixed", value)
         made_in, k = home[value]
+        if value in shared and made_in != segment:
+            return (f"block {layers[made_in]}", k)
         return ({0: "here", 1: "previous"}.get(segment - made_in, "far"), k)
 
     read = [
@@ -218,6 +238,14 @@ def _blocks(
         found[layer] = _Block(tuple(_in_slots(step, slots) for step in steps), handed_on)
         before = handed_on
     return found
+
+
+def _values_read(program: Program, nodes: Sequence[Node]) -> Iterator[int]:
+    """What some nodes read, and what owns the memory of what they make."""
+    for node in nodes:
+        yield from node.args
+        owners = (program.values[out].alias_of for out in node.outs)
+        yield from (owner for owner in owners if owner is not None)
 
 
 def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref]) -> _Step:
@@ -261,7 +289,7 @@ def _repeats(stack: Stack, blocks: dict[int, _Block]) -> bool:
     # After the stack, a block before the last one may be meant by its number or from the end.
     steps = blocks[last].steps
     after = steps[max(i for i, step in enumerate(steps) if step.in_block) + 1 :]
-    if any(ref[0] == "previous" for step in after for ref in step.refs):
+    if any(ref[0] not in ("here", "own", "fixed") for step in after for ref in step.refs):
         return False
     by_kind: dict[int, _Block] = {}
     for layer in others[1:]:

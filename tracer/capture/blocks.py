@@ -7,6 +7,7 @@ kind are compared once more by ``tracer.stamp``.
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -72,7 +73,7 @@ def _kinds(module: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> tuple[
             attributes.pop(name, None)
     for settings in _configs(module):
         for key, value in settings.items():
-            if isinstance(value, list | tuple) and len(value) == len(blocks):
+            if _one_a_block(value, len(blocks)):
                 for attributes, entry in zip(described, value, strict=True):
                     attributes[f"config {key}"] = _describe(entry)
     seen: dict[frozenset[tuple[str, str]], int] = {}
@@ -110,6 +111,13 @@ def _indices(blocks: Sequence[torch.nn.Module]) -> list[str]:
     ]
 
 
+def _one_a_block(value: Any, depth: int) -> bool:
+    """Whether a setting lists what each block is; one that lists all blocks' numbers does not."""
+    if not isinstance(value, list | tuple) or len(value) != depth:
+        return False
+    return not all(type(n) is int and n - i == value[0] for i, n in enumerate(value))
+
+
 def _describe(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float | str | torch.Size | torch.dtype):
         return repr(value)
@@ -139,33 +147,58 @@ def _configs(module: torch.nn.Module) -> list[dict[str, Any]]:
 def _run_alike(task: Task, stacks: Sequence[Stack], way: Way) -> bool:
     """Whether all blocks of a kind do the same in a run of the whole model on the meta device.
 
-    Every op of every block is seen, with what it reads and makes. Around the blocks, the whole
-    model must do what the shortened one does.
+    Every op of every block is seen, with what it reads and makes. In the blocks to be traced and
+    around all blocks, the whole model must do what the shortened one does.
     """
     whole = _seen(task, stacks, task.inputs(way))
     if whole is None or not all(alike(whole, stack) for stack in stacks):
         return False
     with shortened(task.module, stacks) as short:
-        part = _seen(task, stacks, task.inputs(way, short.layers))
-    return part is not None and _around(part, stacks) == _around(whole, stacks)
+        part = _seen(task, stacks, task.inputs(way, short.layers), short.rename)
+    return part is not None and _done(part, stacks) == _done(whole, stacks)
 
 
-def _around(program: Program, stacks: Sequence[Stack]) -> list[tuple[str, tuple[Value, ...]]]:
-    """What a program does outside its blocks."""
-    return [
-        (node.target, tuple(program.values[out] for out in node.outs))
-        for node in program.nodes
-        if all(stack.layer(node.path) is None for stack in stacks)
-    ]
+def _done(program: Program, stacks: Sequence[Stack]) -> list[tuple[Any, ...]]:
+    """What a program does, and with what, around its blocks and in those that are to be traced.
+
+    Each value is called by its name or by where it was made, but for what a block reads of the one
+    before it: which that is depends on the blocks there are.
+    """
+    places = {"", *(f"{stack.path}.{layer}" for stack in stacks for layer in stack.traced)}
+    before = {"": ""}  # block -> the block before it
+    made: dict[int, tuple[str, int]] = {}  # value -> the block, and the how-manieth made there
+    count: Counter[str] = Counter()
+    latest = ""
+    rows = []
+    for node in program.nodes:
+        block = node.path
+        if block not in before:
+            before[block], latest = latest, block
+        read: list[Any] = []
+        for arg in node.args:
+            value = program.values[arg]
+            handed = block and not value.name and made[arg][0] == before[block] != ""
+            read.append(value if handed else value.name or made[arg])
+        for out in node.outs:
+            made[out] = (block, count[block])
+            count[block] += 1
+        if block in places:
+            rows.append((block, node.target, read, [program.values[out] for out in node.outs]))
+    return rows
 
 
-def _seen(task: Task, stacks: Sequence[Stack], inputs: Mapping[str, Any]) -> Program | None:
+def _seen(
+    task: Task,
+    stacks: Sequence[Stack],
+    inputs: Mapping[str, Any],
+    rename: Callable[[str], str] = lambda path: path,
+) -> Program | None:
     """The ops of a run, with the blocks that they run in; None for code that looks at values."""
-    witness = _Witness(task, inputs)
+    witness = _Witness(task, inputs, rename)
     with contextlib.ExitStack() as hooks:
         for stack in stacks:
             for layer, block in enumerate(task.module.get_submodule(stack.path).children()):
-                path = f"{stack.path}.{layer}"
+                path = rename(f"{stack.path}.{layer}.").removesuffix(".")
                 hooks.callback(block.register_forward_pre_hook(witness.enter(path)).remove)
                 hooks.callback(block.register_forward_hook(witness.leave).remove)
         try:
@@ -179,14 +212,15 @@ def _seen(task: Task, stacks: Sequence[Stack], inputs: Mapping[str, Any]) -> Pro
 class _Witness(MetaRun):
     """Writes down each op of a run as a program: what it reads, what it makes, in which block."""
 
-    def __init__(self, task: Task, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, task: Task, inputs: Mapping[str, Any], rename: Callable[[str], str]) -> None:
         super().__init__()
         self.program = Program()
         self.path = ""
         self.value_of: dict[int, int] = {}  # id of a tensor -> its latest value
         self.kept: list[torch.Tensor] = []  # so that no two tensors share an id
-        state = {**dict(task.module.named_parameters()), **dict(task.module.named_buffers())}
-        for name, tensor in {**state, **inputs.get("state", {})}.items():
+        for name, tensor in (*task.module.named_parameters(), *task.module.named_buffers()):
+            self.value_of[id(tensor)] = self._add(tensor, rename(name))
+        for name, tensor in inputs.get("state", {}).items():
             self.value_of[id(tensor)] = self._add(tensor, name)
 
     def enter(self, path: str) -> Callable[..., None]:
@@ -250,6 +284,6 @@ def _shorter(settings: Mapping[str, Any], stack: Stack) -> dict[str, Any]:
     for key, value in settings.items():
         if "layer" in key and type(value) is int and value == stack.depth:
             changed[key] = len(stack.traced)
-        elif isinstance(value, list | tuple) and len(value) == stack.depth:
+        elif _one_a_block(value, stack.depth):
             changed[key] = type(value)(value[i] for i in stack.traced)
     return changed

@@ -202,7 +202,8 @@ class Step(torch.nn.Module):
         if kind is not None:
             self._axes.update((state.name, state.axes) for state in kind.states)
         # Whole and unchanged, also while the model stands shortened: blocks keep their index.
-        self._settings = copy.deepcopy(getattr(module, "config", None))
+        with torch.device("meta"):  # what it is made with is no part of the step
+            self._empty = None if argument is None else empty_cache(copy.deepcopy(module.config))
 
     def forward(
         self, inputs: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
@@ -225,7 +226,7 @@ class Step(torch.nn.Module):
 
     def _cache(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         if self._kind is None:
-            return empty_cache(self._settings)
+            return _rebuilt(self._empty, {})
         sizes: dict[str, Any] = dict(self._sizes)
         for name, tensor in tensors.items():  # symbols where a tensor has them
             axes = zip(self._axes[name], tensor.shape, strict=True)

@@ -2,7 +2,8 @@
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
 from math import prod
@@ -101,19 +102,30 @@ class _Lowering:
                     self._call(node)
                 case "output":
                     self._output(node, returned)
+        self._forget_unread(signature.inputs_to_lifted_tensor_constants.values())
+
+    def _forget_unread(self, constants: Iterable[str]) -> None:
+        """Take the name off each of the ``constants`` that nothing reads: it is in no graph."""
+        read = {arg for node in self.program.nodes for arg in node.args}
+        for index in {self.names[name] for name in constants if name in self.names} - read:
+            self.program.values[index] = replace(self.program.values[index], name="")
 
     def _output(self, node: torch.fx.Node, returned: int) -> None:
         """The results; each state among them is marked where it comes from.
 
-        Its mark is a node in the block that made it, so that it is repeated with the block.
+        Its mark is a node in the block that made it, or that first reads what is handed back as it
+        was given, so that it is repeated with the block.
         """
         results = [n for n in _flat(node.args) if self._is_tensor(n)]
         kept = results[len(results) - returned :]
-        made_by = {out: i for i, n in enumerate(self.program.nodes) for out in n.outs}
+        met: dict[int, int] = {}  # value -> the node where it first occurs
+        for i, n in enumerate(self.program.nodes):
+            for value in (*n.args, *n.outs):
+                met.setdefault(value, i)
         marks: dict[int, list[Node]] = {}
         for result in kept:
             value = self._index(result)
-            at = made_by.get(value, len(self.program.nodes) - 1)
+            at = met.get(value, len(self.program.nodes) - 1)
             maker = self.program.nodes[at]
             mark = Node("state", (value,), (), maker.path, maker.module_type)
             marks.setdefault(at, []).append(mark)
@@ -318,7 +330,9 @@ class _Lowering:
         source, result = inputs[0].meta["val"], node.meta["val"]
         if not isinstance(source, torch.Tensor) or base_name(str(node.target)) == "copy":
             return None
-        same = _layout(source) == _layout(result) and not _mutates(str(node.target))
+        # Memory is that of a run: an export makes the tensors anew that code keeps from before it.
+        kept = _memory(self.real[inputs[0]]) == _memory(self.real[node])
+        same = kept and _layout(source) == _layout(result) and not _mutates(str(node.target))
         return inputs[0] if same else None
 
 
@@ -394,10 +408,10 @@ def _mutates(target: str) -> bool:
 
 
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Equal for two tensors that are the same elements of the same memory."""
+    """Equal for two tensors in the same memory that are the same elements of it."""
     numbers = [*tensor.shape, *tensor.stride(), tensor.storage_offset()]
     plain = [n.node.expr if isinstance(n, torch.SymInt) else n for n in numbers]
-    return (_memory(tensor), tensor.dtype, tensor.dim(), *plain)
+    return (tensor.dtype, tensor.dim(), *plain)
 
 
 def _flat(tree: Any) -> list[torch.fx.Node]:
