@@ -12,7 +12,7 @@ help:
 	@echo "make test-all  the same with the slow sweeps over every preset"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     speed, as ratios within one run"
-	@echo "make coverage  trace every causal-LM type of transformers (long), write docs/coverage.md"
+	@echo "make coverage  trace every model type of transformers by head (long), write docs/coverage.md"
 	@echo "make readme    run README.md's commands and write their output into it"
 
 $(READY): pyproject.toml constraints.txt

@@ -149,13 +149,16 @@ _register("addcmul addcdiv", _Entry(Status.EXACT, _each_output(2)))
 _register("lerp", _Entry(Status.EXACT, _each_output(3)))  # a + w*(b - a)
 _register("index_add", _Entry(Status.EXACT, lambda i, o: _count(i[-1])))  # what is added
 _register("scatter_add", _Entry(Status.EXACT, lambda i, o: _count(i[1])))  # each index adds one
+_register("col2im", _Entry(Status.EXACT, _each_input(1)))  # each element of a patch is added
 
 for _steps, _names in {
     1: "sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh atan "
     "atan2 asin acos erf erfc pow floor ceil round trunc leaky_relu relu6 hardtanh",
     2: "floor_divide remainder fmod",  # divide, then round or take what the rounded part leaves
-    3: "softplus elu",  # exp, and an add and a log, or a subtract and a product
-    4: "sigmoid logsigmoid log_sigmoid log_sigmoid_forward",  # negate, exp, add, and divide or log
+    3: "softplus elu hardsigmoid",  # exp, and an add and a log, or a subtract and a product; or:
+    # clamp(x + 3, 0, 6) / 6, and hardswish times x
+    4: "sigmoid logsigmoid log_sigmoid log_sigmoid_forward hardswish",  # negate, exp, add, and
+    # divide or log
     5: "silu mish",  # a sigmoid, or a tanh of a softplus, and a product
     8: "gelu",  # 0.5*x*(1 + erf(x/sqrt 2)), or the tanh of a cubic
 }.items():
@@ -182,11 +185,19 @@ _register(
 )
 """Mean (1), variance (3), subtract, divide, scale, shift."""
 
+_register("batch_norm", _Entry(Status.ESTIMATE, _each_input(4)))
+"""Subtract, divide, scale, shift: mean and variance are known when a model is evaluated."""
+
 _register("rms_norm", _Entry(Status.ESTIMATE, _each_input(4)))
 """Square, mean, times rsqrt, scale."""
 
 _register("mean", _Entry(Status.EXACT, _each_input(1)))
 _register("sum", _Entry(Status.EXACT, lambda i, o: formula(_count(i[0])) - _count(o[0])))
+_register(
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
+    _Entry(Status.ESTIMATE, _each_input(1)),
+)
+"""A mean of each part of the input; where parts do not divide it evenly, they overlap a little."""
 _register("amax amin max min", _Entry(Status.ESTIMATE, _each_input(1)))
 _register("cumsum cumprod", _Entry(Status.ESTIMATE, _each_input(1)))
 """One after the other; what adds in parallel takes more steps."""

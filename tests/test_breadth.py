@@ -1,15 +1,19 @@
 """What keeps an architecture from being traced: each case small, and no type singled out."""
 
 import re
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import masking_utils
 
 from costmodels.flops import annotate, total_flops
 from tests.coverage import (
     BATCH,
+    HEADS,
     PAGE,
     SEQ,
     Row,
@@ -18,9 +22,11 @@ from tests.coverage import (
     how,
     model_types,
     page,
+    rows_of,
     sweep,
+    tokens,
 )
-from tracer.capture import as_it_runs, capture, quiet
+from tracer.capture import as_it_runs, capture, capture_function, lowering, quiet
 from tracer.capture.errors import Untraceable, failure
 from tracer.capture.lowering import spelled_out
 from tracer.capture.models import build, settle
@@ -110,8 +116,9 @@ SIZES = dict(zip("bijkhl", (2, 3, 4, 5, 6, 7), strict=True))
         "bij,bjk->bik", "bhi,bhj->bhij", "ibh,hjk->ibjk", "bi,bj->bij", "bij,bij->bi",
         "bihk,bjhk->bhij", "i,j->ij", "bijh,bhk->bikj", "ij,jk->ki", "bi,bi->bi", "bij,j->bi",
         "bij,bj->bij", "bil,bhl->bih", "i j, j k -> i k", "i,i->",
+        "...ij,...kj->...ik", "...i,ij->...j", "i...,ij->...j",
         # more than one product: left to torch as it is
-        "ij,jk,kl->il", "ii->i", "bij->bji", "...i,ij->...j", "bij,jk->bk", "ij,jk",
+        "ij,jk,kl->il", "ii->i", "bij->bji", "bij,jk->bk", "ij,jk",
     ],
 )  # fmt: skip
 def test_an_einsum_gives_what_torch_gives_for_as_many_flops(equation):
@@ -124,6 +131,52 @@ def test_an_einsum_gives_what_torch_gives_for_as_many_flops(equation):
         given = spelled_out(equation, *operands)
     assert torch.allclose(wanted, given)
     assert ours.get_total_flops() == theirs.get_total_flops()
+
+
+@pytest.mark.parametrize("equation", ["...ij,...kj->...ik", "...i,ij->...j"])
+def test_axes_under_an_ellipsis_are_axes_like_others(equation):
+    shapes = {"...ij": (2, 5, 3, 4), "...kj": (2, 5, 6, 4), "...i": (2, 5, 3), "ij": (3, 4)}
+    operands = [torch.zeros(shapes[part]) for part in equation.partition("->")[0].split(",")]
+    with patch.object(lowering, "_einsum", side_effect=AssertionError):
+        spelled_out(equation, *operands)
+
+
+def test_an_ellipsis_that_broadcasts_is_left_to_torch():
+    x, y = torch.randn(1, 3, 4), torch.randn(2, 4, 5)
+    assert torch.equal(
+        spelled_out("...ij,...jk->...ik", x, y), torch.einsum("...ij,...jk->...ik", x, y)
+    )
+
+
+# --- vmap -----------------------------------------------------------------------------------------
+
+
+def test_a_mask_of_indices_is_the_one_that_a_vmap_makes():
+    def near(batch, head, query, key):
+        return (query - key).abs() <= batch
+
+    indices = [torch.arange(size) for size in (3, 1, 5, 6)]
+    wanted = masking_utils._vmap_expansion_sdpa(near)(*indices)
+    with as_it_runs():
+        given = masking_utils._vmap_expansion_sdpa(near)(*indices)
+        whole = masking_utils._vmap_expansion_sdpa(lambda b, h, q, k: q >= k)(*indices)
+    assert torch.equal(given, wanted)
+    assert whole.shape == (3, 1, 5, 6)  # whichever indices it looks at
+
+
+def test_what_a_vmap_makes_is_not_traced(tmp_path):
+    (tmp_path / "mapped.py").write_text("""
+import torch
+
+class Mapped(torch.nn.Module):
+    def forward(self, x):
+        return torch.vmap(lambda row: row * 2)(x)
+
+def model(batch):
+    return Mapped(), (torch.zeros(batch, 3),)
+""")
+    with pytest.raises(CutedgeError, match=r"an export hides what a vmap does in Mapped"):
+        capture_function(str(tmp_path / "mapped.py"), "model", batch=2)
 
 
 # --- a trace is what runs -------------------------------------------------------------------------
@@ -141,7 +194,7 @@ def test_products_of_einsums_equal_torch(model_type):
     graph = annotate(capture(config, model="small", batch=BATCH, seq=SEQ, symbolic=False).graph)
     assert not [op for op in graph.ops if "einsum" in op.target]
     assert total_flops(graph).unsupported == {}
-    assert total_flops(graph).products <= counted_by_torch(config, {}, "small")
+    assert total_flops(graph).products <= counted_by_torch(config, {}, "small", tokens())
 
 
 def test_code_for_an_export_alone_is_not_traced():
@@ -153,7 +206,7 @@ def test_code_for_an_export_alone_is_not_traced():
     }  # fmt: skip
     graph = annotate(capture(config, model="small", batch=BATCH, seq=SEQ, symbolic=False).graph)
     assert [op for op in graph.ops if "solve_triangular" in op.target]
-    assert total_flops(graph).products == counted_by_torch(config, {}, "small")
+    assert total_flops(graph).products == counted_by_torch(config, {}, "small", tokens())
 
 
 def test_what_a_trace_changes_in_transformers_is_undone():
@@ -172,7 +225,7 @@ def test_a_loop_over_the_tokens_gives_a_concrete_trace_and_the_reason():
     assert result.graph.meta.symbolic == ()
     assert any("seq" in warning for warning in result.warnings)
     products = total_flops(annotate(result.graph)).products
-    assert products == counted_by_torch(config, {}, "small", seq=9)
+    assert products == counted_by_torch(config, {}, "small", tokens(9))
 
 
 BY_VALUES = {
@@ -251,21 +304,54 @@ def test_the_layers_of_a_config_are_found_at_the_top_or_in_its_decoder():
 
 
 def test_how_a_trace_was_made():
-    assert how((), ("batch", "seq")) == ("symbolic", ())
-    assert how(("the formulas hold for seq below 9",), ("batch", "seq"))[0] == "bounded"
-    assert how(("x: sizes are exact, formulas are null",), ())[0] == "concrete"
+    def said(symbolic, *warnings):
+        graph = SimpleNamespace(meta=SimpleNamespace(symbolic=symbolic))
+        return how(SimpleNamespace(graph=graph, warnings=warnings))
+
+    assert said(("batch", "seq")) == ("symbolic", ())
+    assert said(("batch", "seq"), "the formulas hold for seq below 9")[0] == "bounded"
+    assert said((), "x: sizes are exact, formulas are null")[0] == "concrete"
+    assert how(CutedgeError("x cannot be traced: because")) == (
+        "no",
+        ("cannot be traced: because",),
+    )
+    assert how(InputError("x: no model can be built from this"))[0] == "no config"
+    assert how(None) == ("-", ())
 
 
-def test_the_page_counts_its_rows():
-    rows = [Row("a", "symbolic", 10, 0.5, (), "equal"), Row("b", "no", notes=("x | y",))]
-    text = page(rows)
-    assert "| traced | 1 |" in text
-    assert "| not traced | 1 |" in text
-    assert "| b | no |  |  |  | x \\| y |" in text
+def test_the_page_counts_its_rows_and_says_them_so_that_they_can_be_read_back():
+    swept = {
+        "causal-lm": [
+            Row("a", ("symbolic",), 1010, 0.5, "equal"), Row("b", ("no",), notes="x | y < z; 1")
+        ],
+        "masked-lm": [Row("c", ("bounded",), 9, 0.25, "-", "no formula: 2 x aten.fft.default")],
+        "seq2seq-lm": [Row("d", ("symbolic", "no", "-"), 9, 1.0, "equal", "encoder: no")],
+        "image-classification": [],
+    }  # fmt: skip
+    text = page(swept)
+    assert "| model types | 2 | 1 | 1 | 0 |" in text
+    assert "| traced | 1 | 1 | 1 | 0 |" in text
+    assert "| not traced | 1 | 0 | 0 | 0 |" in text
+    assert "| every op that works has known FLOPs | 1 | 0 | 1 | 0 |" in text
+    assert "| b | no |  |  |  | x \\| y &lt; z; 1 |" in text
+    assert "| model type | prefill | encoder | decode | ops |" in text
     assert f"transformers {transformers.__version__}" in text
+    assert rows_of(text) == swept
+
+
+def test_the_page_has_a_row_for_each_model_type_and_counts_them():
+    text = PAGE.read_text(encoding="utf-8")
+    swept = rows_of(text)
+    assert {head: [row.model_type for row in rows] for head, rows in swept.items()} == {
+        head: model_types(head) for head in HEADS
+    }
+    assert page(swept) == text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", model_types())
-def test_the_page_is_what_a_sweep_gives_now(model_type):
-    assert str(sweep(model_type)) in PAGE.read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize(
+    ("head", "model_type"), [(head, kind) for head in HEADS for kind in model_types(head)]
+)
+def test_the_page_is_what_a_sweep_gives_now(head, model_type):
+    shown = {row.model_type: str(row) for row in rows_of(PAGE.read_text(encoding="utf-8"))[head]}
+    assert str(sweep(head, model_type)) == shown[model_type]

@@ -4,9 +4,10 @@ import pytest
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, MoEModelOutput
 
 from costmodels.flops import annotate, total_flops
+from tests.coverage import counted_by_torch
 from tracer.capture import capture, quiet
 from tracer.capture.models import build
 from tracer.errors import CutedgeError, InputError
@@ -127,6 +128,28 @@ def test_a_prefill_over_encoded_tokens_fills_both_caches():
     shapes = [t.shape_expr for t in state(graph, Kind.OUTPUT)]
     assert shapes.count(("batch", "4", "seq", "8")) == 2 * 2
     assert shapes.count(("batch", "4", "source", "8")) == 2 * 2
+
+
+def test_a_decoder_gets_what_its_own_encoder_returns():
+    """Also where it asks for more of it than the tokens: here for what the routers said.
+
+    A sparse layer in so many that none of the two is one.
+    """
+    small = {
+        "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "vocab_size": 64,
+        "num_decoder_layers": 2, "num_sparse_encoder_layers": 3, "num_sparse_decoder_layers": 3,
+    }  # fmt: skip
+    described = {
+        "model_type": "switch_transformers", **small,
+        "architectures": ["SwitchTransformersForConditionalGeneration"],
+    }  # fmt: skip
+    graph = annotate(capture(described, model="m", batch=2, seq=6, source=9).graph)
+    assert graph.meta.symbolic == ("batch", "seq", "source")
+    inputs = {
+        "decoder_input_ids": torch.zeros(2, 6, dtype=torch.int64, device="meta"),
+        "encoder_outputs": MoEModelOutput(last_hidden_state=torch.zeros(2, 9, 32, device="meta")),
+    }
+    assert total_flops(graph).products == counted_by_torch(described, {}, "m", inputs)
 
 
 # --- other heads ----------------------------------------------------------------------------------

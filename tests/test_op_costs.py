@@ -147,6 +147,17 @@ def test_a_convolution_is_a_product_with_a_formula():
         # 4 rows of 3 added to 9
         ("index_add.default", [(9, 3), (4,), (4, 3)], (9, 3), "12", Status.EXACT),
         ("scatter_add.default", [(9, 3), (4, 3), (5, 3)], (9, 3), "12", Status.EXACT),
+        # 2 images' 9 patches of 3 channels x 2 x 2: as many additions as elements of them
+        ("col2im.default", [(2, 12, 9)], (2, 3, 4, 4), "216", Status.EXACT),
+        # subtract, divide, scale, shift, with mean and variance of each of 5 channels
+        ("batch_norm.default", [(2, 5, SEQ), (5,), (5,)], (2, 5, SEQ), "40*seq", Status.ESTIMATE),
+        # 2 x 2 means of 4 each: 3 additions and a division
+        ("adaptive_avg_pool2d.default", [(7, 4, 4)], (7, 2, 2), "112", Status.ESTIMATE),
+        # clamp(x + 3, 0, 6) / 6, and times x
+        ("hardsigmoid.default", [(SEQ, 8)], (SEQ, 8), "24*seq", Status.ESTIMATE),
+        ("hardswish.default", [(SEQ, 8)], (SEQ, 8), "32*seq", Status.ESTIMATE),
+        # no shape tells how wide the windows are
+        ("max_pool2d.default", [(7, 4, 4)], (7, 2, 2), None, Status.UNSUPPORTED),
         ("einsum.default", [(5, SEQ), (SEQ, 5)], (5, 5), None, Status.UNSUPPORTED),
         ("convolution.default", [(1, 4, 9), (4, 4, 3)], (1, 4, 7), None, Status.UNSUPPORTED),
     ],

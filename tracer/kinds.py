@@ -47,14 +47,16 @@ _BY_KIND: Mapping[Kind, str] = {
     Kind.REDUCTION: """
         sum mean amax amin max min prod all any argmax argmin var std var_mean norm
         linalg_vector_norm logsumexp cumsum cumprod cummax cummin topk sort argsort
-        count_nonzero bincount histc nansum median linalg_solve_triangular""",
+        count_nonzero bincount histc nansum median linalg_solve_triangular avg_pool1d avg_pool2d
+        avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+        adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d""",
     Kind.COPY: """
         clone contiguous copy to _to_copy type_as float half double bfloat16 int long bool cat
         concat concatenate stack hstack vstack repeat repeat_interleave tile roll flip pad
         constant_pad_nd reflection_pad1d replication_pad1d index index_select gather take
         take_along_dim masked_select nonzero slice_scatter select_scatter scatter
         scatter_add scatter_reduce index_put index_add index_copy reshape _reshape_copy
-        flatten unfold im2col tril triu one_hot embedding_renorm diagonal_copy view_copy""",
+        flatten unfold im2col col2im tril triu one_hot embedding_renorm diagonal_copy view_copy""",
     Kind.ELEMENTWISE: """
         add sub rsub mul div true_divide floor_divide remainder fmod pow square sqrt rsqrt
         reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan tanh sinh cosh atan atan2 asin

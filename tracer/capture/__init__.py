@@ -231,16 +231,28 @@ def as_it_runs() -> Iterator[None]:
     solves triangular systems by hand, and looks for sequences packed in one row, which inputs
     without position ids never are. Only the grouped product of experts is the one of an export:
     the kernel of a run takes bfloat16 alone where there is no data. An einsum is what torch makes
-    of it, since no shape tells what it multiplies.
+    of it, since no shape tells what it multiplies, and a mask is made by broadcasting its indices,
+    since an export hides what a vmap makes.
     """
     with (
         _denying(import_utils.is_torchdynamo_exporting),
         _denying(import_utils.is_torchdynamo_compiling),
         patch.object(moe, "is_torchdynamo_compiling", lambda: True),
         patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
+        patch.object(masking_utils, "_vmap_expansion_sdpa", _broadcasting),
         patch.object(torch, "einsum", spelled_out),
     ):
         yield
+
+
+def _broadcasting(mask: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A function of the indices of (batch, head, query, key), of all of each at once."""
+
+    def whole(*indices: torch.Tensor) -> torch.Tensor:
+        made = mask(*masking_utils._non_vmap_expansion_sdpa(*indices))
+        return made.expand([index.shape[0] for index in indices])
+
+    return whole
 
 
 @contextlib.contextmanager

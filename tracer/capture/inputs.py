@@ -119,18 +119,19 @@ def _encoder(module: torch.nn.Module, model: str) -> Reading:
 
 def _decoder(module: torch.nn.Module, phase: str) -> Reading:
     """The decoder alone, over what the encoder has made of ``source`` tokens."""
+    made = _encoded(module)
 
     def run(inputs: Mapping[str, Any], **options: Any) -> Any:
-        encoded = BaseModelOutput(last_hidden_state=inputs["encoder_hidden_states"])
+        encoded = type(made)(last_hidden_state=inputs["encoder_hidden_states"])
         return module(
             decoder_input_ids=inputs["decoder_input_ids"], encoder_outputs=encoded, **options
         )
 
-    width, dtype = _encoded(module)
+    hidden = made.last_hidden_state
     return Reading(
         (
             Input("decoder_input_ids", ("batch", "seq")),
-            Input("encoder_hidden_states", ("batch", "source", width), dtype),
+            Input("encoder_hidden_states", ("batch", "source", hidden.shape[-1]), hidden.dtype),
         ),
         run,
         {"seq": _new_tokens(phase), "source": MANY_TOKENS},
@@ -139,15 +140,19 @@ def _decoder(module: torch.nn.Module, phase: str) -> Reading:
     )
 
 
-def _encoded(module: torch.nn.Module) -> tuple[int, torch.dtype]:
-    """(width, dtype) of what the encoder makes of a token: as a run shows, else as configured."""
+def _encoded(module: torch.nn.Module) -> Any:
+    """What the encoder makes of tokens: as a run shows, else one tensor as wide as configured."""
     try:
         with run_on_meta(module), torch.device("meta"):
-            made = module.get_encoder()(input_ids=torch.zeros(2, 16, dtype=torch.int64))[0]
-        return made.shape[-1], made.dtype
+            made = module.get_encoder()(
+                input_ids=torch.zeros(2, 16, dtype=torch.int64), return_dict=True
+            )
+        return type(made)(last_hidden_state=made.last_hidden_state)
     except Exception:  # an encoder of sounds, or code that looks at values
         settings = module.config.get_text_config(decoder=True)
-        return settings.hidden_size, next(module.parameters()).dtype
+        dtype = next(module.parameters()).dtype
+        alone = torch.empty(1, 1, settings.hidden_size, dtype=dtype, device="meta")
+        return BaseModelOutput(last_hidden_state=alone)
 
 
 def _images(module: torch.nn.Module, model: str, phase: str) -> Reading:

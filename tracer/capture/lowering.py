@@ -7,6 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
 from math import prod
+from string import ascii_letters
 from types import MappingProxyType
 from typing import Any
 
@@ -89,10 +90,17 @@ class _Lowering:
             value = Value(dtype, shape, kept.name, Role.KV_CACHE)
             self.names[kept.name] = self.program.add(value)
         for node in nodes:
-            if any(free_unbacked_symbols(t.shape) for t in _tensors(node.meta.get("val"))):
+            made = _tensors(node.meta.get("val"))
+            by_data = any(free_unbacked_symbols(t.shape) for t in made)
+            if by_data or any(map(torch._C._functorch.is_batchedtensor, made)):
                 path, kind = _module(node)
                 where = within(rename(path), kind) + place(node.meta.get("stack_trace", ""))
-                raise Untraceable("its sizes depend on the data", where, by_data=True)
+                why = (
+                    "its sizes depend on the data"
+                    if by_data
+                    else "an export hides what a vmap does"
+                )
+                raise Untraceable(why, where, by_data=by_data)
         self.real = self._run(exported, sizes)
         for node in nodes:
             match node.op:
@@ -340,11 +348,12 @@ def spelled_out(equation: str, *operands: Any) -> torch.Tensor:
     """``torch.einsum`` of two tensors as what torch carries out: one batched product.
 
     No shape tells what an einsum multiplies. An equation that says more (three operands, a
-    diagonal, an ellipsis, a sum over one of them alone) stays as it is.
+    diagonal, an ellipsis that broadcasts, a sum over one of them alone) stays as it is.
     """
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
-    left, arrow, result = equation.replace(" ", "").partition("->")
+    plainly = _without_ellipsis(equation.replace(" ", ""), operands)
+    left, arrow, result = plainly.partition("->")
     letters = left.split(",")
     plain = all(len(set(part)) == len(part) and "." not in part for part in [*letters, result])
     if len(letters) != 2 or not arrow or not plain:
@@ -371,6 +380,20 @@ def spelled_out(equation: str, *operands: Any) -> torch.Tensor:
     order = both + rows + columns
     made = torch.bmm(x, y).reshape([size[c] for c in order])
     return made.permute([order.index(c) for c in result])
+
+
+def _without_ellipsis(equation: str, operands: Sequence[torch.Tensor]) -> str:
+    """An equation with letters for the axes under its ellipsis, where all have the same ones."""
+    parts = equation.partition("->")[0].split(",")
+    under = [
+        x.shape[: x.dim() - len(part) + 3]
+        for part, x in zip(parts, operands, strict=True)
+        if part.startswith("...")
+    ]
+    if not under or any(sizes != under[0] for sizes in under):
+        return equation
+    new = [letter for letter in ascii_letters if letter not in equation]
+    return equation.replace("...", "".join(new[: len(under[0])]))
 
 
 class _Recorder(torch.fx.Interpreter):
