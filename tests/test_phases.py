@@ -215,3 +215,24 @@ def test_a_cache_that_cannot_be_filled_is_one_line_that_says_where():
         with pytest.raises(CutedgeError, match=f"its cache cannot be filled .*{says}") as caught:
             capture(config, model="m", phase="decode", past=8)
         assert "\n" not in str(caught.value)
+
+
+def test_state_that_modules_keep_for_themselves_is_refused():
+    """recurrent_gemma writes its recurrent states into its modules, not into the cache."""
+    config = {"model_type": "recurrent_gemma", **SMALL, "num_hidden_layers": 3, "lru_width": 64,
+              "attention_window_size": 32, "num_key_value_heads": 1}  # fmt: skip
+    with pytest.raises(CutedgeError, match="keeps state in its own modules"):
+        capture(config, model="m", phase="decode", past=8)
+
+
+@pytest.mark.parametrize("past", [6, 8, 12])
+def test_chunks_of_attention_bound_the_cache_as_windows_do(past):
+    """A layer that looks back at most 8 tokens keeps 7 for the next; the fourth layer keeps all."""
+    config = {
+        "model_type": "llama4_text", **SMALL, "head_dim": 16, "num_key_value_heads": 2,
+        "intermediate_size_mlp": 64, "num_local_experts": 2, "attention_chunk_size": 8,
+        "num_hidden_layers": 4, "pad_token_id": 0,
+    }  # fmt: skip
+    graph = capture(config, model="m", phase="decode", past=past).graph
+    kept = {t.shape[2] for t in inputs(graph)}
+    assert kept == {min(past, 7), past}

@@ -52,6 +52,52 @@ def longer(seq):
     return Block(8), (torch.randn(2, seq + 1, 8), torch.zeros(seq + 1, seq + 1))
 
 
+class Odd(torch.nn.Module):
+    # Its input is called like its parameter; what it makes itself names no device.
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.plain = torch.nn.Parameter(torch.zeros(8, 8)), torch.ones(8)
+
+    def forward(self, weight):
+        return weight @ self.weight + self.plain * torch.ones(8)
+
+
+def odd(batch=3, seq=5):
+    return Odd(), torch.randn(batch, seq, 8)
+
+
+class InPlace(torch.nn.Module):
+    def forward(self, x, y):
+        x += y
+        return x
+
+
+def in_place(seq):
+    return InPlace(), (torch.zeros(seq, 8), torch.zeros(seq, 8))
+
+
+class Memory(torch.nn.Module):
+    def forward(self, x, memory, *more):
+        return x @ memory.transpose(1, 2)
+
+
+def half(seq):
+    return Memory(), (torch.zeros(1, seq, 8), torch.zeros(1, seq // 2, 8))
+
+
+def table(seq):
+    return torch.nn.Linear(8, seq), torch.zeros(2, seq, 8)
+
+
+def listed(batch, seq):
+    return Memory(), [torch.zeros(1, seq, 8) for _ in range(batch + 2)]
+
+
+def leaves():
+    raise SystemExit(3)
+
+
 def number():
     return 3
 
@@ -75,7 +121,13 @@ def products(path, name, **arguments):
     exec(FILE.replace("from beside import WIDTH", "WIDTH = 32"), scope)
     module, inputs = scope[name](**arguments)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(**inputs) if isinstance(inputs, dict) else module(*inputs)
+        match inputs:
+            case dict():
+                module(**inputs)
+            case torch.Tensor():
+                module(inputs)
+            case _:
+                module(*inputs)
     return counter.get_total_flops()
 
 
@@ -105,7 +157,28 @@ def test_other_parameters_are_set_and_the_dtype_is_the_users(file):
     assert {t.dtype for t in captured.graph.tensors} == {"bfloat16"}
 
 
-@pytest.mark.parametrize(("function", "sizes"), [("fixed", {}), ("longer", {"seq": 4})])
+def test_an_input_called_like_a_parameter_is_an_input(file):
+    graph = annotate(capture_function(file, "odd").graph)
+    (given,) = [t for op in graph.ops if op.kind is Kind.INPUT for t in graph.outputs(op.id)]
+    assert (given.name, given.shape_expr) == ("weight", ("batch", "seq", "8"))
+    assert (graph.meta.batch, graph.meta.seq) == (3, 5)  # the function's own defaults
+    assert total_flops(graph).products_expr == "128*batch*seq"
+
+
+def test_an_input_that_is_written_into_is_a_result(file):
+    graph = capture_function(file, "in_place", seq=4).graph
+    (result,) = graph.inputs(len(graph.ops) - 1)
+    assert result.op is not None
+    assert graph.ops[result.op].target.startswith("aten.add_")
+
+
+@pytest.mark.parametrize(
+    ("function", "sizes"),
+    [
+        ("fixed", {}), ("longer", {"seq": 4}), ("half", {"seq": 64}), ("table", {"seq": 4}),
+        ("listed", {"batch": 1, "seq": 4}),
+    ],
+)  # fmt: skip
 def test_inputs_that_follow_no_size_are_traced_as_they_are(file, function, sizes):
     captured = capture_function(file, function, **sizes)
     assert captured.graph.meta.symbolic == ()
@@ -117,7 +190,8 @@ def test_inputs_that_follow_no_size_are_traced_as_they_are(file, function, sizes
     ("arguments", "says"),
     [
         (["mine.py:number"], "number returns int: it must return (module, example inputs)"),
-        (["mine.py:fails"], "mine.py:fails fails: RuntimeError: no way"),
+        (["mine.py:fails"], "mine.py:fails fails at no arguments: RuntimeError: no way"),
+        (["mine.py:leaves"], "mine.py:leaves fails at no arguments: SystemExit: 3"),
         (["mine.py:buld"], "mine.py has no function buld. Did you mean build?"),
         (["gone.py:build"], "gone.py is no Python file that exists"),
         (["broken.py:build"], "broken.py cannot be imported: ModuleNotFoundError"),

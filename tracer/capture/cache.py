@@ -81,7 +81,19 @@ def cache_kind(
         {"batch": 2, "past": least_past, "source": least_past + 4},
         {"batch": 3, "past": least_past + 2, "source": least_past + 7},
     ]
-    one, two = (_prefilled(module, model, reading, argument, sizes) for sizes in runs)
+    (one, held), (two, held_later) = (
+        _prefilled(module, model, reading, argument, sizes) for sizes in runs
+    )
+    batches = tuple(sizes["batch"] for sizes in runs)
+    if apart := sorted(
+        path
+        for path, shape in held.items()
+        if batches in set(zip(shape, held_later.get(path, ()), strict=False))
+    ):
+        raise CutedgeError(
+            f"{model} keeps state in its own modules ({apart[0]}), apart from {argument}: a step "
+            "over it cannot be traced. Try a prefill without a cache."
+        )
     later = dict(_leaves(two))
     states, lengths = [], {}
     for path, leaf in _leaves(one):
@@ -99,8 +111,8 @@ def cache_kind(
 
 def _prefilled(
     module: torch.nn.Module, model: str, reading: Reading, argument: str, sizes: Mapping[str, int]
-) -> Any:
-    """The cache of a model after a prefill without data."""
+) -> tuple[Any, dict[str, torch.Size]]:
+    """(the cache of a model after a prefill without data, shapes of what its modules then hold)"""
     axes = {**sizes, "seq": sizes["past"]}
     failures = []
     for own in (False, True):  # some models take only what they made
@@ -115,7 +127,13 @@ def _prefilled(
                     for given in reading.inputs
                 }
                 made = reading.run(inputs, use_cache=True, **{argument: cache})
-            return cache if cache is not None else made[argument]
+                held = {
+                    f"{path}.{key}": value.shape
+                    for path, part in module.named_modules()
+                    for key, value in (*vars(part).items(), *part._buffers.items())
+                    if isinstance(value, torch.Tensor)
+                }
+            return (cache if cache is not None else made[argument]), held
         except Exception as error:  # code that looks at values, or another cache than it takes
             failures.append(error)
     raise CutedgeError(
@@ -180,6 +198,9 @@ def _rebuilt(value: Any, changed: Mapping[Path, Any], path: Path = ()) -> Any:
 # --- a step ---------------------------------------------------------------------------------------
 
 
+_GIVEN = ("encoder_last_hidden_state",)
+"""What models hand back as they were given it."""
+
 WRAPPED = "module"
 """The name of the model inside a ``Step``."""
 
@@ -203,7 +224,8 @@ class Step(torch.nn.Module):
             self._axes.update((state.name, state.axes) for state in kind.states)
         # Whole and unchanged, also while the model stands shortened: blocks keep their index.
         with torch.device("meta"):  # what it is made with is no part of the step
-            self._empty = None if argument is None else empty_cache(copy.deepcopy(module.config))
+            fills = argument is not None and kind is None
+            self._empty = empty_cache(copy.deepcopy(module.config)) if fills else None
 
     def forward(
         self, inputs: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
@@ -216,13 +238,9 @@ class Step(torch.nn.Module):
             options |= {"use_cache": True, self._argument: cache}
         made = self._run(inputs, **options)
         kept = [] if cache is None else self._state(cache, state)
-        given = {id(tensor) for tensor in (*inputs.values(), *kept)}
-        results = [
-            tensor
-            for tensor in tree_leaves(_without(made, self._argument))
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in given
-        ]
-        return results, kept
+        if isinstance(made, dict):  # the cache is told apart, and what was given is no result
+            made = {k: v for k, v in made.items() if k not in (self._argument, *_GIVEN)}
+        return [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)], kept
 
     def _cache(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         if self._kind is None:
@@ -238,10 +256,3 @@ class Step(torch.nn.Module):
             return [leaf for _, leaf in _leaves(cache) if isinstance(leaf, torch.Tensor)]
         after = dict(_leaves(cache))
         return [after[kept.path] for kept in self._kind.states if kept.name in state]
-
-
-def _without(made: Any, argument: str | None) -> Any:
-    """What a model returns, but for the cache, which is told apart."""
-    if isinstance(made, dict):
-        return {key: value for key, value in made.items() if key != argument}
-    return made

@@ -102,11 +102,11 @@ def judged(
             found.append(" and ".join(needed) if words is None else words)
     if others := [guard for guard in guards if guard not in alone]:
         points = _samples(left, others)
-        found += [
+        found += dict.fromkeys(
             _text(_tidy(guard), named)
             for guard in others
             if not all(_holds(guard, named, point) for point in points)
-        ]
+        )
     return found, " and ".join(sorted(set(exceptions.values())))
 
 

@@ -69,6 +69,7 @@ class _Lowering:
         self.value_of: dict[torch.fx.Node, int | tuple[int, ...]] = {}
         self.owner: dict[int, int] = {}  # storage -> the value that owns it
         self.names: dict[str, int] = {}  # parameter or buffer name -> value
+        self.states: dict[str, int] = {}  # name of a state -> value
         self.sizes: dict[Any, Formula] = {}
         self._add_state(module)
         signature = exported.graph_signature
@@ -88,7 +89,7 @@ class _Lowering:
             shape = tuple(const(a) if isinstance(a, int) else var(a) for a in kept.axes)
             dtype = str(kept.dtype).removeprefix("torch.")
             value = Value(dtype, shape, kept.name, Role.KV_CACHE)
-            self.names[kept.name] = self.program.add(value)
+            self.states[kept.name] = self.program.add(value)
         for node in nodes:
             made = _tensors(node.meta.get("val"))
             by_data = any(free_unbacked_symbols(t.shape) for t in made)
@@ -245,8 +246,8 @@ class _Lowering:
         tensor = node.meta["val"]
         if name is not None:
             self.value_of[node] = self._named(tensor, name)
-        elif self.inputs[node] in self.names:  # a state
-            self.value_of[node] = self.names[self.inputs[node]]
+        elif self.inputs[node] in self.states:
+            self.value_of[node] = self.states[self.inputs[node]]
         else:
             index = self._add_value(tensor, self.inputs[node], Role.INPUT, None)
             self.value_of[node] = index

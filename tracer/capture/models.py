@@ -22,6 +22,8 @@ _ELSEWHERE = {
     "dtype": "use --dtype",
     "torch_dtype": "use --dtype",
     "use_cache": "use --cache",
+    "attn_implementation": "use --attn",
+    "_attn_implementation": "use --attn",
 }
 """The fields of a config that are no matter of ``--set``."""
 
@@ -111,8 +113,10 @@ def settle(
     notes = []
     for key, (*where, name) in paths.items():
         old, new = _table(full, where).get(name), overrides[key]
-        if not _DEPTH.fullmatch(name) or type(old) is not int or type(new) is not int or new < 1:
+        if not _DEPTH.fullmatch(name) or type(old) is not int or type(new) is not int:
             continue
+        if new < 1:
+            raise InputError(f"--set {key}={new}: a model has one layer or more")
         for field, entries in _table(full, where).items():
             if not isinstance(entries, list) or len(entries) != old or new == old:
                 continue
@@ -168,6 +172,9 @@ def _model_class(settings: Any, config: Mapping[str, Any], model: str) -> Any:
         if (found := getattr(transformers, str(name), None)) is not None:
             return found
     fitting = [m[type(settings)] for m in _HEADS if type(settings) in m]
+    if getattr(settings, "is_encoder_decoder", False):
+        both = transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        fitting.sort(key=lambda found: type(settings) not in both or found != both[type(settings)])
     if named and fitting:
         classes = [c.__name__ for c in fitting if isinstance(c, type)]
         raise InputError(

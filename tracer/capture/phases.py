@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tracer.capture.cache import CacheKind, State, Step, cache_kind
-from tracer.capture.errors import Untraceable
+from tracer.capture.errors import Untraceable, first_line
 from tracer.capture.inputs import Axis, Input, Reading, cache_argument
 from tracer.errors import CutedgeError, InputError
 from tracer.reach import UNLIMITED, run_sizes
@@ -80,7 +80,10 @@ class Task:
         elif "use_cache" in reading.options:
             options["use_cache"] = False
         self.states: tuple[State, ...] = kind.states if kind is not None else ()
-        self.exported = Step(module, reading, options, argument, kind, self.sizes)
+        try:
+            self.exported = Step(module, reading, options, argument, kind, self.sizes)
+        except Exception as error:  # a config that no cache can be made for
+            raise CutedgeError(f"{model}: no cache can be made: {first_line(error)}") from error
 
     def _checked(self, given: Mapping[str, int]) -> dict[str, int]:
         for name, why in self.reading.fixed.items():
@@ -101,7 +104,10 @@ class Task:
         """(the argument that takes the cache, how it is kept where tokens are cached already)"""
         argument = cache_argument(self.reading.options)
         if argument is None:
-            raise CutedgeError(f"{self.model}: {self.name} takes no cache, so it has no such phase")
+            which = f"the encoder of {self.name}" if self.phase == "encoder" else self.name
+            raise CutedgeError(
+                f"{self.model}: {which} takes no cache of keys and values, so it has no such phase"
+            )
         past = self.sizes["past"]
         if not past:
             return argument, None
@@ -116,9 +122,10 @@ class Task:
 
     @property
     def window(self) -> int | None:
-        """The width of the model's sliding window, None when it has none."""
-        width = getattr(self.settings, "sliding_window", None)
-        return width if type(width) is int and width > 1 else None
+        """How many tokens a layer of the model looks back at most, None when all do at all."""
+        names = ("sliding_window", "attention_chunk_size")
+        widths = (getattr(self.settings, name, None) for name in names)
+        return next((width for width in widths if type(width) is int and width > 1), None)
 
     @property
     def run_sizes(self) -> dict[str, int]:
@@ -177,7 +184,8 @@ class Task:
         attn = getattr(self.settings, "_attn_implementation", "eager")
         advice = failure.advice(overrides, attn)
         kind = InputError if "--set" in advice else CutedgeError
-        return kind(f"{self.model} cannot be traced: {failure}. {advice}")
+        said = f"{self.model} cannot be traced: {failure}."
+        return kind(f"{said} {advice}" if self.settings is not None else said)
 
     def axes(self, layers: Collection[int] | None = None) -> dict[str, tuple[Axis, ...]]:
         """The sizes of each tensor input, in order; the state of some ``layers`` alone."""

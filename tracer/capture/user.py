@@ -28,7 +28,8 @@ def user_model(
 
     The example inputs are a tensor, a tuple of arguments, or a dict of arguments by name. A
     function may take sizes (``batch``, ``seq``, ``past``, ``source``): they stay symbols where an
-    axis of an input is such a size, which a second call with other sizes shows. It may take other
+    axis of an input is such a size, which a second call with larger sizes shows. Where anything
+    else of inputs or parameters changes with them, none is a symbol. The function may take other
     ``arguments`` by name. Raises InputError for what is no such function.
     """
     name = f"{file}:{function}"
@@ -40,42 +41,59 @@ def user_model(
             raise InputError(
                 f"--set {key}: {name} has no such parameter to set." + suggest(key, known)
             )
-    asked = {size: DEFAULTS[size] for size in DEFAULTS if size in accepted}
+    asked = {
+        size: accepted[size].default if type(accepted[size].default) is int else DEFAULTS[size]
+        for size in DEFAULTS
+        if size in accepted
+    }
     asked.update((k, v) for k, v in sizes.items() if v is not None and k in asked)
     module, example = _built(build, name, {**arguments, **asked})
     leaves, spec = tree_flatten_with_path(_arguments(example))
-    raised = {size: number + STEPS[size] for size, number in asked.items()}
-    others = leaves
-    if asked:
-        _, other = _built(build, name, {**arguments, **raised})
-        others, _ = tree_flatten_with_path(_arguments(other))
-    parameters = list(inspect.signature(module.forward).parameters)
-    read: dict[int, Input] = {}
-    for i, ((path, leaf), (_, later)) in enumerate(zip(leaves, others, strict=True)):
-        if isinstance(leaf, torch.Tensor):
-            pairs = zip(leaf.shape, later.shape, strict=True)
-            axes = tuple(_axis(pair, asked, raised) for pair in pairs)
-            read[i] = Input(_name(path, parameters), axes, leaf.dtype)
     values = [leaf for _, leaf in leaves]
-    module = module.to("meta").eval()
+    axes: list[tuple[Axis, ...]] = [tuple(getattr(value, "shape", ())) for value in values]
+    notes: tuple[str, ...] = ()
+    if asked:
+        raised = {size: number + STEPS[size] for size, number in asked.items()}
+        other, later = _built(build, name, {**arguments, **raised})
+        others, later_spec = tree_flatten_with_path(_arguments(later))
+        followed = [
+            _axes(value, more, asked, raised)
+            for value, (_, more) in zip(values, others, strict=False)
+        ]
+        if spec == later_spec and None not in followed and _shapes(module) == _shapes(other):
+            axes = [found for found in followed if found is not None]
+        else:
+            notes = (
+                f"no size is a symbol: what {name} returns follows its sizes in other ways than "
+                "an axis of an input that is such a size",
+            )
+    names = _names([path for path, _ in leaves], module)
+    read = {
+        i: Input(names[i], axes[i], value.dtype)
+        for i, value in enumerate(values)
+        if isinstance(value, torch.Tensor)
+    }
+    module = _without_data(module)
 
     def run(given: Mapping[str, Any], **options: Any) -> Any:
         filled = [given[read[i].name] if i in read else value for i, value in enumerate(values)]
         args, kwargs = tree_unflatten(filled, spec)
-        return module(*args, **kwargs)
+        with torch.device("meta"):  # what the code makes is where all else is
+            return module(*args, **kwargs)
 
     fixed = {size: f"{name} takes no {size}" for size in DEFAULTS if size not in accepted}
-    return module, Reading(tuple(read.values()), run, asked, fixed)
+    return module, Reading(tuple(read.values()), run, asked, fixed, notes)
 
 
 def _load(file: str, function: str) -> Callable[..., Any]:
     path = Path(file).resolve()
-    found = importlib.util.spec_from_file_location(path.stem, path)
+    private = f"_{path.stem}_of_the_user"  # a user's json.py is not Python's
+    found = importlib.util.spec_from_file_location(private, path)
     if not path.is_file() or found is None or found.loader is None:
         raise InputError(f"{file} is no Python file that exists")
     loaded = importlib.util.module_from_spec(found)
     sys.path.insert(0, str(path.parent))  # for what stands beside it
-    sys.modules[path.stem] = loaded
+    sys.modules[private] = loaded
     try:
         found.loader.exec_module(loaded)
     except (Exception, SystemExit) as error:  # it is the user's code
@@ -92,8 +110,11 @@ def _built(
 ) -> tuple[torch.nn.Module, Any]:
     try:
         made = build(**arguments)
-    except Exception as error:  # it is the user's code
-        raise InputError(f"{name} fails: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:  # it is the user's code
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise InputError(
+            f"{name} fails at {given or 'no arguments'}: {first_line(error)}"
+        ) from error
     match made:
         case (torch.nn.Module() as module, (torch.Tensor() | tuple() | list() | dict()) as example):
             return module, example
@@ -110,15 +131,51 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((example,) if isinstance(example, torch.Tensor) else tuple(example)), {}
 
 
-def _axis(pair: tuple[int, int], asked: Mapping[str, int], raised: Mapping[str, int]) -> Axis:
-    """The size that an axis follows, else its number: torch notices where it is neither."""
-    return next((size for size in asked if pair == (asked[size], raised[size])), pair[0])
+def _axes(
+    value: Any, later: Any, asked: Mapping[str, int], raised: Mapping[str, int]
+) -> tuple[Axis, ...] | None:
+    """The sizes that the axes of an example input follow, else their numbers.
+
+    None where something of it changes with the sizes that is no axis of such a size.
+    """
+    if not isinstance(value, torch.Tensor) or not isinstance(later, torch.Tensor):
+        return () if type(value) is type(later) and (value is later or value == later) else None
+    if value.dim() != later.dim():
+        return None
+    found: list[Axis] = []
+    for pair in zip(value.shape, later.shape, strict=True):
+        size = next((size for size in asked if pair == (asked[size], raised[size])), None)
+        if size is None and pair[0] != pair[1]:
+            return None
+        found.append(pair[0] if size is None else size)
+    return tuple(found)
 
 
-def _name(path: tuple[Any, ...], parameters: list[str]) -> str:
-    """What the module calls an input: ``hidden``, and ``masks.0`` for one in a list."""
-    _, first, *inside = path
-    steps = [step.idx if isinstance(step, SequenceKey) else step.key for step in (first, *inside)]
-    if isinstance(first, SequenceKey) and first.idx < len(parameters):
-        steps[0] = parameters[first.idx]
-    return ".".join(map(str, steps))
+def _shapes(module: torch.nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in module.state_dict().items()]
+
+
+def _without_data(module: torch.nn.Module) -> torch.nn.Module:
+    """The module on the meta device, with the tensors that are plain attributes of its parts."""
+    for part in module.modules():
+        for key, value in vars(part).items():
+            if isinstance(value, torch.Tensor):
+                setattr(part, key, value.to("meta"))
+    return module.to("meta").eval()
+
+
+def _names(paths: list[tuple[Any, ...]], module: torch.nn.Module) -> list[str]:
+    """What the module calls its inputs: ``hidden``, ``masks.0`` for one in a list; no two alike."""
+    positional = [
+        parameter.name
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    names: list[str] = []
+    for _, first, *inside in paths:
+        steps = [key.idx if isinstance(key, SequenceKey) else key.key for key in (first, *inside)]
+        if isinstance(first, SequenceKey) and first.idx < len(positional):
+            steps[0] = positional[first.idx]
+        name = ".".join(map(str, steps))
+        names.append(name if name not in names else f"{name}#{len(names)}")
+    return names
