@@ -116,7 +116,7 @@ FILLING = {"seq": 16, "cache": True}
 @pytest.mark.parametrize(
     ("kind", "sizes"),
     [("llama", DECODE), ("gemma2", DECODE), ("mamba2", DECODE), ("llama", FILLING),
-     ("gemma2", FILLING)],
+     pytest.param("gemma2", FILLING, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind, sizes):
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 8}

@@ -447,11 +447,6 @@ def inner(layer: int, target: str) -> Callable[[Writer], int]:
     return lambda w: w.program.nodes[in_block(w.program, layer, target)].outs[0]
 
 
-def all_read_block_0(writer: Writer) -> None:
-    for layer in SEVEN.traced[1:]:
-        read_instead(layer, ADD, 0, inner(0, LINEAR))(writer)
-
-
 ADD, LINEAR, MATMUL = "aten.add.Tensor", "aten.linear.default", "aten.matmul.default"
 
 UNSOUND: dict[str, Change] = {
@@ -498,7 +493,6 @@ UNSOUND: dict[str, Change] = {
     "the last block reads two blocks back": read_instead(LAST, ADD, 0, lambda w: w.ends[1]),
     "the last block reads block 0": read_instead(LAST, ADD, 0, lambda w: w.ends[0]),
     "a middle block reads two blocks back": read_instead(2, ADD, 0, lambda w: w.ends[0]),
-    "all blocks read block 0": all_read_block_0,
     # something after the stack reads an earlier block: in 7 blocks, which one would it be?
     **{f"block {n} is read after the stack": read_after(n) for n in (0, 1, 2)},
     **{f"block {n} is a result": returned(n) for n in (0, 1, 2)},
@@ -518,6 +512,18 @@ def test_what_cannot_be_repeated_is_not_stamped(change):
     assert stamp(program, SEVEN) is not None
     change(traced)
     assert stamp(program, SEVEN) is None
+
+
+def test_what_the_first_block_makes_may_be_read_by_all():
+    """As a position bias is, that the first block computes and the others take over."""
+    few, all_of_them = Writer(SEVEN.traced, 7), Writer(range(7), 7)
+    programs = few.write(), all_of_them.write()
+    for writer, layers in ((few, SEVEN.traced), (all_of_them, range(7))):
+        for layer in layers[1:]:
+            read_instead(layer, ADD, 0, inner(0, LINEAR))(writer)
+    stamped = stamp(programs[0], SEVEN)
+    assert stamped is not None
+    assert_same(build_graph(stamped, META), build_graph(programs[1], META))
 
 
 @pytest.mark.parametrize("path", ["layers", "model", "model.layer", "model.layers.0", "encoder"])
