@@ -330,13 +330,15 @@ def test_why_every_layer_was_traced_is_known():
 @pytest.mark.parametrize(
     ("kind", "depth", "untraced"),
     [
-        ("gemma2", 12, 6),  # a window in every second layer
+        pytest.param("gemma2", 12, 6, marks=pytest.mark.slow),  # a window in every second layer
         ("gemma3_text", 13, 7),  # no window in every sixth
         ("deepseek_v3", 9, 3),  # experts from the fourth layer on
-        ("qwen3_moe", 8, 4),  # experts in all
-        ("phi3", 8, 4),
+        pytest.param("qwen3_moe", 8, 4, marks=pytest.mark.slow),  # experts in all
+        pytest.param("phi3", 8, 4, marks=pytest.mark.slow),
         ("lfm2", 8, 4),  # its config lists the numbers of all layers
-        ("llama4_text", 12, 6),  # so does this; no positions in every fourth
+        pytest.param(
+            "llama4_text", 12, 6, marks=pytest.mark.slow
+        ),  # so does this; no positions in every fourth
     ],
 )
 def test_each_kind_of_layer_is_traced_and_repeated(kind, depth, untraced):
