@@ -23,8 +23,7 @@ from transformers import PreTrainedModel, masking_utils
 from transformers.integrations import moe
 from transformers.utils import import_utils
 
-from tracer.capture.blocks import WORTHWHILE, find_stacks, shortened
-from tracer.capture.blocks import _kinds as kinds_of
+from tracer.capture.blocks import find_stacks, shortened, unlike
 from tracer.capture.cache import WRAPPED
 from tracer.capture.errors import Untraceable, failure
 from tracer.capture.guards import assumptions, conditions, same_work, symbols
@@ -271,7 +270,7 @@ def _program(task: Task, way: Way, full: bool) -> Program:
     stacks = () if full else find_stacks(task, way)
     exported = None
     if not stacks:
-        why = _unlike(task.module)
+        why = unlike(task.module)
     else:
         try:
             with shortened(task.module, stacks) as short:
@@ -291,18 +290,6 @@ def _program(task: Task, way: Way, full: bool) -> Program:
     if exported is not None:  # why no block could be repeated may be a matter of the sizes
         program.assumed = None
     return program
-
-
-def _unlike(module: torch.nn.Module) -> str | None:
-    """Why none of a deep model's layers can be repeated, None for a model of few layers."""
-    lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
-    layers = list(max(lists, key=len, default=()))
-    kinds = kinds_of(module, layers)
-    if len(layers) < len(Stack("", (0,) * len(layers)).traced) + WORTHWHILE:
-        return None
-    if len(layers) < len(Stack("", kinds).traced) + WORTHWHILE:
-        return f"its {len(layers)} layers are of {len(set(kinds))} kinds, too few alike to repeat"
-    return "its layers look alike but do not run alike"
 
 
 def _confirm(program: Program, concrete: Program, sizes: Mapping[str, int]) -> None:

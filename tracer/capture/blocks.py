@@ -62,6 +62,18 @@ def find_stacks(task: Task, way: Way) -> tuple[Stack, ...]:
     return stacks if stacks and _run_alike(task, stacks, way) else ()
 
 
+def unlike(module: torch.nn.Module) -> str | None:
+    """Why none of a deep model's layers can be repeated, None for a model of few layers."""
+    lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
+    layers = list(max(lists, key=len, default=()))
+    kinds = _kinds(module, layers)
+    if len(layers) < len(Stack("", (0,) * len(layers)).traced) + WORTHWHILE:
+        return None
+    if len(layers) < len(Stack("", kinds).traced) + WORTHWHILE:
+        return f"its {len(layers)} layers are of {len(set(kinds))} kinds, too few alike to repeat"
+    return "its layers look alike but do not run alike"
+
+
 # --- what the modules say -------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, EncoderDecoderCache
 
 from tracer.capture.errors import failure
-from tracer.capture.inputs import Axis, Reading
+from tracer.capture.inputs import Axis, Reading, shape
 from tracer.capture.runs import run_on_meta
 from tracer.errors import CutedgeError
 
@@ -87,8 +87,8 @@ def cache_kind(
     batches = tuple(sizes["batch"] for sizes in runs)
     if apart := sorted(
         path
-        for path, shape in held.items()
-        if batches in set(zip(shape, held_later.get(path, ()), strict=False))
+        for path, sides in held.items()
+        if batches in set(zip(sides, held_later.get(path, ()), strict=False))
     ):
         raise CutedgeError(
             f"{model} keeps state in its own modules ({apart[0]}), apart from {argument}: a step "
@@ -120,10 +120,7 @@ def _prefilled(
             cache = None if own else empty_cache(module.config)
             with run_on_meta(module), torch.device("meta"):
                 inputs = {
-                    given.name: torch.zeros(
-                        [axes[a] if isinstance(a, str) else a for a in given.axes],
-                        dtype=given.dtype,
-                    )
+                    given.name: torch.zeros(shape(given.axes, axes), dtype=given.dtype)
                     for given in reading.inputs
                 }
                 made = reading.run(inputs, use_cache=True, **{argument: cache})

@@ -1,7 +1,7 @@
 """What a model reads in a phase, and how it is run on that: tokens, encoded tokens, or images."""
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,12 @@ from tracer.errors import CutedgeError, InputError
 
 Axis = str | int
 """A size of a tensor: the name of the symbol that it is, or a number."""
+
+
+def shape(axes: Sequence[Axis], sizes: Mapping[str, int]) -> list[int]:
+    """The numbers that axes are at ``sizes``."""
+    return [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
+
 
 PHASES = ("prefill", "decode", "encoder")
 

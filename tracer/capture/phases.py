@@ -12,7 +12,7 @@ import torch
 
 from tracer.capture.cache import CacheKind, State, Step, cache_kind
 from tracer.capture.errors import Untraceable, first_line
-from tracer.capture.inputs import Axis, Input, Reading, cache_argument
+from tracer.capture.inputs import Axis, Input, Reading, cache_argument, shape
 from tracer.errors import CutedgeError, InputError
 from tracer.reach import UNLIMITED, run_sizes
 
@@ -198,10 +198,9 @@ class Task:
         dtypes = {given.name: given.dtype for given in self.reading.inputs}
         dtypes.update((state.name, state.dtype) for state in self.states)
         tensors = {
-            name: self._meta([way.examples[a] if isinstance(a, str) else a for a in axes],
-                             dtypes[name])
+            name: self._meta(shape(axes, way.examples), dtypes[name])
             for name, axes in self.axes(layers).items()
-        }  # fmt: skip
+        }
         return self.sorted(tensors)
 
     def sorted(self, given: Mapping[str, Any]) -> dict[str, Any]:
