@@ -1,18 +1,13 @@
-"""How figures look to a person. Units are powers of two and say so."""
+"""What trace, partition, compare and models --check print."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from decimal import Decimal
-from itertools import zip_longest
-from math import isfinite
-from textwrap import wrap
 from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Console
 from rich.text import Text
 
+from cli.printing import console, counted, covered, human, mib, print_json, print_table, wrapped
 from costmodels.flops import FlopTotals, active_parameters, assumptions, total_flops
 from costmodels.links import Link
 from partition.explain import Bottleneck, Comparison, TransferGroup
@@ -23,59 +18,6 @@ from tracer.graph import Kind, OpGraph, Tensor, TraceMeta
 from tracer.summary import cached_state, count_ops, largest_tensors, parameter_bytes
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def console() -> Console:
-    """Standard output; wide enough for a line of figures where it is not a terminal."""
-    # No markup: a directory or a device may be called [x].
-    out = Console(highlight=False, markup=False, emoji=False)
-    if not out.is_terminal:
-        out.width = 120
-    return out
-
-
-def print_json(value: Any) -> None:
-    """A value for machines."""
-    print(json.dumps(_plain(value), indent=2))
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has for a value: null where a float is no number, text for dates and the like."""
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float() | Decimal():
-            return float(value) if isfinite(value) else None
-        case Mapping():
-            return {str(key): _plain(entry) for key, entry in value.items()}
-        case list() | tuple():
-            return [_plain(entry) for entry in value]
-        case bytes():
-            return value.hex()
-    return str(value)
-
-
-def mib(size: int) -> str:
-    """Bytes as MiB to four digits, the precision of the reference log."""
-    return f"{size / 2**20:.4f} MiB"
-
-
-def human(size: int) -> str:
-    """Bytes in the largest binary unit that leaves a number of one or more."""
-    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if size >= 2**power:
-            return f"{size / 2**power:,.1f} {unit}"
-    return f"{size} B"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 call``, ``2 calls``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def covered(share: float) -> str:
-    """A coverage in percent, 100 only when nothing is left out."""
-    return f"{share if share == 1 else min(share, 0.999):.1%}"
 
 
 def growth(tensor: Tensor) -> str:
@@ -102,13 +44,6 @@ def _numbered(targets: Mapping[str, int]) -> str:
     return ", ".join(f"{n} x {target}" for target, n in sorted(targets.items()))
 
 
-def _wrapped(head: str, items: Iterable[str], width: int) -> list[str]:
-    """``head`` and a list in lines that end between items, never inside one."""
-    whole = ", ".join(item.replace(" ", "\0") for item in items)
-    lines = wrap(whole, width, initial_indent=head, subsequent_indent=" " * 12)
-    return [line.replace("\0", " ") for line in lines]
-
-
 def headline(meta: TraceMeta) -> str:
     """What a trace is of, in a line."""
     changed = "".join(f", {key} = {value}" for key, value in meta.overrides)
@@ -131,7 +66,7 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     views, constants = kinds.pop(Kind.VIEW, 0), kinds.pop(Kind.CONSTANT, 0)
     sorts = [*kinds.items(), (Kind.VIEW, views), (Kind.CONSTANT, constants)]
     out.print(Text(headline(meta), style="bold"))
-    for line in _wrapped(
+    for line in wrapped(
         f"ops         {len(graph.ops):,}: ", [f"{n} {kind.value}" for kind, n in sorts], out.width
     ):
         out.print(line, soft_wrap=True)
@@ -160,7 +95,7 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
             closed = f" = {formula}" if formula else ""
             out.print(f"cache       {human(size)} {what}{closed}", soft_wrap=True)
     out.print()
-    _print_table(
+    print_table(
         ("largest tensors", "count", "shape", "bytes", "size", "formula", "growth"),
         [
             (
@@ -229,7 +164,7 @@ def partition_summary(
     out.print(
         f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}"
     )
-    _print_table(
+    print_table(
         ("", "payload", f"on the wire ({link.name})"),
         [
             (name, mib(payload), mib(wire))
@@ -250,7 +185,7 @@ def partition_summary(
     out.print(coverage(partition.graph))
     out.print()
     if top:
-        _print_table(
+        print_table(
             ("top transfers", "direction", "count", "each", "all", "share", "growth"),
             [
                 (
@@ -364,7 +299,7 @@ def comparison(
         f"residency {baseline.residency}; saved is against {baseline.policy}"
     )
     out.print()
-    _print_table(
+    print_table(
         ("policy", "calls", "sent", "received", "total", "saved", "saved %", "resident off home"),
         [
             (
@@ -392,49 +327,6 @@ def comparison(
 def comparison_dict(compared: Comparison, baseline: Partition) -> dict[str, Any]:
     """What an entry of ``compare --json`` has beside those of ``partition --json``."""
     return {**asdict(compared), "baseline": baseline.policy}
-
-
-def rows(columns: Sequence[str], values: Iterable[Sequence[Any]]) -> None:
-    """Any table, as wide as it is: a terminal may wrap its lines, but nothing is cut."""
-    data = [*values]
-    numeric = [all(_is_number(row[n]) for row in data) for n in range(len(columns))]
-    _print_table(
-        columns,
-        [[_cell(value) for value in row] for row in data],
-        "".join(">" if number else "<" for number in numeric),
-    )
-
-
-def _print_table(columns: Sequence[str], body: Iterable[Sequence[str]], align: str) -> None:
-    """A table as wide as it is; ``align`` has a ``<`` or ``>`` for each column."""
-    cells = [columns, *body]
-    pads = [str.rjust if side == ">" else str.ljust for side in align]
-    widths = [
-        max(cell_len(line) for row in cells for line in row[n].split("\n"))
-        for n in range(len(columns))
-    ]
-    for number, row in enumerate(cells):
-        for parts in zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
-            line = "  ".join(
-                pad(part, width - cell_len(part) + len(part))
-                for part, pad, width in zip(parts, pads, widths, strict=True)
-            ).rstrip()
-            if number:
-                print(line)
-            else:
-                console().print(Text(line, style="bold"), soft_wrap=True)
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float | Decimal | None)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return str(value)
 
 
 def checked(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cli import show
+from cli import printing, show
 from costmodels.flops import FlopTotals, annotate, total_flops
 from costmodels.links import load_link
 from partition.accounting import account
@@ -73,7 +73,7 @@ def test_a_list_breaks_between_its_items():
     ("number", "text"), [(0, "0 calls"), (1, "1 call"), (2, "2 calls"), (1234, "1,234 calls")]
 )
 def test_one_is_no_plural(number, text):
-    assert show.counted(number, "call") == text
+    assert printing.counted(number, "call") == text
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_one_is_no_plural(number, text):
     [(1.0, "100.0%"), (0.99999, "99.9%"), (0.9994, "99.9%"), (0.5, "50.0%"), (0.0, "0.0%")],
 )
 def test_only_all_is_a_hundred_percent(share, text):
-    assert show.covered(share) == text
+    assert printing.covered(share) == text
 
 
 def test_every_printed_total_says_what_it_is_of(capsys):

@@ -1,0 +1,71 @@
+"""What every command shares: the Typer app, its errors, its common options."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from tracer.errors import CutedgeError, InputError, suggest
+
+
+class Commands(TyperGroup):
+    """All commands: errors as a message on stderr; a traceback is for our bugs only."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run one command; its exit code is 0, 1 or 2."""
+        if isinstance(sys.stdout, TextIOWrapper):  # what an old encoding lacks is escaped
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            try:
+                return super().main(*args, **options)
+            finally:
+                if sys.stdout:  # else a full disk is noticed when the interpreter has ended
+                    sys.stdout.flush()
+        except CutedgeError as error:
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno != errno.EPIPE:  # `cutedge query ... | head` ends quietly
+                where = error.filename or "cannot print the results"
+                typer.echo(f"error: {where}: {error.strerror or error}", err=True)
+            with suppress(OSError, AttributeError):  # let what is not printed yet go nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+
+
+app = typer.Typer(
+    name="cutedge",
+    cls=Commands,
+    help="What it costs to split a model between two machines: trace a model into an op graph, "
+    "place every op on a device, and see the bytes that cross.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+TraceDir = Annotated[
+    Path | None, typer.Argument(help="A trace directory; the last trace when left out.")
+]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def command(example: str) -> Callable[[Command], Command]:
+    """Register a command, with an example under its help."""
+    return app.command(epilog=f"Example: [bold]{example}[/bold]")
+
+
+def choose(value: str, known: Sequence[str], option: str) -> None:
+    """Refuse a value that is none of ``known``, naming the option."""
+    if value not in known:
+        raise InputError(
+            f"{option} {value!r} is none of {', '.join(known)}." + suggest(value, known)
+        )

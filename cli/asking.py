@@ -1,0 +1,36 @@
+"""The command that asks the tables in SQL."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.app import Json, command
+
+
+@command('cutedge query "SELECT label, sum(payload_bytes) FROM transfers GROUP BY ALL"')
+def query(
+    sql: Annotated[
+        str,
+        typer.Argument(
+            help="SQL over ops, tensors, edges, placement, transfers, calls and summary."
+        ),
+    ],
+    directory: Annotated[
+        Path | None, typer.Option("--trace", help="A trace directory; the last when left out.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Over every run in cutedge-out, not one trace alone.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask the tables in SQL (DuckDB)."""
+    from cli.printing import print_json, print_rows
+    from cli.sql import run_sql
+    from cli.workspace import OUT, trace_folder
+
+    columns, rows = run_sql(sql, OUT if every else trace_folder(directory))
+    if as_json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        print_rows(columns, rows)
