@@ -65,7 +65,7 @@ def test_tables_are_never_cut(columns, capsys):
 
 
 def test_a_list_breaks_between_its_items():
-    lines = show._wrapped("ops   99: ", ["11 one", "22 two", "66 three-four"], width=26)
+    lines = printing.wrapped("ops   99: ", ["11 one", "22 two", "66 three-four"], width=26)
     assert lines == ["ops   99: 11 one, 22 two,", " " * 12 + "66 three-four"]
 
 
