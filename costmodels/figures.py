@@ -1,0 +1,61 @@
+"""Figures in the description files of devices and links: a number, its unit and its source.
+
+A figure is a TOML table ``[key]`` with ``value`` and ``source``; the key carries the unit
+(``memory_bandwidth_bytes_per_second``).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from tracer.errors import InputError
+from tracer.toml_files import check_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What may stand under a key of a description file."""
+
+    whole: bool = False
+    """Only a whole number, as of bytes."""
+    positive: bool = False
+    """More than 0; else 0 is allowed."""
+    most: float = 2**63 - 1
+    """The largest value, itself allowed."""
+
+    def read(self, where: str, entry: Any) -> tuple[float, str]:
+        """(value, source) of a figure's table. Raises InputError that begins with ``where``."""
+        if not isinstance(entry, dict):
+            raise InputError(f"{where}: a table with value and source is wanted, not {entry!r}")
+        check_keys(entry, where, required=("value", "source"))
+        value, source = entry["value"], entry["source"]
+        number = type(value) is int or (type(value) is float and isfinite(value) and not self.whole)
+        if not number or value < 0 or value > self.most or (self.positive and value == 0):
+            raise InputError(f"{where}: value must be {self}, not {value!r}")
+        if not isinstance(source, str) or not source.strip():
+            raise InputError(f"{where}: source must say where the figure comes from")
+        return value, source
+
+    def __str__(self) -> str:
+        least = "more than 0" if self.positive else "0 or more"
+        return f"a {'whole ' if self.whole else ''}number, {least} and at most {self.most:g}"
+
+
+def check_figure_keys(
+    table: Mapping[str, Any],
+    path: Path | str,
+    *,
+    required: Iterable[str] = (),
+    optional: Iterable[str] = (),
+) -> None:
+    """``check_keys`` that also says which key is meant by one without its unit."""
+    required, optional = tuple(required), tuple(optional)
+    for key in table:
+        meant = [known for known in (*required, *optional) if known.startswith(f"{key}_")]
+        if meant and key not in (*required, *optional):
+            raise InputError(
+                f"{path}: key {key!r} lacks its unit: {' or '.join(meant)}, in that unit"
+            )
+    check_keys(table, str(path), required=required, optional=optional)
