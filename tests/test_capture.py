@@ -2,7 +2,7 @@
 whole ones, and what it says where it cannot do as asked."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
@@ -58,7 +58,15 @@ def work(graph: OpGraph, shape_of: Callable[[Tensor], tuple[int, ...]]) -> Count
     return rows
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+LARGE = ("llama-3.2-1b", "mistral-7b", "qwen2.5-3b")
+
+
+def sparing(names: Iterable[str]) -> list[object]:
+    """The names as parameters of a test, a slow one of what is large."""
+    return [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in names]
+
+
+@pytest.mark.parametrize("name", [*sparing(FAMILIES), "smollm2-135m"])
 def test_formulas_equal_fresh_concrete_traces(name):
     """No op aside from views may be in one trace and not in the other, at any of the sizes."""
     options = {"model": name, "overrides": shortened(name)}
@@ -79,7 +87,7 @@ def test_formulas_equal_fresh_concrete_traces(name):
         assert work(formulas, evaluated) == work(fresh, lambda t: t.shape), (batch, seq)
 
 
-SMALL = ["edge-10m", "distilbert", "gpt2", "bert-base", "llama-3.2-1b"]
+SMALL = ["edge-10m", "distilbert", "gpt2", "llama-3.2-1b"]
 
 
 def untraced(config: dict[str, object], whole: OpGraph) -> int:
@@ -332,7 +340,7 @@ def test_why_every_layer_was_traced_is_known():
     [
         pytest.param("gemma2", 12, 6, marks=pytest.mark.slow),  # a window in every second layer
         ("gemma3_text", 13, 7),  # no window in every sixth
-        ("deepseek_v3", 9, 3),  # experts from the fourth layer on
+        pytest.param("deepseek_v3", 9, 3, marks=pytest.mark.slow),  # experts from the fourth on
         pytest.param("qwen3_moe", 8, 4, marks=pytest.mark.slow),  # experts in all
         pytest.param("phi3", 8, 4, marks=pytest.mark.slow),
         ("lfm2", 8, 4),  # its config lists the numbers of all layers

@@ -115,8 +115,8 @@ FILLING = {"seq": 16, "cache": True}
 
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [("llama", DECODE), ("gemma2", DECODE), ("mamba2", DECODE), ("llama", FILLING),
-     pytest.param("gemma2", FILLING, marks=pytest.mark.slow)],
+    [("llama", DECODE), ("mamba2", DECODE), ("llama", FILLING),
+     *(pytest.param("gemma2", sizes, marks=pytest.mark.slow) for sizes in (DECODE, FILLING))],
 )  # fmt: skip
 def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind, sizes):
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 8}
@@ -142,7 +142,7 @@ HALVES = {
     [
         ("bart", {"phase": "decode", "past": 20, "source": 24}),  # its cross state stays as it is
         ("t5", {"phase": "encoder", "seq": 16}),  # all blocks read the first one's biases
-        ("t5", {"phase": "decode", "past": 20, "source": 24}),
+        pytest.param("t5", {"phase": "decode", "past": 20, "source": 24}, marks=pytest.mark.slow),
     ],
 )
 def test_repeated_layers_equal_the_whole_trace_of_an_encoder_and_a_decoder(kind, sizes):
@@ -162,17 +162,25 @@ def test_a_prefill_that_fills_a_cache_returns_it():
     assert total_flops(plain).products == total_flops(filling).products
 
 
+@pytest.fixture(scope="module")
+def one_token() -> tuple[OpGraph, OpGraph]:
+    """Decode of a token over 50 cached ones, and a prefill of it alone."""
+    config = {"model_type": "llama", **SMALL, **KINDS["llama"], "num_hidden_layers": 2}
+    return (
+        annotate(capture(config, model="m", phase="decode", seq=1, past=50).graph),
+        annotate(capture(config, model="m", seq=1).graph),
+    )
+
+
 @pytest.mark.parametrize("name", policy_names())
 @pytest.mark.parametrize("residency", ["run", "call"])
-def test_new_rows_cross_and_never_the_cache(name, residency):
+def test_new_rows_cross_and_never_the_cache(name, residency, one_token):
     """Where attention is on the accelerator, K and V of 1 token go there, and the cache stays."""
-    config = {"model_type": "llama", **SMALL, **KINDS["llama"], "num_hidden_layers": 2}
-    graph = annotate(capture(config, model="m", phase="decode", seq=1, past=50).graph)
+    graph, prefill = one_token
     placement = apply_policy(graph, load_policy(name), home="tee", accelerator="gpu")
     traffic = account(graph, placement, load_link("none"), residency=residency)
     cache = 2 * 2 * 2 * 16 * 50 * 4  # layers x (k, v) x heads x width x tokens x bytes
     held = dict(account(graph, placement, load_link("none")).resident_bytes)
-    prefill = annotate(capture(config, model="m", seq=1).graph)
     before = apply_policy(prefill, load_policy(name), home="tee", accelerator="gpu")
     without = account(prefill, before, load_link("none")).resident_bytes
     grown = {device: held[device] - without[device] for device in held}
@@ -225,7 +233,9 @@ def test_state_that_modules_keep_for_themselves_is_refused():
         capture(config, model="m", phase="decode", past=8)
 
 
-@pytest.mark.parametrize("past", [6, 8, 12])
+@pytest.mark.parametrize(
+    "past", [6, *(pytest.param(past, marks=pytest.mark.slow) for past in (8, 12))]
+)
 def test_chunks_of_attention_bound_the_cache_as_windows_do(past):
     """A layer that looks back at most 8 tokens keeps 7 for the next; the fourth layer keeps all."""
     config = {
