@@ -1,0 +1,290 @@
+"""Commands about devices alone: what they are, and what one matrix product costs on an array."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.app import Json, choose, command
+from costmodels import CountAs, Dataflow, Overlap
+from tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from costmodels.arrays import GemmCost
+    from costmodels.devices import Array, Device
+
+Size = Annotated[int, typer.Argument(min=1, max=2**31 - 1, show_default=False)]
+SHOWN = ("float32", "bfloat16", "int8")
+"""The dtypes that the list of devices has room for; JSON and ``devices NAME`` have all."""
+
+
+@command("cutedge devices rtx-4090")
+def devices(
+    name: Annotated[
+        str | None, typer.Argument(help="Show all figures of this device, or of a .toml file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the devices that cutedge knows, or show one with the source of every figure."""
+    from cli.printing import print_json
+    from costmodels.devices import device_names, load_device
+
+    found = [load_device(one) for one in ([name] if name else device_names())]
+    if as_json:
+        print_json(_device_dict(found[0]) if name else [_device_dict(one) for one in found])
+    elif name:
+        _print_device(found[0])
+    else:
+        _print_devices(found)
+
+
+@command("cutedge gemm 1 2048 2048 --device chip-8x8")
+def gemm(
+    m: Size,
+    k: Size,
+    n: Size,
+    device: Annotated[str, typer.Option(help="A device's name, or a .toml file.")] = "chip-8x8",
+    mode: Annotated[
+        Dataflow | None, typer.Option(help="Another dataflow than the device's.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of a systolic array.")] = None,
+    cols: Annotated[int | None, typer.Option(min=1, help="Columns of a systolic array.")] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, max=2**31 - 1, help="So many products, one after another.")
+    ] = 1,
+    count: Annotated[
+        CountAs | None,
+        typer.Option(
+            help="Cycles of a systolic array: as SCALE-Sim prints them (the number of the last, "
+            "from 0; the default) or as many as there are."
+        ),
+    ] = None,
+    overlap: Annotated[
+        Overlap | None,
+        typer.Option(help="Whether a systolic array loads a fold while the one before streams."),
+    ] = None,
+    pipeline_depth: Annotated[
+        int, typer.Option(min=1, help="Fixed tiles in flight at once: divides their cycles.")
+    ] = 1,
+    int8_speedup: Annotated[
+        float, typer.Option(help="Of the cycles; elements cross the host link as one byte.")
+    ] = 1.0,
+    sparsity: Annotated[
+        float, typer.Option(help="Share of multiplications skipped: divides cycles by 1/(1-s).")
+    ] = 0.0,
+    sparsity_speedup: Annotated[
+        float | None, typer.Option(help="The actual speedup by sparsity, not the theoretical.")
+    ] = None,
+    chips: Annotated[
+        int, typer.Option(min=1, help="Chips that share the tiles, on one host link.")
+    ] = 1,
+    dtype: Annotated[str, typer.Option(help="Of the elements on the host link.")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Cost one matrix product [M, K] x [K, N] on an array: tiles, cycles, seconds, utilisation."""
+    from cli.printing import print_json
+    from costmodels.arrays import Options, gemm_cost
+    from costmodels.devices import load_device
+    from tracer.graph import ITEM_BYTES
+
+    choose(dtype, tuple(ITEM_BYTES), "--dtype")
+    chosen = load_device(device)
+    array = _array(chosen, mode, rows, cols)
+    if array.dataflow == "fixed" and (count or overlap):
+        raise InputError("--count and --overlap are of systolic arrays (--mode os, ws or is)")
+    options = Options(pipeline_depth, int8_speedup, sparsity, sparsity_speedup, chips)
+    counted, overlapped = count or "scalesim", overlap or "none"
+    cost = gemm_cost(
+        array, m, k, n, batch=batch, options=options, count=counted, overlap=overlapped,
+        element_bytes=ITEM_BYTES[dtype],
+    )  # fmt: skip
+    if as_json:
+        systolic = array.dataflow != "fixed"
+        print_json({
+            "device": chosen.name, "m": m, "k": k, "n": n, "batch": batch, **asdict(array),
+            "count": counted if systolic else "true", "overlap": overlapped if systolic else None,
+            **asdict(options), "host_link": chosen.host_link, **asdict(cost),
+        })  # fmt: skip
+    else:
+        product = f"[{m} x {k}] x [{k} x {n}]"
+        counting = "the number of the last, from 0, as SCALE-Sim prints it"
+        _print_gemm(
+            f"{batch} x {product}" if batch > 1 else product, chosen, array, cost,
+            counting if array.dataflow != "fixed" and counted == "scalesim" else "",
+        )  # fmt: skip
+
+
+def _array(device: "Device", mode: Dataflow | None, rows: int | None, cols: int | None) -> "Array":
+    """The device's array, or one of another dataflow or size at its clock."""
+    from costmodels.devices import Array
+
+    array = device.array
+    if array is None:
+        raise InputError(
+            f"{device.name} is no array with tiles and cycles: `cutedge cost --device "
+            f"{device.name}` has its seconds by peaks and bandwidth"
+        )
+    flow = mode or array.dataflow
+    if flow == "fixed":
+        if array.dataflow != "fixed":
+            raise InputError(f"--mode fixed: {device.name} has no tile_cycles, as chip-8x8 has")
+        if rows or cols:
+            raise InputError(
+                "--rows and --cols are of systolic arrays (--mode os, ws or is): what a fixed "
+                f"tile takes is known of that of {device.name} alone"
+            )
+        return array
+    return Array(
+        flow, rows or array.rows, cols or array.columns, depth=None, tile_cycles=None,
+        clock_hertz=array.clock_hertz,
+    )  # fmt: skip
+
+
+def _device_dict(device: "Device") -> dict[str, Any]:
+    """``devices --json``: all fields, and what follows from them."""
+    array = device.array
+    return {
+        **asdict(device),
+        "array": array and {**asdict(array), "peak_flops_per_second": array.peak_flops_per_second},
+        "ridge_flops_per_byte": {one: device.ridge(one) for one in device.peak_flops_per_second},
+    }
+
+
+def _print_devices(found: "Sequence[Device]") -> None:
+    from cli.printing import console, human, print_table
+
+    def peak(device: "Device", dtype: str) -> str:
+        rate = device.peak_flops_per_second.get(dtype)
+        return "" if rate is None else f"{rate / 1e12:.6g}"
+
+    def ridge(device: "Device", dtype: str) -> str:
+        return f"{device.ridge(dtype):.1f}" if dtype in device.peak_flops_per_second else ""
+
+    out = console()
+    print_table(
+        ("device", "trusted", *SHOWN, "GB/s", "memory", *(f"ridge {dtype}" for dtype in SHOWN)),
+        [
+            (
+                one.name, "yes" if one.trusted else "no", *(peak(one, dtype) for dtype in SHOWN),
+                f"{(one.memory_bandwidth_bytes_per_second or 0) / 1e9:g}",
+                human(one.memory_bytes) if one.memory_bytes else "",
+                *(ridge(one, dtype) for dtype in SHOWN),
+            )
+            for one in found
+            if one.peak_flops_per_second
+        ],
+        "<<" + ">" * (2 * len(SHOWN) + 2),
+    )  # fmt: skip
+    out.print("peaks in TFLOPS, dense; ridge points in FLOPs a byte; GB/s and TFLOPS are decimal")
+    out.print()
+    print_table(
+        ("array", "trusted", "dataflow", "size", "cycles a tile", "MHz", "peak GFLOPS"),
+        [
+            (
+                one.name, "yes" if one.trusted else "no", array.dataflow, _size(array),
+                str(array.tile_cycles or ""), f"{array.clock_hertz / 1e6:g}",
+                f"{array.peak_flops_per_second / 1e9:.6g}",
+            )
+            for one in found
+            if (array := one.array)
+        ],
+        "<<<<>>>",
+    )  # fmt: skip
+    out.print()
+    out.print("cutedge devices NAME has every figure of one, with its source")
+
+
+def _print_device(device: "Device") -> None:
+    from rich.text import Text
+
+    from cli.printing import console, human, print_table
+    from costmodels.devices import ARRAY_FIGURES, FIGURES, PEAK, TILE_FIGURES
+
+    out, array = console(), device.array
+    out.print(Text(f"{device.name}: {device.description}", style="bold"), soft_wrap=True)
+    out.print(f"{'trusted' if device.trusted else 'not trusted'}", end="")
+    out.print(f"; its host link is {device.host_link}" if device.host_link else "")
+    out.print()
+    if device.peak_flops_per_second:
+        print_table(
+            ("dense peak", "TFLOPS", "ridge (FLOPs a byte)", "source"),
+            [
+                (
+                    dtype, f"{rate / 1e12:.8g}", f"{device.ridge(dtype):.2f}",
+                    device.sources[f"{PEAK}.{dtype}"],
+                )
+                for dtype, rate in device.peak_flops_per_second.items()
+            ],
+            "<>><",
+        )  # fmt: skip
+        out.print()
+    known = asdict(device) | (
+        {
+            "array_rows_elements": array.rows, "array_columns_elements": array.columns,
+            "array_depth_elements": array.depth, "tile_cycles": array.tile_cycles,
+            "clock_hertz": array.clock_hertz,
+        }
+        if array
+        else {}
+    )  # fmt: skip
+    figures = [key for key in (*FIGURES, *ARRAY_FIGURES, *TILE_FIGURES) if key in device.sources]
+    print_table(
+        ("figure", "value", "", "source"),
+        [
+            (
+                key, f"{known[key]:,}" if key.endswith("_bytes") else f"{known[key]:g}",
+                human(known[key]) if key.endswith("_bytes") else "", device.sources[key],
+            )
+            for key in figures
+        ],
+        "<>><",
+    )  # fmt: skip
+    if array:
+        out.print()
+        out.print(f"{_array_words(array)}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
+
+
+def _size(array: "Array") -> str:
+    sides = (array.rows, array.depth, array.columns)
+    return " x ".join(str(side) for side in sides if side is not None)
+
+
+def _array_words(array: "Array") -> str:
+    clock = f"{array.clock_hertz / 1e6:g} MHz"
+    if array.tile_cycles is not None:
+        return f"tiles of M x K x N = {_size(array)}, {array.tile_cycles} cycles each, {clock}"
+    kept = {"os": "output", "ws": "weight", "is": "input"}[array.dataflow]
+    return f"{kept}-stationary systolic array of {_size(array)} cells, {clock}"
+
+
+def _print_gemm(
+    product: str, device: "Device", array: "Array", cost: "GemmCost", counting: str
+) -> None:
+    from rich.text import Text
+
+    from cli.printing import console, human, print_table
+
+    out = console()
+    out.print(Text(f"{product} on {device.name}", style="bold"))
+    out.print(_array_words(array))
+    lost = ", ".join(
+        f"{share:.1%} of {axis}"
+        for axis, share in (("M", cost.lost_by_m), ("K", cost.lost_by_k), ("N", cost.lost_by_n))
+    )
+    print_table(
+        ("", "", ""),
+        [
+            ("tiles" if array.dataflow == "fixed" else "folds", f"{cost.tiles:,}", ""),
+            ("cycles", f"{cost.cycles:,}", counting),
+            ("seconds", f"{cost.seconds:.9g}", "without the host link"),
+            ("useful MACs", f"{cost.useful_macs:,}", ""),
+            ("padded MACs", f"{cost.padded_macs:,}", f"lost to padding: {lost}"),
+            ("utilisation", f"{cost.utilisation:.2%}", ""),
+            ("sent", human(cost.sent_bytes), "both operands, each element once"),
+            ("received", human(cost.received_bytes), "the result"),
+        ],
+        "<><",
+    )
+    if device.host_link:
+        out.print(f"chips share one host link, {device.host_link}, which must carry these bytes")

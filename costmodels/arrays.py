@@ -1,0 +1,198 @@
+"""What a matrix product costs on an array of multipliers: closed forms over its shape.
+
+A product [m, k] x [k, n] is cut into tiles that the array computes one after another.
+
+- Fixed tiles: the array multiplies [rows, depth] x [depth, columns] in ``tile_cycles``; shapes are
+  padded up to it. ``tiles x tile_cycles``.
+- Systolic: a tile (a fold) keeps one matrix of rows x columns in the cells and streams the others
+  past it. What is kept spans two axes of the product, the third is streamed and not padded:
+  outputs (os) span m and n, weights (ws) k and n, inputs (is) k and m. Operands enter a cell later
+  for each row and column, so a stream of L ends ``rows + columns - 2`` cycles after its last
+  element has entered; before it, ws and is load what is kept, a row of the array a cycle. A fold
+  takes ``load + L + rows + columns - 2``. Results leave as they end, at no cost of their own.
+  Double-buffered, folds enter ``max(load, L)`` cycles apart, as the next must be loaded and this
+  one out of the way; only the first load and the last drain are seen:
+  ``load + (folds - 1) x max(load, L) + L + rows + columns - 2``.
+
+Every size may be an int or an array of int64 (numpy's; all that is counted must fit): the forms
+are the same, and a million shapes cost no more calls than one.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Any, TypeAlias
+
+from costmodels import CountAs, Overlap
+from costmodels.devices import Array
+from tracer.errors import InputError
+
+Count: TypeAlias = Any
+"""An int, or an array of int64."""
+Ratio: TypeAlias = Any
+"""A float, or an array of float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What makes an array faster than its description; each touches only what it says."""
+
+    pipeline_depth: int = 1
+    """Fixed tiles in flight at once: divides their cycles."""
+    int8_speedup: float = 1.0
+    """Of the cycles; other than 1, elements cross the host link as one byte."""
+    sparsity: float = 0.0
+    """Share of the multiplications that are skipped, from 0 to less than 1: cycles are divided
+    by 1 / (1 - sparsity), which is the theoretical speedup."""
+    sparsity_speedup: float | None = None
+    """The actual speedup, in place of the theoretical one."""
+    chips: int = 1
+    """Equal arrays that share the tiles of a product; the host link stays one."""
+
+    def __post_init__(self) -> None:
+        """Raise InputError that names the option."""
+        for name in ("pipeline_depth", "chips"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise InputError(f"{_words(name)} must be whole and 1 or more, not {value!r}")
+        for name in ("int8_speedup", "sparsity_speedup"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= LARGEST_SPEEDUP:
+                raise InputError(
+                    f"{_words(name)} must be from 1 to {LARGEST_SPEEDUP:,}, not {value!r}"
+                )
+        if not 0 <= self.sparsity < 1:
+            raise InputError(f"sparsity must be from 0 to less than 1, not {self.sparsity!r}")
+        if self.sparsity_speedup is not None and self.sparsity == 0:
+            raise InputError("a sparsity speedup needs the sparsity that it is of")
+        if self.speedup > LARGEST_SPEEDUP:
+            raise InputError(f"the options speed up more than {LARGEST_SPEEDUP:,} times together")
+
+    @property
+    def speedup(self) -> Fraction:
+        """Of the cycles of one array, all options together; from decimals as they are written."""
+        sparse = 1 / (1 - Fraction(str(self.sparsity)))
+        if self.sparsity_speedup is not None:
+            sparse = Fraction(str(self.sparsity_speedup))
+        whole = self.pipeline_depth * Fraction(str(self.int8_speedup)) * sparse
+        return whole.limit_denominator(10**6)
+
+
+LARGEST_SPEEDUP = 1_000_000
+"""Keeps the division by a speedup within 64 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class GemmCost:
+    """A product, or as many as the arrays of sizes have entries."""
+
+    tiles: Count
+    """Tiles or folds of all chips together."""
+    cycles: Count
+    """Of the chip that has most to do, speedups included, rounded up."""
+    seconds: Ratio
+    """Cycles by the clock; the host link is not in it."""
+    useful_macs: Count
+    padded_macs: Count
+    """What the tiles hold, the padding of their last row, column and depth included."""
+    lost_by_m: Ratio
+    """Share of the padded m that is padding; likewise k and n."""
+    lost_by_k: Ratio
+    lost_by_n: Ratio
+    utilisation: Ratio
+    """Useful MACs by those that the arrays could do in this time: of fixed tiles what the tiles
+    of every chip hold, of systolic arrays one a cell and cycle. Speedups make both faster and
+    leave it. At most 1, also where SCALE-Sim counts a cycle too few."""
+    sent_bytes: Count
+    """Bytes of both operands, each element once: the least that the host link must carry."""
+    received_bytes: Count
+    """Bytes of the result, likewise."""
+
+
+def gemm_cost(
+    array: Array,
+    m: Count,
+    k: Count,
+    n: Count,
+    *,
+    batch: Count = 1,
+    options: Options = Options(),
+    count: CountAs = "scalesim",
+    overlap: Overlap = "none",
+    element_bytes: int = 4,
+) -> GemmCost:
+    """The cost of ``batch`` products [m, k] x [k, n], one after another.
+
+    Sizes are 1 or more. ``element_bytes`` is of operands and result on the host link. Raises
+    InputError where an option does not go with the array.
+    """
+    if array.dataflow == "fixed":
+        if overlap != "none":
+            raise InputError("folds overlap in systolic arrays; fixed tiles have a pipeline depth")
+    elif options.pipeline_depth != 1:
+        raise InputError("a pipeline depth is of fixed tiles; folds of systolic arrays overlap")
+    sizes, spans = {"m": m, "k": k, "n": n}, _spans(array)
+    parts = {axis: -(-sizes[axis] // span) for axis, span in spans.items()}
+    lost = {axis: 0.0 * size for axis, size in sizes.items()}
+    lost |= {axis: 1 - sizes[axis] / (parts[axis] * span) for axis, span in spans.items()}
+    tiles = batch * prod(parts.values())
+    each = -(-tiles // options.chips)
+    cells = array.rows * array.columns
+    useful = batch * m * k * n
+    if array.depth is not None and array.tile_cycles is not None:
+        padded = tiles * cells * array.depth
+        cycles = _divided(each * array.tile_cycles, options.speedup)
+        possible = each * options.chips * cells * array.depth
+    else:
+        length = {"os": k, "ws": m, "is": n}[array.dataflow]
+        padded = tiles * cells * length
+        whole = _folded_cycles(array, each, length, overlap)
+        late = 1 if count == "scalesim" else 0
+        cycles = _divided(whole, options.speedup) - late
+        # The one cycle of a 1 x 1 x 1 product is number 0.
+        possible = _larger(whole - late, 1) * cells * options.chips
+    used = useful / possible
+    wire = 1 if options.int8_speedup != 1 else element_bytes
+    return GemmCost(
+        tiles=tiles,
+        cycles=cycles,
+        seconds=cycles / array.clock_hertz,
+        useful_macs=useful,
+        padded_macs=padded,
+        lost_by_m=lost["m"],
+        lost_by_k=lost["k"],
+        lost_by_n=lost["n"],
+        utilisation=used - (used > 1) * (used - 1),
+        sent_bytes=batch * (m * k + k * n) * wire,
+        received_bytes=batch * m * n * wire,
+    )
+
+
+def _spans(array: Array) -> dict[str, int]:
+    """How much of each axis of a product one tile has; an axis that is streamed has no entry."""
+    tiled = {"fixed": ("m", "n"), "os": ("m", "n"), "ws": ("k", "n"), "is": ("k", "m")}
+    down, across = tiled[array.dataflow]
+    spans = {down: array.rows, across: array.columns}
+    return spans if array.depth is None else {**spans, "k": array.depth}
+
+
+def _folded_cycles(array: Array, folds: Count, length: Count, overlap: Overlap) -> Count:
+    """Cycles of folds that stream ``length`` each: see the top of this file."""
+    load = 0 if array.dataflow == "os" else array.rows
+    drain = array.rows + array.columns - 2
+    if overlap == "none":
+        return folds * (load + length + drain)
+    return load + (folds - 1) * _larger(length, load) + length + drain
+
+
+def _divided(cycles: Count, speedup: Fraction) -> Count:
+    """``cycles / speedup`` rounded up, exactly, and within 64 bits for arrays."""
+    top, bottom = speedup.numerator, speedup.denominator
+    return cycles // top * bottom - (-(cycles % top) * bottom // top)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _larger(one: Count, other: Count) -> Count:
+    return one + (other > one) * (other - one)
