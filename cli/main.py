@@ -5,10 +5,10 @@ import gc
 import sys
 
 # The help lists the commands in this order.
-from cli import tracing, splitting, asking  # isort: skip
+from cli import tracing, splitting, links, asking  # isort: skip
 from cli.app import app
 
-__all__ = ["app", "asking", "splitting", "tracing"]
+__all__ = ["app", "asking", "links", "splitting", "tracing"]
 
 
 def main() -> None:
