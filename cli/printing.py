@@ -58,6 +58,8 @@ def human(size: int) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds to four digits, in a unit that leaves a number of one or more."""
+    if seconds >= 1000:
+        return f"{seconds:,.0f} s"
     for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
         if seconds * scale >= 1 or not seconds:
             return f"{seconds * scale:.4g} {unit}"

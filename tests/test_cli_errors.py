@@ -1016,6 +1016,7 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
                 "total_payload_bytes", "total_wire_bytes", "total_bytes_expr",
                 "resident_bytes"):  # fmt: skip
         assert figures[key] == summary[key], key
+    assert figures["transfer_seconds"] == summary["seconds"]
     assert folder.parts[-2] == f"wire={figures['wire']}"
 
     (sums,) = ask(
@@ -1023,7 +1024,8 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
         """SELECT count(*) AS transfers, count(DISTINCT call_id) AS calls,
            coalesce(sum(payload_bytes), 0)::BIGINT AS payload,
            coalesce(sum(wire_bytes), 0)::BIGINT AS wire,
-           coalesce(sum(payload_bytes) FILTER (direction = 'send'), 0)::BIGINT AS sent
+           coalesce(sum(payload_bytes) FILTER (direction = 'send'), 0)::BIGINT AS sent,
+           sum(seconds) AS seconds
            FROM transfers""",
     )
     assert figures["transfers"] == sums["transfers"]
@@ -1033,11 +1035,18 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
     (calls,) = ask(
         folder,
         """SELECT count(*) AS calls, coalesce(sum(sent_payload_bytes), 0)::BIGINT AS sent,
-           coalesce(sum(received_wire_bytes), 0)::BIGINT AS received FROM calls""",
+           coalesce(sum(received_wire_bytes), 0)::BIGINT AS received, sum(seconds) AS seconds
+           FROM calls""",
     )
     assert figures["calls"] == calls["calls"] == sums["calls"]
     assert figures["sent_payload_bytes"] == calls["sent"]
     assert figures["received_wire_bytes"] == calls["received"]
+    if figures["link"] == "pcie5-x16":
+        assert figures["transfer_seconds"] > 0
+        assert sums["seconds"] == pytest.approx(figures["transfer_seconds"])
+        assert calls["seconds"] == pytest.approx(figures["transfer_seconds"])
+    else:  # without a bandwidth nothing is known, which is not 0
+        assert figures["transfer_seconds"] is sums["seconds"] is calls["seconds"] is None
 
     devices = ask(folder, "SELECT DISTINCT device FROM placement WHERE device IS NOT NULL")
     assert {row["device"] for row in devices} == {figures["home"], *figures["accelerators"]}
@@ -1067,6 +1076,7 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
         ["--policy", "all-home"],
         ["--policy", "fuse-attention", "--wire-dtype", "bfloat16", "--residency", "call"],
         ["--policy", "mine.toml", "--link", "none", "--home", "phone", "--accel", "npu"],
+        ["--link", "pcie5-x16"],
     ],
     ids=" ".join,
 )
