@@ -117,9 +117,7 @@ def calibrate(
         )  # fmt: skip
         r2 = "" if one.r_squared is None else f"R^2 {one.r_squared:.6f}; "
         half, most = one.relative_residual_quantiles
-        typer.echo(
-            f"{r2}half of the calls are off by {half:.2%} or less, nine in ten by {most:.2%}"
-        )
+        typer.echo(f"{r2}half of the calls are off by {half:.2%} at most, 90% by {most:.2%}")
         print_table(
             ("furthest off", "measured", "fitted", "off by"),
             [

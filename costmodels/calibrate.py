@@ -125,7 +125,9 @@ class Calibration:
 
 def read_log(path: Path) -> Log:
     """Measured calls from a CSV file. Raises InputError that names file, line and column."""
-    rows = csv.reader(StringIO(read_text(path, "log").removeprefix("\ufeff"), newline=""))
+    rows = csv.reader(
+        StringIO(read_text(path, "log").removeprefix("\ufeff"), newline=""), strict=True
+    )
     try:
         header = [name.strip() for name in next(rows, [])]
         columns = _columns(path, header)
@@ -290,30 +292,34 @@ def _identified(
     """
     scaled, _ = _scaled(design, weights)
     _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
-    known = [True] * len(names)
-    for value, direction in zip(singular, directions, strict=True):
-        share = value / singular[0]
-        among = [at for at, part in enumerate(direction) if abs(part) > 1e-3]
-        if share < _DEGENERATE:
-            for at in among:
-                known[at] = False
-            warnings.append(f"{of}: {_inseparable([names[at] for at in among])}")
-        elif share < _COLLINEAR:
-            close = [names[at] for at in among if abs(direction[at]) > 0.3]
-            warnings.append(
-                f"{of}: the calls hardly tell {' and '.join(close)} apart: measure calls whose "
-                "sizes differ more"
-            )
+    share = singular / singular[0]
+    part_of_nothing = np.sum(directions[share < _DEGENERATE] ** 2, axis=0)
+    known = [bool(part < 1e-6) for part in part_of_nothing]
+    empty = [not column.any() for column in design.T]
+    for name, is_empty in zip(names, empty, strict=True):
+        if is_empty:
+            warnings.append(f"{of}: no call has any bytes to tell {name} by")
+    mixed = [
+        name
+        for name, is_known, is_empty in zip(names, known, empty, strict=True)
+        if not is_known and not is_empty
+    ]
+    if mixed:
+        warnings.append(
+            f"{of}: the calls cannot tell {_listed(mixed)} apart, so none of them is given: "
+            "measure calls of several sizes, and sent and received not in step"
+        )
+    for direction in directions[(share >= _DEGENERATE) & (share < _COLLINEAR)]:
+        close = [name for name, part in zip(names, direction, strict=True) if abs(part) > 0.3]
+        warnings.append(
+            f"{of}: the calls hardly tell {_listed(close)} apart: measure calls whose sizes "
+            "differ more"
+        )
     return known
 
 
-def _inseparable(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return f"no call has any bytes to tell {names[0]} by; it is left out"
-    return (
-        f"the calls cannot tell {' and '.join(names)} apart; they are left out: measure calls of "
-        "several sizes, sent and received each on its own"
-    )
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _standard_errors(design: Floats, measured: Floats, weights: Floats, values: Floats) -> Floats:
