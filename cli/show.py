@@ -7,7 +7,17 @@ from typing import Any
 
 from rich.text import Text
 
-from cli.printing import console, counted, covered, human, mib, print_json, print_table, wrapped
+from cli.printing import (
+    console,
+    counted,
+    covered,
+    duration,
+    human,
+    mib,
+    print_json,
+    print_table,
+    wrapped,
+)
 from costmodels.flops import FlopTotals, active_parameters, assumptions, total_flops
 from costmodels.links import Link
 from partition.explain import Bottleneck, Comparison, TransferGroup
@@ -164,20 +174,33 @@ def partition_summary(
     out.print(
         f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}"
     )
+    ways = [
+        ("sent", totals.sent_payload_bytes, totals.sent_wire_bytes, totals.sent_seconds),
+        (
+            "received", totals.received_payload_bytes, totals.received_wire_bytes,
+            totals.received_seconds,
+        ),
+        (
+            "between accelerators", totals.peer_payload_bytes, totals.peer_wire_bytes,
+            totals.peer_seconds,
+        ),
+        ("total", totals.payload_bytes, totals.wire_bytes, totals.seconds),
+    ]  # fmt: skip
+    timed = any(seconds is not None for *_, seconds in ways)
     print_table(
-        ("", "payload", f"on the wire ({link.name})"),
+        ("", "payload", f"on the wire ({link.name})", *(["transfer time"] if timed else [])),
         [
-            (name, mib(payload), mib(wire))
-            for name, payload, wire in (
-                ("sent", totals.sent_payload_bytes, totals.sent_wire_bytes),
-                ("received", totals.received_payload_bytes, totals.received_wire_bytes),
-                ("between accelerators", totals.peer_payload_bytes, totals.peer_wire_bytes),
-                ("total", totals.payload_bytes, totals.wire_bytes),
-            )
+            (name, mib(payload), mib(wire), *([_time(seconds)] if timed else []))
+            for name, payload, wire, seconds in ways
             if name != "between accelerators" or payload
         ],
-        "<>>",
+        "<>>>" if timed else "<>>",
     )
+    if link.chunk_bytes is not None:
+        out.print(
+            f"sent in chunks of {human(link.chunk_bytes)} at most: "
+            f"the peak buffer is {human(traffic.peak_buffer_bytes)}"
+        )
     if traffic.total_expr is not None:
         out.print(f"total payload bytes = {traffic.total_expr}", soft_wrap=True)
     for device, size in traffic.resident_bytes.items():
@@ -200,6 +223,10 @@ def partition_summary(
         out.print()
     out.print(bottleneck_sentence(bottleneck), soft_wrap=True)
     out.print(f"written to {folder}", soft_wrap=True)
+
+
+def _time(seconds: float | None) -> str:
+    return "not known" if seconds is None else duration(seconds)
 
 
 def coverage(graph: OpGraph) -> str:
@@ -259,6 +286,8 @@ def partition_dict(
         "received_wire_bytes": totals.received_wire_bytes,
         "peer_wire_bytes": totals.peer_wire_bytes,
         "total_wire_bytes": totals.wire_bytes,
+        "transfer_seconds": totals.seconds,
+        "peak_buffer_bytes": traffic.peak_buffer_bytes,
         "total_bytes_expr": traffic.total_expr,
         "resident_bytes": dict(traffic.resident_bytes),
         "flops_coverage": total_flops(partition.graph).coverage,
@@ -299,8 +328,12 @@ def comparison(
         f"residency {baseline.residency}; saved is against {baseline.policy}"
     )
     out.print()
+    timed = any(partition.traffic.totals.seconds is not None for partition in partitions)
     print_table(
-        ("policy", "calls", "sent", "received", "total", "saved", "saved %", "resident off home"),
+        (
+            "policy", "calls", "sent", "received", "total", "saved", "saved %",
+            "resident off home", *(["transfer time"] if timed else []),
+        ),
         [
             (
                 partition.policy, str(len(partition.traffic.calls)),
@@ -309,10 +342,11 @@ def comparison(
                 mib(partition.traffic.totals.payload_bytes), mib(against.saved_bytes),
                 "" if against.saved_share is None else f"{against.saved_share:.1%}",
                 human(against.resident_off_home_bytes),
+                *([_time(partition.traffic.totals.seconds)] if timed else []),
             )
             for partition, against in zip(partitions, compared, strict=True)
         ],
-        "<>>>>>>>",
+        "<>>>>>>>>" if timed else "<>>>>>>>",
     )  # fmt: skip
     if meta.symbolic:
         out.print()

@@ -1,31 +1,187 @@
-"""Links between devices: what a message and a tensor cost beside their payload."""
+"""Links between devices: what a message costs in wire bytes, seconds and buffers."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from costmodels.figures import Figure, check_figure_keys
 from tracer.errors import InputError, suggest
-from tracer.toml_files import check_keys, read_text, read_toml
+from tracer.toml_files import read_text, read_toml
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Framing of a link, in bytes, by direction as seen from home."""
+    """What crosses between two devices costs, by direction as seen from home.
+
+    ``sent`` is from home (or from one accelerator to another), ``received`` is to home. Only the
+    framing is always known; what a description leaves out is none.
+    """
 
     name: str
+    """What users call it; of a file, its name without .toml."""
     description: str
+    """What it is, in a line."""
     sent_message_framing_bytes: int
-    """Bytes a message from home (or from one accelerator to another) adds to its tensors."""
+    """Bytes a message adds to its tensors."""
     sent_tensor_framing_bytes: int
-    """Bytes each tensor in such a message adds."""
+    """Bytes each tensor in a message adds."""
     received_message_framing_bytes: int
-    """Bytes a message to home adds."""
+    """As ``sent_message_framing_bytes``."""
     received_tensor_framing_bytes: int
-    """Bytes each tensor in a message to home adds."""
+    """As ``sent_tensor_framing_bytes``."""
+    sent_bandwidth_bytes_per_second: int | None = None
+    """Wire bytes a second; without it nothing is said of the seconds of what is sent."""
+    received_bandwidth_bytes_per_second: int | None = None
+    """As ``sent_bandwidth_bytes_per_second``."""
+    sent_latency_seconds: float = 0.0
+    """What a message takes beside its bytes, from one end to the other."""
+    received_latency_seconds: float = 0.0
+    """As ``sent_latency_seconds``."""
+    sent_serialisation_seconds_per_byte: float = 0.0
+    """What the two ends together take to pack and unpack a payload byte."""
+    received_serialisation_seconds_per_byte: float = 0.0
+    """As ``sent_serialisation_seconds_per_byte``."""
+    sent_encryption_seconds_per_byte: float = 0.0
+    """What the two ends together take to encrypt and decrypt a payload byte."""
+    received_encryption_seconds_per_byte: float = 0.0
+    """As ``sent_encryption_seconds_per_byte``."""
+    shared_memory_threshold_bytes: int = 0
+    """A message with less payload than this lies in shared memory; one with just as much or more
+    goes over the wire."""
+    shared_memory_handle_bytes: int = 0
+    """What is on the wire of a message in shared memory, instead of its payload. One with less
+    payload than that goes over the wire all the same."""
+    chunk_bytes: int | None = None
+    """The payload of a longer message goes in pieces of this many bytes and a rest. Each piece is
+    a message of its own: it pays framing and latency, and may lie in shared memory."""
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where each figure comes from, by its key; those of the description and no others."""
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """Every figure that a description may have, in order; None where this one has it not."""
+        return {key: getattr(self, key) if key in self.sources else None for key in FIGURES}
+
+    def timed(self, direction: str) -> bool:
+        """Whether the seconds of messages in a ``direction`` of the transfers are known."""
+        return _of(self, direction, "bandwidth_bytes_per_second") is not None
+
+    def payload_rate(self, direction: str) -> float | None:
+        """Payload bytes a second of a long message in a ``direction`` of the transfers: what wire,
+        packing and encryption leave of the bandwidth. None without one.
+        """
+        bandwidth = _of(self, direction, "bandwidth_bytes_per_second")
+        return None if bandwidth is None else 1 / (1 / bandwidth + _toll(self, direction))
 
 
-FIGURES = tuple(f.name for f in fields(Link) if f.name.endswith("_bytes"))
+def _toll(link: Link, direction: str) -> float:
+    """Seconds a payload byte, beside those on the wire."""
+    packing: float = _of(link, direction, "serialisation_seconds_per_byte")
+    encryption: float = _of(link, direction, "encryption_seconds_per_byte")
+    return packing + encryption
+
+
+def _of(link: Link, direction: str, figure: str) -> Any:
+    return getattr(link, f"{'received' if direction == 'receive' else 'sent'}_{figure}")
+
+
+_FRAMING = Figure(whole=True, most=2**31 - 1)
+_BYTES = Figure(whole=True)
+_RATE = Figure(whole=True, positive=True)
+_SECONDS = Figure()
+
+REQUIRED: Mapping[str, Figure] = {
+    f"{way}_{part}_framing_bytes": _FRAMING
+    for way in ("sent", "received")
+    for part in ("message", "tensor")
+}
+"""The figures that every description has."""
+
+OPTIONAL: Mapping[str, Figure] = {
+    **{
+        f"{way}_{figure}": kind
+        for figure, kind in (
+            ("bandwidth_bytes_per_second", _RATE),
+            ("latency_seconds", _SECONDS),
+            ("serialisation_seconds_per_byte", _SECONDS),
+            ("encryption_seconds_per_byte", _SECONDS),
+        )
+        for way in ("sent", "received")
+    },
+    "shared_memory_threshold_bytes": _BYTES,
+    "shared_memory_handle_bytes": _FRAMING,
+    "chunk_bytes": Figure(whole=True, positive=True),
+}
+"""The figures that a description may have."""
+
+FIGURES: Mapping[str, Figure] = {**REQUIRED, **OPTIONAL}
+
+_TOGETHER = ("shared_memory_threshold_bytes", "shared_memory_handle_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class MessageCost:
+    """What a message with one or more tensors costs."""
+
+    wire_bytes: tuple[int, ...]
+    """By tensor; what the message itself adds is with the first."""
+    seconds: tuple[float, ...] | None
+    """By tensor, one after the other; latency is with the first. None without a bandwidth."""
+    peak_buffer_bytes: int
+    """The most payload that either end must hold as a message at one time."""
+
+
+def message_cost(link: Link, payloads: Sequence[int], direction: str) -> MessageCost:
+    """The cost of tensors of ``payloads`` bytes that go as one message.
+
+    ``direction`` is that of a transfer: ``send``, ``receive`` or ``peer``. Nothing overlaps: not
+    packing with sending, nor one piece with the next.
+    """
+    total = sum(payloads)
+    chunk = min(link.chunk_bytes or total, total)
+    pieces = -(-total // chunk) if chunk else 1
+    ends = [0]
+    for payload in payloads:
+        ends.append(ends[-1] + payload)
+    carried = [after - before for before, after in pairwise(_carried(link, e, total) for e in ends)]
+
+    framing = _of(link, direction, "tensor_framing_bytes")
+    wire = [bytes_ + framing for bytes_ in carried]
+    wire[0] += pieces * _of(link, direction, "message_framing_bytes")
+
+    bandwidth = _of(link, direction, "bandwidth_bytes_per_second")
+    if bandwidth is None:
+        return MessageCost(tuple(wire), None, chunk)
+    toll = _toll(link, direction)
+    seconds = [
+        on_wire / bandwidth + payload * toll
+        for on_wire, payload in zip(wire, payloads, strict=True)
+    ]
+    seconds[0] += pieces * _of(link, direction, "latency_seconds")
+    return MessageCost(tuple(wire), tuple(seconds), chunk)
+
+
+def _carried(link: Link, end: int, total: int) -> int:
+    """What is on the wire, without framing, for the first ``end`` bytes of a payload of ``total``.
+
+    Of a piece in shared memory that is the handle, for the first bytes of the piece.
+    """
+    if not end:
+        return 0
+    chunk = link.chunk_bytes or total
+    whole, part = divmod(end, chunk)
+    last = min(chunk, total - whole * chunk)
+    return whole * _piece(link, chunk) + min(part, _piece(link, last))
+
+
+def _piece(link: Link, payload: int) -> int:
+    """What is on the wire, without framing, for a message that goes in one piece."""
+    if payload < link.shared_memory_threshold_bytes:
+        return min(payload, link.shared_memory_handle_bytes)
+    return payload
 
 
 def link_names() -> list[str]:
@@ -50,26 +206,14 @@ def load_link(name: str) -> Link:
 
 def _parse(path: Path, text: str) -> Link:
     table = read_toml(path, text)
-    check_keys(table, str(path), required=("description", *FIGURES))
-    if not isinstance(table["description"], str):
+    check_figure_keys(table, path, required=("description", *REQUIRED), optional=OPTIONAL)
+    description = table.pop("description")
+    if not isinstance(description, str):
         raise InputError(f"{path}: description must be text")
-    return Link(
-        name=path.stem,
-        description=table["description"],
-        **{key: _figure(path, key, table[key]) for key in FIGURES},
-    )
-
-
-def _figure(path: Path, key: str, entry: Any) -> int:
-    where = f"{path}: [{key}]"
-    if not isinstance(entry, dict):
-        raise InputError(f"{where}: a table with value and source is wanted, not {entry!r}")
-    check_keys(entry, where, required=("value", "source"))
-    value = entry["value"]
-    if type(value) is not int or not 0 <= value < 2**31:
-        raise InputError(
-            f"{where}: value must be a whole number of bytes from 0 to 2**31 - 1, not {value!r}"
-        )
-    if not isinstance(entry["source"], str) or not entry["source"].strip():
-        raise InputError(f"{where}: source must say where the figure comes from")
-    return value
+    for key, other in (_TOGETHER, _TOGETHER[::-1]):
+        if key in table and other not in table:
+            raise InputError(f"{path}: key {other!r} is missing: {key} is of no use without it")
+    read = {key: FIGURES[key].read(f"{path}: [{key}]", entry) for key, entry in table.items()}
+    figures: dict[str, Any] = {key: value for key, (value, _) in read.items()}
+    sources = {key: source for key, (_, source) in read.items()}
+    return Link(path.stem, description, **figures, sources=sources)

@@ -9,13 +9,17 @@ The rules, in short:
   that needs it and received with the call that makes it.
 - With residency ``call`` an accelerator forgets everything between calls: what a later call needs
   again is sent again, and what a later call needs of what an accelerator made comes home first.
+- What moves in one call from one device to another is one message, and messages go one after
+  another. Seconds are of the transfers alone, not of the ops; nothing is said of a request or
+  reply that carries no tensor.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 
-from costmodels.links import Link
+from costmodels.links import Link, message_cost
 from partition import Residency
 from partition.placement import Placement, validate
 from tracer.formula import Formula, const, parse
@@ -44,7 +48,11 @@ class Transfer:
     payload_bytes: int
     """Elements x item size on the wire."""
     wire_bytes: int
-    """Payload and framing; a message's own framing is with its first tensor."""
+    """Payload and framing; a message's own framing is with its first tensor. Of what lies in shared
+    memory, its handle and framing."""
+    seconds: float | None
+    """On the link, packing and encryption with it; a message's latency is with its first tensor.
+    None where the link has no bandwidth in this direction."""
     bytes_expr: str | None
     """``payload_bytes`` as a formula, None for a concrete trace."""
 
@@ -69,11 +77,13 @@ class Call:
     """To home, without framing."""
     received_wire_bytes: int
     """To home, with framing."""
+    seconds: float | None
+    """Of its transfers, one after another; None where those of one of them are not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Bytes over all calls of a run."""
+    """Bytes and seconds over transfers, as of a run or a call."""
 
     sent_payload_bytes: int
     """From home, without framing."""
@@ -87,6 +97,12 @@ class Totals:
     """Between accelerators, without framing."""
     peer_wire_bytes: int
     """Between accelerators, with framing."""
+    sent_seconds: float | None
+    """From home; None where the link has no bandwidth in this direction."""
+    received_seconds: float | None
+    """To home; None where the link has no bandwidth in this direction."""
+    peer_seconds: float | None
+    """Between accelerators; None where the link has no bandwidth for what is sent."""
 
     @property
     def payload_bytes(self) -> int:
@@ -97,6 +113,13 @@ class Totals:
     def wire_bytes(self) -> int:
         """``payload_bytes`` with framing."""
         return self.sent_wire_bytes + self.received_wire_bytes + self.peer_wire_bytes
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all transfers, one after another; None where those of a direction are not known."""
+        if self.sent_seconds is None or self.received_seconds is None or self.peer_seconds is None:
+            return None
+        return self.sent_seconds + self.received_seconds + self.peer_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +132,8 @@ class Traffic:
     """In order of execution: by call, and in a call what is sent first; the id is the position."""
     totals: Totals
     """The sums over ``transfers``."""
+    peak_buffer_bytes: int
+    """The most payload that a device must hold as one message, or as one chunk of a message."""
     cut_edges: int
     """Edges whose two ends are on different devices: another figure than the transfers, since ten
     readers of one tensor are ten edges and one transfer."""
@@ -136,11 +161,12 @@ def account(
     updates = _state_updates(graph, placement, steps)
     calls = _calls(graph, placement, steps, updates)
     moves = _moves(graph, placement, steps, calls, updates, residency)
-    transfers = _transfers(graph, placement, moves, calls, link, wire_dtype)
+    transfers, peak = _transfers(graph, placement, moves, link, wire_dtype)
     return Traffic(
-        calls=_filled(graph, calls, transfers),
+        calls=_filled(graph, calls, transfers, link),
         transfers=transfers,
-        totals=_totals(transfers),
+        totals=_totals(transfers, link),
+        peak_buffer_bytes=peak,
         cut_edges=_cut_edges(graph, placement),
         resident_bytes=resident_bytes(graph, placement),
         total_expr=_sum_expr(t.bytes_expr for t in transfers) if graph.meta.symbolic else None,
@@ -306,39 +332,47 @@ def _transfers(
     graph: OpGraph,
     placement: Placement,
     moves: Iterable[_Move],
-    calls: Mapping[_CallKey, tuple[int, tuple[int, ...]]],
     link: Link,
     wire_dtype: str | None,
-) -> tuple[Transfer, ...]:
-    """The moves in order of execution, with their bytes; a call sends before it receives."""
+) -> tuple[tuple[Transfer, ...], int]:
+    """The moves in order of execution, with what they cost, and the peak buffer.
+
+    A call sends before it receives.
+    """
     order = {"send": 0, "peer": 1, "receive": 2}
     home = placement.home
     directed = [
         (m, "receive" if m.dst == home else "send" if m.src == home else "peer") for m in moves
     ]
     directed.sort(key=lambda d: (d[0].call, order[d[1]], d[0].src, d[0].tensor, d[0].dst))
-    messages: set[tuple[int, str, str]] = set()
-    transfers: list[Transfer] = []
-    for move, direction in directed:
+    dtypes = []
+    payloads = []
+    messages: dict[tuple[int, str, str, str], list[int]] = defaultdict(list)
+    for number, (move, direction) in enumerate(directed):
         tensor = graph.tensors[move.tensor]
-        dtype = wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype
-        payload = tensor.numel * ITEM_BYTES[dtype]
-        message = (move.call, move.src, move.dst)
-        received = direction == "receive"
-        framing = link.received_tensor_framing_bytes if received else link.sent_tensor_framing_bytes
-        if message not in messages:
-            messages.add(message)
-            framing += (
-                link.received_message_framing_bytes if received else link.sent_message_framing_bytes
-            )
-        transfers.append(
-            Transfer(
-                id=len(transfers), tensor=tensor, src_device=move.src, dst_device=move.dst,
-                call=move.call, direction=direction, wire_dtype=dtype, payload_bytes=payload,
-                wire_bytes=payload + framing, bytes_expr=_on_wire(tensor, dtype),
-            )
-        )  # fmt: skip
-    return tuple(transfers)
+        dtypes.append(wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype)
+        payloads.append(tensor.numel * ITEM_BYTES[dtypes[-1]])
+        messages[move.call, move.src, move.dst, direction].append(number)
+
+    wire = dict.fromkeys(range(len(directed)), 0)
+    seconds: dict[int, float] = {}
+    peak = 0
+    for (*_, direction), numbers in messages.items():
+        cost = message_cost(link, [payloads[number] for number in numbers], direction)
+        wire.update(zip(numbers, cost.wire_bytes, strict=True))
+        if cost.seconds is not None:
+            seconds.update(zip(numbers, cost.seconds, strict=True))
+        peak = max(peak, cost.peak_buffer_bytes)
+    transfers = tuple(
+        Transfer(
+            id=number, tensor=graph.tensors[move.tensor], src_device=move.src, dst_device=move.dst,
+            call=move.call, direction=direction, wire_dtype=dtypes[number],
+            payload_bytes=payloads[number], wire_bytes=wire[number], seconds=seconds.get(number),
+            bytes_expr=_on_wire(graph.tensors[move.tensor], dtypes[number]),
+        )
+        for number, (move, direction) in enumerate(directed)
+    )  # fmt: skip
+    return transfers, peak
 
 
 def _on_wire(tensor: Tensor, dtype: str) -> str | None:
@@ -352,32 +386,36 @@ def _filled(
     graph: OpGraph,
     calls: Mapping[_CallKey, tuple[int, tuple[int, ...]]],
     transfers: Sequence[Transfer],
+    link: Link,
 ) -> tuple[Call, ...]:
     by_call: dict[int, list[Transfer]] = defaultdict(list)
     for transfer in transfers:
         by_call[transfer.call].append(transfer)
     result = []
     for (_, device), (number, ops) in calls.items():
-        totals = _totals(by_call[number])
+        totals = _totals(by_call[number], link)
         result.append(
             Call(
                 number, device, ops, call_label(graph, ops),
                 totals.sent_payload_bytes, totals.sent_wire_bytes,
-                totals.received_payload_bytes, totals.received_wire_bytes,
+                totals.received_payload_bytes, totals.received_wire_bytes, totals.seconds,
             )
         )  # fmt: skip
     return tuple(result)
 
 
-def _totals(transfers: Iterable[Transfer]) -> Totals:
+def _totals(transfers: Iterable[Transfer], link: Link) -> Totals:
     payload = dict.fromkeys(("send", "receive", "peer"), 0)
     wire = dict(payload)
+    times: dict[str, list[float]] = {direction: [] for direction in payload}
     for transfer in transfers:
         payload[transfer.direction] += transfer.payload_bytes
         wire[transfer.direction] += transfer.wire_bytes
+        times[transfer.direction].append(transfer.seconds or 0.0)
+    seconds = {way: fsum(each) if link.timed(way) else None for way, each in times.items()}
     return Totals(
         payload["send"], wire["send"], payload["receive"], wire["receive"], payload["peer"],
-        wire["peer"],
+        wire["peer"], seconds["send"], seconds["receive"], seconds["peer"],
     )  # fmt: skip
 
 

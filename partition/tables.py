@@ -123,14 +123,15 @@ def write_partition(partition: Partition, trace: Path) -> Path:
                 t.id, t.tensor.id, t.tensor.name, t.tensor.label, t.tensor.op, t.src_device,
                 t.dst_device, t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
                 t.bytes_expr, t.tensor.seq_degree, share(t.payload_bytes, totals.payload_bytes),
-                None, graph.ops[t.tensor.op or 0].module_path, graph.ops[t.tensor.op or 0].layer,
+                t.seconds, graph.ops[t.tensor.op or 0].module_path,
+                graph.ops[t.tensor.op or 0].layer,
             )
             for t in traffic.transfers
         ]),
         "calls": (CALLS, [
             (
                 c.id, c.device, c.label, c.ops, c.sent_payload_bytes, c.sent_wire_bytes,
-                c.received_payload_bytes, c.received_wire_bytes, None,
+                c.received_payload_bytes, c.received_wire_bytes, c.seconds,
             )
             for c in traffic.calls
         ]),
@@ -140,8 +141,8 @@ def write_partition(partition: Partition, trace: Path) -> Path:
             len(traffic.transfers), traffic.cut_edges, totals.sent_payload_bytes,
             totals.sent_wire_bytes, totals.received_payload_bytes, totals.received_wire_bytes,
             totals.peer_payload_bytes, totals.peer_wire_bytes, totals.payload_bytes,
-            totals.wire_bytes, traffic.total_expr, None, sorted(traffic.resident_bytes.items()),
-            total_flops(graph).coverage,
+            totals.wire_bytes, traffic.total_expr, totals.seconds,
+            sorted(traffic.resident_bytes.items()), total_flops(graph).coverage,
         )]),
     })  # fmt: skip
     metadata = {

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import fsum
 
 import pytest
 
-from costmodels.links import load_link
+from costmodels.links import Link, load_link
 from partition.accounting import account, call_label
 from partition.placement import PlacementError
 from tests.graphs import Builder, place, placement
@@ -470,6 +471,72 @@ def test_framing_between_accelerators_and_by_call():
     assert (totals.peer_payload_bytes, totals.peer_wire_bytes) == (64, 146)  # a, as one message
     directions = {t.tensor.name: t.direction for t in traffic.transfers}
     assert directions == {"x": "send", "a": "peer", "b": "receive", "c": "send", "d": "receive"}
+
+
+TIMED = Link(
+    "timed", "by hand", 100, 0, 0, 20,
+    sent_bandwidth_bytes_per_second=100, received_bandwidth_bytes_per_second=10,
+    sent_latency_seconds=1.0, received_latency_seconds=2.0,
+    sent_serialisation_seconds_per_byte=0.5, received_encryption_seconds_per_byte=0.25,
+)  # fmt: skip
+
+
+def test_seconds_of_transfers_calls_and_the_run():
+    """Framing and latency of a message are with its first tensor, the rest is by the byte."""
+    traffic = account(halves(), place(halves(), {"gpu": ["split"]}), TIMED)
+    assert [(t.tensor.name, t.seconds) for t in traffic.transfers] == [
+        ("x", (32 + 100) / 100 + 32 / 2 + 1),
+        ("y", 64 / 100 + 64 / 2),
+        ("split.0", (96 + 20) / 10 + 96 / 4 + 2),
+        ("split.1", (128 + 20) / 10 + 128 / 4),
+    ]
+    totals = traffic.totals
+    assert totals.sent_seconds == pytest.approx(18.32 + 32.64)
+    assert totals.received_seconds == pytest.approx(37.6 + 46.8)
+    assert totals.peer_seconds == 0
+    assert traffic.calls[0].seconds == totals.seconds == pytest.approx(50.96 + 84.4)
+
+
+def test_seconds_between_accelerators_are_those_of_sending():
+    on = {"gpu": ["a"], "npu": ["b", "d"]}
+    traffic = account(relay(), place(relay(), on), TIMED)
+    (a,) = [t for t in traffic.transfers if t.direction == "peer"]
+    assert a.payload_bytes == 64
+    assert a.seconds == traffic.totals.peer_seconds == (64 + 100) / 100 + 64 / 2 + 1
+    assert fsum(c.seconds for c in traffic.calls) == pytest.approx(traffic.totals.seconds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({}, (True, True, True)),
+        ({"sent_bandwidth_bytes_per_second": None}, (False, True, False)),
+        ({"received_bandwidth_bytes_per_second": None}, (True, False, False)),
+    ],
+)
+def test_seconds_are_null_where_the_link_has_no_bandwidth(changes, known):
+    link = replace(TIMED, **changes)
+    traffic = account(halves(), place(halves(), {"gpu": ["split"]}), link)
+    found = {t.direction: t.seconds is not None for t in traffic.transfers}
+    totals = traffic.totals
+    assert (found["send"], found["receive"], totals.seconds is not None) == known
+    assert (totals.sent_seconds is not None, totals.received_seconds is not None) == known[:2]
+    assert (traffic.calls[0].seconds is not None) == known[2]
+    # Nothing crosses, but nothing is said of it either.
+    assert (account(halves(), place(halves(), {}), link).totals.seconds is not None) == known[2]
+
+
+def test_the_peak_buffer_is_the_largest_message_or_chunk():
+    graph = halves()  # sends 32 + 64 bytes, receives 96 + 128
+    where = place(graph, {"gpu": ["split"]})
+    assert account(graph, where, load_link("none")).peak_buffer_bytes == 96 + 128
+    chunked = account(graph, where, replace(load_link("zmq-ipc"), chunk_bytes=50))
+    assert chunked.peak_buffer_bytes == 50
+    # Two chunks out at 82 bytes each; replies have no framing by the message.
+    assert [(c.sent_wire_bytes, c.received_wire_bytes) for c in chunked.calls] == [
+        (96 + 2 * 82, 224 + 2 * 51)
+    ]
+    assert account(graph, place(graph, {}), TIMED).peak_buffer_bytes == 0
 
 
 def test_two_senders_are_two_messages():

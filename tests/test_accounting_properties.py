@@ -1,7 +1,9 @@
 """The accounting against a second one: slow, naive, written from the rules alone."""
 
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
+from math import fsum
 from typing import get_args
 
 import pytest
@@ -267,6 +269,45 @@ def test_calls_and_transfers_sum_to_the_totals(case, residency, wire_dtype):
         assert wire == sum(t.wire_bytes for t in chosen)
     assert totals.payload_bytes == sum(t.payload_bytes for t in transfers)
     assert totals.wire_bytes == sum(t.wire_bytes for t in transfers)
+
+
+TIMED = replace(
+    LINK, sent_bandwidth_bytes_per_second=1009, received_bandwidth_bytes_per_second=907,
+    sent_latency_seconds=0.37, received_latency_seconds=0.011,
+    sent_serialisation_seconds_per_byte=3e-4, received_encryption_seconds_per_byte=7e-5,
+)  # fmt: skip
+
+
+@EXAMPLES
+@given(placed(), RESIDENCY, st.none() | st.integers(1, 300), st.sampled_from([0, 100]))
+def test_seconds_of_transfers_calls_and_the_run_agree(case, residency, chunk, threshold):
+    graph, where = case
+    note(describe(graph, where))
+    link = replace(
+        TIMED, chunk_bytes=chunk, shared_memory_threshold_bytes=threshold,
+        shared_memory_handle_bytes=12,
+    )  # fmt: skip
+    traffic = account(graph, where, link, residency=residency)
+    for call in traffic.calls:
+        of_it = [t.seconds for t in traffic.transfers if t.call == call.id]
+        assert call.seconds == pytest.approx(fsum(of_it), rel=1e-12)
+    for ours in (traffic.calls, traffic.transfers):
+        assert traffic.totals.seconds == pytest.approx(fsum(o.seconds for o in ours), rel=1e-12)
+    for transfer in traffic.transfers:
+        received = transfer.direction == "receive"
+        assert transfer.seconds >= transfer.wire_bytes / (907 if received else 1009)
+
+    # What a link costs changes no payload, no transfer and no call.
+    plain = account(graph, where, LINK, residency=residency)
+    assert moves_of(traffic) == moves_of(plain)
+    assert [t.payload_bytes for t in traffic.transfers] == [
+        t.payload_bytes for t in plain.transfers
+    ]
+    assert [call.ops for call in traffic.calls] == [call.ops for call in plain.calls]
+    assert traffic.total_expr == plain.total_expr
+    assert plain.totals.seconds is None
+    assert {t.seconds for t in plain.transfers} <= {None}
+    assert traffic.peak_buffer_bytes <= (chunk or plain.peak_buffer_bytes)
 
 
 @EXAMPLES

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cli.workspace import remember, trace_folder
-from costmodels.links import FIGURES
+from costmodels.links import REQUIRED
 from partition.policy import policy_names
 from tests.conftest import BIN
 from tests.inprocess import invoke
@@ -292,7 +292,7 @@ def test_a_dtype_that_is_offered_works_or_is_blamed(cli, tmp_path, dtype):
         ("--policy FUSE-ATTENTION", ["'FUSE-ATTENTION'", "fuse-attention", ".toml"]),
         ("--policy gone.toml", ["policy file gone.toml", "No such file"]),
         ("--policy t/", ["policy file t", "directory"]),
-        ("--link zmq-ipx", ["unknown link 'zmq-ipx'", "none, zmq-ipc", ".toml", "mean zmq-ipc"]),
+        ("--link zmq-ipx", ["unknown link 'zmq-ipx'", "none, nvlink", ".toml", "mean zmq-ipc"]),
         ("--link gone.toml", ["link file gone.toml", "No such file"]),
         ("--link t/", ["link file t", "directory"]),
         ("--home gpu", ["--home 'gpu'", "--accel 'gpu'", "two different devices"]),
@@ -432,6 +432,7 @@ def test_a_policy_file(here, refuse, content, says):
 
 # --- link files -----------------------------------------------------------------------------------
 
+FIGURES = tuple(REQUIRED)
 GOOD_LINK = 'description = "d"\n' + "".join(
     f'[{key}]\nvalue = {n}\nsource = "s"\n' for n, key in enumerate(FIGURES)
 )
@@ -479,7 +480,7 @@ def test_the_link_file_that_the_others_are_made_of(here, cli):
         *(
             pytest.param(
                 GOOD_LINK.replace("value = 0", f"value = {value}"),
-                [f"[{FIRST}]", "whole number of bytes", value.strip('"')],
+                [f"[{FIRST}]", "whole number", value.strip('"')],
                 id=f"value = {value}",
             )
             for value in ("-1", "1.5", '"82"', "[82]", "99999999999999999999")
@@ -1015,6 +1016,7 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
                 "total_payload_bytes", "total_wire_bytes", "total_bytes_expr",
                 "resident_bytes"):  # fmt: skip
         assert figures[key] == summary[key], key
+    assert figures["transfer_seconds"] == summary["seconds"]
     assert folder.parts[-2] == f"wire={figures['wire']}"
 
     (sums,) = ask(
@@ -1022,7 +1024,8 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
         """SELECT count(*) AS transfers, count(DISTINCT call_id) AS calls,
            coalesce(sum(payload_bytes), 0)::BIGINT AS payload,
            coalesce(sum(wire_bytes), 0)::BIGINT AS wire,
-           coalesce(sum(payload_bytes) FILTER (direction = 'send'), 0)::BIGINT AS sent
+           coalesce(sum(payload_bytes) FILTER (direction = 'send'), 0)::BIGINT AS sent,
+           sum(seconds) AS seconds
            FROM transfers""",
     )
     assert figures["transfers"] == sums["transfers"]
@@ -1032,11 +1035,18 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
     (calls,) = ask(
         folder,
         """SELECT count(*) AS calls, coalesce(sum(sent_payload_bytes), 0)::BIGINT AS sent,
-           coalesce(sum(received_wire_bytes), 0)::BIGINT AS received FROM calls""",
+           coalesce(sum(received_wire_bytes), 0)::BIGINT AS received, sum(seconds) AS seconds
+           FROM calls""",
     )
     assert figures["calls"] == calls["calls"] == sums["calls"]
     assert figures["sent_payload_bytes"] == calls["sent"]
     assert figures["received_wire_bytes"] == calls["received"]
+    if figures["link"] == "pcie5-x16":
+        assert figures["transfer_seconds"] > 0
+        assert sums["seconds"] == pytest.approx(figures["transfer_seconds"])
+        assert calls["seconds"] == pytest.approx(figures["transfer_seconds"])
+    else:  # without a bandwidth nothing is known, which is not 0
+        assert figures["transfer_seconds"] is sums["seconds"] is calls["seconds"] is None
 
     devices = ask(folder, "SELECT DISTINCT device FROM placement WHERE device IS NOT NULL")
     assert {row["device"] for row in devices} == {figures["home"], *figures["accelerators"]}
@@ -1066,6 +1076,7 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
         ["--policy", "all-home"],
         ["--policy", "fuse-attention", "--wire-dtype", "bfloat16", "--residency", "call"],
         ["--policy", "mine.toml", "--link", "none", "--home", "phone", "--accel", "npu"],
+        ["--link", "pcie5-x16"],
     ],
     ids=" ".join,
 )

@@ -6,7 +6,7 @@ import pytest
 
 from cli import printing, show
 from costmodels.flops import FlopTotals, annotate, total_flops
-from costmodels.links import load_link
+from costmodels.links import Link, load_link
 from partition.accounting import account
 from partition.explain import compare_traffic, top_transfers
 from partition.tables import Partition
@@ -26,10 +26,11 @@ def wide() -> OpGraph:
     return annotate(build.finish(made))
 
 
-def partition(graph: OpGraph) -> Partition:
+def partition(graph: OpGraph, link: Link | None = None) -> Partition:
+    link = link or load_link("zmq-ipc")
     where = place(graph, {"gpu": ["linear"]})
-    traffic = account(graph, where, load_link("zmq-ipc"))
-    return Partition(graph, "id", "a-policy", where, traffic, "zmq-ipc", None, "run")
+    traffic = account(graph, where, link)
+    return Partition(graph, "id", "a-policy", where, traffic, link.name, None, "run")
 
 
 @pytest.fixture(params=[None, 40, 80])
@@ -62,6 +63,55 @@ def test_tables_are_never_cut(columns, capsys):
         "resident off home",
     ):
         assert any(figure in line for line in printed.splitlines()), figure
+
+
+def test_transfer_times_are_shown_where_they_are_known(capsys):
+    fast = load_link("axi-lite")
+    one_way = replace(fast, received_bandwidth_bytes_per_second=None)
+    graph = wide()
+    for link, shown in (
+        # 12e9 bytes at 200e6 a second; 20 bytes (5 floats) back
+        (fast, ["60 s", "100 ns", "60 s"]),
+        (one_way, ["60 s", "not known", "not known"]),
+        (load_link("zmq-ipc"), None),
+    ):
+        made = partition(graph, link)
+        show.partition_summary(made, link, [], None, "here")
+        printed = capsys.readouterr().out
+        assert ("transfer time" in printed) == (shown is not None)
+        rows = [line for line in printed.splitlines() if line.startswith(("sent", "rec", "total "))]
+        for row, time in zip(rows, shown or [], strict=False):
+            assert row.endswith(f"MiB  {time:>13}"), row
+        show.comparison(
+            [made], made, [compare_traffic(made.placement, made.traffic, made.traffic)], "here"
+        )
+        printed = capsys.readouterr().out
+        assert ("transfer time" in printed) == (link is fast)
+
+
+def test_a_link_with_chunks_says_its_peak_buffer(capsys):
+    link = replace(load_link("none"), chunk_bytes=3 * 2**20)
+    show.partition_summary(partition(wide(), link), link, [], None, "here")
+    assert "in chunks of 3.0 MiB at most: the peak buffer is 3.0 MiB\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 s"), (12345.6, "12,346 s"), (1.0, "1 s"), (0.5, "500 ms"),
+        (0.0123456, "12.35 ms"), (4.2e-6, "4.2 us"), (5e-9, "5 ns"), (1e-12, "0.001 ns"),
+    ],
+)  # fmt: skip
+def test_durations(seconds, text):
+    assert printing.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(63015384615, "63.02 GB/s"), (2e8, "200 MB/s"), (1500, "1.5 kB/s"), (9.6, "9.6 B/s")],
+)
+def test_rates_are_in_powers_of_ten(rate, text):
+    assert printing.rate(rate) == text
 
 
 def test_a_list_breaks_between_its_items():

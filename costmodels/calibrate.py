@@ -1,0 +1,407 @@
+"""Links from measured calls: what a call takes beside its bytes, and by the byte each way.
+
+The model of a call is ``seconds = latency + a * sent + b * received``, all three 0 or more. Where
+the log tells sending from receiving, each is fitted alone; where it tells packing from the rest,
+``serialise_seconds = c * sent + d * received`` is fitted too, and taken off the seconds first.
+What the calls cannot tell apart (all of one size, say) is not guessed: it stays unknown.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import StringIO
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from costmodels.links import REQUIRED
+from tracer.errors import CutedgeError, InputError
+from tracer.toml_files import read_text
+
+Floats = NDArray[np.float64]
+
+LATENCY, SENT, RECEIVED = "latency (s a call)", "sent (s a byte)", "received (s a byte)"
+
+_REQUIRED = ("sent", "received", "seconds")
+_OPTIONAL = ("sent_seconds", "received_seconds", "serialise_seconds")
+_POSITIVE = ("seconds",)
+
+_LEAST_CALLS = 4
+"""One more than the terms of a call: fewer fit whatever they are."""
+
+_DEGENERATE = 1e-6
+"""Of singular values, against the largest: columns are one another's multiples but for rounding."""
+
+_COLLINEAR = 1 / 30
+"""Of singular values, against the largest: the usual mark from which standard errors grow
+(Belsley, Kuh and Welsch, Regression Diagnostics, 1980: condition indices of 30)."""
+
+_HUBER = 1.345
+"""Residuals of more standard deviations than this weigh less: 95% efficient on normal noise."""
+
+_ROUNDS = 50
+_FURTHEST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Measured calls, in the order of the file."""
+
+    name: str
+    """Of the file, without its folder."""
+    lines: tuple[int, ...]
+    """The line that each call is in, counted from 1."""
+    columns: dict[str, Floats]
+    """By name: bytes in ``sent`` and ``received``, seconds in the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A coefficient of the model."""
+
+    name: str
+    """``LATENCY``, ``SENT`` or ``RECEIVED``."""
+    value: float | None
+    """None when the calls cannot tell it, or show none."""
+    standard_error: float | None
+    """None where ``value`` is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """A call and what the model says of it."""
+
+    line: int
+    """In the log."""
+    measured_seconds: float
+    fitted_seconds: float
+    relative: float
+    """``measured_seconds`` over what was fitted, in parts of the measured: positive is slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One equation with its terms."""
+
+    equation: str
+    """The column that was fitted, and by what."""
+    terms: tuple[Term, ...]
+    """In the order of the equation."""
+    r_squared: float | None
+    """1 - residual over total sum of squares of the seconds; None when all are the same."""
+    relative_residual_quantiles: tuple[float, float]
+    """Half and nine tenths of the calls are off by no more, in parts of what was measured."""
+    furthest: tuple[Residual, ...]
+    """The calls that are furthest off in seconds, the furthest first."""
+
+    def value(self, name: str) -> float | None:
+        """The value of a term by its name."""
+        return next(term.value for term in self.terms if term.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a log says of a link."""
+
+    log: str
+    """The log's name."""
+    calls: int
+    """How many it has."""
+    fits: tuple[Fit, ...]
+    """Of the seconds (one, or one each way), then of the packing where the log has it."""
+    figures: dict[str, float]
+    """What a link file gets beside its framing."""
+    sources: dict[str, str]
+    """By key of ``figures``."""
+    warnings: tuple[str, ...]
+    """What the log cannot tell, in sentences."""
+
+
+def read_log(path: Path) -> Log:
+    """Measured calls from a CSV file. Raises InputError that names file, line and column."""
+    rows = csv.reader(
+        StringIO(read_text(path, "log").removeprefix("\ufeff"), newline=""), strict=True
+    )
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        columns = _columns(path, header)
+        lines: list[int] = []
+        values: list[list[float]] = []
+        for row in rows:
+            if not any(cell.strip() for cell in row):
+                continue
+            where = f"{path}, line {rows.line_num}"
+            if len(row) != len(header):
+                raise InputError(f"{where}: {len(row)} columns, but the header has {len(header)}")
+            lines.append(rows.line_num)
+            values.append([_number(where, name, row[at]) for name, at in columns.items()])
+    except csv.Error as error:
+        raise InputError(f"{path}, line {rows.line_num}: not valid CSV: {error}") from error
+    if len(lines) < _LEAST_CALLS:
+        raise InputError(
+            f"{path}: {len(lines)} calls are too few: three terms take {_LEAST_CALLS} or more"
+        )
+    table = np.array(values, dtype=np.float64)
+    return Log(
+        path.name, tuple(lines), {name: table[:, at] for at, name in enumerate(columns)}
+    )  # fmt: skip
+
+
+def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
+    """Where the columns are that the fit reads."""
+    for name in (*_REQUIRED, *_OPTIONAL):
+        if header.count(name) > 1:
+            raise InputError(f"{path}, line 1: column {name!r} is there twice")
+    for name in _REQUIRED:
+        if name not in header:
+            raise InputError(
+                f"{path}, line 1: column {name!r} is missing; a log has {', '.join(_REQUIRED)}"
+            )
+    pair = ("sent_seconds", "received_seconds")
+    for name, other in (pair, pair[::-1]):
+        if name in header and other not in header:
+            raise InputError(f"{path}, line 1: column {other!r} is missing: {name} needs it")
+    return {name: header.index(name) for name in (*_REQUIRED, *_OPTIONAL) if name in header}
+
+
+def _number(where: str, name: str, text: str) -> float:
+    least = "more than 0" if name in _POSITIVE else "0 or more"
+    wanted = f"{where}: column {name!r} must be a number, {least}, not {text.strip()!r}"
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise InputError(wanted) from error
+    if not isfinite(value) or value < 0 or (value == 0 and name in _POSITIVE):
+        raise InputError(wanted)
+    return value
+
+
+def fit(log: Log) -> Calibration:
+    """The terms of a link from measured calls.
+
+    Noise is taken to grow with the seconds of a call, and slow outliers weigh less.
+    """
+    columns = log.columns
+    sent, received, seconds = (columns[name] for name in _REQUIRED)
+    once = np.ones_like(seconds)
+    warnings: list[str] = []
+    packing = columns.get("serialise_seconds")
+    if packing is not None:
+        late = np.flatnonzero(packing > seconds)
+        if late.size:
+            raise InputError(
+                f"{log.name}, line {log.lines[late[0]]}: column 'serialise_seconds' is more than "
+                "the seconds of the whole call"
+            )
+    if "sent_seconds" in columns:
+        fits = [
+            _fit(log, f"{way}_seconds", columns[f"{way}_seconds"],
+                 {LATENCY: once, name: columns[way]}, warnings)
+            for way, name in (("sent", SENT), ("received", RECEIVED))
+        ]  # fmt: skip
+    else:
+        name = "seconds" if packing is None else "seconds - serialise_seconds"
+        wall = seconds if packing is None else seconds - packing
+        fits = [_fit(log, name, wall, {LATENCY: once, SENT: sent, RECEIVED: received}, warnings)]
+    if packing is not None:
+        packed = {SENT: sent, RECEIVED: received}
+        fits.append(_fit(log, "serialise_seconds", packing, packed, warnings))
+    figures, sources = _figures(log, fits, warnings)
+    return Calibration(
+        log.name, len(log.lines), tuple(fits), figures, sources, tuple(warnings)
+    )  # fmt: skip
+
+
+def _fit(
+    log: Log, name: str, measured: Floats, terms: dict[str, Floats], warnings: list[str]
+) -> Fit:
+    """Weighted non-negative least squares of ``measured`` by ``terms``, one column each."""
+    design = np.column_stack(list(terms.values()))
+    # A call's own noise grows with it: without this, the longest calls would be all that counts.
+    least = measured[measured > 0].min(initial=np.inf)
+    own = 1 / np.maximum(measured, least if isfinite(least) else 1.0)
+    weights = own
+    values = _solve(design, measured, weights)
+    for _ in range(_ROUNDS):
+        off = np.abs(measured - design @ values) * own
+        spread = 1.4826 * np.median(off)  # of normal noise, its standard deviation
+        if spread < 1e-12:  # as good as exact
+            break
+        weights = own * np.sqrt(np.minimum(1, _HUBER * spread / np.maximum(off, 1e-300)))
+        before, values = values, _solve(design, measured, weights)
+        if np.allclose(before, values, rtol=1e-12, atol=0):
+            break
+
+    known = _identified(design, weights, list(terms), name, warnings)
+    errors = _standard_errors(design, measured, weights, values)
+    found = []
+    for term, value, error, is_known in zip(terms, values, errors, known, strict=True):
+        if is_known and not error < value:
+            what = f"{value:.3g} +- {error:.3g}" if value else "none"
+            warnings.append(f"{name}: the calls show no {term} beside their noise ({what})")
+        kept = is_known and error < value
+        found.append(Term(term, float(value) if kept else None, float(error) if kept else None))
+
+    fitted = design @ values
+    residual = measured - fitted
+    total = float(np.sum((measured - measured.mean()) ** 2))
+    relative = np.abs(residual) * own
+    return Fit(
+        equation=f"{name} = {' + '.join(terms)}",
+        terms=tuple(found),
+        r_squared=1 - float(np.sum(residual**2)) / total if total else None,
+        relative_residual_quantiles=(
+            float(np.quantile(relative, 0.5)), float(np.quantile(relative, 0.9)),
+        ),
+        furthest=tuple(
+            Residual(
+                log.lines[at], float(measured[at]), float(fitted[at]), float(residual[at] * own[at])
+            )
+            for at in np.argsort(-np.abs(residual), kind="stable")[:_FURTHEST]
+        ),
+    )  # fmt: skip
+
+
+def _scaled(design: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """The weighted columns at length 1 (a column of nothing stays that), and their lengths."""
+    weighted = design * weights[:, None]
+    lengths = np.linalg.norm(weighted, axis=0)
+    lengths[lengths == 0] = 1
+    return weighted / lengths, lengths
+
+
+def _solve(design: Floats, measured: Floats, weights: Floats) -> Floats:
+    scaled, lengths = _scaled(design, weights)
+    solution: Floats = nnls(scaled, measured * weights)[0]
+    return solution / lengths
+
+
+def _identified(
+    design: Floats, weights: Floats, names: Sequence[str], of: str, warnings: list[str]
+) -> list[bool]:
+    """Which terms the calls determine; warns of those that they do not, or hardly.
+
+    A combination of columns that comes to nothing can be added to any solution: the terms in it
+    are not determined.
+    """
+    scaled, _ = _scaled(design, weights)
+    _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
+    share = singular / singular[0]
+    part_of_nothing = np.sum(directions[share < _DEGENERATE] ** 2, axis=0)
+    known = [bool(part < 1e-6) for part in part_of_nothing]
+    empty = [not column.any() for column in design.T]
+    for name, is_empty in zip(names, empty, strict=True):
+        if is_empty:
+            warnings.append(f"{of}: no call has any bytes to tell {name} by")
+    mixed = [
+        name
+        for name, is_known, is_empty in zip(names, known, empty, strict=True)
+        if not is_known and not is_empty
+    ]
+    if mixed:
+        warnings.append(
+            f"{of}: the calls cannot tell {_listed(mixed)} apart, so none of them is given: "
+            "measure calls of several sizes, and sent and received not in step"
+        )
+    for direction in directions[(share >= _DEGENERATE) & (share < _COLLINEAR)]:
+        close = [name for name, part in zip(names, direction, strict=True) if abs(part) > 0.3]
+        warnings.append(
+            f"{of}: the calls hardly tell {_listed(close)} apart: measure calls whose sizes "
+            "differ more"
+        )
+    return known
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _standard_errors(design: Floats, measured: Floats, weights: Floats, values: Floats) -> Floats:
+    """Of the terms that are more than 0; 0 for the others, which a bound holds."""
+    errors = np.zeros(len(values))
+    free = values > 0
+    scaled, lengths = _scaled(design[:, free], weights)
+    spare = max(len(measured) - int(free.sum()), 1)
+    variance = float(np.sum((weights * (measured - design @ values)) ** 2)) / spare
+    covariance = np.linalg.pinv(scaled.T @ scaled) * variance
+    errors[free] = np.sqrt(np.maximum(np.diag(covariance), 0)) / lengths
+    return errors
+
+
+def _figures(
+    log: Log, fits: Sequence[Fit], warnings: list[str]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The keys of a link file that the fits are enough for, with their sources."""
+    source = f"cutedge calibrate: {log.name}, {len(log.lines)} calls"
+    figures: dict[str, float] = {}
+    sources: dict[str, str] = {}
+
+    def add(key: str, value: float, what: str) -> None:
+        figures[key], sources[key] = value, f"{source}: {what}"
+
+    packing = fits[-1] if "serialise_seconds" in log.columns else None
+    apart = "sent_seconds" in log.columns
+    by_way = {"sent": (fits[0], SENT), "received": (fits[1 if apart else 0], RECEIVED)}
+    for way, (one, name) in by_way.items():
+        slope = one.value(name)
+        if slope is not None and 1 <= round(1 / slope) < 2**63:
+            what = "wire" if packing else "wire and packing together"
+            add(f"{way}_bandwidth_bytes_per_second", round(1 / slope), f"1 / {slope:.6g}, {what}")
+        else:
+            warnings.append(
+                f"no bandwidth for what is {way}: with this link its seconds stay unknown"
+            )
+    for way, (one, _) in by_way.items():
+        latency = one.value(LATENCY)
+        if latency is not None:
+            share = f"of {way}_seconds" if apart else "half of a call's: the log has both in one"
+            add(f"{way}_latency_seconds", latency if apart else latency / 2, share)
+    for way, (_, name) in by_way.items() if packing else ():
+        toll = packing.value(name) if packing else None
+        if toll is not None:
+            add(f"{way}_serialisation_seconds_per_byte", toll, "serialise_seconds")
+    return figures, sources
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Refuse a place for a link file before any work. Raises InputError that says why."""
+    if out.suffix != ".toml":
+        raise InputError(f"--out {out}: a link file's name ends with .toml")
+    if out.is_dir():
+        raise InputError(f"--out {out} is a directory")
+    if os.path.lexists(out) and not force:
+        raise InputError(f"--out {out} is there already: --force replaces it")
+
+
+def write_link(found: Calibration, out: Path) -> None:
+    """Write a link file, whole or not at all. Raises CutedgeError when the place cannot be."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text("\n".join(_toml(found)), encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, out)
+    except OSError as error:
+        raise CutedgeError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _toml(found: Calibration) -> Iterator[str]:
+    yield f"description = {_quoted(f'Fitted to {found.calls} calls of {found.log}')}"
+    unmeasured = "not measured: the log has payload bytes; what framing takes is in the seconds"
+    framing: Iterable[tuple[str, float, str]] = ((key, 0, unmeasured) for key in REQUIRED)
+    fitted = ((key, value, found.sources[key]) for key, value in found.figures.items())
+    for key, value, source in (*framing, *fitted):
+        yield f"\n[{key}]\nvalue = {value!r}\nsource = {_quoted(source)}"
+    yield ""
+
+
+def _quoted(text: str) -> str:
+    """A TOML string: JSON's, which leaves only DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
