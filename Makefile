@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint bench coverage readme clean
+.PHONY: help setup demo test test-all lint bench coverage reference readme clean
 
 help:
 	@echo "make demo      trace Llama-3.2-1B, split it between a TEE and a GPU, compare the policies"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     speed, as ratios within one run"
 	@echo "make coverage  trace every model type of transformers by head (long), write docs/coverage.md"
+	@echo "make reference write docs/reference-figures.md: the documents' figures beside ours"
 	@echo "make readme    run README.md's commands and write their output into it"
 
 $(READY): pyproject.toml constraints.txt
@@ -47,6 +48,9 @@ bench: $(READY)
 
 coverage: $(READY)
 	$(BIN)/python -m tests.coverage
+
+reference: $(READY)
+	$(BIN)/python -m tests.figures
 
 readme: $(READY)
 	$(BIN)/python -m tests.readme

@@ -86,6 +86,7 @@ def gemm(
     from cli.printing import print_json
     from costmodels.arrays import Options, gemm_cost
     from costmodels.devices import load_device
+    from costmodels.links import load_link, round_trip_seconds
     from tracer.graph import ITEM_BYTES
 
     choose(dtype, tuple(ITEM_BYTES), "--dtype")
@@ -99,19 +100,25 @@ def gemm(
         array, m, k, n, batch=batch, options=options, count=counted, overlap=overlapped,
         element_bytes=ITEM_BYTES[dtype],
     )  # fmt: skip
+    link = chosen.host_link and load_link(chosen.host_link)
+    over_link = (
+        round_trip_seconds(link, int(cost.sent_bytes), int(cost.received_bytes)) if link else None
+    )
     if as_json:
         systolic = array.dataflow != "fixed"
         print_json({
             "device": chosen.name, "m": m, "k": k, "n": n, "batch": batch, **asdict(array),
             "count": counted if systolic else "true", "overlap": overlapped if systolic else None,
             **asdict(options), "host_link": chosen.host_link, **asdict(cost),
+            "link_seconds": over_link,
+            "seconds_with_link": None if over_link is None else max(over_link, cost.seconds),
         })  # fmt: skip
     else:
         product = f"[{m} x {k}] x [{k} x {n}]"
         counting = "the number of the last, from 0, as SCALE-Sim prints it"
         _print_gemm(
             f"{batch} x {product}" if batch > 1 else product, chosen, array, cost,
-            counting if array.dataflow != "fixed" and counted == "scalesim" else "",
+            counting if array.dataflow != "fixed" and counted == "scalesim" else "", over_link,
         )  # fmt: skip
 
 
@@ -129,7 +136,7 @@ def _array(device: "Device", mode: Dataflow | None, rows: int | None, cols: int 
     if flow == "fixed":
         if array.dataflow != "fixed":
             raise InputError(f"--mode fixed: {device.name} has no tile_cycles, as chip-8x8 has")
-        if rows or cols:
+        if (rows or array.rows, cols or array.columns) != (array.rows, array.columns):
             raise InputError(
                 "--rows and --cols are of systolic arrays (--mode os, ws or is): what a fixed "
                 f"tile takes is known of that of {device.name} alone"
@@ -259,8 +266,9 @@ def _array_words(array: "Array") -> str:
 
 
 def _print_gemm(
-    product: str, device: "Device", array: "Array", cost: "GemmCost", counting: str
-) -> None:
+    product: str, device: "Device", array: "Array", cost: "GemmCost", counting: str,
+    over_link: float | None,
+) -> None:  # fmt: skip
     from rich.text import Text
 
     from cli.printing import console, human, print_table
@@ -278,6 +286,11 @@ def _print_gemm(
             ("tiles" if array.dataflow == "fixed" else "folds", f"{cost.tiles:,}", ""),
             ("cycles", f"{cost.cycles:,}", counting),
             ("seconds", f"{cost.seconds:.9g}", "without the host link"),
+            *(
+                [("link seconds", f"{over_link:.9g}", f"beside them, on {device.host_link}")]
+                if over_link is not None
+                else []
+            ),
             ("useful MACs", f"{cost.useful_macs:,}", ""),
             ("padded MACs", f"{cost.padded_macs:,}", f"lost to padding: {lost}"),
             ("utilisation", f"{cost.utilisation:.2%}", ""),

@@ -95,7 +95,7 @@ def trace(
     trace_id = write_trace(graph, folder)
     notes = list(warnings)
     if removed := remove_stale(folder, trace_id):
-        notes.append(f"removed the partitions of the trace before: {', '.join(removed)}")
+        notes.append(f"removed what was made from the trace before: {', '.join(removed)}")
     remember(folder)
     for note in notes:
         typer.echo(f"warning: {note}", err=True)
@@ -120,6 +120,24 @@ def _traced(
     if key is not None:
         cache.keep(key, captured.graph, captured.reach)
     return captured.graph, captured.warnings, False
+
+
+def traced_model(
+    model: str, settings: "list[str] | None", *, phase: str, **sizes: int
+) -> "OpGraph":  # fmt: skip
+    """The annotated graph of a model for a command that needs one of its own, warnings printed."""
+    from costmodels.flops import annotate
+    from tracer.presets import find_config, parse_overrides
+
+    name, config = find_config(model)
+    options: dict[str, Any] = {
+        "dtype": "float32", "attn": "eager", "overrides": parse_overrides(settings or []),
+        "full": False, "model": name, "logits": "last", "phase": phase, "cache": False,
+    }  # fmt: skip
+    graph, warnings, _ = _traced(config, sizes, options, use_cache=True)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    return annotate(graph)
 
 
 @command("cutedge models llama-3.2-1b")

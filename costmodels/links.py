@@ -164,6 +164,13 @@ def message_cost(link: Link, payloads: Sequence[int], direction: str) -> Message
     return MessageCost(tuple(wire), tuple(seconds), chunk)
 
 
+def round_trip_seconds(link: Link, sent_bytes: int, received_bytes: int) -> float | None:
+    """What a message to a device and one back take; None where a bandwidth is not known."""
+    there = message_cost(link, [sent_bytes], "send").seconds
+    back = message_cost(link, [received_bytes], "receive").seconds
+    return None if there is None or back is None else sum(there) + sum(back)
+
+
 def _carried(link: Link, end: int, total: int) -> int:
     """What is on the wire, without framing, for the first ``end`` bytes of a payload of ``total``.
 

@@ -161,20 +161,30 @@ def share(part: int, whole: int) -> float:
 
 
 def remove_stale(trace: Path, trace_id: str) -> list[str]:
-    """Remove the partitions of another trace from a trace's directory; the policies they were of.
+    """Remove the partitions and costs of another trace from a trace's directory.
 
-    They would join with ops that they do not belong to.
+    They would join with ops that they do not belong to. What was removed, by policy, or ``costs``.
     """
     removed = set()
+    if not _is_of(trace / "costs.parquet", trace_id):
+        (trace / "costs.parquet").unlink(missing_ok=True)
+        removed.add("costs")
     for summary in trace.glob("policy=*/wire=*/residency=*/summary.parquet"):
-        with suppress(OSError, pa.ArrowException):
-            if (pq.read_metadata(summary).metadata or {}).get(b"trace_id") == trace_id.encode():
-                continue
+        if _is_of(summary, trace_id):
+            continue
         folder = summary.parent
         removed.add(unquote(folder.parent.parent.name.removeprefix("policy=")))
         with suppress(OSError):  # what is not ours stays
-            for table in ("placement", "transfers", "calls", "summary", "costs"):
+            for table in ("placement", "transfers", "calls", "summary"):
                 (folder / f"{table}.parquet").unlink(missing_ok=True)
             for level in (folder, folder.parent, folder.parent.parent):
                 level.rmdir()
     return sorted(removed)
+
+
+def _is_of(table: Path, trace_id: str) -> bool:
+    """Whether a table is of a trace, or not there; one that cannot be read is not."""
+    with suppress(OSError, pa.ArrowException):
+        metadata = pq.read_metadata(table).metadata if table.exists() else None
+        return not table.exists() or (metadata or {}).get(b"trace_id") == trace_id.encode()
+    return False

@@ -77,11 +77,15 @@ def parameter_bytes(graph: OpGraph) -> int:
 def cached_state(graph: OpGraph) -> tuple[tuple[int, str | None], tuple[int, str | None]]:
     """(bytes, formula) of the cached state that is read, and of what it is afterwards."""
     after = [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
-    before = [
+    return _sum(cached_inputs(graph)), _sum(after)
+
+
+def cached_inputs(graph: OpGraph) -> list[Tensor]:
+    """The cached state that a run reads."""
+    return [
         t for op in graph.ops if op.kind is Kind.INPUT
         for t in graph.outputs(op.id) if t.role is Role.KV_CACHE
     ]  # fmt: skip
-    return _sum(before), _sum(after)
 
 
 def _sum(tensors: Iterable[Tensor]) -> tuple[int, str | None]:

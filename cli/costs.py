@@ -1,0 +1,339 @@
+"""Commands that say what a traced model costs on a device, and what its limits are there."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cli.app import Json, TraceDir, choose, command
+
+if TYPE_CHECKING:
+    from costmodels.links import Link
+    from costmodels.parameters import Breakdown
+    from costmodels.roofline import DeviceTime, Share
+    from tracer.graph import Op, OpGraph
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a config field: key=value.")
+]
+Model = Annotated[str, typer.Argument(help="A preset, a config.json, or org/name on the hub.")]
+
+
+@command("cutedge cost --device rtx-4090 --by module")
+def cost(
+    directory: TraceDir = None,
+    devices: Annotated[
+        list[str] | None, typer.Option("--device", help="A device or .toml file, again and again.")
+    ] = None,
+    by: Annotated[
+        Literal["kind", "layer", "module"], typer.Option(help="What to sum the printed rows by.")
+    ] = "kind",
+    products_dtype: Annotated[
+        str | None,
+        typer.Option(help="Compute matrix products in another dtype: tfloat32, bfloat16."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail when any op has no cost on a device.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what each op of a trace takes on devices: seconds, what bounds it, cycles on a chip."""
+    from cli.printing import print_json
+    from cli.workspace import trace_folder
+    from costmodels.devices import load_device
+    from costmodels.roofline import refuse_missing, time_ops
+    from costmodels.tables import write_costs
+    from tracer.serde import read_trace
+
+    chosen = [load_device(name) for name in dict.fromkeys(devices or ["rtx-4090"])]
+    if products_dtype is not None:
+        peaks = {dtype for device in chosen for dtype in device.peak_flops_per_second}
+        choose(products_dtype, sorted(peaks), "--products-dtype")
+    folder = trace_folder(directory)
+    graph, trace_id = read_trace(folder)
+    times = [time_ops(graph, device, products_dtype=products_dtype) for device in chosen]
+    if strict:
+        for time in times:
+            refuse_missing(time)
+    written = write_costs(graph, trace_id, times, folder)
+    if as_json:
+        print_json([{**_cost_dict(graph, time), "table": str(written)} for time in times])
+    else:
+        _print_costs(graph, times, by)
+        typer.echo(f"written to {written}")
+
+
+def _keys(graph: "OpGraph") -> dict[str, Any]:
+    """What ops can be summed by."""
+
+    def module(op: "Op") -> str:
+        return re.sub(r"\.\d+(?=\.|$)", ".*", op.module_path) or "(the model itself)"
+
+    def layer(op: "Op") -> str:
+        return "outside" if op.layer is None else str(op.layer)
+
+    return {"kind": lambda op: op.kind.value, "layer": layer, "module": module}
+
+
+WAYS = ("sent", "received")
+
+
+def _host_link(time: "DeviceTime") -> "Link | None":
+    """The link that an array's operands come over."""
+    from costmodels.links import load_link
+
+    named = time.device.host_link if time.device.array else None
+    return None if named is None else load_link(named)
+
+
+def _share_dict(share: "Share") -> dict[str, Any]:
+    return {**asdict(share), "intensity": share.intensity}
+
+
+def _cost_dict(graph: "OpGraph", time: "DeviceTime") -> dict[str, Any]:
+    from costmodels.roofline import shares
+
+    whole = next(iter(shares(graph, time, lambda op: "all")), None)
+    gemms, link = time.gemms, _host_link(time)
+    return {
+        "device": time.device.name, "seconds": time.seconds, "coverage": time.coverage,
+        "missing": dict(time.missing),
+        **({} if whole is None else {
+            "flops": whole.flops, "bytes": whole.bytes, "intensity": whole.intensity,
+            "seconds_by_bound": dict(whole.bounds),
+        }),
+        "cycles": sum(g.cycles for g in gemms) if gemms else None,
+        "tiles": sum(g.tiles for g in gemms) if gemms else None,
+        "useful_macs": sum(g.useful_macs for g in gemms) if gemms else None,
+        "padded_macs": sum(g.padded_macs for g in gemms) if gemms else None,
+        "host_link": link and link.name, "link_seconds": link and time.link_seconds(link),
+        "resident_bytes": time.need.resident_bytes,
+        "peak_activation_bytes": time.need.peak_activation_bytes,
+        "fits": time.fits, "paged_share": time.paged_share,
+        **{
+            f"by_{what}": [_share_dict(share) for share in shares(graph, time, key)]
+            for what, key in _keys(graph).items()
+        },
+    }  # fmt: skip
+
+
+def _print_costs(graph: "OpGraph", times: "Sequence[DeviceTime]", by: str) -> None:
+    from rich.text import Text
+
+    from cli.printing import console, duration, human, print_table
+    from cli.show import headline
+    from costmodels.roofline import shares
+
+    out = console()
+    out.print(Text(headline(graph.meta), style="bold"))
+    for time in times:
+        out.print()
+        name = f"{time.device.name}: {time.device.description}"
+        out.print(Text(name, style="bold"), soft_wrap=True)
+        for line in _summary(graph, time):
+            out.print(line, soft_wrap=True)
+        out.print()
+        found = shares(graph, time, _keys(graph)[by])
+        if by != "layer":
+            found.sort(key=lambda share: -share.seconds)
+        print_table(
+            (by, "ops", "FLOPs", "bytes", "FLOPs/byte", "seconds", "share", "bound by"),
+            [
+                (
+                    share.name, f"{share.ops:,}", f"{share.flops:,}", human(share.bytes),
+                    "" if share.intensity is None else f"{share.intensity:.2f}",
+                    "not here" if share.missing == share.ops else duration(share.seconds),
+                    f"{share.seconds / time.seconds:.1%}" if time.seconds else "",
+                    max(share.bounds, key=lambda bound: share.bounds[bound], default=""),
+                )
+                for share in found
+            ],
+            "<>>>>>><",
+        )  # fmt: skip
+    out.print()
+
+
+def _summary(graph: "OpGraph", time: "DeviceTime") -> "Iterator[str]":
+    """What a graph takes on a device, in sentences."""
+    from cli.printing import covered, duration, human
+    from costmodels.roofline import shares
+
+    device, need = time.device, time.need
+    spent = "".join(
+        f", {value / time.seconds:.1%} bound by {bound}"
+        for share in shares(graph, time, lambda op: "all")
+        for bound, value in sorted(share.bounds.items(), key=lambda item: -item[1])
+        if value
+    )
+    known = "all ops" if not time.missing else "the ops that run here"
+    yield f"{duration(time.seconds)} for {known}, one after another{spent}"
+    if gemms := time.gemms:
+        useful, padded = sum(g.useful_macs for g in gemms), sum(g.padded_macs for g in gemms)
+        yield (
+            f"{sum(g.cycles for g in gemms):,} cycles in {sum(g.tiles for g in gemms):,} tiles; "
+            f"{useful / padded:.1%} of {padded:,} multiply-accumulates are useful"
+        )
+        link = _host_link(time)
+        taken = None if link is None else time.link_seconds(link)
+        if link is not None and taken is not None:
+            sent, received = (sum(getattr(g, f"{way}_bytes") for g in gemms) for way in WAYS)
+            yield (
+                f"beside that, {link.name} takes {duration(taken)} for their operands "
+                f"({human(sent)}) and results ({human(received)})"
+            )
+    fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[time.fits]
+    size = "" if device.memory_bytes is None else f" in {human(device.memory_bytes)}"
+    yield (
+        f"memory: {human(need.resident_bytes)} resident, {human(need.peak_activation_bytes)} of "
+        f"activations at the peak: {fits}{size}"
+    )
+    if time.paged_share:
+        yield (
+            f"{time.paged_share:.1%} of that is beyond the secure memory of "
+            f"{human(device.enclave_bytes or 0)} and is paged (an estimate)"
+        )
+    missing = ", ".join(f"{n} x {target}" for target, n in sorted(time.missing.items()))
+    yield (
+        f"coverage: seconds are known for {covered(time.coverage)} of the ops that work"
+        + (f"; not for {missing}" if missing else "")
+    )
+
+
+@command("cutedge limits qwen1.5-7b --device rtx-4090 --weight-bits 8 --prompt 1000")
+def limits(
+    model: Model,
+    device: Annotated[str, typer.Option(help="A device's name, or a .toml file.")] = "rtx-4090",
+    weight_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a parameter.")] = 16,
+    kv_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a cached value.")] = 16,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024,
+    dtype: Annotated[
+        str, typer.Option(help="The dtype whose peak the device computes at.")
+    ] = "float32",
+    units: Annotated[
+        Literal["true", "reference"],
+        typer.Option(
+            help="true: counts, decimal giga and tera; reference: M, G, T as powers of two."
+        ),
+    ] = "true",
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Say how fast one user's model can be at best: memory, first token, knees, decoding."""
+    from cli.printing import print_json
+    from cli.tracing import traced_model
+    from costmodels import limits as model_limits
+    from costmodels.devices import load_device
+
+    on = load_device(device)
+    machine = model_limits.machine(on, dtype, binary=units == "reference")
+    graph = traced_model(model, settings, phase="decode", past=16)
+    found = model_limits.limits(
+        model_limits.describe(graph), machine,
+        weight_bits=weight_bits, kv_bits=kv_bits, prompt=prompt,
+    )  # fmt: skip
+    figures = model_limits.in_units(found, binary=units == "reference")
+    if as_json:
+        print_json({
+            "model": graph.meta.model, "device": on.name, "dtype": dtype, "units": units,
+            "weight_bits": weight_bits, "kv_bits": kv_bits, "prompt": prompt, **figures,
+        })  # fmt: skip
+        return
+    typer.echo(
+        f"{graph.meta.model} on {on.name}: {weight_bits:g}-bit weights, {kv_bits:g}-bit cache, "
+        f"{prompt} tokens of prompt, peak of {dtype}"
+    )
+    _print_limits(figures, binary=units == "reference")
+
+
+def _print_limits(figures: Mapping[str, Any], *, binary: bool) -> None:
+    from cli.printing import print_table
+
+    rows = []
+    for key, value in figures.items():
+        unit = ""
+        if key.endswith("params"):
+            unit = "Gi" if binary else ""
+        elif key == "kv_cache_params_per_token":
+            unit = "Mi" if binary else ""
+        elif key == "decode_W_tokens_per_ms":
+            unit = "tokens/ms"
+        elif "_ms" in key:
+            unit = "ms"
+        text = (
+            "none" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+        )
+        rows.append((key, text, unit))
+    print_table(("limit", "value", "unit"), rows, "<><")
+
+
+@command("cutedge params mistral-7b")
+def params(
+    model: Model,
+    settings: Settings = None,
+    by_layer: Annotated[bool, typer.Option("--layers", help="A row for each layer.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say where a model's parameters are: embedding, attention, FFN, norms, lm_head."""
+    from cli.printing import print_json
+    from cli.tracing import traced_model
+    from costmodels.parameters import break_down
+
+    graph = traced_model(model, settings, phase="prefill", seq=16)
+    found = break_down(graph)
+    if as_json:
+        print_json(_params_dict(graph, found))
+    else:
+        _print_params(graph, found, by_layer)
+
+
+def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
+    def plain(parts: "Mapping[str, Any]") -> dict[str, Any]:
+        return {
+            part: {"weights": count.weights, "biases": count.biases, "total": count.total}
+            for part, count in parts.items()
+        }
+
+    return {
+        "model": graph.meta.model, "total": graph.meta.parameters, "parts": plain(found.parts),
+        "lm_head_tied_params": found.tied, "unread_params": found.unread,
+        "attention": found.attention,
+        "query_heads": found.heads and found.heads[0], "kv_heads": found.heads and found.heads[1],
+        "layers": {layer: plain(parts) for layer, parts in found.layers.items()},
+    }  # fmt: skip
+
+
+def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
+    from cli.printing import print_table
+
+    total = graph.meta.parameters
+    heads = "" if found.heads is None else (
+        f", {found.attention} with {found.heads[0]} query and {found.heads[1]} key/value heads"
+    )  # fmt: skip
+    typer.echo(f"{graph.meta.model}: {total:,} parameters{heads}")
+    print_table(
+        ("part", "weights", "biases and scales", "all", "share"),
+        [
+            (
+                part, f"{count.weights:,}", f"{count.biases:,}", f"{count.total:,}",
+                f"{count.total / total:.2%}",
+            )
+            for part, count in found.parts.items()
+        ],
+        "<>>>>",
+    )  # fmt: skip
+    if found.tied:
+        typer.echo(f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)")
+    if found.unread:
+        typer.echo(f"{found.unread:,} parameters are read by no op of a prefill")
+    if by_layer:
+        names = list(dict.fromkeys(part for parts in found.layers.values() for part in parts))
+        print_table(
+            ("layer", *names),
+            [
+                (str(layer), *(f"{parts[n].total:,}" if n in parts else "" for n in names))
+                for layer, parts in found.layers.items()
+            ],
+            "<" + ">" * len(names),
+        )

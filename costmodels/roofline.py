@@ -1,0 +1,208 @@
+"""What the ops of a graph take on a device: the roofline, or the cycles of a matrix array.
+
+On a device with peaks an op takes ``max(FLOPs / peak, bytes / bandwidth) + launch`` seconds
+(Williams, Waterman, Patterson: Roofline, CACM 2009), each op by itself, one after another. A
+device that is an array of multipliers runs matrix products alone (``costmodels.arrays``).
+
+A device whose secure memory is smaller than what the graph needs pages: of the bytes that an op
+touches, the share that does not fit is moved at the paging rate first. That is an average over a
+run that touches everything alike: an estimate.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from costmodels.arrays import GemmCost, Options, gemm_cost
+from costmodels.devices import Device
+from costmodels.links import Link, round_trip_seconds
+from costmodels.memory import MemoryNeed, memory_need
+from tracer.errors import CutedgeError
+from tracer.graph import Kind, Op, OpGraph
+
+Bound = Literal["compute", "memory", "overhead"]
+
+_FREE = frozenset({Kind.VIEW, Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT})
+_PRODUCTS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION})
+
+
+@dataclass(frozen=True, slots=True)
+class OpTime:
+    """What one op takes on one device."""
+
+    seconds: float | None = None
+    """None where the device has no figure for it, or where the op's FLOPs are not known."""
+    bound: Bound | None = None
+    """What the seconds are spent on most; None for an op that does no work, or without seconds."""
+    gemm: GemmCost | None = None
+    """Cycles and tiles, on an array of multipliers."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTime:
+    """What a graph takes on one device, op by op."""
+
+    device: Device
+    ops: tuple[OpTime, ...]
+    """By op id."""
+    need: MemoryNeed
+    paged_share: float
+    """The share of the graph's memory that does not fit into the device's secure memory."""
+    missing: Mapping[str, int]
+    """target -> ops that work and have no seconds here: no total includes them."""
+    coverage: float
+    """Share of the ops that work that have seconds."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all ops that have them, one after another."""
+        return sum(op.seconds or 0.0 for op in self.ops)
+
+    @property
+    def gemms(self) -> list[GemmCost]:
+        """Of the products that an array of multipliers runs."""
+        return [op.gemm for op in self.ops if op.gemm is not None]
+
+    def link_seconds(self, link: Link) -> float | None:
+        """What ``link`` takes to bring every product's operands to an array, and its result back.
+
+        An array holds nothing between products. None where a bandwidth of the link is not known.
+        """
+        taken = [round_trip_seconds(link, g.sent_bytes, g.received_bytes) for g in self.gemms]
+        known = [seconds for seconds in taken if seconds is not None]
+        return sum(known) if len(known) == len(taken) else None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the device's memory holds what the graph needs; None where it is not known."""
+        size = self.device.memory_bytes
+        return None if size is None else self.need.bytes <= size
+
+
+def time_ops(
+    graph: OpGraph,
+    device: Device,
+    *,
+    products_dtype: str | None = None,
+    options: Options | None = None,
+) -> DeviceTime:
+    """The seconds of every op of an annotated graph on ``device``.
+
+    ``products_dtype`` is what matrix products are computed in (``tfloat32`` for floats on tensor
+    cores), their own dtype when None; ``options`` are those of an array of multipliers.
+    """
+    need = memory_need(graph)
+    secure = device.enclave_bytes
+    paged = 0.0 if secure is None or need.bytes <= secure else 1 - secure / need.bytes
+    one = _on_array(device, options) if device.array else _on_roofline(
+        device, products_dtype, paged
+    )  # fmt: skip
+    times = tuple(OpTime(0.0) if op.kind in _FREE else one(op) for op in graph.ops)
+    working = sum(op.kind not in _FREE for op in graph.ops)
+    missing = Counter(
+        op.target for op, time in zip(graph.ops, times, strict=True) if time.seconds is None
+    )
+    return DeviceTime(
+        device, times, need, paged, dict(missing),
+        (working - missing.total()) / working if working else 1.0,
+    )  # fmt: skip
+
+
+def _on_array(device: Device, options: Options | None) -> Callable[[Op], OpTime]:
+    def one(op: Op) -> OpTime:
+        gemm = op.cost.gemm
+        if gemm is None or device.array is None:
+            return OpTime()
+        cost = gemm_cost(
+            device.array, gemm.m, gemm.k, gemm.n, batch=gemm.batch, options=options or Options()
+        )
+        return OpTime(cost.seconds, "compute", cost)
+
+    return one
+
+
+def _on_roofline(
+    device: Device, products_dtype: str | None, paged: float
+) -> Callable[[Op], OpTime]:
+    bandwidth = device.memory_bandwidth_bytes_per_second
+    paging = device.paging_bytes_per_second
+
+    def one(op: Op) -> OpTime:
+        cost = op.cost
+        dtype = products_dtype if products_dtype and op.kind in _PRODUCTS else op.dtype
+        peak = device.peak_flops_per_second.get(dtype or "")
+        if cost.flops is None or bandwidth is None or (cost.flops and peak is None):
+            return OpTime()
+        touched = cost.read_bytes + cost.write_bytes
+        compute = cost.flops / (peak * device.efficiency_ratio) if peak else 0.0
+        memory = touched / (bandwidth * device.efficiency_ratio)
+        if paged and paging:
+            memory += touched * paged / paging
+        spent: dict[Bound, float] = {
+            "compute": compute, "memory": memory, "overhead": device.launch_seconds,
+        }  # fmt: skip
+        bound = max(spent, key=lambda what: spent[what])
+        return OpTime(max(compute, memory) + device.launch_seconds, bound)
+
+    return one
+
+
+class MissingCostError(CutedgeError):
+    """A total would leave out ops, and was not to."""
+
+
+def refuse_missing(time: DeviceTime) -> None:
+    """``--strict``: raise MissingCostError naming the ops that have no seconds on the device."""
+    if time.missing:
+        ops = ", ".join(f"{n} x {target}" for target, n in sorted(time.missing.items()))
+        raise MissingCostError(
+            f"{time.device.name} has no cost for {ops}: take another device, or leave --strict out"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Ops that are counted together on one device."""
+
+    name: str
+    """The layer, kind or module."""
+    ops: int
+    """Ops that work."""
+    flops: int
+    bytes: int
+    """Read and written."""
+    seconds: float
+    """Of those that have seconds."""
+    missing: int
+    """Ops without seconds."""
+    bounds: Mapping[str, float]
+    """bound -> seconds of the ops that it bounds."""
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOPs for each byte read or written; None where nothing is."""
+        return self.flops / self.bytes if self.bytes else None
+
+
+def shares(graph: OpGraph, time: DeviceTime, key: Callable[[Op], str]) -> list[Share]:
+    """Sums of the ops that work by ``key``, in the order of their first op."""
+    groups: dict[str, list[Op]] = {}
+    for op in graph.ops:
+        if op.kind not in _FREE:
+            groups.setdefault(key(op), []).append(op)
+    return [_share(name, ops, time) for name, ops in groups.items()]
+
+
+def _share(name: str, ops: list[Op], time: DeviceTime) -> Share:
+    bounds: Counter[str] = Counter()
+    for op in ops:
+        at = time.ops[op.id]
+        if at.bound is not None:
+            bounds[at.bound] += at.seconds or 0.0  # type: ignore[assignment]  # seconds add too
+    return Share(
+        name=name, ops=len(ops), flops=sum(op.cost.flops or 0 for op in ops),
+        bytes=sum(op.cost.read_bytes + op.cost.write_bytes for op in ops),
+        seconds=sum(time.ops[op.id].seconds or 0.0 for op in ops),
+        missing=sum(time.ops[op.id].seconds is None for op in ops), bounds=dict(bounds),
+    )  # fmt: skip
