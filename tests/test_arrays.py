@@ -252,6 +252,8 @@ PLAIN = gemm_cost(CHIP, 1, 2048, 2048)
             Options(int8_speedup=2.5),
             {"cycles": 13946061, "sent_bytes": 4196352, "received_bytes": 2048},
         ),
+        # int8 that is no faster is still a byte an element.
+        (Options(int8_speedup=1), {"sent_bytes": 4196352, "received_bytes": 2048}),
         # In theory 1 / (1 - 0.9) = 10: 3486515.2; in fact 5: 6973030.4.
         (Options(sparsity=0.9), {"cycles": 3486516}),
         (Options(sparsity=0.9, sparsity_speedup=5), {"cycles": 6973031}),
