@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from itertools import count as upwards
 from itertools import zip_longest
 from math import ceil
@@ -292,6 +293,12 @@ def test_batched_products_follow_each_other():
         for name in ("tiles", "cycles", "useful_macs", "padded_macs", "sent_bytes"):
             assert getattr(five, name) == 5 * getattr(one, name)
         assert five.utilisation == pytest.approx(one.utilisation)
+
+
+def test_speedups_are_the_decimals_that_are_written():
+    # 2.7 * 5.3 * 3 = 42.93; 1 / (1 - 0.3) = 10/7, which no float is.
+    assert Options(3, 2.7, 0.9, 5.3).speedup == Fraction("42.93")
+    assert Options(sparsity=0.3).speedup == Fraction(10, 7)
 
 
 def test_division_by_a_speedup_is_exact_beyond_floats():
