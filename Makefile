@@ -45,6 +45,7 @@ test-all: lint
 
 bench: $(READY)
 	$(BIN)/python bench/whole_process.py
+	$(BIN)/python bench/costs.py
 
 coverage: $(READY)
 	$(BIN)/python -m tests.coverage

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from costmodels.arrays import GemmCost
     from costmodels.devices import Array, Device
 
-Size = Annotated[int, typer.Argument(min=1, max=2**31 - 1, show_default=False)]
+MOST = 2**31 - 1
+M = Annotated[int, typer.Argument(min=1, max=MOST, help="Rows of the first operand.")]
+K = Annotated[int, typer.Argument(min=1, max=MOST, help="Its columns, rows of the second.")]
+N = Annotated[int, typer.Argument(min=1, max=MOST, help="Columns of the second operand.")]
 SHOWN = ("float32", "bfloat16", "int8")
 """The dtypes that the list of devices has room for; JSON and ``devices NAME`` have all."""
 
@@ -41,17 +44,21 @@ def devices(
 
 @command("cutedge gemm 1 2048 2048 --device chip-8x8")
 def gemm(
-    m: Size,
-    k: Size,
-    n: Size,
+    m: M,
+    k: K,
+    n: N,
     device: Annotated[str, typer.Option(help="A device's name, or a .toml file.")] = "chip-8x8",
     mode: Annotated[
         Dataflow | None, typer.Option(help="Another dataflow than the device's.")
     ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Rows of a systolic array.")] = None,
-    cols: Annotated[int | None, typer.Option(min=1, help="Columns of a systolic array.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Rows of a systolic array.")
+    ] = None,
+    cols: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Columns of a systolic array.")
+    ] = None,
     batch: Annotated[
-        int, typer.Option(min=1, max=2**31 - 1, help="So many products, one after another.")
+        int, typer.Option(min=1, max=MOST, help="So many products, one after another.")
     ] = 1,
     count: Annotated[
         CountAs | None,
@@ -65,11 +72,13 @@ def gemm(
         typer.Option(help="Whether a systolic array loads a fold while the one before streams."),
     ] = None,
     pipeline_depth: Annotated[
-        int, typer.Option(min=1, help="Fixed tiles in flight at once: divides their cycles.")
+        int,
+        typer.Option(min=1, max=MOST, help="Fixed tiles in flight at once: divides their cycles."),
     ] = 1,
     int8_speedup: Annotated[
-        float, typer.Option(help="Of the cycles; elements cross the host link as one byte.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Compute in int8, so much faster; elements cross as one byte."),
+    ] = None,
     sparsity: Annotated[
         float, typer.Option(help="Share of multiplications skipped: divides cycles by 1/(1-s).")
     ] = 0.0,
@@ -77,7 +86,7 @@ def gemm(
         float | None, typer.Option(help="The actual speedup by sparsity, not the theoretical.")
     ] = None,
     chips: Annotated[
-        int, typer.Option(min=1, help="Chips that share the tiles, on one host link.")
+        int, typer.Option(min=1, max=MOST, help="Chips that share the tiles, on one host link.")
     ] = 1,
     dtype: Annotated[str, typer.Option(help="Of the elements on the host link.")] = "float32",
     as_json: Json = False,

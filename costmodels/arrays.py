@@ -39,8 +39,8 @@ class Options:
 
     pipeline_depth: int = 1
     """Fixed tiles in flight at once: divides their cycles."""
-    int8_speedup: float = 1.0
-    """Of the cycles; other than 1, elements cross the host link as one byte."""
+    int8_speedup: float | None = None
+    """Elements are int8: the speedup of the cycles, and one byte each on the host link."""
     sparsity: float = 0.0
     """Share of the multiplications that are skipped, from 0 to less than 1: cycles are divided
     by 1 / (1 - sparsity), which is the theoretical speedup."""
@@ -73,7 +73,7 @@ class Options:
         sparse = 1 / (1 - Fraction(str(self.sparsity)))
         if self.sparsity_speedup is not None:
             sparse = Fraction(str(self.sparsity_speedup))
-        whole = self.pipeline_depth * Fraction(str(self.int8_speedup)) * sparse
+        whole = self.pipeline_depth * Fraction(str(self.int8_speedup or 1)) * sparse
         return whole.limit_denominator(10**6)
 
 
@@ -151,7 +151,7 @@ def gemm_cost(
         # The one cycle of a 1 x 1 x 1 product is number 0.
         possible = _larger(whole - late, 1) * cells * options.chips
     used = useful / possible
-    wire = 1 if options.int8_speedup != 1 else element_bytes
+    wire = element_bytes if options.int8_speedup is None else 1
     return GemmCost(
         tiles=tiles,
         cycles=cycles,

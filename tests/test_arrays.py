@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from itertools import count as upwards
 from itertools import zip_longest
 from math import ceil
@@ -252,6 +253,8 @@ PLAIN = gemm_cost(CHIP, 1, 2048, 2048)
             Options(int8_speedup=2.5),
             {"cycles": 13946061, "sent_bytes": 4196352, "received_bytes": 2048},
         ),
+        # int8 that is no faster is still a byte an element.
+        (Options(int8_speedup=1), {"sent_bytes": 4196352, "received_bytes": 2048}),
         # In theory 1 / (1 - 0.9) = 10: 3486515.2; in fact 5: 6973030.4.
         (Options(sparsity=0.9), {"cycles": 3486516}),
         (Options(sparsity=0.9, sparsity_speedup=5), {"cycles": 6973031}),
@@ -290,6 +293,12 @@ def test_batched_products_follow_each_other():
         for name in ("tiles", "cycles", "useful_macs", "padded_macs", "sent_bytes"):
             assert getattr(five, name) == 5 * getattr(one, name)
         assert five.utilisation == pytest.approx(one.utilisation)
+
+
+def test_speedups_are_the_decimals_that_are_written():
+    # 2.7 * 5.3 * 3 = 42.93; 1 / (1 - 0.3) = 10/7, which no float is.
+    assert Options(3, 2.7, 0.9, 5.3).speedup == Fraction("42.93")
+    assert Options(sparsity=0.3).speedup == Fraction(10, 7)
 
 
 def test_division_by_a_speedup_is_exact_beyond_floats():

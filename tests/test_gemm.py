@@ -188,6 +188,9 @@ def test_the_command_line_itself(arguments):
 def test_the_largest_product_that_may_be_asked_for():
     most = 2**31 - 1
     found = gemm(most, most, most, "--batch", most)
+    assert found["cycles"] == most * (2**28) ** 3 * 532
+    cells = gemm(1, 1, 1, "--mode", "os", "--rows", most, "--cols", most, "--chips", most)
+    assert cells["cycles"] == 2 * most - 2
     assert found["useful_macs"] == most**4
     assert found["utilisation"] == pytest.approx(1)
 
