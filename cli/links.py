@@ -84,7 +84,10 @@ def calibrate(
             "sent_seconds with received_seconds, serialise_seconds."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The link file to write (.toml).")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The link file to write; the log's name with .toml, here."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -92,6 +95,7 @@ def calibrate(
     from cli.printing import console, counted, duration, print_json, print_table
     from costmodels.calibrate import check_out, fit, read_log, write_link
 
+    out = out or Path(f"{log.stem}.toml")
     check_out(out, force=force)
     found = fit(read_log(log))
     write_link(found, out)
