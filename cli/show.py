@@ -18,7 +18,8 @@ from cli.printing import (
     print_table,
     wrapped,
 )
-from costmodels.flops import FlopTotals, active_parameters, assumptions, total_flops
+from costmodels.experts import active_parameters, assumptions
+from costmodels.flops import FlopTotals, total_flops
 from costmodels.links import Link
 from partition.explain import Bottleneck, Comparison, TransferGroup
 from partition.tables import Partition
@@ -92,14 +93,13 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     out.print(f"FLOPs       {flops.products:,} in {which}")
     if flops.products_expr:
         out.print(f"            = {flops.products_expr}", soft_wrap=True)
+    if flops.causal is not None and flops.causal != flops.products:
+        closed = f" = {flops.causal_expr}" if flops.causal_expr else ""
+        skipped = f"{flops.causal:,} of them where attention skips what its mask hides"
+        out.print(f"            {skipped}{closed}", soft_wrap=True)
     out.print(f"            {flops.other:,} in all other ops (estimates among them)")
     before, after = cached_state(graph)
-    unknown = _numbered(flops.unsupported)
-    out.print(
-        f"            known for {covered(flops.coverage)} of the ops that work"
-        + (f"; not for {unknown}" if unknown else ""),
-        soft_wrap=True,
-    )
+    out.print(f"            {_known(flops)} of the ops that work{_unknown(flops)}", soft_wrap=True)
     for what, (size, formula) in (("is read", before), ("afterwards", after)):
         if size:
             closed = f" = {formula}" if formula else ""
@@ -137,6 +137,7 @@ def trace_json(
         "parameters": meta.parameters, "parameter_bytes": parameter_bytes(graph),
         "active_parameters": active_parameters(graph), "assumptions": list(assumptions(graph)),
         "product_flops": flops.products, "product_flops_expr": flops.products_expr,
+        "causal_product_flops": flops.causal, "causal_product_flops_expr": flops.causal_expr,
         "other_flops": flops.other, "flops_coverage": flops.coverage,
         "unsupported": dict(flops.unsupported),
         "products_missing": dict(flops.products_missing),
@@ -231,10 +232,20 @@ def _time(seconds: float | None) -> str:
 
 def coverage(graph: OpGraph) -> str:
     """How much of a graph the totals are of."""
+    flops = total_flops(graph)
     return (
-        f"coverage: bytes are exact for all {counted(len(graph.ops), 'op')}; FLOPs are known for "
-        f"{covered(total_flops(graph).coverage)} of those that work"
+        f"coverage: bytes are exact for all {counted(len(graph.ops), 'op')}; FLOPs are "
+        f"{_known(flops)} of those that work{_unknown(flops)}"
     )
+
+
+def _known(flops: FlopTotals) -> str:
+    return f"known for {covered(flops.coverage)}"
+
+
+def _unknown(flops: FlopTotals) -> str:
+    """What no total of FLOPs includes."""
+    return f"; not for {_numbered(flops.unsupported)}" if flops.unsupported else ""
 
 
 def bottleneck_sentence(found: Bottleneck | None) -> str:
@@ -272,6 +283,7 @@ def partition_dict(
     """``partition --json``, and an entry of ``compare --json``."""
     traffic, totals = partition.traffic, partition.traffic.totals
     relief = bottleneck.relief if bottleneck else None
+    flops = total_flops(partition.graph)
     return {
         "folder": str(folder), "policy": partition.policy, "home": partition.placement.home,
         "accelerators": list(partition.placement.accelerators), "link": partition.link,
@@ -290,7 +302,7 @@ def partition_dict(
         "peak_buffer_bytes": traffic.peak_buffer_bytes,
         "total_bytes_expr": traffic.total_expr,
         "resident_bytes": dict(traffic.resident_bytes),
-        "flops_coverage": total_flops(partition.graph).coverage,
+        "flops_coverage": flops.coverage, "unsupported": dict(flops.unsupported),
         "top_transfers": [
             {
                 "name": g.name, "direction": g.direction, "count": g.count,
@@ -380,6 +392,7 @@ def checked(
                     "repeated_layers": graph.meta.repeated_layers if graph else None,
                     "whole": c.captured.whole if c.captured else None,
                     "flops_coverage": total_flops(graph).coverage if graph else None,
+                    "unsupported": dict(total_flops(graph).unsupported) if graph else None,
                     "notes": list(c.captured.reach.notes) if c.captured else [],
                 }
                 for c, graph in zip(found, graphs, strict=True)
@@ -398,12 +411,11 @@ def checked(
             continue
         formulas = ", ".join(graph.meta.symbolic) or "nothing: sizes are fixed"
         totals, repeated = total_flops(graph), counted(graph.meta.repeated_layers, "layer")
-        unknown = f"; not for {_numbered(totals.unsupported)}" if totals.unsupported else ""
         whole = c.captured.whole
         for line in (
             f"{counted(len(graph.ops), 'op')}, formulas in {formulas}",
             f"every layer is traced: {whole}" if whole else f"{repeated} repeated",
-            f"FLOPs are known for {covered(totals.coverage)} of the ops that work{unknown}",
+            f"FLOPs are {_known(totals)} of the ops that work{_unknown(totals)}",
         ):
             out.print(f"  {line}", soft_wrap=True)
         for note in c.captured.reach.notes:

@@ -54,6 +54,9 @@ def trace(
         list[str] | None, typer.Option("--set", help="Override a config field: key=value.")
     ] = None,
     full: Annotated[bool, typer.Option(help="Trace every layer, even when all are alike.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail where an op that works has no cost formula.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Directory for the tables.")] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Trace anew; neither read nor write the cache.")
@@ -63,7 +66,7 @@ def trace(
     """Trace a model into an op graph and write it as Parquet."""
     from cli import show
     from cli.workspace import default_folder, remember
-    from costmodels.flops import annotate, total_flops
+    from costmodels.flops import annotate, refuse_unsupported, total_flops
     from partition.tables import remove_stale
     from tracer.graph import MODEL_DTYPES
     from tracer.presets import FUNCTION, find_config, parse_overrides
@@ -91,6 +94,8 @@ def trace(
         }  # fmt: skip
         traced, warnings, cached = _traced(config, sizes, options, not no_cache)
     graph = annotate(traced)
+    if strict:
+        refuse_unsupported(graph)
     folder = out or default_folder(graph.meta)
     trace_id = write_trace(graph, folder)
     notes = list(warnings)

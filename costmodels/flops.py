@@ -19,25 +19,43 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from enum import Enum, auto
 from fractions import Fraction
 from functools import lru_cache, reduce
 from operator import mul
+from typing import Any
 
+from costmodels.experts import GROUPED, STATE, routing_of
+from tracer.errors import CutedgeError
 from tracer.formula import Formula, formula, parse
-from tracer.graph import FLOATING, Gemm, Kind, Op, OpCost, OpGraph, Role, Status, Tensor
-from tracer.kinds import base_name, kind_of
+from tracer.graph import Gemm, Kind, Op, OpCost, OpGraph, Status, Tensor
+from tracer.kinds import base_name, kind_of, writes_in_place
 
 Size = Formula | int
 Shape = Sequence[Size]
 Shapes = Sequence[Shape]
+Formulate = Callable[[Shapes, Shapes], Size]
+"""(shapes of the tensor inputs, of the outputs) -> FLOPs; of an op that has an extent, this stands
+behind the inputs as a shape of one axis."""
 GemmOf = Callable[[Shapes, Shapes], tuple[Size, Size, Size, Size]]
+
+
+class Needs(Enum):
+    """What a formula takes."""
+
+    SHAPES = auto()
+    EXTENT = auto()
+    """Shapes and what they do not tell: ``Op.extent_expr``."""
+    EXTENT_IN_NUMBERS = auto()
+    """The same, and all of it in numbers: there is no closed form."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     status: Status
-    flops: Callable[[Shapes, Shapes], Size]
+    flops: Formulate
     gemm: GemmOf | None = None
+    needs: Needs = Needs.SHAPES
 
 
 _REGISTRY: dict[str, _Entry] = {}
@@ -93,10 +111,7 @@ def _addmm(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size]:
     return _matmul(inputs[1:], outputs)
 
 
-_GROUPED = "_grouped_mm grouped_mm_fallback"
-
-
-@_gemm(_GROUPED)
+@_gemm(" ".join(sorted(GROUPED)))
 def _grouped_mm(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size]:
     """[m, k] x [groups, k, n]: a row meets the matrix of its group alone, however rows are split.
 
@@ -104,6 +119,11 @@ def _grouped_mm(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size
     """
     a, b = inputs[0], inputs[1]
     return a[0] if len(a) == len(b) == 3 else 1, a[-2], b[-1], a[-1]
+
+
+@_gemm("_scaled_mm")
+def _scaled_mm(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size]:
+    return _matmul(inputs[:2], outputs)  # then scales, and maybe a bias
 
 
 @_gemm("conv1d conv2d conv3d")
@@ -116,6 +136,16 @@ def _conv(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size]:
     return groups, places, formula(kernel[0]) // groups, _count(kernel[1:])
 
 
+@_gemm("conv_transpose1d conv_transpose2d conv_transpose3d")
+def _conv_transpose(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size]:
+    """Every place of the input is spread over a kernel's; what falls together is added up."""
+    x, kernel = inputs[0], inputs[1]  # [..., channels, *size], [channels, out / groups, *size]
+    axis = 1 - len(kernel)
+    groups = formula(outputs[0][axis]) // kernel[1]
+    places = _count(x[:axis]) * _count(x[axis + 1 :])
+    return groups, places, _count(kernel[1:]), formula(kernel[0]) // groups
+
+
 def _attention(inputs: Shapes, outputs: Shapes) -> Size:
     """Both products over the whole square, q k^T and probabilities x v, as torch counts them."""
     q, k, v = inputs[:3]  # [..., heads, queries, d], [..., kv heads, keys, d], [..., keys, d_v]
@@ -125,51 +155,60 @@ def _attention(inputs: Shapes, outputs: Shapes) -> Size:
 _register(
     "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu "
     "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
-    "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_attention_math _scaled_dot_product_attention_math_for_mps flex_attention",
     _Entry(Status.EXACT, _attention),
 )
 
 # --- element by element ---------------------------------------------------------------------------
 
 
-def _each_output(steps: int) -> Callable[[Shapes, Shapes], Size]:
+def _each_output(steps: int) -> Formulate:
     return lambda inputs, outputs: steps * _count(outputs[0])
 
 
-def _each_input(steps: int) -> Callable[[Shapes, Shapes], Size]:
+def _each_input(steps: int) -> Formulate:
     return lambda inputs, outputs: steps * _count(inputs[0])
 
 
+def _none(inputs: Shapes, outputs: Shapes) -> Size:
+    return 0
+
+
 _register(
-    "add sub rsub mul div true_divide neg abs square maximum minimum relu "
-    "clamp clamp_min clamp_max clip",
+    "add sub rsub mul div true_divide neg abs square maximum minimum fmax fmin relu threshold "
+    "prelu frac diff clamp clamp_min clamp_max clip",
     _Entry(Status.EXACT, _each_output(1)),
 )
 _register("addcmul addcdiv", _Entry(Status.EXACT, _each_output(2)))
 _register("lerp", _Entry(Status.EXACT, _each_output(3)))  # a + w*(b - a)
 _register("index_add", _Entry(Status.EXACT, lambda i, o: _count(i[-1])))  # what is added
 _register("scatter_add", _Entry(Status.EXACT, lambda i, o: _count(i[1])))  # each index adds one
+_register("scatter_reduce", _Entry(Status.ESTIMATE, lambda i, o: _count(i[1])))  # or a maximum ...
 _register("col2im", _Entry(Status.EXACT, _each_input(1)))  # each element of a patch is added
 
 for _steps, _names in {
     1: "sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh atan "
-    "atan2 asin acos erf erfc pow floor ceil round trunc leaky_relu relu6 hardtanh",
+    "atan2 asin acos erf erfc pow floor ceil round trunc leaky_relu relu6 hardtanh softshrink "
+    "hardshrink",
     2: "floor_divide remainder fmod",  # divide, then round or take what the rounded part leaves
-    3: "softplus elu hardsigmoid",  # exp, and an add and a log, or a subtract and a product; or:
-    # clamp(x + 3, 0, 6) / 6, and hardswish times x
+    3: "softplus elu selu celu hardsigmoid",  # exp, and an add and a log, or a subtract and a
+    # product; or: clamp(x + 3, 0, 6) / 6, and hardswish times x
     4: "sigmoid logsigmoid log_sigmoid log_sigmoid_forward hardswish",  # negate, exp, add, and
     # divide or log
-    5: "silu mish",  # a sigmoid, or a tanh of a softplus, and a product
+    5: "silu mish glu",  # a sigmoid, or a tanh of a softplus, and a product
     8: "gelu",  # 0.5*x*(1 + erf(x/sqrt 2)), or the tanh of a cubic
 }.items():
     _register(_names, _Entry(Status.ESTIMATE, _each_output(_steps)))
 
 _register(
     "where masked_fill eq ne lt le gt ge logical_and logical_or logical_not __and__ __or__ "
-    "__xor__ logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor isnan isinf isfinite sign "
-    "nan_to_num any all argmax argmin topk sort argsort count_nonzero bincount histc",
-    _Entry(Status.ZERO, lambda inputs, outputs: 0),
+    "__xor__ logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor __lshift__ __rshift__ "
+    "isnan isinf isfinite sign nan_to_num fill zero dropout native_dropout any all argmax argmin "
+    "topk sort argsort median count_nonzero bincount histc",
+    _Entry(Status.ZERO, _none),
 )
+"""Selections; a dropout is none in evaluation."""
 
 # --- along an axis --------------------------------------------------------------------------------
 
@@ -180,27 +219,37 @@ _register(
 """Maximum, subtract, exp, sum, divide (or subtract the log of the sum)."""
 
 _register(
-    "layer_norm native_layer_norm group_norm native_group_norm",
+    "layer_norm native_layer_norm group_norm native_group_norm instance_norm",
     _Entry(Status.ESTIMATE, _each_input(8)),
 )
 """Mean (1), variance (3), subtract, divide, scale, shift."""
 
-_register("batch_norm", _Entry(Status.ESTIMATE, _each_input(4)))
+_register(
+    "batch_norm native_batch_norm _native_batch_norm_legit_no_training",
+    _Entry(Status.ESTIMATE, _each_input(4)),
+)
 """Subtract, divide, scale, shift: mean and variance are known when a model is evaluated."""
 
-_register("rms_norm", _Entry(Status.ESTIMATE, _each_input(4)))
+_register("rms_norm _fused_rms_norm", _Entry(Status.ESTIMATE, _each_input(4)))
 """Square, mean, times rsqrt, scale."""
 
 _register("mean", _Entry(Status.EXACT, _each_input(1)))
-_register("sum", _Entry(Status.EXACT, lambda i, o: formula(_count(i[0])) - _count(o[0])))
 _register(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
+    "sum nansum prod", _Entry(Status.EXACT, lambda i, o: formula(_count(i[0])) - _count(o[0]))
+)
+_register("embedding_bag", _Entry(Status.ESTIMATE, lambda i, o: _count(i[1]) * i[0][-1]))
+"""A sum or mean of rows of the table, each added once."""
+_register(
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
+    "adaptive_max_pool2d adaptive_max_pool3d",
     _Entry(Status.ESTIMATE, _each_input(1)),
 )
-"""A mean of each part of the input; where parts do not divide it evenly, they overlap a little."""
-_register("amax amin max min", _Entry(Status.ESTIMATE, _each_input(1)))
+"""Of each part of the input; where parts do not divide it evenly, they overlap a little."""
+_register("amax amin max min cummax cummin", _Entry(Status.ESTIMATE, _each_input(1)))
 _register("cumsum cumprod", _Entry(Status.ESTIMATE, _each_input(1)))
 """One after the other; what adds in parallel takes more steps."""
+_register("logcumsumexp", _Entry(Status.ESTIMATE, _each_input(5)))
+"""One after the other: the larger of two, subtract, exp, log(1 + that), add."""
 _register("var std var_mean", _Entry(Status.ESTIMATE, _each_input(4)))
 """Mean (1), subtract, square, sum."""
 _register("linalg_vector_norm norm", _Entry(Status.ESTIMATE, _each_input(2)))
@@ -210,148 +259,119 @@ _register("logsumexp", _Entry(Status.ESTIMATE, _each_input(4)))
 _register("linalg_solve_triangular", _Entry(Status.ESTIMATE, lambda i, o: _count(o[0]) * i[0][-1]))
 """Each of n rows takes the rows solved before it (n/2 of them, a product and a subtract each)."""
 
-# --- experts --------------------------------------------------------------------------------------
-
-_STATE = (Role.PARAMETER, Role.BUFFER)
-_GATHERS = frozenset({"embedding", "index", "index_select", "gather", "take", "take_along_dim"})
-_OF_ROWS = frozenset({"embedding", "index", "index_select"})
-"""Those that take whole rows of what they read."""
-_CHOOSE = frozenset({"topk", "max", "argmax", "sort", "argsort"})
-_PASS_ON = frozenset({"to", "_to_copy", "histc", "cumsum"})
-"""What keeps the experts' numbers or counts them, also where those are written as floats."""
+# --- what shapes do not tell: the extent of an op (``Op.extent_expr``) ----------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Routing:
-    """Rows that meet one expert of a stack each, where values decide which."""
+def _fft(steps: Fraction) -> Formulate:
+    def flops(inputs: Shapes, outputs: Shapes) -> Size:
+        *read, (points,) = inputs
+        size, number = max(_whole(_count(s)) for s in (*read, *outputs)), Decimal(_whole(points))
+        logarithm = number.ln() / Decimal(2).ln()  # as a Decimal the same on every machine
+        return round(size * Fraction(logarithm) * steps)
 
-    stack: Tensor
-    """The weights [experts, ...]."""
-    rows: int
-    """Pairs of a token and an expert that it goes to."""
-    chosen: int | None
-    """How many experts a token goes to; None where the graph does not show it."""
-    choices: int
-    """What it chooses among: the experts, and more where a choice may be none of them."""
-
-    @property
-    def share(self) -> Fraction:
-        """The part of the stack that one token meets, all of it where that is not shown."""
-        return Fraction(1) if self.chosen is None else Fraction(self.chosen, self.choices)
-
-    @property
-    def experts_read(self) -> Decimal:
-        """Distinct experts that some row meets: how many to expect, else how many at most."""
-        experts = self.stack.shape[0]
-        if self.chosen is None:
-            return Decimal(min(experts, self.rows))
-        return expected_experts(self.chosen, experts, self.choices, self.rows // self.chosen)
-
-    @property
-    def assumption(self) -> str:
-        """What ``experts_read`` rests on."""
-        experts = self.stack.shape[0]
-        if self.chosen is None:
-            return (
-                "how tokens choose their experts is not shown: at most one expert a row, "
-                f"{self.experts_read} of {experts} experts' weights read"
-            )
-        none = self.choices - experts
-        among = f"{experts} experts" + (f" and {none} choices of none" if none else "")
-        return (
-            f"each token goes to {self.chosen} of {among}, uniformly and independently: "
-            f"{self.experts_read:.1f} experts' weights read on average"
-        )
+    return flops
 
 
-def expected_experts(chosen: int, experts: int, choices: int, tokens: int) -> Decimal:
-    """The expected number of distinct experts that ``tokens`` reach.
+# A window at the border is smaller, by as much as lies in the padding.
+_register(
+    "avg_pool1d avg_pool2d avg_pool3d",  # the sum of a window, and a division
+    _Entry(Status.ESTIMATE, lambda i, o: _count(o[0]) * i[-1][0], needs=Needs.EXTENT),
+)
+_register(
+    "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
+    "max_pool3d_with_indices",
+    _Entry(Status.ESTIMATE, lambda i, o: _count(o[0]) * (i[-1][0] - 1), needs=Needs.EXTENT),
+)
+# n points take 5 n log2 n; half of that where one side of the transform is real.
+_register(
+    "fft_fft fft_ifft fft_fft2 fft_ifft2 fft_fftn fft_ifftn",
+    _Entry(Status.ESTIMATE, _fft(Fraction(5)), needs=Needs.EXTENT_IN_NUMBERS),
+)
+_register(
+    "fft_rfft fft_irfft fft_rfft2 fft_irfft2 fft_rfftn fft_irfftn",
+    _Entry(Status.ESTIMATE, _fft(Fraction(5, 2)), needs=Needs.EXTENT_IN_NUMBERS),
+)
 
-    Each token goes to ``chosen`` different ones of ``choices``, uniformly and independently, of
-    which ``experts`` have weights: one of these is missed by a token with probability
-    1 - chosen/choices, and by all with that to the power of ``tokens``. Decimal, so that a table
-    is the same on every machine.
-    """
-    return experts * (1 - (1 - Decimal(chosen) / choices) ** tokens)
+# --- memory traffic -------------------------------------------------------------------------------
+# That of a perfect kernel: each distinct input is read once, however often the arithmetic goes over
+# it (a softmax, a norm), and no more of a memory than there is (an expanded tensor); each result is
+# written once. Nothing between is: an attention in one op neither writes nor reads its scores.
+# A result of an exported graph is a new tensor: what puts rows into another one writes that whole,
+# and reads of it what stays. An op that ends in _ writes into its first argument instead.
 
-
-def _routing(graph: OpGraph, op: Op) -> _Routing | None:
-    """What an op reads of a stack of experts; None for an op that reads all it is given.
-
-    A grouped product of rows [m, k] and a stack [experts, k, n] (or of a stack and columns), and a
-    gather from parameters by what a router chose. A product with the whole stack, as of a model
-    that runs every expert on every token, is none.
-    """
-    name, inputs = base_name(op.target), graph.inputs(op.id)
-    ranks = [len(t.shape) for t in inputs]
-    if name in _GROUPED.split() and ranks[:2] in ([2, 3], [3, 2]) and len(inputs) > 2:
-        left = ranks[0] == 2  # rows are split among the experts, else columns are
-        split, stack = inputs[:2] if left else (inputs[1], inputs[0])
-        rows = split.shape[0 if left else 1]
-        chooser = _chooser(graph, inputs[2])
-    elif name in _OF_ROWS and len(inputs) == 2 and graph.storage(inputs[0]).role in _STATE:
-        stack, index = inputs
-        rows = index.numel
-        chooser = _chooser(graph, index)
-        if chooser is None or graph.outputs(op.id)[0].shape != index.shape + stack.shape[1:]:
-            return None  # a look-up by what the user asks for, or along another axis
-    else:
-        return None
-    tokens, choices = chooser or (0, 0)
-    choices = max(choices, stack.shape[0])
-    shown = tokens > 0 and rows % tokens == 0 and 0 < rows // tokens <= choices
-    return _Routing(stack, rows, rows // tokens if shown else None, choices)
+Moved = tuple[Sequence[int], int]
+"""Bytes read of each input, and bytes written."""
 
 
-def _chooser(graph: OpGraph, index: Tensor) -> tuple[int, int] | None:
-    """(tokens, choices of each) of the scores that integers come from, None where that is unclear.
-
-    Scores are floats [..., choices]; a top-k or a maximum along the last axis makes integers of
-    them. What comes after (sorting, counting, reshaping the experts' numbers) is followed back to
-    the nearest choice: the last one, where a router narrows its choice step by step.
-    """
-    front = [index]
-    for tensor in front:  # breadth first: it grows
-        if tensor.op is None:
-            continue
-        op, reads = graph.ops[tensor.op], graph.inputs(tensor.op)
-        scores = [t for t in reads if t.dtype in FLOATING]
-        if not scores or op.is_view or base_name(op.target) in _PASS_ON:
-            front += [t for t in reads if t not in front]
-            continue
-        *tokens, choices = scores[0].shape or (0,)
-        if base_name(op.target) in _CHOOSE and tensor.shape[: len(tokens)] == tuple(tokens):
-            return reduce(mul, tokens, 1), choices
-        return None
-    return None
+def _reads_and_writes_all(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
+    return [t.bytes for t in inputs], sum(t.bytes for t in outputs)
 
 
-def active_parameters(graph: OpGraph) -> int:
-    """The parameters that one token meets: all but the experts that it does not go to.
-
-    Dense ones count whole, the table of an embedding too. So do the experts of a model that runs
-    them all on every token, and those that are not shown to be chosen.
-    """
-    share: dict[int, Fraction] = {}  # storage -> the part of it that a token meets
-    for op in reversed(graph.ops):
-        routing = _routing(graph, op)
-        made = [graph.storage(t).id for t in graph.outputs(op.id)]
-        for tensor in graph.inputs(op.id):
-            stored = graph.storage(tensor).id
-            if op.is_view or op.is_constant:  # as much as of what it makes, which is read later
-                part = max((share.get(t, Fraction(0)) for t in made), default=Fraction(1))
-            elif routing and tensor is routing.stack:
-                part = routing.share
-            else:
-                part = Fraction(1)
-            share[stored] = max(share.get(stored, Fraction(0)), part)
-    owners = [t for t in graph.tensors if t.role is Role.PARAMETER and t.alias_of is None]
-    return graph.meta.parameters - round(sum(t.numel * (1 - share.get(t.id, 1)) for t in owners))
+def _gather(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
+    """The rows asked for and their numbers."""
+    return [outputs[0].bytes, *(t.bytes for t in inputs[1:])], outputs[0].bytes
 
 
-def assumptions(graph: OpGraph) -> tuple[str, ...]:
-    """What the costs of an annotated graph assume, each once."""
-    return tuple(dict.fromkeys(op.cost.assumption for op in graph.ops if op.cost.assumption))
+def _gather_and_sum(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
+    """A row of the table for each number."""
+    table, numbers, *rest = inputs
+    row = table.bytes // table.shape[0]
+    read = [numbers.numel * row, numbers.bytes, *(t.bytes for t in rest)]
+    return read, sum(t.bytes for t in outputs)
+
+
+def _put(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
+    """Other values in some places of a copy: it reads those values and what they leave."""
+    base, *rest = (t.bytes for t in inputs)
+    put = rest[-1] if inputs[-1].dtype == inputs[0].dtype else 0  # else one number
+    return [max(base - put, 0), *rest], outputs[0].bytes
+
+
+def _put_in_place(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
+    """Other values in some places: it reads and writes those values."""
+    put = inputs[-1].bytes if inputs[-1].dtype == inputs[0].dtype else outputs[0].bytes
+    return [0, *(t.bytes for t in inputs[1:])], min(put, outputs[0].bytes)
+
+
+def _add_in_place(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
+    """What is added to is read and written in those places alone."""
+    put = min(inputs[-1].bytes, outputs[0].bytes)
+    return [put, *(t.bytes for t in inputs[1:])], put
+
+
+_TRAFFIC = {
+    name: rule
+    for rule, names in (
+        (_gather, "embedding index index_select gather take take_along_dim"),
+        (_gather_and_sum, "embedding_bag"),
+        (_put, "index_put index_copy scatter slice_scatter select_scatter diagonal_scatter"),
+        (_put_in_place, "index_put_ index_copy_ scatter_ copy_ fill_ zero_"),
+        (_add_in_place, "index_add_ scatter_add_ scatter_reduce_"),
+    )
+    for name in names.split()
+}
+"""Of the ops that touch less than all that they read and write; ``name_`` is the one in place."""
+
+
+def _traffic(graph: OpGraph, op: Op) -> tuple[dict[Tensor, int], int]:
+    """(bytes read of each distinct input, bytes written)"""
+    inputs, outputs = graph.inputs(op.id), graph.outputs(op.id)
+    name = base_name(op.target)
+    if writes_in_place(op.target):
+        name = f"{name}_"
+        # Other tensors in the same memory come along: they see what is written, no more of it is.
+        others = len(outputs) - 1
+        inputs, outputs = inputs[: len(inputs) - others], outputs[:1]
+    if not inputs or not outputs:
+        return {}, sum(t.bytes for t in outputs)
+    read, written = _TRAFFIC.get(name, _reads_and_writes_all)(inputs, outputs)
+    by_tensor: dict[Tensor, int] = {}
+    left = {stored: stored.bytes for stored in map(graph.storage, inputs)}
+    for tensor, size in dict(zip(inputs, read, strict=True)).items():
+        stored = graph.storage(tensor)
+        by_tensor[tensor] = min(size, left[stored])
+        left[stored] -= by_tensor[tensor]
+    return by_tensor, written
 
 
 # --- the whole graph ------------------------------------------------------------------------------
@@ -371,13 +391,14 @@ def annotate(graph: OpGraph) -> OpGraph:
 def _cost(graph: OpGraph, op: Op) -> OpCost:
     if op.is_view or op.kind in _FREE:
         return _no_flops(bool(graph.meta.symbolic))
-    inputs, outputs = graph.inputs(op.id), graph.outputs(op.id)
-    # Reading an expanded tensor touches less memory than it seems to have.
-    reads = {t: min(t.bytes, graph.storage(t).bytes) for t in inputs}
-    if base_name(op.target) in _GATHERS:  # only the rows that are asked for
-        reads[inputs[0]] = sum(t.bytes for t in outputs)
-    cost = _arithmetic(base_name(op.target), op.kind, _shapes(inputs), _shapes(outputs), op.dtype)
-    if routing := _routing(graph, op):
+    name, extent = base_name(op.target), _extent(graph, op)
+    inputs, outputs = _shapes(graph.inputs(op.id)), _shapes(graph.outputs(op.id))
+    cost = _arithmetic(name, op.kind, inputs, outputs, op.dtype, extent)
+    if extent is not None and (shapes := _of_one_query(graph, op, *extent)):
+        causal = _arithmetic(name, op.kind, *shapes, op.dtype, None)
+        cost = replace(cost, causal_flops=causal.flops, causal_flops_expr=causal.flops_expr)
+    reads, written = _traffic(graph, op)
+    if routing := routing_of(graph, op):
         stack = routing.stack
         stored = min(stack.bytes, graph.storage(stack).bytes)
         reads[stack] = round(routing.experts_read * stored / stack.shape[0])  # to the nearest byte
@@ -387,23 +408,68 @@ def _cost(graph: OpGraph, op: Op) -> OpCost:
     return replace(
         cost,
         read_bytes=sum(reads.values()),
-        write_bytes=sum(t.bytes for t in outputs),
-        param_bytes=sum(size for t, size in reads.items() if graph.storage(t).role in _STATE),
+        write_bytes=written,
+        param_bytes=sum(size for t, size in reads.items() if graph.storage(t).role in STATE),
     )
 
 
-_Known = tuple[tuple[tuple[int, ...], tuple[str, ...] | None], ...]
-"""Shapes of tensors with their formulas, None in a concrete trace."""
+_Known = tuple[tuple[int, ...], tuple[str, ...] | None]
+"""The shape of a tensor with its formulas, None in a concrete trace."""
 
 
-def _shapes(tensors: Sequence[Tensor]) -> _Known:
+def _shapes(tensors: Sequence[Tensor]) -> tuple[_Known, ...]:
     return tuple((t.shape, t.shape_expr) for t in tensors)
+
+
+def _extent(graph: OpGraph, op: Op) -> tuple[int, str | None] | None:
+    """An op's extent as a number and, in a symbolic trace, as a formula."""
+    if op.extent_expr is None:
+        return None
+    number = parse(op.extent_expr).evaluate(graph.meta.variables)
+    return number, op.extent_expr if graph.meta.symbolic else None
+
+
+def _of_one_query(
+    graph: OpGraph, op: Op, pairs: int, pairs_expr: str | None
+) -> tuple[tuple[_Known, ...], tuple[_Known, ...]] | None:
+    """The shapes that inputs and outputs of an attention's op would have, were all pairs that the
+    mask lets through those of one query. None for an op of another sort."""
+    inputs, outputs = graph.inputs(op.id), graph.outputs(op.id)
+    one, many = (1, "1"), (pairs, pairs_expr)
+    match op.kind:
+        case Kind.ATTENTION:  # [..., queries, d], [..., keys, d], [..., keys, d]
+            axes: list[tuple[Any, Any]] = [(one, None), (many, None), (many, None)]
+        case Kind.SOFTMAX:
+            axes = [(one, many)]
+        case Kind.MATMUL if outputs[0].label == "attention_scores":
+            axes = [(one, None), (None, many)]
+        case Kind.MATMUL if inputs[0].label == "attention_probs":
+            axes = [(one, many), (many, None)]
+        case _:
+            return None
+    made = (one, many) if outputs[0].label != "attention_output" else (one, None)
+    return (
+        tuple(_reshaped(t, *last) for t, last in zip(inputs, axes, strict=False)),
+        (_reshaped(outputs[0], *made),),
+    )
+
+
+def _reshaped(tensor: Tensor, *last: tuple[int, str | None] | None) -> _Known:
+    """A tensor's shape with other sizes for the last two axes, None for one that stays."""
+    shape, exprs = [*tensor.shape], [*(tensor.shape_expr or ())]
+    for axis, size in zip((-2, -1), last, strict=True):
+        if size is not None:
+            shape[axis], text = size
+            if exprs and text is not None:
+                exprs[axis] = text
+    return tuple(shape), tuple(exprs) if tensor.shape_expr is not None else None
 
 
 @lru_cache(maxsize=4096)
 def _arithmetic(
-    name: str, kind: Kind, inputs: _Known, outputs: _Known, dtype: str | None
-) -> OpCost:
+    name: str, kind: Kind, inputs: tuple[_Known, ...], outputs: tuple[_Known, ...],
+    dtype: str | None, extent: tuple[int, str | None] | None,
+) -> OpCost:  # fmt: skip
     """The FLOPs of an op; the many equal ones are worked out once."""
     entry = _REGISTRY.get(name)
     symbolic = all(exprs is not None for _, exprs in (*inputs, *outputs))
@@ -413,12 +479,18 @@ def _arithmetic(
         return _no_flops(symbolic) if moves else OpCost()
     if not floating:
         return _no_flops(symbolic)
+    if entry.needs is not Needs.SHAPES:
+        if extent is None:
+            return OpCost()
+        number, text = extent
+        inputs = (*inputs, ((number,), None if text is None else (text,)))
     shapes = [[shape for shape, _ in tensors] for tensors in (inputs, outputs)]
     exprs = [[list(map(parse, e or ())) for _, e in tensors] for tensors in (inputs, outputs)]
+    closed = symbolic and entry.needs is not Needs.EXTENT_IN_NUMBERS
     return OpCost(
         gemm=Gemm(*map(_whole, entry.gemm(*shapes))) if entry.gemm else None,
         flops=_whole(entry.flops(*shapes)),
-        flops_expr=str(entry.flops(*exprs)) if symbolic else None,
+        flops_expr=str(entry.flops(*exprs)) if closed else None,
         flops_status=entry.status,
     )
 
@@ -443,6 +515,11 @@ class FlopTotals:
     """
     products_expr: str | None
     """``products`` as a formula, None for a concrete trace."""
+    causal: int | None
+    """``products``, where an attention counts only the pairs of a query and a key that its mask
+    lets through; None where a mask is not known."""
+    causal_expr: str | None
+    """``causal`` as a formula, None for a concrete trace."""
     other: int
     """FLOPs of all other supported ops, estimates among them."""
     unsupported: Mapping[str, int]
@@ -454,16 +531,29 @@ class FlopTotals:
 
 
 _PRODUCTS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION})
-_MORE_PRODUCTS = frozenset((
-    "einsum", "tensordot", "bilinear", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "_convolution", "conv_tbc", "_scaled_mm", "_int_mm", "flex_attention",
-))  # fmt: skip
+_MORE_PRODUCTS = frozenset(("einsum", "tensordot", "bilinear", "_convolution", "conv_tbc"))
 """Matrix products by their names, which the kinds do not know."""
+
+
+def _in_attention(graph: OpGraph, op: Op) -> bool:
+    labels = ("attention_scores", "attention_output")
+    return op.kind is Kind.ATTENTION or graph.outputs(op.id)[0].label in labels
+
+
+def refuse_unsupported(graph: OpGraph) -> None:
+    """Raise CutedgeError, naming targets, where an op of an annotated graph has no formula."""
+    if lacking := total_flops(graph).unsupported:
+        named = ", ".join(f"{n} x {target}" for target, n in sorted(lacking.items()))
+        raise CutedgeError(
+            f"{graph.meta.model}: there is no cost formula for {named}; leave --strict out to take "
+            "totals without them"
+        )
 
 
 def total_flops(graph: OpGraph) -> FlopTotals:
     """Sum the FLOPs of an annotated graph."""
-    products, other, closed = 0, 0, formula(0)
+    products, causal, other = 0, 0, 0
+    closed, causal_closed, masks_known = formula(0), formula(0), True
     unsupported: Counter[str] = Counter()
     missing: Counter[str] = Counter()
     for op in graph.ops:
@@ -474,12 +564,21 @@ def total_flops(graph: OpGraph) -> FlopTotals:
         elif op.kind in _PRODUCTS:
             products += op.cost.flops
             closed += parse(op.cost.flops_expr or "0")
+            if _in_attention(graph, op):
+                masks_known = masks_known and op.cost.causal_flops is not None
+                causal += op.cost.causal_flops or 0
+                causal_closed += parse(op.cost.causal_flops_expr or "0")
+            else:
+                causal += op.cost.flops
+                causal_closed += parse(op.cost.flops_expr or "0")
         else:
             other += op.cost.flops
     working = sum(op.kind not in _FREE for op in graph.ops)
     return FlopTotals(
         products=products,
         products_expr=str(closed) if graph.meta.symbolic else None,
+        causal=causal if masks_known else None,
+        causal_expr=str(causal_closed) if masks_known and graph.meta.symbolic else None,
         other=other,
         unsupported=dict(unsupported),
         products_missing=dict(missing),

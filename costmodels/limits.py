@@ -26,8 +26,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from costmodels.devices import Device
-from costmodels.flops import _Routing as Routing
-from costmodels.flops import _routing as routing
+from costmodels.experts import routing_of
 from costmodels.flops import total_flops
 from tracer.errors import InputError
 from tracer.formula import Formula, formula, parse
@@ -105,7 +104,7 @@ def describe(graph: OpGraph) -> Model:
     for op in graph.ops:
         if op.kind is not Kind.LINEAR:
             continue
-        chosen: Routing | None = routing(graph, op)
+        chosen = routing_of(graph, op)
         for tensor in graph.inputs(op.id):
             owner = graph.storage(tensor)
             if owner.role not in _STATE or owner.id in seen:

@@ -18,6 +18,7 @@ from costmodels.devices import (
     device_names,
     load_device,
 )
+from costmodels.links import link_names
 from tests.inprocess import invoke
 from tracer.errors import InputError
 
@@ -379,3 +380,8 @@ def test_a_device_that_is_not_there(name, says, tmp_path, monkeypatch):
     assert done.stderr.count("\n") == 1
     for words in says:
         assert words in done.stderr
+
+
+@pytest.mark.parametrize("name", device_names())
+def test_a_host_link_is_one_of_cutedge(name):
+    assert load_device(name).host_link in (None, *link_names())

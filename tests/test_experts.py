@@ -12,13 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from cli import show
-from costmodels.flops import (
-    active_parameters,
-    annotate,
-    assumptions,
-    expected_experts,
-    total_flops,
-)
+from costmodels.experts import active_parameters, assumptions, expected_experts
+from costmodels.flops import annotate, total_flops
 from tests.test_flops import BATCH, swept
 from tests.test_flops import SEQ as PROMPT
 from tests.test_op_costs import SEQ, Calls

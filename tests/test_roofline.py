@@ -27,7 +27,7 @@ def costed(graph: OpGraph, costs: dict[str, OpCost]) -> OpGraph:
 
 def cost(flops: int | None, read: int = 0, write: int = 0, gemm: Gemm | None = None) -> OpCost:
     status = Status.UNSUPPORTED if flops is None else Status.EXACT
-    return OpCost(gemm, flops, None, status, read, write)
+    return OpCost(gemm=gemm, flops=flops, flops_status=status, read_bytes=read, write_bytes=write)
 
 
 @pytest.fixture

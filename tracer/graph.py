@@ -101,6 +101,12 @@ class OpCost:
     """Floating-point operations (1 multiply-accumulate = 2); None when unsupported."""
     flops_expr: str | None = None
     """``flops`` as a formula; None for a concrete trace."""
+    causal_flops: int | None = None
+    """Of an op of an attention that has an ``extent_expr``: ``flops`` over the pairs of a query and
+    a key that its mask lets through, all of them where there is none. None for other ops and where
+    that is not known."""
+    causal_flops_expr: str | None = None
+    """``causal_flops`` as a formula; None for a concrete trace."""
     flops_status: Status = Status.UNSUPPORTED
     """How far the op's figures can be trusted; ``unsupported`` where ``flops`` is None, at best
     ``estimate`` where there is an ``assumption``."""
@@ -139,6 +145,11 @@ class Op:
     """Makes an alias of what it reads and moves no data."""
     dtype: str | None
     """The dtype of the (first) output; None for ``output``."""
+    extent_expr: str | None = None
+    """What the shapes of its tensors do not tell of its work, as a formula: the elements of a
+    pooling's window, the points of a Fourier transform; of both products and the softmax of an
+    attention, or of one in one op, the pairs of a query and a key that its mask lets through, in
+    one sequence and head. None for other ops, and where that is not known."""
     cost: OpCost = field(default_factory=OpCost)
     """What it costs wherever it runs."""
 

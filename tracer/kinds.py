@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 MATRIX_PRODUCTS = frozenset((
     "linear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv", "dot", "_grouped_mm",
-    "grouped_mm_fallback", "conv1d", "conv2d", "conv3d", "convolution",
+    "grouped_mm_fallback", "_scaled_mm", "conv1d", "conv2d", "conv3d", "convolution",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 ))  # fmt: skip
 """Linear when an operand comes from parameters alone, matmul otherwise. A convolution is a product
 of its kernel with the patches of its input."""
@@ -38,7 +39,9 @@ _BY_KIND: Mapping[Kind, str] = {
     Kind.ATTENTION: """
         scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
-        _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_cudnn_attention""",
+        _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_cudnn_attention
+        _scaled_dot_product_attention_math _scaled_dot_product_attention_math_for_mps
+        flex_attention""",
     Kind.SOFTMAX: "softmax _softmax log_softmax _log_softmax _safe_softmax",
     Kind.NORM: """
         layer_norm native_layer_norm rms_norm _fused_rms_norm group_norm native_group_norm
@@ -46,10 +49,13 @@ _BY_KIND: Mapping[Kind, str] = {
     Kind.EMBEDDING: "embedding embedding_bag",
     Kind.REDUCTION: """
         sum mean amax amin max min prod all any argmax argmin var std var_mean norm
-        linalg_vector_norm logsumexp cumsum cumprod cummax cummin topk sort argsort
+        linalg_vector_norm logsumexp cumsum cumprod cummax cummin logcumsumexp topk sort argsort
         count_nonzero bincount histc nansum median linalg_solve_triangular avg_pool1d avg_pool2d
-        avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-        adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d""",
+        avg_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
+        max_pool2d_with_indices max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool2d
+        adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+        fft_fft fft_ifft fft_fft2 fft_ifft2 fft_fftn fft_ifftn fft_rfft fft_irfft fft_rfft2
+        fft_irfft2 fft_rfftn fft_irfftn""",
     Kind.COPY: """
         clone contiguous copy to _to_copy type_as float half double bfloat16 int long bool cat
         concat concatenate stack hstack vstack repeat repeat_interleave tile roll flip pad
@@ -80,6 +86,12 @@ def base_name(target: str) -> str:
     if not name.endswith("__"):
         name = name.rstrip("_") or name
     return _SAME_AS.get(f"{name}.{parts[-1]}") or _SAME_AS.get(name, name)
+
+
+def writes_in_place(target: str) -> bool:
+    """Whether an ATen op writes into its first argument (``aten.add_.Tensor``)."""
+    name = target.split(".")[1] if "." in target else target
+    return name.endswith("_") and not name.endswith("__")
 
 
 def kind_of(target: str) -> Kind:

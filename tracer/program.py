@@ -41,6 +41,8 @@ class Node:
     path: str
     module_type: str
     is_view: bool = False
+    extent: Formula | None = None
+    """What shapes do not tell of its work; see ``Op.extent_expr``."""
 
 
 @dataclass(slots=True)
@@ -112,6 +114,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
             module_type=node.module_type,
             layer=layer_of(name if node.target == "input" else node.path), is_constant=is_constant,
             is_view=node.is_view, dtype=program.values[node.outs[0]].dtype if node.outs else None,
+            extent_expr=None if node.extent is None else str(node.extent),
         )  # fmt: skip
         ops.append(op)
         for position, arg in enumerate(args):

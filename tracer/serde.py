@@ -34,7 +34,7 @@ from tracer.graph import (
     TraceMeta,
 )
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 """Version of all tables; a reader refuses any other."""
 
 OPS = pa.schema([
@@ -48,12 +48,15 @@ OPS = pa.schema([
     pa.field("is_constant", pa.bool_(), nullable=False),
     pa.field("is_view", pa.bool_(), nullable=False),
     pa.field("dtype", pa.string()),
+    pa.field("extent_expr", pa.string()),
     pa.field("gemm_batch", pa.int64()),
     pa.field("gemm_m", pa.int64()),
     pa.field("gemm_n", pa.int64()),
     pa.field("gemm_k", pa.int64()),
     pa.field("flops", pa.int64()),
     pa.field("flops_expr", pa.string()),
+    pa.field("causal_flops", pa.int64()),
+    pa.field("causal_flops_expr", pa.string()),
     pa.field("flops_status", pa.string(), nullable=False),
     pa.field("read_bytes", pa.int64(), nullable=False),
     pa.field("write_bytes", pa.int64(), nullable=False),
@@ -189,9 +192,10 @@ def _rows(graph: OpGraph) -> dict[str, Rows]:
         "ops": [
             (
                 op.id, op.name, op.target, op.kind.value, op.module_path, op.module_type, op.layer,
-                op.is_constant, op.is_view, op.dtype, *_gemm_columns(op.cost.gemm), op.cost.flops,
-                op.cost.flops_expr, op.cost.flops_status.value, op.cost.read_bytes,
-                op.cost.write_bytes, op.cost.param_bytes, op.cost.assumption,
+                op.is_constant, op.is_view, op.dtype, op.extent_expr,
+                *_gemm_columns(op.cost.gemm), op.cost.flops, op.cost.flops_expr,
+                op.cost.causal_flops, op.cost.causal_flops_expr, op.cost.flops_status.value,
+                op.cost.read_bytes, op.cost.write_bytes, op.cost.param_bytes, op.cost.assumption,
             )
             for op in graph.ops
         ],
@@ -282,10 +286,11 @@ def _meta(metadata: Mapping[str, str]) -> TraceMeta:
 
 def _op(
     id: int, name: str, target: str, kind: str, module_path: str, module_type: str,
-    layer: int | None, is_constant: bool, is_view: bool, dtype: str | None, gemm_batch: int | None,
-    gemm_m: int | None, gemm_n: int | None, gemm_k: int | None, flops: int | None,
-    flops_expr: str | None, flops_status: str, read_bytes: int, write_bytes: int, param_bytes: int,
-    assumption: str | None,
+    layer: int | None, is_constant: bool, is_view: bool, dtype: str | None,
+    extent_expr: str | None, gemm_batch: int | None, gemm_m: int | None, gemm_n: int | None,
+    gemm_k: int | None, flops: int | None, flops_expr: str | None, causal_flops: int | None,
+    causal_flops_expr: str | None, flops_status: str, read_bytes: int, write_bytes: int,
+    param_bytes: int, assumption: str | None,
 ) -> Op:  # fmt: skip
     gemm = None
     if None not in (gemm_batch, gemm_m, gemm_n, gemm_k):
@@ -294,6 +299,8 @@ def _op(
         gemm,
         flops,
         flops_expr,
+        causal_flops,
+        causal_flops_expr,
         Status(flops_status),
         read_bytes,
         write_bytes,
@@ -302,7 +309,7 @@ def _op(
     )
     return Op(
         id, name, target, Kind(kind), module_path, module_type, layer, is_constant, is_view, dtype,
-        cost,
+        extent_expr, cost,
     )  # fmt: skip
 
 

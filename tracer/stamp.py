@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
+from tracer.formula import Formula
 from tracer.program import Node, Program, Value
 
 
@@ -90,6 +91,7 @@ class _Step:
     path: str
     module_type: str
     is_view: bool
+    extent: Formula | None
     in_block: bool
     """False for what the model itself does between or after its blocks."""
     args: tuple[Ref, ...]
@@ -160,8 +162,11 @@ def stamp(program: Program, stack: Stack) -> Program | None:
                     result.values[here[-1]] = replace(value, alias_of=value_of(owner, layer))
             path = stack.move(step.path, layer)
             result.nodes.append(
-                Node(step.target, args, tuple(outs), path, step.module_type, step.is_view)
-            )
+                Node(
+                    step.target, args, tuple(outs), path, step.module_type, step.is_view,
+                    step.extent,
+                )
+            )  # fmt: skip
         previous = [here[k] for k in block.handed_on]
     return result
 
@@ -261,6 +266,7 @@ def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref])
         stack.move(node.path, 0),
         node.module_type,
         node.is_view,
+        node.extent,
         stack.layer(node.path) is not None,
         tuple(ref(arg) for arg in node.args),
         tuple(outs),

@@ -26,7 +26,7 @@ from transformers.utils import import_utils
 from tracer.capture.blocks import find_stacks, shortened, unlike
 from tracer.capture.cache import WRAPPED
 from tracer.capture.errors import Untraceable, failure
-from tracer.capture.guards import assumptions, conditions, same_work, symbols
+from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
 from tracer.capture.inputs import MANY_TOKENS, phases, reading
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.models import build, parameter_count, settle
@@ -313,6 +313,7 @@ def _lowered(
         exported, task.module, task.run_sizes, inputs=inputs, states=task.states,
         rename=lambda path: rename(f"{path}.".removeprefix(f"{WRAPPED}.").removesuffix(".")),
         returned=_states_returned(exported), conditions=found,
+        samples=fitting(exported, named, task.samples(way)),
     )  # fmt: skip
     program.unsure = unsure
     if program.assumed is not None:

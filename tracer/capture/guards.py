@@ -4,7 +4,7 @@ import operator
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
-from itertools import product
+from itertools import islice, product
 from math import gcd, prod
 from typing import Any
 
@@ -136,6 +136,17 @@ def _work(program: Program, sizes: Mapping[str, int]) -> list[tuple[Any, ...]]:
 def assumptions(exported: ExportedProgram, named: Mapping[sympy.Symbol, str]) -> tuple[str, ...]:
     """All that torch noted to hold of the sizes, in sympy's words."""
     return tuple(sorted({_text(guard, named) for guard in _guards(exported)} - {"True"}))
+
+
+def fitting(
+    exported: ExportedProgram,
+    named: Mapping[sympy.Symbol, str],
+    samples: Iterable[Mapping[str, int]],
+) -> list[Mapping[str, int]]:
+    """The first three of ``samples`` at which all holds that torch noted of the sizes."""
+    guards = _guards(exported)
+    right = (point for point in samples if all(_holds(guard, named, point) for guard in guards))
+    return [*islice(right, 3)]
 
 
 def _environment(exported: ExportedProgram) -> Any:

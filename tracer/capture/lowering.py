@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
@@ -19,10 +19,11 @@ from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, Pyth
 
 from tracer.capture.cache import State
 from tracer.capture.errors import Untraceable, place, within
+from tracer.capture.extents import find_extents
 from tracer.capture.inputs import Axis
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
-from tracer.kinds import base_name
+from tracer.kinds import base_name, writes_in_place
 from tracer.program import Node, Program, Value
 
 _einsum = torch.einsum
@@ -38,6 +39,7 @@ def lower(
     states: Sequence[State] = (),
     returned: int = 0,
     conditions: Sequence[str] = (),
+    samples: Sequence[Mapping[str, int]] = (),
 ) -> Program:
     """The program of an exported module, at any size.
 
@@ -46,9 +48,10 @@ def lower(
     the export calls modules and parameters into their names in ``module``. ``inputs`` are the
     tensors that the export takes, in order, ``states`` all that ``module`` keeps between steps, and
     the last ``returned`` of its results are states. Raises Untraceable for a size that no
-    formula can say. ``conditions`` go into the program as they are.
+    formula can say. ``conditions`` go into the program as they are; ``samples`` are small sizes at
+    which the export is right, to see what masks hide.
     """
-    program = _Lowering(exported, module, sizes, rename, inputs, states, returned).program
+    program = _Lowering(exported, module, sizes, rename, inputs, states, returned, samples).program
     program.conditions = tuple(conditions)
     return program
 
@@ -63,6 +66,7 @@ class _Lowering:
         inputs: Mapping[str, Sequence[Axis]],
         states: Sequence[State],
         returned: int,
+        samples: Sequence[Mapping[str, int]],
     ) -> None:
         self.rename = rename
         self.program = Program()
@@ -103,6 +107,9 @@ class _Lowering:
                 )
                 raise Untraceable(why, where, by_data=by_data)
         self.real = self._run(exported, sizes)
+        self.extents = find_extents(
+            nodes, _data(exported, nodes, self.inputs), self._written(nodes), self._size, samples
+        )
         for node in nodes:
             match node.op:
                 case "placeholder":
@@ -289,7 +296,7 @@ class _Lowering:
             self.owner.setdefault(_memory(real[0]), self._owner(self._index(same)))
             return
         outs = []
-        mutates = _mutates(str(node.target))
+        mutates = writes_in_place(str(node.target))
         view = not mutates
         for result, memory in zip(results, map(_memory, real), strict=True):
             outs.append(self._add_value(result, "", Role.ACTIVATION, self.owner.get(memory)))
@@ -310,8 +317,20 @@ class _Lowering:
         path, module_type = _module(node)
         path = self.rename(path)
         self.program.nodes.append(
-            Node(str(node.target), tuple(args), tuple(outs), path, module_type, view)
-        )
+            Node(
+                str(node.target), tuple(args), tuple(outs), path, module_type, view,
+                self.extents.get(node),
+            )
+        )  # fmt: skip
+
+    def _written(self, nodes: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
+        """The nodes whose memory an op writes in place."""
+        memories = {node: {*map(_memory, _tensors(self.real.get(node)))} for node in nodes}
+        mutated: set[int] = set()
+        for node in memories:
+            if node.op == "call_function" and writes_in_place(str(node.target)):
+                mutated |= memories[node]
+        return {node for node, memory in memories.items() if not memory.isdisjoint(mutated)}
 
     def _owner(self, value: int) -> int:
         alias = self.program.values[value].alias_of
@@ -341,8 +360,32 @@ class _Lowering:
             return None
         # Memory is that of a run: an export makes the tensors anew that code keeps from before it.
         kept = _memory(self.real[inputs[0]]) == _memory(self.real[node])
-        same = kept and _layout(source) == _layout(result) and not _mutates(str(node.target))
+        same = kept and _layout(source) == _layout(result) and not writes_in_place(str(node.target))
         return inputs[0] if same else None
+
+
+def _data(
+    exported: ExportedProgram,
+    nodes: Iterable[torch.fx.Node],
+    inputs: Collection[torch.fx.Node],
+) -> dict[torch.fx.Node, torch.Tensor | None]:
+    """The numbers in each placeholder that is no input, None where nobody knows them.
+
+    Parameters count as zeros: what a mask hides is hidden whatever they are.
+    """
+    signature = exported.graph_signature
+    lifted = signature.inputs_to_lifted_tensor_constants
+    found: dict[torch.fx.Node, torch.Tensor | None] = {}
+    for node in nodes:
+        if node.op != "placeholder" or node in inputs:
+            continue
+        value = node.meta.get("val")
+        if node.name in signature.inputs_to_parameters:
+            found[node] = torch.zeros((), dtype=value.dtype).expand(value.shape)
+        else:
+            kept = exported.constants.get(lifted.get(node.name, ""))
+            found[node] = kept if isinstance(kept, torch.Tensor) and not kept.is_meta else None
+    return found
 
 
 def spelled_out(equation: str, *operands: Any) -> torch.Tensor:
@@ -424,11 +467,6 @@ def _memory(tensor: torch.Tensor) -> int:
     """The identity of the memory under a tensor."""
     identity: int = tensor.untyped_storage()._cdata
     return identity
-
-
-def _mutates(target: str) -> bool:
-    """Whether an ATen op writes into its first argument (``aten.add_.Tensor``)."""
-    return base_name(target) != target.split(".")[1]
 
 
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -4,8 +4,9 @@ Prefill reads ``seq`` new tokens, ``past`` cached ones before them (none, or tho
 before). Decode reads one new token over ``past`` cached ones.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from tracer.reach import UNLIMITED, run_sizes
 
 EXAMPLES = {"batch": 3, "seq": 7, "past": 11, "source": 13}
 """Sizes that a symbolic export runs at: small, odd, unlike each other and any size of a model."""
+
+SAMPLES = (
+    {"batch": -1, "seq": 0, "past": 0, "source": 0},
+    {"batch": 0, "seq": 1, "past": 3, "source": 1},
+    {"batch": -1, "seq": 5, "past": 1, "source": 4},
+)
+"""How far sizes are from those examples where a mask is run with numbers, each time other ones."""
 
 SIZES = tuple(EXAMPLES)
 """The names of all sizes: sequences, new tokens, cached ones, those that an encoder has read."""
@@ -163,6 +171,20 @@ class Task:
         concrete = Way({}, self.sizes, f"sizes are exact at {here}, formulas are null")
         symbolic = [Way(bounds, small, note), Way(bounds, near, note)] if bounds else []
         return [*symbolic, concrete]
+
+    def samples(self, way: Way) -> Iterator[Mapping[str, int]]:
+        """Sizes within the bounds of ``way``, from small to large; its own without a symbol."""
+        if not way.symbolic:
+            yield self.sizes
+            return
+        ends = {name: (least, most) for name, least, most in self.alike(way)}
+        for scale, steps in product((1, 4, 16, 64, 256), SAMPLES):
+            sizes = dict(self.sizes)
+            for name in way.bounds:
+                least, most = ends[name]
+                size = EXAMPLES[name] * (1 if name == "batch" else scale)
+                sizes[name] = min(max(size, least) + steps[name], most)
+            yield sizes
 
     def alike(self, way: Way | None) -> tuple[tuple[str, int, int], ...]:
         """(name, least, greatest) of the sizes at which ``way`` is the same, as far as its

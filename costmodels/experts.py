@@ -1,0 +1,156 @@
+"""Mixtures of experts: whose weights are read, which depends on the tokens.
+
+It is assumed that each token goes to k of E experts, uniformly and independently.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from functools import reduce
+from operator import mul
+
+from tracer.graph import FLOATING, Op, OpGraph, Role, Tensor
+from tracer.kinds import base_name
+
+GROUPED = frozenset({"_grouped_mm", "grouped_mm_fallback"})
+"""Products of rows with one matrix of a stack each."""
+
+STATE = (Role.PARAMETER, Role.BUFFER)
+_OF_ROWS = frozenset({"embedding", "index", "index_select"})
+"""Those that take whole rows of what they read."""
+_CHOOSE = frozenset({"topk", "max", "argmax", "sort", "argsort"})
+_PASS_ON = frozenset({"to", "_to_copy", "histc", "cumsum"})
+"""What keeps the experts' numbers or counts them, also where those are written as floats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Rows that meet one expert of a stack each, where values decide which."""
+
+    stack: Tensor
+    """The weights [experts, ...]."""
+    rows: int
+    """Pairs of a token and an expert that it goes to."""
+    chosen: int | None
+    """How many experts a token goes to; None where the graph does not show it."""
+    choices: int
+    """What it chooses among: the experts, and more where a choice may be none of them."""
+
+    @property
+    def share(self) -> Fraction:
+        """The part of the stack that one token meets, all of it where that is not shown."""
+        return Fraction(1) if self.chosen is None else Fraction(self.chosen, self.choices)
+
+    @property
+    def experts_read(self) -> Decimal:
+        """Distinct experts that some row meets: how many to expect, else how many at most."""
+        experts = self.stack.shape[0]
+        if self.chosen is None:
+            return Decimal(min(experts, self.rows))
+        return expected_experts(self.chosen, experts, self.choices, self.rows // self.chosen)
+
+    @property
+    def assumption(self) -> str:
+        """What ``experts_read`` rests on."""
+        experts = self.stack.shape[0]
+        if self.chosen is None:
+            return (
+                "how tokens choose their experts is not shown: at most one expert a row, "
+                f"{self.experts_read} of {experts} experts' weights read"
+            )
+        none = self.choices - experts
+        among = f"{experts} experts" + (f" and {none} choices of none" if none else "")
+        return (
+            f"each token goes to {self.chosen} of {among}, uniformly and independently: "
+            f"{self.experts_read:.1f} experts' weights read on average"
+        )
+
+
+def expected_experts(chosen: int, experts: int, choices: int, tokens: int) -> Decimal:
+    """The expected number of distinct experts that ``tokens`` reach.
+
+    Each token goes to ``chosen`` different ones of ``choices``, uniformly and independently, of
+    which ``experts`` have weights: one of these is missed by a token with probability
+    1 - chosen/choices, and by all with that to the power of ``tokens``. Decimal, so that a table
+    is the same on every machine.
+    """
+    return experts * (1 - (1 - Decimal(chosen) / choices) ** tokens)
+
+
+def routing_of(graph: OpGraph, op: Op) -> Routing | None:
+    """What an op reads of a stack of experts; None for an op that reads all it is given.
+
+    A grouped product of rows [m, k] and a stack [experts, k, n] (or of a stack and columns), and a
+    gather from parameters by what a router chose. A product with the whole stack, as of a model
+    that runs every expert on every token, is none.
+    """
+    name, inputs = base_name(op.target), graph.inputs(op.id)
+    ranks = [len(t.shape) for t in inputs]
+    if name in GROUPED and ranks[:2] in ([2, 3], [3, 2]) and len(inputs) > 2:
+        left = ranks[0] == 2  # rows are split among the experts, else columns are
+        split, stack = inputs[:2] if left else (inputs[1], inputs[0])
+        rows = split.shape[0 if left else 1]
+        chooser = _chooser(graph, inputs[2])
+    elif name in _OF_ROWS and len(inputs) == 2 and graph.storage(inputs[0]).role in STATE:
+        stack, index = inputs
+        rows = index.numel
+        chooser = _chooser(graph, index)
+        if chooser is None or graph.outputs(op.id)[0].shape != index.shape + stack.shape[1:]:
+            return None  # a look-up by what the user asks for, or along another axis
+    else:
+        return None
+    tokens, choices = chooser or (0, 0)
+    choices = max(choices, stack.shape[0])
+    shown = tokens > 0 and rows % tokens == 0 and 0 < rows // tokens <= choices
+    return Routing(stack, rows, rows // tokens if shown else None, choices)
+
+
+def _chooser(graph: OpGraph, index: Tensor) -> tuple[int, int] | None:
+    """(tokens, choices of each) of the scores that integers come from, None where that is unclear.
+
+    Scores are floats [..., choices]; a top-k or a maximum along the last axis makes integers of
+    them. What comes after (sorting, counting, reshaping the experts' numbers) is followed back to
+    the nearest choice: the last one, where a router narrows its choice step by step.
+    """
+    front = [index]
+    for tensor in front:  # breadth first: it grows
+        if tensor.op is None:
+            continue
+        op, reads = graph.ops[tensor.op], graph.inputs(tensor.op)
+        scores = [t for t in reads if t.dtype in FLOATING]
+        if not scores or op.is_view or base_name(op.target) in _PASS_ON:
+            front += [t for t in reads if t not in front]
+            continue
+        *tokens, choices = scores[0].shape or (0,)
+        if base_name(op.target) in _CHOOSE and tensor.shape[: len(tokens)] == tuple(tokens):
+            return reduce(mul, tokens, 1), choices
+        return None
+    return None
+
+
+def active_parameters(graph: OpGraph) -> int:
+    """The parameters that one token meets: all but the experts that it does not go to.
+
+    Dense ones count whole, the table of an embedding too. So do the experts of a model that runs
+    them all on every token, and those that are not shown to be chosen.
+    """
+    share: dict[int, Fraction] = {}  # storage -> the part of it that a token meets
+    for op in reversed(graph.ops):
+        routing = routing_of(graph, op)
+        made = [graph.storage(t).id for t in graph.outputs(op.id)]
+        for tensor in graph.inputs(op.id):
+            stored = graph.storage(tensor).id
+            if op.is_view or op.is_constant:  # as much as of what it makes, which is read later
+                part = max((share.get(t, Fraction(0)) for t in made), default=Fraction(1))
+            elif routing and tensor is routing.stack:
+                part = routing.share
+            else:
+                part = Fraction(1)
+            share[stored] = max(share.get(stored, Fraction(0)), part)
+    owners = [t for t in graph.tensors if t.role is Role.PARAMETER and t.alias_of is None]
+    return graph.meta.parameters - round(sum(t.numel * (1 - share.get(t.id, 1)) for t in owners))
+
+
+def assumptions(graph: OpGraph) -> tuple[str, ...]:
+    """What the costs of an annotated graph assume, each once."""
+    return tuple(dict.fromkeys(op.cost.assumption for op in graph.ops if op.cost.assumption))
