@@ -11,7 +11,8 @@ from costmodels.flops import total_flops
 from tests.conftest import REFERENCE
 from tracer.capture import quiet
 from tracer.capture.models import build
-from tracer.graph import Kind, Status
+from tracer.graph import Kind, OpGraph, Status
+from tracer.patterns import find_attentions
 from tracer.presets import preset, preset_names
 
 QUICK = {
@@ -35,8 +36,23 @@ def swept(names: list[str]) -> list[Any]:
     return [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in names]
 
 
-def counted_by_torch(name: str, logits: str) -> int:
-    """FLOPs that torch counts while the model itself runs on tensors without data."""
+class EachOp(FlopCounterMode):
+    """Torch's counter, which tells the FLOPs of each op that it knows, in the order of the run."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+        self.counted: list[int] = []
+
+    def _count_flops(self, packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        before = self.get_total_flops()
+        made = super()._count_flops(packet, out, args, kwargs)
+        if packet in self.flop_registry:
+            self.counted.append(self.get_total_flops() - before)
+        return made
+
+
+def counted_by_torch(name: str, logits: str) -> list[int]:
+    """FLOPs that torch counts, op by op, while the model runs on tensors without data."""
     with quiet():
         module = build(preset(name), {}, model=name, dtype="float32", attn="eager")
         ids = torch.zeros(BATCH, SEQ, dtype=torch.int64, device="meta")
@@ -50,23 +66,29 @@ def counted_by_torch(name: str, logits: str) -> int:
             options = {"use_cache": False, "attention_mask": torch.ones_like(ids)}
         if logits == "last":
             options["logits_to_keep"] = 1
-        with FlopCounterMode(display=False) as counter:
+        with EachOp() as counter:
             module(input_ids=ids, **options)
-    return counter.get_total_flops()
+    assert sum(counter.counted) == counter.get_total_flops()
+    return counter.counted
+
+
+def products(graph: OpGraph) -> list[int | None]:
+    """FLOPs of the linears and matmuls of a graph, op by op."""
+    return [op.cost.flops for op in graph.ops if op.kind in (Kind.LINEAR, Kind.MATMUL)]
 
 
 @pytest.mark.parametrize("logits", ["last", "all"])
 @pytest.mark.parametrize("name", swept(CAUSAL))
 def test_causal_models_equal_torch(traced, name, logits):
     graph = traced(name, batch=BATCH, seq=SEQ, logits=logits)
-    assert total_flops(graph).products == counted_by_torch(name, logits)
+    assert products(graph) == counted_by_torch(name, logits)
 
 
 @pytest.mark.parametrize("name", swept(ENCODERS))
 def test_encoders_equal_torch(traced, name):
     graph = traced(name, batch=BATCH, seq=SEQ)
     assert graph.meta.logits == "all"  # an encoder makes all of them, whatever was asked for
-    assert total_flops(graph).products == counted_by_torch(name, "all")
+    assert products(graph) == counted_by_torch(name, "all")
 
 
 def test_llama_in_closed_form(traced):
@@ -92,6 +114,64 @@ def test_no_op_of_a_preset_is_unsupported(traced, name):
         assert op.cost.flops_status is (Status.ESTIMATE if assumed else Status.EXACT)
         gemm = op.cost.gemm
         assert op.cost.flops == 2 * gemm.batch * gemm.m * gemm.n * gemm.k
+
+
+@pytest.mark.parametrize("name", swept(CAUSAL))
+def test_no_op_of_a_decode_is_unsupported(traced, name):
+    graph = traced(name, phase="decode", past=SEQ, overrides=few_layers(name))
+    assert total_flops(graph).unsupported == {}
+
+
+def few_layers(name: str) -> dict[str, Any]:
+    """Settings that cut a preset to its first layers, in which each kind of layer is."""
+    config = preset(name)
+    depth = next(key for key in ("num_hidden_layers", "n_layer") if key in config)
+    dense = config.get("first_k_dense_replace", 0)  # layers before the first one with experts
+    return {depth: min(config[depth], max(6, dense + 1) if "layer_types" in config else dense + 1)}
+
+
+@pytest.mark.parametrize("seq", [1024, 8192])
+def test_fusing_attention_spares_the_traffic_of_the_scores(traced, seq):
+    """The rows of an attention, eager less fused: the scores are written 4 times, and read 4 times.
+
+    By q k^T, the scale, the mask and the softmax, and by all but the first of these and the product
+    with v. The mask is read once, by its sum. q, k, v are read, and the result is written, by both;
+    only that the fused op takes k and v of 8 heads, of which eager attention reads copies for 32.
+    """
+    layers, heads, kv_heads, width, item = 2, 32, 8, 64, 4
+    eager, fused = (
+        traced("llama-3.2-1b", seq=seq, attn=attn, overrides={"num_hidden_layers": layers})
+        for attn in ("eager", "sdpa")
+    )
+    scores, mask = heads * seq * seq * item, seq * seq * item
+    copies = 2 * (heads - kv_heads_read(fused)) * seq * width * item
+    assert kv_heads_read(fused) in (kv_heads, heads)
+    assert attention_traffic(eager) - attention_traffic(fused) == layers * (
+        (4 + 4) * scores + mask + copies
+    )
+    # q and the result of all heads, k and v of those that are read
+    once = (2 * heads + 2 * kv_heads_read(fused)) * seq * width * item
+    assert attention_traffic(fused) == layers * once
+
+
+def attention_traffic(graph: OpGraph) -> int:
+    costs = [graph.ops[op].cost for a in find_attentions(graph) for op in a.core]
+    return sum(cost.read_bytes + cost.write_bytes for cost in costs)
+
+
+def kv_heads_read(graph: OpGraph) -> int:
+    return find_attentions(graph)[0].k.shape[-3]
+
+
+def test_the_traffic_of_eager_attention_is_quadratic_and_of_a_fused_one_linear(traced):
+    """Twice the tokens: 4 times the bytes in the limit (q, k, v, o grow by 2), and 2 times."""
+    small = {"num_hidden_layers": 2}
+    for attn, least, most in (("eager", 3.9, 4), ("sdpa", 2, 2)):
+        one, two = (
+            attention_traffic(traced("llama-3.2-1b", seq=seq, attn=attn, overrides=small))
+            for seq in (4096, 8192)
+        )
+        assert least <= two / one <= most
 
 
 def test_sdpa_counts_what_eager_counts(traced):

@@ -1,6 +1,7 @@
 """The cost of one op by itself: against torch's own counter where it counts, else by hand."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -8,8 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from costmodels import flops
 from costmodels.flops import annotate, total_flops
-from tracer.formula import Formula, const, var
+from tracer import kinds
+from tracer.capture import quiet
+from tracer.capture.extents import find_extents
+from tracer.formula import Formula, const, parse, var
 from tracer.graph import Kind, Op, OpCost, OpGraph, Role, Status, TraceMeta
 from tracer.program import Node, Program, Value, build_graph
 
@@ -64,6 +69,12 @@ PRODUCTS: list[tuple[str, Callable[..., torch.Tensor], list[tuple[int, ...]]]] =
     ("conv1d", lambda x, w, b: F.conv1d(x, w, b, dilation=2), [(1, 4, 9), (6, 4, 2), (6,)]),
     ("conv2d", lambda x, w: F.conv2d(x, w, stride=(2, 1)), [(3, 4, 8, 9), (5, 4, 3, 2)]),
     ("conv3d", lambda x, w: F.conv3d(x, w, groups=2), [(1, 4, 5, 6, 7), (6, 2, 1, 2, 3)]),
+    ("conv_transpose1d", F.conv_transpose1d, [(2, 8, 10), (8, 12, 3)]),
+    (
+        "conv_transpose2d",
+        lambda x, w: F.conv_transpose2d(x, w, stride=2, padding=1, groups=2),
+        [(3, 4, 5, 6), (4, 5, 3, 2)],
+    ),
     ("bmm", torch.bmm, [(4, 5, 6), (4, 6, 7)]),
     ("baddbmm", torch.baddbmm, [(4, 5, 7), (4, 5, 6), (4, 6, 7)]),
     ("addmm", torch.addmm, [(7,), (5, 6), (6, 7)]),
@@ -156,6 +167,9 @@ def test_a_convolution_is_a_product_with_a_formula():
         # clamp(x + 3, 0, 6) / 6, and times x
         ("hardsigmoid.default", [(SEQ, 8)], (SEQ, 8), "24*seq", Status.ESTIMATE),
         ("hardswish.default", [(SEQ, 8)], (SEQ, 8), "32*seq", Status.ESTIMATE),
+        ("logcumsumexp.default", [(5, SEQ)], (5, SEQ), "25*seq", Status.ESTIMATE),
+        ("scatter_reduce.two", [(9, 3), (4, 3), (4, 3)], (9, 3), "12", Status.ESTIMATE),
+        ("embedding_bag.default", [(50, 8), (SEQ,), (3,)], (3, 8), "8*seq", Status.ESTIMATE),
         # no shape tells how wide the windows are
         ("max_pool2d.default", [(7, 4, 4)], (7, 2, 2), None, Status.UNSUPPORTED),
         ("einsum.default", [(5, SEQ), (SEQ, 5)], (5, 5), None, Status.UNSUPPORTED),
@@ -167,6 +181,122 @@ def test_other_ops(target, shapes, out, flops, status):
     calls.call(f"aten.{target}", *(calls.input(*shape) for shape in shapes), out=out)
     cost = calls.cost()
     assert (cost.flops_expr, cost.flops_status) == (flops, status)
+
+
+POOLS = [
+    # 7 channels x 2 x 2 windows of 3 x 3: 9 additions and a division less one, or 8 comparisons
+    ("avg_pool2d.default", [(7, 4, 4)], (7, 2, 2), "9", 7 * 4 * 9),
+    ("max_pool2d.default", [(7, 4, 4)], (7, 2, 2), "9", 7 * 4 * 8),
+    # 5 n log2 n for each of 3 transforms of 8 points; half of that of numbers that are real
+    ("fft_fft.default", [(3, 8)], (3, 8), "8", 5 * 3 * 8 * 3),
+    ("fft_rfft.default", [(3, 8)], (3, 5), "8", 5 * 3 * 8 * 3 // 2),
+    ("fft_irfft.default", [(3, 5)], (3, 8), "8", 5 * 3 * 8 * 3 // 2),
+    # 8 x 4 points: log2 of 32 is 5
+    ("fft_fftn.default", [(8, 4)], (8, 4), "32", 5 * 32 * 5),
+]
+
+
+@pytest.mark.parametrize(("target", "shapes", "out", "extent", "flops"), POOLS)
+def test_ops_whose_shapes_do_not_tell_all(target, shapes, out, extent, flops):
+    calls = Calls()
+    made = calls.call(f"aten.{target}", *(calls.input(*shape) for shape in shapes), out=out)
+    last = calls.program.nodes[-1]
+    assert last.outs == (made,)
+    calls.program.nodes[-1] = replace(last, extent=parse(extent))
+    cost = calls.cost()
+    assert (cost.flops, cost.flops_status) == (flops, Status.ESTIMATE)
+    assert cost.causal_flops is None
+    assert cost.flops_expr == (None if "fft" in target else str(flops))
+
+
+class Told(torch.nn.Module):
+    """Poolings and transforms, told what they do in all ways that there are."""
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            F.max_pool2d(x, 3, stride=2, padding=1),
+            F.max_pool2d(x, (2, 3)),
+            F.avg_pool2d(x, 2),
+            F.avg_pool1d(x[0], [4]),
+            F.adaptive_avg_pool2d(x, 1),
+            torch.fft.fftn(x, dim=(2, 3)).real,
+            torch.fft.fft(x).real,
+            torch.fft.rfft(x, dim=2).real,
+            torch.fft.irfft(torch.fft.rfft(x)),
+        ]
+
+
+def test_extents_are_read_from_the_calls():
+    """Of an image 8 x 16: windows, points, and one whose windows are those of its shapes."""
+    with quiet(), torch.device("meta"):
+        exported = torch.export.export(Told(), (torch.zeros(2, 3, 8, 16),))
+    found = find_extents([*exported.graph.nodes], {}, (), const, [])
+    names = {node.target.name().split("::")[1]: [] for node in found}
+    for node, extent in found.items():
+        names[node.target.name().split("::")[1]].append(str(extent))
+    assert names == {
+        "max_pool2d": ["9", "6"], "avg_pool2d": ["4"], "avg_pool1d": ["4"], "fft_fftn": ["128"],
+        "fft_fft": ["16"], "fft_rfft": ["8", "16"], "fft_irfft": ["16"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "shapes", "out", "read", "written"),
+    [
+        # 4 rows of 3, by their numbers
+        ("index_select.default", [(9, 3), (4,)], (4, 3), 4 * 3 + 2 * 4, 4 * 3),
+        ("gather.default", [(9, 3), (9, 1)], (9, 1), 9 + 2 * 9, 9),
+        # no more of a table than there is, however many ask for it
+        ("embedding.default", [(2, 3), (9,)], (9, 3), 2 * 3 + 2 * 9, 9 * 3),
+        # 2 x 5 rows of 3 each, summed by fives
+        ("embedding_bag.default", [(50, 3), (10,)], (2, 3), 10 * 3 + 2 * 10, 2 * 3),
+        # a new tensor: 4 rows are put, 5 come from the old one
+        ("index_put.default", [(9, 3), (4,), (4, 3)], (9, 3), 9 * 3 + 2 * 4, 9 * 3),
+        ("index_copy.default", [(9, 3), (4,), (4, 3)], (9, 3), 9 * 3 + 2 * 4, 9 * 3),
+        ("slice_scatter.default", [(9, 3), (4, 3)], (9, 3), 9 * 3, 9 * 3),
+        ("scatter.src", [(9, 3), (4, 3), (4, 3)], (9, 3), 9 * 3 + 2 * 12, 9 * 3),
+        # the places that are added to are read too
+        ("index_add.default", [(9, 3), (4,), (4, 3)], (9, 3), 9 * 3 + 2 * 4 + 4 * 3, 9 * 3),
+        # in place: only what is put is touched
+        ("index_put_.default", [(9, 3), (4,), (4, 3)], (9, 3), 2 * 4 + 4 * 3, 4 * 3),
+        ("index_add_.default", [(9, 3), (4,), (4, 3)], (9, 3), 2 * 4 + 2 * 4 * 3, 4 * 3),
+        ("copy_.default", [(9, 3), (9, 3)], (9, 3), 9 * 3, 9 * 3),
+        ("fill_.Scalar", [(9, 3)], (9, 3), 0, 9 * 3),
+        ("add_.Tensor", [(9, 3), (3,)], (9, 3), 9 * 3 + 3, 9 * 3),
+        # all that is read and written, once: however often a softmax goes over it
+        ("cat.default", [(9, 3), (4, 3)], (13, 3), 13 * 3, 13 * 3),
+        ("where.self", [(9, 1), (9, 3), (1,)], (9, 3), 9 + 9 * 3 + 1, 9 * 3),
+        ("softmax.int", [(9, 3)], (9, 3), 9 * 3, 9 * 3),
+        ("layer_norm.default", [(9, 3), (3,), (3,)], (9, 3), 9 * 3 + 3 + 3, 9 * 3),
+        ("sum.dim_IntList", [(9, 3)], (9,), 9 * 3, 9),
+        # q, k, v and the mask; no scores
+        (
+            "scaled_dot_product_attention.default",
+            [(2, 7, 4), (2, 9, 4), (2, 9, 4), (7, 9)],
+            (2, 7, 4),
+            2 * (7 + 9 + 9) * 4 + 7 * 9,
+            2 * 7 * 4,
+        ),
+    ],
+)
+def test_traffic_in_elements_of_four_bytes(target, shapes, out, read, written):
+    """A number of a place takes as much as two elements."""
+    calls = Calls()
+    places = {"index_select": 1, "gather": 1, "embedding": 1, "embedding_bag": 1, "index_put": 1,
+              "index_copy": 1, "scatter": 1, "index_add": 1}  # fmt: skip
+    at = places.get(target.split(".")[0].rstrip("_"))
+    dtypes = ["int64" if n == at else "float32" for n in range(len(shapes))]
+    args = [calls.input(*s, dtype=dtype) for s, dtype in zip(shapes, dtypes, strict=True)]
+    calls.call(f"aten.{target}", *args, out=out)
+    cost = calls.cost()
+    assert (cost.read_bytes, cost.write_bytes) == (4 * read, 4 * written)
+
+
+def test_every_op_that_computes_has_a_formula():
+    """What the kinds name, apart from products that no shape tells: and moves, which cost none."""
+    computing = {Kind.ATTENTION, Kind.SOFTMAX, Kind.NORM, Kind.ELEMENTWISE, Kind.REDUCTION}
+    named = {name for name, kind in kinds._KINDS.items() if kind in computing}
+    assert {*named, *kinds.MATRIX_PRODUCTS} - {*flops._REGISTRY} == {"addbmm", "convolution"}
 
 
 def test_equal_sizes_with_unlike_formulas_keep_their_own():

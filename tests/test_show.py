@@ -157,7 +157,7 @@ def test_every_printed_total_says_what_it_is_of(capsys):
 )
 def test_products_are_exact_only_when_none_is_missing(capsys, missing, says):
     unsupported = {"aten.odd.default": 2, **missing}
-    totals = FlopTotals(12, "12*batch", 4, unsupported, missing, 0.5)
+    totals = FlopTotals(12, "12*batch", 12, "12*batch", 4, unsupported, missing, 0.5)
     show.trace_summary(wide(), totals, "here")
     printed = capsys.readouterr().out
     assert f"FLOPs       {says}\n" in printed

@@ -36,8 +36,10 @@ COLUMNS: dict[str, list[Column]] = {
         ("module_path", TEXT, ""), ("module_type", TEXT, ""), ("layer", I32, "null"),
         ("is_constant", BOOL, ""), ("is_view", BOOL, ""),
         ("dtype", TEXT, "null"),  # the output op makes nothing
+        ("extent_expr", TEXT, "null"),  # shapes tell all
         ("gemm_batch", I64, "null"), ("gemm_m", I64, "null"), ("gemm_n", I64, "null"),
         ("gemm_k", I64, "null"), ("flops", I64, "null"), ("flops_expr", TEXT, "null"),
+        ("causal_flops", I64, "null"), ("causal_flops_expr", TEXT, "null"),  # no attention's
         ("flops_status", TEXT, ""), ("read_bytes", I64, ""), ("write_bytes", I64, ""),
         ("param_bytes", I64, ""),
         ("assumption", TEXT, "null"),  # shapes alone decide

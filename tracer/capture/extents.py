@@ -7,6 +7,7 @@ several small sizes and with all scores equal: a pair is hidden where its probab
 formula is taken where it gives what was counted for every query of every run, else none is.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tracer.formula import Formula, formula, minimum
+from tracer.formula import Formula, const, formula, minimum, var
 from tracer.graph import Kind
 from tracer.kinds import MATRIX_PRODUCTS, READS_NO_DATA, base_name, kind_of
 
@@ -101,15 +102,20 @@ def _points(name: str, node: Node, size: Callable[[Any], Formula]) -> Formula:
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """A rule by which queries see keys; the last query stands at the last key."""
+    """A rule by which queries see keys."""
 
     seen: Callable[[int, int, int], int]
     """(position of a query, keys, width) -> keys that it sees"""
     pairs: Callable[[Formula, Formula, int], Formula]
-    """(queries, keys, width) -> the sum of ``seen`` over the queries"""
+    """(queries, all keys up to the last query, width) -> the sum of ``seen`` over the queries"""
+    forgets: bool = False
+    """Whether it holds by the place in the whole sequence, of which a cache may keep the end alone;
+    else the last query stands at the last key."""
 
-    def counts(self, queries: int, keys: int, width: int) -> list[int]:
-        return [self.seen(keys - queries + i, keys, width) for i in range(queries)]
+    def counts(self, sizes: Sizes, queries: int, keys: int, width: int) -> list[int]:
+        """Keys that each query sees."""
+        first = sizes["past"] if self.forgets else keys - queries
+        return [self.seen(first + i, keys, width) for i in range(queries)]
 
 
 def _half(size: Formula) -> Formula:
@@ -143,6 +149,7 @@ _WITH_A_WIDTH = (
     _Pattern(
         lambda p, keys, width: p % width + 1,
         lambda q, k, width: _in_chunks(k, width) - _in_chunks(k - q, width),
+        forgets=True,
     ),
     # less than ``width`` away on either side
     _Pattern(
@@ -212,7 +219,7 @@ class _Masks:
                     made[score] = torch.zeros(self._shape(value, sizes), dtype=value.dtype)
                 return self._run(between, made, probabilities, sizes, instead)
 
-            pairs = self._pairs(run, self._numbers(between), queries, keys)
+            pairs = self._pairs(run, self._numbers(between), self._hidden(between), queries, keys)
         except _Unknown:
             return {}
         square = [
@@ -246,7 +253,7 @@ class _Masks:
             between, scores = ([], []) if mask is None else self._between(mask)
             if scores:
                 return {}
-            pairs = self._pairs(run, self._numbers(between), queries, keys)
+            pairs = self._pairs(run, self._numbers(between), self._hidden(between), queries, keys)
         except _Unknown:
             return {}
         return {} if pairs is None else {node: pairs}
@@ -319,8 +326,8 @@ class _Masks:
     ) -> Any:
         if node.op == "placeholder":
             data = self.data[node]
-            if data is None:
-                raise _Unknown
+            if data is None or (not data.is_floating_point() and bool((data.abs() > 1).any())):
+                raise _Unknown  # what a window's width may be must show as a number of the code
             return data
         for tensor in _tensors(node.meta.get("val")):
             self._shape(tensor, sizes)
@@ -336,53 +343,72 @@ class _Masks:
         kwargs = torch.fx.node.map_aggregate(node.kwargs, given)
         if instead and _is_arithmetic(node):
             args = tuple(_stand_in(argument, instead) for argument in args)
+            kwargs = {name: _stand_in(argument, instead) for name, argument in kwargs.items()}
         return node.target(*args, **kwargs)
 
     def _numbers(self, between: Iterable[Node]) -> list[int]:
         """The whole numbers that a mask is computed with."""
         return sorted({
-            abs(argument)
+            int(abs(argument))
             for node in between
             if node in self.constant and _is_arithmetic(node)
-            for argument in node.args
-            if type(argument) is int and abs(argument) > 1
+            for argument in (*node.args, *node.kwargs.values())
+            if type(argument) in (int, float) and 1 < abs(argument) < 2**31 and argument % 1 == 0
         })  # fmt: skip
+
+    def _hidden(self, between: Iterable[Node]) -> Iterator[int]:
+        """The whole numbers in the sizes that a mask is computed with: none stands in for them."""
+        for node in between:
+            if _is_arithmetic(node) or base_name(str(node.target)) in ("arange", "slice"):
+                sizes = (self.size(n.meta["val"]) for n in node.all_input_nodes if _is_size(n))
+                yield from (int(n) for size in sizes for n in re.findall(r"\d+", str(size)))
 
     def _pairs(
         self, run: Callable[[Sizes, Mapping[int, int]], torch.Tensor], numbers: Sequence[int],
-        queries: Formula, keys: Formula,
+        hidden: Iterable[int], queries: Formula, keys: Formula,
     ) -> Formula | None:  # fmt: skip
-        """The pairs that a mask lets through, None where the counts are those of no pattern."""
-        places = [(queries.evaluate(sizes), keys.evaluate(sizes)) for sizes in self.samples]
-        if not places or any(q > k for q, k in places):
-            return None
+        """The pairs that a mask lets through, None where the counts are those of no pattern.
+
+        Where several give the same counts, because no sample is as long as a window, small numbers
+        stand in for those of the mask's code: the right pattern changes as the counts do.
+        """
+        if any(n > keys.evaluate(sizes) for n in hidden for sizes in self.samples[-1:]):
+            return None  # no sample is as long as what a size is compared with
+        pasts = {sizes["past"] for sizes in self.samples}
+        past = const(pasts.pop()) if len(pasts) == 1 else var("past")
 
         def counted(instead: Mapping[int, int]) -> list[list[int]]:
             return [_counts(run(sizes, instead)) for sizes in self.samples]
 
-        patterns = [(_FULL, 0, 0), (_CAUSAL, 0, 0)]
-        patterns += [
-            (p, number, more) for number in numbers for p in _WITH_A_WIDTH for more in (0, 1)
-        ]
-        plain = counted({})
+        def fits(one: _Candidate, instead: Mapping[int, int], counts: list[list[int]]) -> bool:
+            pattern, number, more = one
+            width = instead.get(number, number) + more
+            return counts == [
+                pattern.counts(sizes, queries.evaluate(sizes), keys.evaluate(sizes), width)
+                for sizes in self.samples
+            ]
 
-        left = []
-        for pattern, number, more in patterns:
-            if [pattern.counts(q, k, number + more) for q, k in places] == plain:
-                left.append((pattern, number, more))
-        for number in numbers:
-            if len({str(p.pairs(queries, keys, n + more)) for p, n, more in left}) < 2:
+        def formulas() -> dict[str, Formula]:
+            found = {}
+            for pattern, number, more in left:
+                end = past + queries if pattern.forgets else keys
+                pairs = pattern.pairs(queries, end, number + more)
+                found[str(pairs)] = pairs
+            return found
+
+        left: list[_Candidate] = [(_FULL, 0, 0), (_CAUSAL, 0, 0)]
+        left += [(p, number, more) for number in numbers for p in _WITH_A_WIDTH for more in (0, 1)]
+        for instead in ({}, *({n: other} for n in numbers for other in INSTEAD)):
+            if not self.samples or (instead and len(formulas()) < 2):
                 break
-            for other in INSTEAD:
-                changed = counted({number: other})
-                left = [
-                    (p, n, more)
-                    for p, n, more in left
-                    if [p.counts(q, k, (other if n == number else n) + more) for q, k in places]
-                    == changed
-                ]
-        found = {str(f): f for f in (p.pairs(queries, keys, n + more) for p, n, more in left)}
-        return found.popitem()[1] if len(found) == 1 else None
+            counts = counted(instead)
+            left = [one for one in left if fits(one, instead, counts)]
+        found = formulas()
+        return found.popitem()[1] if self.samples and len(found) == 1 else None
+
+
+_Candidate = tuple[_Pattern, int, int]
+"""(pattern, a number of the mask's code or 0, how much more than that is the width)"""
 
 
 def _counts(probabilities: torch.Tensor) -> list[int]:
@@ -409,11 +435,16 @@ def _is_size(node: Node) -> bool:
 
 
 def _is_arithmetic(node: Node) -> bool:
-    return kind_of(str(node.target)) is Kind.ELEMENTWISE
+    """Whether a whole number that an op is told is one to compute with, rather than an axis."""
+    return kind_of(str(node.target)) is Kind.ELEMENTWISE or base_name(str(node.target)) in _BANDS
+
+
+_BANDS = ("tril", "triu")
+"""Keep what is on one side of a diagonal, which a number says."""
 
 
 def _stand_in(argument: Any, instead: Mapping[int, int]) -> Any:
-    if type(argument) is not int or abs(argument) not in instead:
+    if type(argument) not in (int, float) or abs(argument) not in instead:
         return argument
     return instead[abs(argument)] if argument > 0 else -instead[-argument]
 

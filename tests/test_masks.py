@@ -1,0 +1,136 @@
+"""What masks let through, against the probabilities of the real model, run on numbers."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from costmodels.flops import annotate, total_flops
+from tracer.capture import capture
+from tracer.formula import parse
+from tracer.graph import Kind
+
+BATCH, VOCABULARY = 2, 64
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "vocab_size": VOCABULARY, "pad_token_id": 0,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+WIDTH = 8
+TURNS = {"sliding_window": WIDTH, "layer_types": ["sliding_attention", "full_attention"]}
+MODELS = {
+    "llama": ("llama", SMALL),
+    "windows": ("mistral", SMALL | {"sliding_window": WIDTH}),
+    "gemma-2": ("gemma2", SMALL | TURNS),
+    "gemma-3": ("gemma3_text", SMALL | TURNS),
+    "sinks": ("gpt_oss", SMALL | TURNS | {"num_local_experts": 2, "num_experts_per_tok": 1}),
+    "chunks": (
+        "llama4_text",
+        SMALL | {
+            "attention_chunk_size": WIDTH, "moe_layers": [], "intermediate_size_mlp": 32,
+            "layer_types": ["chunked_attention", "full_attention"],
+        },
+    ),
+    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY}),
+    "bert": ("bert", SMALL),
+    "both sides": (
+        "modernbert",
+        SMALL | {
+            "local_attention": WIDTH, "layer_types": TURNS["layer_types"], "sep_token_id": 1,
+            "cls_token_id": 1, "bos_token_id": 1, "eos_token_id": 1,
+        },
+    ),
+}  # fmt: skip
+CLASSES = (AutoModelForCausalLM, AutoModelForMaskedLM)
+ENCODERS = ("bert", "both sides")
+
+
+def seen(name: str, seq: int, past: int) -> list[int]:
+    """Pairs that have a probability at all in each layer, of every sequence and head."""
+    model_type, settings = MODELS[name]
+    config = AutoConfig.for_model(model_type, **settings, attn_implementation="eager")
+    torch.manual_seed(0)
+    model = CLASSES[name in ENCODERS].from_config(config).eval()
+    tokens = torch.randint(2, VOCABULARY, (BATCH, past + seq))
+    options = {} if name in ENCODERS else {"use_cache": past > 0}
+    with torch.no_grad():
+        if past:
+            cache = model(tokens[:, :past], **options).past_key_values
+            options["past_key_values"] = cache
+        made = model(tokens[:, past:], output_attentions=True, **options)
+    counts = [(layer != 0).sum((-2, -1)).unique().tolist() for layer in made.attentions]
+    assert all(len(count) == 1 for count in counts)
+    return [count[0] for count in counts]
+
+
+def traced(name: str, seq: int, past: int, **options):
+    model_type, settings = MODELS[name]
+    config = AutoConfig.for_model(model_type, **settings).to_dict()
+    model_class = CLASSES[name in ENCODERS]._model_mapping[type(AutoConfig.for_model(model_type))]
+    sizes = {"phase": "decode", "past": past} if seq == 1 else {"seq": seq, "past": past}
+    config["architectures"] = [model_class.__name__]
+    return annotate(capture(config, model=name, batch=BATCH, **sizes, **options).graph)
+
+
+CASES = [
+    (name, seq, past)
+    for name in MODELS
+    for seq, past in ((11, 0), (5, 2), (5, 9), (1, 2), (1, 9))
+    if not past or name not in ENCODERS
+]
+
+
+@pytest.mark.parametrize(("name", "seq", "past"), CASES)
+def test_pairs_are_those_that_the_real_model_gives_a_probability(name, seq, past):
+    graph = traced(name, seq, past)
+    attention = [op for op in graph.ops if op.kind is Kind.MATMUL]
+    assert len(attention) == 4  # two products in each of two layers
+    counted = [count for count in seen(name, seq, past) for _ in range(2)]
+    assert [
+        parse(o.extent_expr or "0").evaluate(graph.meta.variables) for o in attention
+    ] == counted
+    for op, pairs in zip(attention, counted, strict=True):
+        square = graph.outputs(op.id)[0] if op.cost.gemm.n != 16 else graph.inputs(op.id)[0]
+        assert op.cost.causal_flops * square.shape[-1] * square.shape[-2] == op.cost.flops * pairs
+        assert parse(op.cost.causal_flops_expr).evaluate(graph.meta.variables) == (
+            op.cost.causal_flops
+        )
+
+
+def test_one_op_counts_what_the_matmuls_count():
+    """All shapes of masks as those of scaled_dot_product_attention, or its is_causal."""
+    for name in ("llama", "windows", "chunks", "bert"):
+        eager, fused = (total_flops(traced(name, 11, 0, attn=a)) for a in ("eager", "sdpa"))
+        assert fused.causal == eager.causal is not None
+
+
+def test_repeated_layers_have_the_masks_of_their_kind():
+    """Six layers in turns: each as if it had been traced, at sizes within and beyond a window."""
+    model_type, settings = MODELS["gemma-2"]
+    turns = {"num_hidden_layers": 12, "layer_types": TURNS["layer_types"] * 6}
+    config = AutoConfig.for_model(model_type, **{**settings, **turns}).to_dict()
+    config["architectures"] = ["Gemma2ForCausalLM"]
+    short, whole = (
+        capture(config, model="turns", seq=32, full=full).graph for full in (False, True)
+    )
+    assert short.meta.repeated_layers > 0
+    assert [op.extent_expr for op in short.ops] == [op.extent_expr for op in whole.ops]
+    assert len({op.extent_expr for op in short.ops if op.extent_expr}) == 2
+
+
+def test_a_mask_that_is_not_known_is_not_guessed():
+    """Bloom's biases are in its product of q and k, and so might be its mask."""
+    settings = {"hidden_size": 32, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY}
+    config = AutoConfig.for_model("bloom", **settings).to_dict()
+    graph = annotate(capture(config, model="bloom", seq=9).graph)
+    assert {op.cost.causal_flops for op in graph.ops} == {None}
+    assert total_flops(graph).causal is None
+    assert total_flops(graph).products > 0
+
+
+def test_the_triangle_of_llama():
+    """seq (seq + 1) / 2 pairs of seq ** 2, in the products of an attention alone."""
+    graph = traced("llama", 11, 0)
+    totals = total_flops(graph)
+    square = 4 * 2 * BATCH * 2 * 16 * 11**2  # 2 x 2 products, 2 FLOPs, 2 heads of 16
+    assert totals.products - totals.causal == square * (11 - 1) // 2 // 11
+    assert parse(totals.causal_expr).evaluate(graph.meta.variables) == totals.causal
