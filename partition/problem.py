@@ -274,7 +274,9 @@ def recount(problem: Problem, placement: Placement) -> Recount:
     objective += sum(problem.call_cost.get(call.device, 0) for call in traffic.calls)
     memory = memory_of(graph, placement, traffic) if problem.memory_bytes else {}
     used = {device: memory.get(device, 0) for device in problem.memory_bytes}
-    return Recount(objective, len(traffic.calls), used, (*_broken(problem, placement, traffic, used),))
+    return Recount(
+        objective, len(traffic.calls), used, (*_broken(problem, placement, traffic, used),)
+    )
 
 
 def _broken(

@@ -22,10 +22,14 @@ proven to the last unit; see ``Outcome.bound``.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, gcd, inf
+from math import ceil, gcd, inf, isinf
 
 from partition.problem import Problem, candidates, keepers, storages, viewed
 from tracer.graph import Tensor
+
+
+_LARGEST_COST = 10**13
+"""The largest cost of a variable that ties are broken beside: HiGHS computes in 53 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,9 +308,10 @@ class _Program:
                 own = later if tensor.id not in views else self.above([later - here])
                 lying[time].append(own * tensor.bytes)
         stored = _sum(self.stored[device])
-        for time in makers:
-            self.require(limit - stored - _sum(lying[time]))
-        self.require(limit - stored)
+        for held in [stored, *(stored + _sum(lying[time]) for time in makers)]:
+            unit = gcd(*(weight for _, weight in held.terms)) or 1
+            weights = tuple((variable, weight // unit) for variable, weight in held.terms)
+            self.require((limit - held.number) // unit - _Linear(0, weights))
 
     passed: Mapping[int, Sequence[_Linear]] = {}
     """Tensor -> what is 1 when home sends it: with residency ``call`` also what it did not make."""
@@ -318,40 +323,49 @@ class _Program:
         from scipy.optimize import LinearConstraint, milp
         from scipy.sparse import csr_array
 
-        total = _sum(self.objective)
-        cost: dict[int, int] = defaultdict(int)
-        for variable, weight in total.terms:
-            cost[variable] += weight
-        unit = gcd(*cost.values()) or 1
-        costs = np.zeros(max(1, len(self.upper)))
-        for variable, weight in cost.items():
-            costs[variable] = weight // unit
+        costs, unit, base = self.costs()
+        # Among equal costs the most ops at home, all of them together being less than one unit.
+        movable = [op for op, choice in enumerate(self.choices) if self.home in choice[:-1]]
+        finer = 2 * (len(movable) + 1)
+        if finer * max((abs(cost) for cost in costs), default=0) > _LARGEST_COST:
+            finer, movable = 1, []
+        objective = np.array([*(finer * cost for cost in costs), 0], dtype=float)
+        away = _sum(self.off(op) for op in movable)
+        for variable, weight in away.terms:
+            objective[variable] += weight
         rows = [number for number, row in enumerate(self.rows) for _ in row.terms]
         columns = [variable for row in self.rows for variable, _ in row.terms]
-        weights = [weight for row in self.rows for _, weight in row.terms]
-        shape = (len(self.rows), len(costs))
-        matrix = csr_array((np.array(weights, dtype=float), (rows, columns)), shape=shape)
-        options = {"mip_rel_gap": 0.0}
-        if time_limit is not None:
-            options["time_limit"] = max(0.0, time_limit)
+        weights = [float(weight) for row in self.rows for _, weight in row.terms]
+        shape = (len(self.rows), len(objective))  # never without a variable
+        matrix = csr_array((weights, (rows, columns)), shape=shape)
         found = milp(
-            costs,
-            integrality=np.array([*self.whole, False][: len(costs)], dtype=int),
-            bounds=(0, np.array([*self.upper, 0.0][: len(costs)])),
-            constraints=LinearConstraint(matrix, [-row.number for row in self.rows], np.inf)
-            if self.rows
-            else None,
-            options=options,
+            objective,
+            integrality=[*self.whole, False],
+            bounds=(0, np.array([*self.upper, 0])),
+            constraints=LinearConstraint(matrix, [-row.number for row in self.rows], np.inf),
+            options={"mip_rel_gap": 0.0}
+            | ({} if time_limit is None else {"time_limit": max(0.0, time_limit)}),
         )
-        complete = found.status in (0, 2)
-        bound = None if found.status == 2 else total.number
+        if found.status == 2:
+            return Outcome(None, None, inf, True)
         # A program that is solved before any search has no bound but its answer.
         low = found.fun if found.status == 0 else found.mip_dual_bound
-        if low is not None and abs(low) < inf:
-            bound = total.number + unit * ceil(low - 1e-6 - 1e-9 * abs(low))
+        bound = -inf if low is None else low - 1e-7 * len(objective) - 1e-12 * abs(low)
+        bound = (bound + away.number - len(movable)) / finer
+        exact = 0 if isinf(bound) else base + unit * ceil(bound)
         if found.x is None:
-            return Outcome(None, bound, inf, complete)
-        return Outcome(self.devices(found.x), bound, total.number + unit * found.fun, complete)
+            return Outcome(None, exact, inf, False)
+        claimed = base + unit * sum(c * x for c, x in zip(costs, found.x, strict=False) if c)
+        return Outcome(self.devices(found.x), exact, claimed, found.status == 0)
+
+    def costs(self) -> tuple[list[int], int, int]:
+        """By variable its cost in a unit, the unit, and what is paid in any case."""
+        total = _sum(self.objective)
+        cost = [0] * len(self.upper)
+        for variable, weight in total.terms:
+            cost[variable] += weight
+        unit = gcd(*cost) or 1
+        return [c // unit for c in cost], unit, total.number
 
     def devices(self, values: Sequence[float]) -> list[str | None]:
         chosen: list[str | None] = [None] * len(self.choices)
@@ -536,8 +550,7 @@ class _Steps:
                 for step in range(1, self.end + 1):
                     made = self.sits(source, step, device)
                     needs = [
-                        self.sits(op, step, device) - made
-                        for op in self.graph.needed_by(tensor.id)
+                        self.sits(op, step, device) - made for op in self.graph.needed_by(tensor.id)
                     ]
                     needs.append(self.renewing.get((tensor.id, step, device), _ZERO))
                     sent[tensor.id].append(program.above(needs, cost))

@@ -71,7 +71,10 @@ def solve(
     """The best placement; with a ``time_limit`` in seconds the best so far.
 
     ``cut`` and ``networkx`` (its reference, slower) are for problems without calls and memory on
-    two devices with residency ``run``, ``program`` is for all; ``auto`` takes the fastest that can.
+    two devices with residency ``run``, ``program`` is for all. ``auto`` takes the cut where it is
+    the whole answer; elsewhere it is a bound, and often the best, beside the program's. Among
+    equal placements the one with the most ops at home is taken, where costs below 1e10 units leave
+    room to tell (the cut: always).
     Raises InfeasibleError naming the limits that cannot hold, PlacementError for a problem that is
     not for the solver that is asked for, and SolverError when the recount disagrees.
     """
@@ -83,8 +86,10 @@ def solve(
         raise InfeasibleError("; ".join(explain_infeasible(problem)))
     if solver == "auto":
         solver = "cut" if is_cut(problem) else "program"
+        if solver == "program":
+            return _programmed(problem, time_limit, start, *_relaxed(problem))
     if solver == "program":
-        return _programmed(problem, time_limit, start)
+        return _programmed(problem, time_limit, start, 0, None)
     if not is_cut(problem):
         raise PlacementError(
             "a minimum cut knows two devices, residency run, no calls and no memory: "
@@ -112,8 +117,14 @@ def _checked(problem: Problem, placement: Placement, claimed: float, slack: floa
     return counted
 
 
-def _programmed(problem: Problem, time_limit: float | None, start: float) -> Solution:
-    bound, known = _relaxed(problem)
+def _programmed(
+    problem: Problem,
+    time_limit: float | None,
+    start: float,
+    bound: int,
+    known: tuple[Placement, Recount] | None,
+) -> Solution:
+    """The program's answer, or the one that is known where that is no worse."""
     left = None if time_limit is None else time_limit - (time.perf_counter() - start)
     if known is None or known[1].objective > bound:
         outcome = solve_program(problem, left)
@@ -122,12 +133,12 @@ def _programmed(problem: Problem, time_limit: float | None, start: float) -> Sol
         bound = max(bound, outcome.bound)
         if outcome.devices is not None:
             placement = placement_of(problem, outcome.devices, "mixed-integer program")
-            slack = 0.5 + 1e-6 * abs(outcome.claimed)
             if outcome.complete:
+                slack = 0.5 + 1e-6 * abs(outcome.claimed)
                 counted = _checked(problem, placement, outcome.claimed, slack)
             else:
                 counted = recount(problem, placement)
-            if not counted.broken and (known is None or counted.objective < known[1].objective):
+            if not counted.broken and (known is None or counted.objective <= known[1].objective):
                 known = placement, counted
     seconds = time.perf_counter() - start
     if known is None:
