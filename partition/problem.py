@@ -1,0 +1,366 @@
+"""What an optimal placement is asked for: allowed devices, integer costs, limits.
+
+A problem is data. Solvers read it, and ``recount`` says what any placement costs under it and
+which of its limits the placement breaks, from ``partition.accounting.account`` alone: no solver's
+own sum is ever believed. Costs are integers in one unit that the caller chooses (bytes, or
+nanoseconds), so that two solvers on two machines agree to the last digit.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from costmodels.links import load_link
+from partition import Residency
+from partition.accounting import Traffic, account, resident_bytes
+from partition.placement import Placement, PlacementError
+from tracer.graph import FLOATING, ITEM_BYTES, Kind, OpGraph, Role, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A graph to place, and what the placement costs. A cost that a mapping lacks is 0.
+
+    Raises PlacementError for what no problem can mean: a negative or fractional cost, a device
+    that is neither home nor an accelerator, an input away from home.
+    """
+
+    graph: OpGraph
+    home: str
+    """The device that holds the inputs and must hold the output. It is trusted with everything."""
+    accelerators: tuple[str, ...]
+    """The other devices: one or more."""
+    allowed: Sequence[tuple[str, ...]]
+    """By op id: the devices that it may run on, one for a pinned op; none for constants and cached
+    state, which have no device. See ``allowed_devices``."""
+    op_cost: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    """(op, device) -> what it costs to run it there."""
+    transfer_cost: Mapping[tuple[int, str, str], int] = field(default_factory=dict)
+    """(tensor, source, destination) -> what it costs to move it once. See ``payload_costs``."""
+    storage_cost: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    """(tensor, device) -> what it costs that a parameter, buffer, constant or cached state lies
+    there; the tensor is the one that owns the memory."""
+    call_cost: Mapping[str, int] = field(default_factory=dict)
+    """Accelerator -> what one call to it costs."""
+    max_calls: int | None = None
+    """The most calls that a run may make, to all accelerators together."""
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Device -> the most that may lie there at a time, as ``memory_of`` counts it."""
+    residency: Residency = "run"
+    """What an accelerator keeps between calls."""
+    secrets: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """Accelerator -> tensors that may neither be made there, nor be sent there, nor lie there.
+    These tensors and no others: who means the views of a tensor too names them too."""
+
+    def __post_init__(self) -> None:
+        devices = self.devices
+        if not self.accelerators or len(set(devices)) != len(devices):
+            raise PlacementError(f"home and the accelerators must be distinct: {devices}")
+        if self.home in self.secrets:
+            raise PlacementError(f"{self.home} is home, from which nothing can be kept secret")
+        for op, choice in zip(self.graph.ops, self.allowed, strict=True):
+            fixed = op.kind in (Kind.INPUT, Kind.OUTPUT)
+            if self.graph.is_everywhere(op.id):
+                if choice:
+                    raise PlacementError(f"op {op.id} ({op.name}) has no device of its own")
+            elif not set(choice) <= set(devices) or (fixed and set(choice) - {self.home}):
+                raise PlacementError(f"op {op.id} ({op.name}) cannot be on {', '.join(choice)}")
+        costs: Iterable[Mapping[object, int]] = (
+            self.op_cost, self.transfer_cost, self.storage_cost, self.call_cost, self.memory_bytes,
+        )  # type: ignore[assignment] # fmt: skip
+        for mapping in costs:
+            for key, value in mapping.items():
+                if type(value) is not int or value < 0:
+                    raise PlacementError(f"{key}: {value!r} is not a whole number from 0 on")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Home, then the accelerators."""
+        return (self.home, *self.accelerators)
+
+
+class InfeasibleError(PlacementError):
+    """No placement meets the limits of a problem; the message names those that cannot hold."""
+
+
+def allowed_devices(
+    graph: OpGraph, home: str, accelerators: Sequence[str], pins: Mapping[int, str]
+) -> tuple[tuple[str, ...], ...]:
+    """By op: the device that it is pinned to, home for inputs and the output, else any device."""
+    choices: list[tuple[str, ...]] = []
+    for op in graph.ops:
+        if graph.is_everywhere(op.id):
+            choices.append(())
+        elif op.kind in (Kind.INPUT, Kind.OUTPUT):
+            choices.append((home,))
+        else:
+            choices.append((pins[op.id],) if op.id in pins else (home, *accelerators))
+    return tuple(choices)
+
+
+def payload_costs(
+    graph: OpGraph, devices: Sequence[str], wire_dtype: str | None = None
+) -> dict[tuple[int, str, str], int]:
+    """(tensor, source, destination) -> payload bytes, for all that can cross."""
+    costs: dict[tuple[int, str, str], int] = {}
+    for tensor in graph.tensors:
+        if graph.crosses(tensor):
+            dtype = wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype
+            for source in devices:
+                for destination in devices:
+                    if source != destination:
+                        key = tensor.id, source, destination
+                        costs[key] = tensor.numel * ITEM_BYTES[dtype]
+    return costs
+
+
+# --- what the graph demands -----------------------------------------------------------------------
+
+
+def keepers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
+    """Tensor -> ops that read the cached state which it renews for the next run.
+
+    The tensor must come to the devices of these ops as if they read it.
+    """
+    before = [
+        t for t in graph.tensors
+        if t.role is Role.KV_CACHE and t.op is not None and graph.ops[t.op].kind is Kind.INPUT
+    ]  # fmt: skip
+    after = [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
+    if len(before) != len(after):
+        return {}
+    found: dict[int, set[int]] = defaultdict(set)
+    for old, new in zip(before, after, strict=True):
+        made = [new] if graph.crosses(new) else [] if new.op is None else graph.flowing(new.op)
+        readers = readers_of_stored(graph, old)
+        for tensor in made:
+            found[tensor.id].update(readers)
+    return {tensor: tuple(sorted(ops)) for tensor, ops in found.items() if ops}
+
+
+def readers_of_stored(graph: OpGraph, tensor: Tensor) -> set[int]:
+    """The ops with a device of their own that read a tensor which is wherever it is read.
+
+    Directly, or through what is computed or kept where they are. The output op is none of them:
+    it takes no cached state home.
+    """
+    found: set[int] = set()
+    seen: set[int] = set()
+    front = list(graph.readers(tensor.id))
+    while front:
+        op = front.pop()
+        if op in seen:
+            continue
+        seen.add(op)
+        if graph.is_everywhere(op):
+            front += [reader for made in graph.outputs(op) for reader in graph.readers(made.id)]
+        elif graph.ops[op].kind is not Kind.OUTPUT:
+            found.add(op)
+    return found
+
+
+def storages(graph: OpGraph) -> list[frozenset[int]]:
+    """By op: the parameters, buffers, constants and cached state that must lie on its device.
+
+    Each by the tensor that owns the memory; summed over the ops of a device, each once, they are
+    ``accounting.resident_bytes``.
+    """
+    state = (Role.PARAMETER, Role.BUFFER)
+    behind: dict[int, frozenset[int]] = {}  # constant or state op -> what it comes from
+    found: list[frozenset[int]] = []
+    for op in graph.ops:
+        read = [t for t in graph.inputs(op.id) if not graph.crosses(t)]
+        if op.kind is Kind.OUTPUT:
+            read = [t for t in read if t.role is not Role.KV_CACHE]
+        needed = {graph.storage(t).id for t in read if graph.storage(t).role in state}
+        needed.update(*(behind[t.op] for t in read if t.op is not None))
+        if op.id in graph.state_ops and not any(t.op in graph.state_ops for t in read):
+            needed.update(t.id for t in graph.outputs(op.id))
+        if graph.is_everywhere(op.id):
+            behind[op.id] = frozenset(needed)
+            found.append(frozenset())
+        else:
+            needed.update(graph.storage(t).id for t in read if t.op not in graph.state_ops)
+            found.append(frozenset(needed))
+    return found
+
+
+def viewed(graph: OpGraph) -> dict[int, int]:
+    """Tensor -> the tensor that its op reads and that it is a view of."""
+    found: dict[int, int] = {}
+    for tensor in graph.tensors:
+        if tensor.op is not None and tensor.alias_of is not None and graph.crosses(tensor):
+            for read in graph.inputs(tensor.op):
+                if graph.storage(read).id == graph.storage(tensor).id:
+                    found[tensor.id] = read.id
+    return found
+
+
+def kept_from(problem: Problem) -> dict[tuple[int, str], tuple[int, str]]:
+    """(op, accelerator) -> (a secret tensor that keeps it away, why): what secrets forbid."""
+    graph = problem.graph
+    renewed = keepers(graph)
+    found: dict[tuple[int, str], tuple[int, str]] = {}
+    for device, tensors in sorted(problem.secrets.items()):
+        for number in sorted(tensors):
+            tensor = graph.tensors[number]
+            if graph.crosses(tensor):
+                assert tensor.op is not None
+                readers: Iterable[int] = (*graph.needed_by(number), *renewed.get(number, ()))
+                found.setdefault((tensor.op, device), (number, "makes"))
+            else:
+                readers = readers_of_stored(graph, tensor)
+            for op in readers:
+                found.setdefault((op, device), (number, "reads"))
+    return found
+
+
+def candidates(problem: Problem) -> list[tuple[str, ...]]:
+    """By op: the allowed devices, but for those that a secret tensor would reach through it."""
+    forbidden = kept_from(problem)
+    return [
+        tuple(d for d in problem.devices if d in choice and (op, d) not in forbidden)
+        for op, choice in enumerate(problem.allowed)
+    ]
+
+
+# --- what a placement costs -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Recount:
+    """What a placement costs and breaks under a problem."""
+
+    objective: int
+    """Ops, transfers, storages and calls, in the problem's unit."""
+    calls: int
+    """Round trips to accelerators."""
+    memory_bytes: Mapping[str, int]
+    """The most that lies on each device with a limit at a time."""
+    broken: tuple[str, ...]
+    """The constraints that do not hold, in words."""
+
+
+def placement_of(
+    problem: Problem, devices: Sequence[str | None], reason: str = "chosen"
+) -> Placement:
+    """The placement with an op on each of ``devices``; ops with one allowed device are pinned."""
+    pinned = tuple(len(choice) < 2 for choice in problem.allowed)
+    reasons = tuple("no other device is allowed" if fixed else reason for fixed in pinned)
+    return Placement(problem.home, tuple(devices), pinned, reasons)
+
+
+def recount(problem: Problem, placement: Placement) -> Recount:
+    """What ``placement`` costs, from the accounting alone. Raises PlacementError as that does."""
+    graph, devices = problem.graph, placement.devices
+    # A link without framing: what a message or a tensor adds is in the problem's own costs.
+    traffic = account(graph, placement, load_link("none"), residency=problem.residency)
+    stored = {
+        (tensor, device)
+        for device, needed in zip(devices, storages(graph), strict=True)
+        if device is not None
+        for tensor in needed
+    }
+    objective = sum(
+        problem.op_cost.get((op, device), 0)
+        for op, device in enumerate(devices)
+        if device is not None
+    )
+    objective += sum(
+        problem.transfer_cost.get((t.tensor.id, t.src_device, t.dst_device), 0)
+        for t in traffic.transfers
+    )
+    objective += sum(problem.storage_cost.get(key, 0) for key in stored)
+    objective += sum(problem.call_cost.get(call.device, 0) for call in traffic.calls)
+    memory = memory_of(graph, placement, traffic) if problem.memory_bytes else {}
+    used = {device: memory.get(device, 0) for device in problem.memory_bytes}
+    return Recount(
+        objective, len(traffic.calls), used, (*_broken(problem, placement, traffic, used),)
+    )
+
+
+def _broken(
+    problem: Problem, placement: Placement, traffic: Traffic, used: Mapping[str, int]
+) -> Iterable[str]:
+    graph = problem.graph
+    for op, device in zip(graph.ops, placement.devices, strict=True):
+        if device is not None and device not in problem.allowed[op.id]:
+            yield f"op {op.id} ({op.name}) may not run on {device}"
+    moved = {(t.tensor.id, t.dst_device) for t in traffic.transfers}
+    for device, tensors in sorted(problem.secrets.items()):
+        for number in sorted(tensors):
+            tensor = graph.tensors[number]
+            if graph.crosses(tensor):
+                assert tensor.op is not None
+                seen = (number, device) in moved or placement.devices[tensor.op] == device
+            else:
+                readers = readers_of_stored(graph, tensor)
+                seen = any(placement.devices[op] == device for op in readers)
+            if seen:
+                yield f"tensor {number} ({tensor.name}) is secret and reaches {device}"
+    for device, size in used.items():
+        if size > problem.memory_bytes[device]:
+            yield f"{device} holds {size} bytes at a time, of {problem.memory_bytes[device]}"
+    if problem.max_calls is not None and len(traffic.calls) > problem.max_calls:
+        yield f"{len(traffic.calls)} calls, at most {problem.max_calls} are allowed"
+
+
+def memory_of(graph: OpGraph, placement: Placement, traffic: Traffic) -> dict[str, int]:
+    """By device: the most bytes that lie there at a time.
+
+    That is ``accounting.resident_bytes`` and, while the ops run in the order of their ids, the
+    peak of the activations. A tensor lies
+
+    - on the device that makes it from the op that makes it to its last reader on any device, since
+      it may have to be handed on until then;
+    - on a device that receives it from the op that makes it to its last reader there, and at home,
+      where home only passes it on (residency ``call``), to its last reader on any device. When in
+      that time it arrives is not asked, nor what an accelerator may forget between two calls.
+
+    Where a device keeps a tensor as cached state for the next run, it lies there to the end. A view
+    lies in the memory of what it is a view of where it is made, and keeps that there for as long as
+    it is needed itself; where it is received, it is a tensor like any other.
+    """
+    devices = placement.devices
+    renewed = keepers(graph)
+    until: dict[tuple[int, str], int] = {}  # (tensor, device) -> last op that needs it there
+    for tensor in graph.tensors:
+        if tensor.op is None or not graph.crosses(tensor):
+            continue
+        needs = [(op, devices[op]) for op in graph.needed_by(tensor.id)]
+        needs += [(len(graph.ops) - 1, devices[op]) for op in renewed.get(tensor.id, ())]
+        maker = devices[tensor.op]
+        needs += [(max((op for op, _ in needs), default=tensor.op), maker)]
+        for op, device in needs:
+            assert device is not None
+            until[tensor.id, device] = max(until.get((tensor.id, device), 0), op)
+    for transfer in traffic.transfers:  # also from home, where home only passes it on
+        assert transfer.tensor.op is not None
+        made = transfer.tensor.id, devices[transfer.tensor.op]
+        until[transfer.tensor.id, transfer.src_device] = until[made]  # type: ignore[index]
+    views = viewed(graph)
+    changes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for tensor in reversed(graph.tensors):  # a view comes after what it is a view of
+        for device in {placement.home, *placement.accelerators}:
+            if (tensor.id, device) not in until:
+                continue
+            assert tensor.op is not None
+            if tensor.id in views and devices[tensor.op] == device:
+                base = views[tensor.id], device
+                if base in until:  # else it is a view of something resident
+                    until[base] = max(until[base], until[tensor.id, device])
+            else:
+                changes[device][tensor.op] += tensor.bytes
+                changes[device][until[tensor.id, device] + 1] -= tensor.bytes
+    return {
+        device: resident + _peak(changes[device])
+        for device, resident in resident_bytes(graph, placement).items()
+    }
+
+
+def _peak(changes: Mapping[int, int]) -> int:
+    most = now = 0
+    for time in sorted(changes):
+        now += changes[time]
+        most = max(most, now)
+    return most

@@ -1,0 +1,559 @@
+"""The best placement as a mixed-integer program: calls, memory, both residencies, many devices.
+
+Every quantity of the accounting has its variables, so that for a placement the least that the rows
+allow is what ``accounting.account`` counts:
+
+- where an op runs: one binary for each device but one;
+- a transfer: at least (a reader there) - (made there), paid for the device that it is made on;
+- a storage: at least each op there that needs it;
+- calls of one accelerator that keeps what it has: a step is a real number, no less than the step of
+  what the op reads, and one more when the op is away and that is at home; the largest is their
+  number;
+- all else (residency ``call``, or a call to one of many accelerators): an op is in the *earliest*
+  step that its inputs allow, not in one that would be cheaper, so which step an op is in is told
+  by binaries that are bounded from both sides;
+- memory: what lies on a device whenever something is made.
+
+The answer is whole numbers to HiGHS's tolerance (1e-6 of a unit of each binary): with costs of up
+to about 1e9 units in all, a bound rounds to the exact number. Larger ones are not claimed to be
+proven to the last unit; see ``Outcome.bound``.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, gcd, inf, isinf
+
+from partition.problem import Problem, candidates, keepers, storages, viewed
+from tracer.graph import Tensor
+
+
+_LARGEST_COST = 10**13
+"""The largest cost of a variable that ties are broken beside: HiGHS computes in 53 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the program's solver came to."""
+
+    devices: Sequence[str | None] | None
+    """By op; None when no placement was found."""
+    bound: int | None
+    """No placement costs less; None when there is none. Float bounds are rounded up to a whole
+    number of units after taking off what their arithmetic may be wrong by (1e-9 of them)."""
+    claimed: float
+    """The cost of ``devices`` as the solver sums it."""
+    complete: bool
+    """Whether the search came to its end: what was found is optimal, or nothing exists."""
+
+
+def solve_program(problem: Problem, time_limit: float | None = None) -> Outcome:
+    """The best placement that HiGHS finds in ``time_limit`` seconds, without recounting it."""
+    program = _Program(problem)
+    program.build()
+    return program.solve(time_limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """A number plus a weighted sum of variables."""
+
+    number: int
+    terms: tuple[tuple[int, int], ...] = ()
+    """(variable, weight); a variable may come twice."""
+
+    def __add__(self, other: "_Linear | int") -> "_Linear":
+        if isinstance(other, int):
+            return _Linear(self.number + other, self.terms)
+        return _Linear(self.number + other.number, self.terms + other.terms)
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: int) -> "_Linear":
+        return _Linear(self.number * factor, tuple((v, w * factor) for v, w in self.terms))
+
+    def __neg__(self) -> "_Linear":
+        return self * -1
+
+    def __sub__(self, other: "_Linear | int") -> "_Linear":
+        return self + -other
+
+    def __rsub__(self, other: int) -> "_Linear":
+        return -self + other
+
+
+_ZERO, _ONE = _Linear(0), _Linear(1)
+
+
+def _sum(parts: Iterable[_Linear]) -> _Linear:
+    kept = list(parts)
+    return _Linear(sum(p.number for p in kept), tuple(term for p in kept for term in p.terms))
+
+
+def _ordered(parts: Iterable[_Linear]) -> list[_Linear]:
+    """Each once, in an order that no hash decides."""
+    return sorted(set(parts), key=lambda part: (part.terms, part.number))
+
+
+class _Program:
+    """The variables and rows of one problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.graph = problem.graph
+        self.home = problem.home
+        self.choices = candidates(problem)
+        self.renewed = keepers(problem.graph)
+        self.upper: list[float] = []
+        self.whole: list[bool] = []
+        self.rows: list[_Linear] = []
+        self.objective: list[_Linear] = []
+        self.where: dict[tuple[int, str], _Linear] = {}
+        self.crossing = [t for t in self.graph.tensors if self.graph.crosses(t)]
+
+    # --- the language of the rows -----------------------------------------------------------------
+
+    def variable(self, *, whole: bool = False, upper: float = 1, cost: int = 0) -> _Linear:
+        """A number from 0 to ``upper``."""
+        self.upper.append(upper)
+        self.whole.append(whole)
+        made = _Linear(0, ((len(self.upper) - 1, 1),))
+        if cost:
+            self.objective.append(made * cost)
+        return made
+
+    def require(self, row: _Linear) -> None:
+        """``row`` is at least 0. What cannot be otherwise is left out."""
+        if row.number < 0 or any(weight < 0 for _, weight in row.terms):
+            self.rows.append(row)
+
+    def equal(self, left: _Linear, right: _Linear) -> None:
+        self.require(left - right)
+        self.require(right - left)
+
+    def any_of(self, parts: Iterable[_Linear], cost: int = 0) -> _Linear:
+        """At least the largest of the parts, each of which is 0 or 1."""
+        kept = {part for part in parts if part != _ZERO}
+        if not kept or _ONE in kept:
+            self.objective.append(_Linear(cost if kept else 0))
+            return _ONE if kept else _ZERO
+        if len(kept) == 1:
+            (only,) = kept
+            self.objective.append(only * cost)
+            return only
+        return self.above(kept, cost)
+
+    def above(self, parts: Iterable[_Linear], cost: int = 0) -> _Linear:
+        """At least 0 and the largest of the parts, each of which is at most 1."""
+        kept = {part for part in parts if part.number > 0 or any(w > 0 for _, w in part.terms)}
+        if not kept:
+            return _ZERO
+        largest = self.variable(cost=cost)
+        for part in _ordered(kept):
+            self.require(largest - part)
+        return largest
+
+    def at(self, op: int, device: str) -> _Linear:
+        """1 when the op runs on the device, else 0."""
+        return self.where.get((op, device), _ZERO)
+
+    def off(self, op: int) -> _Linear:
+        """1 when the op runs on an accelerator, else 0."""
+        return 1 - self.at(op, self.home)
+
+    def audience(self, tensor: Tensor) -> list[int]:
+        """The ops whose devices a tensor must come to."""
+        renewed = self.renewed.get(tensor.id, ())
+        return sorted({*self.graph.needed_by(tensor.id), *renewed})
+
+    # --- what there is to count -------------------------------------------------------------------
+
+    def build(self) -> None:
+        problem = self.problem
+        self.place()
+        self.store()
+        counted = problem.max_calls is not None or any(problem.call_cost.values())
+        if problem.residency == "call" or (counted and len(problem.accelerators) > 1):
+            steps = _Steps(self)
+            if counted:
+                steps.calls()
+            if problem.residency == "call":
+                steps.moves()
+        elif counted:
+            self.longest_path()
+        if problem.residency == "run":
+            for tensor in self.crossing:
+                for device in problem.devices:
+                    needs = [self.at(op, device) for op in self.audience(tensor)]
+                    self.deliver(tensor, device, needs)
+        for device, limit in sorted(problem.memory_bytes.items()):
+            self.remember(device, limit)
+
+    def place(self) -> None:
+        for op, choice in enumerate(self.choices):
+            if self.graph.is_everywhere(op):
+                continue
+            others = [self.variable(whole=True) for _ in choice[1:]]
+            self.where.update(((op, d), x) for d, x in zip(choice[1:], others, strict=True))
+            first = 1 - _sum(others)
+            if choice:
+                self.where[op, choice[0]] = first
+                self.require(first)
+            else:
+                self.require(_Linear(-1))  # it can be nowhere
+            for device in choice:
+                cost = self.problem.op_cost.get((op, device), 0)
+                self.objective.append(self.at(op, device) * cost)
+
+    def store(self) -> None:
+        """Which parameters, buffers, constants and cached state lie where."""
+        needing: dict[int, list[int]] = defaultdict(list)
+        for op, needed in enumerate(storages(self.graph)):
+            for storage in needed:
+                needing[storage].append(op)
+        self.stored: dict[str, list[_Linear]] = defaultdict(list)
+        for storage, ops in sorted(needing.items()):
+            size = self.graph.tensors[storage].bytes
+            for device in self.problem.devices:
+                cost = self.problem.storage_cost.get((storage, device), 0)
+                if cost or device in self.problem.memory_bytes:
+                    lies = self.any_of((self.at(op, device) for op in ops), cost)
+                    self.stored[device].append(lies * size)
+
+    def deliver(self, tensor: Tensor, device: str, needs: Iterable[_Linear]) -> None:
+        """Pay once for a tensor that some of ``needs`` demand on a device that may not make it."""
+        assert tensor.op is not None
+        by_cost: dict[int, list[_Linear]] = defaultdict(list)
+        for source in self.choices[tensor.op]:
+            if source != device:
+                cost = self.problem.transfer_cost.get((tensor.id, source, device), 0)
+                by_cost[cost].append(self.at(tensor.op, source))
+        if not any(by_cost):
+            return
+        wanted = _ordered(need for need in needs if need != _ZERO)
+        if not wanted:
+            return
+        paid = []
+        for cost, sources in by_cost.items():
+            paid.append(self.variable(cost=cost))
+            if len(by_cost) > 1:
+                self.require(_sum(sources) - paid[-1])
+        for need in wanted:
+            self.require(_sum(paid) - need + self.at(tensor.op, device))
+
+    def longest_path(self) -> None:
+        """The calls of one accelerator that keeps what it has: no step without a call."""
+        graph, (accelerator,) = self.graph, self.problem.accelerators
+        calls = self.variable(
+            upper=inf if self.problem.max_calls is None else self.problem.max_calls,
+            cost=self.problem.call_cost.get(accelerator, 0),
+        )
+        step: dict[int, _Linear] = {}
+        for op in range(len(graph.ops)):
+            if graph.is_everywhere(op):
+                continue
+            here = self.at(op, accelerator)
+            before = sorted({t.op for t in graph.flowing(op) if t.op is not None})
+            if not before and len(self.choices[op]) == 1:
+                step[op] = here
+            else:
+                step[op] = self.variable(upper=inf)
+                self.require(step[op] - here)
+            for source in before:
+                self.require(step[op] - step[source])
+                self.require(step[op] - step[source] - here + self.at(source, accelerator))
+            if not any(graph.needed_by(t.id) for t in graph.outputs(op)):
+                self.require(calls - step[op])  # the others are no later than their readers
+        for tensor, ops in self.renewed.items():
+            source = graph.tensors[tensor].op
+            assert source is not None
+            for op in ops:
+                there = self.at(op, accelerator) - self.at(source, accelerator)
+                self.require(calls - step[source] - there)
+
+    def remember(self, device: str, limit: int) -> None:
+        """What lies on a device whenever something is made is within its memory."""
+        graph = self.graph
+        end = len(graph.ops) - 1
+        makers = sorted({t.op for t in self.crossing if t.op is not None})
+        views = viewed(graph)
+        viewers: dict[int, list[Tensor]] = defaultdict(list)
+        for view, base in views.items():
+            viewers[base].append(graph.tensors[view])
+        # (tensor, time) -> whether its memory is needed there then
+        needed: dict[tuple[int, int], _Linear] = {}
+        until: dict[int, int] = {}
+        lying: dict[int, list[_Linear]] = defaultdict(list)
+        for tensor in reversed(self.crossing):  # a view comes after what it is a view of
+            assert tensor.op is not None
+            here = self.at(tensor.op, device)
+            reads = [(op, self.at(op, device)) for op in graph.needed_by(tensor.id)]
+            reads += [(end, self.at(op, device)) for op in self.renewed.get(tensor.id, ())]
+            last = max((time for time, _ in reads), default=tensor.op)
+            reads.append((last, here))
+            if device == self.home:
+                reads += [(last, sent) for sent in self.passed.get(tensor.id, ())]
+            until[tensor.id] = max([last, *(until[view.id] for view in viewers[tensor.id])])
+            if not tensor.bytes:
+                continue
+            later = _ZERO
+            times = [time for time in makers if tensor.op <= time <= until[tensor.id]]
+            for time, after in zip(reversed(times), [inf, *reversed(times)], strict=False):
+                now = [there for read, there in reads if time <= read < after]
+                for view in viewers[tensor.id]:
+                    assert view.op is not None
+                    lies = needed.get((view.id, time), _ZERO)
+                    now.append(self.above([lies + self.at(view.op, device) - 1]))
+                later = needed[tensor.id, time] = self.any_of([later, *now])
+                own = later if tensor.id not in views else self.above([later - here])
+                lying[time].append(own * tensor.bytes)
+        stored = _sum(self.stored[device])
+        for held in [stored, *(stored + _sum(lying[time]) for time in makers)]:
+            unit = gcd(*(weight for _, weight in held.terms)) or 1
+            weights = tuple((variable, weight // unit) for variable, weight in held.terms)
+            self.require((limit - held.number) // unit - _Linear(0, weights))
+
+    passed: Mapping[int, Sequence[_Linear]] = {}
+    """Tensor -> what is 1 when home sends it: with residency ``call`` also what it did not make."""
+
+    # --- solving ----------------------------------------------------------------------------------
+
+    def solve(self, time_limit: float | None) -> Outcome:
+        import numpy as np
+        from scipy.optimize import LinearConstraint, milp
+        from scipy.sparse import csr_array
+
+        costs, unit, base = self.costs()
+        # Among equal costs the most ops at home, all of them together being less than one unit.
+        movable = [op for op, choice in enumerate(self.choices) if self.home in choice[:-1]]
+        finer = 2 * (len(movable) + 1)
+        if finer * max((abs(cost) for cost in costs), default=0) > _LARGEST_COST:
+            finer, movable = 1, []
+        objective = np.array([*(finer * cost for cost in costs), 0], dtype=float)
+        away = _sum(self.off(op) for op in movable)
+        for variable, weight in away.terms:
+            objective[variable] += weight
+        rows = [number for number, row in enumerate(self.rows) for _ in row.terms]
+        columns = [variable for row in self.rows for variable, _ in row.terms]
+        weights = [float(weight) for row in self.rows for _, weight in row.terms]
+        shape = (len(self.rows), len(objective))  # never without a variable
+        matrix = csr_array((weights, (rows, columns)), shape=shape)
+        found = milp(
+            objective,
+            integrality=[*self.whole, False],
+            bounds=(0, np.array([*self.upper, 0])),
+            constraints=LinearConstraint(matrix, [-row.number for row in self.rows], np.inf),
+            options={"mip_rel_gap": 0.0}
+            | ({} if time_limit is None else {"time_limit": max(0.0, time_limit)}),
+        )
+        if found.status == 2:
+            return Outcome(None, None, inf, True)
+        # A program that is solved before any search has no bound but its answer.
+        low = found.fun if found.status == 0 else found.mip_dual_bound
+        bound = -inf if low is None else low - 1e-7 * len(objective) - 1e-12 * abs(low)
+        bound = (bound + away.number - len(movable)) / finer
+        exact = 0 if isinf(bound) else base + unit * ceil(bound)
+        if found.x is None:
+            return Outcome(None, exact, inf, False)
+        claimed = base + unit * sum(c * x for c, x in zip(costs, found.x, strict=False) if c)
+        return Outcome(self.devices(found.x), exact, claimed, found.status == 0)
+
+    def costs(self) -> tuple[list[int], int, int]:
+        """By variable its cost in a unit, the unit, and what is paid in any case."""
+        total = _sum(self.objective)
+        cost = [0] * len(self.upper)
+        for variable, weight in total.terms:
+            cost[variable] += weight
+        unit = gcd(*cost) or 1
+        return [c // unit for c in cost], unit, total.number
+
+    def devices(self, values: Sequence[float]) -> list[str | None]:
+        chosen: list[str | None] = [None] * len(self.choices)
+        for (op, device), expression in self.where.items():
+            value = expression.number + sum(w * values[v] for v, w in expression.terms)
+            if value > 0.5:
+                chosen[op] = device
+        return chosen
+
+
+class _Steps:
+    """Which step an op is in: the earliest that its inputs allow, told by binaries."""
+
+    def __init__(self, program: _Program) -> None:
+        self.program = program
+        self.graph = program.graph
+        self.problem = program.problem
+        cap = program.problem.max_calls
+        self.before = [
+            sorted({t.op for t in self.graph.flowing(op) if t.op is not None})
+            for op in range(len(self.graph.ops))
+        ]
+        self.low, high = self.range()
+        # No step is without a call, so no step comes after the last call that is allowed.
+        self.high = high if cap is None else [min(step, cap) for step in high]
+        self.end = max(high, default=0) + 1 if cap is None else cap
+        self.reach: dict[tuple[int, int], _Linear] = {}
+        self.seat: dict[tuple[int, int, str], _Linear] = {}
+        for op, choice in enumerate(program.choices):
+            if choice:
+                self.enter(op)
+                self.sit(op)
+        self.renewing = self.renew()
+
+    def range(self) -> tuple[list[int], list[int]]:
+        """The first and the last step that each op can be in, whatever the placement."""
+        choices, home = self.program.choices, self.program.home
+        first: dict[tuple[int, str], int] = {}
+        last: dict[tuple[int, str], int] = {}
+        for op, choice in enumerate(choices):
+            for here in choice:
+                first[op, here] = last[op, here] = int(here != home)
+                for source in self.before[op]:
+                    outs = [(there, int(here not in (home, there))) for there in choices[source]]
+                    soonest = min((first[source, there] + out for there, out in outs), default=0)
+                    latest = max((last[source, there] + out for there, out in outs), default=0)
+                    first[op, here] = max(first[op, here], soonest)
+                    last[op, here] = max(last[op, here], latest)
+        low = [min((first[op, d] for d in choice), default=0) for op, choice in enumerate(choices)]
+        high = [max((last[op, d] for d in choice), default=0) for op, choice in enumerate(choices)]
+        return low, high
+
+    def reaches(self, op: int, step: int) -> _Linear:
+        """1 when the op is in this step or in a later one."""
+        return _ONE if step <= self.low[op] else self.reach.get((op, step), _ZERO)
+
+    def sits(self, op: int, step: int, device: str) -> _Linear:
+        """1 when the op is in this step and on this device."""
+        return self.seat.get((op, step, device), _ZERO)
+
+    def enter(self, op: int) -> None:
+        """The op reaches a step when what it reads makes it, and only then."""
+        program = self.program
+        if self.low[op] > self.high[op]:
+            program.require(_Linear(-1))  # more calls than are allowed, wherever it runs
+        for step in range(self.low[op] + 1, self.high[op] + 1):
+            self.reach[op, step] = program.variable(whole=True)
+            program.require(self.reaches(op, step - 1) - self.reaches(op, step))
+        for step in range(self.low[op] + 1, self.high[op] + 2):
+            reaches = self.reaches(op, step)
+            reasons = [program.off(op)] if step == 1 else []
+            for source in self.before[op]:
+                reasons.append(self.reaches(source, step))
+                if step > 1:
+                    reasons.append(self.goes_out(source, op, step, reaches))
+            for reason in reasons:
+                program.require(reaches - reason)
+            program.require(_sum(reasons) - reaches)
+
+    def goes_out(self, source: int, op: int, step: int, reaches: _Linear) -> _Linear:
+        """1 when the op is called, by what is on another device and in the step before or later."""
+        program = self.program
+        before, called = self.reaches(source, step - 1), program.off(op)
+        if _ZERO in (before, called):
+            return _ZERO
+        out = program.variable()
+        program.require(before - out)
+        program.require(called - out)
+        for device in self.problem.accelerators:
+            here, there = program.at(op, device), program.at(source, device)
+            if here != _ZERO:
+                program.require(reaches - before - here + there + 1)
+                program.require(2 - here - there - out)
+        return out
+
+    def sit(self, op: int) -> None:
+        """The op's step and device together, from the two."""
+        program, choice = self.program, self.program.choices[op]
+        steps = range(self.low[op], self.high[op] + 1)
+        for step in steps:
+            there = self.reaches(op, step) - self.reaches(op, step + 1)
+            if len(choice) == 1:
+                self.seat[op, step, choice[0]] = there
+            elif len(steps) == 1:
+                self.seat.update(((op, step, d), program.at(op, d)) for d in choice)
+            else:
+                # No accelerator is called in step 0.
+                seats = [d for d in choice if step > 0 or d == program.home]
+                self.seat.update(((op, step, d), program.variable()) for d in seats)
+                program.equal(_sum(self.sits(op, step, d) for d in choice), there)
+        if len(choice) > 1 and len(steps) > 1:
+            for device in choice:
+                program.equal(
+                    _sum(self.sits(op, step, device) for step in steps), program.at(op, device)
+                )
+
+    def renew(self) -> dict[tuple[int, int, str], _Linear]:
+        """(tensor, step, accelerator) -> 1 when new state goes there with the call of that step.
+
+        That is the first call there after the state is made, or one of its own after the last.
+        """
+        program, graph = self.program, self.graph
+        renewing: dict[tuple[int, int, str], _Linear] = {}
+        self.taken: dict[tuple[int, str], _Linear] = {}
+        for tensor, ops in program.renewed.items():
+            read = set(graph.needed_by(tensor))
+            if self.problem.residency == "run" and set(ops) <= read:
+                continue  # it is sent once in any case, with a call that there is
+            source = graph.tensors[tensor].op
+            assert source is not None
+            for device in self.problem.accelerators:
+                there = program.at(source, device)
+                goes = program.above(program.at(op, device) - there for op in ops)
+                if goes == _ZERO:
+                    continue
+                steps = range(self.low[source] + 1, self.end + 1)
+                now = {step: program.variable() for step in steps}
+                program.require(_sum(now.values()) - goes)
+                for step, sent in now.items():
+                    taken, ready = self.takes(step, device), self.reaches(source, step - 1)
+                    program.require(1 - self.reaches(source, step) - sent)
+                    program.require(taken + ready - sent)
+                    for other in steps:
+                        busy = self.takes(other, device)
+                        if other < step:
+                            program.require(1 + self.reaches(source, other) - busy - sent)
+                        elif other > step:
+                            program.require(1 + taken - busy - sent)
+                    renewing[tensor, step, device] = sent
+        return renewing
+
+    def takes(self, step: int, device: str) -> _Linear:
+        """1 when some op runs in this step on this accelerator, and only then."""
+        if (step, device) not in self.taken:
+            seats = [self.sits(op, step, device) for op in range(len(self.graph.ops))]
+            taken = self.program.any_of(seats)
+            self.program.require(_sum(seats) - taken)
+            self.taken[step, device] = taken
+        return self.taken[step, device]
+
+    def calls(self) -> None:
+        """Each step of each accelerator is a call."""
+        program, problem = self.program, self.problem
+        calls = []
+        for device in problem.accelerators:
+            for step in range(1, self.end + 1):
+                parts = [self.sits(op, step, device) for op in range(len(self.graph.ops))]
+                parts += [v for (_, k, d), v in self.renewing.items() if (k, d) == (step, device)]
+                calls.append(program.any_of(parts, problem.call_cost.get(device, 0)))
+        if problem.max_calls is not None:
+            program.require(problem.max_calls - _sum(calls))
+
+    def moves(self) -> None:
+        """Residency ``call``: what a call needs and does not make is sent from home with it."""
+        program, problem, home = self.program, self.problem, self.program.home
+        sent: dict[int, list[_Linear]] = defaultdict(list)
+        for tensor in program.crossing:
+            source = tensor.op
+            assert source is not None
+            for device in problem.accelerators:
+                cost = problem.transfer_cost.get((tensor.id, home, device), 0)
+                for step in range(1, self.end + 1):
+                    made = self.sits(source, step, device)
+                    needs = [
+                        self.sits(op, step, device) - made for op in self.graph.needed_by(tensor.id)
+                    ]
+                    needs.append(self.renewing.get((tensor.id, step, device), _ZERO))
+                    sent[tensor.id].append(program.above(needs, cost))
+            there = [program.at(op, home) for op in program.audience(tensor)]
+            program.deliver(tensor, home, [*there, *sent[tensor.id]])
+        program.passed = sent

@@ -1,0 +1,274 @@
+"""The best placement of a problem, with the proof of how good it is, or what cannot hold."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from partition.mincut import (
+    cut_devices,
+    cut_value,
+    fast_cut,
+    is_cut,
+    network_of,
+    reference_cut,
+)
+from partition.placement import Placement, PlacementError
+from partition.problem import (
+    InfeasibleError,
+    Problem,
+    Recount,
+    candidates,
+    kept_from,
+    placement_of,
+    recount,
+    storages,
+)
+from partition.program import solve_program
+
+Solver = Literal["auto", "cut", "networkx", "program"]
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A placement, what it costs, and what no placement can cost less than."""
+
+    placement: Placement | None
+    """None when the time limit came before any placement was found."""
+    recount: Recount | None
+    """What the placement costs, from the accounting alone; None with it."""
+    bound: int
+    """No placement that meets the limits costs less, in the problem's unit."""
+    seconds: float
+    """Wall time."""
+    solver: str
+    """``cut``, ``networkx`` or ``program``."""
+
+    @property
+    def objective(self) -> int | None:
+        """What the placement costs, in the problem's unit."""
+        return None if self.recount is None else self.recount.objective
+
+    @property
+    def gap(self) -> float | None:
+        """How far the placement may be from the best, as a share of what it costs; 0 is optimal."""
+        if self.objective is None:
+            return None
+        return (self.objective - self.bound) / self.objective if self.objective else 0.0
+
+    @property
+    def proven(self) -> bool:
+        """Whether no placement is better."""
+        return self.objective == self.bound
+
+
+class SolverError(PlacementError):
+    """A solver's own sum is not what the accounting counts: a bug in cutedge."""
+
+
+def solve(
+    problem: Problem, *, time_limit: float | None = None, solver: Solver = "auto"
+) -> Solution:
+    """The best placement; with a ``time_limit`` in seconds the best so far.
+
+    ``cut`` and ``networkx`` (its reference, slower) are for problems without calls and memory on
+    two devices with residency ``run``, ``program`` is for all. ``auto`` takes the cut where it is
+    the whole answer; elsewhere it is a bound, and often the best, beside the program's. Among
+    equal placements the one with the most ops at home is taken, where costs below 1e10 units leave
+    room to tell (the cut: always).
+    Raises InfeasibleError naming the limits that cannot hold, PlacementError for a problem that is
+    not for the solver that is asked for, and SolverError when the recount disagrees.
+    """
+    start = time.perf_counter()
+    if any(
+        not choice and not problem.graph.is_everywhere(op)
+        for op, choice in enumerate(candidates(problem))
+    ):
+        raise InfeasibleError("; ".join(explain_infeasible(problem)))
+    if solver == "auto":
+        solver = "cut" if is_cut(problem) else "program"
+        if solver == "program":
+            return _programmed(problem, time_limit, start, *_relaxed(problem))
+    if solver == "program":
+        return _programmed(problem, time_limit, start, 0, None)
+    if not is_cut(problem):
+        raise PlacementError(
+            "a minimum cut knows two devices, residency run, no calls and no memory: "
+            "solve this problem as a program"
+        )
+    devices, value = _cut(problem, reference=solver == "networkx")
+    placement = placement_of(problem, devices, "minimum cut")
+    counted = _checked(problem, placement, value)
+    return Solution(placement, counted, value, time.perf_counter() - start, solver)
+
+
+def _cut(problem: Problem, *, reference: bool = False) -> tuple[list[str | None], int]:
+    network = network_of(problem)
+    side = reference_cut(network) if reference else fast_cut(network)
+    return cut_devices(problem, network, side), cut_value(network, side)
+
+
+def _checked(problem: Problem, placement: Placement, claimed: float, slack: float = 0) -> Recount:
+    counted = recount(problem, placement)
+    if counted.broken or abs(counted.objective - claimed) > slack:
+        raise SolverError(
+            f"a solver claims {claimed}, the accounting counts {counted.objective} and finds "
+            f"broken: {'; '.join(counted.broken) or 'nothing'}. This is a bug in cutedge."
+        )
+    return counted
+
+
+def _programmed(
+    problem: Problem,
+    time_limit: float | None,
+    start: float,
+    bound: int,
+    known: tuple[Placement, Recount] | None,
+) -> Solution:
+    """The program's answer, or the one that is known where that is no worse."""
+    left = None if time_limit is None else time_limit - (time.perf_counter() - start)
+    if known is None or known[1].objective > bound:
+        outcome = solve_program(problem, left)
+        if outcome.bound is None:
+            raise InfeasibleError("; ".join(explain_infeasible(problem, time_limit)))
+        bound = max(bound, outcome.bound)
+        if outcome.devices is not None:
+            placement = placement_of(problem, outcome.devices, "mixed-integer program")
+            if outcome.complete:
+                slack = 0.5 + 1e-6 * abs(outcome.claimed)
+                counted = _checked(problem, placement, outcome.claimed, slack)
+            else:
+                counted = recount(problem, placement)
+            if not counted.broken and (known is None or counted.objective <= known[1].objective):
+                known = placement, counted
+    seconds = time.perf_counter() - start
+    if known is None:
+        return Solution(None, None, bound, seconds, "program")
+    return Solution(known[0], known[1], min(bound, known[1].objective), seconds, "program")
+
+
+def _relaxed(problem: Problem) -> tuple[int, tuple[Placement, Recount] | None]:
+    """What no placement can cost less than, and the best of those that cuts find.
+
+    With one accelerator the minimum cut of the problem without limits, calls and forgetting is a
+    bound, and with any number the cut between home and one of them may meet the limits.
+    """
+    bound = 0
+    best: tuple[Placement, Recount] | None = None
+    for accelerator in problem.accelerators:
+        alone = tuple(
+            tuple(d for d in choice if d in (problem.home, accelerator))
+            for choice in problem.allowed
+        )
+        part = replace(problem, accelerators=(accelerator,), allowed=alone)
+        try:
+            devices, value = _cut(part)
+        except PlacementError:  # an op must be on another one
+            continue
+        if len(problem.accelerators) == 1:
+            bound = value
+        placement = placement_of(problem, devices, "minimum cut")
+        counted = recount(problem, placement)
+        if not counted.broken and (best is None or counted.objective < best[1].objective):
+            best = placement, counted
+    return bound, best
+
+
+# --- what cannot hold -----------------------------------------------------------------------------
+
+
+def explain_infeasible(problem: Problem, time_limit: float | None = None) -> list[str]:
+    """The constraints that cannot hold together, each in words; empty when all can.
+
+    None of them could be left out, but where ``time_limit`` seconds a question did not suffice.
+    """
+    return _nowhere(problem) or _too_large(problem) or _conflict(problem, time_limit)
+
+
+def _nowhere(problem: Problem) -> list[str]:
+    """The ops that no device is left for."""
+    graph, forbidden = problem.graph, kept_from(problem)
+    found = []
+    for op, choice in enumerate(candidates(problem)):
+        if choice or graph.is_everywhere(op):
+            continue
+        text = f"op {op} ({graph.ops[op].name}) may run on no device"
+        for device in problem.allowed[op]:
+            tensor, verb = forbidden[op, device]
+            text += (
+                f" but {device}, and {verb} tensor {tensor} ({graph.tensors[tensor].name}), "
+                f"which is secret to {device}"
+            )
+        found.append(text)
+    return found
+
+
+def _too_large(problem: Problem) -> list[str]:
+    """The memories that are too small for what must lie in them, whatever runs where."""
+    graph = problem.graph
+    everything: set[int] = set()
+    fixed: dict[str, set[int]] = {device: set() for device in problem.memory_bytes}
+    for choice, stored in zip(candidates(problem), storages(graph), strict=True):
+        everything |= stored
+        if len(choice) == 1 and choice[0] in fixed:
+            fixed[choice[0]] |= stored
+    found = []
+    for device, limit in sorted(problem.memory_bytes.items()):
+        size = sum(graph.tensors[t].bytes for t in fixed[device])
+        if size > limit:
+            found.append(
+                f"the memory of {device} is {limit} bytes, and the parameters and constants of "
+                f"the ops that must run there are {size} bytes"
+            )
+    size = sum(graph.tensors[t].bytes for t in everything)
+    if set(problem.memory_bytes) == set(problem.devices) and not found:
+        limit = sum(problem.memory_bytes.values())
+        if size > limit:
+            found.append(
+                f"the memory of {', '.join(problem.devices)} is {limit} bytes in all, and the "
+                f"parameters and constants are {size} bytes"
+            )
+    return found
+
+
+def _conflict(problem: Problem, time_limit: float | None) -> list[str]:
+    """Limits that cannot hold together: each is left out in turn, and stays out if it may."""
+    # What a placement costs does not matter here.
+    problem = replace(problem, op_cost={}, transfer_cost={}, storage_cost={}, call_cost={})
+    if not _impossible(problem, time_limit):
+        return []
+    kept: list[str] = []
+    for text, limits, key in _limits(problem):
+        trial = _without(problem, limits, key)
+        if _impossible(trial, time_limit):
+            problem = trial
+        else:
+            kept.append(text)
+    if problem.max_calls is not None:
+        counting = replace(problem, max_calls=None, call_cost=dict.fromkeys(problem.devices, 1))
+        least = solve_program(counting, time_limit).bound
+        kept[-1] += "" if least is None else f", of at least {least} that are needed"
+    return kept
+
+
+def _impossible(problem: Problem, time_limit: float | None) -> bool:
+    return bool(_nowhere(problem)) or solve_program(problem, time_limit).bound is None
+
+
+def _limits(problem: Problem) -> list[tuple[str, str, str | None]]:
+    """Each limit: in words, its field, and its device there; the one of the calls is the last."""
+    found: list[tuple[str, str, str | None]] = []
+    for device, tensors in sorted(problem.secrets.items()):
+        names = ", ".join(f"{t} ({problem.graph.tensors[t].name})" for t in sorted(tensors))
+        found.append((f"tensors secret to {device}: {names}", "secrets", device))
+    for device, size in sorted(problem.memory_bytes.items()):
+        found.append((f"the memory of {device}, {size} bytes", "memory_bytes", device))
+    if problem.max_calls is not None:
+        found.append((f"at most {problem.max_calls} calls", "max_calls", None))
+    return found
+
+
+def _without(problem: Problem, limits: str, device: str | None) -> Problem:
+    rest: Any = None
+    if device is not None:
+        rest = {d: limit for d, limit in getattr(problem, limits).items() if d != device}
+    return replace(problem, **{limits: rest})
