@@ -3,15 +3,23 @@
 A policy file is TOML::
 
     description = "what it does, in one sentence"
-    default = "home"                  # where ops go that no rule matches: home or accelerator
+    default = "home"                  # where ops go that no rule matches: home, accelerator, or
+                                      # free: wherever the objective is best
+    objective = "bytes"               # what is best, where anything is free: bytes, seconds, or
+                                      # {bytes = 1, seconds = 2e9}, so much of each
+    cut = "layers"                    # one cut between two layers; anywhere when left out
 
     [[rule]]                          # the first rule that matches an op places it
     kind = ["linear", "matmul"]       # every condition of a rule must hold; a list means any of
     module_path = "model.layers.*"    # target, module_path, module_type, label: shell patterns
     layer = [0, 1]                    # kind, layer: exact
     pattern = "attention-core"        # a shape in the graph, see tracer.patterns.PATTERNS
-    place = "accelerator"
+    place = "accelerator"             # or home, or free
     reason = "why"                    # stands in placement.parquet
+
+    [[secret]]                        # tensors that no accelerator may see that is not trusted
+    label = ["logits"]                # label, name, module_path: shell patterns, all must hold
+    reason = "why"
 
 Graph inputs and outputs are always at home, and constants are on every device that needs them.
 """
@@ -25,11 +33,14 @@ from typing import Any
 
 from partition.placement import Placement
 from tracer.errors import InputError, suggest
-from tracer.graph import Kind, Op, OpGraph
+from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.patterns import PATTERNS
 from tracer.toml_files import check_keys, read_text, read_toml
 
-PLACES = ("home", "accelerator")
+PLACES = ("home", "accelerator", "free")
+
+UNITS = ("bytes", "seconds")
+"""What an objective weighs."""
 
 _TEXTS: Mapping[str, Callable[[OpGraph, Op], Sequence[str]]] = {
     "target": lambda graph, op: [op.target],
@@ -41,6 +52,15 @@ _TEXTS: Mapping[str, Callable[[OpGraph, Op], Sequence[str]]] = {
 
 CONDITIONS = ("kind", *_TEXTS, "layer", "pattern")
 
+_OF_TENSORS: Mapping[str, Callable[[OpGraph, Tensor], str | None]] = {
+    "label": lambda graph, tensor: tensor.label,
+    "name": lambda graph, tensor: tensor.name,
+    "module_path": lambda graph, tensor: (
+        None if tensor.op is None else graph.ops[tensor.op].module_path
+    ),
+}
+"""Conditions of secrets, shell patterns, with the text of a tensor that they are held against."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -49,12 +69,25 @@ class Rule:
     conditions: tuple[tuple[str, tuple[Any, ...]], ...]
     """(condition, the values of which any may hold)."""
     place: str
-    """``home`` or ``accelerator``."""
+    """``home``, ``accelerator`` or ``free``."""
     reason: str
     """Why, in the user's words; may be empty."""
 
     def __str__(self) -> str:
         return ", ".join(f"{k} = {'|'.join(map(str, values))}" for k, values in self.conditions)
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """Tensors that meet every condition are not for accelerators that are not trusted."""
+
+    conditions: tuple[tuple[str, tuple[str, ...]], ...]
+    """(condition, the shell patterns of which any may hold)."""
+    reason: str
+    """Why, in the user's words; may be empty."""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} = {'|'.join(values)}" for key, values in self.conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +99,24 @@ class Policy:
     description: str
     """What it does, in one sentence."""
     default: str
-    """``home`` or ``accelerator``: where ops go that no rule matches."""
+    """``home``, ``accelerator`` or ``free``: where ops go that no rule matches."""
     rules: tuple[Rule, ...]
     """The first that matches an op places it."""
+    objective: Mapping[str, float] | None = None
+    """Unit (``bytes``, ``seconds``) -> its weight; None where nothing is free."""
+    cut: str = "anywhere"
+    """``layers``: what is free is at home up to some layer and away from the next on."""
+    secrets: tuple[Secret, ...] = ()
+    """What accelerators that are not trusted may not see."""
 
 
 def policy_names() -> list[str]:
     """The policies that come with cutedge, from everything at home to the most fused."""
-    order = ["all-home", "offload-linear", "fuse-attention", "flash-attention"]
+    order = [
+        "all-home", "offload-linear", "fuse-attention", "flash-attention",
+        "min-cut-nonlinear-home", "min-cut-softmax-free", "min-cut-norm-home", "min-cut",
+        "layers", "fastest", "host-chip",
+    ]  # fmt: skip
     found = {Path(entry.name).stem for entry in (files("partition") / "data").iterdir()}
     return sorted(found, key=lambda name: (order.index(name) if name in order else 99, name))
 
@@ -104,16 +147,72 @@ def load_policy(name: str) -> Policy:
 
 def _parse(path: Path, text: str) -> Policy:
     table = read_toml(path, text)
-    check_keys(table, str(path), required=("description", "default"), optional=("rule",))
-    rules = table.get("rule", [])
-    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
-        raise InputError(f"{path}: rules are written as [[rule]] tables")
-    return Policy(
+    check_keys(
+        table, str(path), required=("description", "default"),
+        optional=("objective", "cut", "rule", "secret"),
+    )  # fmt: skip
+    policy = Policy(
         name=path.stem,
         description=_text(table, "description", str(path)),
         default=_choice(table["default"], PLACES, f"{path}: default"),
-        rules=tuple(_rule(rule, f"{path}: rule {n}") for n, rule in enumerate(rules, 1)),
+        rules=tuple(
+            _rule(rule, f"{path}: rule {n}")
+            for n, rule in enumerate(_tables(path, table, "rule"), 1)
+        ),
+        objective=_objective(table["objective"], path) if "objective" in table else None,
+        cut=_choice(table["cut"], ("anywhere", "layers"), f"{path}: cut")
+        if "cut" in table
+        else "anywhere",
+        secrets=tuple(
+            _secret(secret, f"{path}: secret {n}")
+            for n, secret in enumerate(_tables(path, table, "secret"), 1)
+        ),
     )
+    free = "free" in (policy.default, *(rule.place for rule in policy.rules))
+    if free and policy.objective is None:
+        raise InputError(f"{path}: what is free needs an objective: {' or '.join(UNITS)}")
+    if policy.objective is not None and not free:
+        raise InputError(f"{path}: an objective is of no use where nothing is free")
+    if policy.secrets and not free:
+        raise InputError(f"{path}: a secret keeps free ops away, and nothing is free")
+    return policy
+
+
+def _tables(path: Path, table: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    tables = table.get(key, [])
+    if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+        raise InputError(f"{path}: {key}s are written as [[{key}]] tables")
+    return tables
+
+
+def _objective(entry: Any, path: Path) -> dict[str, float]:
+    where = f"{path}: objective"
+    if not isinstance(entry, dict):
+        return {_choice(entry, UNITS, where): 1}
+    check_keys(entry, where, optional=UNITS)
+    for unit, weight in entry.items():
+        if type(weight) not in (int, float) or not 0 < weight < 1e15:
+            raise InputError(f"{where}: the weight of {unit} must be a number above 0")
+    if not entry:
+        raise InputError(f"{where}: give the weight of {' or '.join(UNITS)}")
+    return dict(entry)
+
+
+def _secret(table: Mapping[str, Any], where: str) -> Secret:
+    check_keys(table, where, optional=("reason", *_OF_TENSORS))
+    conditions = tuple(
+        (key, _patterns(table[key], f"{where}: {key}")) for key in _OF_TENSORS if key in table
+    )
+    if not conditions:
+        raise InputError(f"{where}: no condition; give at least one of {', '.join(_OF_TENSORS)}")
+    return Secret(conditions, _text(table, "reason", where) if "reason" in table else "")
+
+
+def _patterns(value: Any, where: str) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    if not values or any(type(one) is not str for one in values):
+        raise InputError(f"{where} must be a text or a list of them")
+    return tuple(values)
 
 
 def _rule(table: Mapping[str, Any], where: str) -> Rule:
@@ -155,14 +254,15 @@ def _choice(value: Any, known: Sequence[str], where: str) -> str:
 
 
 def apply_policy(graph: OpGraph, policy: Policy, *, home: str, accelerator: str) -> Placement:
-    """Place every op: inputs and the output at home, the others by the first rule that matches."""
-    device = {"home": home, "accelerator": accelerator}
-    found = {name: find(graph) for name, find in PATTERNS.items() if _speaks_of(policy, name)}
+    """Place every op: inputs and the output at home, the others by the first rule that matches.
+
+    What the policy leaves free is at home, and not pinned there (``partition.optimise`` places it).
+    """
+    device = {"home": home, "accelerator": accelerator, "free": home}
     devices: list[str | None] = []
     pinned: list[bool] = []
     reasons: list[str] = []
-    for op in graph.ops:
-        rule = next((r for r in policy.rules if _matches(graph, op, r, found)), None)
+    for op, rule in zip(graph.ops, _rules_of(graph, policy), strict=True):
         if op.is_constant:
             place, fixed, reason = None, True, "constant: computed at load where it is needed"
         elif op.id in graph.state_ops:
@@ -170,13 +270,45 @@ def apply_policy(graph: OpGraph, policy: Policy, *, home: str, accelerator: str)
         elif op.kind in (Kind.INPUT, Kind.OUTPUT):
             place, fixed, reason = home, True, "inputs and outputs are at home"
         elif rule is not None:
-            place, fixed, reason = device[rule.place], True, rule.reason or str(rule)
+            place, fixed = device[rule.place], rule.place != "free"
+            reason = rule.reason or str(rule)
         else:
             place, fixed, reason = device[policy.default], False, "no rule matches: the default"
         devices.append(place)
         pinned.append(fixed)
         reasons.append(reason)
     return Placement(home, tuple(devices), tuple(pinned), tuple(reasons))
+
+
+def free_ops(graph: OpGraph, policy: Policy) -> frozenset[int]:
+    """The ops that a policy leaves free: by a rule, or as no rule matches and the default is so."""
+    return frozenset(
+        op.id for op, rule in zip(graph.ops, _rules_of(graph, policy), strict=True)
+        if (rule.place if rule else policy.default) == "free"
+    )  # fmt: skip
+
+
+def _rules_of(graph: OpGraph, policy: Policy) -> list[Rule | None]:
+    """The first rule that matches each op, None where none does."""
+    found = {name: find(graph) for name, find in PATTERNS.items() if _speaks_of(policy, name)}
+    return [
+        next((r for r in policy.rules if _matches(graph, op, r, found)), None) for op in graph.ops
+    ]
+
+
+def secret_tensors(graph: OpGraph, policy: Policy) -> frozenset[int]:
+    """The tensors that a policy keeps from accelerators that are not trusted."""
+
+    def meant(secret: Secret, tensor: Tensor) -> bool:
+        texts = [(_OF_TENSORS[key](graph, tensor), values) for key, values in secret.conditions]
+        return all(
+            text is not None and any(fnmatchcase(text, value) for value in values)
+            for text, values in texts
+        )
+
+    return frozenset(
+        t.id for t in graph.tensors if any(meant(secret, t) for secret in policy.secrets)
+    )
 
 
 def idle_rules(graph: OpGraph, policy: Policy) -> list[Rule]:

@@ -27,7 +27,6 @@ from math import ceil, gcd, inf, isinf
 from partition.problem import Problem, candidates, keepers, storages, viewed
 from tracer.graph import Tensor
 
-
 _LARGEST_COST = 10**13
 """The largest cost of a variable that ties are broken beside: HiGHS computes in 53 bits."""
 

@@ -155,9 +155,48 @@ def kv_broadcast(graph: OpGraph) -> set[int]:
     return {op for tensor in operands for op in _broadcast_ops(graph, tensor)}
 
 
+def rope(graph: OpGraph) -> set[int]:
+    """The ops that turn Q and K by their positions (rotary position embeddings).
+
+    On the way from a projection to a product of scores: what multiplies by constants of more than
+    one element (the sines and cosines), the sums of such products, and the ops that turn halves
+    around for one of them (a negation, a cat; the views between them are free to be anywhere).
+    """
+    arithmetic = frozenset({Kind.ELEMENTWISE, Kind.COPY})
+    turned: set[int] = set()
+    for op in graph.ops:
+        of_attention = any(t.label in ("q", "k") for t in graph.outputs(op.id))
+        if not of_attention or op.kind is not Kind.ELEMENTWISE:
+            continue
+        reads = graph.inputs(op.id)
+        by_constant = any(
+            t.op is not None and graph.ops[t.op].is_constant and t.numel > 1 for t in reads
+        )
+        if by_constant or any(t.op in turned for t in reads):
+            turned.add(op.id)
+    around: set[int] = set()
+    front = [t.op for op in turned for t in graph.inputs(op) if t.op is not None]
+    while front:
+        op = graph.ops[front.pop()]
+        labelled = any(t.label in ("q", "k") for t in graph.outputs(op.id))
+        if not labelled or op.is_constant or op.id in turned | around:
+            continue
+        if op.kind in arithmetic or op.is_view:
+            around.add(op.id)
+            front += [t.op for t in graph.inputs(op.id) if t.op is not None]
+    # Of what comes before, only what stands between two turning ops turns: heads are split first.
+    halves = {
+        op for op in around
+        if graph.ops[op].kind in arithmetic and any(t.op in around or t.op in turned
+            for t in graph.inputs(op))
+    }  # fmt: skip
+    return turned | halves
+
+
 PATTERNS: Mapping[str, Callable[[OpGraph], set[int]]] = {
     "attention-core": attention_core,
     "kv-broadcast": kv_broadcast,
+    "rope": rope,
 }
 """The patterns that a rule of a policy file can name, each as graph -> ops."""
 

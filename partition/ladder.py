@@ -1,0 +1,174 @@
+"""Why one placement moves less than another, step by step; and what an accelerator gets to see."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from costmodels.links import Link
+from partition import Residency
+from partition.accounting import Traffic, account
+from partition.placement import Placement
+from tracer.graph import FLOATING, ITEM_BYTES, Kind, OpGraph, Role
+from tracer.kinds import base_name
+from tracer.summary import tensor_names
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Ops that move from one device to another, and what that saves."""
+
+    ops: str
+    """What they are: the sorts of op and what they make (``softmax: attention_probs``)."""
+    count: int
+    """How many, views left out."""
+    device: str
+    """Where they move to."""
+    saved_bytes: int
+    """Payload that no longer crosses once they have moved; negative where more does."""
+    saved_calls: int
+    total_bytes: int
+    """What still crosses."""
+
+
+def ladder(
+    graph: OpGraph,
+    start: Placement,
+    end: Placement,
+    link: Link,
+    *,
+    wire_dtype: str | None = None,
+    residency: Residency = "run",
+) -> list[Step]:
+    """The steps from ``start`` to ``end``, each the one that saves most of those that are left.
+
+    Ops that differ are taken in groups of what they make (``tracer.summary.tensor_names``), with
+    the views of them; what saves nothing by itself goes with the step after it. The savings add up
+    to the difference of the two placements, since every step is recounted.
+    """
+    groups = _groups(graph, start, end)
+    here = list(start.devices)
+    before = account(graph, start, link, wire_dtype=wire_dtype, residency=residency)
+    bytes_now = _payload(graph, start, here, wire_dtype)
+    taken: list[str] = []
+    steps: list[Step] = []
+    while groups:
+        totals = {
+            name: _payload(graph, start, _moved(here, end, ops), wire_dtype)
+            for name, ops in groups.items()
+        }
+        best = min(totals, key=lambda name: totals[name])
+        if totals[best] >= bytes_now:  # only together do they save: the two that save most, or all
+            pairs = {
+                (a, b): _payload(graph, start, _moved(here, end, groups[a] | groups[b]), wire_dtype)
+                for a in groups for b in groups if a < b
+            }  # fmt: skip
+            pair = min(pairs, key=lambda names: pairs[names], default=None)
+            together = list(groups) if pair is None or pairs[pair] >= bytes_now else list(pair)
+        else:
+            together = [best]
+        moved = frozenset().union(*(groups.pop(name) for name in together))
+        here = _moved(here, end, moved)
+        bytes_now = _payload(graph, start, here, wire_dtype)
+        taken += together
+        after = account(
+            graph, replace(start, devices=tuple(here)), link,
+            wire_dtype=wire_dtype, residency=residency,
+        )  # fmt: skip
+        working = [op for op in sorted(moved) if not graph.ops[op].is_view] or sorted(moved)
+        kinds = ", ".join(dict.fromkeys(base_name(graph.ops[op].target) for op in working))
+        steps.append(
+            Step(
+                ops=f"{kinds}: {', '.join(together)}",
+                count=len(working),
+                device=str(end.devices[working[0]]),
+                saved_bytes=before.totals.payload_bytes - after.totals.payload_bytes,
+                saved_calls=len(before.calls) - len(after.calls),
+                total_bytes=after.totals.payload_bytes,
+            )
+        )
+        before = after
+    return steps
+
+
+def _groups(graph: OpGraph, start: Placement, end: Placement) -> dict[str, frozenset[int]]:
+    """What the ops that differ make -> those ops; a view goes with what it is a view of."""
+    names = tensor_names(graph)
+    found: dict[str, set[int]] = {}
+    for op in graph.ops:
+        if start.devices[op.id] != end.devices[op.id]:
+            made = graph.outputs(op.id)
+            name = names[made[0].id] if made else op.name
+            found.setdefault(name, set()).add(op.id)
+    return {name: frozenset(ops) for name, ops in found.items()}
+
+
+def _moved(here: Sequence[str | None], end: Placement, ops: frozenset[int]) -> list[str | None]:
+    return [end.devices[op] if op in ops else device for op, device in enumerate(here)]
+
+
+def _payload(
+    graph: OpGraph, start: Placement, devices: Sequence[str | None], wire_dtype: str | None
+) -> int:
+    """What crosses with residency ``run``: quick, and enough to choose a step by."""
+    total = 0
+    for tensor in graph.tensors:
+        if tensor.op is None or not graph.crosses(tensor):
+            continue
+        source = devices[tensor.op]
+        there = {devices[op] for op in graph.needed_by(tensor.id)} - {source}
+        if there:
+            dtype = wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype
+            total += len(there) * tensor.numel * ITEM_BYTES[dtype]
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What an accelerator has in plain: it is sent there, made there or lies there."""
+
+    device: str
+    sent: Mapping[str, int]
+    """What is sent there -> how many tensors, by ``tracer.summary.tensor_names``."""
+    made: Mapping[str, int]
+    """What is made there -> how many tensors, views left out."""
+    sent_bytes: int
+    made_bytes: int
+    parameter_bytes: int
+    """Of the parameters that its ops read."""
+
+
+def exposure(
+    graph: OpGraph, placement: Placement, traffic: Traffic, devices: Sequence[str]
+) -> list[Exposure]:
+    """What each of ``devices`` (those that are not trusted) sees under a placement."""
+    names = tensor_names(graph)
+    found = []
+    for device in devices:
+        sent = [t.tensor for t in traffic.transfers if t.dst_device == device]
+        made = [
+            tensor
+            for op in graph.ops
+            if placement.devices[op.id] == device and not op.is_view and op.kind is not Kind.OUTPUT
+            for tensor in graph.outputs(op.id)
+        ]
+        read = {
+            graph.storage(tensor).id
+            for op in graph.ops
+            if placement.devices[op.id] == device
+            for tensor in graph.inputs(op.id)
+            if graph.storage(tensor).role is Role.PARAMETER
+        }
+        found.append(
+            Exposure(
+                device=device,
+                sent=_counted([names[t.id] for t in sent]),
+                made=_counted([names[t.id] for t in made]),
+                sent_bytes=sum(t.bytes for t in sent),
+                made_bytes=sum(t.bytes for t in made),
+                parameter_bytes=sum(graph.tensors[t].bytes for t in read),
+            )
+        )
+    return found
+
+
+def _counted(names: Sequence[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in dict.fromkeys(names)}

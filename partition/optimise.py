@@ -1,0 +1,275 @@
+"""Policies with an objective: what they leave free goes where it is best, with the proof.
+
+A policy, devices and a link become a ``Problem`` of whole numbers: bytes, or nanoseconds, or a
+weighted sum of bytes and seconds. Seconds are those of each op on its device, of each tensor on the
+link, and of each call's two messages, one after another; what a tensor takes is counted by itself,
+so that a link's shared memory and chunks are left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from costmodels.links import Link
+from costmodels.roofline import DeviceTime
+from partition import Residency
+from partition.layers import cut_between_layers
+from partition.placement import Placement
+from partition.policy import Policy, apply_policy, free_ops, secret_tensors
+from partition.problem import Problem, allowed_devices, payload_costs
+from partition.solve import Solution, solve
+from tracer.errors import InputError
+from tracer.graph import OpGraph
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a policy is applied to beside a graph."""
+
+    home: str
+    accelerator: str
+    link: Link
+    wire_dtype: str | None = None
+    residency: Residency = "run"
+    times: Mapping[str, DeviceTime] = field(default_factory=dict)
+    """Device -> what each op takes there, for the devices that are described."""
+    max_calls: int | None = None
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Device -> what it can hold; in place of what its description says."""
+    time_limit: float | None = None
+    """Seconds that a search may take; the best until then is the answer."""
+
+    @property
+    def untrusted(self) -> tuple[str, ...]:
+        """The accelerators that are not described as trusted."""
+        time = self.times.get(self.accelerator)
+        trusted = time is not None and time.device.trusted
+        return () if trusted else (self.accelerator,)
+
+    @property
+    def call_seconds(self) -> float | None:
+        """What a call takes beside its tensors: two messages' latency and framing."""
+        link = self.link
+        if not (link.timed("send") and link.timed("receive")):
+            return None
+        there, back = link.sent_bandwidth_bytes_per_second, link.received_bandwidth_bytes_per_second
+        assert there is not None
+        assert back is not None
+        return (
+            link.sent_latency_seconds + link.sent_message_framing_bytes / there
+            + link.received_latency_seconds + link.received_message_framing_bytes / back
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a policy places a graph's ops."""
+
+    placement: Placement
+    problem: Problem | None = None
+    """What was solved; None where the policy leaves nothing free."""
+    solution: Solution | None = None
+    unit: str | None = None
+    """Of the solution's objective: ``bytes``, ``ns`` or ``weighted``."""
+
+
+def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
+    """Place every op of an annotated graph by a policy.
+
+    Raises InputError where an objective of seconds lacks a figure, InfeasibleError (it names what
+    cannot hold) where no placement meets the limits, and where none was found in time.
+    """
+    fixed = apply_policy(graph, policy, home=setting.home, accelerator=setting.accelerator)
+    if policy.objective is None:
+        return Placed(fixed)
+    problem = problem_of(graph, policy, setting, fixed)
+    if policy.cut == "layers":
+        solution = cut_between_layers(problem)
+    else:
+        solution = solve(problem, time_limit=setting.time_limit)
+    if solution.placement is None:
+        raise InputError(
+            f"{policy.name}: no placement was found in {setting.time_limit:g} s: take a longer "
+            "--time-limit or fewer limits"
+        )
+    chosen = solution.placement.devices
+    proof = "the optimum" if solution.proven else "the best found"
+    free = free_ops(graph, policy)
+    reasons = tuple(
+        f"{proof} for {' and '.join(policy.objective)}" if op in free else reason
+        for op, reason in enumerate(fixed.reasons)
+    )
+    placement = replace(fixed, devices=chosen, reasons=reasons)
+    return Placed(placement, problem, solution, _unit(policy))
+
+
+def _unit(policy: Policy) -> str:
+    wanted = policy.objective or {}
+    if len(wanted) > 1:
+        return "weighted"
+    return "bytes" if "bytes" in wanted else "ns"
+
+
+def problem_of(graph: OpGraph, policy: Policy, setting: Setting, fixed: Placement) -> Problem:
+    """What a policy with an objective asks: free ops anywhere, at the costs of its objective.
+
+    ``fixed`` is the policy as ``apply_policy`` places it. An op that a device has no seconds for
+    is not placed there. Raises InputError where seconds count and a device, the link or a pinned
+    op has none.
+    """
+    home, accelerator = setting.home, setting.accelerator
+    free = free_ops(graph, policy)
+    pins = {
+        op: device
+        for op, device in enumerate(fixed.devices)
+        if device is not None and op not in free
+    }
+    allowed = allowed_devices(graph, home, (accelerator,), pins)
+    weights = _weights(policy)
+    payload = payload_costs(graph, (home, accelerator), setting.wire_dtype)
+    seconds: dict[tuple[int, str, str], float] = dict.fromkeys(payload, 0.0)
+    op_cost: dict[tuple[int, str], int] = {}
+    call_cost: dict[str, int] = {}
+    if weights["seconds"]:
+        _check_described(policy, setting)
+        allowed = _able(graph, policy, setting, allowed)
+        seconds = {key: _tensor_seconds(setting, key, size) for key, size in payload.items()}
+        op_cost = {
+            (op, device): round(weights["seconds"] * (setting.times[device].ops[op].seconds or 0.0))
+            for op, choice in enumerate(allowed)
+            for device in choice
+        }
+        call_cost = {accelerator: round(weights["seconds"] * (setting.call_seconds or 0.0))}
+    hidden = _aliases(graph, secret_tensors(graph, policy))
+    return Problem(
+        graph=graph, home=home, accelerators=(accelerator,), allowed=allowed, op_cost=op_cost,
+        transfer_cost={
+            key: round(weights["bytes"] * size + weights["seconds"] * seconds[key])
+            for key, size in payload.items()
+        },
+        call_cost=call_cost, max_calls=setting.max_calls,
+        memory_bytes=_memory(graph, setting), residency=setting.residency,
+        secrets={device: hidden for device in setting.untrusted if hidden},
+    )  # fmt: skip
+
+
+def _weights(policy: Policy) -> dict[str, float]:
+    """Unit -> what it counts in whole numbers: a byte is 1, or a nanosecond, as long as alone."""
+    wanted = dict(policy.objective or {})
+    if len(wanted) == 1:
+        wanted = {"bytes": 1.0} if "bytes" in wanted else {"seconds": 1e9}
+    return {"bytes": 0.0, "seconds": 0.0, **wanted}
+
+
+def _check_described(policy: Policy, setting: Setting) -> None:
+    undescribed = [d for d in (setting.home, setting.accelerator) if d not in setting.times]
+    if undescribed:
+        raise InputError(
+            f"{policy.name} counts seconds, and {', '.join(undescribed)} is no described device: "
+            "name devices of `cutedge devices`, or .toml files, with --home and --accel"
+        )
+    if setting.call_seconds is None:
+        raise InputError(
+            f"{policy.name} counts seconds, and the link {setting.link.name} has no bandwidth: "
+            "choose another of `cutedge links` with --link, or calibrate one"
+        )
+
+
+def _able(
+    graph: OpGraph, policy: Policy, setting: Setting, allowed: Sequence[tuple[str, ...]]
+) -> tuple[tuple[str, ...], ...]:
+    """The allowed devices that have seconds for each op."""
+    able = []
+    for op, choice in zip(graph.ops, allowed, strict=True):
+        here = tuple(d for d in choice if setting.times[d].ops[op.id].seconds is not None)
+        if choice and not here:
+            raise InputError(
+                f"{policy.name}: op {op.id} ({op.target}, {op.dtype}) may run on "
+                f"{' or '.join(choice)}, and has no cost there"
+            )
+        able.append(here)
+    return tuple(able)
+
+
+def _tensor_seconds(setting: Setting, key: tuple[int, str, str], payload: int) -> float:
+    """What a tensor takes on the link, without what its message takes."""
+    _, source, destination = key
+    link = setting.link
+    received = destination == setting.home
+    rate = link.payload_rate("receive" if received else "send")
+    bandwidth = (
+        link.received_bandwidth_bytes_per_second if received
+        else link.sent_bandwidth_bytes_per_second
+    )  # fmt: skip
+    framing = link.received_tensor_framing_bytes if received else link.sent_tensor_framing_bytes
+    assert source != destination
+    assert rate is not None
+    assert bandwidth is not None
+    return payload / rate + framing / bandwidth
+
+
+def _aliases(graph: OpGraph, tensors: frozenset[int]) -> frozenset[int]:
+    """The tensors and all that share their memory: a view shows what it is a view of."""
+    owners = {graph.storage(graph.tensors[t]).id for t in tensors}
+    return frozenset(t.id for t in graph.tensors if graph.storage(t).id in owners)
+
+
+def _memory(graph: OpGraph, setting: Setting) -> dict[str, int]:
+    """The limits that could be broken: a device that holds all of the model anyway has none."""
+    described = {
+        device: time.device.memory_bytes
+        for device, time in setting.times.items()
+        if time.device.memory_bytes is not None
+    }
+    limits = {**described, **setting.memory_bytes}
+    most = sum(t.bytes for t in graph.tensors)
+    return {device: size for device, size in limits.items() if size < most}
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What it costs that a rule of a policy is kept."""
+
+    rule: str
+    reason: str
+    ops: int
+    """How many it pins."""
+    saved: int
+    """How much less the optimum without it would cost, in the solution's unit."""
+    proven: bool
+    """Whether both optima are proven."""
+
+
+def prices(graph: OpGraph, policy: Policy, setting: Setting, placed: Placed) -> list[Price]:
+    """The price of each rule that pins ops: the optimum, less the optimum without the rule."""
+    if placed.solution is None or placed.solution.objective is None:
+        return []
+    found = []
+    for number, rule in enumerate(policy.rules):
+        if rule.place == "free":
+            continue
+        freed = replace(rule, place="free")
+        rules = (*policy.rules[:number], freed, *policy.rules[number + 1 :])
+        freer = replace(policy, rules=rules)
+        without = place(graph, freer, setting)
+        assert without.solution is not None
+        pinned = len(free_ops(graph, freer) - free_ops(graph, policy))
+        found.append(
+            Price(
+                str(rule), rule.reason, pinned,
+                placed.solution.objective - (without.solution.objective or 0),
+                placed.solution.proven and without.solution.proven,
+            )
+        )  # fmt: skip
+    return found
+
+
+def compute_seconds(placement: Placement, times: Mapping[str, DeviceTime]) -> dict[str, float]:
+    """By device: the seconds of its ops, for devices that are described and have all of them."""
+    found: dict[str, float] = {}
+    for device, time in times.items():
+        ops = [op for op, here in enumerate(placement.devices) if here == device]
+        taken = [time.ops[op].seconds for op in ops]
+        known = [seconds for seconds in taken if seconds is not None]
+        if len(known) == len(taken):
+            found[device] = sum(known)
+    return found
