@@ -22,6 +22,8 @@ from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, total_flops
 from costmodels.links import Link
 from partition.explain import Bottleneck, Comparison, TransferGroup
+from partition.ladder import Exposure, Step
+from partition.optimise import Price
 from partition.tables import Partition
 from tracer.captured import Checked
 from tracer.formula import parse
@@ -161,6 +163,8 @@ def partition_summary(
     top: Sequence[TransferGroup],
     bottleneck: Bottleneck | None,
     folder: object,
+    seen: Sequence[Exposure] = (),
+    why: tuple[Sequence[Step], Sequence[Price]] | None = None,
 ) -> None:
     """What ``partition`` ends with."""
     out = console()
@@ -204,10 +208,16 @@ def partition_summary(
         )
     if traffic.total_expr is not None:
         out.print(f"total payload bytes = {traffic.total_expr}", soft_wrap=True)
+    for line in (*_times(partition), *_proof(partition)):
+        out.print(line, soft_wrap=True)
     for device, size in traffic.resident_bytes.items():
         out.print(f"resident on {device}: {human(size)} of parameters and constants")
+    for one in seen:
+        out.print(_seen(one), soft_wrap=True)
     out.print(coverage(partition.graph))
     out.print()
+    if why is not None:
+        _print_why(partition, *why)
     if top:
         print_table(
             ("top transfers", "direction", "count", "each", "all", "share", "growth"),
@@ -224,6 +234,85 @@ def partition_summary(
         out.print()
     out.print(bottleneck_sentence(bottleneck), soft_wrap=True)
     out.print(f"written to {folder}", soft_wrap=True)
+
+
+def _times(partition: Partition) -> Iterable[str]:
+    """What the run takes, where the devices or the link are known."""
+    parts = [f"{name} {duration(s)}" for name, s in partition.compute_seconds.items()]
+    moving = partition.traffic.totals.seconds
+    if parts and moving is not None:
+        parts.append(f"{partition.link} {duration(moving)}")
+    if partition.run_seconds is not None:
+        yield f"run: {duration(partition.run_seconds)} = {' + '.join(parts)}, one after another"
+    elif parts:
+        yield f"computing: {', '.join(parts)}"
+
+
+def amount(value: int, unit: str | None) -> str:
+    """A solution's objective or bound."""
+    if unit == "ns":
+        return duration(value / 1e9)
+    return f"{value:,} bytes ({mib(value)})" if unit == "bytes" else f"{value:,} (weighted)"
+
+
+def _proof(partition: Partition) -> Iterable[str]:
+    """How good a placement is that was searched for."""
+    solution = partition.solution
+    if solution is None or solution.objective is None:
+        return
+    found = f"{amount(solution.objective, partition.unit)} by {SOLVERS[solution.solver]}"
+    if solution.proven:
+        yield f"optimal for {partition.objective}: {found}; no placement that is allowed has less"
+    else:
+        yield (
+            f"best found for {partition.objective}: {found}; the optimum is not below "
+            f"{amount(solution.bound, partition.unit)} (gap {solution.gap or 0:.2%})"
+        )
+
+
+SOLVERS = {
+    "cut": "minimum cut", "networkx": "minimum cut", "program": "mixed-integer program",
+    "layers": "trying every cut",
+}  # fmt: skip
+"""What solvers are called."""
+
+
+def _seen(one: Exposure) -> str:
+    """What an accelerator sees in plain."""
+    names = [f"{n} x {name}" if n > 1 else name for name, n in one.sent.items()]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (
+        f"{one.device} sees in plain: {', '.join(names[:8]) or 'nothing sent'}{more}; "
+        f"{human(one.made_bytes)} that it computes; {human(one.parameter_bytes)} of parameters"
+    )
+
+
+def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Price]) -> None:
+    print_table(
+        ("step from offload-linear", "ops", "to", "saves", "calls", "left"),
+        [
+            (
+                step.ops, str(step.count), step.device, mib(step.saved_bytes),
+                f"{-step.saved_calls:+}" if step.saved_calls else "", mib(step.total_bytes),
+            )
+            for step in steps
+        ],
+        "<><>>>",
+    )  # fmt: skip
+    console().print()
+    if prices:
+        print_table(
+            ("price of a rule", "ops", "costs", ""),
+            [
+                (
+                    price.reason or price.rule, str(price.ops),
+                    amount(price.saved, partition.unit), "" if price.proven else "about",
+                )
+                for price in prices
+            ],
+            "<>><",
+        )  # fmt: skip
+        console().print()
 
 
 def _time(seconds: float | None) -> str:
@@ -279,6 +368,8 @@ def partition_dict(
     top: Sequence[TransferGroup],
     bottleneck: Bottleneck | None,
     folder: object,
+    seen: Sequence[Exposure] = (),
+    why: tuple[Sequence[Step], Sequence[Price]] | None = None,
 ) -> dict[str, Any]:
     """``partition --json``, and an entry of ``compare --json``."""
     traffic, totals = partition.traffic, partition.traffic.totals
@@ -299,6 +390,18 @@ def partition_dict(
         "peer_wire_bytes": totals.peer_wire_bytes,
         "total_wire_bytes": totals.wire_bytes,
         "transfer_seconds": totals.seconds,
+        "compute_seconds": dict(partition.compute_seconds), "run_seconds": partition.run_seconds,
+        "optimality": None if partition.solution is None else {
+            "objective": partition.objective, "unit": partition.unit,
+            "value": partition.solution.objective, "bound": partition.solution.bound,
+            "gap": partition.solution.gap, "optimal": partition.solution.proven,
+            "solver": partition.solution.solver,
+        },
+        "exposed": [asdict(one) for one in seen],
+        **({} if why is None else {
+            "ladder": [asdict(step) for step in why[0]],
+            "prices": [asdict(price) for price in why[1]],
+        }),
         "peak_buffer_bytes": traffic.peak_buffer_bytes,
         "total_bytes_expr": traffic.total_expr,
         "resident_bytes": dict(traffic.resident_bytes),
@@ -330,6 +433,7 @@ def comparison(
     baseline: Partition,
     compared: Sequence[Comparison],
     out_dir: object,
+    seen: Sequence[Sequence[Exposure]] = (),
 ) -> None:
     """What ``compare`` prints: the policies side by side."""
     out = console()
@@ -340,25 +444,27 @@ def comparison(
         f"residency {baseline.residency}; saved is against {baseline.policy}"
     )
     out.print()
-    timed = any(partition.traffic.totals.seconds is not None for partition in partitions)
+    columns = {
+        "policy": [p.policy for p in partitions],
+        "calls": [str(len(p.traffic.calls)) for p in partitions],
+        "sent": [mib(p.traffic.totals.sent_payload_bytes) for p in partitions],
+        "received": [mib(p.traffic.totals.received_payload_bytes) for p in partitions],
+        "total": [mib(p.traffic.totals.payload_bytes) for p in partitions],
+        "saved": [mib(c.saved_bytes) for c in compared],
+        "saved %": ["" if c.saved_share is None else f"{c.saved_share:.1%}" for c in compared],
+        "resident off home": [human(c.resident_off_home_bytes) for c in compared],
+    }
+    if any(p.traffic.totals.seconds is not None for p in partitions):
+        columns["transfer time"] = [_time(p.traffic.totals.seconds) for p in partitions]
+    if any(p.run_seconds is not None for p in partitions):
+        columns["run"] = [_time(p.run_seconds) for p in partitions]
+    if seen:
+        columns["seen in plain"] = [human(sum(_visible(e) for e in each)) for each in seen]
+    if any(p.solution is not None for p in partitions):
+        columns["best for"] = [_best(p) for p in partitions]
     print_table(
-        (
-            "policy", "calls", "sent", "received", "total", "saved", "saved %",
-            "resident off home", *(["transfer time"] if timed else []),
-        ),
-        [
-            (
-                partition.policy, str(len(partition.traffic.calls)),
-                mib(partition.traffic.totals.sent_payload_bytes),
-                mib(partition.traffic.totals.received_payload_bytes),
-                mib(partition.traffic.totals.payload_bytes), mib(against.saved_bytes),
-                "" if against.saved_share is None else f"{against.saved_share:.1%}",
-                human(against.resident_off_home_bytes),
-                *([_time(partition.traffic.totals.seconds)] if timed else []),
-            )
-            for partition, against in zip(partitions, compared, strict=True)
-        ],
-        "<>>>>>>>>" if timed else "<>>>>>>>",
+        list(columns), zip(*columns.values(), strict=True),
+        "".join("<" if name in ("policy", "best for") else ">" for name in columns),
     )  # fmt: skip
     if meta.symbolic:
         out.print()
@@ -368,6 +474,19 @@ def comparison(
     out.print()
     out.print(coverage(baseline.graph))
     out.print(f"written to {out_dir}", soft_wrap=True)
+
+
+def _visible(one: Exposure) -> int:
+    """Bytes of activations that a device which is not trusted gets to see."""
+    return one.sent_bytes + one.made_bytes
+
+
+def _best(partition: Partition) -> str:
+    solution = partition.solution
+    if solution is None:
+        return ""
+    proof = "proven" if solution.proven else f"gap {solution.gap or 0:.2%}"
+    return f"{partition.objective} ({proof})"
 
 
 def comparison_dict(compared: Comparison, baseline: Partition) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Commands that place a traced model on devices and count what crosses."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +11,33 @@ from partition import Residency
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
+    from costmodels.devices import Device
     from costmodels.links import Link
     from partition.explain import Bottleneck
+    from partition.ladder import Step
+    from partition.optimise import Price, Setting
     from partition.policy import Policy
     from partition.tables import Partition
     from tracer.graph import OpGraph
 
-Home = Annotated[str, typer.Option(help="Name of the device that holds inputs and outputs.")]
-Accel = Annotated[str, typer.Option(help="Name of the device that home calls.")]
+Home = Annotated[
+    str,
+    typer.Option(
+        help="The device that holds inputs and outputs: any name; one of `devices`, or a .toml "
+        "file, has seconds."
+    ),
+]
+Accel = Annotated[str, typer.Option(help="The device that home calls; as --home.")]
+MaxCalls = Annotated[
+    int | None, typer.Option(min=0, help="At most so many calls; for policies with an objective.")
+]
+Memory = Annotated[
+    list[str] | None,
+    typer.Option(help="At most so much on a device: gpu=4GiB; for policies with an objective."),
+]
+TimeLimit = Annotated[
+    float, typer.Option(min=0.1, help="Seconds that a search for the optimum may take.")
+]
 WireDtype = Annotated[
     str | None,
     typer.Option(help="Dtype of floating tensors while they cross; their own when left out."),
@@ -42,6 +62,13 @@ def partition(
     wire_dtype: WireDtype = None,
     residency: ResidencyName = "run",
     link: LinkName = "zmq-ipc",
+    max_calls: MaxCalls = None,
+    memory: Memory = None,
+    time_limit: TimeLimit = 60.0,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Show the steps from offload-linear, and what rules cost."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Place every op of a trace on a device and count what crosses."""
@@ -50,23 +77,30 @@ def partition(
     from cli.workspace import trace_folder
     from costmodels.links import load_link
     from partition.explain import top_transfers
+    from partition.ladder import exposure
     from partition.policy import load_policy
     from partition.tables import write_partition
     from tracer.serde import read_trace
 
     chosen, over = load_policy(policy), load_link(link)
+    described, (home, accel) = _described(home, accel)
     _check_options(home, accel, wire_dtype)
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
-    made = _partition(graph, trace_id, chosen, over, home, accel, wire_dtype, residency)
+    setting = _setting(
+        graph, described, home, accel, over, wire_dtype, residency, max_calls, memory, time_limit
+    )
+    made = _partition(graph, trace_id, chosen, setting)
     written = write_partition(made, folder)
     _caution(graph, {policy: chosen})
     top = top_transfers(graph, made.traffic)
     (bottleneck,) = _bottlenecks([made], over, accel, residency)
+    seen = exposure(graph, made.placement, made.traffic, setting.untrusted)
+    why = _explained(graph, chosen, setting, made) if explain else None
     if as_json:
-        print_json(show.partition_dict(made, top, bottleneck, written))
+        print_json(show.partition_dict(made, top, bottleneck, written, seen, why))
     else:
-        show.partition_summary(made, over, top, bottleneck, written)
+        show.partition_summary(made, over, top, bottleneck, written, seen, why)
 
 
 @command("cutedge compare --wire-dtype bfloat16")
@@ -84,18 +118,23 @@ def compare(
     wire_dtype: WireDtype = None,
     residency: ResidencyName = "run",
     link: LinkName = "zmq-ipc",
+    max_calls: MaxCalls = None,
+    memory: Memory = None,
+    time_limit: TimeLimit = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Put policies side by side: calls, bytes, savings, closed forms."""
+    """Put policies side by side: calls, bytes, seconds, savings, proofs, closed forms."""
     from cli import show
     from cli.printing import print_json
     from cli.workspace import trace_folder
     from costmodels.links import load_link
     from partition.explain import compare_traffic, top_transfers
+    from partition.ladder import exposure
     from partition.policy import load_policy, policy_names
     from partition.tables import write_partition
     from tracer.serde import read_trace
 
+    described, (home, accel) = _described(home, accel)
     _check_options(home, accel, wire_dtype)
     names = list(dict.fromkeys(policies or policy_names()))
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
@@ -105,40 +144,121 @@ def compare(
     _check_namesakes(chosen)
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
-    made = [
-        _partition(graph, trace_id, rules, over, home, accel, wire_dtype, residency)
-        for rules in chosen.values()
-    ]
+    setting = _setting(
+        graph, described, home, accel, over, wire_dtype, residency, max_calls, memory, time_limit
+    )
+    if not policies:
+        _leave_out(chosen, setting)
+        names = list(chosen)
+    made = [_partition(graph, trace_id, rules, setting) for rules in chosen.values()]
+    seen = [exposure(graph, one.placement, one.traffic, setting.untrusted) for one in made]
     written = [write_partition(one, folder) for one in made]
     _caution(graph, chosen)
     base = made[names.index(against)]
     compared = [compare_traffic(one.placement, one.traffic, base.traffic) for one in made]
     if as_json:
         found = zip(
-            made, written, compared, _bottlenecks(made, over, accel, residency), strict=True
+            made, written, compared, _bottlenecks(made, over, accel, residency), seen, strict=True
         )
         print_json([
-            {**show.partition_dict(one, top_transfers(graph, one.traffic), bottleneck, place),
+            {**show.partition_dict(
+                one, top_transfers(graph, one.traffic), bottleneck, place, exposed),
              **show.comparison_dict(comparison, base)}
-            for one, place, comparison, bottleneck in found
+            for one, place, comparison, bottleneck, exposed in found
         ])  # fmt: skip
     else:
-        show.comparison(made, base, compared, folder)
+        show.comparison(made, base, compared, folder, seen)
+
+
+def _described(*names: str) -> "tuple[dict[str, Device], list[str]]":
+    """The devices that have a description, and what all of them are called."""
+    from costmodels.devices import device_names, load_device
+
+    known = device_names()
+    loaded = [load_device(n) if n in known or n.endswith(".toml") else None for n in names]
+    called = [one.name if one else name for one, name in zip(loaded, names, strict=True)]
+    return {one.name: one for one in loaded if one}, called
+
+
+def _setting(
+    graph: "OpGraph", described: "Mapping[str, Device]", home: str, accel: str, link: "Link",
+    wire_dtype: str | None, residency: Residency, max_calls: int | None, memory: list[str] | None,
+    time_limit: float,
+) -> "Setting":  # fmt: skip
+    from costmodels.roofline import time_ops
+    from partition.optimise import Setting
+
+    return Setting(
+        home, accel, link, wire_dtype, residency,
+        times={name: time_ops(graph, device) for name, device in described.items()},
+        max_calls=max_calls, memory_bytes=_sizes(memory or [], (home, accel)),
+        time_limit=time_limit,
+    )  # fmt: skip
+
+
+def _sizes(given: list[str], devices: tuple[str, str]) -> dict[str, int]:
+    """``gpu=4GiB`` as bytes by device."""
+    units = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+    sizes: dict[str, int] = {}
+    for text in given:
+        match = re.fullmatch(r"(.+)=(\d+(?:\.\d+)?)\s*(B|[KMGT]iB|)", text)
+        if match is None:
+            raise InputError(f"--memory {text!r}: write DEVICE=SIZE, as in gpu=4GiB or gpu=1000000")
+        choose(match[1], devices, "--memory of device")
+        sizes[match[1]] = int(float(match[2]) * units[match[3]])
+    return sizes
+
+
+def _leave_out(chosen: "dict[str, Policy]", setting: "Setting") -> None:
+    """Of all policies, take out those that count seconds where there are none to count."""
+    described = {setting.home, setting.accelerator} <= set(setting.times)
+    if described and setting.call_seconds is not None:
+        return
+    timed = [name for name, policy in chosen.items() if "seconds" in (policy.objective or {})]
+    for name in timed:
+        del chosen[name]
+    typer.echo(
+        f"note: without {', '.join(timed)}, which count seconds: name described devices with "
+        "--home and --accel, and a --link with a bandwidth",
+        err=True,
+    )
 
 
 def _partition(
-    graph: "OpGraph", trace_id: str, policy: "Policy", link: "Link", home: str, accel: str,
-    wire_dtype: str | None, residency: Residency,
+    graph: "OpGraph", trace_id: str, policy: "Policy", setting: "Setting"
 ) -> "Partition":  # fmt: skip
     from partition.accounting import account
-    from partition.policy import apply_policy
+    from partition.optimise import compute_seconds, place
     from partition.tables import Partition
 
-    placement = apply_policy(graph, policy, home=home, accelerator=accel)
-    traffic = account(graph, placement, link, wire_dtype=wire_dtype, residency=residency)
+    placed = place(graph, policy, setting)
+    traffic = account(
+        graph, placed.placement, setting.link,
+        wire_dtype=setting.wire_dtype, residency=setting.residency,
+    )  # fmt: skip
     return Partition(
-        graph, trace_id, policy.name, placement, traffic, link.name, wire_dtype, residency
+        graph, trace_id, policy.name, placed.placement, traffic, setting.link.name,
+        setting.wire_dtype, setting.residency, compute_seconds(placed.placement, setting.times),
+        placed.solution, " and ".join(policy.objective or ()) or None, placed.unit,
+    )  # fmt: skip
+
+
+def _explained(
+    graph: "OpGraph", policy: "Policy", setting: "Setting", made: "Partition"
+) -> "tuple[list[Step], list[Price]]":
+    """(the steps from offload-linear, what each rule costs)"""
+    from partition.ladder import ladder
+    from partition.optimise import prices
+    from partition.policy import apply_policy, load_policy
+
+    start = apply_policy(
+        graph, load_policy("offload-linear"), home=setting.home, accelerator=setting.accelerator
     )
+    steps = ladder(
+        graph, start, made.placement, setting.link,
+        wire_dtype=setting.wire_dtype, residency=setting.residency,
+    )  # fmt: skip
+    return steps, prices(graph, policy, setting, made.solution)
 
 
 def _bottlenecks(
@@ -152,6 +272,7 @@ def _bottlenecks(
     known = {
         name: apply_policy(graph, load_policy(name), home=home, accelerator=accel)
         for name in policy_names()
+        if load_policy(name).objective is None
     }
     return [
         find_bottleneck(
@@ -204,6 +325,12 @@ def policies(
         print_json([
             {
                 "policy": p.name, "description": p.description, "default": p.default,
+                "objective": p.objective, "cut": p.cut,
+                "secrets": [
+                    {**{key: list(values) for key, values in secret.conditions},
+                     "reason": secret.reason}
+                    for secret in p.secrets
+                ],
                 "rules": [
                     {**{key: list(values) for key, values in rule.conditions},
                      "place": rule.place, "reason": rule.reason}

@@ -239,9 +239,14 @@ class Price:
     """Whether both optima are proven."""
 
 
-def prices(graph: OpGraph, policy: Policy, setting: Setting, placed: Placed) -> list[Price]:
-    """The price of each rule that pins ops: the optimum, less the optimum without the rule."""
-    if placed.solution is None or placed.solution.objective is None:
+def prices(
+    graph: OpGraph, policy: Policy, setting: Setting, solution: Solution | None
+) -> list[Price]:
+    """The price of each rule that pins ops: the optimum, less the optimum without the rule.
+
+    ``solution`` is that of the policy; without one there is nothing to price.
+    """
+    if solution is None or solution.objective is None:
         return []
     found = []
     for number, rule in enumerate(policy.rules):
@@ -256,8 +261,8 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, placed: Placed) -> 
         found.append(
             Price(
                 str(rule), rule.reason, pinned,
-                placed.solution.objective - (without.solution.objective or 0),
-                placed.solution.proven and without.solution.proven,
+                solution.objective - (without.solution.objective or 0),
+                solution.proven and without.solution.proven,
             )
         )  # fmt: skip
     return found

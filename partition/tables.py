@@ -1,8 +1,9 @@
 """A partition on disk: placement, transfers, calls and summary as Parquet in the trace's folder."""
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from costmodels.flops import total_flops
 from partition.accounting import Traffic
 from partition.placement import Placement
+from partition.solve import Solution
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import make_tables, trace_metadata, write_tables
 
@@ -77,6 +79,14 @@ SUMMARY = pa.schema([
     pa.field("seconds", pa.float64()),
     pa.field("resident_bytes", pa.map_(pa.string(), pa.int64()), nullable=False),
     pa.field("coverage", pa.float64(), nullable=False),
+    pa.field("compute_seconds", pa.map_(pa.string(), pa.float64()), nullable=False),
+    pa.field("run_seconds", pa.float64()),
+    pa.field("objective", pa.string()),
+    pa.field("objective_value", pa.int64()),
+    pa.field("objective_bound", pa.int64()),
+    pa.field("objective_unit", pa.string()),
+    pa.field("optimal", pa.bool_()),
+    pa.field("solver", pa.string()),
 ])  # fmt: skip
 
 
@@ -93,6 +103,22 @@ class Partition:
     wire_dtype: str | None
     """What floating tensors were turned into on the wire, None for their own dtypes."""
     residency: str
+    compute_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Device -> what its ops take there, one after another; described devices alone."""
+    solution: Solution | None = None
+    """How good the placement is; None where the policy left nothing free."""
+    objective: str | None = None
+    """What the solution is best for: ``bytes``, ``seconds`` or both; None without one."""
+    unit: str | None = None
+    """Of the solution's objective and bound: ``bytes``, ``ns`` or ``weighted``."""
+
+    @property
+    def run_seconds(self) -> float | None:
+        """Computing and moving, one after another; None where a device or the link is not known."""
+        devices = (self.placement.home, *self.placement.accelerators)
+        if self.traffic.totals.seconds is None or not set(devices) <= set(self.compute_seconds):
+            return None
+        return self.traffic.totals.seconds + sum(self.compute_seconds[d] for d in devices)
 
     @property
     def wire(self) -> str:
@@ -143,6 +169,8 @@ def write_partition(partition: Partition, trace: Path) -> Path:
             totals.peer_payload_bytes, totals.peer_wire_bytes, totals.payload_bytes,
             totals.wire_bytes, traffic.total_expr, totals.seconds,
             sorted(traffic.resident_bytes.items()), total_flops(graph).coverage,
+            sorted(partition.compute_seconds.items()), partition.run_seconds, partition.objective,
+            *_proof(partition),
         )]),
     })  # fmt: skip
     metadata = {
@@ -153,6 +181,15 @@ def write_partition(partition: Partition, trace: Path) -> Path:
     folder = trace / partition.folder
     write_tables(folder, tables, metadata, advice="Make the place writable, or free some space.")
     return folder
+
+
+def _proof(
+    partition: Partition,
+) -> tuple[int | None, int | None, str | None, bool | None, str | None]:
+    solution = partition.solution
+    if solution is None:
+        return None, None, None, None, None
+    return solution.objective, solution.bound, partition.unit, solution.proven, solution.solver
 
 
 def share(part: int, whole: int) -> float:

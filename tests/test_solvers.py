@@ -7,22 +7,16 @@ from itertools import product
 
 import pytest
 
-from costmodels.links import load_link
-from partition.accounting import account, resident_bytes
-from partition.placement import PlacementError
 from partition.problem import (
     InfeasibleError,
     Problem,
     allowed_devices,
-    candidates,
-    memory_of,
     payload_costs,
     placement_of,
     recount,
-    storages,
 )
-from partition.solve import explain_infeasible, solve
-from tests.graphs import HOME, Builder, describe, place
+from partition.solve import solve
+from tests.graphs import HOME, Builder, describe
 from tracer.graph import Kind, OpGraph, Role
 
 # --- random graphs and problems -------------------------------------------------------------------
