@@ -266,13 +266,12 @@ def _bottlenecks(
 ) -> "list[Bottleneck | None]":
     """Of each partition, with a relief that may be called by the name of a policy of cutedge."""
     from partition.explain import find_bottleneck
-    from partition.policy import apply_policy, load_policy, policy_names
+    from partition.policy import apply_policy, fixed_policy_names, load_policy
 
     graph, home = made[0].graph, made[0].placement.home
     known = {
         name: apply_policy(graph, load_policy(name), home=home, accelerator=accel)
-        for name in policy_names()
-        if load_policy(name).objective is None
+        for name in fixed_policy_names()
     }
     return [
         find_bottleneck(

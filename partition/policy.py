@@ -121,6 +121,11 @@ def policy_names() -> list[str]:
     return sorted(found, key=lambda name: (order.index(name) if name in order else 99, name))
 
 
+def fixed_policy_names() -> list[str]:
+    """Those that leave nothing free: they take no search."""
+    return [name for name in policy_names() if load_policy(name).objective is None]
+
+
 def load_policy(name: str) -> Policy:
     """A policy by its name, or from the path of a TOML file.
 

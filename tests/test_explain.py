@@ -15,7 +15,7 @@ from partition import Residency
 from partition.accounting import account
 from partition.explain import Bottleneck, compare_traffic, find_bottleneck, top_transfers
 from partition.placement import Placement, validate
-from partition.policy import apply_policy, load_policy, policy_names
+from partition.policy import apply_policy, fixed_policy_names, load_policy
 from tests.graphs import Builder, describe, graphs, place, placements
 from tracer.graph import Kind, OpGraph
 from tracer.summary import largest_tensors, tensor_names
@@ -389,7 +389,7 @@ def test_what_is_claimed_is_what_a_recount_finds(case, residency, wire_dtype):
 def shipped(graph: OpGraph) -> dict[str, Placement]:
     return {
         name: apply_policy(graph, load_policy(name), home="tee", accelerator="gpu")
-        for name in policy_names()
+        for name in fixed_policy_names()
     }
 
 

@@ -7,7 +7,7 @@ import transformers
 from costmodels.flops import annotate, total_flops
 from costmodels.links import load_link
 from partition.accounting import account
-from partition.policy import apply_policy, load_policy, policy_names
+from partition.policy import apply_policy, fixed_policy_names, load_policy
 from tracer.capture import capture
 from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
@@ -172,7 +172,7 @@ def one_token() -> tuple[OpGraph, OpGraph]:
     )
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", fixed_policy_names())
 @pytest.mark.parametrize("residency", ["run", "call"])
 def test_new_rows_cross_and_never_the_cache(name, residency, one_token):
     """Where attention is on the accelerator, K and V of 1 token go there, and the cache stays."""

@@ -15,9 +15,9 @@ from partition.policy import (
     CONDITIONS,
     apply_policy,
     cautions,
+    fixed_policy_names,
     idle_rules,
     load_policy,
-    policy_names,
 )
 from tests.graphs import Builder
 from tracer.errors import InputError
@@ -293,7 +293,7 @@ def shipped(traced, model) -> tuple[OpGraph, dict[str, Placement]]:
     graph = traced(name, seq=8, overrides=dict(overrides))
     return graph, {
         policy: apply_policy(graph, load_policy(policy), home="tee", accelerator="gpu")
-        for policy in policy_names()
+        for policy in fixed_policy_names()
     }
 
 
@@ -302,8 +302,13 @@ def away(placement: Placement) -> set[int]:
 
 
 def test_the_shipped_policies_come_from_home_to_fused():
-    assert policy_names() == ["all-home", "offload-linear", "fuse-attention", "flash-attention"]
-    for name in policy_names():
+    assert fixed_policy_names() == [
+        "all-home",
+        "offload-linear",
+        "fuse-attention",
+        "flash-attention",
+    ]
+    for name in fixed_policy_names():
         policy = load_policy(name)
         assert policy.name == name
         assert policy.default == "home"
@@ -326,7 +331,7 @@ def test_who_is_on_the_accelerator(traced, model, layers, linears, core, spread)
     graph, placements = shipped(traced, model)
     for placement in placements.values():
         validate(graph, placement)
-    home, offload, fuse, flash = (away(placements[name]) for name in policy_names())
+    home, offload, fuse, flash = (away(placements[name]) for name in fixed_policy_names())
 
     assert home == set()
     assert Counter(graph.ops[op].kind.value for op in offload) == {
@@ -478,7 +483,7 @@ def test_a_policy_for_attentions_says_when_there_is_none(policy, caution):
 
 
 def test_what_a_model_need_not_have_is_not_warned_of(traced):
-    for name in policy_names():
+    for name in fixed_policy_names():
         assert cautions(traced("gpt2", seq=8), load_policy(name)) == []  # no K to spread
         assert cautions(traced("gpt2", seq=8, attn="sdpa"), load_policy(name)) == []
 
@@ -495,7 +500,7 @@ def test_every_policy_that_does_less_than_it_says_is_warned_of(run, tmp_path):
 # --- names of files -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shipped", policy_names())
+@pytest.mark.parametrize("shipped", fixed_policy_names())
 def test_a_file_called_like_a_policy_of_cutedge_is_refused(tmp_path, shipped):
     """Its tables would lie where those of the shipped one belong."""
     path = tmp_path / f"{shipped}.toml"
