@@ -44,6 +44,7 @@ test-all: lint
 
 bench: $(READY)
 	$(BIN)/python bench/whole_process.py
+	$(BIN)/python bench/placement.py
 
 coverage: $(READY)
 	$(BIN)/python -m tests.coverage

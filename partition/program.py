@@ -14,11 +14,13 @@ allow is what ``accounting.account`` counts:
   by binaries that are bounded from both sides;
 - memory: what lies on a device whenever something is made.
 
-The answer is whole numbers to HiGHS's tolerance (1e-6 of a unit of each binary): with costs of up
-to about 1e9 units in all, a bound rounds to the exact number. Larger ones are not claimed to be
-proven to the last unit; see ``Outcome.bound``.
+HiGHS computes in floating point. Costs are divided by their greatest common divisor, and its bound
+is rounded up to a whole number of these units after taking off what it may be wrong by: 1e-7 for
+each variable and 1e-12 of the bound. So an answer is proven to the last unit up to about 1e11 of
+them; beyond that a gap is left that says so.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +28,6 @@ from math import ceil, gcd, inf, isinf
 
 from partition.problem import Problem, candidates, keepers, storages, viewed
 from tracer.graph import Tensor
-
 
 _LARGEST_COST = 10**13
 """The largest cost of a variable that ties are broken beside: HiGHS computes in 53 bits."""
@@ -39,8 +40,7 @@ class Outcome:
     devices: Sequence[str | None] | None
     """By op; None when no placement was found."""
     bound: int | None
-    """No placement costs less; None when there is none. Float bounds are rounded up to a whole
-    number of units after taking off what their arithmetic may be wrong by (1e-9 of them)."""
+    """No placement costs less; None when there is none."""
     claimed: float
     """The cost of ``devices`` as the solver sums it."""
     complete: bool
@@ -49,9 +49,11 @@ class Outcome:
 
 def solve_program(problem: Problem, time_limit: float | None = None) -> Outcome:
     """The best placement that HiGHS finds in ``time_limit`` seconds, without recounting it."""
+    start = time.perf_counter()
     program = _Program(problem)
     program.build()
-    return program.solve(time_limit)
+    built = time.perf_counter() - start
+    return program.solve(None if time_limit is None else time_limit - built)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,9 +261,9 @@ class _Program:
             else:
                 step[op] = self.variable(upper=inf)
                 self.require(step[op] - here)
-            for source in before:
-                self.require(step[op] - step[source])
-                self.require(step[op] - step[source] - here + self.at(source, accelerator))
+            for reading in before:
+                self.require(step[op] - step[reading])
+                self.require(step[op] - step[reading] - here + self.at(reading, accelerator))
             if not any(graph.needed_by(t.id) for t in graph.outputs(op)):
                 self.require(calls - step[op])  # the others are no later than their readers
         for tensor, ops in self.renewed.items():
@@ -280,7 +282,7 @@ class _Program:
         viewers: dict[int, list[Tensor]] = defaultdict(list)
         for view, base in views.items():
             viewers[base].append(graph.tensors[view])
-        # (tensor, time) -> whether its memory is needed there then
+        # (tensor, op) -> whether its memory is needed there when the op runs
         needed: dict[tuple[int, int], _Linear] = {}
         until: dict[int, int] = {}
         lying: dict[int, list[_Linear]] = defaultdict(list)
@@ -289,26 +291,26 @@ class _Program:
             here = self.at(tensor.op, device)
             reads = [(op, self.at(op, device)) for op in graph.needed_by(tensor.id)]
             reads += [(end, self.at(op, device)) for op in self.renewed.get(tensor.id, ())]
-            last = max((time for time, _ in reads), default=tensor.op)
+            last = max((op for op, _ in reads), default=tensor.op)
             reads.append((last, here))
             if device == self.home:
                 reads += [(last, sent) for sent in self.passed.get(tensor.id, ())]
-            until[tensor.id] = max([last, *(until[view.id] for view in viewers[tensor.id])])
+            until[tensor.id] = max([last, *(until[seen.id] for seen in viewers[tensor.id])])
             if not tensor.bytes:
                 continue
             later = _ZERO
-            times = [time for time in makers if tensor.op <= time <= until[tensor.id]]
-            for time, after in zip(reversed(times), [inf, *reversed(times)], strict=False):
-                now = [there for read, there in reads if time <= read < after]
-                for view in viewers[tensor.id]:
-                    assert view.op is not None
-                    lies = needed.get((view.id, time), _ZERO)
-                    now.append(self.above([lies + self.at(view.op, device) - 1]))
-                later = needed[tensor.id, time] = self.any_of([later, *now])
+            moments = [op for op in reversed(makers) if tensor.op <= op <= until[tensor.id]]
+            for moment, after in zip(moments, [inf, *moments], strict=False):
+                now = [there for read, there in reads if moment <= read < after]
+                for seen in viewers[tensor.id]:
+                    assert seen.op is not None
+                    lies = needed.get((seen.id, moment), _ZERO)
+                    now.append(self.above([lies + self.at(seen.op, device) - 1]))
+                later = needed[tensor.id, moment] = self.any_of([later, *now])
                 own = later if tensor.id not in views else self.above([later - here])
-                lying[time].append(own * tensor.bytes)
+                lying[moment].append(own * tensor.bytes)
         stored = _sum(self.stored[device])
-        for held in [stored, *(stored + _sum(lying[time]) for time in makers)]:
+        for held in [stored, *(stored + _sum(lying[op]) for op in makers)]:
             unit = gcd(*(weight for _, weight in held.terms)) or 1
             weights = tuple((variable, weight // unit) for variable, weight in held.terms)
             self.require((limit - held.number) // unit - _Linear(0, weights))
