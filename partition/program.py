@@ -24,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, gcd, inf, isinf
+from math import ceil, gcd, inf, isfinite
 
 from partition.problem import Problem, candidates, keepers, storages, viewed
 from tracer.graph import Tensor
@@ -111,6 +111,10 @@ class _Program:
         self.rows: list[_Linear] = []
         self.objective: list[_Linear] = []
         self.where: dict[tuple[int, str], _Linear] = {}
+        # By device: the bytes of each storage there, if it is there.
+        self.stored: dict[str, list[_Linear]] = defaultdict(list)
+        # By tensor: what is 1 when home sends it (residency ``call``: also what it did not make).
+        self.passed: Mapping[int, Sequence[_Linear]] = {}
         self.crossing = [t for t in self.graph.tensors if self.graph.crosses(t)]
 
     # --- the language of the rows -----------------------------------------------------------------
@@ -213,7 +217,6 @@ class _Program:
         for op, needed in enumerate(storages(self.graph)):
             for storage in needed:
                 needing[storage].append(op)
-        self.stored: dict[str, list[_Linear]] = defaultdict(list)
         for storage, ops in sorted(needing.items()):
             size = self.graph.tensors[storage].bytes
             for device in self.problem.devices:
@@ -296,8 +299,6 @@ class _Program:
             if device == self.home:
                 reads += [(last, sent) for sent in self.passed.get(tensor.id, ())]
             until[tensor.id] = max([last, *(until[seen.id] for seen in viewers[tensor.id])])
-            if not tensor.bytes:
-                continue
             later = _ZERO
             moments = [op for op in reversed(makers) if tensor.op <= op <= until[tensor.id]]
             for moment, after in zip(moments, [inf, *moments], strict=False):
@@ -315,9 +316,6 @@ class _Program:
             weights = tuple((variable, weight // unit) for variable, weight in held.terms)
             self.require((limit - held.number) // unit - _Linear(0, weights))
 
-    passed: Mapping[int, Sequence[_Linear]] = {}
-    """Tensor -> what is 1 when home sends it: with residency ``call`` also what it did not make."""
-
     # --- solving ----------------------------------------------------------------------------------
 
     def solve(self, time_limit: float | None) -> Outcome:
@@ -327,7 +325,9 @@ class _Program:
 
         costs, unit, base = self.costs()
         # Among equal costs the most ops at home, all of them together being less than one unit.
-        movable = [op for op, choice in enumerate(self.choices) if self.home in choice[:-1]]
+        movable = [
+            op for op, choice in enumerate(self.choices) if len(choice) > 1 and self.home in choice
+        ]
         finer = 2 * (len(movable) + 1)
         if finer * max((abs(cost) for cost in costs), default=0) > _LARGEST_COST:
             finer, movable = 1, []
@@ -354,7 +354,7 @@ class _Program:
         low = found.fun if found.status == 0 else found.mip_dual_bound
         bound = -inf if low is None else low - 1e-7 * len(objective) - 1e-12 * abs(low)
         bound = (bound + away.number - len(movable)) / finer
-        exact = 0 if isinf(bound) else base + unit * ceil(bound)
+        exact = base + unit * ceil(bound) if isfinite(bound) else 0
         if found.x is None:
             return Outcome(None, exact, inf, False)
         claimed = base + unit * sum(c * x for c, x in zip(costs, found.x, strict=False) if c)
@@ -385,15 +385,17 @@ class _Steps:
         self.program = program
         self.graph = program.graph
         self.problem = program.problem
-        cap = program.problem.max_calls
+        limit = program.problem.max_calls
         self.before = [
             sorted({t.op for t in self.graph.flowing(op) if t.op is not None})
             for op in range(len(self.graph.ops))
         ]
-        self.low, high = self.range()
+        self.low, high = self.spans()
         # No step is without a call, so no step comes after the last call that is allowed.
-        self.high = high if cap is None else [min(step, cap) for step in high]
-        self.end = max(high, default=0) + 1 if cap is None else cap
+        self.end = max(high, default=0) + 1  # new state may need one call more than the ops do
+        if limit is not None:
+            self.end = min(self.end, limit)
+        self.high = [min(step, self.end) for step in high]
         self.reach: dict[tuple[int, int], _Linear] = {}
         self.seat: dict[tuple[int, int, str], _Linear] = {}
         for op, choice in enumerate(program.choices):
@@ -402,7 +404,7 @@ class _Steps:
                 self.sit(op)
         self.renewing = self.renew()
 
-    def range(self) -> tuple[list[int], list[int]]:
+    def spans(self) -> tuple[list[int], list[int]]:
         """The first and the last step that each op can be in, whatever the placement."""
         choices, home = self.program.choices, self.program.home
         first: dict[tuple[int, str], int] = {}
