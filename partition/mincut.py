@@ -90,6 +90,7 @@ def network_of(problem: Problem) -> Network:
     # (from nodes, to nodes) -> what is paid once when one of the first is at home and one of the
     # second on the accelerator. One side is always a single node.
     paid: dict[tuple[frozenset[int], frozenset[int]], int] = defaultdict(int)
+
     at_home, away = frozenset({HOME}), frozenset({ACCELERATOR})
     for op, number in enumerate(node):
         if number is not None:
@@ -133,7 +134,7 @@ def _network(
             tails -= heads
         if not cost or not tails or not heads:
             continue
-        if (tails, heads) == ({HOME}, {ACCELERATOR}):
+        if HOME in tails and ACCELERATOR in heads:
             base += cost
         elif len(tails) == len(heads) == 1:
             capacity[min(tails), min(heads)] += cost
@@ -164,7 +165,7 @@ def reference_cut(network: Network) -> set[int]:
     from networkx.algorithms.flow import preflow_push
 
     residual = preflow_push(cut_graph(network), HOME, ACCELERATOR)
-    open_arcs = nx.DiGraph()
+    open_arcs: Any = nx.DiGraph()
     open_arcs.add_nodes_from(residual)
     for tail, head, arc in residual.edges(data=True):
         if arc["flow"] < arc["capacity"]:

@@ -14,15 +14,17 @@ allow is what ``accounting.account`` counts:
   by binaries that are bounded from both sides;
 - memory: what lies on a device whenever something is made.
 
-The answer is whole numbers to HiGHS's tolerance (1e-6 of a unit of each binary): with costs of up
-to about 1e9 units in all, a bound rounds to the exact number. Larger ones are not claimed to be
-proven to the last unit; see ``Outcome.bound``.
+HiGHS computes in floating point. Costs are divided by their greatest common divisor, and its bound
+is rounded up to a whole number of these units after taking off what it may be wrong by: 1e-7 for
+each variable and 1e-12 of the bound. So an answer is proven to the last unit up to about 1e11 of
+them; beyond that a gap is left that says so.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, gcd, inf, isinf
+from math import ceil, gcd, inf, isfinite
 
 from partition.problem import Problem, candidates, keepers, storages, viewed
 from tracer.graph import Tensor
@@ -38,8 +40,7 @@ class Outcome:
     devices: Sequence[str | None] | None
     """By op; None when no placement was found."""
     bound: int | None
-    """No placement costs less; None when there is none. Float bounds are rounded up to a whole
-    number of units after taking off what their arithmetic may be wrong by (1e-9 of them)."""
+    """No placement costs less; None when there is none."""
     claimed: float
     """The cost of ``devices`` as the solver sums it."""
     complete: bool
@@ -48,9 +49,11 @@ class Outcome:
 
 def solve_program(problem: Problem, time_limit: float | None = None) -> Outcome:
     """The best placement that HiGHS finds in ``time_limit`` seconds, without recounting it."""
+    start = time.perf_counter()
     program = _Program(problem)
     program.build()
-    return program.solve(time_limit)
+    built = time.perf_counter() - start
+    return program.solve(None if time_limit is None else time_limit - built)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,10 @@ class _Program:
         self.rows: list[_Linear] = []
         self.objective: list[_Linear] = []
         self.where: dict[tuple[int, str], _Linear] = {}
+        # By device: the bytes of each storage there, if it is there.
+        self.stored: dict[str, list[_Linear]] = defaultdict(list)
+        # By tensor: what is 1 when home sends it (residency ``call``: also what it did not make).
+        self.passed: Mapping[int, Sequence[_Linear]] = {}
         self.crossing = [t for t in self.graph.tensors if self.graph.crosses(t)]
 
     # --- the language of the rows -----------------------------------------------------------------
@@ -210,7 +217,6 @@ class _Program:
         for op, needed in enumerate(storages(self.graph)):
             for storage in needed:
                 needing[storage].append(op)
-        self.stored: dict[str, list[_Linear]] = defaultdict(list)
         for storage, ops in sorted(needing.items()):
             size = self.graph.tensors[storage].bytes
             for device in self.problem.devices:
@@ -258,9 +264,9 @@ class _Program:
             else:
                 step[op] = self.variable(upper=inf)
                 self.require(step[op] - here)
-            for source in before:
-                self.require(step[op] - step[source])
-                self.require(step[op] - step[source] - here + self.at(source, accelerator))
+            for reading in before:
+                self.require(step[op] - step[reading])
+                self.require(step[op] - step[reading] - here + self.at(reading, accelerator))
             if not any(graph.needed_by(t.id) for t in graph.outputs(op)):
                 self.require(calls - step[op])  # the others are no later than their readers
         for tensor, ops in self.renewed.items():
@@ -279,7 +285,7 @@ class _Program:
         viewers: dict[int, list[Tensor]] = defaultdict(list)
         for view, base in views.items():
             viewers[base].append(graph.tensors[view])
-        # (tensor, time) -> whether its memory is needed there then
+        # (tensor, op) -> whether its memory is needed there when the op runs
         needed: dict[tuple[int, int], _Linear] = {}
         until: dict[int, int] = {}
         lying: dict[int, list[_Linear]] = defaultdict(list)
@@ -288,32 +294,27 @@ class _Program:
             here = self.at(tensor.op, device)
             reads = [(op, self.at(op, device)) for op in graph.needed_by(tensor.id)]
             reads += [(end, self.at(op, device)) for op in self.renewed.get(tensor.id, ())]
-            last = max((time for time, _ in reads), default=tensor.op)
+            last = max((op for op, _ in reads), default=tensor.op)
             reads.append((last, here))
             if device == self.home:
                 reads += [(last, sent) for sent in self.passed.get(tensor.id, ())]
-            until[tensor.id] = max([last, *(until[view.id] for view in viewers[tensor.id])])
-            if not tensor.bytes:
-                continue
+            until[tensor.id] = max([last, *(until[seen.id] for seen in viewers[tensor.id])])
             later = _ZERO
-            times = [time for time in makers if tensor.op <= time <= until[tensor.id]]
-            for time, after in zip(reversed(times), [inf, *reversed(times)], strict=False):
-                now = [there for read, there in reads if time <= read < after]
-                for view in viewers[tensor.id]:
-                    assert view.op is not None
-                    lies = needed.get((view.id, time), _ZERO)
-                    now.append(self.above([lies + self.at(view.op, device) - 1]))
-                later = needed[tensor.id, time] = self.any_of([later, *now])
+            moments = [op for op in reversed(makers) if tensor.op <= op <= until[tensor.id]]
+            for moment, after in zip(moments, [inf, *moments], strict=False):
+                now = [there for read, there in reads if moment <= read < after]
+                for seen in viewers[tensor.id]:
+                    assert seen.op is not None
+                    lies = needed.get((seen.id, moment), _ZERO)
+                    now.append(self.above([lies + self.at(seen.op, device) - 1]))
+                later = needed[tensor.id, moment] = self.any_of([later, *now])
                 own = later if tensor.id not in views else self.above([later - here])
-                lying[time].append(own * tensor.bytes)
+                lying[moment].append(own * tensor.bytes)
         stored = _sum(self.stored[device])
-        for held in [stored, *(stored + _sum(lying[time]) for time in makers)]:
+        for held in [stored, *(stored + _sum(lying[op]) for op in makers)]:
             unit = gcd(*(weight for _, weight in held.terms)) or 1
             weights = tuple((variable, weight // unit) for variable, weight in held.terms)
             self.require((limit - held.number) // unit - _Linear(0, weights))
-
-    passed: Mapping[int, Sequence[_Linear]] = {}
-    """Tensor -> what is 1 when home sends it: with residency ``call`` also what it did not make."""
 
     # --- solving ----------------------------------------------------------------------------------
 
@@ -324,7 +325,9 @@ class _Program:
 
         costs, unit, base = self.costs()
         # Among equal costs the most ops at home, all of them together being less than one unit.
-        movable = [op for op, choice in enumerate(self.choices) if self.home in choice[:-1]]
+        movable = [
+            op for op, choice in enumerate(self.choices) if len(choice) > 1 and self.home in choice
+        ]
         finer = 2 * (len(movable) + 1)
         if finer * max((abs(cost) for cost in costs), default=0) > _LARGEST_COST:
             finer, movable = 1, []
@@ -351,7 +354,7 @@ class _Program:
         low = found.fun if found.status == 0 else found.mip_dual_bound
         bound = -inf if low is None else low - 1e-7 * len(objective) - 1e-12 * abs(low)
         bound = (bound + away.number - len(movable)) / finer
-        exact = 0 if isinf(bound) else base + unit * ceil(bound)
+        exact = base + unit * ceil(bound) if isfinite(bound) else 0
         if found.x is None:
             return Outcome(None, exact, inf, False)
         claimed = base + unit * sum(c * x for c, x in zip(costs, found.x, strict=False) if c)
@@ -382,15 +385,17 @@ class _Steps:
         self.program = program
         self.graph = program.graph
         self.problem = program.problem
-        cap = program.problem.max_calls
+        limit = program.problem.max_calls
         self.before = [
             sorted({t.op for t in self.graph.flowing(op) if t.op is not None})
             for op in range(len(self.graph.ops))
         ]
-        self.low, high = self.range()
+        self.low, high = self.spans()
         # No step is without a call, so no step comes after the last call that is allowed.
-        self.high = high if cap is None else [min(step, cap) for step in high]
-        self.end = max(high, default=0) + 1 if cap is None else cap
+        self.end = max(high, default=0) + 1  # new state may need one call more than the ops do
+        if limit is not None:
+            self.end = min(self.end, limit)
+        self.high = [min(step, self.end) for step in high]
         self.reach: dict[tuple[int, int], _Linear] = {}
         self.seat: dict[tuple[int, int, str], _Linear] = {}
         for op, choice in enumerate(program.choices):
@@ -399,7 +404,7 @@ class _Steps:
                 self.sit(op)
         self.renewing = self.renew()
 
-    def range(self) -> tuple[list[int], list[int]]:
+    def spans(self) -> tuple[list[int], list[int]]:
         """The first and the last step that each op can be in, whatever the placement."""
         choices, home = self.program.choices, self.program.home
         first: dict[tuple[int, str], int] = {}

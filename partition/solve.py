@@ -87,7 +87,7 @@ def solve(
     if solver == "auto":
         solver = "cut" if is_cut(problem) else "program"
         if solver == "program":
-            return _programmed(problem, time_limit, start, *_relaxed(problem))
+            return _programmed(problem, time_limit, start, *_relaxed(problem, time_limit))
     if solver == "program":
         return _programmed(problem, time_limit, start, 0, None)
     if not is_cut(problem):
@@ -126,7 +126,7 @@ def _programmed(
 ) -> Solution:
     """The program's answer, or the one that is known where that is no worse."""
     left = None if time_limit is None else time_limit - (time.perf_counter() - start)
-    if known is None or known[1].objective > bound:
+    if (known is None or known[1].objective > bound) and (left is None or left > 0):
         outcome = solve_program(problem, left)
         if outcome.bound is None:
             raise InfeasibleError("; ".join(explain_infeasible(problem, time_limit)))
@@ -146,30 +146,38 @@ def _programmed(
     return Solution(known[0], known[1], min(bound, known[1].objective), seconds, "program")
 
 
-def _relaxed(problem: Problem) -> tuple[int, tuple[Placement, Recount] | None]:
-    """What no placement can cost less than, and the best of those that cuts find.
+def _relaxed(
+    problem: Problem, time_limit: float | None
+) -> tuple[int, tuple[Placement, Recount] | None]:
+    """What no placement can cost less than, and a placement that simpler problems lead to.
 
-    With one accelerator the minimum cut of the problem without limits, calls and forgetting is a
-    bound, and with any number the cut between home and one of them may meet the limits.
+    With one accelerator what the minimum cut leaves out (limits, calls, forgetting) only adds to
+    the cost; so does the forgetting that a program without it leaves out, which is far smaller.
+    With several, the cut between home and one of them may meet the limits.
     """
     bound = 0
     best: tuple[Placement, Recount] | None = None
     for accelerator in problem.accelerators:
-        alone = tuple(
+        allowed = tuple(
             tuple(d for d in choice if d in (problem.home, accelerator))
             for choice in problem.allowed
         )
-        part = replace(problem, accelerators=(accelerator,), allowed=alone)
+        part = replace(problem, accelerators=(accelerator,), allowed=allowed)
         try:
             devices, value = _cut(part)
         except PlacementError:  # an op must be on another one
             continue
+        found = [placement_of(problem, devices, "minimum cut")]
         if len(problem.accelerators) == 1:
             bound = value
-        placement = placement_of(problem, devices, "minimum cut")
-        counted = recount(problem, placement)
-        if not counted.broken and (best is None or counted.objective < best[1].objective):
-            best = placement, counted
+            if problem.residency == "call":
+                simpler = solve(replace(problem, residency="run"), time_limit=time_limit)
+                bound = max(bound, simpler.bound)
+                found += [] if simpler.placement is None else [simpler.placement]
+        for placement in found:
+            counted = recount(problem, placement)
+            if not counted.broken and (best is None or counted.objective < best[1].objective):
+                best = placement, counted
     return bound, best
 
 
