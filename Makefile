@@ -45,11 +45,8 @@ test-all: lint
 
 bench: $(READY)
 	$(BIN)/python bench/whole_process.py
-<<<<<<< HEAD
 	$(BIN)/python bench/costs.py
-=======
 	$(BIN)/python bench/placement.py
->>>>>>> solvers
 
 coverage: $(READY)
 	$(BIN)/python -m tests.coverage

@@ -147,9 +147,8 @@ def compare(
     setting = _setting(
         graph, described, home, accel, over, wire_dtype, residency, max_calls, memory, time_limit
     )
-    if not policies:
-        _leave_out(chosen, setting)
-        names = list(chosen)
+    timeless = [] if policies else _take_out_timed(chosen, setting)
+    names = list(chosen)
     made = [_partition(graph, trace_id, rules, setting) for rules in chosen.values()]
     seen = [exposure(graph, one.placement, one.traffic, setting.untrusted) for one in made]
     written = [write_partition(one, folder) for one in made]
@@ -167,7 +166,7 @@ def compare(
             for one, place, comparison, bottleneck, exposed in found
         ])  # fmt: skip
     else:
-        show.comparison(made, base, compared, folder, seen)
+        show.comparison(made, base, compared, folder, seen, timeless)
 
 
 def _described(*names: str) -> "tuple[dict[str, Device], list[str]]":
@@ -209,19 +208,15 @@ def _sizes(given: list[str], devices: tuple[str, str]) -> dict[str, int]:
     return sizes
 
 
-def _leave_out(chosen: "dict[str, Policy]", setting: "Setting") -> None:
-    """Of all policies, take out those that count seconds where there are none to count."""
+def _take_out_timed(chosen: "dict[str, Policy]", setting: "Setting") -> list[str]:
+    """Take out, and name, the policies that count seconds where there are none to count."""
     described = {setting.home, setting.accelerator} <= set(setting.times)
     if described and setting.call_seconds is not None:
-        return
+        return []
     timed = [name for name, policy in chosen.items() if "seconds" in (policy.objective or {})]
     for name in timed:
         del chosen[name]
-    typer.echo(
-        f"note: without {', '.join(timed)}, which count seconds: name described devices with "
-        "--home and --accel, and a --link with a bandwidth",
-        err=True,
-    )
+    return timed
 
 
 def _partition(

@@ -884,7 +884,8 @@ def test_a_trace_in_an_odd_directory(here, cli, name):
     assert done.stdout.splitlines()[-1] == f"written to {name}"
     sql = "SELECT count(*) AS n, count(DISTINCT policy) AS policies FROM summary"
     done = cli("cutedge", "query", sql, "--trace", folder, "--json")
-    assert json.loads(done.stdout) == [{"n": 4, "policies": 4}]
+    untimed = len(policy_names()) - 2
+    assert json.loads(done.stdout) == [{"n": untimed, "policies": untimed}]
 
 
 @pytest.mark.parametrize("name", ["[x]", "[/x]", "the phone", "it's"])
@@ -1094,7 +1095,8 @@ def test_json_of_partition(here, cli, options):
 
 def test_json_of_compare(here, cli):
     figures = parsed(cli("cutedge", "compare", "--baseline", "fuse-attention", "--json"))
-    assert [one["policy"] for one in figures] == policy_names()
+    timed = ["fastest", "host-chip"]  # without described devices there are no seconds
+    assert [one["policy"] for one in figures] == [n for n in policy_names() if n not in timed]
     whole = {one["policy"]: one["total_payload_bytes"] for one in figures}
     for one in figures:
         check_partition_json(one, here)
@@ -1105,7 +1107,8 @@ def test_json_of_compare(here, cli):
         assert one["resident_off_home_bytes"] == sum(away)
     alone = parsed(cli("partition", "--policy", "flash-attention", "--json"))
     beside = ("saved_bytes", "saved_share", "resident_off_home_bytes", "baseline")
-    assert {k: v for k, v in figures[-1].items() if k not in beside} == alone
+    (same,) = (one for one in figures if one["policy"] == "flash-attention")
+    assert {k: v for k, v in same.items() if k not in beside} == alone
 
 
 def test_json_of_query(here, cli):
@@ -1191,8 +1194,13 @@ def test_json_of_policies(here, cli):
     expected = [
         {
             "policy": name, "description": table["description"], "default": table["default"],
+            "objective": {table["objective"]: 1} if "objective" in table else None,
+            "cut": table.get("cut", "anywhere"), "secrets": [],
             "rules": [
-                {key: [value] if key == "pattern" else value for key, value in rule.items()}
+                {
+                    key: [value] if key in ("pattern", "kind") and isinstance(value, str) else value
+                    for key, value in rule.items()
+                }
                 for rule in table.get("rule", [])
             ],
         }
@@ -1201,6 +1209,8 @@ def test_json_of_policies(here, cli):
     assert listed == expected
     for policy in listed:
         assert parsed(cli("cutedge", "policies", policy["policy"], "--json")) == [policy]
+        if policy["objective"] is not None:
+            continue
         written = parsed(cli("partition", "t", "--policy", policy["policy"], "--json"))
         reasons = ask(
             here / written["folder"], "SELECT DISTINCT reason FROM placement WHERE device = 'gpu'"

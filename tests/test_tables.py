@@ -83,6 +83,10 @@ COLUMNS: dict[str, list[Column]] = {
         ("total_payload_bytes", I64, ""), ("total_wire_bytes", I64, ""),
         ("total_bytes_expr", TEXT, "null"), ("seconds", FLOAT, "null"),
         ("resident_bytes", pa.map_(TEXT, I64), ""), ("coverage", FLOAT, ""),
+        ("compute_seconds", pa.map_(TEXT, FLOAT), ""), ("run_seconds", FLOAT, "null"),
+        ("objective", TEXT, "null"), ("objective_value", I64, "null"),
+        ("objective_bound", I64, "null"), ("objective_unit", TEXT, "null"),
+        ("optimal", pa.bool_(), "null"), ("solver", TEXT, "null"),
     ],
 }  # fmt: skip
 
