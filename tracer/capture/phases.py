@@ -183,7 +183,8 @@ class Task:
             for name in way.bounds:
                 least, most = ends[name]
                 size = EXAMPLES[name] * (1 if name == "batch" else scale)
-                sizes[name] = min(max(size, least) + steps[name], most)
+                size = max(least, size if size < most // 2 else most // 2) + steps[name]
+                sizes[name] = min(size, most)
             yield sizes
 
     def alike(self, way: Way | None) -> tuple[tuple[str, int, int], ...]:
