@@ -96,9 +96,9 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     if flops.products_expr:
         out.print(f"            = {flops.products_expr}", soft_wrap=True)
     if flops.causal is not None and flops.causal != flops.products:
-        closed = f" = {flops.causal_expr}" if flops.causal_expr else ""
-        skipped = f"{flops.causal:,} of them where attention skips what its mask hides"
-        out.print(f"            {skipped}{closed}", soft_wrap=True)
+        out.print(f"            {flops.causal:,} of them where attention skips what its mask hides")
+        if flops.causal_expr:
+            out.print(f"            = {flops.causal_expr}", soft_wrap=True)
     out.print(f"            {flops.other:,} in all other ops (estimates among them)")
     before, after = cached_state(graph)
     out.print(f"            {_known(flops)} of the ops that work{_unknown(flops)}", soft_wrap=True)
@@ -214,7 +214,7 @@ def partition_summary(
         out.print(f"resident on {device}: {human(size)} of parameters and constants")
     for one in seen:
         out.print(_seen(one), soft_wrap=True)
-    out.print(coverage(partition.graph))
+    out.print(coverage(partition.graph), soft_wrap=True)
     out.print()
     if why is not None:
         _print_why(partition, *why)
@@ -479,7 +479,7 @@ def comparison(
         for partition in partitions:
             out.print(f"  {partition.policy} = {partition.traffic.total_expr}", soft_wrap=True)
     out.print()
-    out.print(coverage(baseline.graph))
+    out.print(coverage(baseline.graph), soft_wrap=True)
     out.print(f"written to {out_dir}", soft_wrap=True)
 
 

@@ -21,7 +21,7 @@ def judged(title: str) -> list[Row]:
     return list(SECTIONS[title]())
 
 
-LONG = ("roofline_qwen15_rtx4090.csv", "params.csv")  # more models to trace
+LONG = ("roofline_qwen15_rtx4090.csv", "params.csv", "chip_8x8.csv")  # more models to trace
 
 
 @pytest.mark.parametrize(

@@ -91,11 +91,12 @@ def test_pairs_are_those_that_the_real_model_gives_a_probability(name, seq, past
     for op, pairs in zip(attention, counted, strict=True):
         square = graph.outputs(op.id)[0] if op.cost.gemm.n != 16 else graph.inputs(op.id)[0]
         assert op.cost.causal_flops * square.shape[-1] * square.shape[-2] == op.cost.flops * pairs
-        assert parse(op.cost.causal_flops_expr).evaluate(graph.meta.variables) == (
-            op.cost.causal_flops
-        )
+        if graph.meta.symbolic:
+            formula = parse(op.cost.causal_flops_expr)
+            assert formula.evaluate(graph.meta.variables) == op.cost.causal_flops
 
 
+@pytest.mark.slow
 def test_one_op_counts_what_the_matmuls_count():
     """All shapes of masks as those of scaled_dot_product_attention, or its is_causal."""
     for name in ("llama", "windows", "chunks", "bert"):
@@ -103,6 +104,7 @@ def test_one_op_counts_what_the_matmuls_count():
         assert fused.causal == eager.causal is not None
 
 
+@pytest.mark.slow
 def test_repeated_layers_have_the_masks_of_their_kind():
     """Six layers in turns: each as if it had been traced, at sizes within and beyond a window."""
     model_type, settings = MODELS["gemma-2"]

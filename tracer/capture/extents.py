@@ -357,11 +357,16 @@ class _Masks:
         })  # fmt: skip
 
     def _hidden(self, between: Iterable[Node]) -> Iterator[int]:
-        """The whole numbers in the sizes that a mask is computed with: none stands in for them."""
+        """The whole numbers in the sizes that a mask is computed with: none stands in for them.
+
+        An offset that is nothing in every sample is left out: a trace with fewer cached tokens than
+        a window has is none for more (``Task.alike``).
+        """
         for node in between:
             if _is_arithmetic(node) or base_name(str(node.target)) in ("arange", "slice"):
                 sizes = (self.size(n.meta["val"]) for n in node.all_input_nodes if _is_size(n))
-                yield from (int(n) for size in sizes for n in re.findall(r"\d+", str(size)))
+                at_work = (s for s in sizes if any(s.evaluate(one) for one in self.samples))
+                yield from (int(n) for size in at_work for n in re.findall(r"\d+", str(size)))
 
     def _pairs(
         self, run: Callable[[Sizes, Mapping[int, int]], torch.Tensor], numbers: Sequence[int],

@@ -143,10 +143,15 @@ def fitting(
     named: Mapping[sympy.Symbol, str],
     samples: Iterable[Mapping[str, int]],
 ) -> list[Mapping[str, int]]:
-    """The first three of ``samples`` at which all holds that torch noted of the sizes."""
+    """The first three of ``samples`` at which all holds that torch noted of the sizes.
+
+    None where a size is the same in all of them, so that what depends on it would not show.
+    """
     guards = _guards(exported)
     right = (point for point in samples if all(_holds(guard, named, point) for guard in guards))
-    return [*islice(right, 3)]
+    found = [*islice(right, 3)]
+    lengths = {*named.values()} - {"batch"}
+    return found if all(len({point[name] for point in found}) > 1 for name in lengths) else []
 
 
 def _environment(exported: ExportedProgram) -> Any:

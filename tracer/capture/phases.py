@@ -183,7 +183,8 @@ class Task:
             for name in way.bounds:
                 least, most = ends[name]
                 size = EXAMPLES[name] * (1 if name == "batch" else scale)
-                sizes[name] = min(max(size, least) + steps[name], most)
+                size = max(min(size, most // 2), least) + steps[name]
+                sizes[name] = min(max(size, least), most)
             yield sizes
 
     def alike(self, way: Way | None) -> tuple[tuple[str, int, int], ...]:
