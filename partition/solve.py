@@ -143,7 +143,13 @@ def _programmed(
     seconds = time.perf_counter() - start
     if known is None:
         return Solution(None, None, bound, seconds, "program")
-    return Solution(known[0], known[1], min(bound, known[1].objective), seconds, "program")
+    placement, counted = known
+    if counted.objective < bound:
+        raise SolverError(
+            f"a solver claims that nothing is below {bound}, the accounting counts "
+            f"{counted.objective}. This is a bug in cutedge."
+        )
+    return Solution(placement, counted, bound, seconds, "program")
 
 
 def _relaxed(
