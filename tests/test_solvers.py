@@ -253,7 +253,8 @@ def late_and_soon() -> OpGraph:
     """soon and late both read w: soon beside first, late after what home makes of first"""
     build = Builder(symbolic=False)
     x, w = build.input("x", (2, 1)), build.input("w", (8, 4))  # 8 and 128 bytes
-    first = build.op("first", x, shape=(2, 1))  # all others 8
+    zeroth = build.op("zeroth", x, shape=(2, 1))  # all others 8
+    first = build.op("first", zeroth, shape=(2, 1))
     between = build.op("between", first, shape=(2, 1))
     soon = build.op("soon", first, w, shape=(2, 1))
     late = build.op("late", between, w, shape=(2, 1))
@@ -291,8 +292,11 @@ def place_state(graph: OpGraph, away: Mapping[str, str]) -> tuple[str | None, ..
 @pytest.mark.parametrize(("residency", "sent"), [("run", 1), ("call", 2)])
 def test_an_op_cannot_wait_for_a_later_call(residency, sent):
     graph = late_and_soon()
-    pins = pinned(graph, first="gpu", between=HOME, soon="gpu", late="gpu")
-    problem = replace(bytes_problem(graph, pins), residency=residency)
+    pins = pinned(graph, zeroth="gpu", between=HOME, soon="gpu", late="gpu")
+    problem = bytes_problem(graph, pins)
+    # first is free, so that soon might be in either call, and yet is on gpu for what it costs.
+    (first,) = (op.id for op in graph.ops if op.name == "first")
+    problem = replace(problem, residency=residency, op_cost={(first, HOME): 1000})
     found = solve(problem, solver="program")
     # w for soon in the first call, and for late in the second; x, and first and between as they
     # change sides; soon and late come home.
