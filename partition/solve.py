@@ -70,6 +70,8 @@ def solve(
 ) -> Solution:
     """The best placement; with a ``time_limit`` in seconds the best so far.
 
+    HiGHS looks at the clock between its steps, which for a million rows may be many seconds apart.
+
     ``cut`` and ``networkx`` (its reference, slower) are for problems without calls and memory on
     two devices with residency ``run``, ``program`` is for all. ``auto`` takes the cut where it is
     the whole answer; elsewhere it is a bound, and often the best, beside the program's. Among
