@@ -516,8 +516,6 @@ class _Steps:
                         busy = self.takes(other, device)
                         if other < step:
                             program.require(1 + self.reaches(source, other) - busy - sent)
-                        elif other > step:
-                            program.require(1 + taken - busy - sent)
                     renewing[tensor, step, device] = sent
         return renewing
 

@@ -70,6 +70,8 @@ def solve(
 ) -> Solution:
     """The best placement; with a ``time_limit`` in seconds the best so far.
 
+    HiGHS looks at the clock between its steps, which for a million rows may be many seconds apart.
+
     ``cut`` and ``networkx`` (its reference, slower) are for problems without calls and memory on
     two devices with residency ``run``, ``program`` is for all. ``auto`` takes the cut where it is
     the whole answer; elsewhere it is a bound, and often the best, beside the program's. Among
@@ -143,7 +145,13 @@ def _programmed(
     seconds = time.perf_counter() - start
     if known is None:
         return Solution(None, None, bound, seconds, "program")
-    return Solution(known[0], known[1], min(bound, known[1].objective), seconds, "program")
+    placement, counted = known
+    if counted.objective < bound:
+        raise SolverError(
+            f"a solver claims that nothing is below {bound}, the accounting counts "
+            f"{counted.objective}. This is a bug in cutedge."
+        )
+    return Solution(placement, counted, bound, seconds, "program")
 
 
 def _relaxed(

@@ -42,7 +42,7 @@ NO_FRAMING = load_link("none")
 # --- random graphs and problems -------------------------------------------------------------------
 
 
-def random_graph(rng: random.Random, body: int) -> OpGraph:
+def random_graph(rng: random.Random, body: int, states: Sequence[int] = (0, 0, 1, 2)) -> OpGraph:
     """``body`` ops between inputs and the output; tied weights, constants, views, cached state."""
     build = Builder(symbolic=False)
 
@@ -54,8 +54,7 @@ def random_graph(rng: random.Random, body: int) -> OpGraph:
     stored = [weight, build.parameter("tied", (2, 2), alias_of=weight)]
     stored.append(build.constant("table", weight, shape=shape()))
     caches = [
-        build.input(f"cache_{n}", (4, 2), role=Role.KV_CACHE)
-        for n in range(rng.choice([0, 0, 1, 2]))
+        build.input(f"cache_{n}", (4, 2), role=Role.KV_CACHE) for n in range(rng.choice(states))
     ]
     stored += rng.choice([[], caches])
     grown: list[int] = []
@@ -94,10 +93,19 @@ def _grow(rng: random.Random, build: Builder, cache: int, active: list[int]) -> 
 DEVICES = {1: ("gpu",), 2: ("gpu", "npu")}
 
 
-def random_problem(rng: random.Random, free: int, accelerators: int = 1) -> Problem:
-    """A random graph with ``free`` ops or fewer to choose for, and random costs."""
-    share = rng.choice([0.1, 0.4, 0.7])  # of pinned ops: many make many calls
-    graph = random_graph(rng, round(free / (1 - share)))
+def random_problem(
+    rng: random.Random,
+    free: int,
+    accelerators: int = 1,
+    *,
+    pinned: Sequence[float] = (0.1, 0.4, 0.7),
+    states: Sequence[int] = (0, 0, 1, 2),
+) -> Problem:
+    """A random graph with ``free`` ops or fewer to choose for, and random costs.
+
+    ``pinned`` are shares of ops to choose from: many pins make many calls.
+    """
+    graph = random_graph(rng, round(free / (1 - rng.choice(pinned))), states)
     away = DEVICES[accelerators]
     devices = (HOME, *away)
     ops = [op.id for op in graph.ops if op.kind not in (Kind.INPUT, Kind.OUTPUT)]
@@ -213,6 +221,86 @@ def test_three_devices(seed):
     for _ in range(20):
         problem = random_problem(rng, min(5, sizes(rng, 5)), accelerators=2)
         assert_best(limited(rng, problem))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_calls_and_state_that_is_renewed(seed):
+    rng = random.Random(250 + seed)
+    for _ in range(50):
+        accelerators = rng.choice([1, 2])
+        problem = random_problem(
+            rng, rng.randint(1, 5 - accelerators), accelerators, pinned=(0.8,), states=(0, 1, 2)
+        )
+        calls = {device: rng.randrange(300) for device in problem.accelerators}
+        memory = {HOME: rng.randrange(100, 500)} if rng.random() < 0.2 else {}
+        residency = rng.choice(["run", "call"])
+        assert_best(replace(problem, call_cost=calls, memory_bytes=memory, residency=residency))
+
+
+def renewed() -> OpGraph:
+    """early, from x and a cache -> rows, which go beside those of the cache for the next run"""
+    build = Builder(symbolic=False)
+    cache = build.input("cache", (4, 2), role=Role.KV_CACHE)
+    x = build.input("x", (8, 4))  # 128 bytes
+    early = build.op("early", x, cache, shape=(8, 4))  # 128
+    rows = build.op("rows", early, shape=(1, 2))  # 8
+    grown = build.op("grown", cache, rows, shape=(5, 2), kind=Kind.COPY)
+    build.tensors[grown] = replace(build.tensors[grown], role=Role.KV_CACHE)
+    return build.finish(rows, grown)
+
+
+def late_and_soon() -> OpGraph:
+    """soon and late both read w: soon beside first, late after what home makes of first"""
+    build = Builder(symbolic=False)
+    x, w = build.input("x", (2, 1)), build.input("w", (8, 4))  # 8 and 128 bytes
+    zeroth = build.op("zeroth", x, shape=(2, 1))  # all others 8
+    first = build.op("first", zeroth, shape=(2, 1))
+    between = build.op("between", first, shape=(2, 1))
+    soon = build.op("soon", first, w, shape=(2, 1))
+    late = build.op("late", between, w, shape=(2, 1))
+    return build.finish(soon, late)
+
+
+@pytest.mark.parametrize("residency", ["run", "call"])
+@pytest.mark.parametrize("solver", ["auto", "program"])
+def test_new_state_may_need_a_call_of_its_own(solver, residency):
+    graph = renewed()
+    problem = bytes_problem(graph, pinned(graph, early="gpu", rows=HOME), call_cost={"gpu": 1000})
+    found = solve(replace(problem, residency=residency), solver=solver)
+    # x out, early home, and with a second call the rows, for the cache that early reads there.
+    assert (found.objective, found.recount.calls) == (128 + 128 + 8 + 2 * 1000, 2)
+    with pytest.raises(InfeasibleError, match="at most 1 calls, of at least 2 that are needed"):
+        solve(replace(problem, max_calls=1, residency=residency))
+
+
+def test_new_state_that_is_secret_keeps_the_readers_of_the_old_away():
+    graph = renewed()
+    (rows,) = (t for t in graph.tensors if t.name == "rows")
+    problem = bytes_problem(graph, pinned(graph, rows=HOME), secrets={"gpu": frozenset({rows.id})})
+    assert solve(problem).placement.devices == place_state(graph, {})
+    with pytest.raises(InfeasibleError, match=r"\(early\) .* but gpu, and reads .*\(rows\)"):
+        solve(replace(problem, allowed=allowed_devices(
+            graph, HOME, ("gpu",), pinned(graph, rows=HOME, early="gpu"))))  # fmt: skip
+
+
+def place_state(graph: OpGraph, away: Mapping[str, str]) -> tuple[str | None, ...]:
+    return tuple(
+        None if graph.is_everywhere(op.id) else away.get(op.name, HOME) for op in graph.ops
+    )
+
+
+@pytest.mark.parametrize(("residency", "sent"), [("run", 1), ("call", 2)])
+def test_an_op_cannot_wait_for_a_later_call(residency, sent):
+    graph = late_and_soon()
+    pins = pinned(graph, zeroth="gpu", between=HOME, soon="gpu", late="gpu")
+    problem = bytes_problem(graph, pins)
+    # first is free, so that soon might be in either call, and yet is on gpu for what it costs.
+    (first,) = (op.id for op in graph.ops if op.name == "first")
+    problem = replace(problem, residency=residency, op_cost={(first, HOME): 1000})
+    found = solve(problem, solver="program")
+    # w for soon in the first call, and for late in the second; x, and first and between as they
+    # change sides; soon and late come home.
+    assert found.objective == sent * 128 + 5 * 8
 
 
 @pytest.mark.slow
