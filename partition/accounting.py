@@ -22,8 +22,9 @@ from math import fsum
 from costmodels.links import Link, message_cost
 from partition import Residency
 from partition.placement import Placement, validate
+from partition.stored import keepers, resident_bytes
 from tracer.formula import Formula, const, parse
-from tracer.graph import FLOATING, ITEM_BYTES, Kind, Op, OpGraph, Role, Tensor
+from tracer.graph import FLOATING, ITEM_BYTES, Kind, Op, OpGraph, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,42 +239,20 @@ def _state_updates(graph: OpGraph, placement: Placement, steps: Sequence[int]) -
 
     It goes with the first call there after it is made.
     """
-    before = [
-        t for t in graph.tensors
-        if t.role is Role.KV_CACHE and t.op is not None and graph.ops[t.op].kind is Kind.INPUT
-    ]  # fmt: skip
-    after = [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
-    if len(before) != len(after):
-        return {}
     taken: dict[str, list[int]] = defaultdict(list)
     for op, device in enumerate(placement.devices):
         if device is not None:
             taken[device].append(steps[op])
     updates: dict[int, dict[str, int]] = defaultdict(dict)
-    for old, new in zip(before, after, strict=True):
-        made = [new] if graph.crosses(new) else [] if new.op is None else graph.flowing(new.op)
-        for device in _state_readers(graph, placement, old):
-            for tensor in made:
-                assert tensor.op is not None
-                if placement.devices[tensor.op] != device:
-                    ready = steps[tensor.op] + (device != placement.home)
-                    later = [step for step in taken[device] if step >= ready]
-                    updates[tensor.id][device] = min(later, default=ready)
+    for tensor, readers in keepers(graph).items():
+        maker = graph.tensors[tensor].op
+        assert maker is not None
+        for device in {placement.devices[op] for op in readers} - {placement.devices[maker]}:
+            assert device is not None
+            ready = steps[maker] + (device != placement.home)
+            later = [step for step in taken[device] if step >= ready]
+            updates[tensor][device] = min(later, default=ready)
     return updates
-
-
-def _state_readers(graph: OpGraph, placement: Placement, state: Tensor) -> set[str]:
-    """The devices whose ops read a cached state."""
-    devices: set[str] = set()
-    front = list(graph.readers(state.id))
-    while front:
-        reader = front.pop()
-        device = placement.devices[reader]
-        if device is not None and graph.ops[reader].kind is not Kind.OUTPUT:
-            devices.add(device)
-        elif reader in graph.state_ops:
-            front += [r for t in graph.outputs(reader) for r in graph.readers(t.id)]
-    return devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,34 +438,3 @@ def _op_label(graph: OpGraph, op: Op) -> str:
         return op.name.rpartition("_")[0] or op.name
     # A number alone (experts.3) says little without the name before it.
     return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
-
-
-def resident_bytes(graph: OpGraph, placement: Placement) -> dict[str, int]:
-    """By device: the parameters, buffers and constants that must lie there during a run.
-
-    A device holds each parameter and buffer that an op on it reads, also those that its constants
-    are computed from, each constant that an op on it reads, and the cached state that its ops read,
-    as it is before the run. Storage shared by several tensors (tied weights, views) counts once a
-    device.
-    """
-    state = (Role.PARAMETER, Role.BUFFER)
-    behind: dict[int, set[int]] = {}  # constant or state op -> what it comes from
-    held: dict[str, set[int]] = {d: set() for d in (placement.home, *placement.accelerators)}
-    for op in graph.ops:
-        read = [t for t in graph.inputs(op.id) if not graph.crosses(t)]
-        if op.kind is Kind.OUTPUT:  # state stays where it is
-            read = [t for t in read if t.role is not Role.KV_CACHE]
-        found = {graph.storage(t).id for t in read if graph.storage(t).role in state}
-        found.update(*(behind[t.op] for t in read if t.op is not None))
-        device = placement.devices[op.id]
-        kept = op.id in graph.state_ops and not any(t.op in graph.state_ops for t in read)
-        if kept:  # a cache, or the first rows of one
-            found.update(t.id for t in graph.outputs(op.id))
-        if device is None:
-            behind[op.id] = found
-        else:
-            computed = {graph.storage(t).id for t in read if t.op not in graph.state_ops}
-            held[device] |= found | computed
-    return {
-        device: sum(graph.tensors[t].bytes for t in tensors) for device, tensors in held.items()
-    }

@@ -3,17 +3,9 @@
 from itertools import accumulate
 
 from partition.placement import Placement
-from partition.problem import (
-    InfeasibleError,
-    Problem,
-    candidates,
-    keepers,
-    placement_of,
-    readers_of_stored,
-    recount,
-    storages,
-)
+from partition.problem import InfeasibleError, Problem, candidates, placement_of, recount
 from partition.solve import Solution
+from partition.stored import keepers, readers_of_stored, storages
 from tracer.graph import Kind, OpGraph
 
 

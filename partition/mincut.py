@@ -22,7 +22,8 @@ from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from partition.placement import PlacementError
-from partition.problem import Problem, candidates, keepers, storages
+from partition.problem import Problem, candidates
+from partition.stored import keepers, storages
 
 if TYPE_CHECKING:
     import networkx as nx

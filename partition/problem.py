@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from costmodels.links import load_link
 from partition import Residency
-from partition.accounting import Traffic, account, resident_bytes
+from partition.accounting import Traffic, account
 from partition.placement import Placement, PlacementError
-from tracer.graph import FLOATING, ITEM_BYTES, Kind, OpGraph, Role, Tensor
+from partition.stored import keepers, readers_of_stored, resident_bytes, storages
+from tracer.graph import FLOATING, ITEM_BYTES, Kind, OpGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,74 +116,6 @@ def payload_costs(
 
 
 # --- what the graph demands -----------------------------------------------------------------------
-
-
-def keepers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
-    """Tensor -> ops that read the cached state which it renews for the next run.
-
-    The tensor must come to the devices of these ops as if they read it.
-    """
-    before = [
-        t for t in graph.tensors
-        if t.role is Role.KV_CACHE and t.op is not None and graph.ops[t.op].kind is Kind.INPUT
-    ]  # fmt: skip
-    after = [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
-    if len(before) != len(after):
-        return {}
-    found: dict[int, set[int]] = defaultdict(set)
-    for old, new in zip(before, after, strict=True):
-        made = [new] if graph.crosses(new) else [] if new.op is None else graph.flowing(new.op)
-        readers = readers_of_stored(graph, old)
-        for tensor in made:
-            found[tensor.id].update(readers)
-    return {tensor: tuple(sorted(ops)) for tensor, ops in found.items() if ops}
-
-
-def readers_of_stored(graph: OpGraph, tensor: Tensor) -> set[int]:
-    """The ops with a device of their own that read a tensor which is wherever it is read.
-
-    Directly, or through what is computed or kept where they are. The output op is none of them:
-    it takes no cached state home.
-    """
-    found: set[int] = set()
-    seen: set[int] = set()
-    front = list(graph.readers(tensor.id))
-    while front:
-        op = front.pop()
-        if op in seen:
-            continue
-        seen.add(op)
-        if graph.is_everywhere(op):
-            front += [reader for made in graph.outputs(op) for reader in graph.readers(made.id)]
-        elif graph.ops[op].kind is not Kind.OUTPUT:
-            found.add(op)
-    return found
-
-
-def storages(graph: OpGraph) -> list[frozenset[int]]:
-    """By op: the parameters, buffers, constants and cached state that must lie on its device.
-
-    Each by the tensor that owns the memory; summed over the ops of a device, each once, they are
-    ``accounting.resident_bytes``.
-    """
-    state = (Role.PARAMETER, Role.BUFFER)
-    behind: dict[int, frozenset[int]] = {}  # constant or state op -> what it comes from
-    found: list[frozenset[int]] = []
-    for op in graph.ops:
-        read = [t for t in graph.inputs(op.id) if not graph.crosses(t)]
-        if op.kind is Kind.OUTPUT:
-            read = [t for t in read if t.role is not Role.KV_CACHE]
-        needed = {graph.storage(t).id for t in read if graph.storage(t).role in state}
-        needed.update(*(behind[t.op] for t in read if t.op is not None))
-        if op.id in graph.state_ops and not any(t.op in graph.state_ops for t in read):
-            needed.update(t.id for t in graph.outputs(op.id))
-        if graph.is_everywhere(op.id):
-            behind[op.id] = frozenset(needed)
-            found.append(frozenset())
-        else:
-            needed.update(graph.storage(t).id for t in read if t.op not in graph.state_ops)
-            found.append(frozenset(needed))
-    return found
 
 
 def viewed(graph: OpGraph) -> dict[int, int]:
@@ -308,7 +241,7 @@ def _broken(
 def memory_of(graph: OpGraph, placement: Placement, traffic: Traffic) -> dict[str, int]:
     """By device: the most bytes that lie there at a time.
 
-    That is ``accounting.resident_bytes`` and, while the ops run in the order of their ids, the
+    That is ``stored.resident_bytes`` and, while the ops run in the order of their ids, the
     peak of the activations. A tensor lies
 
     - on the device that makes it from the op that makes it to its last reader on any device, since

@@ -26,7 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, gcd, inf, isfinite
 
-from partition.problem import Problem, candidates, keepers, storages, viewed
+from partition.problem import Problem, candidates, viewed
+from partition.stored import keepers, storages
 from tracer.graph import Tensor
 
 _LARGEST_COST = 10**13

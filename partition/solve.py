@@ -21,9 +21,9 @@ from partition.problem import (
     kept_from,
     placement_of,
     recount,
-    storages,
 )
 from partition.program import solve_program
+from partition.stored import storages
 
 Solver = Literal["auto", "cut", "networkx", "program"]
 

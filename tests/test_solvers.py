@@ -16,7 +16,7 @@ import networkx as nx
 import pytest
 
 from costmodels.links import load_link
-from partition.accounting import Traffic, account, resident_bytes
+from partition.accounting import Traffic, account
 from partition.mincut import Network, cut_graph, cut_value, fast_cut, reference_cut
 from partition.placement import Placement, PlacementError
 from partition.policy import apply_policy, load_policy, policy_names
@@ -24,15 +24,14 @@ from partition.problem import (
     InfeasibleError,
     Problem,
     allowed_devices,
-    keepers,
     memory_of,
     payload_costs,
     placement_of,
     recount,
-    storages,
     viewed,
 )
 from partition.solve import SolverError, explain_infeasible, solve
+from partition.stored import keepers, resident_bytes, storages
 from tests.graphs import HOME, Builder, describe, place
 from tracer.graph import Kind, OpGraph, Role
 from tracer.presets import preset_names

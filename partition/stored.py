@@ -1,0 +1,89 @@
+"""What lies on devices rather than crossing: parameters, buffers, constants and cached state."""
+
+from collections import defaultdict
+
+from partition.placement import Placement
+from tracer.graph import Kind, OpGraph, Role, Tensor
+from tracer.summary import cached_inputs
+
+
+def keepers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
+    """Tensor -> ops that read the cached state which it renews for the next run.
+
+    The tensor must come to the devices of these ops as if they read it.
+    """
+    before = cached_inputs(graph)
+    after = [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
+    if len(before) != len(after):
+        return {}
+    found: dict[int, set[int]] = defaultdict(set)
+    for old, new in zip(before, after, strict=True):
+        made = [new] if graph.crosses(new) else [] if new.op is None else graph.flowing(new.op)
+        readers = readers_of_stored(graph, old)
+        for tensor in made:
+            found[tensor.id].update(readers)
+    return {tensor: tuple(sorted(ops)) for tensor, ops in found.items() if ops}
+
+
+def readers_of_stored(graph: OpGraph, tensor: Tensor) -> set[int]:
+    """The ops with a device of their own that read a tensor which is wherever it is read.
+
+    Directly, or through what is computed or kept where they are. The output op is none of them:
+    it takes no cached state home.
+    """
+    found: set[int] = set()
+    seen: set[int] = set()
+    front = list(graph.readers(tensor.id))
+    while front:
+        op = front.pop()
+        if op in seen:
+            continue
+        seen.add(op)
+        if graph.is_everywhere(op):
+            front += [reader for made in graph.outputs(op) for reader in graph.readers(made.id)]
+        elif graph.ops[op].kind is not Kind.OUTPUT:
+            found.add(op)
+    return found
+
+
+def storages(graph: OpGraph) -> list[frozenset[int]]:
+    """By op: the parameters, buffers, constants and cached state that must lie on its device.
+
+    Each by the tensor that owns the memory; summed over the ops of a device, each once, they are
+    ``resident_bytes``.
+    """
+    state = (Role.PARAMETER, Role.BUFFER)
+    behind: dict[int, frozenset[int]] = {}  # constant or state op -> what it comes from
+    found: list[frozenset[int]] = []
+    for op in graph.ops:
+        read = [t for t in graph.inputs(op.id) if not graph.crosses(t)]
+        if op.kind is Kind.OUTPUT:
+            read = [t for t in read if t.role is not Role.KV_CACHE]
+        needed = {graph.storage(t).id for t in read if graph.storage(t).role in state}
+        needed.update(*(behind[t.op] for t in read if t.op is not None))
+        if op.id in graph.state_ops and not any(t.op in graph.state_ops for t in read):
+            needed.update(t.id for t in graph.outputs(op.id))
+        if graph.is_everywhere(op.id):
+            behind[op.id] = frozenset(needed)
+            found.append(frozenset())
+        else:
+            needed.update(graph.storage(t).id for t in read if t.op not in graph.state_ops)
+            found.append(frozenset(needed))
+    return found
+
+
+def resident_bytes(graph: OpGraph, placement: Placement) -> dict[str, int]:
+    """By device: the parameters, buffers and constants that must lie there during a run.
+
+    A device holds each parameter and buffer that an op on it reads, also those that its constants
+    are computed from, each constant that an op on it reads, and the cached state that its ops read,
+    as it is before the run. Storage shared by several tensors (tied weights, views) counts once a
+    device.
+    """
+    held: dict[str, set[int]] = {d: set() for d in (placement.home, *placement.accelerators)}
+    for device, stored in zip(placement.devices, storages(graph), strict=True):
+        if device is not None:
+            held[device] |= stored
+    return {
+        device: sum(graph.tensors[t].bytes for t in tensors) for device, tensors in held.items()
+    }
