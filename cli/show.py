@@ -434,7 +434,7 @@ def comparison(
     compared: Sequence[Comparison],
     out_dir: object,
     seen: Sequence[Sequence[Exposure]] = (),
-    timeless: Sequence[str] = (),
+    without: Mapping[str, str] | None = None,
 ) -> None:
     """What ``compare`` prints: the policies side by side."""
     out = console()
@@ -467,12 +467,8 @@ def comparison(
         list(columns), zip(*columns.values(), strict=True),
         "".join("<" if name in ("policy", "best for") else ">" for name in columns),
     )  # fmt: skip
-    if timeless:
-        out.print(
-            f"{', '.join(timeless)} left out, which count seconds: name described devices with "
-            "--home and --accel, and a --link with a bandwidth",
-            soft_wrap=True,
-        )
+    for name, reason in (without or {}).items():
+        out.print(f"without {name}: {reason}", soft_wrap=True)
     if meta.symbolic:
         out.print()
         out.print(f"Total payload bytes in {' and '.join(meta.symbolic)}:")

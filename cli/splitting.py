@@ -131,6 +131,7 @@ def compare(
     from partition.explain import compare_traffic, top_transfers
     from partition.ladder import exposure
     from partition.policy import load_policy, policy_names
+    from partition.problem import InfeasibleError
     from partition.tables import write_partition
     from tracer.serde import read_trace
 
@@ -147,9 +148,17 @@ def compare(
     setting = _setting(
         graph, described, home, accel, over, wire_dtype, residency, max_calls, memory, time_limit
     )
-    timeless = [] if policies else _take_out_timed(chosen, setting)
+    without = {} if policies else _take_out_timed(chosen, setting)
+    made: list[Partition] = []
+    for name, rules in list(chosen.items()):
+        try:
+            made.append(_partition(graph, trace_id, rules, setting))
+        except InfeasibleError as error:
+            if policies:
+                raise
+            without[name] = str(error)
+            del chosen[name]
     names = list(chosen)
-    made = [_partition(graph, trace_id, rules, setting) for rules in chosen.values()]
     seen = [exposure(graph, one.placement, one.traffic, setting.untrusted) for one in made]
     written = [write_partition(one, folder) for one in made]
     _caution(graph, chosen)
@@ -166,7 +175,7 @@ def compare(
             for one, place, comparison, bottleneck, exposed in found
         ])  # fmt: skip
     else:
-        show.comparison(made, base, compared, folder, seen, timeless)
+        show.comparison(made, base, compared, folder, seen, without)
 
 
 def _described(*names: str) -> "tuple[dict[str, Device], list[str]]":
@@ -208,15 +217,19 @@ def _sizes(given: list[str], devices: tuple[str, str]) -> dict[str, int]:
     return sizes
 
 
-def _take_out_timed(chosen: "dict[str, Policy]", setting: "Setting") -> list[str]:
-    """Take out, and name, the policies that count seconds where there are none to count."""
+def _take_out_timed(chosen: "dict[str, Policy]", setting: "Setting") -> dict[str, str]:
+    """Take out the policies that count seconds where there are none to count; name -> why."""
     described = {setting.home, setting.accelerator} <= set(setting.times)
     if described and setting.call_seconds is not None:
-        return []
+        return {}
     timed = [name for name, policy in chosen.items() if "seconds" in (policy.objective or {})]
     for name in timed:
         del chosen[name]
-    return timed
+    why = (
+        "counts seconds: name described devices with --home and --accel, and a --link with a "
+        "bandwidth"
+    )
+    return dict.fromkeys(timed, why)
 
 
 def _partition(

@@ -1,9 +1,10 @@
 """Policies with an objective: what they leave free goes where it is best, with the proof.
 
 A policy, devices and a link become a ``Problem`` of whole numbers: bytes, or nanoseconds, or a
-weighted sum of bytes and seconds. Seconds are those of each op on its device, of each tensor on the
-link, and of each call's two messages, one after another; what a tensor takes is counted by itself,
-so that a link's shared memory and chunks are left out.
+weighted sum of bytes and seconds. A free op goes only to a device that can run it. Seconds are
+those of each op on its device, of each tensor on the link, and of each call's two messages, one
+after another; what a tensor takes is counted by itself, so that a link's shared memory and chunks
+are left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting, fixed: Placemen
         for op, device in enumerate(fixed.devices)
         if device is not None and op not in free
     }
-    allowed = allowed_devices(graph, home, (accelerator,), pins)
+    allowed = _able(graph, setting, allowed_devices(graph, home, (accelerator,), pins), free)
     weights = _weights(policy)
     payload = payload_costs(graph, (home, accelerator), setting.wire_dtype)
     seconds: dict[tuple[int, str, str], float] = dict.fromkeys(payload, 0.0)
@@ -131,7 +132,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting, fixed: Placemen
     call_cost: dict[str, int] = {}
     if weights["seconds"]:
         _check_described(policy, setting)
-        allowed = _able(graph, policy, setting, allowed)
+        _check_costs(graph, policy, setting, allowed)
         seconds = {key: _tensor_seconds(setting, key, size) for key, size in payload.items()}
         op_cost = {
             (op, device): round(weights["seconds"] * (setting.times[device].ops[op].seconds or 0.0))
@@ -175,19 +176,30 @@ def _check_described(policy: Policy, setting: Setting) -> None:
 
 
 def _able(
-    graph: OpGraph, policy: Policy, setting: Setting, allowed: Sequence[tuple[str, ...]]
+    graph: OpGraph, setting: Setting, allowed: Sequence[tuple[str, ...]], free: frozenset[int]
 ) -> tuple[tuple[str, ...], ...]:
-    """The allowed devices that have seconds for each op."""
-    able = []
+    """The allowed devices, of free ops those that can run them: an array multiplies alone."""
+
+    def can(op: int, device: str) -> bool:
+        time = setting.times.get(device)
+        return time is None or time.ops[op].seconds is not None
+
+    return tuple(
+        tuple(d for d in choice if can(op, d)) or choice if op in free else choice
+        for op, choice in enumerate(allowed)
+    )
+
+
+def _check_costs(
+    graph: OpGraph, policy: Policy, setting: Setting, allowed: Sequence[tuple[str, ...]]
+) -> None:
     for op, choice in zip(graph.ops, allowed, strict=True):
-        here = tuple(d for d in choice if setting.times[d].ops[op.id].seconds is not None)
-        if choice and not here:
-            raise InputError(
-                f"{policy.name}: op {op.id} ({op.target}, {op.dtype}) may run on "
-                f"{' or '.join(choice)}, and has no cost there"
-            )
-        able.append(here)
-    return tuple(able)
+        for device in choice:
+            if setting.times[device].ops[op.id].seconds is None:
+                raise InputError(
+                    f"{policy.name}: op {op.id} ({op.target}, {op.dtype}) may run on "
+                    f"{' or '.join(choice)}, and has no cost on {device}"
+                )
 
 
 def _tensor_seconds(setting: Setting, key: tuple[int, str, str], payload: int) -> float:

@@ -113,9 +113,9 @@ class Policy:
 def policy_names() -> list[str]:
     """The policies that come with cutedge, from everything at home to the most fused."""
     order = [
-        "all-home", "offload-linear", "fuse-attention", "flash-attention",
+        "all-home", "offload-linear", "fuse-attention", "flash-attention", "host-chip",
         "min-cut-nonlinear-home", "min-cut-softmax-free", "min-cut-norm-home", "min-cut",
-        "layers", "fastest", "host-chip",
+        "layers", "fastest",
     ]  # fmt: skip
     found = {Path(entry.name).stem for entry in (files("partition") / "data").iterdir()}
     return sorted(found, key=lambda name: (order.index(name) if name in order else 99, name))

@@ -884,7 +884,7 @@ def test_a_trace_in_an_odd_directory(here, cli, name):
     assert done.stdout.splitlines()[-1] == f"written to {name}"
     sql = "SELECT count(*) AS n, count(DISTINCT policy) AS policies FROM summary"
     done = cli("cutedge", "query", sql, "--trace", folder, "--json")
-    untimed = len(policy_names()) - 2
+    untimed = len(policy_names()) - 1
     assert json.loads(done.stdout) == [{"n": untimed, "policies": untimed}]
 
 
@@ -1095,7 +1095,7 @@ def test_json_of_partition(here, cli, options):
 
 def test_json_of_compare(here, cli):
     figures = parsed(cli("cutedge", "compare", "--baseline", "fuse-attention", "--json"))
-    timed = ["fastest", "host-chip"]  # without described devices there are no seconds
+    timed = ["fastest"]  # without described devices there are no seconds
     assert [one["policy"] for one in figures] == [n for n in policy_names() if n not in timed]
     whole = {one["policy"]: one["total_payload_bytes"] for one in figures}
     for one in figures:

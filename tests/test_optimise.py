@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from costmodels.devices import Device
+from costmodels.devices import Device, load_device
 from costmodels.links import Link, load_link
 from costmodels.roofline import time_ops
 from partition.accounting import account
@@ -19,7 +19,7 @@ from partition.problem import InfeasibleError
 from tests.graphs import Builder
 from tests.inprocess import invoke
 from tracer.errors import InputError
-from tracer.graph import Kind, OpCost, OpGraph, Status
+from tracer.graph import Gemm, Kind, OpCost, OpGraph, Status
 
 NONE = load_link("none")
 FAST = Link(
@@ -216,8 +216,23 @@ def test_an_op_goes_only_where_it_has_a_cost(tmp_path):
     at = setting(graph, FAST, times=times)
     assert place(graph, load_policy("fastest"), at).placement.accelerators == ()
     pinned = policy(tmp_path, 'default = "free"\nobjective = "seconds"\n' + LINEAR)
-    with pytest.raises(InputError, match=r"op 1 .*may run on gpu, and has no cost there"):
+    with pytest.raises(InputError, match=r"op 1 .*may run on gpu, and has no cost on gpu"):
         place(graph, pinned, at)
+
+
+def test_an_array_gets_products_alone_also_where_bytes_count(tmp_path):
+    graph = costed(chain())
+    gemm = Gemm(1, 8, 8, 8)
+    graph = graph.with_ops(
+        replace(op, cost=replace(op.cost, gemm=gemm)) if op.kind is Kind.LINEAR else op
+        for op in graph.ops
+    )
+    at = replace(
+        setting(graph, times={"chip-8x8": time_ops(graph, load_device("chip-8x8"))}),
+        accelerator="chip-8x8",
+    )
+    placed = place(graph, policy(tmp_path, FREE + LINEAR), at)
+    assert placed.placement.devices == ("tee", "chip-8x8", "tee", "chip-8x8", "tee")
 
 
 # --- limits ---------------------------------------------------------------------------------------
@@ -458,5 +473,5 @@ def test_what_cannot_be_is_one_line(here, asked, says):
 def test_policies_that_count_seconds_are_left_out_where_there_are_none(here):
     done = invoke("cutedge", "compare")
     assert done.returncode == 0
-    assert "fastest, host-chip left out" in done.stdout
+    assert "without fastest: counts seconds" in done.stdout
     assert "\nfastest  " not in done.stdout

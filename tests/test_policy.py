@@ -302,12 +302,8 @@ def away(placement: Placement) -> set[int]:
 
 
 def test_the_shipped_policies_come_from_home_to_fused():
-    assert fixed_policy_names() == [
-        "all-home",
-        "offload-linear",
-        "fuse-attention",
-        "flash-attention",
-    ]
+    fused = ["offload-linear", "fuse-attention", "flash-attention"]
+    assert fixed_policy_names() == ["all-home", *fused, "host-chip"]
     for name in fixed_policy_names():
         policy = load_policy(name)
         assert policy.name == name
@@ -331,7 +327,8 @@ def test_who_is_on_the_accelerator(traced, model, layers, linears, core, spread)
     graph, placements = shipped(traced, model)
     for placement in placements.values():
         validate(graph, placement)
-    home, offload, fuse, flash = (away(placements[name]) for name in fixed_policy_names())
+    home, offload, fuse, flash, chip = (away(placements[name]) for name in fixed_policy_names())
+    assert chip == {op for op in offload if graph.ops[op].kind is not Kind.EMBEDDING}
 
     assert home == set()
     assert Counter(graph.ops[op].kind.value for op in offload) == {
