@@ -21,6 +21,7 @@ from cli.printing import (
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, total_flops
 from costmodels.links import Link
+from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, Comparison, TransferGroup
 from partition.ladder import Exposure, Step
 from partition.optimise import Price
@@ -477,6 +478,49 @@ def comparison(
     out.print()
     out.print(coverage(baseline.graph), soft_wrap=True)
     out.print(f"written to {out_dir}", soft_wrap=True)
+
+
+def over(
+    meta: TraceMeta, variable: str, unit: str, points: Sequence[Point],
+    changes: Sequence[Crossover], *, as_json: bool,
+) -> None:  # fmt: skip
+    """``compare --over``: which policy is best at which size."""
+    if as_json:
+        print_json({
+            "model": meta.model, "over": variable, "unit": unit,
+            "points": [
+                {variable: p.size, "best": p.best, "values": dict(p.values)} for p in points
+            ],
+            "crossovers": [
+                {variable: c.size, "before": c.before, "after": c.after} for c in changes
+            ],
+        })  # fmt: skip
+        return
+
+    def shown(value: float) -> str:
+        return duration(value) if unit == "seconds" else mib(int(value))
+
+    out = console()
+    out.print(Text(headline(meta), style="bold"))
+    out.print(f"{unit} of a run over {variable}, each policy placed anew at each size")
+    out.print()
+    names = list(dict.fromkeys(name for p in points for name in p.values))
+    print_table(
+        (variable, *names, "best"),
+        [
+            (
+                f"{p.size:,}",
+                *(shown(p.values[n]) if n in p.values else "not possible" for n in names),
+                p.best,
+            )
+            for p in points
+        ],
+        ">" * (len(names) + 1) + "<",
+    )
+    out.print()
+    out.print(f"up to {variable} {points[0].size:,}: {points[0].best} is best")
+    for change in changes:
+        out.print(f"from {variable} {change.size:,} on: {change.after} is best")
 
 
 def _visible(one: Exposure) -> int:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from partition.policy import Policy
     from partition.tables import Partition
     from tracer.graph import OpGraph
+    from tracer.reach import Reach
 
 Home = Annotated[
     str,
@@ -121,6 +124,12 @@ def compare(
     max_calls: MaxCalls = None,
     memory: Memory = None,
     time_limit: TimeLimit = 60.0,
+    over: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            help="Say which policy is best over a size, and where that changes: seq 64..131072."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Put policies side by side: calls, bytes, seconds, savings, proofs, closed forms."""
@@ -133,7 +142,7 @@ def compare(
     from partition.policy import load_policy, policy_names
     from partition.problem import InfeasibleError
     from partition.tables import write_partition
-    from tracer.serde import read_trace
+    from tracer.serde import read_reach, read_trace
 
     described, (home, accel) = _described(home, accel)
     _check_options(home, accel, wire_dtype)
@@ -141,14 +150,18 @@ def compare(
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
     if against not in names:
         names.insert(0, against)
-    chosen, over = {name: load_policy(name) for name in names}, load_link(link)
+    chosen, between = {name: load_policy(name) for name in names}, load_link(link)
     _check_namesakes(chosen)
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
     setting = _setting(
-        graph, described, home, accel, over, wire_dtype, residency, max_calls, memory, time_limit
+        graph, described, home, accel, between, wire_dtype, residency, max_calls, memory, time_limit
     )
     without = {} if policies else _take_out_timed(chosen, setting)
+    if over is not None:
+        reach = read_reach(folder, trace_id)
+        _compare_over(graph, reach, over, chosen, setting, described, as_json=as_json)
+        return
     made: list[Partition] = []
     for name, rules in list(chosen.items()):
         try:
@@ -166,7 +179,12 @@ def compare(
     compared = [compare_traffic(one.placement, one.traffic, base.traffic) for one in made]
     if as_json:
         found = zip(
-            made, written, compared, _bottlenecks(made, over, accel, residency), seen, strict=True
+            made,
+            written,
+            compared,
+            _bottlenecks(made, between, accel, residency),
+            seen,
+            strict=True,
         )
         print_json([
             {**show.partition_dict(
@@ -219,8 +237,7 @@ def _sizes(given: list[str], devices: tuple[str, str]) -> dict[str, int]:
 
 def _take_out_timed(chosen: "dict[str, Policy]", setting: "Setting") -> dict[str, str]:
     """Take out the policies that count seconds where there are none to count; name -> why."""
-    described = {setting.home, setting.accelerator} <= set(setting.times)
-    if described and setting.call_seconds is not None:
+    if setting.has_seconds:
         return {}
     timed = [name for name, policy in chosen.items() if "seconds" in (policy.objective or {})]
     for name in timed:
@@ -230,6 +247,55 @@ def _take_out_timed(chosen: "dict[str, Policy]", setting: "Setting") -> dict[str
         "bandwidth"
     )
     return dict.fromkeys(timed, why)
+
+
+def _compare_over(
+    graph: "OpGraph", reach: "Reach", over: tuple[str, str], policies: "Mapping[str, Policy]",
+    setting: "Setting", described: "Mapping[str, Device]", *, as_json: bool,
+) -> None:  # fmt: skip
+    """Which policy is best over a range of sizes, in seconds where they are known, else bytes."""
+    from cli import show
+    from costmodels.flops import annotate
+    from costmodels.roofline import time_ops
+    from partition.crossover import best_over
+    from partition.problem import InfeasibleError
+    from tracer.reach import graph_at
+
+    variable, text = over
+    match = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if variable not in graph.meta.symbolic or match is None:
+        raise InputError(
+            f"--over {variable} {text}: write one of {', '.join(graph.meta.symbolic) or 'no size'} "
+            "(what this trace has formulas in) and a range like 64..131072"
+        )
+
+    def evaluate(size: int) -> dict[str, float]:
+        there = graph_at(graph, reach, {**graph.meta.variables, variable: size})
+        if there is None:
+            raise InputError(
+                f"--over {variable} {text}: at {variable} {size} this trace is another program "
+                f"({'; '.join(reach.notes) or 'its code branches there'}): take a smaller range, "
+                "or trace the model there"
+            )
+        costed = annotate(there)
+        times = {name: time_ops(costed, device) for name, device in described.items()}
+        at = replace(setting, times=times)
+        values = {}
+        for name, rules in policies.items():
+            with suppress(InfeasibleError):
+                one = _partition(costed, "", rules, at)
+                if not setting.has_seconds and one.placement.accelerators:  # else it is no split
+                    values[name] = float(one.traffic.totals.payload_bytes)
+                elif one.run_seconds is not None:
+                    values[name] = one.run_seconds
+        if not values:
+            raise InputError(f"--over {variable} {text}: no policy is possible at {size}")
+        return values
+
+    points, changes = best_over(evaluate, int(match[1]), int(match[2]))
+    unit = "seconds" if setting.has_seconds else "bytes"
+    show.over(graph.meta, variable, unit, points, changes,
+              as_json=as_json)  # fmt: skip
 
 
 def _partition(

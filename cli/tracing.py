@@ -12,6 +12,7 @@ from tracer.errors import InputError
 
 if TYPE_CHECKING:
     from tracer.graph import OpGraph
+    from tracer.reach import Reach
 
 
 @command("cutedge trace llama-3.2-1b --seq 1024")
@@ -70,7 +71,7 @@ def trace(
     from partition.tables import remove_stale
     from tracer.graph import MODEL_DTYPES
     from tracer.presets import FUNCTION, find_config, parse_overrides
-    from tracer.serde import write_trace
+    from tracer.serde import write_reach, write_trace
 
     if dtype is not None:
         choose(dtype, MODEL_DTYPES, "--dtype")
@@ -85,19 +86,21 @@ def trace(
         from tracer.capture import capture_function
 
         captured = capture_function(own[1], own[2], **sizes, **options)
-        traced, warnings, cached = captured.graph, captured.warnings, False
+        traced, warnings, reach = captured.graph, captured.warnings, captured.reach
+        cached = False
     else:
         name, config = find_config(model)
         options |= {
             "dtype": dtype or "float32", "model": name, "logits": logits, "phase": phase,
             "cache": cache,
         }  # fmt: skip
-        traced, warnings, cached = _traced(config, sizes, options, not no_cache)
+        traced, warnings, reach, cached = _traced(config, sizes, options, not no_cache)
     graph = annotate(traced)
     if strict:
         refuse_unsupported(graph)
     folder = out or default_folder(graph.meta)
     trace_id = write_trace(graph, folder)
+    write_reach(folder, trace_id, reach)
     notes = list(warnings)
     if removed := remove_stale(folder, trace_id):
         notes.append(f"removed what was made from the trace before: {', '.join(removed)}")
@@ -112,19 +115,19 @@ def trace(
 
 def _traced(
     config: Mapping[str, Any], sizes: Mapping[str, Any], options: Mapping[str, Any], use_cache: bool
-) -> "tuple[OpGraph, tuple[str, ...], bool]":
-    """(trace without costs, warnings, whether the cache had it)"""
+) -> "tuple[OpGraph, tuple[str, ...], Reach, bool]":
+    """(trace without costs, warnings, where it holds, whether the cache had it)"""
     from tracer import cache
 
     key = cache.key(config, options) if use_cache else None
     if key is not None and (found := cache.find(key, sizes)):
-        return found.graph, found.warnings, True
+        return found.graph, found.warnings, found.reach, True
     from tracer.capture import capture
 
     captured = capture(config, **sizes, **options)
     if key is not None:
         cache.keep(key, captured.graph, captured.reach)
-    return captured.graph, captured.warnings, False
+    return captured.graph, captured.warnings, captured.reach, False
 
 
 def traced_model(
@@ -139,7 +142,7 @@ def traced_model(
         "dtype": "float32", "attn": "eager", "overrides": parse_overrides(settings or []),
         "full": False, "model": name, "logits": "last", "phase": phase, "cache": False,
     }  # fmt: skip
-    graph, warnings, _ = _traced(config, sizes, options, use_cache=True)
+    graph, warnings, *_ = _traced(config, sizes, options, use_cache=True)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     return annotate(graph)

@@ -47,6 +47,11 @@ class Setting:
         return () if trusted else (self.accelerator,)
 
     @property
+    def has_seconds(self) -> bool:
+        """Whether both devices are described and the link has a bandwidth both ways."""
+        return {self.home, self.accelerator} <= set(self.times) and self.call_seconds is not None
+
+    @property
     def call_seconds(self) -> float | None:
         """What a call takes beside its tensors: two messages' latency and framing."""
         link = self.link

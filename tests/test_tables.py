@@ -185,7 +185,7 @@ def partition_of(graph: OpGraph, trace_id: str, **changes: Any) -> Partition:
 
 
 def test_the_files_are_those_of_the_contract(trace):
-    expected = {f"{name}.parquet" for name in TRACE}
+    expected = {"reach.json", *(f"{name}.parquet" for name in TRACE)}
     expected |= {f"{place}/{name}.parquet" for place in VARIANTS for name in PARTITION}
     assert set(files(trace)) == expected
 
@@ -333,7 +333,7 @@ def test_tracing_the_same_again_keeps_partitions_and_other_options_remove_them(c
     for policy in ("all-home", "fuse-attention", "offload-linear"):
         assert policy in said
     trace = copy / PLACE
-    assert set(files(trace)) == {f"{name}.parquet" for name in TRACE}
+    assert set(files(trace)) == {"reach.json", *(f"{name}.parquet" for name in TRACE)}
     assert list(trace.glob("policy=*")) == []
     assert read_trace(trace)[0].meta.dtype == "bfloat16"
 
@@ -344,7 +344,7 @@ def test_what_is_not_cutedges_stays_when_partitions_are_removed(copy):
     notes.write_text("mine")
     assert remove_stale(trace, "another trace") == ["all-home", "fuse-attention", "offload-linear"]
     assert set(files(trace)) == {
-        *(f"{name}.parquet" for name in TRACE), str(notes.relative_to(trace)),
+        "reach.json", *(f"{name}.parquet" for name in TRACE), str(notes.relative_to(trace)),
     }  # fmt: skip
     assert remove_stale(trace, "another trace") == []
 

@@ -17,13 +17,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tracer.errors import CutedgeError
 from tracer.graph import OpGraph
-from tracer.reach import Reach, resized, same_memory
+from tracer.reach import Reach, graph_at
 from tracer.serde import read_trace, write_trace
 
 KEPT = 64
@@ -40,6 +40,7 @@ class Found:
 
     graph: OpGraph
     warnings: tuple[str, ...]
+    reach: Reach
 
 
 def cache_folder() -> Path | None:
@@ -91,17 +92,12 @@ def find(key: str, asked: Mapping[str, int]) -> Found | None:
         except (CutedgeError, OSError, ValueError, TypeError, KeyError):
             shutil.rmtree(entry, ignore_errors=True)  # damaged: the next capture makes it anew
             continue
-        here = graph.meta.variables
-        if here != sizes:
-            try:
-                if not same_memory(graph, *map(record.reach.run_sizes, (here, sizes))):
-                    continue
-                graph = resized(graph, sizes)
-            except ValueError:  # a formula gives no size there
-                continue
+        there = graph_at(graph, record.reach, sizes)
+        if there is None:
+            continue
         with suppress(OSError):
             os.utime(entry)
-        return Found(graph, record.reach.warnings(graph.meta.model, sizes))
+        return Found(there, record.reach.warnings(graph.meta.model, sizes), record.reach)
     return None
 
 
@@ -115,7 +111,7 @@ def keep(key: str, graph: OpGraph, reach: Reach) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
         trace_id = write_trace(graph, temporary)
-        record = json.dumps({"trace_id": trace_id, "reach": asdict(reach)}).encode()
+        record = json.dumps({"trace_id": trace_id, "reach": reach.as_json()}).encode()
         (temporary / _RECORD).write_bytes(record)
         temporary.rename(folder / f"{key}-{_digest(record)}")
         _tidy(folder)
@@ -147,18 +143,7 @@ def _record(entry: Path) -> _Record:
     if not entry.name.endswith(f"-{_digest(text)}"):
         raise ValueError("not the record that was written")
     read = json.loads(text)
-    reach = read["reach"]
-    return _Record(
-        read["trace_id"],
-        Reach(
-            bounds=tuple((name, least, most) for name, least, most in reach["bounds"]),
-            holding=tuple(reach["holding"]),
-            failing=tuple(reach["failing"]),
-            positions=reach["positions"],
-            notes=tuple(reach["notes"]),
-            defaults=tuple((name, size) for name, size in reach["defaults"]),
-        ),
-    )
+    return _Record(read["trace_id"], Reach.from_json(read["reach"]))
 
 
 def _digest(record: bytes) -> str:

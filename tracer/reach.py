@@ -9,7 +9,7 @@ what they are made of: a reshape may have to copy at one size and not at another
 import ast
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
@@ -58,6 +58,22 @@ class Reach:
             )
         except ValueError:
             return False
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``Reach.from_json`` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, read: Mapping[str, Any]) -> "Reach":
+        """A reach out of JSON. Raises KeyError, TypeError or ValueError for anything else."""
+        return cls(
+            bounds=tuple((name, least, most) for name, least, most in read["bounds"]),
+            holding=tuple(read["holding"]),
+            failing=tuple(read["failing"]),
+            positions=read["positions"],
+            notes=tuple(read["notes"]),
+            defaults=tuple((name, size) for name, size in read["defaults"]),
+        )
 
     def run_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """``sizes``, not beyond the model's positions: a run must be possible."""
@@ -237,3 +253,21 @@ def resized(graph: OpGraph, sizes: Mapping[str, int]) -> OpGraph:
         source=sizes["source"],
     )  # fmt: skip
     return OpGraph(meta, graph.ops, tensors, graph.edges)
+
+
+def graph_at(graph: OpGraph, reach: Reach, sizes: Mapping[str, int]) -> OpGraph | None:
+    """A trace as it would be at ``sizes``, costs to be filled in anew; None where it cannot tell.
+
+    It cannot where the model would be exported in another way there, where a result would share
+    memory that does not do so here, or where a formula gives no whole number.
+    """
+    here = graph.meta.variables
+    if not reach.covers(sizes):
+        return None
+    if here == sizes:
+        return graph
+    try:
+        same = same_memory(graph, *map(reach.run_sizes, (here, sizes)))
+        return resized(graph, sizes) if same else None
+    except ValueError:  # a formula gives no size there
+        return None

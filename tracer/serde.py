@@ -33,6 +33,7 @@ from tracer.graph import (
     Tensor,
     TraceMeta,
 )
+from tracer.reach import Reach
 
 SCHEMA_VERSION = "3"
 """Version of all tables; a reader refuses any other."""
@@ -239,6 +240,37 @@ def write_trace(graph: OpGraph, folder: Path) -> str:
         advice="Choose another place with --out, or free some space.",
     )  # fmt: skip
     return trace_id
+
+
+_REACH = "reach.json"
+
+
+def write_reach(folder: Path, trace_id: str, reach: Reach) -> None:
+    """Note beside a trace at which other sizes it is the same program. Raises TableError."""
+    temporary = folder / f".reach.{os.getpid()}.tmp"
+    text = json.dumps({"trace_id": trace_id, "reach": reach.as_json()})
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / _REACH)
+    except OSError as error:
+        raise TableError(f"cannot write {folder / _REACH}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def read_reach(folder: Path, trace_id: str) -> Reach:
+    """What ``write_reach`` noted. Raises TableError where that is missing or of another trace."""
+    try:
+        read = json.loads((folder / _REACH).read_text(encoding="utf-8"))
+        if read["trace_id"] == trace_id:
+            return Reach.from_json(read["reach"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TableError(
+            f"{folder / _REACH} is missing or damaged: at which other sizes this trace holds is "
+            "not known. Trace the model again."
+        ) from error
+    raise TableError(f"{folder / _REACH} is of another trace. Trace the model again.")
 
 
 def read_trace(folder: Path) -> tuple[OpGraph, str]:
