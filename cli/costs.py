@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli.app import Json, TraceDir, choose, command
+from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
+from tracer.errors import InputError
 
 if TYPE_CHECKING:
     from costmodels.links import Link
@@ -34,6 +36,11 @@ def cost(
         str | None,
         typer.Option(help="Compute matrix products in another dtype: tfloat32, bfloat16."),
     ] = None,
+    pipeline_depth: PipelineDepth = 1,
+    int8_speedup: Int8Speedup = None,
+    sparsity: Sparsity = 0.0,
+    sparsity_speedup: SparsitySpeedup = None,
+    chips: Chips = 1,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail when any op has no cost on a device.")
     ] = False,
@@ -42,6 +49,7 @@ def cost(
     """Say what each op of a trace takes on devices: seconds, what bounds it, cycles on a chip."""
     from cli.printing import print_json
     from cli.workspace import trace_folder
+    from costmodels.arrays import Options
     from costmodels.devices import load_device
     from costmodels.roofline import refuse_missing, time_ops
     from costmodels.tables import write_costs
@@ -53,7 +61,15 @@ def cost(
         choose(products_dtype, sorted(peaks), "--products-dtype")
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
-    times = [time_ops(graph, device, products_dtype=products_dtype) for device in chosen]
+    options = Options(pipeline_depth, int8_speedup, sparsity, sparsity_speedup, chips)
+    if options != Options() and not any(device.array for device in chosen):
+        raise InputError(
+            "--pipeline-depth, --int8-speedup, --sparsity and --chips are of arrays like chip-8x8, "
+            "and no --device is one"
+        )
+    times = [
+        time_ops(graph, device, products_dtype=products_dtype, options=options) for device in chosen
+    ]
     if strict:
         for time in times:
             refuse_missing(time)

@@ -18,6 +18,23 @@ MOST = 2**31 - 1
 M = Annotated[int, typer.Argument(min=1, max=MOST, help="Rows of the first operand.")]
 K = Annotated[int, typer.Argument(min=1, max=MOST, help="Its columns, rows of the second.")]
 N = Annotated[int, typer.Argument(min=1, max=MOST, help="Columns of the second operand.")]
+PipelineDepth = Annotated[
+    int,
+    typer.Option(min=1, max=MOST, help="Fixed tiles in flight at once: divides their cycles."),
+]
+Int8Speedup = Annotated[
+    float | None,
+    typer.Option(help="Compute in int8, so much faster; elements cross as one byte."),
+]
+Sparsity = Annotated[
+    float, typer.Option(help="Share of multiplications skipped: divides cycles by 1/(1-s).")
+]
+SparsitySpeedup = Annotated[
+    float | None, typer.Option(help="The actual speedup by sparsity, not the theoretical.")
+]
+Chips = Annotated[
+    int, typer.Option(min=1, max=MOST, help="Chips that share the tiles, on one host link.")
+]
 SHOWN = ("float32", "bfloat16", "int8")
 """The dtypes that the list of devices has room for; JSON and ``devices NAME`` have all."""
 
@@ -71,23 +88,11 @@ def gemm(
         Overlap | None,
         typer.Option(help="Whether a systolic array loads a fold while the one before streams."),
     ] = None,
-    pipeline_depth: Annotated[
-        int,
-        typer.Option(min=1, max=MOST, help="Fixed tiles in flight at once: divides their cycles."),
-    ] = 1,
-    int8_speedup: Annotated[
-        float | None,
-        typer.Option(help="Compute in int8, so much faster; elements cross as one byte."),
-    ] = None,
-    sparsity: Annotated[
-        float, typer.Option(help="Share of multiplications skipped: divides cycles by 1/(1-s).")
-    ] = 0.0,
-    sparsity_speedup: Annotated[
-        float | None, typer.Option(help="The actual speedup by sparsity, not the theoretical.")
-    ] = None,
-    chips: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Chips that share the tiles, on one host link.")
-    ] = 1,
+    pipeline_depth: PipelineDepth = 1,
+    int8_speedup: Int8Speedup = None,
+    sparsity: Sparsity = 0.0,
+    sparsity_speedup: SparsitySpeedup = None,
+    chips: Chips = 1,
     dtype: Annotated[str, typer.Option(help="Of the elements on the host link.")] = "float32",
     as_json: Json = False,
 ) -> None:

@@ -214,6 +214,11 @@ def test_the_table_joins_with_ops(tmp_path, monkeypatch):
             assert sum(s["seconds"] for s in one[key]) == pytest.approx(one["seconds"])
             assert sum(s["flops"] for s in one[key]) == one["flops"]
     assert found[1]["link_seconds"] > 0
+    faster = ("--chips", "4", "--int8-speedup", "2", "--sparsity", "0.9", "--sparsity-speedup", "5")
+    (quick,) = json.loads(invoke("cutedge", "cost", *asked[2:], *faster, "--json").stdout)
+    assert quick["tiles"] == found[1]["tiles"]
+    assert quick["seconds"] == pytest.approx(found[1]["seconds"] / 40, rel=1e-3)
+    assert quick["link_seconds"] == pytest.approx(found[1]["link_seconds"] / 4)  # a byte for four
     strict = invoke("cutedge", "cost", "--device", "chip-8x8", "--strict")
     assert strict.returncode == 1
     assert "chip-8x8 has no cost for" in strict.stderr
@@ -224,6 +229,7 @@ def test_the_table_joins_with_ops(tmp_path, monkeypatch):
     [
         (("cost", "--device", "rtx-4091"), "rtx-4090"),
         (("cost", "--products-dtype", "tf32"), "tfloat32"),
+        (("cost", "--device", "rtx-4090", "--chips", "2"), "no --device is one"),
         (("limits", "gpt2", "--device", "chip-8x8"), "no peak for float32"),
         (("limits", "gpt2", "--dtype", "int4"), "no peak for int4"),
         (("limits", "bert-base"), "takes no cache"),
@@ -232,6 +238,7 @@ def test_the_table_joins_with_ops(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_costed_is_one_line(tmp_path, monkeypatch, asked, says):
     monkeypatch.chdir(tmp_path)
+    invoke("trace", "edge-10m", "--seq", "16")
     done = invoke("cutedge", *asked)
     assert done.returncode in (1, 2)
     assert says in done.stderr
