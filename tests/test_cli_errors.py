@@ -710,7 +710,7 @@ def test_a_file_where_results_go(tmp_path, cli):
     check_refusal(cli("trace", "edge-10m", "--seq", "8"), 1, "cutedge-out", "--out")
     check_refusal(cli("trace", "edge-10m", "--seq", "8", "--out", "t"), 1, "cutedge-out/last-trace")
     assert sorted(tree(tmp_path)) == [
-        "cutedge-out", "t/edges.parquet", "t/ops.parquet", "t/tensors.parquet"
+        "cutedge-out", "t/edges.parquet", "t/ops.parquet", "t/reach.json", "t/tensors.parquet"
     ]  # fmt: skip
 
 

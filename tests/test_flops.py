@@ -73,7 +73,7 @@ def products(graph: OpGraph) -> list[int | None]:
     return [op.cost.flops for op in graph.ops if op.kind in (Kind.LINEAR, Kind.MATMUL)]
 
 
-@pytest.mark.parametrize("logits", ["last", "all"])
+@pytest.mark.parametrize("logits", ["last", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", swept(CAUSAL))
 def test_causal_models_equal_torch(traced, name, logits):
     graph = traced(name, batch=BATCH, seq=SEQ, logits=logits)

@@ -71,8 +71,9 @@ def traced(name: str, seq: int, past: int, **options):
     return annotate(capture(config, model=name, batch=BATCH, **sizes, **options).graph)
 
 
+QUICK = ((11, 0), (5, 9))
 CASES = [
-    (name, seq, past)
+    pytest.param(name, seq, past, marks=() if (seq, past) in QUICK else pytest.mark.slow)
     for name in MODELS
     for seq, past in ((11, 0), (5, 2), (5, 9), (1, 2), (1, 9))
     if not past or name not in ENCODERS

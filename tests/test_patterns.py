@@ -9,6 +9,7 @@ import pytest
 
 from tracer.formula import Formula, const, var
 from tracer.graph import Kind, OpGraph, Role, TraceMeta
+from tracer.kinds import base_name
 from tracer.patterns import (
     PATTERNS,
     Attention,
@@ -17,6 +18,7 @@ from tracer.patterns import (
     kv_broadcast,
     label_tensors,
     mark_norms,
+    rope,
 )
 from tracer.program import Node, Program, Value, build_graph
 
@@ -231,7 +233,7 @@ def test_an_attention_is_found_with_all_its_parts():
         )
         assert attention.core == built.ops(a.scores, a.scaled, a.masked, a.probs, a.cast, a.out)
     assert attention_core(built.graph) == {op for a in found for op in a.core}
-    assert set(PATTERNS) == {"attention-core", "kv-broadcast"}
+    assert set(PATTERNS) == {"attention-core", "kv-broadcast", "rope"}
     assert PATTERNS["attention-core"](built.graph) == attention_core(built.graph)
     assert PATTERNS["kv-broadcast"](built.graph) == kv_broadcast(built.graph)
 
@@ -1060,3 +1062,14 @@ def test_the_norms_of_llama(model):
     norms = [op for op in graph.ops if op.kind is Kind.NORM]
     assert len(norms) == (2 * 2 + 1) * 6
     assert {op.module_type for op in norms} == {"LlamaRMSNorm"}
+
+
+def test_rope_is_what_turns_q_and_k(traced):
+    """Of each: two products with sines and cosines, a half turned around, the sum."""
+    llama = traced("llama-3.2-1b", seq=16, overrides={"num_hidden_layers": 2})
+    turning = {"mul": 4, "neg": 2, "cat": 2, "add": 2}
+    for layer in range(2):
+        ops = (llama.ops[op] for op in rope(llama) if llama.ops[op].layer == layer)
+        assert Counter(base_name(op.target) for op in ops) == turning
+    assert len(rope(llama)) == 2 * sum(turning.values())
+    assert rope(traced("gpt2", seq=16, overrides={"n_layer": 1})) == set()  # learned positions

@@ -140,7 +140,9 @@ HALVES = {
 @pytest.mark.parametrize(
     ("kind", "sizes"),
     [
-        ("bart", {"phase": "decode", "past": 20, "source": 24}),  # its cross state stays as it is
+        pytest.param(  # its cross state stays as it is
+            "bart", {"phase": "decode", "past": 20, "source": 24}, marks=pytest.mark.slow
+        ),
         ("t5", {"phase": "encoder", "seq": 16}),  # all blocks read the first one's biases
         pytest.param("t5", {"phase": "decode", "past": 20, "source": 24}, marks=pytest.mark.slow),
     ],
