@@ -14,9 +14,9 @@ from typing import Any, cast, get_args
 
 from costmodels import Dataflow
 from costmodels.figures import Figure, check_figure_keys
-from tracer.errors import InputError, suggest
+from tracer.errors import InputError
 from tracer.graph import FLOATING, ITEM_BYTES
-from tracer.toml_files import check_keys, read_text, read_toml
+from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names
 
 SYSTOLIC = ("os", "ws", "is")
 
@@ -122,24 +122,17 @@ TEXTS = ("description", "array_dataflow", "host_link")
 KEYS = ("trusted", *TEXTS, PEAK, *FIGURES, *ARRAY_FIGURES, *TILE_FIGURES)
 
 
+_FOLDER = files("costmodels") / "data" / "devices"
+
+
 def device_names() -> list[str]:
     """The devices that come with cutedge."""
-    folder = files("costmodels") / "data" / "devices"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir())
+    return shipped_names(_FOLDER)
 
 
 def load_device(name: str) -> Device:
     """A device by its name, or a TOML file by its path. Raises InputError naming file and key."""
-    if name.endswith(".toml") or "/" in name:
-        return _parse(Path(name), read_text(Path(name), "device file"))
-    known = device_names()
-    if name not in known:
-        raise InputError(
-            f"unknown device {name!r}; known are {', '.join(known)}, or the path of a .toml file."
-            + suggest(name, known)
-        )
-    resource = files("costmodels") / "data" / "devices" / f"{name}.toml"
-    return _parse(Path(f"{name}.toml"), resource.read_text(encoding="utf-8"))
+    return _parse(*find_toml(name, "device", _FOLDER, device_names()))
 
 
 def _parse(path: Path, text: str) -> Device:

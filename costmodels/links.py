@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.figures import Figure, check_figure_keys
-from tracer.errors import InputError, suggest
-from tracer.toml_files import read_text, read_toml
+from tracer.errors import InputError
+from tracer.toml_files import find_toml, read_toml, shipped_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,24 +191,17 @@ def _piece(link: Link, payload: int) -> int:
     return payload
 
 
+_FOLDER = files("costmodels") / "data" / "links"
+
+
 def link_names() -> list[str]:
     """The links that come with cutedge."""
-    folder = files("costmodels") / "data" / "links"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir())
+    return shipped_names(_FOLDER)
 
 
 def load_link(name: str) -> Link:
     """A link by its name, or by the path of a TOML file. Raises InputError naming file and key."""
-    if name.endswith(".toml") or "/" in name:
-        return _parse(Path(name), read_text(Path(name), "link file"))
-    known = link_names()
-    if name not in known:
-        raise InputError(
-            f"unknown link {name!r}; known are {', '.join(known)}, or the path of a .toml file."
-            + suggest(name, known)
-        )
-    resource = files("costmodels") / "data" / "links" / f"{name}.toml"
-    return _parse(Path(f"{name}.toml"), resource.read_text(encoding="utf-8"))
+    return _parse(*find_toml(name, "link", _FOLDER, link_names()))
 
 
 def _parse(path: Path, text: str) -> Link:

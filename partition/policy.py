@@ -35,7 +35,7 @@ from partition.placement import Placement
 from tracer.errors import InputError, suggest
 from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.patterns import PATTERNS
-from tracer.toml_files import check_keys, read_text, read_toml
+from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names
 
 PLACES = ("home", "accelerator", "free")
 
@@ -110,6 +110,9 @@ class Policy:
     """What accelerators that are not trusted may not see."""
 
 
+_FOLDER = files("partition") / "data"
+
+
 def policy_names() -> list[str]:
     """The policies that come with cutedge, from everything at home to the most fused."""
     order = [
@@ -117,8 +120,9 @@ def policy_names() -> list[str]:
         "min-cut-nonlinear-home", "min-cut-softmax-free", "min-cut-norm-home", "min-cut",
         "layers", "fastest",
     ]  # fmt: skip
-    found = {Path(entry.name).stem for entry in (files("partition") / "data").iterdir()}
-    return sorted(found, key=lambda name: (order.index(name) if name in order else 99, name))
+    return sorted(
+        shipped_names(_FOLDER), key=lambda name: (order.index(name) if name in order else 99, name)
+    )
 
 
 def fixed_policy_names() -> list[str]:
@@ -132,22 +136,14 @@ def load_policy(name: str) -> Policy:
     Raises InputError that names the file, the rule and the key.
     """
     known = policy_names()
-    if name.endswith(".toml") or "/" in name:
-        path = Path(name)
-        policy = _parse(path, read_text(path, "policy file"))
-        if policy.name in known:
-            raise InputError(
-                f"policy file {name} is called like a policy of cutedge, and its tables would be "
-                f"taken for those of {policy.name}: rename the file, e.g. my-{path.name}"
-            )
-        return policy
-    if name not in known:
+    path, text = find_toml(name, "policy", _FOLDER, known)
+    policy = _parse(path, text)
+    if policy.name in known and name not in known:
         raise InputError(
-            f"unknown policy {name!r}; known are {', '.join(known)}, or the path of a .toml file."
-            + suggest(name, known)
+            f"policy file {name} is called like a policy of cutedge, and its tables would be "
+            f"taken for those of {policy.name}: rename the file, e.g. my-{path.name}"
         )
-    resource = files("partition") / "data" / f"{name}.toml"
-    return _parse(Path(f"{name}.toml"), resource.read_text(encoding="utf-8"))
+    return policy
 
 
 def _parse(path: Path, text: str) -> Policy:

@@ -1,7 +1,8 @@
 """Strict reading of the TOML files that users write: every mistake names the file and the key."""
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,27 @@ def read_text(path: Path, what: str) -> str:
         raise InputError(f"{what} {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{what} {path} cannot be read: it is not UTF-8 text") from error
+
+
+def shipped_names(folder: Traversable) -> list[str]:
+    """The names of the TOML files in a folder of the package."""
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.is_file())
+
+
+def find_toml(name: str, what: str, folder: Traversable, known: Sequence[str]) -> tuple[Path, str]:
+    """(what errors call it, text) of a file of the package by its name, or of a user's by its path.
+
+    ``known`` are the names in ``folder``, in the order that an error lists them. Raises InputError
+    that calls the thing ``what``.
+    """
+    if name.endswith(".toml") or "/" in name:
+        return Path(name), read_text(Path(name), f"{what} file")
+    if name not in known:
+        raise InputError(
+            f"unknown {what} {name!r}; known are {', '.join(known)}, or the path of a .toml file."
+            + suggest(name, known)
+        )
+    return Path(f"{name}.toml"), (folder / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def read_toml(path: Path, text: str) -> dict[str, Any]:
