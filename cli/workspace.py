@@ -1,11 +1,11 @@
 """Where results go, and which trace was the last."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 from tracer.errors import CutedgeError, InputError
+from tracer.files import write_whole
 from tracer.graph import TraceMeta
 
 OUT = Path("cutedge-out")
@@ -25,19 +25,14 @@ def default_folder(meta: TraceMeta) -> Path:
 
 def remember(folder: Path) -> None:
     """Make ``folder`` the trace that the next command takes."""
-    temporary = OUT / f".last-trace.{os.getpid()}.tmp"
     try:
         OUT.mkdir(exist_ok=True)
-        temporary.write_bytes(os.fsencode(f"{os.path.relpath(folder, OUT)}\n"))
-        temporary.replace(_LAST)
+        write_whole(_LAST, os.fsencode(f"{os.path.relpath(folder, OUT)}\n"))
     except OSError as error:
         raise CutedgeError(
             f"cannot write {_LAST}: {error.strerror or error}. The trace itself is written: name "
             f"its directory, {folder}, to the next command."
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def trace_folder(given: Path | None) -> Path:

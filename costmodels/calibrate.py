@@ -10,7 +10,6 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
 from math import isfinite
@@ -22,6 +21,7 @@ from scipy.optimize import nnls
 
 from costmodels.links import REQUIRED
 from tracer.errors import CutedgeError, InputError
+from tracer.files import write_whole
 from tracer.toml_files import read_text
 
 Floats = NDArray[np.float64]
@@ -381,15 +381,10 @@ def check_out(out: Path, *, force: bool) -> None:
 
 def write_link(found: Calibration, out: Path) -> None:
     """Write a link file, whole or not at all. Raises CutedgeError when the place cannot be."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text("\n".join(_toml(found)), encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, out)
+        write_whole(out, "\n".join(_toml(found)).encode(errors="backslashreplace"))
     except OSError as error:
         raise CutedgeError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _toml(found: Calibration) -> Iterator[str]:

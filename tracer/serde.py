@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tracer.errors import CutedgeError, InputError
+from tracer.files import write_whole
 from tracer.graph import (
     ITEM_BYTES,
     Edge,
@@ -247,16 +248,11 @@ _REACH = "reach.json"
 
 def write_reach(folder: Path, trace_id: str, reach: Reach) -> None:
     """Note beside a trace at which other sizes it is the same program. Raises TableError."""
-    temporary = folder / f".reach.{os.getpid()}.tmp"
     text = json.dumps({"trace_id": trace_id, "reach": reach.as_json()})
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / _REACH)
+        write_whole(folder / _REACH, text.encode())
     except OSError as error:
         raise TableError(f"cannot write {folder / _REACH}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def read_reach(folder: Path, trace_id: str) -> Reach:
