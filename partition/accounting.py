@@ -324,20 +324,16 @@ def _transfers(
         (m, "receive" if m.dst == home else "send" if m.src == home else "peer") for m in moves
     ]
     directed.sort(key=lambda d: (d[0].call, order[d[1]], d[0].src, d[0].tensor, d[0].dst))
-    dtypes = []
-    payloads = []
+    crossing = [on_wire(graph.tensors[move.tensor], wire_dtype) for move, _ in directed]
     messages: dict[tuple[int, str, str, str], list[int]] = defaultdict(list)
     for number, (move, direction) in enumerate(directed):
-        tensor = graph.tensors[move.tensor]
-        dtypes.append(wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype)
-        payloads.append(tensor.numel * ITEM_BYTES[dtypes[-1]])
         messages[move.call, move.src, move.dst, direction].append(number)
 
     wire = dict.fromkeys(range(len(directed)), 0)
     seconds: dict[int, float] = {}
     peak = 0
     for (*_, direction), numbers in messages.items():
-        cost = message_cost(link, [payloads[number] for number in numbers], direction)
+        cost = message_cost(link, [crossing[number][1] for number in numbers], direction)
         wire.update(zip(numbers, cost.wire_bytes, strict=True))
         if cost.seconds is not None:
             seconds.update(zip(numbers, cost.seconds, strict=True))
@@ -345,16 +341,24 @@ def _transfers(
     transfers = tuple(
         Transfer(
             id=number, tensor=graph.tensors[move.tensor], src_device=move.src, dst_device=move.dst,
-            call=move.call, direction=direction, wire_dtype=dtypes[number],
-            payload_bytes=payloads[number], wire_bytes=wire[number], seconds=seconds.get(number),
-            bytes_expr=_on_wire(graph.tensors[move.tensor], dtypes[number]),
+            call=move.call, direction=direction, wire_dtype=dtype, payload_bytes=payload,
+            wire_bytes=wire[number], seconds=seconds.get(number),
+            bytes_expr=_expr_on_wire(graph.tensors[move.tensor], dtype),
         )
-        for number, (move, direction) in enumerate(directed)
+        for number, ((move, direction), (dtype, payload)) in enumerate(
+            zip(directed, crossing, strict=True)
+        )
     )  # fmt: skip
     return transfers, peak
 
 
-def _on_wire(tensor: Tensor, dtype: str) -> str | None:
+def on_wire(tensor: Tensor, wire_dtype: str | None) -> tuple[str, int]:
+    """(dtype, payload bytes) of a tensor while it crosses: only floats take on the wire's dtype."""
+    dtype = wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype
+    return dtype, tensor.numel * ITEM_BYTES[dtype]
+
+
+def _expr_on_wire(tensor: Tensor, dtype: str) -> str | None:
     """The formula of a tensor's bytes with another item size."""
     if tensor.bytes_expr is None or dtype == tensor.dtype:
         return tensor.bytes_expr

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from costmodels.links import Link
 from partition import Residency
-from partition.accounting import Traffic, account
+from partition.accounting import Traffic, account, on_wire
 from partition.placement import Placement
-from tracer.graph import FLOATING, ITEM_BYTES, Kind, OpGraph, Role
+from tracer.graph import Kind, OpGraph, Role
 from tracer.kinds import base_name
 from tracer.summary import tensor_names
 
@@ -116,8 +116,7 @@ def _payload(
         source = devices[tensor.op]
         there = {devices[op] for op in graph.needed_by(tensor.id)} - {source}
         if there:
-            dtype = wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype
-            total += len(there) * tensor.numel * ITEM_BYTES[dtype]
+            total += len(there) * on_wire(tensor, wire_dtype)[1]
     return total
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from costmodels.links import load_link
 from partition import Residency
-from partition.accounting import Traffic, account
+from partition.accounting import Traffic, account, on_wire
 from partition.placement import Placement, PlacementError
 from partition.stored import keepers, readers_of_stored, resident_bytes, storages
-from tracer.graph import FLOATING, ITEM_BYTES, Kind, OpGraph
+from tracer.graph import Kind, OpGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +106,12 @@ def payload_costs(
     costs: dict[tuple[int, str, str], int] = {}
     for tensor in graph.tensors:
         if graph.crosses(tensor):
-            dtype = wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype
+            _, payload = on_wire(tensor, wire_dtype)
             for source in devices:
                 for destination in devices:
                     if source != destination:
                         key = tensor.id, source, destination
-                        costs[key] = tensor.numel * ITEM_BYTES[dtype]
+                        costs[key] = payload
     return costs
 
 
