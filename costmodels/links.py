@@ -76,6 +76,27 @@ class Link:
         bandwidth = _of(self, direction, "bandwidth_bytes_per_second")
         return None if bandwidth is None else 1 / (1 / bandwidth + _toll(self, direction))
 
+    def tensor_seconds(self, payload: int, direction: str) -> float | None:
+        """What a tensor in a long message takes, without what the message itself takes.
+
+        None without a bandwidth in that ``direction`` of the transfers.
+        """
+        rate = self.payload_rate(direction)
+        if rate is None:
+            return None
+        framing: int = _of(self, direction, "tensor_framing_bytes")
+        bandwidth: int = _of(self, direction, "bandwidth_bytes_per_second")
+        return payload / rate + framing / bandwidth
+
+    def message_seconds(self, direction: str) -> float | None:
+        """What a message takes beside its tensors: latency and its own framing; None likewise."""
+        bandwidth: int | None = _of(self, direction, "bandwidth_bytes_per_second")
+        if bandwidth is None:
+            return None
+        framing: int = _of(self, direction, "message_framing_bytes")
+        latency: float = _of(self, direction, "latency_seconds")
+        return latency + framing / bandwidth
+
 
 def _toll(link: Link, direction: str) -> float:
     """Seconds a payload byte, beside those on the wire."""

@@ -54,16 +54,8 @@ class Setting:
     @property
     def call_seconds(self) -> float | None:
         """What a call takes beside its tensors: two messages' latency and framing."""
-        link = self.link
-        if not (link.timed("send") and link.timed("receive")):
-            return None
-        there, back = link.sent_bandwidth_bytes_per_second, link.received_bandwidth_bytes_per_second
-        assert there is not None
-        assert back is not None
-        return (
-            link.sent_latency_seconds + link.sent_message_framing_bytes / there
-            + link.received_latency_seconds + link.received_message_framing_bytes / back
-        )  # fmt: skip
+        there, back = map(self.link.message_seconds, ("send", "receive"))
+        return None if there is None or back is None else there + back
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +63,8 @@ class Placed:
     """Where a policy places a graph's ops."""
 
     placement: Placement
-    problem: Problem | None = None
-    """What was solved; None where the policy leaves nothing free."""
     solution: Solution | None = None
+    """How good it is; None where the policy leaves nothing free."""
     unit: str | None = None
     """Of the solution's objective: ``bytes``, ``ns`` or ``weighted``."""
 
@@ -87,7 +78,8 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     fixed = apply_policy(graph, policy, home=setting.home, accelerator=setting.accelerator)
     if policy.objective is None:
         return Placed(fixed)
-    problem = problem_of(graph, policy, setting, fixed)
+    free = free_ops(graph, policy)
+    problem = problem_of(graph, policy, setting, fixed, free)
     if policy.cut == "layers":
         solution = cut_between_layers(problem)
     else:
@@ -99,13 +91,12 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
         )
     chosen = solution.placement.devices
     proof = "the optimum" if solution.proven else "the best found"
-    free = free_ops(graph, policy)
     reasons = tuple(
         f"{proof} for {' and '.join(policy.objective)}" if op in free else reason
         for op, reason in enumerate(fixed.reasons)
     )
     placement = replace(fixed, devices=chosen, reasons=reasons)
-    return Placed(placement, problem, solution, _unit(policy))
+    return Placed(placement, solution, _unit(policy))
 
 
 def _unit(policy: Policy) -> str:
@@ -115,15 +106,16 @@ def _unit(policy: Policy) -> str:
     return "bytes" if "bytes" in wanted else "ns"
 
 
-def problem_of(graph: OpGraph, policy: Policy, setting: Setting, fixed: Placement) -> Problem:
+def problem_of(
+    graph: OpGraph, policy: Policy, setting: Setting, fixed: Placement, free: frozenset[int]
+) -> Problem:
     """What a policy with an objective asks: free ops anywhere, at the costs of its objective.
 
-    ``fixed`` is the policy as ``apply_policy`` places it. An op that a device has no seconds for
-    is not placed there. Raises InputError where seconds count and a device, the link or a pinned
-    op has none.
+    ``fixed`` is the policy as ``apply_policy`` places it, ``free`` its ``free_ops``. An op that a
+    device has no seconds for is not placed there. Raises InputError where seconds count and a
+    device, the link or a pinned op has none.
     """
     home, accelerator = setting.home, setting.accelerator
-    free = free_ops(graph, policy)
     pins = {
         op: device
         for op, device in enumerate(fixed.devices)
@@ -138,7 +130,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting, fixed: Placemen
     if weights["seconds"]:
         _check_described(policy, setting)
         _check_costs(graph, policy, setting, allowed)
-        seconds = {key: _tensor_seconds(setting, key, size) for key, size in payload.items()}
+        seconds = {key: _tensor_seconds(setting, key[2], size) for key, size in payload.items()}
         op_cost = {
             (op, device): round(weights["seconds"] * (setting.times[device].ops[op].seconds or 0.0))
             for op, choice in enumerate(allowed)
@@ -207,21 +199,10 @@ def _check_costs(
                 )
 
 
-def _tensor_seconds(setting: Setting, key: tuple[int, str, str], payload: int) -> float:
-    """What a tensor takes on the link, without what its message takes."""
-    _, source, destination = key
-    link = setting.link
-    received = destination == setting.home
-    rate = link.payload_rate("receive" if received else "send")
-    bandwidth = (
-        link.received_bandwidth_bytes_per_second if received
-        else link.sent_bandwidth_bytes_per_second
-    )  # fmt: skip
-    framing = link.received_tensor_framing_bytes if received else link.sent_tensor_framing_bytes
-    assert source != destination
-    assert rate is not None
-    assert bandwidth is not None
-    return payload / rate + framing / bandwidth
+def _tensor_seconds(setting: Setting, destination: str, payload: int) -> float:
+    """What a tensor takes on the link, which has a bandwidth, without what its message takes."""
+    direction = "receive" if destination == setting.home else "send"
+    return setting.link.tensor_seconds(payload, direction) or 0.0
 
 
 def _aliases(graph: OpGraph, tensors: frozenset[int]) -> frozenset[int]:
@@ -266,6 +247,7 @@ def prices(
     if solution is None or solution.objective is None:
         return []
     found = []
+    free = free_ops(graph, policy)
     for number, rule in enumerate(policy.rules):
         if rule.place == "free":
             continue
@@ -274,7 +256,7 @@ def prices(
         freer = replace(policy, rules=rules)
         without = place(graph, freer, setting)
         assert without.solution is not None
-        pinned = len(free_ops(graph, freer) - free_ops(graph, policy))
+        pinned = len(free_ops(graph, freer) - free)
         found.append(
             Price(
                 str(rule), rule.reason, pinned,

@@ -282,16 +282,20 @@ def apply_policy(graph: OpGraph, policy: Policy, *, home: str, accelerator: str)
 
 
 def free_ops(graph: OpGraph, policy: Policy) -> frozenset[int]:
-    """The ops that a policy leaves free: by a rule, or as no rule matches and the default is so."""
+    """The ops that a policy leaves free: by a rule, or as no rule matches and the default is so.
+
+    Constants, cached state, inputs and the output never are.
+    """
     return frozenset(
         op.id for op, rule in zip(graph.ops, _rules_of(graph, policy), strict=True)
         if (rule.place if rule else policy.default) == "free"
+        and op.kind not in (Kind.INPUT, Kind.OUTPUT) and not graph.is_everywhere(op.id)
     )  # fmt: skip
 
 
 def _rules_of(graph: OpGraph, policy: Policy) -> list[Rule | None]:
     """The first rule that matches each op, None where none does."""
-    found = {name: find(graph) for name, find in PATTERNS.items() if _speaks_of(policy, name)}
+    found = _patterns_of(graph, policy)
     return [
         next((r for r in policy.rules if _matches(graph, op, r, found)), None) for op in graph.ops
     ]
@@ -314,7 +318,7 @@ def secret_tensors(graph: OpGraph, policy: Policy) -> frozenset[int]:
 
 def idle_rules(graph: OpGraph, policy: Policy) -> list[Rule]:
     """The rules that match no op of a graph: legitimate, or a misspelt pattern."""
-    found = {name: find(graph) for name, find in PATTERNS.items() if _speaks_of(policy, name)}
+    found = _patterns_of(graph, policy)
     return [r for r in policy.rules if not any(_matches(graph, op, r, found) for op in graph.ops)]
 
 
@@ -328,12 +332,16 @@ def cautions(graph: OpGraph, policy: Policy) -> list[str]:
     return []  # the other rules of cutedge's own policies are for some models only
 
 
-def _speaks_of(policy: Policy, pattern: str) -> bool:
-    return any(
-        key == "pattern" and pattern in values
+def _patterns_of(graph: OpGraph, policy: Policy) -> dict[str, set[int]]:
+    """Pattern -> its ops in a graph, of the patterns that a policy speaks of."""
+    named = {
+        pattern
         for rule in policy.rules
         for key, values in rule.conditions
-    )
+        if key == "pattern"
+        for pattern in values
+    }
+    return {name: PATTERNS[name](graph) for name in sorted(named)}
 
 
 def _matches(graph: OpGraph, op: Op, rule: Rule, found: Mapping[str, set[int]]) -> bool:

@@ -117,6 +117,19 @@ def test_a_free_op_follows_the_bytes(tmp_path):
     assert placed.placement.pinned == (True, True, False, True, True)
 
 
+def test_what_is_never_free_keeps_its_reason(tmp_path):
+    b = Builder()
+    x = b.input("x", [1])
+    table = b.constant("table", shape=[1])
+    graph = b.finish(b.op("a", x, table, shape=[1]))
+    placement = place(graph, policy(tmp_path, FREE), setting(graph)).placement
+    assert placement.devices == ("tee", None, "tee", "tee")
+    assert placement.reasons == (
+        "inputs and outputs are at home", "constant: computed at load where it is needed",
+        "the optimum for bytes", "inputs and outputs are at home",
+    )  # fmt: skip
+
+
 def test_what_a_rule_costs_is_what_the_optimum_saves_without_it(tmp_path):
     graph = chain()
     rules = policy(tmp_path, FREE + LINEAR + HOME_ACT)
