@@ -93,9 +93,6 @@ def _keys(graph: "OpGraph") -> dict[str, Any]:
     return {"kind": lambda op: op.kind.value, "layer": layer, "module": module}
 
 
-WAYS = ("sent", "received")
-
-
 def _host_link(time: "DeviceTime") -> "Link | None":
     """The link that an array's operands come over."""
     from costmodels.links import load_link
@@ -112,7 +109,7 @@ def _cost_dict(graph: "OpGraph", time: "DeviceTime") -> dict[str, Any]:
     from costmodels.roofline import shares
 
     whole = next(iter(shares(graph, time, lambda op: "all")), None)
-    gemms, link = time.gemms, _host_link(time)
+    link = _host_link(time)
     return {
         "device": time.device.name, "seconds": time.seconds, "coverage": time.coverage,
         "missing": dict(time.missing),
@@ -120,10 +117,7 @@ def _cost_dict(graph: "OpGraph", time: "DeviceTime") -> dict[str, Any]:
             "flops": whole.flops, "bytes": whole.bytes, "intensity": whole.intensity,
             "seconds_by_bound": dict(whole.bounds),
         }),
-        "cycles": sum(g.cycles for g in gemms) if gemms else None,
-        "tiles": sum(g.tiles for g in gemms) if gemms else None,
-        "useful_macs": sum(g.useful_macs for g in gemms) if gemms else None,
-        "padded_macs": sum(g.padded_macs for g in gemms) if gemms else None,
+        **{what: time.on_array(what) for what in ("cycles", "tiles", "useful_macs", "padded_macs")},
         "host_link": link and link.name, "link_seconds": link and time.link_seconds(link),
         "resident_bytes": time.need.resident_bytes,
         "peak_activation_bytes": time.need.peak_activation_bytes,
@@ -174,6 +168,7 @@ def _print_costs(graph: "OpGraph", times: "Sequence[DeviceTime]", by: str) -> No
 def _summary(graph: "OpGraph", time: "DeviceTime") -> "Iterator[str]":
     """What a graph takes on a device, in sentences."""
     from cli.printing import covered, duration, human
+    from costmodels.flops import numbered
     from costmodels.roofline import shares
 
     device, need = time.device, time.need
@@ -185,16 +180,16 @@ def _summary(graph: "OpGraph", time: "DeviceTime") -> "Iterator[str]":
     )
     known = "all ops" if not time.missing else "the ops that run here"
     yield f"{duration(time.seconds)} for {known}, one after another{spent}"
-    if gemms := time.gemms:
-        useful, padded = sum(g.useful_macs for g in gemms), sum(g.padded_macs for g in gemms)
+    if padded := time.on_array("padded_macs"):
+        useful = (time.on_array("useful_macs") or 0) / padded
         yield (
-            f"{sum(g.cycles for g in gemms):,} cycles in {sum(g.tiles for g in gemms):,} tiles; "
-            f"{useful / padded:.1%} of {padded:,} multiply-accumulates are useful"
+            f"{time.on_array('cycles'):,} cycles in {time.on_array('tiles'):,} tiles; "
+            f"{useful:.1%} of {padded:,} multiply-accumulates are useful"
         )
         link = _host_link(time)
         taken = None if link is None else time.link_seconds(link)
         if link is not None and taken is not None:
-            sent, received = (sum(getattr(g, f"{way}_bytes") for g in gemms) for way in WAYS)
+            sent, received = (time.on_array(f"{way}_bytes") or 0 for way in ("sent", "received"))
             yield (
                 f"beside that, {link.name} takes {duration(taken)} for their operands "
                 f"({human(sent)}) and results ({human(received)})"
@@ -210,10 +205,9 @@ def _summary(graph: "OpGraph", time: "DeviceTime") -> "Iterator[str]":
             f"{time.paged_share:.1%} of that is beyond the secure memory of "
             f"{human(device.enclave_bytes or 0)} and is paged (an estimate)"
         )
-    missing = ", ".join(f"{n} x {target}" for target, n in sorted(time.missing.items()))
     yield (
         f"coverage: seconds are known for {covered(time.coverage)} of the ops that work"
-        + (f"; not for {missing}" if missing else "")
+        + (f"; not for {numbered(time.missing)}" if time.missing else "")
     )
 
 

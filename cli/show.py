@@ -19,7 +19,7 @@ from cli.printing import (
     wrapped,
 )
 from costmodels.experts import active_parameters, assumptions
-from costmodels.flops import FlopTotals, total_flops
+from costmodels.flops import FlopTotals, numbered, total_flops
 from costmodels.links import Link
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, Comparison, TransferGroup
@@ -52,10 +52,6 @@ def growth(tensor: Tensor) -> str:
 
 def _shape(shape: Iterable[object]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
-
-
-def _numbered(targets: Mapping[str, int]) -> str:
-    return ", ".join(f"{n} x {target}" for target, n in sorted(targets.items()))
 
 
 def headline(meta: TraceMeta) -> str:
@@ -91,7 +87,7 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
         out.print(f"            {active:,} active for one token ({share:.1%})")
         for n, text in enumerate(assumed):
             out.print(f"{'' if n else 'assumed':12}{text}", soft_wrap=True)
-    missing = _numbered(flops.products_missing)
+    missing = numbered(flops.products_missing)
     which = f"all but {missing} of the matrix products" if missing else "matrix products (exact)"
     out.print(f"FLOPs       {flops.products:,} in {which}")
     if flops.products_expr:
@@ -335,7 +331,7 @@ def _known(flops: FlopTotals) -> str:
 
 def _unknown(flops: FlopTotals) -> str:
     """What no total of FLOPs includes."""
-    return f"; not for {_numbered(flops.unsupported)}" if flops.unsupported else ""
+    return f"; not for {numbered(flops.unsupported)}" if flops.unsupported else ""
 
 
 def bottleneck_sentence(found: Bottleneck | None) -> str:

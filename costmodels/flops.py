@@ -376,7 +376,8 @@ def _traffic(graph: OpGraph, op: Op) -> tuple[dict[Tensor, int], int]:
 
 # --- the whole graph ------------------------------------------------------------------------------
 
-_FREE = frozenset({Kind.VIEW, Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT})
+FREE = frozenset({Kind.VIEW, Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT})
+"""What costs nothing at run time."""
 
 
 def annotate(graph: OpGraph) -> OpGraph:
@@ -389,7 +390,7 @@ def annotate(graph: OpGraph) -> OpGraph:
 
 
 def _cost(graph: OpGraph, op: Op) -> OpCost:
-    if op.is_view or op.kind in _FREE:
+    if op.is_view or op.kind in FREE:
         return _no_flops(bool(graph.meta.symbolic))
     name, extent = base_name(op.target), _extent(graph, op)
     inputs, outputs = _shapes(graph.inputs(op.id)), _shapes(graph.outputs(op.id))
@@ -530,7 +531,8 @@ class FlopTotals:
     """Share of the ops that compute or move data whose FLOPs are known."""
 
 
-_PRODUCTS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION})
+PRODUCTS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION})
+"""The kinds of matrix product."""
 _MORE_PRODUCTS = frozenset(("einsum", "tensordot", "bilinear", "_convolution", "conv_tbc"))
 """Matrix products by their names, which the kinds do not know."""
 
@@ -540,13 +542,17 @@ def _in_attention(graph: OpGraph, op: Op) -> bool:
     return op.kind is Kind.ATTENTION or graph.outputs(op.id)[0].label in labels
 
 
+def numbered(targets: Mapping[str, int]) -> str:
+    """``3 x aten.a, 1 x aten.b``: how many ops of each target, in the order of their names."""
+    return ", ".join(f"{n} x {target}" for target, n in sorted(targets.items()))
+
+
 def refuse_unsupported(graph: OpGraph) -> None:
     """Raise CutedgeError, naming targets, where an op of an annotated graph has no formula."""
     if lacking := total_flops(graph).unsupported:
-        named = ", ".join(f"{n} x {target}" for target, n in sorted(lacking.items()))
         raise CutedgeError(
-            f"{graph.meta.model}: there is no cost formula for {named}; leave --strict out to take "
-            "totals without them"
+            f"{graph.meta.model}: there is no cost formula for {numbered(lacking)}; leave "
+            "--strict out to take totals without them"
         )
 
 
@@ -559,9 +565,9 @@ def total_flops(graph: OpGraph) -> FlopTotals:
     for op in graph.ops:
         if op.cost.flops is None:
             unsupported[op.target] += 1
-            if op.kind in _PRODUCTS or base_name(op.target) in _MORE_PRODUCTS:
+            if op.kind in PRODUCTS or base_name(op.target) in _MORE_PRODUCTS:
                 missing[op.target] += 1
-        elif op.kind in _PRODUCTS:
+        elif op.kind in PRODUCTS:
             products += op.cost.flops
             closed += parse(op.cost.flops_expr or "0")
             if _in_attention(graph, op):
@@ -573,7 +579,7 @@ def total_flops(graph: OpGraph) -> FlopTotals:
                 causal_closed += parse(op.cost.flops_expr or "0")
         else:
             other += op.cost.flops
-    working = sum(op.kind not in _FREE for op in graph.ops)
+    working = sum(op.kind not in FREE for op in graph.ops)
     return FlopTotals(
         products=products,
         products_expr=str(closed) if graph.meta.symbolic else None,

@@ -26,14 +26,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from costmodels.devices import Device
-from costmodels.experts import routing_of
+from costmodels.experts import STATE, routing_of
 from costmodels.flops import total_flops
 from tracer.errors import InputError
 from tracer.formula import Formula, formula, parse
-from tracer.graph import FLOATING, ITEM_BYTES, Kind, OpGraph, Role
-from tracer.summary import cached_inputs
-
-_STATE = (Role.PARAMETER, Role.BUFFER)
+from tracer.graph import FLOATING, ITEM_BYTES, Kind, OpGraph
+from tracer.summary import cached_inputs, last_layered_op
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ def describe(graph: OpGraph) -> Model:
         )
     if totals.products_missing:
         raise InputError(f"{meta.model}: {', '.join(totals.products_missing)} has no FLOP formula")
-    last = max((op.id for op in graph.ops if op.layer is not None), default=len(graph.ops))
+    last = last_layered_op(graph)
     seen: set[int] = set()
     layers = head = 0
     experts: list[_Experts] = []
@@ -107,7 +105,7 @@ def describe(graph: OpGraph) -> Model:
         chosen = routing_of(graph, op)
         for tensor in graph.inputs(op.id):
             owner = graph.storage(tensor)
-            if owner.role not in _STATE or owner.id in seen:
+            if owner.role not in STATE or owner.id in seen:
                 continue
             seen.add(owner.id)
             if chosen is not None and tensor is chosen.stack:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tracer.graph import Kind, Op, OpGraph, Role
 from tracer.kinds import base_name
+from tracer.summary import last_layered_op
 
 PARTS = ("embedding", "attention", "ffn", "mixer", "norm", "lm_head", "other")
 """What parameters are for, in the order of printing."""
@@ -69,7 +70,7 @@ def break_down(graph: OpGraph) -> Breakdown:
     state-space or linear-attention layer), those of all others the
     feed-forward part's.
     """
-    last = max((op.id for op in graph.ops if op.layer is not None), default=len(graph.ops))
+    last = last_layered_op(graph)
     special = _submodules(graph)
     found: dict[int, tuple[str, int | None]] = {}  # storage -> (part, layer)
     tied: set[int] = set()

@@ -16,15 +16,13 @@ from typing import Literal
 
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
+from costmodels.flops import FREE, PRODUCTS, numbered
 from costmodels.links import Link, round_trip_seconds
 from costmodels.memory import MemoryNeed, memory_need
 from tracer.errors import CutedgeError
-from tracer.graph import Kind, Op, OpGraph
+from tracer.graph import Op, OpGraph
 
 Bound = Literal["compute", "memory", "overhead"]
-
-_FREE = frozenset({Kind.VIEW, Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT})
-_PRODUCTS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +56,10 @@ class DeviceTime:
     def seconds(self) -> float:
         """Of all ops that have them, one after another."""
         return sum(op.seconds or 0.0 for op in self.ops)
+
+    def on_array(self, what: str) -> int | None:
+        """A field of ``GemmCost`` summed over the products; None where no array runs any."""
+        return sum(getattr(gemm, what) for gemm in self.gemms) if self.gemms else None
 
     @property
     def gemms(self) -> list[GemmCost]:
@@ -98,8 +100,8 @@ def time_ops(
     one = _on_array(device, options) if device.array else _on_roofline(
         device, products_dtype, paged
     )  # fmt: skip
-    times = tuple(OpTime(0.0) if op.kind in _FREE else one(op) for op in graph.ops)
-    working = sum(op.kind not in _FREE for op in graph.ops)
+    times = tuple(OpTime(0.0) if op.kind in FREE else one(op) for op in graph.ops)
+    working = sum(op.kind not in FREE for op in graph.ops)
     missing = Counter(
         op.target for op, time in zip(graph.ops, times, strict=True) if time.seconds is None
     )
@@ -130,7 +132,7 @@ def _on_roofline(
 
     def one(op: Op) -> OpTime:
         cost = op.cost
-        dtype = products_dtype if products_dtype and op.kind in _PRODUCTS else op.dtype
+        dtype = products_dtype if products_dtype and op.kind in PRODUCTS else op.dtype
         peak = device.peak_flops_per_second.get(dtype or "")
         if cost.flops is None or bandwidth is None or (cost.flops and peak is None):
             return OpTime()
@@ -155,9 +157,9 @@ class MissingCostError(CutedgeError):
 def refuse_missing(time: DeviceTime) -> None:
     """``--strict``: raise MissingCostError naming the ops that have no seconds on the device."""
     if time.missing:
-        ops = ", ".join(f"{n} x {target}" for target, n in sorted(time.missing.items()))
         raise MissingCostError(
-            f"{time.device.name} has no cost for {ops}: take another device, or leave --strict out"
+            f"{time.device.name} has no cost for {numbered(time.missing)}: take another device, "
+            "or leave --strict out"
         )
 
 
@@ -189,7 +191,7 @@ def shares(graph: OpGraph, time: DeviceTime, key: Callable[[Op], str]) -> list[S
     """Sums of the ops that work by ``key``, in the order of their first op."""
     groups: dict[str, list[Op]] = {}
     for op in graph.ops:
-        if op.kind not in _FREE:
+        if op.kind not in FREE:
             groups.setdefault(key(op), []).append(op)
     return [_share(name, ops, time) for name, ops in groups.items()]
 

@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 
+from costmodels.experts import STATE
 from partition.placement import Placement
 from tracer.graph import Kind, OpGraph, Role, Tensor
-from tracer.summary import cached_inputs
+from tracer.summary import cached_inputs, cached_outputs
 
 
 def keepers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
@@ -13,7 +14,7 @@ def keepers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
     The tensor must come to the devices of these ops as if they read it.
     """
     before = cached_inputs(graph)
-    after = [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
+    after = cached_outputs(graph)
     if len(before) != len(after):
         return {}
     found: dict[int, set[int]] = defaultdict(set)
@@ -52,14 +53,13 @@ def storages(graph: OpGraph) -> list[frozenset[int]]:
     Each by the tensor that owns the memory; summed over the ops of a device, each once, they are
     ``resident_bytes``.
     """
-    state = (Role.PARAMETER, Role.BUFFER)
     behind: dict[int, frozenset[int]] = {}  # constant or state op -> what it comes from
     found: list[frozenset[int]] = []
     for op in graph.ops:
         read = [t for t in graph.inputs(op.id) if not graph.crosses(t)]
         if op.kind is Kind.OUTPUT:
             read = [t for t in read if t.role is not Role.KV_CACHE]
-        needed = {graph.storage(t).id for t in read if graph.storage(t).role in state}
+        needed = {graph.storage(t).id for t in read if graph.storage(t).role in STATE}
         needed.update(*(behind[t.op] for t in read if t.op is not None))
         if op.id in graph.state_ops and not any(t.op in graph.state_ops for t in read):
             needed.update(t.id for t in graph.outputs(op.id))

@@ -76,8 +76,17 @@ def parameter_bytes(graph: OpGraph) -> int:
 
 def cached_state(graph: OpGraph) -> tuple[tuple[int, str | None], tuple[int, str | None]]:
     """(bytes, formula) of the cached state that is read, and of what it is afterwards."""
-    after = [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
-    return _sum(cached_inputs(graph)), _sum(after)
+    return _sum(cached_inputs(graph)), _sum(cached_outputs(graph))
+
+
+def cached_outputs(graph: OpGraph) -> list[Tensor]:
+    """The cached state as a run hands it back."""
+    return [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
+
+
+def last_layered_op(graph: OpGraph) -> int:
+    """The last op in a layer (linears after it are the head), beyond all where none is in one."""
+    return max((op.id for op in graph.ops if op.layer is not None), default=len(graph.ops))
 
 
 def cached_inputs(graph: OpGraph) -> list[Tensor]:
