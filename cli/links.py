@@ -81,7 +81,8 @@ def calibrate(
         Path,
         typer.Argument(
             help="CSV of measured calls: sent, received (payload bytes), seconds; also "
-            "sent_seconds with received_seconds, serialise_seconds."
+            "sent_seconds with received_seconds, serialise_seconds. Or what verify has written, "
+            "measured_calls.parquet."
         ),
     ],
     out: Annotated[
@@ -97,7 +98,12 @@ def calibrate(
 
     out = out or Path(f"{log.stem}.toml")
     check_out(out, force=force)
-    found = fit(read_log(log))
+    if log.suffix == ".parquet":
+        from runtime.measured import read_measured
+
+        found = fit(*read_measured(log))
+    else:
+        found = fit(read_log(log))
     write_link(found, out)
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -7,10 +7,9 @@ What the calls cannot tell apart (all of one size, say) is not guessed: it stays
 """
 
 import csv
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from io import StringIO
 from math import isfinite
 from pathlib import Path
@@ -22,7 +21,7 @@ from scipy.optimize import nnls
 from costmodels.links import REQUIRED
 from tracer.errors import CutedgeError, InputError
 from tracer.files import write_whole
-from tracer.toml_files import read_text
+from tracer.toml_files import quoted, read_text
 
 Floats = NDArray[np.float64]
 
@@ -121,6 +120,8 @@ class Calibration:
     """By key of ``figures``."""
     warnings: tuple[str, ...]
     """What the log cannot tell, in sentences."""
+    framing: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that a ``message`` and a ``tensor`` in it add, where they were counted."""
 
 
 def read_log(path: Path) -> Log:
@@ -182,8 +183,8 @@ def _number(where: str, name: str, text: str) -> float:
     return value
 
 
-def fit(log: Log) -> Calibration:
-    """The terms of a link from measured calls.
+def fit(log: Log, framing: Mapping[str, int] | None = None) -> Calibration:
+    """The terms of a link from measured calls, and their ``framing`` where that was counted.
 
     Noise is taken to grow with the seconds of a call, and slow outliers weigh less.
     """
@@ -214,7 +215,7 @@ def fit(log: Log) -> Calibration:
         fits.append(_fit(log, "serialise_seconds", packing, packed, warnings))
     figures, sources = _figures(log, fits, warnings)
     return Calibration(
-        log.name, len(log.lines), tuple(fits), figures, sources, tuple(warnings)
+        log.name, len(log.lines), tuple(fits), figures, sources, tuple(warnings), framing or {}
     )  # fmt: skip
 
 
@@ -388,15 +389,14 @@ def write_link(found: Calibration, out: Path) -> None:
 
 
 def _toml(found: Calibration) -> Iterator[str]:
-    yield f"description = {_quoted(f'Fitted to {found.calls} calls of {found.log}')}"
-    unmeasured = "not measured: the log has payload bytes; what framing takes is in the seconds"
-    framing: Iterable[tuple[str, float, str]] = ((key, 0, unmeasured) for key in REQUIRED)
+    yield f"description = {quoted(f'Fitted to {found.calls} calls of {found.log}')}"
+    how = "not measured: the log has payload bytes; what framing takes is in the seconds"
+    if found.framing:
+        how = f"counted at the socket: {found.log}"
+    framing: Iterable[tuple[str, float, str]] = (
+        (key, found.framing.get(key.split("_")[1], 0), how) for key in REQUIRED
+    )
     fitted = ((key, value, found.sources[key]) for key, value in found.figures.items())
     for key, value, source in (*framing, *fitted):
-        yield f"\n[{key}]\nvalue = {value!r}\nsource = {_quoted(source)}"
+        yield f"\n[{key}]\nvalue = {value!r}\nsource = {quoted(source)}"
     yield ""
-
-
-def _quoted(text: str) -> str:
-    """A TOML string: JSON's, which leaves only DEL as it is."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

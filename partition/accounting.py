@@ -80,6 +80,8 @@ class Call:
     """To home, with framing."""
     seconds: float | None
     """Of its transfers, one after another; None where those of one of them are not known."""
+    step: int
+    """Which of home's turns it ends, counted from 1; see ``steps_of``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,13 +377,13 @@ def _filled(
     for transfer in transfers:
         by_call[transfer.call].append(transfer)
     result = []
-    for (_, device), (number, ops) in calls.items():
+    for (step, device), (number, ops) in calls.items():
         totals = _totals(by_call[number], link)
         result.append(
             Call(
                 number, device, ops, call_label(graph, ops),
                 totals.sent_payload_bytes, totals.sent_wire_bytes,
-                totals.received_payload_bytes, totals.received_wire_bytes, totals.seconds,
+                totals.received_payload_bytes, totals.received_wire_bytes, totals.seconds, step,
             )
         )  # fmt: skip
     return tuple(result)

@@ -1,8 +1,11 @@
 """What comes out of a capture; torch-free, for all that read it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from tracer.graph import OpGraph
+from tracer.program import Invocation
 from tracer.reach import Reach
 
 
@@ -17,6 +20,10 @@ class Capture:
     """The sizes at which the same model would be exported in the same way."""
     whole: str | None
     """Why every layer of a deep model was traced, None where layers were repeated or are few."""
+    invocations: Mapping[int, Invocation] = field(default_factory=dict)
+    """By op, how it is carried out; empty unless the capture was made to be run."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """By the name of a constant that has no op: its numbers, where the capture is to be run."""
 
 
 @dataclass(frozen=True, slots=True)

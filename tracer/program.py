@@ -7,9 +7,10 @@ execution order. ``tracer.stamp`` repeats its blocks for every layer of the mode
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 from tracer.formula import Formula, const
 from tracer.graph import ITEM_BYTES, Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
@@ -31,6 +32,22 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Invocation:
+    """How torch carries out a node at the sizes of the trace, as plain data.
+
+    Arguments are None, numbers and text as they are, lists of arguments, and mappings of one key:
+    ``value`` (a tensor, by its index), ``like`` (one that is asked for its shape and dtype alone),
+    ``dtype``, ``layout``, ``memory_format``, ``float`` (one that is not finite), and ``device``
+    (the one that the node runs on).
+    """
+
+    args: list[Any]
+    kwargs: Mapping[str, Any]
+    shared: tuple[tuple[int, int], ...] = ()
+    """Of an op that writes in place: (before, after) of each other tensor in the same memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A call (or a graph input, or the output) of the program."""
 
@@ -43,6 +60,8 @@ class Node:
     is_view: bool = False
     extent: Formula | None = None
     """What shapes do not tell of its work; see ``Op.extent_expr``."""
+    invocation: Invocation | None = None
+    """How it is carried out; None unless the program was made to be run."""
 
 
 @dataclass(slots=True)
@@ -60,6 +79,9 @@ class Program:
     program that is known to be right at the trace's own sizes alone."""
     whole: str | None = None
     """Why no block of a deep model could be repeated."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Of a program that was made to be run: the numbers in what its code made of Python's, by name,
+    as torch's tensors."""
     unsure: str = ""
     """Of the trace's own sizes, one at which alone the program may not be the model's (``seq is
     64``); empty where it is known to be."""
@@ -139,6 +161,41 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
         tensors.append(size.tensor(number, producer, name, role, value, alias))
     graph = mark_norms(OpGraph(meta, ops, tensors, edges))
     return graph.with_labels(label_tensors(graph))
+
+
+def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:
+    """By op of ``graph``, which was built from ``program``: how it is carried out.
+
+    In terms of the graph's tensors. Inputs and the output are not carried out.
+    """
+    named = [
+        index for index, value in enumerate(program.values)
+        if value.name and value.role not in (Role.INPUT, Role.KV_CACHE)
+    ]  # fmt: skip
+    ids = {index: number for number, index in enumerate(named)}
+    nodes = _with_states(program)
+    for op, node in enumerate(nodes):
+        ids.update(zip(node.outs, (t.id for t in graph.outputs(op)), strict=True))
+
+    def renumbered(argument: Any) -> Any:
+        match argument:
+            case list():
+                return [renumbered(part) for part in argument]
+            case {"value": index}:
+                return {"value": ids[index]}
+            case {"like": index}:
+                return {"like": ids[index]}
+        return argument
+
+    return {
+        op: Invocation(
+            renumbered(how.args),
+            {key: renumbered(value) for key, value in how.kwargs.items()},
+            tuple((ids[before], ids[after]) for before, after in how.shared),
+        )
+        for op, node in enumerate(nodes)
+        if (how := node.invocation) is not None
+    }
 
 
 def _with_states(program: Program) -> list[Node]:

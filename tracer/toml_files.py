@@ -1,5 +1,6 @@
 """Strict reading of the TOML files that users write: every mistake names the file and the key."""
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
@@ -66,3 +67,8 @@ def check_keys(
     for key in required:
         if key not in table:
             raise InputError(f"{where}: key {key!r} is missing")
+
+
+def quoted(text: str) -> str:
+    """A TOML string: JSON's, which leaves only DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -29,14 +29,15 @@ from tracer.capture.errors import Untraceable, failure
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
 from tracer.capture.inputs import MANY_TOKENS, phases, reading
 from tracer.capture.lowering import lower, spelled_out
-from tracer.capture.models import build, parameter_count, settle
+from tracer.capture.models import build, build_with_buffers, parameter_count, settle
 from tracer.capture.phases import Task, Way
+from tracer.capture.runnable import Runnable
 from tracer.capture.runs import untouched
-from tracer.capture.user import user_model
+from tracer.capture.user import user_model, user_module
 from tracer.captured import Capture, Checked
-from tracer.errors import CutedgeError
+from tracer.errors import CutedgeError, InputError
 from tracer.graph import TraceMeta
-from tracer.program import Program, build_graph
+from tracer.program import Program, build_graph, invocations
 from tracer.reach import Reach
 from tracer.stamp import Stack, stamp
 
@@ -70,14 +71,20 @@ def capture(
     model, CutedgeError for a model that cannot be exported.
     """
     overrides = overrides or {}
+    sizes = {"batch": batch, "seq": seq, "past": past, "source": source}
     with quiet(), as_it_runs():
-        module = build(config, overrides, model=model, dtype=dtype, attn=attn)
-        task = Task(
-            module, model, reading(module, model, phase), phase=phase, logits=logits, cache=cache,
-            sizes={"batch": batch, "seq": seq, "past": past, "source": source},
-        )  # fmt: skip
+        task = _task(config, model, phase, sizes, cache, dtype, attn, logits, overrides)
         notes = settle(config, overrides, model=model)[1]
         return _captured(task, dtype, attn, overrides, notes, symbolic=symbolic, full=full)
+
+
+def _task(
+    config: Mapping[str, Any], model: str, phase: str, sizes: Mapping[str, int | None],
+    cache: bool, dtype: str, attn: str, logits: str, overrides: Mapping[str, Any],
+) -> Task:  # fmt: skip
+    module = build(config, overrides, model=model, dtype=dtype, attn=attn)
+    read = reading(module, model, phase)
+    return Task(module, model, read, phase=phase, logits=logits, cache=cache, sizes=sizes)
 
 
 def capture_function(
@@ -97,23 +104,83 @@ def capture_function(
     that it has parameters for (see ``user_model``).
     """
     overrides = overrides or {}
-    name = f"{Path(file).stem}.{function}"
     with quiet(), as_it_runs():
-        module, read = user_model(file, function, sizes, overrides)
-        if dtype is not None:
-            chosen = getattr(torch, dtype)
-            module = module.to(chosen)
-            given = [
-                replace(tensor, dtype=chosen) if tensor.dtype.is_floating_point else tensor
-                for tensor in read.inputs
-            ]
-            read = replace(read, inputs=tuple(given))
-        if isinstance(module, PreTrainedModel):
-            module.set_attn_implementation(attn)
-        task = Task(module, name, read, phase="prefill", sizes=sizes, logits="all", cache=False)
-        floating = (p.dtype for p in module.parameters() if p.is_floating_point())
-        own = str(next(floating, torch.get_default_dtype())).removeprefix("torch.")
+        task, own = _own_task(file, function, dtype, attn, sizes, overrides)
         return _captured(task, own, attn, overrides, (), symbolic=symbolic, full=full)
+
+
+def _own_task(
+    file: str, function: str, dtype: str | None, attn: str, sizes: Mapping[str, int | None],
+    overrides: Mapping[str, Any],
+) -> tuple[Task, str]:  # fmt: skip
+    """(the task of a user's own module, the dtype of its parameters)"""
+    name = f"{Path(file).stem}.{function}"
+    module, read = user_model(file, function, sizes, overrides)
+    if dtype is not None:
+        chosen = getattr(torch, dtype)
+        module = module.to(chosen)
+        given = [
+            replace(tensor, dtype=chosen) if tensor.dtype.is_floating_point else tensor
+            for tensor in read.inputs
+        ]
+        read = replace(read, inputs=tuple(given))
+    if isinstance(module, PreTrainedModel):
+        module.set_attn_implementation(attn)
+    task = Task(module, name, read, phase="prefill", sizes=sizes, logits="all", cache=False)
+    floating = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return task, str(next(floating, torch.get_default_dtype())).removeprefix("torch.")
+
+
+def runnable(
+    config: Mapping[str, Any],
+    *,
+    model: str,
+    phase: str = "prefill",
+    batch: int = 1,
+    seq: int | None = None,
+    past: int | None = None,
+    source: int | None = None,
+    cache: bool = False,
+    dtype: str = "float32",
+    attn: str = "eager",
+    logits: str = "last",
+    overrides: Mapping[str, Any] | None = None,
+) -> Runnable:
+    """The same op graph, with all that it takes to run it but the parameters' numbers.
+
+    Raises as ``capture``, and CutedgeError for a model that cannot be run op by op.
+    """
+    overrides = overrides or {}
+    sizes = {"batch": batch, "seq": seq, "past": past, "source": source}
+    with quiet(), as_it_runs():
+        task = _task(config, model, phase, sizes, cache, dtype, attn, logits, overrides)
+        notes = settle(config, overrides, model=model)[1]
+        twin = build_with_buffers(config, overrides, model=model, dtype=dtype, attn=attn)
+        return _runnable(task, dtype, attn, overrides, notes, twin)
+
+
+def runnable_function(
+    file: str, function: str, *, dtype: str | None = None, attn: str = "eager",
+    overrides: Mapping[str, Any] | None = None, **sizes: int | None,
+) -> Runnable:  # fmt: skip
+    """As ``runnable``, of the module that ``function`` in a Python ``file`` returns."""
+    overrides = overrides or {}
+    with quiet(), as_it_runs():
+        task, own = _own_task(file, function, dtype, attn, sizes, overrides)
+        twin = user_module(file, function, task.sizes, overrides)
+        return _runnable(task, own, attn, overrides, (), twin)
+
+
+def _runnable(
+    task: Task, dtype: str, attn: str, overrides: Mapping[str, Any], notes: Iterable[str],
+    twin: torch.nn.Module,
+) -> Runnable:  # fmt: skip
+    if task.run_sizes != task.sizes:
+        raise InputError(f"{task.model} has {task.positions} positions: it cannot run on more")
+    captured = _captured(
+        task, dtype, attn, overrides, notes, symbolic=True, full=True, runnable=True
+    )
+    return Runnable(captured, task, twin)
 
 
 def check(
@@ -150,6 +217,7 @@ def check(
 def _captured(
     task: Task, dtype: str, attn: str, overrides: Mapping[str, Any], notes: Iterable[str], *,
     symbolic: bool, full: bool, tried: list[tuple[str, str | None]] | None = None,
+    runnable: bool = False,
 ) -> Capture:  # fmt: skip
     """The op graph of a task, by the first way that carries it; ``tried`` is told of each."""
     tried = [] if tried is None else tried
@@ -158,7 +226,7 @@ def _captured(
     failures: list[Untraceable] = []
     for way in ways:
         try:
-            program = _program(task, way, full)
+            program = _program(task, way, full, runnable)
             if program.unsure:
                 _confirm(program, _program(task, ways[-1], full), task.run_sizes)
             tried.append((str(way), None))
@@ -186,7 +254,11 @@ def _captured(
     )  # fmt: skip
     reach = _reach(task, way, program, failures, notes)
     warned = reach.warnings(task.model, meta.variables)
-    return Capture(build_graph(program, meta), warned, reach, None if full else program.whole)
+    graph = build_graph(program, meta)
+    return Capture(
+        graph, warned, reach, None if full else program.whole,
+        invocations(program, graph) if runnable else {}, program.data,
+    )  # fmt: skip
 
 
 def _reach(
@@ -265,7 +337,7 @@ def _denying(question: Any) -> Iterator[None]:
         question.__code__ = code
 
 
-def _program(task: Task, way: Way, full: bool) -> Program:
+def _program(task: Task, way: Way, full: bool, runnable: bool = False) -> Program:
     """The program of a task, exported in one way."""
     stacks = () if full else find_stacks(task, way)
     exported = None
@@ -285,7 +357,7 @@ def _program(task: Task, way: Way, full: bool) -> Program:
             if (whole := _stamped(program, stacks)) is not None:
                 return whole
             why = "its layers run alike but do not export alike"
-    program = _lowered(_export(task, way), task, way)
+    program = _lowered(_export(task, way), task, way, runnable=runnable)
     program.whole = why
     if exported is not None:  # why no block could be repeated may be a matter of the sizes
         program.assumed = None
@@ -304,6 +376,7 @@ def _lowered(
     way: Way,
     layers: Collection[int] | None = None,
     rename: Callable[[str], str] = lambda path: path,
+    runnable: bool = False,
 ) -> Program:
     """The program of an export; of one with the state of some ``layers`` and parts renamed."""
     inputs = task.axes(layers)
@@ -313,7 +386,7 @@ def _lowered(
         exported, task.module, task.run_sizes, inputs=inputs, states=task.states,
         rename=lambda path: rename(f"{path}.".removeprefix(f"{WRAPPED}.").removesuffix(".")),
         returned=_states_returned(exported), conditions=found,
-        samples=fitting(exported, named, task.samples(way)),
+        samples=fitting(exported, named, task.samples(way)), runnable=runnable,
     )  # fmt: skip
     program.unsure = unsure
     if program.assumed is not None:

@@ -21,6 +21,7 @@ from tracer.capture.cache import State
 from tracer.capture.errors import Untraceable, place, within
 from tracer.capture.extents import find_extents
 from tracer.capture.inputs import Axis
+from tracer.capture.invocations import invocation
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
 from tracer.kinds import base_name, writes_in_place
@@ -40,6 +41,7 @@ def lower(
     returned: int = 0,
     conditions: Sequence[str] = (),
     samples: Sequence[Mapping[str, int]] = (),
+    runnable: bool = False,
 ) -> Program:
     """The program of an exported module, at any size.
 
@@ -49,9 +51,12 @@ def lower(
     tensors that the export takes, in order, ``states`` all that ``module`` keeps between steps, and
     the last ``returned`` of its results are states. Raises Untraceable for a size that no
     formula can say. ``conditions`` go into the program as they are; ``samples`` are small sizes at
-    which the export is right, to see what masks hide.
+    which the export is right, to see what masks hide. A ``runnable`` program knows how each node is
+    carried out at ``sizes``.
     """
-    program = _Lowering(exported, module, sizes, rename, inputs, states, returned, samples).program
+    program = _Lowering(
+        exported, module, sizes, rename, inputs, states, returned, samples, runnable
+    ).program
     program.conditions = tuple(conditions)
     return program
 
@@ -67,8 +72,10 @@ class _Lowering:
         states: Sequence[State],
         returned: int,
         samples: Sequence[Mapping[str, int]],
+        runnable: bool,
     ) -> None:
         self.rename = rename
+        self.runnable = runnable
         self.program = Program()
         self.value_of: dict[torch.fx.Node, int | tuple[int, ...]] = {}
         self.owner: dict[int, int] = {}  # storage -> the value that owns it
@@ -119,6 +126,13 @@ class _Lowering:
                 case "output":
                     self._output(node, returned)
         self._forget_unread(signature.inputs_to_lifted_tensor_constants.values())
+        if runnable:
+            self.program.data = {
+                self.program.values[self._index(node)].name: value
+                for node in nodes
+                if (name := signature.inputs_to_lifted_tensor_constants.get(node.name))
+                and (value := exported.constants[name]) is not None
+            }
 
     def _forget_unread(self, constants: Iterable[str]) -> None:
         """Take the name off each of the ``constants`` that nothing reads: it is in no graph."""
@@ -303,23 +317,27 @@ class _Lowering:
             view = view and memory in self.owner
             self.owner.setdefault(memory, outs[-1])
         args = [self._index(n) for n in inputs]
+        how = invocation(node, self._index, self.real) if self.runnable else None
         many = not isinstance(node.meta["val"], torch.Tensor)
         self.value_of[node] = tuple(outs) if many else outs[0]
         if mutates and inputs:
             # Later readers see the new values: of the tensor written to, and of all that share its
             # memory. The op makes those too, from what they were before.
             self.value_of[inputs[0]] = outs[0]
+            shared = []
             for other in self._sharing(inputs[0], node):
                 args.append(self._index(other))
                 owner = self._owner(self._index(other))
                 outs.append(self._add_value(other.meta["val"], "", Role.ACTIVATION, owner))
                 self.value_of[other] = outs[-1]
+                shared.append((args[-1], outs[-1]))
+            how = how and replace(how, shared=tuple(shared))
         path, module_type = _module(node)
         path = self.rename(path)
         self.program.nodes.append(
             Node(
                 str(node.target), tuple(args), tuple(outs), path, module_type, view,
-                self.extents.get(node),
+                self.extents.get(node), how,
             )
         )  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.initialization import no_init_weights
 
 from tracer.capture.errors import first_line
 from tracer.errors import InputError, suggest
@@ -55,13 +56,25 @@ def build(
     return module.eval()
 
 
-def _module(config: Mapping[str, Any], model: str, dtype: str, attn: str) -> torch.nn.Module:
+def build_with_buffers(
+    config: Mapping[str, Any], overrides: Mapping[str, Any], *, model: str, dtype: str, attn: str
+) -> torch.nn.Module:
+    """The same model with its buffers computed; its parameters are memory that nobody has filled,
+    which an operating system gives when it is first written to."""
+    merged, _ = settle(config, overrides, model=model)
+    with no_init_weights():
+        return _module(merged, model, dtype, attn, device="cpu")
+
+
+def _module(
+    config: Mapping[str, Any], model: str, dtype: str, attn: str, device: str = "meta"
+) -> torch.nn.Module:
     settings = _config_class(config, model).from_dict(dict(config), attn_implementation=attn)
     model_class = _model_class(settings, config, model)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             module: torch.nn.Module = model_class(_part_for(model_class, settings))
     finally:
         torch.set_default_dtype(previous)

@@ -78,11 +78,22 @@ def user_model(
     def run(given: Mapping[str, Any], **options: Any) -> Any:
         filled = [given[read[i].name] if i in read else value for i, value in enumerate(values)]
         args, kwargs = tree_unflatten(filled, spec)
-        with torch.device("meta"):  # what the code makes is where all else is
+        where = next((tensor.device for tensor in given.values()), "meta")
+        with torch.device(where):  # what the code makes is where all else is
             return module(*args, **kwargs)
 
     fixed = {size: f"{name} takes no {size}" for size in DEFAULTS if size not in accepted}
     return module, Reading(tuple(read.values()), run, asked, fixed, notes)
+
+
+def user_module(
+    file: str, function: str, sizes: Mapping[str, int], arguments: Mapping[str, Any]
+) -> torch.nn.Module:
+    """The module as ``function`` makes it, with its data, at ``sizes`` that it may have."""
+    build = _load(file, function)
+    accepted = inspect.signature(build).parameters
+    asked = {size: number for size, number in sizes.items() if size in accepted}
+    return _built(build, f"{file}:{function}", {**arguments, **asked})[0]
 
 
 def _load(file: str, function: str) -> Callable[..., Any]:

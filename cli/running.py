@@ -1,0 +1,426 @@
+"""Commands that run a placement for real: verify, and the worker for another machine."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cli.app import Json, choose, command
+from cli.splitting import (
+    Accel, Home, MaxCalls, Memory, ResidencyName, TimeLimit, WireDtype, partition_of, setting_of,
+)  # fmt: skip
+from cli.tracing import (
+    Attn, Batch, Cache, Dtype, Logits, Model, Past, Phase, Seq, Settings, Source, trace_model,
+)  # fmt: skip
+from tracer.errors import CutedgeError, InputError
+
+if TYPE_CHECKING:
+    from partition.tables import Partition
+    from runtime.home import Measured
+    from runtime.verify import Verdict
+    from tracer.capture.runnable import Runnable
+    from tracer.graph import OpGraph
+
+TOKEN = "CUTEDGE_TOKEN"
+"""The environment variable that has the token which home and its workers share."""
+
+LEAST_TOKEN = 16
+
+
+class VerifyError(CutedgeError):
+    """What ran is not what was predicted."""
+
+
+@command("cutedge verify llama-3.2-1b --seq 1024 --policy offload-linear")
+def verify(
+    model: Model,
+    seq: Seq = None,
+    batch: Batch = 1,
+    phase: Phase = "prefill",
+    past: Past = None,
+    source: Source = None,
+    cache: Cache = False,
+    dtype: Dtype = None,
+    attn: Attn = "eager",
+    logits: Logits = "last",
+    settings: Settings = None,
+    policies: Annotated[
+        list[str] | None,
+        typer.Option("--policy", help="A policy to run, again and again; offload-linear."),
+    ] = None,
+    home: Home = "tee",
+    accel: Accel = "gpu",
+    wire_dtype: WireDtype = None,
+    residency: ResidencyName = "run",
+    link: Annotated[
+        str | None,
+        typer.Option("--link", help="The link whose figures predict; that of the transport."),
+    ] = None,
+    max_calls: MaxCalls = None,
+    memory: Memory = None,
+    time_limit: TimeLimit = 60.0,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="A folder with .safetensors; random numbers when left out."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of random weights, inputs and cache.")] = 0,
+    transport: Annotated[
+        Literal["unix", "tcp"], typer.Option(help="Sockets to workers on this machine.")
+    ] = "unix",
+    worker: Annotated[
+        list[str] | None,
+        typer.Option(help=f"A worker that listens elsewhere: gpu=HOST:PORT; {TOKEN} has its token."),
+    ] = None,
+    runs: Annotated[
+        int, typer.Option(min=1, help="Run so often; the fastest is what is measured.")
+    ] = 1,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a worker may be silent.")
+    ] = 300.0,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Write link.toml and a device file each, fitted to what was measured."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for the tables.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a split for real, count what crosses, and check it against prediction and model."""
+    from cli.printing import print_json
+    from cli.workspace import default_folder, remember
+    from costmodels.links import load_link
+    from partition.policy import load_policy
+    from partition.tables import remove_stale, write_partition
+    from runtime.wire import Carriage
+    from tracer.serde import write_reach, write_trace
+
+    chosen = {name: load_policy(name) for name in policies or ["offload-linear"]}
+    over = load_link(link or {"unix": "unix-socket", "tcp": "tcp-loopback"}[transport])
+    Carriage.of(over)
+    remote = _addresses(worker or [])
+    graph, runnable = trace_model(
+        model, seq=seq, batch=batch, phase=phase, past=past, source=source, cache=cache,
+        dtype=dtype, attn=attn, logits=logits, settings=settings, runnable=True,
+    )  # fmt: skip
+    assert runnable is not None
+    setting = setting_of(
+        graph, home, accel, over, wire_dtype, residency, max_calls, memory, time_limit
+    )
+    for name in remote:
+        choose(name, [setting.accelerator], "--worker of")
+    folder = out or default_folder(graph.meta)
+    trace_id = write_trace(graph, folder)
+    write_reach(folder, trace_id, runnable.reach)
+    remove_stale(folder, trace_id)
+    remember(folder)
+    made = [partition_of(graph, trace_id, policy, setting) for policy in chosen.values()]
+    numbers = {
+        "seed": seed, "spread": runnable.spread,
+        **({"checkpoint": str(weights.resolve())} if weights else {}),
+    }  # fmt: skip
+    given = _inputs(graph, seed)
+    measured = []
+    for one in made:
+        with _progress(one) as progress:
+            measured.append(
+                _run(
+                    one, runnable, over, given, numbers, transport, remote, timeout, runs,
+                    setting.memory_bytes, progress,
+                )
+            )  # fmt: skip
+    verdicts = _judged(graph, runnable, made, measured, given, numbers, wire_dtype)
+    files = []
+    for one, found in zip(made, measured, strict=True):
+        files.append(_write(graph, trace_id, one, found, write_partition(one, folder)))
+    if calibrate is not None:
+        _calibrate(graph, made, measured, files, calibrate)
+    if as_json:
+        rows = [_row(*found) for found in zip(made, measured, verdicts, files, strict=True)]
+        print_json(rows[0] if len(rows) == 1 else rows)
+    else:
+        _print(graph, made, measured, verdicts, files)
+    _refuse(made, verdicts)
+
+
+def _addresses(given: Sequence[str]) -> dict[str, tuple[str, int]]:
+    found = {}
+    for text in given:
+        match = re.fullmatch(r"(.+)=(.+):(\d{1,5})", text)
+        if match is None:
+            raise InputError(f"--worker {text!r}: write DEVICE=HOST:PORT, as in gpu=10.0.0.2:7411")
+        found[match[1]] = (match[2], int(match[3]))
+    if found and len(os.environ.get(TOKEN, "")) < LEAST_TOKEN:
+        raise InputError(f"--worker: put the workers' token, {LEAST_TOKEN} characters or more, "
+                         f"into {TOKEN}")  # fmt: skip
+    return found
+
+
+def _inputs(graph: "OpGraph", seed: int) -> dict[int, Any]:
+    """Numbers for what home is given, by tensor; token ids that every embedding has a row for."""
+    from runtime.weights import inputs
+    from runtime.wire import Spec
+    from tracer.graph import Kind, Role
+
+    rows = [
+        tensor.shape[0]
+        for op in graph.ops if op.kind is Kind.EMBEDDING
+        for tensor in graph.inputs(op.id) if tensor.role is Role.PARAMETER
+    ]  # fmt: skip
+    return {
+        tensor.id: inputs(
+            tensor.name, Spec(tensor.dtype, tensor.shape), seed, min(rows, default=2)
+        )
+        for op in graph.ops if op.kind is Kind.INPUT and not graph.is_everywhere(op.id)
+        for tensor in graph.outputs(op.id)
+    }  # fmt: skip
+
+
+@contextmanager
+def _progress(one: "Partition") -> "Iterator[Callable[[int, int], None]]":
+    """A bar over the calls on a terminal, with bytes a second; else nothing."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn,
+        TransferSpeedColumn,
+    )  # fmt: skip
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[calls]} calls"),
+        TransferSpeedColumn(), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        total, count = one.traffic.totals.wire_bytes, len(one.traffic.calls)
+        task = bar.add_task(one.policy, total=total or 1, calls=f"0/{count}")
+
+        def advance(call: int, moved: int) -> None:
+            if call == 0:  # a run may be repeated
+                bar.reset(task, total=total or 1, calls=f"0/{count}")
+            bar.update(task, advance=moved, calls=f"{call + 1}/{count}")
+
+        yield advance
+
+
+def _run(
+    one: "Partition", runnable: "Runnable", link: Any, given: Mapping[int, Any],
+    numbers: Mapping[str, Any], transport: Any, remote: Mapping[str, tuple[str, int]],
+    timeout: float, runs: int, memory: Mapping[str, int], progress: Callable[[int, int], None],
+) -> "Measured":  # fmt: skip
+    """The fastest of a placement's runs."""
+    from runtime.home import load, workers
+    from runtime.plan import make_plan
+
+    plan = make_plan(one.graph, runnable.invocations, one.placement, one.traffic)
+    with workers(
+        list(plan.accelerators), transport=transport, timeout=timeout, remote=remote,
+        token=os.environ.get(TOKEN) if remote else None, memory_bytes=memory,
+    ) as found:  # fmt: skip
+        loaded = load(
+            plan, found, data=runnable.data, weights=numbers, link=link,
+            wire_dtype=one.wire_dtype, residency=one.residency,
+        )  # fmt: skip
+        measured = [loaded.run(given, progress) for _ in range(runs)]
+    return min(measured, key=lambda run: run.seconds)
+
+
+def _judged(
+    graph: "OpGraph", runnable: "Runnable", made: "Sequence[Partition]",
+    measured: "Sequence[Measured]", given: Mapping[int, Any], numbers: Mapping[str, Any],
+    wire_dtype: str | None,
+) -> "list[Verdict]":  # fmt: skip
+    """Each run beside its prediction, and beside what the model's own code makes unsplit."""
+    from runtime.verify import judge
+    from runtime.weights import numbers_of
+    from runtime.wire import Spec
+    from runtime.worker import state_numbers
+    from tracer.graph import Kind, Role
+
+    by_name = {tensor.name: tensor for tensor in graph.tensors if tensor.op is None}
+    make = numbers_of(numbers)
+
+    def parameter(name: str) -> Any:
+        return make(name, Spec(by_name[name].dtype, by_name[name].shape))
+
+    whole = {graph.tensors[tensor].name: value for tensor, value in given.items()}
+    for op in graph.ops:
+        for tensor in graph.outputs(op.id):
+            if op.kind is Kind.INPUT and tensor.role is Role.KV_CACHE:
+                spec = Spec(tensor.dtype, tensor.shape)
+                whole[tensor.name] = state_numbers(tensor.name, spec, numbers)
+    reference = runnable.unsplit(whole, parameter)
+    results = graph.inputs(len(graph.ops) - 1)
+    names = [tensor.label or tensor.name for tensor in results]
+    states = [tensor.id for tensor in results if tensor.role is Role.KV_CACHE]
+    return [
+        judge(one.traffic, found, reference, names, states, wire_dtype)
+        for one, found in zip(made, measured, strict=True)
+    ]
+
+
+def _write(
+    graph: "OpGraph", trace_id: str, one: "Partition", found: "Measured", folder: Path
+) -> Path:  # fmt: skip
+    from runtime.measured import write_measured
+    from runtime.wire import MESSAGE_BYTES, TENSOR_BYTES
+    from tracer.serde import trace_metadata
+
+    return write_measured(
+        graph.meta, found.calls, [call.label for call in one.traffic.calls],
+        {**trace_metadata(graph.meta, trace_id), "policy": one.policy,
+         "run_seconds": repr(found.seconds), "home_seconds": repr(found.home_seconds)},
+        {"message": MESSAGE_BYTES, "tensor": TENSOR_BYTES}, folder,
+    )  # fmt: skip
+
+
+def _calibrate(
+    graph: "OpGraph", made: "Sequence[Partition]", measured: "Sequence[Measured]",
+    files: Sequence[Path], folder: Path,
+) -> None:  # fmt: skip
+    """Write the link and the devices as measured into a folder, for --link, --home and --accel."""
+    from costmodels.calibrate import fit, write_link
+    from costmodels.fit_device import fit_device, write_device
+    from runtime.measured import read_measured
+
+    folder.mkdir(parents=True, exist_ok=True)
+    called = max(range(len(made)), key=lambda n: len(made[n].traffic.calls))
+    found = fit(*read_measured(files[called]))
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    write_link(found, folder / "link.toml")
+    here: dict[str, list[Mapping[int, float]]] = {}
+    for one in measured:  # what torch runs on one processor here is one device
+        for name, seconds in one.op_seconds.items():
+            here.setdefault(one.devices[name], []).append(seconds)
+    policies = ", ".join(one.policy for one in made)
+    for name, device in measured[0].devices.items():
+        fitted = fit_device(graph, here[device])
+        write_device(fitted, f"{graph.meta.model} ({policies})", folder / f"{name}.toml")
+
+
+def _row(
+    one: "Partition", found: "Measured", verdict: "Verdict", file: Path
+) -> dict[str, Any]:  # fmt: skip
+    """``verify --json``, of one policy."""
+    return {
+        "policy": one.policy, "link": one.link, "wire_dtype": one.wire_dtype,
+        "residency": one.residency, **asdict(verdict), "bytes_equal": verdict.bytes_equal,
+        "answer_equal": verdict.answer_equal, "seconds_predicted": one.run_seconds,
+        "seconds_measured": found.seconds,
+        "transfer_seconds_predicted": one.traffic.totals.seconds,
+        "transfer_seconds_measured": sum(c.transfer_seconds for c in found.calls),
+        "home_seconds_measured": found.home_seconds,
+        "remote_seconds_measured": sum(c.remote_seconds for c in found.calls),
+        "load_seconds": found.load_seconds, "peak_memory_bytes": found.peak_memory_bytes,
+        "ran_on": found.devices, "measured_calls": str(file),
+    }  # fmt: skip
+
+
+def _print(
+    graph: "OpGraph", made: "Sequence[Partition]", measured: "Sequence[Measured]",
+    verdicts: "Sequence[Verdict]", files: Sequence[Path],
+) -> None:  # fmt: skip
+    from cli.printing import console, duration, human, mib, print_table
+    from cli.show import headline
+
+    def against(predicted: float | None, seconds: float) -> str:
+        if not predicted:
+            return f"{duration(seconds)}"
+        return f"{duration(predicted)} / {duration(seconds)} ({predicted / seconds - 1:+.1%})"
+
+    out = console()
+    out.print(headline(graph.meta), soft_wrap=True)
+    out.print(
+        "predicted / measured, by processes of their own over sockets; the answer against the "
+        "unsplit model's", soft_wrap=True,
+    )  # fmt: skip
+    typer.echo()
+    print_table(
+        ("policy", "calls", "payload", "on the wire", "bytes", "transfers", "run", "answer off by"),
+        [
+            (
+                one.policy, f"{v.calls_predicted} / {v.calls_measured}",
+                f"{mib(v.payload_bytes_predicted)} / {mib(v.payload_bytes_measured)}",
+                f"{v.wire_bytes_predicted:,} / {v.wire_bytes_measured:,} B",
+                "equal" if v.bytes_equal else "NOT EQUAL",
+                against(one.traffic.totals.seconds, sum(c.transfer_seconds for c in m.calls)),
+                against(one.run_seconds, m.seconds),
+                f"{v.max_abs_difference:.3g} of {v.max_abs_result:.3g}",
+            )
+            for one, m, v in zip(made, measured, verdicts, strict=True)
+        ],
+        "<>>><>>>",
+    )  # fmt: skip
+    typer.echo()
+    for one, m in zip(made, measured, strict=True):
+        slowest = sorted(
+            zip(one.traffic.calls, m.calls, strict=True), key=lambda pair: -pair[1].seconds
+        )[:3]
+        held = ", ".join(f"{name} {human(size)}" for name, size in m.peak_memory_bytes.items())
+        out.print(
+            f"{one.policy}: peak memory {held}; longest calls "
+            + (", ".join(f"{c.label} {duration(t.seconds)}" for c, t in slowest) or "none"),
+            soft_wrap=True,
+        )
+    for file in files:
+        out.print(f"written to {file}", soft_wrap=True)
+
+
+def _refuse(made: "Sequence[Partition]", verdicts: "Sequence[Verdict]") -> None:
+    """Fail where the bytes or the answer are not as they must be."""
+    for one, verdict in zip(made, verdicts, strict=True):
+        if not verdict.bytes_equal:
+            more = f" and {len(verdict.unequal) - 1} more" if len(verdict.unequal) > 1 else ""
+            raise VerifyError(f"{one.policy}: {verdict.unequal[0]}{more}")
+        if not verdict.answer_equal:
+            name, apart = verdict.largest_differences[0]
+            raise VerifyError(
+                f"{one.policy}: {name} is off the unsplit model's by {apart:.3g}, and its largest "
+                f"is {verdict.max_abs_result:.3g}: {verdict.tolerance:.3g} would be rounding"
+            )
+
+
+@command("CUTEDGE_TOKEN=$(openssl rand -hex 32) cutedge worker --listen 127.0.0.1:7411")
+def worker(
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT, or a port of this machine alone.")
+    ] = "127.0.0.1:7411",
+    memory: Annotated[
+        str | None, typer.Option(help="Take at most so much weights, as in 4GiB; what is free.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that another accelerator may be silent.")
+    ] = 300.0,
+) -> None:
+    """Hold weights and carry out calls for `verify --worker` on this or another machine."""
+    import socket
+
+    from cli.splitting import size_of
+    from runtime.worker import serve
+
+    host, _, port = f":{listen}".rpartition(":")
+    host = host.removeprefix(":") or "127.0.0.1"
+    if not port.isdigit() or int(port) > 65535:
+        raise InputError(f"--listen {listen!r}: write HOST:PORT, as in 127.0.0.1:7411")
+    token = os.environ.pop(TOKEN, "")
+    if len(token) < LEAST_TOKEN:
+        raise InputError(
+            f"a worker runs what it is sent by whoever has its token: put one of {LEAST_TOKEN} "
+            f"characters or more into {TOKEN}, here and where verify runs"
+        )
+    most = None if memory is None else size_of(memory, "--memory")
+    listener = socket.socket()
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, int(port)))
+        except OSError as error:
+            raise CutedgeError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}"
+            ) from error
+        listener.listen()
+        typer.echo(f"listening on {':'.join(map(str, listener.getsockname()))}", err=True)
+        serve(listener, token, timeout=timeout, memory_bytes=most)

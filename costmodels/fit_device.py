@@ -1,0 +1,101 @@
+"""A device from measured ops: the peak, the bandwidth and the launch time that fit them best.
+
+The model is the roofline's (``costmodels.roofline``): an op takes
+``max(FLOPs / peak, bytes / bandwidth) + launch``. Which of the two bounds an op depends on what is
+sought, so the fit is repeated with the bounds of the last one until they stay.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import nnls
+
+from costmodels.flops import FREE
+from tracer.errors import CutedgeError, InputError
+from tracer.files import write_whole
+from tracer.graph import OpGraph
+from tracer.toml_files import quoted
+
+_ROUNDS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class FittedDevice:
+    """A device as measured ops show it."""
+
+    ops: int
+    """How many it was fitted to."""
+    dtypes: tuple[str, ...]
+    """Those that the ops compute in; all share the peak."""
+    peak_flops_per_second: float
+    memory_bandwidth_bytes_per_second: float
+    launch_seconds: float
+    measured_seconds: float
+    """Of all the ops."""
+    fitted_seconds: float
+    """What the device takes for them by these figures."""
+
+
+def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> FittedDevice:
+    """The device that takes for its ops about what was ``measured`` (op -> seconds, run by run).
+
+    Least squares of the seconds themselves: what takes long counts most, as it does in a run.
+    Raises InputError where there is no op that computes, or none that moves.
+    """
+    rows = [
+        (graph.ops[op].cost.flops or 0,
+         graph.ops[op].cost.read_bytes + graph.ops[op].cost.write_bytes, seconds)
+        for run in measured for op, seconds in sorted(run.items())
+        if graph.ops[op].kind not in FREE and graph.ops[op].cost.flops is not None
+    ]  # fmt: skip
+    if not rows:
+        raise InputError("no op was measured that does any work")
+    flops, moved, seconds = np.array(rows, dtype=float).T
+    once = np.ones_like(seconds)
+    # To begin with, an op is bound by what it does more of than the average op.
+    computes = flops * moved.sum() > moved * flops.sum()
+    values = np.zeros(3)
+    for _ in range(_ROUNDS):
+        design = np.column_stack([np.where(computes, flops, 0), np.where(computes, 0, moved), once])
+        lengths = np.maximum(np.linalg.norm(design, axis=0), 1e-300)
+        values = nnls(design / lengths, seconds)[0] / lengths
+        again = flops * values[0] > moved * values[1]
+        if (again == computes).all():
+            break
+        computes = again
+    if not values[0] or not values[1]:
+        raise InputError(
+            "the measured ops do not tell computing from moving: measure a run with both on the "
+            "device, as --policy offload-linear has them on two and min-cut on one"
+        )
+    fitted = np.maximum(flops * values[0], moved * values[1]) + values[2]
+    dtypes = {str(op.dtype) for op in graph.ops if op.cost.flops and op.kind not in FREE}
+    return FittedDevice(
+        len(rows), tuple(sorted(dtypes)), float(1 / values[0]), float(1 / values[1]),
+        float(values[2]), float(seconds.sum()), float(fitted.sum()),
+    )  # fmt: skip
+
+
+def write_device(found: FittedDevice, what: str, out: Path) -> None:
+    """Write a device file, whole or not at all. Raises CutedgeError when the place cannot be."""
+    try:
+        write_whole(out, "\n".join(_toml(found, what)).encode(errors="backslashreplace"))
+    except OSError as error:
+        raise CutedgeError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def _toml(found: FittedDevice, what: str) -> Iterator[str]:
+    source = (
+        f"fitted to {found.ops:,} ops of {what}: {found.measured_seconds:.4g} s measured, "
+        f"{found.fitted_seconds:.4g} s by these figures"
+    )
+    yield f"description = {quoted(f'What ran {what}, as measured')}"
+    yield "trusted = false"
+    figures = {f"peak_flops_per_second.{d}": found.peak_flops_per_second for d in found.dtypes}
+    figures["memory_bandwidth_bytes_per_second"] = found.memory_bandwidth_bytes_per_second
+    figures["launch_seconds"] = found.launch_seconds
+    for key, value in figures.items():
+        yield f"\n[{key}]\nvalue = {value!r}\nsource = {quoted(source)}"
+    yield ""

@@ -1,0 +1,373 @@
+"""The side of home: it starts and calls the workers, runs its own ops, and measures.
+
+``Workers`` are processes on this machine, or ones that listen elsewhere; ``run`` takes a plan
+through all of its calls. Whatever goes wrong, no process, socket or piece of shared memory stays.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from costmodels.links import Link
+from runtime import RunError
+from runtime.machine import Machine
+from runtime.measured import MeasuredCall
+from runtime.plan import DevicePlan, Plan
+from runtime.wire import Carriage, Channel, greet, remove_segments
+from runtime.worker import load_resident, peak_memory_bytes
+
+Transport = Literal["unix", "tcp"]
+
+GRACE_SECONDS = 5.0
+"""What a worker gets to end by itself."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """An accelerator of a run, as home sees it."""
+
+    name: str
+    channel: Channel
+    family: int
+    address: Any
+    """Where it listens; other workers connect there."""
+    process: subprocess.Popen[bytes] | None
+    """None for one that was there already."""
+    load_seconds: float = 0.0
+    """What making or reading its weights took."""
+    device: str = "cpu"
+
+
+@dataclass(slots=True)
+class Measured:
+    """A run as it was measured."""
+
+    calls: list[MeasuredCall] = field(default_factory=list)
+    home_seconds: float = 0.0
+    """All of home's ops."""
+    seconds: float = 0.0
+    """The whole run, from the inputs to the results."""
+    op_seconds: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Device -> op -> what it took."""
+    results: list[torch.Tensor] = field(default_factory=list)
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+    """New cached state, by tensor, fetched after the run from where it is kept."""
+    load_seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
+    devices: dict[str, str] = field(default_factory=dict)
+    """Device of the placement -> what torch ran it on."""
+
+
+@contextmanager
+def workers(
+    names: Sequence[str], *, transport: Transport = "unix", timeout: float = 300.0,
+    remote: Mapping[str, tuple[str, int]] | None = None, token: str | None = None,
+    memory_bytes: Mapping[str, int] | None = None,
+) -> Iterator[dict[str, Worker]]:  # fmt: skip
+    """A worker for each accelerator: one that listens at ``remote``, else a new process here.
+
+    ``token`` is that of the remote ones. Raises RunError where one cannot be reached. At the end
+    every process is gone.
+    """
+    remote = remote or {}
+    own = token or secrets.token_hex(32)
+    if remote and not token:
+        raise RunError("a worker elsewhere asks for its token: give it in CUTEDGE_TOKEN")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cutedge-")))
+        found: dict[str, Worker] = {}
+        started: list[subprocess.Popen[bytes]] = []
+        stack.callback(_end, started)
+        for number, name in enumerate(names):
+            process = None
+            if name in remote:
+                family, address = socket.AF_INET, remote[name]
+            else:
+                family, address, process = _start(
+                    folder / str(number), transport, timeout, own, (memory_bytes or {}).get(name)
+                )
+                started.append(process)
+            connection = socket.socket(family)
+            channel = Channel(connection, f"worker {name}", timeout)
+            stack.callback(channel.close)
+            try:
+                connection.connect(address)
+            except OSError as error:
+                raise RunError(
+                    f"no worker {name} at {address}: {error.strerror or error}. Start one with "
+                    "cutedge worker --listen HOST:PORT"
+                ) from error
+            found[name] = Worker(name, channel, int(family), address, process)
+            with _explained(found[name], "greeting it"):
+                greet(channel, own, "home")
+        try:
+            yield found
+            for worker in found.values():
+                worker.channel.say(do="end")
+        except BaseException:
+            for process in started:  # it may be in the middle of something long
+                process.kill()
+            raise
+
+
+def _start(
+    path: Path, transport: Transport, timeout: float, token: str, memory_bytes: int | None
+) -> "tuple[socket.AddressFamily, Any, subprocess.Popen[bytes]]":
+    """Start a worker that listens where it is found at once: the socket is there before it is."""
+    if transport == "unix":
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+    else:
+        listener = socket.socket(socket.AF_INET)
+        listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    environment = {**os.environ, "CUTEDGE_TOKEN": token}
+    if memory_bytes is not None:
+        environment["CUTEDGE_MEMORY_BYTES"] = str(memory_bytes)
+    with listener:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "runtime.worker", str(listener.fileno()), str(timeout)],
+            pass_fds=(listener.fileno(),), env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        return listener.family, listener.getsockname(), process
+
+
+def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+    """See that worker processes end: by themselves where they were told to, else at once."""
+    until = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(until - time.monotonic(), 0))
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _explained(worker: Worker, doing: str) -> Iterator[None]:
+    """Errors of a worker with what it was doing, and how its process ended where it has."""
+    try:
+        yield
+    except RunError as error:
+        ended = ""
+        if worker.process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                code = worker.process.wait(0.5)
+                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                ended = f"; its process has ended ({how})"
+        raise RunError(f"{doing}: {error}{ended}") from error
+
+
+def load(
+    plan: Plan, found: Mapping[str, Worker], *, data: Mapping[int, torch.Tensor],
+    weights: Mapping[str, Any], link: Link, wire_dtype: str | None, residency: str,
+) -> "Loaded":  # fmt: skip
+    """Give every device its part of a plan, and its numbers: parameters, buffers, constants.
+
+    ``data`` has the buffers and the constants without an op, ``weights`` says which the others are
+    (``runtime.weights``). Raises RunError for a link that is not what runs here, and for a device
+    without the memory.
+    """
+    carriage = Carriage.of(link)
+    session = secrets.token_bytes(4)
+    threads = torch.get_num_threads()
+    for name, device in plan.accelerators.items():
+        worker = found[name]
+        worker.channel.session, worker.channel.carriage = session, carriage
+        with _explained(worker, "loading"):
+            worker.channel.say(
+                do="load",
+                plan=_spelled(plan, device, carriage, session)
+                | {"weights": dict(weights), "wire_dtype": wire_dtype, "residency": residency,
+                   "threads": threads},
+            )  # fmt: skip
+            worker.channel.hear()
+            worker.channel.send(0, [(tensor, data[tensor]) for tensor in device.data])
+    mine = plan.home
+    machine = Machine(mine.work)
+    machine.resident = {tensor: data[tensor] for tensor in mine.data}
+    machine.resident.update(load_resident(mine.parameters, mine.states, mine.work, weights))
+    machine.prepare(mine.ops, mine.constants)
+    for name in plan.accelerators:
+        worker = found[name]
+        with _explained(worker, "loading"):
+            words = worker.channel.hear()
+            worker.load_seconds, worker.device = float(words["loaded"]), str(words["device"])
+    for source, destination in sorted(
+        {(source, call.device) for call in plan.calls for source in call.peers}
+    ):
+        _introduce(found[source], found[destination])
+    return Loaded(plan, found, machine, wire_dtype, session)
+
+
+def _introduce(source: Worker, destination: Worker) -> None:
+    """Connect an accelerator to one that it sends tensors to."""
+    with _explained(destination, f"connecting {source.name} to it"):
+        destination.channel.say(do="accept")
+        source.channel.say(
+            do="connect", to=destination.name, family=destination.family,
+            address=destination.address,
+        )  # fmt: skip
+        source.channel.hear()
+        destination.channel.hear()
+
+
+def _spelled(
+    plan: Plan, device: DevicePlan, carriage: Carriage, session: bytes
+) -> dict[str, Any]:  # fmt: skip
+    """A device's part of a plan as text can carry it."""
+    work = device.work
+    calls = [call for call in plan.calls if call.device == device.name]
+    pushes = [
+        (call.number, call.device, call.peers[device.name])
+        for call in plan.calls if device.name in call.peers
+    ]  # fmt: skip
+    moving = {t for call in calls for tensors in call.peers.values() for t in tensors}
+    moving |= {t for call in calls for t in (*call.sent, *call.received)}
+    return {
+        "name": device.name, "session": session.hex(),
+        "carriage": [
+            carriage.chunk_bytes, carriage.shared_memory_threshold_bytes,
+            carriage.shared_memory_handle_bytes,
+        ],
+        "invocations": {
+            op: [how.args, how.kwargs, how.shared] for op, how in work.invocations.items()
+        },
+        "targets": work.targets, "made": work.made, "everywhere": work.everywhere,
+        "specs": {t: [spec.dtype, spec.shape] for t, spec in work.specs.items()},
+        "uses": work.uses,
+        "crossing": {t: [plan.crossing[t].dtype, plan.crossing[t].shape] for t in moving},
+        "calls": [asdict(call) for call in calls], "pushes": pushes,
+        "ops": [op for op in device.ops if op in work.invocations],
+        "constants": sorted(device.constants), "parameters": device.parameters,
+        "data": device.data, "states": device.states, "kept": device.kept,
+        "resident_bytes": device.resident_bytes,
+    }  # fmt: skip
+
+
+@dataclass(slots=True)
+class Loaded:
+    """Devices that hold their numbers, ready to run a plan as often as wanted."""
+
+    plan: Plan
+    workers: Mapping[str, Worker]
+    machine: Machine
+    wire_dtype: str | None
+    session: bytes
+
+    def run(
+        self, inputs: Mapping[int, torch.Tensor],
+        progress: Callable[[int, int], None] = lambda call, moved: None,
+    ) -> Measured:  # fmt: skip
+        """Run the plan on ``inputs``, by tensor.
+
+        ``progress`` is told of each call and the bytes that it moved. Raises RunError naming the
+        call in which something went wrong.
+        """
+        plan, machine, measured = self.plan, self.machine, Measured()
+        for name in plan.accelerators:
+            with _explained(self.workers[name], "starting"):
+                self.workers[name].channel.say(do="begin")
+                self.workers[name].channel.hear()
+        machine.begin()
+        machine.seconds.clear()
+        start = time.perf_counter()
+        machine.put(inputs)
+        rows: list[dict[str, Any]] = []
+        try:
+            for call, ops in zip(plan.calls, plan.home_ops, strict=False):
+                rows.append(self._call(call.number, ops))
+                progress(call.number, rows[-1]["sent_wire_bytes"] + rows[-1]["received_wire_bytes"])
+            before = time.perf_counter()
+            machine.run(plan.home_ops[-1])
+            measured.home_seconds = sum(row["home_seconds"] for row in rows)
+            measured.home_seconds += time.perf_counter() - before
+            measured.seconds = time.perf_counter() - start
+            measured.results = [machine.value(tensor) for tensor in plan.outputs]
+            machine.keep(plan.home.kept)
+            self._report(measured, rows)
+        finally:
+            remove_segments(self.session)
+        return measured
+
+    def _call(self, number: int, ops: Sequence[int]) -> dict[str, Any]:
+        """Home's ops before a call, and the call."""
+        call, machine = self.plan.calls[number], self.machine
+        worker = self.workers[call.device]
+        start = time.perf_counter()
+        machine.run(ops)
+        begun = time.perf_counter()
+        with _explained(worker, f"call {number} of {len(self.plan.calls)}"):
+            for source in call.peers:
+                self.workers[source].channel.say(do="push", call=number, to=call.device)
+            went = worker.channel.send(number, machine.take(call.sent), self.wire_dtype)
+            specs = {tensor: self.plan.crossing[tensor] for tensor in call.received}
+            dtypes = {tensor: machine.work.specs[tensor].dtype for tensor in call.received}
+            arrived, came = worker.channel.receive(number, specs, dtypes)
+        machine.put(arrived)
+        return {
+            "call_id": number, "device": call.device,
+            "sent_tensors": went.tensors, "received_tensors": came.tensors,
+            "sent_payload_bytes": went.payload_bytes,
+            "sent_wire_bytes": went.wire_bytes if went.tensors else 0,
+            "received_payload_bytes": came.payload_bytes,
+            "received_wire_bytes": came.wire_bytes if came.tensors else 0,
+            "control_bytes": (0 if went.tensors else went.wire_bytes)
+            + (0 if came.tensors else came.wire_bytes),
+            "home_seconds": begun - start, "serialise_seconds": went.pack_seconds,
+            "send_seconds": went.move_seconds, "receive_seconds": came.move_seconds,
+            "deserialise_seconds": came.pack_seconds, "seconds": time.perf_counter() - begun,
+            "home_peak_memory_bytes": peak_memory_bytes(),
+        }  # fmt: skip
+
+    def _report(self, measured: Measured, rows: Sequence[dict[str, Any]]) -> None:
+        """Add what the workers have measured."""
+        home = self.plan.home.name
+        measured.op_seconds[home] = dict(self.machine.seconds)
+        measured.peak_memory_bytes[home] = peak_memory_bytes()
+        measured.devices[home] = self.machine.device
+        measured.states = {
+            t: self.machine.resident[t] for t in self.plan.home.kept if t in self.machine.resident
+        }
+        stats: dict[int, dict[str, Any]] = {}
+        for name, device in self.plan.accelerators.items():
+            worker = self.workers[name]
+            with _explained(worker, "reporting"):
+                worker.channel.say(do="report")
+                words = worker.channel.hear()
+                worker.channel.say(do="fetch", tensors=list(device.kept))
+                found = worker.channel.hear()["found"]
+                specs = {tensor: device.work.specs[tensor] for tensor in found}
+                kept, _ = worker.channel.receive(0, specs, {t: s.dtype for t, s in specs.items()})
+            measured.states.update(kept)
+            stats.update((int(call), taken) for call, taken in words["calls"].items())
+            measured.op_seconds[name] = {int(op): s for op, s in words["ops"].items()}
+            measured.load_seconds[name] = worker.load_seconds
+            measured.devices[name] = worker.device
+            peaks = [taken["peak_memory_bytes"] for taken in words["calls"].values()]
+            measured.peak_memory_bytes[name] = max(peaks, default=0)
+        for row in rows:
+            taken = stats[row["call_id"]]
+            measured.calls.append(
+                MeasuredCall(**{
+                    **row, "remote_seconds": taken["compute_seconds"],
+                    "transfer_seconds": row["seconds"] - taken["compute_seconds"],
+                    "serialise_seconds": row["serialise_seconds"] + taken["pack_seconds"],
+                    "deserialise_seconds": row["deserialise_seconds"] + taken["unpack_seconds"],
+                    **{key: taken[key] for key in
+                       ("peer_payload_bytes", "peer_wire_bytes", "peak_memory_bytes")},
+                })
+            )  # fmt: skip

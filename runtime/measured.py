@@ -1,0 +1,107 @@
+"""Measured calls: what there is to say of one, and all of a run's on disk; torch-free."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from costmodels.calibrate import Log
+from tracer.errors import InputError
+from tracer.graph import TraceMeta
+from tracer.serde import make_tables, write_tables
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCall:
+    """What a call took; seconds by home's clock, the worker's own by its clock."""
+
+    call_id: int
+    device: str
+    sent_tensors: int
+    received_tensors: int
+    sent_payload_bytes: int
+    sent_wire_bytes: int
+    """Counted at the socket; of a request without tensors 0, see ``control_bytes``."""
+    received_payload_bytes: int
+    received_wire_bytes: int
+    peer_payload_bytes: int
+    """From other accelerators, as the worker counted them."""
+    peer_wire_bytes: int
+    control_bytes: int
+    """Of a request or a reply that carries no tensor."""
+    home_seconds: float
+    """Home's own ops before it, since the call before."""
+    serialise_seconds: float
+    """At both ends: into the dtype and order that tensors cross in."""
+    send_seconds: float
+    """Until the socket has taken the last byte."""
+    remote_seconds: float
+    """The worker's ops."""
+    receive_seconds: float
+    """From the reply's first byte to its last."""
+    deserialise_seconds: float
+    """At both ends: out of what they crossed in."""
+    transfer_seconds: float
+    """Of ``seconds``, those that the worker's ops did not take."""
+    seconds: float
+    """From the request's first step to the reply's last."""
+    peak_memory_bytes: int
+    """The most that the worker has had by then."""
+    home_peak_memory_bytes: int
+
+
+_TYPES = {"int": pa.int64(), "float": pa.float64(), "str": pa.string()}
+
+MEASURED_CALLS = pa.schema([
+    pa.field(field.name, pa.int32() if field.name == "call_id" else _TYPES[str(field.type)],
+             nullable=False)
+    for field in fields(MeasuredCall)
+] + [pa.field("label", pa.string(), nullable=False)])  # fmt: skip
+
+_FRAMING = {part: f"{part}_framing_bytes" for part in ("message", "tensor")}
+
+
+def write_measured(
+    meta: TraceMeta, calls: Sequence[MeasuredCall], labels: Sequence[str],
+    metadata: Mapping[str, str], framing: Mapping[str, int], folder: Path,
+) -> Path:  # fmt: skip
+    """Write ``measured_calls.parquet`` into a partition's directory; where it is.
+
+    ``framing`` has the bytes of a ``message`` and of a ``tensor`` in it.
+    """
+    rows = [(*astuple(call), label) for call, label in zip(calls, labels, strict=True)]
+    tables = make_tables(meta, {"measured_calls": (MEASURED_CALLS, rows)})
+    noted = {key: str(framing[part]) for part, key in _FRAMING.items()}
+    write_tables(
+        folder, tables, {**metadata, **noted},
+        advice="Make the place writable, or free some space.",
+    )  # fmt: skip
+    return folder / "measured_calls.parquet"
+
+
+def read_measured(path: Path) -> tuple[Log, dict[str, int]]:
+    """(measured calls as ``calibrate`` fits them, the framing of their messages) of a file.
+
+    Raises InputError for a file that is no such table.
+    """
+    try:
+        table = pq.ParquetFile(path).read()
+        framing = {
+            part: int((table.schema.metadata or {})[key.encode()])
+            for part, key in _FRAMING.items()
+        }
+        column = {name: np.array(table[name].to_pylist(), float) for name in (
+            "sent_payload_bytes", "received_payload_bytes", "transfer_seconds",
+        )}  # fmt: skip
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise InputError(f"{path} is no table of measured calls, as verify writes it") from error
+    if len(table) < 4:
+        raise InputError(f"{path}: {len(table)} calls are too few: three terms take 4 or more")
+    return Log(
+        path.name, tuple(range(1, len(table) + 1)),
+        {"sent": column["sent_payload_bytes"], "received": column["received_payload_bytes"],
+         "seconds": column["transfer_seconds"]},
+    ), framing  # fmt: skip

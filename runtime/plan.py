@@ -1,0 +1,226 @@
+"""Who does what when: a placement and its traffic, spelled out for each device of a run."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from partition.accounting import Traffic, steps_of
+from partition.placement import Placement
+from runtime.machine import Work, read
+from runtime.wire import Spec
+from tracer.graph import Kind, OpGraph, Role
+from tracer.program import Invocation
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """What an accelerator does in one call."""
+
+    number: int
+    """The call's id, in order of execution."""
+    device: str
+    ops: tuple[int, ...]
+    sent: tuple[int, ...]
+    """Tensors that come from home."""
+    peers: Mapping[str, tuple[int, ...]]
+    """Another accelerator -> tensors that come from there."""
+    received: tuple[int, ...]
+    """Tensors that go home."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """What one device holds and carries out."""
+
+    name: str
+    work: Work
+    ops: tuple[int, ...]
+    """Its own ops, in order."""
+    constants: frozenset[int]
+    """Ops that are worked out before the run."""
+    parameters: Mapping[int, str]
+    """Tensor -> the name of the parameter that owns its memory."""
+    data: tuple[int, ...]
+    """Buffers and constants without an op, which home has the numbers of."""
+    states: Mapping[int, str]
+    """Tensor -> the name of the cached state that it is before the run."""
+    kept: tuple[int, ...] = ()
+    """Results that are cached state and lie here after the run."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of the parameters, buffers and cached state that it loads."""
+        owners = {self.parameters[t]: t for t in self.parameters}
+        tensors = [*owners.values(), *self.data, *self.states]
+        return sum(self.work.specs[tensor].payload_bytes for tensor in tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run, device by device and call by call."""
+
+    home: DevicePlan
+    accelerators: Mapping[str, DevicePlan]
+    calls: tuple[CallPlan, ...]
+    home_ops: tuple[tuple[int, ...], ...]
+    """By call, the ops that home runs before it; then those after the last one."""
+    inputs: tuple[int, ...]
+    """The tensors that home is given."""
+    outputs: tuple[int, ...]
+    """The results, which lie at home after the run; cached state is not among them."""
+    crossing: Mapping[int, Spec] = field(default_factory=dict)
+    """By tensor that crosses: what it is on the wire."""
+
+
+def make_plan(
+    graph: OpGraph, invocations: Mapping[int, Invocation], placement: Placement, traffic: Traffic
+) -> Plan:
+    """Spell out a placement, whose traffic ``account`` has counted, for the devices to carry out."""
+    home = placement.home
+    steps = steps_of(graph, placement)
+    peers: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    sent: dict[int, list[int]] = defaultdict(list)
+    received: dict[int, list[int]] = defaultdict(list)
+    leaves: dict[str, Counter[int]] = defaultdict(Counter)
+    for t in traffic.transfers:
+        leaves[t.src_device][t.tensor.id] += 1
+        if t.direction == "peer":
+            peers[t.call][t.src_device].append(t.tensor.id)
+        else:
+            (sent if t.direction == "send" else received)[t.call].append(t.tensor.id)
+    calls = tuple(
+        CallPlan(
+            call.id, call.device, call.ops, tuple(sent[call.id]),
+            {device: tuple(tensors) for device, tensors in sorted(peers[call.id].items())},
+            tuple(received[call.id]),
+        )
+        for call in traffic.calls
+    )  # fmt: skip
+    results = graph.inputs(len(graph.ops) - 1)
+    outputs = tuple(t.id for t in results if t.role is not Role.KV_CACHE)
+    kept = [t.id for t in results if t.role is Role.KV_CACHE]
+    devices = {
+        name: _device_plan(graph, invocations, placement, name, leaves[name], outputs, kept)
+        for name in (home, *placement.accelerators)
+    }
+    # A device may be called for cached state alone, and run nothing.
+    for call in calls:
+        if call.device not in devices:
+            devices[call.device] = _device_plan(
+                graph, invocations, placement, call.device, leaves[call.device], outputs, kept
+            )
+    pending = [op for op in devices[home].ops if op in invocations]
+    home_ops: list[tuple[int, ...]] = []
+    for call in traffic.calls:
+        before = [op for op in pending if steps[op] < call.step]
+        home_ops.append(tuple(before))
+        done = set(before)
+        pending = [op for op in pending if op not in done]
+    wires = {t.tensor.id: t.wire_dtype for t in traffic.transfers}
+    return Plan(
+        home=devices.pop(home), accelerators=devices, calls=calls,
+        home_ops=(*home_ops, tuple(pending)),
+        inputs=tuple(
+            t.id for op in graph.ops if op.kind is Kind.INPUT and not graph.is_everywhere(op.id)
+            for t in graph.outputs(op.id)
+        ),
+        outputs=outputs,
+        crossing={n: Spec(dtype, graph.tensors[n].shape) for n, dtype in wires.items()},
+    )  # fmt: skip
+
+
+def _device_plan(
+    graph: OpGraph, invocations: Mapping[int, Invocation], placement: Placement, name: str,
+    leaving: Mapping[int, int], outputs: Iterable[int], kept: Sequence[int],
+) -> DevicePlan:  # fmt: skip
+    own = tuple(op for op, device in enumerate(placement.devices) if device == name)
+    carried = {op for op in own if op in invocations}
+    uses: Counter[int] = Counter(leaving)
+    for op in carried:
+        uses.update(set(read(invocations[op])))
+    if name == placement.home:
+        uses.update(outputs)
+    resident: set[int] = set()
+    front = [tensor for op in sorted(carried) for tensor in read(invocations[op])]
+    if name == placement.home:
+        front += outputs
+    mine = [t for t in kept if _keeper(graph, placement, t) == name]
+    front += [t for t in mine if not graph.crosses(graph.tensors[t])]
+    uses.update(t for t in mine if graph.crosses(graph.tensors[t]))
+    everywhere: dict[int, int] = {}
+    while front:
+        tensor = graph.tensors[front.pop()]
+        if tensor.id in everywhere or tensor.id in resident:
+            continue
+        if tensor.op is None or (
+            graph.is_everywhere(tensor.op) and tensor.op not in invocations
+        ):  # a parameter, or cached state that is given
+            resident.add(tensor.id)
+        elif graph.is_everywhere(tensor.op):
+            everywhere.update((made.id, tensor.op) for made in graph.outputs(tensor.op))
+            needed = read(invocations[tensor.op])
+            uses.update(needed)  # new rows of cached state: they are kept until it is worked out
+            front += needed
+    needed_ops = carried | set(everywhere.values())
+    involved = {t for op in needed_ops for t in _mentioned(invocations[op])}
+    involved |= {t.id for op in needed_ops for t in graph.outputs(op)} | resident | set(uses)
+    roles = {t: graph.tensors[t].role for t in resident}
+    return DevicePlan(
+        name=name,
+        work=Work(
+            invocations={op: invocations[op] for op in sorted(needed_ops)},
+            targets={op: graph.ops[op].target for op in sorted(needed_ops)},
+            made={op: tuple(t.id for t in graph.outputs(op)) for op in sorted(needed_ops)},
+            everywhere=everywhere,
+            specs={
+                t: Spec(graph.tensors[t].dtype, graph.tensors[t].shape) for t in sorted(involved)
+            },
+            uses={t: n for t, n in sorted(uses.items()) if n},
+        ),
+        ops=own,
+        constants=frozenset(op for op in everywhere.values() if graph.ops[op].is_constant),
+        parameters={
+            t: graph.storage(graph.tensors[t]).name
+            for t in sorted(resident) if roles[t] is Role.PARAMETER
+        },
+        data=tuple(
+            t for t in sorted(resident) if roles[t] not in (Role.PARAMETER, Role.KV_CACHE)
+        ),
+        states={t: graph.tensors[t].name for t in sorted(resident) if roles[t] is Role.KV_CACHE},
+        kept=tuple(mine),
+    )  # fmt: skip
+
+
+def _keeper(graph: OpGraph, placement: Placement, tensor: int) -> str:
+    """A device where a result that is cached state lies after the run."""
+    made = graph.tensors[tensor]
+    assert made.op is not None
+    if graph.crosses(made):
+        return str(placement.devices[made.op])
+    front, seen = [tensor], set()
+    while front:  # who reads it, else who makes what is appended to it
+        for op in graph.readers(front.pop(0)):
+            if op in seen or graph.ops[op].kind is Kind.OUTPUT:
+                continue
+            seen.add(op)
+            if not graph.is_everywhere(op):
+                return str(placement.devices[op])
+            front += [t.id for t in graph.outputs(op)]
+    makers = [placement.devices[t.op] for t in graph.flowing(made.op) if t.op is not None]
+    return str(makers[0]) if makers else placement.home
+
+
+def _mentioned(how: Invocation) -> set[int]:
+    found = set(read(how))
+
+    def walk(argument: Any) -> None:
+        match argument:
+            case list():
+                for part in argument:
+                    walk(part)
+            case {"like": tensor}:
+                found.add(tensor)
+
+    walk([*how.args, *how.kwargs.values()])
+    return found

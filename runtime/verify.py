@@ -1,0 +1,131 @@
+"""What was measured beside what was predicted, call by call, and the answer beside the model's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+
+from partition.accounting import Traffic
+from runtime.home import Measured
+
+_COMPARED = (
+    "sent_payload_bytes", "sent_wire_bytes", "received_payload_bytes", "received_wire_bytes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A run against its prediction. Bytes are of all calls, peer transfers with them."""
+
+    calls_predicted: int
+    calls_measured: int
+    payload_bytes_predicted: int
+    payload_bytes_measured: int
+    wire_bytes_predicted: int
+    wire_bytes_measured: int
+    unequal: tuple[str, ...]
+    """Each figure of a call that is not as predicted, in words."""
+    max_abs_difference: float
+    """Between the results and the unsplit model's, cached state with them."""
+    max_abs_result: float
+    """Of the unsplit model's results."""
+    largest_differences: tuple[tuple[str, float], ...]
+    """(result, its largest difference), the furthest off first."""
+    tolerance: float
+    """What ``max_abs_difference`` may be; see ``tolerance_of``."""
+
+    @property
+    def bytes_equal(self) -> bool:
+        """Whether every call moved what was predicted, to the byte."""
+        return not self.unequal
+
+    @property
+    def answer_equal(self) -> bool:
+        """Whether the results are the unsplit model's, within the tolerance."""
+        return self.max_abs_difference <= self.tolerance
+
+
+def judge(
+    traffic: Traffic, measured: Measured, reference: Sequence[torch.Tensor],
+    names: Sequence[str], states: Sequence[int], wire_dtype: str | None,
+) -> Verdict:  # fmt: skip
+    """Set a run beside its prediction.
+
+    ``reference`` are the unsplit model's results, then its state; ``names`` are theirs, ``states``
+    the tensors of the latter. State that no device has kept is left out.
+    """
+    unequal = [*_unequal(traffic, measured)]
+    results = measured.results
+    pairs = list(zip(names, results, reference, strict=False))
+    pairs += [
+        (name, measured.states[tensor], other)
+        for name, tensor, other in zip(
+            names[len(results) :], states, reference[len(results) :], strict=True
+        )
+        if tensor in measured.states
+    ]
+    apart = [(name, _difference(one.cpu(), other)) for name, one, other in pairs]
+    largest = max((float(other.abs().max()) for _, _, other in pairs if other.numel()), default=0.0)
+    dtypes = [str(other.dtype).removeprefix("torch.") for _, _, other in pairs]
+    totals = traffic.totals
+    moved = [
+        (
+            c.sent_payload_bytes + c.received_payload_bytes + c.peer_payload_bytes,
+            c.sent_wire_bytes + c.received_wire_bytes + c.peer_wire_bytes,
+        )
+        for c in measured.calls
+    ]
+    return Verdict(
+        calls_predicted=len(traffic.calls), calls_measured=len(measured.calls),
+        payload_bytes_predicted=totals.payload_bytes,
+        payload_bytes_measured=sum(payload for payload, _ in moved),
+        wire_bytes_predicted=totals.wire_bytes,
+        wire_bytes_measured=sum(wire for _, wire in moved),
+        unequal=tuple(unequal),
+        max_abs_difference=max((d for _, d in apart), default=0.0), max_abs_result=largest,
+        largest_differences=tuple(sorted(apart, key=lambda pair: -pair[1])[:3]),
+        tolerance=tolerance_of([*dtypes, *([wire_dtype] if wire_dtype else [])], largest),
+    )  # fmt: skip
+
+
+def tolerance_of(dtypes: Sequence[str], largest: float) -> float:
+    """What results may be off by: half of the digits of the coarsest of ``dtypes`` must agree.
+
+    Sums may be taken in another order on another device; a mistake shows in the first digits.
+    """
+    floats = [getattr(torch, name) for name in dtypes]
+    epsilons = [torch.finfo(dtype).eps for dtype in floats if dtype.is_floating_point]
+    return sqrt(max(epsilons, default=0.0)) * largest
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    if not one.numel():
+        return 0.0
+    apart = (one.to(torch.float64) - other.to(torch.float64)).abs().max()
+    return float(apart) if torch.isfinite(apart) else float("inf")
+
+
+def _unequal(traffic: Traffic, measured: Measured) -> Iterator[str]:
+    if len(traffic.calls) != len(measured.calls):
+        yield f"{len(measured.calls)} calls, {len(traffic.calls)} predicted"
+        return
+    peers: dict[int, list[int]] = {}
+    for t in traffic.transfers:
+        if t.direction == "peer":
+            payload, wire = peers.get(t.call, [0, 0])
+            peers[t.call] = [payload + t.payload_bytes, wire + t.wire_bytes]
+    for predicted, found in zip(traffic.calls, measured.calls, strict=True):
+        wanted: Mapping[str, int] = {
+            **{what: getattr(predicted, what) for what in _COMPARED},
+            "peer_payload_bytes": peers.get(predicted.id, [0, 0])[0],
+            "peer_wire_bytes": peers.get(predicted.id, [0, 0])[1],
+        }
+        for what, number in wanted.items():
+            if getattr(found, what) != number:
+                yield (
+                    f"call {predicted.id} ({predicted.label}): {what} {getattr(found, what):,}, "
+                    f"{number:,} predicted"
+                )

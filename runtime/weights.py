@@ -1,0 +1,112 @@
+"""The numbers of a model: random ones from a seed, or those of a checkpoint; one tensor at a time.
+
+Either way a tensor's numbers follow from its name alone, so that two devices that both need it have
+the same, and each loads no more than it needs.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime import RunError
+from runtime.wire import Spec
+
+Numbers = Callable[[str, Spec], torch.Tensor]
+"""(name, what it must be) -> the tensor."""
+
+
+def numbers_of(weights: Mapping[str, Any]) -> Numbers:
+    """The numbers that ``weights`` describe: ``{"seed": 0, "spread": 0.02}`` for random ones with
+    that standard deviation, or ``{"checkpoint": "folder"}``.
+
+    Raises RunError for a checkpoint that cannot be read.
+    """
+    if folder := weights.get("checkpoint"):
+        return Checkpoint(Path(folder))
+    seed, spread = int(weights["seed"]), float(weights["spread"])
+    return lambda name, spec: seeded(name, spec, seed, spread)
+
+
+def seeded(name: str, spec: Spec, seed: int, spread: float) -> torch.Tensor:
+    """Normal numbers of standard deviation ``spread``, the same on every machine.
+
+    A weight with one axis scales what a norm made: its mean is 1. All else has mean 0. Integers
+    are 0.
+    """
+    dtype = getattr(torch, spec.dtype)
+    if not dtype.is_floating_point:
+        return torch.zeros(spec.shape, dtype=dtype)
+    start = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
+    generator = torch.Generator().manual_seed(int.from_bytes(start, "little") >> 1)
+    mean = 1.0 if len(spec.shape) == 1 and name.endswith("weight") else 0.0
+    made = torch.empty(spec.shape, dtype=torch.float32).normal_(mean, spread, generator=generator)
+    return made.to(dtype)
+
+
+def inputs(name: str, spec: Spec, seed: int, rows: int) -> torch.Tensor:
+    """Numbers for an input of a model: integers below ``rows``, true, or normal numbers."""
+    dtype = getattr(torch, spec.dtype)
+    if dtype == torch.bool:
+        return torch.ones(spec.shape, dtype=dtype)
+    if dtype.is_floating_point:
+        return seeded(f"input {name}", spec, seed, 1.0)
+    start = hashlib.sha256(f"{seed}:input {name}".encode()).digest()[:8]
+    generator = torch.Generator().manual_seed(int.from_bytes(start, "little") >> 1)
+    return torch.randint(rows, spec.shape, dtype=dtype, generator=generator)
+
+
+class Checkpoint:
+    """The tensors in the ``.safetensors`` files of a folder, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        try:
+            if index.exists():
+                files = {
+                    name: folder / file
+                    for name, file in json.loads(index.read_text())["weight_map"].items()
+                }
+            else:
+                files = {name: path for path in _files(folder) for name in _names(path)}
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise RunError(f"{index if index.exists() else folder}: {error}") from error
+        self.folder, self.files = folder, files
+
+    def __call__(self, name: str, spec: Spec) -> torch.Tensor:
+        """The tensor called ``name``. Raises RunError where it is missing or of another shape."""
+        from safetensors import SafetensorError, safe_open
+
+        if name not in self.files:
+            raise RunError(f"{self.folder} has no tensor {name}: it is no checkpoint of this model")
+        try:
+            with safe_open(self.files[name], framework="pt") as file:
+                found = file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{self.files[name]}: {error}") from error
+        if tuple(found.shape) != tuple(spec.shape):
+            raise RunError(
+                f"{self.files[name]}: {name} is {list(found.shape)}, the model has "
+                f"{list(spec.shape)}"
+            )
+        return found.to(getattr(torch, spec.dtype))
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise RunError(f"{folder} has no .safetensors files")
+    return found
+
+
+def _names(path: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: {error}") from error

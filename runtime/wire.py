@@ -1,0 +1,492 @@
+"""Messages over sockets: tensors as they lie in memory, every byte counted.
+
+A message is a header, a header for each tensor, and the tensors' bytes; both headers have a fixed
+size, so that what a link's description calls framing is known to the byte. A long payload goes in
+pieces of the link's ``chunk_bytes``, each with a header of its own; a piece below its
+``shared_memory_threshold_bytes`` lies in shared memory, and a handle goes in its place. Nothing
+that comes in is ever unpickled, and no memory is taken before a size was found to be expected.
+
+Sockets and no messaging library, because they are fastest here and because every byte on them is
+ours to count: ``bench/transports.py`` has them beside ZeroMQ and Arrow Flight.
+"""
+
+import hashlib
+import hmac
+import json
+import mmap
+import os
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from costmodels.links import Link
+from runtime import RunError
+from tracer.graph import ITEM_BYTES
+
+_HEADER = struct.Struct("<2sBBIIIQ")
+"""magic, version, sort, number of tensors, number of the call, of the piece, bytes that follow"""
+
+_TENSOR = struct.Struct("<IBBHQQ")
+"""id, dtype, axes, nothing, the axes' order in memory (4 bits each), payload bytes"""
+
+MESSAGE_BYTES, TENSOR_BYTES = _HEADER.size, _TENSOR.size
+"""The framing of a message (of each piece of it) and of a tensor in it: 24 bytes each."""
+
+HANDLE_BYTES = 16
+"""A handle on shared memory: 8 bytes that name the segment (the run, then random ones), and where
+in it."""
+
+MOST_AXES = 16
+_MAGIC, _VERSION = b"ce", 1
+_COMMAND, _TENSORS, _PIECE, _ERROR = range(1, 5)
+_MOST_TEXT = 256 * 2**20
+_MOST_GREETING = 4096
+_DTYPES = tuple(ITEM_BYTES)
+_SEGMENTS = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a tensor in a message must be."""
+
+    dtype: str
+    """The dtype that it crosses in."""
+    shape: tuple[int, ...]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Elements x item size."""
+        numel = 1
+        for size in self.shape:
+            numel *= size
+        return numel * ITEM_BYTES[self.dtype]
+
+
+@dataclass(slots=True)
+class Moved:
+    """What a message took."""
+
+    payload_bytes: int = 0
+    """Elements x item size of its tensors."""
+    wire_bytes: int = 0
+    """What went over the socket, as counted there."""
+    tensors: int = 0
+    pack_seconds: float = 0.0
+    """Bringing the tensors into the dtype and the order that they cross in, or out of it."""
+    move_seconds: float = 0.0
+    """On the socket, and in shared memory; of a message that comes in, from its first byte on."""
+    wait_seconds: float = 0.0
+    """Of a message that comes in: until its first byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carriage:
+    """How a channel carries long and short messages; the figures of a ``costmodels.links.Link``."""
+
+    chunk_bytes: int | None = None
+    shared_memory_threshold_bytes: int = 0
+    shared_memory_handle_bytes: int = HANDLE_BYTES
+
+    @staticmethod
+    def of(link: Link) -> "Carriage":
+        """That of a link whose framing is that of these messages. Raises RunError for others."""
+        framing = {
+            "message": (link.sent_message_framing_bytes, link.received_message_framing_bytes),
+            "tensor": (link.sent_tensor_framing_bytes, link.received_tensor_framing_bytes),
+        }
+        ours = {"message": (MESSAGE_BYTES,) * 2, "tensor": (TENSOR_BYTES,) * 2}
+        if framing != ours:
+            raise RunError(
+                f"link {link.name} is not what runs here: a message has {MESSAGE_BYTES} bytes of "
+                f"framing and a tensor {TENSOR_BYTES}, both ways; take --link unix-socket or "
+                "tcp-loopback, or a file of your own with this framing"
+            )
+        if link.shared_memory_threshold_bytes and link.shared_memory_handle_bytes < HANDLE_BYTES:
+            raise RunError(
+                f"link {link.name}: a handle on shared memory takes {HANDLE_BYTES} bytes here, "
+                f"not {link.shared_memory_handle_bytes}"
+            )
+        return Carriage(
+            link.chunk_bytes, link.shared_memory_threshold_bytes,
+            link.shared_memory_handle_bytes or HANDLE_BYTES,
+        )  # fmt: skip
+
+    def pieces(self, total: int) -> Iterator[tuple[int, int]]:
+        """(begin, end) of each piece of a payload; one, of nothing, of an empty one."""
+        chunk = min(self.chunk_bytes or total, total)
+        yield from ((at, min(at + chunk, total)) for at in range(0, total, chunk or 1))
+        if not total:
+            yield 0, 0
+
+    def is_shared(self, piece: int) -> bool:
+        """Whether a piece of so many bytes lies in shared memory."""
+        small = piece < self.shared_memory_threshold_bytes
+        return small and piece > self.shared_memory_handle_bytes
+
+
+@dataclass(slots=True)
+class Channel:
+    """One end of a connection. Every wait on it ends after ``timeout`` seconds without a byte.
+
+    All methods raise RunError: where the other end is gone, silent or ill-mannered.
+    """
+
+    connection: socket.socket
+    peer: str
+    """What errors call the other end."""
+    timeout: float = 300.0
+    carriage: Carriage = field(default_factory=Carriage)
+    sent_bytes: int = 0
+    """All that went out on the socket so far."""
+    received_bytes: int = 0
+    """All that came in on the socket so far."""
+    session: bytes = field(default_factory=lambda: secrets.token_bytes(4))
+    """Begins the name of each piece of shared memory, so that all of a run's can be found."""
+    segments: set[Path] = field(default_factory=set)
+    """Shared memory that the other end may not have read yet."""
+
+    def __post_init__(self) -> None:
+        self.connection.settimeout(self.timeout)
+        if self.connection.family != socket.AF_UNIX:
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def close(self) -> None:
+        """Close the connection and remove shared memory that nobody will read."""
+        with suppress(OSError):
+            self.connection.close()
+        for segment in self.segments:
+            segment.unlink(missing_ok=True)
+        self.segments.clear()
+
+    # --- text -------------------------------------------------------------------------------------
+
+    def say(self, **words: Any) -> None:
+        """Send a command or an answer."""
+        text = json.dumps(words).encode()
+        self._out(_HEADER.pack(_MAGIC, _VERSION, _COMMAND, 0, 0, 0, len(text)), text)
+
+    def fail(self, message: str) -> None:
+        """Tell the other end that it went wrong here."""
+        text = message.encode()[:_MOST_GREETING]
+        self._out(_HEADER.pack(_MAGIC, _VERSION, _ERROR, 0, 0, 0, len(text)), text)
+
+    def hear(self, most: int = _MOST_TEXT) -> dict[str, Any]:
+        """The next message, which must be text."""
+        sort, _, _, _, length = self._header()
+        return self._text(sort, length, most)
+
+    def _text(self, sort: int, length: int, most: int = _MOST_TEXT) -> dict[str, Any]:
+        if sort == _ERROR and length <= _MOST_GREETING:
+            raise RunError(f"{self.peer}: {self._in(length).decode(errors='replace')}")
+        if sort != _COMMAND or length > most:
+            raise RunError(f"{self.peer} sent a message that is out of place")
+        try:
+            words = json.loads(bytes(self._in(length)))
+        except ValueError:
+            words = None
+        if not isinstance(words, dict):
+            raise RunError(f"{self.peer} sent text that is damaged")
+        return words
+
+    # --- tensors ----------------------------------------------------------------------------------
+
+    def send(
+        self, call: int, tensors: Sequence[tuple[int, torch.Tensor]], wire_dtype: str | None = None
+    ) -> Moved:
+        """Send tensors, by id, as one message; floats in ``wire_dtype`` where it is given."""
+        moved = Moved(tensors=len(tensors))
+        start = time.perf_counter()
+        packed = [_packed(tensor, wire_dtype) for _, tensor in tensors]
+        views = [memoryview(flat.numpy()) for flat, _, _ in packed]
+        headers = b"".join(
+            _TENSOR.pack(number, _DTYPES.index(dtype), len(order), 0, _coded(order), view.nbytes)
+            for (number, _), (_, dtype, order), view in zip(tensors, packed, views, strict=True)
+        )
+        moved.payload_bytes = sum(view.nbytes for view in views)
+        begun = time.perf_counter()
+        before = self.sent_bytes
+        pieces = list(self.carriage.pieces(moved.payload_bytes))
+        sharing = sum(end - at for at, end in pieces if self.carriage.is_shared(end - at))
+        name, segment = self._segment(sharing)
+        offset = 0
+        for number, (at, end) in enumerate(pieces):
+            sort = _PIECE if number else _TENSORS
+            head = _HEADER.pack(
+                _MAGIC, _VERSION, sort, len(tensors), call, number, end - at
+            ) + (b"" if number else headers)  # fmt: skip
+            inside = list(_slices(views, at, end))
+            if segment is not None and self.carriage.is_shared(end - at):
+                for view in inside:
+                    segment.write(view)
+                handle = name + offset.to_bytes(HANDLE_BYTES - len(name), "little")
+                self._out(head, handle.ljust(self.carriage.shared_memory_handle_bytes, b"\0"))
+                offset += end - at
+            else:
+                self._out(head, *inside)
+        if segment is not None:
+            segment.close()
+        moved.wire_bytes = self.sent_bytes - before
+        moved.pack_seconds, moved.move_seconds = begun - start, time.perf_counter() - begun
+        return moved
+
+    def _segment(self, size: int) -> tuple[bytes, mmap.mmap | None]:
+        if not size:
+            return b"", None
+        name = self.session + secrets.token_bytes(4)
+        path = _segment_path(name)
+        self.segments.add(path)
+        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b") as file:
+            file.truncate(size)
+            return name, mmap.mmap(file.fileno(), size)
+
+    def receive(
+        self, call: int, expected: Mapping[int, Spec], dtypes: Mapping[int, str]
+    ) -> tuple[dict[int, torch.Tensor], Moved]:
+        """The tensors of ``call``, which must be those ``expected``, each in its own dtype.
+
+        Raises RunError for any other message before memory is taken for it.
+        """
+        waiting = time.perf_counter()
+        head = self._header()
+        moved = Moved(wait_seconds=time.perf_counter() - waiting)
+        return self._tensors(head, call, expected, dtypes, moved)
+
+    def next(self) -> "dict[str, Any] | tuple[int, ...]":
+        """What comes next: words, or the head of a message of tensors for ``accept``."""
+        head = self._header()
+        return head if head[0] == _TENSORS else self._text(head[0], head[4])
+
+    def accept(
+        self, head: "tuple[int, ...]", call: int, expected: Mapping[int, Spec],
+        dtypes: Mapping[int, str],
+    ) -> tuple[dict[int, torch.Tensor], Moved]:  # fmt: skip
+        """The rest of a message that ``next`` gave the head of; as ``receive``."""
+        return self._tensors(head, call, expected, dtypes, Moved())
+
+    def _tensors(
+        self, head: "tuple[int, ...]", call: int, expected: Mapping[int, Spec],
+        dtypes: Mapping[int, str], moved: Moved,
+    ) -> tuple[dict[int, torch.Tensor], Moved]:  # fmt: skip
+        start = time.perf_counter()
+        sort, count, number, piece, length = head
+        before = self.received_bytes - MESSAGE_BYTES
+        if sort != _TENSORS:
+            self._text(sort, length)
+            raise RunError(f"{self.peer} sent text where call {call} was to follow")
+        total = sum(spec.payload_bytes for spec in expected.values())
+        pieces = list(self.carriage.pieces(total))
+        wanted = (len(expected), call, 0, pieces[0][1])
+        if (count, number, piece, length) != wanted:
+            raise RunError(
+                f"{self.peer} sent {count} tensors for call {number}, a piece of {length} bytes; "
+                f"{len(expected)} for call {call}, a piece of {pieces[0][1]}, were to come"
+            )
+        orders: dict[int, tuple[int, ...]] = {}
+        for _ in range(count):
+            number, dtype, axes, _, order, payload = _TENSOR.unpack(self._in(TENSOR_BYTES))
+            spec = expected.get(number)
+            given = _DTYPES[dtype] if dtype < len(_DTYPES) else f"dtype {dtype}"
+            if spec is None or number in orders:
+                raise RunError(f"{self.peer} sent tensor {number}, which is not of call {call}")
+            if (given, axes, payload) != (spec.dtype, len(spec.shape), spec.payload_bytes):
+                raise RunError(
+                    f"{self.peer} sent tensor {number} as {given}, {axes} axes, {payload} bytes; "
+                    f"it is {spec.dtype}, {len(spec.shape)} axes, {spec.payload_bytes} bytes"
+                )
+            orders[number] = _decoded(order, axes)
+            if sorted(orders[number]) != list(range(axes)):
+                raise RunError(f"{self.peer} sent tensor {number} with damaged axes")
+        flat = {
+            number: torch.empty(
+                expected[number].payload_bytes // ITEM_BYTES[expected[number].dtype],
+                dtype=getattr(torch, expected[number].dtype),
+            )
+            for number in orders
+        }
+        views = [memoryview(_bytes(tensor).numpy()) for tensor in flat.values()]
+        segments: dict[bytes, mmap.mmap] = {}
+        for place, (at, end) in enumerate(pieces):
+            if place:
+                head = self._header()
+                if head != (_PIECE, count, call, place, end - at):
+                    raise RunError(f"{self.peer} sent a damaged piece of call {call}")
+            into = list(_slices(views, at, end))
+            if self.carriage.is_shared(end - at):
+                self._shared(into, segments)
+            else:
+                for view in into:
+                    self._into(view)
+        for name, segment in segments.items():
+            segment.close()
+            _segment_path(name).unlink(missing_ok=True)
+        moved.tensors, moved.payload_bytes = count, total
+        moved.wire_bytes = self.received_bytes - before
+        moved.move_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        made = {
+            number: _unpacked(flat[number], expected[number], orders[number], dtypes[number])
+            for number in orders
+        }
+        moved.pack_seconds = time.perf_counter() - start
+        return made, moved
+
+    def _shared(self, into: Sequence[memoryview], segments: dict[bytes, mmap.mmap]) -> None:
+        """Copy a piece out of the shared memory that a handle names."""
+        handle = self._in(self.carriage.shared_memory_handle_bytes)
+        name, offset = bytes(handle[:8]), int.from_bytes(handle[8:HANDLE_BYTES], "little")
+        try:
+            if name not in segments:
+                with _segment_path(name).open("r+b") as file:
+                    segments[name] = mmap.mmap(file.fileno(), 0)
+            memory = memoryview(segments[name])
+            for view in into:
+                view[:] = memory[offset : offset + view.nbytes]
+                offset += view.nbytes
+            memory.release()
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.peer} sent a damaged handle on shared memory") from error
+
+    # --- bytes ------------------------------------------------------------------------------------
+
+    def _out(self, *parts: "bytes | memoryview") -> None:
+        try:
+            for part in parts:
+                view = memoryview(part).cast("B")
+                while view:
+                    sent = self.connection.send(view)
+                    self.sent_bytes += sent
+                    view = view[sent:]
+        except TimeoutError as error:
+            raise RunError(f"{self.peer} took nothing for {self.timeout:g} s") from error
+        except OSError as error:
+            raise RunError(f"{self.peer} is gone: {error.strerror or error}") from error
+
+    def _in(self, size: int) -> bytearray:
+        made = bytearray(size)
+        self._into(memoryview(made))
+        return made
+
+    def _into(self, view: memoryview) -> None:
+        try:
+            while view:
+                got = self.connection.recv_into(view)
+                if not got:
+                    raise RunError(f"{self.peer} is gone: it closed the connection")
+                self.received_bytes += got
+                view = view[got:]
+        except TimeoutError as error:
+            raise RunError(f"{self.peer} said nothing for {self.timeout:g} s") from error
+        except OSError as error:
+            raise RunError(f"{self.peer} is gone: {error.strerror or error}") from error
+
+    def _header(self) -> tuple[int, int, int, int, int]:
+        magic, version, *head = _HEADER.unpack(self._in(MESSAGE_BYTES))
+        if (magic, version) != (_MAGIC, _VERSION):
+            raise RunError(f"{self.peer} sent what is no message of cutedge {_VERSION}")
+        sort, count, call, piece, length = head
+        return sort, count, call, piece, length
+
+
+# --- who is there ---------------------------------------------------------------------------------
+
+
+def greet(channel: Channel, token: str, role: str) -> None:
+    """Prove to the one that listens that the token is known here, and have it prove the same.
+
+    The token itself does not cross. Raises RunError where the two tokens differ.
+    """
+    challenge = str(channel.hear(_MOST_GREETING).get("challenge"))
+    mine = secrets.token_hex(16)
+    channel.say(proof=_proof(token, f"{role} {challenge}"), role=role, challenge=mine)
+    answer = str(channel.hear(_MOST_GREETING).get("proof"))
+    if not hmac.compare_digest(answer, _proof(token, f"worker {mine}")):
+        raise RunError(f"{channel.peer} does not know the token")
+
+
+def welcome(channel: Channel, token: str) -> str:
+    """The role of the one that has connected, once it has proved that it knows the token."""
+    challenge = secrets.token_hex(16)
+    channel.say(challenge=challenge)
+    words = channel.hear(_MOST_GREETING)
+    role = str(words.get("role"))
+    if not hmac.compare_digest(str(words.get("proof")), _proof(token, f"{role} {challenge}")):
+        channel.fail("the token is wrong")
+        raise RunError(f"{channel.peer} does not know the token")
+    channel.say(proof=_proof(token, f"worker {words.get('challenge')}"))
+    return role
+
+
+def _proof(token: str, text: str) -> str:
+    return hmac.new(token.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+# --- tensors as bytes -----------------------------------------------------------------------------
+
+
+def _packed(
+    tensor: torch.Tensor, wire_dtype: str | None
+) -> tuple[torch.Tensor, str, tuple[int, ...]]:
+    """(its bytes in a row, the dtype that they are in, its axes in the order of memory)
+
+    A tensor that fills its memory crosses as it lies there, and has the same strides afterwards.
+    """
+    tensor = tensor.detach()
+    if wire_dtype is not None and tensor.is_floating_point():
+        tensor = tensor.to(getattr(torch, wire_dtype))
+    order = tuple(sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride(axis), axis)))
+    laid = tensor.permute(order)
+    if not laid.is_contiguous():
+        laid, order = tensor.contiguous(), tuple(range(tensor.dim()))
+    flat = _bytes(laid.cpu().reshape(-1))
+    return flat, str(tensor.dtype).removeprefix("torch."), order
+
+
+def _unpacked(
+    flat: torch.Tensor, spec: Spec, order: Sequence[int], dtype: str
+) -> torch.Tensor:  # fmt: skip
+    laid = flat.reshape([spec.shape[axis] for axis in order])
+    back = [order.index(axis) for axis in range(len(order))]
+    return laid.permute(back).to(getattr(torch, dtype))
+
+
+def _bytes(flat: torch.Tensor) -> torch.Tensor:
+    """A row of elements as a row of bytes, in the same memory."""
+    return (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8)
+
+
+def _coded(order: Sequence[int]) -> int:
+    if len(order) > MOST_AXES:
+        raise RunError(f"a tensor of {len(order)} axes cannot cross: {MOST_AXES} at most")
+    return sum(axis << (4 * place) for place, axis in enumerate(order))
+
+
+def _decoded(code: int, axes: int) -> tuple[int, ...]:
+    return tuple((code >> (4 * place)) & 15 for place in range(axes))
+
+
+def _slices(views: Sequence[memoryview], begin: int, end: int) -> Iterator[memoryview]:
+    """The bytes from ``begin`` to ``end`` of views that follow each other."""
+    at = 0
+    for view in views:
+        low, high = max(begin - at, 0), min(end - at, view.nbytes)
+        if low < high:
+            yield view[low:high]
+        at += view.nbytes
+
+
+def remove_segments(session: bytes) -> None:
+    """Remove the shared memory of a run that one of its processes may have left behind."""
+    for path in _SEGMENTS.glob(f"cutedge-{session.hex()}*"):
+        path.unlink(missing_ok=True)
+
+
+def _segment_path(name: bytes) -> Path:
+    return _SEGMENTS / f"cutedge-{name.hex()}"
