@@ -14,6 +14,7 @@ from partition.mincut import (
     network_of,
     reference_cut,
 )
+from partition.pipeline import in_turn
 from partition.placement import Placement, PlacementError
 from partition.problem import (
     InfeasibleError,
@@ -167,7 +168,7 @@ def _relaxed(
     With one accelerator what the minimum cut leaves out (limits, calls, forgetting) only adds to
     the cost; so does the forgetting that a program without it leaves out, which is far smaller.
     Several are no better than all of them as one (``_as_one``), and the cut between home and one
-    of them may meet the limits.
+    of them may meet the limits, or that between home and all of them, each with some layers.
     """
     if len(problem.accelerators) == 1:
         devices, bound = _cut(problem)
@@ -187,6 +188,8 @@ def _relaxed(
             with suppress(PlacementError):  # an op must be on another one
                 part = replace(problem, accelerators=(accelerator,), allowed=allowed)
                 found.append(placement_of(problem, _cut(part)[0], "minimum cut"))
+        if problem.memory_bytes:
+            found += in_turn(problem, [d not in (None, problem.home) for d in devices])
     best: tuple[Placement, Recount] | None = None
     for placement in found:
         counted = recount(problem, placement)

@@ -15,9 +15,10 @@ from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.ladder import ladder
 from partition.optimise import Setting, compute_seconds, obstacle, place, problem_of
+from partition.pipeline import in_turn
 from partition.placement import Placement
 from partition.policy import apply_policy, load_policy
-from partition.problem import recount
+from partition.problem import Problem, allowed_devices, recount
 from tests.graphs import HOME, Builder, describe, placed
 from tests.inprocess import invoke
 from tests.test_accounting_properties import (
@@ -362,6 +363,30 @@ def test_a_ladder_names_every_device_that_ops_move_to():
     before, after = (account(graph, where, NETWORK).totals.payload_bytes for where in (start, end))
     assert sum(step.saved_bytes for step in steps) == before - after
     assert {step.device for step in steps} == {"npu"}
+
+
+def test_accelerators_take_layers_in_turn():
+    """Layers of 400 bytes of weights each, on two that hold two and a half of them; home none."""
+    b = Builder(symbolic=False)
+    x = b.input("x", [2])
+    table = b.parameter("table", [90])
+    stream = b.op("embed", x, table, shape=[2], kind=Kind.LINEAR)
+    for n in range(4):
+        weight = b.parameter(f"w{n}", [100])
+        stream = b.op(f"up{n}", stream, weight, shape=[2], kind=Kind.LINEAR, path=f"layers.{n}")
+    graph = b.finish(b.op("head", stream, table, shape=[2], kind=Kind.LINEAR))
+    problem = Problem(
+        graph, HOME, BOTH, allowed_devices(graph, HOME, BOTH, {}),
+        memory_bytes={HOME: 100, "gpu": 1200, "npu": 1200},
+    )  # fmt: skip
+    tied, other, *_ = in_turn(problem, [True] * len(graph.ops))
+    # The embedding and the head read one table: with both, it lies twice.
+    assert tied.devices == (HOME, "gpu", "gpu", "gpu", "npu", "npu", "npu", HOME)
+    assert other.devices == (HOME, "npu", "npu", "npu", "gpu", "gpu", "gpu", HOME)
+    tight = replace(problem, memory_bytes={HOME: 100, "gpu": 1180, "npu": 830})
+    made = in_turn(tight, [True] * len(graph.ops))
+    assert made[2].devices == (HOME, "gpu", "gpu", "gpu", "npu", "npu", "gpu", HOME)
+    assert [bool(recount(tight, one).broken) for one in made] == [True, True, False, True]
 
 
 # --- the commands ---------------------------------------------------------------------------------
