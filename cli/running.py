@@ -11,11 +11,29 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli.app import Json, choose, command
+from cli.machines import Accel, Home, LinkNames, Memory, read_machines, read_size
 from cli.splitting import (
-    Accel, Home, MaxCalls, Memory, ResidencyName, TimeLimit, WireDtype, partition_of, setting_of,
+    MaxCalls,
+    ResidencyName,
+    TimeLimit,
+    WireDtype,
+    check_wire,
+    partition_of,
+    setting_of,
 )  # fmt: skip
 from cli.tracing import (
-    Attn, Batch, Cache, Dtype, Logits, Model, Past, Phase, Seq, Settings, Source, trace_model,
+    Asked,
+    Attn,
+    Batch,
+    Cache,
+    Dtype,
+    Logits,
+    Model,
+    Past,
+    Phase,
+    Seq,
+    Settings,
+    Source,
 )  # fmt: skip
 from tracer.errors import CutedgeError, InputError
 
@@ -54,13 +72,10 @@ def verify(
         typer.Option("--policy", help="A policy to run, again and again; offload-linear."),
     ] = None,
     home: Home = "tee",
-    accel: Accel = "gpu",
+    accel: Accel = None,
     wire_dtype: WireDtype = None,
     residency: ResidencyName = "run",
-    link: Annotated[
-        str | None,
-        typer.Option("--link", help="The link whose figures predict; that of the transport."),
-    ] = None,
+    link: LinkNames = None,
     max_calls: MaxCalls = None,
     memory: Memory = None,
     time_limit: TimeLimit = 60.0,
@@ -74,7 +89,9 @@ def verify(
     ] = "unix",
     worker: Annotated[
         list[str] | None,
-        typer.Option(help=f"A worker that listens elsewhere: gpu=HOST:PORT; {TOKEN} has its token."),
+        typer.Option(
+            help=f"A worker that listens elsewhere: gpu=HOST:PORT; {TOKEN} has its token."
+        ),
     ] = None,
     runs: Annotated[
         int, typer.Option(min=1, help="Run so often; the fastest is what is measured.")
@@ -92,29 +109,37 @@ def verify(
     """Run a split for real, count what crosses, and check it against prediction and model."""
     from cli.printing import print_json
     from cli.workspace import default_folder, remember
-    from costmodels.links import load_link
+    from costmodels.flops import annotate
     from partition.policy import load_policy
     from partition.tables import remove_stale, write_partition
     from runtime.wire import Carriage
     from tracer.serde import write_reach, write_trace
 
     chosen = {name: load_policy(name) for name in policies or ["offload-linear"]}
-    over = load_link(link or {"unix": "unix-socket", "tcp": "tcp-loopback"}[transport])
-    Carriage.of(over)
-    remote = _addresses(worker or [])
-    graph, runnable = trace_model(
-        model, seq=seq, batch=batch, phase=phase, past=past, source=source, cache=cache,
-        dtype=dtype, attn=attn, logits=logits, settings=settings, runnable=True,
+    here = {"unix": "unix-socket", "tcp": "tcp-loopback"}[transport]
+    machines = read_machines(home, accel, link or [here], memory)
+    check_wire(wire_dtype)
+    for between in machines.links.among(machines.home, machines.accelerators).values():
+        Carriage.of(between)
+    remote = _addresses(worker or [], machines.accelerators)
+    asked = Asked(
+        model, {"batch": batch, "seq": seq, "past": past, "source": source}, phase=phase,
+        cache=cache, dtype=dtype, attn=attn, logits=logits, settings=settings or (),
     )  # fmt: skip
-    assert runnable is not None
-    setting = setting_of(
-        graph, home, accel, over, wire_dtype, residency, max_calls, memory, time_limit
-    )
-    for name in remote:
-        choose(name, [setting.accelerator], "--worker of")
+    traced, warnings, reach, _ = asked.traced(full=False, use_cache=True)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    graph, runnable = annotate(traced), asked.runnable()
+    if (traced.ops, traced.tensors, traced.edges) != (
+        runnable.graph.ops,
+        runnable.graph.tensors,
+        runnable.graph.edges,
+    ):
+        raise VerifyError(f"{graph.meta.model} is traced as another program than it is run as")
+    setting = setting_of(graph, machines, wire_dtype, residency, max_calls, time_limit)
     folder = out or default_folder(graph.meta)
     trace_id = write_trace(graph, folder)
-    write_reach(folder, trace_id, runnable.reach)
+    write_reach(folder, trace_id, reach)
     remove_stale(folder, trace_id)
     remember(folder)
     made = [partition_of(graph, trace_id, policy, setting) for policy in chosen.values()]
@@ -128,30 +153,34 @@ def verify(
         with _progress(one) as progress:
             measured.append(
                 _run(
-                    one, runnable, over, given, numbers, transport, remote, timeout, runs,
-                    setting.memory_bytes, progress,
+                    one, runnable, given, numbers, transport, remote, timeout, runs,
+                    machines.memory_bytes, progress,
                 )
             )  # fmt: skip
     verdicts = _judged(graph, runnable, made, measured, given, numbers, wire_dtype)
     files = []
     for one, found in zip(made, measured, strict=True):
         files.append(_write(graph, trace_id, one, found, write_partition(one, folder)))
-    if calibrate is not None:
-        _calibrate(graph, made, measured, files, calibrate)
     if as_json:
         rows = [_row(*found) for found in zip(made, measured, verdicts, files, strict=True)]
         print_json(rows[0] if len(rows) == 1 else rows)
     else:
         _print(graph, made, measured, verdicts, files)
     _refuse(made, verdicts)
+    if calibrate is not None:
+        _calibrate(graph, made, measured, files, calibrate)
 
 
-def _addresses(given: Sequence[str]) -> dict[str, tuple[str, int]]:
+def _addresses(
+    given: Sequence[str], accelerators: Sequence[str]
+) -> dict[str, tuple[str, int]]:  # fmt: skip
+    """``gpu=10.0.0.2:7411`` as where a worker listens."""
     found = {}
     for text in given:
         match = re.fullmatch(r"(.+)=(.+):(\d{1,5})", text)
         if match is None:
             raise InputError(f"--worker {text!r}: write DEVICE=HOST:PORT, as in gpu=10.0.0.2:7411")
+        choose(match[1], accelerators, "--worker of")
         found[match[1]] = (match[2], int(match[3]))
     if found and len(os.environ.get(TOKEN, "")) < LEAST_TOKEN:
         raise InputError(f"--worker: put the workers' token, {LEAST_TOKEN} characters or more, "
@@ -184,7 +213,10 @@ def _progress(one: "Partition") -> "Iterator[Callable[[int, int], None]]":
     """A bar over the calls on a terminal, with bytes a second; else nothing."""
     from rich.console import Console
     from rich.progress import (
-        BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn,
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
         TransferSpeedColumn,
     )  # fmt: skip
 
@@ -206,7 +238,7 @@ def _progress(one: "Partition") -> "Iterator[Callable[[int, int], None]]":
 
 
 def _run(
-    one: "Partition", runnable: "Runnable", link: Any, given: Mapping[int, Any],
+    one: "Partition", runnable: "Runnable", given: Mapping[int, Any],
     numbers: Mapping[str, Any], transport: Any, remote: Mapping[str, tuple[str, int]],
     timeout: float, runs: int, memory: Mapping[str, int], progress: Callable[[int, int], None],
 ) -> "Measured":  # fmt: skip
@@ -220,7 +252,7 @@ def _run(
         token=os.environ.get(TOKEN) if remote else None, memory_bytes=memory,
     ) as found:  # fmt: skip
         loaded = load(
-            plan, found, data=runnable.data, weights=numbers, link=link,
+            plan, found, data=runnable.data, weights=numbers, links=one.links,
             wire_dtype=one.wire_dtype, residency=one.residency,
         )  # fmt: skip
         measured = [loaded.run(given, progress) for _ in range(runs)]
@@ -306,7 +338,7 @@ def _row(
 ) -> dict[str, Any]:  # fmt: skip
     """``verify --json``, of one policy."""
     return {
-        "policy": one.policy, "link": one.link, "wire_dtype": one.wire_dtype,
+        "policy": one.policy, "link": one.links.name, "wire_dtype": one.wire_dtype,
         "residency": one.residency, **asdict(verdict), "bytes_equal": verdict.bytes_equal,
         "answer_equal": verdict.answer_equal, "seconds_predicted": one.run_seconds,
         "seconds_measured": found.seconds,
@@ -398,7 +430,6 @@ def worker(
     """Hold weights and carry out calls for `verify --worker` on this or another machine."""
     import socket
 
-    from cli.splitting import size_of
     from runtime.worker import serve
 
     host, _, port = f":{listen}".rpartition(":")
@@ -411,7 +442,9 @@ def worker(
             f"a worker runs what it is sent by whoever has its token: put one of {LEAST_TOKEN} "
             f"characters or more into {TOKEN}, here and where verify runs"
         )
-    most = None if memory is None else size_of(memory, "--memory")
+    most = None if memory is None else read_size(memory)
+    if memory is not None and most is None:
+        raise InputError(f"--memory {memory!r}: write a size, as in 4GiB or 1000000")
     listener = socket.socket()
     with listener:
         try:

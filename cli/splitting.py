@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.app import Json, TraceDir, choose, command
+from cli.machines import Accel, Home, LinkNames, Machines, Memory, read_machines
 from partition import Residency
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from costmodels.devices import Device
-    from costmodels.links import Link
+    from costmodels.roofline import DeviceTime
     from partition.explain import Bottleneck
     from partition.ladder import Step
     from partition.optimise import Price, Setting
@@ -23,20 +23,8 @@ if TYPE_CHECKING:
     from tracer.graph import OpGraph
     from tracer.reach import Reach
 
-Home = Annotated[
-    str,
-    typer.Option(
-        help="The device that holds inputs and outputs: any name; one of `devices`, or a .toml "
-        "file, has seconds."
-    ),
-]
-Accel = Annotated[str, typer.Option(help="The device that home calls; as --home.")]
 MaxCalls = Annotated[
     int | None, typer.Option(min=0, help="At most so many calls; for policies with an objective.")
-]
-Memory = Annotated[
-    list[str] | None,
-    typer.Option(help="At most so much on a device: gpu=4GiB; for policies with an objective."),
 ]
 TimeLimit = Annotated[
     float, typer.Option(min=0.1, help="Seconds that a search for the optimum may take.")
@@ -51,7 +39,6 @@ ResidencyName = Annotated[
         "--residency", help="run: a device keeps what it has; call: an accelerator forgets it."
     ),
 ]
-LinkName = Annotated[str, typer.Option("--link", help="The link's name, or a .toml file.")]
 
 
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
@@ -61,10 +48,10 @@ def partition(
         str, typer.Option(help="A policy's name, or a .toml file.")
     ] = "offload-linear",
     home: Home = "tee",
-    accel: Accel = "gpu",
+    accel: Accel = None,
     wire_dtype: WireDtype = None,
     residency: ResidencyName = "run",
-    link: LinkName = "zmq-ipc",
+    link: LinkNames = None,
     max_calls: MaxCalls = None,
     memory: Memory = None,
     time_limit: TimeLimit = 60.0,
@@ -75,35 +62,31 @@ def partition(
     as_json: Json = False,
 ) -> None:
     """Place every op of a trace on a device and count what crosses."""
-    from cli import show
+    from cli import show_split
     from cli.printing import print_json
     from cli.workspace import trace_folder
-    from costmodels.links import load_link
     from partition.explain import top_transfers
     from partition.ladder import exposure
     from partition.policy import load_policy
     from partition.tables import write_partition
     from tracer.serde import read_trace
 
-    chosen, over = load_policy(policy), load_link(link)
-    described, (home, accel) = _described(home, accel)
-    _check_options(home, accel, wire_dtype)
+    chosen, machines = load_policy(policy), read_machines(home, accel, link, memory)
+    check_wire(wire_dtype)
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
-    setting = _setting(
-        graph, described, home, accel, over, wire_dtype, residency, max_calls, memory, time_limit
-    )
-    made = _partition(graph, trace_id, chosen, setting)
+    setting = setting_of(graph, machines, wire_dtype, residency, max_calls, time_limit)
+    made = partition_of(graph, trace_id, chosen, setting)
     written = write_partition(made, folder)
     _caution(graph, {policy: chosen})
     top = top_transfers(graph, made.traffic)
-    (bottleneck,) = _bottlenecks([made], over, accel, residency)
+    (bottleneck,) = _bottlenecks([made], setting)
     seen = exposure(graph, made.placement, made.traffic, setting.untrusted)
     why = _explained(graph, chosen, setting, made) if explain else None
     if as_json:
-        print_json(show.partition_dict(made, top, bottleneck, written, seen, why))
+        print_json(show_split.partition_dict(made, top, bottleneck, written, seen, why))
     else:
-        show.partition_summary(made, over, top, bottleneck, written, seen, why)
+        show_split.partition_summary(made, top, bottleneck, written, seen, why)
 
 
 @command("cutedge compare --wire-dtype bfloat16")
@@ -117,10 +100,10 @@ def compare(
         str | None, typer.Option(help="The policy that savings are against; offload-linear.")
     ] = None,
     home: Home = "tee",
-    accel: Accel = "gpu",
+    accel: Accel = None,
     wire_dtype: WireDtype = None,
     residency: ResidencyName = "run",
-    link: LinkName = "zmq-ipc",
+    link: LinkNames = None,
     max_calls: MaxCalls = None,
     memory: Memory = None,
     time_limit: TimeLimit = 60.0,
@@ -133,10 +116,9 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Put policies side by side: calls, bytes, seconds, savings, proofs, closed forms."""
-    from cli import show
+    from cli import show_split
     from cli.printing import print_json
     from cli.workspace import trace_folder
-    from costmodels.links import load_link
     from partition.explain import compare_traffic, top_transfers
     from partition.ladder import exposure
     from partition.policy import load_policy, policy_names
@@ -144,28 +126,26 @@ def compare(
     from partition.tables import write_partition
     from tracer.serde import read_reach, read_trace
 
-    described, (home, accel) = _described(home, accel)
-    _check_options(home, accel, wire_dtype)
+    machines = read_machines(home, accel, link, memory)
+    check_wire(wire_dtype)
     names = list(dict.fromkeys(policies or policy_names()))
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
     if against not in names:
         names.insert(0, against)
-    chosen, between = {name: load_policy(name) for name in names}, load_link(link)
+    chosen = {name: load_policy(name) for name in names}
     _check_namesakes(chosen)
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
-    setting = _setting(
-        graph, described, home, accel, between, wire_dtype, residency, max_calls, memory, time_limit
-    )
-    without = {} if policies else _take_out_timed(chosen, setting)
+    setting = setting_of(graph, machines, wire_dtype, residency, max_calls, time_limit)
+    without = {} if policies else _take_out(chosen, setting)
     if over is not None:
         reach = read_reach(folder, trace_id)
-        _compare_over(graph, reach, over, chosen, setting, described, as_json=as_json)
+        _compare_over(graph, reach, over, chosen, setting, machines, as_json=as_json)
         return
     made: list[Partition] = []
     for name, rules in list(chosen.items()):
         try:
-            made.append(_partition(graph, trace_id, rules, setting))
+            made.append(partition_of(graph, trace_id, rules, setting))
         except InfeasibleError as error:
             if policies:
                 raise
@@ -178,85 +158,54 @@ def compare(
     base = made[names.index(against)]
     compared = [compare_traffic(one.placement, one.traffic, base.traffic) for one in made]
     if as_json:
-        found = zip(
-            made,
-            written,
-            compared,
-            _bottlenecks(made, between, accel, residency),
-            seen,
-            strict=True,
-        )
+        found = zip(made, written, compared, _bottlenecks(made, setting), seen, strict=True)
         print_json([
-            {**show.partition_dict(
+            {**show_split.partition_dict(
                 one, top_transfers(graph, one.traffic), bottleneck, place, exposed),
-             **show.comparison_dict(comparison, base)}
+             **show_split.comparison_dict(comparison, base)}
             for one, place, comparison, bottleneck, exposed in found
         ])  # fmt: skip
     else:
-        show.comparison(made, base, compared, folder, seen, without)
+        show_split.comparison(made, base, setting, compared, folder, seen, without)
 
 
-def _described(*names: str) -> "tuple[dict[str, Device], list[str]]":
-    """The devices that have a description, and what all of them are called."""
-    from costmodels.devices import device_names, load_device
-
-    known = device_names()
-    loaded = [load_device(n) if n in known or n.endswith(".toml") else None for n in names]
-    called = [one.name if one else name for one, name in zip(loaded, names, strict=True)]
-    return {one.name: one for one in loaded if one}, called
-
-
-def _setting(
-    graph: "OpGraph", described: "Mapping[str, Device]", home: str, accel: str, link: "Link",
-    wire_dtype: str | None, residency: Residency, max_calls: int | None, memory: list[str] | None,
-    time_limit: float,
+def setting_of(
+    graph: "OpGraph", machines: Machines, wire_dtype: str | None, residency: Residency,
+    max_calls: int | None, time_limit: float,
 ) -> "Setting":  # fmt: skip
-    from costmodels.roofline import time_ops
+    """What the options come to for a graph."""
     from partition.optimise import Setting
 
     return Setting(
-        home, accel, link, wire_dtype, residency,
-        times={name: time_ops(graph, device) for name, device in described.items()},
-        max_calls=max_calls, memory_bytes=_sizes(memory or [], (home, accel)),
+        machines.home, machines.accelerators, machines.links, wire_dtype, residency,
+        times=_times(graph, machines), max_calls=max_calls, memory_bytes=machines.memory_bytes,
         time_limit=time_limit,
     )  # fmt: skip
 
 
-def _sizes(given: list[str], devices: tuple[str, str]) -> dict[str, int]:
-    """``gpu=4GiB`` as bytes by device."""
-    units = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-    sizes: dict[str, int] = {}
-    for text in given:
-        match = re.fullmatch(r"(.+)=(\d+(?:\.\d+)?)\s*(B|[KMGT]iB|)", text)
-        if match is None:
-            raise InputError(f"--memory {text!r}: write DEVICE=SIZE, as in gpu=4GiB or gpu=1000000")
-        choose(match[1], devices, "--memory of device")
-        sizes[match[1]] = int(float(match[2]) * units[match[3]])
-    return sizes
+def _times(graph: "OpGraph", machines: Machines) -> "dict[str, DeviceTime]":
+    from costmodels.roofline import time_ops
+
+    return {name: time_ops(graph, device) for name, device in machines.described.items()}
 
 
-def _take_out_timed(chosen: "dict[str, Policy]", setting: "Setting") -> dict[str, str]:
-    """Take out the policies that count seconds where there are none to count; name -> why."""
-    if setting.has_seconds:
-        return {}
-    timed = [name for name, policy in chosen.items() if "seconds" in (policy.objective or {})]
-    for name in timed:
+def _take_out(chosen: "dict[str, Policy]", setting: "Setting") -> dict[str, str]:
+    """Take out the policies that are not for the setting; name -> why."""
+    from partition.optimise import obstacle
+
+    found = {name: why for name, policy in chosen.items() if (why := obstacle(policy, setting))}
+    for name in found:
         del chosen[name]
-    why = (
-        "counts seconds: name described devices with --home and --accel, and a --link with a "
-        "bandwidth"
-    )
-    return dict.fromkeys(timed, why)
+    return found
 
 
 def _compare_over(
     graph: "OpGraph", reach: "Reach", over: tuple[str, str], policies: "Mapping[str, Policy]",
-    setting: "Setting", described: "Mapping[str, Device]", *, as_json: bool,
+    setting: "Setting", machines: Machines, *, as_json: bool,
 ) -> None:  # fmt: skip
     """Which policy is best over a range of sizes, in seconds where they are known, else bytes."""
-    from cli import show
+    from cli import show_split
     from costmodels.flops import annotate
-    from costmodels.roofline import time_ops
     from partition.crossover import best_over
     from partition.problem import InfeasibleError
     from tracer.reach import graph_at
@@ -278,13 +227,12 @@ def _compare_over(
                 "or trace the model there"
             )
         costed = annotate(there)
-        times = {name: time_ops(costed, device) for name, device in described.items()}
-        at = replace(setting, times=times)
+        at = replace(setting, times=_times(costed, machines))
         values = {}
         for name, rules in policies.items():
             with suppress(InfeasibleError):
-                one = _partition(costed, "", rules, at)
-                if not setting.has_seconds and one.placement.accelerators:  # else it is no split
+                one = partition_of(costed, "", rules, at)
+                if setting.unknown_seconds and one.placement.accelerators:  # else it is no split
                     values[name] = float(one.traffic.totals.payload_bytes)
                 elif one.run_seconds is not None:
                     values[name] = one.run_seconds
@@ -293,25 +241,25 @@ def _compare_over(
         return values
 
     points, changes = best_over(evaluate, int(match[1]), int(match[2]))
-    unit = "seconds" if setting.has_seconds else "bytes"
-    show.over(graph.meta, variable, unit, points, changes,
-              as_json=as_json)  # fmt: skip
+    unit = "bytes" if setting.unknown_seconds else "seconds"
+    show_split.over(graph.meta, variable, unit, points, changes, as_json=as_json)
 
 
-def _partition(
+def partition_of(
     graph: "OpGraph", trace_id: str, policy: "Policy", setting: "Setting"
 ) -> "Partition":  # fmt: skip
+    """A graph placed by a policy, with what the placement moves."""
     from partition.accounting import account
     from partition.optimise import compute_seconds, place
     from partition.tables import Partition
 
     placed = place(graph, policy, setting)
     traffic = account(
-        graph, placed.placement, setting.link,
+        graph, placed.placement, setting.links,
         wire_dtype=setting.wire_dtype, residency=setting.residency,
     )  # fmt: skip
     return Partition(
-        graph, trace_id, policy.name, placed.placement, traffic, setting.link.name,
+        graph, trace_id, policy.name, placed.placement, traffic, setting.links,
         setting.wire_dtype, setting.residency, compute_seconds(placed.placement, setting.times),
         placed.solution, " and ".join(policy.objective or ()) or None, placed.unit,
     )  # fmt: skip
@@ -326,31 +274,31 @@ def _explained(
     from partition.policy import apply_policy, load_policy
 
     start = apply_policy(
-        graph, load_policy("offload-linear"), home=setting.home, accelerator=setting.accelerator
+        graph, load_policy("offload-linear"), home=setting.home, accelerators=setting.accelerators
     )
     steps = ladder(
-        graph, start, made.placement, setting.link,
+        graph, start, made.placement, setting.links,
         wire_dtype=setting.wire_dtype, residency=setting.residency,
     )  # fmt: skip
     return steps, prices(graph, policy, setting, made.solution)
 
 
 def _bottlenecks(
-    made: "Sequence[Partition]", link: "Link", accel: str, residency: Residency
-) -> "list[Bottleneck | None]":
+    made: "Sequence[Partition]", setting: "Setting"
+) -> "list[Bottleneck | None]":  # fmt: skip
     """Of each partition, with a relief that may be called by the name of a policy of cutedge."""
     from partition.explain import find_bottleneck
     from partition.policy import apply_policy, fixed_policy_names, load_policy
 
-    graph, home = made[0].graph, made[0].placement.home
+    graph, home, accelerators = made[0].graph, setting.home, setting.accelerators
     known = {
-        name: apply_policy(graph, load_policy(name), home=home, accelerator=accel)
+        name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)
         for name in fixed_policy_names()
     }
     return [
         find_bottleneck(
-            graph, one.placement, one.traffic, link,
-            policies=known, wire_dtype=one.wire_dtype, residency=residency,
+            graph, one.placement, one.traffic, setting.links,
+            policies=known, wire_dtype=one.wire_dtype, residency=setting.residency,
         )
         for one in made
     ]  # fmt: skip
@@ -375,11 +323,10 @@ def _check_namesakes(policies: "Mapping[str, Policy]") -> None:
             )
 
 
-def _check_options(home: str, accel: str, wire_dtype: str | None) -> None:
+def check_wire(wire_dtype: str | None) -> None:
+    """Refuse what is no dtype of floats."""
     from tracer.graph import FLOATING
 
-    if not home or not accel or home == accel:
-        raise InputError(f"--home {home!r} and --accel {accel!r} must be two different devices")
     if wire_dtype is not None:
         choose(wire_dtype, FLOATING, "--wire-dtype")
 

@@ -14,6 +14,7 @@ MAKERS = {
     **dict.fromkeys(("ops", "tensors", "edges"), "trace"),
     **dict.fromkeys(("placement", "transfers", "calls", "summary"), "partition"),
     "costs": "cost",
+    "measured_calls": "verify",
 }
 """Every table that may be there, and the command that makes it."""
 

@@ -1,7 +1,7 @@
 """Commands that trace a model, and that say which can be traced."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,49 +11,63 @@ from cli.app import Json, choose, command
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
+    from tracer.capture.runnable import Runnable
     from tracer.graph import OpGraph
     from tracer.reach import Reach
 
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A preset, a config.json or its folder, org/name on the hub, or file.py:function."
+    ),
+]
+Seq = Annotated[
+    int | None,
+    typer.Option(min=1, help="New tokens a sequence; 1024 when left out, 1 in decode."),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Sequences, or images.")]
+Phase = Annotated[
+    Literal["prefill", "decode", "encoder"],
+    typer.Option(help="decode: one new token over a cache; encoder: the encoder alone."),
+]
+Past = Annotated[
+    int | None, typer.Option(min=0, help="Cached tokens a sequence, before the new ones.")
+]
+Source = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens that the encoder has read; 1024 when left out."),
+]
+Cache = Annotated[bool, typer.Option(help="Fill a cache in a prefill without one.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Dtype of parameters and activations; float32 for a config."),
+]
+Attn = Annotated[
+    Literal["eager", "sdpa"],
+    typer.Option(help="eager: the attention's matmuls are ops; sdpa: it is one op."),
+]
+Logits = Annotated[
+    Literal["last", "all"], typer.Option(help="Logits of the last token or of every token.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a config field: key=value.")
+]
+
+
 @command("cutedge trace llama-3.2-1b --seq 1024")
 def trace(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A preset, a config.json or its folder, org/name on the hub, or file.py:function."
-        ),
-    ],
-    seq: Annotated[
-        int | None,
-        typer.Option(min=1, help="New tokens a sequence; 1024 when left out, 1 in decode."),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences, or images.")] = 1,
-    phase: Annotated[
-        Literal["prefill", "decode", "encoder"],
-        typer.Option(help="decode: one new token over a cache; encoder: the encoder alone."),
-    ] = "prefill",
-    past: Annotated[
-        int | None, typer.Option(min=0, help="Cached tokens a sequence, before the new ones.")
-    ] = None,
-    source: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens that the encoder has read; 1024 when left out."),
-    ] = None,
-    cache: Annotated[bool, typer.Option(help="Fill a cache in a prefill without one.")] = False,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Dtype of parameters and activations; float32 for a config."),
-    ] = None,
-    attn: Annotated[
-        Literal["eager", "sdpa"],
-        typer.Option(help="eager: the attention's matmuls are ops; sdpa: it is one op."),
-    ] = "eager",
-    logits: Annotated[
-        Literal["last", "all"], typer.Option(help="Logits of the last token or of every token.")
-    ] = "last",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a config field: key=value.")
-    ] = None,
+    model: Model,
+    seq: Seq = None,
+    batch: Batch = 1,
+    phase: Phase = "prefill",
+    past: Past = None,
+    source: Source = None,
+    cache: Cache = False,
+    dtype: Dtype = None,
+    attn: Attn = "eager",
+    logits: Logits = "last",
+    settings: Settings = None,
     full: Annotated[bool, typer.Option(help="Trace every layer, even when all are alike.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where an op that works has no cost formula.")
@@ -69,32 +83,13 @@ def trace(
     from cli.workspace import default_folder, remember
     from costmodels.flops import annotate, refuse_unsupported, total_flops
     from partition.tables import remove_stale
-    from tracer.graph import MODEL_DTYPES
-    from tracer.presets import FUNCTION, find_config, parse_overrides
     from tracer.serde import write_reach, write_trace
 
-    if dtype is not None:
-        choose(dtype, MODEL_DTYPES, "--dtype")
-    asked = {"batch": batch, "seq": seq, "past": past, "source": source}
-    sizes: dict[str, Any] = {size: n for size, n in asked.items() if n is not None}
-    options: dict[str, Any] = {
-        "dtype": dtype, "attn": attn, "overrides": parse_overrides(settings or []), "full": full,
-    }  # fmt: skip
-    if own := FUNCTION.fullmatch(model):
-        if phase != "prefill" or cache:
-            raise InputError(f"{model} says itself what runs: leave --phase and --cache out")
-        from tracer.capture import capture_function
-
-        captured = capture_function(own[1], own[2], **sizes, **options)
-        traced, warnings, reach = captured.graph, captured.warnings, captured.reach
-        cached = False
-    else:
-        name, config = find_config(model)
-        options |= {
-            "dtype": dtype or "float32", "model": name, "logits": logits, "phase": phase,
-            "cache": cache,
-        }  # fmt: skip
-        traced, warnings, reach, cached = _traced(config, sizes, options, not no_cache)
+    asked = Asked(
+        model, {"batch": batch, "seq": seq, "past": past, "source": source}, phase=phase,
+        cache=cache, dtype=dtype, attn=attn, logits=logits, settings=settings or (),
+    )  # fmt: skip
+    traced, warnings, reach, cached = asked.traced(full=full, use_cache=not no_cache)
     graph = annotate(traced)
     if strict:
         refuse_unsupported(graph)
@@ -113,21 +108,64 @@ def trace(
         show.trace_summary(graph, total_flops(graph), folder)
 
 
-def _traced(
-    config: Mapping[str, Any], sizes: Mapping[str, Any], options: Mapping[str, Any], use_cache: bool
-) -> "tuple[OpGraph, tuple[str, ...], Reach, bool]":
-    """(trace without costs, warnings, where it holds, whether the cache had it)"""
-    from tracer import cache
+class Asked:
+    """A model, and how it is to be traced: what the options of ``trace`` come to."""
 
-    key = cache.key(config, options) if use_cache else None
-    if key is not None and (found := cache.find(key, sizes)):
-        return found.graph, found.warnings, found.reach, True
-    from tracer.capture import capture
+    def __init__(
+        self, model: str, sizes: Mapping[str, int | None], *, phase: str, cache: bool,
+        dtype: str | None, attn: str, logits: str, settings: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Raises InputError for options that do not go together."""
+        from tracer.graph import MODEL_DTYPES
+        from tracer.presets import FUNCTION, find_config, parse_overrides
 
-    captured = capture(config, **sizes, **options)
-    if key is not None:
-        cache.keep(key, captured.graph, captured.reach)
-    return captured.graph, captured.warnings, captured.reach, False
+        if dtype is not None:
+            choose(dtype, MODEL_DTYPES, "--dtype")
+        self._sizes: dict[str, Any] = {size: n for size, n in sizes.items() if n is not None}
+        self._options: dict[str, Any] = {
+            "dtype": dtype, "attn": attn, "overrides": parse_overrides(list(settings)),
+        }  # fmt: skip
+        self._own: dict[str, Any] = {}
+        if own := FUNCTION.fullmatch(model):
+            if phase != "prefill" or cache:
+                raise InputError(f"{model} says itself what runs: leave --phase and --cache out")
+            self._own = {"file": own[1], "function": own[2]}
+        else:
+            name, self._config = find_config(model)
+            self._options |= {
+                "dtype": dtype or "float32", "model": name, "logits": logits, "phase": phase,
+                "cache": cache,
+            }  # fmt: skip
+
+    def traced(
+        self, *, full: bool, use_cache: bool
+    ) -> "tuple[OpGraph, tuple[str, ...], Reach, bool]":
+        """(trace without costs, warnings, where it holds, whether the cache had it)"""
+        from tracer import cache
+
+        options = {**self._options, "full": full}
+        if self._own:
+            from tracer.capture import capture_function
+
+            own = capture_function(**self._own, **self._sizes, **options)
+            return own.graph, own.warnings, own.reach, False
+        key = cache.key(self._config, options) if use_cache else None
+        if key is not None and (found := cache.find(key, self._sizes)):
+            return found.graph, found.warnings, found.reach, True
+        from tracer.capture import capture
+
+        captured = capture(self._config, **self._sizes, **options)
+        if key is not None:
+            cache.keep(key, captured.graph, captured.reach)
+        return captured.graph, captured.warnings, captured.reach, False
+
+    def runnable(self) -> "Runnable":
+        """The same model, to be run."""
+        from tracer.capture import runnable, runnable_function
+
+        if self._own:
+            return runnable_function(**self._own, **self._sizes, **self._options)
+        return runnable(self._config, **self._sizes, **self._options)
 
 
 def traced_model(
@@ -135,14 +173,12 @@ def traced_model(
 ) -> "OpGraph":  # fmt: skip
     """The annotated graph of a model for a command that needs one of its own, warnings printed."""
     from costmodels.flops import annotate
-    from tracer.presets import find_config, parse_overrides
 
-    name, config = find_config(model)
-    options: dict[str, Any] = {
-        "dtype": "float32", "attn": "eager", "overrides": parse_overrides(settings or []),
-        "full": False, "model": name, "logits": "last", "phase": phase, "cache": False,
-    }  # fmt: skip
-    graph, warnings, *_ = _traced(config, sizes, options, use_cache=True)
+    asked = Asked(
+        model, sizes, phase=phase, cache=False, dtype=None, attn="eager", logits="last",
+        settings=settings or (),
+    )  # fmt: skip
+    graph, warnings, *_ = asked.traced(full=False, use_cache=True)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     return annotate(graph)

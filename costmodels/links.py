@@ -1,9 +1,9 @@
-"""Links between devices: what a message costs in wire bytes, seconds and buffers."""
+"""Links between devices: what a message costs in wire bytes, seconds and buffers; networks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,56 @@ def _toll(link: Link, direction: str) -> float:
 
 def _of(link: Link, direction: str, figure: str) -> Any:
     return getattr(link, f"{'received' if direction == 'receive' else 'sent'}_{figure}")
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Which link is between home and each accelerator, and between two accelerators.
+
+    ``Links(link)`` is a network of that one link.
+    """
+
+    common: Link
+    """Between home and every accelerator that has none of its own."""
+    own: Mapping[str, Link] = field(default_factory=dict)
+    """Accelerator -> the link between home and it."""
+    peers: Mapping[frozenset[str], Link] = field(default_factory=dict)
+    """Two accelerators -> the link between them."""
+
+    def of(self, accelerator: str) -> Link:
+        """The link between home and an accelerator."""
+        return self.own.get(accelerator, self.common)
+
+    def between(self, one: str, other: str, home: str) -> Link:
+        """The link between two devices, whichever sends.
+
+        Two accelerators without one of their own use the slower of their two links to home, by the
+        payload rate of what is sent: both ends must keep up. One without a bandwidth is the slower,
+        so that nothing is said of seconds that are not known. Of equally slow ones it is that of
+        the accelerator whose name comes first.
+        """
+        if home in (one, other):
+            return self.of(other if one == home else one)
+        pair = frozenset((one, other))
+        if pair in self.peers:
+            return self.peers[pair]
+        return min(map(self.of, sorted(pair)), key=lambda link: link.payload_rate("peer") or 0.0)
+
+    def among(self, home: str, accelerators: Sequence[str]) -> dict[tuple[str, str], Link]:
+        """The link of each pair of devices; home is the first of its pairs."""
+        pairs = combinations((home, *accelerators), 2)
+        return {(one, other): self.between(one, other, home) for one, other in pairs}
+
+    @property
+    def name(self) -> str:
+        """As text: ``pcie5-x16, chip-8x8=axi-lite``, of the links that differ from the common."""
+        alike = replace(self, peers={})
+        named = [(device, link) for device, link in self.own.items() if link != self.common]
+        named += [
+            ("+".join(sorted(pair)), link) for pair, link in self.peers.items()
+            if link != alike.between(min(pair), max(pair), "")
+        ]  # fmt: skip
+        return ", ".join([self.common.name, *(f"{pair}={link.name}" for pair, link in named)])
 
 
 _FRAMING = Figure(whole=True, most=2**31 - 1)

@@ -9,9 +9,9 @@ The rules, in short:
   that needs it and received with the call that makes it.
 - With residency ``call`` an accelerator forgets everything between calls: what a later call needs
   again is sent again, and what a later call needs of what an accelerator made comes home first.
-- What moves in one call from one device to another is one message, and messages go one after
-  another. Seconds are of the transfers alone, not of the ops; nothing is said of a request or
-  reply that carries no tensor.
+- What moves in one call from one device to another is one message on the link of the two, and
+  messages go one after another. Seconds are of the transfers alone, not of the ops; nothing is
+  said of a request or reply that carries no tensor.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
-from costmodels.links import Link, message_cost
+from costmodels.links import Link, Links, message_cost
 from partition import Residency
 from partition.placement import Placement, validate
 from partition.stored import keepers, resident_bytes
@@ -101,11 +101,11 @@ class Totals:
     peer_wire_bytes: int
     """Between accelerators, with framing."""
     sent_seconds: float | None
-    """From home; None where the link has no bandwidth in this direction."""
+    """From home; None where a link that is used has no bandwidth in this direction."""
     received_seconds: float | None
-    """To home; None where the link has no bandwidth in this direction."""
+    """To home; None likewise."""
     peer_seconds: float | None
-    """Between accelerators; None where the link has no bandwidth for what is sent."""
+    """Between accelerators; None where a link that is used has no bandwidth for what is sent."""
 
     @property
     def payload_bytes(self) -> int:
@@ -149,12 +149,12 @@ class Traffic:
 def account(
     graph: OpGraph,
     placement: Placement,
-    link: Link,
+    links: Links,
     *,
     wire_dtype: str | None = None,
     residency: Residency = "run",
 ) -> Traffic:
-    """Count what ``placement`` moves over ``link``.
+    """Count what ``placement`` moves over ``links``.
 
     ``wire_dtype`` replaces the dtype of floating tensors while they cross; None leaves each tensor
     its own. Raises PlacementError for a placement that is not allowed.
@@ -164,11 +164,12 @@ def account(
     updates = _state_updates(graph, placement, steps)
     calls = _calls(graph, placement, steps, updates)
     moves = _moves(graph, placement, steps, calls, updates, residency)
-    transfers, peak = _transfers(graph, placement, moves, link, wire_dtype)
+    transfers, peak = _transfers(graph, placement, moves, links, wire_dtype)
+    used = links.among(placement.home, placement.accelerators)
     return Traffic(
-        calls=_filled(graph, calls, transfers, link),
+        calls=_filled(graph, calls, transfers, links),
         transfers=transfers,
-        totals=_totals(transfers, link),
+        totals=_totals(transfers, list(used.values()) or [links.common]),
         peak_buffer_bytes=peak,
         cut_edges=_cut_edges(graph, placement),
         resident_bytes=resident_bytes(graph, placement),
@@ -313,7 +314,7 @@ def _transfers(
     graph: OpGraph,
     placement: Placement,
     moves: Iterable[_Move],
-    link: Link,
+    links: Links,
     wire_dtype: str | None,
 ) -> tuple[tuple[Transfer, ...], int]:
     """The moves in order of execution, with what they cost, and the peak buffer.
@@ -334,7 +335,8 @@ def _transfers(
     wire = dict.fromkeys(range(len(directed)), 0)
     seconds: dict[int, float] = {}
     peak = 0
-    for (*_, direction), numbers in messages.items():
+    for (_, src, dst, direction), numbers in messages.items():
+        link = links.between(src, dst, home)
         cost = message_cost(link, [crossing[number][1] for number in numbers], direction)
         wire.update(zip(numbers, cost.wire_bytes, strict=True))
         if cost.seconds is not None:
@@ -371,14 +373,14 @@ def _filled(
     graph: OpGraph,
     calls: Mapping[_CallKey, tuple[int, tuple[int, ...]]],
     transfers: Sequence[Transfer],
-    link: Link,
+    links: Links,
 ) -> tuple[Call, ...]:
     by_call: dict[int, list[Transfer]] = defaultdict(list)
     for transfer in transfers:
         by_call[transfer.call].append(transfer)
     result = []
     for (step, device), (number, ops) in calls.items():
-        totals = _totals(by_call[number], link)
+        totals = _totals(by_call[number], [links.of(device)])
         result.append(
             Call(
                 number, device, ops, call_label(graph, ops),
@@ -389,15 +391,20 @@ def _filled(
     return tuple(result)
 
 
-def _totals(transfers: Iterable[Transfer], link: Link) -> Totals:
+def _totals(transfers: Iterable[Transfer], used: Sequence[Link]) -> Totals:
+    """The sums; where nothing crosses, the links ``used`` say whether seconds are known."""
     payload = dict.fromkeys(("send", "receive", "peer"), 0)
     wire = dict(payload)
-    times: dict[str, list[float]] = {direction: [] for direction in payload}
+    times: dict[str, list[float | None]] = {direction: [] for direction in payload}
     for transfer in transfers:
         payload[transfer.direction] += transfer.payload_bytes
         wire[transfer.direction] += transfer.wire_bytes
-        times[transfer.direction].append(transfer.seconds or 0.0)
-    seconds = {way: fsum(each) if link.timed(way) else None for way, each in times.items()}
+        times[transfer.direction].append(transfer.seconds)
+    seconds: dict[str, float | None] = {}
+    for way, each in times.items():
+        known = [one for one in each if one is not None]
+        complete = len(known) == len(each) if each else all(link.timed(way) for link in used)
+        seconds[way] = fsum(known) if complete else None
     return Totals(
         payload["send"], wire["send"], payload["receive"], wire["receive"], payload["peer"],
         wire["peer"], seconds["send"], seconds["receive"], seconds["peer"],

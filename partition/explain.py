@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from costmodels.links import Link
+from costmodels.links import Links
 from partition import Residency
 from partition.accounting import Traffic, Transfer, account
 from partition.placement import Placement
@@ -104,7 +104,7 @@ def find_bottleneck(
     graph: OpGraph,
     placement: Placement,
     traffic: Traffic,
-    link: Link,
+    links: Links,
     *,
     policies: Mapping[str, Placement],
     wire_dtype: str | None = None,
@@ -130,7 +130,7 @@ def find_bottleneck(
     worst = heaviest[0]
 
     def recount(other: Placement, dtype: str | None, policy: str | None = None) -> Relief:
-        after = account(graph, other, link, wire_dtype=dtype, residency=residency)
+        after = account(graph, other, links, wire_dtype=dtype, residency=residency)
         left = (t.payload_bytes for t in after.transfers if family_of[t.tensor.id] == worst)
         moved = [op for op in graph.ops if other.devices[op.id] != placement.devices[op.id]]
         return Relief(

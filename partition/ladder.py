@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from costmodels.links import Link
+from costmodels.links import Links
 from partition import Residency
 from partition.accounting import Traffic, account, on_wire
 from partition.placement import Placement
@@ -33,7 +33,7 @@ def ladder(
     graph: OpGraph,
     start: Placement,
     end: Placement,
-    link: Link,
+    links: Links,
     *,
     wire_dtype: str | None = None,
     residency: Residency = "run",
@@ -41,14 +41,14 @@ def ladder(
     """The steps from ``start`` to ``end``, each the one that saves most of those that are left.
 
     Ops that differ are taken in groups of what they make (``tracer.summary.tensor_names``), with
-    the views of them; what saves nothing by itself goes with the step after it. The savings add up
-    to the difference of the two placements, since every step is recounted.
+    the views of them, and where they move to; what saves nothing by itself goes with the step
+    after it. The savings add up to the difference of the two placements, since every step is
+    recounted.
     """
     groups = _groups(graph, start, end)
     here = list(start.devices)
-    before = account(graph, start, link, wire_dtype=wire_dtype, residency=residency)
+    before = account(graph, start, links, wire_dtype=wire_dtype, residency=residency)
     bytes_now = _payload(graph, start, here, wire_dtype)
-    taken: list[str] = []
     steps: list[Step] = []
     while groups:
         totals = {
@@ -68,16 +68,15 @@ def ladder(
         moved = frozenset().union(*(groups.pop(name) for name in together))
         here = _moved(here, end, moved)
         bytes_now = _payload(graph, start, here, wire_dtype)
-        taken += together
         after = account(
-            graph, replace(start, devices=tuple(here)), link,
+            graph, replace(start, devices=tuple(here)), links,
             wire_dtype=wire_dtype, residency=residency,
         )  # fmt: skip
         working = [op for op in sorted(moved) if not graph.ops[op].is_view] or sorted(moved)
         kinds = ", ".join(dict.fromkeys(base_name(graph.ops[op].target) for op in working))
         steps.append(
             Step(
-                ops=f"{kinds}: {', '.join(together)}",
+                ops=f"{kinds}: {', '.join(name for name, _ in together)}",
                 count=len(working),
                 device=str(end.devices[working[0]]),
                 saved_bytes=before.totals.payload_bytes - after.totals.payload_bytes,
@@ -89,16 +88,20 @@ def ladder(
     return steps
 
 
-def _groups(graph: OpGraph, start: Placement, end: Placement) -> dict[str, frozenset[int]]:
-    """What the ops that differ make -> those ops; a view goes with what it is a view of."""
+_Group = tuple[str, str]
+"""(what ops make, the device that they move to)"""
+
+
+def _groups(graph: OpGraph, start: Placement, end: Placement) -> dict[_Group, frozenset[int]]:
+    """The ops that differ by group; a view goes with what it is a view of."""
     names = tensor_names(graph)
-    found: dict[str, set[int]] = {}
+    found: dict[_Group, set[int]] = {}
     for op in graph.ops:
         if start.devices[op.id] != end.devices[op.id]:
             made = graph.outputs(op.id)
             name = names[made[0].id] if made else op.name
-            found.setdefault(name, set()).add(op.id)
-    return {name: frozenset(ops) for name, ops in found.items()}
+            found.setdefault((name, str(end.devices[op.id])), set()).add(op.id)
+    return {group: frozenset(ops) for group, ops in found.items()}
 
 
 def _moved(here: Sequence[str | None], end: Placement, ops: frozenset[int]) -> list[str | None]:

@@ -2,11 +2,12 @@
 
 from itertools import accumulate
 
+from partition.pipeline import positions
 from partition.placement import Placement
 from partition.problem import InfeasibleError, Problem, candidates, placement_of, recount
 from partition.solve import Solution
 from partition.stored import keepers, readers_of_stored, storages
-from tracer.graph import Kind, OpGraph
+from tracer.graph import Kind
 
 
 def cut_between_layers(problem: Problem) -> Solution:
@@ -18,7 +19,7 @@ def cut_between_layers(problem: Problem) -> Solution:
     """
     graph, home = problem.graph, problem.home
     (accelerator,) = problem.accelerators
-    at = _positions(graph)
+    at = positions(graph)
     layers = sorted({op.layer for op in graph.ops if op.layer is not None})
     cuts = [layer for layer in layers if layer > layers[0]]
     if not cuts:
@@ -68,18 +69,6 @@ def cut_between_layers(problem: Problem) -> Solution:
         if not broken:
             return Solution(placement, counted, counted.objective, 0.0, "layers")
     raise InfeasibleError(f"no cut between two layers is allowed; the last tried: {broken[0]}")
-
-
-def _positions(graph: OpGraph) -> list[int]:
-    """By op: the layer that it runs with; -1 before all of them, also for inputs and the output."""
-    at: list[int] = []
-    for op in graph.ops:
-        if op.kind in (Kind.INPUT, Kind.OUTPUT) or graph.is_everywhere(op.id):
-            at.append(-1)
-            continue
-        waits = max((at[t.op] for t in graph.flowing(op.id) if t.op is not None), default=-1)
-        at.append(waits if op.layer is None else max(waits, op.layer))
-    return at
 
 
 def _placed(problem: Problem, at: list[int], cut: int) -> Placement:

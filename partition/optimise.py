@@ -1,22 +1,23 @@
 """Policies with an objective: what they leave free goes where it is best, with the proof.
 
-A policy, devices and a link become a ``Problem`` of whole numbers: bytes, or nanoseconds, or a
-weighted sum of bytes and seconds. A free op goes only to a device that can run it. Seconds are
-those of each op on its device, of each tensor on the link, and of each call's two messages, one
-after another; what a tensor takes is counted by itself, so that a link's shared memory and chunks
-are left out.
+A policy, devices and their links become a ``Problem`` of whole numbers: bytes, or nanoseconds, or a
+weighted sum of bytes and seconds. An op goes only to a device that can run it, where it has the
+choice. Seconds are those of each op on its device, of each tensor on the link of its two devices,
+and of each call's two messages on the accelerator's link, one after another; what a tensor takes
+is counted by itself, so that a link's shared memory and chunks are left out, and a tensor between
+two accelerators is a message of its own.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from costmodels.links import Link
+from costmodels.links import Links
 from costmodels.roofline import DeviceTime
 from partition import Residency
 from partition.layers import cut_between_layers
 from partition.placement import Placement
-from partition.policy import Policy, apply_policy, free_ops, secret_tensors
-from partition.problem import Problem, allowed_devices, payload_costs
+from partition.policy import Policy, allowed_by, apply_policy, free_ops, secret_tensors
+from partition.problem import Problem, payload_costs
 from partition.solve import Solution, solve
 from tracer.errors import InputError
 from tracer.graph import OpGraph
@@ -27,8 +28,9 @@ class Setting:
     """What a policy is applied to beside a graph."""
 
     home: str
-    accelerator: str
-    link: Link
+    accelerators: tuple[str, ...]
+    """One or more; of equally good ones those that come first are taken."""
+    links: Links
     wire_dtype: str | None = None
     residency: Residency = "run"
     times: Mapping[str, DeviceTime] = field(default_factory=dict)
@@ -40,22 +42,50 @@ class Setting:
     """Seconds that a search may take; the best until then is the answer."""
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """Home, then the accelerators."""
+        return (self.home, *self.accelerators)
+
+    @property
     def untrusted(self) -> tuple[str, ...]:
         """The accelerators that are not described as trusted."""
-        time = self.times.get(self.accelerator)
-        trusted = time is not None and time.device.trusted
-        return () if trusted else (self.accelerator,)
+        return tuple(
+            device for device in self.accelerators
+            if device not in self.times or not self.times[device].device.trusted
+        )  # fmt: skip
 
     @property
-    def has_seconds(self) -> bool:
-        """Whether both devices are described and the link has a bandwidth both ways."""
-        return {self.home, self.accelerator} <= set(self.times) and self.call_seconds is not None
+    def unknown_seconds(self) -> str | None:
+        """What keeps seconds from being counted, in words; None where all is known."""
+        undescribed = [d for d in self.devices if d not in self.times]
+        if undescribed:
+            return (
+                f"{', '.join(undescribed)} is no described device: name devices of "
+                "`cutedge devices`, or .toml files, with --home and --accel"
+            )
+        for (one, _), link in self.links.among(self.home, self.accelerators).items():
+            if not all(map(link.timed, ("send", "receive") if one == self.home else ("peer",))):
+                return (
+                    f"the link {link.name} has no bandwidth: choose another of `cutedge links` "
+                    "with --link, or calibrate one"
+                )
+        return None
 
-    @property
-    def call_seconds(self) -> float | None:
-        """What a call takes beside its tensors: two messages' latency and framing."""
-        there, back = map(self.link.message_seconds, ("send", "receive"))
-        return None if there is None or back is None else there + back
+    def call_seconds(self, accelerator: str) -> float:
+        """What a call takes beside its tensors: two messages' latency and framing, where known."""
+        link = self.links.of(accelerator)
+        return sum(link.message_seconds(way) or 0.0 for way in ("send", "receive"))
+
+    def tensor_seconds(self, payload: int, source: str, destination: str) -> float:
+        """What a tensor takes on its link, where known, without what its message takes.
+
+        Between two accelerators with it.
+        """
+        link = self.links.between(source, destination, self.home)
+        if self.home in (source, destination):
+            direction = "receive" if destination == self.home else "send"
+            return link.tensor_seconds(payload, direction) or 0.0
+        return (link.tensor_seconds(payload, "peer") or 0.0) + (link.message_seconds("peer") or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +102,15 @@ class Placed:
 def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     """Place every op of an annotated graph by a policy.
 
-    Raises InputError where an objective of seconds lacks a figure, InfeasibleError (it names what
-    cannot hold) where no placement meets the limits, and where none was found in time.
+    Raises InputError where the policy is not for the setting (``obstacle``), InfeasibleError (it
+    names what cannot hold) where no placement meets the limits, and where none was found in time.
     """
-    fixed = apply_policy(graph, policy, home=setting.home, accelerator=setting.accelerator)
+    fixed = apply_policy(graph, policy, home=setting.home, accelerators=setting.accelerators)
     if policy.objective is None:
         return Placed(fixed)
-    free = free_ops(graph, policy)
-    problem = problem_of(graph, policy, setting, fixed, free)
+    if why := obstacle(policy, setting):
+        raise InputError(f"{policy.name} {why}")
+    problem = problem_of(graph, policy, setting)
     if policy.cut == "layers":
         solution = cut_between_layers(problem)
     else:
@@ -89,14 +120,31 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
             f"{policy.name}: no placement was found in {setting.time_limit:g} s: take a longer "
             "--time-limit or fewer limits"
         )
-    chosen = solution.placement.devices
     proof = "the optimum" if solution.proven else "the best found"
+    chosen = f"{proof} for {' and '.join(policy.objective)}"
+    free = free_ops(graph, policy)
+    several = {op for op, choice in enumerate(problem.allowed) if len(choice) > 1} - free
     reasons = tuple(
-        f"{proof} for {' and '.join(policy.objective)}" if op in free else reason
+        chosen if op in free else f"{reason}; on which accelerator: {chosen}" if op in several
+        else reason
         for op, reason in enumerate(fixed.reasons)
-    )
-    placement = replace(fixed, devices=chosen, reasons=reasons)
+    )  # fmt: skip
+    pinned = tuple(held and op not in several for op, held in enumerate(fixed.pinned))
+    placement = replace(fixed, devices=solution.placement.devices, pinned=pinned, reasons=reasons)
     return Placed(placement, solution, _unit(policy))
+
+
+def obstacle(policy: Policy, setting: Setting) -> str | None:
+    """Why a policy is not for a setting, in words that follow its name; None where it is."""
+    if policy.cut == "layers" and len(setting.accelerators) > 1:
+        return (
+            "cuts a model in two, at home and on one accelerator, and here are "
+            f"{len(setting.accelerators)} ({', '.join(setting.accelerators)}): give one --accel, "
+            "or a policy that may cut anywhere, like min-cut or fastest"
+        )
+    if "seconds" in (policy.objective or {}) and setting.unknown_seconds is not None:
+        return f"counts seconds, and {setting.unknown_seconds}"
+    return None
 
 
 def _unit(policy: Policy) -> str:
@@ -106,40 +154,35 @@ def _unit(policy: Policy) -> str:
     return "bytes" if "bytes" in wanted else "ns"
 
 
-def problem_of(
-    graph: OpGraph, policy: Policy, setting: Setting, fixed: Placement, free: frozenset[int]
-) -> Problem:
-    """What a policy with an objective asks: free ops anywhere, at the costs of its objective.
+def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
+    """What a policy with an objective asks: the best of the places it leaves, at its costs.
 
-    ``fixed`` is the policy as ``apply_policy`` places it, ``free`` its ``free_ops``. An op that a
-    device has no seconds for is not placed there. Raises InputError where seconds count and a
-    device, the link or a pinned op has none.
+    Where an op has the choice, a device without seconds for it is none. Raises InputError where
+    seconds count and an op has none on a device that it must run on.
     """
-    home, accelerator = setting.home, setting.accelerator
-    pins = {
-        op: device
-        for op, device in enumerate(fixed.devices)
-        if device is not None and op not in free
-    }
-    allowed = _able(graph, setting, allowed_devices(graph, home, (accelerator,), pins), free)
+    devices = setting.devices
+    allowed = _able(setting, allowed_by(graph, policy, setting.home, setting.accelerators))
     weights = _weights(policy)
-    payload = payload_costs(graph, (home, accelerator), setting.wire_dtype)
+    payload = payload_costs(graph, devices, setting.wire_dtype)
     seconds: dict[tuple[int, str, str], float] = dict.fromkeys(payload, 0.0)
     op_cost: dict[tuple[int, str], int] = {}
     call_cost: dict[str, int] = {}
     if weights["seconds"]:
-        _check_described(policy, setting)
         _check_costs(graph, policy, setting, allowed)
-        seconds = {key: _tensor_seconds(setting, key[2], size) for key, size in payload.items()}
+        seconds = {key: setting.tensor_seconds(size, *key[1:]) for key, size in payload.items()}
         op_cost = {
             (op, device): round(weights["seconds"] * (setting.times[device].ops[op].seconds or 0.0))
             for op, choice in enumerate(allowed)
             for device in choice
         }
-        call_cost = {accelerator: round(weights["seconds"] * (setting.call_seconds or 0.0))}
+        call_cost = {
+            accelerator: round(weights["seconds"] * setting.call_seconds(accelerator))
+            for accelerator in setting.accelerators
+        }
     hidden = _aliases(graph, secret_tensors(graph, policy))
     return Problem(
-        graph=graph, home=home, accelerators=(accelerator,), allowed=allowed, op_cost=op_cost,
+        graph=graph, home=setting.home, accelerators=setting.accelerators, allowed=allowed,
+        op_cost=op_cost,
         transfer_cost={
             key: round(weights["bytes"] * size + weights["seconds"] * seconds[key])
             for key, size in payload.items()
@@ -158,32 +201,15 @@ def _weights(policy: Policy) -> dict[str, float]:
     return {"bytes": 0.0, "seconds": 0.0, **wanted}
 
 
-def _check_described(policy: Policy, setting: Setting) -> None:
-    undescribed = [d for d in (setting.home, setting.accelerator) if d not in setting.times]
-    if undescribed:
-        raise InputError(
-            f"{policy.name} counts seconds, and {', '.join(undescribed)} is no described device: "
-            "name devices of `cutedge devices`, or .toml files, with --home and --accel"
-        )
-    if setting.call_seconds is None:
-        raise InputError(
-            f"{policy.name} counts seconds, and the link {setting.link.name} has no bandwidth: "
-            "choose another of `cutedge links` with --link, or calibrate one"
-        )
-
-
-def _able(
-    graph: OpGraph, setting: Setting, allowed: Sequence[tuple[str, ...]], free: frozenset[int]
-) -> tuple[tuple[str, ...], ...]:
-    """The allowed devices, of free ops those that can run them: an array multiplies alone."""
+def _able(setting: Setting, allowed: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """Of several allowed devices those that can run the op: an array multiplies alone."""
 
     def can(op: int, device: str) -> bool:
         time = setting.times.get(device)
         return time is None or time.ops[op].seconds is not None
 
     return tuple(
-        tuple(d for d in choice if can(op, d)) or choice if op in free else choice
-        for op, choice in enumerate(allowed)
+        tuple(d for d in choice if can(op, d)) or choice for op, choice in enumerate(allowed)
     )
 
 
@@ -197,12 +223,6 @@ def _check_costs(
                     f"{policy.name}: op {op.id} ({op.target}, {op.dtype}) may run on "
                     f"{' or '.join(choice)}, and has no cost on {device}"
                 )
-
-
-def _tensor_seconds(setting: Setting, destination: str, payload: int) -> float:
-    """What a tensor takes on the link, which has a bandwidth, without what its message takes."""
-    direction = "receive" if destination == setting.home else "send"
-    return setting.link.tensor_seconds(payload, direction) or 0.0
 
 
 def _aliases(graph: OpGraph, tensors: frozenset[int]) -> frozenset[int]:

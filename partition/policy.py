@@ -14,16 +14,19 @@ A policy file is TOML::
     module_path = "model.layers.*"    # target, module_path, module_type, label: shell patterns
     layer = [0, 1]                    # kind, layer: exact
     pattern = "attention-core"        # a shape in the graph, see tracer.patterns.PATTERNS
-    place = "accelerator"             # or home, or free
+    place = "accelerator"             # or home, or free, or "accelerator 2": the second one given
     reason = "why"                    # stands in placement.parquet
 
     [[secret]]                        # tensors that no accelerator may see that is not trusted
     label = ["logits"]                # label, name, module_path: shell patterns, all must hold
     reason = "why"
 
-Graph inputs and outputs are always at home, and constants are on every device that needs them.
+Of several accelerators ``accelerator`` is the first that is given; where there is an objective, any
+of them: the best. Graph inputs and outputs are always at home, and constants are on every device
+that needs them.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -69,7 +72,7 @@ class Rule:
     conditions: tuple[tuple[str, tuple[Any, ...]], ...]
     """(condition, the values of which any may hold)."""
     place: str
-    """``home``, ``accelerator`` or ``free``."""
+    """``home``, ``accelerator``, ``accelerator N`` or ``free``."""
     reason: str
     """Why, in the user's words; may be empty."""
 
@@ -99,7 +102,7 @@ class Policy:
     description: str
     """What it does, in one sentence."""
     default: str
-    """``home``, ``accelerator`` or ``free``: where ops go that no rule matches."""
+    """As the place of a rule: where ops go that no rule matches."""
     rules: tuple[Rule, ...]
     """The first that matches an op places it."""
     objective: Mapping[str, float] | None = None
@@ -155,7 +158,7 @@ def _parse(path: Path, text: str) -> Policy:
     policy = Policy(
         name=path.stem,
         description=_text(table, "description", str(path)),
-        default=_choice(table["default"], PLACES, f"{path}: default"),
+        default=_place(table["default"], f"{path}: default"),
         rules=tuple(
             _rule(rule, f"{path}: rule {n}")
             for n, rule in enumerate(_tables(path, table, "rule"), 1)
@@ -235,7 +238,7 @@ def _rule(table: Mapping[str, Any], where: str) -> Rule:
         raise InputError(f"{where}: no condition; give at least one of {', '.join(CONDITIONS)}")
     return Rule(
         conditions=tuple(conditions),
-        place=_choice(table["place"], PLACES, f"{where}: place"),
+        place=_place(table["place"], f"{where}: place"),
         reason=_text(table, "reason", where) if "reason" in table else "",
     )
 
@@ -246,6 +249,12 @@ def _text(table: Mapping[str, Any], key: str, where: str) -> str:
     return str(table[key])
 
 
+def _place(value: Any, where: str) -> str:
+    if isinstance(value, str) and re.fullmatch(r"accelerator [1-9]\d{0,3}", value):
+        return value
+    return _choice(value, PLACES, where)
+
+
 def _choice(value: Any, known: Sequence[str], where: str) -> str:
     if value not in known:
         raise InputError(
@@ -254,12 +263,19 @@ def _choice(value: Any, known: Sequence[str], where: str) -> str:
     return str(value)
 
 
-def apply_policy(graph: OpGraph, policy: Policy, *, home: str, accelerator: str) -> Placement:
+def apply_policy(
+    graph: OpGraph, policy: Policy, *, home: str, accelerators: Sequence[str]
+) -> Placement:
     """Place every op: inputs and the output at home, the others by the first rule that matches.
 
-    What the policy leaves free is at home, and not pinned there (``partition.optimise`` places it).
+    What the policy leaves free is at home, and not pinned there (``partition.optimise`` places it);
+    ``accelerator`` is the first of ``accelerators``. Raises InputError where the policy speaks of
+    one that is not given.
     """
-    device = {"home": home, "accelerator": accelerator, "free": home}
+    device = {
+        place: candidates_of(policy, place, home, accelerators)[0]
+        for place in (policy.default, *(rule.place for rule in policy.rules))
+    }
     devices: list[str | None] = []
     pinned: list[bool] = []
     reasons: list[str] = []
@@ -279,6 +295,38 @@ def apply_policy(graph: OpGraph, policy: Policy, *, home: str, accelerator: str)
         pinned.append(fixed)
         reasons.append(reason)
     return Placement(home, tuple(devices), tuple(pinned), tuple(reasons))
+
+
+def allowed_by(
+    graph: OpGraph, policy: Policy, home: str, accelerators: Sequence[str]
+) -> tuple[tuple[str, ...], ...]:
+    """By op: the devices that a policy with an objective leaves to choose from.
+
+    One where a rule names it, home for inputs and the output, none for constants and cached state.
+    """
+    return tuple(
+        () if graph.is_everywhere(op.id)
+        else (home,) if op.kind in (Kind.INPUT, Kind.OUTPUT)
+        else candidates_of(policy, rule.place if rule else policy.default, home, accelerators)
+        for op, rule in zip(graph.ops, _rules_of(graph, policy), strict=True)
+    )  # fmt: skip
+
+
+def candidates_of(
+    policy: Policy, place: str, home: str, accelerators: Sequence[str]
+) -> tuple[str, ...]:
+    """The devices that a place of a policy may mean, home first, then as they are given."""
+    if place == "home":
+        return (home,)
+    if place == "free":
+        return (home, *accelerators)
+    number = int(place.removeprefix("accelerator") or 0)
+    if number > len(accelerators):
+        raise InputError(
+            f"{policy.name} places ops on accelerator {number}, and there are "
+            f"{len(accelerators)} ({', '.join(accelerators)}): give another --accel"
+        )
+    return tuple(accelerators) if number == 0 else (accelerators[number - 1],)
 
 
 def free_ops(graph: OpGraph, policy: Policy) -> frozenset[int]:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from costmodels.links import load_link
+from costmodels.links import Links, load_link
 from partition import Residency
 from partition.accounting import Traffic, account, on_wire
 from partition.placement import Placement, PlacementError
@@ -187,7 +187,7 @@ def recount(problem: Problem, placement: Placement) -> Recount:
     """What ``placement`` costs, from the accounting alone. Raises PlacementError as that does."""
     graph, devices = problem.graph, placement.devices
     # A link without framing: what a message or a tensor adds is in the problem's own costs.
-    traffic = account(graph, placement, load_link("none"), residency=problem.residency)
+    traffic = account(graph, placement, Links(load_link("none")), residency=problem.residency)
     stored = {
         (tensor, device)
         for device, needed in zip(devices, storages(graph), strict=True)

@@ -325,15 +325,16 @@ class _Program:
         from scipy.sparse import csr_array
 
         costs, unit, base = self.costs()
-        # Among equal costs the most ops at home, all of them together being less than one unit.
-        movable = [
-            op for op, choice in enumerate(self.choices) if len(choice) > 1 and self.home in choice
-        ]
-        finer = 2 * (len(movable) + 1)
+        # Among equal costs the most ops at home, then on the accelerators that come first, all of
+        # them together being less than one unit.
+        rank = {device: number for number, device in enumerate(self.problem.devices)}
+        movable = [(op, choice) for op, choice in enumerate(self.choices) if len(choice) > 1]
+        most = sum(max(rank[device] for device in choice) for _, choice in movable)
+        finer = 2 * (most + 1)
         if finer * max((abs(cost) for cost in costs), default=0) > _LARGEST_COST:
-            finer, movable = 1, []
+            finer, most, movable = 1, 0, []
         objective = np.array([*(finer * cost for cost in costs), 0], dtype=float)
-        away = _sum(self.off(op) for op in movable)
+        away = _sum(self.at(op, d) * rank[d] for op, choice in movable for d in choice)
         for variable, weight in away.terms:
             objective[variable] += weight
         rows = [number for number, row in enumerate(self.rows) for _ in row.terms]
@@ -354,7 +355,7 @@ class _Program:
         # A program that is solved before any search has no bound but its answer.
         low = found.fun if found.status == 0 else found.mip_dual_bound
         bound = -inf if low is None else low - 1e-7 * len(objective) - 1e-12 * abs(low)
-        bound = (bound + away.number - len(movable)) / finer
+        bound = (bound + away.number - most) / finer
         exact = base + unit * ceil(bound) if isfinite(bound) else 0
         if found.x is None:
             return Outcome(None, exact, inf, False)

@@ -1,6 +1,8 @@
 """The best placement of a problem, with the proof of how good it is, or what cannot hold."""
 
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ from partition.mincut import (
     network_of,
     reference_cut,
 )
+from partition.pipeline import in_turn
 from partition.placement import Placement, PlacementError
 from partition.problem import (
     InfeasibleError,
@@ -75,8 +78,8 @@ def solve(
     ``cut`` and ``networkx`` (its reference, slower) are for problems without calls and memory on
     two devices with residency ``run``, ``program`` is for all. ``auto`` takes the cut where it is
     the whole answer; elsewhere it is a bound, and often the best, beside the program's. Among
-    equal placements the one with the most ops at home is taken, where costs below 1e10 units leave
-    room to tell (the cut: always).
+    equal placements the one with the most ops at home is taken, then with the most on the
+    accelerators that come first, where costs below 1e10 units leave room to tell (the cut: always).
     Raises InfeasibleError naming the limits that cannot hold, PlacementError for a problem that is
     not for the solver that is asked for, and SolverError when the recount disagrees.
     """
@@ -91,7 +94,7 @@ def solve(
         if solver == "program":
             return _programmed(problem, time_limit, start, *_relaxed(problem, time_limit))
     if solver == "program":
-        return _programmed(problem, time_limit, start, 0, None)
+        return _programmed(problem, time_limit, start, 0, None, False)
     if not is_cut(problem):
         raise PlacementError(
             "a minimum cut knows two devices, residency run, no calls and no memory: "
@@ -125,10 +128,11 @@ def _programmed(
     start: float,
     bound: int,
     known: tuple[Placement, Recount] | None,
+    settled: bool,
 ) -> Solution:
-    """The program's answer, or the one that is known where that is no worse."""
+    """The program's answer, or the one that is known where that is better, or ``settled``."""
     left = None if time_limit is None else time_limit - (time.perf_counter() - start)
-    if (known is None or known[1].objective > bound) and (left is None or left > 0):
+    if not settled and (left is None or left > 0):
         outcome = solve_program(problem, left)
         if outcome.bound is None:
             raise InfeasibleError("; ".join(explain_infeasible(problem, time_limit)))
@@ -156,37 +160,81 @@ def _programmed(
 
 def _relaxed(
     problem: Problem, time_limit: float | None
-) -> tuple[int, tuple[Placement, Recount] | None]:
+) -> tuple[int, tuple[Placement, Recount] | None, bool]:
     """What no placement can cost less than, and a placement that simpler problems lead to.
+
+    With it, whether that is the answer: none is better, nor as good with more ops at home.
 
     With one accelerator what the minimum cut leaves out (limits, calls, forgetting) only adds to
     the cost; so does the forgetting that a program without it leaves out, which is far smaller.
-    With several, the cut between home and one of them may meet the limits.
+    Several are no better than all of them as one (``_as_one``), and the cut between home and one
+    of them may meet the limits, or that between home and all of them, each with some layers.
     """
-    bound = 0
-    best: tuple[Placement, Recount] | None = None
-    for accelerator in problem.accelerators:
-        allowed = tuple(
-            tuple(d for d in choice if d in (problem.home, accelerator))
-            for choice in problem.allowed
-        )
-        part = replace(problem, accelerators=(accelerator,), allowed=allowed)
-        try:
-            devices, value = _cut(part)
-        except PlacementError:  # an op must be on another one
-            continue
+    if len(problem.accelerators) == 1:
+        devices, bound = _cut(problem)
         found = [placement_of(problem, devices, "minimum cut")]
-        if len(problem.accelerators) == 1:
-            bound = value
-            if problem.residency == "call":
-                simpler = solve(replace(problem, residency="run"), time_limit=time_limit)
-                bound = max(bound, simpler.bound)
-                found += [] if simpler.placement is None else [simpler.placement]
-        for placement in found:
-            counted = recount(problem, placement)
-            if not counted.broken and (best is None or counted.objective < best[1].objective):
-                best = placement, counted
-    return bound, best
+        if problem.residency == "call":
+            simpler = solve(replace(problem, residency="run"), time_limit=time_limit)
+            bound = max(bound, simpler.bound)
+            found += [] if simpler.placement is None else [simpler.placement]
+    else:
+        devices, bound = _cut(_as_one(problem))
+        found = []
+        for accelerator in problem.accelerators:
+            allowed = tuple(
+                tuple(d for d in choice if d in (problem.home, accelerator))
+                for choice in problem.allowed
+            )
+            with suppress(PlacementError):  # an op must be on another one
+                part = replace(problem, accelerators=(accelerator,), allowed=allowed)
+                found.append(placement_of(problem, _cut(part)[0], "minimum cut"))
+        if problem.memory_bytes:
+            found += in_turn(problem, [d not in (None, problem.home) for d in devices])
+    best: tuple[Placement, Recount] | None = None
+    for placement in found:
+        counted = recount(problem, placement)
+        if not counted.broken and (best is None or counted.objective < best[1].objective):
+            best = placement, counted
+    settled = best is not None and best[1].objective == bound
+    if settled and best is not None and len(problem.accelerators) > 1:
+        settled = _away(problem, best[0].devices) == _away(problem, devices)
+    return bound, best, settled
+
+
+def _away(problem: Problem, devices: Sequence[str | None]) -> int:
+    return sum(device not in (None, problem.home) for device in devices)
+
+
+def _as_one(problem: Problem) -> Problem:
+    """The problem with all accelerators taken as the first, at the least that any of them costs.
+
+    Nothing is paid between them, and what several are sent or store is paid once: no placement
+    costs more here than there. Limits and calls are left out.
+    """
+    home, (first, *_) = problem.home, problem.accelerators
+    choices = candidates(problem)
+
+    def least(costs: Mapping[Any, int], keys: Iterable[Any]) -> int:
+        return min((costs.get(key, 0) for key in keys), default=0)
+
+    op_cost, transfer_cost, storage_cost = {}, {}, {}
+    for op, choice in enumerate(choices):
+        op_cost[op, home] = problem.op_cost.get((op, home), 0)
+        away = [(op, d) for d in choice if d != home]
+        op_cost[op, first] = least(problem.op_cost, away)
+    for tensor in (t.id for t in problem.graph.tensors):
+        sent = [(tensor, home, d) for d in problem.accelerators]
+        received = [(tensor, d, home) for d in problem.accelerators]
+        transfer_cost[tensor, home, first] = least(problem.transfer_cost, sent)
+        transfer_cost[tensor, first, home] = least(problem.transfer_cost, received)
+        storage_cost[tensor, home] = problem.storage_cost.get((tensor, home), 0)
+        stored = [(tensor, d) for d in problem.accelerators]
+        storage_cost[tensor, first] = least(problem.storage_cost, stored)
+    return Problem(
+        problem.graph, home, (first,),
+        tuple(tuple(dict.fromkeys(d if d == home else first for d in c)) for c in choices),
+        op_cost=op_cost, transfer_cost=transfer_cost, storage_cost=storage_cost,
+    )  # fmt: skip
 
 
 # --- what cannot hold -----------------------------------------------------------------------------

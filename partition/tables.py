@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from costmodels.flops import total_flops
+from costmodels.links import Links
 from partition.accounting import Traffic
 from partition.placement import Placement
 from partition.solve import Solution
@@ -99,7 +100,7 @@ class Partition:
     policy: str
     placement: Placement
     traffic: Traffic
-    link: str
+    links: Links
     wire_dtype: str | None
     """What floating tensors were turned into on the wire, None for their own dtypes."""
     residency: str
@@ -162,7 +163,7 @@ def write_partition(partition: Partition, trace: Path) -> Path:
             for c in traffic.calls
         ]),
         "summary": (SUMMARY, [(
-            partition.policy, placement.home, placement.accelerators, partition.link,
+            partition.policy, placement.home, placement.accelerators, partition.links.name,
             partition.wire_dtype, partition.residency, len(traffic.calls),
             len(traffic.transfers), traffic.cut_edges, totals.sent_payload_bytes,
             totals.sent_wire_bytes, totals.received_payload_bytes, totals.received_wire_bytes,
@@ -176,7 +177,8 @@ def write_partition(partition: Partition, trace: Path) -> Path:
     metadata = {
         **trace_metadata(graph.meta, partition.trace_id), "policy": partition.policy,
         "home": placement.home, "accelerators": json.dumps(placement.accelerators),
-        "link": partition.link, "wire_dtype": partition.wire, "residency": partition.residency,
+        "link": partition.links.name, "wire_dtype": partition.wire,
+        "residency": partition.residency,
     }  # fmt: skip
     folder = trace / partition.folder
     write_tables(folder, tables, metadata, advice="Make the place writable, or free some space.")

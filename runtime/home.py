@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from costmodels.links import Link
+from costmodels.links import Links
 from runtime import RunError
 from runtime.machine import Machine
 from runtime.measured import MeasuredCall
@@ -173,7 +173,7 @@ def _explained(worker: Worker, doing: str) -> Iterator[None]:
 
 def load(
     plan: Plan, found: Mapping[str, Worker], *, data: Mapping[int, torch.Tensor],
-    weights: Mapping[str, Any], link: Link, wire_dtype: str | None, residency: str,
+    weights: Mapping[str, Any], links: Links, wire_dtype: str | None, residency: str,
 ) -> "Loaded":  # fmt: skip
     """Give every device its part of a plan, and its numbers: parameters, buffers, constants.
 
@@ -181,11 +181,10 @@ def load(
     (``runtime.weights``). Raises RunError for a link that is not what runs here, and for a device
     without the memory.
     """
-    carriage = Carriage.of(link)
     session = secrets.token_bytes(4)
     threads = torch.get_num_threads()
     for name, device in plan.accelerators.items():
-        worker = found[name]
+        worker, carriage = found[name], Carriage.of(links.of(name))
         worker.channel.session, worker.channel.carriage = session, carriage
         with _explained(worker, "loading"):
             worker.channel.say(
@@ -209,17 +208,18 @@ def load(
     for source, destination in sorted(
         {(source, call.device) for call in plan.calls for source in call.peers}
     ):
-        _introduce(found[source], found[destination])
+        between = Carriage.of(links.between(source, destination, plan.home.name))
+        _introduce(found[source], found[destination], between)
     return Loaded(plan, found, machine, wire_dtype, session)
 
 
-def _introduce(source: Worker, destination: Worker) -> None:
+def _introduce(source: Worker, destination: Worker, carriage: Carriage) -> None:
     """Connect an accelerator to one that it sends tensors to."""
     with _explained(destination, f"connecting {source.name} to it"):
-        destination.channel.say(do="accept")
+        destination.channel.say(do="accept", carriage=carriage.as_json())
         source.channel.say(
             do="connect", to=destination.name, family=destination.family,
-            address=destination.address,
+            address=destination.address, carriage=carriage.as_json(),
         )  # fmt: skip
         source.channel.hear()
         destination.channel.hear()
@@ -239,10 +239,7 @@ def _spelled(
     moving |= {t for call in calls for t in (*call.sent, *call.received)}
     return {
         "name": device.name, "session": session.hex(),
-        "carriage": [
-            carriage.chunk_bytes, carriage.shared_memory_threshold_bytes,
-            carriage.shared_memory_handle_bytes,
-        ],
+        "carriage": carriage.as_json(),
         "invocations": {
             op: [how.args, how.kwargs, how.shared] for op, how in work.invocations.items()
         },

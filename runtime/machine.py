@@ -186,8 +186,8 @@ class Machine:
             tensor = self.value(old)
             if tensor.untyped_storage().data_ptr() != memory.data_ptr():
                 raise RunError(
-                    f"tensor {old} lies in memory that an op writes in place, and came from another "
-                    "device apart from it: place what makes it on the device that writes"
+                    f"tensor {old} lies in memory that an op writes in place, and came from "
+                    "another device apart from it: place what makes it on the device that writes"
                 )
             others.append(there(tensor))
         args[0] = there(before)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,10 +54,10 @@ class MeasuredCall:
     home_peak_memory_bytes: int
 
 
-_TYPES = {"int": pa.int64(), "float": pa.float64(), "str": pa.string()}
+_TYPES: Mapping[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 MEASURED_CALLS = pa.schema([
-    pa.field(field.name, pa.int32() if field.name == "call_id" else _TYPES[str(field.type)],
+    pa.field(field.name, pa.int32() if field.name == "call_id" else _TYPES[field.type],
              nullable=False)
     for field in fields(MeasuredCall)
 ] + [pa.field("label", pa.string(), nullable=False)])  # fmt: skip
@@ -90,8 +91,7 @@ def read_measured(path: Path) -> tuple[Log, dict[str, int]]:
     try:
         table = pq.ParquetFile(path).read()
         framing = {
-            part: int((table.schema.metadata or {})[key.encode()])
-            for part, key in _FRAMING.items()
+            part: int((table.schema.metadata or {})[key.encode()]) for part, key in _FRAMING.items()
         }
         column = {name: np.array(table[name].to_pylist(), float) for name in (
             "sent_payload_bytes", "received_payload_bytes", "transfer_seconds",

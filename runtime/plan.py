@@ -76,7 +76,7 @@ class Plan:
 def make_plan(
     graph: OpGraph, invocations: Mapping[int, Invocation], placement: Placement, traffic: Traffic
 ) -> Plan:
-    """Spell out a placement, whose traffic ``account`` has counted, for the devices to carry out."""
+    """Spell out a placement, whose ``traffic`` is as ``account`` counts it, for its devices."""
     home = placement.home
     steps = steps_of(graph, placement)
     peers: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -112,8 +112,8 @@ def make_plan(
             )
     pending = [op for op in devices[home].ops if op in invocations]
     home_ops: list[tuple[int, ...]] = []
-    for call in traffic.calls:
-        before = [op for op in pending if steps[op] < call.step]
+    for made in traffic.calls:
+        before = [op for op in pending if steps[op] < made.step]
         home_ops.append(tuple(before))
         done = set(before)
         pending = [op for op in pending if op not in done]

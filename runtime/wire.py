@@ -21,7 +21,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,10 @@ class Carriage:
             link.chunk_bytes, link.shared_memory_threshold_bytes,
             link.shared_memory_handle_bytes or HANDLE_BYTES,
         )  # fmt: skip
+
+    def as_json(self) -> list[int | None]:
+        """The figures, in order."""
+        return [*astuple(self)]
 
     def pieces(self, total: int) -> Iterator[tuple[int, int]]:
         """(begin, end) of each piece of a payload; one, of nothing, of an empty one."""

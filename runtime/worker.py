@@ -35,7 +35,7 @@ def serve(
     """Carry out runs for whoever connects and knows the token, one after another.
 
     ``memory_bytes`` is the most that weights may take, by default what is free. ``once`` ends with
-    the first run. What goes wrong in a run is said to the other end, and the next one is waited for.
+    the first run. What goes wrong in a run is said to the other end, and the next is waited for.
     """
     while True:
         connection, address = listener.accept()
@@ -77,10 +77,11 @@ class _Session:
                         self._call(head, call)
                     case {"do": "load", "plan": plan}:
                         self._load(plan)
-                    case {"do": "connect", "to": to, "family": family, "address": address}:
-                        self._connect(to, family, address)
-                    case {"do": "accept"}:
-                        self._accept()
+                    case {"do": "connect", "to": to, "family": family, "address": address,
+                          "carriage": carriage}:  # fmt: skip
+                        self._connect(to, family, address, Carriage(*carriage))
+                    case {"do": "accept", "carriage": carriage}:
+                        self._accept(Carriage(*carriage))
                     case {"do": "push", "call": call, "to": to}:
                         self._push(call, to)
                     case {"do": "begin"}:
@@ -99,7 +100,9 @@ class _Session:
         except MemoryError as error:
             raise RunError("it ran out of memory") from error
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(f"it was sent a damaged plan ({type(error).__name__}: {error})") from error
+            raise RunError(
+                f"it was sent a damaged plan ({type(error).__name__}: {error})"
+            ) from error
         finally:
             for peer in self.peers.values():
                 peer.close()
@@ -125,7 +128,9 @@ class _Session:
         specs = {number: work.specs[number] for number in plan["data"]}
         resident, _ = self.channel.receive(0, specs, self.dtypes)
         try:
-            resident.update(load_resident(plan["parameters"], plan["states"], work, plan["weights"]))
+            resident.update(
+                load_resident(plan["parameters"], plan["states"], work, plan["weights"])
+            )
             self.machine.resident = {n: tensor.to(device) for n, tensor in resident.items()}
             del resident
             self.machine.prepare(plan["ops"], frozenset(plan["constants"]))
@@ -181,21 +186,21 @@ class _Session:
         tensors = self.machine.take(self.pushes[number, to])
         self.peers[to].send(number, tensors, self.wire_dtype)
 
-    def _connect(self, to: str, family: int, address: Any) -> None:
+    def _connect(self, to: str, family: int, address: Any, carriage: Carriage) -> None:
         connection = socket.socket(socket.AddressFamily(family))
         try:
             connection.settimeout(self.timeout)
             connection.connect(tuple(address) if isinstance(address, list) else address)
         except OSError as error:
             raise RunError(f"it cannot reach {to} at {address}: {error.strerror}") from error
-        peer = self._peer(connection, to)
+        peer = self._peer(connection, to, carriage)
         greet(peer, self.token, f"peer {self.name}")
         self.peers[to] = peer
         self.channel.say(connected=to)
 
-    def _accept(self) -> None:
+    def _accept(self, carriage: Carriage) -> None:
         connection, _ = self.listener.accept()
-        peer = self._peer(connection, "a peer")
+        peer = self._peer(connection, "a peer", carriage)
         role, _, name = welcome(peer, self.token).partition(" ")
         if role != "peer":
             raise RunError(f"a {role} connected where a peer was to come")
@@ -203,9 +208,8 @@ class _Session:
         self.peers[name] = peer
         self.channel.say(accepted=name)
 
-    def _peer(self, connection: socket.socket, name: str) -> Channel:
-        mine = self.channel
-        return Channel(connection, name, self.timeout, mine.carriage, session=mine.session)
+    def _peer(self, connection: socket.socket, name: str, carriage: Carriage) -> Channel:
+        return Channel(connection, name, self.timeout, carriage, session=self.channel.session)
 
     def _report(self) -> None:
         self.channel.say(

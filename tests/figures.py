@@ -17,7 +17,7 @@ from costmodels.arrays import Options, gemm_cost
 from costmodels.devices import load_device
 from costmodels.flops import annotate
 from costmodels.limits import describe, in_units, limits, machine
-from costmodels.links import load_link
+from costmodels.links import Links, load_link
 from costmodels.parameters import Breakdown, break_down
 from costmodels.roofline import time_ops
 from partition.accounting import account
@@ -337,8 +337,8 @@ def transfer_rows() -> Iterator[Row]:
     graph = traced("llama-3.2-1b", "prefill", data["seq"], ())
 
     def split(policy: str, wire: str):  # type: ignore[no-untyped-def]
-        placement = apply_policy(graph, load_policy(policy), home="tee", accelerator="gpu")
-        return account(graph, placement, load_link("zmq-ipc"), wire_dtype=wire)
+        placement = apply_policy(graph, load_policy(policy), home="tee", accelerators=("gpu",))
+        return account(graph, placement, Links(load_link("zmq-ipc")), wire_dtype=wire)
 
     for case, expected in data["totals_by_policy_and_wire_dtype (payload, no framing)"].items():
         traffic = split(*case.split("/"))
@@ -379,8 +379,10 @@ def transfer_rows() -> Iterator[Row]:
         why = "measured on a machine that the document does not describe"
         yield Row(f"003 log: {key}", str(log[key]), "", "", None, why)
     graph_k = traced("llama-3.2-1b", "prefill", data["seq"], (("num_key_value_heads", 32),))
-    placement = apply_policy(graph_k, load_policy("offload-linear"), home="tee", accelerator="gpu")
-    full = account(graph_k, placement, load_link("none"), wire_dtype="float32").calls[1]
+    placement = apply_policy(
+        graph_k, load_policy("offload-linear"), home="tee", accelerators=("gpu",)
+    )
+    full = account(graph_k, placement, Links(load_link("none")), wire_dtype="float32").calls[1]
     yield Row(
         "003 report: q/k/v output of a layer", "24",
         f"{traffic.calls[1].received_payload_bytes / 2**20:.0f}", "MiB", False,

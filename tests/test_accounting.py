@@ -7,7 +7,7 @@ from math import fsum
 
 import pytest
 
-from costmodels.links import Link, load_link
+from costmodels.links import Link, Links, load_link
 from partition.accounting import account, call_label
 from partition.placement import PlacementError
 from tests.graphs import Builder, place, placement
@@ -398,7 +398,7 @@ def test_by_hand(case):
     traffic = account(
         graph,
         place(graph, case.on),
-        load_link("none"),
+        Links(load_link("none")),
         wire_dtype=case.wire_dtype,
         residency=case.residency,
     )
@@ -421,7 +421,7 @@ def test_by_hand(case):
 def test_a_call_sends_before_it_receives(case):
     graph = case.graph()
     where = place(graph, case.on)
-    transfers = account(graph, where, load_link("none"), residency=case.residency).transfers
+    transfers = account(graph, where, Links(load_link("none")), residency=case.residency).transfers
     order = ["send", "peer", "receive"]
     ranks = [(t.call, order.index(t.direction), t.tensor.id) for t in transfers]
     assert ranks == sorted(ranks)
@@ -440,7 +440,7 @@ def test_what_waits_for_nothing_is_in_the_first_call():
         (["noise", "add"], 32, 64 + 96),  # noise too is read at home
         (["noise", "add", "last"], 32, 128),
     ):
-        traffic = account(graph, place(graph, {"gpu": on}), load_link("none"))
+        traffic = account(graph, place(graph, {"gpu": on}), Links(load_link("none")))
         (call,) = traffic.calls
         assert [graph.ops[op].name for op in call.ops] == on
         assert (call.sent_payload_bytes, call.received_payload_bytes) == (sent, received)
@@ -449,7 +449,7 @@ def test_what_waits_for_nothing_is_in_the_first_call():
 def test_framing():
     """82 bytes a message out however many tensors it has, 51 bytes a tensor that comes back."""
     graph = halves()
-    traffic = account(graph, place(graph, {"gpu": ["split"]}), load_link("zmq-ipc"))
+    traffic = account(graph, place(graph, {"gpu": ["split"]}), Links(load_link("zmq-ipc")))
     (call,) = traffic.calls
     assert (call.sent_payload_bytes, call.sent_wire_bytes) == (96, 178)  # x 32, y 64; + 82
     # split.0 96, split.1 128; + 2 x 51
@@ -460,7 +460,7 @@ def test_framing():
 def test_framing_between_accelerators_and_by_call():
     graph = relay()
     on = {"gpu": ["a"], "npu": ["b", "d"]}
-    traffic = account(graph, place(graph, on), load_link("zmq-ipc"))
+    traffic = account(graph, place(graph, on), Links(load_link("zmq-ipc")))
     wire = [(call.sent_wire_bytes, call.received_wire_bytes) for call in traffic.calls]
     assert wire == [
         (32 + 82, 0),  # x out; a goes to the other accelerator, not home
@@ -483,7 +483,7 @@ TIMED = Link(
 
 def test_seconds_of_transfers_calls_and_the_run():
     """Framing and latency of a message are with its first tensor, the rest is by the byte."""
-    traffic = account(halves(), place(halves(), {"gpu": ["split"]}), TIMED)
+    traffic = account(halves(), place(halves(), {"gpu": ["split"]}), Links(TIMED))
     assert [(t.tensor.name, t.seconds) for t in traffic.transfers] == [
         ("x", (32 + 100) / 100 + 32 / 2 + 1),
         ("y", 64 / 100 + 64 / 2),
@@ -499,7 +499,7 @@ def test_seconds_of_transfers_calls_and_the_run():
 
 def test_seconds_between_accelerators_are_those_of_sending():
     on = {"gpu": ["a"], "npu": ["b", "d"]}
-    traffic = account(relay(), place(relay(), on), TIMED)
+    traffic = account(relay(), place(relay(), on), Links(TIMED))
     (a,) = [t for t in traffic.transfers if t.direction == "peer"]
     assert a.payload_bytes == 64
     assert a.seconds == traffic.totals.peer_seconds == (64 + 100) / 100 + 64 / 2 + 1
@@ -516,27 +516,29 @@ def test_seconds_between_accelerators_are_those_of_sending():
 )
 def test_seconds_are_null_where_the_link_has_no_bandwidth(changes, known):
     link = replace(TIMED, **changes)
-    traffic = account(halves(), place(halves(), {"gpu": ["split"]}), link)
+    traffic = account(halves(), place(halves(), {"gpu": ["split"]}), Links(link))
     found = {t.direction: t.seconds is not None for t in traffic.transfers}
     totals = traffic.totals
     assert (found["send"], found["receive"], totals.seconds is not None) == known
     assert (totals.sent_seconds is not None, totals.received_seconds is not None) == known[:2]
     assert (traffic.calls[0].seconds is not None) == known[2]
     # Nothing crosses, but nothing is said of it either.
-    assert (account(halves(), place(halves(), {}), link).totals.seconds is not None) == known[2]
+    assert (
+        account(halves(), place(halves(), {}), Links(link)).totals.seconds is not None
+    ) == known[2]
 
 
 def test_the_peak_buffer_is_the_largest_message_or_chunk():
     graph = halves()  # sends 32 + 64 bytes, receives 96 + 128
     where = place(graph, {"gpu": ["split"]})
-    assert account(graph, where, load_link("none")).peak_buffer_bytes == 96 + 128
-    chunked = account(graph, where, replace(load_link("zmq-ipc"), chunk_bytes=50))
+    assert account(graph, where, Links(load_link("none"))).peak_buffer_bytes == 96 + 128
+    chunked = account(graph, where, Links(replace(load_link("zmq-ipc"), chunk_bytes=50)))
     assert chunked.peak_buffer_bytes == 50
     # Two chunks out at 82 bytes each; replies have no framing by the message.
     assert [(c.sent_wire_bytes, c.received_wire_bytes) for c in chunked.calls] == [
         (96 + 2 * 82, 224 + 2 * 51)
     ]
-    assert account(graph, place(graph, {}), TIMED).peak_buffer_bytes == 0
+    assert account(graph, place(graph, {}), Links(TIMED)).peak_buffer_bytes == 0
 
 
 def test_two_senders_are_two_messages():
@@ -544,7 +546,9 @@ def test_two_senders_are_two_messages():
     x = build.input("x", ("batch", "seq", 1))
     a = build.op("a", x, shape=("batch", "seq", 2))
     graph = build.finish(build.op("b", a, x, shape=("batch", "seq", 3)))
-    traffic = account(graph, place(graph, {"gpu": ["a"], "npu": ["b"]}), load_link("zmq-ipc"))
+    traffic = account(
+        graph, place(graph, {"gpu": ["a"], "npu": ["b"]}), Links(load_link("zmq-ipc"))
+    )
     # x goes to either accelerator, and a from one to the other beside x.
     assert (traffic.totals.sent_payload_bytes, traffic.totals.sent_wire_bytes) == (64, 228)
     assert (traffic.totals.peer_payload_bytes, traffic.totals.peer_wire_bytes) == (64, 146)
@@ -554,7 +558,7 @@ def test_a_concrete_trace_has_bytes_and_no_formulas():
     build = Builder(symbolic=False)
     x = build.input("x", (3, 5), "int64")
     graph = build.finish(build.op("a", x, shape=(7,), dtype="bool"))
-    traffic = account(graph, place(graph, {"gpu": ["a"]}), load_link("none"))
+    traffic = account(graph, place(graph, {"gpu": ["a"]}), Links(load_link("none")))
     sizes = [(t.tensor.name, t.payload_bytes, t.bytes_expr) for t in traffic.transfers]
     assert sizes == [("x", 120, None), ("a", 7, None)]  # 3 x 5 x 8 bytes, 7 x 1
     assert traffic.total_expr is None
@@ -562,7 +566,9 @@ def test_a_concrete_trace_has_bytes_and_no_formulas():
 
 def test_the_total_as_a_formula():
     graph = chain()
-    total_expr = account(graph, place(graph, {"gpu": ["linear"]}), load_link("none")).total_expr
+    total_expr = account(
+        graph, place(graph, {"gpu": ["linear"]}), Links(load_link("none"))
+    ).total_expr
     # 4 + 6 elements a token, 4 bytes each, at sizes other than the trace's
     assert parse(total_expr).evaluate({"batch": 3, "seq": 100, "past": 0}) == 3 * 100 * 40
 
@@ -587,7 +593,7 @@ def test_bytes_on_the_wire_as_a_formula(dtype, wire_dtype, crosses_as, expected)
     x = build.input("x", ("batch", "seq", 3), dtype)
     graph = build.finish(build.op("a", x, shape=(1,)))
     where = place(graph, {"gpu": ["a"]})
-    sent = account(graph, where, load_link("none"), wire_dtype=wire_dtype).transfers[0]
+    sent = account(graph, where, Links(load_link("none")), wire_dtype=wire_dtype).transfers[0]
     assert sent.wire_dtype == crosses_as
     assert parse(sent.bytes_expr) == parse(expected)
     assert sent.payload_bytes == parse(expected).evaluate({"batch": 2, "seq": 5, "past": 0})
@@ -600,7 +606,7 @@ def test_half_an_odd_number_of_bytes_is_rounded_with_the_tensor():
         x = build.input("x", ("seq//2 + 1",))
         graph = build.finish(build.op("a", x, shape=(1,)))
         where = place(graph, {"gpu": ["a"]})
-        sent = account(graph, where, load_link("none"), wire_dtype="bfloat16").transfers[0]
+        sent = account(graph, where, Links(load_link("none")), wire_dtype="bfloat16").transfers[0]
         assert sent.payload_bytes == 2 * (seq // 2 + 1)
         assert parse(sent.bytes_expr).evaluate({"batch": 1, "seq": seq}) == sent.payload_bytes
 
@@ -678,8 +684,8 @@ REFUSED = {
 @pytest.mark.parametrize(("devices", "named"), REFUSED.values(), ids=REFUSED)
 def test_a_placement_that_is_refused(devices, named):
     with pytest.raises(PlacementError, match=re.escape(named)):
-        account(constants(), placement(devices), load_link("none"))
+        account(constants(), placement(devices), Links(load_link("none")))
 
 
 def test_the_placement_that_they_are_a_slip_away_from_is_allowed():
-    assert len(account(constants(), placement(ALLOWED), load_link("none")).transfers) == 2
+    assert len(account(constants(), placement(ALLOWED), Links(load_link("none"))).transfers) == 2

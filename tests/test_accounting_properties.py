@@ -10,7 +10,7 @@ import pytest
 from hypothesis import Phase, find, given, note, settings
 from hypothesis import strategies as st
 
-from costmodels.links import Link
+from costmodels.links import Link, Links
 from partition import Residency
 from partition.accounting import Traffic, account
 from partition.placement import Placement
@@ -187,7 +187,7 @@ def moves_of(traffic: Traffic) -> list[Move]:
 def test_calls(case, residency):
     graph, where = case
     note(describe(graph, where))
-    calls = account(graph, where, LINK, residency=residency).calls
+    calls = account(graph, where, Links(LINK), residency=residency).calls
     assert [(call.device, tuple(sorted(call.ops))) for call in calls] == oracle_calls(graph, where)
     assert [call.id for call in calls] == list(range(len(calls)))
 
@@ -206,7 +206,7 @@ def test_calls_of_one_accelerator_are_the_longest_path_in_changes(case):
             # Also what waits for nothing runs only when home has called for it.
             devices = [HOME, *(where.devices[step] for step in path)]
             most = max(most, sum(change == (HOME, "gpu") for change in pairwise(devices)))
-    assert len(account(graph, where, LINK).calls) == most
+    assert len(account(graph, where, Links(LINK)).calls) == most
 
 
 @EXAMPLES
@@ -214,7 +214,7 @@ def test_calls_of_one_accelerator_are_the_longest_path_in_changes(case):
 def test_transfers(case, residency):
     graph, where = case
     note(describe(graph, where))
-    traffic = account(graph, where, LINK, residency=residency)
+    traffic = account(graph, where, Links(LINK), residency=residency)
     # Sorted lists, not sets: what is charged twice must show.
     assert sorted(moves_of(traffic)) == sorted(oracle_moves(graph, where, residency))
     assert [t.id for t in traffic.transfers] == list(range(len(traffic.transfers)))
@@ -229,7 +229,7 @@ def test_transfers(case, residency):
 def test_bytes_by_call_and_direction(case, residency, wire_dtype):
     graph, where = case
     note(describe(graph, where))
-    traffic = account(graph, where, LINK, wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, where, Links(LINK), wire_dtype=wire_dtype, residency=residency)
     sums = oracle_bytes(graph, oracle_moves(graph, where, residency), wire_dtype)
     for call in traffic.calls:
         sent = (call.sent_payload_bytes, call.sent_wire_bytes)
@@ -252,7 +252,7 @@ def test_bytes_by_call_and_direction(case, residency, wire_dtype):
 def test_calls_and_transfers_sum_to_the_totals(case, residency, wire_dtype):
     graph, where = case
     note(describe(graph, where))
-    traffic = account(graph, where, LINK, wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, where, Links(LINK), wire_dtype=wire_dtype, residency=residency)
     totals, calls, transfers = traffic.totals, traffic.calls, traffic.transfers
     assert totals.sent_payload_bytes == sum(call.sent_payload_bytes for call in calls)
     assert totals.sent_wire_bytes == sum(call.sent_wire_bytes for call in calls)
@@ -287,7 +287,7 @@ def test_seconds_of_transfers_calls_and_the_run_agree(case, residency, chunk, th
         TIMED, chunk_bytes=chunk, shared_memory_threshold_bytes=threshold,
         shared_memory_handle_bytes=12,
     )  # fmt: skip
-    traffic = account(graph, where, link, residency=residency)
+    traffic = account(graph, where, Links(link), residency=residency)
     for call in traffic.calls:
         of_it = [t.seconds for t in traffic.transfers if t.call == call.id]
         assert call.seconds == pytest.approx(fsum(of_it), rel=1e-12)
@@ -298,7 +298,7 @@ def test_seconds_of_transfers_calls_and_the_run_agree(case, residency, chunk, th
         assert transfer.seconds >= transfer.wire_bytes / (907 if received else 1009)
 
     # What a link costs changes no payload, no transfer and no call.
-    plain = account(graph, where, LINK, residency=residency)
+    plain = account(graph, where, Links(LINK), residency=residency)
     assert moves_of(traffic) == moves_of(plain)
     assert [t.payload_bytes for t in traffic.transfers] == [
         t.payload_bytes for t in plain.transfers
@@ -316,7 +316,7 @@ def test_the_framing_of_a_message_is_with_its_first_tensor(case, residency):
     graph, where = case
     note(describe(graph, where))
     seen = set()
-    for transfer in account(graph, where, LINK, residency=residency).transfers:
+    for transfer in account(graph, where, Links(LINK), residency=residency).transfers:
         message = (transfer.call, transfer.src_device, transfer.dst_device)
         framing = transfer.wire_bytes - transfer.payload_bytes
         if transfer.dst_device == HOME:
@@ -335,7 +335,7 @@ def test_keeping_tensors_never_moves_more_payload(case, wire_dtype):
     graph, where = case
     note(describe(graph, where))
     kept, dropped = (
-        account(graph, where, LINK, wire_dtype=wire_dtype, residency=residency)
+        account(graph, where, Links(LINK), wire_dtype=wire_dtype, residency=residency)
         for residency in ("run", "call")
     )
     assert kept.totals.payload_bytes <= dropped.totals.payload_bytes
@@ -352,8 +352,8 @@ def test_keeping_tensors_never_moves_more_payload(case, wire_dtype):
 def test_wire_dtype_changes_floating_tensors_only(case, residency, wire_dtype):
     graph, where = case
     note(describe(graph, where))
-    plain = account(graph, where, LINK, residency=residency)
-    wired = account(graph, where, LINK, residency=residency, wire_dtype=wire_dtype)
+    plain = account(graph, where, Links(LINK), residency=residency)
+    wired = account(graph, where, Links(LINK), residency=residency, wire_dtype=wire_dtype)
     assert moves_of(plain) == moves_of(wired)
     for before, after in zip(plain.transfers, wired.transfers, strict=True):
         tensor = before.tensor
@@ -375,7 +375,7 @@ def test_wire_dtype_changes_floating_tensors_only(case, residency, wire_dtype):
 def test_all_at_home_moves_nothing(graph, residency, wire_dtype):
     where = place(graph, {})
     note(describe(graph, where))
-    traffic = account(graph, where, LINK, wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, where, Links(LINK), wire_dtype=wire_dtype, residency=residency)
     assert (traffic.calls, traffic.transfers, traffic.cut_edges) == ((), (), 0)
     assert (traffic.totals.payload_bytes, traffic.totals.wire_bytes) == (0, 0)
     assert parse(traffic.total_expr).evaluate(graph.meta.variables) == 0
@@ -388,9 +388,9 @@ def test_formulas_give_the_bytes_at_any_size(case, residency, wire_dtype, batch,
     graph, where = case
     note(describe(graph, where))
     options = {"wire_dtype": wire_dtype, "residency": residency}
-    traffic = account(graph, where, LINK, **options)
+    traffic = account(graph, where, Links(LINK), **options)
     # Once at the sizes of the trace, and once at others against a trace at those.
-    there = account(resized(graph, batch, seq), where, LINK, **options)
+    there = account(resized(graph, batch, seq), where, Links(LINK), **options)
     for sizes, expected in (
         ({"batch": graph.meta.batch, "seq": graph.meta.seq, "past": 0}, traffic),
         ({"batch": batch, "seq": seq, "past": 0}, there),
@@ -405,7 +405,7 @@ def test_formulas_give_the_bytes_at_any_size(case, residency, wire_dtype, batch,
 def test_resident_bytes(case, residency):
     graph, where = case
     note(describe(graph, where))
-    resident = account(graph, where, LINK, residency=residency).resident_bytes
+    resident = account(graph, where, Links(LINK), residency=residency).resident_bytes
     assert set(resident) <= {HOME, *where.accelerators}
     assert {d: size for d, size in resident.items() if size} == oracle_resident(graph, where)
 
@@ -420,7 +420,7 @@ def test_cut_edges(case, residency):
         if edge.src is not None and not graph.ops[edge.src].is_constant:
             if where.devices[edge.src] != where.devices[edge.dst]:
                 cut += 1
-    assert account(graph, where, LINK, residency=residency).cut_edges == cut
+    assert account(graph, where, Links(LINK), residency=residency).cut_edges == cut
 
 
 @EXAMPLES
@@ -428,7 +428,7 @@ def test_cut_edges(case, residency):
 def test_the_transfers_are_enough_to_run_the_graph(case, residency):
     graph, where = case
     note(describe(graph, where))
-    traffic = account(graph, where, LINK, residency=residency)
+    traffic = account(graph, where, Links(LINK), residency=residency)
     holds: dict[str, set[int]] = {device: set() for device in (HOME, *where.accelerators)}
     ran: set[int] = set()
 

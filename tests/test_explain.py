@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from cli.show import bottleneck_sentence
-from costmodels.links import load_link
+from cli.show_split import bottleneck_sentence
+from costmodels.links import Links, load_link
 from partition import Residency
 from partition.accounting import account
 from partition.explain import Bottleneck, compare_traffic, find_bottleneck, top_transfers
@@ -20,7 +20,7 @@ from tests.graphs import Builder, describe, graphs, place, placements
 from tracer.graph import Kind, OpGraph
 from tracer.summary import largest_tensors, tensor_names
 
-LINK = load_link("none")
+LINKS = Links(load_link("none"))
 
 # Everywhere here batch is 1 and seq is 8, and an element of float32 is 4 bytes: a tensor of
 # ("batch", "seq", n) has 32 n bytes.
@@ -33,9 +33,9 @@ def bottleneck(
     wire_dtype: str | None = None,
     residency: Residency = "run",
 ) -> Bottleneck | None:
-    traffic = account(graph, where, LINK, wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, where, LINKS, wire_dtype=wire_dtype, residency=residency)
     return find_bottleneck(
-        graph, where, traffic, LINK,
+        graph, where, traffic, LINKS,
         policies=policies or {}, wire_dtype=wire_dtype, residency=residency,
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ LINEARS = {"gpu": ["a_0", "m_0", "a_1", "m_1"]}
 
 def test_transfers_are_grouped_by_module_direction_and_size():
     graph = two_layers()
-    traffic = account(graph, place(graph, LINEARS), LINK)
+    traffic = account(graph, place(graph, LINEARS), LINKS)
     found = [(g.name, g.direction, g.count, g.payload_bytes) for g in top_transfers(graph, traffic)]
     assert found == [
         ("attn.proj", "receive", 2, 1024),  # 2 x 8 x 16 x 4 bytes
@@ -243,9 +243,9 @@ def test_nothing_crosses():
     x = build.input("x", ("batch", "past", 4))
     empty = build.finish(build.op("a", x, shape=("batch", "past", 4)))
     where = place(empty, {"gpu": ["a"]})
-    assert len(account(empty, where, LINK).transfers) == 2
+    assert len(account(empty, where, LINKS).transfers) == 2
     assert bottleneck(empty, where) is None
-    assert top_transfers(empty, account(empty, where, LINK)) == []
+    assert top_transfers(empty, account(empty, where, LINKS)) == []
 
 
 def test_a_size_without_seq_is_constant():
@@ -350,7 +350,7 @@ def family(graph: OpGraph, tensor: int) -> tuple[str, tuple[int, ...]]:
 def test_what_is_claimed_is_what_a_recount_finds(case, residency, wire_dtype):
     graph, where, policies = case
     note(describe(graph, where))
-    traffic = account(graph, where, LINK, wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, where, LINKS, wire_dtype=wire_dtype, residency=residency)
     found = bottleneck(graph, where, policies, wire_dtype, residency)
     weights = defaultdict(list)
     for transfer in traffic.transfers:
@@ -368,7 +368,7 @@ def test_what_is_claimed_is_what_a_recount_finds(case, residency, wire_dtype):
         return
     validate(graph, relief.placement)
     recount = account(
-        graph, relief.placement, LINK,
+        graph, relief.placement, LINKS,
         wire_dtype=relief.wire_dtype or wire_dtype, residency=residency,
     )  # fmt: skip
     assert relief.saved_bytes > 0
@@ -388,7 +388,7 @@ def test_what_is_claimed_is_what_a_recount_finds(case, residency, wire_dtype):
 
 def shipped(graph: OpGraph) -> dict[str, Placement]:
     return {
-        name: apply_policy(graph, load_policy(name), home="tee", accelerator="gpu")
+        name: apply_policy(graph, load_policy(name), home="tee", accelerators=("gpu",))
         for name in fixed_policy_names()
     }
 
@@ -415,8 +415,8 @@ def test_the_bottlenecks_of_llama(traced, policy, residency):
     found = bottleneck(graph, known[policy], known, residency=residency)
     assert bottleneck_sentence(found) == LLAMA[policy]
     if found is not None and found.relief.policy:
-        after = account(graph, known[found.relief.policy], LINK, residency=residency)
-        before = account(graph, known[policy], LINK, residency=residency)
+        after = account(graph, known[found.relief.policy], LINKS, residency=residency)
+        before = account(graph, known[policy], LINKS, residency=residency)
         assert found.relief.saved_bytes == before.totals.payload_bytes - after.totals.payload_bytes
 
 
@@ -434,7 +434,7 @@ def test_fuse_is_named_where_flash_is_the_same(traced):
 def test_a_comparison_is_against_the_baseline():
     graph = two_layers()
     base, more, nothing = place(graph, LINEARS), place(graph, {"gpu": ["h_0"]}), place(graph, {})
-    traffics = {where: account(graph, where, LINK) for where in (base, more, nothing)}
+    traffics = {where: account(graph, where, LINKS) for where in (base, more, nothing)}
     against = traffics[base]
     assert against.totals.payload_bytes == 2560
     # m_0 and x go out (4 elements a token each) and h_0 comes back
@@ -449,5 +449,7 @@ def test_a_comparison_is_against_the_baseline():
 def test_what_is_resident_off_home_is_summed_over_the_accelerators():
     graph = two_layers()
     where = place(graph, {"gpu": ["a_0"], "npu": ["m_0"]})
-    traffic = replace(account(graph, where, LINK), resident_bytes={"tee": 1, "gpu": 20, "npu": 300})
+    traffic = replace(
+        account(graph, where, LINKS), resident_bytes={"tee": 1, "gpu": 20, "npu": 300}
+    )
     assert compare_traffic(where, traffic, traffic).resident_off_home_bytes == 320

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from costmodels.devices import Device, load_device
-from costmodels.links import Link, load_link
+from costmodels.links import Link, Links, load_link
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.ladder import exposure, ladder
@@ -99,7 +99,7 @@ def device(name: str, flops_per_second: float, **figures) -> Device:
 
 
 def setting(graph: OpGraph, link: Link = NONE, **options) -> Setting:
-    return Setting("tee", "gpu", link, **options)
+    return Setting("tee", ("gpu",), Links(link), **options)
 
 
 LINEAR = '[[rule]]\nkind = "linear"\nplace = "accelerator"\nreason = "products"\n'
@@ -177,11 +177,11 @@ def test_the_fastest_is_that_of_brute_force(slow, latency):
     placed = place(graph, fastest, at)
 
     def seconds(placement: Placement) -> float:
-        moving = account(graph, placement, link).totals.seconds
+        moving = account(graph, placement, Links(link)).totals.seconds
         assert moving is not None
         return moving + sum(compute_seconds(placement, times).values())
 
-    fixed = apply_policy(graph, fastest, home="tee", accelerator="gpu")
+    fixed = apply_policy(graph, fastest, home="tee", accelerators=("gpu",))
     free = frozenset(op for op in free_ops(graph, fastest)
                      if graph.ops[op].kind not in (Kind.INPUT, Kind.OUTPUT))  # fmt: skip
     best = by_brute_force(graph, free, fixed, seconds)
@@ -242,7 +242,7 @@ def test_an_array_gets_products_alone_also_where_bytes_count(tmp_path):
     )
     at = replace(
         setting(graph, times={"chip-8x8": time_ops(graph, load_device("chip-8x8"))}),
-        accelerator="chip-8x8",
+        accelerators=("chip-8x8",),
     )
     placed = place(graph, policy(tmp_path, FREE + LINEAR), at)
     assert placed.placement.devices == ("tee", "chip-8x8", "tee", "chip-8x8", "tee")
@@ -286,7 +286,9 @@ def test_calls_and_memory_are_kept_to(tmp_path):
     graph = b.finish(c)
     norm = '[[rule]]\nkind = "norm"\nplace = "home"\n'
     rules = policy(tmp_path, FREE + LINEAR + norm)
-    assert len(account(graph, place(graph, rules, setting(graph)).placement, NONE).calls) == 2
+    assert (
+        len(account(graph, place(graph, rules, setting(graph)).placement, Links(NONE)).calls) == 2
+    )
     with pytest.raises(InfeasibleError, match="at most 1 calls, of at least 2 that are needed"):
         place(graph, rules, setting(graph, max_calls=1))
     loose = policy(tmp_path, FREE + '[[rule]]\nmodule_path = "-"\nplace = "home"\n')
@@ -321,7 +323,7 @@ def test_the_best_cut_between_layers_is_that_of_trying_all(widths):
             for op in graph.ops
         )  # fmt: skip
         where = replace(placed.placement, devices=devices)
-        costs[cut] = account(graph, where, NONE).totals.payload_bytes, devices
+        costs[cut] = account(graph, where, Links(NONE)).totals.payload_bytes, devices
     least = min(cost for cost, _ in costs.values())
     latest = max(cut for cut, (cost, _) in costs.items() if cost == least)
     assert placed.solution.objective == least
@@ -340,23 +342,25 @@ def test_a_model_without_layers_has_no_cut():
 
 def test_a_ladder_goes_all_the_way_and_its_savings_add_up(traced):
     graph = traced("llama-3.2-1b", seq=1024, overrides={"num_hidden_layers": 2})
-    start = apply_policy(graph, load_policy("offload-linear"), home="tee", accelerator="gpu")
-    before = account(graph, start, NONE)
+    start = apply_policy(graph, load_policy("offload-linear"), home="tee", accelerators=("gpu",))
+    before = account(graph, start, Links(NONE))
     for name in ("all-home", "flash-attention", "min-cut-softmax-free", "min-cut", "layers"):
         end = place(graph, load_policy(name), setting(graph)).placement
-        after = account(graph, end, NONE)
-        steps = ladder(graph, start, end, NONE)
+        after = account(graph, end, Links(NONE))
+        steps = ladder(graph, start, end, Links(NONE))
         saved = before.totals.payload_bytes - after.totals.payload_bytes
         assert sum(step.saved_bytes for step in steps) == saved
         assert sum(step.saved_calls for step in steps) == len(before.calls) - len(after.calls)
         assert steps[-1].total_bytes == after.totals.payload_bytes
-    assert ladder(graph, start, start, NONE) == []
+    assert ladder(graph, start, start, Links(NONE)) == []
 
 
 def test_what_an_accelerator_sees(tmp_path):
     graph = chain()
     placed = place(graph, policy(tmp_path, FREE + LINEAR + HOME_ACT), setting(graph))
-    (seen,) = exposure(graph, placed.placement, account(graph, placed.placement, NONE), ["gpu"])
+    (seen,) = exposure(
+        graph, placed.placement, account(graph, placed.placement, Links(NONE)), ["gpu"]
+    )
     assert dict(seen.sent) == {"x": 1, "act": 1}
     assert dict(seen.made) == {"q": 1, "down": 1}
     assert (seen.sent_bytes, seen.made_bytes, seen.parameter_bytes) == (404, 404, 0)
@@ -390,7 +394,7 @@ def test_optima_of_llama(llama):
     }
     for name, (size, calls) in expected.items():
         placed = place(llama, load_policy(name), setting(llama))
-        traffic = account(llama, placed.placement, NONE)
+        traffic = account(llama, placed.placement, Links(NONE))
         assert f"{traffic.totals.payload_bytes / 2**20:.4f}" == size, name
         assert len(traffic.calls) == calls
         assert placed.solution is not None
@@ -410,9 +414,9 @@ def test_an_optimum_is_never_above_a_fixed_policy_that_respects_its_pins(llama):
         for other in policy_names():
             if load_policy(other).objective is not None:
                 continue
-            fixed = apply_policy(llama, load_policy(other), home="tee", accelerator="gpu")
+            fixed = apply_policy(llama, load_policy(other), home="tee", accelerators=("gpu",))
             if all(fixed.devices[op] == here for op, here in pins.items()):
-                moved = account(llama, fixed, NONE).totals.payload_bytes
+                moved = account(llama, fixed, Links(NONE)).totals.payload_bytes
                 assert (best.solution.objective or 0) <= moved, (name, other)
 
 

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from costmodels.flops import annotate, total_flops
-from costmodels.links import load_link
+from costmodels.links import Links, load_link
 from partition.accounting import account
 from partition.policy import apply_policy, fixed_policy_names, load_policy
 from tracer.capture import capture
@@ -179,12 +179,12 @@ def one_token() -> tuple[OpGraph, OpGraph]:
 def test_new_rows_cross_and_never_the_cache(name, residency, one_token):
     """Where attention is on the accelerator, K and V of 1 token go there, and the cache stays."""
     graph, prefill = one_token
-    placement = apply_policy(graph, load_policy(name), home="tee", accelerator="gpu")
-    traffic = account(graph, placement, load_link("none"), residency=residency)
+    placement = apply_policy(graph, load_policy(name), home="tee", accelerators=("gpu",))
+    traffic = account(graph, placement, Links(load_link("none")), residency=residency)
     cache = 2 * 2 * 2 * 16 * 50 * 4  # layers x (k, v) x heads x width x tokens x bytes
-    held = dict(account(graph, placement, load_link("none")).resident_bytes)
-    before = apply_policy(prefill, load_policy(name), home="tee", accelerator="gpu")
-    without = account(prefill, before, load_link("none")).resident_bytes
+    held = dict(account(graph, placement, Links(load_link("none"))).resident_bytes)
+    before = apply_policy(prefill, load_policy(name), home="tee", accelerators=("gpu",))
+    without = account(prefill, before, Links(load_link("none"))).resident_bytes
     grown = {device: held[device] - without[device] for device in held}
     assert all(t.tensor.role is not Role.KV_CACHE for t in traffic.transfers)
     place = "gpu" if name == "flash-attention" else "tee"

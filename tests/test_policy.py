@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from costmodels.flops import annotate
-from costmodels.links import load_link
+from costmodels.links import Links, load_link
 from partition.accounting import account
 from partition.placement import Placement, validate
 from partition.policy import (
@@ -96,7 +96,7 @@ def policy_file(folder: Path, rules: str, default: str = "home") -> str:
 
 def place(folder: Path, rules: str, default: str = "home") -> Placement:
     policy = load_policy(policy_file(folder, rules, default))
-    return apply_policy(GRAPH, policy, home="tee", accelerator="gpu")
+    return apply_policy(GRAPH, policy, home="tee", accelerators=("gpu",))
 
 
 def on(placement: Placement, device: str | None) -> str:
@@ -221,7 +221,7 @@ def test_inputs_and_outputs_are_at_home_and_constants_nowhere(tmp_path, rule, de
 
 def test_the_devices_are_called_as_the_user_calls_them(tmp_path):
     policy = load_policy(policy_file(tmp_path, 'kind = "matmul"; place = "accelerator"'))
-    placement = apply_policy(GRAPH, policy, home="phone", accelerator="edge box")
+    placement = apply_policy(GRAPH, policy, home="phone", accelerators=("edge box",))
     assert placement.home == "phone"
     assert placement.accelerators == ("edge box",)
     assert set(placement.devices) == {"phone", "edge box", None}
@@ -292,7 +292,7 @@ def shipped(traced, model) -> tuple[OpGraph, dict[str, Placement]]:
     name, overrides = model
     graph = traced(name, seq=8, overrides=dict(overrides))
     return graph, {
-        policy: apply_policy(graph, load_policy(policy), home="tee", accelerator="gpu")
+        policy: apply_policy(graph, load_policy(policy), home="tee", accelerators=("gpu",))
         for policy in fixed_policy_names()
     }
 
@@ -357,7 +357,7 @@ def test_flash_differs_from_fuse_where_heads_share_k_and_v(traced):
     assert idle_rules(graph, load_policy("flash-attention")) == []
     sent = {}
     for name in ("fuse-attention", "flash-attention"):
-        traffic = account(graph, placements[name], load_link("none"))
+        traffic = account(graph, placements[name], Links(load_link("none")))
         sent[name] = {
             t.tensor.label: t.payload_bytes
             for t in traffic.transfers
@@ -370,10 +370,12 @@ def test_flash_differs_from_fuse_where_heads_share_k_and_v(traced):
 
 def test_one_attention_op_is_offloaded_whole(traced):
     graph = traced("gpt2", seq=8, attn="sdpa")
-    placement = apply_policy(graph, load_policy("offload-linear"), home="tee", accelerator="gpu")
+    placement = apply_policy(
+        graph, load_policy("offload-linear"), home="tee", accelerators=("gpu",)
+    )
     kinds = Counter(graph.ops[op].kind for op in away(placement))
     assert kinds == {Kind.LINEAR: 49, Kind.ATTENTION: 12, Kind.EMBEDDING: 1}
-    fused = apply_policy(graph, load_policy("flash-attention"), home="tee", accelerator="gpu")
+    fused = apply_policy(graph, load_policy("flash-attention"), home="tee", accelerators=("gpu",))
     assert away(fused) == away(placement)
 
 
@@ -473,7 +475,7 @@ def test_a_policy_for_attentions_says_when_there_is_none(policy, caution):
     assert cautions(GRAPH, rules) == []
     if caution:  # and it is true
         placements = [
-            apply_policy(graph, load_policy(name), home="tee", accelerator="gpu").devices
+            apply_policy(graph, load_policy(name), home="tee", accelerators=("gpu",)).devices
             for name in (policy, "offload-linear")
         ]
         assert placements[0] == placements[1]

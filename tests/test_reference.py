@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from costmodels.links import load_link
+from costmodels.links import Links, load_link
 from partition.accounting import Traffic, account
 from partition.policy import apply_policy, load_policy
 from tests.conftest import REFERENCE
@@ -20,8 +20,8 @@ def llama(traced) -> OpGraph:
 
 
 def split(graph: OpGraph, policy: str, wire_dtype: str | None = None) -> Traffic:
-    placement = apply_policy(graph, load_policy(policy), home="tee", accelerator="gpu")
-    return account(graph, placement, load_link("zmq-ipc"), wire_dtype=wire_dtype)
+    placement = apply_policy(graph, load_policy(policy), home="tee", accelerators=("gpu",))
+    return account(graph, placement, Links(load_link("zmq-ipc")), wire_dtype=wire_dtype)
 
 
 @pytest.mark.parametrize("case", sorted(TOTALS))

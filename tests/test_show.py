@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from cli import printing, show
+from cli import printing, show, show_split
 from costmodels.flops import FlopTotals, annotate, total_flops
-from costmodels.links import Link, load_link
+from costmodels.links import Link, Links, load_link
 from partition.accounting import account
 from partition.explain import compare_traffic, top_transfers
+from partition.optimise import Setting
 from partition.tables import Partition
 from tests.graphs import Builder, place
 from tracer.graph import Kind, OpGraph, TraceMeta
@@ -27,10 +28,17 @@ def wide() -> OpGraph:
 
 
 def partition(graph: OpGraph, link: Link | None = None) -> Partition:
-    link = link or load_link("zmq-ipc")
+    links = Links(link or load_link("zmq-ipc"))
     where = place(graph, {"gpu": ["linear"]})
-    traffic = account(graph, where, link)
-    return Partition(graph, "id", "a-policy", where, traffic, link.name, None, "run")
+    traffic = account(graph, where, links)
+    return Partition(graph, "id", "a-policy", where, traffic, links, None, "run")
+
+
+def compare(made: Partition) -> None:
+    """What ``compare`` prints of one policy, against itself."""
+    alike = compare_traffic(made.placement, made.traffic, made.traffic)
+    at = Setting("tee", ("gpu",), made.links)
+    show_split.comparison([made], made, at, [alike], "here")
 
 
 @pytest.fixture(params=[None, 40, 80])
@@ -47,11 +55,8 @@ def test_tables_are_never_cut(columns, capsys):
     graph = wide()
     made = partition(graph)
     show.trace_summary(graph, total_flops(graph), "here")
-    show.partition_summary(
-        made, load_link("zmq-ipc"), top_transfers(graph, made.traffic), None, "here"
-    )
-    compared = compare_traffic(made.placement, made.traffic, made.traffic)
-    show.comparison([made], made, [compared], "here")
+    show_split.partition_summary(made, top_transfers(graph, made.traffic), None, "here")
+    compare(made)
     printed = capsys.readouterr().out
     assert "…" not in printed
     for figure in (
@@ -76,22 +81,20 @@ def test_transfer_times_are_shown_where_they_are_known(capsys):
         (load_link("zmq-ipc"), None),
     ):
         made = partition(graph, link)
-        show.partition_summary(made, link, [], None, "here")
+        show_split.partition_summary(made, [], None, "here")
         printed = capsys.readouterr().out
         assert ("transfer time" in printed) == (shown is not None)
         rows = [line for line in printed.splitlines() if line.startswith(("sent", "rec", "total "))]
         for row, time in zip(rows, shown or [], strict=False):
             assert row.endswith(f"MiB  {time:>13}"), row
-        show.comparison(
-            [made], made, [compare_traffic(made.placement, made.traffic, made.traffic)], "here"
-        )
+        compare(made)
         printed = capsys.readouterr().out
         assert ("transfer time" in printed) == (link is fast)
 
 
 def test_a_link_with_chunks_says_its_peak_buffer(capsys):
     link = replace(load_link("none"), chunk_bytes=3 * 2**20)
-    show.partition_summary(partition(wide(), link), link, [], None, "here")
+    show_split.partition_summary(partition(wide(), link), [], None, "here")
     assert "in chunks of 3.0 MiB at most: the peak buffer is 3.0 MiB\n" in capsys.readouterr().out
 
 
@@ -137,10 +140,8 @@ def test_only_all_is_a_hundred_percent(share, text):
 def test_every_printed_total_says_what_it_is_of(capsys):
     graph = wide()
     made = partition(graph)
-    show.partition_summary(made, load_link("zmq-ipc"), [], None, "here")
-    show.comparison(
-        [made], made, [compare_traffic(made.placement, made.traffic, made.traffic)], "here"
-    )
+    show_split.partition_summary(made, [], None, "here")
+    compare(made)
     line = "coverage: bytes are exact for all 3 ops; FLOPs are known for 100.0% of those that work"
     assert capsys.readouterr().out.splitlines().count(line) == 2
 

@@ -15,7 +15,7 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from costmodels.links import load_link
+from costmodels.links import Links, load_link
 from partition.accounting import Traffic, account
 from partition.mincut import Network, cut_graph, cut_value, fast_cut, reference_cut
 from partition.placement import Placement, PlacementError
@@ -36,7 +36,7 @@ from tests.graphs import HOME, Builder, describe, place
 from tracer.graph import Kind, OpGraph, Role
 from tracer.presets import preset_names
 
-NO_FRAMING = load_link("none")
+NO_FRAMING = Links(load_link("none"))
 
 # --- random graphs and problems -------------------------------------------------------------------
 
@@ -710,13 +710,13 @@ def test_the_best_splits_of_llama(traced, home, size, calls):
     found = solve(problem)
     assert (found.objective, found.recount.calls) == (size, calls)
     for name in policy_names():
-        fixed = apply_policy(graph, load_policy(name), home=HOME, accelerator="gpu")
+        fixed = apply_policy(graph, load_policy(name), home=HOME, accelerators=("gpu",))
         counted = recount(problem, fixed)
         if not counted.broken:
             assert counted.objective >= size
     # Whoever pins what the published split may do is never worse than it.
     assert not recount(problem, apply_policy(
-        graph, load_policy("offload-linear"), home=HOME, accelerator="gpu")).broken  # fmt: skip
+        graph, load_policy("offload-linear"), home=HOME, accelerators=("gpu",))).broken  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from costmodels.links import load_link
+from costmodels.links import Links, load_link
 from partition.accounting import account
 from partition.policy import apply_policy, load_policy
 from partition.tables import Partition, remove_stale, write_partition
@@ -172,10 +172,12 @@ def parquet_files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def partition_of(graph: OpGraph, trace_id: str, **changes: Any) -> Partition:
-    placement = apply_policy(graph, load_policy("offload-linear"), home="tee", accelerator="gpu")
-    link = load_link("zmq-ipc")
+    placement = apply_policy(
+        graph, load_policy("offload-linear"), home="tee", accelerators=("gpu",)
+    )
+    links = Links(load_link("zmq-ipc"))
     made = Partition(
-        graph, trace_id, "offload-linear", placement, account(graph, placement, link), link.name,
+        graph, trace_id, "offload-linear", placement, account(graph, placement, links), links,
         None, "run",
     )  # fmt: skip
     return replace(made, **changes)

@@ -20,7 +20,6 @@ class Runnable:
     def __init__(self, capture: Capture, task: Task, twin: torch.nn.Module) -> None:
         """``task`` is what was captured, ``twin`` the same module with its buffers computed."""
         self.graph, self.invocations = capture.graph, capture.invocations
-        self.warnings, self.reach = capture.warnings, capture.reach
         self._task, self._twin = task, twin
         buffers = dict(twin.named_buffers(remove_duplicate=False))
         self.data: dict[int, torch.Tensor] = {}
@@ -56,15 +55,15 @@ class Runnable:
 
     def _fill(self, parameter: Callable[[str], torch.Tensor]) -> None:
         """Put numbers into the module in the place of shapes; what is shared stays so."""
-        filled: dict[int, Any] = {}
+        filled: dict[Any, torch.nn.Parameter] = {}
         twins = dict(self._twin.named_modules())
         for path, part in self._task.module.named_modules():
             for key, tensor in part.named_parameters(recurse=False):
                 if tensor.is_meta:
-                    if id(tensor) not in filled:
+                    if tensor not in filled:
                         numbers = parameter(f"{path}.{key}" if path else key)
-                        filled[id(tensor)] = torch.nn.Parameter(numbers, requires_grad=False), tensor
-                    part.register_parameter(key, filled[id(tensor)][0])
+                        filled[tensor] = torch.nn.Parameter(numbers, requires_grad=False)
+                    part.register_parameter(key, filled[tensor])
             for table in (part._buffers, vars(part)):
                 for key, tensor in table.items():
                     if isinstance(tensor, torch.Tensor) and tensor.is_meta:

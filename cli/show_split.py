@@ -1,0 +1,392 @@
+"""What partition and compare print."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.text import Text
+
+from cli.printing import console, counted, duration, human, mib, print_json, print_table
+from cli.show import coverage, growth, headline
+from costmodels.flops import total_flops
+from partition.crossover import Crossover, Point
+from partition.explain import Bottleneck, Comparison, TransferGroup
+from partition.ladder import Exposure, Step
+from partition.optimise import Price, Setting
+from partition.tables import Partition
+from tracer.graph import TraceMeta
+
+
+def partition_summary(
+    partition: Partition,
+    top: Sequence[TransferGroup],
+    bottleneck: Bottleneck | None,
+    folder: object,
+    seen: Sequence[Exposure] = (),
+    why: tuple[Sequence[Step], Sequence[Price]] | None = None,
+) -> None:
+    """What ``partition`` ends with."""
+    out = console()
+    traffic, totals, placement = partition.traffic, partition.traffic.totals, partition.placement
+    out.print(Text(headline(partition.graph.meta), style="bold"))
+    accelerators = ", ".join(placement.accelerators) or "no accelerator"
+    out.print(
+        f"policy {partition.policy}: {placement.home} calls {accelerators}, "
+        f"{partition.wire} on the wire, residency {partition.residency}"
+    )
+    out.print()
+    out.print(
+        f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}"
+    )
+    ways = [
+        ("sent", totals.sent_payload_bytes, totals.sent_wire_bytes, totals.sent_seconds),
+        (
+            "received", totals.received_payload_bytes, totals.received_wire_bytes,
+            totals.received_seconds,
+        ),
+        (
+            "between accelerators", totals.peer_payload_bytes, totals.peer_wire_bytes,
+            totals.peer_seconds,
+        ),
+        ("total", totals.payload_bytes, totals.wire_bytes, totals.seconds),
+    ]  # fmt: skip
+    timed = any(seconds is not None for *_, seconds in ways)
+    print_table(
+        (
+            "",
+            "payload",
+            f"on the wire ({partition.links.name})",
+            *(["transfer time"] if timed else []),
+        ),
+        [
+            (name, mib(payload), mib(framed), *([_time(seconds)] if timed else []))
+            for name, payload, framed, seconds in ways
+            if name != "between accelerators" or payload
+        ],
+        "<>>>" if timed else "<>>",
+    )
+    for link in dict.fromkeys(
+        partition.links.among(placement.home, placement.accelerators).values()
+    ):
+        if link.chunk_bytes is not None:
+            out.print(
+                f"sent in chunks of {human(link.chunk_bytes)} at most: "
+                f"the peak buffer is {human(traffic.peak_buffer_bytes)}"
+            )
+    if traffic.total_expr is not None:
+        out.print(f"total payload bytes = {traffic.total_expr}", soft_wrap=True)
+    for line in (*_times(partition), *_proof(partition)):
+        out.print(line, soft_wrap=True)
+    for device, size in traffic.resident_bytes.items():
+        out.print(f"resident on {device}: {human(size)} of parameters and constants")
+    for one in seen:
+        out.print(_seen(one), soft_wrap=True)
+    out.print(coverage(partition.graph), soft_wrap=True)
+    out.print()
+    if why is not None:
+        _print_why(partition, *why)
+    if top:
+        print_table(
+            ("top transfers", "direction", "count", "each", "all", "share", "growth"),
+            [
+                (
+                    group.name, group.direction, str(group.count),
+                    human(group.example.payload_bytes), human(group.payload_bytes),
+                    f"{group.share:.1%}", growth(group.example.tensor),
+                )
+                for group in top[:8]
+            ],
+            "<<>>>><",
+        )  # fmt: skip
+        out.print()
+    out.print(bottleneck_sentence(bottleneck), soft_wrap=True)
+    out.print(f"written to {folder}", soft_wrap=True)
+
+
+def _times(partition: Partition) -> Iterable[str]:
+    """What the run takes, where the devices or the link are known."""
+    parts = [f"{name} {duration(s)}" for name, s in partition.compute_seconds.items()]
+    moving = partition.traffic.totals.seconds
+    if parts and moving is not None:
+        parts.append(f"{partition.links.name} {duration(moving)}")
+    if partition.run_seconds is not None:
+        yield f"run: {duration(partition.run_seconds)} = {' + '.join(parts)}, one after another"
+    elif parts:
+        yield f"computing: {', '.join(parts)}"
+
+
+def amount(value: int, unit: str | None) -> str:
+    """A solution's objective or bound."""
+    if unit == "ns":
+        return duration(value / 1e9)
+    return f"{value:,} bytes ({mib(value)})" if unit == "bytes" else f"{value:,} (weighted)"
+
+
+def _proof(partition: Partition) -> Iterable[str]:
+    """How good a placement is that was searched for."""
+    solution = partition.solution
+    if solution is None or solution.objective is None:
+        return
+    found = f"{amount(solution.objective, partition.unit)} by {SOLVERS[solution.solver]}"
+    if solution.proven:
+        yield f"optimal for {partition.objective}: {found}; no placement that is allowed has less"
+    else:
+        yield (
+            f"best found for {partition.objective}: {found}; the optimum is not below "
+            f"{amount(solution.bound, partition.unit)} (gap {solution.gap or 0:.2%})"
+        )
+
+
+SOLVERS = {
+    "cut": "minimum cut", "networkx": "minimum cut", "program": "mixed-integer program",
+    "layers": "trying every cut",
+}  # fmt: skip
+"""What solvers are called."""
+
+
+def _seen(one: Exposure) -> str:
+    """What an accelerator sees in plain."""
+    names = [f"{n} x {name}" if n > 1 else name for name, n in one.sent.items()]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (
+        f"{one.device} sees in plain: {', '.join(names[:8]) or 'nothing sent'}{more}; "
+        f"{human(one.made_bytes)} that it computes; {human(one.parameter_bytes)} of parameters"
+    )
+
+
+def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Price]) -> None:
+    print_table(
+        ("step from offload-linear", "ops", "to", "saves", "calls", "left"),
+        [
+            (
+                step.ops, str(step.count), step.device, mib(step.saved_bytes),
+                f"{-step.saved_calls:+}" if step.saved_calls else "", mib(step.total_bytes),
+            )
+            for step in steps
+        ],
+        "<><>>>",
+    )  # fmt: skip
+    console().print()
+    if prices:
+        print_table(
+            ("price of a rule", "ops", "costs", ""),
+            [
+                (
+                    price.reason or price.rule, str(price.ops),
+                    amount(price.saved, partition.unit), "" if price.proven else "about",
+                )
+                for price in prices
+            ],
+            "<>><",
+        )  # fmt: skip
+        console().print()
+
+
+def _time(seconds: float | None) -> str:
+    return "not known" if seconds is None else duration(seconds)
+
+
+def bottleneck_sentence(found: Bottleneck | None) -> str:
+    """The bottleneck and what would relieve it, in one sentence."""
+    if found is None:
+        return "Nothing crosses between devices."
+    size = {"constant": "of constant size", "not known": "growth not known"}.get(
+        growth(found.example), f"growing with {growth(found.example)}"
+    )
+    text = (
+        f"Bottleneck: {found.share:.1%} of the traffic is {found.name} "
+        f"({counted(found.transfers, 'transfer')}, {size})"
+    )
+    relief = found.relief
+    if relief is None:
+        return f"{text}; no step tried here relieves it."
+    saved = mib(relief.saved_bytes) + (" of other tensors" if relief.elsewhere else "")
+    if relief.saved_calls > 0:
+        saved += f" and {counted(relief.saved_calls, 'call')}"
+    elif relief.saved_calls < 0:
+        saved += f" for {counted(-relief.saved_calls, 'more call')}"
+    if relief.wire_dtype:
+        return f"{text}; sending floats as {relief.wire_dtype} (--wire-dtype) would save {saved}."
+    how = f" (--policy {relief.policy})" if relief.policy else ""
+    ops = ", ".join(relief.moved_ops)
+    return f"{text}; running {ops} on {relief.device} too{how} would save {saved}."
+
+
+def partition_dict(
+    partition: Partition,
+    top: Sequence[TransferGroup],
+    bottleneck: Bottleneck | None,
+    folder: object,
+    seen: Sequence[Exposure] = (),
+    why: tuple[Sequence[Step], Sequence[Price]] | None = None,
+) -> dict[str, Any]:
+    """``partition --json``, and an entry of ``compare --json``."""
+    traffic, totals = partition.traffic, partition.traffic.totals
+    relief = bottleneck.relief if bottleneck else None
+    flops = total_flops(partition.graph)
+    return {
+        "folder": str(folder), "policy": partition.policy, "home": partition.placement.home,
+        "accelerators": list(partition.placement.accelerators), "link": partition.links.name,
+        "wire": partition.wire, "residency": partition.residency,
+        "calls": len(traffic.calls), "transfers": len(traffic.transfers),
+        "cut_edges": traffic.cut_edges,
+        "sent_payload_bytes": totals.sent_payload_bytes,
+        "received_payload_bytes": totals.received_payload_bytes,
+        "peer_payload_bytes": totals.peer_payload_bytes,
+        "total_payload_bytes": totals.payload_bytes,
+        "sent_wire_bytes": totals.sent_wire_bytes,
+        "received_wire_bytes": totals.received_wire_bytes,
+        "peer_wire_bytes": totals.peer_wire_bytes,
+        "total_wire_bytes": totals.wire_bytes,
+        "transfer_seconds": totals.seconds,
+        "compute_seconds": dict(partition.compute_seconds), "run_seconds": partition.run_seconds,
+        "optimality": None if partition.solution is None else {
+            "objective": partition.objective, "unit": partition.unit,
+            "value": partition.solution.objective, "bound": partition.solution.bound,
+            "gap": partition.solution.gap, "optimal": partition.solution.proven,
+            "solver": partition.solution.solver,
+        },
+        "exposed": [asdict(one) for one in seen],
+        **({} if why is None else {
+            "ladder": [asdict(step) for step in why[0]],
+            "prices": [asdict(price) for price in why[1]],
+        }),
+        "peak_buffer_bytes": traffic.peak_buffer_bytes,
+        "total_bytes_expr": traffic.total_expr,
+        "resident_bytes": dict(traffic.resident_bytes),
+        "flops_coverage": flops.coverage, "unsupported": dict(flops.unsupported),
+        "top_transfers": [
+            {
+                "name": g.name, "direction": g.direction, "count": g.count,
+                "each_payload_bytes": g.example.payload_bytes, "payload_bytes": g.payload_bytes,
+                "share": g.share, "seq_degree": g.example.tensor.seq_degree,
+            }
+            for g in top
+        ],
+        "bottleneck": None if bottleneck is None else {
+            "name": bottleneck.name, "transfers": bottleneck.transfers,
+            "payload_bytes": bottleneck.payload_bytes, "share": bottleneck.share,
+            "seq_degree": bottleneck.example.seq_degree,
+            "relief": None if relief is None else {
+                "saved_bytes": relief.saved_bytes, "saved_calls": relief.saved_calls,
+                "moved_ops": list(relief.moved_ops), "device": relief.device,
+                "policy": relief.policy, "wire_dtype": relief.wire_dtype,
+                "elsewhere": relief.elsewhere,
+            },
+        },
+    }  # fmt: skip
+
+
+def comparison(
+    partitions: Sequence[Partition],
+    baseline: Partition,
+    setting: Setting,
+    compared: Sequence[Comparison],
+    out_dir: object,
+    seen: Sequence[Sequence[Exposure]] = (),
+    without: Mapping[str, str] | None = None,
+) -> None:
+    """What ``compare`` prints: the policies side by side."""
+    out = console()
+    meta = baseline.graph.meta
+    out.print(Text(headline(meta), style="bold"))
+    out.print(
+        f"{setting.home} as home, {' and '.join(setting.accelerators)} called, "
+        f"{baseline.wire} on the wire, residency {baseline.residency}; "
+        f"saved is against {baseline.policy}",
+        soft_wrap=True,
+    )
+    out.print()
+    columns = {
+        "policy": [p.policy for p in partitions],
+        "calls": [str(len(p.traffic.calls)) for p in partitions],
+        "sent": [mib(p.traffic.totals.sent_payload_bytes) for p in partitions],
+        "received": [mib(p.traffic.totals.received_payload_bytes) for p in partitions],
+        "total": [mib(p.traffic.totals.payload_bytes) for p in partitions],
+        "saved": [mib(c.saved_bytes) for c in compared],
+        "saved %": ["" if c.saved_share is None else f"{c.saved_share:.1%}" for c in compared],
+        "resident off home": [human(c.resident_off_home_bytes) for c in compared],
+    }
+    if any(p.traffic.totals.seconds is not None for p in partitions):
+        columns["transfer time"] = [_time(p.traffic.totals.seconds) for p in partitions]
+    if any(p.run_seconds is not None for p in partitions):
+        columns["run"] = [_time(p.run_seconds) for p in partitions]
+    if seen:
+        columns["seen in plain"] = [human(sum(_visible(e) for e in each)) for each in seen]
+    if any(p.solution is not None for p in partitions):
+        columns["best for"] = [_best(p) for p in partitions]
+    print_table(
+        list(columns), zip(*columns.values(), strict=True),
+        "".join("<" if name in ("policy", "best for") else ">" for name in columns),
+    )  # fmt: skip
+    for name, reason in (without or {}).items():
+        out.print(f"without {name}: {reason}", soft_wrap=True)
+    if meta.symbolic:
+        out.print()
+        out.print(f"Total payload bytes in {' and '.join(meta.symbolic)}:")
+        for partition in partitions:
+            out.print(f"  {partition.policy} = {partition.traffic.total_expr}", soft_wrap=True)
+    out.print()
+    out.print(coverage(baseline.graph), soft_wrap=True)
+    out.print(f"written to {out_dir}", soft_wrap=True)
+
+
+def over(
+    meta: TraceMeta, variable: str, unit: str, points: Sequence[Point],
+    changes: Sequence[Crossover], *, as_json: bool,
+) -> None:  # fmt: skip
+    """``compare --over``: which policy is best at which size."""
+    if as_json:
+        print_json({
+            "model": meta.model, "over": variable, "unit": unit,
+            "points": [
+                {variable: p.size, "best": p.best, "values": dict(p.values)} for p in points
+            ],
+            "crossovers": [
+                {variable: c.size, "before": c.before, "after": c.after} for c in changes
+            ],
+        })  # fmt: skip
+        return
+
+    def shown(value: float) -> str:
+        return duration(value) if unit == "seconds" else mib(int(value))
+
+    out = console()
+    out.print(Text(headline(meta), style="bold"))
+    out.print(f"{unit} of a run over {variable}, each policy placed anew at each size")
+    out.print()
+    names = list(dict.fromkeys(name for p in points for name in p.values))
+    print_table(
+        (variable, *names, "best"),
+        [
+            (
+                f"{p.size:,}",
+                *(shown(p.values[n]) if n in p.values else "not possible" for n in names),
+                p.best,
+            )
+            for p in points
+        ],
+        ">" * (len(names) + 1) + "<",
+    )
+    out.print()
+    out.print(f"up to {variable} {points[0].size:,}: {points[0].best} is best")
+    for change in changes:
+        out.print(f"from {variable} {change.size:,} on: {change.after} is best")
+
+
+def _visible(one: Exposure) -> int:
+    """Bytes of activations that a device which is not trusted gets to see."""
+    return one.sent_bytes + one.made_bytes
+
+
+def _best(partition: Partition) -> str:
+    solution = partition.solution
+    if solution is None:
+        return ""
+    proof = "proven" if solution.proven else f"gap {solution.gap or 0:.2%}"
+    return f"{partition.objective} ({proof})"
+
+
+def comparison_dict(compared: Comparison, baseline: Partition) -> dict[str, Any]:
+    """What an entry of ``compare --json`` has beside those of ``partition --json``."""
+    return {**asdict(compared), "baseline": baseline.policy}
