@@ -11,7 +11,7 @@ help:
 	@echo "make test      lint, types, import layers and the test suite (minutes)"
 	@echo "make test-all  the same with the slow sweeps over every preset"
 	@echo "make lint      ruff, mypy, import-linter"
-	@echo "make bench     speed, as ratios within one run"
+	@echo "make bench     speed, as ratios within one run; placements beside torch's (minutes)"
 	@echo "make coverage  trace every model type of transformers by head (long), write docs/coverage.md"
 	@echo "make reference write docs/reference-figures.md: the documents' figures beside ours"
 	@echo "make readme    run README.md's commands and write their output into it"
@@ -47,6 +47,7 @@ bench: $(READY)
 	$(BIN)/python bench/whole_process.py
 	$(BIN)/python bench/costs.py
 	$(BIN)/python bench/placement.py
+	$(BIN)/python bench/torch_partitioners.py
 
 coverage: $(READY)
 	$(BIN)/python -m tests.coverage

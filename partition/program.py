@@ -117,6 +117,7 @@ class _Program:
         # By tensor: what is 1 when home sends it (residency ``call``: also what it did not make).
         self.passed: Mapping[int, Sequence[_Linear]] = {}
         self.crossing = [t for t in self.graph.tensors if self.graph.crosses(t)]
+        self.counted = problem.max_calls is not None or any(problem.call_cost.values())
 
     # --- the language of the rows -----------------------------------------------------------------
 
@@ -179,14 +180,13 @@ class _Program:
         problem = self.problem
         self.place()
         self.store()
-        counted = problem.max_calls is not None or any(problem.call_cost.values())
-        if problem.residency == "call" or (counted and len(problem.accelerators) > 1):
+        if problem.residency == "call" or (self.counted and len(problem.accelerators) > 1):
             steps = _Steps(self)
-            if counted:
+            if self.counted:
                 steps.calls()
             if problem.residency == "call":
                 steps.moves()
-        elif counted:
+        elif self.counted:
             self.longest_path()
         if problem.residency == "run":
             for tensor in self.crossing:
@@ -381,7 +381,11 @@ class _Program:
 
 
 class _Steps:
-    """Which step an op is in: the earliest that its inputs allow, told by binaries."""
+    """Which step an op is in: the earliest that its inputs allow, told by binaries.
+
+    Steps are counted from the op's origin, where it has one (see ``origins``), whose own step is 0
+    to it. So a program grows with the depth of a model and not with its square.
+    """
 
     def __init__(self, program: _Program) -> None:
         self.program = program
@@ -392,6 +396,7 @@ class _Steps:
             sorted({t.op for t in self.graph.flowing(op) if t.op is not None})
             for op in range(len(self.graph.ops))
         ]
+        self.origin = self.origins()
         self.low, high = self.spans()
         # No step is without a call, so no step comes after the last call that is allowed.
         self.end = max(high, default=0) + 1  # new state may need one call more than the ops do
@@ -406,6 +411,30 @@ class _Steps:
                 self.sit(op)
         self.renewing = self.renew()
 
+    def origins(self) -> list[int | None]:
+        """By op: the last op before it which all ops before lead to and all after come from.
+
+        What is made before such an op is not read after it, so that no later op asks when it was
+        made, nor what is sent with which call. None in the beginning, and everywhere where calls
+        are told apart by more than their step or new state is sent with any of them.
+        """
+        program, graph = self.program, self.graph
+        origin: list[int | None] = [None] * len(graph.ops)
+        if program.renewed or (program.counted and len(self.problem.accelerators) > 1):
+            return origin
+        placed = [op for op in range(len(graph.ops)) if not graph.is_everywhere(op)]
+        sources = max((op for op in placed if not self.before[op]), default=0)
+        last: int | None = None
+        read_until, dead_end = 0, False  # of what is before the op
+        for op in placed:
+            origin[op] = last
+            if op >= max(sources, read_until) and not dead_end:
+                last = op
+            readers = [reader for t in graph.outputs(op) for reader in graph.needed_by(t.id)]
+            read_until = max([read_until, *readers])
+            dead_end = dead_end or not readers
+        return origin
+
     def spans(self) -> tuple[list[int], list[int]]:
         """The first and the last step that each op can be in, whatever the placement."""
         choices, home = self.program.choices, self.program.home
@@ -413,19 +442,26 @@ class _Steps:
         last: dict[tuple[int, str], int] = {}
         for op, choice in enumerate(choices):
             for here in choice:
-                first[op, here] = last[op, here] = int(here != home)
+                first[op, here] = last[op, here] = int(self.origin[op] is None and here != home)
                 for source in self.before[op]:
                     outs = [(there, int(here not in (home, there))) for there in choices[source]]
-                    soonest = min((first[source, there] + out for there, out in outs), default=0)
-                    latest = max((last[source, there] + out for there, out in outs), default=0)
+                    own = int(source != self.origin[op])
+                    soonest = min(
+                        (own * first[source, there] + out for there, out in outs), default=0
+                    )
+                    latest = max(
+                        (own * last[source, there] + out for there, out in outs), default=0
+                    )
                     first[op, here] = max(first[op, here], soonest)
                     last[op, here] = max(last[op, here], latest)
         low = [min((first[op, d] for d in choice), default=0) for op, choice in enumerate(choices)]
         high = [max((last[op, d] for d in choice), default=0) for op, choice in enumerate(choices)]
         return low, high
 
-    def reaches(self, op: int, step: int) -> _Linear:
-        """1 when the op is in this step or in a later one."""
+    def reaches(self, op: int, step: int, reader: int | None = None) -> _Linear:
+        """1 when the op is in this step or in a later one, as its ``reader`` counts the steps."""
+        if reader is not None and self.origin[reader] == op:
+            return _ZERO if step > 0 else _ONE
         return _ONE if step <= self.low[op] else self.reach.get((op, step), _ZERO)
 
     def sits(self, op: int, step: int, device: str) -> _Linear:
@@ -442,10 +478,11 @@ class _Steps:
             program.require(self.reaches(op, step - 1) - self.reaches(op, step))
         for step in range(self.low[op] + 1, self.high[op] + 2):
             reaches = self.reaches(op, step)
-            reasons = [program.off(op)] if step == 1 else []
+            first = self.origin[op] is None and step == 1
+            reasons = [program.off(op)] if first else []
             for source in self.before[op]:
-                reasons.append(self.reaches(source, step))
-                if step > 1:
+                reasons.append(self.reaches(source, step, op))
+                if not first:
                     reasons.append(self.goes_out(source, op, step, reaches))
             for reason in reasons:
                 program.require(reaches - reason)
@@ -454,7 +491,7 @@ class _Steps:
     def goes_out(self, source: int, op: int, step: int, reaches: _Linear) -> _Linear:
         """1 when the op is called, by what is on another device and in the step before or later."""
         program = self.program
-        before, called = self.reaches(source, step - 1), program.off(op)
+        before, called = self.reaches(source, step - 1, op), program.off(op)
         if _ZERO in (before, called):
             return _ZERO
         out = program.variable()
@@ -478,8 +515,9 @@ class _Steps:
             elif len(steps) == 1:
                 self.seat.update(((op, step, d), program.at(op, d)) for d in choice)
             else:
-                # No accelerator is called in step 0.
-                seats = [d for d in choice if step > 0 or d == program.home]
+                # Before an op that all wait for no accelerator is called in step 0.
+                away = step > 0 or self.origin[op] is not None
+                seats = [d for d in choice if away or d == program.home]
                 self.seat.update(((op, step, d), program.variable()) for d in seats)
                 program.equal(_sum(self.sits(op, step, d) for d in choice), there)
         if len(choice) > 1 and len(steps) > 1:
@@ -531,12 +569,18 @@ class _Steps:
         return self.taken[step, device]
 
     def calls(self) -> None:
-        """Each step of each accelerator is a call."""
+        """Each step of each accelerator is a call; with one of them, up to an op its step is."""
         program, problem = self.program, self.problem
         calls = []
+        for op in sorted({op for op in self.origin if op is not None}):
+            for step in range(1, self.high[op] + 1):
+                (device,) = problem.accelerators
+                calls.append(self.reaches(op, step))
+                program.objective.append(calls[-1] * problem.call_cost.get(device, 0))
+        rest = [op for op, origin in enumerate(self.origin) if origin == self.origin[-1]]
         for device in problem.accelerators:
             for step in range(1, self.end + 1):
-                parts = [self.sits(op, step, device) for op in range(len(self.graph.ops))]
+                parts = [self.sits(op, step, device) for op in rest]
                 parts += [v for (_, k, d), v in self.renewing.items() if (k, d) == (step, device)]
                 calls.append(program.any_of(parts, problem.call_cost.get(device, 0)))
         if problem.max_calls is not None:
@@ -552,9 +596,10 @@ class _Steps:
             for device in problem.accelerators:
                 cost = problem.transfer_cost.get((tensor.id, home, device), 0)
                 for step in range(1, self.end + 1):
-                    made = self.sits(source, step, device)
+                    made = self.sits(source, step, device)  # an origin makes it in step 0
                     needs = [
-                        self.sits(op, step, device) - made for op in self.graph.needed_by(tensor.id)
+                        self.sits(op, step, device) - (made if self.origin[op] != source else 0)
+                        for op in self.graph.needed_by(tensor.id)
                     ]
                     needs.append(self.renewing.get((tensor.id, step, device), _ZERO))
                     sent[tensor.id].append(program.above(needs, cost))

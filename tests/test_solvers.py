@@ -33,7 +33,7 @@ from partition.problem import (
 from partition.solve import SolverError, explain_infeasible, solve
 from partition.stored import keepers, resident_bytes, storages
 from tests.graphs import HOME, Builder, describe, place
-from tracer.graph import Kind, OpGraph, Role
+from tracer.graph import Edge, Kind, OpGraph, Role
 from tracer.presets import preset_names
 
 NO_FRAMING = Links(load_link("none"))
@@ -89,6 +89,34 @@ def _grow(rng: random.Random, build: Builder, cache: int, active: list[int]) -> 
     return made
 
 
+def joined_graph(rng: random.Random, blocks: int) -> OpGraph:
+    """Blocks of ops, each of which reads of the one before only what it ends in, as layers do."""
+    build = Builder(symbolic=False)
+
+    def shape() -> list[int]:
+        return [rng.choice([1, 2, 3, 5, 8, 13]), rng.choice([1, 4])]
+
+    stream, weight = build.input("x", shape()), build.parameter("weight", shape())
+    cache = build.input("cache", (4, 2), role=Role.KV_CACHE)
+    grown = []
+    for block in range(blocks):
+        active = [stream]
+        for n in range(rng.randint(1, 3)):
+            reads = [active[-1], rng.choice(active)]
+            if n and rng.random() < 0.1:
+                reads = [weight]  # waits for nothing
+            elif rng.random() < 0.05:
+                reads.append(cache)
+            active.append(build.op(f"op_{block}_{n}", *reads, shape=shape()))
+        if not grown and rng.random() < 0.1:
+            grown.append(_grow(rng, build, cache, active))
+        ends = [t for t in active if all(edge.tensor != t for edge in build.edges)]
+        if len(ends) > 1 and rng.random() < 0.2:
+            ends.pop()  # leads nowhere
+        stream = build.op(f"end_{block}", *ends, rng.choice(active), shape=shape())
+    return build.finish(stream, *grown)
+
+
 DEVICES = {1: ("gpu",), 2: ("gpu", "npu")}
 
 
@@ -99,12 +127,15 @@ def random_problem(
     *,
     pinned: Sequence[float] = (0.1, 0.4, 0.7),
     states: Sequence[int] = (0, 0, 1, 2),
+    graph: OpGraph | None = None,
 ) -> Problem:
-    """A random graph with ``free`` ops or fewer to choose for, and random costs.
+    """A graph, random where none is given, with ``free`` ops or fewer to choose for, and random
+    costs.
 
     ``pinned`` are shares of ops to choose from: many pins make many calls.
     """
-    graph = random_graph(rng, round(free / (1 - rng.choice(pinned))), states)
+    if graph is None:
+        graph = random_graph(rng, round(free / (1 - rng.choice(pinned))), states)
     away = DEVICES[accelerators]
     devices = (HOME, *away)
     ops = [op.id for op in graph.ops if op.kind not in (Kind.INPUT, Kind.OUTPUT)]
@@ -234,6 +265,73 @@ def test_many_calls_and_state_that_is_renewed(seed):
         memory = {HOME: rng.randrange(100, 500)} if rng.random() < 0.2 else {}
         residency = rng.choice(["run", "call"])
         assert_best(replace(problem, call_cost=calls, memory_bytes=memory, residency=residency))
+
+
+def joined_problem(rng: random.Random, blocks: int, accelerators: int, free: int) -> Problem:
+    graph = joined_graph(rng, blocks)
+    return limited(rng, random_problem(rng, free, accelerators, graph=graph))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_blocks_that_wait_for_one_op(seed):
+    rng = random.Random(500 + seed)
+    for _ in range(40):
+        accelerators = rng.choice([1, 1, 2])
+        free = rng.randint(3, 5 if accelerators == 2 else 8)
+        assert_best(joined_problem(rng, rng.randint(2, 4), accelerators, free))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_blocks_cost_the_same_where_something_is_read_past_them(seed):
+    """An input that the output reads too costs nothing, and no op is left that all else is of."""
+    rng = random.Random(550 + seed)
+    for _ in range(5):
+        problem = joined_problem(rng, 6, 1, 8)
+        # With a limit of memory the input would lie at home for longer.
+        problem = replace(problem, residency="call", memory_bytes={})
+        end = len(problem.graph.ops) - 1
+        past = Edge(0, end, 0, len(problem.graph.inputs(end)))
+        graph = problem.graph
+        whole = OpGraph(graph.meta, graph.ops, graph.tensors, (*graph.edges, past))
+        found, same = (_answer(one) for one in (problem, replace(problem, graph=whole)))
+        assert found == same, report(problem)
+
+
+def test_calls_that_lead_nowhere_count_beside_those_that_do():
+    build = Builder(symbolic=False)
+    x = build.input("x", (2, 1))  # all are 8 bytes
+    aside = build.op("aside", x, shape=(2, 1))
+    back = build.op("back", aside, shape=(2, 1))
+    build.op("nowhere", back, shape=(2, 1))
+    on = build.op("on", x, shape=(2, 1))
+    graph = build.finish(build.op("end", on, shape=(2, 1)))
+    pins = pinned(graph, aside="gpu", back=HOME, nowhere="gpu", on="gpu", end=HOME)
+    problem = bytes_problem(graph, pins, call_cost={"gpu": 1000}, residency="call")
+    # x out and aside and on home, back out
+    assert solve(problem, solver="program").objective == 4 * 8 + 2 * 1000
+
+
+def test_new_state_goes_with_the_call_of_a_later_block():
+    build = Builder(symbolic=False)
+    cache = build.input("cache", (4, 2), role=Role.KV_CACHE)
+    x = build.input("x", (2, 1))  # all that crosses is 8 bytes
+    early = build.op("early", x, cache, shape=(2, 1))
+    rows = build.op("rows", early, shape=(1, 2))
+    grown = build.op("grown", cache, rows, shape=(5, 2), kind=Kind.COPY)
+    build.tensors[grown] = replace(build.tensors[grown], role=Role.KV_CACHE)
+    between = build.op("between", rows, shape=(2, 1))
+    graph = build.finish(build.op("late", between, shape=(2, 1)), grown)
+    pins = pinned(graph, early="gpu", rows=HOME, between=HOME, late="gpu")
+    problem = bytes_problem(graph, pins, call_cost={"gpu": 1000}, residency="call")
+    # x, then between and the rows out; early, then late home
+    assert solve(problem, solver="program").objective == 5 * 8 + 2 * 1000
+
+
+def _answer(problem: Problem) -> int | None:
+    try:
+        return solve(problem, solver="program").objective
+    except InfeasibleError:
+        return None
 
 
 def renewed() -> OpGraph:
