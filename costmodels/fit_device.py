@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from costmodels.flops import FREE
@@ -18,7 +19,12 @@ from tracer.files import write_whole
 from tracer.graph import OpGraph
 from tracer.toml_files import quoted
 
+Floats = NDArray[np.float64]
+
 _ROUNDS = 50
+
+_STARTS = (0.3, 0.5, 0.7, 0.9)
+"""The shares of memory-bound ops that a fit begins with; the best of them is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,32 @@ def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> Fitte
     if not rows:
         raise InputError("no op was measured that does any work")
     flops, moved, seconds = np.array(rows, dtype=float).T
+    found = [_fit(flops, moved, seconds, share) for share in _STARTS]
+    fits = [values for values in found if values[0] and values[1]]
+    if not fits:
+        raise InputError(
+            "the measured ops do not tell computing from moving: measure a larger model or a "
+            "longer sequence, several --runs, or a policy that has both on the device"
+        )
+
+    taken: list[Floats] = [
+        np.maximum(flops * per_flop, moved * per_byte) + launch
+        for per_flop, per_byte, launch in fits
+    ]
+    best = min(range(len(fits)), key=lambda n: float(np.square(taken[n] - seconds).sum()))
+    values, fitted = fits[best], taken[best]
+    dtypes = {str(op.dtype) for op in graph.ops if op.cost.flops and op.kind not in FREE}
+    return FittedDevice(
+        len(rows), tuple(sorted(dtypes)), float(1 / values[0]), float(1 / values[1]),
+        float(values[2]), float(seconds.sum()), float(fitted.sum()),
+    )  # fmt: skip
+
+
+def _fit(flops: Floats, moved: Floats, seconds: Floats, share: float) -> Floats:
+    """Seconds a FLOP, a byte and an op; to begin with, ``share`` of the ops are memory bound."""
     once = np.ones_like(seconds)
-    # To begin with, an op is bound by what it does more of than the average op.
-    computes = flops * moved.sum() > moved * flops.sum()
+    intensity = flops / np.maximum(moved, 1)
+    computes = intensity > np.quantile(intensity, share)
     values = np.zeros(3)
     for _ in range(_ROUNDS):
         design = np.column_stack([np.where(computes, flops, 0), np.where(computes, 0, moved), once])
@@ -65,17 +94,7 @@ def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> Fitte
         if (again == computes).all():
             break
         computes = again
-    if not values[0] or not values[1]:
-        raise InputError(
-            "the measured ops do not tell computing from moving: measure a run with both on the "
-            "device, as --policy offload-linear has them on two and min-cut on one"
-        )
-    fitted = np.maximum(flops * values[0], moved * values[1]) + values[2]
-    dtypes = {str(op.dtype) for op in graph.ops if op.cost.flops and op.kind not in FREE}
-    return FittedDevice(
-        len(rows), tuple(sorted(dtypes)), float(1 / values[0]), float(1 / values[1]),
-        float(values[2]), float(seconds.sum()), float(fitted.sum()),
-    )  # fmt: skip
+    return values
 
 
 def write_device(found: FittedDevice, what: str, out: Path) -> None:

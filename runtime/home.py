@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -241,7 +241,8 @@ def _spelled(
         "name": device.name, "session": session.hex(),
         "carriage": carriage.as_json(),
         "invocations": {
-            op: [how.args, how.kwargs, how.shared] for op, how in work.invocations.items()
+            op: [how.args, how.kwargs, [astuple(one) for one in how.shared]]
+            for op, how in work.invocations.items()
         },
         "targets": work.targets, "made": work.made, "everywhere": work.everywhere,
         "specs": {t: [spec.dtype, spec.shape] for t, spec in work.specs.items()},

@@ -154,7 +154,10 @@ class Machine:
         try:
             args = [self._argument(argument) for argument in how.args]
             kwargs = {key: self._argument(value) for key, value in how.kwargs.items()}
-            others = self._written_apart(args, how) if writes_in_place(target) else []
+            if writes_in_place(target):
+                # The op graph has the tensor before and after as two: who still needs the one
+                # before must find it unchanged, in whatever order the devices run.
+                args[0] = args[0].clone()
             with torch.no_grad():
                 made = self._function(target)(*args, **kwargs)
         except RunError:
@@ -164,34 +167,28 @@ class Machine:
             what = "ran out of memory" if _is_memory(error) else (text or [type(error).__name__])[0]
             raise RunError(f"op {op} ({target}) failed: {what}") from error
         parts = made if isinstance(made, list | tuple) else [made]
-        return [*(part for part in parts if isinstance(part, torch.Tensor)), *others]
+        tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+        return [*tensors, *self._shared(how, tensors[0])]
 
-    def _written_apart(self, args: list[Any], how: Invocation) -> list[torch.Tensor]:
-        """Have an op that writes in place write into a copy of the memory, in ``args[0]``.
+    def _shared(self, how: Invocation, written: torch.Tensor) -> list[torch.Tensor]:
+        """The other tensors in memory that an op wrote in place, as they are afterwards.
 
-        The op graph has the tensor before and after as two: who still needs the one before must
-        find it unchanged, in whatever order the devices run. What else lies in the memory lies in
-        the copy too: its tensors afterwards.
+        Each is laid out anew as it was in the traced memory, and what was ``written`` over it: it
+        may have come here from another device, apart from the memory that it shared there.
         """
-        before: torch.Tensor = args[0]
-        memory = before.untyped_storage()
-        copied = memory.clone()
-
-        def there(tensor: torch.Tensor) -> torch.Tensor:
-            empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            return empty.set_(copied, tensor.storage_offset(), tensor.shape, tensor.stride())
-
-        others = []
-        for old, _ in how.shared:
-            tensor = self.value(old)
-            if tensor.untyped_storage().data_ptr() != memory.data_ptr():
-                raise RunError(
-                    f"tensor {old} lies in memory that an op writes in place, and came from "
-                    "another device apart from it: place what makes it on the device that writes"
-                )
-            others.append(there(tensor))
-        args[0] = there(before)
-        return others
+        made = []
+        for one in how.shared:
+            before = self.value(one.before)
+            ends = [
+                offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+                for shape, strides, offset in (one.layout, one.written)
+            ]  # fmt: skip
+            memory = torch.empty(max(ends) + 1, dtype=before.dtype, device=before.device)
+            after = memory.as_strided(*one.layout)
+            after.copy_(before)
+            memory.as_strided(*one.written).copy_(written)
+            made.append(after)
+        return made
 
     def _function(self, target: str) -> Callable[..., Any]:
         """The op of torch that is called so; only of libraries that are known."""
@@ -237,7 +234,7 @@ def read(how: Invocation) -> list[int]:
                 found.append(tensor)
 
     walk([*how.args, *how.kwargs.values()])
-    return [*found, *(before for before, _ in how.shared)]
+    return [*found, *(one.before for one in how.shared)]
 
 
 def _is_memory(error: Exception) -> bool:

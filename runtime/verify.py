@@ -66,7 +66,8 @@ def judge(
         if tensor in measured.states
     ]
     apart = [(name, _difference(one.cpu(), other)) for name, one, other in pairs]
-    largest = max((float(other.abs().max()) for _, _, other in pairs if other.numel()), default=0.0)
+    sizes = (_wide(other).abs().max() for _, _, other in pairs if other.numel())
+    largest = max(map(float, sizes), default=0.0)
     dtypes = [str(other.dtype).removeprefix("torch.") for _, _, other in pairs]
     totals = traffic.totals
     moved = [
@@ -104,8 +105,12 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
         return float("inf")
     if not one.numel():
         return 0.0
-    apart = (one.to(torch.float64) - other.to(torch.float64)).abs().max()
+    apart = (_wide(one) - _wide(other)).abs().max()
     return float(apart) if torch.isfinite(apart) else float("inf")
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def _unequal(traffic: Traffic, measured: Measured) -> Iterator[str]:

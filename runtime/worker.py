@@ -22,7 +22,7 @@ from runtime import RunError
 from runtime.machine import Machine, Work
 from runtime.weights import inputs, numbers_of
 from runtime.wire import Carriage, Channel, Moved, Spec, greet, welcome
-from tracer.program import Invocation
+from tracer.program import Invocation, Sharing
 
 SPARE_BYTES = 256 * 2**20
 """What a device leaves free of its memory when it takes in weights."""
@@ -227,7 +227,7 @@ class _Session:
 def _work(plan: Mapping[str, Any]) -> Work:
     return Work(
         invocations={
-            int(op): Invocation(args, kwargs, tuple((a, b) for a, b in shared))
+            int(op): Invocation(args, kwargs, tuple(Sharing(*one) for one in shared))
             for op, (args, kwargs, shared) in plan["invocations"].items()
         },
         targets={int(op): str(target) for op, target in plan["targets"].items()},

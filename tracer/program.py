@@ -43,8 +43,24 @@ class Invocation:
 
     args: list[Any]
     kwargs: Mapping[str, Any]
-    shared: tuple[tuple[int, int], ...] = ()
-    """Of an op that writes in place: (before, after) of each other tensor in the same memory."""
+    shared: tuple["Sharing", ...] = ()
+    """Of an op that writes in place: the other tensors in the same memory."""
+
+
+Layout = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Shape, strides and offset of a tensor in its memory, in elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """A tensor in memory that an op writes in place through another one."""
+
+    before: int
+    after: int
+    """It, before and after the op."""
+    layout: Layout
+    written: Layout
+    """Of the tensor that is written to, in the same memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +207,7 @@ def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:
         op: Invocation(
             renumbered(how.args),
             {key: renumbered(value) for key, value in how.kwargs.items()},
-            tuple((ids[before], ids[after]) for before, after in how.shared),
+            tuple(replace(one, before=ids[one.before], after=ids[one.after]) for one in how.shared),
         )
         for op, node in enumerate(nodes)
         if (how := node.invocation) is not None

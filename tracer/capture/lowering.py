@@ -25,7 +25,7 @@ from tracer.capture.invocations import invocation
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
 from tracer.kinds import base_name, writes_in_place
-from tracer.program import Node, Program, Value
+from tracer.program import Layout, Node, Program, Sharing, Value
 
 _einsum = torch.einsum
 
@@ -330,7 +330,8 @@ class _Lowering:
                 owner = self._owner(self._index(other))
                 outs.append(self._add_value(other.meta["val"], "", Role.ACTIVATION, owner))
                 self.value_of[other] = outs[-1]
-                shared.append((args[-1], outs[-1]))
+                layouts = _laid_out(self.real[other]), _laid_out(self.real[inputs[0]])
+                shared.append(Sharing(args[-1], outs[-1], *layouts))
             how = how and replace(how, shared=tuple(shared))
         path, module_type = _module(node)
         path = self.rename(path)
@@ -485,6 +486,10 @@ def _memory(tensor: torch.Tensor) -> int:
     """The identity of the memory under a tensor."""
     identity: int = tensor.untyped_storage()._cdata
     return identity
+
+
+def _laid_out(tensor: torch.Tensor) -> Layout:
+    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
 
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
