@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli.app import Json, TraceDir, choose, command
-from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
-from tracer.errors import InputError
+from cli.devices import (
+    Chips,
+    Int8Speedup,
+    PipelineDepth,
+    Sparsity,
+    SparsitySpeedup,
+    array_options,
+)
 
 if TYPE_CHECKING:
     from costmodels.links import Link
@@ -49,7 +55,6 @@ def cost(
     """Say what each op of a trace takes on devices: seconds, what bounds it, cycles on a chip."""
     from cli.printing import print_json
     from cli.workspace import trace_folder
-    from costmodels.arrays import Options
     from costmodels.devices import load_device
     from costmodels.roofline import refuse_missing, time_ops
     from costmodels.tables import write_costs
@@ -61,12 +66,10 @@ def cost(
         choose(products_dtype, sorted(peaks), "--products-dtype")
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
-    options = Options(pipeline_depth, int8_speedup, sparsity, sparsity_speedup, chips)
-    if options != Options() and not any(device.array for device in chosen):
-        raise InputError(
-            "--pipeline-depth, --int8-speedup, --sparsity and --chips are of arrays like chip-8x8, "
-            "and no --device is one"
-        )
+    options = array_options(
+        chosen, "--device", pipeline_depth=pipeline_depth, int8_speedup=int8_speedup,
+        sparsity=sparsity, sparsity_speedup=sparsity_speedup, chips=chips,
+    )  # fmt: skip
     times = [
         time_ops(graph, device, products_dtype=products_dtype, options=options) for device in chosen
     ]

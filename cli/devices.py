@@ -1,6 +1,6 @@
 """Commands about devices alone: what they are, and what one matrix product costs on an array."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ from costmodels import CountAs, Dataflow, Overlap
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from costmodels.arrays import GemmCost
+    from costmodels.arrays import GemmCost, Options
     from costmodels.devices import Array, Device
 
 MOST = 2**31 - 1
@@ -35,6 +35,24 @@ SparsitySpeedup = Annotated[
 Chips = Annotated[
     int, typer.Option(min=1, max=MOST, help="Chips that share the tiles, on one host link.")
 ]
+
+
+def array_options(
+    devices: "Iterable[Device]", option: str, *, pipeline_depth: int, int8_speedup: float | None,
+    sparsity: float, sparsity_speedup: float | None, chips: int,
+) -> "Options":  # fmt: skip
+    """The options of arrays, of which there must be one among the devices of an ``option``."""
+    from costmodels.arrays import Options
+
+    options = Options(pipeline_depth, int8_speedup, sparsity, sparsity_speedup, chips)
+    if options != Options() and not any(device.array for device in devices):
+        raise InputError(
+            "--pipeline-depth, --int8-speedup, --sparsity and --chips are of arrays like chip-8x8, "
+            f"and no {option} is one"
+        )
+    return options
+
+
 SHOWN = ("float32", "bfloat16", "int8")
 """The dtypes that the list of devices has room for; JSON and ``devices NAME`` have all."""
 

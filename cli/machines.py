@@ -5,14 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.app import choose
+from cli.devices import array_options
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
+    from costmodels.arrays import Options
     from costmodels.devices import Device
     from costmodels.links import Links
 
@@ -53,6 +55,10 @@ class Machines:
     links: "Links"
     memory_bytes: Mapping[str, int]
     """What the user says that devices hold."""
+    options: "Options"
+    """What makes the arrays among the accelerators faster."""
+    wire_dtype: str | None
+    """What floats cross in, None for their own dtypes."""
 
 
 def read_machines(
@@ -60,8 +66,18 @@ def read_machines(
     accelerators: Sequence[str] | None,
     links: Sequence[str] | None,
     memory: Sequence[str] | None,
+    wire_dtype: str | None,
+    **options: Any,
 ) -> Machines:
-    """The devices and links that the options name. Raises InputError naming the option."""
+    """The devices and links that the options name. Raises InputError naming the option.
+
+    Arrays that compute in int8 are sent and send int8, where ``wire_dtype`` does not say otherwise.
+    ``options`` are those of ``array_options``.
+    """
+    from tracer.graph import FLOATING
+
+    if wire_dtype is not None:
+        choose(wire_dtype, FLOATING, "--wire-dtype")
     given = accelerators or ["gpu"]
     read = {text: _device(text) for text in (home, *given)}
     (home_name, _), names = read[home], [read[text][0] for text in given]
@@ -73,9 +89,19 @@ def read_machines(
                 f"--accel {name!r} is given {names.count(name)} times: give each a name of its "
                 f"own, as in --accel a={text.partition('=')[2] or text} --accel b=..."
             )
+    described = {name: device for name, device in read.values() if device}
+    called = [described[name] for name in names if name in described]
+    faster = array_options(called, "--accel", **options)
+    if faster.int8_speedup is not None and wire_dtype is None:
+        if not all(name in described and described[name].array for name in names):
+            raise InputError(
+                "--int8-speedup has arrays sent and send int8, and not every --accel is one: say "
+                "with --wire-dtype what floats cross in"
+            )
+        wire_dtype = "int8"
     return Machines(
-        home_name, tuple(names), {name: device for name, device in read.values() if device},
-        _links(links or [], names), _sizes(memory or [], (home_name, *names)),
+        home_name, tuple(names), described, _links(links or [], names),
+        _sizes(memory or [], (home_name, *names)), faster, wire_dtype,
     )  # fmt: skip
 
 

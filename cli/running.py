@@ -17,7 +17,6 @@ from cli.splitting import (
     ResidencyName,
     TimeLimit,
     WireDtype,
-    check_wire,
     partition_of,
     setting_of,
 )  # fmt: skip
@@ -117,8 +116,7 @@ def verify(
 
     chosen = {name: load_policy(name) for name in policies or ["offload-linear"]}
     here = {"unix": "unix-socket", "tcp": "tcp-loopback"}[transport]
-    machines = read_machines(home, accel, link or [here], memory)
-    check_wire(wire_dtype)
+    machines = read_machines(home, accel, link or [here], memory, wire_dtype)
     for between in machines.links.among(machines.home, machines.accelerators).values():
         Carriage.of(between)
     remote = _addresses(worker or [], machines.accelerators)
@@ -136,13 +134,13 @@ def verify(
         runnable.graph.edges,
     ):
         raise VerifyError(f"{graph.meta.model} is traced as another program than it is run as")
-    setting = setting_of(graph, machines, wire_dtype, residency, max_calls, time_limit)
+    setting = setting_of(graph, machines, residency, max_calls, time_limit)
     folder = out or default_folder(graph.meta)
     trace_id = write_trace(graph, folder)
     write_reach(folder, trace_id, reach)
     remove_stale(folder, trace_id)
     remember(folder)
-    made = [partition_of(graph, trace_id, policy, setting) for policy in chosen.values()]
+    made = [partition_of(graph, trace_id, policy, setting, machines) for policy in chosen.values()]
     numbers = {
         "seed": seed, "spread": runnable.spread,
         **({"checkpoint": str(weights.resolve())} if weights else {}),

@@ -1,7 +1,8 @@
 """What partition and compare print."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -10,11 +11,29 @@ from cli.printing import console, counted, duration, human, mib, print_json, pri
 from cli.show import coverage, growth, headline
 from costmodels.flops import total_flops
 from partition.crossover import Crossover, Point
-from partition.explain import Bottleneck, Comparison, TransferGroup
+from partition.explain import Bottleneck, Comparison, TransferGroup, top_transfers
 from partition.ladder import Exposure, Step
 from partition.optimise import Price, Setting
+from partition.run import Run
 from partition.tables import Partition
 from tracer.graph import TraceMeta
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What ``compare`` has found of one trace; all by policy, in one order."""
+
+    folder: Path
+    """The trace directory."""
+    setting: Setting
+    names: Sequence[str]
+    """As the user gave the policies."""
+    partitions: Sequence[Partition]
+    baseline: Partition
+    comparisons: Sequence[Comparison]
+    seen: Sequence[Sequence[Exposure]]
+    without: Mapping[str, str]
+    """Policy that is left out -> why."""
 
 
 def partition_summary(
@@ -104,15 +123,34 @@ def partition_summary(
 
 
 def _times(partition: Partition) -> Iterable[str]:
-    """What the run takes, where the devices or the link are known."""
-    parts = [f"{name} {duration(s)}" for name, s in partition.compute_seconds.items()]
-    moving = partition.traffic.totals.seconds
+    """What the run takes and on what, where the devices or the link are known."""
+    parts = dict(partition.compute_seconds)
+    run, moving = partition.run, partition.traffic.totals.seconds
     if parts and moving is not None:
-        parts.append(f"{partition.links.name} {duration(moving)}")
-    if partition.run_seconds is not None:
-        yield f"run: {duration(partition.run_seconds)} = {' + '.join(parts)}, one after another"
+        parts[partition.links.name] = moving
+    each = [f"{name} {duration(seconds)}" for name, seconds in parts.items()]
+    if run is not None and run.seconds:
+        shares = [seconds / run.seconds for seconds in parts.values()]
+        each = [f"{one} ({share:.2%})" for one, share in zip(each, shares, strict=True)]
+        yield f"run: {duration(run.seconds)} = {' + '.join(each)}, one after another"
+        yield f"{duration(run.seconds_per_token)} a token, {_speed(run)} tokens a second"
     elif parts:
-        yield f"computing: {', '.join(parts)}"
+        yield f"computing: {', '.join(each)}"
+    for name, cycles in partition.cycles.items():
+        faster = f" ({partition.options.text})" if partition.options.text else ""
+        yield f"{name}: {cycles:,} cycles{faster}"
+    if run is not None and run.link_bound_chips is not None:
+        yield (
+            f"from {counted(run.link_bound_chips, 'chip')} on, {partition.links.name}, which they "
+            "share, takes longer than they compute; with ever more of them the run takes "
+            f"{duration(run.many_chips_seconds or 0.0)}"
+        )
+
+
+def _speed(run: Run) -> str:
+    """Tokens a second, of a run that takes time, to four digits or to one."""
+    rate = 1 / run.seconds_per_token
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
 
 def amount(value: int, unit: str | None) -> str:
@@ -225,7 +263,9 @@ def partition_dict(
     relief = bottleneck.relief if bottleneck else None
     flops = total_flops(partition.graph)
     return {
-        "folder": str(folder), "policy": partition.policy, "home": partition.placement.home,
+        "folder": str(folder), "model": partition.graph.meta.model,
+        "phase": partition.graph.meta.phase, **partition.graph.meta.variables,
+        "policy": partition.policy, "home": partition.placement.home,
         "accelerators": list(partition.placement.accelerators), "link": partition.links.name,
         "wire": partition.wire, "residency": partition.residency,
         "calls": len(traffic.calls), "transfers": len(traffic.transfers),
@@ -240,6 +280,8 @@ def partition_dict(
         "total_wire_bytes": totals.wire_bytes,
         "transfer_seconds": totals.seconds,
         "compute_seconds": dict(partition.compute_seconds), "run_seconds": partition.run_seconds,
+        "run": _run_dict(partition.run), "cycles": dict(partition.cycles),
+        "array_options": partition.options.text or None,
         "optimality": None if partition.solution is None else {
             "objective": partition.objective, "unit": partition.unit,
             "value": partition.solution.objective, "bound": partition.solution.bound,
@@ -277,22 +319,14 @@ def partition_dict(
     }  # fmt: skip
 
 
-def comparison(
-    partitions: Sequence[Partition],
-    baseline: Partition,
-    setting: Setting,
-    compared: Sequence[Comparison],
-    out_dir: object,
-    seen: Sequence[Sequence[Exposure]] = (),
-    without: Mapping[str, str] | None = None,
-) -> None:
-    """What ``compare`` prints: the policies side by side."""
+def comparison(found: Compared, within: float | None) -> None:
+    """What ``compare`` prints of one trace: the policies side by side."""
     out = console()
+    partitions, baseline, compared = found.partitions, found.baseline, found.comparisons
     meta = baseline.graph.meta
     out.print(Text(headline(meta), style="bold"))
     out.print(
-        f"{setting.home} as home, {' and '.join(setting.accelerators)} called, "
-        f"{baseline.wire} on the wire, residency {baseline.residency}; "
+        f"{_between(found.setting)}, {baseline.wire} on the wire, residency {baseline.residency}; "
         f"saved is against {baseline.policy}",
         soft_wrap=True,
     )
@@ -311,15 +345,14 @@ def comparison(
         columns["transfer time"] = [_time(p.traffic.totals.seconds) for p in partitions]
     if any(p.run_seconds is not None for p in partitions):
         columns["run"] = [_time(p.run_seconds) for p in partitions]
-    if seen:
-        columns["seen in plain"] = [human(sum(_visible(e) for e in each)) for each in seen]
+    if any(found.seen):
+        columns["seen in plain"] = [human(sum(_visible(e) for e in each)) for each in found.seen]
     if any(p.solution is not None for p in partitions):
         columns["best for"] = [_best(p) for p in partitions]
-    print_table(
-        list(columns), zip(*columns.values(), strict=True),
-        "".join("<" if name in ("policy", "best for") else ">" for name in columns),
-    )  # fmt: skip
-    for name, reason in (without or {}).items():
+    if within is not None:
+        columns[_within(within)] = [_verdict(p, within) for p in partitions]
+    _print_columns(columns, left=("policy", "best for", _within(within)))
+    for name, reason in found.without.items():
         out.print(f"without {name}: {reason}", soft_wrap=True)
     if meta.symbolic:
         out.print()
@@ -328,7 +361,76 @@ def comparison(
             out.print(f"  {partition.policy} = {partition.traffic.total_expr}", soft_wrap=True)
     out.print()
     out.print(coverage(baseline.graph), soft_wrap=True)
-    out.print(f"written to {out_dir}", soft_wrap=True)
+    out.print(f"written to {found.folder}", soft_wrap=True)
+
+
+def runs(found: Sequence[Compared], within: float | None) -> None:
+    """What ``compare`` prints of several traces: a row for each model and policy."""
+    out = console()
+    first = found[0]
+    faster = first.baseline.options.text
+    out.print(
+        f"{_between(first.setting)} over {first.setting.links.name}, residency "
+        f"{first.setting.residency}{f'; {faster}' if faster else ''}",
+        soft_wrap=True,
+    )
+    out.print()
+    rows = [(p, p.graph.meta, p.run) for one in found for p in one.partitions]
+    columns = {
+        "model": [meta.model for _, meta, _ in rows],
+        "phase": [meta.phase for _, meta, _ in rows],
+        **{
+            size: [str(meta.variables[size]) for _, meta, _ in rows]
+            for size in ("batch", "seq", "past")
+        },
+        "policy": [p.policy for p, *_ in rows],
+        "calls": [str(len(p.traffic.calls)) for p, *_ in rows],
+        "bytes": [human(p.traffic.totals.payload_bytes) for p, *_ in rows],
+        "cycles": [f"{sum(p.cycles.values()):,}" for p, *_ in rows],
+        "run": [_time(p.run_seconds) for p, *_ in rows],
+        **{
+            part: ["" if run is None else f"{run.shares[n]:.2%}" for *_, run in rows]
+            for n, part in enumerate(("home", "accelerators", "links"))
+        },
+        "tokens/s": ["" if run is None or not run.seconds else _speed(run) for *_, run in rows],
+    }
+    if not any(p.cycles for p, *_ in rows):
+        del columns["cycles"]
+    if within is not None:
+        columns[_within(within)] = [_verdict(p, within) for p, *_ in rows]
+    _print_columns(columns, left=("model", "phase", "policy", _within(within)))
+    for one in found:
+        for name, reason in one.without.items():
+            model = one.baseline.graph.meta.model
+            out.print(f"{model} without {name}: {reason}", soft_wrap=True)
+    out.print()
+    for one in found:
+        out.print(
+            f"{one.baseline.graph.meta.model}: {coverage(one.baseline.graph)}", soft_wrap=True
+        )
+
+
+def _between(setting: Setting) -> str:
+    return f"{setting.home} as home, {' and '.join(setting.accelerators)} called"
+
+
+def _print_columns(columns: Mapping[str, Sequence[str]], left: Sequence[str]) -> None:
+    print_table(
+        list(columns), zip(*columns.values(), strict=True),
+        "".join("<" if name in left else ">" for name in columns),
+    )  # fmt: skip
+
+
+def _within(seconds: float | None) -> str:
+    return "" if seconds is None else f"within {duration(seconds)} a token"
+
+
+def _verdict(partition: Partition, within: float) -> str:
+    """Whether a run is usable."""
+    if partition.run is None:
+        return "not known"
+    ratio = partition.run.too_slow(within)
+    return "usable" if ratio is None else f"{ratio:,.3g} x too slow"
 
 
 def over(
@@ -387,6 +489,28 @@ def _best(partition: Partition) -> str:
     return f"{partition.objective} ({proof})"
 
 
-def comparison_dict(compared: Comparison, baseline: Partition) -> dict[str, Any]:
-    """What an entry of ``compare --json`` has beside those of ``partition --json``."""
-    return {**asdict(compared), "baseline": baseline.policy}
+def _run_dict(run: Run | None) -> dict[str, Any] | None:
+    return None if run is None else {
+        **asdict(run), "seconds_per_token": run.seconds_per_token,
+        **dict(zip(("home_share", "accelerator_share", "link_share"), run.shares, strict=True)),
+        "link_bound_chips": run.link_bound_chips, "many_chips_seconds": run.many_chips_seconds,
+    }  # fmt: skip
+
+
+def compared_dict(
+    found: Compared, number: int, bottleneck: Bottleneck | None, within: float | None
+) -> dict[str, Any]:
+    """An entry of ``compare --json``: that of ``partition --json``, and what is compared."""
+    partition = found.partitions[number]
+    run = partition.run
+    return {
+        **partition_dict(
+            partition, top_transfers(partition.graph, partition.traffic), bottleneck,
+            found.folder / partition.folder, found.seen[number],
+        ),
+        **asdict(found.comparisons[number]), "baseline": found.baseline.policy,
+        **({} if within is None else {
+            "usable": None if run is None else run.too_slow(within) is None,
+            "times_too_slow": None if run is None else run.too_slow(within),
+        }),
+    }  # fmt: skip

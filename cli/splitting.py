@@ -4,16 +4,19 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Json, TraceDir, choose, command
+from cli.app import Json, TraceDir, command
+from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
 from cli.machines import Accel, Home, LinkNames, Machines, Memory, read_machines
 from partition import Residency
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
+    from cli.show_split import Compared
     from costmodels.roofline import DeviceTime
     from partition.explain import Bottleneck
     from partition.ladder import Step
@@ -52,6 +55,11 @@ def partition(
     wire_dtype: WireDtype = None,
     residency: ResidencyName = "run",
     link: LinkNames = None,
+    pipeline_depth: PipelineDepth = 1,
+    int8_speedup: Int8Speedup = None,
+    sparsity: Sparsity = 0.0,
+    sparsity_speedup: SparsitySpeedup = None,
+    chips: Chips = 1,
     max_calls: MaxCalls = None,
     memory: Memory = None,
     time_limit: TimeLimit = 60.0,
@@ -71,12 +79,16 @@ def partition(
     from partition.tables import write_partition
     from tracer.serde import read_trace
 
-    chosen, machines = load_policy(policy), read_machines(home, accel, link, memory)
-    check_wire(wire_dtype)
+    chosen = load_policy(policy)
+    machines = read_machines(
+        home, accel, link, memory, wire_dtype, pipeline_depth=pipeline_depth,
+        int8_speedup=int8_speedup, sparsity=sparsity, sparsity_speedup=sparsity_speedup,
+        chips=chips,
+    )  # fmt: skip
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
-    setting = setting_of(graph, machines, wire_dtype, residency, max_calls, time_limit)
-    made = partition_of(graph, trace_id, chosen, setting)
+    setting = setting_of(graph, machines, residency, max_calls, time_limit)
+    made = partition_of(graph, trace_id, chosen, setting, machines)
     written = write_partition(made, folder)
     _caution(graph, {policy: chosen})
     top = top_transfers(graph, made.traffic)
@@ -91,7 +103,10 @@ def partition(
 
 @command("cutedge compare --wire-dtype bfloat16")
 def compare(
-    directory: TraceDir = None,
+    directories: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Trace directories, side by side; the last trace when left out."),
+    ] = None,
     policies: Annotated[
         list[str] | None,
         typer.Option("--policy", help="A policy to compare, again and again; all when left out."),
@@ -104,9 +119,18 @@ def compare(
     wire_dtype: WireDtype = None,
     residency: ResidencyName = "run",
     link: LinkNames = None,
+    pipeline_depth: PipelineDepth = 1,
+    int8_speedup: Int8Speedup = None,
+    sparsity: Sparsity = 0.0,
+    sparsity_speedup: SparsitySpeedup = None,
+    chips: Chips = 1,
     max_calls: MaxCalls = None,
     memory: Memory = None,
     time_limit: TimeLimit = 60.0,
+    within: Annotated[
+        float | None,
+        typer.Option(help="Seconds a token that are usable: says which runs are, or how far off."),
+    ] = None,
     over: Annotated[
         tuple[str, str] | None,
         typer.Option(
@@ -115,69 +139,102 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Put policies side by side: calls, bytes, seconds, savings, proofs, closed forms."""
+    """Put policies side by side: calls, bytes, seconds, savings, proofs, closed forms, verdicts."""
     from cli import show_split
     from cli.printing import print_json
     from cli.workspace import trace_folder
-    from partition.explain import compare_traffic, top_transfers
-    from partition.ladder import exposure
     from partition.policy import load_policy, policy_names
-    from partition.problem import InfeasibleError
     from partition.tables import write_partition
     from tracer.serde import read_reach, read_trace
 
-    machines = read_machines(home, accel, link, memory)
-    check_wire(wire_dtype)
+    machines = read_machines(
+        home, accel, link, memory, wire_dtype, pipeline_depth=pipeline_depth,
+        int8_speedup=int8_speedup, sparsity=sparsity, sparsity_speedup=sparsity_speedup,
+        chips=chips,
+    )  # fmt: skip
+    if within is not None and not 0 < within < float("inf"):
+        raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
     names = list(dict.fromkeys(policies or policy_names()))
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
     if against not in names:
         names.insert(0, against)
     chosen = {name: load_policy(name) for name in names}
     _check_namesakes(chosen)
-    folder = trace_folder(directory)
-    graph, trace_id = read_trace(folder)
-    setting = setting_of(graph, machines, wire_dtype, residency, max_calls, time_limit)
-    without = {} if policies else _take_out(chosen, setting)
-    if over is not None:
-        reach = read_reach(folder, trace_id)
-        _compare_over(graph, reach, over, chosen, setting, machines, as_json=as_json)
-        return
-    made: list[Partition] = []
-    for name, rules in list(chosen.items()):
-        try:
-            made.append(partition_of(graph, trace_id, rules, setting))
-        except InfeasibleError as error:
-            if policies:
-                raise
-            without[name] = str(error)
-            del chosen[name]
-    names = list(chosen)
-    seen = [exposure(graph, one.placement, one.traffic, setting.untrusted) for one in made]
-    written = [write_partition(one, folder) for one in made]
-    _caution(graph, chosen)
-    base = made[names.index(against)]
-    compared = [compare_traffic(one.placement, one.traffic, base.traffic) for one in made]
+    folders = [trace_folder(folder) for folder in directories] if directories else [
+        trace_folder(None)
+    ]  # fmt: skip
+    if over is not None and (len(folders) > 1 or within is not None):
+        raise InputError("--over is of one trace directory and goes without --within")
+    found: list[Compared] = []
+    for folder in dict.fromkeys(folders):
+        graph, trace_id = read_trace(folder)
+        setting = setting_of(graph, machines, residency, max_calls, time_limit)
+        possible = dict(chosen)
+        without = {} if policies else _take_out(possible, setting)
+        if over is not None:
+            reach = read_reach(folder, trace_id)
+            _compare_over(graph, reach, over, possible, setting, machines, as_json=as_json)
+            return
+        one = _compared(
+            graph, trace_id, possible, against, setting, machines, without, strict=bool(policies)
+        )
+        found.append(replace(one, folder=folder))
+    for one in found:
+        for partition in one.partitions:
+            write_partition(partition, one.folder)
+        _caution(one.baseline.graph, {name: chosen[name] for name in one.names})
     if as_json:
-        found = zip(made, written, compared, _bottlenecks(made, setting), seen, strict=True)
         print_json([
-            {**show_split.partition_dict(
-                one, top_transfers(graph, one.traffic), bottleneck, place, exposed),
-             **show_split.comparison_dict(comparison, base)}
-            for one, place, comparison, bottleneck, exposed in found
+            show_split.compared_dict(one, number, bottleneck, within)
+            for one in found
+            for number, bottleneck in enumerate(_bottlenecks(one.partitions, one.setting))
         ])  # fmt: skip
+    elif len(found) == 1:
+        show_split.comparison(found[0], within)
     else:
-        show_split.comparison(made, base, setting, compared, folder, seen, without)
+        show_split.runs(found, within)
+
+
+def _compared(
+    graph: "OpGraph", trace_id: str, policies: "Mapping[str, Policy]", baseline: str,
+    setting: "Setting", machines: Machines, without: Mapping[str, str], *, strict: bool,
+) -> "Compared":  # fmt: skip
+    """The policies on one trace; one that cannot be is left out, or ``strict``: an error."""
+    from cli.show_split import Compared
+    from partition.explain import compare_traffic
+    from partition.ladder import exposure
+    from partition.problem import InfeasibleError
+
+    made: dict[str, Partition] = {}
+    impossible = dict(without)
+    for name, rules in policies.items():
+        try:
+            made[name] = partition_of(graph, trace_id, rules, setting, machines)
+        except InfeasibleError as error:
+            if strict:
+                raise
+            impossible[name] = str(error)
+    base = made[baseline]
+    return Compared(
+        Path(), setting, tuple(made), tuple(made.values()), base,
+        tuple(compare_traffic(one.placement, one.traffic, base.traffic) for one in made.values()),
+        tuple(
+            exposure(graph, one.placement, one.traffic, setting.untrusted) for one in made.values()
+        ),
+        impossible,
+    )  # fmt: skip
 
 
 def setting_of(
-    graph: "OpGraph", machines: Machines, wire_dtype: str | None, residency: Residency,
-    max_calls: int | None, time_limit: float,
+    graph: "OpGraph", machines: Machines, residency: Residency, max_calls: int | None,
+    time_limit: float,
 ) -> "Setting":  # fmt: skip
     """What the options come to for a graph."""
     from partition.optimise import Setting
 
     return Setting(
-        machines.home, machines.accelerators, machines.links, wire_dtype, residency,
+        machines.home, machines.accelerators, machines.links, machines.wire_dtype,
+        residency,
         times=_times(graph, machines), max_calls=max_calls, memory_bytes=machines.memory_bytes,
         time_limit=time_limit,
     )  # fmt: skip
@@ -186,7 +243,10 @@ def setting_of(
 def _times(graph: "OpGraph", machines: Machines) -> "dict[str, DeviceTime]":
     from costmodels.roofline import time_ops
 
-    return {name: time_ops(graph, device) for name, device in machines.described.items()}
+    return {
+        name: time_ops(graph, device, options=machines.options)
+        for name, device in machines.described.items()
+    }
 
 
 def _take_out(chosen: "dict[str, Policy]", setting: "Setting") -> dict[str, str]:
@@ -231,7 +291,7 @@ def _compare_over(
         values = {}
         for name, rules in policies.items():
             with suppress(InfeasibleError):
-                one = partition_of(costed, "", rules, at)
+                one = partition_of(costed, "", rules, at, machines)
                 if setting.unknown_seconds and one.placement.accelerators:  # else it is no split
                     values[name] = float(one.traffic.totals.payload_bytes)
                 elif one.run_seconds is not None:
@@ -246,11 +306,11 @@ def _compare_over(
 
 
 def partition_of(
-    graph: "OpGraph", trace_id: str, policy: "Policy", setting: "Setting"
+    graph: "OpGraph", trace_id: str, policy: "Policy", setting: "Setting", machines: Machines
 ) -> "Partition":  # fmt: skip
     """A graph placed by a policy, with what the placement moves."""
     from partition.accounting import account
-    from partition.optimise import compute_seconds, place
+    from partition.optimise import compute_cycles, compute_seconds, place
     from partition.tables import Partition
 
     placed = place(graph, policy, setting)
@@ -262,6 +322,7 @@ def partition_of(
         graph, trace_id, policy.name, placed.placement, traffic, setting.links,
         setting.wire_dtype, setting.residency, compute_seconds(placed.placement, setting.times),
         placed.solution, " and ".join(policy.objective or ()) or None, placed.unit,
+        compute_cycles(placed.placement, setting.times), machines.options,
     )  # fmt: skip
 
 
@@ -291,14 +352,19 @@ def _bottlenecks(
     from partition.policy import apply_policy, fixed_policy_names, load_policy
 
     graph, home, accelerators = made[0].graph, setting.home, setting.accelerators
-    known = {
+    placements = {
         name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)
         for name in fixed_policy_names()
     }
+    known = {
+        name: placement for name, placement in placements.items()
+        if all(d is None or setting.can_run(op, d) for op, d in enumerate(placement.devices))
+    }  # fmt: skip
     return [
         find_bottleneck(
             graph, one.placement, one.traffic, setting.links,
             policies=known, wire_dtype=one.wire_dtype, residency=setting.residency,
+            can_run=setting.can_run,
         )
         for one in made
     ]  # fmt: skip
@@ -321,14 +387,6 @@ def _check_namesakes(policies: "Mapping[str, Policy]") -> None:
                 f"{first[policy.name]} and {given} are both called {policy.name}, and their "
                 "tables would be in one directory: rename one of the files"
             )
-
-
-def check_wire(wire_dtype: str | None) -> None:
-    """Refuse what is no dtype of floats."""
-    from tracer.graph import FLOATING
-
-    if wire_dtype is not None:
-        choose(wire_dtype, FLOATING, "--wire-dtype")
 
 
 @command("cutedge policies fuse-attention")

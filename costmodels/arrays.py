@@ -18,7 +18,7 @@ Every size may be an int or an array of int64 (numpy's; all that is counted must
 are the same, and a million shapes cost no more calls than one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from math import prod
 from typing import Any, TypeAlias
@@ -66,6 +66,13 @@ class Options:
             raise InputError("a sparsity speedup needs the sparsity that it is of")
         if self.speedup > LARGEST_SPEEDUP:
             raise InputError(f"the options speed up more than {LARGEST_SPEEDUP:,} times together")
+
+    @property
+    def text(self) -> str:
+        """What differs from an array as it is described: ``int8_speedup=2, chips=4``."""
+        plain = {f.name: f.default for f in fields(self)}
+        given = {name: getattr(self, name) for name in plain}
+        return ", ".join(f"{n}={value:g}" for n, value in given.items() if value != plain[n])
 
     @property
     def speedup(self) -> Fraction:

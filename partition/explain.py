@@ -1,6 +1,6 @@
 """Which tensors make the traffic, and what would relieve it: every saving is recounted."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -109,11 +109,12 @@ def find_bottleneck(
     policies: Mapping[str, Placement],
     wire_dtype: str | None = None,
     residency: Residency = "run",
+    can_run: Callable[[int, str], bool] = lambda op, device: True,
 ) -> Bottleneck | None:
     """What makes most of the traffic of a placement; None when nothing crosses.
 
     ``policies`` are the placements, by name, that a relief may be called by; of several that fit
-    as well the first is named.
+    as well the first is named. ``can_run`` says of an op and a device whether it may move there.
     """
     total = traffic.totals.payload_bytes
     if not total:
@@ -154,7 +155,7 @@ def find_bottleneck(
             device if op in island else here for op, here in enumerate(placement.devices)
         ))
         for island in _islands(graph, placement, traffic, [families[key] for key in heaviest])
-        for device in placement.accelerators
+        for device in placement.accelerators if all(can_run(op, device) for op in island)
     ]  # fmt: skip
     tried = (recount(step, wire_dtype) for step in steps)
     relief = max(tried, key=lambda r: (r.saved_bytes, r.saved_calls), default=None)

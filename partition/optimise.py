@@ -71,6 +71,10 @@ class Setting:
                 )
         return None
 
+    def can_run(self, op: int, device: str) -> bool:
+        """Whether a device has seconds for an op, or no description: an array multiplies alone."""
+        return device not in self.times or self.times[device].ops[op].seconds is not None
+
     def call_seconds(self, accelerator: str) -> float:
         """What a call takes beside its tensors: two messages' latency and framing, where known."""
         link = self.links.of(accelerator)
@@ -202,14 +206,10 @@ def _weights(policy: Policy) -> dict[str, float]:
 
 
 def _able(setting: Setting, allowed: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
-    """Of several allowed devices those that can run the op: an array multiplies alone."""
-
-    def can(op: int, device: str) -> bool:
-        time = setting.times.get(device)
-        return time is None or time.ops[op].seconds is not None
-
+    """Of several allowed devices those that can run the op."""
     return tuple(
-        tuple(d for d in choice if can(op, d)) or choice for op, choice in enumerate(allowed)
+        tuple(d for d in choice if setting.can_run(op, d)) or choice
+        for op, choice in enumerate(allowed)
     )
 
 
@@ -284,6 +284,17 @@ def prices(
                 solution.proven and without.solution.proven,
             )
         )  # fmt: skip
+    return found
+
+
+def compute_cycles(placement: Placement, times: Mapping[str, DeviceTime]) -> dict[str, int]:
+    """By array of multipliers: the cycles of its products, those of the chip with most to do."""
+    found: dict[str, int] = {}
+    for device, time in times.items():
+        if time.device.array is not None:
+            here = (op for op, where in enumerate(placement.devices) if where == device)
+            gemms = [time.ops[op].gemm for op in here]
+            found[device] = sum(int(gemm.cycles) for gemm in gemms if gemm is not None)
     return found
 
 

@@ -10,10 +10,12 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from costmodels.arrays import Options
 from costmodels.flops import total_flops
 from costmodels.links import Links
 from partition.accounting import Traffic
 from partition.placement import Placement
+from partition.run import Run
 from partition.solve import Solution
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import make_tables, trace_metadata, write_tables
@@ -88,6 +90,8 @@ SUMMARY = pa.schema([
     pa.field("objective_unit", pa.string()),
     pa.field("optimal", pa.bool_()),
     pa.field("solver", pa.string()),
+    pa.field("cycles", pa.map_(pa.string(), pa.int64()), nullable=False),
+    pa.field("array_options", pa.string()),
 ])  # fmt: skip
 
 
@@ -112,14 +116,30 @@ class Partition:
     """What the solution is best for: ``bytes``, ``seconds`` or both; None without one."""
     unit: str | None = None
     """Of the solution's objective and bound: ``bytes``, ``ns`` or ``weighted``."""
+    cycles: Mapping[str, int] = field(default_factory=dict)
+    """Device -> the cycles of its products there; arrays of multipliers alone."""
+    options: Options = field(default_factory=Options)
+    """What makes the arrays faster than their descriptions."""
+
+    @property
+    def run(self) -> Run | None:
+        """What the run takes; None where a device or a link that it uses is not known."""
+        home, accelerators = self.placement.home, self.placement.accelerators
+        moving, meta = self.traffic.totals.seconds, self.graph.meta
+        if moving is None or not {home, *accelerators} <= set(self.compute_seconds):
+            return None
+        chips = (
+            self.options.chips if accelerators and set(accelerators) <= set(self.cycles) else None
+        )
+        return Run(
+            self.compute_seconds[home], sum(self.compute_seconds[d] for d in accelerators), moving,
+            meta.batch * max(meta.seq, 1), chips,
+        )  # fmt: skip
 
     @property
     def run_seconds(self) -> float | None:
-        """Computing and moving, one after another; None where a device or the link is not known."""
-        devices = (self.placement.home, *self.placement.accelerators)
-        if self.traffic.totals.seconds is None or not set(devices) <= set(self.compute_seconds):
-            return None
-        return self.traffic.totals.seconds + sum(self.compute_seconds[d] for d in devices)
+        """Computing and moving, one after another; None where ``run`` is."""
+        return None if self.run is None else self.run.seconds
 
     @property
     def wire(self) -> str:
@@ -171,7 +191,7 @@ def write_partition(partition: Partition, trace: Path) -> Path:
             totals.wire_bytes, traffic.total_expr, totals.seconds,
             sorted(traffic.resident_bytes.items()), total_flops(graph).coverage,
             sorted(partition.compute_seconds.items()), partition.run_seconds, partition.objective,
-            *_proof(partition),
+            *_proof(partition), sorted(partition.cycles.items()), partition.options.text or None,
         )]),
     })  # fmt: skip
     metadata = {

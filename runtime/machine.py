@@ -179,11 +179,11 @@ class Machine:
         made = []
         for one in how.shared:
             before = self.value(one.before)
-            ends = [
-                offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+            last = max(
+                offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
                 for shape, strides, offset in (one.layout, one.written)
-            ]  # fmt: skip
-            memory = torch.empty(max(ends) + 1, dtype=before.dtype, device=before.device)
+            )
+            memory = torch.empty(last + 1, dtype=before.dtype, device=before.device)
             after = memory.as_strided(*one.layout)
             after.copy_(before)
             memory.as_strided(*one.written).copy_(written)

@@ -19,6 +19,7 @@ from partition.pipeline import in_turn
 from partition.placement import Placement
 from partition.policy import apply_policy, load_policy
 from partition.problem import Problem, allowed_devices, recount
+from partition.solve import solve
 from tests.graphs import HOME, Builder, describe, placed
 from tests.inprocess import invoke
 from tests.test_accounting_properties import (
@@ -226,6 +227,9 @@ def test_an_objective_chooses_among_the_accelerators_and_takes_the_first_of_equa
         assert made.devices == (HOME, accelerators[0], accelerators[0], HOME, HOME)
         assert made.pinned == (True, False, False, False, True)
         assert made.reasons[1] == "products; on which accelerator: the optimum for bytes"
+        searched = solve(problem_of(relay(), rules, at), solver="program").placement
+        assert searched is not None
+        assert searched.devices == made.devices
     tight = Setting(HOME, BOTH, Links(GPU), memory_bytes={"gpu": 399})  # w is 400 bytes
     assert place(relay(), rules, tight).placement.devices == (HOME, "npu", "npu", HOME, HOME)
 

@@ -1,6 +1,7 @@
 """What people read: wording, and tables that no width cuts."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -38,7 +39,8 @@ def compare(made: Partition) -> None:
     """What ``compare`` prints of one policy, against itself."""
     alike = compare_traffic(made.placement, made.traffic, made.traffic)
     at = Setting("tee", ("gpu",), made.links)
-    show_split.comparison([made], made, at, [alike], "here")
+    found = show_split.Compared(Path("here"), at, [made.policy], [made], made, [alike], [[]], {})
+    show_split.comparison(found, None)
 
 
 @pytest.fixture(params=[None, 40, 80])

@@ -1,0 +1,63 @@
+"""What a run takes on home, accelerators and links, for each token, and where more chips end."""
+
+from dataclasses import dataclass
+from math import ceil
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The seconds of one run, computing and moving one after another."""
+
+    home_seconds: float
+    """Computing at home."""
+    accelerator_seconds: float
+    """Computing on accelerators, all of them together."""
+    link_seconds: float
+    """All transfers."""
+    tokens: int
+    """New tokens of the batch, or inputs where a model reads no tokens."""
+    chips: int | None
+    """Equal arrays that share the accelerators' products, on one link; None where no accelerator
+    computes, or one that is no array."""
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return self.home_seconds + self.accelerator_seconds + self.link_seconds
+
+    @property
+    def seconds_per_token(self) -> float:
+        """The run by its tokens: what each is waited for where there is one, else on average."""
+        return self.seconds / self.tokens
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Of home, accelerators and links; all 0 of a run that takes nothing."""
+        whole = self.seconds or 1.0
+        return (
+            self.home_seconds / whole, self.accelerator_seconds / whole, self.link_seconds / whole
+        )  # fmt: skip
+
+    @property
+    def link_bound_chips(self) -> int | None:
+        """So many chips compute no longer than their link takes, were tiles shared out evenly.
+
+        Where a product has too few tiles for all, it takes more. None without chips, and where the
+        link takes nothing.
+        """
+        if self.chips is None or not self.link_seconds:
+            return None
+        return max(1, ceil(self.chips * self.accelerator_seconds / self.link_seconds))
+
+    @property
+    def many_chips_seconds(self) -> float | None:
+        """What a run takes in the limit of many chips: home and link; None without chips."""
+        return None if self.chips is None else self.home_seconds + self.link_seconds
+
+    def too_slow(self, seconds_per_token: float) -> float | None:
+        """How many times longer than ``seconds_per_token`` a token takes; None where it does not.
+
+        None is the verdict that the run is usable.
+        """
+        ratio = self.seconds_per_token / seconds_per_token
+        return ratio if ratio > 1 else None
