@@ -38,8 +38,9 @@ Chips = Annotated[
 
 
 def array_options(
-    devices: "Iterable[Device]", option: str, *, pipeline_depth: int, int8_speedup: float | None,
-    sparsity: float, sparsity_speedup: float | None, chips: int,
+    devices: "Iterable[Device]", option: str, *, pipeline_depth: int = 1,
+    int8_speedup: float | None = None, sparsity: float = 0.0,
+    sparsity_speedup: float | None = None, chips: int = 1,
 ) -> "Options":  # fmt: skip
     """The options of arrays, of which there must be one among the devices of an ``option``."""
     from costmodels.arrays import Options

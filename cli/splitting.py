@@ -214,6 +214,11 @@ def _compared(
             if strict:
                 raise
             impossible[name] = str(error)
+    if baseline not in made:
+        raise InputError(
+            f"savings are against {baseline}, which is not possible here ({impossible[baseline]}): "
+            "name another --baseline"
+        )
     base = made[baseline]
     return Compared(
         Path(), setting, tuple(made), tuple(made.values()), base,

@@ -310,6 +310,17 @@ def test_an_unknown_baseline(here, refuse):
     refuse(2, ["cutedge", "compare", *options], "'fuse-atention'", "Did you mean fuse-attention")
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--baseline fastest", ["against fastest", "counts seconds", "--baseline"]),
+        ("--baseline layers --accel a --accel b", ["against layers", "2 (a, b)", "--baseline"]),
+    ],
+)
+def test_a_baseline_that_is_not_possible(here, refuse, options, says):
+    refuse(2, ["cutedge", "compare", *options.split()], *says)
+
+
 def test_more_tokens_than_positions_are_warned_of(cli):
     model, positions = "bert-base", 512
     within = cli("trace", model, "--seq", str(positions), "--json")
