@@ -471,9 +471,10 @@ def over(
         ">" * (len(names) + 1) + "<",
     )
     out.print()
-    out.print(f"up to {variable} {points[0].size:,}: {points[0].best} is best")
-    for change in changes:
-        out.print(f"from {variable} {change.size:,} on: {change.after} is best")
+    best = [(points[0].size, points[0].best), *((c.size, c.after) for c in changes)]
+    ends = [size - 1 for size, _ in best[1:]] + [points[-1].size]
+    for (size, name), end in zip(best, ends, strict=True):
+        out.print(f"from {variable} {size:,} to {end:,}: {name} is best")
 
 
 def _visible(one: Exposure) -> int:

@@ -64,6 +64,10 @@ class Solution:
         return self.objective == self.bound
 
 
+_SAID = 3
+"""Reasons that an error names."""
+
+
 class SolverError(PlacementError):
     """A solver's own sum is not what the accounting counts: a bug in cutedge."""
 
@@ -88,7 +92,7 @@ def solve(
         not choice and not problem.graph.is_everywhere(op)
         for op, choice in enumerate(candidates(problem))
     ):
-        raise InfeasibleError("; ".join(explain_infeasible(problem)))
+        raise InfeasibleError(_few(explain_infeasible(problem)))
     if solver == "auto":
         solver = "cut" if is_cut(problem) else "program"
         if solver == "program":
@@ -135,7 +139,7 @@ def _programmed(
     if not settled and (left is None or left > 0):
         outcome = solve_program(problem, left)
         if outcome.bound is None:
-            raise InfeasibleError("; ".join(explain_infeasible(problem, time_limit)))
+            raise InfeasibleError(_few(explain_infeasible(problem, time_limit)))
         bound = max(bound, outcome.bound)
         if outcome.devices is not None:
             placement = placement_of(problem, outcome.devices, "mixed-integer program")
@@ -246,6 +250,12 @@ def explain_infeasible(problem: Problem, time_limit: float | None = None) -> lis
     None of them could be left out, but where ``time_limit`` seconds a question did not suffice.
     """
     return _nowhere(problem) or _too_large(problem) or _conflict(problem, time_limit)
+
+
+def _few(reasons: Sequence[str]) -> str:
+    """Reasons as a sentence: every layer of a model may have its own."""
+    more = len(reasons) - _SAID
+    return "; ".join(reasons[:_SAID]) + (f"; and {more} more of this kind" if more > 0 else "")
 
 
 def _nowhere(problem: Problem) -> list[str]:

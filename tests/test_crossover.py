@@ -92,7 +92,12 @@ def test_seconds_count_where_they_are_known(here):
     assert found["unit"] == "seconds"
     assert "all-home" in found["points"][0]["values"]
     shown = invoke("cutedge", "compare", *asked, *devices).stdout
-    assert "up to seq 2: " in shown
+    sizes = [change["seq"] for change in found["crossovers"]]
+    lines = [line for line in shown.splitlines() if line.startswith("from seq ")]
+    assert [line.split(":")[0] for line in lines] == [
+        f"from seq {first:,} to {last:,}"
+        for first, last in zip([2, *sizes], [*(n - 1 for n in sizes), 1024], strict=True)
+    ]
 
 
 @pytest.mark.parametrize(

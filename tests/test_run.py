@@ -340,6 +340,17 @@ def test_another_prediction_is_found_out(listening):
     assert not verdict_of(model, traffic, measured).answer_equal
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_a_worker_computes_on_cuda_where_there_is_one(listening):
+    """The tests above run there too; their tolerance is that of sums in another order."""
+    model, links = small("llama-3.2-1b"), Links(load_link("unix-socket"))
+    placement = placed(model, "offload-linear", "run", links.common)
+    _, measured, verdict = carry_out(model, placement, links, listening)
+    assert measured.devices == {"tee": "cpu", "gpu": "cuda"}
+    assert verdict.bytes_equal
+    assert verdict.answer_equal
+
+
 def test_a_run_can_be_repeated(listening):
     model, links = small("llama-3.2-1b", "decode"), Links(load_link("unix-socket"))
     placement = placed(model, "offload-linear", "call", links.common)
