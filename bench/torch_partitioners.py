@@ -29,7 +29,7 @@ from torch.fx.passes.shape_prop import TensorMetadata
 
 from costmodels.devices import load_device
 from costmodels.flops import annotate
-from costmodels.links import load_link
+from costmodels.links import Links, load_link
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.optimise import Setting, compute_seconds, place
@@ -140,7 +140,7 @@ def by_policy(graph: OpGraph, name: str, setting: Setting) -> Decision:
 def supported_by(graph: OpGraph, name: str) -> frozenset[int]:
     """The ops that a policy lets onto the accelerator: those it has there, and those it frees."""
     policy = load_policy(name)
-    fixed = apply_policy(graph, policy, home=HOME, accelerator=ACCELERATOR)
+    fixed = apply_policy(graph, policy, home=HOME, accelerators=(ACCELERATOR,))
     there = (op for op, device in enumerate(fixed.devices) if device == ACCELERATOR)
     return free_ops(graph, policy).union(there)
 
@@ -173,7 +173,7 @@ def by_memory(
     """
     sizes = [n.meta["tensor_meta"].shape.numel() for n in made.graph.nodes if n.op != "output"]
     memory = int(MEMORY_SHARE * sum(sizes))
-    gibibyte = setting.link.tensor_seconds(2**30, "send")
+    gibibyte = setting.links.of(ACCELERATOR).tensor_seconds(2**30, "send")
     assert gibibyte is not None
     taken = setting.times[ACCELERATOR].ops
     latency = {
@@ -221,7 +221,7 @@ def within(seconds: float) -> Iterator[None]:
 
 def figures(graph: OpGraph, setting: Setting, decision: Decision) -> str:
     """What the placement comes to, recounted from it alone."""
-    traffic = account(graph, decision.placement, setting.link)
+    traffic = account(graph, decision.placement, setting.links)
     assert traffic.totals.seconds is not None
     run = traffic.totals.seconds + sum(compute_seconds(decision.placement, setting.times).values())
     partitions = "" if decision.partitions is None else f"{decision.partitions:,}"
@@ -242,7 +242,7 @@ def main() -> None:
             ).graph
         )
         times = {device.name: time_ops(graph, device) for device in devices}
-        setting = Setting(HOME, ACCELERATOR, load_link(LINK), times=times)
+        setting = Setting(HOME, (ACCELERATOR,), Links(load_link(LINK)), times=times)
         by_policy(graph, "fastest", setting)  # imports what the solvers need
         rows: list[tuple[str, Callable[[], Decision]]] = []
         for name in POLICIES:
