@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint bench coverage reference readme clean
+.PHONY: help setup demo test test-all lint bench coverage reference readme docs clean
 
 help:
 	@echo "make demo      trace Llama-3.2-1B, split it between a TEE and a GPU, compare the policies"
@@ -14,7 +14,8 @@ help:
 	@echo "make bench     speed, as ratios within one run; placements beside torch's (minutes)"
 	@echo "make coverage  trace every model type of transformers by head (long), write docs/coverage.md"
 	@echo "make reference write docs/reference-figures.md: the documents' figures beside ours"
-	@echo "make readme    run README.md's commands and write their output into it"
+	@echo "make readme    run the commands of README.md and the guide, write their output into them"
+	@echo "make docs      build the guide as HTML"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -59,5 +60,9 @@ reference: $(READY)
 readme: $(READY)
 	$(BIN)/python -m tests.readme
 
+docs: $(READY)
+	$(BIN)/sphinx-build -q -W -b html docs build/docs
+	@echo "the guide is at build/docs/index.html"
+
 clean:
-	rm -rf $(VENV) cutedge-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build cutedge-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,7 +1,8 @@
-"""Runs what README.md shows: commands in ``console`` blocks, queries in ``sql`` blocks.
+"""Runs what README.md and the guide show: commands in ``console``, queries in ``sql`` blocks.
 
-``python -m tests.readme`` rewrites the shown output from a real run (`make readme`); the test
-suite runs the same and compares. Commands run in one directory, in the order of the page.
+``python -m tests.readme`` rewrites the shown output from a real run (`make readme`), or that of the
+pages it is given; the test suite runs the same and compares. The commands of a page run in one
+directory, in the order of the page.
 """
 
 import os
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import duckdb
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 BLOCK = re.compile(r"^```(console|sql|toml|text)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -23,7 +26,7 @@ def run_commands(block: str, folder: Path) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {
         **os.environ, "PATH": path, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120",
-        "CUTEDGE_CACHE": f"{folder}/cache",
+        "CUTEDGE_CACHE": f"{folder.parent}/cache-of-pages",  # no page traces what another has
     }  # fmt: skip
     lines = []
     for line in block.splitlines():
@@ -70,11 +73,14 @@ def blocks(text: str, folder: Path) -> Iterator[tuple[re.Match[str], str]]:
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as folder:
-        for block, now in reversed(list(blocks(text, Path(folder)))):
-            text = text[: block.start(3)] + now + text[block.end(3) :]
-    README.write_text(text, encoding="utf-8")
+    for page in map(Path, sys.argv[1:] or [README, *GUIDE]):
+        text = page.read_text(encoding="utf-8")
+        with tempfile.TemporaryDirectory() as folder:
+            here = Path(folder) / "page"
+            here.mkdir()
+            for block, now in reversed(list(blocks(text, here))):
+                text = text[: block.start(3)] + now + text[block.end(3) :]
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
