@@ -175,12 +175,14 @@ def _addresses(
     given: Sequence[str], accelerators: Sequence[str]
 ) -> dict[str, tuple[str, int]]:  # fmt: skip
     """``gpu=10.0.0.2:7411`` as where a worker listens."""
-    found = {}
+    found: dict[str, tuple[str, int]] = {}
     for text in given:
         match = re.fullmatch(r"(.+)=(.+):(\d{1,5})", text)
-        if match is None:
+        if match is None or int(match[3]) > 65535:
             raise InputError(f"--worker {text!r}: write DEVICE=HOST:PORT, as in gpu=10.0.0.2:7411")
         choose(match[1], accelerators, "--worker of")
+        if match[1] in found or (match[2], int(match[3])) in found.values():
+            raise InputError(f"--worker {text!r}: each device has one worker, and each worker one")
         found[match[1]] = (match[2], int(match[3]))
     if found and len(os.environ.get(TOKEN, "")) < LEAST_TOKEN:
         raise InputError(f"--worker: put the workers' token, {LEAST_TOKEN} characters or more, "
@@ -254,6 +256,7 @@ def _run(
         loaded = load(
             plan, found, data=runnable.data, weights=numbers, links=one.links,
             wire_dtype=one.wire_dtype, residency=one.residency,
+            memory_bytes=memory.get(plan.home.name),
         )  # fmt: skip
         measured = [loaded.run(given, progress) for _ in range(runs)]
     return min(measured, key=lambda run: run.seconds)
