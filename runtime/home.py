@@ -123,7 +123,13 @@ def _start(
     """Start a worker that listens where it is found at once: the socket is there before it is."""
     if transport == "unix":
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(path))
+        try:
+            listener.bind(str(path))
+        except OSError as error:
+            listener.close()
+            raise RunError(
+                f"no socket at {path} ({error}): set TMPDIR to a short path, or use TCP"
+            ) from error
     else:
         listener = socket.socket(socket.AF_INET)
         listener.bind(("127.0.0.1", 0))
@@ -371,22 +377,23 @@ class Loaded:
                 found = worker.channel.hear()["found"]
                 specs = {tensor: device.work.specs[tensor] for tensor in found}
                 kept, _ = worker.channel.receive(0, specs, {t: s.dtype for t, s in specs.items()})
+                stats.update((int(call), taken) for call, taken in words["calls"].items())
+                measured.op_seconds[name] = {int(op): s for op, s in words["ops"].items()}
+                peaks = [taken["peak_memory_bytes"] for taken in words["calls"].values()]
             measured.states.update(kept)
-            stats.update((int(call), taken) for call, taken in words["calls"].items())
-            measured.op_seconds[name] = {int(op): s for op, s in words["ops"].items()}
             measured.load_seconds[name] = worker.load_seconds
             measured.devices[name] = worker.device
-            peaks = [taken["peak_memory_bytes"] for taken in words["calls"].values()]
             measured.peak_memory_bytes[name] = max(peaks, default=0)
         for row in rows:
-            taken = stats[row["call_id"]]
-            measured.calls.append(
-                MeasuredCall(**{
-                    **row, "remote_seconds": taken["compute_seconds"],
-                    "transfer_seconds": row["seconds"] - taken["compute_seconds"],
-                    "serialise_seconds": row["serialise_seconds"] + taken["pack_seconds"],
-                    "deserialise_seconds": row["deserialise_seconds"] + taken["unpack_seconds"],
-                    **{key: taken[key] for key in
-                       ("peer_payload_bytes", "peer_wire_bytes", "peak_memory_bytes")},
-                })
-            )  # fmt: skip
+            with _explained(self.workers[row["device"]], "reporting"):
+                taken = stats[row["call_id"]]
+                measured.calls.append(
+                    MeasuredCall(**{
+                        **row, "remote_seconds": taken["compute_seconds"],
+                        "transfer_seconds": row["seconds"] - taken["compute_seconds"],
+                        "serialise_seconds": row["serialise_seconds"] + taken["pack_seconds"],
+                        "deserialise_seconds": row["deserialise_seconds"] + taken["unpack_seconds"],
+                        **{key: taken[key] for key in
+                           ("peer_payload_bytes", "peer_wire_bytes", "peak_memory_bytes")},
+                    })
+                )  # fmt: skip

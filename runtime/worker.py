@@ -22,7 +22,7 @@ import torch
 from runtime import RunError
 from runtime.machine import Machine, Work, in_words, is_memory
 from runtime.weights import inputs, numbers_of
-from runtime.wire import Carriage, Channel, Moved, Spec, greet, welcome
+from runtime.wire import Carriage, Channel, Moved, Spec, greet, remove_segments, welcome
 from tracer.program import Invocation
 
 SPARE_BYTES = 256 * 2**20
@@ -39,8 +39,7 @@ def serve(
     the first run. What goes wrong in a run is said to the other end, and the next is waited for.
     """
     while True:
-        connection, address = listener.accept()
-        channel = Channel(connection, f"the caller {address or ''}".strip(), timeout=10.0)
+        channel = Channel(listener.accept()[0], "home", timeout=10.0)
         try:
             role = welcome(channel, token)
             if role == "home":
@@ -106,6 +105,7 @@ class _Session:
         finally:
             for peer in self.peers.values():
                 peer.close()
+            remove_segments(self.channel.session)
 
     def _load(self, plan: Mapping[str, Any]) -> None:
         """Take in a plan, make or read the parameters, and work out the constants."""
@@ -277,18 +277,28 @@ def _available_bytes() -> int:
 
 def main() -> None:
     """A worker that home has started: who home is, a listening socket, its timeout and memory."""
-    home, listener, timeout, *memory = sys.argv[1:]
-    _die_with(int(home))
-    serve(
-        socket.socket(fileno=int(listener)), os.environ.pop("CUTEDGE_TOKEN"),
-        timeout=float(timeout), memory_bytes=int(memory[0]) if memory else None, once=True,
-    )  # fmt: skip
+    home, number, timeout, *memory = sys.argv[1:]
+    listener = socket.socket(fileno=int(number))
+    try:
+        _end_with(int(home))
+        serve(
+            listener, os.environ.pop("CUTEDGE_TOKEN"), timeout=float(timeout),
+            memory_bytes=int(memory[0]) if memory else None, once=True,
+        )  # fmt: skip
+    finally:  # what home would remove, if it were killed
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if listener.family == socket.AF_UNIX:
+            path = Path(listener.getsockname())
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()
 
 
-def _die_with(parent: int) -> None:
+def _end_with(parent: int) -> None:
     """Have the system end this process when the one that started it ends, however it does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with suppress(OSError, AttributeError):  # Linux alone has it
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     if os.getppid() != parent:  # it ended before that
         sys.exit(1)
 
