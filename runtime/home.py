@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +29,6 @@ from runtime.wire import Carriage, Channel, greet, remove_segments
 from runtime.worker import check_memory, peak_memory_bytes, take_in
 
 Transport = Literal["unix", "tcp"]
-
-GRACE_SECONDS = 5.0
-"""What a worker gets to end by itself."""
 
 
 @dataclass(slots=True)
@@ -106,15 +103,12 @@ def workers(
             found[name] = Worker(name, channel, int(family), address, process)
             with _explained(found[name], "greeting it"):
                 channel.connect(address)
-                greet(channel, own, "home")
-        try:
-            yield found
-            for worker in found.values():
-                worker.channel.say(do="end")
-        except BaseException:
-            for process in started:  # it may be in the middle of something long
-                process.kill()
-            raise
+        for worker in found.values():  # all of them are starting
+            with _explained(worker, "greeting it"):
+                greet(worker.channel, own, "home")
+        yield found
+        for worker in found.values():
+            worker.channel.say(do="end")
 
 
 def _start(
@@ -147,13 +141,10 @@ def _start(
 
 
 def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
-    """See that worker processes end: by themselves where they were told to, else at once."""
-    until = time.monotonic() + GRACE_SECONDS
-    for process in processes:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(until - time.monotonic(), 0))
+    """End worker processes at once: all that they have told is here, all they made is removed."""
     for process in processes:
         process.kill()
+    for process in processes:
         process.wait()
 
 

@@ -400,7 +400,7 @@ class Channel:
             sort, _, _, _, length = self._header()
             said = sort == _ERROR and length <= _MOST_GREETING
             return self._in(length).decode(errors="replace") if said else ""
-        except RunError:
+        except (RunError, OSError):  # closed here already
             return ""
 
     def _in(self, size: int) -> bytearray:

@@ -321,7 +321,7 @@ def test_no_room_for_shared_memory_is_an_error(
 
     monkeypatch.setattr("os.posix_fallocate", full)
     here, *_ = ends(Carriage.of(SHARED))
-    with pytest.raises(RunError, match="400 bytes of shared memory cannot be had .No space left"):
+    with pytest.raises(RunError, match=r"400 bytes of shared memory cannot be had \(No space left"):
         here.send(0, [(0, torch.ones(100))])
     here.close()
     assert not [name for name in segments() if here.session.hex() in name]
