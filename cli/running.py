@@ -157,7 +157,9 @@ def verify(
                     machines.memory_bytes, progress,
                 )
             )  # fmt: skip
-    verdicts = _judged(graph, runnable, made, measured, given, numbers, wire_dtype)
+    verdicts = _judged(
+        graph, runnable, made, measured, given, numbers, wire_dtype, machines.home
+    )  # fmt: skip
     files = []
     for one, found in zip(made, measured, strict=True):
         files.append(_write(graph, trace_id, one, found, write_partition(one, folder)))
@@ -265,9 +267,10 @@ def _run(
 def _judged(
     graph: "OpGraph", runnable: "Runnable", made: "Sequence[Partition]",
     measured: "Sequence[Measured]", given: Mapping[int, Any], numbers: Mapping[str, Any],
-    wire_dtype: str | None,
+    wire_dtype: str | None, home: str,
 ) -> "list[Verdict]":  # fmt: skip
     """Each run beside its prediction, and beside what the model's own code makes unsplit."""
+    from runtime.machine import is_memory
     from runtime.verify import judge
     from runtime.weights import numbers_of
     from runtime.wire import Spec
@@ -286,7 +289,14 @@ def _judged(
             if op.kind is Kind.INPUT and tensor.role is Role.KV_CACHE:
                 spec = Spec(tensor.dtype, tensor.shape)
                 whole[tensor.name] = state_numbers(tensor.name, spec, numbers)
-    reference = runnable.unsplit(whole, parameter)
+    try:
+        reference = runnable.unsplit(whole, parameter)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        raise VerifyError(
+            f"{graph.meta.model} as a whole has no room in {home}'s memory, to compare the answer"
+        ) from error
     results = graph.inputs(len(graph.ops) - 1)
     names = [tensor.label or tensor.name for tensor in results]
     states = [tensor.id for tensor in results if tensor.role is Role.KV_CACHE]

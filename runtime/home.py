@@ -186,8 +186,7 @@ def load(
 
     ``data`` has the buffers and the constants without an op, ``weights`` says which the others are
     (``runtime.weights``), ``memory_bytes`` is what home's may take, by default what is free. Raises
-    RunError for a link that is not what runs here, and for a device
-    without the memory.
+    RunError for a link that is not what runs here, and for a device without the memory.
     """
     threads = torch.get_num_threads()
     for name, device in plan.accelerators.items():

@@ -39,6 +39,7 @@ from tests.running import (
     split,
     until,
 )
+from tracer.capture.runnable import Runnable
 
 HUGE = 2**50
 """More bytes than a machine has."""
@@ -501,6 +502,19 @@ def test_verify_without_the_memory(tmp_path: Path) -> None:
     assert found, said
     assert int(found[1].replace(",", "")) == split().plan.accelerators["gpu"].resident_bytes
     assert not list(out.glob("policy=*"))
+
+
+def test_verify_without_the_memory_for_the_whole_model(
+    there: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsplit(*_: Any) -> None:
+        torch.empty(HUGE)
+
+    monkeypatch.setenv("CUTEDGE_TOKEN", TOKEN)
+    monkeypatch.setattr(Runnable, "unsplit", unsplit)
+    worker = f"gpu={there.host}:{there.port}"
+    said = refused("verify", *MODEL, "--worker", worker, "--out", tmp_path / "out")
+    assert said.endswith("as a whole has no room in tee's memory, to compare the answer")
 
 
 def test_verify_with_a_worker_that_has_another_token(
