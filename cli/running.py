@@ -155,7 +155,9 @@ def verify(
                     machines.memory_bytes, progress,
                 )
             )  # fmt: skip
-    verdicts = _judged(graph, runnable, made, measured, given, numbers, wire_dtype)
+    verdicts = _judged(
+        graph, runnable, made, measured, given, numbers, wire_dtype, machines.home
+    )  # fmt: skip
     files = []
     for one, found in zip(made, measured, strict=True):
         files.append(_write(graph, trace_id, one, found, write_partition(one, folder)))
@@ -173,12 +175,14 @@ def _addresses(
     given: Sequence[str], accelerators: Sequence[str]
 ) -> dict[str, tuple[str, int]]:  # fmt: skip
     """``gpu=10.0.0.2:7411`` as where a worker listens."""
-    found = {}
+    found: dict[str, tuple[str, int]] = {}
     for text in given:
         match = re.fullmatch(r"(.+)=(.+):(\d{1,5})", text)
-        if match is None:
+        if match is None or int(match[3]) > 65535:
             raise InputError(f"--worker {text!r}: write DEVICE=HOST:PORT, as in gpu=10.0.0.2:7411")
         choose(match[1], accelerators, "--worker of")
+        if match[1] in found or (match[2], int(match[3])) in found.values():
+            raise InputError(f"--worker {text!r}: each device has one worker, and each worker one")
         found[match[1]] = (match[2], int(match[3]))
     if found and len(os.environ.get(TOKEN, "")) < LEAST_TOKEN:
         raise InputError(f"--worker: put the workers' token, {LEAST_TOKEN} characters or more, "
@@ -252,6 +256,7 @@ def _run(
         loaded = load(
             plan, found, data=runnable.data, weights=numbers, links=one.links,
             wire_dtype=one.wire_dtype, residency=one.residency,
+            memory_bytes=memory.get(plan.home.name),
         )  # fmt: skip
         measured = [loaded.run(given, progress) for _ in range(runs)]
     return min(measured, key=lambda run: run.seconds)
@@ -260,9 +265,10 @@ def _run(
 def _judged(
     graph: "OpGraph", runnable: "Runnable", made: "Sequence[Partition]",
     measured: "Sequence[Measured]", given: Mapping[int, Any], numbers: Mapping[str, Any],
-    wire_dtype: str | None,
+    wire_dtype: str | None, home: str,
 ) -> "list[Verdict]":  # fmt: skip
     """Each run beside its prediction, and beside what the model's own code makes unsplit."""
+    from runtime.machine import is_memory
     from runtime.verify import judge
     from runtime.weights import numbers_of
     from runtime.wire import Spec
@@ -281,7 +287,14 @@ def _judged(
             if op.kind is Kind.INPUT and tensor.role is Role.KV_CACHE:
                 spec = Spec(tensor.dtype, tensor.shape)
                 whole[tensor.name] = state_numbers(tensor.name, spec, numbers)
-    reference = runnable.unsplit(whole, parameter)
+    try:
+        reference = runnable.unsplit(whole, parameter)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        raise VerifyError(
+            f"{graph.meta.model} as a whole has no room in {home}'s memory, to compare the answer"
+        ) from error
     results = graph.inputs(len(graph.ops) - 1)
     names = [tensor.label or tensor.name for tensor in results]
     states = [tensor.id for tensor in results if tensor.role is Role.KV_CACHE]

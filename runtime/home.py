@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +26,9 @@ from runtime.machine import Machine
 from runtime.measured import MeasuredCall
 from runtime.plan import DevicePlan, Plan
 from runtime.wire import Carriage, Channel, greet, remove_segments
-from runtime.worker import load_resident, peak_memory_bytes
+from runtime.worker import check_memory, peak_memory_bytes, take_in
 
 Transport = Literal["unix", "tcp"]
-
-GRACE_SECONDS = 5.0
-"""What a worker gets to end by itself."""
 
 
 @dataclass(slots=True)
@@ -89,6 +86,8 @@ def workers(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cutedge-")))
         found: dict[str, Worker] = {}
         started: list[subprocess.Popen[bytes]] = []
+        session = secrets.token_bytes(4)
+        stack.callback(remove_segments, session)
         stack.callback(_end, started)
         for number, name in enumerate(names):
             process = None
@@ -99,27 +98,17 @@ def workers(
                     folder / str(number), transport, timeout, own, (memory_bytes or {}).get(name)
                 )
                 started.append(process)
-            connection = socket.socket(family)
-            channel = Channel(connection, f"worker {name}", timeout)
+            channel = Channel(socket.socket(family), f"worker {name}", timeout, session=session)
             stack.callback(channel.close)
-            try:
-                connection.connect(address)
-            except OSError as error:
-                raise RunError(
-                    f"no worker {name} at {address}: {error.strerror or error}. Start one with "
-                    "cutedge worker --listen HOST:PORT"
-                ) from error
             found[name] = Worker(name, channel, int(family), address, process)
             with _explained(found[name], "greeting it"):
-                greet(channel, own, "home")
-        try:
-            yield found
-            for worker in found.values():
-                worker.channel.say(do="end")
-        except BaseException:
-            for process in started:  # it may be in the middle of something long
-                process.kill()
-            raise
+                channel.connect(address)
+        for worker in found.values():  # all of them are starting
+            with _explained(worker, "greeting it"):
+                greet(worker.channel, own, "home")
+        yield found
+        for worker in found.values():
+            worker.channel.say(do="end")
 
 
 def _start(
@@ -128,68 +117,86 @@ def _start(
     """Start a worker that listens where it is found at once: the socket is there before it is."""
     if transport == "unix":
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(path))
+        try:
+            listener.bind(str(path))
+        except OSError as error:
+            listener.close()
+            raise RunError(
+                f"no socket at {path} ({error}): set TMPDIR to a short path, or use TCP"
+            ) from error
     else:
         listener = socket.socket(socket.AF_INET)
         listener.bind(("127.0.0.1", 0))
     listener.listen()
-    environment = {**os.environ, "CUTEDGE_TOKEN": token}
-    if memory_bytes is not None:
-        environment["CUTEDGE_MEMORY_BYTES"] = str(memory_bytes)
+    most = [] if memory_bytes is None else [str(memory_bytes)]
     with listener:
         process = subprocess.Popen(
-            [sys.executable, "-m", "runtime.worker", str(listener.fileno()), str(timeout)],
-            pass_fds=(listener.fileno(),), env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            [sys.executable, "-P", "-m", "runtime.worker", str(os.getpid()),
+             str(listener.fileno()), str(timeout), *most],
+            pass_fds=(listener.fileno(),), env={**os.environ, "CUTEDGE_TOKEN": token},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is home's to answer
         )  # fmt: skip
         return listener.family, listener.getsockname(), process
 
 
 def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
-    """See that worker processes end: by themselves where they were told to, else at once."""
-    until = time.monotonic() + GRACE_SECONDS
-    for process in processes:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(until - time.monotonic(), 0))
+    """End worker processes at once: all that they have told is here, all they made is removed."""
     for process in processes:
         process.kill()
+    for process in processes:
         process.wait()
 
 
 @contextmanager
-def _explained(worker: Worker, doing: str) -> Iterator[None]:
-    """Errors of a worker with what it was doing, and how its process ended where it has."""
+def _explained(worker: Worker, doing: str, others: Sequence[Worker] = ()) -> Iterator[None]:
+    """Errors of a worker with what it was doing, and how its process ended where it has.
+
+    ``others`` are the workers that it waits for: what went wrong there is said too.
+    """
     try:
         yield
     except RunError as error:
-        ended = ""
-        if worker.process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                code = worker.process.wait(0.5)
-                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                ended = f"; its process has ended ({how})"
-        raise RunError(f"{doing}: {error}{ended}") from error
+        ends = [f"{error}{_end_of(worker)}"]
+        for other in others:
+            said = other.channel.last_words()
+            ends += [f"{other.channel.peer}: {said}"] if said else []
+            ends += [f"{other.channel.peer}{end}"] if (end := _end_of(other)) else []
+        raise RunError(f"{doing}: {'; '.join(ends)}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{doing}: worker {worker.name} answered what none does") from error
+
+
+def _end_of(worker: Worker) -> str:
+    """How a worker's process ended, where it ended by no fault that it could name."""
+    try:
+        code = worker.process.wait(0.5) if worker.process else 0
+    except subprocess.TimeoutExpired:
+        return ""
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f" (its process has ended: {how})" if code else ""
 
 
 def load(
     plan: Plan, found: Mapping[str, Worker], *, data: Mapping[int, torch.Tensor],
     weights: Mapping[str, Any], links: Links, wire_dtype: str | None, residency: str,
+    memory_bytes: int | None = None,
 ) -> "Loaded":  # fmt: skip
     """Give every device its part of a plan, and its numbers: parameters, buffers, constants.
 
     ``data`` has the buffers and the constants without an op, ``weights`` says which the others are
-    (``runtime.weights``). Raises RunError for a link that is not what runs here, and for a device
-    without the memory.
+    (``runtime.weights``), ``memory_bytes`` is what home's may take, by default what is free. Raises
+    RunError for a link that is not what runs here, and for a device without the memory.
     """
-    session = secrets.token_bytes(4)
     threads = torch.get_num_threads()
     for name, device in plan.accelerators.items():
         worker, carriage = found[name], Carriage.of(links.of(name))
-        worker.channel.session, worker.channel.carriage = session, carriage
+        worker.channel.carriage = carriage
         with _explained(worker, "loading"):
             worker.channel.say(
                 do="load",
-                plan=_spelled(plan, device, carriage, session)
+                plan=_spelled(plan, device)
+                | {"session": worker.channel.session.hex(), "carriage": carriage.as_json()}
                 | {"weights": dict(weights), "wire_dtype": wire_dtype, "residency": residency,
                    "threads": threads},
             )  # fmt: skip
@@ -197,26 +204,38 @@ def load(
             worker.channel.send(0, [(tensor, data[tensor]) for tensor in device.data])
     mine = plan.home
     machine = Machine(mine.work)
-    machine.resident = {tensor: data[tensor] for tensor in mine.data}
-    machine.resident.update(load_resident(mine.parameters, mine.states, mine.work, weights))
-    machine.prepare(mine.ops, mine.constants)
+    with _at_home(mine.name, "loading"):
+        check_memory(mine.resident_bytes, machine.device, memory_bytes)
+        take_in(
+            machine, {tensor: data[tensor] for tensor in mine.data}, mine.parameters, mine.states,
+            weights, mine.resident_bytes,
+        )  # fmt: skip
+        machine.prepare(mine.ops, mine.constants)
     for name in plan.accelerators:
         worker = found[name]
         with _explained(worker, "loading"):
             words = worker.channel.hear()
             worker.load_seconds, worker.device = float(words["loaded"]), str(words["device"])
-    for source, destination in sorted(
-        {(source, call.device) for call in plan.calls for source in call.peers}
-    ):
-        between = Carriage.of(links.between(source, destination, plan.home.name))
-        _introduce(found[source], found[destination], between)
-    return Loaded(plan, found, machine, wire_dtype, session)
+    pairs = {frozenset((source, call.device)) for call in plan.calls for source in call.peers}
+    for one, other in sorted(map(sorted, pairs)):
+        between = Carriage.of(links.between(one, other, plan.home.name))
+        _introduce(found[one], found[other], between)
+    return Loaded(plan, found, machine, wire_dtype)
+
+
+@contextmanager
+def _at_home(home: str, doing: str) -> Iterator[None]:
+    """Errors of home's own ops with where and when."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{doing}: {home}: {error}") from error
 
 
 def _introduce(source: Worker, destination: Worker, carriage: Carriage) -> None:
-    """Connect an accelerator to one that it sends tensors to."""
+    """Connect two accelerators, for what one sends the other, whichever of them."""
     with _explained(destination, f"connecting {source.name} to it"):
-        destination.channel.say(do="accept", carriage=carriage.as_json())
+        destination.channel.say(do="accept", of=source.name, carriage=carriage.as_json())
         source.channel.say(
             do="connect", to=destination.name, family=destination.family,
             address=destination.address, carriage=carriage.as_json(),
@@ -225,9 +244,7 @@ def _introduce(source: Worker, destination: Worker, carriage: Carriage) -> None:
         destination.channel.hear()
 
 
-def _spelled(
-    plan: Plan, device: DevicePlan, carriage: Carriage, session: bytes
-) -> dict[str, Any]:  # fmt: skip
+def _spelled(plan: Plan, device: DevicePlan) -> dict[str, Any]:
     """A device's part of a plan as text can carry it."""
     work = device.work
     calls = [call for call in plan.calls if call.device == device.name]
@@ -238,8 +255,7 @@ def _spelled(
     moving = {t for call in calls for tensors in call.peers.values() for t in tensors}
     moving |= {t for call in calls for t in (*call.sent, *call.received)}
     return {
-        "name": device.name, "session": session.hex(),
-        "carriage": carriage.as_json(),
+        "name": device.name,
         "invocations": {
             op: [how.args, how.kwargs, [astuple(one) for one in how.shared]]
             for op, how in work.invocations.items()
@@ -264,7 +280,6 @@ class Loaded:
     workers: Mapping[str, Worker]
     machine: Machine
     wire_dtype: str | None
-    session: bytes
 
     def run(
         self, inputs: Mapping[int, torch.Tensor],
@@ -285,33 +300,35 @@ class Loaded:
         start = time.perf_counter()
         machine.put(inputs)
         rows: list[dict[str, Any]] = []
-        try:
-            for call, ops in zip(plan.calls, plan.home_ops, strict=False):
-                rows.append(self._call(call.number, ops))
-                progress(call.number, rows[-1]["sent_wire_bytes"] + rows[-1]["received_wire_bytes"])
-            before = time.perf_counter()
+        for call, ops in zip(plan.calls, plan.home_ops, strict=False):
+            rows.append(self._call(call.number, ops))
+            progress(call.number, rows[-1]["sent_wire_bytes"] + rows[-1]["received_wire_bytes"])
+        before = time.perf_counter()
+        with _at_home(plan.home.name, "after the last call"):
             machine.run(plan.home_ops[-1])
             measured.home_seconds = sum(row["home_seconds"] for row in rows)
             measured.home_seconds += time.perf_counter() - before
             measured.seconds = time.perf_counter() - start
             measured.results = [machine.value(tensor) for tensor in plan.outputs]
             machine.keep(plan.home.kept)
-            self._report(measured, rows)
-        finally:
-            remove_segments(self.session)
+        self._report(measured, rows)
         return measured
 
     def _call(self, number: int, ops: Sequence[int]) -> dict[str, Any]:
         """Home's ops before a call, and the call."""
         call, machine = self.plan.calls[number], self.machine
         worker = self.workers[call.device]
+        doing = f"call {number} of {len(self.plan.calls)}"
         start = time.perf_counter()
-        machine.run(ops)
+        with _at_home(self.plan.home.name, f"before {doing}"):
+            machine.run(ops)
+            leaving = machine.take(call.sent)
         begun = time.perf_counter()
-        with _explained(worker, f"call {number} of {len(self.plan.calls)}"):
+        with _explained(worker, doing, [self.workers[source] for source in call.peers]):
             for source in call.peers:
                 self.workers[source].channel.say(do="push", call=number, to=call.device)
-            went = worker.channel.send(number, machine.take(call.sent), self.wire_dtype)
+            went = worker.channel.send(number, leaving, self.wire_dtype)
+            del leaving
             specs = {tensor: self.plan.crossing[tensor] for tensor in call.received}
             dtypes = {tensor: machine.work.specs[tensor].dtype for tensor in call.received}
             arrived, came = worker.channel.receive(number, specs, dtypes)
@@ -350,22 +367,23 @@ class Loaded:
                 found = worker.channel.hear()["found"]
                 specs = {tensor: device.work.specs[tensor] for tensor in found}
                 kept, _ = worker.channel.receive(0, specs, {t: s.dtype for t, s in specs.items()})
+                stats.update((int(call), taken) for call, taken in words["calls"].items())
+                measured.op_seconds[name] = {int(op): s for op, s in words["ops"].items()}
+                peaks = [taken["peak_memory_bytes"] for taken in words["calls"].values()]
             measured.states.update(kept)
-            stats.update((int(call), taken) for call, taken in words["calls"].items())
-            measured.op_seconds[name] = {int(op): s for op, s in words["ops"].items()}
             measured.load_seconds[name] = worker.load_seconds
             measured.devices[name] = worker.device
-            peaks = [taken["peak_memory_bytes"] for taken in words["calls"].values()]
             measured.peak_memory_bytes[name] = max(peaks, default=0)
         for row in rows:
-            taken = stats[row["call_id"]]
-            measured.calls.append(
-                MeasuredCall(**{
-                    **row, "remote_seconds": taken["compute_seconds"],
-                    "transfer_seconds": row["seconds"] - taken["compute_seconds"],
-                    "serialise_seconds": row["serialise_seconds"] + taken["pack_seconds"],
-                    "deserialise_seconds": row["deserialise_seconds"] + taken["unpack_seconds"],
-                    **{key: taken[key] for key in
-                       ("peer_payload_bytes", "peer_wire_bytes", "peak_memory_bytes")},
-                })
-            )  # fmt: skip
+            with _explained(self.workers[row["device"]], "reporting"):
+                taken = stats[row["call_id"]]
+                measured.calls.append(
+                    MeasuredCall(**{
+                        **row, "remote_seconds": taken["compute_seconds"],
+                        "transfer_seconds": row["seconds"] - taken["compute_seconds"],
+                        "serialise_seconds": row["serialise_seconds"] + taken["pack_seconds"],
+                        "deserialise_seconds": row["deserialise_seconds"] + taken["unpack_seconds"],
+                        **{key: taken[key] for key in
+                           ("peer_payload_bytes", "peer_wire_bytes", "peak_memory_bytes")},
+                    })
+                )  # fmt: skip

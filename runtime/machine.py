@@ -162,10 +162,8 @@ class Machine:
                 made = self._function(target)(*args, **kwargs)
         except RunError:
             raise
-        except (RuntimeError, MemoryError, TypeError, ValueError, IndexError) as error:
-            text = str(error).strip().splitlines()
-            what = "ran out of memory" if _is_memory(error) else (text or [type(error).__name__])[0]
-            raise RunError(f"op {op} ({target}) failed: {what}") from error
+        except Exception as error:  # whatever torch says of it
+            raise RunError(f"op {op} ({target}) failed: {in_words(error)}") from error
         parts = made if isinstance(made, list | tuple) else [made]
         tensors = [part for part in parts if isinstance(part, torch.Tensor)]
         return [*tensors, *self._shared(how, tensors[0])]
@@ -237,6 +235,14 @@ def read(how: Invocation) -> list[int]:
     return [*found, *(one.before for one in how.shared)]
 
 
-def _is_memory(error: Exception) -> bool:
+def in_words(error: Exception) -> str:
+    """An error of Python or torch in a line."""
+    if is_memory(error):
+        return "it ran out of memory"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether an error of Python or torch says that there was no memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text

@@ -63,18 +63,18 @@ class Checkpoint:
     """The tensors in the ``.safetensors`` files of a folder, by name."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         index = folder / "model.safetensors.index.json"
+        if not index.exists():
+            self.files = {name: path for path in _files(folder) for name in _names(path)}
+            return
         try:
-            if index.exists():
-                files = {
-                    name: folder / file
-                    for name, file in json.loads(index.read_text())["weight_map"].items()
-                }
-            else:
-                files = {name: path for path in _files(folder) for name in _names(path)}
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise RunError(f"{index if index.exists() else folder}: {error}") from error
-        self.folder, self.files = folder, files
+            places = json.loads(index.read_text())["weight_map"]
+            self.files = {name: folder / file for name, file in places.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{index} is no index of a checkpoint ({type(error).__name__}: {error})"
+            ) from error
 
     def __call__(self, name: str, spec: Spec) -> torch.Tensor:
         """The tensor called ``name``. Raises RunError where it is missing or of another shape."""

@@ -162,6 +162,15 @@ class Channel:
         if self.connection.family != socket.AF_UNIX:
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def connect(self, address: Any) -> None:
+        """Connect to one that listens: at a path, or at a (host, port)."""
+        try:
+            self.connection.connect(address)
+        except (OSError, OverflowError) as error:
+            where = address if isinstance(address, str) else ":".join(map(str, address))
+            why = getattr(error, "strerror", None) or error
+            raise RunError(f"{self.peer} cannot be reached at {where}: {why}") from error
+
     def close(self) -> None:
         """Close the connection and remove shared memory that nobody will read."""
         with suppress(OSError):
@@ -194,7 +203,7 @@ class Channel:
             raise RunError(f"{self.peer} sent a message that is out of place")
         try:
             words = json.loads(bytes(self._in(length)))
-        except ValueError:
+        except (ValueError, RecursionError):
             words = None
         if not isinstance(words, dict):
             raise RunError(f"{self.peer} sent text that is damaged")
@@ -247,9 +256,15 @@ class Channel:
         name = self.session + secrets.token_bytes(4)
         path = _segment_path(name)
         self.segments.add(path)
-        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b") as file:
-            file.truncate(size)
-            return name, mmap.mmap(file.fileno(), size)
+        try:
+            with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # else no room is a crash later
+                return name, mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            raise RunError(
+                f"{size:,} bytes of shared memory cannot be had ({error.strerror}): make "
+                f"{_SEGMENTS} larger, or the link's shared_memory_threshold_bytes smaller"
+            ) from error
 
     def receive(
         self, call: int, expected: Mapping[int, Spec], dtypes: Mapping[int, str]
@@ -356,7 +371,10 @@ class Channel:
                 offset += view.nbytes
             memory.release()
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.peer} sent a damaged handle on shared memory") from error
+            raise RunError(
+                f"{self.peer} sent a handle on shared memory that is not here: is it on another "
+                "machine?"
+            ) from error
 
     # --- bytes ------------------------------------------------------------------------------------
 
@@ -371,7 +389,19 @@ class Channel:
         except TimeoutError as error:
             raise RunError(f"{self.peer} took nothing for {self.timeout:g} s") from error
         except OSError as error:
-            raise RunError(f"{self.peer} is gone: {error.strerror or error}") from error
+            said = self.last_words()
+            gone = f"{self.peer} is gone: {error.strerror or error}"
+            raise RunError(f"{self.peer}: {said}" if said else gone) from error
+
+    def last_words(self) -> str:
+        """What the other end said went wrong there, if it did; else nothing."""
+        try:
+            self.connection.settimeout(min(self.timeout, 0.5))
+            sort, _, _, _, length = self._header()
+            said = sort == _ERROR and length <= _MOST_GREETING
+            return self._in(length).decode(errors="replace") if said else ""
+        except (RunError, OSError):  # closed here already
+            return ""
 
     def _in(self, size: int) -> bytearray:
         made = bytearray(size)
@@ -411,7 +441,7 @@ def greet(channel: Channel, token: str, role: str) -> None:
     mine = secrets.token_hex(16)
     channel.say(proof=_proof(token, f"{role} {challenge}"), role=role, challenge=mine)
     answer = str(channel.hear(_MOST_GREETING).get("proof"))
-    if not hmac.compare_digest(answer, _proof(token, f"worker {mine}")):
+    if not _same(answer, _proof(token, f"worker {mine}")):
         raise RunError(f"{channel.peer} does not know the token")
 
 
@@ -421,7 +451,7 @@ def welcome(channel: Channel, token: str) -> str:
     channel.say(challenge=challenge)
     words = channel.hear(_MOST_GREETING)
     role = str(words.get("role"))
-    if not hmac.compare_digest(str(words.get("proof")), _proof(token, f"{role} {challenge}")):
+    if not _same(str(words.get("proof")), _proof(token, f"{role} {challenge}")):
         channel.fail("the token is wrong")
         raise RunError(f"{channel.peer} does not know the token")
     channel.say(proof=_proof(token, f"worker {words.get('challenge')}"))
@@ -429,7 +459,15 @@ def welcome(channel: Channel, token: str) -> str:
 
 
 def _proof(token: str, text: str) -> str:
-    return hmac.new(token.encode(), text.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(_encoded(token), _encoded(text), hashlib.sha256).hexdigest()
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(_encoded(one), _encoded(other))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")  # whatever a stranger may have sent
 
 
 # --- tensors as bytes -----------------------------------------------------------------------------
@@ -442,7 +480,7 @@ def _packed(
 
     A tensor that fills its memory crosses as it lies there, and has the same strides afterwards.
     """
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
     if wire_dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(getattr(torch, wire_dtype))
     order = tuple(sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride(axis), axis)))

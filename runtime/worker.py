@@ -14,14 +14,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from select import select
 from typing import Any
 
 import torch
 
 from runtime import RunError
-from runtime.machine import Machine, Work
+from runtime.machine import Machine, Work, in_words, is_memory
 from runtime.weights import inputs, numbers_of
-from runtime.wire import Carriage, Channel, Moved, Spec, greet, welcome
+from runtime.wire import Carriage, Channel, Moved, Spec, greet, remove_segments, welcome
 from tracer.program import Invocation, Sharing
 
 SPARE_BYTES = 256 * 2**20
@@ -38,8 +39,7 @@ def serve(
     the first run. What goes wrong in a run is said to the other end, and the next is waited for.
     """
     while True:
-        connection, address = listener.accept()
-        channel = Channel(connection, f"the caller {address or ''}".strip(), timeout=10.0)
+        channel = Channel(listener.accept()[0], "home", timeout=10.0)
         try:
             role = welcome(channel, token)
             if role == "home":
@@ -80,8 +80,8 @@ class _Session:
                     case {"do": "connect", "to": to, "family": family, "address": address,
                           "carriage": carriage}:  # fmt: skip
                         self._connect(to, family, address, Carriage(*carriage))
-                    case {"do": "accept", "carriage": carriage}:
-                        self._accept(Carriage(*carriage))
+                    case {"do": "accept", "of": name, "carriage": carriage}:
+                        self._accept(name, Carriage(*carriage))
                     case {"do": "push", "call": call, "to": to}:
                         self._push(call, to)
                     case {"do": "begin"}:
@@ -97,15 +97,15 @@ class _Session:
                         return
                     case _:
                         raise RunError("it was asked for what a worker does not do")
-        except MemoryError as error:
-            raise RunError("it ran out of memory") from error
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(
-                f"it was sent a damaged plan ({type(error).__name__}: {error})"
-            ) from error
+        except RunError:
+            raise
+        except Exception as error:  # whatever it was sent: the next run is served
+            why = f"it was sent a damaged plan ({type(error).__name__}: {in_words(error)})"
+            raise RunError(in_words(error) if is_memory(error) else why) from error
         finally:
             for peer in self.peers.values():
                 peer.close()
+            remove_segments(self.channel.session)
 
     def _load(self, plan: Mapping[str, Any]) -> None:
         """Take in a plan, make or read the parameters, and work out the constants."""
@@ -123,31 +123,17 @@ class _Session:
         self.pushes = {(call, to): tensors for call, to, tensors in plan["pushes"]}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.machine = Machine(work, device)
-        self._check_memory(plan["resident_bytes"], device)
+        check_memory(plan["resident_bytes"], device, self.memory_bytes)
         self.channel.say(sending=True)  # the numbers that home alone has
         specs = {number: work.specs[number] for number in plan["data"]}
         resident, _ = self.channel.receive(0, specs, self.dtypes)
-        try:
-            resident.update(
-                load_resident(plan["parameters"], plan["states"], work, plan["weights"])
-            )
-            self.machine.resident = {n: tensor.to(device) for n, tensor in resident.items()}
-            del resident
-            self.machine.prepare(plan["ops"], frozenset(plan["constants"]))
-        except (MemoryError, RuntimeError) as error:
-            raise RunError(f"no memory for {plan['resident_bytes']:,} bytes of weights") from error
+        take_in(
+            self.machine, resident, plan["parameters"], plan["states"], plan["weights"],
+            plan["resident_bytes"],
+        )  # fmt: skip
+        del resident
+        self.machine.prepare(plan["ops"], frozenset(plan["constants"]))
         self.channel.say(loaded=time.perf_counter() - start, device=device)
-
-    def _check_memory(self, needed: int, device: str) -> None:
-        free = self.memory_bytes
-        if free is None:
-            free = (
-                torch.cuda.mem_get_info()[0] if device == "cuda" else _available_bytes()
-            ) - SPARE_BYTES
-        if needed > free:
-            raise RunError(
-                f"its weights and constants need {needed:,} bytes, and {max(free, 0):,} are free"
-            )
 
     def _call(self, head: tuple[int, ...], number: int) -> None:
         """Take in what is sent, run the ops, send home what goes there."""
@@ -187,25 +173,23 @@ class _Session:
         self.peers[to].send(number, tensors, self.wire_dtype)
 
     def _connect(self, to: str, family: int, address: Any, carriage: Carriage) -> None:
-        connection = socket.socket(socket.AddressFamily(family))
-        try:
-            connection.settimeout(self.timeout)
-            connection.connect(tuple(address) if isinstance(address, list) else address)
-        except OSError as error:
-            raise RunError(f"it cannot reach {to} at {address}: {error.strerror}") from error
-        peer = self._peer(connection, to, carriage)
-        greet(peer, self.token, f"peer {self.name}")
-        self.peers[to] = peer
+        self.peers[to] = self._peer(socket.socket(socket.AddressFamily(family)), to, carriage)
+        self.peers[to].connect(tuple(address) if isinstance(address, list) else address)
+        greet(self.peers[to], self.token, f"peer {self.name}")
         self.channel.say(connected=to)
 
-    def _accept(self, carriage: Carriage) -> None:
-        connection, _ = self.listener.accept()
-        peer = self._peer(connection, "a peer", carriage)
-        role, _, name = welcome(peer, self.token).partition(" ")
-        if role != "peer":
-            raise RunError(f"a {role} connected where a peer was to come")
-        peer.peer = name
-        self.peers[name] = peer
+    def _accept(self, name: str, carriage: Carriage) -> None:
+        """Wait for another accelerator to connect; whoever else does is sent away."""
+        while name not in self.peers:
+            ready, *_ = select([self.listener, self.channel.connection], [], [], self.timeout)
+            if self.listener not in ready:  # home is gone, or there is nothing to wait for
+                raise RunError(f"{name} does not connect")
+            peer = self._peer(self.listener.accept()[0], name, carriage)
+            with suppress(RunError):
+                if welcome(peer, self.token) == f"peer {name}":
+                    self.peers[name] = peer
+                    break
+            peer.close()
         self.channel.say(accepted=name)
 
     def _peer(self, connection: socket.socket, name: str, carriage: Carriage) -> Channel:
@@ -238,22 +222,39 @@ def _work(plan: Mapping[str, Any]) -> Work:
     )
 
 
-def load_resident(
-    parameters: Mapping[Any, str], states: Mapping[Any, str], work: Work,
-    weights: Mapping[str, Any],
-) -> dict[int, torch.Tensor]:  # fmt: skip
-    """Parameters and cached state, by tensor; what shares a name shares its memory."""
-    numbers = numbers_of(weights)
-    made: dict[int, torch.Tensor] = {}
+def check_memory(needed: int, device: str, most: int | None) -> None:
+    """Raise RunError where ``needed`` bytes are more than ``most``, or than ``device`` has free."""
+    if most is None:
+        free = torch.cuda.mem_get_info()[0] if device == "cuda" else _available_bytes()
+        most = max(free - SPARE_BYTES, 0)
+    if needed > most:
+        raise RunError(f"its weights and constants need {needed:,} bytes, and may take {most:,}")
+
+
+def take_in(
+    machine: Machine, data: Mapping[int, torch.Tensor], parameters: Mapping[Any, str],
+    states: Mapping[Any, str], weights: Mapping[str, Any], needed: int,
+) -> None:  # fmt: skip
+    """Have a machine hold ``data``, its parameters and its cached state; all ``needed`` bytes.
+
+    What shares a name shares its memory. Raises RunError where it does not fit.
+    """
+    numbers, specs = numbers_of(weights), machine.work.specs
     owned: dict[str, torch.Tensor] = {}
-    for key, name in parameters.items():
-        spec = work.specs[int(key)]
-        if name not in owned:
-            owned[name] = numbers(name, spec)
-        made[int(key)] = owned[name].view(spec.shape)
-    for key, name in states.items():
-        made[int(key)] = state_numbers(name, work.specs[int(key)], weights)
-    return made
+    try:
+        machine.resident = {number: tensor.to(machine.device) for number, tensor in data.items()}
+        for key, name in parameters.items():
+            spec = specs[int(key)]
+            if name not in owned:
+                owned[name] = numbers(name, spec).to(machine.device)
+            machine.resident[int(key)] = owned[name].view(spec.shape)
+        for key, name in states.items():
+            state = state_numbers(name, specs[int(key)], weights)
+            machine.resident[int(key)] = state.to(machine.device)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        raise RunError(f"there is no memory for its {needed:,} bytes of weights") from error
 
 
 def state_numbers(name: str, spec: Spec, weights: Mapping[str, Any]) -> torch.Tensor:
@@ -275,21 +276,31 @@ def _available_bytes() -> int:
 
 
 def main() -> None:
-    """A worker that another process has started: the listening socket is a file descriptor."""
-    _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is home's to answer
-    listener = socket.socket(fileno=int(sys.argv[1]))
-    memory = os.environ.get("CUTEDGE_MEMORY_BYTES")
-    serve(
-        listener, os.environ.pop("CUTEDGE_TOKEN"), timeout=float(sys.argv[2]),
-        memory_bytes=int(memory) if memory else None, once=True,
-    )  # fmt: skip
+    """A worker that home has started: who home is, a listening socket, its timeout and memory."""
+    home, number, timeout, *memory = sys.argv[1:]
+    listener = socket.socket(fileno=int(number))
+    try:
+        _end_with(int(home))
+        serve(
+            listener, os.environ.pop("CUTEDGE_TOKEN"), timeout=float(timeout),
+            memory_bytes=int(memory[0]) if memory else None, once=True,
+        )  # fmt: skip
+    finally:  # what home would remove, if it were killed
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if listener.family == socket.AF_UNIX:
+            path = Path(listener.getsockname())
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()
 
 
-def _die_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """Have the system end this process when the one that started it ends, however it does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with suppress(OSError, AttributeError):  # Linux alone has it
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before that
+        sys.exit(1)
 
 
 if __name__ == "__main__":

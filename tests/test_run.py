@@ -51,6 +51,7 @@ PREFILL: Mapping[str, Any] = {"seq": 6}
 DECODE: Mapping[str, Any] = {"phase": "decode", "past": 5}
 WEIGHTS = {"seed": 0, "spread": 0.3}
 """Wider than a model begins with: what goes wrong shows."""
+WAYS = ("send", "receive")
 TOKEN = "a token that both sides of these tests know"
 
 
@@ -216,6 +217,22 @@ def test_two_accelerators(listening, tmp_path, residency):
     assert {call.device for call in traffic.calls} == {"gpu", "gpu2"}
     assert (traffic.totals.peer_payload_bytes > 0) == (residency == "run")
     assert sum(c.peer_wire_bytes for c in measured.calls) == traffic.totals.peer_wire_bytes
+
+
+def test_two_accelerators_that_send_to_each_other(listening):
+    """One takes every other op of the other's; both ways over one connection."""
+    model, links = small("llama-3.2-1b"), Links(load_link("unix-socket"))
+    own = [
+        None if model.graph.is_everywhere(op.id)
+        else "tee" if op.kind in (Kind.INPUT, Kind.OUTPUT) else ("gpu", "gpu2")[op.id // 5 % 2]
+        for op in model.graph.ops
+    ]  # fmt: skip
+    placement = Placement("tee", own, [False] * len(own), [""] * len(own))
+    traffic, _, verdict = carry_out(model, placement, links, listening)
+    ways = {(t.src_device, t.dst_device) for t in traffic.transfers if t.direction == "peer"}
+    assert ways == {("gpu", "gpu2"), ("gpu2", "gpu")}
+    assert verdict.unequal == ()
+    assert verdict.answer_equal
 
 
 OWN = """
@@ -411,7 +428,8 @@ def test_the_command(tmp_path, monkeypatch):
     assert row["bytes_equal"] is True
     assert row["calls_predicted"] == row["calls_measured"] == 12
     assert row["payload_bytes_predicted"] == row["payload_bytes_measured"]
-    assert row["seconds_predicted"] > 0
+    link = load_link("here/link.toml")  # a busy machine may hide what a byte takes
+    assert (row["seconds_predicted"] is None) == (None in map(link.payload_rate, WAYS))
     assert row["max_abs_difference"] < 1e-4
     assert Path(row["measured_calls"]).is_file()
     rows = invoke("query", "SELECT policy, count(*), sum(sent_wire_bytes + received_wire_bytes) "
