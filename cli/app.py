@@ -58,9 +58,9 @@ TraceDir = Annotated[
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def command(example: str) -> Callable[[Command], Command]:
+def command(example: str, group: typer.Typer = app) -> Callable[[Command], Command]:
     """Register a command, with an example under its help."""
-    return app.command(epilog=f"Example: [bold]{example}[/bold]")
+    return group.command(epilog=f"Example: [bold]{example}[/bold]")
 
 
 def choose(value: str, known: Sequence[str], option: str) -> None:
