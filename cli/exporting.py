@@ -36,7 +36,7 @@ OutOrPrint = Annotated[
 
 
 @command(
-    "cutedge export perfetto --home tee-tdx --accel rtx-4090 --link pcie5-x16 --out run.pftrace",
+    "cutedge export perfetto --home tee-tdx --accel h100-cc --link pcie5-x16-cc --out run.pftrace",
     export,
 )
 def perfetto(
@@ -213,8 +213,8 @@ def json(
 
 def _found(directory: Path | None, policy: str | None) -> "tuple[OpGraph, Split | None]":
     """The graph of a trace, and its partition if it has one."""
-    from cli.workspace import trace_folder
-    from exports.split import find_partition, read_split
+    from cli.workspace import find_partition, trace_folder
+    from exports.split import read_split
     from tracer.serde import read_trace
 
     trace, partition = find_partition(trace_folder(directory), policy)
@@ -227,8 +227,7 @@ def _found(directory: Path | None, policy: str | None) -> "tuple[OpGraph, Split 
 def _table(name: str, directory: Path | None, policy: str | None) -> Path:
     """Where a table is. Raises InputError saying which command makes it, where it is not there."""
     from cli.sql import MAKERS
-    from cli.workspace import trace_folder
-    from exports.split import find_partition
+    from cli.workspace import find_partition, trace_folder
 
     choose(name, list(MAKERS), "TABLE")
     folder = trace_folder(directory)

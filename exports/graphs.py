@@ -70,7 +70,8 @@ def dot(graph: OpGraph, split: Split | None) -> str:
     lines = ["digraph {", "  node [shape=box, style=filled, fillcolor=white];"]
     for op, said in drawn.nodes(data=True):
         label = f"{said['name']}\n{said['module_path']}".strip()
-        shown = {"label": label, "fillcolor": colour.get(said.get("device", "")), **said}
+        told = {"op": said["name"], **{key: said[key] for key in said if key != "name"}}
+        shown = {"label": label, "fillcolor": colour.get(said.get("device", "")), **told}
         lines.append(f"  {op} [{_attributes(shown)}];")
     for src, dst, index, said in drawn.edges(keys=True, data=True):
         style: dict[str, Any] = {"label": f"{names[said['tensor_id']]} {said['shape']}"}

@@ -1,12 +1,10 @@
 """Any table as CSV or JSON."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
 from tracer.serde import TableError
@@ -23,16 +21,27 @@ def read_any(path: Path) -> pa.Table:
 
 
 def csv(table: pa.Table) -> bytes:
-    """A line a row, under a line of names; null is empty, lists and maps are JSON text."""
-    columns = [
-        pa.array([None if value is None else _json(value) for value in column.to_pylist(
-            maps_as_pydicts="strict")], pa.string())
-        if pa.types.is_nested(column.type) else column
-        for column in table.columns
-    ]  # fmt: skip
-    sink = io.BytesIO()
-    pv.write_csv(pa.Table.from_arrays(columns, table.column_names), sink)
-    return sink.getvalue()
+    """A line a row, under a line of names; text is in quotes, null is empty.
+
+    Lists and maps are JSON text. (pyarrow's own writer knows neither, and leaves a thread behind
+    that may abort a process as it ends.)
+    """
+    rows = table.to_pylist(maps_as_pydicts="strict")
+    lines = [table.column_names, *(row.values() for row in rows)]
+    return "".join(f"{','.join(map(_cell, line))}\n" for line in lines).encode()
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case bool() | int() | float():
+            return json.dumps(value)
+        case str():
+            text = value
+        case _:
+            text = _json(value)
+    return '"' + text.replace('"', '""') + '"'
 
 
 def records(table: pa.Table, *, lines: bool) -> bytes:

@@ -1,11 +1,9 @@
 """A partition read back from its directory: the graph, where its ops are, and what moves."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -16,7 +14,6 @@ from partition.accounting import Call, Transfer, account, steps_of
 from partition.placement import Placement
 from partition.tables import CALLS, PLACEMENT, SUMMARY, TRANSFERS
 from runtime.measured import MEASURED_CALLS, MeasuredCall
-from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.serde import TableError, read_table, read_trace
 
@@ -62,36 +59,6 @@ class Split:
             self.graph, self.placement, links, wire_dtype=self.wire_dtype, residency=self.residency
         )
         return replace(self, calls=traffic.calls, transfers=traffic.transfers, link=links.name)
-
-
-def find_partition(folder: Path, policy: str | None) -> tuple[Path, Path | None]:
-    """(trace directory, partition directory or None where it has none) of either of the two.
-
-    A trace directory with several partitions needs the ``policy`` of one. Raises InputError naming
-    those that there are.
-    """
-    if (folder / "summary.parquet").exists():
-        trace, found = Path(os.path.normpath(folder / "../../..")), [folder]
-    else:
-        trace = folder
-        found = sorted(
-            path.parent for path in folder.glob("policy=*/wire=*/residency=*/summary.parquet")
-        )
-    names = {path: unquote(path.absolute().parts[-3].removeprefix("policy=")) for path in found}
-    if policy is not None and policy not in names.values():
-        made = ", ".join(dict.fromkeys(names.values())) or "none"
-        raise InputError(
-            f"{folder} has no partition by {policy}, but by {made}: run partition --policy {policy}"
-        )
-    chosen = [path for path in found if policy in (None, names[path])]
-    if len(chosen) > 1:
-        same = len({names[path] for path in chosen}) == 1
-        raise InputError(
-            f"{folder} has {len(chosen)} partitions: name "
-            + ("the directory of one, such as " if same else "one with --policy: ")
-            + (str(chosen[0]) if same else ", ".join(dict.fromkeys(names.values())))
-        )
-    return trace, chosen[0] if chosen else None
 
 
 def read_split(trace: Path, folder: Path) -> Split:

@@ -100,11 +100,13 @@ def predicted(split: Split, times: Mapping[str, DeviceTime]) -> Timeline:
 def _check_known(split: Split, times: Mapping[str, DeviceTime]) -> None:
     used = [device for device in split.devices if device in split.placement.devices]
     for device in used:
-        option = "--home" if device == split.placement.home else "--accel"
+        option, such = (
+            ("--home", "tee-tdx") if device == split.placement.home else ("--accel", "h100-cc")
+        )
         if device not in times:
             raise InputError(
                 f"the seconds of ops on {device} are not known: say what it is, as in "
-                f"{option} {device}=rtx-4090 (`cutedge devices` lists them; a .toml file will do)"
+                f"{option} {device}={such} (`cutedge devices` lists them; a .toml file will do)"
             )
         missing: dict[str, int] = defaultdict(int)
         for op, here in zip(split.graph.ops, split.placement.devices, strict=True):
