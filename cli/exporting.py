@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import complete
 from cli.app import Json, app, choose, command
 from cli.machines import LinkNames, read_machines
 from tracer.errors import CutedgeError, InputError
@@ -22,12 +23,16 @@ app.add_typer(export, name="export")
 Directory = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[DIR]", help="A trace or partition directory; the last trace when left out."
+        metavar="DIR", help="A trace or partition directory; the last trace when left out."
     ),
 ]
 PolicyName = Annotated[
     str | None,
-    typer.Option("--policy", help="Which partition of a trace, where it has several."),
+    typer.Option(
+        "--policy",
+        help="Which partition of a trace, where it has several.",
+        autocompletion=complete.policies,
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="The file to write.")]
 OutOrPrint = Annotated[
@@ -45,11 +50,17 @@ def perfetto(
     policy: PolicyName = None,
     home: Annotated[
         str | None,
-        typer.Option(help="What home is: one of `devices`, or a .toml file; as it was placed."),
+        typer.Option(
+            help="What home is: one of `devices`, or a .toml file; as it was placed.",
+            autocompletion=complete.devices,
+        ),
     ] = None,
     accel: Annotated[
         list[str] | None,
-        typer.Option(help="What an accelerator is, NAME=DEVICE of several; as it was placed."),
+        typer.Option(
+            help="What an accelerator is, NAME=DEVICE of several; as it was placed.",
+            autocompletion=complete.devices,
+        ),
     ] = None,
     link: LinkNames = None,
     as_json: Json = False,
@@ -177,7 +188,7 @@ def dot(
 
 TableName = Annotated[
     str, typer.Argument(metavar="TABLE", help="ops, tensors, edges, costs, placement, transfers, "
-                        "calls, summary or measured_calls.")
+                        "calls, summary or measured_calls.", autocompletion=complete.tables)
 ]  # fmt: skip
 
 
