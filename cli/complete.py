@@ -36,7 +36,7 @@ def links(incomplete: str) -> list[str]:
 
 def tables(incomplete: str) -> list[str]:
     """The tables of a trace and of a partition."""
-    from cli.sql import MAKERS
+    from cli.workspace import MAKERS
 
     return _fitting(incomplete, MAKERS)
 

@@ -237,8 +237,7 @@ def _found(directory: Path | None, policy: str | None) -> "tuple[OpGraph, Split 
 
 def _table(name: str, directory: Path | None, policy: str | None) -> Path:
     """Where a table is. Raises InputError saying which command makes it, where it is not there."""
-    from cli.sql import MAKERS
-    from cli.workspace import find_partition, trace_folder
+    from cli.workspace import MAKERS, find_partition, trace_folder
 
     choose(name, list(MAKERS), "TABLE")
     folder = trace_folder(directory)

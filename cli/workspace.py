@@ -13,6 +13,14 @@ OUT = Path("cutedge-out")
 
 _LAST = OUT / "last-trace"
 
+MAKERS = {
+    **dict.fromkeys(("ops", "tensors", "edges"), "trace"),
+    **dict.fromkeys(("placement", "transfers", "calls", "summary"), "partition"),
+    "costs": "cost",
+    "measured_calls": "verify",
+}
+"""Every table that may be there, and the command that makes it."""
+
 
 def default_folder(meta: TraceMeta) -> Path:
     """A trace's place under ``OUT``, in the hive style that DuckDB reads as columns."""
