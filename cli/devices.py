@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import complete
 from cli.app import Json, choose, command
 from costmodels import CountAs, Dataflow, Overlap
 from tracer.errors import InputError
@@ -61,7 +62,11 @@ SHOWN = ("float32", "bfloat16", "int8")
 @command("cutedge devices rtx-4090")
 def devices(
     name: Annotated[
-        str | None, typer.Argument(help="Show all figures of this device, or of a .toml file.")
+        str | None,
+        typer.Argument(
+            help="Show all figures of this device, or of a .toml file.",
+            autocompletion=complete.devices,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -83,7 +88,9 @@ def gemm(
     m: M,
     k: K,
     n: N,
-    device: Annotated[str, typer.Option(help="A device's name, or a .toml file.")] = "chip-8x8",
+    device: Annotated[
+        str, typer.Option(help="A device's name, or a .toml file.", autocompletion=complete.devices)
+    ] = "chip-8x8",
     mode: Annotated[
         Dataflow | None, typer.Option(help="Another dataflow than the device's.")
     ] = None,

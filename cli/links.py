@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli import complete
 from cli.app import Json, command
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 @command("cutedge links pcie5-x16")
 def links(
     link: Annotated[
-        str | None, typer.Argument(help="Show this one's figures: a name, or a .toml file.")
+        str | None,
+        typer.Argument(
+            help="Show this one's figures: a name, or a .toml file.", autocompletion=complete.links
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

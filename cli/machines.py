@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import complete
 from cli.app import choose
 from cli.devices import array_options
 from tracer.errors import InputError
@@ -22,12 +23,16 @@ Home = Annotated[
     str,
     typer.Option(
         help="The device that holds inputs and outputs: any name; one of `devices`, or a .toml "
-        "file, has seconds. NAME=DEVICE calls it NAME."
+        "file, has seconds. NAME=DEVICE calls it NAME.",
+        autocompletion=complete.devices,
     ),
 ]
 Accel = Annotated[
     list[str] | None,
-    typer.Option(help="A device that home calls, as --home; again for another. gpu when left out."),
+    typer.Option(
+        help="A device that home calls, as --home; again for another. gpu when left out.",
+        autocompletion=complete.devices,
+    ),
 ]
 LinkNames = Annotated[
     list[str] | None,
@@ -36,6 +41,7 @@ LinkNames = Annotated[
         help="A link's name, or a .toml file: of home and every accelerator; GPU=LINK is of home "
         "and that one, A+B=LINK of two accelerators (else the slower of their two). zmq-ipc when "
         "left out.",
+        autocompletion=complete.links,
     ),
 ]
 Memory = Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli import complete
 from cli.app import Json, TraceDir, command
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
 from cli.machines import Accel, Home, LinkNames, Machines, Memory, read_machines
@@ -48,7 +49,8 @@ ResidencyName = Annotated[
 def partition(
     directory: TraceDir = None,
     policy: Annotated[
-        str, typer.Option(help="A policy's name, or a .toml file.")
+        str,
+        typer.Option(help="A policy's name, or a .toml file.", autocompletion=complete.policies),
     ] = "offload-linear",
     home: Home = "tee",
     accel: Accel = None,
@@ -109,10 +111,18 @@ def compare(
     ] = None,
     policies: Annotated[
         list[str] | None,
-        typer.Option("--policy", help="A policy to compare, again and again; all when left out."),
+        typer.Option(
+            "--policy",
+            help="A policy to compare, again and again; all when left out.",
+            autocompletion=complete.policies,
+        ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="The policy that savings are against; offload-linear.")
+        str | None,
+        typer.Option(
+            help="The policy that savings are against; offload-linear.",
+            autocompletion=complete.policies,
+        ),
     ] = None,
     home: Home = "tee",
     accel: Accel = None,
@@ -396,7 +406,9 @@ def _check_namesakes(policies: "Mapping[str, Policy]") -> None:
 
 @command("cutedge policies fuse-attention")
 def policies(
-    policy: Annotated[str | None, typer.Argument(help="Show this one's rules.")] = None,
+    policy: Annotated[
+        str | None, typer.Argument(help="Show this one's rules.", autocompletion=complete.policies)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the policies, or show the rules of one."""

@@ -8,15 +8,8 @@ from typing import Any
 
 import duckdb
 
+from cli.workspace import MAKERS
 from tracer.errors import CutedgeError, InputError
-
-MAKERS = {
-    **dict.fromkeys(("ops", "tensors", "edges"), "trace"),
-    **dict.fromkeys(("placement", "transfers", "calls", "summary"), "partition"),
-    "costs": "cost",
-    "measured_calls": "verify",
-}
-"""Every table that may be there, and the command that makes it."""
 
 
 def run_sql(sql: str, folder: Path) -> tuple[list[str], list[Sequence[Any]]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cli import complete
 from cli.app import Json, choose, command
 from tracer.errors import InputError
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     typer.Argument(
-        help="A preset, a config.json or its folder, org/name on the hub, or file.py:function."
+        help="A preset, a config.json or its folder, org/name on the hub, or file.py:function.",
+        autocompletion=complete.models,
     ),
 ]
 Seq = Annotated[
@@ -186,7 +188,9 @@ def traced_model(
 
 @command("cutedge models llama-3.2-1b")
 def models(
-    model: Annotated[str | None, typer.Argument(help="Show this one's config.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Show this one's config.", autocompletion=complete.models)
+    ] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Try to trace each phase of it, and say how far it goes."),

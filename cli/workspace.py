@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from tracer.errors import CutedgeError, InputError
 from tracer.files import write_whole
@@ -12,6 +12,14 @@ OUT = Path("cutedge-out")
 """The default place of all results, in the current directory."""
 
 _LAST = OUT / "last-trace"
+
+MAKERS = {
+    **dict.fromkeys(("ops", "tensors", "edges"), "trace"),
+    **dict.fromkeys(("placement", "transfers", "calls", "summary"), "partition"),
+    "costs": "cost",
+    "measured_calls": "verify",
+}
+"""Every table that may be there, and the command that makes it."""
 
 
 def default_folder(meta: TraceMeta) -> Path:
@@ -49,3 +57,33 @@ def trace_folder(given: Path | None) -> Path:
     if not text or "\0" in text:
         raise CutedgeError(f"{_LAST} is damaged: run trace again, or name a trace directory")
     return Path(os.path.normpath(OUT / text))
+
+
+def find_partition(folder: Path, policy: str | None) -> tuple[Path, Path | None]:
+    """(trace directory, partition directory or None where it has none) of either of the two.
+
+    A trace directory with several partitions needs the ``policy`` of one. Raises InputError naming
+    those that there are.
+    """
+    if (folder / "summary.parquet").exists():
+        trace, found = Path(os.path.normpath(folder / "../../..")), [folder]
+    else:
+        trace = folder
+        found = sorted(
+            path.parent for path in folder.glob("policy=*/wire=*/residency=*/summary.parquet")
+        )
+    names = {path: unquote(path.absolute().parts[-3].removeprefix("policy=")) for path in found}
+    if policy is not None and policy not in names.values():
+        made = ", ".join(dict.fromkeys(names.values())) or "none"
+        raise InputError(
+            f"{folder} has no partition by {policy}, but by {made}: run partition --policy {policy}"
+        )
+    chosen = [path for path in found if policy in (None, names[path])]
+    if len(chosen) > 1:
+        same = len({names[path] for path in chosen}) == 1
+        raise InputError(
+            f"{folder} has {len(chosen)} partitions: name "
+            + ("the directory of one, such as " if same else "one with --policy: ")
+            + (str(chosen[0]) if same else ", ".join(dict.fromkeys(names.values())))
+        )
+    return trace, chosen[0] if chosen else None

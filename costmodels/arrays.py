@@ -74,6 +74,14 @@ class Options:
         given = {name: getattr(self, name) for name in plain}
         return ", ".join(f"{n}={value:g}" for n, value in given.items() if value != plain[n])
 
+    @classmethod
+    def parse(cls, text: str) -> "Options":
+        """The options that ``text`` says; to the six digits that it has of each."""
+        pairs = [part.split("=") for part in text.split(", ") if part]
+        whole = {field.name for field in fields(cls) if field.type is int}
+        given: dict[str, Any] = {n: int(v) if n in whole else float(v) for n, v in pairs}
+        return cls(**given)
+
     @property
     def speedup(self) -> Fraction:
         """Of the cycles of one array, all options together; from decimals as they are written."""

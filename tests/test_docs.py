@@ -28,8 +28,8 @@ def test_the_policies_and_commands_are_all_in_the_readme():
     from partition.policy import policy_names
 
     text = README.read_text(encoding="utf-8")
-    for command in app.registered_commands:
-        name = command.name or command.callback.__name__
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    for name in (*names, *(group.name for group in app.registered_groups)):
         assert f"cutedge {name}" in text or f"`{name}`" in text
     for policy in policy_names():
         assert f"`{policy}`" in text

@@ -1,0 +1,57 @@
+"""Any table as CSV or JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tracer.serde import TableError
+
+
+def read_any(path: Path) -> pa.Table:
+    """A table of any schema. Raises TableError where the file cannot be read."""
+    try:
+        with path.open("rb") as source:  # a name would be tried as a URI first
+            return pq.ParquetFile(source).read()
+    except (OSError, pa.ArrowException) as error:
+        said = str(error).splitlines()[0]
+        raise TableError(f"{path} cannot be read: {said}. Write it again.") from error
+
+
+def csv(table: pa.Table) -> bytes:
+    """A line a row, under a line of names; text is in quotes, null is empty.
+
+    Lists and maps are JSON text. (pyarrow's own writer knows neither, and leaves a thread behind
+    that may abort a process as it ends.)
+    """
+    rows = table.to_pylist(maps_as_pydicts="strict")
+    lines = [table.column_names, *(row.values() for row in rows)]
+    return "".join(f"{','.join(map(_cell, line))}\n" for line in lines).encode()
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case bool() | int() | float():
+            return json.dumps(value)
+        case str():
+            text = value
+        case _:
+            text = _json(value)
+    return '"' + text.replace('"', '""') + '"'
+
+
+def records(table: pa.Table, *, lines: bool) -> bytes:
+    """A list of objects, one a line, or ``lines``: an object a line and nothing around it."""
+    rows = [_json(row) for row in table.to_pylist(maps_as_pydicts="strict")]
+    if lines:
+        return "".join(f"{row}\n" for row in rows).encode()
+    inside = ",\n".join(rows)
+    return (f"[\n{inside}\n]\n" if rows else "[]\n").encode()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,371 @@
+"""When what runs and moves: the slices, flows and levels of one run of a split, on tracks.
+
+Predicted, everything is one after another, as the accounting has it: home's ops of a step, then the
+step's calls; in a call its transfers in order, its ops, and what comes home. Measured, only the
+durations are known. Within a call the sending of the request comes first, the receiving of the
+reply last, and the worker's ops right before that; what is left is packing and waiting.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Literal
+
+from costmodels.flops import numbered
+from costmodels.roofline import DeviceTime
+from exports.split import Split
+from partition.accounting import Call, Transfer, call_label, steps_of
+from tracer.errors import InputError
+from tracer.graph import Kind, Op, Tensor
+from tracer.summary import tensor_names
+
+Category = Literal["op", "call", "transfer", "home", "remote"]
+"""``home`` and ``remote`` are all ops of a device between two transfers, as measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Something that takes time on a track."""
+
+    track: str
+    """A device, or a direction of a link: ``tee -> gpu``."""
+    name: str
+    category: Category
+    start: float
+    """Seconds since the run began."""
+    seconds: float
+    """0 of an op that costs nothing, like a view."""
+    arguments: Mapping[str, int | float | str]
+    """What there is to say of it; each key has its unit."""
+    flows_out: tuple[int, ...] = ()
+    """The flows that begin here."""
+    flows_in: tuple[int, ...] = ()
+    """The flows that end here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The bytes on a device from a moment on."""
+
+    device: str
+    start: float
+    bytes: int
+    """Resident bytes, and activations from when they are made or arrive to their last use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """One run."""
+
+    name: str
+    """``predicted`` or ``measured``."""
+    tracks: tuple[str, ...]
+    """Devices, home first, then directions of links."""
+    slices: tuple[Slice, ...]
+    """In order of execution; on a track one after another."""
+    levels: tuple[Level, ...] = ()
+    """In order of time; none of what is measured."""
+
+    @property
+    def seconds(self) -> float:
+        """When the last slice ends."""
+        return max((s.start + s.seconds for s in self.slices), default=0.0)
+
+
+def way(src: str, dst: str) -> str:
+    """The track of what moves from one device to another."""
+    return f"{src} -> {dst}"
+
+
+def _tracks(split: Split, slices: Sequence[Slice]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*split.devices, *(s.track for s in slices))))
+
+
+# --- predicted ------------------------------------------------------------------------------------
+
+
+def predicted(split: Split, times: Mapping[str, DeviceTime]) -> Timeline:
+    """A run as the op costs on described devices and the links' transfers have it.
+
+    ``times`` is by device. Raises InputError naming the devices or links whose seconds are not
+    known, and what to give.
+    """
+    _check_known(split, times)
+    walked = _walk(split, times)
+    slices = _with_flows(split, walked)
+    return Timeline("predicted", _tracks(split, slices), slices, tuple(_levels(split, walked)))
+
+
+def _check_known(split: Split, times: Mapping[str, DeviceTime]) -> None:
+    used = [device for device in split.devices if device in split.placement.devices]
+    for device in used:
+        option, such = (
+            ("--home", "tee-tdx") if device == split.placement.home else ("--accel", "h100-cc")
+        )
+        if device not in times:
+            raise InputError(
+                f"the seconds of ops on {device} are not known: say what it is, as in "
+                f"{option} {device}={such} (`cutedge devices` lists them; a .toml file will do)"
+            )
+        missing: dict[str, int] = defaultdict(int)
+        for op, here in zip(split.graph.ops, split.placement.devices, strict=True):
+            if here == device and times[device].ops[op.id].seconds is None:
+                missing[op.target] += 1
+        if missing:
+            raise InputError(
+                f"{times[device].device.name} has no seconds for {numbered(missing)}, which run on "
+                f"{device}: say with {option} {device}=... that it is another device"
+            )
+    if any(t.seconds is None for t in split.transfers):
+        raise InputError(
+            f"the link {split.link} has no bandwidth, so that the seconds of transfers are not "
+            "known: name another with --link (`cutedge links` lists them)"
+        )
+
+
+@dataclass(slots=True)
+class _Walked:
+    """The slices of a run, and where in them ops and transfers are."""
+
+    slices: list[Slice]
+    ops: dict[int, int]
+    """op -> its slice."""
+    transfers: dict[int, int]
+    """transfer -> its slice."""
+
+
+def _walk(split: Split, times: Mapping[str, DeviceTime]) -> _Walked:
+    """Go through a run with one clock."""
+    graph, placement = split.graph, split.placement
+    home, names = placement.home, tensor_names(graph)
+    walked = _Walked([], {}, {})
+    clock = 0.0
+
+    def run(op: Op, device: str) -> None:
+        nonlocal clock
+        time = times[device].ops[op.id]
+        walked.ops[op.id] = len(walked.slices)
+        said = {**_of_op(op), "seconds": time.seconds or 0.0, "bound": time.bound}
+        walked.slices.append(_slice(
+            device, call_label(graph, (op.id,)), "op", clock, time.seconds or 0.0, said
+        ))  # fmt: skip
+        clock += time.seconds or 0.0
+
+    def move(transfer: Transfer) -> None:
+        nonlocal clock
+        seconds = transfer.seconds or 0.0
+        walked.transfers[transfer.id] = len(walked.slices)
+        walked.slices.append(_slice(
+            way(transfer.src_device, transfer.dst_device), names[transfer.tensor.id], "transfer",
+            clock, seconds, {
+                "transfer_id": transfer.id, "call_id": transfer.call,
+                "tensor_id": transfer.tensor.id, "tensor": transfer.tensor.name,
+                "label": transfer.tensor.label, "direction": transfer.direction,
+                "wire_dtype": transfer.wire_dtype, "payload_bytes": transfer.payload_bytes,
+                "wire_bytes": transfer.wire_bytes, "seconds": seconds,
+            },
+        ))  # fmt: skip
+        clock += seconds
+
+    def carry_out(call: Call) -> None:
+        begin, place = clock, len(walked.slices)
+        walked.slices.append(_slice(home, "", "call", begin, 0.0, {}))
+        for transfer in moves[call.id]:
+            if transfer.direction != "receive":
+                move(transfer)
+        for op in call.ops:
+            run(graph.ops[op], call.device)
+        for transfer in moves[call.id]:
+            if transfer.direction == "receive":
+                move(transfer)
+        walked.slices[place] = _slice(
+            home, call.label or f"state to {call.device}", "call", begin, clock - begin,
+            {**_of_call(call), "ops": len(call.ops), "seconds": clock - begin},
+        )  # fmt: skip
+
+    steps = steps_of(graph, placement)
+    at_home: dict[int, list[Op]] = defaultdict(list)
+    for op in graph.ops:
+        if placement.devices[op.id] == home:
+            at_home[steps[op.id]].append(op)
+    calls: dict[int, list[Call]] = defaultdict(list)
+    for call in split.calls:
+        calls[call.step].append(call)
+    moves: dict[int, list[Transfer]] = defaultdict(list)
+    for transfer in split.transfers:
+        moves[transfer.call].append(transfer)
+    for step in sorted({*at_home, *calls}):
+        for call in calls[step]:
+            carry_out(call)
+        for op in at_home[step]:
+            run(op, home)
+    return walked
+
+
+def _slice(
+    track: str, name: str, category: Category, start: float, seconds: float,
+    said: Mapping[str, int | float | str | None],
+) -> Slice:  # fmt: skip
+    known = {key: value for key, value in said.items() if value is not None}
+    return Slice(track, name, category, start, seconds, known)
+
+
+def _of_op(op: Op) -> dict[str, int | float | str | None]:
+    return {
+        "op_id": op.id, "name": op.name, "target": op.target, "kind": op.kind.value,
+        "module": op.module_path, "layer": op.layer, "flops": op.cost.flops,
+        "read_bytes": op.cost.read_bytes, "write_bytes": op.cost.write_bytes,
+    }  # fmt: skip
+
+
+def _of_call(call: Call) -> dict[str, int | float | str | None]:
+    return {
+        "call_id": call.id, "device": call.device,
+        "sent_payload_bytes": call.sent_payload_bytes, "sent_wire_bytes": call.sent_wire_bytes,
+        "received_payload_bytes": call.received_payload_bytes,
+        "received_wire_bytes": call.received_wire_bytes,
+    }  # fmt: skip
+
+
+def _with_flows(split: Split, walked: _Walked) -> tuple[Slice, ...]:
+    """The slices, with a flow from what makes a tensor over its transfer to each op that reads it.
+
+    What an accelerator forgets and is sent again comes over the transfer that brought it home.
+    """
+    graph, devices, home = split.graph, split.placement.devices, split.placement.home
+    out: dict[int, list[int]] = defaultdict(list)
+    into: dict[int, list[int]] = defaultdict(list)
+    came: dict[tuple[int, str], int] = {}  # (tensor, device) -> the slice that brought it
+    ids = count(1)
+
+    def flow(src: int, dst: int) -> None:
+        number = next(ids)
+        out[src].append(number)
+        into[dst].append(number)
+
+    for transfer in split.transfers:
+        tensor, here = transfer.tensor, walked.transfers[transfer.id]
+        made_there = tensor.op is not None and devices[tensor.op] == transfer.src_device
+        flow(
+            walked.ops[tensor.op or 0] if made_there else came[tensor.id, transfer.src_device], here
+        )
+        came[tensor.id, transfer.dst_device] = here
+        forgets = split.residency == "call" and transfer.dst_device != home
+        within = set(split.calls[transfer.call].ops)
+        for reader in graph.needed_by(tensor.id):
+            if devices[reader] == transfer.dst_device and (not forgets or reader in within):
+                flow(here, walked.ops[reader])
+    return tuple(
+        replace(one, flows_out=tuple(out[number]), flows_in=tuple(into[number]))
+        for number, one in enumerate(walked.slices)
+    )
+
+
+def _levels(split: Split, walked: _Walked) -> Iterator[Level]:
+    """The bytes on each device over time.
+
+    A tensor is there from the op that makes it (an input from the start) or the transfer that
+    brings it to the last op or transfer that reads it or a view of it; with residency ``call`` on
+    an accelerator to the end of a call at most.
+    """
+    now = {device: split.resident_bytes.get(device, 0) for device in split.devices}
+    changes: dict[tuple[int, bool], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for (device, size), (first, last) in _stays(split, walked):
+        changes[first, False][device] += size
+        changes[last, True][device] -= size
+    yield from (Level(device, 0.0, size) for device, size in now.items())
+    for (number, is_over), by_device in sorted(changes.items()):
+        one = walked.slices[number]
+        for device, change in by_device.items():
+            now[device] += change
+            yield Level(device, one.start + (one.seconds if is_over else 0.0), now[device])
+
+
+def _stays(split: Split, walked: _Walked) -> Iterator[tuple[tuple[str, int], tuple[int, int]]]:
+    """((device, bytes), (first slice, last slice)) of each memory that an activation takes."""
+    graph, devices = split.graph, split.placement.devices
+    touched: dict[tuple[int, str, int | None], list[int]] = defaultdict(list)
+    sizes: dict[tuple[int, str, int | None], dict[int, int]] = defaultdict(dict)
+    call_of = {op: call.id for call in split.calls for op in call.ops}
+
+    def touch(tensor: Tensor, device: str, call: int | None, number: int, *, new: bool) -> None:
+        owner = graph.storage(tensor)
+        if not graph.crosses(owner):
+            return  # resident
+        forgets = split.residency == "call" and device != split.placement.home
+        key = (owner.id, device, call if forgets else None)
+        touched[key].append(number)
+        if new:
+            sizes[key][tensor.id] = tensor.bytes
+
+    for op in graph.ops:
+        device = devices[op.id]
+        if device is not None:
+            number = walked.ops[op.id]
+            for tensor in graph.inputs(op.id):
+                touch(tensor, device, call_of.get(op.id), number, new=False)
+            for tensor in graph.outputs(op.id):
+                first = 0 if op.kind is Kind.INPUT else number
+                touch(tensor, device, call_of.get(op.id), first, new=tensor.alias_of is None)
+                touch(tensor, device, call_of.get(op.id), number, new=False)
+    for transfer in split.transfers:
+        number = walked.transfers[transfer.id]
+        touch(transfer.tensor, transfer.src_device, transfer.call, number, new=False)
+        touch(transfer.tensor, transfer.dst_device, transfer.call, number, new=True)
+    for key, numbers in touched.items():
+        yield (key[1], sum(sizes[key].values())), (min(numbers), max(numbers))
+
+
+# --- measured -------------------------------------------------------------------------------------
+
+
+def measured(split: Split) -> Timeline | None:
+    """The run that ``verify`` has measured; None where it has not."""
+    if split.measured is None:
+        return None
+    home = split.placement.home
+    slices: list[Slice] = []
+    clock = 0.0
+    for took, call in zip(split.measured.calls, split.calls, strict=True):
+        slices.append(_slice(home, "ops at home", "home", clock, took.home_seconds, {
+            "call_id": call.id, "seconds": took.home_seconds,
+        }))  # fmt: skip
+        clock += took.home_seconds
+        end = clock + took.seconds
+        slices.append(_slice(home, call.label, "call", clock, took.seconds, {
+            "call_id": call.id, "device": call.device,
+            "sent_payload_bytes": took.sent_payload_bytes, "sent_wire_bytes": took.sent_wire_bytes,
+            "received_payload_bytes": took.received_payload_bytes,
+            "received_wire_bytes": took.received_wire_bytes, "ops": len(call.ops),
+            "serialise_seconds": took.serialise_seconds,
+            "deserialise_seconds": took.deserialise_seconds, "seconds": took.seconds,
+        }))  # fmt: skip
+        if took.sent_tensors:
+            slices.append(_slice(
+                way(home, call.device), f"{took.sent_tensors} tensors", "transfer", clock,
+                took.send_seconds, {
+                    "call_id": call.id, "direction": "send", "tensors": took.sent_tensors,
+                    "payload_bytes": took.sent_payload_bytes, "wire_bytes": took.sent_wire_bytes,
+                    "seconds": took.send_seconds,
+                },
+            ))  # fmt: skip
+        arrives = max(clock, end - took.receive_seconds)
+        begins = max(clock, arrives - took.remote_seconds)
+        slices.append(_slice(call.device, call.label, "remote", begins, took.remote_seconds, {
+            "call_id": call.id, "ops": len(call.ops), "seconds": took.remote_seconds,
+        }))  # fmt: skip
+        if took.received_tensors:
+            slices.append(_slice(
+                way(call.device, home), f"{took.received_tensors} tensors", "transfer", arrives,
+                took.receive_seconds, {
+                    "call_id": call.id, "direction": "receive", "tensors": took.received_tensors,
+                    "payload_bytes": took.received_payload_bytes,
+                    "wire_bytes": took.received_wire_bytes, "seconds": took.receive_seconds,
+                },
+            ))  # fmt: skip
+        clock = end
+    rest = split.measured.home_seconds - sum(call.home_seconds for call in split.measured.calls)
+    if rest > 0:
+        slices.append(_slice(home, "ops at home", "home", clock, rest, {"seconds": rest}))
+    return Timeline("measured", _tracks(split, slices), tuple(slices))
