@@ -80,10 +80,16 @@ def resident_bytes(graph: OpGraph, placement: Placement) -> dict[str, int]:
     as it is before the run. Storage shared by several tensors (tied weights, views) counts once a
     device.
     """
-    held: dict[str, set[int]] = {d: set() for d in (placement.home, *placement.accelerators)}
+    return {
+        device: sum(graph.tensors[t].bytes for t in tensors)
+        for device, tensors in held(graph, placement).items()
+    }
+
+
+def held(graph: OpGraph, placement: Placement) -> dict[str, set[int]]:
+    """By device: the tensors of ``resident_bytes``."""
+    found: dict[str, set[int]] = {d: set() for d in (placement.home, *placement.accelerators)}
     for device, stored in zip(placement.devices, storages(graph), strict=True):
         if device is not None:
-            held[device] |= stored
-    return {
-        device: sum(graph.tensors[t].bytes for t in tensors) for device, tensors in held.items()
-    }
+            found[device] |= stored
+    return found
