@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -269,7 +269,7 @@ def _machines(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Machine, ...]":
             )  # fmt: skip
     for options in choices:
         array_options(devices, "accelerator", **options)
-    return _distinct(found)
+    return _distinct([_shared(machine, found) for machine in found])
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -277,6 +277,17 @@ def _pair(text: str) -> tuple[str, str]:
     if not home or not plus or not accelerator:
         raise InputError(f"pair {text!r}: write HOME+ACCELERATOR, as in tee-tdx+rtx-4090")
     return home, accelerator
+
+
+def _shared(machine: "Machine", machines: "Sequence[Machine]") -> "Machine":
+    """A machine with the first of equal descriptions, so that each is worked with once."""
+    devices = [d for m in machines for d in (m.home_device, m.accelerator_device)]
+    return replace(
+        machine,
+        home_device=devices[devices.index(machine.home_device)],
+        accelerator_device=devices[devices.index(machine.accelerator_device)],
+        link=next(m.link for m in machines if m.link == machine.link),
+    )
 
 
 def _distinct(machines: Sequence["Machine"]) -> "tuple[Machine, ...]":

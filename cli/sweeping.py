@@ -238,6 +238,7 @@ def _work_out(
     grid: "Grid", files: Sequence[_File], engine: "_Engine", done: Callable[[int], None]
 ) -> None:
     """Make files: trace what they are of, work out their points, write each when it is there."""
+    from partition.sweeping.points import pack
     from tracer.files import write_whole
 
     subjects = {id(f.subject): f.subject for f in files}
@@ -252,11 +253,17 @@ def _work_out(
         programs[key] = found
         for warning in warnings:
             typer.echo(f"warning: {warning}", err=True)
-    tasks = (
-        (number, _work(grid, file, programs[id(file.subject)]), file.marks)
-        for number, file in enumerate(files)
-    )
-    for number, data in engine.each(_made, tasks, len(files)):
+    packed: dict[tuple[int, int], bytes] = {}
+
+    def tasks() -> "Iterator[tuple[int, Work, Mapping[str, str]]]":
+        for number, file in enumerate(files):
+            key = id(file.subject), file.first
+            if key not in packed:
+                packed.clear()
+                packed[key] = pack(_inside(file, programs[key[0]]), grid.machines)
+            yield number, _work(grid, file, packed[key]), file.marks
+
+    for number, data in engine.each(_made, tasks(), len(files)):
         file = files[number]
         try:
             file.path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,21 +282,23 @@ def _made(number: int, work: "Work", marks: Mapping[str, str]) -> tuple[int, byt
     return number, made(work, marks)
 
 
-def _work(grid: "Grid", file: _File, programs: "Sequence[Program]") -> "Work":
-    """A file's points: those of its sizes, shared out among the programs that they are."""
-    import numpy as np
+def _work(grid: "Grid", file: _File, subject: bytes) -> "Work":
+    from partition.sweeping.points import Work
 
-    from partition.sweeping.points import Program, Work
+    return Work(subject, file.policy, grid.wires, grid.residencies, grid.time_limit)
 
-    mine = []
+
+def _inside(file: _File, programs: "Sequence[Program]") -> "list[Program]":
+    """The programs of a file's sizes, with these alone."""
+    from partition.sweeping.points import Program
+
+    found = []
     for program in programs:
         inside = (program.numbers >= file.first) & (program.numbers < file.last)
         if inside.any():
-            sizes = {name: np.asarray(many[inside]) for name, many in program.sizes.items()}
-            mine.append(Program(program.graph, sizes, program.numbers[inside]))
-    return Work(
-        tuple(mine), file.policy, grid.wires, grid.residencies, grid.machines, grid.time_limit
-    )
+            sizes = {name: many[inside] for name, many in program.sizes.items()}
+            found.append(Program(program.graph, sizes, program.numbers[inside]))
+    return found
 
 
 def _programs(subject: "Subject") -> "tuple[list[Program], tuple[str, ...], bool]":

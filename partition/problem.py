@@ -280,8 +280,9 @@ def memory_of(
     views = viewed(graph)
     taken = [t.bytes for t in graph.tensors] if sizes is None else sizes
     changes: dict[str, dict[int, Any]] = defaultdict(lambda: defaultdict(int))
+    places = {placement.home, *placement.accelerators}
     for tensor in reversed(graph.tensors):  # a view comes after what it is a view of
-        for device in {placement.home, *placement.accelerators}:
+        for device in places:
             if (tensor.id, device) not in until:
                 continue
             assert tensor.op is not None

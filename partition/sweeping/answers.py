@@ -99,6 +99,7 @@ class Search:
         self._known: dict[Any, Answers] = {}
         self._there: dict[int, OpGraph] = {}
         self._times: dict[Any, DeviceTime] = {}
+        self._needed: dict[Devices, dict[str, Any]] = {}
 
     def answers(self, machine: Machine, wire_dtype: str | None) -> Answers:
         """Where the ops are on a machine; machines that make no difference share an answer."""
@@ -113,11 +114,8 @@ class Search:
             sizes = range(self._over.length)
             return self._solved(_nowhere(self._over.length), sizes, machine, wire_dtype)
         setting = self._setting(self._graph, machine, wire_dtype)
-        able = tuple(
-            tuple(setting.can_run(op.id, part) for part in (HOME, ACCELERATOR))
-            for op in self._graph.ops
-        )
-        key = wire_dtype, able, setting.untrusted
+        able = tuple(self._able(setting, part) for part in (HOME, ACCELERATOR))
+        key = wire_dtype, able, setting.untrusted if policy.secrets else ()
         free = self._once(key, lambda: self._best_in_bytes(setting))
         if not limits:
             return free
@@ -125,6 +123,13 @@ class Search:
             (key, tuple(sorted(limits.items()))),
             lambda: self._within(limits, free, machine, wire_dtype),
         )
+
+    def _able(self, setting: Setting, part: str) -> tuple[bool, ...] | None:
+        """By op: whether a device can run it; None for one that can run all."""
+        if part not in setting.times:
+            return None
+        able = tuple(time.seconds is not None for time in setting.times[part].ops)
+        return None if all(able) else able
 
     def _setting(self, graph: OpGraph, machine: Machine, wire_dtype: str | None) -> Setting:
         """What ``partition.optimise`` places the graph in."""
@@ -212,9 +217,11 @@ class Search:
         most = sum(taken, np.zeros(over.length, np.int64))
         beyond = np.zeros(over.length, bool)
         for number, devices in enumerate(free.placements):
-            placement = placement_on(devices)
-            traffic = account(graph, placement, Links(load_link("none")), residency="run")
-            needed = memory_of(graph, placement, traffic, taken)
+            if devices not in self._needed:
+                placement = placement_on(devices)
+                traffic = account(graph, placement, Links(load_link("none")))
+                self._needed[devices] = memory_of(graph, placement, traffic, taken)
+            needed = self._needed[devices]
             for part, limit in limits.items():
                 over_limit = (limit < most) & (needed.get(part, 0) > limit)
                 beyond |= (free.which == number) & over_limit

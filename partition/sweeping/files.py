@@ -37,15 +37,13 @@ SWEEP = pa.schema([
 def made(work: Work, marks: Mapping[str, str]) -> bytes:
     """The file of a work's points; ``marks`` stand in its metadata.
 
-    Raises InputError naming the model and the policy where a figure is beyond 64 bits.
+    Raises InputError naming the part of the sweep where a figure is beyond 64 bits.
     """
     try:
         found = points(work)
     except OverflowError as error:
-        model = work.programs[0].graph.meta.model
         raise InputError(
-            f"{model}, policy {work.policy.name}: a figure is larger than 64 bits hold; take "
-            "smaller sizes"
+            f"{', '.join(marks.values())}: a figure is larger than 64 bits hold; take smaller sizes"
         ) from error
     placed = json.dumps(dict(sorted(Counter(found.placed).items())))
     table = _table(found, work).replace_schema_metadata({**marks, "placed": placed})
@@ -55,7 +53,7 @@ def made(work: Work, marks: Mapping[str, str]) -> bytes:
 
 
 def _table(found: Points, work: Work) -> pa.Table:
-    machines = work.machines
+    machines = found.machines
     columns: dict[str, Any] = {
         **{name: found.sizes[name] for name in ("batch", "seq", "past", "source")},
         "wire_dtype": found.wire_dtype,

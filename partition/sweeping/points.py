@@ -4,10 +4,11 @@ A placement's figures are sums over equal things: the ops of every layer, the me
 call. Each kind is worked out once, for all sizes, and counted as often as it occurs.
 """
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -74,15 +75,26 @@ class Program:
 class Work:
     """A part of a sweep that is done in one go and written as one file: one policy on one model."""
 
-    programs: tuple[Program, ...]
-    """They share out the sizes."""
+    subject: bytes
+    """What ``pack`` made. As bytes, so that a process that does one work after another on the
+    same programs and machines reads them once."""
     policy: Policy
     wires: tuple[str | None, ...]
     """What floats cross in; None for their own dtypes."""
     residencies: tuple[Residency, ...]
-    machines: tuple[Machine, ...]
     time_limit: float
     """Seconds that the search for one placement may take."""
+
+
+def pack(programs: Sequence[Program], machines: Sequence[Machine]) -> bytes:
+    """Programs that share out the sizes of a work, and its machines."""
+    return pickle.dumps((tuple(programs), tuple(machines)))
+
+
+@lru_cache(maxsize=1)
+def _unpacked(subject: bytes) -> "tuple[list[_Part], tuple[Machine, ...]]":
+    programs, machines = pickle.loads(subject)
+    return [part for program in programs for part in _alike(program)], machines
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,7 @@ class Points:
     residency: NDArray[np.int64]
     machine: NDArray[np.int64]
     """By row: the position in what the work lists."""
+    machines: tuple[Machine, ...]
     wire_dtype: Sequence[str | None]
     """What floats cross in, where that is not their own dtype; of int8 arrays int8."""
     placed: Sequence[str]
@@ -111,7 +124,7 @@ def points(work: Work) -> Points:
     Raises InputError for a policy that is not for a machine, OverflowError for figures that 64
     bits do not hold.
     """
-    parts = [part for program in work.programs for part in _alike(program)]
+    parts, machines = _unpacked(work.subject)
     sizes = {
         name: np.concatenate([part.over.sizes[name] for part in parts])
         for name in ("batch", "past", "source", "seq")
@@ -125,7 +138,7 @@ def points(work: Work) -> Points:
     keys: list[tuple[int, int, int]] = []
     for w, wire in enumerate(work.wires):
         for r, residency in enumerate(work.residencies):
-            for m, machine in enumerate(work.machines):
+            for m, machine in enumerate(machines):
                 made = [
                     _block(part, searches[residency, number], machine, wire, residency)
                     for number, part in enumerate(parts)
@@ -137,7 +150,7 @@ def points(work: Work) -> Points:
     coverage = np.concatenate([np.full(part.over.length, part.coverage) for part in parts])[order]
     return Points(
         {name: np.tile(many[order], len(keys)) for name, many in sizes.items()},
-        numbers[:, 0], numbers[:, 1], numbers[:, 2],
+        numbers[:, 0], numbers[:, 1], numbers[:, 2], machines,
         [dtype for block in blocks for dtype in (block.wire_dtype,) * length],
         [placed for block in blocks for placed in block.placed],
         [optimal for block in blocks for optimal in block.optimal],
