@@ -311,23 +311,24 @@ def _programs(subject: "Subject") -> "tuple[list[Program], tuple[str, ...], bool
     from tracer.reach import reached
 
     first = {name: values[0] for name, values in subject.sizes.items()}
-    graph, warnings, reach, cached = subject.asked(first).traced(full=False, use_cache=True)
+    graph, _, reach, cached = subject.asked(first).traced(full=False, use_cache=True)
     sizes = all_sizes(subject, graph.meta.variables)
     left = np.arange(len(sizes["batch"]))
     found = []
-    noted = dict.fromkeys(warnings)
+    noted: dict[str, None] = {}
     while True:
         here = {name: many[left] for name, many in sizes.items()}
         ok = reached(graph, reach, here)
         ok[0] = True  # what it was traced at
         found.append(Program(graph, {n: many[ok] for n, many in here.items()}, left[ok]))
+        largest = {name: int(many[ok].max()) for name, many in here.items()}
+        noted.update(dict.fromkeys(reach.warnings(graph.meta.model, largest)))
         left = left[~ok]
         if not len(left):
             return found, tuple(noted), cached
         at = {name: int(sizes[name][left[0]]) for name in subject.sizes}
-        graph, warnings, reach, one = subject.asked(at).traced(full=False, use_cache=True)
+        graph, _, reach, one = subject.asked(at).traced(full=False, use_cache=True)
         cached = cached and one
-        noted.update(dict.fromkeys(warnings))
 
 
 Result = TypeVar("Result")
