@@ -4,7 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -385,36 +385,37 @@ class _Engine:
 
     @contextmanager
     def _backend(self, jobs: int) -> Iterator[None]:
+        """What joblib is to use, connected."""
         import joblib
 
-        if self.name == "local":
-            with joblib.parallel_config("loky", n_jobs=jobs):
+        with ExitStack() as open_:
+            options: dict[str, Any] = {"n_jobs": -1}
+            try:
+                if self.name == "dask":
+                    from distributed import Client
+
+                    options["client"] = open_.enter_context(Client(self.scheduler, timeout=30))
+                elif self.name == "ray":
+                    import ray
+                    from ray.util.joblib import register_ray
+
+                    ray.init(self.scheduler, log_to_driver=False)
+                    open_.callback(ray.shutdown)
+                    register_ray()
+                else:
+                    options["n_jobs"] = jobs
+            except ImportError as error:
+                raise InputError(
+                    f"--engine {self.name} needs what is not installed ({error}): pip install "
+                    f"'cutedge[{self.name}]'"
+                ) from error
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"--scheduler {self.scheduler}: {str(error).splitlines()[0]}"
+                ) from error
+            backend = "loky" if self.name == "local" else self.name
+            with joblib.parallel_config(backend, **options):
                 yield
-            return
-        try:
-            if self.name == "dask":
-                from distributed import Client
-
-                with (
-                    Client(self.scheduler, timeout=30) as client,
-                    joblib.parallel_config("dask", client=client, n_jobs=-1),
-                ):
-                    yield
-            else:
-                import ray
-                from ray.util.joblib import register_ray
-
-                ray.init(self.scheduler, log_to_driver=False)
-                register_ray()
-                with joblib.parallel_config("ray", n_jobs=-1):
-                    yield
-        except ImportError as error:
-            raise InputError(
-                f"--engine {self.name} needs what is not installed ({error}): pip install "
-                f"'cutedge[{self.name}]'"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise InputError(f"--scheduler {self.scheduler}: {error}") from error
 
 
 def _traced(number: int, subject: "Subject") -> tuple[int, Any]:

@@ -197,6 +197,26 @@ def test_where_a_trace_reaches_is_where_it_has_a_graph(batch, attn):
     assert 0 < got.sum() < len(got)
 
 
+@pytest.mark.parametrize(
+    ("policy", "residency"), [("fastest", "run"), ("min-cut", "call"), ("fastest", "call")]
+)
+def test_what_no_interval_proves_is_solved_at_each_size(policy, residency):
+    from tracer.capture import capture
+
+    captured = capture(preset("edge-10m"), model="edge-10m", batch=2, seq=33)
+    whole = program(captured.graph, captured.reach, {"seq": [2, 400]})
+    rules = load_policy(policy)
+    on = MACHINES[1:3]
+    found = points(Work(pack([whole], on), rules, (None,), (residency,), 60.0))
+    assert found.placed == [HERE] * 4
+    for row in range(4):
+        sizes = {size: int(many[row]) for size, many in found.sizes.items()}
+        there = annotate(graph_at(captured.graph, captured.reach, sizes))
+        wanted = oracle(there, rules, on[found.machine[row]], None, residency)
+        for figure, (values, known) in found.figures.items():
+            assert (values[row].item() if known[row] else None) == wanted[figure], figure
+
+
 # --- where placements are ---------------------------------------------------------------------
 
 FREE = Policy("free", "anywhere", "free", (), {"bytes": 1})
@@ -558,9 +578,11 @@ def test_what_is_wrong_with_a_grid_is_said_and_nothing_written(text, said, tmp_p
     [
         (["--engine", "dask"], "--scheduler is the address of a cluster"),
         (["--scheduler", "tcp://127.0.0.1:1"], "--scheduler is the address of a cluster"),
+        (["--engine", "dask", "--scheduler", "nowhere://x"], "--scheduler nowhere://x: "),
     ],
 )
-def test_a_cluster_has_an_address(words, said):
-    done = sweep("edge-10m", *words)
+def test_a_cluster_has_an_address(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = sweep("edge-10m", "--seq", "8", *words)
     assert done.returncode == 2
     assert said in done.stderr
