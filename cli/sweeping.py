@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
@@ -371,10 +372,16 @@ class _Engine:
             return
         with self._backend(jobs):
             try:
-                parallel = joblib.Parallel(
-                    return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs"
-                )
-                yield from parallel(joblib.delayed(function)(*task) for task in tasks)
+                if self.name != "ray":
+                    parallel = joblib.Parallel(
+                        return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs"
+                    )
+                    yield from parallel(joblib.delayed(function)(*task) for task in tasks)
+                    return
+                # Its backend gives nothing before all is done: a few at a time, to keep them.
+                left, wave = iter(tasks), 2 * joblib.effective_n_jobs(-1)
+                while some := [joblib.delayed(function)(*task) for task in islice(left, wave)]:
+                    yield from joblib.Parallel(batch_size=1)(some)
             except Exception as error:
                 if type(error).__name__ not in ("TerminatedWorkerError", "KilledWorker"):
                     raise
