@@ -63,6 +63,7 @@ bench: $(READY)
 	$(BIN)/python bench/whole_process.py
 	$(BIN)/python bench/costs.py
 	$(BIN)/python bench/placement.py
+	$(BIN)/python bench/sweep.py
 	$(BIN)/python bench/transports.py
 	$(BIN)/python bench/torch_partitioners.py
 

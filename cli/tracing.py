@@ -1,5 +1,6 @@
 """Commands that trace a model, and that say which can be traced."""
 
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -128,16 +129,27 @@ class Asked:
             "dtype": dtype, "attn": attn, "overrides": parse_overrides(list(settings)),
         }  # fmt: skip
         self._own: dict[str, Any] = {}
+        self.name = ""
+        """What the model's tables are called by."""
         if own := FUNCTION.fullmatch(model):
             if phase != "prefill" or cache:
                 raise InputError(f"{model} says itself what runs: leave --phase and --cache out")
             self._own = {"file": own[1], "function": own[2]}
+            self.name = own[2]
         else:
-            name, self._config = find_config(model)
+            self.name, self._config = find_config(model)
             self._options |= {
-                "dtype": dtype or "float32", "model": name, "logits": logits, "phase": phase,
+                "dtype": dtype or "float32", "model": self.name, "logits": logits, "phase": phase,
                 "cache": cache,
             }  # fmt: skip
+
+    @property
+    def identity(self) -> list[Any]:
+        """What is traced, apart from sizes: equal for equal models, as JSON."""
+        if self._own:
+            text = Path(self._own["file"]).read_bytes()
+            return [self._own, hashlib.sha256(text).hexdigest(), self._options]
+        return [self._config, self._options]
 
     def traced(
         self, *, full: bool, use_cache: bool

@@ -18,6 +18,7 @@ MAKERS = {
     **dict.fromkeys(("placement", "transfers", "calls", "summary"), "partition"),
     "costs": "cost",
     "measured_calls": "verify",
+    "sweep": "sweep",
 }
 """Every table that may be there, and the command that makes it."""
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import reduce
 from operator import mul
+from typing import Any
 
 from tracer.graph import FLOATING, Op, OpGraph, Role, Tensor
 from tracer.kinds import base_name
@@ -29,6 +30,8 @@ class Routing:
 
     stack: Tensor
     """The weights [experts, ...]."""
+    stored_bytes: int
+    """What they take in memory."""
     rows: int
     """Pairs of a token and an expert that it goes to."""
     chosen: int | None
@@ -48,6 +51,11 @@ class Routing:
         if self.chosen is None:
             return Decimal(min(experts, self.rows))
         return expected_experts(self.chosen, experts, self.choices, self.rows // self.chosen)
+
+    @property
+    def bytes_read(self) -> int:
+        """Of the stack, to the nearest byte."""
+        return round(self.experts_read * self.stored_bytes / self.stack.shape[0])
 
     @property
     def assumption(self) -> str:
@@ -84,6 +92,24 @@ def routing_of(graph: OpGraph, op: Op) -> Routing | None:
     gather from parameters by what a router chose. A product with the whole stack, as of a model
     that runs every expert on every token, is none.
     """
+    found = routed(graph, op)
+    return None if found is None else route(graph, *found)
+
+
+def route(graph: OpGraph, stack: Tensor, rows: int, tokens: int, choices: int) -> Routing:
+    """The routing of ``routed``, in numbers."""
+    choices = max(choices, stack.shape[0])
+    shown = tokens > 0 and rows % tokens == 0 and 0 < rows // tokens <= choices
+    stored = min(stack.bytes, graph.storage(stack).bytes)
+    return Routing(stack, stored, rows, rows // tokens if shown else None, choices)
+
+
+def routed(graph: OpGraph, op: Op) -> tuple[Tensor, Any, Any, Any] | None:
+    """(stack, rows, tokens, choices of each token) of an op as ``routing_of`` takes it.
+
+    Tokens and choices are 0 where what chose is not shown. All but the stack are formulas where
+    the graph's sizes are.
+    """
     name, inputs = base_name(op.target), graph.inputs(op.id)
     ranks = [len(t.shape) for t in inputs]
     if name in GROUPED and ranks[:2] in ([2, 3], [3, 2]) and len(inputs) > 2:
@@ -99,10 +125,7 @@ def routing_of(graph: OpGraph, op: Op) -> Routing | None:
             return None  # a look-up by what the user asks for, or along another axis
     else:
         return None
-    tokens, choices = chooser or (0, 0)
-    choices = max(choices, stack.shape[0])
-    shown = tokens > 0 and rows % tokens == 0 and 0 < rows // tokens <= choices
-    return Routing(stack, rows, rows // tokens if shown else None, choices)
+    return stack, rows, *(chooser or (0, 0))
 
 
 def _chooser(graph: OpGraph, index: Tensor) -> tuple[int, int] | None:

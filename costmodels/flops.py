@@ -27,7 +27,7 @@ from typing import Any
 
 from costmodels.experts import GROUPED, STATE, routing_of
 from tracer.errors import CutedgeError
-from tracer.formula import Formula, formula, parse
+from tracer.formula import Formula, formula, greatest, least, parse
 from tracer.graph import Gemm, Kind, Op, OpCost, OpGraph, Status, Tensor
 from tracer.kinds import base_name, kind_of, writes_in_place
 
@@ -299,8 +299,8 @@ _register(
 # A result of an exported graph is a new tensor: what puts rows into another one writes that whole,
 # and reads of it what stays. An op that ends in _ writes into its first argument instead.
 
-Moved = tuple[Sequence[int], int]
-"""Bytes read of each input, and bytes written."""
+Moved = tuple[Sequence[Any], Any]
+"""Bytes read of each input, and bytes written: numbers, or formulas where the sizes are."""
 
 
 def _reads_and_writes_all(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
@@ -324,18 +324,18 @@ def _put(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
     """Other values in some places of a copy: it reads those values and what they leave."""
     base, *rest = (t.bytes for t in inputs)
     put = rest[-1] if inputs[-1].dtype == inputs[0].dtype else 0  # else one number
-    return [max(base - put, 0), *rest], outputs[0].bytes
+    return [greatest(base - put, 0), *rest], outputs[0].bytes
 
 
 def _put_in_place(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
     """Other values in some places: it reads and writes those values."""
     put = inputs[-1].bytes if inputs[-1].dtype == inputs[0].dtype else outputs[0].bytes
-    return [0, *(t.bytes for t in inputs[1:])], min(put, outputs[0].bytes)
+    return [0, *(t.bytes for t in inputs[1:])], least(put, outputs[0].bytes)
 
 
 def _add_in_place(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
     """What is added to is read and written in those places alone."""
-    put = min(inputs[-1].bytes, outputs[0].bytes)
+    put = least(inputs[-1].bytes, outputs[0].bytes)
     return [put, *(t.bytes for t in inputs[1:])], put
 
 
@@ -353,7 +353,7 @@ _TRAFFIC = {
 """Of the ops that touch less than all that they read and write; ``name_`` is the one in place."""
 
 
-def _traffic(graph: OpGraph, op: Op) -> tuple[dict[Tensor, int], int]:
+def traffic(graph: OpGraph, op: Op) -> tuple[dict[Tensor, Any], Any]:
     """(bytes read of each distinct input, bytes written)"""
     inputs, outputs = graph.inputs(op.id), graph.outputs(op.id)
     name = base_name(op.target)
@@ -365,11 +365,11 @@ def _traffic(graph: OpGraph, op: Op) -> tuple[dict[Tensor, int], int]:
     if not inputs or not outputs:
         return {}, sum(t.bytes for t in outputs)
     read, written = _TRAFFIC.get(name, _reads_and_writes_all)(inputs, outputs)
-    by_tensor: dict[Tensor, int] = {}
+    by_tensor: dict[Tensor, Any] = {}
     left = {stored: stored.bytes for stored in map(graph.storage, inputs)}
     for tensor, size in dict(zip(inputs, read, strict=True)).items():
         stored = graph.storage(tensor)
-        by_tensor[tensor] = min(size, left[stored])
+        by_tensor[tensor] = least(size, left[stored])
         left[stored] -= by_tensor[tensor]
     return by_tensor, written
 
@@ -398,11 +398,9 @@ def _cost(graph: OpGraph, op: Op) -> OpCost:
     if extent is not None and (shapes := _of_one_query(graph, op, *extent)):
         causal = _arithmetic(name, op.kind, *shapes, op.dtype, None)
         cost = replace(cost, causal_flops=causal.flops, causal_flops_expr=causal.flops_expr)
-    reads, written = _traffic(graph, op)
+    reads, written = traffic(graph, op)
     if routing := routing_of(graph, op):
-        stack = routing.stack
-        stored = min(stack.bytes, graph.storage(stack).bytes)
-        reads[stack] = round(routing.experts_read * stored / stack.shape[0])  # to the nearest byte
+        reads[routing.stack] = routing.bytes_read
         if cost.flops_status is not Status.UNSUPPORTED:
             cost = replace(cost, flops_status=Status.ESTIMATE)
         cost = replace(cost, assumption=routing.assumption)
@@ -420,6 +418,17 @@ _Known = tuple[tuple[int, ...], tuple[str, ...] | None]
 
 def _shapes(tensors: Sequence[Tensor]) -> tuple[_Known, ...]:
     return tuple((t.shape, t.shape_expr) for t in tensors)
+
+
+def gemm_shape(op: Op, inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size] | None:
+    """(batch, m, n, k) of an annotated op that is a matrix product, from numbers or formulas."""
+    entry = _REGISTRY.get(base_name(op.target))
+    return entry.gemm(inputs, outputs) if op.cost.gemm and entry and entry.gemm else None
+
+
+def flops_in_numbers(op: Op, inputs: Shapes, outputs: Shapes, extent: int) -> int:
+    """The FLOPs of an op that has no closed form."""
+    return _whole(_REGISTRY[base_name(op.target)].flops((*inputs, (extent,)), outputs))
 
 
 def _extent(graph: OpGraph, op: Op) -> tuple[int, str | None] | None:

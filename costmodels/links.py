@@ -195,25 +195,26 @@ _TOGETHER = ("shared_memory_threshold_bytes", "shared_memory_handle_bytes")
 
 @dataclass(frozen=True, slots=True)
 class MessageCost:
-    """What a message with one or more tensors costs."""
+    """What a message with one or more tensors costs, or as many as the arrays have entries."""
 
-    wire_bytes: tuple[int, ...]
+    wire_bytes: tuple[Any, ...]
     """By tensor; what the message itself adds is with the first."""
-    seconds: tuple[float, ...] | None
+    seconds: tuple[Any, ...] | None
     """By tensor, one after the other; latency is with the first. None without a bandwidth."""
-    peak_buffer_bytes: int
+    peak_buffer_bytes: Any
     """The most payload that either end must hold as a message at one time."""
 
 
-def message_cost(link: Link, payloads: Sequence[int], direction: str) -> MessageCost:
+def message_cost(link: Link, payloads: Sequence[Any], direction: str) -> MessageCost:
     """The cost of tensors of ``payloads`` bytes that go as one message.
 
     ``direction`` is that of a transfer: ``send``, ``receive`` or ``peer``. Nothing overlaps: not
-    packing with sending, nor one piece with the next.
+    packing with sending, nor one piece with the next. Payloads may be arrays of int64, for as many
+    messages at once.
     """
     total = sum(payloads)
-    chunk = min(link.chunk_bytes or total, total)
-    pieces = -(-total // chunk) if chunk else 1
+    chunk = total if link.chunk_bytes is None else _smaller(link.chunk_bytes, total)
+    pieces = -(-total // (chunk + (chunk == 0))) + (total == 0)
     ends = [0]
     for payload in payloads:
         ends.append(ends[-1] + payload)
@@ -221,7 +222,7 @@ def message_cost(link: Link, payloads: Sequence[int], direction: str) -> Message
 
     framing = _of(link, direction, "tensor_framing_bytes")
     wire = [bytes_ + framing for bytes_ in carried]
-    wire[0] += pieces * _of(link, direction, "message_framing_bytes")
+    wire[0] = wire[0] + pieces * _of(link, direction, "message_framing_bytes")
 
     bandwidth = _of(link, direction, "bandwidth_bytes_per_second")
     if bandwidth is None:
@@ -231,7 +232,7 @@ def message_cost(link: Link, payloads: Sequence[int], direction: str) -> Message
         on_wire / bandwidth + payload * toll
         for on_wire, payload in zip(wire, payloads, strict=True)
     ]
-    seconds[0] += pieces * _of(link, direction, "latency_seconds")
+    seconds[0] = seconds[0] + pieces * _of(link, direction, "latency_seconds")
     return MessageCost(tuple(wire), tuple(seconds), chunk)
 
 
@@ -242,24 +243,26 @@ def round_trip_seconds(link: Link, sent_bytes: int, received_bytes: int) -> floa
     return None if there is None or back is None else sum(there) + sum(back)
 
 
-def _carried(link: Link, end: int, total: int) -> int:
+def _carried(link: Link, end: Any, total: Any) -> Any:
     """What is on the wire, without framing, for the first ``end`` bytes of a payload of ``total``.
 
     Of a piece in shared memory that is the handle, for the first bytes of the piece.
     """
-    if not end:
-        return 0
-    chunk = link.chunk_bytes or total
-    whole, part = divmod(end, chunk)
-    last = min(chunk, total - whole * chunk)
-    return whole * _piece(link, chunk) + min(part, _piece(link, last))
+    chunk = link.chunk_bytes or total + (total == 0)
+    whole, part = end // chunk, end % chunk
+    last = _smaller(chunk, total - whole * chunk)
+    return whole * _piece(link, chunk) + _smaller(part, _piece(link, last))
 
 
-def _piece(link: Link, payload: int) -> int:
+def _piece(link: Link, payload: Any) -> Any:
     """What is on the wire, without framing, for a message that goes in one piece."""
-    if payload < link.shared_memory_threshold_bytes:
-        return min(payload, link.shared_memory_handle_bytes)
-    return payload
+    shared = payload < link.shared_memory_threshold_bytes
+    return payload + shared * (_smaller(payload, link.shared_memory_handle_bytes) - payload)
+
+
+def _smaller(one: Any, other: Any) -> Any:
+    """Of two numbers or arrays."""
+    return one + (other < one) * (other - one)
 
 
 _FOLDER = files("costmodels") / "data" / "links"

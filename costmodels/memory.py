@@ -1,6 +1,8 @@
 """What a graph needs of one device's memory when all of it runs there."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tracer.graph import Kind, OpGraph, Role
 
@@ -9,22 +11,26 @@ _STATE = (Role.PARAMETER, Role.BUFFER, Role.KV_CACHE)
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes that must lie on a device, each storage once."""
+    """Bytes that must lie on a device, each storage once; ints, or arrays of int64."""
 
-    resident_bytes: int
+    resident_bytes: Any
     """Parameters, buffers, constants and cached state: there during the whole run."""
-    peak_activation_bytes: int
+    peak_activation_bytes: Any
     """What lies there at the worst moment besides: a tensor from the op that makes it (an input
     from the start) to the last op that reads it or a view of it, ops run in the graph's order."""
 
     @property
-    def bytes(self) -> int:
+    def bytes(self) -> Any:
         """Both."""
         return self.resident_bytes + self.peak_activation_bytes
 
 
-def memory_need(graph: OpGraph) -> MemoryNeed:
-    """What running the whole graph on one device needs of its memory."""
+def memory_need(graph: OpGraph, sizes: Sequence[Any] | None = None) -> MemoryNeed:
+    """What running the whole graph on one device needs of its memory.
+
+    ``sizes`` are the bytes of each tensor, for many sizes of the graph at once; else its own.
+    """
+    taken = [t.bytes for t in graph.tensors] if sizes is None else sizes
     born: dict[int, int] = {}  # storage -> the op that makes it; -1 for what is there at first
     dies: dict[int, int] = {}  # storage -> the last op that reads it
     resident: set[int] = set()
@@ -43,13 +49,19 @@ def memory_need(graph: OpGraph) -> MemoryNeed:
             if owner.role not in _STATE:
                 born.setdefault(owner.id, -1 if op.kind is Kind.INPUT else op.id)
                 dies.setdefault(owner.id, op.id)
-    change = [0] * (len(graph.ops) + 2)  # at each op, counted from -1
+    change: list[Any] = [0] * (len(graph.ops) + 2)  # at each op, counted from -1
     for storage, op_id in born.items():
         if storage not in resident:
-            change[op_id + 1] += graph.tensors[storage].bytes
-            change[dies[storage] + 2] -= graph.tensors[storage].bytes
-    peak = now = 0
-    for step in change:
-        now += step
-        peak = max(peak, now)
-    return MemoryNeed(sum(graph.tensors[t].bytes for t in resident), peak)
+            change[op_id + 1] = change[op_id + 1] + taken[storage]
+            change[dies[storage] + 2] = change[dies[storage] + 2] - taken[storage]
+    return MemoryNeed(sum(taken[t] for t in resident), highest(change))
+
+
+def highest(changes: Iterable[Any]) -> Any:
+    """The most that a sum of changes ever is, at least 0; numbers, or arrays."""
+    most: Any = 0
+    now: Any = 0
+    for change in changes:
+        now = now + change
+        most = most + (now > most) * (now - most)
+    return most

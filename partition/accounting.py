@@ -347,7 +347,7 @@ def _transfers(
             id=number, tensor=graph.tensors[move.tensor], src_device=move.src, dst_device=move.dst,
             call=move.call, direction=direction, wire_dtype=dtype, payload_bytes=payload,
             wire_bytes=wire[number], seconds=seconds.get(number),
-            bytes_expr=_expr_on_wire(graph.tensors[move.tensor], dtype),
+            bytes_expr=expr_on_wire(graph.tensors[move.tensor], dtype),
         )
         for number, ((move, direction), (dtype, payload)) in enumerate(
             zip(directed, crossing, strict=True)
@@ -362,7 +362,7 @@ def on_wire(tensor: Tensor, wire_dtype: str | None) -> tuple[str, int]:
     return dtype, tensor.numel * ITEM_BYTES[dtype]
 
 
-def _expr_on_wire(tensor: Tensor, dtype: str) -> str | None:
+def expr_on_wire(tensor: Tensor, dtype: str) -> str | None:
     """The formula of a tensor's bytes with another item size."""
     if tensor.bytes_expr is None or dtype == tensor.dtype:
         return tensor.bytes_expr

@@ -10,6 +10,7 @@ two accelerators is a message of its own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import fsum
 
 from costmodels.links import Links
 from costmodels.roofline import DeviceTime
@@ -306,5 +307,5 @@ def compute_seconds(placement: Placement, times: Mapping[str, DeviceTime]) -> di
         taken = [time.ops[op].seconds for op in ops]
         known = [seconds for seconds in taken if seconds is not None]
         if len(known) == len(taken):
-            found[device] = sum(known)
+            found[device] = fsum(known)
     return found

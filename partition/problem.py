@@ -9,12 +9,14 @@ nanoseconds), so that two solvers on two machines agree to the last digit.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from costmodels.links import Links, load_link
+from costmodels.memory import highest
 from partition import Residency
 from partition.accounting import Traffic, account, on_wire
 from partition.placement import Placement, PlacementError
-from partition.stored import keepers, readers_of_stored, resident_bytes, storages
+from partition.stored import held, keepers, readers_of_stored, storages
 from tracer.graph import Kind, OpGraph
 
 
@@ -238,8 +240,12 @@ def _broken(
         yield f"{len(traffic.calls)} calls, at most {problem.max_calls} are allowed"
 
 
-def memory_of(graph: OpGraph, placement: Placement, traffic: Traffic) -> dict[str, int]:
+def memory_of(
+    graph: OpGraph, placement: Placement, traffic: Traffic, sizes: Sequence[Any] | None = None
+) -> dict[str, Any]:
     """By device: the most bytes that lie there at a time.
+
+    ``sizes`` are the bytes of each tensor, for many sizes of the graph at once; else its own.
 
     That is ``stored.resident_bytes`` and, while the ops run in the order of their ids, the
     peak of the activations. A tensor lies
@@ -272,9 +278,11 @@ def memory_of(graph: OpGraph, placement: Placement, traffic: Traffic) -> dict[st
         made = transfer.tensor.id, devices[transfer.tensor.op]
         until[transfer.tensor.id, transfer.src_device] = until[made]  # type: ignore[index]
     views = viewed(graph)
-    changes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    taken = [t.bytes for t in graph.tensors] if sizes is None else sizes
+    changes: dict[str, dict[int, Any]] = defaultdict(lambda: defaultdict(int))
+    places = {placement.home, *placement.accelerators}
     for tensor in reversed(graph.tensors):  # a view comes after what it is a view of
-        for device in {placement.home, *placement.accelerators}:
+        for device in places:
             if (tensor.id, device) not in until:
                 continue
             assert tensor.op is not None
@@ -283,17 +291,11 @@ def memory_of(graph: OpGraph, placement: Placement, traffic: Traffic) -> dict[st
                 if base in until:  # else it is a view of something resident
                     until[base] = max(until[base], until[tensor.id, device])
             else:
-                changes[device][tensor.op] += tensor.bytes
-                changes[device][until[tensor.id, device] + 1] -= tensor.bytes
+                here, after = changes[device], until[tensor.id, device] + 1
+                here[tensor.op] = here[tensor.op] + taken[tensor.id]
+                here[after] = here[after] - taken[tensor.id]
     return {
-        device: resident + _peak(changes[device])
-        for device, resident in resident_bytes(graph, placement).items()
+        device: sum(taken[t] for t in stored)
+        + highest(changes[device][time] for time in sorted(changes[device]))
+        for device, stored in held(graph, placement).items()
     }
-
-
-def _peak(changes: Mapping[int, int]) -> int:
-    most = now = 0
-    for time in sorted(changes):
-        now += changes[time]
-        most = max(most, now)
-    return most

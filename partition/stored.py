@@ -1,6 +1,7 @@
 """What lies on devices rather than crossing: parameters, buffers, constants and cached state."""
 
 from collections import defaultdict
+from functools import lru_cache
 
 from costmodels.experts import STATE
 from partition.placement import Placement
@@ -47,7 +48,8 @@ def readers_of_stored(graph: OpGraph, tensor: Tensor) -> set[int]:
     return found
 
 
-def storages(graph: OpGraph) -> list[frozenset[int]]:
+@lru_cache(maxsize=4)
+def storages(graph: OpGraph) -> tuple[frozenset[int], ...]:
     """By op: the parameters, buffers, constants and cached state that must lie on its device.
 
     Each by the tensor that owns the memory; summed over the ops of a device, each once, they are
@@ -69,7 +71,7 @@ def storages(graph: OpGraph) -> list[frozenset[int]]:
         else:
             needed.update(graph.storage(t).id for t in read if t.op not in graph.state_ops)
             found.append(frozenset(needed))
-    return found
+    return tuple(found)
 
 
 def resident_bytes(graph: OpGraph, placement: Placement) -> dict[str, int]:
@@ -80,10 +82,16 @@ def resident_bytes(graph: OpGraph, placement: Placement) -> dict[str, int]:
     as it is before the run. Storage shared by several tensors (tied weights, views) counts once a
     device.
     """
-    held: dict[str, set[int]] = {d: set() for d in (placement.home, *placement.accelerators)}
+    return {
+        device: sum(graph.tensors[t].bytes for t in tensors)
+        for device, tensors in held(graph, placement).items()
+    }
+
+
+def held(graph: OpGraph, placement: Placement) -> dict[str, set[int]]:
+    """By device: the tensors of ``resident_bytes``."""
+    found: dict[str, set[int]] = {d: set() for d in (placement.home, *placement.accelerators)}
     for device, stored in zip(placement.devices, storages(graph), strict=True):
         if device is not None:
-            held[device] |= stored
-    return {
-        device: sum(graph.tensors[t].bytes for t in tensors) for device, tensors in held.items()
-    }
+            found[device] |= stored
+    return found

@@ -11,6 +11,7 @@ from fractions import Fraction
 from math import log2
 from typing import Any
 
+import numpy as np
 import pytest
 import sympy
 from hypothesis import HealthCheck, assume, example, given, settings
@@ -129,6 +130,27 @@ def test_tricky_trees_are_what_python_makes_of_them(tree, values):
 def test_evaluates_to_what_python_computes(tree, values):
     expected = as_number(tree, values)
     assert as_formula(tree).evaluate(values) == expected
+
+
+@check
+@given(any_tree, st.lists(sizes, min_size=1, max_size=4))
+def test_many_sizes_at_once_are_each_by_itself(tree, values):
+    expected = [as_number(tree, one) for one in values]
+    many = {name: np.array([one[name] for one in values], np.int64) for name in VARIABLES}
+    assert as_formula(tree).over(many).tolist() == expected
+
+
+@pytest.mark.parametrize("text", ["seq**3", "min(seq**3, past)", "seq**3 % 7", "(seq**2)/2"])
+@pytest.mark.parametrize("seq", [2, 2_097_150, 2_097_152, 4_000_000])
+def test_what_64_bits_do_not_hold_is_exact_or_an_error(text, seq):
+    at = [{"seq": seq, "past": 5}, {"seq": 2, "past": 5}]
+    many = {name: np.array([one[name] for one in at], np.int64) for name in ("seq", "past")}
+    expected = [parse(text).evaluate(one) for one in at]
+    if max(expected) < 2**63:
+        assert parse(text).over(many).tolist() == expected
+    else:
+        with pytest.raises(OverflowError):
+            parse(text).over(many)
 
 
 @check

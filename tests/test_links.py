@@ -7,6 +7,7 @@ from importlib.resources import files
 from itertools import accumulate
 from math import fsum
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -347,6 +348,16 @@ def test_against_sending_piece_by_piece(link, payloads, direction):
     assert fsum(cost.seconds) == pytest.approx(seconds, rel=1e-9)
     assert len(cost.wire_bytes) == len(cost.seconds) == len(payloads)
     assert min(cost.wire_bytes) >= 0
+
+
+@EXAMPLES
+@given(LINKS, st.lists(st.tuples(*[st.integers(0, 9000)] * 3), min_size=1), DIRECTIONS)
+def test_many_messages_at_once_are_each_by_itself(link, messages, direction):
+    each = [message_cost(link, payloads, direction) for payloads in messages]
+    many = message_cost(link, list(np.array(messages, np.int64).T), direction)
+    assert [tuple(wire) for wire in np.array(many.wire_bytes).T] == [c.wire_bytes for c in each]
+    assert [tuple(taken) for taken in np.array(many.seconds).T] == [c.seconds for c in each]
+    assert list(many.peak_buffer_bytes) == [cost.peak_buffer_bytes for cost in each]
 
 
 @EXAMPLES

@@ -15,6 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, reduce
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 VARIABLES = ("batch", "past", "seq", "source")
 """What a formula may speak of: sequences in a batch, tokens cached, new, and encoded before."""
@@ -54,12 +59,8 @@ def _whole(atom: "str | Function") -> bool:
     return isinstance(atom, str) or atom.name == "//" or all(a.is_whole for a in atom.args)
 
 
-_FUNCTIONS: Mapping[str, Callable[..., Number]] = {
-    "min": min,
-    "max": max,
-    "//": operator.floordiv,
-    "%": operator.mod,
-}
+_DIVISIONS: Mapping[str, Callable[..., Any]] = {"//": operator.floordiv, "%": operator.mod}
+_FUNCTIONS: Mapping[str, Callable[..., Number]] = {"min": min, "max": max, **_DIVISIONS}
 
 
 def _plain(value: Number) -> Number:
@@ -140,6 +141,65 @@ class Formula:
         total = self._value(values)
         if isinstance(total, Fraction):
             raise ValueError(f"{self} is {total} at {dict(values)}: not a whole number")
+        return total
+
+    def over(self, values: "Mapping[str, NDArray[np.int64]]") -> "NDArray[np.int64]":
+        """The values at many sizes at once, ``evaluate`` of each.
+
+        Where 64 bits might not hold a sum on the way, or a coefficient is a fraction, each is
+        evaluated by itself. Raises as ``evaluate`` does, and OverflowError where a value itself is
+        beyond 64 bits.
+        """
+        import numpy as np
+
+        most = {name: max(1, int(many.max(initial=0))) for name, many in values.items()}
+        length = len(next(iter(values.values())))
+        bound = self._bound(most)
+        if bound is not None and bound < 2**63:
+            with np.errstate(all="raise"):
+                exact: NDArray[np.int64] = np.zeros(length, np.int64) + self._many(values)
+            return exact
+        each = [{name: int(many[n]) for name, many in values.items()} for n in range(length)]
+        return np.array([self.evaluate(one) for one in each], dtype=np.int64)
+
+    def _bound(self, most: Mapping[str, int]) -> int | None:
+        """What no sum on the way to the value exceeds, variables being from 0 to ``most``.
+
+        None where there is a fraction.
+        """
+        total = 0
+        for monomial, coefficient in self.terms:
+            if isinstance(coefficient, Fraction):
+                return None
+            product = abs(coefficient)
+            for atom, power in monomial:
+                if isinstance(atom, str):
+                    base: int | None = most[atom]
+                else:
+                    bounds = [arg._bound(most) for arg in atom.args]
+                    base = None if None in bounds else max(b for b in bounds if b is not None)
+                if base is None:
+                    return None
+                product *= max(base, 1) ** power
+            total += product
+        return total
+
+    def _many(self, values: "Mapping[str, NDArray[np.int64]]") -> Any:
+        import numpy as np
+
+        functions: Mapping[str, Callable[..., Any]] = {
+            "min": np.minimum, "max": np.maximum, **_DIVISIONS,
+        }  # fmt: skip
+        total: Any = 0
+        for monomial, coefficient in self.terms:
+            product: Any = coefficient
+            for atom, power in monomial:
+                if isinstance(atom, str):
+                    base = values[atom]
+                else:
+                    base = reduce(functions[atom.name], (arg._many(values) for arg in atom.args))
+                product = product * base**power
+            total = total + product
         return total
 
     def _value(self, values: Mapping[str, int]) -> Number:
@@ -249,6 +309,23 @@ def minimum(*args: Formula) -> Formula:
 def maximum(*args: Formula) -> Formula:
     """The greatest of the arguments, as a formula."""
     return _function("max", *args)
+
+
+def least(one: Any, other: Any) -> Any:
+    """The smaller of two numbers, or as a formula where one of them is a formula."""
+    return _one_of("min", one, other)
+
+
+def greatest(one: Any, other: Any) -> Any:
+    """The larger of two numbers, or as a formula where one of them is a formula."""
+    return _one_of("max", one, other)
+
+
+def _one_of(name: str, one: Any, other: Any) -> Any:
+    if not (isinstance(one, Formula) or isinstance(other, Formula)):
+        return _FUNCTIONS[name](one, other)
+    one, other = formula(one), formula(other)
+    return one if one == other else _function(name, one, other)
 
 
 _OPERATORS: Mapping[type[ast.operator], Callable[[Formula, Formula], Formula]] = {

@@ -14,11 +14,17 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracer.formula import Formula, const, parse
 from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.kinds import base_name, kind_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Many = Mapping[str, NDArray[np.int64]]
 
 UNLIMITED = 2**63 - 1
 """The upper bound of a size that nothing limits."""
@@ -160,19 +166,23 @@ _CUTS = frozenset((
 ))  # fmt: skip
 
 
-def same_memory(graph: OpGraph, one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+def same_memory(graph: OpGraph, one: Mapping[str, int], other: Mapping[str, Any]) -> Any:
     """Whether the same tensors are known to share memory at two sizes.
 
     A tensor is a view where its axes can be joined without a copy. That depends on sizes where an
     axis has one element (or none), where a cut leaves all of an axis, and where two groupings of
     the same elements happen to meet. What may depend on more is taken to differ.
+
+    Of ``other`` every size may be an array of int64, and the answer is one of booleans.
     """
+    same: Any = True
     try:
-        return all(
-            _coincidences(case, one) == _coincidences(case, other) for case in set(_cases(graph))
-        )
+        for case in set(_cases(graph)):
+            for fact, there in zip(_facts(case, one), _facts(case, other), strict=True):
+                same = same & (fact == there)
     except (ValueError, ArithmeticError):  # a size that is no whole number, or unlike any view
         return False
+    return same
 
 
 _Case = tuple[str, tuple[str, ...], tuple[str, ...]]
@@ -196,29 +206,36 @@ def _moved(op: Op, made: Tensor) -> str:
     return name if known or made.alias_of is not None else "copy"
 
 
-def _coincidences(case: _Case, sizes: Mapping[str, int]) -> object:
-    """What happens to be equal at these sizes, of all that sharing memory may depend on.
+def _facts(case: _Case, sizes: Mapping[str, Any]) -> list[Any]:
+    """What happens to be so at these sizes, of all that sharing memory may depend on.
 
     Raises ValueError for a view of which that is not known.
     """
     name, read, made = case
-    before, after = ([parse(text).evaluate(sizes) for text in shape] for shape in (read, made))
+    before, after = ([_sizes(text, sizes) for text in shape] for shape in (read, made))
     if not name:
-        return [min(size, 2) for size in after]
+        return [fact for size in after for fact in (size > 0, size > 1)]
     if name in _KEEPS_AXES:
-        return None
+        return []
     if _count(read) == _count(made):  # the same elements in other groups
         ends = [list(accumulate(reversed(shape), operator.mul)) for shape in (before, after)]
-        return [(i, j) for i, a in enumerate(ends[0]) for j, b in enumerate(ends[1]) if a == b]
+        return [a == b for a in ends[0] for b in ends[1]]
     pairs = list(zip(read, made, before, after, strict=False))
     if name in _CUTS and len(read) == len(made):
         if any("//" in new and new != old for old, new, _, _ in pairs):
             raise ValueError("steps over elements")
         # What is alone is in one piece, however long it is.
-        return [a == b and prod(after) > b for _, _, a, b in pairs]
+        return [(a == b) & (prod(after) > b) for _, _, a, b in pairs]
     if name != "copy" and any(not text.isdigit() for text in (*read, *made)):
         raise ValueError("a view of another sort")
-    return None
+    return []
+
+
+def _sizes(text: str, sizes: Mapping[str, Any]) -> Any:
+    known = parse(text)
+    if known.constant is not None or isinstance(next(iter(sizes.values())), int):
+        return known.evaluate(sizes)
+    return known.over(sizes)
 
 
 def _count(shape: Sequence[str]) -> Formula:
@@ -271,3 +288,24 @@ def graph_at(graph: OpGraph, reach: Reach, sizes: Mapping[str, int]) -> OpGraph 
         return resized(graph, sizes) if same else None
     except ValueError:  # a formula gives no size there
         return None
+
+
+def reached(graph: OpGraph, reach: Reach, sizes: "Many") -> "NDArray[np.bool_]":
+    """At which of many sizes ``graph_at`` has the trace."""
+    import numpy as np
+
+    each = [
+        dict(zip(sizes, map(int, one), strict=True)) for one in zip(*sizes.values(), strict=True)
+    ]
+    identical = np.array([one == graph.meta.variables for one in each], bool)
+    covered = np.array([reach.covers(one) for one in each], bool)
+    if not graph.meta.symbolic:
+        covered &= identical
+        return covered
+    run = [reach.run_sizes(one) for one in each]
+    there = {name: np.array([one[name] for one in run], np.int64) for name in sizes}
+    same = np.asarray(same_memory(graph, reach.run_sizes(graph.meta.variables), there))
+    if same.ndim == 0 and not same:  # some size, or all of them, is like no other
+        return np.array([graph_at(graph, reach, one) is not None for one in each], bool)
+    reaches: NDArray[np.bool_] = covered & (identical | same)
+    return reaches

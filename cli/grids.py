@@ -1,0 +1,314 @@
+"""Grids: which points a sweep has, from options or a TOML file, with every mistake named."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from cli.app import choose
+from partition import Residency
+from tracer.errors import InputError
+from tracer.toml_files import check_keys, read_text, read_toml
+
+if TYPE_CHECKING:
+    from cli.tracing import Asked
+    from costmodels.many import Sizes
+    from partition.policy import Policy
+    from partition.sweeping.answers import Machine
+
+COUNTS = ("batch", "seq", "past", "pipeline_depth", "chips")
+"""Axes of whole numbers; also ranges: ``64..4096`` (its doubles), ``64..4096:64`` (steps)."""
+RATIOS = ("int8_speedup", "sparsity", "sparsity_speedup")
+"""Axes of numbers; ``none`` is an array without."""
+NAMES = ("model", "phase", "policy", "wire_dtype", "residency", "home", "accel", "pair", "link")
+"""Axes of texts."""
+SINGLE = ("dtype", "attn", "logits")
+"""What holds for the whole grid."""
+AXES = (*NAMES, *COUNTS, *RATIOS)
+
+PHASES = ("prefill", "decode", "encoder")
+NATIVE = "native"
+"""The wire dtype of tensors that cross as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model in a phase: what is traced, at whatever sizes."""
+
+    model: str
+    """As the user calls it."""
+    phase: str
+    options: Mapping[str, Any]
+    """``dtype``, ``attn``, ``logits``."""
+    sizes: Mapping[str, Sequence[int]]
+    """By size that is asked for: its values. The others have the model's defaults."""
+
+    def asked(self, sizes: Mapping[str, int]) -> "Asked":
+        """The model at sizes."""
+        from cli.tracing import Asked
+
+        return Asked(self.model, sizes, phase=self.phase, cache=False, settings=(), **self.options)
+
+    @property
+    def points(self) -> int:
+        """How many combinations of sizes there are."""
+        count = 1
+        for values in self.sizes.values():
+            count *= len(values)
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """All that a sweep goes over."""
+
+    subjects: tuple[Subject, ...]
+    policies: "tuple[Policy, ...]"
+    wires: tuple[str | None, ...]
+    residencies: tuple[Residency, ...]
+    machines: "tuple[Machine, ...]"
+    time_limit: float
+
+    @property
+    def rows(self) -> int:
+        """How many points there are."""
+        each = len(self.policies) * len(self.wires) * len(self.residencies) * len(self.machines)
+        return each * sum(subject.points for subject in self.subjects)
+
+    @property
+    def id(self) -> str:
+        """A hash of all that decides the rows, descriptions of devices and models among it."""
+        told = {
+            "subjects": [[s.phase, s.asked({}).identity, s.sizes] for s in self.subjects],
+            "policies": [asdict(policy) for policy in self.policies],
+            "wires": self.wires, "residencies": self.residencies, "time_limit": self.time_limit,
+            "machines": [{**asdict(m), "options": m.options.text} for m in self.machines],
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_grid(file: Path | None, given: Mapping[str, Any], time_limit: float) -> Grid:
+    """The grid of a TOML file and of options, which go before what the file says.
+
+    Raises InputError naming the option, or the file and its key.
+    """
+    told: dict[str, tuple[str, Any]] = {}
+    if file is not None:
+        table = read_toml(file, read_text(file, "grid file"))
+        check_keys(table, str(file), optional=(*AXES, *SINGLE))
+        told = {key: (f"{file}: {key}", value) for key, value in table.items()}
+    told |= {
+        key: ("MODEL" if key == "model" else f"--{key.replace('_', '-')}", value)
+        for key, value in given.items() if value
+    }  # fmt: skip
+    axes = {key: _axis(key, *told[key]) for key in AXES if key in told}
+    single = {key: _text(*told[key]) for key in SINGLE if key in told}
+    if "model" not in axes:
+        raise InputError("no model: name one or more, or a --grid file with the key model")
+    return Grid(
+        _subjects(axes, single), _policies(axes.get("policy")),
+        tuple(None if w == NATIVE else w for w in _chosen(axes, "wire_dtype", _wires(), NATIVE)),
+        _chosen(axes, "residency", get_args(Residency), "run"), _machines(axes), time_limit,
+    )  # fmt: skip
+
+
+def _axis(key: str, where: str, value: Any) -> tuple[Any, ...]:
+    """The values of an axis, each once, in the order given."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise InputError(f"{where} is empty: give one value or more, or leave it out")
+    if key in COUNTS:
+        found: Iterable[Any] = (n for one in values for n in _counts(where, one, key))
+    elif key in RATIOS:
+        found = (_ratio(where, one) for one in values)
+    else:
+        found = (_text(where, one) for one in values)
+    return tuple(dict.fromkeys(found))
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{where}: {value!r} is no text")
+    return value
+
+
+def _ratio(where: str, value: Any) -> float | None:
+    if value == "none":
+        return None
+    try:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    raise InputError(f"{where}: {value!r} is no number, nor none")
+
+
+MOST_IN_RANGE = 100_000
+
+
+def _counts(where: str, value: Any, key: str) -> list[int]:
+    """``128``, ``64..4096`` (doubles, and the end), ``64..4096:64`` (steps), with commas more."""
+    least = 0 if key == "past" else 1
+    if type(value) is int:
+        value = str(value)
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {value!r} is no whole number or range like 64..4096:64")
+    found: list[int] = []
+    for text in value.split(","):
+        match = re.fullmatch(r"(\d{1,18})(?:\.\.(\d{1,18})(?::(\d{1,18}))?)?", text.strip())
+        if match is None:
+            raise InputError(
+                f"{where}: {text.strip()!r} is no whole number, nor a range like 64..4096 (its "
+                "doubles) or 64..4096:64 (steps)"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        step = int(match[3]) if match[3] else None
+        if first < least:
+            raise InputError(f"{where}: {first} is less than {least}")
+        if first > last or step == 0 or (step or last) * MOST_IN_RANGE < last - first:
+            raise InputError(f"{where}: the range {text.strip()} goes down, or has too many steps")
+        if step:
+            found += range(first, last + 1, step)
+        else:
+            found += _doubles(first, last)
+    return found
+
+
+def _doubles(first: int, last: int) -> list[int]:
+    found = [first]
+    while 0 < found[-1] * 2 < last:
+        found.append(found[-1] * 2)
+    return found if found[-1] == last else [*found, last]
+
+
+def _chosen(
+    axes: Mapping[str, tuple[Any, ...]], key: str, known: Sequence[str], default: str
+) -> tuple[Any, ...]:
+    values = axes.get(key, (default,))
+    for value in values:
+        choose(value, known, key)
+    return values
+
+
+def _wires() -> tuple[str, ...]:
+    from tracer.graph import FLOATING
+
+    return (NATIVE, *FLOATING)
+
+
+def _subjects(
+    axes: Mapping[str, tuple[Any, ...]], single: Mapping[str, str]
+) -> tuple[Subject, ...]:
+    """Each model in each phase, with the sizes that are its."""
+    choose(single.get("attn", "eager"), ("eager", "sdpa"), "attn")
+    choose(single.get("logits", "last"), ("last", "all"), "logits")
+    options = {"dtype": None, "attn": "eager", "logits": "last", **single}
+    phases = _chosen(axes, "phase", PHASES, "prefill")
+    if "seq" in axes and phases == ("decode",):
+        raise InputError("seq is of a prefill, a decode has one new token: give past instead")
+    found = []
+    for model, phase in product(axes["model"], phases):
+        sizes = {"batch": axes.get("batch", (1,))}
+        if phase == "decode":
+            sizes["seq"] = (1,)
+        elif "seq" in axes:
+            sizes["seq"] = axes["seq"]
+        if "past" in axes and (phase == "decode" or "decode" not in phases):
+            sizes["past"] = axes["past"]
+        found.append(Subject(model, phase, options, sizes))
+    return tuple(found)
+
+
+def _policies(names: Sequence[str] | None) -> "tuple[Policy, ...]":
+    from partition.policy import load_policy
+
+    found = tuple(load_policy(name) for name in names or ["offload-linear"])
+    for number, policy in enumerate(found):
+        if policy.name in [other.name for other in found[:number]]:
+            raise InputError(f"two policies are called {policy.name}: rename one of the files")
+    return found
+
+
+def _machines(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Machine, ...]":
+    """Each pair of devices with each link, and where the accelerator is an array each option."""
+    from cli.devices import array_options
+    from cli.machines import read_machines
+    from partition.sweeping.answers import Machine
+
+    if "pair" in axes and ("home" in axes or "accel" in axes):
+        raise InputError("pair says home and accelerator: leave home and accel out")
+    pairs = [_pair(text) for text in axes["pair"]] if "pair" in axes else product(
+        axes.get("home", ("tee",)), axes.get("accel", ("gpu",))
+    )  # fmt: skip
+    defaults: dict[str, Any] = {
+        "pipeline_depth": 1, "int8_speedup": None, "sparsity": 0.0, "sparsity_speedup": None,
+        "chips": 1,
+    }  # fmt: skip
+    choices = [
+        {**dict(zip(defaults, one, strict=True)), "sparsity": one[2] or 0.0}
+        for one in product(*(axes.get(key, (value,)) for key, value in defaults.items()))
+    ]
+    found: list[Machine] = []
+    devices = []
+    for (home, accelerator), link in product(pairs, axes.get("link", ("zmq-ipc",))):
+        plain = read_machines(home, [accelerator], [link], None, None)
+        (name,) = plain.accelerators
+        devices += list(plain.described.values())
+        array = name in plain.described and plain.described[name].array is not None
+        for options in choices if array else [defaults]:
+            read = read_machines(home, [accelerator], [link], None, None, **options)
+            found.append(
+                Machine(
+                    read.home, name, read.described.get(read.home), read.described.get(name),
+                    read.links.common, read.options,
+                )
+            )  # fmt: skip
+    for options in choices:
+        array_options(devices, "accelerator", **options)
+    return _distinct([_shared(machine, found) for machine in found])
+
+
+def _pair(text: str) -> tuple[str, str]:
+    home, plus, accelerator = text.partition("+")
+    if not home or not plus or not accelerator:
+        raise InputError(f"pair {text!r}: write HOME+ACCELERATOR, as in tee-tdx+rtx-4090")
+    return home, accelerator
+
+
+def _shared(machine: "Machine", machines: "Sequence[Machine]") -> "Machine":
+    """A machine with the first of equal descriptions, so that each is worked with once."""
+    devices = [d for m in machines for d in (m.home_device, m.accelerator_device)]
+    return replace(
+        machine,
+        home_device=devices[devices.index(machine.home_device)],
+        accelerator_device=devices[devices.index(machine.accelerator_device)],
+        link=next(m.link for m in machines if m.link == machine.link),
+    )
+
+
+def _distinct(machines: Sequence["Machine"]) -> "tuple[Machine, ...]":
+    """Refuse machines that rows could not tell apart."""
+    seen: set[tuple[str, ...]] = set()
+    for m in machines:
+        told = m.home, m.accelerator, m.link.name, m.options.text
+        if told in seen:
+            raise InputError(
+                f"two machines are called {m.home}, {m.accelerator}, {m.link.name}: rename a file, "
+                "or call a device NAME=DEVICE"
+            )
+        seen.add(told)
+    return tuple(machines)
+
+
+def all_sizes(subject: Subject, known: Mapping[str, int]) -> "Sizes":
+    """Every combination of a subject's sizes; what it leaves out is as ``known``."""
+    import numpy as np
+
+    names = ("batch", "past", "source", "seq")
+    values = [subject.sizes.get(name, (known[name],)) for name in names]
+    columns = np.array(list(product(*values)), np.int64).reshape(-1, len(names))
+    return {name: columns[:, n].copy() for n, name in enumerate(names)}

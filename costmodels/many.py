@@ -1,0 +1,229 @@
+"""What the ops of a graph take at many sizes at once: formulas over arrays instead of numbers.
+
+A graph that is the same program at other sizes (``tracer.reach``) has equal ops in every layer.
+Each kind of them is worked out once, for all sizes, by the rules of ``costmodels.flops`` and
+``costmodels.roofline``: figure by figure what ``annotate`` and ``time_ops`` say of one size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.arrays import GemmCost, Options, gemm_cost
+from costmodels.devices import Device
+from costmodels.experts import route, routed
+from costmodels.flops import FREE, flops_in_numbers, gemm_shape, traffic
+from costmodels.memory import memory_need
+from tracer.formula import Formula, const, formula, parse
+from tracer.graph import Op, OpGraph, Tensor
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Sizes = Mapping[str, Ints]
+"""Variable -> its value at each of many sizes."""
+
+
+class Over:
+    """Formulas over many sizes, each worked out once."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.length = len(next(iter(sizes.values())))
+        self._known: dict[Formula, Ints] = {}
+
+    def __call__(self, wanted: Formula | int) -> Ints:
+        """The values; raises as ``Formula.over`` does."""
+        closed = formula(wanted)
+        if closed not in self._known:
+            self._known[closed] = closed.over(self.sizes)
+        return self._known[closed]
+
+
+def bytes_of(tensor: Tensor) -> Formula:
+    """The bytes of a tensor as a formula, a number of a concrete trace."""
+    return const(tensor.bytes) if tensor.bytes_expr is None else parse(tensor.bytes_expr)
+
+
+def closed(graph: OpGraph) -> OpGraph:
+    """The graph with formulas for all shapes and bytes."""
+
+    def sized(tensor: Tensor) -> Tensor:
+        exprs = tensor.shape_expr or map(str, tensor.shape)
+        axes: Any = tuple(map(parse, exprs))
+        size: Any = bytes_of(tensor)  # where other graphs have a number
+        return replace(tensor, bytes=size, shape=axes)
+
+    return OpGraph(graph.meta, graph.ops, map(sized, graph.tensors), graph.edges)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What ops that are alike cost each, by size."""
+
+    dtype: str | None
+    flops: Ints | None
+    """None where there is no formula for the op."""
+    moved_bytes: Ints
+    """Read and written."""
+    gemm: tuple[Ints, Ints, Ints, Ints] | None
+    """(batch, m, n, k) of a matrix product."""
+
+
+@dataclass(frozen=True, slots=True)
+class Works:
+    """The ops of a graph that work, in groups of equal ones."""
+
+    of: tuple[int | None, ...]
+    """By op: its group; None for an op that costs nothing."""
+    groups: tuple[Work, ...]
+
+
+def works(graph: OpGraph, over: Over) -> Works:
+    """What each op of an annotated graph costs at many sizes that it reaches."""
+    formulas = closed(graph)
+    numbers: dict[Any, int] = {}
+    groups: list[Work] = []
+    of: list[int | None] = []
+    for op in graph.ops:
+        if op.is_view or op.kind in FREE:
+            of.append(None)
+            continue
+        inputs, outputs = formulas.inputs(op.id), formulas.outputs(op.id)
+        read, written = traffic(formulas, op)
+        chosen = routed(formulas, op)
+        gemm = gemm_shape(op, [t.shape for t in inputs], [t.shape for t in outputs])
+        moved: Formula = formula(written)
+        for tensor, size in read.items():
+            if chosen is None or tensor is not chosen[0]:
+                moved += size
+        routing: Any = None
+        if chosen is not None:
+            routing = graph.tensors[chosen[0].id], *map(formula, chosen[1:])
+        shapes = tuple(tuple(t.shape for t in tensors) for tensors in (inputs, outputs))
+        key = (
+            op.dtype, op.cost.flops_expr or (op.cost.flops is None or (op.target, shapes)), moved,
+            gemm, routing and (routing[0].shape, routing[0].bytes, *routing[1:]),
+        )  # fmt: skip
+        if key not in numbers:
+            numbers[key] = len(groups)
+            groups.append(
+                Work(
+                    op.dtype, _flops(graph, op, shapes, over),
+                    over(moved) + (0 if routing is None else _routed(graph, routing, over)),
+                    None if gemm is None else tuple(over(formula(axis)) for axis in gemm),  # type: ignore[arg-type]
+                )
+            )  # fmt: skip
+        of.append(numbers[key])
+    return Works(tuple(of), tuple(groups))
+
+
+def _flops(graph: OpGraph, op: Op, shapes: Sequence[Any], over: Over) -> Ints | None:
+    cost = op.cost
+    if cost.flops is None:
+        return None
+    if not graph.meta.symbolic:
+        return over(cost.flops)
+    if cost.flops_expr is not None:
+        return over(parse(cost.flops_expr))
+    sizes = [[[over(formula(axis)) for axis in shape] for shape in tensors] for tensors in shapes]
+    extent = over(parse(op.extent_expr or "0"))
+
+    def at(n: int) -> int:
+        inputs, outputs = (
+            [[int(axis[n]) for axis in shape] for shape in tensors] for tensors in sizes
+        )
+        return flops_in_numbers(op, inputs, outputs, int(extent[n]))
+
+    return np.array([at(n) for n in range(over.length)], dtype=np.int64)
+
+
+def _routed(graph: OpGraph, routing: tuple[Tensor, Any, Any, Any], over: Over) -> Ints:
+    """What is read of a stack of experts."""
+    stack, *numbers = routing
+    known: dict[tuple[int, ...], int] = {}
+    each = list(zip(*(over(number).tolist() for number in numbers), strict=True))
+    for one in set(each):
+        known[one] = route(graph, stack, *one).bytes_read
+    return np.array([known[one] for one in each], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkTime:
+    """What ops that are alike take each on one device, by size."""
+
+    seconds: Floats | None
+    """None where the device has no figure for them, or where their FLOPs are not known."""
+    gemm: GemmCost | None = None
+    """Cycles and tiles, on an array of multipliers."""
+
+
+def time_works(
+    graph: OpGraph, work: Works, over: Over, device: Device, options: Options
+) -> tuple[WorkTime, ...]:
+    """By group: what its ops take on a device, as ``roofline.time_ops`` counts it.
+
+    A device has seconds for a group at all sizes or at none: sizes at which FLOPs are nothing and
+    sizes at which they are something are not to be asked for together (``somewhere_free``).
+    """
+    if device.array is not None:
+        return tuple(_on_array(device, one, options) for one in work.groups)
+    paged: Floats | float = 0.0
+    if device.enclave_bytes is not None:
+        need = memory_need(graph, [over(bytes_of(t)) for t in graph.tensors]).bytes
+        need = np.maximum(need, device.enclave_bytes)
+        paged = 1 - device.enclave_bytes / need
+    return tuple(_on_roofline(device, one, paged) for one in work.groups)
+
+
+def _on_array(device: Device, work: Work, options: Options) -> WorkTime:
+    if work.gemm is None or device.array is None:
+        return WorkTime(None)
+    batch, m, n, k = work.gemm
+    cost = gemm_cost(device.array, m, k, n, batch=batch, options=options)
+    return WorkTime(cost.seconds, cost)
+
+
+def _on_roofline(device: Device, work: Work, paged: Floats | float) -> WorkTime:
+    bandwidth = device.memory_bandwidth_bytes_per_second
+    peak = device.peak_flops_per_second.get(work.dtype or "")
+    if work.flops is None or bandwidth is None or (work.flops.any() and peak is None):
+        return WorkTime(None)
+    compute = work.flops / (peak * device.efficiency_ratio) if peak else 0.0
+    memory = work.moved_bytes / (bandwidth * device.efficiency_ratio)
+    if device.paging_bytes_per_second:
+        memory = memory + work.moved_bytes * paged / device.paging_bytes_per_second
+    return WorkTime(np.maximum(compute, memory) + device.launch_seconds)
+
+
+def exact_sum(terms: Sequence[tuple[int, Floats | float]], length: int) -> Floats:
+    """The sum of (how often, value), rounded once, as ``math.fsum`` of all of them.
+
+    In pairs of floats: what an addition rounds off is kept beside the sum (Knuth's two-sum), and
+    likewise of a product (Dekker's; Shewchuk: Adaptive Precision Floating-Point Arithmetic, 1997).
+    Pairs have 106 bits; a sum that lies nearer than that to the middle between two floats may be
+    rounded to the other one.
+    """
+    high, low = np.zeros(length), np.zeros(length)
+    for count, value in terms:
+        product, rest = _times(float(count), np.asarray(value))
+        total = high + product
+        part = total - high
+        low = low + ((high - (total - part)) + (product - part)) + rest
+        high = total
+    return high + low
+
+
+_SPLIT = 134217729.0  # 2**27 + 1: halves the 53 bits of a float
+
+
+def _times(one: float, many: Floats) -> tuple[Floats, Floats]:
+    """A product, and what its rounding left out."""
+    product = one * many
+    top = _SPLIT * one - (_SPLIT * one - one)
+    scaled = _SPLIT * many
+    tops = scaled - (scaled - many)
+    bottom, bottoms = one - top, many - tops
+    return product, ((top * tops - product) + top * bottoms + bottom * tops) + bottom * bottoms

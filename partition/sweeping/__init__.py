@@ -1,0 +1,1 @@
+"""Many points at once: models over sizes, policies, links and devices, from formulas."""

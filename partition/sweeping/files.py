@@ -1,0 +1,83 @@
+"""The points of a sweep as Parquet files, whole or not there."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from partition.sweeping.points import COUNTS, OPTIONAL_COUNTS, SECONDS, Points, Work, points
+from tracer.errors import InputError
+
+SWEEP = pa.schema([
+    pa.field("batch", pa.int64(), nullable=False),
+    pa.field("seq", pa.int64(), nullable=False),
+    pa.field("past", pa.int64(), nullable=False),
+    pa.field("source", pa.int64(), nullable=False),
+    pa.field("wire_dtype", pa.string()),
+    pa.field("residency", pa.string(), nullable=False),
+    pa.field("home", pa.string(), nullable=False),
+    pa.field("accelerator", pa.string(), nullable=False),
+    pa.field("link", pa.string(), nullable=False),
+    pa.field("array_options", pa.string()),
+    pa.field("placed", pa.string(), nullable=False),
+    pa.field("optimal", pa.bool_()),
+    pa.field("coverage", pa.float64(), nullable=False),
+    *(pa.field(name, pa.int64()) for name in (*COUNTS, *OPTIONAL_COUNTS)),
+    *(pa.field(name, pa.float64()) for name in SECONDS),
+])  # fmt: skip
+"""A row is a point; model, phase and policy stand in the path."""
+
+
+def made(work: Work, marks: Mapping[str, str]) -> bytes:
+    """The file of a work's points; ``marks`` stand in its metadata.
+
+    Raises InputError naming the part of the sweep where a figure is beyond 64 bits.
+    """
+    try:
+        found = points(work)
+    except OverflowError as error:
+        raise InputError(
+            f"{', '.join(marks.values())}: a figure is larger than 64 bits hold; take smaller sizes"
+        ) from error
+    placed = json.dumps(dict(sorted(Counter(found.placed).items())))
+    table = _table(found, work).replace_schema_metadata({**marks, "placed": placed})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _table(found: Points, work: Work) -> pa.Table:
+    machines = found.machines
+    columns: dict[str, Any] = {
+        **{name: found.sizes[name] for name in ("batch", "seq", "past", "source")},
+        "wire_dtype": found.wire_dtype,
+        "residency": _each(work.residencies, found.residency),
+        "home": _each([m.home for m in machines], found.machine),
+        "accelerator": _each([m.accelerator for m in machines], found.machine),
+        "link": _each([m.link.name for m in machines], found.machine),
+        "array_options": _each([m.options.text or None for m in machines], found.machine),
+        "placed": found.placed, "optimal": found.optimal, "coverage": found.coverage,
+        **{name: pa.array(values, mask=~known) for name, (values, known) in found.figures.items()},
+    }  # fmt: skip
+    return pa.table([columns[field.name] for field in SWEEP], schema=SWEEP)
+
+
+def _each(names: Sequence[str | None], numbers: Any) -> pa.Array:
+    return pa.array(names, pa.string()).take(pa.array(np.asarray(numbers)))
+
+
+def whole(path: Path, marks: Mapping[str, str]) -> dict[str, int] | None:
+    """How the rows of a file were placed, None where it is not there, damaged or of other marks."""
+    with suppress(OSError, pa.ArrowException, ValueError, AttributeError):
+        read = pq.read_metadata(path)
+        metadata = {key.decode(): value.decode() for key, value in read.metadata.items()}
+        if all(metadata.get(key) == value for key, value in marks.items()):
+            placed: dict[str, int] = json.loads(metadata["placed"])
+            return placed if sum(placed.values()) == read.num_rows else None
+    return None

@@ -1,0 +1,382 @@
+"""The figures of many points: what ``trace`` and ``partition`` say of each, from formulas.
+
+A placement's figures are sums over equal things: the ops of every layer, the messages of every
+call. Each kind is worked out once, for all sizes, and counted as often as it occurs.
+"""
+
+import pickle
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.flops import annotate, total_flops
+from costmodels.links import Link, Links, load_link, message_cost
+from costmodels.many import (
+    Floats,
+    Ints,
+    Over,
+    Sizes,
+    Works,
+    WorkTime,
+    bytes_of,
+    exact_sum,
+    time_works,
+    works,
+)
+from partition import Residency
+from partition.accounting import account
+from partition.policy import Policy
+from partition.stored import held
+from partition.sweeping.answers import (
+    ACCELERATOR,
+    HOME,
+    Devices,
+    Machine,
+    Search,
+    placement_on,
+)
+from tracer.formula import Formula, const, parse
+from tracer.graph import OpGraph
+from tracer.reach import resized
+
+Column = NDArray[Any]
+
+COUNTS = (
+    "calls", "transfers", "cut_edges", "sent_payload_bytes", "sent_wire_bytes",
+    "received_payload_bytes", "received_wire_bytes", "total_payload_bytes", "total_wire_bytes",
+    "peak_buffer_bytes", "home_resident_bytes", "accelerator_resident_bytes",
+)  # fmt: skip
+"""Whole figures of a point, as ``partition`` has them; none where no placement is possible."""
+
+OPTIONAL_COUNTS = ("cycles",)
+"""Of the products on an array; none elsewhere."""
+
+SECONDS = ("seconds", "home_seconds", "accelerator_seconds", "run_seconds")
+"""Of the transfers, of computing at home and away, and of all; none where not all is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A traced model, and the sizes at which it is this program."""
+
+    graph: OpGraph
+    """At one of the sizes, without costs."""
+    sizes: Sizes
+    numbers: Ints
+    """By size: its number among all that are asked of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A part of a sweep that is done in one go and written as one file: one policy on one model."""
+
+    subject: bytes
+    """What ``pack`` made. As bytes, so that a process that does one work after another on the
+    same programs and machines reads them once."""
+    policy: Policy
+    wires: tuple[str | None, ...]
+    """What floats cross in; None for their own dtypes."""
+    residencies: tuple[Residency, ...]
+    time_limit: float
+    """Seconds that the search for one placement may take."""
+
+
+def pack(programs: Sequence[Program], machines: Sequence[Machine]) -> bytes:
+    """Programs that share out the sizes of a work, and its machines."""
+    return pickle.dumps((tuple(programs), tuple(machines)))
+
+
+@lru_cache(maxsize=1)
+def _unpacked(subject: bytes) -> "tuple[list[_Part], tuple[Machine, ...]]":
+    programs, machines = pickle.loads(subject)
+    return [part for program in programs for part in _alike(program)], machines
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Rows as columns: one for each wire dtype, residency, machine and size, in that order."""
+
+    sizes: Mapping[str, Column]
+    """Variable -> its value."""
+    wire: NDArray[np.int64]
+    residency: NDArray[np.int64]
+    machine: NDArray[np.int64]
+    """By row: the position in what the work lists."""
+    machines: tuple[Machine, ...]
+    wire_dtype: Sequence[str | None]
+    """What floats cross in, where that is not their own dtype; of int8 arrays int8."""
+    placed: Sequence[str]
+    optimal: Sequence[bool | None]
+    coverage: Column
+    """Share of the ops that work whose FLOPs are known."""
+    figures: Mapping[str, tuple[Column, NDArray[np.bool_]]]
+    """Name -> (values, which of them are known)."""
+
+
+def points(work: Work) -> Points:
+    """Work out all points of a work, ordered by batch, past, seq within a machine.
+
+    Raises InputError for a policy that is not for a machine, OverflowError for figures that 64
+    bits do not hold.
+    """
+    parts, machines = _unpacked(work.subject)
+    sizes = {
+        name: np.concatenate([part.over.sizes[name] for part in parts])
+        for name in ("batch", "past", "source", "seq")
+    }
+    order = np.lexsort([sizes[name] for name in ("seq", "source", "past", "batch")])
+    searches = {
+        (residency, number): Search(part.graph, work.policy, part.over, residency, work.time_limit)
+        for residency in work.residencies for number, part in enumerate(parts)
+    }  # fmt: skip
+    blocks: list[_Block] = []
+    keys: list[tuple[int, int, int]] = []
+    for w, wire in enumerate(work.wires):
+        for r, residency in enumerate(work.residencies):
+            for m, machine in enumerate(machines):
+                made = [
+                    _block(part, searches[residency, number], machine, wire, residency)
+                    for number, part in enumerate(parts)
+                ]
+                blocks.append(_joined(made, order))
+                keys.append((w, r, m))
+    length = len(order)
+    numbers = np.repeat(np.array(keys, np.int64), length, axis=0)
+    coverage = np.concatenate([np.full(part.over.length, part.coverage) for part in parts])[order]
+    return Points(
+        {name: np.tile(many[order], len(keys)) for name, many in sizes.items()},
+        numbers[:, 0], numbers[:, 1], numbers[:, 2], machines,
+        [dtype for block in blocks for dtype in (block.wire_dtype,) * length],
+        [placed for block in blocks for placed in block.placed],
+        [optimal for block in blocks for optimal in block.optimal],
+        np.tile(coverage, len(keys)),
+        {
+            name: (
+                np.concatenate([block.figures[name] for block in blocks]),
+                np.concatenate([block.known[name] for block in blocks]),
+            )
+            for name in (*COUNTS, *OPTIONAL_COUNTS, *SECONDS)
+        },
+    )  # fmt: skip
+
+
+class _Part:
+    """Sizes at which the same ops of a program work, and what they cost."""
+
+    def __init__(self, graph: OpGraph, over: Over, work: Works) -> None:
+        self.graph, self.over, self.work = graph, over, work
+        self.coverage = total_flops(graph).coverage
+        self._times: dict[Any, tuple[WorkTime, ...]] = {}
+        self._plans: dict[Any, _Plan] = {}
+
+    def times(self, machine: Machine) -> dict[str, tuple[WorkTime, ...]]:
+        """By part of the machine: what the groups of ops take there."""
+        found = {}
+        for part, device in machine.devices.items():
+            key = id(device), machine.options
+            if key not in self._times:
+                self._times[key] = time_works(
+                    self.graph, self.work, self.over, device, machine.options
+                )
+            found[part] = self._times[key]
+        return found
+
+    def plan(self, devices: Devices, rows: Ints, wire: str | None, residency: Residency) -> "_Plan":
+        """What a placement moves at some of the sizes."""
+        key = devices, rows.tobytes(), wire, residency
+        if key not in self._plans:
+            self._plans[key] = _Plan(self, devices, rows, wire, residency)
+        return self._plans[key]
+
+
+def _alike(program: Program) -> list[_Part]:
+    """A program in parts: where an op has FLOPs at some sizes only, these are apart."""
+    over = Over(program.sizes)
+    graph = annotate(program.graph)
+    work = works(graph, over)
+    idle = [one.flops == 0 for one in work.groups if one.flops is not None]
+    if all(every.all() or not every.any() for every in idle):
+        return [_Part(graph, over, work)]
+    kinds, which = np.unique(np.stack(idle), axis=1, return_inverse=True)
+    parts = []
+    for kind in range(kinds.shape[1]):
+        rows = np.flatnonzero(which == kind)
+        some = Over({name: many[rows] for name, many in program.sizes.items()})
+        first = {name: int(many[0]) for name, many in some.sizes.items()}
+        there = annotate(resized(program.graph, first) if graph.meta.symbolic else program.graph)
+        parts.append(_Part(there, some, works(there, some)))
+    return parts
+
+
+# --- the figures of one machine -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    wire_dtype: str | None
+    placed: Sequence[str]
+    optimal: Sequence[bool | None]
+    figures: dict[str, Column]
+    known: dict[str, NDArray[np.bool_]]
+
+
+def _block(
+    part: _Part, search: Search, machine: Machine, wire: str | None, residency: Residency
+) -> _Block:
+    if wire is None and machine.options.int8_speedup is not None:
+        wire = "int8"
+    answers = search.answers(machine, wire)
+    length = part.over.length
+    figures: dict[str, Column] = {
+        **{name: np.zeros(length, np.int64) for name in (*COUNTS, *OPTIONAL_COUNTS)},
+        **{name: np.zeros(length) for name in SECONDS},
+    }
+    known = {name: np.zeros(length, bool) for name in figures}
+    for number, devices in enumerate(answers.placements):
+        rows = np.flatnonzero(answers.which == number)
+        plan = part.plan(devices, rows, wire, residency)
+        for name, values in plan.figures(machine).items():
+            figures[name][rows], known[name][rows] = values, True
+    return _Block(wire, answers.placed, answers.optimal, figures, known)
+
+
+def _joined(blocks: Sequence[_Block], order: Ints) -> _Block:
+    placed = [one for block in blocks for one in block.placed]
+    optimal = [one for block in blocks for one in block.optimal]
+    names = blocks[0].figures
+    return _Block(
+        blocks[0].wire_dtype, [placed[n] for n in order], [optimal[n] for n in order],
+        {name: np.concatenate([block.figures[name] for block in blocks])[order] for name in names},
+        {name: np.concatenate([block.known[name] for block in blocks])[order] for name in names},
+    )  # fmt: skip
+
+
+_Message = tuple[str, tuple[Formula, ...]]
+"""(direction, the payload of each tensor)"""
+
+
+class _Plan:
+    """What a placement moves and runs, at some of the sizes of a part."""
+
+    def __init__(
+        self, part: _Part, devices: Devices, rows: Ints, wire: str | None, residency: Residency
+    ) -> None:
+        graph, placement = part.graph, placement_on(devices)
+        traffic = account(
+            graph, placement, Links(load_link("none")), wire_dtype=wire, residency=residency
+        )
+        self._part, self._rows, self._devices = part, rows, devices
+        self._over = Over({name: many[rows] for name, many in part.over.sizes.items()})
+        tensors: dict[tuple[int, str], list[Formula]] = {}
+        for t in traffic.transfers:
+            payload = const(t.payload_bytes) if t.bytes_expr is None else parse(t.bytes_expr)
+            tensors.setdefault((t.call, t.direction), []).append(payload)
+        self._messages: Counter[_Message] = Counter(
+            (direction, tuple(payloads)) for (_, direction), payloads in tensors.items()
+        )
+        stored = {
+            device: sum((bytes_of(graph.tensors[t]) for t in ids), const(0))
+            for device, ids in held(graph, placement).items()
+        }
+        crossing = {
+            way: sum(
+                (sum(m[1], const(0)) * n for m, n in self._messages.items() if m[0] == way),
+                const(0),
+            )
+            for way in ("send", "receive")
+        }
+        self._common = {
+            "calls": len(traffic.calls), "transfers": len(traffic.transfers),
+            "cut_edges": traffic.cut_edges,
+            "sent_payload_bytes": self._over(crossing["send"]),
+            "received_payload_bytes": self._over(crossing["receive"]),
+            "total_payload_bytes": self._over(crossing["send"] + crossing["receive"]),
+            "home_resident_bytes": self._over(stored[HOME]),
+            "accelerator_resident_bytes": self._over(stored.get(ACCELERATOR, const(0))),
+        }  # fmt: skip
+        self._ops = {
+            place: Counter(
+                group for op, group in enumerate(part.work.of)
+                if group is not None and devices[op] == place
+            )
+            for place in (HOME, ACCELERATOR)
+        }  # fmt: skip
+        self._known: dict[Any, Any] = {}
+
+    def figures(self, machine: Machine) -> dict[str, Any]:
+        """The figures that are known, by name."""
+        moved = self._once(("link", id(machine.link)), lambda: self._moved(machine.link))
+        found = {**self._common, **moved}
+        for place, name in ((HOME, "home_seconds"), (ACCELERATOR, "accelerator_seconds")):
+            if place in machine.devices:
+                key = place, id(machine.devices[place]), machine.options
+                ran = self._once(key, partial(self._ran, machine, place))
+                if ran is not None:
+                    found[name] = ran
+        array = machine.accelerator_device is not None and machine.accelerator_device.array
+        home_array = machine.home_device is not None and machine.home_device.array
+        if array or home_array:
+            found["cycles"] = sum(
+                self._cycles(machine, place)
+                for place, device in machine.devices.items() if device.array is not None
+            )  # fmt: skip
+        away = any(device == ACCELERATOR for device in self._devices)
+        if "seconds" in found and "home_seconds" in found:
+            if "accelerator_seconds" in found:
+                found["run_seconds"] = (
+                    found["home_seconds"] + found["accelerator_seconds"] + found["seconds"]
+                )
+            elif not away:
+                found["run_seconds"] = found["home_seconds"] + found["seconds"]
+        return found
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def _moved(self, link: Link) -> dict[str, Any]:
+        """What the messages cost on a link, as ``accounting`` sums it."""
+        wire = {way: np.zeros(self._over.length, np.int64) for way in ("send", "receive")}
+        seconds: dict[str, list[tuple[int, Floats]]] = {"send": [], "receive": []}
+        peak = np.zeros(self._over.length, np.int64)
+        for (way, payloads), count in self._messages.items():
+            cost = message_cost(link, [self._over(payload) for payload in payloads], way)
+            wire[way] = wire[way] + count * sum(cost.wire_bytes)
+            peak = np.maximum(peak, cost.peak_buffer_bytes)
+            seconds[way] += [(count, each) for each in cost.seconds or ()]
+        found: dict[str, Any] = {
+            "sent_wire_bytes": wire["send"], "received_wire_bytes": wire["receive"],
+            "total_wire_bytes": wire["send"] + wire["receive"], "peak_buffer_bytes": peak,
+        }  # fmt: skip
+        if link.timed("send") and link.timed("receive"):
+            sent, received = (
+                exact_sum(seconds[way], self._over.length) for way in ("send", "receive")
+            )
+            found["seconds"] = sent + received
+        return found
+
+    def _ran(self, machine: Machine, place: str) -> Floats | None:
+        """What the ops on a device take, None where it cannot run all of them."""
+        times = self._part.times(machine)[place]
+        terms = []
+        for group, count in self._ops[place].items():
+            taken = times[group].seconds
+            if taken is None:
+                return None
+            terms.append((count, taken[self._rows]))
+        return exact_sum(terms, self._over.length)
+
+    def _cycles(self, machine: Machine, place: str) -> Ints:
+        times = self._part.times(machine)[place]
+        total = np.zeros(self._over.length, np.int64)
+        for group, count in self._ops[place].items():
+            gemm = times[group].gemm
+            if gemm is not None:
+                total = total + count * gemm.cycles[self._rows]
+        return total
