@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint bench coverage reference readme clean
+.PHONY: help setup demo test test-all lint bench coverage reference readme pictures clean
 
 help:
 	@echo "make demo      trace Llama-3.2-1B, split it between a TEE and a GPU, compare the policies"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench     speed, as ratios within one run; placements beside torch's (minutes)"
 	@echo "make coverage  trace every model type of transformers by head (long), write docs/coverage.md"
 	@echo "make reference write docs/reference-figures.md: the documents' figures beside ours"
+	@echo "make pictures  write docs/pictures: the drawings of two reports (with Chromium)"
 	@echo "make readme    run README.md's commands and write their output into it"
 
 $(READY): pyproject.toml constraints.txt
@@ -58,6 +59,17 @@ reference: $(READY)
 
 readme: $(READY)
 	$(BIN)/python -m tests.readme
+
+# The page itself, with plotly's script in it, is too large to keep.
+pictures: $(READY)
+	mkdir -p docs/pictures
+	$(BIN)/trace llama-3.2-1b --seq 1024 --out cutedge-out/pictures/llama
+	$(BIN)/cutedge report cutedge-out/pictures/llama --home tee-tdx --accel rtx-4090 --link pcie5-x16-cc \
+	  --png --out docs/pictures/tee-gpu.html
+	$(BIN)/trace tinyllama-1.1b --seq 1 --out cutedge-out/pictures/tinyllama
+	$(BIN)/cutedge report cutedge-out/pictures/tinyllama --home ryzen-7950x --accel chip-8x8 --link axi-lite \
+	  --baseline host-chip --png --out docs/pictures/host-chip.html
+	rm docs/pictures/*.html
 
 clean:
 	rm -rf $(VENV) cutedge-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

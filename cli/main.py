@@ -5,10 +5,12 @@ import gc
 import sys
 
 # The help lists the commands in this order.
-from cli import tracing, splitting, running, costs, devices, links, asking  # isort: skip
+from cli import tracing, splitting, reporting, running, costs, devices, links, asking  # isort: skip
 from cli.app import app
 
-__all__ = ["app", "asking", "costs", "devices", "links", "running", "splitting", "tracing"]
+__all__ = [
+    "app", "asking", "costs", "devices", "links", "reporting", "running", "splitting", "tracing",
+]  # fmt: skip
 
 
 def main() -> None:
