@@ -5,12 +5,13 @@ import gc
 import sys
 
 # The help lists the commands in this order.
-from cli import tracing, splitting, sweeping, running, exporting, costs, devices, links, asking  # isort: skip
+from cli import tracing, splitting, sweeping, reporting, running  # isort: skip
+from cli import exporting, costs, devices, links, asking  # isort: skip
 from cli.app import app
 
 __all__ = [
-    "app", "asking", "costs", "devices", "exporting", "links", "running", "splitting", "sweeping",
-    "tracing",
+    "app", "asking", "costs", "devices", "exporting", "links", "reporting", "running", "splitting",
+    "sweeping", "tracing",
 ]  # fmt: skip
 
 

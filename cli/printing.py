@@ -1,4 +1,4 @@
-"""How any figure, table or JSON value is printed. Units are powers of two and say so."""
+"""How any table or JSON value is printed; figures are as in ``tracer.words``."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +11,13 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
+
+from tracer.words import counted, covered, duration, human, mib, rate
+
+__all__ = [
+    "console", "counted", "covered", "duration", "human", "mib", "print_json", "print_rows",
+    "print_table", "rate", "wrapped",
+]  # fmt: skip
 
 
 def console() -> Console:
@@ -41,47 +48,6 @@ def _plain(value: Any) -> Any:
         case bytes():
             return value.hex()
     return str(value)
-
-
-def mib(size: int) -> str:
-    """Bytes as MiB to four digits, the precision of the reference log."""
-    return f"{size / 2**20:.4f} MiB"
-
-
-def human(size: int) -> str:
-    """Bytes in the largest binary unit that leaves a number of one or more."""
-    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if size >= 2**power:
-            return f"{size / 2**power:,.1f} {unit}"
-    return f"{size} B"
-
-
-def duration(seconds: float) -> str:
-    """Seconds to four digits, in a unit that leaves a number of one or more."""
-    if seconds >= 1000:
-        return f"{seconds:,.0f} s"
-    for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
-        if seconds * scale >= 1 or not seconds:
-            return f"{seconds * scale:.4g} {unit}"
-    return f"{seconds * 1e9:.4g} ns"
-
-
-def rate(bytes_per_second: float) -> str:
-    """Bytes a second, in powers of ten as links are sold."""
-    for scale, unit in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
-        if bytes_per_second >= scale:
-            return f"{bytes_per_second / scale:.4g} {unit}"
-    return f"{bytes_per_second:.4g} B/s"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 call``, ``2 calls``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def covered(share: float) -> str:
-    """A coverage in percent, 100 only when nothing is left out."""
-    return f"{share if share == 1 else min(share, 0.999):.1%}"
 
 
 def wrapped(head: str, items: Iterable[str], width: int) -> list[str]:

@@ -1,6 +1,6 @@
 """What partition and compare print."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -228,26 +228,35 @@ def bottleneck_sentence(found: Bottleneck | None) -> str:
     """The bottleneck and what would relieve it, in one sentence."""
     if found is None:
         return "Nothing crosses between devices."
+    return f"Bottleneck: {bottleneck_claim(found)}; {relief_claim(found)}."
+
+
+def bottleneck_claim(found: Bottleneck, of: str = "the traffic") -> str:
+    """What makes most ``of`` the traffic."""
     size = {"constant": "of constant size", "not known": "growth not known"}.get(
         growth(found.example), f"growing with {growth(found.example)}"
     )
-    text = (
-        f"Bottleneck: {found.share:.1%} of the traffic is {found.name} "
+    return (
+        f"{found.share:.1%} of {of} is {found.name} "
         f"({counted(found.transfers, 'transfer')}, {size})"
     )
+
+
+def relief_claim(found: Bottleneck, size: Callable[[int], str] = mib) -> str:
+    """What would relieve a bottleneck."""
     relief = found.relief
     if relief is None:
-        return f"{text}; no step tried here relieves it."
-    saved = mib(relief.saved_bytes) + (" of other tensors" if relief.elsewhere else "")
+        return "no step tried here relieves it"
+    saved = size(relief.saved_bytes) + (" of other tensors" if relief.elsewhere else "")
     if relief.saved_calls > 0:
         saved += f" and {counted(relief.saved_calls, 'call')}"
     elif relief.saved_calls < 0:
         saved += f" for {counted(-relief.saved_calls, 'more call')}"
     if relief.wire_dtype:
-        return f"{text}; sending floats as {relief.wire_dtype} (--wire-dtype) would save {saved}."
+        return f"sending floats as {relief.wire_dtype} (--wire-dtype) would save {saved}"
     how = f" (--policy {relief.policy})" if relief.policy else ""
     ops = ", ".join(relief.moved_ops)
-    return f"{text}; running {ops} on {relief.device} too{how} would save {saved}."
+    return f"running {ops} on {relief.device} too{how} would save {saved}"
 
 
 def partition_dict(
@@ -346,7 +355,9 @@ def comparison(found: Compared, within: float | None) -> None:
     if any(p.run_seconds is not None for p in partitions):
         columns["run"] = [_time(p.run_seconds) for p in partitions]
     if any(found.seen):
-        columns["seen in plain"] = [human(sum(_visible(e) for e in each)) for each in found.seen]
+        columns["seen in plain"] = [
+            human(sum(e.visible_bytes for e in each)) for each in found.seen
+        ]
     if any(p.solution is not None for p in partitions):
         columns["best for"] = [_best(p) for p in partitions]
     if within is not None:
@@ -475,11 +486,6 @@ def over(
     ends = [size - 1 for size, _ in best[1:]] + [points[-1].size]
     for (size, name), end in zip(best, ends, strict=True):
         out.print(f"from {variable} {size:,} to {end:,}: {name} is best")
-
-
-def _visible(one: Exposure) -> int:
-    """Bytes of activations that a device which is not trusted gets to see."""
-    return one.sent_bytes + one.made_bytes
 
 
 def _best(partition: Partition) -> str:

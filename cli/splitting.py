@@ -92,9 +92,9 @@ def partition(
     setting = setting_of(graph, machines, residency, max_calls, time_limit)
     made = partition_of(graph, trace_id, chosen, setting, machines)
     written = write_partition(made, folder)
-    _caution(graph, {policy: chosen})
+    caution(graph, {policy: chosen})
     top = top_transfers(graph, made.traffic)
-    (bottleneck,) = _bottlenecks([made], setting)
+    (bottleneck,) = bottlenecks([made], setting)
     seen = exposure(graph, made.placement, made.traffic, setting.untrusted)
     why = _explained(graph, chosen, setting, made) if explain else None
     if as_json:
@@ -169,7 +169,7 @@ def compare(
     if against not in names:
         names.insert(0, against)
     chosen = {name: load_policy(name) for name in names}
-    _check_namesakes(chosen)
+    check_namesakes(chosen)
     folders = [trace_folder(folder) for folder in directories] if directories else [
         trace_folder(None)
     ]  # fmt: skip
@@ -180,24 +180,24 @@ def compare(
         graph, trace_id = read_trace(folder)
         setting = setting_of(graph, machines, residency, max_calls, time_limit)
         possible = dict(chosen)
-        without = {} if policies else _take_out(possible, setting)
+        without = {} if policies else take_out(possible, setting)
         if over is not None:
             reach = read_reach(folder, trace_id)
             _compare_over(graph, reach, over, possible, setting, machines, as_json=as_json)
             return
-        one = _compared(
+        one = compared_on(
             graph, trace_id, possible, against, setting, machines, without, strict=bool(policies)
         )
         found.append(replace(one, folder=folder))
     for one in found:
         for partition in one.partitions:
             write_partition(partition, one.folder)
-        _caution(one.baseline.graph, {name: chosen[name] for name in one.names})
+        caution(one.baseline.graph, {name: chosen[name] for name in one.names})
     if as_json:
         print_json([
             show_split.compared_dict(one, number, bottleneck, within)
             for one in found
-            for number, bottleneck in enumerate(_bottlenecks(one.partitions, one.setting))
+            for number, bottleneck in enumerate(bottlenecks(one.partitions, one.setting))
         ])  # fmt: skip
     elif len(found) == 1:
         show_split.comparison(found[0], within)
@@ -205,7 +205,7 @@ def compare(
         show_split.runs(found, within)
 
 
-def _compared(
+def compared_on(
     graph: "OpGraph", trace_id: str, policies: "Mapping[str, Policy]", baseline: str,
     setting: "Setting", machines: Machines, without: Mapping[str, str], *, strict: bool,
 ) -> "Compared":  # fmt: skip
@@ -264,7 +264,7 @@ def _times(graph: "OpGraph", machines: Machines) -> "dict[str, DeviceTime]":
     }
 
 
-def _take_out(chosen: "dict[str, Policy]", setting: "Setting") -> dict[str, str]:
+def take_out(chosen: "dict[str, Policy]", setting: "Setting") -> dict[str, str]:
     """Take out the policies that are not for the setting; name -> why."""
     from partition.optimise import obstacle
 
@@ -359,7 +359,7 @@ def _explained(
     return steps, prices(graph, policy, setting, made.solution)
 
 
-def _bottlenecks(
+def bottlenecks(
     made: "Sequence[Partition]", setting: "Setting"
 ) -> "list[Bottleneck | None]":  # fmt: skip
     """Of each partition, with a relief that may be called by the name of a policy of cutedge."""
@@ -385,7 +385,7 @@ def _bottlenecks(
     ]  # fmt: skip
 
 
-def _caution(graph: "OpGraph", policies: "Mapping[str, Policy]") -> None:
+def caution(graph: "OpGraph", policies: "Mapping[str, Policy]") -> None:
     """Warn of policies, by what the user called them, that do less than they say."""
     from partition.policy import cautions
 
@@ -394,7 +394,8 @@ def _caution(graph: "OpGraph", policies: "Mapping[str, Policy]") -> None:
             typer.echo(f"warning: {given}: {caution}", err=True)
 
 
-def _check_namesakes(policies: "Mapping[str, Policy]") -> None:
+def check_namesakes(policies: "Mapping[str, Policy]") -> None:
+    """Raise InputError where two files hold policies of one name."""
     first: dict[str, str] = {}
     for given, policy in policies.items():
         if first.setdefault(policy.name, given) != given:

@@ -59,7 +59,11 @@ def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> Fitte
     if not rows:
         raise InputError("no op was measured that does any work")
     flops, moved, seconds = np.array(rows, dtype=float).T
-    found = [_fit(flops, moved, seconds, share) for share in _STARTS]
+    found = [
+        _fit(flops, moved, seconds, share, launch)
+        # Noise can make all that is moved look like launching: then there is none of that.
+        for launch in (True, False) for share in _STARTS
+    ]  # fmt: skip
     fits = [values for values in found if values[0] and values[1]]
     if not fits:
         raise InputError(
@@ -80,9 +84,12 @@ def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> Fitte
     )  # fmt: skip
 
 
-def _fit(flops: Floats, moved: Floats, seconds: Floats, share: float) -> Floats:
-    """Seconds a FLOP, a byte and an op; to begin with, ``share`` of the ops are memory bound."""
-    once = np.ones_like(seconds)
+def _fit(flops: Floats, moved: Floats, seconds: Floats, share: float, launch: bool) -> Floats:
+    """Seconds a FLOP, a byte and an op (none without ``launch``).
+
+    To begin with, ``share`` of the ops are memory bound.
+    """
+    once = np.full_like(seconds, launch)
     intensity = flops / np.maximum(moved, 1)
     computes = intensity > np.quantile(intensity, share)
     values = np.zeros(3)

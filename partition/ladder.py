@@ -137,6 +137,11 @@ class Exposure:
     parameter_bytes: int
     """Of the parameters that its ops read."""
 
+    @property
+    def visible_bytes(self) -> int:
+        """Of the activations that it gets to see."""
+        return self.sent_bytes + self.made_bytes
+
 
 def exposure(
     graph: OpGraph, placement: Placement, traffic: Traffic, devices: Sequence[str]

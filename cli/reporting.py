@@ -1,0 +1,157 @@
+"""The command that shows a traced model and its placements: a page, and pictures of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.app import Json, TraceDir, command
+from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
+from cli.machines import Accel, Home, LinkNames, Memory, read_machines
+from cli.splitting import (
+    MaxCalls,
+    ResidencyName,
+    TimeLimit,
+    WireDtype,
+    bottlenecks,
+    caution,
+    check_namesakes,
+    compared_on,
+    setting_of,
+    take_out,
+)
+from tracer.errors import CutedgeError
+
+if TYPE_CHECKING:
+    from cli.show_split import Compared
+    from report.contents import Report
+    from tracer.reach import Reach
+
+
+@command("cutedge report --policy offload-linear --policy min-cut --png")
+def report(
+    directory: TraceDir = None,
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy", help="A policy to show, again and again, the first one first; all when "
+            "left out.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The policy that savings are against; offload-linear.")
+    ] = None,
+    home: Home = "tee",
+    accel: Accel = None,
+    wire_dtype: WireDtype = None,
+    residency: ResidencyName = "run",
+    link: LinkNames = None,
+    pipeline_depth: PipelineDepth = 1,
+    int8_speedup: Int8Speedup = None,
+    sparsity: Sparsity = 0.0,
+    sparsity_speedup: SparsitySpeedup = None,
+    chips: Chips = 1,
+    max_calls: MaxCalls = None,
+    memory: Memory = None,
+    time_limit: TimeLimit = 60.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page; report.html in the trace directory when left out."),
+    ] = None,
+    png: Annotated[
+        bool,
+        typer.Option("--png", help="Pictures of the drawings too, beside the page (by Chromium)."),
+    ] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show policies on one page, readable offline: flows, layers, a block, growth, rooflines."""
+    from cli.printing import print_json
+    from cli.workspace import trace_folder
+    from partition.policy import load_policy, policy_names
+    from report.page import drawing_library, write_page
+    from report.pictures import find_browser, take_pictures
+    from tracer.files import write_whole
+    from tracer.serde import read_reach, read_trace
+
+    library, browser = drawing_library(), find_browser() if png else None
+    machines = read_machines(
+        home, accel, link, memory, wire_dtype, pipeline_depth=pipeline_depth,
+        int8_speedup=int8_speedup, sparsity=sparsity, sparsity_speedup=sparsity_speedup,
+        chips=chips,
+    )  # fmt: skip
+    names = list(dict.fromkeys(policies or policy_names()))
+    against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
+    if against not in names:
+        names.append(against)
+    chosen = {name: load_policy(name) for name in names}
+    check_namesakes(chosen)
+    folder = trace_folder(directory)
+    page = out or folder / "report.html"
+    graph, trace_id = read_trace(folder)
+    setting = setting_of(graph, machines, residency, max_calls, time_limit)
+    possible = dict(chosen)
+    without = {} if policies else take_out(possible, setting)
+    found = compared_on(
+        graph, trace_id, possible, against, setting, machines, without, strict=bool(policies)
+    )
+    caution(graph, {name: chosen[name] for name in found.names})
+    shown = found.names.index(names[0] if policies else against)
+    made = _report(found, read_reach(folder, trace_id), shown)
+    try:
+        write_whole(page, write_page(made, library).encode())
+    except OSError as error:
+        raise CutedgeError(f"cannot write {page}: {error.strerror or error}") from error
+    pictures = take_pictures(browser, page) if browser else []
+    if as_json:
+        print_json({
+            "page": str(page), "pictures": [str(picture) for picture in pictures],
+            "headlines": {sheet.policy: sheet.headline for sheet in made.sheets},
+        })  # fmt: skip
+    else:
+        typer.echo(made.sheets[shown].headline)
+        for path in (page, *pictures):
+            typer.echo(f"written to {path}")
+
+
+def _report(found: "Compared", reach: "Reach", shown: int) -> "Report":
+    """The report of what was compared."""
+    from cli.show import coverage, headline
+    from report.contents import make_report
+
+    setting, baseline = found.setting, found.baseline
+    graph = baseline.graph
+    accelerators = " and ".join(setting.accelerators)
+    return make_report(
+        found.partitions,
+        of=f"{headline(graph.meta)}; {setting.home} calls {accelerators} over "
+        f"{setting.links.name}, {baseline.wire} on the wire, residency {setting.residency}",
+        headlines=_headlines(found),
+        devices=setting.devices, times=setting.times, compared=found.comparisons, seen=found.seen,
+        baseline=baseline.policy, shown=shown, reach=reach,
+        notes=[
+            coverage(graph),
+            *(f"without {name}: {why}" for name, why in found.without.items()),
+        ],
+    )  # fmt: skip
+
+
+def _headlines(found: "Compared") -> list[tuple[str, str]]:
+    """Of each policy the bottleneck with its share, and what would relieve it."""
+    from cli.printing import duration, human
+    from cli.show_split import bottleneck_claim, relief_claim
+
+    said = []
+    for one, worst in zip(
+        found.partitions, bottlenecks(found.partitions, found.setting), strict=True
+    ):
+        run = one.run
+        more = "" if run is None else f"A run takes {duration(run.seconds)}, "
+        if run is not None:
+            more += f"{run.shares[2]:.1%} of it on the link. "
+        if worst is None:
+            said.append((f"Under {one.policy} nothing crosses between devices.", more.strip()))
+            continue
+        step = relief_claim(worst, human)
+        claim = bottleneck_claim(worst, f"the traffic of {one.policy}")
+        said.append((f"{claim}.", f"{more}{step[:1].upper()}{step[1:]}."))
+    return said

@@ -1,0 +1,89 @@
+"""What is in a report: the figures of each policy, and those of all of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from costmodels.roofline import DeviceTime
+from partition.explain import Comparison
+from partition.ladder import Exposure
+from partition.tables import Partition
+from report import figures, machines
+from report.block import Block, block
+from report.figures import Bars, Flows, Growth, Missing, Table
+from report.machines import Roofline
+from tracer.reach import Reach
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """The drawings of one policy."""
+
+    policy: str
+    headline: str
+    """One sentence with the figure that matters most."""
+    more: str
+    """What else is to be said at once; may be empty."""
+    flows: Flows | Missing
+    layers: Bars | Missing
+    calls: Bars | Missing
+    block: Block | Missing
+    rooflines: Sequence[Roofline | Missing]
+    """By device."""
+    cycles: Sequence[Bars | Missing]
+    """By device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that a page shows."""
+
+    model: str
+    of: str
+    """What was traced, and between which devices it is split."""
+    devices: Sequence[str]
+    """Home, then the accelerators."""
+    arrays: Sequence[bool]
+    """By device: whether it is an array of multipliers, which has cycles and no roofline."""
+    policies: Table
+    sheets: Sequence[Sheet]
+    shown: int
+    """Which sheet comes up first."""
+    growth: Growth | Missing
+    notes: Sequence[str]
+    """What holds of all figures: coverage, policies that are left out and why."""
+
+
+def make_report(
+    partitions: Sequence[Partition],
+    *,
+    of: str,
+    headlines: Sequence[tuple[str, str]],
+    devices: Sequence[str],
+    times: Mapping[str, DeviceTime],
+    compared: Sequence[Comparison],
+    seen: Sequence[Sequence[Exposure]],
+    baseline: str,
+    shown: int,
+    reach: Reach,
+    notes: Sequence[str],
+) -> Report:
+    """Compose a report of policies on one trace; sequences are by policy, in one order.
+
+    ``headlines`` are (the sentence, what else is to be said); ``times`` are of the devices that
+    are described; ``shown`` is the policy that comes up first.
+    """
+    sheets = [
+        Sheet(
+            one.policy, headline, more, figures.flows(one), figures.by_layer(one),
+            figures.by_call(one), block(one),
+            [machines.roofline(one, device, times.get(device)) for device in devices],
+            [machines.cycles(one, device, times.get(device)) for device in devices],
+        )
+        for one, (headline, more) in zip(partitions, headlines, strict=True)
+    ]  # fmt: skip
+    arrays = [device in times and times[device].device.array is not None for device in devices]
+    return Report(
+        partitions[0].graph.meta.model, of, devices, arrays,
+        figures.policies_table(partitions, compared, seen, baseline), sheets, shown,
+        figures.growth(partitions, reach), notes,
+    )  # fmt: skip

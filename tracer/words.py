@@ -1,0 +1,42 @@
+"""How a figure is written for people. Units of bytes are powers of two and say so."""
+
+
+def mib(size: int) -> str:
+    """Bytes as MiB to four digits, the precision of the reference log."""
+    return f"{size / 2**20:.4f} MiB"
+
+
+def human(size: int) -> str:
+    """Bytes in the largest binary unit that leaves a number of one or more."""
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size >= 2**power:
+            return f"{size / 2**power:,.1f} {unit}"
+    return f"{size} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds to four digits, in a unit that leaves a number of one or more."""
+    if seconds >= 1000:
+        return f"{seconds:,.0f} s"
+    for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if seconds * scale >= 1 or not seconds:
+            return f"{seconds * scale:.4g} {unit}"
+    return f"{seconds * 1e9:.4g} ns"
+
+
+def rate(bytes_per_second: float) -> str:
+    """Bytes a second, in powers of ten as links are sold."""
+    for scale, unit in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
+        if bytes_per_second >= scale:
+            return f"{bytes_per_second / scale:.4g} {unit}"
+    return f"{bytes_per_second:.4g} B/s"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 call``, ``2 calls``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def covered(share: float) -> str:
+    """A coverage in percent, 100 only when nothing is left out."""
+    return f"{share if share == 1 else min(share, 0.999):.1%}"
