@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -83,6 +84,7 @@ class Grid:
     def id(self) -> str:
         """A hash of all that decides the rows, descriptions of devices and models among it."""
         told = {
+            "versions": [version(package) for package in ("cutedge", "torch", "transformers")],
             "subjects": [[s.phase, s.asked({}).identity, s.sizes] for s in self.subjects],
             "policies": [asdict(policy) for policy in self.policies],
             "wires": self.wires, "residencies": self.residencies, "time_limit": self.time_limit,

@@ -34,7 +34,7 @@ def _many(help: str, *names: str) -> Any:
 @command("cutedge sweep llama-3.2-1b --seq 64..4096 --policy min-cut --policy layers")
 def sweep(
     model: Annotated[
-        Texts, typer.Argument(metavar="MODEL...", help="As for trace, one or more.")
+        Texts, typer.Argument(metavar="MODEL", help="As for trace, one or more.")
     ] = None,
     grid: Annotated[
         Path | None,
