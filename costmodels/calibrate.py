@@ -186,7 +186,9 @@ def _number(where: str, name: str, text: str) -> float:
 def fit(log: Log, framing: Mapping[str, int] | None = None) -> Calibration:
     """The terms of a link from measured calls, and their ``framing`` where that was counted.
 
-    Noise is taken to grow with the seconds of a call, and slow outliers weigh less.
+    Noise is taken to grow with the seconds of a call, and slow outliers weigh less: the link is
+    that of a usual call. A log with ``framing`` is a whole run that was measured: there every
+    second counts alike, so that the run's total comes out.
     """
     columns = log.columns
     sent, received, seconds = (columns[name] for name in _REQUIRED)
@@ -203,16 +205,17 @@ def fit(log: Log, framing: Mapping[str, int] | None = None) -> Calibration:
     if "sent_seconds" in columns:
         fits = [
             _fit(log, f"{way}_seconds", columns[f"{way}_seconds"],
-                 {LATENCY: once, name: columns[way]}, warnings)
+                 {LATENCY: once, name: columns[way]}, warnings, whole=bool(framing))
             for way, name in (("sent", SENT), ("received", RECEIVED))
         ]  # fmt: skip
     else:
         name = "seconds" if packing is None else "seconds - serialise_seconds"
         wall = seconds if packing is None else seconds - packing
-        fits = [_fit(log, name, wall, {LATENCY: once, SENT: sent, RECEIVED: received}, warnings)]
+        terms = {LATENCY: once, SENT: sent, RECEIVED: received}
+        fits = [_fit(log, name, wall, terms, warnings, whole=bool(framing))]
     if packing is not None:
         packed = {SENT: sent, RECEIVED: received}
-        fits.append(_fit(log, "serialise_seconds", packing, packed, warnings))
+        fits.append(_fit(log, "serialise_seconds", packing, packed, warnings, whole=bool(framing)))
     figures, sources = _figures(log, fits, warnings)
     return Calibration(
         log.name, len(log.lines), tuple(fits), figures, sources, tuple(warnings), framing or {}
@@ -220,16 +223,17 @@ def fit(log: Log, framing: Mapping[str, int] | None = None) -> Calibration:
 
 
 def _fit(
-    log: Log, name: str, measured: Floats, terms: dict[str, Floats], warnings: list[str]
-) -> Fit:
+    log: Log, name: str, measured: Floats, terms: dict[str, Floats], warnings: list[str], *,
+    whole: bool,
+) -> Fit:  # fmt: skip
     """Weighted non-negative least squares of ``measured`` by ``terms``, one column each."""
     design = np.column_stack(list(terms.values()))
     # A call's own noise grows with it: without this, the longest calls would be all that counts.
     least = measured[measured > 0].min(initial=np.inf)
     own = 1 / np.maximum(measured, least if isfinite(least) else 1.0)
-    weights = own
+    weights = np.ones_like(own) if whole else own
     values = _solve(design, measured, weights)
-    for _ in range(_ROUNDS):
+    for _ in range(0 if whole else _ROUNDS):
         off = np.abs(measured - design @ values) * own
         spread = 1.4826 * np.median(off)  # of normal noise, its standard deviation
         if spread < 1e-12:  # as good as exact

@@ -59,18 +59,14 @@ def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> Fitte
     if not rows:
         raise InputError("no op was measured that does any work")
     flops, moved, seconds = np.array(rows, dtype=float).T
-    found = [
-        _fit(flops, moved, seconds, share, launch)
+    fits = [
+        values
         # Noise can make all that is moved look like launching: then there is none of that.
         for launch in (True, False) for share in _STARTS
+        for values in _fits(flops, moved, seconds, share, launch)
     ]  # fmt: skip
-    fits = [values for values in found if values[0] and values[1]]
     if not fits:
-        raise InputError(
-            "the measured ops do not tell computing from moving: measure a larger model or a "
-            "longer sequence, several --runs, or a policy that has both on the device"
-        )
-
+        raise InputError("the measured ops all compute, or all move: a device needs both")
     taken: list[Floats] = [
         np.maximum(flops * per_flop, moved * per_byte) + launch
         for per_flop, per_byte, launch in fits
@@ -84,24 +80,27 @@ def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> Fitte
     )  # fmt: skip
 
 
-def _fit(flops: Floats, moved: Floats, seconds: Floats, share: float, launch: bool) -> Floats:
-    """Seconds a FLOP, a byte and an op (none without ``launch``).
+def _fits(
+    flops: Floats, moved: Floats, seconds: Floats, share: float, launch: bool
+) -> Iterator[Floats]:
+    """Seconds a FLOP, a byte and an op (none without ``launch``), round by round.
 
-    To begin with, ``share`` of the ops are memory bound.
+    To begin with, ``share`` of the ops are memory bound. What says nothing of FLOPs or bytes is
+    left out.
     """
     once = np.full_like(seconds, launch)
     intensity = flops / np.maximum(moved, 1)
     computes = intensity > np.quantile(intensity, share)
-    values = np.zeros(3)
     for _ in range(_ROUNDS):
         design = np.column_stack([np.where(computes, flops, 0), np.where(computes, 0, moved), once])
         lengths = np.maximum(np.linalg.norm(design, axis=0), 1e-300)
         values = nnls(design / lengths, seconds)[0] / lengths
+        if values[0] and values[1]:
+            yield values
         again = flops * values[0] > moved * values[1]
         if (again == computes).all():
-            break
+            return
         computes = again
-    return values
 
 
 def write_device(found: FittedDevice, what: str, out: Path) -> None:

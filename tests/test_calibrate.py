@@ -13,7 +13,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from costmodels.calibrate import LATENCY, RECEIVED, SENT, Calibration, fit, read_log, write_link
+from costmodels.calibrate import (
+    LATENCY,
+    RECEIVED,
+    SENT,
+    Calibration,
+    Log,
+    fit,
+    read_log,
+    write_link,
+)
 from costmodels.links import Link, load_link, message_cost
 from tests.inprocess import invoke
 from tracer.errors import InputError
@@ -427,3 +436,21 @@ def test_only_calibrate_pays_for_scipy():
 def test_a_missing_column_is_an_input_error(log):
     with pytest.raises(InputError, match=r"calls\.csv, line 1: column 'seconds' is missing"):
         read_log(log([(1, 2)], ("sent", "received")))
+
+
+def test_of_a_whole_run_the_total_comes_out():
+    """Few large calls that take twice as much a byte: a usual call is small, the run is not."""
+    sent = np.array([1e6] * 40 + [1e8] * 8 + [2e6] * 20)
+    received = np.array([2e6] * 40 + [1e8] * 8 + [1e6] * 20)
+    seconds = 1e-9 * (sent + received) * np.where(sent > 1e7, 2, 1)
+    log = Log("run", tuple(range(len(sent))), {
+        "sent": sent, "received": received, "seconds": seconds,
+    })  # fmt: skip
+
+    def total(found):
+        each = {term.name: term.value or 0.0 for term in found.fits[0].terms}
+        taken = each[LATENCY] + each[SENT] * sent + each[RECEIVED] * received
+        return float(taken.sum() / seconds.sum())
+
+    assert total(fit(log)) < 0.8
+    assert total(fit(log, {"message": 24, "tensor": 24})) == pytest.approx(1, abs=0.1)

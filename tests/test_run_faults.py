@@ -473,9 +473,9 @@ def test_ending_verify_ends_all_of_it(
         if how == signal.SIGINT:
             assert (code, said) == (130, "")
         left = segments() - before
-        assert until(lambda: not any(map(is_alive, started)), 5), "a worker lives on"
-        assert until(lambda: not left & segments(), 5), "shared memory stays"
-        assert until(lambda: not os.listdir(verify.temp), 5), "a temporary folder stays"
+        assert until(lambda: not any(map(is_alive, started)), 30), "a worker lives on"
+        assert until(lambda: not left & segments(), 30), "shared memory stays"
+        assert until(lambda: not os.listdir(verify.temp), 30), "a temporary folder stays"
         assert not list(verify.out.glob("policy=*")), "a table of a run that has not ended"
     finally:
         verify.process.kill()
