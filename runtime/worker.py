@@ -4,6 +4,7 @@ It listens, and serves one run after another. Who connects proves that it knows 
 comes as text, buffers and constants as tensors; parameters are made or read here.
 """
 
+import atexit
 import ctypes
 import os
 import resource
@@ -11,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from select import select
@@ -31,12 +32,13 @@ SPARE_BYTES = 256 * 2**20
 
 def serve(
     listener: socket.socket, token: str, *, timeout: float = 300.0, memory_bytes: int | None = None,
-    once: bool = False,
+    once: bool = False, begun: Callable[[bytes], None] = lambda session: None,
 ) -> None:  # fmt: skip
     """Carry out runs for whoever connects and knows the token, one after another.
 
     ``memory_bytes`` is the most that weights may take, by default what is free. ``once`` ends with
-    the first run. What goes wrong in a run is said to the other end, and the next is waited for.
+    the first run, and ``begun`` is told what the shared memory of a run is called by. What goes
+    wrong in a run is said to the other end, and the next is waited for.
     """
     while True:
         channel = Channel(listener.accept()[0], "home", timeout=10.0)
@@ -44,7 +46,7 @@ def serve(
             role = welcome(channel, token)
             if role == "home":
                 channel.connection.settimeout(None)  # a home that dies is noticed at once
-                _Session(channel, listener, token, timeout, memory_bytes).run()
+                _Session(channel, listener, token, timeout, memory_bytes, begun).run()
         except RunError as error:
             with suppress(RunError):
                 channel.fail(str(error))
@@ -59,10 +61,10 @@ class _Session:
 
     def __init__(
         self, channel: Channel, listener: socket.socket, token: str, timeout: float,
-        memory_bytes: int | None,
+        memory_bytes: int | None, begun: Callable[[bytes], None] = lambda session: None,
     ) -> None:  # fmt: skip
         self.channel, self.listener, self.token = channel, listener, token
-        self.timeout, self.memory_bytes = timeout, memory_bytes
+        self.timeout, self.memory_bytes, self.begun = timeout, memory_bytes, begun
         self.peers: dict[str, Channel] = {}
         self.calls: dict[int, dict[str, Any]] = {}
         self.pushes: dict[tuple[int, str], list[int]] = {}
@@ -112,6 +114,7 @@ class _Session:
         start = time.perf_counter()
         self.name, self.wire_dtype = plan["name"], plan["wire_dtype"]
         self.channel.session = bytes.fromhex(plan["session"])
+        self.begun(self.channel.session)
         self.channel.carriage = Carriage(*plan["carriage"])
         torch.set_num_threads(plan["threads"] or torch.get_num_threads())
         work = _work(plan)
@@ -279,19 +282,26 @@ def main() -> None:
     """A worker that home has started: who home is, a listening socket, its timeout and memory."""
     home, number, timeout, *memory = sys.argv[1:]
     listener = socket.socket(fileno=int(number))
-    try:
-        _end_with(int(home))
-        serve(
-            listener, os.environ.pop("CUTEDGE_TOKEN"), timeout=float(timeout),
-            memory_bytes=int(memory[0]) if memory else None, once=True,
-        )  # fmt: skip
-    finally:  # what home would remove, if it were killed
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if listener.family == socket.AF_UNIX:
-            path = Path(listener.getsockname())
-            path.unlink(missing_ok=True)
-            with suppress(OSError):
-                path.parent.rmdir()
+    sessions: list[bytes] = []
+    # At exit and not in a finally, which the end of home would interrupt.
+    atexit.register(_clean, listener, sessions)
+    _end_with(int(home))
+    serve(
+        listener, os.environ.pop("CUTEDGE_TOKEN"), timeout=float(timeout),
+        memory_bytes=int(memory[0]) if memory else None, once=True, begun=sessions.append,
+    )  # fmt: skip
+
+
+def _clean(listener: socket.socket, sessions: Sequence[bytes]) -> None:
+    """Remove what home would, if it were killed: its socket and the shared memory of its run."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for session in sessions:
+        remove_segments(session)
+    if listener.family == socket.AF_UNIX:
+        path = Path(listener.getsockname())
+        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.parent.rmdir()
 
 
 def _end_with(parent: int) -> None:
