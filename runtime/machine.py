@@ -219,8 +219,9 @@ class Machine:
         return argument
 
 
-def read(how: Invocation) -> list[int]:
-    """The tensors that an invocation reads, in order, those with ``like`` left out."""
+def read(how: Invocation, *, likes: bool = False) -> list[int]:
+    """The tensors that an invocation reads, in order; with ``likes`` also those of which it takes
+    the shape and dtype alone."""
     found: list[int] = []
 
     def walk(argument: Any) -> None:
@@ -229,6 +230,8 @@ def read(how: Invocation) -> list[int]:
                 for part in argument:
                     walk(part)
             case {"value": tensor}:
+                found.append(tensor)
+            case {"like": tensor} if likes:
                 found.append(tensor)
 
     walk([*how.args, *how.kwargs.values()])

@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from partition.accounting import Traffic, steps_of
 from partition.placement import Placement
@@ -65,8 +64,6 @@ class Plan:
     calls: tuple[CallPlan, ...]
     home_ops: tuple[tuple[int, ...], ...]
     """By call, the ops that home runs before it; then those after the last one."""
-    inputs: tuple[int, ...]
-    """The tensors that home is given."""
     outputs: tuple[int, ...]
     """The results, which lie at home after the run; cached state is not among them."""
     crossing: Mapping[int, Spec] = field(default_factory=dict)
@@ -121,10 +118,6 @@ def make_plan(
     return Plan(
         home=devices.pop(home), accelerators=devices, calls=calls,
         home_ops=(*home_ops, tuple(pending)),
-        inputs=tuple(
-            t.id for op in graph.ops if op.kind is Kind.INPUT and not graph.is_everywhere(op.id)
-            for t in graph.outputs(op.id)
-        ),
         outputs=outputs,
         crossing={n: Spec(dtype, graph.tensors[n].shape) for n, dtype in wires.items()},
     )  # fmt: skip
@@ -163,7 +156,7 @@ def _device_plan(
             uses.update(needed)  # new rows of cached state: they are kept until it is worked out
             front += needed
     needed_ops = carried | set(everywhere.values())
-    involved = {t for op in needed_ops for t in _mentioned(invocations[op])}
+    involved = {t for op in needed_ops for t in read(invocations[op], likes=True)}
     involved |= {t.id for op in needed_ops for t in graph.outputs(op)} | resident | set(uses)
     roles = {t: graph.tensors[t].role for t in resident}
     return DevicePlan(
@@ -209,18 +202,3 @@ def _keeper(graph: OpGraph, placement: Placement, tensor: int) -> str:
             front += [t.id for t in graph.outputs(op)]
     makers = [placement.devices[t.op] for t in graph.flowing(made.op) if t.op is not None]
     return str(makers[0]) if makers else placement.home
-
-
-def _mentioned(how: Invocation) -> set[int]:
-    found = set(read(how))
-
-    def walk(argument: Any) -> None:
-        match argument:
-            case list():
-                for part in argument:
-                    walk(part)
-            case {"like": tensor}:
-                found.add(tensor)
-
-    walk([*how.args, *how.kwargs.values()])
-    return found
