@@ -1,11 +1,15 @@
 """How fast a sweep is: a million points, from formulas, against points done one by one.
 
-Five models, 100 lengths, 10 batches, 8 policies, 25 pairs of devices and links; traced before, as a
-second sweep of the same models finds them. Run it with ``make bench``; it prints and judges
-nothing. The yardstick is one point by itself, of a trace that is in memory.
+Five models in two phases, 50 lengths, 10 batches, 8 policies, 25 pairs of devices and links: cold,
+and with the models traced before. Then the questions of docs/guide/grids.md, and ten points drawn
+at random beside ``trace`` and ``partition``. Run it with ``make bench``; it prints and judges
+nothing, but stops where one of the ten differs. The yardstick is one point by itself, of a trace
+that is in memory.
 """
 
 import os
+import random
+import re
 import statistics
 import subprocess
 import sys
@@ -13,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -29,59 +34,88 @@ from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
 from tracer.serde import read_reach, read_trace
 
+BIN = Path(sys.executable).parent
+QUESTIONS = Path(__file__).parents[1] / "docs" / "guide" / "grids.md"
 GRID = """
 model = ["llama-3.2-1b", "tinyllama-1.1b", "qwen2.5-0.5b", "gpt2", "edge-10m"]
-seq = "16..1600:16"
+phase = ["prefill", "decode"]
+seq = "32..1600:32"
+past = "32..1600:32"
 batch = "1..10:1"
 policy = [
-    "all-home", "offload-linear", "fuse-attention", "flash-attention",
+    "all-home", "offload-linear", "fuse-attention", "host-chip",
     "min-cut-nonlinear-home", "min-cut-softmax-free", "min-cut-norm-home", "min-cut",
 ]
 pair = [
-    "tee-tdx+h100-cc", "tee-tdx+h200", "tee-tdx+mi300x", "tee-sgx+h100-sxm", "ryzen-7950x+a100-80g",
+    "tee-tdx+rtx-4090", "tee-tdx+h100-cc", "tee-sgx+h100-sxm", "ryzen-7950x+a100-80g",
+    "ryzen-7950x+chip-8x8",
 ]
 link = ["pcie5-x16-cc", "pcie5-x16", "pcie4-x16", "nvlink", "loopback"]
 """
-
-QUESTIONS = {
-    "points by model, policy, link": "SELECT model, policy, link, count(*), avg(run_seconds) "
-    "FROM sweep GROUP BY ALL",
-    "the best policy by length": "SELECT model, seq, arg_min(policy, run_seconds) FROM sweep "
-    "WHERE policy <> 'all-home' GROUP BY ALL",
-    "bytes a token": "SELECT model, policy, max(total_payload_bytes / (batch * seq)) FROM sweep "
-    "GROUP BY ALL",
-}
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "grid.toml").write_text(GRID, encoding="utf-8")
-        (folder / "warm.toml").write_text(
-            GRID.replace("16..1600:16", "16").replace("1..10:1", "1,2"), encoding="utf-8"
-        )
-        sweep(folder, "warm")
-        taken, user, peak = sweep(folder, "grid")
-        path = folder / "grid" / "**" / "*.parquet"
-        table = f"read_parquet('{path}', hive_partitioning = true)"
-        ((points,),) = duckdb.sql(f"SELECT count(*) FROM {table}").fetchall()
+        cold, _, _ = sweep(folder, "cold")
+        taken, user, peak = sweep(folder, "warm")
+        path = f"{folder / 'warm'}/**/sweep.parquet"
+        points = rows(f"SELECT count(*) AS points FROM '{path}'")[0]["points"]
         rate, memory = points / taken, peak / 2**20
-        print(f"\n{points:,} points: {taken:.1f} s, {user:.1f} s of processors")
+        print(f"\n{points:,} points: {taken:.1f} s, {user:.1f} s of processors; cold {cold:.1f} s")
         print(f"{rate:,.0f} a second; {memory:,.0f} MiB at most, all processes together")
         one = statistics.median(alone(folder) for _ in range(9))
         print(f"one by itself takes {one * 1000:.0f} ms: {one * points / user:,.0f} times as long")
-        for what, sql in QUESTIONS.items():
+        text = QUESTIONS.read_text(encoding="utf-8")
+        for what, sql in re.findall(r"^## (.*?)$.*?^```sql\n(.*?)^```$", text, re.M | re.S):
             start = time.perf_counter()
-            duckdb.sql(sql.replace("FROM sweep", f"FROM {table}")).fetchall()
-            print(f"{time.perf_counter() - start:6.2f} s  {what}")
+            found = rows(sql.replace("cutedge-out/many/**/sweep.parquet", path))
+            print(f"{time.perf_counter() - start:6.2f} s  {len(found):>3} rows  {what}")
+        for number in random.sample(range(points), 10):
+            check(rows(f"FROM '{path}' ORDER BY ALL LIMIT 1 OFFSET {number}")[0], folder)
+
+
+def rows(sql: str) -> list[dict[str, Any]]:
+    found = duckdb.sql(sql)
+    return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+
+
+def check(point: dict[str, Any], folder: Path) -> None:
+    """A point of the sweep by the commands that do one: what both have must be equal."""
+    size = "past" if point["phase"] == "decode" else "seq"
+    trace = [
+        "trace", point["model"], "--phase", point["phase"], "--batch", point["batch"],
+        f"--{size}", point[size], "--out", "point",
+    ]  # fmt: skip
+    partition = [
+        "partition", "--trace", "point", "--policy", point["policy"], "--home", point["home"],
+        "--accel", point["accelerator"], "--link", point["link"],
+    ]  # fmt: skip
+    subprocess.run(
+        [BIN / trace[0], *map(str, trace[1:])], cwd=folder, check=True, stdout=subprocess.DEVNULL
+    )
+    ran = subprocess.run([BIN / partition[0], *partition[1:]], cwd=folder, capture_output=True)
+    said = f"{point['model']} {point['policy']} {point['batch']} x {point[size]}"
+    if point["placed"] == "impossible":
+        assert ran.returncode == 1, said
+        print(f"impossible, and for partition too: {said}")
+        return
+    (found,) = rows(f"FROM '{folder}/point/policy={point['policy']}/**/summary.parquet'")
+    devices = {"home": point["home"], "accelerator": point["accelerator"]}
+    for part, device in devices.items():
+        found[f"{part}_resident_bytes"] = found["resident_bytes"].get(device, 0)
+        found[f"{part}_seconds"] = found["compute_seconds"].get(device)
+    found["cycles"] = sum(found["cycles"].values()) or None
+    both = point.keys() & found.keys()
+    different = {key: (point[key], found[key]) for key in both if point[key] != found[key]}
+    assert not different, f"{said}: {different}"
+    print(f"equal in {len(both)} columns: {said}, {found['total_payload_bytes']:,} bytes")
 
 
 def sweep(folder: Path, name: str) -> tuple[float, float, int]:
-    """(wall seconds, user seconds, most memory of all processes) of a sweep as a command."""
-    command = [
-        str(Path(sys.executable).parent / "cutedge"), "sweep", "--grid", f"{name}.toml", "--out",
-        name,
-    ]  # fmt: skip
+    """(wall seconds, user seconds, most memory of all processes) of a sweep into a folder."""
+    command = [str(BIN / "cutedge"), "sweep", "--grid", "grid.toml", "--out", name]
     environment = {**os.environ, "CUTEDGE_CACHE": str(folder / "cache")}
     start = time.perf_counter()
     process = psutil.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
@@ -120,7 +154,7 @@ def alone(folder: Path) -> float:
     """The seconds of one point of llama-3.2-1b, drawn at random, done by itself."""
     trace = folder / "one"
     if not trace.exists():
-        command = [Path(sys.executable).parent / "trace", "llama-3.2-1b", "--batch", "2"]
+        command = [BIN / "trace", "llama-3.2-1b", "--batch", "2"]
         subprocess.run(
             [*command, "--out", trace], cwd=folder, check=True, stdout=subprocess.DEVNULL
         )

@@ -213,14 +213,14 @@ def compared_on(
     from cli.show_split import Compared
     from partition.explain import compare_traffic
     from partition.ladder import exposure
-    from partition.problem import InfeasibleError
+    from partition.problem import InfeasibleError, NotFoundError
 
     made: dict[str, Partition] = {}
     impossible = dict(without)
     for name, rules in policies.items():
         try:
             made[name] = partition_of(graph, trace_id, rules, setting, machines)
-        except InfeasibleError as error:
+        except (InfeasibleError, NotFoundError) as error:
             if strict:
                 raise
             impossible[name] = str(error)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from costmodels.figures import rounded
 from costmodels.links import REQUIRED
 from tracer.errors import CutedgeError, InputError
 from tracer.files import write_whole
@@ -348,7 +349,7 @@ def _figures(
     sources: dict[str, str] = {}
 
     def add(key: str, value: float, what: str) -> None:
-        figures[key], sources[key] = value, f"{source}: {what}"
+        figures[key], sources[key] = rounded(value), f"{source}: {what}"
 
     packing = fits[-1] if "serialise_seconds" in log.columns else None
     apart = "sent_seconds" in log.columns

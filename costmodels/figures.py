@@ -43,6 +43,14 @@ class Figure:
         return f"a {'whole ' if self.whole else ''}number, {least} and at most {self.most:g}"
 
 
+def rounded(value: float) -> float:
+    """A fitted figure in nine digits: more are not in a measurement, and processors differ there.
+
+    A whole number stays one.
+    """
+    return type(value)(float(f"{value:.9g}"))
+
+
 def check_figure_keys(
     table: Mapping[str, Any],
     path: Path | str,

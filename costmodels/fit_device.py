@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from costmodels.figures import rounded
 from costmodels.flops import FREE
 from tracer.errors import CutedgeError, InputError
 from tracer.files import write_whole
@@ -74,9 +75,10 @@ def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> Fitte
     best = min(range(len(fits)), key=lambda n: float(np.square(taken[n] - seconds).sum()))
     values, fitted = fits[best], taken[best]
     dtypes = {str(op.dtype) for op in graph.ops if op.cost.flops and op.kind not in FREE}
+    flop, byte, launch = map(float, values)
     return FittedDevice(
-        len(rows), tuple(sorted(dtypes)), float(1 / values[0]), float(1 / values[1]),
-        float(values[2]), float(seconds.sum()), float(fitted.sum()),
+        len(rows), tuple(sorted(dtypes)), rounded(1 / flop), rounded(1 / byte), rounded(launch),
+        float(seconds.sum()), float(fitted.sum()),
     )  # fmt: skip
 
 

@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tracer.serde import TableError
+from tracer.serde import TableError, read_file
 
 
 def read_any(path: Path) -> pa.Table:
     """A table of any schema. Raises TableError where the file cannot be read."""
     try:
-        with path.open("rb") as source:  # a name would be tried as a URI first
-            return pq.ParquetFile(source).read()
+        return read_file(path)
     except (OSError, pa.ArrowException) as error:
         said = str(error).splitlines()[0]
         raise TableError(f"{path} cannot be read: {said}. Write it again.") from error
@@ -23,8 +21,7 @@ def read_any(path: Path) -> pa.Table:
 def csv(table: pa.Table) -> bytes:
     """A line a row, under a line of names; text is in quotes, null is empty.
 
-    Lists and maps are JSON text. (pyarrow's own writer knows neither, and leaves a thread behind
-    that may abort a process as it ends.)
+    Lists and maps are JSON text, for which pyarrow's own writer has no form.
     """
     rows = table.to_pylist(maps_as_pydicts="strict")
     lines = [table.column_names, *(row.values() for row in rows)]

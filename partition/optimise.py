@@ -18,7 +18,7 @@ from partition import Residency
 from partition.layers import cut_between_layers
 from partition.placement import Placement
 from partition.policy import Policy, allowed_by, apply_policy, free_ops, secret_tensors
-from partition.problem import Problem, payload_costs
+from partition.problem import NotFoundError, Problem, payload_costs
 from partition.solve import Solution, solve
 from tracer.errors import InputError
 from tracer.graph import OpGraph
@@ -108,7 +108,8 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     """Place every op of an annotated graph by a policy.
 
     Raises InputError where the policy is not for the setting (``obstacle``), InfeasibleError (it
-    names what cannot hold) where no placement meets the limits, and where none was found in time.
+    names what cannot hold) where no placement meets the limits, NotFoundError where none was found
+    in time.
     """
     fixed = apply_policy(graph, policy, home=setting.home, accelerators=setting.accelerators)
     if policy.objective is None:
@@ -121,7 +122,7 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     else:
         solution = solve(problem, time_limit=setting.time_limit)
     if solution.placement is None:
-        raise InputError(
+        raise NotFoundError(
             f"{policy.name}: no placement was found in {setting.time_limit:g} s: take a longer "
             "--time-limit or fewer limits"
         )

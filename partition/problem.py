@@ -86,6 +86,10 @@ class InfeasibleError(PlacementError):
     """No placement meets the limits of a problem; the message names those that cannot hold."""
 
 
+class NotFoundError(PlacementError):
+    """No placement was found in time; there may be one."""
+
+
 def allowed_devices(
     graph: OpGraph, home: str, accelerators: Sequence[str], pins: Mapping[int, str]
 ) -> tuple[tuple[str, ...], ...]:

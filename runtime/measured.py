@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from costmodels.calibrate import Log
 from tracer.errors import InputError
 from tracer.graph import TraceMeta
-from tracer.serde import make_tables, write_tables
+from tracer.serde import make_tables, read_file, write_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ def read_measured(path: Path) -> tuple[Log, dict[str, int]]:
     Raises InputError for a file that is no such table.
     """
     try:
-        table = pq.ParquetFile(path).read()
+        table = read_file(path)
         framing = {
             part: int((table.schema.metadata or {})[key.encode()]) for part, key in _FRAMING.items()
         }

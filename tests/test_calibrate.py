@@ -418,6 +418,15 @@ def test_warnings_go_to_stderr(here, log):
     assert not link.timed("send")
 
 
+def test_figures_have_no_digits_that_another_processor_would_not_find(log):
+    """A log 1e-13 off, as rounding differs: the same figures."""
+    found = [
+        fit(read_log(log((s, r, take(s, r) * off) for s, r in SIZES))).figures
+        for off in (1 - 1e-13, 1 + 1e-13)
+    ]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("name", ['a "quoted" \\ name', "line\nbreak", "del\x7f", "日本語 🎉"])
 def test_an_odd_name_of_a_log_is_quoted(log, tmp_path, name):
     path = log((s, r, take(s, r)) for s, r in SIZES).rename(tmp_path / f"{name}.csv")

@@ -21,5 +21,6 @@ def test_the_guide_builds_without_a_warning(tmp_path):
                  warningiserror=True)  # fmt: skip
     app.build()
     assert app.statuscode == 0
-    page = (tmp_path / "html" / "guide" / "cookbook.html").read_text(encoding="utf-8")
-    assert page.count("<h2>") == 15
+    for name in ("cookbook", "grids"):
+        page = (tmp_path / "html" / "guide" / f"{name}.html").read_text(encoding="utf-8")
+        assert page.count("<h2>") == 15

@@ -492,3 +492,20 @@ def test_policies_that_count_seconds_are_left_out_where_there_are_none(here):
     assert done.returncode == 0
     assert "without fastest: counts seconds" in done.stdout
     assert "\nfastest  " not in done.stdout
+
+
+def test_compare_goes_on_without_what_is_not_found_in_time(here, monkeypatch):
+    from partition import optimise
+
+    solve = optimise.solve
+    monkeypatch.setattr(optimise, "solve", lambda problem, time_limit: solve(problem, time_limit=0))
+    assert invoke("trace", "edge-10m", "--seq", "64").returncode == 0
+    devices = ["--home", "tee-tdx", "--accel", "rtx-4090", "--link", "pcie5-x16"]
+    # What is best in one place does not fit there.
+    small = ["--memory", "rtx-4090=16MiB", "--memory", "tee-tdx=40MiB"]
+    done = invoke("cutedge", "compare", *devices, *small)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "without fastest: fastest: no placement was found in 60 s" in done.stdout
+    alone = invoke("partition", "--policy", "fastest", *devices, *small)
+    assert (alone.returncode, alone.stdout) == (1, "")
+    assert "no placement was found in 60 s: take a longer --time-limit" in alone.stderr

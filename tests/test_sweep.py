@@ -38,6 +38,7 @@ from partition.sweeping.answers import (
     HERE,
     HOME,
     IMPOSSIBLE,
+    NOT_FOUND,
     Machine,
     Search,
 )
@@ -242,14 +243,17 @@ def devices_at(graph: OpGraph, policy: Policy, on: Machine, batch: int, seq: int
         return None
 
 
-def answers(graph: OpGraph, policy: Policy, on: Machine, batches: list[int], seqs: list[int]):
+def answers(
+    graph: OpGraph, policy: Policy, on: Machine, batches: list[int], seqs: list[int],
+    time_limit: float = 60.0,
+):  # fmt: skip
     pairs = [(batch, seq) for batch in batches for seq in seqs]
     columns = np.array(pairs, np.int64)
     none = np.zeros(len(pairs), np.int64)
     over = Over({"batch": columns[:, 0], "seq": columns[:, 1], "past": none, "source": none})
     start = resized(graph, *pairs[0])
     start = annotate(start) if on.devices else start
-    return pairs, Search(start, policy, over, "run", 60.0).answers(on, None)
+    return pairs, Search(start, policy, over, "run", time_limit).answers(on, None)
 
 
 @EXAMPLES
@@ -286,6 +290,14 @@ def test_the_answer_changes_where_costs_cross_and_is_proven_elsewhere():
 def test_what_is_no_polynomial_is_solved_at_every_size():
     _, found = answers(crossing("seq", "min(seq, 9)"), SOME, MACHINES[0], [1], [*range(2, 30)])
     assert set(found.placed) == {HERE}
+
+
+def test_what_is_not_found_in_time_says_so():
+    graph = crossing("seq*1024", "seq*1024")
+    on = machine("tee-tdx", "rtx-4090", "nvlink")
+    _, found = answers(graph, SOME, on, [1], [2**13, 2**23], time_limit=0.0)
+    assert found.placed == (HERE, NOT_FOUND)
+    assert list(found.which) == [0, -1]
 
 
 def test_what_does_not_fit_is_solved_there_or_impossible(tmp_path):

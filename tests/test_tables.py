@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from dataclasses import replace
@@ -669,3 +671,17 @@ def test_a_trace_that_cannot_be_used_is_named(traced, tmp_path, damage, says):
     with pytest.raises(TableError, match=says) as caught:
         read_trace(folder)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_process_that_has_read_a_table_ends_well(tmp_path):
+    """Arrow's threads let go of what they read late: where it was Python's, one in 20 aborted."""
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"id": list(range(100)), "of": [{"a": 1}] * 100}), path)
+    code = (
+        "import sys; from pathlib import Path; from tracer.serde import read_file;"
+        "read_file(Path(sys.argv[1])).to_pylist()"
+    )
+    for _ in range(150):
+        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")

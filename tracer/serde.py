@@ -158,17 +158,25 @@ def write_tables(
                 level.rmdir()
 
 
+def read_file(path: Path) -> pa.Table:
+    """All of a Parquet file. Raises OSError where it cannot be read, pa.ArrowException for damage.
+
+    Arrow opens it: a file or bytes of Python's, which its threads let go of late, would now and
+    then abort a process at its end.
+    """
+    with pa.OSFile(os.fsencode(path)) as source:  # a name would be tried as a URI first
+        return pq.ParquetFile(source).read()
+
+
 def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
     """A table and its file's metadata. Raises TableError naming the file when it cannot be used."""
     path = folder / f"{name}.parquet"
     try:
-        data = path.read_bytes()
+        table = read_file(path)
     except FileNotFoundError as error:
         raise TableError(f"{path} is missing: {folder} is not a whole trace. Run trace.") from error
-    except OSError as error:
-        raise TableError(f"{path} cannot be read: {error.strerror or error}. Run trace.") from error
-    try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
+    except PermissionError as error:
+        raise TableError(f"{path} may not be read: ask for the right, or run trace.") from error
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{path} is damaged: {str(error).splitlines()[0]}. Run trace.") from error
     metadata = {

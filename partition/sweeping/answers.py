@@ -33,7 +33,7 @@ from partition.layers import cut_between_layers
 from partition.optimise import Setting, place, problem_of
 from partition.placement import Placement
 from partition.policy import Policy, apply_policy
-from partition.problem import InfeasibleError, Problem, memory_of
+from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
 from partition.solve import solve
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
@@ -42,7 +42,8 @@ from tracer.reach import resized
 HOME, ACCELERATOR = "home", "accelerator"
 """What the two devices are called here, whatever they are."""
 
-FIXED, HERE, BETWEEN, IMPOSSIBLE = "fixed", "solved here", "as at both ends", "impossible"
+FIXED, HERE, BETWEEN = "fixed", "solved here", "as at both ends"
+IMPOSSIBLE, NOT_FOUND = "impossible", "not found in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +253,9 @@ class Search:
                 assert answer.solution is not None
                 found[n], placed[n] = tuple(answer.placement.devices), HERE
                 optimal[n] = answer.solution.proven
-            except InfeasibleError:
-                found[n], placed[n], optimal[n] = None, IMPOSSIBLE, None
+            except (InfeasibleError, NotFoundError) as error:
+                late = isinstance(error, NotFoundError)
+                found[n], placed[n], optimal[n] = None, NOT_FOUND if late else IMPOSSIBLE, None
         return _gathered(found, placed, optimal)
 
 
@@ -345,6 +347,9 @@ def _gathered(
 ) -> Answers:
     numbers: dict[Devices, int] = {}
     which = [-1 if one is None else numbers.setdefault(one, len(numbers)) for one in found]
-    how = [IMPOSSIBLE if one is None else how for one, how in zip(found, placed, strict=True)]
+    how = [
+        IMPOSSIBLE if one is None and how != NOT_FOUND else how
+        for one, how in zip(found, placed, strict=True)
+    ]
     best = [None if one is None else proven for one, proven in zip(found, optimal, strict=True)]
     return Answers(tuple(numbers), np.array(which, np.int64), tuple(how), tuple(best))
