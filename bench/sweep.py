@@ -1,10 +1,10 @@
 """How fast a sweep is: a million points, from formulas, against points done one by one.
 
-Five models in two phases, 50 lengths, 10 batches, 8 policies, 25 pairs of devices and links: cold,
-and with the models traced before. Then the questions of docs/guide/grids.md, and ten points drawn
-at random beside ``trace`` and ``partition``. Run it with ``make bench``; it prints and judges
-nothing, but stops where one of the ten differs. The yardstick is one point by itself, of a trace
-that is in memory.
+Five models, 100 lengths, 10 batches, 8 policies, 25 pairs of devices and links: cold, and with the
+models traced before. Then the same with half the lengths and decode too, for the questions of
+docs/guide/grids.md, and for ten points drawn at random that are done by ``trace`` and ``partition``
+as well. Run it with ``make bench``; it prints and judges nothing, but stops where one of the ten
+differs. The yardstick is one point by itself, of a trace that is in memory.
 """
 
 import os
@@ -38,33 +38,34 @@ BIN = Path(sys.executable).parent
 QUESTIONS = Path(__file__).parents[1] / "docs" / "guide" / "grids.md"
 GRID = """
 model = ["llama-3.2-1b", "tinyllama-1.1b", "qwen2.5-0.5b", "gpt2", "edge-10m"]
-phase = ["prefill", "decode"]
-seq = "32..1600:32"
-past = "32..1600:32"
+seq = "16..1600:16"
 batch = "1..10:1"
 policy = [
     "all-home", "offload-linear", "fuse-attention", "host-chip",
     "min-cut-nonlinear-home", "min-cut-softmax-free", "min-cut-norm-home", "min-cut",
 ]
 pair = [
-    "tee-tdx+rtx-4090", "tee-tdx+h100-cc", "tee-sgx+h100-sxm", "ryzen-7950x+a100-80g",
-    "ryzen-7950x+chip-8x8",
+    "tee-tdx+h100-cc", "tee-tdx+h200", "tee-tdx+mi300x", "tee-sgx+h100-sxm", "ryzen-7950x+a100-80g",
 ]
 link = ["pcie5-x16-cc", "pcie5-x16", "pcie4-x16", "nvlink", "loopback"]
 """
+BOTH = GRID.replace(
+    'seq = "16..1600:16"',
+    'phase = ["prefill", "decode"]\nseq = "32..1600:32"\npast = "32..1600:32"',
+)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "grid.toml").write_text(GRID, encoding="utf-8")
-        cold, _, _ = sweep(folder, "cold")
-        taken, user, peak = sweep(folder, "warm")
-        path = f"{folder / 'warm'}/**/sweep.parquet"
-        points = rows(f"SELECT count(*) AS points FROM '{path}'")[0]["points"]
-        rate, memory = points / taken, peak / 2**20
-        print(f"\n{points:,} points: {taken:.1f} s, {user:.1f} s of processors; cold {cold:.1f} s")
-        print(f"{rate:,.0f} a second; {memory:,.0f} MiB at most, all processes together")
+        for name, grid in (("cold", GRID), ("warm", GRID), ("both", BOTH)):
+            (folder / "grid.toml").write_text(grid, encoding="utf-8")
+            taken, user, peak = sweep(folder, name)
+            path = f"{folder}/{name}/**/sweep.parquet"
+            points = rows(f"SELECT count(*) AS points FROM '{path}'")[0]["points"]
+            rate, memory = points / taken, peak / 2**20
+            print(f"{name}: {points:,} points in {taken:.1f} s, {user:.1f} s of processors")
+            print(f"  {rate:,.0f} a second; {memory:,.0f} MiB at most, all processes together")
         one = statistics.median(alone(folder) for _ in range(9))
         print(f"one by itself takes {one * 1000:.0f} ms: {one * points / user:,.0f} times as long")
         text = QUESTIONS.read_text(encoding="utf-8")
@@ -89,18 +90,23 @@ def check(point: dict[str, Any], folder: Path) -> None:
         f"--{size}", point[size], "--out", "point",
     ]  # fmt: skip
     partition = [
-        "partition", "--trace", "point", "--policy", point["policy"], "--home", point["home"],
+        "partition", "point", "--policy", point["policy"], "--home", point["home"],
         "--accel", point["accelerator"], "--link", point["link"],
     ]  # fmt: skip
-    subprocess.run(
-        [BIN / trace[0], *map(str, trace[1:])], cwd=folder, check=True, stdout=subprocess.DEVNULL
-    )
-    ran = subprocess.run([BIN / partition[0], *partition[1:]], cwd=folder, capture_output=True)
+
+    def command(*words: Any) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [BIN / words[0], *map(str, words[1:])], cwd=folder, capture_output=True
+        )  # fmt: skip
+
+    assert command(*trace).returncode == 0
+    ran = command(*partition)
     said = f"{point['model']} {point['policy']} {point['batch']} x {point[size]}"
     if point["placed"] == "impossible":
         assert ran.returncode == 1, said
         print(f"impossible, and for partition too: {said}")
         return
+    assert ran.returncode == 0, f"{said}: {ran.stderr.decode()}"
     (found,) = rows(f"FROM '{folder}/point/policy={point['policy']}/**/summary.parquet'")
     devices = {"home": point["home"], "accelerator": point["accelerator"]}
     for part, device in devices.items():

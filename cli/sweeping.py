@@ -334,6 +334,9 @@ def _programs(subject: "Subject") -> "tuple[list[Program], tuple[str, ...], bool
 
 Result = TypeVar("Result")
 
+_IDLE_SECONDS = 30
+"""An idle local process ends after that: where its sweep was killed, nothing else ends it."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
@@ -410,7 +413,7 @@ class _Engine:
                     open_.callback(ray.shutdown)
                     register_ray()
                 else:
-                    options["n_jobs"] = jobs
+                    options |= {"n_jobs": jobs, "idle_worker_timeout": _IDLE_SECONDS}
             except ImportError as error:
                 raise InputError(
                     f"--engine {self.name} needs what is not installed ({error}): pip install "

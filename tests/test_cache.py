@@ -88,6 +88,8 @@ HYBRID = {
                      [(1, 1, 24), (1, 1, 100)], marks=pytest.mark.slow),
         pytest.param(WINDOWED, {"phase": "decode"}, (2, 1, 60), [(3, 1, 60)],
                      [(2, 1, 61), (2, 1, 10)], marks=pytest.mark.slow),
+        (preset("gpt2") | {"n_layer": 2}, {"phase": "decode"}, (1, 1, 100),
+         [(1, 1, 1024), (1, 1, 1600)], []),  # it has 1024 positions
         (preset("llama-3.2-1b") | SHORT, {}, (1, 16, 64), [(1, 20, 99)], [(1, 1, 64)]),
     ],
 )  # fmt: skip

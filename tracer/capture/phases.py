@@ -178,6 +178,8 @@ class Task:
             yield self.sizes
             return
         ends = {name: (least, most) for name, least, most in self.alike(way)}
+        if "past" in way.bounds:  # a run over a cache keeps to the positions
+            ends["past"] = (ends["past"][0], min(ends["past"][1], way.bounds["past"][1]))
         for scale, steps in product((1, 4, 16, 64, 256), SAMPLES):
             sizes = dict(self.sizes)
             for name in way.bounds:
@@ -200,6 +202,8 @@ class Task:
             beyond = self.sizes["past"] >= self.window
             least, most = bounds["past"]
             bounds["past"] = (self.window, most) if beyond else (least, self.window - 1)
+        if "past" in symbols and self.positions and bounds["past"][1] == symbols["past"][1]:
+            bounds["past"] = (bounds["past"][0], UNLIMITED)
         return tuple((name, *ends) for name, ends in bounds.items())
 
     def refusal(self, failure: Untraceable, overrides: Mapping[str, Any]) -> CutedgeError:
