@@ -65,6 +65,7 @@ bench: $(READY)
 	$(BIN)/python bench/costs.py
 	$(BIN)/python bench/placement.py
 	$(BIN)/python bench/sweep.py
+	$(BIN)/python bench/report.py
 	$(BIN)/python bench/transports.py
 	$(BIN)/python bench/torch_partitioners.py
 

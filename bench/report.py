@@ -1,0 +1,79 @@
+"""How fast the page of a report opens: 126 layers beside one of 2, in a real Chromium.
+
+For each the seconds until the last chart is drawn, then until another policy is, and the longest
+that the page did not answer meanwhile. Run it with ``make bench``; it prints and judges nothing.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+BIN = Path(sys.executable).parent
+MACHINES = ["--home", "tee-tdx", "--accel", "h200", "--link", "pcie5-x16-cc"]
+POLICIES = ["offload-linear", "fuse-attention", "flash-attention", "host-chip", "all-home"]
+WATCH = """
+window.longest = 0;
+new PerformanceObserver(list => list.getEntries().forEach(
+    entry => { window.longest = Math.max(window.longest, entry.duration); }
+)).observe({entryTypes: ["longtask"]});
+"""
+
+
+def main() -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as engine:
+        folder = Path(name)
+        browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        opened(browser, page_of(folder, "edge-10m"))  # what starting a browser takes
+        for model, *more in (
+            ["llama-3.1-405b", "--set", "num_hidden_layers=2"],
+            ["llama-3.1-405b"],
+        ):
+            page = page_of(folder, model, *more)
+            drawn, switched, longest = opened(browser, page)
+            print(
+                f"{' '.join([model, *more])}: {page.stat().st_size / 2**20:.1f} MiB, drawn in "
+                f"{drawn:.2f} s, another policy in {switched:.2f} s, at most {longest:.2f} s busy"
+            )
+        browser.close()
+
+
+def page_of(folder: Path, *model: str) -> Path:
+    page = folder / "report.html"
+    policies = [word for policy in POLICIES for word in ("--policy", policy)]
+    for command in (
+        ["trace", *model, "--seq", "1024", "--out", "trace"],
+        ["cutedge", "report", "trace", *MACHINES, *policies, "--out", page],
+    ):
+        subprocess.run(
+            [BIN / command[0], *command[1:]], cwd=folder, check=True, capture_output=True
+        )  # fmt: skip
+    return page
+
+
+def opened(browser: Browser, path: Path) -> tuple[float, float, float]:
+    """(seconds until all is drawn, until another policy is, the longest task)."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.add_init_script(WATCH)
+    start = time.perf_counter()
+    page.goto(path.as_uri())
+    page.wait_for_function("document.documentElement.dataset.drawn")
+    drawn = time.perf_counter() - start
+    start = time.perf_counter()
+    page.select_option("#policy", label="host-chip")
+    page.wait_for_function(
+        "document.querySelector('#draw-block').textContent.includes('host-chip')"
+    )
+    switched = time.perf_counter() - start
+    longest: float = page.evaluate("longest")
+    page.close()
+    return drawn, switched, longest / 1000
+
+
+if __name__ == "__main__":
+    main()
