@@ -64,16 +64,17 @@ HYBRID = {
         # (batch, seq[, past]): other sizes that the trace reaches, and some that it does not
         (preset("llama-3.2-1b") | SHORT, {}, (1, 32),
          [(1, 2), (1, 131073)], [(2, 32), (1, 1)]),
-        (preset("llama-3.2-1b") | SHORT, {"logits": "all", "attn": "sdpa"}, (3, 32),
-         [(2, 16)], [(1, 32), (3, 1)]),
+        pytest.param(preset("llama-3.2-1b") | SHORT, {"logits": "all", "attn": "sdpa"}, (3, 32),
+                     [(2, 16)], [(1, 32), (3, 1)], marks=pytest.mark.slow),
         (preset("gpt2") | {"n_layer": 2}, {"dtype": "bfloat16"}, (1, 700),
          [(1, 32), (1, 1500)], [(5, 700)]),
-        (preset("bert-base") | SHORT, {}, (2, 600), [(2, 32), (4, 512)], [(1, 600)]),
+        pytest.param(preset("bert-base") | SHORT, {}, (2, 600), [(2, 32), (4, 512)], [(1, 600)],
+                     marks=pytest.mark.slow),
         pytest.param(preset("llama-3.2-1b"), {"overrides": {"num_key_value_heads": 4}},
                      (1, 32), [(1, 333)], [], marks=pytest.mark.slow),
         pytest.param(preset("qwen2.5-3b") | SHORT, {"full": True}, (1, 32), [(1, 333)], [],
                      marks=pytest.mark.slow),
-        (WINDOWED, {}, (1, 16), [(1, 23), (1, 40)], []),
+        pytest.param(WINDOWED, {}, (1, 16), [(1, 23), (1, 40)], [], marks=pytest.mark.slow),
         pytest.param(WINDOWED, {"attn": "sdpa"}, (1, 16), [(1, 23), (1, 2)], [(1, 24), (1, 40)],
                      marks=pytest.mark.slow),
         pytest.param(WINDOWED, {"attn": "sdpa"}, (1, 40), [(1, 24), (1, 77)], [(1, 23), (1, 2)],
@@ -90,7 +91,8 @@ HYBRID = {
                      [(2, 1, 61), (2, 1, 10)], marks=pytest.mark.slow),
         (preset("gpt2") | {"n_layer": 2}, {"phase": "decode"}, (1, 1, 100),
          [(1, 1, 1024), (1, 1, 1600)], []),  # it has 1024 positions
-        (preset("llama-3.2-1b") | SHORT, {}, (1, 16, 64), [(1, 20, 99)], [(1, 1, 64)]),
+        pytest.param(preset("llama-3.2-1b") | SHORT, {}, (1, 16, 64), [(1, 20, 99)], [(1, 1, 64)],
+                     marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_trace_at_other_sizes_is_what_a_fresh_capture_is(
@@ -428,6 +430,7 @@ def test_the_command_imports_no_torch_for_what_it_has_seen(place, tmp_path):
         assert (found / name).read_bytes() == (other / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_option_is_of_the_key(place, tmp_path, monkeypatch):
     def cached(*options):
         done = invoke("trace", "edge-10m", "--seq", "24", "--json", *options)

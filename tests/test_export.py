@@ -424,6 +424,7 @@ def test_graphml_is_read_back_by_networkx_as_it_was(placed: bool) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_dot_is_read_back_by_pydot_as_it_was(tmp_path: Path) -> None:
     import pydot

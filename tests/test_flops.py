@@ -199,6 +199,7 @@ def test_parameters(traced, name, total):
     assert sum(t.numel for t in owners) == total
 
 
+@pytest.mark.slow
 def test_qwen15_parameters_are_those_of_the_document(traced):
     """Gi parameters of the decoder's linears (q/k/v with bias), to the digits of the document."""
     text = (REFERENCE / "roofline_qwen15_rtx4090.csv").read_text(encoding="utf-8")

@@ -4,8 +4,16 @@ import pytest
 
 from tests.readme import GUIDE, ROOT, blocks
 
+LONG = ("commands", "grids")
 
-@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.stem)
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=pytest.mark.slow if page.stem in LONG else ())
+        for page in GUIDE
+    ],
+)
 def test_every_command_and_query_prints_what_the_page_shows(tmp_path_factory, page):
     shown = list(blocks(page.read_text(encoding="utf-8"), tmp_path_factory.mktemp("page")))
     assert len(shown) > 1

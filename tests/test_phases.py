@@ -73,7 +73,7 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("past", [3, 12])
+@pytest.mark.parametrize("past", [pytest.param(3, marks=pytest.mark.slow), 12])
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_is_that_of_a_real_run(kind, past):
     """A real model, prefilled and stepped once on the CPU: every tensor of its cache."""
@@ -115,8 +115,9 @@ FILLING = {"seq": 16, "cache": True}
 
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [("llama", DECODE), ("mamba2", DECODE), ("llama", FILLING),
-     *(pytest.param("gemma2", sizes, marks=pytest.mark.slow) for sizes in (DECODE, FILLING))],
+    [("llama", DECODE),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+         ("mamba2", DECODE), ("llama", FILLING), ("gemma2", DECODE), ("gemma2", FILLING)))],
 )  # fmt: skip
 def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind, sizes):
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 8}

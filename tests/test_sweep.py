@@ -366,7 +366,7 @@ def test_points_are_those_of_trace_and_partition(tmp_path, monkeypatch):
     assert told["rows"] == 4 * (7 + 1) * 2 * 2 * 2 * 3 == sum(told["placed"].values())
     rows = rows_of("data/**/*.parquet")
     assert len(rows) == len({tuple(row.values()) for row in rows}) == told["rows"]
-    for point in random.Random(7).sample(rows, 10):
+    for point in random.Random(7).sample(rows, 5):
         sizes = ["--past", point["past"]] if point["phase"] == "decode" else ["--seq", point["seq"]]
         traced = invoke(
             "trace", "edge-10m", "--phase", point["phase"], "--batch", str(point["batch"]),
@@ -450,6 +450,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path, undisturbed):
     assert len(kept) == len(before) - 1, "what was whole was made again"
 
 
+@pytest.mark.slow
 def test_dask_gives_the_same_though_a_worker_is_killed(tmp_path, undisturbed):
     from distributed import LocalCluster
 
@@ -493,6 +494,7 @@ def test_two_sweeps_do_not_write_to_one_place(tmp_path, monkeypatch):
     assert (done.returncode, "another sweep is writing to data" in done.stderr) == (1, True)
 
 
+@pytest.mark.slow
 def test_sizes_that_are_another_program_are_traced_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = sweep("edge-10m", "--batch", "1,2,3", "--seq", "1,2,8,1000", "--out", "data")
