@@ -111,6 +111,8 @@ def verify(
     from costmodels.flops import annotate
     from partition.policy import load_policy
     from partition.tables import remove_stale, write_partition
+    from runtime.verify import judge, unsplit
+    from runtime.weights import given_numbers
     from runtime.wire import Carriage
     from tracer.serde import write_reach, write_trace
 
@@ -145,7 +147,7 @@ def verify(
         "seed": seed, "spread": runnable.spread,
         **({"checkpoint": str(weights.resolve())} if weights else {}),
     }  # fmt: skip
-    given = _inputs(graph, seed)
+    given = given_numbers(graph, seed)
     measured = []
     for one in made:
         with _progress(one) as progress:
@@ -155,9 +157,11 @@ def verify(
                     machines.memory_bytes, progress,
                 )
             )  # fmt: skip
-    verdicts = _judged(
-        graph, runnable, made, measured, given, numbers, wire_dtype, machines.home
-    )  # fmt: skip
+    reference = unsplit(graph, runnable, given, numbers, machines.home)
+    verdicts = [
+        judge(graph, one.traffic, found, reference, wire_dtype)
+        for one, found in zip(made, measured, strict=True)
+    ]
     files = []
     for one, found in zip(made, measured, strict=True):
         files.append(_write(graph, trace_id, one, found, write_partition(one, folder)))
@@ -188,26 +192,6 @@ def _addresses(
         raise InputError(f"--worker: put the workers' token, {LEAST_TOKEN} characters or more, "
                          f"into {TOKEN}")  # fmt: skip
     return found
-
-
-def _inputs(graph: "OpGraph", seed: int) -> dict[int, Any]:
-    """Numbers for what home is given, by tensor; token ids that every embedding has a row for."""
-    from runtime.weights import inputs
-    from runtime.wire import Spec
-    from tracer.graph import Kind, Role
-
-    rows = [
-        tensor.shape[0]
-        for op in graph.ops if op.kind is Kind.EMBEDDING
-        for tensor in graph.inputs(op.id) if tensor.role is Role.PARAMETER
-    ]  # fmt: skip
-    return {
-        tensor.id: inputs(
-            tensor.name, Spec(tensor.dtype, tensor.shape), seed, min(rows, default=2)
-        )
-        for op in graph.ops if op.kind is Kind.INPUT and not graph.is_everywhere(op.id)
-        for tensor in graph.outputs(op.id)
-    }  # fmt: skip
 
 
 @contextmanager
@@ -260,48 +244,6 @@ def _run(
         )  # fmt: skip
         measured = [loaded.run(given, progress) for _ in range(runs)]
     return min(measured, key=lambda run: run.seconds)
-
-
-def _judged(
-    graph: "OpGraph", runnable: "Runnable", made: "Sequence[Partition]",
-    measured: "Sequence[Measured]", given: Mapping[int, Any], numbers: Mapping[str, Any],
-    wire_dtype: str | None, home: str,
-) -> "list[Verdict]":  # fmt: skip
-    """Each run beside its prediction, and beside what the model's own code makes unsplit."""
-    from runtime.machine import is_memory
-    from runtime.verify import judge
-    from runtime.weights import numbers_of
-    from runtime.wire import Spec
-    from runtime.worker import state_numbers
-    from tracer.graph import Kind, Role
-
-    by_name = {tensor.name: tensor for tensor in graph.tensors if tensor.op is None}
-    make = numbers_of(numbers)
-
-    def parameter(name: str) -> Any:
-        return make(name, Spec(by_name[name].dtype, by_name[name].shape))
-
-    whole = {graph.tensors[tensor].name: value for tensor, value in given.items()}
-    for op in graph.ops:
-        for tensor in graph.outputs(op.id):
-            if op.kind is Kind.INPUT and tensor.role is Role.KV_CACHE:
-                spec = Spec(tensor.dtype, tensor.shape)
-                whole[tensor.name] = state_numbers(tensor.name, spec, numbers)
-    try:
-        reference = runnable.unsplit(whole, parameter)
-    except (MemoryError, RuntimeError) as error:
-        if not is_memory(error):
-            raise
-        raise VerifyError(
-            f"{graph.meta.model} as a whole has no room in {home}'s memory, to compare the answer"
-        ) from error
-    results = graph.inputs(len(graph.ops) - 1)
-    names = [tensor.label or tensor.name for tensor in results]
-    states = [tensor.id for tensor in results if tensor.role is Role.KV_CACHE]
-    return [
-        judge(one.traffic, found, reference, names, states, wire_dtype)
-        for one, found in zip(made, measured, strict=True)
-    ]
 
 
 def _write(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tracer.serde import TableError, read_file
+from tracer.serde import TableError, read_file, unreadable
 
 
 def read_any(path: Path) -> pa.Table:
@@ -14,8 +14,7 @@ def read_any(path: Path) -> pa.Table:
     try:
         return read_file(path)
     except (OSError, pa.ArrowException) as error:
-        said = str(error).splitlines()[0]
-        raise TableError(f"{path} cannot be read: {said}. Write it again.") from error
+        raise TableError(f"{path} {unreadable(error)}. Write it again.") from error
 
 
 def csv(table: pa.Table) -> bytes:

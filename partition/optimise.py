@@ -123,7 +123,7 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
         solution = solve(problem, time_limit=setting.time_limit)
     if solution.placement is None:
         raise NotFoundError(
-            f"{policy.name}: no placement was found in {setting.time_limit:g} s: take a longer "
+            f"no placement was found in {setting.time_limit:g} s: take a longer "
             "--time-limit or fewer limits"
         )
     proof = "the optimum" if solution.proven else "the best found"
@@ -264,7 +264,8 @@ def prices(
 ) -> list[Price]:
     """The price of each rule that pins ops: the optimum, less the optimum without the rule.
 
-    ``solution`` is that of the policy; without one there is nothing to price.
+    ``solution`` is that of the policy; without one there is nothing to price. A rule without which
+    nothing is found in time has no price.
     """
     if solution is None or solution.objective is None:
         return []
@@ -276,7 +277,10 @@ def prices(
         freed = replace(rule, place="free")
         rules = (*policy.rules[:number], freed, *policy.rules[number + 1 :])
         freer = replace(policy, rules=rules)
-        without = place(graph, freer, setting)
+        try:
+            without = place(graph, freer, setting)
+        except NotFoundError:  # of a problem with more choice, in the same time
+            continue
         assert without.solution is not None
         pinned = len(free_ops(graph, freer) - free)
         found.append(

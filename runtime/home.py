@@ -101,10 +101,10 @@ def workers(
             channel = Channel(socket.socket(family), f"worker {name}", timeout, session=session)
             stack.callback(channel.close)
             found[name] = Worker(name, channel, int(family), address, process)
-            with _explained(found[name], "greeting it"):
+            with _explained(found[name], "connecting"):
                 channel.connect(address)
         for worker in found.values():  # all of them are starting
-            with _explained(worker, "greeting it"):
+            with _explained(worker, "connecting"):
                 greet(worker.channel, own, "home")
         yield found
         for worker in found.values():

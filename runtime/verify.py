@@ -3,11 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import torch
 
 from partition.accounting import Traffic
+from runtime import RunError
 from runtime.home import Measured
+from runtime.machine import is_memory
+from runtime.weights import numbers_of, state_numbers
+from runtime.wire import Spec
+from tracer.capture.runnable import Runnable
+from tracer.graph import Kind, OpGraph, Role
 
 _COMPARED = (
     "sent_payload_bytes", "sent_wire_bytes", "received_payload_bytes", "received_wire_bytes",
@@ -46,15 +53,47 @@ class Verdict:
         return self.max_abs_difference <= self.tolerance
 
 
-def judge(
-    traffic: Traffic, measured: Measured, reference: Sequence[torch.Tensor],
-    names: Sequence[str], states: Sequence[int], wire_dtype: str | None,
-) -> Verdict:  # fmt: skip
-    """Set a run beside its prediction.
+def unsplit(
+    graph: OpGraph, runnable: Runnable, given: Mapping[int, torch.Tensor],
+    weights: Mapping[str, Any], home: str,
+) -> Sequence[torch.Tensor]:  # fmt: skip
+    """What the model's own code makes of the inputs, all at home: its results, then its state.
 
-    ``reference`` are the unsplit model's results, then its state; ``names`` are theirs, ``states``
-    the tensors of the latter. State that no device has kept is left out.
+    Raises RunError where there is no room for the whole model.
     """
+    by_name = {tensor.name: tensor for tensor in graph.tensors if tensor.op is None}
+    make = numbers_of(weights)
+
+    def parameter(name: str) -> torch.Tensor:
+        return make(name, Spec(by_name[name].dtype, by_name[name].shape))
+
+    whole = {graph.tensors[tensor].name: value for tensor, value in given.items()}
+    for op in graph.ops:
+        for tensor in graph.outputs(op.id):
+            if op.kind is Kind.INPUT and tensor.role is Role.KV_CACHE:
+                spec = Spec(tensor.dtype, tensor.shape)
+                whole[tensor.name] = state_numbers(tensor.name, spec, weights)
+    try:
+        return runnable.unsplit(whole, parameter)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        raise RunError(
+            f"{graph.meta.model} as a whole has no room in {home}'s memory, to compare the answer"
+        ) from error
+
+
+def judge(
+    graph: OpGraph, traffic: Traffic, measured: Measured, reference: Sequence[torch.Tensor],
+    wire_dtype: str | None,
+) -> Verdict:  # fmt: skip
+    """Set a run beside its prediction, and its answer beside ``reference``, what is ``unsplit``.
+
+    State that no device has kept is left out.
+    """
+    last = graph.inputs(len(graph.ops) - 1)
+    names = [tensor.label or tensor.name for tensor in last]
+    states = [tensor.id for tensor in last if tensor.role is Role.KV_CACHE]
     unequal = [*_unequal(traffic, measured)]
     results = measured.results
     pairs = list(zip(names, results, reference, strict=False))

@@ -14,6 +14,7 @@ import torch
 
 from runtime import RunError
 from runtime.wire import Spec
+from tracer.graph import Kind, OpGraph, Role
 
 Numbers = Callable[[str, Spec], torch.Tensor]
 """(name, what it must be) -> the tensor."""
@@ -57,6 +58,25 @@ def inputs(name: str, spec: Spec, seed: int, rows: int) -> torch.Tensor:
     start = hashlib.sha256(f"{seed}:input {name}".encode()).digest()[:8]
     generator = torch.Generator().manual_seed(int.from_bytes(start, "little") >> 1)
     return torch.randint(rows, spec.shape, dtype=dtype, generator=generator)
+
+
+def state_numbers(name: str, spec: Spec, weights: Mapping[str, Any]) -> torch.Tensor:
+    """Cached state before the run: random, and the same wherever it is made."""
+    return inputs(name, spec, int(weights.get("seed", 0)), 1)
+
+
+def given_numbers(graph: OpGraph, seed: int) -> dict[int, torch.Tensor]:
+    """Numbers for what home is given, by tensor; token ids that every embedding has a row for."""
+    rows = [
+        tensor.shape[0]
+        for op in graph.ops if op.kind is Kind.EMBEDDING
+        for tensor in graph.inputs(op.id) if tensor.role is Role.PARAMETER
+    ]  # fmt: skip
+    return {
+        tensor.id: inputs(tensor.name, Spec(tensor.dtype, tensor.shape), seed, min(rows, default=2))
+        for op in graph.ops if op.kind is Kind.INPUT and not graph.is_everywhere(op.id)
+        for tensor in graph.outputs(op.id)
+    }  # fmt: skip
 
 
 class Checkpoint:

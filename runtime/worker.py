@@ -22,7 +22,7 @@ import torch
 
 from runtime import RunError
 from runtime.machine import Machine, Work, in_words, is_memory
-from runtime.weights import inputs, numbers_of
+from runtime.weights import numbers_of, state_numbers
 from runtime.wire import Carriage, Channel, Moved, Spec, greet, remove_segments, welcome
 from tracer.program import Invocation, Sharing
 
@@ -258,11 +258,6 @@ def take_in(
         if not is_memory(error):
             raise
         raise RunError(f"there is no memory for its {needed:,} bytes of weights") from error
-
-
-def state_numbers(name: str, spec: Spec, weights: Mapping[str, Any]) -> torch.Tensor:
-    """Cached state before the run: random, and the same wherever it is made."""
-    return inputs(name, spec, int(weights.get("seed", 0)), 1)
 
 
 def peak_memory_bytes() -> int:

@@ -1,5 +1,6 @@
 """What is exported for Model Explorer, opened in Model Explorer."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -33,7 +34,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with (tmp_path / "said").open("w") as said, subprocess.Popen(
         [BIN / command[0], *command[1:], "--no_open_in_browser", f"--port={port}",
          "--host=127.0.0.1"],
-        stdout=said, stderr=said,
+        stdout=said, stderr=said, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     ) as server:  # fmt: skip
         try:
             for _ in range(240):  # the address is said once it listens, later on a busy machine

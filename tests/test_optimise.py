@@ -505,7 +505,7 @@ def test_compare_goes_on_without_what_is_not_found_in_time(here, monkeypatch):
     small = ["--memory", "rtx-4090=16MiB", "--memory", "tee-tdx=40MiB"]
     done = invoke("cutedge", "compare", *devices, *small)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "without fastest: fastest: no placement was found in 60 s" in done.stdout
+    assert "without fastest: no placement was found in 60 s" in done.stdout
     alone = invoke("partition", "--policy", "fastest", *devices, *small)
     assert (alone.returncode, alone.stdout) == (1, "")
     assert "no placement was found in 60 s: take a longer --time-limit" in alone.stderr

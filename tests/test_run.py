@@ -25,10 +25,9 @@ from partition.placement import Placement
 from partition.policy import load_policy, policy_names
 from runtime.home import Measured, Worker, load, workers
 from runtime.plan import make_plan
-from runtime.verify import Verdict, judge, tolerance_of
-from runtime.weights import inputs, numbers_of, seeded
+from runtime.verify import Verdict, judge, tolerance_of, unsplit
+from runtime.weights import given_numbers, seeded
 from runtime.wire import Spec
-from runtime.worker import state_numbers
 from tests.conftest import BIN
 from tests.inprocess import invoke
 from tracer.capture import runnable, runnable_function
@@ -62,30 +61,13 @@ class Model:
     runnable: Runnable
     graph: OpGraph
     given: Mapping[int, torch.Tensor]
-    names: Sequence[str]
-    states: Sequence[int]
     reference: Sequence[torch.Tensor]
 
 
 def model_of(made: Runnable) -> Model:
     graph = annotate(made.graph)
-    whole: dict[str, torch.Tensor] = {}
-    given: dict[int, torch.Tensor] = {}
-    for op in graph.ops:
-        for tensor in graph.outputs(op.id) if op.kind is Kind.INPUT else ():
-            spec = Spec(tensor.dtype, tensor.shape)
-            if graph.is_everywhere(op.id):
-                whole[tensor.name] = state_numbers(tensor.name, spec, WEIGHTS)
-            else:
-                given[tensor.id] = whole[tensor.name] = inputs(tensor.name, spec, 0, 50)
-    specs = {t.name: Spec(t.dtype, t.shape) for t in graph.tensors if t.op is None}
-    numbers = numbers_of(WEIGHTS)
-    reference = made.unsplit(whole, lambda name: numbers(name, specs[name]))
-    results = graph.inputs(len(graph.ops) - 1)
-    return Model(
-        made, graph, given, [t.name for t in results],
-        [t.id for t in results if t.role is Role.KV_CACHE], reference,
-    )  # fmt: skip
+    given = given_numbers(graph, 0)
+    return Model(made, graph, given, unsplit(graph, made, given, WEIGHTS, "tee"))
 
 
 @cache
@@ -141,7 +123,7 @@ def loaded(
 def verdict_of(
     model: Model, traffic: Traffic, measured: Measured, wire_dtype: str | None = None
 ) -> Verdict:
-    return judge(traffic, measured, model.reference, model.names, model.states, wire_dtype)
+    return judge(model.graph, traffic, measured, model.reference, wire_dtype)
 
 
 def placed(model: Model, policy: str, residency: Any, link: Link) -> Placement | None:
@@ -171,7 +153,8 @@ def test_a_policy_moves_what_is_predicted_and_answers_as_the_model(
     assert verdict.answer_equal, verdict.largest_differences
     assert verdict.max_abs_result > 0.1
     if phase == "decode":
-        assert set(measured.states) == set(model.states)
+        results = model.graph.inputs(len(model.graph.ops) - 1)
+        assert set(measured.states) == {t.id for t in results if t.role is Role.KV_CACHE}
 
 
 def test_half_as_wide_on_the_wire(listening):

@@ -524,7 +524,7 @@ def test_verify_with_a_worker_that_has_another_token(
     said = refused(
         "verify", *MODEL, "--worker", f"gpu={there.host}:{there.port}", "--out", tmp_path / "out"
     )
-    assert said == "greeting it: worker gpu: the token is wrong"
+    assert said == "connecting: worker gpu: the token is wrong"
 
 
 def test_verify_with_no_worker_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,7 +533,7 @@ def test_verify_with_no_worker_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         port = server.getsockname()[1]
     said = refused("verify", *MODEL, "--worker", f"gpu=127.0.0.1:{port}", "--out", tmp_path / "out")
     assert said == (
-        f"greeting it: worker gpu cannot be reached at 127.0.0.1:{port}: Connection refused"
+        f"connecting: worker gpu cannot be reached at 127.0.0.1:{port}: Connection refused"
     )
 
 

@@ -164,8 +164,17 @@ def read_file(path: Path) -> pa.Table:
     Arrow opens it: a file or bytes of Python's, which its threads let go of late, would now and
     then abort a process at its end.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{path} is a directory")
     with pa.OSFile(os.fsencode(path)) as source:  # a name would be tried as a URI first
         return pq.ParquetFile(source).read()
+
+
+def unreadable(error: Exception) -> str:
+    """What to say of a file that ``read_file`` could not read."""
+    if number := getattr(error, "errno", None):
+        return f"cannot be read: {os.strerror(number)}"
+    return f"is damaged: {str(error).splitlines()[0]}"
 
 
 def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
@@ -175,10 +184,8 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, di
         table = read_file(path)
     except FileNotFoundError as error:
         raise TableError(f"{path} is missing: {folder} is not a whole trace. Run trace.") from error
-    except PermissionError as error:
-        raise TableError(f"{path} may not be read: ask for the right, or run trace.") from error
     except (OSError, pa.ArrowException) as error:
-        raise TableError(f"{path} is damaged: {str(error).splitlines()[0]}. Run trace.") from error
+        raise TableError(f"{path} {unreadable(error)}. Run trace.") from error
     metadata = {
         key.decode(errors="replace"): value.decode(errors="replace")
         for key, value in (table.schema.metadata or {}).items()

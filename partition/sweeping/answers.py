@@ -253,9 +253,10 @@ class Search:
                 assert answer.solution is not None
                 found[n], placed[n] = tuple(answer.placement.devices), HERE
                 optimal[n] = answer.solution.proven
-            except (InfeasibleError, NotFoundError) as error:
-                late = isinstance(error, NotFoundError)
-                found[n], placed[n], optimal[n] = None, NOT_FOUND if late else IMPOSSIBLE, None
+            except InfeasibleError:
+                found[n], placed[n], optimal[n] = None, IMPOSSIBLE, None
+            except NotFoundError:
+                found[n], placed[n], optimal[n] = None, NOT_FOUND, None
         return _gathered(found, placed, optimal)
 
 
@@ -347,9 +348,9 @@ def _gathered(
 ) -> Answers:
     numbers: dict[Devices, int] = {}
     which = [-1 if one is None else numbers.setdefault(one, len(numbers)) for one in found]
-    how = [
+    known = [
         IMPOSSIBLE if one is None and how != NOT_FOUND else how
         for one, how in zip(found, placed, strict=True)
     ]
     best = [None if one is None else proven for one, proven in zip(found, optimal, strict=True)]
-    return Answers(tuple(numbers), np.array(which, np.int64), tuple(how), tuple(best))
+    return Answers(tuple(numbers), np.array(which, np.int64), tuple(known), tuple(best))

@@ -179,7 +179,8 @@ class Task:
             return
         ends = {name: (least, most) for name, least, most in self.alike(way)}
         if "past" in way.bounds:  # a run over a cache keeps to the positions
-            ends["past"] = (ends["past"][0], min(ends["past"][1], way.bounds["past"][1]))
+            least, most = ends["past"]
+            ends["past"] = (least, max(least, min(most, way.bounds["past"][1])))
         for scale, steps in product((1, 4, 16, 64, 256), SAMPLES):
             sizes = dict(self.sizes)
             for name in way.bounds:
@@ -198,12 +199,12 @@ class Task:
             bounds["batch"] = (2, MANY) if self.sizes["batch"] > 1 else (1, 1)
         if "seq" in symbols and not self.sizes["past"]:  # beyond the positions, all is as there
             bounds["seq"] = (symbols["seq"][0], UNLIMITED if self.positions else MANY)
-        if "past" in symbols and self.window is not None:  # on which side the cache is learnt
-            beyond = self.sizes["past"] >= self.window
-            least, most = bounds["past"]
-            bounds["past"] = (self.window, most) if beyond else (least, self.window - 1)
-        if "past" in symbols and self.positions and bounds["past"][1] == symbols["past"][1]:
-            bounds["past"] = (bounds["past"][0], UNLIMITED)
+        if "past" in symbols:
+            least, most = symbols["past"][0], UNLIMITED if self.positions else MANY
+            if self.window is not None:  # on which side the cache is learnt
+                beyond = self.sizes["past"] >= self.window
+                least, most = (self.window, most) if beyond else (least, self.window - 1)
+            bounds["past"] = (least, most)
         return tuple((name, *ends) for name, ends in bounds.items())
 
     def refusal(self, failure: Untraceable, overrides: Mapping[str, Any]) -> CutedgeError:
