@@ -1,11 +1,10 @@
 """How fast a sweep is: a million points, from formulas, against points done one by one.
 
 Five models, 100 lengths, 10 batches, 8 policies, 25 pairs of devices and links: cold, and with the
-models traced before. Then the same with half the lengths and decode too, for the questions of
-docs/guide/grids.md (those of chips and of bfloat16 find nothing in it), and for ten points drawn at
-random that are done by ``trace`` and ``partition`` as well. Run it with ``make bench``; it prints
-and judges nothing, but stops where one of the ten differs. The yardstick is one point by itself, of
-a trace that is in memory.
+models traced before. Then decode too, bfloat16 and a chip at fewer sizes, for the questions of
+docs/guide/grids.md, and for ten points drawn at random that are done by ``trace`` and ``partition``
+as well. Run it with ``make bench``; it prints and judges nothing, but stops where one of the ten
+differs. The yardstick is one point by itself, of a trace that is in memory.
 """
 
 import os
@@ -49,9 +48,14 @@ pair = [
 ]
 link = ["pcie5-x16-cc", "pcie5-x16", "pcie4-x16", "nvlink", "loopback"]
 """
-BOTH = GRID.replace(
-    'seq = "16..1600:16"',
-    'phase = ["prefill", "decode"]\nseq = "32..1600:32"\npast = "32..1600:32"',
+BOTH = (
+    GRID.replace(
+        'seq = "16..1600:16"',
+        'phase = ["prefill", "decode"]\nseq = "32..1600:32"\npast = "32..1600:32"',
+    )
+    .replace('"1..10:1"', '[1, 2, 4, 8, 10]\nwire_dtype = ["native", "bfloat16"]')
+    .replace('"tee-tdx+h200"', '"ryzen-7950x+chip-8x8"')
+    + "chips = [1, 4]\n"
 )
 
 
@@ -95,6 +99,10 @@ def check(point: dict[str, Any], folder: Path) -> None:
         "partition", "point", "--policy", point["policy"], "--home", point["home"],
         "--accel", point["accelerator"], "--link", point["link"],
     ]  # fmt: skip
+    if point["wire_dtype"]:
+        partition += ["--wire-dtype", point["wire_dtype"]]
+    if point["array_options"]:
+        partition += ["--chips", point["array_options"].removeprefix("chips=")]
 
     def command(*words: Any) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
@@ -115,7 +123,7 @@ def check(point: dict[str, Any], folder: Path) -> None:
     for part, device in devices.items():
         found[f"{part}_resident_bytes"] = found["resident_bytes"].get(device, 0)
         found[f"{part}_seconds"] = found["compute_seconds"].get(device)
-    found["cycles"] = sum(found["cycles"].values()) or None
+    found["cycles"] = sum(found["cycles"].values()) if found["cycles"] else None
     both = point.keys() & found.keys()
     different = {key: (point[key], found[key]) for key in both if point[key] != found[key]}
     assert not different, f"{said}: {different}"
