@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -250,9 +251,9 @@ def _work_out(
         ranges[id(file.subject)].append(file)
     traced = engine.traced(list(subjects.values()))
     programs: dict[int, list[Program]] = {}
-    for key, (found, warnings) in zip(subjects, traced, strict=True):
+    for key, (found, notes) in zip(subjects, traced, strict=True):
         programs[key] = found
-        for warning in warnings:
+        for warning in notes:
             typer.echo(f"warning: {warning}", err=True)
     packed: dict[tuple[int, int], bytes] = {}
 
@@ -414,6 +415,9 @@ class _Engine:
                     register_ray()
                 else:
                     options |= {"n_jobs": jobs, "idle_worker_timeout": _IDLE_SECONDS}
+                    # A process that has grown makes way for a new one: no news for a user.
+                    open_.enter_context(warnings.catch_warnings())
+                    warnings.filterwarnings("ignore", "A worker stopped while some jobs")
             except ImportError as error:
                 raise InputError(
                     f"--engine {self.name} needs what is not installed ({error}): pip install "
