@@ -18,7 +18,6 @@ from cli.splitting import (
     check_namesakes,
     compared_on,
     setting_of,
-    take_out,
 )
 from tracer.errors import CutedgeError
 
@@ -89,11 +88,7 @@ def report(
     page = out or folder / "report.html"
     graph, trace_id = read_trace(folder)
     setting = setting_of(graph, machines, residency, max_calls, time_limit)
-    possible = dict(chosen)
-    without = {} if policies else take_out(possible, setting)
-    found = compared_on(
-        graph, trace_id, possible, against, setting, machines, without, strict=bool(policies)
-    )
+    found = compared_on(graph, trace_id, chosen, against, setting, machines, strict=bool(policies))
     caution(graph, {name: chosen[name] for name in found.names})
     shown = found.names.index(names[0] if policies else against)
     made = _report(found, read_reach(folder, trace_id), shown)

@@ -179,14 +179,14 @@ def compare(
     for folder in dict.fromkeys(folders):
         graph, trace_id = read_trace(folder)
         setting = setting_of(graph, machines, residency, max_calls, time_limit)
-        possible = dict(chosen)
-        without = {} if policies else take_out(possible, setting)
         if over is not None:
             reach = read_reach(folder, trace_id)
+            without = {} if policies else obstacles(chosen, setting)
+            possible = {name: rules for name, rules in chosen.items() if name not in without}
             _compare_over(graph, reach, over, possible, setting, machines, as_json=as_json)
             return
         one = compared_on(
-            graph, trace_id, possible, against, setting, machines, without, strict=bool(policies)
+            graph, trace_id, chosen, against, setting, machines, strict=bool(policies)
         )
         found.append(replace(one, folder=folder))
     for one in found:
@@ -207,7 +207,7 @@ def compare(
 
 def compared_on(
     graph: "OpGraph", trace_id: str, policies: "Mapping[str, Policy]", baseline: str,
-    setting: "Setting", machines: Machines, without: Mapping[str, str], *, strict: bool,
+    setting: "Setting", machines: Machines, *, strict: bool,
 ) -> "Compared":  # fmt: skip
     """The policies on one trace; one that cannot be is left out, or ``strict``: an error."""
     from cli.show_split import Compared
@@ -216,8 +216,10 @@ def compared_on(
     from partition.problem import InfeasibleError, NotFoundError
 
     made: dict[str, Partition] = {}
-    impossible = dict(without)
+    impossible = {} if strict else obstacles(policies, setting)
     for name, rules in policies.items():
+        if name in impossible:
+            continue
         try:
             made[name] = partition_of(graph, trace_id, rules, setting, machines)
         except (InfeasibleError, NotFoundError) as error:
@@ -264,14 +266,11 @@ def _times(graph: "OpGraph", machines: Machines) -> "dict[str, DeviceTime]":
     }
 
 
-def take_out(chosen: "dict[str, Policy]", setting: "Setting") -> dict[str, str]:
-    """Take out the policies that are not for the setting; name -> why."""
+def obstacles(policies: "Mapping[str, Policy]", setting: "Setting") -> dict[str, str]:
+    """The policies that are not for the setting; name -> why."""
     from partition.optimise import obstacle
 
-    found = {name: why for name, policy in chosen.items() if (why := obstacle(policy, setting))}
-    for name in found:
-        del chosen[name]
-    return found
+    return {name: why for name, policy in policies.items() if (why := obstacle(policy, setting))}
 
 
 def _compare_over(

@@ -19,12 +19,11 @@ from partition.accounting import Residency, Traffic, account
 from partition.policy import apply_policy, load_policy
 from runtime.home import Loaded, Measured, Worker, load
 from runtime.plan import Plan, make_plan
-from runtime.weights import inputs
-from runtime.wire import Spec
+from runtime.verify import unsplit
+from runtime.weights import given_numbers
 from tests.conftest import BIN
 from tracer.capture import runnable
 from tracer.capture.runnable import Runnable
-from tracer.graph import Kind
 from tracer.presets import preset
 
 SIZES = {
@@ -91,28 +90,17 @@ def split(
 
 def given() -> dict[int, torch.Tensor]:
     """The token ids."""
-    graph = tiny().graph
-    return {
-        t.id: inputs(t.name, Spec(t.dtype, t.shape), 0, SIZES["vocab_size"])
-        for op in graph.ops if op.kind is Kind.INPUT
-        for t in graph.outputs(op.id)
-    }  # fmt: skip
+    return given_numbers(tiny().graph, 0)
 
 
 @cache
-def _alone() -> Any:
-    from runtime.weights import numbers_of
-
-    graph, make = tiny().graph, numbers_of(WEIGHTS)
-    specs = {t.name: Spec(t.dtype, t.shape) for t in graph.tensors if t.op is None}
-    names = {graph.tensors[tensor].name: value for tensor, value in given().items()}
-    return tiny().unsplit(names, lambda name: make(name, specs[name]))
+def _alone() -> Sequence[torch.Tensor]:
+    return unsplit(tiny().graph, tiny(), given(), WEIGHTS, "tee")
 
 
 def answer() -> torch.Tensor:
     """What the model's own code makes, unsplit."""
-    made: torch.Tensor = _alone()[0]
-    return made
+    return _alone()[0]
 
 
 def is_right(measured: Measured, split: Split) -> bool:
