@@ -78,7 +78,7 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
         for n, text in enumerate(assumed):
             out.print(f"{'' if n else 'assumed':12}{text}", soft_wrap=True)
     missing = numbered(flops.products_missing)
-    which = f", those of {missing} not known" if missing else " (exact)"
+    which = f", those of {missing} not known" if missing else f" ({flops.products_status})"
     out.print(f"FLOPs       {flops.products:,} in matrix products{which}", soft_wrap=True)
     if flops.products_expr:
         out.print(f"            = {flops.products_expr}", soft_wrap=True)
@@ -125,7 +125,8 @@ def trace_json(
         "ops_by_kind": {kind.value: n for kind, n in count_ops(graph).items()},
         "parameters": meta.parameters, "parameter_bytes": parameter_bytes(graph),
         "active_parameters": active_parameters(graph), "assumptions": list(assumptions(graph)),
-        "product_flops": flops.products, "product_flops_expr": flops.products_expr,
+        "product_flops": flops.products, "product_flops_status": flops.products_status.value,
+        "product_flops_expr": flops.products_expr,
         "causal_product_flops": flops.causal, "causal_product_flops_expr": flops.causal_expr,
         "other_flops": flops.other, "flops_coverage": flops.coverage,
         "unsupported": dict(flops.unsupported),

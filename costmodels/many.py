@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
 from costmodels.experts import route, routed
-from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape, traffic
+from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape
 from costmodels.memory import memory_need
+from costmodels.traffic import traffic
 from tracer.formula import Formula, const, formula, parse
 from tracer.graph import Op, OpGraph, Tensor
 
@@ -95,7 +96,7 @@ def works(graph: OpGraph, over: Over) -> Works:
         inputs, outputs = formulas.inputs(op.id), formulas.outputs(op.id)
         read, written = traffic(formulas, op)
         chosen = routed(formulas, op)
-        gemm = gemm_shape(op, [t.shape for t in inputs], [t.shape for t in outputs])
+        gemm = gemm_shape(formulas, op)
         moved: Formula = formula(written)
         for tensor, size in read.items():
             if chosen is None or tensor is not chosen[0]:
@@ -105,8 +106,9 @@ def works(graph: OpGraph, over: Over) -> Works:
             routing = graph.tensors[chosen[0].id], *map(formula, chosen[1:])
         shapes = tuple(tuple(t.shape for t in tensors) for tensors in (inputs, outputs))
         dtype = computed_in(graph, op)
+        known = op.cost.flops_expr or (op.cost.flops is None or (op.target, op.arguments, shapes))
         key = (
-            dtype, op.cost.flops_expr or (op.cost.flops is None or (op.target, shapes)), moved,
+            dtype, known, moved,
             gemm, routing and (routing[0].shape, routing[0].bytes, *routing[1:]),
         )  # fmt: skip
         if key not in numbers:
@@ -131,13 +133,13 @@ def _flops(graph: OpGraph, op: Op, shapes: Sequence[Any], over: Over) -> Ints | 
     if cost.flops_expr is not None:
         return over(parse(cost.flops_expr))
     sizes = [[[over(formula(axis)) for axis in shape] for shape in tensors] for tensors in shapes]
-    extent = over(parse(op.extent_expr or "0"))
 
     def at(n: int) -> int:
         inputs, outputs = (
             [[int(axis[n]) for axis in shape] for shape in tensors] for tensors in sizes
         )
-        return flops_in_numbers(op, inputs, outputs, int(extent[n]))
+        there = {name: int(values[n]) for name, values in over.sizes.items()}
+        return flops_in_numbers(graph, op, inputs, outputs, there)
 
     return np.array([at(n) for n in range(over.length)], dtype=np.int64)
 

@@ -1,20 +1,21 @@
 """The cost of one op by itself: against torch's own counter where it counts, else by hand."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import prod
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from costmodels import flops
+from costmodels import formulas
 from costmodels.flops import annotate, total_flops
 from tracer import kinds
 from tracer.capture import quiet
-from tracer.capture.extents import find_extents
-from tracer.formula import Formula, const, parse, var
+from tracer.capture.arguments import arguments
+from tracer.formula import Formula, const, var
 from tracer.graph import Kind, Op, OpCost, OpGraph, Role, Status, TraceMeta
 from tracer.program import Node, Program, Value, build_graph
 
@@ -41,9 +42,13 @@ class Calls:
     def state(self, *shape: Size, role: Role = Role.PARAMETER) -> int:
         return self._value(shape, "float32", f"state_{len(self.program.values)}", role)
 
-    def call(self, target: str, *args: int, out: Sequence[Size], dtype: str = "float32") -> int:
+    def call(
+        self, target: str, *args: int, out: Sequence[Size], dtype: str = "float32", **told: Any
+    ) -> int:
+        """``told`` is what the op is told beside its tensors."""
         made = self._value(out, dtype, "", Role.ACTIVATION)
-        self.program.nodes.append(Node(target, args, (made,), "", ""))
+        arguments = tuple((name, json.dumps(value)) for name, value in told.items())
+        self.program.nodes.append(Node(target, args, (made,), "", "", arguments=arguments))
         return made
 
     def graph(self) -> OpGraph:
@@ -173,7 +178,12 @@ def test_a_convolution_is_a_product_with_a_formula():
         # no shape tells how wide the windows are
         ("max_pool2d.default", [(7, 4, 4)], (7, 2, 2), None, Status.UNSUPPORTED),
         ("einsum.default", [(5, SEQ), (SEQ, 5)], (5, 5), None, Status.UNSUPPORTED),
-        ("convolution.default", [(1, 4, 9), (4, 4, 3)], (1, 4, 7), None, Status.UNSUPPORTED),
+        # what a decomposition has as its leading term; what is done until it is small enough
+        ("linalg_inv.default", [(3, 6, 6)], (3, 6, 6), "1296", Status.ESTIMATE),
+        ("linalg_cholesky.default", [(3, 6, 6)], (3, 6, 6), "216", Status.ESTIMATE),
+        ("linalg_solve.default", [(6, 6), (6, SEQ)], (6, SEQ), "72*seq + 144", Status.ESTIMATE),
+        ("linalg_qr.default", [(6, 6)], (6, 6), "576", Status.ESTIMATE),
+        ("linalg_svd.default", [(6, 6)], (6, 6), None, Status.UNSUPPORTED),
     ],
 )
 def test_other_ops(target, shapes, out, flops, status):
@@ -183,61 +193,134 @@ def test_other_ops(target, shapes, out, flops, status):
     assert (cost.flops_expr, cost.flops_status) == (flops, status)
 
 
-POOLS = [
+TOLD = [
     # 7 channels x 2 x 2 windows of 3 x 3: 9 additions and a division less one, or 8 comparisons
-    ("avg_pool2d.default", [(7, 4, 4)], (7, 2, 2), "9", 7 * 4 * 9),
-    ("max_pool2d.default", [(7, 4, 4)], (7, 2, 2), "9", 7 * 4 * 8),
+    ("avg_pool2d.default", [(7, 4, 4)], (7, 2, 2), {"kernel_size": [3, 3]}, 7 * 4 * 9),
+    ("avg_pool2d.default", [(7, 4, 4)], (7, 2, 2), {"kernel_size": [3]}, 7 * 4 * 9),
+    ("max_pool2d.default", [(7, 4, 4)], (7, 2, 2), {"kernel_size": [2, 3]}, 7 * 4 * 5),
+    ("max_pool2d.default", [(7, 4, 4)], (7, 2, 2), {}, None),
     # 5 n log2 n for each of 3 transforms of 8 points; half of that of numbers that are real
-    ("fft_fft.default", [(3, 8)], (3, 8), "8", 5 * 3 * 8 * 3),
-    ("fft_rfft.default", [(3, 8)], (3, 5), "8", 5 * 3 * 8 * 3 // 2),
-    ("fft_irfft.default", [(3, 5)], (3, 8), "8", 5 * 3 * 8 * 3 // 2),
+    ("fft_fft.default", [(3, 8)], (3, 8), {}, 5 * 3 * 8 * 3),
+    ("fft_fft.default", [(8, 3)], (8, 3), {"dim": 0}, 5 * 3 * 8 * 3),
+    ("fft_rfft.default", [(3, 8)], (3, 5), {}, 5 * 3 * 8 * 3 // 2),
+    ("fft_irfft.default", [(3, 5)], (3, 8), {}, 5 * 3 * 8 * 3 // 2),
     # 8 x 4 points: log2 of 32 is 5
-    ("fft_fftn.default", [(8, 4)], (8, 4), "32", 5 * 32 * 5),
+    ("fft_fftn.default", [(8, 4)], (8, 4), {}, 5 * 32 * 5),
+    ("fft_fft2.default", [(3, 8, 4)], (3, 8, 4), {}, 5 * 3 * 32 * 5),
+    ("fft_fftn.default", [(3, 8, 4)], (3, 8, 4), {"dim": [1, 2]}, 5 * 3 * 32 * 5),
+    ("fft_fftn.default", [(3, 8, 4)], (3, 8, 4), {"s": [8, 4]}, 5 * 3 * 32 * 5),
+    # what is added is multiplied first
+    ("add.Tensor", [(7, 4), (7, 4)], (7, 4), {"alpha": 5}, 2 * 28),
+    ("sub.Tensor", [(7, 4), (7, 4)], (7, 4), {"alpha": 0.5}, 2 * 28),
+    ("rsub.Scalar", [(7, 4)], (7, 4), {}, 28),
+    ("addcmul.default", [(7, 4)] * 3, (7, 4), {}, 2 * 28),
+    ("addcdiv.default", [(7, 4)] * 3, (7, 4), {"value": 2}, 3 * 28),
+    ("index_add.default", [(9, 3), (4,), (4, 3)], (9, 3), {"alpha": 2}, 2 * 12),
+    # a threshold's value is none that is multiplied by; nor is torch's count of a product its bias
+    ("threshold.default", [(7, 4)], (7, 4), {"value": 2}, 28),
+    ("addmm.default", [(7, 5), (7, 4), (4, 5)], (7, 5), {"alpha": 2, "beta": 3}, 2 * 7 * 4 * 5),
+    # draw and scale; draw, scale and shift; draw a slope and multiply, or multiply by the mean one
+    ("dropout.default", [(7, 4)], (7, 4), {"train": True}, 2 * 28),
+    ("alpha_dropout.default", [(7, 4)], (7, 4), {"train": True}, 3 * 28),
+    ("rrelu.default", [(7, 4)], (7, 4), {"training": True}, 2 * 28),
+    ("rrelu.default", [(7, 4)], (7, 4), {}, 28),
+    # mean and variance (4 steps) of what is normed are known, or made in the run
+    ("batch_norm.default", [(7, 4), (4,), (4,)], (7, 4), {"training": False}, 4 * 28),
+    ("batch_norm.default", [(7, 4), (4,), (4,)], (7, 4), {"training": True}, 8 * 28),
+    ("instance_norm.default", [(7, 4, 3)], (7, 4, 3), {"use_input_stats": True}, 8 * 84),
+    ("instance_norm.default", [(7, 4, 3)], (7, 4, 3), {"use_input_stats": False}, 4 * 84),
+    # the table's rows are added, or multiplied first
+    ("embedding_bag.default", [(50, 8), (10,), (3,)], (3, 8), {}, 10 * 8),
+    ("embedding_bag.default", [(50, 8), (10,), (3,), (10,)], (3, 8), {}, 2 * 10 * 8),
+    # the products of a kernel with the places that it is put to, or that it is spread from
+    (
+        "convolution.default",
+        [(1, 4, 9), (6, 4, 3)],
+        (1, 6, 7),
+        {"transposed": False},
+        2 * 7 * 12 * 6,
+    ),
+    (
+        "convolution.default",
+        [(1, 4, 9), (4, 6, 3)],
+        (1, 6, 11),
+        {"transposed": True},
+        2 * 9 * 18 * 4,
+    ),
+    # a square and a product; 3 = 0b11
+    ("linalg_matrix_power.default", [(7, 4, 4)], (7, 4, 4), {"n": 3}, 2 * 2 * 7 * 4**3),
+    ("linalg_matrix_power.default", [(7, 4, 4)], (7, 4, 4), {"n": -1}, None),
 ]
 
 
-@pytest.mark.parametrize(("target", "shapes", "out", "extent", "flops"), POOLS)
-def test_ops_whose_shapes_do_not_tell_all(target, shapes, out, extent, flops):
+@pytest.mark.parametrize(("target", "shapes", "out", "told", "flops"), TOLD)
+def test_what_an_op_is_told_decides(target, shapes, out, told, flops):
     calls = Calls()
-    made = calls.call(f"aten.{target}", *(calls.input(*shape) for shape in shapes), out=out)
-    last = calls.program.nodes[-1]
-    assert last.outs == (made,)
-    calls.program.nodes[-1] = replace(last, extent=parse(extent))
+    calls.call(f"aten.{target}", *(calls.input(*shape) for shape in shapes), out=out, **told)
     cost = calls.cost()
-    assert (cost.flops, cost.flops_status) == (flops, Status.ESTIMATE)
+    assert cost.flops == flops
     assert cost.causal_flops is None
-    assert cost.flops_expr == (None if "fft" in target else str(flops))
+    closed = "fft" not in target and flops is not None
+    assert cost.flops_expr == (str(flops) if closed else None)
+
+
+def test_a_size_among_the_arguments_is_a_formula():
+    calls = Calls(seq=6)
+    told = {"kernel_size": [{"size": "seq // 2"}, 2]}
+    calls.call("aten.avg_pool2d.default", calls.input(7, SEQ, 4), out=(7, 2, 2), **told)
+    cost = calls.cost()
+    assert (cost.flops, cost.flops_expr) == (7 * 4 * 3 * 2, "56*(seq // 2)")
 
 
 class Told(torch.nn.Module):
-    """Poolings and transforms, told what they do in all ways that there are."""
+    """Calls that are told what they do in all ways that there are."""
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         return [
             F.max_pool2d(x, 3, stride=2, padding=1),
-            F.max_pool2d(x, (2, 3)),
-            F.avg_pool2d(x, 2),
             F.avg_pool1d(x[0], [4]),
-            F.adaptive_avg_pool2d(x, 1),
             torch.fft.fftn(x, dim=(2, 3)).real,
-            torch.fft.fft(x).real,
-            torch.fft.rfft(x, dim=2).real,
-            torch.fft.irfft(torch.fft.rfft(x)),
+            torch.fft.rfft(x).real,
+            torch.add(x, x, alpha=5),
+            x + 3,
+            x * 2j,
+            F.dropout(x, 0.3, training=True),
+            F.batch_norm(x, None, None, training=True),
+            torch.tensordot(y, y, dims=1),
+            torch.zeros_like(y, dtype=torch.float64, device="meta"),
+            x.softmax(-1, dtype=torch.float64),
         ]
 
 
-def test_extents_are_read_from_the_calls():
-    """Of an image 8 x 16: windows, points, and one whose windows are those of its shapes."""
+def test_arguments_are_read_from_the_calls():
+    """Defaults, dtypes, devices and numbers that are only computed with are left out."""
+    seq = torch.export.Dim("seq", min=4)
     with quiet(), torch.device("meta"):
-        exported = torch.export.export(Told(), (torch.zeros(2, 3, 8, 16),))
-    found = find_extents([*exported.graph.nodes], {}, (), const, [])
-    names = {node.target.name().split("::")[1]: [] for node in found}
-    for node, extent in found.items():
-        names[node.target.name().split("::")[1]].append(str(extent))
-    assert names == {
-        "max_pool2d": ["9", "6"], "avg_pool2d": ["4"], "avg_pool1d": ["4"], "fft_fftn": ["128"],
-        "fft_fft": ["16"], "fft_rfft": ["8", "16"], "fft_irfft": ["16"],
-    }  # fmt: skip
+        exported = torch.export.export(
+            Told(), (torch.zeros(2, 3, 8, 16), torch.zeros(5, 5)),
+            dynamic_shapes=({2: seq}, {}), strict=False,
+        )  # fmt: skip
+
+    def size(found):
+        return const(found) if isinstance(found, int) else SEQ
+
+    told = [
+        (node.target.name().split("::")[1], dict(arguments(node, size)))
+        for node in exported.graph.nodes
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+    ]
+    named = {name: found for name, found in told if name not in ("sym_size.int", "view_as_real")}
+    assert named["max_pool2d"] == {"kernel_size": "[3, 3]", "stride": "[2, 2]", "padding": "[1, 1]"}
+    assert named["avg_pool1d"] == {"kernel_size": "[4]"}
+    assert named["fft_fftn"] == {"dim": "[2, 3]"}
+    assert named["fft_rfft"] == {}
+    assert [found for name, found in told if name == "add.Tensor"] == [{"alpha": "5"}, {}]
+    assert named["mul.Tensor"] == {"other": '{"complex": [0.0, 2.0]}'}
+    assert named["dropout"] == {"train": "true"}
+    assert named["batch_norm"]["training"] == "true"
+    assert named["tensordot"] == {"dims_self": "[-1]", "dims_other": "[0]"}
+    assert named["zeros_like"] == {}
+    assert named["softmax.int"] == {"dim": "-1"}
 
 
 @pytest.mark.parametrize(
@@ -296,7 +379,7 @@ def test_every_op_that_computes_has_a_formula():
     """What the kinds name, apart from products that no shape tells: and moves, which cost none."""
     computing = {Kind.ATTENTION, Kind.SOFTMAX, Kind.NORM, Kind.ELEMENTWISE, Kind.REDUCTION}
     named = {name for name, kind in kinds._KINDS.items() if kind in computing}
-    assert {*named, *kinds.MATRIX_PRODUCTS} - {*flops._REGISTRY} == {"addbmm", "convolution"}
+    assert {*named, *kinds.MATRIX_PRODUCTS} - {*formulas.REGISTRY} == {"einsum"}
 
 
 def test_equal_sizes_with_unlike_formulas_keep_their_own():
@@ -352,13 +435,13 @@ def test_totals_tell_which_products_they_lack():
     calls.call("aten.linear.default", x, weight, out=(SEQ, 8))
     for _ in range(2):
         calls.call("aten.einsum.default", x, weight, out=(SEQ, 8))
-    calls.call("aten.convolution.default", calls.input(1, 8, SEQ), calls.state(8, 8, 1), out=(8,))
+    calls.call("aten.linalg_svd.default", x, out=(8,))
     calls.call("aten.never_heard_of.default", x, out=(SEQ, 8))
     totals = total_flops(calls.graph())
     assert totals.products == 2 * prod((6, 8, 8))
     # What was never heard of may multiply too.
     assert totals.products_missing == {
-        "aten.einsum.default": 2, "aten.convolution.default": 1, "aten.never_heard_of.default": 1,
+        "aten.einsum.default": 2, "aten.linalg_svd.default": 1, "aten.never_heard_of.default": 1,
     }  # fmt: skip
     assert totals.unsupported == totals.products_missing
     assert totals.coverage == 1 / 5

@@ -146,10 +146,13 @@ class Op:
     dtype: str | None
     """The dtype of the (first) output; None for ``output``."""
     extent_expr: str | None = None
-    """What the shapes of its tensors do not tell of its work, as a formula: the elements of a
-    pooling's window, the points of a Fourier transform; of both products and the softmax of an
-    attention, or of one in one op, the pairs of a query and a key that its mask lets through, in
-    one sequence and head. None for other ops, and where that is not known."""
+    """Of both products and the softmax of an attention, or of one in one op: the pairs of a query
+    and a key that its mask lets through, in one sequence and head, as a formula. None for other
+    ops, and where that is not known."""
+    arguments: tuple[tuple[str, str], ...] = ()
+    """What it is told beside its tensors that may decide how much it does (``training``, a
+    ``kernel_size``): (name, JSON). Without defaults, and without numbers that are only computed
+    with; a size that is a symbol is ``{"size": formula}``. Empty for views and constants."""
     cost: OpCost = field(default_factory=OpCost)
     """What it costs wherever it runs."""
 

@@ -12,17 +12,46 @@ from tracer.graph import Kind
 
 T = TypeVar("T")
 
-MATRIX_PRODUCTS = frozenset((
-    "linear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv", "dot", "_grouped_mm",
-    "grouped_mm_fallback", "_scaled_mm", "_int_mm", "conv1d", "conv2d", "conv3d", "convolution",
-    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-))  # fmt: skip
-"""Linear when an operand comes from parameters alone, matmul otherwise. A convolution is a product
-of its kernel with the patches of its input."""
+_ONE_PRODUCT = """
+    linear matmul mm bmm addmm addbmm baddbmm mv addmv dot vdot linalg_vecdot inner outer ger addr
+    kron tensordot einsum _grouped_mm grouped_mm_fallback _scaled_mm _scaled_mm_v2 _int_mm
+    _addmm_activation _mixed_dtypes_linear _weight_int8pack_mm _weight_int4pack_mm
+    _weight_int4pack_mm_for_cpu conv1d conv2d conv3d convolution _convolution _convolution_mode
+    convolution_overrideable conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d
+    thnn_conv2d _slow_conv2d_forward slow_conv3d slow_conv3d_forward slow_conv_dilated2d
+    slow_conv_dilated3d slow_conv_transpose2d slow_conv_transpose3d _conv_depthwise2d
+    conv_depthwise3d
+"""
+MATRIX_PRODUCTS = frozenset(_ONE_PRODUCT.split())
+"""One product of matrices. Linear when an operand comes from parameters alone, matmul otherwise. A
+convolution is a product of its kernel with the patches of its input."""
+
+_MANY_PRODUCTS = """
+    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell _cudnn_rnn
+    mkldnn_rnn_layer miopen_rnn bilinear _trilinear linalg_multi_dot chain_matmul
+    linalg_matrix_power matrix_power linalg_matrix_exp matrix_exp cdist _cdist_forward
+    _euclidean_dist corrcoef cov _native_multi_head_attention _transformer_encoder_layer_fwd
+    _triton_multi_head_attention _triton_scaled_dot_attention _efficient_attention_forward
+    _flash_attention_forward _scaled_grouped_mm _scaled_grouped_mm_v2
+    _weight_int4pack_mm_with_scales_and_zeros
+    _nnpack_spatial_convolution _compute_linear_combination cholesky cholesky_inverse
+    cholesky_solve linalg_cholesky linalg_cholesky_ex det logdet slogdet linalg_det _linalg_det
+    linalg_slogdet _linalg_slogdet inverse linalg_inv linalg_inv_ex linalg_pinv pinverse
+    linalg_solve linalg_solve_ex _linalg_solve_ex linalg_solve_triangular triangular_solve
+    linalg_lstsq linalg_lu linalg_lu_factor linalg_lu_factor_ex _lu_with_info linalg_lu_solve
+    lu_solve lu_unpack linalg_ldl_factor linalg_ldl_factor_ex linalg_ldl_solve linalg_qr qr geqrf
+    orgqr ormqr linalg_householder_product linalg_svd linalg_svdvals _linalg_svd svd linalg_eig
+    linalg_eigh linalg_eigvals linalg_eigvalsh _linalg_eigh _linalg_eigvals linalg_cond
+    linalg_matrix_rank linalg_matrix_norm linalg_norm nuclear_norm linalg_tensorinv
+    linalg_tensorsolve smm hspmm sspaddmm _spsolve
+"""
+SEVERAL_PRODUCTS = frozenset(_MANY_PRODUCTS.split())
+"""Products of matrices, one or several, with other work between: recurrent layers, decompositions
+and what is solved with them. Linear when a matrix of theirs comes from parameters alone."""
 
 READS_NO_DATA = frozenset(
     name
-    for filled in ("ones", "zeros", "full", "empty")
+    for filled in ("ones", "zeros", "full", "empty", "rand", "randn", "randint")
     for name in (f"{filled}_like", f"new_{filled}", f"new_{filled}_strided")
 )
 """Take shape and dtype from their tensor argument, never its values: no data flows in."""
@@ -30,9 +59,52 @@ READS_NO_DATA = frozenset(
 _LIKE_ANOTHER = frozenset(("type_as", "expand_as", "view_as", "reshape_as"))
 
 _SAME_AS = {
-    "max.other": "maximum", "min.other": "minimum", "multiply": "mul", "divide": "div",
-    "subtract": "sub", "negative": "neg", "absolute": "abs",
-}  # fmt: skip
+    "max.other": "maximum",
+    "min.other": "minimum",
+    "multiply": "mul",
+    "divide": "div",
+    "subtract": "sub",
+    "negative": "neg",
+    "absolute": "abs",
+    "special_expit": "sigmoid",
+    "special_erf": "erf",
+    "special_erfc": "erfc",
+    "special_erfinv": "erfinv",
+    "special_exp2": "exp2",
+    "special_expm1": "expm1",
+    "special_log1p": "log1p",
+    "special_logit": "logit",
+    "special_logsumexp": "logsumexp",
+    "special_softmax": "softmax",
+    "special_log_softmax": "log_softmax",
+    "special_round": "round",
+    "special_sinc": "sinc",
+    "special_xlogy": "xlogy",
+    "special_i0": "i0",
+    "special_psi": "digamma",
+    "special_digamma": "digamma",
+    "special_gammaln": "lgamma",
+    "special_polygamma": "polygamma",
+    "special_gammainc": "igamma",
+    "special_gammaincc": "igammac",
+    "special_multigammaln": "mvlgamma",
+    "arcsin": "asin",
+    "arccos": "acos",
+    "arctan": "atan",
+    "arctan2": "atan2",
+    "arcsinh": "asinh",
+    "arccosh": "acosh",
+    "arctanh": "atanh",
+    "fix": "trunc",
+    "greater": "gt",
+    "less": "lt",
+    "greater_equal": "ge",
+    "less_equal": "le",
+    "not_equal": "ne",
+    "bitwise_left_shift": "__lshift__",
+    "bitwise_right_shift": "__rshift__",
+    "linalg_matmul": "matmul",
+}
 """Second names, some of which only an overload tells from another op."""
 
 _BY_KIND: Mapping[Kind, str] = {
@@ -45,24 +117,40 @@ _BY_KIND: Mapping[Kind, str] = {
     Kind.SOFTMAX: "softmax _softmax log_softmax _log_softmax _safe_softmax",
     Kind.NORM: """
         layer_norm native_layer_norm rms_norm _fused_rms_norm group_norm native_group_norm
-        batch_norm _native_batch_norm_legit_no_training native_batch_norm instance_norm""",
-    Kind.EMBEDDING: "embedding embedding_bag",
+        batch_norm _native_batch_norm_legit_no_training native_batch_norm instance_norm
+        _native_batch_norm_legit _batch_norm_impl_index _batch_norm_with_update
+        _batch_norm_no_update""",
+    Kind.EMBEDDING: "embedding embedding_bag _embedding_bag _embedding_bag_forward_only",
     Kind.REDUCTION: """
         sum mean amax amin max min prod all any argmax argmin var std var_mean norm
         linalg_vector_norm logsumexp cumsum cumprod cummax cummin logcumsumexp topk sort argsort
-        count_nonzero bincount histc nansum median linalg_solve_triangular avg_pool1d avg_pool2d
+        count_nonzero bincount histc nansum nanmean median nanmedian kthvalue mode msort aminmax
+        std_mean trace index_reduce segment_reduce renorm _weight_norm _weight_norm_interface
+        frobenius_norm cosine_similarity pairwise_distance mse_loss l1_loss smooth_l1_loss
+        huber_loss cross_entropy_loss nll_loss nll_loss_nd nll_loss_forward unique_consecutive
+        unique_dim _unique2 avg_pool1d avg_pool2d
         avg_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
         max_pool2d_with_indices max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool2d
-        adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+        adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d
+        adaptive_max_pool2d adaptive_max_pool3d
         fft_fft fft_ifft fft_fft2 fft_ifft2 fft_fftn fft_ifftn fft_rfft fft_irfft fft_rfft2
-        fft_irfft2 fft_rfftn fft_irfftn""",
+        fft_irfft2 fft_rfftn fft_irfftn fft_hfft fft_ihfft fft_hfft2 fft_ihfft2 fft_hfftn
+        fft_ihfftn""",
     Kind.COPY: """
         clone contiguous copy to _to_copy type_as float half double bfloat16 int long bool cat
         concat concatenate stack hstack vstack repeat repeat_interleave tile roll flip pad
         constant_pad_nd reflection_pad1d replication_pad1d index index_select gather take
         take_along_dim masked_select nonzero slice_scatter select_scatter scatter
         scatter_add scatter_reduce index_put index_add index_copy reshape _reshape_copy
-        flatten unfold im2col col2im tril triu one_hot embedding_renorm diagonal_copy view_copy""",
+        flatten unfold im2col col2im tril triu one_hot embedding_renorm diagonal_copy view_copy
+        column_stack row_stack dstack block_diag diag diag_embed diagflat fliplr flipud rot90
+        index_fill masked_scatter put reflection_pad2d reflection_pad3d replication_pad2d
+        replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+        upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
+        _upsample_nearest_exact2d _upsample_nearest_exact3d max_unpool2d max_unpool3d complex
+        cartesian_prod combinations argwhere _unsafe_index _unsafe_index_put resolve_conj
+        resolve_neg diagonal_scatter as_strided_scatter fft_fftshift fft_ifftshift pad_sequence
+        _pack_padded_sequence _pad_packed_sequence""",
     Kind.ELEMENTWISE: """
         add sub rsub mul div true_divide floor_divide remainder fmod pow square sqrt rsqrt
         reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan tanh sinh cosh atan atan2 asin
@@ -72,7 +160,17 @@ _BY_KIND: Mapping[Kind, str] = {
         fmax fmin where masked_fill eq ne lt le gt ge logical_and logical_or logical_not logical_xor
         bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ __lshift__ __rshift__
         isnan isinf isfinite nan_to_num addcmul addcdiv lerp dropout native_dropout diff
-        fill zero softshrink hardshrink""",
+        fill zero softshrink hardshrink feature_dropout alpha_dropout feature_alpha_dropout rrelu
+        rrelu_with_noise rrelu_with_noise_functional _prelu_kernel rand rand_like uniform randn
+        randn_like normal normal_functional bernoulli randint randint_like random randperm
+        exponential geometric cauchy log_normal poisson binomial _standard_gamma _sample_dirichlet
+        multinomial conj_physical polar angle cross linalg_cross deg2rad rad2deg heaviside
+        float_power erfinv lgamma digamma polygamma mvlgamma igamma igammac i0 special_i0e
+        special_i1 special_i1e special_erfcx special_ndtri special_zeta xlogy ldexp sinc logit
+        special_entr special_xlog1py hypot acosh asinh atanh logaddexp logaddexp2 special_ndtr
+        special_log_ndtr isposinf isneginf isreal isclose isin sgn signbit copysign nextafter
+        bucketize searchsorted gcd lcm upsample_linear1d upsample_bilinear2d upsample_trilinear3d
+        upsample_bicubic2d""",
 }  # fmt: skip
 
 _KINDS = {name: kind for kind, names in _BY_KIND.items() for name in names.split()}
@@ -97,7 +195,7 @@ def writes_in_place(target: str) -> bool:
 def kind_of(target: str) -> Kind:
     """The kind that an op's name alone gives it; ``other`` for a name not in the table."""
     name = base_name(target)
-    if name in MATRIX_PRODUCTS:
+    if name in MATRIX_PRODUCTS or name in SEVERAL_PRODUCTS:
         return Kind.MATMUL
     return _KINDS.get(name, Kind.OTHER)
 

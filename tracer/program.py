@@ -14,7 +14,14 @@ from typing import Any
 
 from tracer.formula import Formula, const
 from tracer.graph import ITEM_BYTES, Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
-from tracer.kinds import MATRIX_PRODUCTS, base_name, data_args, kind_of
+from tracer.kinds import (
+    MATRIX_PRODUCTS,
+    SEVERAL_PRODUCTS,
+    base_name,
+    data_args,
+    kind_of,
+    writes_in_place,
+)
 from tracer.patterns import label_tensors, mark_norms
 
 
@@ -78,6 +85,10 @@ class Node:
     """What shapes do not tell of its work; see ``Op.extent_expr``."""
     invocation: Invocation | None = None
     """How it is carried out; None unless the program was made to be run."""
+    arguments: tuple[tuple[str, str], ...] = ()
+    """What it is told beside its tensors; see ``Op.arguments``."""
+    draws: bool = False
+    """Whether it draws random values: others in each run, whatever it reads."""
 
 
 @dataclass(slots=True)
@@ -131,7 +142,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
         if value.name and value.role not in (Role.INPUT, Role.KV_CACHE):
             ids[index] = len(rows)
             rows.append((value, None, value.name))
-    constant: set[int] = set(ids)
+    constant = set(ids) - _written(program)
     from_parameters = {i for i in ids if program.values[i].role is Role.PARAMETER}
     outputs = set(program.nodes[-1].args)
     states = {arg for node in program.nodes if node.target == "state" for arg in node.args}
@@ -141,7 +152,8 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     for node in _with_states(program):
         base = base_name(node.target)
         args = data_args(node.target, node.args)
-        is_constant = node.target not in ("input", "output") and constant.issuperset(args)
+        given = node.target in ("input", "output") or node.draws
+        is_constant = not given and constant.issuperset(args)
         kind = _kind(node, args, is_constant, from_parameters)
         name = f"{base}_{counts[base]}"
         if node.target in ("input", "output"):
@@ -153,6 +165,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
             layer=layer_of(name if node.target == "input" else node.path), is_constant=is_constant,
             is_view=node.is_view, dtype=program.values[node.outs[0]].dtype if node.outs else None,
             extent_expr=None if node.extent is None else str(node.extent),
+            arguments=() if is_constant or node.is_view else node.arguments,
         )  # fmt: skip
         ops.append(op)
         for position, arg in enumerate(args):
@@ -177,6 +190,14 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
         tensors.append(size.tensor(number, producer, name, role, value, alias))
     graph = mark_norms(OpGraph(meta, ops, tensors, edges))
     return graph.with_labels(label_tensors(graph))
+
+
+def _written(program: Program) -> set[int]:
+    """The parameters and buffers that a node writes: what they hold depends on the runs before."""
+    written = (node.args[0] for node in program.nodes if node.args and writes_in_place(node.target))
+    aliases = ((value, program.values[value].alias_of) for value in written)
+    owners = {value if owner is None else owner for value, owner in aliases}
+    return {i for i in owners if program.values[i].role in (Role.PARAMETER, Role.BUFFER)}
 
 
 def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:
@@ -239,10 +260,12 @@ def _kind(node: Node, args: Sequence[int], is_constant: bool, from_parameters: s
         return Kind.CONSTANT
     if node.is_view:
         return Kind.VIEW
+    name = base_name(node.target)
     # A bias alone makes no linear: the operands of the product are the last two of a fused add.
-    operands = args[-2:] if base_name(node.target).startswith(("add", "badd")) else args[:2]
-    if base_name(node.target) in MATRIX_PRODUCTS:
-        return Kind.LINEAR if from_parameters.intersection(operands) else Kind.MATMUL
+    operands = args[-2:] if name.startswith(("add", "badd")) else args[:2]
+    if name in MATRIX_PRODUCTS or name in SEVERAL_PRODUCTS:
+        read = args if name in SEVERAL_PRODUCTS else operands
+        return Kind.LINEAR if from_parameters.intersection(read) else Kind.MATMUL
     return kind_of(node.target)
 
 

@@ -36,7 +36,7 @@ from tracer.graph import (
 )
 from tracer.reach import Reach
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 """Version of all tables; a reader refuses any other."""
 
 OPS = pa.schema([
@@ -51,6 +51,7 @@ OPS = pa.schema([
     pa.field("is_view", pa.bool_(), nullable=False),
     pa.field("dtype", pa.string()),
     pa.field("extent_expr", pa.string()),
+    pa.field("arguments", pa.map_(pa.string(), pa.string()), nullable=False),
     pa.field("gemm_batch", pa.int64()),
     pa.field("gemm_m", pa.int64()),
     pa.field("gemm_n", pa.int64()),
@@ -209,7 +210,7 @@ def _rows(graph: OpGraph) -> dict[str, Rows]:
         "ops": [
             (
                 op.id, op.name, op.target, op.kind.value, op.module_path, op.module_type, op.layer,
-                op.is_constant, op.is_view, op.dtype, op.extent_expr,
+                op.is_constant, op.is_view, op.dtype, op.extent_expr, op.arguments,
                 *_gemm_columns(op.cost.gemm), op.cost.flops, op.cost.flops_expr,
                 op.cost.causal_flops, op.cost.causal_flops_expr, op.cost.flops_status.value,
                 op.cost.read_bytes, op.cost.write_bytes, op.cost.param_bytes, op.cost.assumption,
@@ -330,10 +331,10 @@ def _meta(metadata: Mapping[str, str]) -> TraceMeta:
 def _op(
     id: int, name: str, target: str, kind: str, module_path: str, module_type: str,
     layer: int | None, is_constant: bool, is_view: bool, dtype: str | None,
-    extent_expr: str | None, gemm_batch: int | None, gemm_m: int | None, gemm_n: int | None,
-    gemm_k: int | None, flops: int | None, flops_expr: str | None, causal_flops: int | None,
-    causal_flops_expr: str | None, flops_status: str, read_bytes: int, write_bytes: int,
-    param_bytes: int, assumption: str | None,
+    extent_expr: str | None, arguments: list[tuple[str, str]], gemm_batch: int | None,
+    gemm_m: int | None, gemm_n: int | None, gemm_k: int | None, flops: int | None,
+    flops_expr: str | None, causal_flops: int | None, causal_flops_expr: str | None,
+    flops_status: str, read_bytes: int, write_bytes: int, param_bytes: int, assumption: str | None,
 ) -> Op:  # fmt: skip
     gemm = None
     if None not in (gemm_batch, gemm_m, gemm_n, gemm_k):
@@ -352,7 +353,7 @@ def _op(
     )
     return Op(
         id, name, target, Kind(kind), module_path, module_type, layer, is_constant, is_view, dtype,
-        extent_expr, cost,
+        extent_expr, tuple(arguments), cost,
     )  # fmt: skip
 
 

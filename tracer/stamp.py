@@ -92,6 +92,8 @@ class _Step:
     module_type: str
     is_view: bool
     extent: Formula | None
+    arguments: tuple[tuple[str, str], ...]
+    draws: bool
     in_block: bool
     """False for what the model itself does between or after its blocks."""
     args: tuple[Ref, ...]
@@ -164,7 +166,7 @@ def stamp(program: Program, stack: Stack) -> Program | None:
             result.nodes.append(
                 Node(
                     step.target, args, tuple(outs), path, step.module_type, step.is_view,
-                    step.extent,
+                    step.extent, arguments=step.arguments, draws=step.draws,
                 )
             )  # fmt: skip
         previous = [here[k] for k in block.handed_on]
@@ -267,6 +269,8 @@ def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref])
         node.module_type,
         node.is_view,
         node.extent,
+        node.arguments,
+        node.draws,
         stack.layer(node.path) is not None,
         tuple(ref(arg) for arg in node.args),
         tuple(outs),

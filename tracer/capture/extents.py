@@ -1,8 +1,7 @@
-"""What the shapes of an op's tensors do not tell of its work: its extent, as a formula.
+"""What the shapes of an attention's tensors do not tell of its work: its extent, as a formula.
 
-Of a pooling that is the elements of a window, of a Fourier transform its points. Of an attention
-(both products, the softmax, or one op for all) it is the pairs of a query and a key that the mask
-lets through. For these, what lies between the scores and the probabilities is run with numbers, at
+Of both products, the softmax, or one op for all, that is the pairs of a query and a key that the
+mask lets through. What lies between the scores and the probabilities is run with numbers, at
 several small sizes and with all scores equal: a pair is hidden where its probability is nothing. A
 formula is taken where it gives what was counted for every query of every run, else none is.
 """
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from tracer.capture.arguments import argument, draws
 from tracer.formula import Formula, const, formula, minimum, var
 from tracer.graph import Kind
 from tracer.kinds import MATRIX_PRODUCTS, READS_NO_DATA, base_name, kind_of
@@ -66,35 +66,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _argument(node: Node, name: str) -> Any:
-    """What an ATen op is told by an argument's name, None where it has no such argument."""
-    schema = getattr(node.target, "_schema", None)
-    for position, argument in enumerate(schema.arguments if schema else ()):
-        if argument.name == name:
-            given = node.args[position : position + 1] or (node.kwargs.get(name),)
-            return argument.default_value if given[0] is None else given[0]
-    return None
-
-
-def _window(name: str, sides: int | Sequence[int]) -> int:
-    """Elements of a window: a single side holds for all axes."""
-    each = [sides] if isinstance(sides, int) else [*sides]
-    axes = next(int(letter) for letter in name if letter.isdigit())
-    return prod(each) if len(each) == axes else int(each[0] ** axes)
-
-
-def _points(name: str, node: Node, size: Callable[[Any], Formula]) -> Formula:
-    """Points of a transform, along all its axes, on the side that is real if one is."""
-    read, made = node.args[0].meta["val"], node.meta["val"]
-    shape = read.shape if "_rfft" in name else made.shape
-    axes = _argument(node, "dim")
-    if axes is None:  # all, or as many of the last as lengths are given
-        axes = range(-len(_argument(node, "s") or shape), 0)
-    return prod(
-        (size(shape[a]) for a in ([axes] if isinstance(axes, int) else axes)), start=formula(1)
-    )
 
 
 # --- patterns of masks ----------------------------------------------------------------------------
@@ -184,7 +155,8 @@ class _Masks:
         for node in nodes:
             given = node.op == "placeholder"
             free = node in self.data if given else self.constant.issuperset(_reads(node))
-            if node.op != "output" and node not in self.written and (free or _is_size(node)):
+            fixed = node.op != "output" and node not in self.written and not draws(node)
+            if fixed and (free or _is_size(node)):
                 self.constant.add(node)
 
     def extent(self, node: Node) -> dict[Node, Formula]:
@@ -194,10 +166,6 @@ class _Masks:
             return self.of_one_op(node)
         if name in MATRIX_PRODUCTS:
             return self.of_products(node)
-        if "_pool" in name and (window := _argument(node, "kernel_size")):
-            return {node: formula(_window(name, window))}
-        if name.startswith("fft_") and kind is Kind.REDUCTION:
-            return {node: _points(name, node, self.size)}
         return {}
 
     def of_products(self, product: Node) -> dict[Node, Formula]:
@@ -233,8 +201,8 @@ class _Masks:
         """Of an attention in one op."""
         if getattr(node.target, "_schema", None) is None:
             return {}  # its mask is a function
-        mask = next(filter(None, (_argument(node, n) for n in ("attn_mask", "attn_bias"))), None)
-        causal = bool(_argument(node, "is_causal"))
+        mask = next(filter(None, (argument(node, n) for n in ("attn_mask", "attn_bias"))), None)
+        causal = bool(argument(node, "is_causal"))
         read, kept = (argument.meta["val"] for argument in node.args[:2])
         queries, keys = self.size(read.shape[-2]), self.size(kept.shape[-2])
 
@@ -260,6 +228,8 @@ class _Masks:
 
     def _of_two(self, product: Node) -> bool:
         """Whether inputs reach both operands, as a query and a key."""
+        if not all(isinstance(n, Node) for n in product.args[:2]):
+            return False  # an einsum is told what to multiply first
         return self.constant.isdisjoint(n for n in product.args[:2] if isinstance(n, Node))
 
     def _between(self, last: Node) -> tuple[list[Node], list[Node]]:

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
+from tracer.capture.arguments import arguments, draws
 from tracer.capture.cache import State
 from tracer.capture.errors import Untraceable, place, within
 from tracer.capture.extents import find_extents
@@ -28,6 +29,8 @@ from tracer.kinds import base_name, writes_in_place
 from tracer.program import Layout, Node, Program, Sharing, Value
 
 _einsum = torch.einsum
+
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
 
 def lower(
@@ -338,7 +341,7 @@ class _Lowering:
         self.program.nodes.append(
             Node(
                 str(node.target), tuple(args), tuple(outs), path, module_type, view,
-                self.extents.get(node), how,
+                self.extents.get(node), how, arguments(node, self._size), draws(node),
             )
         )  # fmt: skip
 
@@ -372,8 +375,8 @@ class _Lowering:
         evaluation, a slice of everything), None for a node that does something."""
         if not inputs or not self._is_tensor(node):
             return None
-        if base_name(str(node.target)) in ("dropout", "feature_dropout", "alpha_dropout"):
-            return None if node.args[2] else inputs[0]
+        if base_name(str(node.target)) in _DROPOUTS:
+            return None if draws(node) else inputs[0]
         source, result = inputs[0].meta["val"], node.meta["val"]
         if not isinstance(source, torch.Tensor) or base_name(str(node.target)) == "copy":
             return None
