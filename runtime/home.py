@@ -257,7 +257,7 @@ def _spelled(plan: Plan, device: DevicePlan) -> dict[str, Any]:
     return {
         "name": device.name,
         "invocations": {
-            op: [how.args, how.kwargs, [astuple(one) for one in how.shared]]
+            op: [how.args, how.kwargs, [astuple(one) for one in how.shared], how.draw]
             for op, how in work.invocations.items()
         },
         "targets": work.targets, "made": work.made, "everywhere": work.everywhere,

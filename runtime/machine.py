@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from runtime import RunError
+from runtime.draws import Draws
 from runtime.wire import Spec
 from tracer.kinds import writes_in_place
 from tracer.program import Invocation
@@ -152,20 +154,22 @@ class Machine:
     def _carry_out(self, op: int) -> list[torch.Tensor]:
         how, target = self.work.invocations[op], self.work.targets[op]
         try:
-            args = [self._argument(argument) for argument in how.args]
-            kwargs = {key: self._argument(value) for key, value in how.kwargs.items()}
+            # What is drawn is to be the same on every device.
+            device = self.device if how.draw is None else "cpu"
+            args = [self._argument(argument, device) for argument in how.args]
+            kwargs = {key: self._argument(value, device) for key, value in how.kwargs.items()}
             if writes_in_place(target):
                 # The op graph has the tensor before and after as two: who still needs the one
                 # before must find it unchanged, in whatever order the devices run.
                 args[0] = args[0].clone()
-            with torch.no_grad():
+            with torch.no_grad(), nullcontext() if how.draw is None else Draws(how.draw):
                 made = self._function(target)(*args, **kwargs)
         except RunError:
             raise
         except Exception as error:  # whatever torch says of it
             raise RunError(f"op {op} ({target}) failed: {in_words(error)}") from error
         parts = made if isinstance(made, list | tuple) else [made]
-        tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+        tensors = [part.to(self.device) for part in parts if isinstance(part, torch.Tensor)]
         return [*tensors, *self._shared(how, tensors[0])]
 
     def _shared(self, how: Invocation, written: torch.Tensor) -> list[torch.Tensor]:
@@ -200,18 +204,18 @@ class Machine:
         found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, library), name), overload)
         return found
 
-    def _argument(self, argument: Any) -> Any:
+    def _argument(self, argument: Any, device: str) -> Any:
         match argument:
             case list():
-                return [self._argument(part) for part in argument]
+                return [self._argument(part, device) for part in argument]
             case {"value": tensor}:
-                return self.value(tensor)
+                return self.value(tensor).to(device)
             case {"like": tensor}:
                 spec = self.work.specs[tensor]
-                one = torch.empty((), dtype=getattr(torch, spec.dtype), device=self.device)
+                one = torch.empty((), dtype=getattr(torch, spec.dtype), device=device)
                 return one.expand(spec.shape)
             case {"device": _}:
-                return torch.device(self.device)
+                return torch.device(device)
             case {"float": text}:
                 return float(text)
             case {"dtype": name} | {"layout": name} | {"memory_format": name}:

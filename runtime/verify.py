@@ -9,6 +9,7 @@ import torch
 
 from partition.accounting import Traffic
 from runtime import RunError
+from runtime.draws import Draws
 from runtime.home import Measured
 from runtime.machine import is_memory
 from runtime.weights import numbers_of, state_numbers
@@ -74,13 +75,20 @@ def unsplit(
                 spec = Spec(tensor.dtype, tensor.shape)
                 whole[tensor.name] = state_numbers(tensor.name, spec, weights)
     try:
-        return runnable.unsplit(whole, parameter)
+        with Draws() as drawn:
+            made = runnable.unsplit(whole, parameter)
     except (MemoryError, RuntimeError) as error:
         if not is_memory(error):
             raise
         raise RunError(
             f"{graph.meta.model} as a whole has no room in {home}'s memory, to compare the answer"
         ) from error
+    if drawn.number != runnable.draws:
+        raise RunError(
+            f"the code of {graph.meta.model} draws random values {drawn.number} times, its trace "
+            f"{runnable.draws}: a run of the trace and one of the code cannot be compared"
+        )
+    return made
 
 
 def judge(

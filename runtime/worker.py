@@ -214,8 +214,8 @@ class _Session:
 def _work(plan: Mapping[str, Any]) -> Work:
     return Work(
         invocations={
-            int(op): Invocation(args, kwargs, tuple(Sharing(*one) for one in shared))
-            for op, (args, kwargs, shared) in plan["invocations"].items()
+            int(op): Invocation(args, kwargs, tuple(Sharing(*one) for one in shared), draw)
+            for op, (args, kwargs, shared, draw) in plan["invocations"].items()
         },
         targets={int(op): str(target) for op, target in plan["targets"].items()},
         made={int(op): tuple(made) for op, made in plan["made"].items()},

@@ -117,8 +117,11 @@ SIZES = dict(zip("bijkhl", (2, 3, 4, 5, 6, 7), strict=True))
         "bihk,bjhk->bhij", "i,j->ij", "bijh,bhk->bikj", "ij,jk->ki", "bi,bi->bi", "bij,j->bi",
         "bij,bj->bij", "bil,bhl->bih", "i j, j k -> i k", "i,i->",
         "...ij,...kj->...ik", "...i,ij->...j", "i...,ij->...j",
-        # more than one product: left to torch as it is
-        "ij,jk,kl->il", "ii->i", "bij->bji", "bij,jk->bk", "ij,jk",
+        # one operand, or what it alone has to sum; one product after the other
+        "bij->bji", "bij->bj", "ij->", "bij,jk->bk", "bij,bhj->bi", "bij,bkl->b", "ij,jk", "ij,ki",
+        "ij,jk,kl->il", "bij,jk,kl,b->il", "bij,hij,bl->hl", "i,j,k->ijk", "bij,bjk,bkl",
+        # left to torch as it is
+        "ii->i", "bii,ij->bj",
     ],
 )  # fmt: skip
 def test_an_einsum_gives_what_torch_gives_for_as_many_flops(equation):
@@ -133,18 +136,33 @@ def test_an_einsum_gives_what_torch_gives_for_as_many_flops(equation):
     assert ours.get_total_flops() == theirs.get_total_flops()
 
 
-@pytest.mark.parametrize("equation", ["...ij,...kj->...ik", "...i,ij->...j"])
-def test_axes_under_an_ellipsis_are_axes_like_others(equation):
-    shapes = {"...ij": (2, 5, 3, 4), "...kj": (2, 5, 6, 4), "...i": (2, 5, 3), "ij": (3, 4)}
+@pytest.mark.parametrize(
+    "equation",
+    ["...ij,...kj->...ik", "...i,ij->...j", "ij,i->j", "...ij->...j", "ij,i,...i->...", "ij,i"],
+)
+def test_what_letters_say_is_spelled_out(equation):
+    shapes = {
+        "...ij": (2, 5, 3, 4), "...kj": (2, 5, 6, 4), "...i": (2, 5, 3), "ij": (3, 4), "i": (3,),
+    }  # fmt: skip
     operands = [torch.zeros(shapes[part]) for part in equation.partition("->")[0].split(",")]
     with patch.object(lowering, "_einsum", side_effect=AssertionError):
         spelled_out(equation, *operands)
 
 
-def test_an_ellipsis_that_broadcasts_is_left_to_torch():
-    x, y = torch.randn(1, 3, 4), torch.randn(2, 4, 5)
+@pytest.mark.parametrize(
+    ("shapes", "equation"),
+    [
+        (((1, 3, 4), (2, 4, 5)), "...ij,...jk->...ik"),
+        (((1, 3, 4), (2, 4, 5)), "bij,bjk->bik"),
+        (((2, 3, 4), (2, 4, 5)), "...ij,...jk"),
+    ],
+)
+def test_an_einsum_that_says_more_is_left_to_torch(shapes, equation):
+    x, y = map(torch.randn, shapes)
+    assert torch.equal(spelled_out(equation, x, y), torch.einsum(equation, x, y))
+    axes = [0, 1, 2], [0, 2, 3], [0, 1, 3]  # an equation in numbers
     assert torch.equal(
-        spelled_out("...ij,...jk->...ik", x, y), torch.einsum("...ij,...jk->...ik", x, y)
+        spelled_out(x, axes[0], y, axes[1], axes[2]), torch.einsum(x, axes[0], y, axes[1], axes[2])
     )
 
 

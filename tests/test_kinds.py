@@ -16,7 +16,9 @@ from tracer.kinds import base_name, data_args, kind_of
         ("aten.linear.default", "linear", Kind.MATMUL),  # until a parameter makes it a linear
         ("aten.conv1d.default", "conv1d", Kind.MATMUL),
         ("aten.log_sigmoid.default", "log_sigmoid", Kind.ELEMENTWISE),
-        ("aten.linalg_solve_triangular.default", "linalg_solve_triangular", Kind.REDUCTION),
+        ("aten.linalg_solve_triangular.default", "linalg_solve_triangular", Kind.MATMUL),
+        ("aten.lstm.input", "lstm", Kind.MATMUL),
+        ("aten.special_expit.default", "sigmoid", Kind.ELEMENTWISE),
         ("aten.max_pool2d.default", "max_pool2d", Kind.REDUCTION),
         ("aten.col2im.default", "col2im", Kind.COPY),
         # along an axis, or all in all: a reduction; of two tensors: element by element

@@ -24,6 +24,8 @@ class Capture:
     """By op, how it is carried out; empty unless the capture was made to be run."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """By the name of a constant that has no op: its numbers, where the capture is to be run."""
+    draws: int = 0
+    """How often a run draws random values."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ Names are ATen base names (``aten.add.Tensor`` is ``add``; ``add_`` counts as ``
 op is a view, a constant or a linear depends on the graph around it and is decided there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tracer.graph import Kind
 
@@ -206,3 +206,30 @@ def data_args(target: str, args: tuple[T, ...]) -> tuple[T, ...]:
     if name in READS_NO_DATA:
         return ()
     return args[:1] if name in _LIKE_ANOTHER or target == "aten.to.other" else args
+
+
+def told(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """By name what a call gives to torch's op ``target``, defaults too: off the op's schema."""
+    schema = getattr(target, "_schema", None)
+    found: dict[str, Any] = {}
+    for position, argument in enumerate(schema.arguments if schema else ()):
+        if not argument.kwarg_only and position < len(args):
+            found[argument.name] = args[position]
+        else:
+            default = argument.default_value if argument.has_default_value() else None
+            found[argument.name] = kwargs.get(argument.name, default)
+    return found
+
+
+def draws(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of torch's op ``target`` draws random values.
+
+    Torch marks the ops that may; what a call gives them can turn it off.
+    """
+    if not any(tag.name == "nondeterministic_seeded" for tag in getattr(target, "tags", ())):
+        return False
+    given = told(target, args, kwargs)
+    off = any(given.get(name) is False for name in ("train", "training"))
+    rates = [given[name] for name in ("dropout_p", "dropout") if name in given]
+    rates += [given["p"]] if "train" in given and "p" in given else []
+    return not off and (not rates or any(rates))

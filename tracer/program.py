@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -52,6 +53,8 @@ class Invocation:
     kwargs: Mapping[str, Any]
     shared: tuple["Sharing", ...] = ()
     """Of an op that writes in place: the other tensors in the same memory."""
+    draw: int | None = None
+    """Of an op that draws random values: how many were drawn before it in a run."""
 
 
 Layout = tuple[tuple[int, ...], tuple[int, ...], int]
@@ -87,8 +90,8 @@ class Node:
     """How it is carried out; None unless the program was made to be run."""
     arguments: tuple[tuple[str, str], ...] = ()
     """What it is told beside its tensors; see ``Op.arguments``."""
-    draws: bool = False
-    """Whether it draws random values: others in each run, whatever it reads."""
+    draws: int = 0
+    """How often it draws random values, which are others in each run whatever it reads."""
 
 
 @dataclass(slots=True)
@@ -142,7 +145,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
         if value.name and value.role not in (Role.INPUT, Role.KV_CACHE):
             ids[index] = len(rows)
             rows.append((value, None, value.name))
-    constant = set(ids) - _written(program)
+    constant = set(ids) - written_state(program)
     from_parameters = {i for i in ids if program.values[i].role is Role.PARAMETER}
     outputs = set(program.nodes[-1].args)
     states = {arg for node in program.nodes if node.target == "state" for arg in node.args}
@@ -152,7 +155,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     for node in _with_states(program):
         base = base_name(node.target)
         args = data_args(node.target, node.args)
-        given = node.target in ("input", "output") or node.draws
+        given = node.target in ("input", "output") or node.draws > 0
         is_constant = not given and constant.issuperset(args)
         kind = _kind(node, args, is_constant, from_parameters)
         name = f"{base}_{counts[base]}"
@@ -192,7 +195,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     return graph.with_labels(label_tensors(graph))
 
 
-def _written(program: Program) -> set[int]:
+def written_state(program: Program) -> set[int]:
     """The parameters and buffers that a node writes: what they hold depends on the runs before."""
     written = (node.args[0] for node in program.nodes if node.args and writes_in_place(node.target))
     aliases = ((value, program.values[value].alias_of) for value in written)
@@ -224,11 +227,13 @@ def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:
                 return {"like": ids[index]}
         return argument
 
+    drawn = [*accumulate((node.draws for node in nodes), initial=0)]
     return {
         op: Invocation(
             renumbered(how.args),
             {key: renumbered(value) for key, value in how.kwargs.items()},
             tuple(replace(one, before=ids[one.before], after=ids[one.after]) for one in how.shared),
+            drawn[op] if node.draws else None,
         )
         for op, node in enumerate(nodes)
         if (how := node.invocation) is not None

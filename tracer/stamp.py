@@ -93,7 +93,7 @@ class _Step:
     is_view: bool
     extent: Formula | None
     arguments: tuple[tuple[str, str], ...]
-    draws: bool
+    draws: int
     in_block: bool
     """False for what the model itself does between or after its blocks."""
     args: tuple[Ref, ...]

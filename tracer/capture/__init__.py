@@ -37,7 +37,7 @@ from tracer.capture.user import user_model, user_module
 from tracer.captured import Capture, Checked
 from tracer.errors import CutedgeError, InputError
 from tracer.graph import TraceMeta
-from tracer.program import Program, build_graph, invocations
+from tracer.program import Program, build_graph, invocations, written_state
 from tracer.reach import Reach
 from tracer.stamp import Stack, stamp
 
@@ -238,6 +238,11 @@ def _captured(
         raise task.refusal(failures[-1], overrides) from failures[-1]
     if program.conditions:
         notes.append(f"the formulas hold where {' and '.join(program.conditions)}")
+    if changed := written_state(program):
+        names = ", ".join(sorted(program.values[index].name for index in changed))
+        notes.append(
+            f"a run changes {names}: what it holds then is not sent to other devices that read it"
+        )
     if way.note and (way.symbolic or not task.ways()[0].symbolic):
         notes.append(way.note)
     if not way.symbolic and failures:
@@ -258,6 +263,7 @@ def _captured(
     return Capture(
         graph, warned, reach, None if full else program.whole,
         invocations(program, graph) if runnable else {}, program.data,
+        sum(node.draws for node in program.nodes),
     )  # fmt: skip
 
 

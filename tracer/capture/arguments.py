@@ -1,14 +1,17 @@
 """What an op is told beside its tensors, and whether it draws random values: off its schema."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracer import kinds
 from tracer.formula import Formula
+from tracer.kinds import told
 
 FACTORS = ("alpha", "beta", "value")
 """Numbers that an op multiplies by, where they are not one."""
@@ -17,22 +20,9 @@ _OPERANDS = ("number", "float", "Tensor")
 """The types of what is only computed with, numbers in the place of tensors too."""
 
 
-def given(node: Node) -> dict[str, Any]:
-    """By name the arguments of a node that calls an op, defaults too; not of a higher-order op."""
-    schema = getattr(node.target, "_schema", None)
-    found: dict[str, Any] = {}
-    for position, argument in enumerate(schema.arguments if schema else ()):
-        if not argument.kwarg_only and position < len(node.args):
-            found[argument.name] = node.args[position]
-        else:
-            default = argument.default_value if argument.has_default_value() else None
-            found[argument.name] = node.kwargs.get(argument.name, default)
-    return found
-
-
 def argument(node: Node, name: str) -> Any:
     """What an op is told by an argument's name, None where it has no such argument."""
-    return given(node).get(name)
+    return told(node.target, node.args, node.kwargs).get(name)
 
 
 def arguments(node: Node, size: Callable[[Any], Formula]) -> tuple[tuple[str, str], ...]:
@@ -45,10 +35,10 @@ def arguments(node: Node, size: Callable[[Any], Formula]) -> tuple[tuple[str, st
     schema = getattr(node.target, "_schema", None)
     declared = {a.name: a for a in schema.arguments} if schema else {}
     found: list[tuple[str, str]] = []
-    for name, value in given(node).items():
+    for name, value in told(node.target, node.args, node.kwargs).items():
         known = declared[name]
         operand = any(kind in str(known.type) for kind in _OPERANDS) and name not in FACTORS
-        if value is None or (operand and not isinstance(value, complex)):
+        if value is None or name == "pin_memory" or (operand and not isinstance(value, complex)):
             continue
         try:
             text = json.dumps(_plain(value, size))
@@ -74,17 +64,26 @@ def _plain(value: Any, size: Callable[[Any], Formula]) -> Any:
 
 
 def draws(node: Node) -> bool:
-    """Whether an op draws random values: torch marks those that may, and arguments turn it off."""
-    if isinstance(node.target, HigherOrderOperator):  # a branch, the body of a loop
+    """Whether a call draws random values; a higher-order op does where a graph of its own does."""
+    if isinstance(node.target, HigherOrderOperator):
         return any(draws(inner) for graph in _graphs(node) for inner in graph.nodes)
-    tags = getattr(node.target, "tags", ())
-    if torch.Tag.nondeterministic_seeded not in tags:
-        return False
-    told = given(node)
-    off = any(told.get(name) is False for name in ("train", "training"))
-    rates = [told[name] for name in ("dropout_p", "dropout") if name in told]
-    rates += [told["p"]] if "train" in told and "p" in told else []
-    return not off and (not rates or any(rates))
+    return kinds.draws(node.target, node.args, node.kwargs)
+
+
+class Counted(TorchDispatchMode):
+    """While it is entered, ``number`` counts the draws of torch's kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """Carry out an op, and count it where it draws."""
+        self.number += kinds.draws(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 def _graphs(node: Node) -> Iterator[Graph]:

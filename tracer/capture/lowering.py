@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
-from tracer.capture.arguments import arguments, draws
+from tracer.capture.arguments import Counted, arguments, draws
 from tracer.capture.cache import State
 from tracer.capture.errors import Untraceable, place, within
 from tracer.capture.extents import find_extents
@@ -179,6 +179,7 @@ class _Lowering:
         traced = {node: node.meta.get("val") for node in exported.graph.nodes}
         inputs = [value for node, value in traced.items() if node.op == "placeholder"]
         recorder = _Recorder(exported.graph_module)
+        self.drawn = recorder.drawn
         try:
             recorder.run(*(self._meta(v, sizes) for v in inputs), enable_io_processing=False)
         except Exception:  # code that looks at values, or a seq that the example rules out
@@ -341,7 +342,8 @@ class _Lowering:
         self.program.nodes.append(
             Node(
                 str(node.target), tuple(args), tuple(outs), path, module_type, view,
-                self.extents.get(node), how, arguments(node, self._size), draws(node),
+                self.extents.get(node), how, arguments(node, self._size),
+                self.drawn.get(node, int(draws(node))),
             )
         )  # fmt: skip
 
@@ -410,50 +412,87 @@ def _data(
     return found
 
 
-def spelled_out(equation: str, *operands: Any) -> torch.Tensor:
-    """``torch.einsum`` of two tensors as what torch carries out: one batched product.
+def spelled_out(equation: Any, *operands: Any) -> torch.Tensor:
+    """``torch.einsum`` as what torch carries out: one batched product for each operand after the
+    first, from left to right; what only one of the two has left to sum is summed before.
 
-    No shape tells what an einsum multiplies. An equation that says more (three operands, a
-    diagonal, an ellipsis that broadcasts, a sum over one of them alone) stays as it is.
+    No shape tells what an einsum multiplies. An equation that says more (a diagonal, an ellipsis
+    that broadcasts, an order of its own) stays as it is.
     """
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
+    ordered = len(operands) > 2 and torch.backends.opt_einsum.is_available()
+    parts = None if ordered else _letters(equation, operands)
+    if parts is None:
+        return _einsum(equation, *operands)
+    (of, *others), result = parts
+    made, *rest = operands
+    for n, (these, operand) in enumerate(zip(others, rest, strict=True)):
+        needed = {*result, *"".join(others[n + 1 :])}
+        made, of = _multiplied(made, of, operand, these, needed)
+    made, of = _summed(made, of, set(result))
+    return made.permute([of.index(c) for c in result])
+
+
+def _letters(equation: Any, operands: Sequence[Any]) -> tuple[list[str], str] | None:
+    """(the letters of each operand's axes, those of the result); None for more than letters."""
+    if not isinstance(equation, str) or ("..." in equation and "->" not in equation):
+        return None  # axes as numbers; axes that have no letter in the result
     plainly = _without_ellipsis(equation.replace(" ", ""), operands)
     left, arrow, result = plainly.partition("->")
+    if not arrow:
+        result = "".join(sorted(c for c in {*left} - {","} if left.count(c) == 1))
     letters = left.split(",")
-    plain = all(len(set(part)) == len(part) and "." not in part for part in [*letters, result])
-    if len(letters) != 2 or not arrow or not plain:
-        return _einsum(equation, *operands)
-    a, b = letters
-    both = [c for c in a if c in b and c in result]
-    summed = [c for c in a if c in b and c not in result]
+    plain = all(len({*part}) == len(part) and "." not in part for part in [*letters, result])
+    plain = plain and {*result} <= {*left}
+    sizes: dict[str, Any] = {}
+    for part, operand in zip(letters, operands, strict=False):
+        for letter, size in zip(part, operand.shape, strict=False):
+            other = sizes.setdefault(letter, size)
+            plain = plain and (size is other or type(size) is not int or size == other)
+    return (letters, result) if plain and len(letters) == len(operands) else None
+
+
+def _summed(x: torch.Tensor, letters: str, kept: Collection[str]) -> tuple[torch.Tensor, str]:
+    """``x`` without the axes that are not kept, and the letters of those that it has then."""
+    gone = [axis for axis, letter in enumerate(letters) if letter not in kept]
+    left = "".join(letter for letter in letters if letter in kept)
+    return (x.sum(gone) if gone else x), left
+
+
+def _multiplied(
+    x: torch.Tensor, a: str, y: torch.Tensor, b: str, needed: Collection[str]
+) -> tuple[torch.Tensor, str]:
+    """The product of two tensors, summed over what both have and is not ``needed``: (it, letters).
+
+    ``a`` and ``b`` are the letters of their axes.
+    """
+    x, a = _summed(x, a, {*b, *needed})
+    y, b = _summed(y, b, {*a, *needed})
+    both = [c for c in a if c in b and c in needed]
+    summed = [c for c in a if c in b and c not in needed]
     rows, columns = [c for c in a if c not in b], [c for c in b if c not in a]
-    if not set(rows + columns) <= set(result):
-        return _einsum(equation, *operands)
-    x, y = operands
     size = {**dict(zip(a, x.shape, strict=True)), **dict(zip(b, y.shape, strict=True))}
     shape = [prod(size[c] for c in part) for part in (both, rows, summed, columns)]
+    order = "".join([*both, *rows, *columns])
     if not summed:  # each element of one meets one of the other
-        order = [*both, *rows, *columns]
         x = x.permute([a.index(c) for c in both + rows])[(..., *[None] * len(columns))]
         y = y.permute([b.index(c) for c in both + columns])
         y = y.reshape([*(size[c] for c in both), *[1] * len(rows), *(size[c] for c in columns)])
-        return (x * y).permute([order.index(c) for c in result])
+        return x * y, order
     x = x.permute([a.index(c) for c in both + rows + summed])
     y = y.permute([b.index(c) for c in both + summed + columns])
     x = x.reshape(shape[0], shape[1], shape[2])
     y = y.reshape(shape[0], shape[2], shape[3])
-    order = both + rows + columns
-    made = torch.bmm(x, y).reshape([size[c] for c in order])
-    return made.permute([order.index(c) for c in result])
+    return torch.bmm(x, y).reshape([size[c] for c in order]), order
 
 
-def _without_ellipsis(equation: str, operands: Sequence[torch.Tensor]) -> str:
+def _without_ellipsis(equation: str, operands: Sequence[Any]) -> str:
     """An equation with letters for the axes under its ellipsis, where all have the same ones."""
     parts = equation.partition("->")[0].split(",")
     under = [
         x.shape[: x.dim() - len(part) + 3]
-        for part, x in zip(parts, operands, strict=True)
+        for part, x in zip(parts, operands, strict=False)
         if part.startswith("...")
     ]
     if not under or any(sizes != under[0] for sizes in under):
@@ -468,10 +507,17 @@ class _Recorder(torch.fx.Interpreter):
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
         self.made: dict[torch.fx.Node, Any] = {}
+        self.drawn: dict[torch.fx.Node, int] = {}
+        """How often a node draws random values, of those that do."""
 
     def run_node(self, node: torch.fx.Node) -> Any:
         """Run a node as usual; its tensors stay alive, so that no two share an address."""
-        made = super().run_node(node)
+        if draws(node):
+            with Counted() as counted:
+                made = super().run_node(node)
+            self.drawn[node] = counted.number
+        else:
+            made = super().run_node(node)
         if base_name(str(node.target)) == "scaled_dot_product_attention":
             # Every fused kernel lays its result out as [batch, seq, heads, dim]; meta does not.
             made = made.transpose(-2, -3).contiguous().transpose(-2, -3)

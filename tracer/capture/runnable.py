@@ -20,6 +20,7 @@ class Runnable:
     def __init__(self, capture: Capture, task: Task, twin: torch.nn.Module) -> None:
         """``task`` is what was captured, ``twin`` the same module with its buffers computed."""
         self.graph, self.invocations = capture.graph, capture.invocations
+        self.draws = capture.draws
         self._task, self._twin = task, twin
         buffers = dict(twin.named_buffers(remove_duplicate=False))
         self.data: dict[int, torch.Tensor] = {}
