@@ -106,7 +106,7 @@ SECRETS = [
     'label = "attention_output"', 'label = "q"', 'label = "k"', 'label = "logits"',
     'name = "add_7"', 'name = ["expand_2", "expand_3"]', 'name = "model.embed_tokens.weight"',
     'name = "*inv_freq"', 'name = "*.weight"', 'name = "cat_1"', 'label = "input_ids"',
-    'name = "input_ids"', 'module_path = "model.layers.0.mlp*"', 
+    'name = "input_ids"', 'module_path = "model.layers.0.mlp*"',
 ]  # fmt: skip
 IN_DECODE = ['name = "cache.*"', 'name = "cache.0.keys"', 'name = "cat_3"', 'label = "v"']
 
