@@ -447,7 +447,7 @@ def test_a_users_rule_that_matches_nothing_is_an_error_unless_it_is_optional(
     assert done.returncode == 2
     assert done.stderr.startswith(
         "error: mine: rule 2 (module_path = model.layer.*) matches nothing in toy, prefill: "
-        "no op has module_path model.layer.*. Did you mean model.layers.0"
+        "no op has module_path model.layer.*. Did you mean model.layers."
     )
     policy_file(tmp_path, misspelt + "; optional = true")
     done = run(*command.split(), "trace", "--policy", "mine.toml")
