@@ -1,7 +1,29 @@
 """What a run takes on home, accelerators and links, for each token, and where more chips end."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
+
+from costmodels.roofline import DeviceTime
+from partition.accounting import Transfer
+from partition.placement import Placement
+from partition.problem import memory_of
+from tracer.graph import OpGraph
+
+
+def times_under(
+    graph: OpGraph,
+    placement: Placement,
+    transfers: Iterable[Transfer],
+    times: Mapping[str, DeviceTime],
+) -> dict[str, DeviceTime]:
+    """Device -> its ops' seconds under a placement: a device pages what lies there beyond its room.
+
+    ``times`` are without paging (``roofline.time_ops``).
+    """
+    paging = any(time.device.enclave_bytes is not None for time in times.values())
+    lying = memory_of(graph, placement, transfers) if paging else {}
+    return {name: time.holding(graph, lying.get(name, 0)) for name, time in times.items()}
 
 
 @dataclass(frozen=True, slots=True)
