@@ -325,7 +325,7 @@ def partition_of(
     """A graph placed by a policy, with what the placement moves."""
     from partition.accounting import account
     from partition.optimise import compute_cycles, compute_seconds, place
-    from partition.run import times_under
+    from partition.run import chips_of, times_under
     from partition.tables import Partition
 
     placed = place(graph, policy, setting)
@@ -339,6 +339,7 @@ def partition_of(
         setting.wire_dtype, setting.residency, compute_seconds(placed.placement, times),
         placed.solution, " and ".join(policy.objective or ()) or None, placed.unit,
         compute_cycles(placed.placement, setting.times), machines.options,
+        chips_of(graph, placed.placement, setting.times, machines.options),
     )  # fmt: skip
 
 
