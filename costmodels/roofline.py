@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
-from costmodels.flops import FREE, PRODUCTS, numbered
+from costmodels.flops import FREE, PRODUCTS, computed_in, numbered
 from costmodels.links import Link, round_trip_seconds
 from costmodels.memory import MemoryNeed, larger, memory_need
 from tracer.errors import CutedgeError
-from tracer.graph import Op, OpGraph
+from tracer.graph import FLOATING, Op, OpGraph
 
 Bound = Literal["compute", "memory", "overhead"]
 
@@ -64,7 +64,7 @@ class DeviceTime:
         paged = paged_share(self.device, lying_bytes)
         if paged == self.paged_share:
             return self
-        one = _op_timer(self.device, self.products_dtype, self.options, paged)
+        one = _op_timer(graph, self.device, self.products_dtype, self.options, paged)
         return replace(self, ops=tuple(map(one, graph.ops)), paged_share=paged)
 
     @property
@@ -106,11 +106,11 @@ def time_ops(
 ) -> DeviceTime:
     """The seconds of every op of an annotated graph on ``device``, paging left out.
 
-    ``products_dtype`` is what matrix products are computed in (``tfloat32`` for floats on tensor
-    cores), their own dtype when None; ``options`` are those of an array of multipliers.
+    ``products_dtype`` is what matrix products of floats are computed in (``tfloat32`` on tensor
+    cores), their operands' dtype when None; ``options`` are those of an array of multipliers.
     """
     given = options or Options()
-    times = tuple(map(_op_timer(device, products_dtype, given, 0.0), graph.ops))
+    times = tuple(map(_op_timer(graph, device, products_dtype, given, 0.0), graph.ops))
     working = sum(op.kind not in FREE for op in graph.ops)
     missing = Counter(
         op.target for op, time in zip(graph.ops, times, strict=True) if time.seconds is None
@@ -137,11 +137,11 @@ def paged_share(device: Device, lying_bytes: Any) -> Any:
 
 
 def _op_timer(
-    device: Device, products_dtype: str | None, options: Options, paged: float
+    graph: OpGraph, device: Device, products_dtype: str | None, options: Options, paged: float
 ) -> Callable[[Op], OpTime]:
     one = (
         _on_array(device, options) if device.array
-        else _on_roofline(device, products_dtype, paged)
+        else _on_roofline(graph, device, products_dtype, paged)
     )  # fmt: skip
     return lambda op: OpTime(0.0) if op.kind in FREE else one(op)
 
@@ -158,14 +158,16 @@ def _on_array(device: Device, options: Options) -> Callable[[Op], OpTime]:
 
 
 def _on_roofline(
-    device: Device, products_dtype: str | None, paged: float
+    graph: OpGraph, device: Device, products_dtype: str | None, paged: float
 ) -> Callable[[Op], OpTime]:
     bandwidth = device.memory_bandwidth_bytes_per_second
     paging = device.paging_bytes_per_second
 
     def one(op: Op) -> OpTime:
         cost = op.cost
-        dtype = products_dtype if products_dtype and op.kind in PRODUCTS else op.dtype
+        dtype = computed_in(graph, op)
+        if products_dtype and op.kind in PRODUCTS and dtype in FLOATING:
+            dtype = products_dtype
         peak = device.peak_flops_per_second.get(dtype or "")
         if cost.flops is None or bandwidth is None or (cost.flops and peak is None):
             return OpTime()
