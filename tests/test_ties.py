@@ -350,4 +350,4 @@ def test_the_module_of_a_tied_head_and_1000_words(
     )
     monkeypatch.chdir(tmp_path)
     done = invoke("trace", "gpt.py:gpt")
-    assert "parameters  68,096 (266 KiB in float32)" in done.stdout
+    assert "parameters  68,096 (266.0 KiB in float32)" in done.stdout

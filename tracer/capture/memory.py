@@ -100,8 +100,9 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
 
 def _has_all(whole: torch.Tensor, part: torch.Tensor) -> bool:
     (start, end), (first, last) = _span(whole), _span(part)
-    dense: bool = whole.is_contiguous() and whole.dtype == part.dtype
-    return dense and start <= first and last <= end
+    return bool(
+        whole.is_contiguous() and whole.dtype == part.dtype and start <= first and last <= end
+    )
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> bool:
