@@ -110,7 +110,7 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> bool:
     (start, end), (first, last) = _span(one), _span(other)
     if one.dtype != other.dtype:
         a, b = one.itemsize, other.itemsize
-        return end * a <= first * b or last * b <= start * a
+        return bool(end * a <= first * b or last * b <= start * a)
     if end <= first or last <= start:
         return True
     both = torch.zeros(max(end, last), dtype=torch.bool)
