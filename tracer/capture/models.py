@@ -59,6 +59,8 @@ def build_with_memory(
     merged, _ = settle(config, overrides, model=model)
     with no_init_weights():
         module = _module(merged, model, dtype, attn, device="cpu")
+    if isinstance(module, transformers.PreTrainedModel):  # which goes with what was left out
+        module.tie_weights(recompute_mapping=False)
     return _in_dtype(module, dtype).eval()
 
 
