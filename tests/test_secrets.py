@@ -152,7 +152,7 @@ place = "accelerator"
 [[secret]]
 """
     file = tmp_path / "fixed.toml"
-    file.write_text(rules + 'label = "attention_scores"\nreason = "they tell who looks at whom"\n')
+    file.write_text(rules + 'label = "attention_scores"\nreason = "who looks at whom"\n')
     done = invoke("partition", traces["tiny prefill"], "--policy", file)
     assert done.returncode == 1
     assert done.stderr == (
@@ -163,7 +163,7 @@ place = "accelerator"
     file.write_text(rules + 'name = "lm_head.weight"\n')
     done = invoke("partition", traces["tiny prefill"], "--policy", file)
     assert (done.returncode, done.stderr) == (
-    file.write_text(rules + 'label = "attention_scores"\nreason = "who looks at whom"\n')
+        1, "error: fixed shows lm_head.weight to gpu: 1 kept there (secret: name = lm_head.weight)\n"
     )  # fmt: skip
     file.write_text(rules.replace('"matmul"', '"norm"') + 'label = "attention_scores"\n')
     assert invoke("partition", traces["tiny prefill"], "--policy", file).returncode == 0
