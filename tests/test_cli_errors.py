@@ -22,6 +22,7 @@ from costmodels.links import REQUIRED
 from partition.policy import policy_names
 from tests.conftest import BIN
 from tests.inprocess import invoke
+from tracer.files import write_files
 from tracer.presets import preset, preset_names
 from tracer.serde import SCHEMA_VERSION, TRACE_TABLES, read_trace, write_trace
 
@@ -544,7 +545,9 @@ def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **metadata: str 
     table = pq.read_table(path, partitioning=None)
     marks = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
     marks = {k: v for k, v in {**marks, **metadata}.items() if v is not None}
-    pq.write_table(change(table).replace_schema_metadata(marks), path)
+    sink = pa.BufferOutputStream()
+    pq.write_table(change(table).replace_schema_metadata(marks), sink)
+    write_files(path.parent, {path.name: sink.getvalue().to_pybytes()})
 
 
 def same(table: pa.Table) -> pa.Table:

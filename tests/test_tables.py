@@ -557,16 +557,30 @@ def test_the_folders_agree_with_the_summaries(workspace):
 def fail_at(monkeypatch: pytest.MonkeyPatch, turn: int) -> list[Path]:
     """The disk is full in the ``turn``-th table; the files that were begun."""
     begun: list[Path] = []
-    real = pq.write_table
+    real = Path.open
 
-    def write(table: pa.Table, file: IO[bytes], **options: Any) -> None:
-        begun.append(Path(file.name))
-        if len(begun) == turn:
-            file.write(b"PAR1 and then nothing")
+    class Full:
+        def __init__(self, handle: IO[bytes]) -> None:
+            self.handle = handle
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.handle.close()
+
+        def write(self, data: bytes) -> None:
+            self.handle.write(b"PAR1 and then nothing")
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(table, file, **options)
 
-    monkeypatch.setattr("pyarrow.parquet.write_table", write)
+    def opened(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        handle = real(path, mode, *args, **options)
+        if mode != "xb":
+            return handle
+        begun.append(path)
+        return Full(handle) if len(begun) == turn else handle
+
+    monkeypatch.setattr(Path, "open", opened)
     return begun
 
 
