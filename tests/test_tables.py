@@ -21,6 +21,7 @@ from partition.accounting import account
 from partition.policy import apply_policy, load_policy
 from partition.tables import Partition, remove_stale, write_partition
 from tests.inprocess import invoke
+from tracer.files import write_files
 from tracer.graph import OpGraph
 from tracer.serde import SCHEMA_VERSION, TableError, read_trace, write_trace
 
@@ -661,7 +662,9 @@ def with_an_alias_of_nothing(folder: Path) -> None:
 
 
 def change(path: Path, how: Callable[[pa.Table], pa.Table]) -> None:
-    pq.write_table(how(pq.read_table(path, partitioning=None)), path)
+    sink = pa.BufferOutputStream()
+    pq.write_table(how(pq.read_table(path, partitioning=None)), sink)
+    write_files(path.parent, {path.name: sink.getvalue().to_pybytes()})
 
 
 @pytest.mark.parametrize(

@@ -94,36 +94,36 @@ def remove_files(folder: Path, *names: str) -> None:
 
 
 class _Staged:
-    """A file that is written under a temporary name beside the one that it is to have."""
+    """Data that is written under a temporary name beside the file that it is to be."""
 
     def __init__(self, path: Path, data: Data) -> None:
         self.path, self.digest = path, hashlib.sha256(data).hexdigest()
-        self._data, self._temporary = data, None
+        self._data = data
         self._final = Path(os.path.realpath(path)) if path.is_symlink() else path
+        self._temporary: Path | None = None
         there = path.stat() if path.exists() else None
-        self._regular = there is None or stat.S_ISREG(there.st_mode)
         if there is not None and stat.S_ISDIR(there.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if self._regular:
-            temporary = self._final.with_name(f".{self._final.name}.{os.getpid()}.tmp")
-            with suppress(FileNotFoundError):  # of a process that was killed and had our number
-                temporary.unlink()
-            with temporary.open("xb") as sink:
-                self._temporary = temporary
+        if there is not None and not stat.S_ISREG(there.st_mode):
+            return
+        self._temporary = self._final.with_name(f".{self._final.name}.{os.getpid()}.tmp")
+        self.discard()  # of a process that was killed and had our number
+        try:
+            with self._temporary.open("xb") as sink:  # no link that somebody put there is followed
                 sink.write(data)
             if there is not None:
-                shutil.copymode(self._final, temporary)
-
-    _temporary: Path | None
+                shutil.copymode(self._final, self._temporary)
+        except BaseException:
+            self.discard()
+            raise
 
     def commit(self) -> None:
-        """Give the file its name, or write to what is no regular file."""
+        """Give the data its name, or send it to what is no regular file."""
         if self._temporary is not None:
             self._temporary.replace(self._final)
-            self._temporary = None
-        elif not self._regular:
-            with self.path.open("wb") as sink:
-                sink.write(self._data)
+            return
+        with self.path.open("wb") as sink:
+            sink.write(self._data)
 
     def discard(self) -> None:
         """Remove what is under the temporary name still."""
