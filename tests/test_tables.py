@@ -21,7 +21,7 @@ from partition.accounting import account
 from partition.policy import apply_policy, load_policy
 from partition.tables import Partition, remove_stale, write_partition
 from tests.inprocess import invoke
-from tracer.files import write_files
+from tracer.files import MANIFEST, check_file, write_files
 from tracer.graph import OpGraph
 from tracer.serde import SCHEMA_VERSION, TableError, read_trace, write_trace
 
@@ -191,9 +191,13 @@ def partition_of(graph: OpGraph, trace_id: str, **changes: Any) -> Partition:
 
 
 def test_the_files_are_those_of_the_contract(trace):
-    expected = {"reach.json", *(f"{name}.parquet" for name in TRACE)}
+    expected = {MANIFEST, "reach.json", *(f"{name}.parquet" for name in TRACE)}
     expected |= {f"{place}/{name}.parquet" for place in VARIANTS for name in PARTITION}
+    expected |= {f"{place}/{MANIFEST}" for place in VARIANTS}
     assert set(files(trace)) == expected
+    for name in expected:
+        if not name.endswith(MANIFEST):
+            check_file(trace / name)
 
 
 @pytest.mark.parametrize("table", COLUMNS)
@@ -339,7 +343,9 @@ def test_tracing_the_same_again_keeps_partitions_and_other_options_remove_them(c
     for policy in ("all-home", "fuse-attention", "offload-linear"):
         assert policy in said
     trace = copy / PLACE
-    assert set(files(trace)) == {"reach.json", *(f"{name}.parquet" for name in TRACE)}
+    assert set(files(trace)) == {
+        MANIFEST, "reach.json", *(f"{name}.parquet" for name in TRACE),
+    }  # fmt: skip
     assert list(trace.glob("policy=*")) == []
     assert read_trace(trace)[0].meta.dtype == "bfloat16"
 
@@ -350,7 +356,8 @@ def test_what_is_not_cutedges_stays_when_partitions_are_removed(copy):
     notes.write_text("mine")
     assert remove_stale(trace, "another trace") == ["all-home", "fuse-attention", "offload-linear"]
     assert set(files(trace)) == {
-        "reach.json", *(f"{name}.parquet" for name in TRACE), str(notes.relative_to(trace)),
+        MANIFEST, "reach.json", *(f"{name}.parquet" for name in TRACE),
+        str(notes.relative_to(trace)),
     }  # fmt: skip
     assert remove_stale(trace, "another trace") == []
 
