@@ -24,6 +24,7 @@ from tracer.errors import InputError
 from tracer.graph import Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
 from tracer.kinds import base_name
 from tracer.serde import write_trace
+from tracer.stacks import place_of
 
 LAYER = "model.layers.0"
 ATTN = f"{LAYER}.attn"
@@ -62,11 +63,10 @@ def build() -> OpGraph:
     """One attention with grouped K, an MLP op in layer 1 and a head; tensor ids are op ids."""
     ops, tensors, edges = [], [], []
     for n, (name, target, kind, path, module_type, reads, shape, label) in enumerate(ROWS):
-        layer = next((int(part) for part in path.split(".") if part.isdigit()), None)
         constant = kind == "constant"
         ops.append(
-            Op(n, name, target, Kind(kind), path, module_type, layer, constant, kind == "view",
-               "float32")
+            Op(n, name, target, Kind(kind), path, module_type, *place_of(path), constant,
+               kind == "view", "float32")
         )  # fmt: skip
         edges += [Edge(NAMES.index(r), n, NAMES.index(r), i) for i, r in enumerate(reads)]
         if shape is not None:
