@@ -136,6 +136,11 @@ ONE_CONDITION = [
     ('label = ["logits", "attention_probs"]', "probs head"),
     # An op whose tensors have no label is no "*" either.
     ('label = "*"', "q k v k_axis k_spread k_heads qk masked probs pv head"),
+    ('stack = "model.layers"', "norm q k v k_axis k_spread k_heads qk masked probs pv up act"),
+    ('stack = ["*.layers", "encoder"]',
+     "norm q k v k_axis k_spread k_heads qk masked probs pv up act"),
+    ('stack = "layers"', ""),
+    ('stack = "*"', "norm q k v k_axis k_spread k_heads qk masked probs pv up act"),
     ("layer = 1", "up act"),
     ("layer = 0", "norm q k v k_axis k_spread k_heads qk masked probs pv"),
     ("layer = [1, 7]", "up act"),
@@ -162,6 +167,8 @@ def test_every_condition_has_a_case():
     ("conditions", "expected"),
     [
         ('kind = "linear"; layer = 0', "q k v"),
+        ('stack = "model.layers"; layer = 1', "up act"),
+        ('stack = "decoder.layers"; layer = 1', ""),
         ('kind = "linear"; layer = [0, 1]; module_type = "Linear"', "q k up"),
         ('kind = ["linear", "matmul"]; label = ["q", "attention_output"]', "q pv"),
         ('pattern = "attention-core"; kind = "matmul"', "qk pv"),
