@@ -34,7 +34,8 @@ def as_networkx(graph: OpGraph, split: Split | None) -> "nx.MultiDiGraph[int]":
         cost = op.cost
         made.add_node(op.id, **_known({
             "name": op.name, "target": op.target, "kind": op.kind.value,
-            "module_path": op.module_path, "module_type": op.module_type, "layer": op.layer,
+            "module_path": op.module_path, "module_type": op.module_type, "stack": op.stack,
+            "layer": op.layer,
             "dtype": op.dtype, "is_constant": op.is_constant, "is_view": op.is_view,
             "flops": cost.flops, "flops_expr": cost.flops_expr,
             "flops_status": cost.flops_status.value, "read_bytes": cost.read_bytes,

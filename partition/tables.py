@@ -46,6 +46,7 @@ TRANSFERS = pa.schema([
     pa.field("share", pa.float64(), nullable=False),
     pa.field("seconds", pa.float64()),
     pa.field("module_path", pa.string(), nullable=False),
+    pa.field("stack", pa.string()),
     pa.field("layer", pa.int32()),
 ])  # fmt: skip
 
@@ -177,7 +178,7 @@ def write_partition(partition: Partition, trace: Path) -> Path:
                 t.dst_device, t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
                 t.bytes_expr, t.tensor.seq_degree, share(t.payload_bytes, totals.payload_bytes),
                 t.seconds, graph.ops[t.tensor.op or 0].module_path,
-                graph.ops[t.tensor.op or 0].layer,
+                graph.ops[t.tensor.op or 0].stack, graph.ops[t.tensor.op or 0].layer,
             )
             for t in traffic.transfers
         ]),

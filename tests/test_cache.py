@@ -202,8 +202,8 @@ def _graph(ops, tensors):
 
 def _pair(target, read, made, is_view=True):
     ops = [
-        Op(0, "x", "input", Kind.INPUT, "", "", None, False, False, "int8"),
-        Op(1, "y", target, Kind.VIEW, "", "", None, False, is_view, "int8"),
+        Op(0, "x", "input", Kind.INPUT, "", "", None, None, False, False, "int8"),
+        Op(1, "y", target, Kind.VIEW, "", "", None, None, False, is_view, "int8"),
     ]
     tensors = [
         Tensor(i, i, "", Role.ACTIVATION, None, "int8", (), shape, 0, None, None, alias)

@@ -35,7 +35,8 @@ Column = tuple[str, pa.DataType, str]
 
 COLUMNS: dict[str, list[Column]] = {
     "ops": [
-        ("op_id", I32, ""), ("name", TEXT, ""), ("target", TEXT, ""), ("kind", TEXT, ""),
+        ("op_id", I32, ""), ("name", TEXT, ""), ("target", TEXT, ""),
+        ("stack", TEXT, "null"), ("kind", TEXT, ""),
         ("module_path", TEXT, ""), ("module_type", TEXT, ""), ("layer", I32, "null"),
         ("is_constant", BOOL, ""), ("is_view", BOOL, ""),
         ("dtype", TEXT, "null"),  # the output op makes nothing
@@ -68,7 +69,8 @@ COLUMNS: dict[str, list[Column]] = {
         ("dst_device", TEXT, ""), ("call_id", I32, ""), ("direction", TEXT, ""),
         ("wire_dtype", TEXT, ""), ("payload_bytes", I64, ""), ("wire_bytes", I64, ""),
         ("bytes_expr", TEXT, "null"), ("seq_degree", I8, "null"), ("share", FLOAT, ""),
-        ("seconds", FLOAT, "null"), ("module_path", TEXT, ""), ("layer", I32, "null"),
+        ("seconds", FLOAT, "null"), ("module_path", TEXT, ""),
+        ("stack", TEXT, "null"), ("layer", I32, "null"),
     ],
     "calls": [
         ("call_id", I32, ""), ("device", TEXT, ""), ("label", TEXT, ""),
@@ -419,7 +421,8 @@ NOTHING: dict[str, str] = {
            OR transfers.label IS DISTINCT FROM tensors.label""",
     "a transfer's place in the model is its op's": """
         FROM transfers t JOIN ops ON src_op = op_id
-        WHERE t.module_path <> ops.module_path OR t.layer IS DISTINCT FROM ops.layer""",
+        WHERE t.module_path <> ops.module_path OR t.layer IS DISTINCT FROM ops.layer
+           OR t.stack IS DISTINCT FROM ops.stack""",
     "a transfer goes between two devices": "FROM transfers WHERE src_device = dst_device",
     "the direction is the one from or to home": """
         FROM transfers, summary

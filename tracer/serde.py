@@ -36,13 +36,14 @@ from tracer.graph import (
 )
 from tracer.reach import Reach
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 """Version of all tables; a reader refuses any other."""
 
 OPS = pa.schema([
     pa.field("op_id", pa.int32(), nullable=False),
     pa.field("name", pa.string(), nullable=False),
     pa.field("target", pa.string(), nullable=False),
+    pa.field("stack", pa.string()),
     pa.field("kind", pa.string(), nullable=False),
     pa.field("module_path", pa.string(), nullable=False),
     pa.field("module_type", pa.string(), nullable=False),
@@ -208,8 +209,8 @@ def _rows(graph: OpGraph) -> dict[str, Rows]:
     return {
         "ops": [
             (
-                op.id, op.name, op.target, op.kind.value, op.module_path, op.module_type, op.layer,
-                op.is_constant, op.is_view, op.dtype, op.extent_expr,
+                op.id, op.name, op.target, op.stack, op.kind.value, op.module_path, op.module_type,
+                op.layer, op.is_constant, op.is_view, op.dtype, op.extent_expr,
                 *_gemm_columns(op.cost.gemm), op.cost.flops, op.cost.flops_expr,
                 op.cost.causal_flops, op.cost.causal_flops_expr, op.cost.flops_status.value,
                 op.cost.read_bytes, op.cost.write_bytes, op.cost.param_bytes, op.cost.assumption,
@@ -330,8 +331,8 @@ def _meta(metadata: Mapping[str, str]) -> TraceMeta:
 
 
 def _op(
-    id: int, name: str, target: str, kind: str, module_path: str, module_type: str,
-    layer: int | None, is_constant: bool, is_view: bool, dtype: str | None,
+    id: int, name: str, target: str, stack: str | None, kind: str, module_path: str,
+    module_type: str, layer: int | None, is_constant: bool, is_view: bool, dtype: str | None,
     extent_expr: str | None, gemm_batch: int | None, gemm_m: int | None, gemm_n: int | None,
     gemm_k: int | None, flops: int | None, flops_expr: str | None, causal_flops: int | None,
     causal_flops_expr: str | None, flops_status: str, read_bytes: int, write_bytes: int,
@@ -353,8 +354,8 @@ def _op(
         assumption,
     )
     return Op(
-        id, name, target, Kind(kind), module_path, module_type, layer, is_constant, is_view, dtype,
-        extent_expr, cost,
+        id, name, target, Kind(kind), module_path, module_type, stack, layer, is_constant, is_view,
+        dtype, extent_expr, cost,
     )  # fmt: skip
 
 
