@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import complete
-from cli.app import Json, TraceDir, command
+from cli.app import Json, TraceDir, command, say, warn
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
 from cli.machines import Accel, Home, LinkNames, Machines, Memory, read_machines
 from partition import Residency
@@ -393,7 +393,7 @@ def caution(graph: "OpGraph", policies: "Mapping[str, Policy]") -> None:
 
     for given, policy in policies.items():
         for caution in cautions(graph, policy):
-            typer.echo(f"warning: {given}: {caution}", err=True)
+            warn(f"{given}: {caution}")
 
 
 def check_namesakes(policies: "Mapping[str, Policy]") -> None:
@@ -441,7 +441,7 @@ def policies(
         print_rows(["policy", "what it does"], [[p.name, p.description] for p in loaded])
     else:
         for p in loaded:
-            typer.echo(f"{p.name}: {p.description}")
+            say(f"{p.name}: {p.description}")
             print_rows(
                 ["rule", "ops", "place", "reason"],
                 [

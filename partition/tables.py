@@ -17,6 +17,7 @@ from partition.accounting import Traffic
 from partition.placement import Placement
 from partition.run import Chips, Run
 from partition.solve import Solution
+from tracer.files import remove_files
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import make_tables, trace_metadata, write_tables
 
@@ -45,6 +46,7 @@ TRANSFERS = pa.schema([
     pa.field("share", pa.float64(), nullable=False),
     pa.field("seconds", pa.float64()),
     pa.field("module_path", pa.string(), nullable=False),
+    pa.field("stack", pa.string()),
     pa.field("layer", pa.int32()),
 ])  # fmt: skip
 
@@ -176,7 +178,7 @@ def write_partition(partition: Partition, trace: Path) -> Path:
                 t.dst_device, t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
                 t.bytes_expr, t.tensor.seq_degree, share(t.payload_bytes, totals.payload_bytes),
                 t.seconds, graph.ops[t.tensor.op or 0].module_path,
-                graph.ops[t.tensor.op or 0].layer,
+                graph.ops[t.tensor.op or 0].stack, graph.ops[t.tensor.op or 0].layer,
             )
             for t in traffic.transfers
         ]),
@@ -231,7 +233,7 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
     """
     removed = set()
     if not _is_of(trace / "costs.parquet", trace_id):
-        (trace / "costs.parquet").unlink(missing_ok=True)
+        remove_files(trace, "costs.parquet")
         removed.add("costs")
     for summary in trace.glob("policy=*/wire=*/residency=*/summary.parquet"):
         if _is_of(summary, trace_id):
@@ -239,8 +241,8 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
         folder = summary.parent
         removed.add(unquote(folder.parent.parent.name.removeprefix("policy=")))
         with suppress(OSError):  # what is not ours stays
-            for table in ("placement", "transfers", "calls", "summary"):
-                (folder / f"{table}.parquet").unlink(missing_ok=True)
+            tables = ("placement", "transfers", "calls", "summary", "measured_calls")
+            remove_files(folder, *(f"{table}.parquet" for table in tables))
             for level in (folder, folder.parent, folder.parent.parent):
                 level.rmdir()
     return sorted(removed)
