@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from tracer.capture.inputs import shape
 from tracer.capture.phases import Task
 from tracer.captured import Capture
 from tracer.errors import CutedgeError
@@ -20,13 +21,15 @@ class Runnable:
     def __init__(self, capture: Capture, task: Task, twin: torch.nn.Module) -> None:
         """``task`` is what was captured, ``twin`` the same module with its buffers computed."""
         self.graph, self.invocations = capture.graph, capture.invocations
-        self._task, self._twin = task, twin
+        self._task, self._twin, self._returned = task, twin, capture.returned
         buffers = dict(twin.named_buffers(remove_duplicate=False))
         self.data: dict[int, torch.Tensor] = {}
         """By id of a buffer or a constant without an op: its numbers."""
         for tensor in self.graph.tensors:
             if tensor.op is None and tensor.role is not Role.PARAMETER:
                 found = buffers.get(tensor.name, capture.data.get(tensor.name))
+                if not tensor.bytes:  # where a cache begins: there are no numbers to know
+                    found = torch.empty(tensor.shape)
                 if found is None or found.is_meta:
                     raise CutedgeError(
                         f"{task.model} cannot be run: it holds {tensor.name} as a plain attribute "
@@ -41,17 +44,21 @@ class Runnable:
 
     def unsplit(
         self, given: Mapping[str, torch.Tensor], parameter: Callable[[str], torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """What the model's own code makes of inputs and cached state, by name: results, then state.
+    ) -> dict[int, torch.Tensor]:
+        """What the model's own code makes of inputs and cached state, which are given by name.
 
-        ``parameter`` gives each parameter's numbers, by the name that the op graph has for it. The
+        By tensor of the graph: its results, and the state afterwards. ``parameter`` gives each parameter's numbers, by the name that the op graph has for it. The
         model keeps them until this object is dropped.
         """
         self._fill(parameter)
-        arguments = self._task.sorted(dict(given))
+        unread = {
+            one.name: torch.zeros(shape(one.axes, self._task.sizes), dtype=one.dtype)
+            for one in self._task.reading.inputs if one.name not in given
+        }  # fmt: skip
+        arguments = self._task.sorted({**unread, **given})
         with torch.no_grad():
             made, kept = self._task.exported(**arguments)
-        return [*made, *kept]
+        return dict(zip(self._returned, (*made, *kept), strict=True))
 
     def _fill(self, parameter: Callable[[str], torch.Tensor]) -> None:
         """Put numbers into the module in the place of shapes; what is shared stays so."""
