@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli import complete
-from cli.app import Json, TraceDir, choose, command
+from cli.app import Json, TraceDir, choose, command, say
 from cli.devices import (
     Chips,
     Int8Speedup,
@@ -67,7 +67,7 @@ def cost(
     from cli.printing import print_json
     from cli.workspace import trace_folder
     from costmodels.devices import load_device
-    from costmodels.roofline import refuse_missing, time_ops
+    from costmodels.roofline import refuse_missing, time_graph
     from costmodels.tables import write_costs
     from tracer.serde import read_trace
 
@@ -82,7 +82,8 @@ def cost(
         sparsity=sparsity, sparsity_speedup=sparsity_speedup, chips=chips,
     )  # fmt: skip
     times = [
-        time_ops(graph, device, products_dtype=products_dtype, options=options) for device in chosen
+        time_graph(graph, device, products_dtype=products_dtype, options=options)
+        for device in chosen
     ]
     if strict:
         for time in times:
@@ -92,7 +93,7 @@ def cost(
         print_json([{**_cost_dict(graph, time), "table": str(written)} for time in times])
     else:
         _print_costs(graph, times, by)
-        typer.echo(f"written to {written}")
+        say(f"written to {written}")
 
 
 def _keys(graph: "OpGraph") -> dict[str, Any]:
@@ -266,7 +267,7 @@ def limits(
             "weight_bits": weight_bits, "kv_bits": kv_bits, "prompt": prompt, **figures,
         })  # fmt: skip
         return
-    typer.echo(
+    say(
         f"{graph.meta.model} on {on.name}: {weight_bits:g}-bit weights, {kv_bits:g}-bit cache, "
         f"{prompt} tokens of prompt, peak of {dtype}"
     )
@@ -337,7 +338,7 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
     heads = "" if found.heads is None else (
         f", {found.attention} with {found.heads[0]} query and {found.heads[1]} key/value heads"
     )  # fmt: skip
-    typer.echo(f"{graph.meta.model}: {total:,} parameters{heads}")
+    say(f"{graph.meta.model}: {total:,} parameters{heads}")
     print_table(
         ("part", "weights", "biases and scales", "all", "share"),
         [
@@ -350,9 +351,9 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
         "<>>>>",
     )  # fmt: skip
     if found.tied:
-        typer.echo(f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)")
+        say(f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)")
     if found.unread:
-        typer.echo(f"{found.unread:,} parameters are read by no op of a prefill")
+        say(f"{found.unread:,} parameters are read by no op of a prefill")
     if by_layer:
         names = list(dict.fromkeys(part for parts in found.layers.values() for part in parts))
         print_table(

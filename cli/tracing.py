@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli import complete
-from cli.app import Json, choose, command
+from cli.app import Json, choose, command, warn
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def trace(
         notes.append(f"removed what was made from the trace before: {', '.join(removed)}")
     remember(folder)
     for note in notes:
-        typer.echo(f"warning: {note}", err=True)
+        warn(note)
     if as_json:
         show.trace_json(graph, total_flops(graph), folder, notes, cached=cached)
     else:
@@ -194,7 +194,7 @@ def traced_model(
     )  # fmt: skip
     graph, warnings, *_ = asked.traced(full=False, use_cache=True)
     for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
     return annotate(graph)
 
 

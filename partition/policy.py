@@ -12,7 +12,8 @@ A policy file is TOML::
     [[rule]]                          # the first rule that matches an op places it
     kind = ["linear", "matmul"]       # every condition of a rule must hold; a list means any of
     module_path = "model.layers.*"    # target, module_path, module_type, label: shell patterns
-    layer = [0, 1]                    # kind, layer: exact
+    stack = "model.layers"            # stack too: the list of blocks that the op is in
+    layer = [0, 1]                    # kind, layer (the place in the stack): exact
     pattern = "attention-core"        # a shape in the graph, see tracer.patterns.PATTERNS
     place = "accelerator"             # or home, or free, or "accelerator 2": the second one given
     reason = "why"                    # stands in placement.parquet
@@ -50,6 +51,7 @@ _TEXTS: Mapping[str, Callable[[OpGraph, Op], Sequence[str]]] = {
     "module_path": lambda graph, op: [op.module_path],
     "module_type": lambda graph, op: [op.module_type],
     "label": lambda graph, op: [t.label for t in graph.outputs(op.id) if t.label],
+    "stack": lambda graph, op: [] if op.stack is None else [op.stack],
 }
 """Conditions that are shell patterns, with the texts of an op that they are held against."""
 

@@ -106,9 +106,9 @@ def handed_back(order: Sequence[int]) -> tuple[OpGraph, dict[str, str]]:
     def state(name: str, shape: Sequence[int]) -> int:
         return b.input(name, list(shape), role=Role.KV_CACHE)
 
-    given = [state("keys", (4, 2)), state("values", (4, 2)), state("window", (3, 2)),
-             state("recurrent", (2, 2)), state("other", (2, 2)), state("cross", (9, 2))]  # fmt: skip
-    keys, values, window, recurrent, other, cross = given
+    keys, values, window = state("keys", (4, 2)), state("values", (4, 2)), state("window", (3, 2))
+    recurrent, other = state("recurrent", (2, 2)), state("other", (2, 2))
+    cross = state("cross", (9, 2))
     x = b.input("x", [1, 2])
     k, v = b.op("k", x, shape=[1, 2]), b.op("v", x, shape=[1, 2])
     attention = b.op(
@@ -149,7 +149,7 @@ def test_the_order_of_what_is_handed_back_does_not_matter(order):
 
 def test_state_that_is_not_handed_back_is_not_renewed():
     """Nor is it taken for what is handed back in its place: fewer come out than went in."""
-    graph, pairs = handed_back([1, 4])
+    graph, _ = handed_back([1, 4])
     assert {old.name: new.name for old, new in renewals(graph)} == {
         "values": "grown_values", "other": "second",
     }  # fmt: skip

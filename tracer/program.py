@@ -5,7 +5,6 @@ execution order. ``tracer.stamp`` repeats its blocks for every layer of the mode
 ``build_graph`` names, classifies and numbers everything.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from tracer.formula import Formula, const
 from tracer.graph import ITEM_BYTES, Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
 from tracer.kinds import MATRIX_PRODUCTS, base_name, data_args, kind_of
 from tracer.patterns import label_tensors, mark_norms
+from tracer.stacks import with_stacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +110,6 @@ class Program:
         return len(self.values) - 1
 
 
-_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
-
-
-def layer_of(path: str) -> int | None:
-    """The first number in a module path: the index in the model's stack of blocks."""
-    found = _NUMBER.search(path)
-    return int(found.group(1)) if found else None
-
-
 # --- the op graph ---------------------------------------------------------------------------------
 
 
@@ -151,8 +142,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
         counts[base] += 1
         op = Op(
             id=len(ops), name=name, target=node.target, kind=kind, module_path=node.path,
-            module_type=node.module_type,
-            layer=layer_of(name if node.target == "input" else node.path), is_constant=is_constant,
+            module_type=node.module_type, stack=None, layer=None, is_constant=is_constant,
             is_view=node.is_view, dtype=program.values[node.outs[0]].dtype if node.outs else None,
             extent_expr=None if node.extent is None else str(node.extent),
         )  # fmt: skip
@@ -177,7 +167,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
             role = Role.KV_CACHE if index in states else role
         alias = None if value.alias_of is None else ids[value.alias_of]
         tensors.append(size.tensor(number, producer, name, role, value, alias))
-    graph = mark_norms(OpGraph(meta, ops, tensors, edges))
+    graph = mark_norms(with_stacks(OpGraph(meta, ops, tensors, edges)))
     return graph.with_labels(label_tensors(graph))
 
 

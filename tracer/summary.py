@@ -111,10 +111,10 @@ def renewals(graph: OpGraph) -> list[tuple[Tensor, Tensor]]:
     place = {tensor.id: number for number, tensor in enumerate(before)}
     found: list[tuple[tuple[int, int, int], Tensor, Tensor]] = []
     for line, new in enumerate(after):
-        for old, between in _leading(graph, new, place).items():
-            if new.op in graph.state_ops or graph.tensors[old].shape == new.shape:
-                rank = (between, abs(line - place[old]), line)
-                found.append((rank, graph.tensors[old], new))
+        for number, between in _leading(graph, new, place).items():
+            if new.op in graph.state_ops or graph.tensors[number].shape == new.shape:
+                rank = (between, abs(line - place[number]), line)
+                found.append((rank, graph.tensors[number], new))
     pairs: dict[int, Tensor] = {}
     renewed: set[int] = set()
     for _, old, new in sorted(found, key=lambda candidate: candidate[0]):
