@@ -426,12 +426,12 @@ def policies(
                 "objective": p.objective, "cut": p.cut,
                 "secrets": [
                     {**{key: list(values) for key, values in secret.conditions},
-                     "reason": secret.reason}
+                     "reason": secret.reason, "optional": secret.optional}
                     for secret in p.secrets
                 ],
                 "rules": [
                     {**{key: list(values) for key, values in rule.conditions},
-                     "place": rule.place, "reason": rule.reason}
+                     "place": rule.place, "reason": rule.reason, "optional": rule.optional}
                     for rule in p.rules
                 ],
             }
@@ -449,3 +449,9 @@ def policies(
                     ["", "all others", p.default, ""],
                 ],
             )
+            if p.secrets:
+                typer.echo()
+                print_rows(
+                    ["secret", "tensors, with all that carries their values", "reason"],
+                    [[n, secret, secret.reason] for n, secret in enumerate(p.secrets, 1)],
+                )

@@ -131,7 +131,7 @@ def test_quiet_says_no_warnings_and_all_errors(tmp_path: Path, monkeypatch: Any)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.toml").write_text(
         'description = "a rule that no op meets"\ndefault = "home"\n'
-        '[[rule]]\nmodule_path = ["*nowhere*"]\nplace = "accelerator"\nreason = "none"\n',
+        '[[rule]]\nmodule_path = ["*nowhere*"]\nplace = "accelerator"\noptional = true\n',
         encoding="utf-8",
     )
     assert invoke("trace", "edge-10m", "--seq", "9").returncode == 0

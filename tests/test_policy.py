@@ -443,13 +443,20 @@ def test_a_users_policy_gives_what_the_shipped_one_gives(traced, run, tmp_path, 
 
 
 @pytest.mark.parametrize("command", ["partition", "cutedge compare"])
-def test_a_users_rule_that_matches_nothing_is_warned_of(run, tmp_path, command):
+def test_a_users_rule_that_matches_nothing_is_an_error_unless_it_is_optional(
+    run, tmp_path, command
+):
     write_trace(GRAPH, tmp_path / "trace")
-    policy_file(
-        tmp_path,
-        """kind = "linear"; place = "accelerator"
-           module_path = "model.layer.*"; place = "accelerator" """,
+    misspelt = """kind = "linear"; place = "accelerator"
+                  module_path = "model.layer.*"; place = "accelerator\""""
+    policy_file(tmp_path, misspelt)
+    done = run(*command.split(), "trace", "--policy", "mine.toml")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: mine: rule 2 (module_path = model.layer.*) matches nothing in toy, prefill: "
+        "no op has module_path model.layer.*. Did you mean model.layers."
     )
+    policy_file(tmp_path, misspelt + "; optional = true")
     done = run(*command.split(), "trace", "--policy", "mine.toml")
     assert done.returncode == 0
     assert done.stderr == (
