@@ -11,7 +11,6 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from tracer.capture.errors import Untraceable, failure
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
 from tracer.capture.inputs import MANY_TOKENS, phases, reading
 from tracer.capture.lowering import lower, spelled_out
-from tracer.capture.models import build, build_with_buffers, parameter_count, settle
+from tracer.capture.memory import parameter_count
+from tracer.capture.models import build, build_with_memory, settle
 from tracer.capture.phases import Task, Way
 from tracer.capture.runnable import Runnable
 from tracer.capture.runs import untouched
@@ -115,15 +115,8 @@ def _own_task(
 ) -> tuple[Task, str]:  # fmt: skip
     """(the task of a user's own module, the dtype of its parameters)"""
     name = f"{Path(file).stem}.{function}"
-    module, read = user_model(file, function, sizes, overrides)
-    if dtype is not None:
-        chosen = getattr(torch, dtype)
-        module = module.to(chosen)
-        given = [
-            replace(tensor, dtype=chosen) if tensor.dtype.is_floating_point else tensor
-            for tensor in read.inputs
-        ]
-        read = replace(read, inputs=tuple(given))
+    chosen = None if dtype is None else getattr(torch, dtype)
+    module, read = user_model(file, function, sizes, overrides, chosen)
     if isinstance(module, PreTrainedModel):
         module.set_attn_implementation(attn)
     task = Task(module, name, read, phase="prefill", sizes=sizes, logits="all", cache=False)
@@ -155,7 +148,7 @@ def runnable(
     with quiet(), as_it_runs():
         task = _task(config, model, phase, sizes, cache, dtype, attn, logits, overrides)
         notes = settle(config, overrides, model=model)[1]
-        twin = build_with_buffers(config, overrides, model=model, dtype=dtype, attn=attn)
+        twin = build_with_memory(config, overrides, model=model, dtype=dtype, attn=attn)
         return _runnable(task, dtype, attn, overrides, notes, twin)
 
 
@@ -167,7 +160,10 @@ def runnable_function(
     overrides = overrides or {}
     with quiet(), as_it_runs():
         task, own = _own_task(file, function, dtype, attn, sizes, overrides)
-        twin = user_module(file, function, task.sizes, overrides)
+        chosen = None if dtype is None else getattr(torch, dtype)
+        twin = user_module(file, function, task.sizes, overrides, chosen)
+        if isinstance(twin, PreTrainedModel):
+            twin.set_attn_implementation(attn)
         return _runnable(task, own, attn, overrides, (), twin)
 
 
