@@ -202,7 +202,9 @@ def find_state(trace: Trace) -> State:
         else:
             on = {t for t in read if t in held}
             empty = [
-                t for t in read if trace.never_crosses(t) and math.prod(trace.tensors[t]["shape"]) == 0
+                t
+                for t in read
+                if trace.never_crosses(t) and math.prod(trace.tensors[t]["shape"]) == 0
             ]
             is_state = op in moves and bool(on or empty) and any(t in leads_out for t in made)
         if is_state:
@@ -246,10 +248,12 @@ class Link:
     sent_tensor: int
     received_message: int
     received_tensor: int
-    threshold: int | None = None
+    threshold: int = 0
     """A tensor of fewer bytes lies in shared memory."""
     handle: int = 0
-    """What goes over the wire in the stead of a tensor in shared memory."""
+    """What goes over the wire in the stead of a tensor in shared memory, where that is less."""
+    chunk: int | None = None
+    """More than this goes in several messages."""
 
 
 def read_link(path: Path) -> Link:
@@ -262,22 +266,28 @@ def read_link(path: Path) -> Link:
     return Link(
         values["sent_message_framing_bytes"], values["sent_tensor_framing_bytes"],
         values["received_message_framing_bytes"], values["received_tensor_framing_bytes"],
-        values.get("shared_memory_threshold_bytes"), values.get("shared_memory_handle_bytes", 0),
+        values.get("shared_memory_threshold_bytes", 0), values.get("shared_memory_handle_bytes", 0),
+        values.get("chunk_bytes"),
     )  # fmt: skip
 
 
 def framing_of(link: Link, direction: str, payloads: Sequence[int]) -> tuple[int, list[int]]:
-    """Bytes on the wire of one message: around it, and of each of its tensors.
+    """Bytes on the wire: around what one device sends another in a call, and of each tensor.
 
     Rule 6: "Wire bytes = payload + framing (bytes a message + bytes a tensor, from the link's
-    description)". A tensor under the threshold of shared memory is there, and its handle alone is
-    on the wire; section 6: "with tensors under 10 MiB in shared memory (by tensor)".
+    description)". The description of a link says: a tensor with less payload than the threshold
+    lies in shared memory, each tensor by itself, and its handle is on the wire instead (no more
+    payload than a handle goes over the wire all the same); the payload that a message has on the
+    wire goes in pieces of ``chunk_bytes``, each a message of its own.
     """
     message = link.received_message if direction == "receive" else link.sent_message
     tensor = link.received_tensor if direction == "receive" else link.sent_tensor
-    return message, [
-        tensor + (link.handle if link.threshold is not None and n < link.threshold else n)
-        for n in payloads
+    shared = [link.handle < n < link.threshold for n in payloads]
+    over = sum(n for n, is_shared in zip(payloads, shared, strict=True) if not is_shared)
+    pieces = max(1, -(-over // link.chunk)) if link.chunk else 1
+    return message * pieces, [
+        tensor + (link.handle if is_shared else n)
+        for n, is_shared in zip(payloads, shared, strict=True)
     ]
 
 
@@ -304,7 +314,7 @@ class Account:
     """All that a placement comes to."""
 
     steps: Mapping[int, int]
-    """Op -> its step: at home 0 is before the first call, 1 behind it; an accelerator's begin at 1."""
+    """Op -> its step: at home 0 is before the first call, on accelerators 1 is the first."""
     calls: Mapping[tuple[int, str], list[int]]
     """(step, accelerator) -> its ops, but for those that are constants or cached state."""
     moved: list[Moved]
@@ -520,9 +530,7 @@ def payload_of(row: Row, wire_dtype: str | None) -> tuple[str, int]:
     return dtype, math.prod(row["shape"]) * ITEM_BYTES[dtype]
 
 
-def cut_edges(
-    trace: Trace, placed: Mapping[int, str | None], where: Mapping[int, set[str]]
-) -> int:
+def cut_edges(trace: Trace, placed: Mapping[int, str | None], where: Mapping[int, set[str]]) -> int:
     """Edges that are cut: "tensor T flows from op A to op B", and they "sit on different devices".
 
     An op of cached state sits on every device that holds it; what a constant makes is everywhere.
@@ -540,8 +548,7 @@ def cut_edges(
         if edge["src_op"] is not None
         and not trace.never_crosses(edge["tensor_id"])
         and not (
-            trace.ops[edge["dst_op"]]["kind"] == "output"
-            and edge["tensor_id"] not in trace.results
+            trace.ops[edge["dst_op"]]["kind"] == "output" and edge["tensor_id"] not in trace.results
         )
     )
 

@@ -1,12 +1,13 @@
 """What the audit goes through: models, phases, policies, links; and one case of them all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.audit import driving
-from tests.audit.accounting import Link, Trace, read_link, read_trace
+from tests.audit.accounting import Trace, read_link, read_trace
 from tests.audit.comparing import (
+    Asked,
     Comparison,
     compare_formulas,
     compare_optimum,
@@ -57,7 +58,9 @@ CASES = [
     Case("qwen3_moe", "--seq 8", "--seq 20"),
     Case("llama4", "--seq 4 --past 8 --batch 2"),
     Case("llama4", "--phase decode --past 8"),
-    Case("t5", "--seq 6 --source 8 --cache --logits all", "--seq 9 --source 5 --cache --logits all"),
+    Case(
+        "t5", "--seq 6 --source 8 --cache --logits all", "--seq 9 --source 5 --cache --logits all"
+    ),
     Case("t5", "--phase decode --past 8 --source 6 --batch 2"),
     Case("t5", "--phase encoder --seq 8"),
     Case("whisper", "--seq 6 --batch 2"),
@@ -93,6 +96,10 @@ LINKS = {
     "shared": {
         **PLAIN, "shared_memory_threshold_bytes": 300, "shared_memory_handle_bytes": 3,
     },
+    "both": {
+        **PLAIN, "shared_memory_threshold_bytes": 100, "shared_memory_handle_bytes": 40,
+        "chunk_bytes": 70,
+    },
 }  # fmt: skip
 
 
@@ -123,17 +130,17 @@ class Way:
 
 
 def ways(seeds: range) -> Iterator[Way]:
-    """Every shipped policy in both residencies, and random ones in turn on one and two accelerators,
-    wire dtypes and links."""
-    wires = [None, "bfloat16", "float16", None]
+    """Every shipped policy in both residencies, and random ones with one accelerator and two; over
+    wire dtypes and links in turn."""
+    wires = [None, "bfloat16", "float16"]
     links = list(LINKS)
     for i, policy in enumerate([*FIXED, *BEST]):
-        yield Way(policy, "run", wire=wires[i % 4], link=links[i % 3])
-        yield Way(policy, "call", wire=wires[(i + 1) % 4], link=links[(i + 1) % 3])
+        yield Way(policy, "run", wire=wires[i % 3], link=links[i % 4])
+        yield Way(policy, "call", wire=wires[(i + 1) % 3], link=links[(i + 1) % 4])
     for seed in seeds:
         two = ("gpu", "npu")[: 1 + seed % 2]
-        yield Way(seed, "run", two, wires[seed % 4], links[seed % 3])
-        yield Way(seed, "call", two, wires[(seed + 1) % 4], links[(seed + 1) % 3])
+        yield Way(seed, "run", two, wires[seed % 3], links[seed % 4])
+        yield Way(seed, "call", two, wires[(seed + 1) % 3], links[(seed + 1) % 4])
         if seed % 3 == 0:
             yield Way(seed, ("run", "call")[seed % 2], objective=True)
 
@@ -155,20 +162,21 @@ def split(trace: Trace, folder: Path, way: Way) -> Comparison:
         *(("--wire-dtype", way.wire) if way.wire else ()),
     ]  # fmt: skip
     done = driving.partition(folder / "trace", *map(str, options))
-    links: dict[str, Link] = {"": read_link(folder / f"{way.link}.toml")}
-    found = compare_split(trace, done, links, places)
+    links = {"": read_link(folder / f"{way.link}.toml")}
+    asked = Asked("tee", way.accelerators, way.residency, way.wire, links)
+    found = compare_split(trace, done, asked, places)
     if way.policy in BEST[:4] or way.objective:
-        found += compare_optimum(trace, done, seed=1, tries=10)
+        found += compare_optimum(trace, done, asked, seed=1, tries=10)
     return found
 
 
-def audit(case: Case, folder: Path, seeds: range = range(9)) -> Comparison:
-    """A case in all its ways; each disagreement begins with the command that shows it."""
+def audit(case: Case, folder: Path, in_ways: Iterable[Way]) -> Comparison:
+    """A case, split in some ways; each disagreement begins with the split that shows it."""
     trace = case.trace(folder, case.options)
     found = compare_trace(trace)
     if case.again:
         found += compare_formulas(trace, case.trace(folder, case.again))
-    for way in ways(seeds):
+    for way in in_ways:
         if way.policy == "layers" and len({op["layer"] for op in trace.ops.values()}) < 3:
             continue  # there is nothing to cut between
         found += split(trace, folder, way).named(f"{case}, {way}")

@@ -22,6 +22,18 @@ from tests.audit.accounting import (
 )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a split was asked for."""
+
+    home: str
+    accelerators: tuple[str, ...]
+    residency: str
+    wire_dtype: str | None
+    links: Mapping[str, Link]
+    """By accelerator, and by ``a+b`` of two; ``""`` is that of all others."""
+
+
 @dataclass
 class Comparison:
     """Figures set side by side."""
@@ -146,9 +158,7 @@ def compare_formulas(trace: Trace, other: Trace) -> Comparison:
         ("op", "op_id", ("flops", "causal_flops")),
         ("tensor", "tensor_id", ("bytes",)),
     ):
-        ours, theirs = (
-            (trace.ops, other.ops) if key == "op_id" else (trace.tensors, other.tensors)
-        )
+        ours, theirs = (trace.ops, other.ops) if key == "op_id" else (trace.tensors, other.tensors)
         for number, row in ours.items():
             for column in columns:
                 if row[f"{column}_expr"] is not None:
@@ -158,7 +168,9 @@ def compare_formulas(trace: Trace, other: Trace) -> Comparison:
     return found
 
 
-def compare_optimum(trace: Trace, folder: Path, seed: int, tries: int) -> Comparison:
+def compare_optimum(
+    trace: Trace, folder: Path, asked: "Asked", seed: int, tries: int
+) -> Comparison:
     """A placement that is called optimal in bytes against its neighbours.
 
     "No placement that is allowed has less": neither one with one free op elsewhere, nor one with
@@ -168,20 +180,19 @@ def compare_optimum(trace: Trace, folder: Path, seed: int, tries: int) -> Compar
     (summary,) = rows(folder / "summary.parquet")
     if summary["objective_unit"] != "bytes" or not summary["optimal"]:
         return found
-    about = metadata(folder / "placement.parquet")
     placement = rows(folder / "placement.parquet")
     placed = {row["op_id"]: row["device"] for row in placement}
     free = [row["op_id"] for row in placement if not row["pinned"]]
+    devices = [asked.home, *asked.accelerators]
     drawn = random.Random(seed)
     for _ in range(tries if free else 0):
         op = drawn.choice(free)
         module = trace.ops[op]["module_path"]
-        device = drawn.choice([d for d in (about["home"], *summary["accelerators"])
-                               if d != placed[op]])  # fmt: skip
+        device = drawn.choice([d for d in devices if d != placed[op]])
         group = drawn.choice([[op], [o for o in free if trace.ops[o]["module_path"] == module]])
         other = account(
-            trace, {**placed, **dict.fromkeys(group, device)}, about["home"],
-            wire_dtype=about.get("wire_dtype"), residency=about["residency"],
+            trace, {**placed, **dict.fromkeys(group, device)}, asked.home,
+            wire_dtype=asked.wire_dtype, residency=asked.residency,
         )  # fmt: skip
         less = sum(m.payload_bytes for m in other.moved)
         found.compared += 1
@@ -194,19 +205,21 @@ def compare_optimum(trace: Trace, folder: Path, seed: int, tries: int) -> Compar
 
 
 def compare_split(
-    trace: Trace, folder: Path, links: Mapping[str, Link], placed: Mapping[int, str | None] | None
+    trace: Trace, folder: Path, asked: "Asked", placed: Mapping[int, str | None] | None
 ) -> Comparison:
     """A partition directory against our own account of its placement.
 
-    ``links`` are by accelerator, and by ``a+b`` of two; ``placed`` is where the policy's rules put
-    each op, where they alone decide.
+    ``placed`` is where the policy's rules put each op, where they alone decide.
     """
     found = Comparison()
     about = metadata(folder / "placement.parquet")
-    home, residency = about["home"], about["residency"]
-    wire = about.get("wire_dtype")
+    home = about["home"]
+    for name, value in (("home", asked.home), ("residency", asked.residency)):
+        found.same(f"metadata {name}", about[name], value)
     told = {row["op_id"]: row["device"] for row in rows(folder / "placement.parquet")}
     found.same("placement ops", sorted(told), sorted(trace.ops))
+    if found.differ:
+        return found
     for op, row in trace.ops.items():
         free = bool(row["is_constant"]) or op in trace.state.ops
         found.same(f"op {op} ({row['name']}) is on no one device", told[op] is None, free)
@@ -214,8 +227,8 @@ def compare_split(
             found.same(f"op {op} ({row['name']}) is at", told[op], home)
         if placed is not None:
             found.same(f"op {op} ({row['name']}) is placed on", told[op], placed[op])
-    ours = account(trace, told, home, wire_dtype=wire, residency=residency)
-    _compare_calls(trace, folder, ours, links, found)
+    ours = account(trace, told, home, wire_dtype=asked.wire_dtype, residency=asked.residency)
+    _compare_calls(trace, folder, ours, asked.links, found)
     _compare_summary(folder, ours, found)
     return found
 
@@ -248,9 +261,9 @@ def _compare_calls(
         for m in ours.moved
     )
     found.compared += 7 * sum(mine.values())
-    for key in sorted((told - mine)):
+    for key in sorted(told - mine):
         found.differ.append(f"transfer {_told(trace, key)}: in the table, not by the rules")
-    for key in sorted((mine - told)):
+    for key in sorted(mine - told):
         found.differ.append(f"transfer {_told(trace, key)}: by the rules, not in the table")
 
     total = sum(m.payload_bytes for m in ours.moved)
@@ -307,8 +320,8 @@ def _told(trace: Trace, key: Sequence[Any]) -> str:
     tensor, source, destination, call, direction, dtype, payload = key
     row = trace.tensors[tensor]
     return (
-        f"of tensor {tensor} ({row['name']}, {row['label']}) {source} -> {destination} with the call"
-        f" of step {call[0]} on {call[1]} ({direction}, {dtype}, {payload} B)"
+        f"of tensor {tensor} ({row['name']}, {row['label']}) {source} -> {destination} with the"
+        f" call of step {call[0]} on {call[1]} ({direction}, {dtype}, {payload} B)"
     )
 
 

@@ -59,7 +59,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "architectures": ["BartForConditionalGeneration"],
     },
     "bert": {
-        "model_type": "bert", "architectures": ["BertModel"], "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "model_type": "bert", "architectures": ["BertModel"], "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 64,
     },
     "vit": {

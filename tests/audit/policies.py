@@ -35,9 +35,7 @@ def placeable(trace: Trace) -> list[int]:
     ]  # fmt: skip
 
 
-def random_policy(
-    trace: Trace, seed: int, accelerators: int
-) -> tuple[str, list[Rule]]:
+def random_policy(trace: Trace, seed: int, accelerators: int) -> tuple[str, list[Rule]]:
     """A default place and two to six rules, each of which matches an op of the trace."""
     drawn = random.Random(f"{seed} {trace.about['trace_id']}")
     places = ["home", "accelerator", "accelerator 2"][: accelerators + 1]
@@ -49,8 +47,9 @@ def random_policy(
         for name in drawn.sample(sorted(CONDITIONS), drawn.choice([1, 1, 1, 2])):
             values = [v for v in CONDITIONS[name](trace, like) if v not in (None, "")]
             if values:
-                others = [v for v in CONDITIONS[name](trace, drawn.choice(ops)) if v]
-                conditions[name] = list(dict.fromkeys(values[:1] + others[: drawn.choice([0, 1])]))
+                others = CONDITIONS[name](trace, drawn.choice(ops))[: drawn.choice([0, 1])]
+                values = [*values[:1], *(v for v in others if v not in (None, ""))]
+                conditions[name] = list(dict.fromkeys(values))
         if conditions:
             rules.append((conditions, drawn.choice(places)))
     return drawn.choice(places), rules
