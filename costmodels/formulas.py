@@ -267,24 +267,6 @@ register(
 )  # fmt: skip
 
 
-def _heads(c: Call) -> Size:
-    """q, k, v and the result projected, width x width each, and the attention between."""
-    q, k = c.inputs[0], c.inputs[1]  # [batch, queries, width], [batch, keys, width]
-    width, rows = q[-1], _count(q[:-1])
-    return 4 * rows * width**2 + 4 * _count(k[:-1]) * width**2 + 4 * rows * k[-2] * width
-
-
-def _encoder_layer(c: Call) -> Size:
-    """The same of one sequence with itself, and the two linears behind it."""
-    x, first, second = c.inputs[0], c.inputs[9], c.inputs[11]
-    of_both = formula(_count(first)) + _count(second)
-    return _heads(Call((x, x), ())) + 2 * _count(x[:-1]) * of_both
-
-
-register("_native_multi_head_attention", Status.EXACT, _heads)
-register("_transformer_encoder_layer_fwd", Status.EXACT, _encoder_layer)
-
-
 def _recurrent(states: int) -> Formulate:
     """Each row (of a step and a sequence) meets each matrix of each layer and direction once.
 
@@ -374,12 +356,11 @@ def _cholesky(c: Call) -> Size:
 register("linalg_solve_triangular", Status.ESTIMATE, _substituted)
 register("cholesky linalg_cholesky linalg_cholesky_ex", Status.ESTIMATE, _cholesky)
 register(
-    "linalg_lu linalg_lu_factor linalg_lu_factor_ex _lu_with_info det linalg_det _linalg_det "
-    "logdet slogdet linalg_slogdet _linalg_slogdet",
+    "linalg_lu_factor linalg_lu_factor_ex det linalg_det logdet slogdet linalg_slogdet",
     Status.ESTIMATE, lambda c: _eliminated(c.inputs[0]),
 )  # fmt: skip
 register(
-    "linalg_solve linalg_solve_ex _linalg_solve_ex",
+    "linalg_solve linalg_solve_ex",
     Status.ESTIMATE, lambda c: _eliminated(c.inputs[0]) + 2 * _substituted(c),
 )  # fmt: skip
 register(
@@ -395,7 +376,7 @@ register(
     Status.ESTIMATE, lambda c: (2 if c.told.get("mode") == "r" else 4) * _eliminated(c.inputs[0]),
 )  # fmt: skip
 register(
-    "cdist _cdist_forward _euclidean_dist",  # subtract, multiply (or absolute), add
+    "cdist _euclidean_dist",  # subtract, multiply (or absolute), add
     Status.ESTIMATE, lambda c: 3 * _count(c.outputs[0]) * c.inputs[0][-1],
 )  # fmt: skip
 
@@ -504,9 +485,7 @@ register("feature_dropout", Status.ESTIMATE, _when_training(1, 0))
 """Scale what stays; a draw is for a whole channel."""
 register("alpha_dropout feature_alpha_dropout", Status.ESTIMATE, _when_training(3, 0))
 """Draw, scale, shift."""
-register(
-    "rrelu rrelu_with_noise rrelu_with_noise_functional", Status.ESTIMATE, _when_training(2, 1)
-)
+register("rrelu rrelu_with_noise", Status.ESTIMATE, _when_training(2, 1))
 """Draw a slope, else take the mean one, and multiply."""
 register(
     "rand rand_like uniform randn randn_like normal normal_functional bernoulli randint "

@@ -8,20 +8,39 @@ is counted by itself, so that a link's shared memory and chunks are left out, an
 two accelerators is a message of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import fsum
 
 from costmodels.links import Links
 from costmodels.roofline import DeviceTime
 from partition import Residency
+from partition.accounting import Traffic, account
 from partition.layers import cut_between_layers
 from partition.placement import Placement
-from partition.policy import Policy, allowed_by, apply_policy, free_ops, secret_tensors
-from partition.problem import NotFoundError, Problem, payload_costs
+from partition.policy import (
+    Policy,
+    allowed_by,
+    apply_policy,
+    check_matches,
+    derived_too,
+    free_ops,
+    named_by,
+    secret_tensors,
+)
+from partition.problem import (
+    InfeasibleError,
+    NotFoundError,
+    Problem,
+    allowed_devices,
+    kept_from,
+    payload_costs,
+)
+from partition.secrets import present, ways_to_keep
 from partition.solve import Solution, solve
 from tracer.errors import InputError
 from tracer.graph import OpGraph
+from tracer.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +126,19 @@ class Placed:
 def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     """Place every op of an annotated graph by a policy.
 
-    Raises InputError where the policy is not for the setting (``obstacle``), InfeasibleError (it
-    names what cannot hold) where no placement meets the limits, NotFoundError where none was found
-    in time.
+    Raises InputError where the policy is not for the setting (``obstacle``) or has something that
+    matches nothing, InfeasibleError (it names what cannot hold) where no placement meets the
+    limits, or the policy's own shows a secret, NotFoundError where none was found in time.
     """
+    check_matches(graph, policy)
     fixed = apply_policy(graph, policy, home=setting.home, accelerators=setting.accelerators)
     if policy.objective is None:
+        check_kept(graph, policy, setting, fixed)
         return Placed(fixed)
     if why := obstacle(policy, setting):
         raise InputError(f"{policy.name} {why}")
-    problem = problem_of(graph, policy, setting)
-    if policy.cut == "layers":
-        solution = cut_between_layers(problem)
-    else:
-        solution = solve(problem, time_limit=setting.time_limit)
+    problem, *others = problems_of(graph, policy, setting)
+    solution = _best([problem, *others], policy, setting)
     if solution.placement is None:
         raise NotFoundError(
             f"no placement was found in {setting.time_limit:g} s: take a longer "
@@ -138,6 +156,65 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     pinned = tuple(held and op not in several for op, held in enumerate(fixed.pinned))
     placement = replace(fixed, devices=solution.placement.devices, pinned=pinned, reasons=reasons)
     return Placed(placement, solution, _unit(policy))
+
+
+def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solution:
+    """The best solution of several problems; it is proven where none of them can have a better."""
+    found: list[Solution] = []
+    impossible: list[InfeasibleError] = []
+    for problem in problems:
+        try:
+            found.append(
+                cut_between_layers(problem) if policy.cut == "layers"
+                else solve(problem, time_limit=setting.time_limit)
+            )  # fmt: skip
+        except InfeasibleError as error:
+            impossible.append(error)
+    if not found:
+        raise impossible[0]
+    best = min(found, key=lambda one: (one.objective is None, one.objective or 0))
+    return replace(best, bound=min(one.bound for one in found))
+
+
+def check_kept(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> None:
+    """Raise InfeasibleError where a placement shows a secret of a policy to who is not trusted."""
+    if not policy.secrets or not setting.untrusted:
+        return
+    traffic = account(
+        graph, placement, setting.links, wire_dtype=setting.wire_dtype, residency=setting.residency
+    )
+    there = present(graph, placement, traffic)
+    shown: list[str] = []
+    for secret in policy.secrets:
+        marked = named_by(graph, secret)
+        ways = ways_to_keep(graph, marked, setting.untrusted, marked if secret.derived else ())
+        for device in setting.untrusted:
+            seen = min(
+                (way.get(device, frozenset()) & there.get(device, set()) for way in ways), key=len
+            )
+            if seen:
+                how = _how_often(graph, traffic, device, seen)
+                why = f"secret: {secret.reason or secret}"
+                shown.append(f"{policy.name} shows {secret.what} to {device}: {how} ({why})")
+    if shown:
+        raise InfeasibleError("; ".join(shown))
+
+
+def _how_often(graph: OpGraph, traffic: Traffic, device: str, seen: Collection[int]) -> str:
+    """How tensors are there to be seen on a device, in words."""
+    moved = [
+        t
+        for t in traffic.transfers
+        if t.tensor.id in seen and device in (t.src_device, t.dst_device)
+    ]
+    came = {t.tensor.id for t in moved if t.dst_device == device}
+    lie = [t for t in seen if not graph.crosses(graph.tensors[t])]
+    made = len(seen) - len(came) - len(lie)
+    parts = [
+        *([counted(len(moved), "transfer")] if moved else []),
+        *([f"{made:,} made there"] if made else []), *([f"{len(lie):,} kept there"] if lie else []),
+    ]  # fmt: skip
+    return ", ".join(parts)
 
 
 def obstacle(policy: Policy, setting: Setting) -> str | None:
@@ -160,11 +237,21 @@ def _unit(policy: Policy) -> str:
     return "bytes" if "bytes" in wanted else "ns"
 
 
+def problems_of(graph: OpGraph, policy: Policy, setting: Setting) -> list[Problem]:
+    """What a policy asks, once for each way to keep its secrets: the best of all is its answer."""
+    problem = problem_of(graph, replace(policy, secrets=()), setting)
+    ways = ways_to_keep(
+        graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
+    )
+    return [replace(problem, secrets=way) for way in ways]
+
+
 def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
     """What a policy with an objective asks: the best of the places it leaves, at its costs.
 
-    Where an op has the choice, a device without seconds for it is none. Raises InputError where
-    seconds count and an op has none on a device that it must run on.
+    Its secrets are kept in the first of the ways to keep them. Where an op has the choice, a device
+    without seconds for it is none. Raises InputError where seconds count and an op has none on a
+    device that it must run on.
     """
     devices = setting.devices
     allowed = _able(setting, allowed_by(graph, policy, setting.home, setting.accelerators))
@@ -185,7 +272,6 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
             accelerator: round(weights["seconds"] * setting.call_seconds(accelerator))
             for accelerator in setting.accelerators
         }
-    hidden = _aliases(graph, secret_tensors(graph, policy))
     return Problem(
         graph=graph, home=setting.home, accelerators=setting.accelerators, allowed=allowed,
         op_cost=op_cost,
@@ -195,7 +281,9 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         },
         call_cost=call_cost, max_calls=setting.max_calls,
         memory_bytes=_memory(graph, setting), residency=setting.residency,
-        secrets={device: hidden for device in setting.untrusted if hidden},
+        secrets=ways_to_keep(
+            graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
+        )[0],
     )  # fmt: skip
 
 
@@ -227,12 +315,6 @@ def _check_costs(
                 )
 
 
-def _aliases(graph: OpGraph, tensors: frozenset[int]) -> frozenset[int]:
-    """The tensors and all that share their memory: a view shows what it is a view of."""
-    owners = {graph.storage(graph.tensors[t]).id for t in tensors}
-    return frozenset(t.id for t in graph.tensors if graph.storage(t).id in owners)
-
-
 def _memory(graph: OpGraph, setting: Setting) -> dict[str, int]:
     """The limits that could be broken: a device that holds all of the model anyway has none."""
     described = {
@@ -247,12 +329,13 @@ def _memory(graph: OpGraph, setting: Setting) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What it costs that a rule of a policy is kept."""
+    """What it costs that a rule or a secret of a policy is kept."""
 
     rule: str
+    """As the policy has it; of a secret ``secret`` and its conditions."""
     reason: str
     ops: int
-    """How many it pins."""
+    """How many it pins; of a secret, how many it keeps from a device that they could be on."""
     saved: int
     """How much less the optimum without it would cost, in the solution's unit."""
     proven: bool
@@ -262,7 +345,7 @@ class Price:
 def prices(
     graph: OpGraph, policy: Policy, setting: Setting, solution: Solution | None
 ) -> list[Price]:
-    """The price of each rule that pins ops: the optimum, less the optimum without the rule.
+    """The price of each rule that pins ops, and of each secret: the optimum, less that without it.
 
     ``solution`` is that of the policy; without one there is nothing to price. A rule without which
     nothing is found in time has no price.
@@ -290,7 +373,51 @@ def prices(
                 solution.proven and without.solution.proven,
             )
         )  # fmt: skip
+    for number, secret in enumerate(policy.secrets if setting.untrusted else ()):
+        secrets = (*policy.secrets[:number], *policy.secrets[number + 1 :])
+        freer = replace(policy, secrets=secrets)
+        try:
+            without = place(graph, freer, setting)
+        except NotFoundError:
+            continue
+        assert without.solution is not None
+        kept, others = (set(kept_from(problem_of(graph, one, setting))) for one in (policy, freer))
+        found.append(
+            Price(
+                f"secret {secret}", secret.reason, len({op for op, _ in kept - others}),
+                solution.objective - (without.solution.objective or 0),
+                solution.proven and without.solution.proven,
+            )
+        )  # fmt: skip
     return found
+
+
+def hidden_from(
+    graph: OpGraph, policy: Policy, setting: Setting, placement: Placement, traffic: Traffic
+) -> Mapping[str, frozenset[int]]:
+    """By device, the tensors that a placement keeps from it for a policy's secrets.
+
+    Of several ways to keep them, the one that it keeps to.
+    """
+    there = present(graph, placement, traffic)
+    ways = ways_to_keep(
+        graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
+    )
+    return min(
+        ways, key=lambda way: sum(len(way[d] & there.get(d, set())) for d in way)
+    )  # fmt: skip
+
+
+def may_move(
+    graph: OpGraph, setting: Setting, hidden: Mapping[str, frozenset[int]]
+) -> Callable[[int, str], bool]:
+    """Whether an op may move to a device: where it can run and handles nothing that is hidden."""
+    problem = Problem(
+        graph, setting.home, setting.accelerators,
+        allowed_devices(graph, setting.home, setting.accelerators, {}), secrets=hidden,
+    )  # fmt: skip
+    kept = kept_from(problem)
+    return lambda op, device: setting.can_run(op, device) and (op, device) not in kept
 
 
 def compute_cycles(placement: Placement, times: Mapping[str, DeviceTime]) -> dict[str, int]:

@@ -137,8 +137,12 @@ class Op:
     """The module whose code called it (``model.layers.0.mlp``), empty for the model itself."""
     module_type: str
     """The class name of that module."""
+    stack: str | None
+    """The path of the list, or of the module whose parts run one after the other, that the op is in
+    a part of (``model.layers``, empty for the model itself); None outside of all. Of several the
+    outermost: see ``tracer.stacks``."""
     layer: int | None
-    """The first number in ``module_path``: the index in the model's stack of blocks."""
+    """The place in ``stack``: the number of the list's element; None where that is."""
     is_constant: bool
     """Depends on no graph input: on no device, since every device that needs it computes it."""
     is_view: bool
@@ -153,6 +157,8 @@ class Op:
     """What it is told beside its tensors that may decide how much it does (``training``, a
     ``kernel_size``): (name, JSON). Without defaults, and without numbers that are only computed
     with; a size that is a symbol is ``{"size": formula}``. Empty for views and constants."""
+    is_identity: bool = False
+    """Does arithmetic with a number that leaves values as they are: times 1, plus 0."""
     cost: OpCost = field(default_factory=OpCost)
     """What it costs wherever it runs."""
 

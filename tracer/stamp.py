@@ -94,6 +94,7 @@ class _Step:
     extent: Formula | None
     arguments: tuple[tuple[str, str], ...]
     draws: int
+    is_identity: bool
     in_block: bool
     """False for what the model itself does between or after its blocks."""
     args: tuple[Ref, ...]
@@ -166,7 +167,7 @@ def stamp(program: Program, stack: Stack) -> Program | None:
             result.nodes.append(
                 Node(
                     step.target, args, tuple(outs), path, step.module_type, step.is_view,
-                    step.extent, arguments=step.arguments, draws=step.draws,
+                    step.extent, step.is_identity, arguments=step.arguments, draws=step.draws,
                 )
             )  # fmt: skip
         previous = [here[k] for k in block.handed_on]
@@ -271,6 +272,7 @@ def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref])
         node.extent,
         node.arguments,
         node.draws,
+        node.is_identity,
         stack.layer(node.path) is not None,
         tuple(ref(arg) for arg in node.args),
         tuple(outs),
