@@ -42,6 +42,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("is_identity", BOOL, ""),
         ("dtype", TEXT, "null"),  # the output op makes nothing
         ("extent_expr", TEXT, "null"),  # shapes tell all
+        ("arguments", pa.map_(TEXT, TEXT), ""),
         ("gemm_batch", I64, "null"), ("gemm_m", I64, "null"), ("gemm_n", I64, "null"),
         ("gemm_k", I64, "null"), ("flops", I64, "null"), ("flops_expr", TEXT, "null"),
         ("causal_flops", I64, "null"), ("causal_flops_expr", TEXT, "null"),  # no attention's
