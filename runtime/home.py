@@ -24,9 +24,10 @@ from costmodels.links import Links
 from runtime import RunError
 from runtime.machine import Machine
 from runtime.measured import MeasuredCall
+from runtime.memory import check_memory, peak_memory_bytes
 from runtime.plan import DevicePlan, Plan
 from runtime.wire import Carriage, Channel, greet, remove_segments
-from runtime.worker import check_memory, peak_memory_bytes, take_in
+from runtime.worker import take_in
 
 Transport = Literal["unix", "tcp"]
 
@@ -203,8 +204,8 @@ def load(
             worker.channel.hear()
             worker.channel.send(0, [(tensor, data[tensor]) for tensor in device.data])
     mine = plan.home
-    machine = Machine(mine.work)
     with _at_home(mine.name, "loading"):
+        machine = Machine(mine.work)
         check_memory(mine.resident_bytes, machine.device, memory_bytes)
         take_in(
             machine, {tensor: data[tensor] for tensor in mine.data}, mine.parameters, mine.states,

@@ -50,6 +50,10 @@ _COMMAND, _TENSORS, _PIECE, _ERROR = range(1, 5)
 _MOST_TEXT = 256 * 2**20
 _MOST_GREETING = 4096
 _DTYPES = tuple(ITEM_BYTES)
+DTYPES: Mapping[str, torch.dtype] = {
+    name: getattr(torch, name) for name in _DTYPES if hasattr(torch, name)
+}
+"""torch's dtypes, by the names that plans and messages have for them."""
 _SEGMENTS = Path("/dev/shm")
 
 
@@ -326,7 +330,7 @@ class Channel:
         flat = {
             number: torch.empty(
                 expected[number].payload_bytes // ITEM_BYTES[expected[number].dtype],
-                dtype=getattr(torch, expected[number].dtype),
+                dtype=DTYPES[expected[number].dtype],
             )
             for number in orders
         }
@@ -482,7 +486,7 @@ def _packed(
     """
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if wire_dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(getattr(torch, wire_dtype))
+        tensor = tensor.to(DTYPES[wire_dtype])
     order = tuple(sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride(axis), axis)))
     laid = tensor.permute(order)
     if not laid.is_contiguous():
@@ -496,7 +500,7 @@ def _unpacked(
 ) -> torch.Tensor:  # fmt: skip
     laid = flat.reshape([spec.shape[axis] for axis in order])
     back = [order.index(axis) for axis in range(len(order))]
-    return laid.permute(back).to(getattr(torch, dtype))
+    return laid.permute(back).to(DTYPES[dtype])
 
 
 def _bytes(flat: torch.Tensor) -> torch.Tensor:

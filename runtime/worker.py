@@ -7,7 +7,6 @@ comes as text, buffers and constants as tensors; parameters are made or read her
 import atexit
 import ctypes
 import os
-import resource
 import signal
 import socket
 import sys
@@ -22,12 +21,10 @@ import torch
 
 from runtime import RunError
 from runtime.machine import Machine, Work, in_words, is_memory
+from runtime.memory import check_memory, peak_memory_bytes
 from runtime.weights import numbers_of, state_numbers
 from runtime.wire import Carriage, Channel, Moved, Spec, greet, remove_segments, welcome
 from tracer.program import Invocation, Sharing
-
-SPARE_BYTES = 256 * 2**20
-"""What a device leaves free of its memory when it takes in weights."""
 
 
 def serve(
@@ -225,15 +222,6 @@ def _work(plan: Mapping[str, Any]) -> Work:
     )
 
 
-def check_memory(needed: int, device: str, most: int | None) -> None:
-    """Raise RunError where ``needed`` bytes are more than ``most``, or than ``device`` has free."""
-    if most is None:
-        free = torch.cuda.mem_get_info()[0] if device == "cuda" else _available_bytes()
-        most = max(free - SPARE_BYTES, 0)
-    if needed > most:
-        raise RunError(f"its weights and constants need {needed:,} bytes, and may take {most:,}")
-
-
 def take_in(
     machine: Machine, data: Mapping[int, torch.Tensor], parameters: Mapping[Any, str],
     states: Mapping[Any, str], weights: Mapping[str, Any], needed: int,
@@ -258,19 +246,6 @@ def take_in(
         if not is_memory(error):
             raise
         raise RunError(f"there is no memory for its {needed:,} bytes of weights") from error
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _available_bytes() -> int:
-    """Memory that a process can still have, as the system reckons it."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:
