@@ -205,8 +205,8 @@ def load(
             worker.channel.send(0, [(tensor, data[tensor]) for tensor in device.data])
     mine = plan.home
     with _at_home(mine.name, "loading"):
+        check_memory(mine.resident_bytes, "cpu", memory_bytes)
         machine = Machine(mine.work)
-        check_memory(mine.resident_bytes, machine.device, memory_bytes)
         take_in(
             machine, {tensor: data[tensor] for tensor in mine.data}, mine.parameters, mine.states,
             weights, mine.resident_bytes,

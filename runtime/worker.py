@@ -122,8 +122,8 @@ class _Session:
         self.kept = plan["kept"]
         self.pushes = {(call, to): tensors for call, to, tensors in plan["pushes"]}
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.machine = Machine(work, device)
         check_memory(plan["resident_bytes"], device, self.memory_bytes)
+        self.machine = Machine(work, device)
         self.channel.say(sending=True)  # the numbers that home alone has
         specs = {number: work.specs[number] for number in plan["data"]}
         resident, _ = self.channel.receive(0, specs, self.dtypes)

@@ -348,9 +348,9 @@ def test_an_op_that_is_none(where: str, target: str | None, message: str, there:
 
 
 def larger(device: DevicePlan, numel: int) -> DevicePlan:
-    """A device whose parameters are of another size."""
-    specs = dict.fromkeys(device.parameters, Spec("float32", (numel,)))
-    return with_work(device, specs={**device.work.specs, **specs})
+    """A device with one more parameter, of so many numbers."""
+    device = replace(device, parameters={**device.parameters, 10**6: "another"})
+    return with_work(device, specs={**device.work.specs, 10**6: Spec("float32", (numel,))})
 
 
 @pytest.mark.parametrize(
