@@ -78,8 +78,8 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
         for n, text in enumerate(assumed):
             out.print(f"{'' if n else 'assumed':12}{text}", soft_wrap=True)
     missing = numbered(flops.products_missing)
-    which = f"all but {missing} of the matrix products" if missing else "matrix products (exact)"
-    out.print(f"FLOPs       {flops.products:,} in {which}")
+    which = f", those of {missing} not known" if missing else " (exact)"
+    out.print(f"FLOPs       {flops.products:,} in matrix products{which}", soft_wrap=True)
     if flops.products_expr:
         out.print(f"            = {flops.products_expr}", soft_wrap=True)
     if flops.causal is not None and flops.causal != flops.products:

@@ -5,8 +5,9 @@ integers or ``Formula``s: the same function gives the number and the closed form
 
 - 1 multiply-accumulate = 2 FLOPs. A matrix product counts 2*batch*m*n*k, bias not included, as
   torch.utils.flop_counter does.
+  A product of integers counts its operations likewise.
 - 1 FLOP for each floating-point add, subtract, multiply, divide, maximum or negation of an element
-  (``exact``); comparisons, selections, integer and boolean work count 0 (``zero``).
+  (``exact``); comparisons, selections, and other integer and boolean work count 0 (``zero``).
 - A transcendental counts as 1, so what is built of several is the number of steps that its
   definition takes (``estimate``: hardware differs).
 - Moves, casts, gathers, views and constants count 0 FLOPs (``zero``).
@@ -121,7 +122,7 @@ def _grouped_mm(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size
     return a[0] if len(a) == len(b) == 3 else 1, a[-2], b[-1], a[-1]
 
 
-@_gemm("_scaled_mm")
+@_gemm("_scaled_mm _int_mm")
 def _scaled_mm(inputs: Shapes, outputs: Shapes) -> tuple[Size, Size, Size, Size]:
     return _matmul(inputs[:2], outputs)  # then scales, and maybe a bias
 
@@ -379,6 +380,15 @@ def traffic(graph: OpGraph, op: Op) -> tuple[dict[Tensor, Any], Any]:
 FREE = frozenset({Kind.VIEW, Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT})
 """What costs nothing at run time."""
 
+PRODUCTS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION})
+"""The kinds of matrix product."""
+
+
+def computed_in(graph: OpGraph, op: Op) -> str | None:
+    """The dtype that an op computes in: that of a product's operands, of another op's result."""
+    inputs = graph.inputs(op.id)
+    return inputs[0].dtype if op.kind in PRODUCTS and inputs else op.dtype
+
 
 def annotate(graph: OpGraph) -> OpGraph:
     """The graph with every op's cost filled in.
@@ -487,7 +497,7 @@ def _arithmetic(
     if entry is None:
         moves = kind in (Kind.COPY, Kind.EMBEDDING)
         return _no_flops(symbolic) if moves else OpCost()
-    if not floating:
+    if not floating and kind not in PRODUCTS:
         return _no_flops(symbolic)
     if entry.needs is not Needs.SHAPES:
         if extent is None:
@@ -535,15 +545,10 @@ class FlopTotals:
     unsupported: Mapping[str, int]
     """target -> number of ops that no total includes."""
     products_missing: Mapping[str, int]
-    """Those of ``unsupported`` that are products: ``products`` is complete without any."""
+    """Those of ``unsupported`` that are products, or of which it is not known that they are none:
+    ``products`` is complete where there is not one."""
     coverage: float
     """Share of the ops that compute or move data whose FLOPs are known."""
-
-
-PRODUCTS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION})
-"""The kinds of matrix product."""
-_MORE_PRODUCTS = frozenset(("einsum", "tensordot", "bilinear", "_convolution", "conv_tbc"))
-"""Matrix products by their names, which the kinds do not know."""
 
 
 def _in_attention(graph: OpGraph, op: Op) -> bool:
@@ -574,7 +579,7 @@ def total_flops(graph: OpGraph) -> FlopTotals:
     for op in graph.ops:
         if op.cost.flops is None:
             unsupported[op.target] += 1
-            if op.kind in PRODUCTS or base_name(op.target) in _MORE_PRODUCTS:
+            if op.kind in PRODUCTS or op.kind is Kind.OTHER:  # what is not known may multiply
                 missing[op.target] += 1
         elif op.kind in PRODUCTS:
             products += op.cost.flops

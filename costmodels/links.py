@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,14 @@ class Link:
     received_encryption_seconds_per_byte: float = 0.0
     """As ``sent_encryption_seconds_per_byte``."""
     shared_memory_threshold_bytes: int = 0
-    """A message with less payload than this lies in shared memory; one with just as much or more
-    goes over the wire."""
+    """A tensor with less payload than this lies in shared memory; one with just as much or more
+    goes over the wire. Each tensor of a message is asked by itself."""
     shared_memory_handle_bytes: int = 0
-    """What is on the wire of a message in shared memory, instead of its payload. One with less
+    """What is on the wire of a tensor in shared memory, instead of its payload. One with no more
     payload than that goes over the wire all the same."""
     chunk_bytes: int | None = None
-    """The payload of a longer message goes in pieces of this many bytes and a rest. Each piece is
-    a message of its own: it pays framing and latency, and may lie in shared memory."""
+    """The payload that a message has on the wire goes in pieces of this many bytes and a rest
+    where it is longer. Each piece is a message of its own: it pays framing and latency."""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Where each figure comes from, by its key; those of the description and no others."""
 
@@ -202,7 +202,8 @@ class MessageCost:
     seconds: tuple[Any, ...] | None
     """By tensor, one after the other; latency is with the first. None without a bandwidth."""
     peak_buffer_bytes: Any
-    """The most payload that either end must hold as a message at one time."""
+    """The most payload that either end must hold at one time to pass it on: what lies in shared
+    memory, and the largest piece of the rest."""
 
 
 def message_cost(link: Link, payloads: Sequence[Any], direction: str) -> MessageCost:
@@ -212,28 +213,31 @@ def message_cost(link: Link, payloads: Sequence[Any], direction: str) -> Message
     packing with sending, nor one piece with the next. Payloads may be arrays of int64, for as many
     messages at once.
     """
-    total = sum(payloads)
-    chunk = total if link.chunk_bytes is None else _smaller(link.chunk_bytes, total)
-    pieces = -(-total // (chunk + (chunk == 0))) + (total == 0)
-    ends = [0]
-    for payload in payloads:
-        ends.append(ends[-1] + payload)
-    carried = [after - before for before, after in pairwise(_carried(link, e, total) for e in ends)]
-
-    framing = _of(link, direction, "tensor_framing_bytes")
-    wire = [bytes_ + framing for bytes_ in carried]
+    handle, framing = link.shared_memory_handle_bytes, _of(link, direction, "tensor_framing_bytes")
+    shared = [
+        (payload < link.shared_memory_threshold_bytes) & (payload > handle) for payload in payloads
+    ]
+    wire = [
+        payload + lies * (handle - payload) + framing
+        for payload, lies in zip(payloads, shared, strict=True)
+    ]
+    in_memory = sum(payload * lies for payload, lies in zip(payloads, shared, strict=True))
+    rest = sum(payloads) - in_memory
+    piece = rest if link.chunk_bytes is None else _smaller(link.chunk_bytes, rest)
+    pieces = -(-rest // (piece + (piece == 0))) + (rest == 0)
     wire[0] = wire[0] + pieces * _of(link, direction, "message_framing_bytes")
+    peak = in_memory + piece
 
     bandwidth = _of(link, direction, "bandwidth_bytes_per_second")
     if bandwidth is None:
-        return MessageCost(tuple(wire), None, chunk)
+        return MessageCost(tuple(wire), None, peak)
     toll = _toll(link, direction)
     seconds = [
         on_wire / bandwidth + payload * toll
         for on_wire, payload in zip(wire, payloads, strict=True)
     ]
     seconds[0] = seconds[0] + pieces * _of(link, direction, "latency_seconds")
-    return MessageCost(tuple(wire), tuple(seconds), chunk)
+    return MessageCost(tuple(wire), tuple(seconds), peak)
 
 
 def round_trip_seconds(link: Link, sent_bytes: int, received_bytes: int) -> float | None:
@@ -241,23 +245,6 @@ def round_trip_seconds(link: Link, sent_bytes: int, received_bytes: int) -> floa
     there = message_cost(link, [sent_bytes], "send").seconds
     back = message_cost(link, [received_bytes], "receive").seconds
     return None if there is None or back is None else sum(there) + sum(back)
-
-
-def _carried(link: Link, end: Any, total: Any) -> Any:
-    """What is on the wire, without framing, for the first ``end`` bytes of a payload of ``total``.
-
-    Of a piece in shared memory that is the handle, for the first bytes of the piece.
-    """
-    chunk = link.chunk_bytes or total + (total == 0)
-    whole, part = end // chunk, end % chunk
-    last = _smaller(chunk, total - whole * chunk)
-    return whole * _piece(link, chunk) + _smaller(part, _piece(link, last))
-
-
-def _piece(link: Link, payload: Any) -> Any:
-    """What is on the wire, without framing, for a message that goes in one piece."""
-    shared = payload < link.shared_memory_threshold_bytes
-    return payload + shared * (_smaller(payload, link.shared_memory_handle_bytes) - payload)
 
 
 def _smaller(one: Any, other: Any) -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
 from costmodels.experts import route, routed
-from costmodels.flops import FREE, flops_in_numbers, gemm_shape, traffic
+from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape, traffic
 from costmodels.memory import memory_need
 from tracer.formula import Formula, const, formula, parse
 from tracer.graph import Op, OpGraph, Tensor
@@ -64,6 +64,7 @@ class Work:
     """What ops that are alike cost each, by size."""
 
     dtype: str | None
+    """That they compute in."""
     flops: Ints | None
     """None where there is no formula for the op."""
     moved_bytes: Ints
@@ -103,15 +104,16 @@ def works(graph: OpGraph, over: Over) -> Works:
         if chosen is not None:
             routing = graph.tensors[chosen[0].id], *map(formula, chosen[1:])
         shapes = tuple(tuple(t.shape for t in tensors) for tensors in (inputs, outputs))
+        dtype = computed_in(graph, op)
         key = (
-            op.dtype, op.cost.flops_expr or (op.cost.flops is None or (op.target, shapes)), moved,
+            dtype, op.cost.flops_expr or (op.cost.flops is None or (op.target, shapes)), moved,
             gemm, routing and (routing[0].shape, routing[0].bytes, *routing[1:]),
         )  # fmt: skip
         if key not in numbers:
             numbers[key] = len(groups)
             groups.append(
                 Work(
-                    op.dtype, _flops(graph, op, shapes, over),
+                    dtype, _flops(graph, op, shapes, over),
                     over(moved) + (0 if routing is None else _routed(graph, routing, over)),
                     None if gemm is None else tuple(over(formula(axis)) for axis in gemm),  # type: ignore[arg-type]
                 )

@@ -16,11 +16,11 @@ from typing import Literal
 
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
-from costmodels.flops import FREE, PRODUCTS, numbered
+from costmodels.flops import FREE, PRODUCTS, computed_in, numbered
 from costmodels.links import Link, round_trip_seconds
 from costmodels.memory import MemoryNeed, memory_need
 from tracer.errors import CutedgeError
-from tracer.graph import Op, OpGraph
+from tracer.graph import FLOATING, Op, OpGraph
 
 Bound = Literal["compute", "memory", "overhead"]
 
@@ -91,14 +91,14 @@ def time_ops(
 ) -> DeviceTime:
     """The seconds of every op of an annotated graph on ``device``.
 
-    ``products_dtype`` is what matrix products are computed in (``tfloat32`` for floats on tensor
-    cores), their own dtype when None; ``options`` are those of an array of multipliers.
+    ``products_dtype`` is what matrix products of floats are computed in (``tfloat32`` on tensor
+    cores), their operands' dtype when None; ``options`` are those of an array of multipliers.
     """
     need = memory_need(graph)
     secure = device.enclave_bytes
     paged = 0.0 if secure is None or need.bytes <= secure else 1 - secure / need.bytes
     one = _on_array(device, options) if device.array else _on_roofline(
-        device, products_dtype, paged
+        graph, device, products_dtype, paged
     )  # fmt: skip
     times = tuple(OpTime(0.0) if op.kind in FREE else one(op) for op in graph.ops)
     working = sum(op.kind not in FREE for op in graph.ops)
@@ -125,14 +125,16 @@ def _on_array(device: Device, options: Options | None) -> Callable[[Op], OpTime]
 
 
 def _on_roofline(
-    device: Device, products_dtype: str | None, paged: float
+    graph: OpGraph, device: Device, products_dtype: str | None, paged: float
 ) -> Callable[[Op], OpTime]:
     bandwidth = device.memory_bandwidth_bytes_per_second
     paging = device.paging_bytes_per_second
 
     def one(op: Op) -> OpTime:
         cost = op.cost
-        dtype = products_dtype if products_dtype and op.kind in PRODUCTS else op.dtype
+        dtype = computed_in(graph, op)
+        if products_dtype and op.kind in PRODUCTS and dtype in FLOATING:
+            dtype = products_dtype
         peak = device.peak_flops_per_second.get(dtype or "")
         if cost.flops is None or bandwidth is None or (cost.flops and peak is None):
             return OpTime()

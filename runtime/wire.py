@@ -1,10 +1,11 @@
 """Messages over sockets: tensors as they lie in memory, every byte counted.
 
 A message is a header, a header for each tensor, and the tensors' bytes; both headers have a fixed
-size, so that what a link's description calls framing is known to the byte. A long payload goes in
-pieces of the link's ``chunk_bytes``, each with a header of its own; a piece below its
-``shared_memory_threshold_bytes`` lies in shared memory, and a handle goes in its place. Nothing
-that comes in is ever unpickled, and no memory is taken before a size was found to be expected.
+size, so that what a link's description calls framing is known to the byte. A tensor below the
+link's ``shared_memory_threshold_bytes`` lies in shared memory, and a handle follows its header; the
+bytes of the others go in pieces of the link's ``chunk_bytes``, each with a header of its own.
+Nothing that comes in is ever unpickled, and no memory is taken before a size was found to be
+expected.
 
 Sockets and no messaging library, because they are fastest here and because every byte on them is
 ours to count: ``bench/transports.py`` has them beside ZeroMQ and Arrow Flight.
@@ -128,16 +129,16 @@ class Carriage:
         return [*astuple(self)]
 
     def pieces(self, total: int) -> Iterator[tuple[int, int]]:
-        """(begin, end) of each piece of a payload; one, of nothing, of an empty one."""
+        """(begin, end) of each piece of what is on the wire; one, of nothing, where nothing is."""
         chunk = min(self.chunk_bytes or total, total)
         yield from ((at, min(at + chunk, total)) for at in range(0, total, chunk or 1))
         if not total:
             yield 0, 0
 
-    def is_shared(self, piece: int) -> bool:
-        """Whether a piece of so many bytes lies in shared memory."""
-        small = piece < self.shared_memory_threshold_bytes
-        return small and piece > self.shared_memory_handle_bytes
+    def is_shared(self, payload: int) -> bool:
+        """Whether a tensor of so many bytes lies in shared memory."""
+        small = payload < self.shared_memory_threshold_bytes
+        return small and payload > self.shared_memory_handle_bytes
 
 
 @dataclass(slots=True)
@@ -223,33 +224,36 @@ class Channel:
         start = time.perf_counter()
         packed = [_packed(tensor, wire_dtype) for _, tensor in tensors]
         views = [memoryview(flat.numpy()) for flat, _, _ in packed]
-        headers = b"".join(
-            _TENSOR.pack(number, _DTYPES.index(dtype), len(order), 0, _coded(order), view.nbytes)
-            for (number, _), (_, dtype, order), view in zip(tensors, packed, views, strict=True)
-        )
         moved.payload_bytes = sum(view.nbytes for view in views)
         begun = time.perf_counter()
         before = self.sent_bytes
-        pieces = list(self.carriage.pieces(moved.payload_bytes))
-        sharing = sum(end - at for at, end in pieces if self.carriage.is_shared(end - at))
-        name, segment = self._segment(sharing)
-        offset = 0
-        for number, (at, end) in enumerate(pieces):
+        shared = [self.carriage.is_shared(view.nbytes) for view in views]
+        inside = [view for view, lies in zip(views, shared, strict=True) if lies]
+        outside = [view for view, lies in zip(views, shared, strict=True) if not lies]
+        name, segment = self._segment(sum(view.nbytes for view in inside))
+        headers, offset = b"", 0
+        for (number, _), (_, dtype, order), view, lies in zip(
+            tensors, packed, views, shared, strict=True
+        ):
+            headers += _TENSOR.pack(
+                number, _DTYPES.index(dtype), len(order), 0, _coded(order), view.nbytes
+            )
+            if lies:
+                handle = name + offset.to_bytes(HANDLE_BYTES - len(name), "little")
+                headers += handle.ljust(self.carriage.shared_memory_handle_bytes, b"\0")
+                offset += view.nbytes
+        if segment is not None:
+            for view in inside:
+                segment.write(view)
+            segment.close()
+        for number, (at, end) in enumerate(
+            self.carriage.pieces(sum(view.nbytes for view in outside))
+        ):
             sort = _PIECE if number else _TENSORS
             head = _HEADER.pack(
                 _MAGIC, _VERSION, sort, len(tensors), call, number, end - at
             ) + (b"" if number else headers)  # fmt: skip
-            inside = list(_slices(views, at, end))
-            if segment is not None and self.carriage.is_shared(end - at):
-                for view in inside:
-                    segment.write(view)
-                handle = name + offset.to_bytes(HANDLE_BYTES - len(name), "little")
-                self._out(head, handle.ljust(self.carriage.shared_memory_handle_bytes, b"\0"))
-                offset += end - at
-            else:
-                self._out(head, *inside)
-        if segment is not None:
-            segment.close()
+            self._out(head, *_slices(outside, at, end))
         moved.wire_bytes = self.sent_bytes - before
         moved.pack_seconds, moved.move_seconds = begun - start, time.perf_counter() - begun
         return moved
@@ -304,8 +308,9 @@ class Channel:
         if sort != _TENSORS:
             self._text(sort, length)
             raise RunError(f"{self.peer} sent text where call {call} was to follow")
-        total = sum(spec.payload_bytes for spec in expected.values())
-        pieces = list(self.carriage.pieces(total))
+        sizes = [spec.payload_bytes for spec in expected.values()]
+        outside = sum(size for size in sizes if not self.carriage.is_shared(size))
+        pieces = list(self.carriage.pieces(outside))
         wanted = (len(expected), call, 0, pieces[0][1])
         if (count, number, piece, length) != wanted:
             raise RunError(
@@ -313,6 +318,7 @@ class Channel:
                 f"{len(expected)} for call {call}, a piece of {pieces[0][1]}, were to come"
             )
         orders: dict[int, tuple[int, ...]] = {}
+        handles: dict[int, bytes] = {}
         for _ in range(count):
             number, dtype, axes, _, order, payload = _TENSOR.unpack(self._in(TENSOR_BYTES))
             spec = expected.get(number)
@@ -327,6 +333,8 @@ class Channel:
             orders[number] = _decoded(order, axes)
             if sorted(orders[number]) != list(range(axes)):
                 raise RunError(f"{self.peer} sent tensor {number} with damaged axes")
+            if self.carriage.is_shared(payload):
+                handles[number] = bytes(self._in(self.carriage.shared_memory_handle_bytes))
         flat = {
             number: torch.empty(
                 expected[number].payload_bytes // ITEM_BYTES[expected[number].dtype],
@@ -334,23 +342,17 @@ class Channel:
             )
             for number in orders
         }
-        views = [memoryview(_bytes(tensor).numpy()) for tensor in flat.values()]
-        segments: dict[bytes, mmap.mmap] = {}
+        views = {number: memoryview(_bytes(tensor).numpy()) for number, tensor in flat.items()}
+        rest = [view for number, view in views.items() if number not in handles]
         for place, (at, end) in enumerate(pieces):
             if place:
                 head = self._header()
                 if head != (_PIECE, count, call, place, end - at):
                     raise RunError(f"{self.peer} sent a damaged piece of call {call}")
-            into = list(_slices(views, at, end))
-            if self.carriage.is_shared(end - at):
-                self._shared(into, segments)
-            else:
-                for view in into:
-                    self._into(view)
-        for name, segment in segments.items():
-            segment.close()
-            _segment_path(name).unlink(missing_ok=True)
-        moved.tensors, moved.payload_bytes = count, total
+            for view in _slices(rest, at, end):
+                self._into(view)
+        self._shared({number: views[number] for number in handles}, handles)
+        moved.tensors, moved.payload_bytes = count, sum(sizes)
         moved.wire_bytes = self.received_bytes - before
         moved.move_seconds = time.perf_counter() - start
         start = time.perf_counter()
@@ -361,24 +363,26 @@ class Channel:
         moved.pack_seconds = time.perf_counter() - start
         return made, moved
 
-    def _shared(self, into: Sequence[memoryview], segments: dict[bytes, mmap.mmap]) -> None:
-        """Copy a piece out of the shared memory that a handle names."""
-        handle = self._in(self.carriage.shared_memory_handle_bytes)
-        name, offset = bytes(handle[:8]), int.from_bytes(handle[8:HANDLE_BYTES], "little")
+    def _shared(self, views: Mapping[int, memoryview], handles: Mapping[int, bytes]) -> None:
+        """Copy tensors out of the shared memory that their handles name, and remove it."""
+        segments: dict[bytes, mmap.mmap] = {}
         try:
-            if name not in segments:
-                with _segment_path(name).open("r+b") as file:
-                    segments[name] = mmap.mmap(file.fileno(), 0)
-            memory = memoryview(segments[name])
-            for view in into:
-                view[:] = memory[offset : offset + view.nbytes]
-                offset += view.nbytes
-            memory.release()
+            for number, handle in handles.items():
+                name, offset = handle[:8], int.from_bytes(handle[8:HANDLE_BYTES], "little")
+                if name not in segments:
+                    with _segment_path(name).open("r+b") as file:
+                        segments[name] = mmap.mmap(file.fileno(), 0)
+                memory = memoryview(segments[name])
+                views[number][:] = memory[offset : offset + views[number].nbytes]
+                memory.release()
         except (OSError, ValueError) as error:
             raise RunError(
                 f"{self.peer} sent a handle on shared memory that is not here: is it on another "
                 "machine?"
             ) from error
+        for name, segment in segments.items():
+            segment.close()
+            _segment_path(name).unlink(missing_ok=True)
 
     # --- bytes ------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ MODEL = (
 TOKEN = "a token for the tests' workers"
 WEIGHTS = {"seed": 0, "spread": 0.02}
 
-SHARING = 'description = "Messages in shared memory"\n' + "".join(
+SHARING = 'description = "Tensors in shared memory"\n' + "".join(
     f'[{key}]\nvalue = {value}\nsource = "chosen for a test"\n'
     for key, value in {
         "sent_message_framing_bytes": 24, "sent_tensor_framing_bytes": 24,
@@ -47,7 +47,7 @@ SHARING = 'description = "Messages in shared memory"\n' + "".join(
         "shared_memory_threshold_bytes": 2**20, "shared_memory_handle_bytes": 16,
     }.items()
 )  # fmt: skip
-"""A link whose messages all lie in shared memory."""
+"""A link whose tensors all lie in shared memory."""
 
 
 @cache

@@ -263,9 +263,13 @@ def test_the_bytes_on_the_socket_are_those_of_the_cost_model(
     [
         (PLAIN, 24 + 2 * 24 + 600),
         (replace(PLAIN, chunk_bytes=250), 3 * 24 + 2 * 24 + 600),
-        (SHARED, 24 + 2 * 24 + 16),
-        (replace(SHARED, chunk_bytes=250), 3 * (24 + 16) + 2 * 24),
-        (replace(SHARED, chunk_bytes=590), (24 + 16) + 24 + 2 * 24 + 10),
+        (SHARED, 24 + 2 * (24 + 16)),  # 200 and 400 bytes: each lies in shared memory
+        (replace(SHARED, chunk_bytes=250), 24 + 2 * (24 + 16)),
+        (replace(SHARED, shared_memory_threshold_bytes=400), 24 + (24 + 16) + 24 + 400),
+        (
+            replace(SHARED, shared_memory_threshold_bytes=400, chunk_bytes=250),
+            2 * 24 + (24 + 16) + 24 + 400,
+        ),
     ],
 )
 def test_bytes_are_counted_where_they_pass(

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 MATRIX_PRODUCTS = frozenset((
     "linear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv", "dot", "_grouped_mm",
-    "grouped_mm_fallback", "_scaled_mm", "conv1d", "conv2d", "conv3d", "convolution",
+    "grouped_mm_fallback", "_scaled_mm", "_int_mm", "conv1d", "conv2d", "conv3d", "convolution",
     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 ))  # fmt: skip
 """Linear when an operand comes from parameters alone, matmul otherwise. A convolution is a product
