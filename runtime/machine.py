@@ -330,6 +330,14 @@ def read(how: Invocation, *, likes: bool = False) -> list[int]:
     return [*found, *(one.before for one in how.shared)]
 
 
+def resident_bytes(
+    parameters: Mapping[int, str], others: Iterable[int], specs: Mapping[int, Spec]
+) -> int:
+    """Bytes of ``parameters``, those of one name once, and of ``others``: buffers and states."""
+    owners = {name: tensor for tensor, name in parameters.items()}
+    return sum(specs[tensor].payload_bytes for tensor in (*owners.values(), *others))
+
+
 def in_words(error: Exception) -> str:
     """An error of Python or torch in a line."""
     if is_memory(error):

@@ -15,6 +15,7 @@ import torch
 from runtime import RunError
 from runtime.wire import DTYPES, Spec
 from tracer.graph import Kind, OpGraph, Role
+from tracer.words import plain
 
 Numbers = Callable[[str, Spec], torch.Tensor]
 """(name, what it must be) -> the tensor."""
@@ -90,6 +91,9 @@ class Checkpoint:
             return
         try:
             places = json.loads(index.read_text())["weight_map"]
+            for file in places.values():
+                if Path(file).name != file or not file.endswith(".safetensors"):
+                    raise ValueError(f"{plain(file)} is not a file of this folder")
             self.files = {name: folder / file for name, file in places.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(
