@@ -77,6 +77,7 @@ def partition(
     from cli.workspace import trace_folder
     from partition.explain import top_transfers
     from partition.ladder import exposure
+    from partition.optimise import beside_layers
     from partition.policy import load_policy
     from partition.tables import write_partition
     from tracer.serde import read_trace
@@ -96,11 +97,12 @@ def partition(
     top = top_transfers(graph, made.traffic)
     (bottleneck,) = bottlenecks([made], setting)
     seen = exposure(graph, made.placement, made.traffic, setting.untrusted)
+    beside = beside_layers(graph, chosen, setting)
     why = _explained(graph, chosen, setting, made) if explain else None
     if as_json:
-        print_json(show_split.partition_dict(made, top, bottleneck, written, seen, why))
+        print_json(show_split.partition_dict(made, top, bottleneck, written, seen, why, beside))
     else:
-        show_split.partition_summary(made, top, bottleneck, written, seen, why)
+        show_split.partition_summary(made, top, bottleneck, written, seen, why, beside)
 
 
 @command("cutedge compare --wire-dtype bfloat16")

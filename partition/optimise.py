@@ -15,7 +15,7 @@ from math import fsum
 from costmodels.links import Links
 from costmodels.roofline import DeviceTime
 from partition import Residency
-from partition.layers import cut_between_layers
+from partition.layers import TopologicalCut, cut_between_layers, topological_cut
 from partition.placement import Placement
 from partition.policy import Policy, allowed_by, apply_policy, free_ops, secret_tensors
 from partition.problem import NotFoundError, Problem, payload_costs
@@ -138,6 +138,13 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     pinned = tuple(held and op not in several for op, held in enumerate(fixed.pinned))
     placement = replace(fixed, devices=solution.placement.devices, pinned=pinned, reasons=reasons)
     return Placed(placement, solution, _unit(policy))
+
+
+def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> TopologicalCut | None:
+    """The best cut of the op graph, for a policy that cuts between two layers; else None."""
+    if policy.cut != "layers" or policy.objective is None:
+        return None
+    return topological_cut(problem_of(graph, policy, setting))
 
 
 def obstacle(policy: Policy, setting: Setting) -> str | None:

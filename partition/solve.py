@@ -44,7 +44,9 @@ class Solution:
     seconds: float
     """Wall time."""
     solver: str
-    """``cut``, ``networkx`` or ``program``."""
+    """``cut``, ``networkx``, ``program`` or ``layers``."""
+    cut: str = ""
+    """Where the cut of a policy that makes but one lies (``after encoder.2``); else empty."""
 
     @property
     def objective(self) -> int | None:

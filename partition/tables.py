@@ -91,6 +91,7 @@ SUMMARY = pa.schema([
     pa.field("objective_unit", pa.string()),
     pa.field("optimal", pa.bool_()),
     pa.field("solver", pa.string()),
+    pa.field("cut", pa.string()),
     pa.field("cycles", pa.map_(pa.string(), pa.int64()), nullable=False),
     pa.field("array_options", pa.string()),
 ])  # fmt: skip
@@ -213,11 +214,14 @@ def write_partition(partition: Partition, trace: Path) -> Path:
 
 def _proof(
     partition: Partition,
-) -> tuple[int | None, int | None, str | None, bool | None, str | None]:
+) -> tuple[int | None, int | None, str | None, bool | None, str | None, str | None]:
     solution = partition.solution
     if solution is None:
-        return None, None, None, None, None
-    return solution.objective, solution.bound, partition.unit, solution.proven, solution.solver
+        return None, None, None, None, None, None
+    return (
+        solution.objective, solution.bound, partition.unit, solution.proven, solution.solver,
+        solution.cut or None,
+    )  # fmt: skip
 
 
 def share(part: int, whole: int) -> float:
