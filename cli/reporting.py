@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Json, TraceDir, command
+from cli.app import Json, TraceDir, command, say
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
 from cli.machines import Accel, Home, LinkNames, Memory, read_machines
 from cli.splitting import (
@@ -103,9 +103,9 @@ def report(
             "headlines": {sheet.policy: sheet.headline for sheet in made.sheets},
         })  # fmt: skip
     else:
-        typer.echo(made.sheets[shown].headline)
+        say(made.sheets[shown].headline)
         for path in (page, *pictures):
-            typer.echo(f"written to {path}")
+            say(f"written to {path}")
 
 
 def _report(found: "Compared", reach: "Reach", shown: int) -> "Report":

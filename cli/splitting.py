@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import complete
-from cli.app import Json, TraceDir, command
+from cli.app import Json, TraceDir, command, say, warn
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
 from cli.machines import Accel, Home, LinkNames, Machines, Memory, read_machines
 from partition import Residency
@@ -395,7 +395,7 @@ def caution(graph: "OpGraph", policies: "Mapping[str, Policy]") -> None:
 
     for given, policy in policies.items():
         for caution in cautions(graph, policy):
-            typer.echo(f"warning: {given}: {caution}", err=True)
+            warn(f"{given}: {caution}")
 
 
 def check_namesakes(policies: "Mapping[str, Policy]") -> None:
@@ -428,12 +428,12 @@ def policies(
                 "objective": p.objective, "cut": p.cut,
                 "secrets": [
                     {**{key: list(values) for key, values in secret.conditions},
-                     "reason": secret.reason}
+                     "reason": secret.reason, "optional": secret.optional}
                     for secret in p.secrets
                 ],
                 "rules": [
                     {**{key: list(values) for key, values in rule.conditions},
-                     "place": rule.place, "reason": rule.reason}
+                     "place": rule.place, "reason": rule.reason, "optional": rule.optional}
                     for rule in p.rules
                 ],
             }
@@ -443,7 +443,7 @@ def policies(
         print_rows(["policy", "what it does"], [[p.name, p.description] for p in loaded])
     else:
         for p in loaded:
-            typer.echo(f"{p.name}: {p.description}")
+            say(f"{p.name}: {p.description}")
             print_rows(
                 ["rule", "ops", "place", "reason"],
                 [
@@ -451,3 +451,9 @@ def policies(
                     ["", "all others", p.default, ""],
                 ],
             )
+            if p.secrets:
+                typer.echo()
+                print_rows(
+                    ["secret", "tensors, with all that carries their values", "reason"],
+                    [[n, secret, secret.reason] for n, secret in enumerate(p.secrets, 1)],
+                )

@@ -8,20 +8,31 @@ is counted by itself, so that a link's shared memory and chunks are left out, an
 two accelerators is a message of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import fsum
 
 from costmodels.links import Links
 from costmodels.roofline import DeviceTime
 from partition import Residency
+from partition.accounting import Traffic, account
 from partition.layers import TopologicalCut, cut_between_layers, topological_cut
 from partition.placement import Placement
-from partition.policy import Policy, allowed_by, apply_policy, free_ops, secret_tensors
-from partition.problem import NotFoundError, Problem, payload_costs
+from partition.policy import (
+    Policy,
+    allowed_by,
+    apply_policy,
+    check_matches,
+    free_ops,
+    named_by,
+    secret_tensors,
+)
+from partition.problem import InfeasibleError, NotFoundError, Problem, payload_costs
+from partition.secrets import present, ways_to_keep
 from partition.solve import Solution, solve
 from tracer.errors import InputError
 from tracer.graph import OpGraph
+from tracer.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +118,19 @@ class Placed:
 def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     """Place every op of an annotated graph by a policy.
 
-    Raises InputError where the policy is not for the setting (``obstacle``), InfeasibleError (it
-    names what cannot hold) where no placement meets the limits, NotFoundError where none was found
-    in time.
+    Raises InputError where the policy is not for the setting (``obstacle``) or has something that
+    matches nothing, InfeasibleError (it names what cannot hold) where no placement meets the
+    limits, or the policy's own shows a secret, NotFoundError where none was found in time.
     """
+    check_matches(graph, policy)
     fixed = apply_policy(graph, policy, home=setting.home, accelerators=setting.accelerators)
     if policy.objective is None:
+        check_kept(graph, policy, setting, fixed)
         return Placed(fixed)
     if why := obstacle(policy, setting):
         raise InputError(f"{policy.name} {why}")
-    problem = problem_of(graph, policy, setting)
-    if policy.cut == "layers":
-        solution = cut_between_layers(problem)
-    else:
-        solution = solve(problem, time_limit=setting.time_limit)
+    problem, *others = problems_of(graph, policy, setting)
+    solution = _best([problem, *others], policy, setting)
     if solution.placement is None:
         raise NotFoundError(
             f"no placement was found in {setting.time_limit:g} s: take a longer "
@@ -144,7 +154,67 @@ def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> Topologic
     """The best cut of the op graph, for a policy that cuts between two layers; else None."""
     if policy.cut != "layers" or policy.objective is None:
         return None
-    return topological_cut(problem_of(graph, policy, setting))
+    found = map(topological_cut, problems_of(graph, policy, setting))
+    cuts = [cut for cut in found if cut is not None]
+    return min(cuts, key=lambda cut: cut.objective_value, default=None)
+
+
+def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solution:
+    """The best solution of several problems; it is proven where none of them can have a better."""
+    found: list[Solution] = []
+    impossible: list[InfeasibleError] = []
+    for problem in problems:
+        try:
+            found.append(
+                cut_between_layers(problem) if policy.cut == "layers"
+                else solve(problem, time_limit=setting.time_limit)
+            )  # fmt: skip
+        except InfeasibleError as error:
+            impossible.append(error)
+    if not found:
+        raise impossible[0]
+    best = min(found, key=lambda one: (one.objective is None, one.objective or 0))
+    return replace(best, bound=min(one.bound for one in found))
+
+
+def check_kept(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> None:
+    """Raise InfeasibleError where a placement shows a secret of a policy to who is not trusted."""
+    if not policy.secrets or not setting.untrusted:
+        return
+    traffic = account(
+        graph, placement, setting.links, wire_dtype=setting.wire_dtype, residency=setting.residency
+    )
+    there = present(graph, placement, traffic)
+    shown: list[str] = []
+    for secret in policy.secrets:
+        ways = ways_to_keep(graph, named_by(graph, secret), setting.untrusted)
+        for device in setting.untrusted:
+            seen = min(
+                (way.get(device, frozenset()) & there.get(device, set()) for way in ways), key=len
+            )
+            if seen:
+                how = _how_often(graph, traffic, device, seen)
+                why = f"secret: {secret.reason or secret}"
+                shown.append(f"{policy.name} shows {secret.what} to {device}: {how} ({why})")
+    if shown:
+        raise InfeasibleError("; ".join(shown))
+
+
+def _how_often(graph: OpGraph, traffic: Traffic, device: str, seen: Collection[int]) -> str:
+    """How tensors are there to be seen on a device, in words."""
+    moved = [
+        t
+        for t in traffic.transfers
+        if t.tensor.id in seen and device in (t.src_device, t.dst_device)
+    ]
+    came = {t.tensor.id for t in moved if t.dst_device == device}
+    lie = [t for t in seen if not graph.crosses(graph.tensors[t])]
+    made = len(seen) - len(came) - len(lie)
+    parts = [
+        *([counted(len(moved), "transfer")] if moved else []),
+        *([f"{made:,} made there"] if made else []), *([f"{len(lie):,} kept there"] if lie else []),
+    ]  # fmt: skip
+    return ", ".join(parts)
 
 
 def obstacle(policy: Policy, setting: Setting) -> str | None:
@@ -167,11 +237,19 @@ def _unit(policy: Policy) -> str:
     return "bytes" if "bytes" in wanted else "ns"
 
 
+def problems_of(graph: OpGraph, policy: Policy, setting: Setting) -> list[Problem]:
+    """What a policy asks, once for each way to keep its secrets: the best of all is its answer."""
+    problem = problem_of(graph, replace(policy, secrets=()), setting)
+    ways = ways_to_keep(graph, secret_tensors(graph, policy), setting.untrusted)
+    return [replace(problem, secrets=way) for way in ways]
+
+
 def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
     """What a policy with an objective asks: the best of the places it leaves, at its costs.
 
-    Where an op has the choice, a device without seconds for it is none. Raises InputError where
-    seconds count and an op has none on a device that it must run on.
+    Its secrets are kept in the first of the ways to keep them. Where an op has the choice, a device
+    without seconds for it is none. Raises InputError where seconds count and an op has none on a
+    device that it must run on.
     """
     devices = setting.devices
     allowed = _able(setting, allowed_by(graph, policy, setting.home, setting.accelerators))
@@ -192,7 +270,6 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
             accelerator: round(weights["seconds"] * setting.call_seconds(accelerator))
             for accelerator in setting.accelerators
         }
-    hidden = _aliases(graph, secret_tensors(graph, policy))
     return Problem(
         graph=graph, home=setting.home, accelerators=setting.accelerators, allowed=allowed,
         op_cost=op_cost,
@@ -202,7 +279,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         },
         call_cost=call_cost, max_calls=setting.max_calls,
         memory_bytes=_memory(graph, setting), residency=setting.residency,
-        secrets={device: hidden for device in setting.untrusted if hidden},
+        secrets=ways_to_keep(graph, secret_tensors(graph, policy), setting.untrusted)[0],
     )  # fmt: skip
 
 
@@ -232,12 +309,6 @@ def _check_costs(
                     f"{policy.name}: op {op.id} ({op.target}, {op.dtype}) may run on "
                     f"{' or '.join(choice)}, and has no cost on {device}"
                 )
-
-
-def _aliases(graph: OpGraph, tensors: frozenset[int]) -> frozenset[int]:
-    """The tensors and all that share their memory: a view shows what it is a view of."""
-    owners = {graph.storage(graph.tensors[t]).id for t in tensors}
-    return frozenset(t.id for t in graph.tensors if graph.storage(t).id in owners)
 
 
 def _memory(graph: OpGraph, setting: Setting) -> dict[str, int]:

@@ -17,6 +17,7 @@ from partition.accounting import Traffic
 from partition.placement import Placement
 from partition.run import Chips, Run
 from partition.solve import Solution
+from tracer.files import remove_files
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import make_tables, trace_metadata, write_tables
 
@@ -236,7 +237,7 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
     """
     removed = set()
     if not _is_of(trace / "costs.parquet", trace_id):
-        (trace / "costs.parquet").unlink(missing_ok=True)
+        remove_files(trace, "costs.parquet")
         removed.add("costs")
     for summary in trace.glob("policy=*/wire=*/residency=*/summary.parquet"):
         if _is_of(summary, trace_id):
@@ -244,8 +245,8 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
         folder = summary.parent
         removed.add(unquote(folder.parent.parent.name.removeprefix("policy=")))
         with suppress(OSError):  # what is not ours stays
-            for table in ("placement", "transfers", "calls", "summary"):
-                (folder / f"{table}.parquet").unlink(missing_ok=True)
+            tables = ("placement", "transfers", "calls", "summary", "measured_calls")
+            remove_files(folder, *(f"{table}.parquet" for table in tables))
             for level in (folder, folder.parent, folder.parent.parent):
                 level.rmdir()
     return sorted(removed)

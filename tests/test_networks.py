@@ -219,7 +219,8 @@ def test_accelerators_are_counted_from_one(tmp_path, place):
 def test_an_objective_chooses_among_the_accelerators_and_takes_the_first_of_equals(tmp_path):
     rules = policy(
         tmp_path, 'default = "home"\nobjective = "bytes"\n[[rule]]\nkind = "linear"\n'
-        'place = "accelerator"\nreason = "products"\n[[rule]]\nkind = "norm"\nplace = "free"\n',
+        'place = "accelerator"\nreason = "products"\n'
+        '[[rule]]\nkind = "norm"\nplace = "free"\noptional = true\n',
     )  # fmt: skip
     for accelerators in (("gpu", "npu"), ("npu", "gpu")):
         at = Setting(HOME, accelerators, Links(GPU))

@@ -53,7 +53,7 @@ FREE = 'default = "free"\nobjective = "bytes"\n'
         (f"{FREE}[[secret]]", "secret 1: no condition"),
         (f"{FREE}[[secret]]\nlabel = 3", "secret 1: label must be a text"),
         (f'{FREE}[[secret]]\nkind = "linear"', "secret 1: unknown key 'kind'"),
-        ('default = "home"\n[[secret]]\nlabel = "q"', "nothing is free"),
+        (f'{FREE}[[secret]]\nlabel = "q"\noptional = 1', "secret 1: optional must be true or"),
         (f'{FREE}[[rule]]\nkind = "norm"\nplace = "anywhere"', "rule 1: place.*home"),
     ],
 )
@@ -291,7 +291,7 @@ def test_calls_and_memory_are_kept_to(tmp_path):
     )
     with pytest.raises(InfeasibleError, match="at most 1 calls, of at least 2 that are needed"):
         place(graph, rules, setting(graph, max_calls=1))
-    loose = policy(tmp_path, FREE + '[[rule]]\nmodule_path = "-"\nplace = "home"\n')
+    loose = policy(tmp_path, FREE + '[[rule]]\nkind = "norm"\nplace = "home"\n')
     assert place(graph, loose, setting(graph, max_calls=0)).placement.accelerators == ()
     with pytest.raises(InfeasibleError, match="the memory of gpu is 3999 bytes"):
         place(graph, rules, setting(graph, memory_bytes={"gpu": 3999}))

@@ -252,7 +252,7 @@ def test_the_table_joins_with_ops(tmp_path, monkeypatch):
         (("cost", "--device", "rtx-4091"), "rtx-4090"),
         (("cost", "--products-dtype", "tf32"), "tfloat32"),
         (("cost", "--device", "rtx-4090", "--chips", "2"), "no --device is one"),
-        (("limits", "gpt2", "--device", "chip-8x8"), "no peak for float32"),
+        (("limits", "gpt2", "--device", "chip-8x8"), "chip-8x8 is an array of multipliers"),
         (("limits", "gpt2", "--dtype", "int4"), "no peak for int4"),
         (("limits", "bert-base"), "takes no cache"),
         (("params", "lama"), "llama"),

@@ -95,6 +95,8 @@ class Program:
     program that is known to be right at the trace's own sizes alone."""
     whole: str | None = None
     """Why no block of a deep model could be repeated."""
+    returned: tuple[int, ...] = ()
+    """What the code hands back, in its own order: results, one maybe twice, then cached state."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Of a program that was made to be run: the numbers in what its code made of Python's, by name,
     as torch's tensors."""
@@ -125,7 +127,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     constant: set[int] = set(ids)
     from_parameters = {i for i in ids if program.values[i].role is Role.PARAMETER}
     outputs = set(program.nodes[-1].args)
-    states = {arg for node in program.nodes if node.target == "state" for arg in node.args}
+    states = {node.args[0] for node in program.nodes if node.target == "state"}
     ops: list[Op] = []
     edges: list[Edge] = []
     counts: Counter[str] = Counter()
@@ -169,19 +171,24 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     return graph.with_labels(label_tensors(graph))
 
 
-def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:
-    """By op of ``graph``, which was built from ``program``: how it is carried out.
-
-    In terms of the graph's tensors. Inputs and the output are not carried out.
-    """
+def tensor_ids(program: Program, graph: OpGraph) -> dict[int, int]:
+    """Value -> its tensor in ``graph``, which was built from ``program``."""
     named = [
         index for index, value in enumerate(program.values)
         if value.name and value.role not in (Role.INPUT, Role.KV_CACHE)
     ]  # fmt: skip
     ids = {index: number for number, index in enumerate(named)}
-    nodes = _with_states(program)
-    for op, node in enumerate(nodes):
+    for op, node in enumerate(_with_states(program)):
         ids.update(zip(node.outs, (t.id for t in graph.outputs(op)), strict=True))
+    return ids
+
+
+def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:
+    """By op of ``graph``, which was built from ``program``: how it is carried out.
+
+    In terms of the graph's tensors. Inputs and the output are not carried out.
+    """
+    ids, nodes = tensor_ids(program, graph), _with_states(program)
 
     def renumbered(argument: Any) -> Any:
         match argument:
@@ -207,7 +214,8 @@ def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:
 def _with_states(program: Program) -> list[Node]:
     """The nodes with cached state as inputs, and results marked as state among the outputs.
 
-    What nothing reads is no input: what an encoder made, once its keys and values are cached.
+    What nothing reads is no input: what an encoder made, once its keys and values are cached. The
+    state is handed back in the order in which it was given.
     """
     read = {arg for node in program.nodes for arg in node.args}
     given = [node for node in program.nodes if node.target == "input" and node.outs[0] in read]
@@ -217,7 +225,8 @@ def _with_states(program: Program) -> list[Node]:
         if value.role is Role.KV_CACHE and value.name
     ]
     work = [node for node in program.nodes[:-1] if node.target not in ("input", "state")]
-    kept = tuple(arg for n in program.nodes if n.target == "state" for arg in n.args)
+    marks = [node.args for node in program.nodes if node.target == "state"]
+    kept = tuple(new for new, *old in sorted(marks, key=lambda args: args[1:]))
     output = program.nodes[-1]
     return [*given, *cached, *work, replace(output, args=(*output.args, *kept))]
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tracer.errors import CutedgeError, InputError
-from tracer.files import write_whole
+from tracer.files import check_bytes, write_files
 from tracer.graph import (
     ITEM_BYTES,
     Edge,
@@ -132,43 +132,43 @@ def write_tables(
     what was there before stays.
     """
     marked = {"schema_version": SCHEMA_VERSION, **metadata}
-    written: list[tuple[Path, Path]] = []
     new_folders = [level for level in (folder, *folder.parents) if not os.path.lexists(level)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, table in tables.items():
-            final = folder / f"{name}.parquet"
-            if final.is_dir():  # found before any file is replaced
-                raise IsADirectoryError(errno.EISDIR, f"{final} is a directory")
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            written.append((temporary, final))
-            described = table.replace_schema_metadata(dict(sorted(marked.items())))
-            with temporary.open("wb") as sink:  # a name would be tried as a URI first
-                pq.write_table(described, sink, compression="zstd")
-        for temporary, final in written:
-            os.replace(temporary, final)
+        write_files(folder, {
+            f"{name}.parquet": _encoded(table.replace_schema_metadata(dict(sorted(marked.items()))))
+            for name, table in tables.items()
+        })  # fmt: skip
     except OSError as error:
         raise TableError(
             f"cannot write tables to {folder}: {error.strerror or error}. {advice}"
         ) from error
     finally:
         with suppress(OSError):  # in a folder that is a file there is nothing to remove
-            for temporary, _ in written:
-                temporary.unlink(missing_ok=True)
             for level in new_folders:  # only what is empty goes
                 level.rmdir()
 
 
-def read_file(path: Path) -> pa.Table:
-    """All of a Parquet file. Raises OSError where it cannot be read, pa.ArrowException for damage.
+def _encoded(table: pa.Table) -> memoryview:
+    """A table as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return memoryview(sink.getvalue())
 
-    Arrow opens it: a file or bytes of Python's, which its threads let go of late, would now and
-    then abort a process at its end.
+
+def read_file(path: Path) -> pa.Table:
+    """All of a Parquet file that is as it was written.
+
+    Raises OSError where it cannot be read, DamagedError (which is one) or pa.ArrowException for
+    damage. Arrow opens it: a file or bytes of Python's, which its threads let go of late, would now
+    and then abort a process at its end.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, f"{path} is a directory")
     with pa.OSFile(os.fsencode(path)) as source:  # a name would be tried as a URI first
-        return pq.ParquetFile(source).read()
+        data = source.read_buffer()
+    check_bytes(path, memoryview(data))
+    return pq.ParquetFile(pa.BufferReader(data)).read()
 
 
 def unreadable(error: Exception) -> str:
@@ -266,7 +266,7 @@ def write_reach(folder: Path, trace_id: str, reach: Reach) -> None:
     """Note beside a trace at which other sizes it is the same program. Raises TableError."""
     text = json.dumps({"trace_id": trace_id, "reach": reach.as_json()})
     try:
-        write_whole(folder / _REACH, text.encode())
+        write_files(folder, {_REACH: text.encode()})
     except OSError as error:
         raise TableError(f"cannot write {folder / _REACH}: {error.strerror or error}") from error
 
@@ -274,7 +274,9 @@ def write_reach(folder: Path, trace_id: str, reach: Reach) -> None:
 def read_reach(folder: Path, trace_id: str) -> Reach:
     """What ``write_reach`` noted. Raises TableError where that is missing or of another trace."""
     try:
-        read = json.loads((folder / _REACH).read_text(encoding="utf-8"))
+        data = (folder / _REACH).read_bytes()
+        check_bytes(folder / _REACH, data)
+        read = json.loads(data)
         if read["trace_id"] == trace_id:
             return Reach.from_json(read["reach"])
     except (OSError, ValueError, KeyError, TypeError) as error:
