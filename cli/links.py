@@ -112,7 +112,11 @@ def calibrate(
     for warning in found.warnings:
         warn(warning)
     if as_json:
-        print_json({"link_file": str(out), **asdict(found)})
+        print_json({
+            "link_file": str(out), **asdict(found),
+            "measured_total_seconds": found.measured_total_seconds,
+            "fitted_total_seconds": found.fitted_total_seconds,
+        })  # fmt: skip
         return
     console().print(f"{log}: {counted(found.calls, 'call')}", soft_wrap=True)
     for one in found.fits:
@@ -143,4 +147,9 @@ def calibrate(
             ],
             "<>>>",
         )  # fmt: skip
+    off = found.fitted_total_seconds / found.measured_total_seconds - 1
+    say(
+        f"all calls: {duration(found.measured_total_seconds)} measured, "
+        f"{duration(found.fitted_total_seconds)} fitted ({off:+.2%})"
+    )
     console().print(f"\nwritten to {out}", soft_wrap=True)
