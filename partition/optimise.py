@@ -8,7 +8,7 @@ is counted by itself, so that a link's shared memory and chunks are left out, an
 two accelerators is a message of its own.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import fsum
 
@@ -23,11 +23,19 @@ from partition.policy import (
     allowed_by,
     apply_policy,
     check_matches,
+    derived_too,
     free_ops,
     named_by,
     secret_tensors,
 )
-from partition.problem import InfeasibleError, NotFoundError, Problem, payload_costs
+from partition.problem import (
+    InfeasibleError,
+    NotFoundError,
+    Problem,
+    allowed_devices,
+    kept_from,
+    payload_costs,
+)
 from partition.secrets import present, ways_to_keep
 from partition.solve import Solution, solve
 from tracer.errors import InputError
@@ -187,7 +195,8 @@ def check_kept(graph: OpGraph, policy: Policy, setting: Setting, placement: Plac
     there = present(graph, placement, traffic)
     shown: list[str] = []
     for secret in policy.secrets:
-        ways = ways_to_keep(graph, named_by(graph, secret), setting.untrusted)
+        marked = named_by(graph, secret)
+        ways = ways_to_keep(graph, marked, setting.untrusted, marked if secret.derived else ())
         for device in setting.untrusted:
             seen = min(
                 (way.get(device, frozenset()) & there.get(device, set()) for way in ways), key=len
@@ -240,7 +249,9 @@ def _unit(policy: Policy) -> str:
 def problems_of(graph: OpGraph, policy: Policy, setting: Setting) -> list[Problem]:
     """What a policy asks, once for each way to keep its secrets: the best of all is its answer."""
     problem = problem_of(graph, replace(policy, secrets=()), setting)
-    ways = ways_to_keep(graph, secret_tensors(graph, policy), setting.untrusted)
+    ways = ways_to_keep(
+        graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
+    )
     return [replace(problem, secrets=way) for way in ways]
 
 
@@ -279,7 +290,9 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         },
         call_cost=call_cost, max_calls=setting.max_calls,
         memory_bytes=_memory(graph, setting), residency=setting.residency,
-        secrets=ways_to_keep(graph, secret_tensors(graph, policy), setting.untrusted)[0],
+        secrets=ways_to_keep(
+            graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
+        )[0],
     )  # fmt: skip
 
 
@@ -325,12 +338,13 @@ def _memory(graph: OpGraph, setting: Setting) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What it costs that a rule of a policy is kept."""
+    """What it costs that a rule or a secret of a policy is kept."""
 
     rule: str
+    """As the policy has it; of a secret ``secret`` and its conditions."""
     reason: str
     ops: int
-    """How many it pins."""
+    """How many it pins; of a secret, how many it keeps from a device that they could be on."""
     saved: int
     """How much less the optimum without it would cost, in the solution's unit."""
     proven: bool
@@ -340,7 +354,7 @@ class Price:
 def prices(
     graph: OpGraph, policy: Policy, setting: Setting, solution: Solution | None
 ) -> list[Price]:
-    """The price of each rule that pins ops: the optimum, less the optimum without the rule.
+    """The price of each rule that pins ops, and of each secret: the optimum, less that without it.
 
     ``solution`` is that of the policy; without one there is nothing to price. A rule without which
     nothing is found in time has no price.
@@ -368,7 +382,51 @@ def prices(
                 solution.proven and without.solution.proven,
             )
         )  # fmt: skip
+    for number, secret in enumerate(policy.secrets if setting.untrusted else ()):
+        secrets = (*policy.secrets[:number], *policy.secrets[number + 1 :])
+        freer = replace(policy, secrets=secrets)
+        try:
+            without = place(graph, freer, setting)
+        except NotFoundError:
+            continue
+        assert without.solution is not None
+        kept, others = (set(kept_from(problem_of(graph, one, setting))) for one in (policy, freer))
+        found.append(
+            Price(
+                f"secret {secret}", secret.reason, len({op for op, _ in kept - others}),
+                solution.objective - (without.solution.objective or 0),
+                solution.proven and without.solution.proven,
+            )
+        )  # fmt: skip
     return found
+
+
+def hidden_from(
+    graph: OpGraph, policy: Policy, setting: Setting, placement: Placement, traffic: Traffic
+) -> Mapping[str, frozenset[int]]:
+    """By device, the tensors that a placement keeps from it for a policy's secrets.
+
+    Of several ways to keep them, the one that it keeps to.
+    """
+    there = present(graph, placement, traffic)
+    ways = ways_to_keep(
+        graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
+    )
+    return min(
+        ways, key=lambda way: sum(len(way[d] & there.get(d, set())) for d in way)
+    )  # fmt: skip
+
+
+def may_move(
+    graph: OpGraph, setting: Setting, hidden: Mapping[str, frozenset[int]]
+) -> Callable[[int, str], bool]:
+    """Whether an op may move to a device: where it can run and handles nothing that is hidden."""
+    problem = Problem(
+        graph, setting.home, setting.accelerators,
+        allowed_devices(graph, setting.home, setting.accelerators, {}), secrets=hidden,
+    )  # fmt: skip
+    kept = kept_from(problem)
+    return lambda op, device: setting.can_run(op, device) and (op, device) not in kept
 
 
 def compute_cycles(placement: Placement, times: Mapping[str, DeviceTime]) -> dict[str, int]:

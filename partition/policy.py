@@ -22,6 +22,8 @@ A policy file is TOML::
     [[secret]]                        # tensors that no accelerator may see that is not trusted
     label = ["logits"]                # label, name, module_path, stack: shell patterns; layer:
                                       # exact; all must hold
+    what = "hidden_states"            # as partition.seen calls it: prompt_tokens, qkv, logits ...
+    derived = true                    # nor what arithmetic makes of them
     reason = "why"
 
 A secret covers all that carries its values (``partition.secrets``). A label of a secret is also the
@@ -35,13 +37,14 @@ that needs them.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from partition.placement import Placement
+from partition.seen import What, what_is
 from tracer.errors import InputError, suggest
 from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.patterns import PATTERNS
@@ -69,6 +72,7 @@ _OF_TENSORS: Mapping[str, Callable[[OpGraph, Tensor], Sequence[str]]] = {
     "module_path": lambda graph, tensor: _made_in(graph, tensor, "module_path"),
     "stack": lambda graph, tensor: _made_in(graph, tensor, "stack"),
     "layer": lambda graph, tensor: _made_in(graph, tensor, "layer"),
+    "what": lambda graph, tensor: [sort] if (sort := what_is(graph)[tensor.id]) else [],
 }
 """Conditions of secrets, shell patterns, with the texts of a tensor that they are held against."""
 
@@ -112,6 +116,8 @@ class Secret:
     """Why, in the user's words; may be empty."""
     optional: bool = False
     """Whether it may match nothing."""
+    derived: bool = False
+    """Whether what arithmetic makes of them is secret too."""
 
     @property
     def what(self) -> str:
@@ -150,11 +156,16 @@ def policy_names() -> list[str]:
     order = [
         "all-home", "offload-linear", "fuse-attention", "flash-attention", "host-chip",
         "min-cut-nonlinear-home", "min-cut-softmax-free", "min-cut-norm-home", "min-cut",
-        "layers", "fastest",
+        "layers", "fastest", "prompt-private", "kv-private", "activations-private",
     ]  # fmt: skip
     return sorted(
         shipped_names(_FOLDER), key=lambda name: (order.index(name) if name in order else 99, name)
     )
+
+
+def open_policy_names() -> list[str]:
+    """Those that have no secrets: what is compared where nothing else is asked for."""
+    return [name for name in policy_names() if not load_policy(name).secrets]
 
 
 def fixed_policy_names() -> list[str]:
@@ -230,14 +241,17 @@ def _objective(entry: Any, path: Path) -> dict[str, float]:
 
 
 def _secret(table: Mapping[str, Any], where: str) -> Secret:
-    check_keys(table, where, optional=("reason", "optional", *_OF_TENSORS))
+    check_keys(table, where, optional=("reason", "optional", "derived", *_OF_TENSORS))
+    for value in _values(table, "what", where) if "what" in table else ():
+        _choice(value, [what.value for what in What], f"{where}: what")
     conditions = tuple(
         (key, tuple(map(str, _values(table, key, where)))) for key in _OF_TENSORS if key in table
     )
     if not conditions:
         raise InputError(f"{where}: no condition; give at least one of {', '.join(_OF_TENSORS)}")
     reason = _text(table, "reason", where) if "reason" in table else ""
-    return Secret(conditions, reason, _flag(table, "optional", where))
+    optional, derived = (_flag(table, key, where) for key in ("optional", "derived"))
+    return Secret(conditions, reason, optional, derived)
 
 
 def _values(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
@@ -386,6 +400,27 @@ def _rules_of(graph: OpGraph, policy: Policy) -> list[Rule | None]:
 def secret_tensors(graph: OpGraph, policy: Policy) -> frozenset[int]:
     """The tensors that a policy names as secret; ``partition.secrets`` has all that they cover."""
     return frozenset().union(*(named_by(graph, secret) for secret in policy.secrets))
+
+
+def with_secrets(graph: OpGraph, policy: Policy, texts: Sequence[str]) -> Policy:
+    """A policy with a secret for each text: a label, a sort of ``partition.seen``, or a name."""
+    if not texts:
+        return policy
+    keys = [
+        next(
+            (k for k in ("label", "what", "name") if _occurs(graph, "tensor", k, (text,))), "label"
+        )
+        for text in texts
+    ]
+    more = tuple(Secret(((k, (text,)),), "") for k, text in zip(keys, texts, strict=True))
+    name = f"{policy.name}, {' and '.join(texts)} secret"
+    return replace(policy, name=name, secrets=(*policy.secrets, *more))
+
+
+def derived_too(graph: OpGraph, policy: Policy) -> frozenset[int]:
+    """Of these the ones of which nothing is to be shown that is made of them, whatever the op."""
+    secrets = (secret for secret in policy.secrets if secret.derived)
+    return frozenset().union(*(named_by(graph, secret) for secret in secrets))
 
 
 def named_by(graph: OpGraph, secret: Secret) -> frozenset[int]:

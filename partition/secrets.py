@@ -2,8 +2,9 @@
 
 A tensor carries another's values where ops that only move values lead from one to the other
 (``tracer.kinds.moves``): views, copies, casts, slices, concatenations, look-ups, cached state that
-rows are appended to. Arithmetic carries nothing on, but where it may leave values as they are: of a
-tensor and a constant that is no parameter (a mask has zeros), and a sum of one element.
+rows are appended to. Arithmetic carries nothing on, but where it leaves values as they are or may
+do so: with a number that changes nothing, with a constant that is no parameter (a mask has zeros),
+a sum of one element, an attention to one key.
 
 A table of parameters is no secret of its own: what is looked up in it tells the places, and only
 to who has the table.
@@ -18,7 +19,7 @@ from itertools import product
 from partition.accounting import Traffic
 from partition.placement import Placement
 from partition.stored import readers_of_stored
-from tracer.graph import Kind, OpGraph, Role, Tensor
+from tracer.graph import Kind, Op, OpGraph, Role, Tensor
 from tracer.kinds import LOOKUPS, PASSES, SPLITS, base_name, moves
 from tracer.summary import cached_inputs, cached_outputs
 
@@ -81,6 +82,30 @@ def _reached(starts: Iterable[int], steps: Mapping[int, Collection[_Moved]]) -> 
     return found
 
 
+def moved_into(graph: OpGraph, tensor: int) -> list[int]:
+    """The tensors that an op moves the values of a tensor into, in this run."""
+    return [step.result for step in _steps(graph)[0].get(tensor, ()) if step.op is not None]
+
+
+def moved_from(graph: OpGraph, tensor: int) -> set[int]:
+    """A tensor, and those that its values are moved from, step by step."""
+    back, found, front = _steps(graph)[1], {tensor}, [tensor]
+    while front:
+        fresh = {step.source for step in back.get(front.pop(), ())} - found
+        found |= fresh
+        front += fresh
+    return found
+
+
+def is_look_up(graph: OpGraph, op: Op) -> bool:
+    """Whether an op takes rows of a table that is stored, by what flows in a run."""
+    reads = graph.inputs(op.id)
+    return (
+        base_name(op.target) in LOOKUPS and not op.is_constant and len(reads) > 1
+        and not graph.crosses(reads[0])
+    )  # fmt: skip
+
+
 _Steps = Mapping[int, list[_Moved]]
 
 
@@ -118,13 +143,23 @@ def _moves(
         return []
     same_size = reads[0].numel == makes[0].numel
     found = moves(op.target, len(reads), len(makes), same_size=same_size)
-    if not found and op.is_view:
+    if not found and (op.is_view or op.is_identity):
         found = [(0, result) for result in range(len(makes))]
+    if not found and (value := _of_one_key(graph, op, reads)) is not None:
+        found = [(value, 0)]
     if not found and base_name(op.target) in PASSES:
         numbers = [arg for arg, t in enumerate(reads) if _is_number(graph, t)]
         if numbers:
             found = [(arg, 0) for arg in range(len(reads)) if arg not in numbers]
     return found
+
+
+def _of_one_key(graph: OpGraph, op: Op, reads: tuple[Tensor, ...]) -> int | None:
+    """The position of V in an attention to one key alone, whose weight is 1: V is the result."""
+    if op.kind is Kind.ATTENTION and len(reads) > 2 and reads[1].shape[-2:-1] == (1,):
+        return 2
+    probabilities = reads[0].label == "attention_probs" and reads[0].shape[-1:] == (1,)
+    return 1 if op.kind is Kind.MATMUL and probabilities else None
 
 
 def _is_number(graph: OpGraph, tensor: Tensor) -> bool:
@@ -167,16 +202,10 @@ def lookups(graph: OpGraph, secret: Collection[int]) -> list[LookUp]:
     """Where secret tensors are looked up in tables that are stored."""
     found = []
     for op in graph.ops:
-        if base_name(op.target) not in LOOKUPS or op.is_constant:
-            continue
-        table, *places = graph.inputs(op.id)
-        if graph.crosses(table):
-            continue
-        rows = frozenset(_reached((t.id for t in graph.outputs(op.id)), _steps(graph)[0]))
-        found += [
-            LookUp(graph.storage(table).id, place.id, rows)
-            for place in places[:1] if place.id in secret
-        ]  # fmt: skip
+        if is_look_up(graph, op) and (place := graph.inputs(op.id)[1]).id in secret:
+            rows = _reached((t.id for t in graph.outputs(op.id)), _steps(graph)[0])
+            table = graph.storage(graph.inputs(op.id)[0])
+            found.append(LookUp(table.id, place.id, frozenset(rows)))
     return found
 
 
@@ -184,15 +213,32 @@ _BRANCHES = 8
 """The most ways of keeping secrets that are tried; beyond them no rows leave home."""
 
 
+def reached(graph: OpGraph, secret: Collection[int]) -> frozenset[int]:
+    """``secret`` tensors, and all that any op makes of them, in this run and the next."""
+    found = set(secret)
+    front = list(found)
+    again = {after: before for before, after in _renewed(graph)}
+    while front:
+        tensor = front.pop()
+        made = [t.id for op in graph.readers(tensor) for t in graph.outputs(op)]
+        made += [again[tensor]] if tensor in again else []
+        front += [t for t in made if t not in found]
+        found.update(made)
+    return frozenset(found)
+
+
 def ways_to_keep(
-    graph: OpGraph, marked: Collection[int], devices: Sequence[str]
-) -> list[Mapping[str, frozenset[int]]]:
+    graph: OpGraph, marked: Collection[int], devices: Sequence[str],
+    derived: Collection[int] = (),
+) -> list[Mapping[str, frozenset[int]]]:  # fmt: skip
     """By device, the tensors that may not be there if what is ``marked`` is to be secret to it.
 
+    Of what is ``derived`` too, all that any op makes of it is not to be there either.
     Several ways where secrets are looked up in tables: a device may have the rows or the table.
     Whoever keeps secrets keeps to one of the ways, and each of them keeps them.
     """
     secret = covered(graph, marked)
+    secret |= reached(graph, covered(graph, derived))
     if not secret or not devices:
         return [{}]
     by_table: dict[int, frozenset[int]] = {}

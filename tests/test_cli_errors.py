@@ -19,7 +19,7 @@ import pytest
 
 from cli.workspace import remember, trace_folder
 from costmodels.links import REQUIRED
-from partition.policy import policy_names
+from partition.policy import open_policy_names, policy_names
 from tests.conftest import BIN
 from tests.inprocess import invoke
 from tracer.files import MANIFEST, write_files
@@ -912,7 +912,7 @@ def test_a_trace_in_an_odd_directory(here, cli, name):
     assert done.stdout.splitlines()[-1] == f"written to {name}"
     sql = "SELECT count(*) AS n, count(DISTINCT policy) AS policies FROM summary"
     done = cli("cutedge", "query", sql, "--trace", folder, "--json")
-    untimed = len(policy_names()) - 1
+    untimed = len(open_policy_names()) - 1
     assert json.loads(done.stdout) == [{"n": untimed, "policies": untimed}]
 
 
@@ -1124,7 +1124,7 @@ def test_json_of_partition(here, cli, options):
 def test_json_of_compare(here, cli):
     figures = parsed(cli("cutedge", "compare", "--baseline", "fuse-attention", "--json"))
     timed = ["fastest"]  # without described devices there are no seconds
-    assert [one["policy"] for one in figures] == [n for n in policy_names() if n not in timed]
+    assert [one["policy"] for one in figures] == [n for n in open_policy_names() if n not in timed]
     whole = {one["policy"]: one["total_payload_bytes"] for one in figures}
     for one in figures:
         check_partition_json(one, here)
@@ -1223,7 +1223,14 @@ def test_json_of_policies(here, cli):
         {
             "policy": name, "description": table["description"], "default": table["default"],
             "objective": {table["objective"]: 1} if "objective" in table else None,
-            "cut": table.get("cut", "anywhere"), "secrets": [],
+            "cut": table.get("cut", "anywhere"),
+            "secrets": [
+                {
+                    key: value if key in ("reason", "optional") or isinstance(value, list)
+                    else [value] for key, value in secret.items()
+                }
+                for secret in table.get("secret", [])
+            ],
             "rules": [
                 {
                     key: [value] if key in ("pattern", "kind") and isinstance(value, str) else value

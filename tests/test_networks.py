@@ -447,7 +447,7 @@ def test_two_devices_of_one_kind_and_an_explanation(here):
     assert done.returncode == 0, done.stderr
     assert "price of a rule" in done.stdout
     for name in ("a", "b"):
-        assert f"\n{name} sees in plain: " in done.stdout
+        assert f"\n{name} sees plain: " in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from partition.optimise import Setting, place
 from partition.policy import load_policy, secret_tensors
 from partition.problem import InfeasibleError
 from partition.secrets import covered, lookups, ways_to_keep
+from partition.seen import What, derived, recoverable, what_is
 from tests.graphs import HOME, Builder
 from tests.inprocess import invoke
-from tracer.graph import Kind, OpGraph, Role
+from tracer.graph import Gemm, Kind, OpCost, OpGraph, Role
 from tracer.serde import read_trace
 
 TINY = {
@@ -331,3 +332,119 @@ def test_of_a_secrets_values_those_that_match_nothing_are_warned_of(traces, tmp_
     assert done.stderr == (
         f"warning: {file}: no tensor has the secret label input_id. Did you mean input_ids?\n"
     )
+
+
+# --- what is seen, and what can be worked out -----------------------------------------------------
+
+
+def test_each_tensor_of_a_llama_is_what_a_person_would_call_it(traces):
+    """By hand from the names of its modules, of which the classification looks at not one."""
+    for phase in ("prefill", "decode"):
+        graph = read_trace(traces[f"tiny {phase}"])[0]
+        called: dict[str, set[str]] = {}
+        for tensor, what in zip(graph.tensors, what_is(graph), strict=True):
+            if tensor.op is not None and what is not None and not graph.ops[tensor.op].is_view:
+                path = graph.ops[tensor.op].module_path.split(".")[-1]
+                called.setdefault(path, set()).add(what.value)
+        assert called["embed_tokens"] == {"embeddings"}
+        for linear in ("gate_proj", "up_proj", "act_fn", "mlp"):
+            assert called[linear] == {"mlp_activations"}
+        for linear in ("down_proj", "o_proj"):
+            assert called[linear] == {"hidden_states"}
+        for linear in ("q_proj", "k_proj", "v_proj"):
+            assert called[linear] == {"qkv"}
+        assert called["lm_head"] == {"logits"}
+        assert called["input_layernorm"] == {"hidden_states", "other"}  # other: one number a row
+        inputs = {
+            what_is(graph)[t.id] for op in graph.ops if op.kind is Kind.INPUT
+            for t in graph.outputs(op.id)
+        }  # fmt: skip
+        assert inputs == {What.PROMPT_TOKENS} | ({What.KV_CACHE} if phase == "decode" else set())
+
+
+def product(name: str, gemm: Gemm) -> OpGraph:
+    b = Builder()
+    x = b.input("x", [gemm.m, gemm.k])
+    w = b.parameter("w", [gemm.n, gemm.k])
+    graph = b.finish(b.op(name, x, w, shape=[gemm.m, gemm.n], kind=Kind.LINEAR))
+    return graph.with_ops(
+        replace(op, cost=OpCost(gemm=gemm)) if op.kind is Kind.LINEAR else op for op in graph.ops
+    )
+
+
+@pytest.mark.parametrize(("columns", "back"), [(8, True), (9, True), (7, False)])
+def test_a_product_is_undone_where_its_weight_is_square_or_tall(columns, back):
+    """x W with 8 unknowns a row and as many equations as W has columns."""
+    graph = product("y", Gemm(1, 4, columns, 8))
+    x, w, y = (next(t.id for t in graph.tensors if t.name == name) for name in "xwy")
+    assert (x in recoverable(graph, {w, y})) is back
+    assert x not in recoverable(graph, {y})
+    (one,) = derived(graph, {x}, {w, y})
+    assert (one.tensor.name, len(one.ops), one.linear, one.recoverable) == ("y", 1, True, back)
+
+
+def test_a_difference_gives_back_what_was_added():
+    b = Builder()
+    x, y = b.input("x", [8]), b.input("y", [8])
+    graph = b.finish(b.op("sum", x, y, shape=[8]))
+    graph = targeted(graph, sum="add")
+    x, y, total = (next(t.id for t in graph.tensors if t.name == n) for n in ("x", "y", "sum"))
+    assert recoverable(graph, {total, y}) == {x: 2}
+    assert recoverable(graph, {total}) == {}
+
+
+def test_derived_forbids_what_arithmetic_makes_of_a_secret(traces, tmp_path):
+    """All of a Llama is made of its tokens: nothing is left for the GPU."""
+    trace = traces["tiny prefill"]
+    one = '[[rule]]\nmodule_path = "*.up_proj"\nplace = "accelerator"\n'
+    secret = '[[secret]]\nlabel = "input_ids"\n'
+    assert checked(trace, f"{FREE}{one}{secret}", tmp_path) == "kept"
+    assert checked(trace, f"{FREE}{one}{secret}derived = true\n", tmp_path) == "refused"
+    assert checked(trace, f"{FREE}{secret}derived = true\n", tmp_path) == "kept"
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize(
+    ("policy", "hidden"),
+    [
+        ("prompt-private", {"prompt_tokens", "logits"}),
+        ("kv-private", {"kv_cache"}),
+        ("activations-private", {what.value for what in What}),
+    ],
+)
+def test_the_policies_with_secrets_keep_them(traces, phase, policy, hidden):
+    done = invoke("partition", traces[f"tiny {phase}"], "--policy", policy, "--json")
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)["seen"]["gpu"]
+    assert {what for what, how in seen.items() if how == "not_at_all"} >= hidden & set(seen)
+    if policy != "activations-private":
+        assert seen["hidden_states"] == "plain"
+    if policy == "prompt-private":  # a sum of the first layer, less what was added to it
+        assert seen["embeddings"] == "recoverable"
+
+
+def test_a_secret_has_a_price_and_no_advice_handles_it(traces, tmp_path):
+    """The optimum with a secret, less its price, is the optimum without it."""
+    trace, file = traces["tiny prefill"], tmp_path / "priced.toml"
+    labels = '["attention_scores", "attention_probs"]'
+    file.write_text(f'{FREE}{PLACES[0]}[[secret]]\nlabel = {labels}\nreason = "who"\n')
+    priced = json.loads(invoke("partition", trace, "--policy", file, "--explain", "--json").stdout)
+    free = json.loads(invoke("partition", trace, "--policy", "min-cut", "--json").stdout)
+    file.write_text(f"{FREE}{PLACES[0]}")
+    without = json.loads(invoke("partition", trace, "--policy", file, "--json").stdout)
+    (price,) = [one for one in priced["prices"] if one["reason"] == "who"]
+    kept, bare = (one["optimality"]["value"] for one in (priced, without))
+    assert price["saved"] == kept - bare > 0
+    assert free["seen"]["gpu"]["attention_scores"] == "plain"
+    assert priced["seen"]["gpu"]["attention_scores"] != "plain"
+    relief = (priced["bottleneck"] or {}).get("relief") or {"moved_ops": []}
+    assert "softmax" not in relief["moved_ops"]
+
+
+def test_a_secret_on_the_command_line(traces):
+    done = invoke("partition", traces["tiny prefill"], "--secret", "attention_scores")
+    assert done.returncode == 1
+    assert "shows attention_scores to gpu: 2 transfers, 2 made there" in done.stderr
+    done = invoke("partition", traces["tiny prefill"], "--secret", "logit")
+    assert done.returncode == 2
+    assert "Did you mean logits" in done.stderr

@@ -39,6 +39,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("stack", TEXT, "null"), ("kind", TEXT, ""),
         ("module_path", TEXT, ""), ("module_type", TEXT, ""), ("layer", I32, "null"),
         ("is_constant", BOOL, ""), ("is_view", BOOL, ""),
+        ("is_identity", BOOL, ""),
         ("dtype", TEXT, "null"),  # the output op makes nothing
         ("extent_expr", TEXT, "null"),  # shapes tell all
         ("gemm_batch", I64, "null"), ("gemm_m", I64, "null"), ("gemm_n", I64, "null"),

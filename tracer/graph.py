@@ -154,6 +154,8 @@ class Op:
     pooling's window, the points of a Fourier transform; of both products and the softmax of an
     attention, or of one in one op, the pairs of a query and a key that its mask lets through, in
     one sequence and head. None for other ops, and where that is not known."""
+    is_identity: bool = False
+    """Does arithmetic with a number that leaves values as they are: times 1, plus 0."""
     cost: OpCost = field(default_factory=OpCost)
     """What it costs wherever it runs."""
 

@@ -224,3 +224,24 @@ def moves(target: str, args: int, results: int, *, same_size: bool) -> list[tupl
     else:
         taken = [] if is_known(target) else [*range(args)]
     return [(arg, result) for arg in dict.fromkeys(taken) for result in ends]
+
+
+LOSSLESS = _names("""
+    view reshape _unsafe_view _reshape_alias _reshape_copy flatten unflatten ravel squeeze unsqueeze
+    expand broadcast_to broadcast_in_dim repeat tile repeat_interleave transpose permute t numpy_T
+    mT mH adjoint matrix_H swapaxes swapdims movedim moveaxis diag_embed unfold im2col rot90 flip
+    fliplr flipud roll atleast_1d atleast_2d atleast_3d pixel_shuffle pixel_unshuffle
+    channel_shuffle pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d alias view_of detach clone contiguous
+    lift_fresh positive to _to_copy float half double bfloat16 type_as convert_element_type
+    device_put view_as_real view_as_complex conj _conj resolve_conj resolve_neg dropout
+    feature_dropout alpha_dropout upsample_nearest1d upsample_nearest2d upsample_nearest3d one_hot
+    cumsum cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag
+    complex""")  # fmt: skip
+"""Of the ops that move values those whose results have every element of what they read."""
+
+INJECTIVE = _names("""
+    neg exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal tanh atan sinh asin erf erfc
+    sigmoid logit logsigmoid log_sigmoid softplus hardsigmoid bitwise_not logical_not add sub rsub
+    mul div true_divide""")  # fmt: skip
+"""Of one tensor: each element can be told from that of the result by who knows the op."""

@@ -76,6 +76,7 @@ class Node:
     is_view: bool = False
     extent: Formula | None = None
     """What shapes do not tell of its work; see ``Op.extent_expr``."""
+    is_identity: bool = False
     invocation: Invocation | None = None
     """How it is carried out; None unless the program was made to be run."""
 
@@ -145,6 +146,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
             module_type=node.module_type, stack=None, layer=None, is_constant=is_constant,
             is_view=node.is_view, dtype=program.values[node.outs[0]].dtype if node.outs else None,
             extent_expr=None if node.extent is None else str(node.extent),
+            is_identity=node.is_identity,
         )  # fmt: skip
         ops.append(op)
         for position, arg in enumerate(args):

@@ -50,6 +50,7 @@ OPS = pa.schema([
     pa.field("layer", pa.int32()),
     pa.field("is_constant", pa.bool_(), nullable=False),
     pa.field("is_view", pa.bool_(), nullable=False),
+    pa.field("is_identity", pa.bool_(), nullable=False),
     pa.field("dtype", pa.string()),
     pa.field("extent_expr", pa.string()),
     pa.field("gemm_batch", pa.int64()),
@@ -210,7 +211,7 @@ def _rows(graph: OpGraph) -> dict[str, Rows]:
         "ops": [
             (
                 op.id, op.name, op.target, op.stack, op.kind.value, op.module_path, op.module_type,
-                op.layer, op.is_constant, op.is_view, op.dtype, op.extent_expr,
+                op.layer, op.is_constant, op.is_view, op.is_identity, op.dtype, op.extent_expr,
                 *_gemm_columns(op.cost.gemm), op.cost.flops, op.cost.flops_expr,
                 op.cost.causal_flops, op.cost.causal_flops_expr, op.cost.flops_status.value,
                 op.cost.read_bytes, op.cost.write_bytes, op.cost.param_bytes, op.cost.assumption,
@@ -332,7 +333,8 @@ def _meta(metadata: Mapping[str, str]) -> TraceMeta:
 
 def _op(
     id: int, name: str, target: str, stack: str | None, kind: str, module_path: str,
-    module_type: str, layer: int | None, is_constant: bool, is_view: bool, dtype: str | None,
+    module_type: str, layer: int | None, is_constant: bool, is_view: bool, is_identity: bool,
+    dtype: str | None,
     extent_expr: str | None, gemm_batch: int | None, gemm_m: int | None, gemm_n: int | None,
     gemm_k: int | None, flops: int | None, flops_expr: str | None, causal_flops: int | None,
     causal_flops_expr: str | None, flops_status: str, read_bytes: int, write_bytes: int,
@@ -355,7 +357,7 @@ def _op(
     )
     return Op(
         id, name, target, Kind(kind), module_path, module_type, stack, layer, is_constant, is_view,
-        dtype, extent_expr, cost,
+        dtype, extent_expr, is_identity, cost,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from partition.accounting import account, expr_on_wire, on_wire
 from partition.layers import cut_between_layers
 from partition.optimise import Setting, check_kept, place, problem_of
 from partition.placement import Placement
-from partition.policy import Policy, apply_policy, check_matches, secret_tensors
+from partition.policy import Policy, apply_policy, check_matches, derived_too, secret_tensors
 from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
 from partition.secrets import ways_to_keep
 from partition.solve import solve
@@ -165,9 +165,10 @@ class Search:
         What a sum of one element carries is one at the smallest sizes first.
         """
         marked = secret_tensors(self._graph, self._policy)
+        derived = derived_too(self._graph, self._policy)
         least = {name: int(many.min()) for name, many in self._over.sizes.items()}
         ways = [
-            ways_to_keep(graph, marked, setting.untrusted)
+            ways_to_keep(graph, marked, setting.untrusted, derived)
             for graph in (self._graph, resized(self._graph, least))
         ]
         return ways[0] == ways[1] and len(ways[0]) == 1

@@ -371,7 +371,7 @@ class _Lowering:
         self.program.nodes.append(
             Node(
                 str(node.target), tuple(args), tuple(outs), path, module_type, view,
-                self.extents.get(node), how,
+                self.extents.get(node), is_identity(node), how,
             )
         )  # fmt: skip
 
@@ -414,6 +414,20 @@ class _Lowering:
         kept = memory_of(self.real[inputs[0]]) == memory_of(self.real[node])
         same = kept and _layout(source) == _layout(result) and not writes_in_place(str(node.target))
         return inputs[0] if same else None
+
+
+_NEUTRAL: Mapping[str, float] = {
+    **dict.fromkeys(("mul", "div", "true_divide", "floor_divide", "pow"), 1),
+    **dict.fromkeys(("add", "sub", "__lshift__", "__rshift__"), 0),
+    **dict.fromkeys(("bitwise_left_shift", "bitwise_right_shift"), 0),
+}
+"""Op -> the number that leaves its other operand as it is."""
+
+
+def is_identity(node: torch.fx.Node) -> bool:
+    """Whether a node does arithmetic of a tensor and a number that leaves the tensor as it is."""
+    name, numbers = base_name(str(node.target)), node.args[1:2]
+    return name in _NEUTRAL and numbers == (_NEUTRAL[name],) and not isinstance(numbers[0], bool)
 
 
 def _data(
