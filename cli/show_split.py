@@ -189,7 +189,7 @@ def _proof(partition: Partition) -> Iterable[str]:
 
 SOLVERS = {
     "cut": "minimum cut", "networkx": "minimum cut", "program": "mixed-integer program",
-    "layers": "trying every cut",
+    "layers": "trying every cut", "candidates": "comparing policies",
 }  # fmt: skip
 """What solvers are called."""
 
