@@ -418,8 +418,9 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         most = _some(graph, policy, setting)
         every = fsum([*moving.values(), *computing.values(), *calling.values()])
         most = every if most is None else most
-        moving = {key: min(cost, most) for key, cost in moving.items()}
-        computing = {key: min(cost, most) for key, cost in computing.items()}
+        if setting.max_calls is None and not _memory(graph, setting):  # else it may not be allowed
+            moving = {key: min(cost, most) for key, cost in moving.items()}
+            computing = {key: min(cost, most) for key, cost in computing.items()}
         unit = 10.0 ** ceil(log10(most / _WHOLE)) if most > 0 else 1.0
     return Problem(
         graph=graph, home=setting.home, accelerators=setting.accelerators, allowed=allowed,
