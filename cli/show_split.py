@@ -203,7 +203,7 @@ _NAMED = 4
 
 SOLVERS = {
     "cut": "minimum cut", "networkx": "minimum cut", "program": "mixed-integer program",
-    "layers": "trying every cut",
+    "layers": "trying every cut", "candidates": "comparing policies",
 }  # fmt: skip
 """What solvers are called."""
 

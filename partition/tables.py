@@ -16,7 +16,7 @@ from costmodels.links import Links
 from partition.accounting import Traffic
 from partition.placement import Placement
 from partition.run import Chips, Run
-from partition.solve import Solution
+from partition.solve import Proof
 from tracer.files import remove_files
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import make_tables, trace_metadata, write_tables
@@ -113,7 +113,7 @@ class Partition:
     residency: str
     compute_seconds: Mapping[str, float] = field(default_factory=dict)
     """Device -> what its ops take there, one after another; described devices alone."""
-    solution: Solution | None = None
+    solution: Proof | None = None
     """How good the placement is; None where the policy left nothing free."""
     objective: str | None = None
     """What the solution is best for: ``bytes``, ``seconds`` or both; None without one."""
