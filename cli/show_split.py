@@ -364,7 +364,9 @@ def partition_dict(
             "solver": partition.solution.solver,
         },
         "cut": (partition.solution and partition.solution.cut) or None,
-        "topological_cut": None if beside is None else asdict(beside),
+        "topological_cut": None if beside is None else {
+            "objective_value": beside.objective_value, "after": list(beside.after),
+        },
         "exposed": [asdict(one) for one in seen],
         "seen": {
             one.device: {sort.what.value: sort.how.value for sort in one.seen} for one in seen

@@ -11,6 +11,7 @@ from itertools import accumulate, product
 from operator import and_, or_
 
 from partition.mincut import cut_devices, cut_value, fast_cut, network_of
+from partition.placement import Placement
 from partition.problem import InfeasibleError, Problem, candidates, placement_of, recount
 from partition.solve import Solution, SolverError
 from partition.stored import keepers, readers_of_stored, storages
@@ -202,7 +203,8 @@ class TopologicalCut:
     """The best cut of the op graph after which nothing comes home but the results."""
 
     objective_value: int
-    """What it costs, in the problem's unit."""
+    """What it costs, in whole numbers of the problem."""
+    placement: Placement
     after: tuple[str, ...]
     """What it lies after: the names of the tensors that are sent, but for the inputs, each with the
     path of its module."""
@@ -242,7 +244,8 @@ def topological_cut(problem: Problem) -> TopologicalCut | None:
         and any(devices[reader.id] == accelerator for source, reader in flows if source == op.id)
     ]  # fmt: skip
     names = tuple(f"{op.name} ({op.module_path})" if op.module_path else op.name for op in sent)
-    return TopologicalCut(value + problem.call_cost.get(accelerator, 0), names)
+    cost = value + problem.call_cost.get(accelerator, 0)
+    return TopologicalCut(cost, placement_of(problem, devices, "cut of the op graph"), names)
 
 
 def _ends(

@@ -186,7 +186,10 @@ def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> Topologic
     if policy.cut != "layers" or policy.objective is None:
         return None
     found = map(topological_cut, problems_of(graph, policy, setting))
-    cuts = [cut for cut in found if cut is not None]
+    cuts = [
+        replace(cut, objective_value=ceil(figure(graph, policy, setting, cut.placement) - 0.5))
+        for cut in found if cut is not None
+    ]  # fmt: skip
     return min(cuts, key=lambda cut: cut.objective_value, default=None)
 
 
@@ -245,7 +248,8 @@ def _proven(
                 placement, value, solver = other, cost, "candidates"
     proven = value <= bound + slack
     whole = ceil(value - 0.5)
-    return placement, Proof(whole, whole if proven else floor(bound), proven, solver)
+    bound = whole if proven else floor(bound)
+    return placement, Proof(whole, bound, proven, solver, found.cut)
 
 
 def _within(problem: Problem, placement: Placement) -> bool:

@@ -81,6 +81,8 @@ class Proof:
     """Whether no placement is better, but for the rounding of the costs that were summed."""
     solver: str
     """As in ``Solution``; ``candidates`` where another placement than the solver's is better."""
+    cut: str = ""
+    """As in ``Solution``."""
 
     @property
     def gap(self) -> float:
