@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli.app import Json, choose, command
+from cli.app import Json, choose, command, say, warn
 from cli.machines import Accel, Home, LinkNames, Memory, read_machines, read_size
 from cli.splitting import (
     MaxCalls,
@@ -142,7 +142,7 @@ def verify(
     )  # fmt: skip
     traced, warnings, reach, _ = asked.traced(full=False, use_cache=True)
     for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
     graph, runnable = annotate(traced), asked.runnable()
     if (traced.ops, traced.tensors, traced.edges) != (
         runnable.graph.ops,
@@ -300,7 +300,7 @@ def _calibrate(
     called = max(range(len(made)), key=lambda n: len(made[n].traffic.calls))
     found = fit(*read_measured(files[called]))
     for warning in found.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
     write_link(found, folder / "link.toml")
     here: dict[str, list[Mapping[int, float]]] = {}
     for one in measured:  # what torch runs on one processor here is one device
@@ -348,7 +348,7 @@ def _print(
         "predicted / measured, by processes of their own over sockets; the answer against the "
         "unsplit model's", soft_wrap=True,
     )  # fmt: skip
-    typer.echo()
+    say()
     print_table(
         ("policy", "calls", "payload", "on the wire", "bytes", "transfers", "run", "answer off by"),
         [
@@ -365,7 +365,7 @@ def _print(
         ],
         "<>>><>>>",
     )  # fmt: skip
-    typer.echo()
+    say()
     for one, m in zip(made, measured, strict=True):
         slowest = sorted(
             zip(one.traffic.calls, m.calls, strict=True), key=lambda pair: -pair[1].seconds

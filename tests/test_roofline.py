@@ -3,12 +3,20 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from costmodels.arrays import gemm_cost
 from costmodels.devices import Device, load_device
 from costmodels.memory import memory_need
-from costmodels.roofline import MissingCostError, refuse_missing, shares, time_ops
+from costmodels.roofline import (
+    MissingCostError,
+    paged_share,
+    refuse_missing,
+    shares,
+    time_graph,
+    time_ops,
+)
 from tests.graphs import Builder
 from tests.inprocess import invoke
 from tracer.graph import Gemm, Kind, OpCost, OpGraph, Role, Status
@@ -110,19 +118,36 @@ def test_an_array_runs_products_alone(graph):
 
 
 def test_secure_memory_that_is_too_small_pages(graph):
-    need = memory_need(graph).bytes
+    need = memory_need(graph).live_bytes
     enclave = replace(CARD, enclave_bytes=need // 4, paging_bytes_per_second=1e4)
-    times = time_ops(graph, enclave)
+    times = time_graph(graph, enclave)
     assert times.paged_share == pytest.approx(1 - (need // 4) / need)
     assert times.ops[1].seconds == pytest.approx(896 / 1e5 + 896 * times.paged_share / 1e4)
     roomy = replace(enclave, enclave_bytes=need)
-    assert time_ops(graph, roomy).paged_share == 0
+    assert time_graph(graph, roomy).paged_share == 0
     assert seconds(graph, roomy) == seconds(graph, CARD)
 
 
+def test_paging_goes_by_what_lies_there(graph):
+    """1,000 bytes of room: nothing pages up to them, of 4,000 bytes three quarters do."""
+    enclave = replace(CARD, enclave_bytes=1000, paging_bytes_per_second=1e4)
+    alone = time_ops(graph, enclave)
+    assert alone.ops == time_ops(graph, CARD).ops
+    assert alone.holding(graph, 1000) is alone
+    full = alone.holding(graph, 4000)
+    assert full.paged_share == 0.75
+    assert full.ops[1].seconds == pytest.approx(896 / 1e5 + 896 * 0.75 / 1e4)
+    assert full.ops[0].seconds == 0
+    assert paged_share(CARD, 10**9) == 0
+    assert paged_share(enclave, np.array([0, 999, 1000, 4000])).tolist() == [0, 0, 0, 0.75]
+
+
 def test_whether_it_fits(graph):
-    need = memory_need(graph).bytes
-    for memory, fits in ((need, True), (need - 1, False), (None, None)):
+    need = memory_need(graph)
+    for memory, fits in (
+        (need.peak_bytes, True), (need.peak_bytes - 1, None), (need.live_bytes, None),
+        (need.live_bytes - 1, False), (None, None),
+    ):  # fmt: skip
         assert time_ops(graph, replace(CARD, memory_bytes=memory)).fits is fits
 
 
@@ -144,7 +169,7 @@ def test_memory_by_hand(graph):
     need = memory_need(graph)
     assert need.resident_bytes == 16 * 8 * 4
     # x (128) and linear (256); linear under its view and softmax; softmax and copy
-    assert need.peak_activation_bytes == 256 + 256
+    assert need.live_activation_bytes == 256 + 256
 
 
 def test_a_tensor_lives_to_its_last_reader():
@@ -156,13 +181,13 @@ def test_a_tensor_lives_to_its_last_reader():
     e = b.op("e", d, shape=[1])
     graph = b.finish(e)
     # x 100 + a 10; a 10 + c 20 + d 30; d 30 + e 1
-    assert memory_need(graph).peak_activation_bytes == 4 * 110
+    assert memory_need(graph).live_activation_bytes == 4 * 110
     later = Builder()
     x = later.input("x", [100])
     a = later.op("a", x, shape=[10])
     c = later.op("c", a, shape=[20])
     d = later.op("d", x, c, shape=[30])  # x is read again: 100 + 20 + 30 at once
-    assert memory_need(later.finish(d)).peak_activation_bytes == 4 * 150
+    assert memory_need(later.finish(d)).live_activation_bytes == 4 * 150
 
 
 def test_constants_tied_weights_and_state_are_resident_once():
@@ -178,7 +203,7 @@ def test_constants_tied_weights_and_state_are_resident_once():
     z = b.op("z", y, tied, shape=[8])
     need = memory_need(b.finish(z))
     assert need.resident_bytes == 4 * (7 + 3 + 5)
-    assert need.peak_activation_bytes == 4 * 16
+    assert need.live_activation_bytes == 4 * 16
 
 
 def test_costs_of_another_trace_are_removed(tmp_path, graph):
@@ -230,7 +255,7 @@ def test_the_table_joins_with_ops(tmp_path, monkeypatch):
         (("cost", "--device", "rtx-4091"), "rtx-4090"),
         (("cost", "--products-dtype", "tf32"), "tfloat32"),
         (("cost", "--device", "rtx-4090", "--chips", "2"), "no --device is one"),
-        (("limits", "gpt2", "--device", "chip-8x8"), "no peak for float32"),
+        (("limits", "gpt2", "--device", "chip-8x8"), "chip-8x8 is an array of multipliers"),
         (("limits", "gpt2", "--dtype", "int4"), "no peak for int4"),
         (("limits", "bert-base"), "takes no cache"),
         (("params", "lama"), "llama"),

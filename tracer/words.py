@@ -1,4 +1,27 @@
-"""How a figure is written for people. Units of bytes are powers of two and say so."""
+"""How figures and names are written for people. Units of bytes are powers of two and say so."""
+
+import re
+
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""What steers a terminal or turns text around, and what XML cannot hold; not tabs and newlines."""
+
+
+def visible(text: str) -> str:
+    """``text`` with an escape in place of each character that is not to be seen.
+
+    A module, a file or a device may be called whatever its author likes.
+
+    >>> print(visible("red \\x1b[31m"))
+    red \\x1b[31m
+    """
+    return _HIDDEN.sub(
+        lambda found: (
+            f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}"
+        ),
+        text,
+    )
 
 
 def mib(size: int) -> str:

@@ -29,7 +29,8 @@ from tracer.capture.errors import Untraceable, failure
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
 from tracer.capture.inputs import MANY_TOKENS, phases, reading
 from tracer.capture.lowering import lower, spelled_out
-from tracer.capture.models import build, build_with_buffers, parameter_count, settle
+from tracer.capture.memory import parameter_count
+from tracer.capture.models import build, build_with_memory, settle
 from tracer.capture.phases import Task, Way
 from tracer.capture.runnable import Runnable
 from tracer.capture.runs import untouched
@@ -37,7 +38,7 @@ from tracer.capture.user import user_model, user_module
 from tracer.captured import Capture, Checked
 from tracer.errors import CutedgeError, InputError
 from tracer.graph import TraceMeta
-from tracer.program import Program, build_graph, invocations
+from tracer.program import Program, build_graph, invocations, tensor_ids
 from tracer.reach import Reach
 from tracer.stamp import Stack, stamp
 
@@ -115,15 +116,8 @@ def _own_task(
 ) -> tuple[Task, str]:  # fmt: skip
     """(the task of a user's own module, the dtype of its parameters)"""
     name = f"{Path(file).stem}.{function}"
-    module, read = user_model(file, function, sizes, overrides)
-    if dtype is not None:
-        chosen = getattr(torch, dtype)
-        module = module.to(chosen)
-        given = [
-            replace(tensor, dtype=chosen) if tensor.dtype.is_floating_point else tensor
-            for tensor in read.inputs
-        ]
-        read = replace(read, inputs=tuple(given))
+    chosen = None if dtype is None else getattr(torch, dtype)
+    module, read = user_model(file, function, sizes, overrides, chosen)
     if isinstance(module, PreTrainedModel):
         module.set_attn_implementation(attn)
     task = Task(module, name, read, phase="prefill", sizes=sizes, logits="all", cache=False)
@@ -155,7 +149,7 @@ def runnable(
     with quiet(), as_it_runs():
         task = _task(config, model, phase, sizes, cache, dtype, attn, logits, overrides)
         notes = settle(config, overrides, model=model)[1]
-        twin = build_with_buffers(config, overrides, model=model, dtype=dtype, attn=attn)
+        twin = build_with_memory(config, overrides, model=model, dtype=dtype, attn=attn)
         return _runnable(task, dtype, attn, overrides, notes, twin)
 
 
@@ -167,7 +161,10 @@ def runnable_function(
     overrides = overrides or {}
     with quiet(), as_it_runs():
         task, own = _own_task(file, function, dtype, attn, sizes, overrides)
-        twin = user_module(file, function, task.sizes, overrides)
+        chosen = None if dtype is None else getattr(torch, dtype)
+        twin = user_module(file, function, task.sizes, overrides, chosen)
+        if isinstance(twin, PreTrainedModel):
+            twin.set_attn_implementation(attn)
         return _runnable(task, own, attn, overrides, (), twin)
 
 
@@ -255,10 +252,14 @@ def _captured(
     reach = _reach(task, way, program, failures, notes)
     warned = reach.warnings(task.model, meta.variables)
     graph = build_graph(program, meta)
-    return Capture(
-        graph, warned, reach, None if full else program.whole,
-        invocations(program, graph) if runnable else {}, program.data,
-    )  # fmt: skip
+    captured = Capture(graph, warned, reach, None if full else program.whole)
+    if not runnable:
+        return captured
+    ids = tensor_ids(program, graph)
+    returned = tuple(ids[value] for value in program.returned)
+    return replace(
+        captured, invocations=invocations(program, graph), returned=returned, data=program.data
+    )
 
 
 def _reach(

@@ -123,7 +123,7 @@ def _prefilled(
                     given.name: torch.zeros(shape(given.axes, axes), dtype=given.dtype)
                     for given in reading.inputs
                 }
-                made = reading.run(inputs, use_cache=True, **{argument: cache})
+                made = reading.run(module, inputs, use_cache=True, **{argument: cache})
                 held = {
                     f"{path}.{key}": value.shape
                     for path, part in module.named_modules()
@@ -224,6 +224,12 @@ class Step(torch.nn.Module):
             fills = argument is not None and kind is None
             self._empty = empty_cache(copy.deepcopy(module.config)) if fills else None
 
+    def over(self, module: torch.nn.Module) -> "Step":
+        """The same step of another module that is built alike."""
+        other = copy.copy(self)
+        other._modules = {WRAPPED: module}
+        return other
+
     def forward(
         self, inputs: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -233,7 +239,7 @@ class Step(torch.nn.Module):
         if self._argument is not None:
             cache = self._cache({**inputs, **state})
             options |= {"use_cache": True, self._argument: cache}
-        made = self._run(inputs, **options)
+        made = self._run(self.module, inputs, **options)
         kept = [] if cache is None else self._state(cache, state)
         if isinstance(made, dict):  # the cache is told apart, and what was given is no result
             made = {k: v for k, v in made.items() if k not in (self._argument, *_GIVEN)}

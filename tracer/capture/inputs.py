@@ -44,7 +44,7 @@ class Reading:
 
     inputs: tuple[Input, ...]
     run: Callable[..., Any]
-    """(the inputs by name, keyword arguments of the model's forward) -> what the model returns."""
+    """(the model, the inputs by name, keyword arguments of its forward) -> what it returns."""
     sizes: Mapping[str, int]
     """The sizes that inputs may have, by name, at their defaults."""
     fixed: Mapping[str, str] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def reading(module: torch.nn.Module, model: str, phase: str) -> Reading:
     if "input_ids" in accepted:
         tokens = Input("input_ids", ("batch", "seq"))
         sizes = {"seq": _new_tokens(phase)}
-        return Reading((tokens,), _plainly(module), sizes, _NO_SOURCE, options=accepted)
+        return Reading((tokens,), _plainly, sizes, _NO_SOURCE, options=accepted)
     if "pixel_values" in accepted:
         return _images(module, model, phase)
     raise CutedgeError(
@@ -106,8 +106,8 @@ def _new_tokens(phase: str) -> int:
 _NO_SOURCE = {"source": "only the decoder of an encoder-decoder model reads encoded tokens"}
 
 
-def _plainly(module: torch.nn.Module) -> Callable[..., Any]:
-    return lambda inputs, **options: module(**inputs, **options)
+def _plainly(module: torch.nn.Module, inputs: Mapping[str, Any], **options: Any) -> Any:
+    return module(**inputs, **options)
 
 
 def _encoder(module: torch.nn.Module, model: str) -> Reading:
@@ -120,14 +120,18 @@ def _encoder(module: torch.nn.Module, model: str) -> Reading:
         "past": "an encoder reads all its tokens at once",
     }
     sizes = {"seq": MANY_TOKENS}
-    return Reading((tokens,), _plainly(encoder), sizes, fixed, idle=module.get_decoder())
+
+    def run(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+        return module.get_encoder()(**inputs, **options)
+
+    return Reading((tokens,), run, sizes, fixed, idle=module.get_decoder())
 
 
 def _decoder(module: torch.nn.Module, phase: str) -> Reading:
     """The decoder alone, over what the encoder has made of ``source`` tokens."""
     made = _encoded(module)
 
-    def run(inputs: Mapping[str, Any], **options: Any) -> Any:
+    def run(module: torch.nn.Module, inputs: Mapping[str, Any], **options: Any) -> Any:
         encoded = type(made)(last_hidden_state=inputs["encoder_hidden_states"])
         return module(
             decoder_input_ids=inputs["decoder_input_ids"], encoder_outputs=encoded, **options
@@ -177,4 +181,4 @@ def _images(module: torch.nn.Module, model: str, phase: str) -> Reading:
         "pixel_values", ("batch", channels, height, width), next(module.parameters()).dtype
     )
     why = dict.fromkeys(("seq", "past", "source"), "it reads images, not tokens")
-    return Reading((pixels,), _plainly(module), {}, why, notes)
+    return Reading((pixels,), _plainly, {}, why, notes)

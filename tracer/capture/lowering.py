@@ -22,10 +22,11 @@ from tracer.capture.errors import Untraceable, place, within
 from tracer.capture.extents import find_extents
 from tracer.capture.inputs import Axis
 from tracer.capture.invocations import invocation
+from tracer.capture.memory import Held, held, layout_of, memory_of
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
 from tracer.kinds import base_name, writes_in_place
-from tracer.program import Layout, Node, Program, Sharing, Value
+from tracer.program import Invocation, Layout, Node, Program, Sharing, Value
 
 _einsum = torch.einsum
 
@@ -81,6 +82,7 @@ class _Lowering:
         self.owner: dict[int, int] = {}  # storage -> the value that owns it
         self.names: dict[str, int] = {}  # parameter or buffer name -> value
         self.states: dict[str, int] = {}  # name of a state -> value
+        self.layouts: dict[int, Layout] = {}  # a view that is held beside its owner -> where it is
         self.sizes: dict[Any, Formula] = {}
         self._add_state(module)
         signature = exported.graph_signature
@@ -144,24 +146,27 @@ class _Lowering:
         """The results; each state among them is marked where it comes from.
 
         Its mark is a node in the block that made it, or that first reads what is handed back as it
-        was given, so that it is repeated with the block.
+        was given, so that it is repeated with the block. It has the state before the run as well.
         """
         results = [n for n in _flat(node.args) if self._is_tensor(n)]
         kept = results[len(results) - returned :]
+        given = [self.states[name] for name in self.inputs.values() if name in self.states]
         met: dict[int, int] = {}  # value -> the node where it first occurs
         for i, n in enumerate(self.program.nodes):
             for value in (*n.args, *n.outs):
                 met.setdefault(value, i)
         marks: dict[int, list[Node]] = {}
-        for result in kept:
+        for line, result in enumerate(kept):
             value = self._index(result)
             at = met.get(value, len(self.program.nodes) - 1)
             maker = self.program.nodes[at]
-            mark = Node("state", (value,), (), maker.path, maker.module_type)
+            renewed = (value, *given[line : line + 1])  # a new cache is filled from nothing
+            mark = Node("state", renewed, (), maker.path, maker.module_type)
             marks.setdefault(at, []).append(mark)
         self.program.nodes[:] = [
             node for i, made in enumerate(self.program.nodes) for node in (made, *marks.get(i, ()))
         ]
+        self.program.returned = tuple(map(self._index, results))
         outputs = results[: len(results) - returned]
         args = tuple(dict.fromkeys(self._index(n) for n in outputs))
         self.program.nodes.append(Node("output", args, (), "", ""))
@@ -174,10 +179,16 @@ class _Lowering:
         Raises Untraceable when a formula gives another shape than the run.
         """
         traced = {node: node.meta.get("val") for node in exported.graph.nodes}
-        inputs = [value for node, value in traced.items() if node.op == "placeholder"]
+        signature = exported.graph_signature
+        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        kept = {**exported.constants, **exported.state_dict}  # what shares memory there does here
+        inputs = [
+            kept[names[node.name]] if node.name in names else self._meta(value, sizes)
+            for node, value in traced.items() if node.op == "placeholder"
+        ]  # fmt: skip
         recorder = _Recorder(exported.graph_module)
         try:
-            recorder.run(*(self._meta(v, sizes) for v in inputs), enable_io_processing=False)
+            recorder.run(*inputs, enable_io_processing=False)
         except Exception:  # code that looks at values, or a seq that the example rules out
             self.program.assumed = None
             return traced
@@ -201,16 +212,21 @@ class _Lowering:
 
     def _add_state(self, module: torch.nn.Module) -> None:
         """Parameters and buffers, also those that the exported part does not read."""
-        owners: dict[int, int] = {}
-        for role, tensors in (
-            (Role.PARAMETER, module.named_parameters(remove_duplicate=False)),
-            (Role.BUFFER, module.named_buffers(remove_duplicate=False)),
-        ):
-            for name, tensor in tensors:
-                storage = _memory(tensor)
-                index = self._add_value(tensor, name, role, owners.get(storage))
-                owners.setdefault(storage, index)
-                self.names[name] = owners[storage]
+        shares = {one.name: one for one in held(module)}
+        values: dict[str, int] = {}
+
+        def add(one: Held) -> int:
+            if one.name not in values:
+                role = Role.PARAMETER if one.is_parameter else Role.BUFFER
+                owner = None if one.owner == one.name else add(shares[one.owner])
+                values[one.name] = self._add_value(one.tensor, one.name, role, owner)
+            return values[one.name]
+
+        for one in shares.values():
+            index = add(one)
+            self.names[one.name] = index if one.layout else values[one.owner]
+            if one.layout:
+                self.layouts[index] = one.layout
 
     def _name_sizes(self, inputs: Mapping[str, Sequence[Axis]]) -> None:
         """Learn which of torch's symbols is which size, from the inputs."""
@@ -266,14 +282,31 @@ class _Lowering:
             return
         tensor = node.meta["val"]
         if name is not None:
-            self.value_of[node] = self._named(tensor, name)
+            self.value_of[node] = self._viewed(node, self._named(tensor, name))
         elif self.inputs[node] in self.states:
             self.value_of[node] = self.states[self.inputs[node]]
         else:
             index = self._add_value(tensor, self.inputs[node], Role.INPUT, None)
             self.value_of[node] = index
             self.program.nodes.append(Node("input", (), (index,), "", ""))
-        self.owner[_memory(self.real[node])] = self._index(node)
+        self.owner[memory_of(self.real[node])] = self._owner(self._index(node))
+
+    def _viewed(self, node: torch.fx.Node, value: int) -> int:
+        """A parameter or buffer as it is read: one that is a view of another is made of that."""
+        layout, owner = self.layouts.get(value), self._owner(value)
+        if layout is None or not node.users:
+            return value
+        made = self._add_value(node.meta["val"], "", Role.ACTIVATION, owner)
+        shape, strides, offset = layout
+        how = Invocation([{"value": owner}, [*shape], [*strides], offset], {})
+        path = self.program.values[value].name.rpartition(".")[0]
+        self.program.nodes.append(
+            Node(
+                "aten.as_strided.default", (owner,), (made,), path, "", is_view=True,
+                invocation=how if self.runnable else None,
+            )
+        )  # fmt: skip
+        return made
 
     def _named(self, tensor: torch.Tensor, name: str) -> int:
         """A parameter, a buffer, or a tensor that the code made from Python numbers.
@@ -307,12 +340,12 @@ class _Lowering:
         real = _tensors(self.real[node])
         if same := self._no_op(node, inputs):
             self.value_of[node] = self._index(same)
-            self.owner.setdefault(_memory(real[0]), self._owner(self._index(same)))
+            self.owner.setdefault(memory_of(real[0]), self._owner(self._index(same)))
             return
         outs = []
         mutates = writes_in_place(str(node.target))
         view = not mutates
-        for result, memory in zip(results, map(_memory, real), strict=True):
+        for result, memory in zip(results, map(memory_of, real), strict=True):
             outs.append(self._add_value(result, "", Role.ACTIVATION, self.owner.get(memory)))
             view = view and memory in self.owner
             self.owner.setdefault(memory, outs[-1])
@@ -330,7 +363,7 @@ class _Lowering:
                 owner = self._owner(self._index(other))
                 outs.append(self._add_value(other.meta["val"], "", Role.ACTIVATION, owner))
                 self.value_of[other] = outs[-1]
-                layouts = _laid_out(self.real[other]), _laid_out(self.real[inputs[0]])
+                layouts = layout_of(self.real[other]), layout_of(self.real[inputs[0]])
                 shared.append(Sharing(args[-1], outs[-1], *layouts))
             how = how and replace(how, shared=tuple(shared))
         path, module_type = _module(node)
@@ -338,13 +371,13 @@ class _Lowering:
         self.program.nodes.append(
             Node(
                 str(node.target), tuple(args), tuple(outs), path, module_type, view,
-                self.extents.get(node), how,
+                self.extents.get(node), is_identity(node), how,
             )
         )  # fmt: skip
 
     def _written(self, nodes: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
         """The nodes whose memory an op writes in place."""
-        memories = {node: {*map(_memory, _tensors(self.real.get(node)))} for node in nodes}
+        memories = {node: {*map(memory_of, _tensors(self.real.get(node)))} for node in nodes}
         mutated: set[int] = set()
         for node in memories:
             if node.op == "call_function" and writes_in_place(str(node.target)):
@@ -357,13 +390,13 @@ class _Lowering:
 
     def _sharing(self, written: torch.fx.Node, by: torch.fx.Node) -> list[torch.fx.Node]:
         """The other tensors in the memory of ``written`` that something after ``by`` reads."""
-        memory = _memory(self.real[written])
+        memory = memory_of(self.real[written])
         return [
             node
             for node, value in self.value_of.items()
             if node not in (written, by)
             and isinstance(value, int)
-            and _memory(self.real[node]) == memory
+            and memory_of(self.real[node]) == memory
             and any(self.position[user] > self.position[by] for user in node.users)
         ]
 
@@ -378,9 +411,23 @@ class _Lowering:
         if not isinstance(source, torch.Tensor) or base_name(str(node.target)) == "copy":
             return None
         # Memory is that of a run: an export makes the tensors anew that code keeps from before it.
-        kept = _memory(self.real[inputs[0]]) == _memory(self.real[node])
+        kept = memory_of(self.real[inputs[0]]) == memory_of(self.real[node])
         same = kept and _layout(source) == _layout(result) and not writes_in_place(str(node.target))
         return inputs[0] if same else None
+
+
+_NEUTRAL: Mapping[str, float] = {
+    **dict.fromkeys(("mul", "div", "true_divide", "floor_divide", "pow"), 1),
+    **dict.fromkeys(("add", "sub", "__lshift__", "__rshift__"), 0),
+    **dict.fromkeys(("bitwise_left_shift", "bitwise_right_shift"), 0),
+}
+"""Op -> the number that leaves its other operand as it is."""
+
+
+def is_identity(node: torch.fx.Node) -> bool:
+    """Whether a node does arithmetic of a tensor and a number that leaves the tensor as it is."""
+    name, numbers = base_name(str(node.target)), node.args[1:2]
+    return name in _NEUTRAL and numbers == (_NEUTRAL[name],) and not isinstance(numbers[0], bool)
 
 
 def _data(
@@ -480,16 +527,6 @@ def _tensors(made: Any) -> list[torch.Tensor]:
     """The tensors that a node makes: one, several, or none."""
     results = made if isinstance(made, list | tuple) else [made]
     return [result for result in results if isinstance(result, torch.Tensor)]
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    """The identity of the memory under a tensor."""
-    identity: int = tensor.untyped_storage()._cdata
-    return identity
-
-
-def _laid_out(tensor: torch.Tensor) -> Layout:
-    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
 
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:

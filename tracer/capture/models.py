@@ -48,22 +48,31 @@ def build(
             f"{model}: no model can be built from this config: {first_line(error)}.{advice}"
         ) from error
     _drop_data(module)
-    # A few modules choose their parameters' dtype themselves; the user's choice holds for all.
-    # Buffers (RoPE's frequencies) keep the precision that their code asks for.
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(getattr(torch, dtype))
-    return module.eval()
+    return _in_dtype(module, dtype).eval()
 
 
-def build_with_buffers(
+def build_with_memory(
     config: Mapping[str, Any], overrides: Mapping[str, Any], *, model: str, dtype: str, attn: str
 ) -> torch.nn.Module:
     """The same model with its buffers computed; its parameters are memory that nobody has filled,
     which an operating system gives when it is first written to."""
     merged, _ = settle(config, overrides, model=model)
     with no_init_weights():
-        return _module(merged, model, dtype, attn, device="cpu")
+        module = _module(merged, model, dtype, attn, device="cpu")
+    if isinstance(module, transformers.PreTrainedModel):  # which goes with what was left out
+        module.tie_weights(recompute_mapping=False)
+    return _in_dtype(module, dtype).eval()
+
+
+def _in_dtype(module: torch.nn.Module, dtype: str) -> torch.nn.Module:
+    """A few modules choose their parameters' dtype themselves; the user's choice holds for all.
+
+    Buffers (RoPE's frequencies) keep the precision that their code asks for.
+    """
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    return module
 
 
 def _module(
@@ -216,8 +225,3 @@ def _part_for(model_class: Any, settings: Any) -> Any:
     parts = [getattr(settings, name, None) for name in type(settings).sub_configs]
     fitting = [part for part in (settings, *parts) if isinstance(part, wanted)]
     return fitting[0] if fitting else settings
-
-
-def parameter_count(module: torch.nn.Module) -> int:
-    """Number of parameters, tied weights once."""
-    return sum(p.numel() for p in module.parameters())

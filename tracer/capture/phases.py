@@ -79,9 +79,8 @@ class Task:
         self.ignored = logits == "last" and self.logits == "all" and "CausalLM" in self.name
         given = {axis for tensor in reading.inputs for axis in tensor.axes}
         cached = cache or (self.sizes["past"] > 0 and "past" not in given)
-        for part in module.modules():  # some models ask their config alone
-            if hasattr(getattr(part, "config", None), "use_cache"):
-                part.config.use_cache = cached
+        self._cached = cached
+        self._settle(module)
         argument, kind = None, None
         if cached:
             argument, kind = self._state()
@@ -92,6 +91,17 @@ class Task:
             self.exported = Step(module, reading, options, argument, kind, self.sizes)
         except Exception as error:  # a config that no cache can be made for
             raise CutedgeError(f"{model}: no cache can be made: {first_line(error)}") from error
+
+    def _settle(self, module: torch.nn.Module) -> None:
+        """Have a module keep a cache or keep none: some models ask their config alone."""
+        for part in module.modules():
+            if hasattr(getattr(part, "config", None), "use_cache"):
+                part.config.use_cache = self._cached
+
+    def over(self, module: torch.nn.Module) -> Step:
+        """What is exported, of another module that is built alike."""
+        self._settle(module)
+        return self.exported.over(module)
 
     def _checked(self, given: Mapping[str, int]) -> dict[str, int]:
         for name, why in self.reading.fixed.items():

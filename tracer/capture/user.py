@@ -12,6 +12,7 @@ from torch.utils._pytree import SequenceKey, tree_flatten_with_path, tree_unflat
 
 from tracer.capture.errors import first_line
 from tracer.capture.inputs import MANY_TOKENS, Axis, Input, Reading
+from tracer.capture.memory import remade
 from tracer.errors import InputError, suggest
 
 DEFAULTS = {"batch": 1, "seq": MANY_TOKENS, "past": 0, "source": MANY_TOKENS}
@@ -22,9 +23,12 @@ STEPS = {"batch": 2, "seq": 3, "past": 5, "source": 7}
 
 
 def user_model(
-    file: str, function: str, sizes: Mapping[str, int | None], arguments: Mapping[str, Any]
-) -> tuple[torch.nn.Module, Reading]:
+    file: str, function: str, sizes: Mapping[str, int | None], arguments: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> tuple[torch.nn.Module, Reading]:  # fmt: skip
     """The module that ``function`` in ``file`` returns, without data, and what it reads.
+
+    What floats is of ``dtype``, where one is given.
 
     The example inputs are a tensor, a tuple of arguments, or a dict of arguments by name. A
     function may take sizes (``batch``, ``seq``, ``past``, ``source``): they stay symbols where an
@@ -69,13 +73,12 @@ def user_model(
             )
     names = _names([path for path, _ in leaves], module)
     read = {
-        i: Input(names[i], axes[i], value.dtype)
+        i: Input(names[i], axes[i], _dtype(value, dtype))
         for i, value in enumerate(values)
         if isinstance(value, torch.Tensor)
     }
-    module = _without_data(module)
 
-    def run(given: Mapping[str, Any], **options: Any) -> Any:
+    def run(module: torch.nn.Module, given: Mapping[str, Any], **options: Any) -> Any:
         filled = [given[read[i].name] if i in read else value for i, value in enumerate(values)]
         args, kwargs = tree_unflatten(filled, spec)
         where = next((tensor.device for tensor in given.values()), "meta")
@@ -83,17 +86,20 @@ def user_model(
             return module(*args, **kwargs)
 
     fixed = {size: f"{name} takes no {size}" for size in DEFAULTS if size not in accepted}
+    module = remade(module, "meta", dtype).eval()
     return module, Reading(tuple(read.values()), run, asked, fixed, notes)
 
 
 def user_module(
-    file: str, function: str, sizes: Mapping[str, int], arguments: Mapping[str, Any]
-) -> torch.nn.Module:
+    file: str, function: str, sizes: Mapping[str, int], arguments: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> torch.nn.Module:  # fmt: skip
     """The module as ``function`` makes it, with its data, at ``sizes`` that it may have."""
     build = _load(file, function)
     accepted = inspect.signature(build).parameters
     asked = {size: number for size, number in sizes.items() if size in accepted}
-    return _built(build, f"{file}:{function}", {**arguments, **asked})[0]
+    module, _ = _built(build, f"{file}:{function}", {**arguments, **asked})
+    return remade(module, "cpu", dtype).eval()
 
 
 def _load(file: str, function: str) -> Callable[..., Any]:
@@ -166,13 +172,8 @@ def _shapes(module: torch.nn.Module) -> list[tuple[str, torch.Size]]:
     return [(name, tensor.shape) for name, tensor in module.state_dict().items()]
 
 
-def _without_data(module: torch.nn.Module) -> torch.nn.Module:
-    """The module on the meta device, with the tensors that are plain attributes of its parts."""
-    for part in module.modules():
-        for key, value in vars(part).items():
-            if isinstance(value, torch.Tensor):
-                setattr(part, key, value.to("meta"))
-    return module.to("meta").eval()
+def _dtype(value: torch.Tensor, wanted: torch.dtype | None) -> torch.dtype:
+    return wanted if wanted is not None and value.is_floating_point() else value.dtype
 
 
 def _names(paths: list[tuple[Any, ...]], module: torch.nn.Module) -> list[str]:
