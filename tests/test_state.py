@@ -11,7 +11,7 @@ from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from partition.accounting import account
 from partition.optimise import Setting, place
-from partition.policy import load_policy
+from partition.policy import apply_policy, load_policy
 from partition.stored import keepers
 from tests.graphs import Builder
 from tracer.capture import capture
@@ -188,3 +188,26 @@ def test_the_best_cut_of_a_decoder_moves_no_row(t5):
     assert placed.solution is not None
     assert placed.solution.objective == traffic.totals.payload_bytes == 4096 + 257024
     assert len(traffic.transfers) == 2
+
+
+def test_a_new_row_goes_once_and_with_the_call_that_needs_it(traced):
+    """gpt2 over 500 cached tokens, whose attention reads the cache itself.
+
+    A layer sends, in floats of 4 bytes: the norm's 768, q 768, the transpose of all 501 x 768 keys,
+    the new row of values 768 with scores*V and not before, 12 x 501 probabilities, 768 for the
+    projection, 768 and 3,072 for the MLP; it receives 3 x 768, 12 x 501 scores, 768, 768, 3,072 and
+    768. Once: an id of 8 bytes, 768 back, 768 out, 50,257 logits back.
+    """
+    graph = traced("gpt2", phase="decode", past=500)
+    where = apply_policy(graph, load_policy("offload-linear"), home="tee", accelerators=("gpu",))
+    sent = 768 + 768 + 501 * 768 + 768 + 12 * 501 + 768 + 768 + 3072
+    received = 3 * 768 + 12 * 501 + 768 + 768 + 3072 + 768
+    once = 8 + 4 * (768 + 768 + 50257)
+    for residency in ("run", "call"):
+        traffic = account(graph, where, Links(load_link("none")), residency=residency)
+        assert traffic.totals.payload_bytes == 12 * 4 * (sent + received) + once == 19_953_612
+        assert len(traffic.transfers) == 12 * (8 + 6) + 4 == 172
+        state = [op for op in graph.state_ops if graph.ops[op].kind is not Kind.INPUT]
+        rows = {t.id for op in state for t in graph.inputs(op) if graph.crosses(t)}
+        labels = {traffic.calls[t.call].label for t in traffic.transfers if t.tensor.id in rows}
+        assert labels == {"scores*V"}
