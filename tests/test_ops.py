@@ -20,7 +20,7 @@ from tracer.program import Invocation, Sharing
 
 TYPES = {
     "Tensor", "int", "bool", "float", "number", "ScalarType", "Device", "Layout", "MemoryFormat",
-    "str",
+    "str", "Generator",  # which no plan can give
 }  # fmt: skip
 """What an argument may be, alone, in a list, or left out."""
 
@@ -138,17 +138,30 @@ def test_a_seed_goes_to_what_draws_and_to_nothing_else() -> None:
 
 # --- what models need -----------------------------------------------------------------------------
 
-UNKNOWN = {
-    "masked_select": "its size is the data's",
-    "nonzero": "its size is the data's",
-    "bincount": "its size is the data's",
-    "flex_attention": "it takes a function",
-    "_scaled_dot_product_flash_attention": "it takes and returns the state of random numbers",
-    "_scaled_dot_product_cudnn_attention": "it takes and returns the state of random numbers",
-    "_scaled_dot_product_fused_attention_overrideable": "as the ones above",
-    "_scaled_dot_product_attention_math_for_mps": "no device here is an MPS",
-    "embedding_renorm": "it is for training",
+_REASONS = {
+    "its size is the data's": """masked_select nonzero bincount argwhere _unique2
+        unique_consecutive unique_dim""",
+    "it takes a function": "flex_attention",
+    "it takes and returns the state of random numbers": """_scaled_dot_product_flash_attention
+        _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable""",
+    "no device here is an MPS": "_scaled_dot_product_attention_math_for_mps",
+    "it is for training": "embedding_renorm",
+    "it reads or writes where the numbers in a tensor say": """_unsafe_index _unsafe_index_put put
+        as_strided_scatter segment_reduce _embedding_bag _embedding_bag_forward_only
+        _pack_padded_sequence _pad_packed_sequence pad_sequence max_unpool2d max_unpool3d nll_loss
+        nll_loss_forward nll_loss_nd""",
+    "a kernel of torch's own, behind an op that is carried out": """_addmm_activation
+        _batch_norm_impl_index _batch_norm_no_update _batch_norm_with_update
+        _native_batch_norm_legit _conv_depthwise2d _convolution_mode _mixed_dtypes_linear
+        _scaled_mm_v2 _slow_conv2d_forward _weight_int4pack_mm _weight_int4pack_mm_for_cpu
+        _weight_int8pack_mm conv_depthwise3d convolution_overrideable slow_conv3d
+        slow_conv3d_forward slow_conv_dilated2d slow_conv_dilated3d slow_conv_transpose2d
+        slow_conv_transpose3d thnn_conv2d""",
+    "a draw that no model's forward has": """_sample_dirichlet _standard_gamma binomial
+        feature_alpha_dropout normal_functional rrelu_with_noise""",
+    "no model has it": "nextafter",
 }
+UNKNOWN = {name: why for why, names in _REASONS.items() for name in names.split()}
 """Ops that the tracer knows the kind of, and that are not carried out; and why."""
 
 
