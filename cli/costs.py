@@ -135,6 +135,7 @@ def _cost_dict(graph: "OpGraph", time: "DeviceTime") -> dict[str, Any]:
         **{what: time.on_array(what) for what in ("cycles", "tiles", "useful_macs", "padded_macs")},
         "host_link": link and link.name, "link_seconds": link and time.link_seconds(link),
         "resident_bytes": time.need.resident_bytes,
+        "live_activation_bytes": time.need.live_activation_bytes,
         "peak_activation_bytes": time.need.peak_activation_bytes,
         "fits": time.fits, "paged_share": time.paged_share,
         **{
@@ -212,8 +213,9 @@ def _summary(graph: "OpGraph", time: "DeviceTime") -> "Iterator[str]":
     fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[time.fits]
     size = "" if device.memory_bytes is None else f" in {human(device.memory_bytes)}"
     yield (
-        f"memory: {human(need.resident_bytes)} resident, {human(need.peak_activation_bytes)} of "
-        f"activations at the peak: {fits}{size}"
+        f"memory: {human(need.resident_bytes)} resident, {human(need.live_activation_bytes)} of "
+        f"activations where each is freed once read, {human(need.peak_activation_bytes)} at most: "
+        f"{fits}{size}"
     )
     if time.paged_share:
         yield (

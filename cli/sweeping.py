@@ -126,7 +126,7 @@ def _check_policies(grid: "Grid") -> None:
         for m in grid.machines:
             described = {m.home: m.home_device, m.accelerator: m.accelerator_device}
             times = {
-                name: DeviceTime(device, (), MemoryNeed(0, 0), 0.0, {}, 1.0)
+                name: DeviceTime(device, (), MemoryNeed(0, 0, 0), 0.0, {}, 1.0)
                 for name, device in described.items() if device is not None
             }  # fmt: skip
             setting = Setting(m.home, (m.accelerator,), Links(m.link), times=times)
