@@ -98,12 +98,15 @@ def cost(
 
 def _keys(graph: "OpGraph") -> dict[str, Any]:
     """What ops can be summed by."""
+    from tracer.stacks import layer_names
 
     def module(op: "Op") -> str:
         return re.sub(r"\.\d+(?=\.|$)", ".*", op.module_path) or "(the model itself)"
 
+    names = layer_names(graph)
+
     def layer(op: "Op") -> str:
-        return "outside" if op.layer is None else str(op.layer)
+        return names[op.id] or "outside"
 
     return {"kind": lambda op: op.kind.value, "layer": layer, "module": module}
 
@@ -378,7 +381,7 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
         print_table(
             ("layer", *names),
             [
-                (str(layer), *(f"{parts[n].total:,}" if n in parts else "" for n in names))
+                (layer, *(f"{parts[n].total:,}" if n in parts else "" for n in names))
                 for layer, parts in found.layers.items()
             ],
             "<" + ">" * len(names),

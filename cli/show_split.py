@@ -13,6 +13,7 @@ from costmodels.flops import total_flops
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, Comparison, TransferGroup, top_transfers
 from partition.ladder import Exposure, Step
+from partition.layers import TopologicalCut
 from partition.optimise import Price, Setting
 from partition.run import Run
 from partition.seen import Derived, How, What
@@ -46,6 +47,7 @@ def partition_summary(
     seen: Sequence[Exposure] = (),
     why: tuple[Sequence[Step], Sequence[Price]] | None = None,
     told: Mapping[str, Sequence[Derived]] | None = None,
+    beside: TopologicalCut | None = None,
 ) -> None:
     """What ``partition`` ends with."""
     out = console()
@@ -97,7 +99,7 @@ def partition_summary(
             )
     if traffic.total_expr is not None:
         out.print(f"total payload bytes = {traffic.total_expr}", soft_wrap=True)
-    for line in (*_times(partition), *_proof(partition)):
+    for line in (*_times(partition), *_proof(partition, beside)):
         out.print(line, soft_wrap=True)
     for device, size in traffic.resident_bytes.items():
         out.print(f"resident on {device}: {human(size)} of parameters and constants")
@@ -172,24 +174,36 @@ def amount(value: int, unit: str | None) -> str:
     return f"{value:,} bytes ({mib(value)})" if unit == "bytes" else f"{value:,} (weighted)"
 
 
-def _proof(partition: Partition) -> Iterable[str]:
+def _proof(partition: Partition, beside: TopologicalCut | None) -> Iterable[str]:
     """How good a placement is that was searched for."""
     solution = partition.solution
     if solution is None or solution.objective is None:
         return
     found = f"{amount(solution.objective, partition.unit)} by {SOLVERS[solution.solver]}"
+    what = "cut between two layers" if solution.cut else "placement"
     if solution.proven:
-        yield f"optimal for {partition.objective}: {found}; no placement that is allowed has less"
+        yield f"optimal for {partition.objective}: {found}; no {what} that is allowed has less"
     else:
         yield (
             f"best found for {partition.objective}: {found}; the optimum is not below "
             f"{amount(solution.bound, partition.unit)} (gap {solution.gap or 0:.2%})"
         )
+    if beside is not None:
+        where = ", ".join(beside.after[:_NAMED]) or "the inputs"
+        more = f" and {len(beside.after) - _NAMED} more" if len(beside.after) > _NAMED else ""
+        yield (
+            f"the cut is {solution.cut}; the best one of the op graph, at any op, is "
+            f"{amount(beside.objective_value, partition.unit)}, after {where}{more}"
+        )
+
+
+_NAMED = 4
+"""Tensors that a sentence names."""
 
 
 SOLVERS = {
     "cut": "minimum cut", "networkx": "minimum cut", "program": "mixed-integer program",
-    "layers": "trying every cut",
+    "layers": "trying every cut", "candidates": "comparing policies",
 }  # fmt: skip
 """What solvers are called."""
 
@@ -317,6 +331,7 @@ def partition_dict(
     seen: Sequence[Exposure] = (),
     why: tuple[Sequence[Step], Sequence[Price]] | None = None,
     told: Mapping[str, Sequence[Derived]] | None = None,
+    beside: TopologicalCut | None = None,
 ) -> dict[str, Any]:
     """``partition --json``, and an entry of ``compare --json``."""
     traffic, totals = partition.traffic, partition.traffic.totals
@@ -347,6 +362,10 @@ def partition_dict(
             "value": partition.solution.objective, "bound": partition.solution.bound,
             "gap": partition.solution.gap, "optimal": partition.solution.proven,
             "solver": partition.solution.solver,
+        },
+        "cut": (partition.solution and partition.solution.cut) or None,
+        "topological_cut": None if beside is None else {
+            "objective_value": beside.objective_value, "after": list(beside.after),
         },
         "exposed": [asdict(one) for one in seen],
         "seen": {

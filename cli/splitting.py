@@ -86,6 +86,7 @@ def partition(
     from cli.workspace import trace_folder
     from partition.explain import top_transfers
     from partition.ladder import exposure
+    from partition.optimise import beside_layers
     from partition.policy import load_policy, with_secrets
     from partition.tables import write_partition
     from tracer.serde import read_trace
@@ -107,11 +108,14 @@ def partition(
     (bottleneck,) = bottlenecks([made], setting, [chosen])
     told = _derived(graph, chosen, setting, made)
     seen = exposure(graph, made.placement, made.traffic, setting.untrusted)
+    beside = beside_layers(graph, chosen, setting)
     why = _explained(graph, chosen, setting, made) if explain else None
     if as_json:
-        print_json(show_split.partition_dict(made, top, bottleneck, written, seen, why, told))
+        print_json(
+            show_split.partition_dict(made, top, bottleneck, written, seen, why, told, beside)
+        )
     else:
-        show_split.partition_summary(made, top, bottleneck, written, seen, why, told)
+        show_split.partition_summary(made, top, bottleneck, written, seen, why, told, beside)
 
 
 @command("cutedge compare --wire-dtype bfloat16")

@@ -20,7 +20,8 @@ A policy file is TOML::
     optional = true                   # no error where it matches nothing, as in other models
 
     [[secret]]                        # tensors that no accelerator may see that is not trusted
-    label = ["logits"]                # label, name, module_path: shell patterns, all must hold
+    label = ["logits"]                # label, name, module_path, stack: shell patterns; layer:
+                                      # exact; all must hold
     what = "hidden_states"            # as partition.seen calls it: prompt_tokens, qkv, logits ...
     derived = true                    # nor what arithmetic makes of them
     reason = "why"
@@ -68,12 +69,18 @@ CONDITIONS = ("kind", *_TEXTS, "layer", "pattern")
 _OF_TENSORS: Mapping[str, Callable[[OpGraph, Tensor], Sequence[str]]] = {
     "label": lambda graph, tensor: _labels(graph, tensor),
     "name": lambda graph, tensor: [tensor.name],
-    "module_path": lambda graph, tensor: (
-        [] if tensor.op is None else [graph.ops[tensor.op].module_path]
-    ),
+    "module_path": lambda graph, tensor: _made_in(graph, tensor, "module_path"),
+    "stack": lambda graph, tensor: _made_in(graph, tensor, "stack"),
+    "layer": lambda graph, tensor: _made_in(graph, tensor, "layer"),
     "what": lambda graph, tensor: [sort] if (sort := what_is(graph)[tensor.id]) else [],
 }
 """Conditions of secrets, shell patterns, with the texts of a tensor that they are held against."""
+
+
+def _made_in(graph: OpGraph, tensor: Tensor, what: str) -> list[str]:
+    """A text of the op that makes a tensor, which parameters do not have."""
+    value = None if tensor.op is None else getattr(graph.ops[tensor.op], what)
+    return [] if value is None else [str(value)]
 
 
 def _labels(graph: OpGraph, tensor: Tensor) -> list[str]:
@@ -104,7 +111,7 @@ class Secret:
     """Tensors that meet every condition are not for accelerators that are not trusted."""
 
     conditions: tuple[tuple[str, tuple[str, ...]], ...]
-    """(condition, the shell patterns of which any may hold)."""
+    """(condition, the shell patterns of which any may hold); a layer's are its digits."""
     reason: str
     """Why, in the user's words; may be empty."""
     optional: bool = False
@@ -235,10 +242,10 @@ def _objective(entry: Any, path: Path) -> dict[str, float]:
 
 def _secret(table: Mapping[str, Any], where: str) -> Secret:
     check_keys(table, where, optional=("reason", "optional", "derived", *_OF_TENSORS))
-    for value in _patterns(table["what"], f"{where}: what") if "what" in table else ():
+    for value in _values(table, "what", where) if "what" in table else ():
         _choice(value, [what.value for what in What], f"{where}: what")
     conditions = tuple(
-        (key, _patterns(table[key], f"{where}: {key}")) for key in _OF_TENSORS if key in table
+        (key, tuple(map(str, _values(table, key, where)))) for key in _OF_TENSORS if key in table
     )
     if not conditions:
         raise InputError(f"{where}: no condition; give at least one of {', '.join(_OF_TENSORS)}")
@@ -247,11 +254,13 @@ def _secret(table: Mapping[str, Any], where: str) -> Secret:
     return Secret(conditions, reason, optional, derived)
 
 
-def _patterns(value: Any, where: str) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not values or any(type(one) is not str for one in values):
-        raise InputError(f"{where} must be a text or a list of them")
-    return tuple(values)
+def _values(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    """What a condition names: whole numbers where it is the layer, else texts."""
+    values = table[key] if isinstance(table[key], list) else [table[key]]
+    wanted, noun = (int, "whole number") if key == "layer" else (str, "text")
+    if not values or any(type(value) is not wanted for value in values):
+        raise InputError(f"{where}: {key} must be a {noun} or a list of them")
+    return values
 
 
 def _rule(table: Mapping[str, Any], where: str) -> Rule:
@@ -260,11 +269,7 @@ def _rule(table: Mapping[str, Any], where: str) -> Rule:
     for key in CONDITIONS:
         if key not in table:
             continue
-        values = table[key] if isinstance(table[key], list) else [table[key]]
-        wanted = int if key == "layer" else str
-        if not values or any(type(value) is not wanted for value in values):
-            noun = "whole number" if key == "layer" else "text"
-            raise InputError(f"{where}: {key} must be a {noun} or a list of them")
+        values = _values(table, key, where)
         if key in ("kind", "pattern"):
             known = [kind.value for kind in Kind] if key == "kind" else list(PATTERNS)
             values = [_choice(value, known, f"{where}: {key}") for value in values]

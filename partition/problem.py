@@ -52,6 +52,8 @@ class Problem:
     """Device -> the most that may lie there at a time, as ``memory_of`` counts it."""
     residency: Residency = "run"
     """What an accelerator keeps between calls."""
+    unit: float = 1.0
+    """What one of the whole numbers of the costs is, in the unit that the answer is told in."""
     secrets: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Accelerator -> tensors that may neither be made there, nor be sent there, nor lie there.
     These tensors and no others: who means the views of a tensor too names them too."""

@@ -16,7 +16,7 @@ from costmodels.links import Links
 from partition.accounting import Traffic
 from partition.placement import Placement
 from partition.run import Chips, Run
-from partition.solve import Solution
+from partition.solve import Proof
 from tracer.files import remove_files
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import make_tables, trace_metadata, write_tables
@@ -92,6 +92,7 @@ SUMMARY = pa.schema([
     pa.field("objective_unit", pa.string()),
     pa.field("optimal", pa.bool_()),
     pa.field("solver", pa.string()),
+    pa.field("cut", pa.string()),
     pa.field("cycles", pa.map_(pa.string(), pa.int64()), nullable=False),
     pa.field("array_options", pa.string()),
 ])  # fmt: skip
@@ -112,7 +113,7 @@ class Partition:
     residency: str
     compute_seconds: Mapping[str, float] = field(default_factory=dict)
     """Device -> what its ops take there, one after another; described devices alone."""
-    solution: Solution | None = None
+    solution: Proof | None = None
     """How good the placement is; None where the policy left nothing free."""
     objective: str | None = None
     """What the solution is best for: ``bytes``, ``seconds`` or both; None without one."""
@@ -214,11 +215,14 @@ def write_partition(partition: Partition, trace: Path) -> Path:
 
 def _proof(
     partition: Partition,
-) -> tuple[int | None, int | None, str | None, bool | None, str | None]:
+) -> tuple[int | None, int | None, str | None, bool | None, str | None, str | None]:
     solution = partition.solution
     if solution is None:
-        return None, None, None, None, None
-    return solution.objective, solution.bound, partition.unit, solution.proven, solution.solver
+        return None, None, None, None, None, None
+    return (
+        solution.objective, solution.bound, partition.unit, solution.proven, solution.solver,
+        solution.cut or None,
+    )  # fmt: skip
 
 
 def share(part: int, whole: int) -> float:

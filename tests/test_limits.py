@@ -295,7 +295,7 @@ def test_parts_of_a_llama(traced):
     }
     assert found.tied == 128256 * 2048
     assert (found.attention, found.heads) == ("GQA", (32, 8))
-    assert found.layers[3]["attention"].total == 2 * 2048 * 2048 + 2 * 2048 * 512
+    assert found.layers["3"]["attention"].total == 2 * 2048 * 2048 + 2 * 2048 * 512
     assert found.unread == 0
 
 

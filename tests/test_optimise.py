@@ -310,9 +310,10 @@ def test_calls_and_memory_are_kept_to(tmp_path):
 def layered(widths: list[int]) -> OpGraph:
     """A residual stream of those widths: each layer reads the one before, and the first input."""
     b = Builder()
-    stream = b.input("x", [3])
+    stream, weight = b.input("x", [3]), b.parameter("w", [1])
     for number, width in enumerate(widths):
-        inner = b.op(f"up{number}", stream, shape=[5], kind=Kind.LINEAR, path=f"layers.{number}.up")
+        path = f"layers.{number}.up"
+        inner = b.op(f"up{number}", stream, weight, shape=[5], kind=Kind.LINEAR, path=path)
         stream = b.op(f"down{number}", inner, shape=[width], path=f"layers.{number}")
     return b.finish(b.op("head", stream, shape=[2], kind=Kind.LINEAR, path="head"))
 

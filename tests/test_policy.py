@@ -13,11 +13,13 @@ from partition.accounting import account
 from partition.placement import Placement, validate
 from partition.policy import (
     CONDITIONS,
+    Secret,
     apply_policy,
     cautions,
     fixed_policy_names,
     idle_rules,
     load_policy,
+    named_by,
 )
 from tests.graphs import Builder
 from tracer.errors import InputError
@@ -536,3 +538,19 @@ def test_two_files_of_one_name_are_not_compared(run, tmp_path):
         "one directory: rename one of the files\n"
     )
     assert not list((tmp_path / "trace").glob("policy=*"))
+
+
+def test_a_secret_names_tensors_by_the_stack_and_the_layer_that_make_them():
+    """Parameters are made by no op."""
+    secret = Secret((("stack", ("*.layers",)), ("layer", ("1",))), "")
+    assert {GRAPH.tensors[t].name for t in named_by(GRAPH, secret)} == {"up", "act"}
+    assert named_by(GRAPH, Secret((("stack", ("layers",)),), "")) == frozenset()
+
+
+@pytest.mark.parametrize("layer", ['"1"', "1.5", "true", "[]", '[1, "2"]'])
+def test_the_layer_of_a_secret_is_a_whole_number(tmp_path, layer):
+    file = tmp_path / "mine.toml"
+    text = 'description = "d"\ndefault = "free"\nobjective = "bytes"\n[[secret]]\n'
+    file.write_text(f"{text}layer = {layer}\n")
+    with pytest.raises(InputError, match="secret 1: layer must be a whole number or a list"):
+        load_policy(str(file))

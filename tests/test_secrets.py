@@ -305,6 +305,8 @@ def test_an_op_that_no_table_knows_may_hand_on_all_it_reads():
         ('[[secret]]\nmodule_path = "model.layer.*"', "Did you mean model.layers."),
         ('[[secret]]\nname = "past_key_values*"', "no tensor has name past_key_values*."),
         ('[[secret]]\nlabel = "q"\nmodule_path = "lm_head"', "meets all of it together"),
+        ('[[secret]]\nstack = "model.layer"', "no tensor has stack model.layer. Did you mean mode"),
+        ('[[secret]]\nlayer = 2\nstack = "*.layers"', "no tensor has layer 2."),
         ('[[rule]]\nlabel = "attention_score"\nplace = "home"', "rule 1 (label = attention_sc"),
         ('[[rule]]\ntarget = "aten.lineer.*"\nplace = "home"', "Did you mean aten.linear"),
         ('[[rule]]\nkind = "attention"\nplace = "home"', "no op has kind attention. There are"),

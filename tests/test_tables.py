@@ -92,7 +92,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("compute_seconds", pa.map_(TEXT, FLOAT), ""), ("run_seconds", FLOAT, "null"),
         ("objective", TEXT, "null"), ("objective_value", I64, "null"),
         ("objective_bound", I64, "null"), ("objective_unit", TEXT, "null"),
-        ("optimal", pa.bool_(), "null"), ("solver", TEXT, "null"),
+        ("optimal", pa.bool_(), "null"), ("solver", TEXT, "null"), ("cut", TEXT, "null"),
         ("cycles", pa.map_(TEXT, I64), ""), ("array_options", TEXT, "null"),
     ],
 }  # fmt: skip

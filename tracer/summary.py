@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tracer.formula import formula, parse
 from tracer.graph import Kind, OpGraph, Role, Tensor
+from tracer.stacks import place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,9 @@ def cached_outputs(graph: OpGraph) -> list[Tensor]:
 
 
 def last_layered_op(graph: OpGraph) -> int:
-    """The last op in a layer (linears after it are the head), beyond all where none is in one."""
-    return max((op.id for op in graph.ops if op.layer is not None), default=len(graph.ops))
+    """The last op in a numbered layer: linears after it are the head. Beyond all without one."""
+    numbered = (op.id for op in graph.ops if place_of(op.module_path) != (None, None))
+    return max(numbered, default=len(graph.ops))
 
 
 def cached_inputs(graph: OpGraph) -> list[Tensor]:

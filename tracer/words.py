@@ -63,3 +63,9 @@ def counted(number: int, noun: str) -> str:
 def covered(share: float) -> str:
     """A coverage in percent, 100 only when nothing is left out."""
     return f"{share if share == 1 else min(share, 0.999):.1%}"
+
+
+def plain(text: str, most: int = 400) -> str:
+    """Text from elsewhere as it can be shown: one line of ``most`` characters, no control ones."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
