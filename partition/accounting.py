@@ -204,7 +204,15 @@ def steps_of(graph: OpGraph, placement: Placement) -> list[int]:
 
 def _cut_edges(graph: OpGraph, placement: Placement) -> int:
     devices = placement.devices
-    ends = [(devices[edge.src], devices[edge.dst]) for edge in graph.edges if edge.src is not None]
+    ends = [
+        (devices[edge.src], devices[edge.dst]) for edge in graph.edges
+        if edge.src is not None
+        and not (
+            # The state of the next run is not taken home.
+            graph.ops[edge.dst].kind is Kind.OUTPUT
+            and graph.tensors[edge.tensor].role is Role.KV_CACHE
+        )
+    ]  # fmt: skip
     # What is appended to cached state flows on to where the state is read.
     for op in graph.ops:
         read = {tensor.id for tensor in graph.inputs(op.id)}
