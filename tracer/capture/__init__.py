@@ -24,6 +24,7 @@ from transformers.utils import import_utils
 
 from tracer.capture.blocks import find_stacks, shortened, unlike
 from tracer.capture.cache import WRAPPED
+from tracer.capture.configs import unused
 from tracer.capture.errors import Untraceable, failure
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
 from tracer.capture.inputs import MANY_TOKENS, phases, reading
@@ -74,7 +75,7 @@ def capture(
     sizes = {"batch": batch, "seq": seq, "past": past, "source": source}
     with quiet(), as_it_runs():
         task = _task(config, model, phase, sizes, cache, dtype, attn, logits, overrides)
-        notes = settle(config, overrides, model=model)[1]
+        notes = _notes(config, overrides, model, dtype, attn)
         return _captured(task, dtype, attn, overrides, notes, symbolic=symbolic, full=full)
 
 
@@ -85,6 +86,14 @@ def _task(
     module = build(config, overrides, model=model, dtype=dtype, attn=attn)
     read = reading(module, model, phase)
     return Task(module, model, read, phase=phase, logits=logits, cache=cache, sizes=sizes)
+
+
+def _notes(
+    config: Mapping[str, Any], overrides: Mapping[str, Any], model: str, dtype: str, attn: str
+) -> tuple[str, ...]:
+    """What a user must know of a config, whatever is traced of it."""
+    merged, notes = settle(config, overrides, model=model)
+    return (*unused(merged, dtype=dtype, attn=attn), *notes)
 
 
 def capture_function(
@@ -147,7 +156,7 @@ def runnable(
     sizes = {"batch": batch, "seq": seq, "past": past, "source": source}
     with quiet(), as_it_runs():
         task = _task(config, model, phase, sizes, cache, dtype, attn, logits, overrides)
-        notes = settle(config, overrides, model=model)[1]
+        notes = _notes(config, overrides, model, dtype, attn)
         twin = build_with_memory(config, overrides, model=model, dtype=dtype, attn=attn)
         return _runnable(task, dtype, attn, overrides, notes, twin)
 

@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers.initialization import no_init_weights
 
+from tracer.capture.configs import check_sizes, config_class, described, without_options
 from tracer.capture.errors import first_line
 from tracer.errors import InputError, suggest
 
@@ -78,7 +79,8 @@ def _in_dtype(module: torch.nn.Module, dtype: str) -> torch.nn.Module:
 def _module(
     config: Mapping[str, Any], model: str, dtype: str, attn: str, device: str = "meta"
 ) -> torch.nn.Module:
-    settings = _config_class(config, model).from_dict(dict(config), attn_implementation=attn)
+    kind = config_class(config, model)
+    settings = kind.from_dict(without_options(config), attn_implementation=attn)
     model_class = _model_class(settings, config, model)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
@@ -103,16 +105,16 @@ def _drop_data(module: torch.nn.Module) -> None:
 def settle(
     config: Mapping[str, Any], overrides: Mapping[str, Any], *, model: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(the config with the overrides applied, a note for each list cut to fewer layers).
+    """(the config with the overrides applied, what a user must know of its sizes).
 
     A dot in a key reaches into a nested table. An override that lowers the number of layers cuts
     the lists that had one entry a layer, unless the config derives them from the number anew.
-    Raises InputError for a field that the config does not have.
+    Raises InputError for a field that the config does not have, and as ``check_sizes``.
     """
-    config_class = _config_class(config, model)
-    aliases = config_class.attribute_map
-    default = _described(config_class, {})
-    full = _described(config_class, config) or {**default, **config}
+    kind = config_class(config, model)
+    aliases = kind.attribute_map
+    default = described(kind, {})
+    full = described(kind, config) or {**default, **config}
     known = {*config, *full, *aliases, "architectures"}
     for key in overrides:
         if key in _ELSEWHERE:
@@ -121,7 +123,7 @@ def settle(
             inside = [f"{table}.{key}" for table, fields in full.items()
                       if isinstance(fields, dict) and key in fields]  # fmt: skip
             raise InputError(
-                f"--set {key}: the config of {model} ({config_class.__name__}) has no such field."
+                f"--set {key}: the config of {model} ({kind.__name__}) has no such field."
                 + (f" Do you mean {' or '.join(inside)}?" if inside else suggest(key, known))
             )
     paths = {key: _path(key, aliases) for key in overrides}
@@ -131,14 +133,14 @@ def settle(
             _table(merged, path[:-1])[path[-1]] = overrides[key]
         except (AttributeError, TypeError) as error:
             raise InputError(f"--set {key}: {path[0]} of {model} is no table of fields") from error
-    after = _described(config_class, merged)
+    after = described(kind, merged)
     notes = []
     for key, (*where, name) in paths.items():
         old, new = _table(full, where).get(name), overrides[key]
         if not _DEPTH.fullmatch(name) or type(old) is not int or type(new) is not int:
             continue
         if new < 1:
-            raise InputError(f"--set {key}={new}: a model has one layer or more")
+            continue  # which is said of the config
         for field, entries in _table(full, where).items():
             if not isinstance(entries, list) or len(entries) != old or new == old:
                 continue
@@ -155,26 +157,7 @@ def settle(
             if new < old:
                 _table(merged, where)[field] = entries[:new]
                 notes.append(f"{field} is cut to its first {new} of {old} entries, one a layer")
-    return merged, tuple(notes)
-
-
-def _config_class(config: Mapping[str, Any], model: str) -> Any:
-    kind = config.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
-        raise InputError(
-            f"{model}: transformers {version('transformers')} knows no model_type {kind!r}."
-            + suggest(str(kind), transformers.CONFIG_MAPPING.keys())
-        )
-    return transformers.CONFIG_MAPPING[kind]
-
-
-def _described(config_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with all its defaults; empty when it is not valid."""
-    try:
-        described: dict[str, Any] = config_class.from_dict(dict(config)).to_dict()
-    except Exception:  # a config class raises anything; building the model says what is wrong
-        return {}
-    return described
+    return merged, (*check_sizes(merged, model), *notes)
 
 
 def _path(key: str, aliases: Mapping[str, str]) -> list[str]:
