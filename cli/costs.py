@@ -67,7 +67,7 @@ def cost(
     from cli.printing import print_json
     from cli.workspace import trace_folder
     from costmodels.devices import load_device
-    from costmodels.roofline import refuse_missing, time_ops
+    from costmodels.roofline import refuse_missing, time_graph
     from costmodels.tables import write_costs
     from tracer.serde import read_trace
 
@@ -82,7 +82,8 @@ def cost(
         sparsity=sparsity, sparsity_speedup=sparsity_speedup, chips=chips,
     )  # fmt: skip
     times = [
-        time_ops(graph, device, products_dtype=products_dtype, options=options) for device in chosen
+        time_graph(graph, device, products_dtype=products_dtype, options=options)
+        for device in chosen
     ]
     if strict:
         for time in times:

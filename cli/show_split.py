@@ -145,6 +145,11 @@ def _times(partition: Partition) -> Iterable[str]:
             "share, takes longer than they compute; with ever more of them the run takes "
             f"{duration(run.many_chips_seconds or 0.0)}"
         )
+    elif run is not None and run.many_chips_seconds is not None:
+        yield (
+            f"with ever more chips the run takes {duration(run.many_chips_seconds)}: one tile of "
+            f"each product takes longer than {partition.links.name}"
+        )
 
 
 def _speed(run: Run) -> str:

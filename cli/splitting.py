@@ -325,6 +325,7 @@ def partition_of(
     """A graph placed by a policy, with what the placement moves."""
     from partition.accounting import account
     from partition.optimise import compute_cycles, compute_seconds, place
+    from partition.run import chips_of, times_under
     from partition.tables import Partition
 
     placed = place(graph, policy, setting)
@@ -332,11 +333,13 @@ def partition_of(
         graph, placed.placement, setting.links,
         wire_dtype=setting.wire_dtype, residency=setting.residency,
     )  # fmt: skip
+    times = times_under(graph, placed.placement, traffic.transfers, setting.times)
     return Partition(
         graph, trace_id, policy.name, placed.placement, traffic, setting.links,
-        setting.wire_dtype, setting.residency, compute_seconds(placed.placement, setting.times),
+        setting.wire_dtype, setting.residency, compute_seconds(placed.placement, times),
         placed.solution, " and ".join(policy.objective or ()) or None, placed.unit,
         compute_cycles(placed.placement, setting.times), machines.options,
+        chips_of(graph, placed.placement, setting.times, machines.options),
     )  # fmt: skip
 
 

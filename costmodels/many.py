@@ -16,7 +16,7 @@ from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
 from costmodels.experts import route, routed
 from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape, traffic
-from costmodels.memory import memory_need
+from costmodels.roofline import paged_share
 from tracer.formula import Formula, const, formula, parse
 from tracer.graph import Op, OpGraph, Tensor
 
@@ -71,6 +71,12 @@ class Work:
     """Read and written."""
     gemm: tuple[Ints, Ints, Ints, Ints] | None
     """(batch, m, n, k) of a matrix product."""
+
+    def at(self, rows: Ints) -> "Work":
+        """At some of the sizes."""
+        batch_m_n_k: Any = None if self.gemm is None else tuple(axis[rows] for axis in self.gemm)
+        flops = None if self.flops is None else self.flops[rows]
+        return Work(self.dtype, flops, self.moved_bytes[rows], batch_m_n_k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,22 +168,17 @@ class WorkTime:
     """Cycles and tiles, on an array of multipliers."""
 
 
-def time_works(
-    graph: OpGraph, work: Works, over: Over, device: Device, options: Options
-) -> tuple[WorkTime, ...]:
-    """By group: what its ops take on a device, as ``roofline.time_ops`` counts it.
+def time_work(
+    device: Device, work: Work, options: Options, lying_bytes: Ints | int = 0
+) -> WorkTime:
+    """What ops that are alike take each, as ``roofline`` counts it where so many bytes lie there.
 
     A device has seconds for a group at all sizes or at none: sizes at which FLOPs are nothing and
-    sizes at which they are something are not to be asked for together (``somewhere_free``).
+    sizes at which they are something are not to be asked for together.
     """
     if device.array is not None:
-        return tuple(_on_array(device, one, options) for one in work.groups)
-    paged: Floats | float = 0.0
-    if device.enclave_bytes is not None:
-        need = memory_need(graph, [over(bytes_of(t)) for t in graph.tensors]).bytes
-        need = np.maximum(need, device.enclave_bytes)
-        paged = 1 - device.enclave_bytes / need
-    return tuple(_on_roofline(device, one, paged) for one in work.groups)
+        return _on_array(device, work, options)
+    return _on_roofline(device, work, paged_share(device, lying_bytes))
 
 
 def _on_array(device: Device, work: Work, options: Options) -> WorkTime:

@@ -63,5 +63,10 @@ def highest(changes: Iterable[Any]) -> Any:
     now: Any = 0
     for change in changes:
         now = now + change
-        most = most + (now > most) * (now - most)
+        most = larger(most, now)
     return most
+
+
+def larger(one: Any, other: Any) -> Any:
+    """The larger of two numbers, or of each pair of two arrays."""
+    return one + (other > one) * (other - one)

@@ -4,21 +4,23 @@ On a device with peaks an op takes ``max(FLOPs / peak, bytes / bandwidth) + laun
 (Williams, Waterman, Patterson: Roofline, CACM 2009), each op by itself, one after another. A
 device that is an array of multipliers runs matrix products alone (``costmodels.arrays``).
 
-A device whose secure memory is smaller than what the graph needs pages: of the bytes that an op
-touches, the share that does not fit is moved at the paging rate first. That is an average over a
-run that touches everything alike: an estimate.
+A device pages where more lies on it than its secure memory holds: of the bytes that an op touches,
+the share that does not fit is moved at the paging rate first. That is an average over a run that
+touches everything alike: an estimate. How much lies there depends on what else runs there, so the
+ops of a device have seconds without paging (``time_ops``) and seconds for what lies there
+(``DeviceTime.holding``).
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
 from costmodels.flops import FREE, PRODUCTS, computed_in, numbered
 from costmodels.links import Link, round_trip_seconds
-from costmodels.memory import MemoryNeed, memory_need
+from costmodels.memory import MemoryNeed, larger, memory_need
 from tracer.errors import CutedgeError
 from tracer.graph import FLOATING, Op, OpGraph
 
@@ -45,12 +47,25 @@ class DeviceTime:
     ops: tuple[OpTime, ...]
     """By op id."""
     need: MemoryNeed
+    """Of the whole graph on this device."""
     paged_share: float
-    """The share of the graph's memory that does not fit into the device's secure memory."""
+    """The share of what lies on the device that its secure memory does not hold."""
     missing: Mapping[str, int]
     """target -> ops that work and have no seconds here: no total includes them."""
     coverage: float
     """Share of the ops that work that have seconds."""
+    products_dtype: str | None = None
+    """What matrix products are computed in; their own dtype when None."""
+    options: Options = field(default_factory=Options)
+    """Of an array of multipliers."""
+
+    def holding(self, graph: OpGraph, lying_bytes: int) -> "DeviceTime":
+        """The same ops' seconds where so many bytes lie on the device, paging included."""
+        paged = paged_share(self.device, lying_bytes)
+        if paged == self.paged_share:
+            return self
+        one = _op_timer(graph, self.device, self.products_dtype, self.options, paged)
+        return replace(self, ops=tuple(map(one, graph.ops)), paged_share=paged)
 
     @property
     def seconds(self) -> float:
@@ -89,36 +104,54 @@ def time_ops(
     products_dtype: str | None = None,
     options: Options | None = None,
 ) -> DeviceTime:
-    """The seconds of every op of an annotated graph on ``device``.
+    """The seconds of every op of an annotated graph on ``device``, paging left out.
 
     ``products_dtype`` is what matrix products of floats are computed in (``tfloat32`` on tensor
     cores), their operands' dtype when None; ``options`` are those of an array of multipliers.
     """
-    need = memory_need(graph)
-    secure = device.enclave_bytes
-    paged = 0.0 if secure is None or need.bytes <= secure else 1 - secure / need.bytes
-    one = _on_array(device, options) if device.array else _on_roofline(
-        graph, device, products_dtype, paged
-    )  # fmt: skip
-    times = tuple(OpTime(0.0) if op.kind in FREE else one(op) for op in graph.ops)
+    given = options or Options()
+    times = tuple(map(_op_timer(graph, device, products_dtype, given, 0.0), graph.ops))
     working = sum(op.kind not in FREE for op in graph.ops)
     missing = Counter(
         op.target for op, time in zip(graph.ops, times, strict=True) if time.seconds is None
     )
     return DeviceTime(
-        device, times, need, paged, dict(missing),
-        (working - missing.total()) / working if working else 1.0,
+        device, times, memory_need(graph), 0.0, dict(missing),
+        (working - missing.total()) / working if working else 1.0, products_dtype, given,
     )  # fmt: skip
 
 
-def _on_array(device: Device, options: Options | None) -> Callable[[Op], OpTime]:
+def time_graph(graph: OpGraph, device: Device, **options: Any) -> DeviceTime:
+    """``time_ops`` where the whole graph lies on the device, paging included."""
+    found = time_ops(graph, device, **options)
+    return found.holding(graph, found.need.bytes)
+
+
+def paged_share(device: Device, lying_bytes: Any) -> Any:
+    """The share of the bytes that lie on a device that its secure memory does not hold.
+
+    0 of a device without secure memory. For an int, or an array of int64.
+    """
+    secure = device.enclave_bytes
+    return 0.0 if secure is None else 1 - secure / larger(lying_bytes, secure)
+
+
+def _op_timer(
+    graph: OpGraph, device: Device, products_dtype: str | None, options: Options, paged: float
+) -> Callable[[Op], OpTime]:
+    one = (
+        _on_array(device, options) if device.array
+        else _on_roofline(graph, device, products_dtype, paged)
+    )  # fmt: skip
+    return lambda op: OpTime(0.0) if op.kind in FREE else one(op)
+
+
+def _on_array(device: Device, options: Options) -> Callable[[Op], OpTime]:
     def one(op: Op) -> OpTime:
         gemm = op.cost.gemm
         if gemm is None or device.array is None:
             return OpTime()
-        cost = gemm_cost(
-            device.array, gemm.m, gemm.k, gemm.n, batch=gemm.batch, options=options or Options()
-        )
+        cost = gemm_cost(device.array, gemm.m, gemm.k, gemm.n, batch=gemm.batch, options=options)
         return OpTime(cost.seconds, "compute", cost)
 
     return one

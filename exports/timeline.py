@@ -16,6 +16,7 @@ from costmodels.flops import numbered
 from costmodels.roofline import DeviceTime
 from exports.split import Split
 from partition.accounting import Call, Transfer, call_label, steps_of
+from partition.run import times_under
 from tracer.errors import InputError
 from tracer.graph import Kind, Op, Tensor
 from tracer.summary import tensor_names
@@ -88,11 +89,11 @@ def _tracks(split: Split, slices: Sequence[Slice]) -> tuple[str, ...]:
 def predicted(split: Split, times: Mapping[str, DeviceTime]) -> Timeline:
     """A run as the op costs on described devices and the links' transfers have it.
 
-    ``times`` is by device. Raises InputError naming the devices or links whose seconds are not
-    known, and what to give.
+    ``times`` is by device, paging left out. Raises InputError naming the devices or links whose
+    seconds are not known, and what to give.
     """
     _check_known(split, times)
-    walked = _walk(split, times)
+    walked = _walk(split, times_under(split.graph, split.placement, split.transfers, times))
     slices = _with_flows(split, walked)
     return Timeline("predicted", _tracks(split, slices), slices, tuple(_levels(split, walked)))
 

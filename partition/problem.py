@@ -14,7 +14,7 @@ from typing import Any
 from costmodels.links import Links, load_link
 from costmodels.memory import highest
 from partition import Residency
-from partition.accounting import Traffic, account, on_wire
+from partition.accounting import Traffic, Transfer, account, on_wire
 from partition.placement import Placement, PlacementError
 from partition.stored import held, keepers, readers_of_stored, storages
 from tracer.graph import Kind, OpGraph
@@ -211,7 +211,7 @@ def recount(problem: Problem, placement: Placement) -> Recount:
     )
     objective += sum(problem.storage_cost.get(key, 0) for key in stored)
     objective += sum(problem.call_cost.get(call.device, 0) for call in traffic.calls)
-    memory = memory_of(graph, placement, traffic) if problem.memory_bytes else {}
+    memory = memory_of(graph, placement, traffic.transfers) if problem.memory_bytes else {}
     used = {device: memory.get(device, 0) for device in problem.memory_bytes}
     return Recount(
         objective, len(traffic.calls), used, (*_broken(problem, placement, traffic, used),)
@@ -245,9 +245,12 @@ def _broken(
 
 
 def memory_of(
-    graph: OpGraph, placement: Placement, traffic: Traffic, sizes: Sequence[Any] | None = None
+    graph: OpGraph,
+    placement: Placement,
+    transfers: Iterable[Transfer],
+    sizes: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """By device: the most bytes that lie there at a time.
+    """By device: the most bytes that lie there at a time; ``transfers`` are the placement's.
 
     ``sizes`` are the bytes of each tensor, for many sizes of the graph at once; else its own.
 
@@ -277,7 +280,7 @@ def memory_of(
         for op, device in needs:
             assert device is not None
             until[tensor.id, device] = max(until.get((tensor.id, device), 0), op)
-    for transfer in traffic.transfers:  # also from home, where home only passes it on
+    for transfer in transfers:  # also from home, where home only passes it on
         assert transfer.tensor.op is not None
         made = transfer.tensor.id, devices[transfer.tensor.op]
         until[transfer.tensor.id, transfer.src_device] = until[made]  # type: ignore[index]

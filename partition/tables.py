@@ -15,7 +15,7 @@ from costmodels.flops import total_flops
 from costmodels.links import Links
 from partition.accounting import Traffic
 from partition.placement import Placement
-from partition.run import Run
+from partition.run import Chips, Run
 from partition.solve import Solution
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import make_tables, trace_metadata, write_tables
@@ -120,6 +120,8 @@ class Partition:
     """Device -> the cycles of its products there; arrays of multipliers alone."""
     options: Options = field(default_factory=Options)
     """What makes the arrays faster than their descriptions."""
+    chips: Chips | None = None
+    """The arrays that compute for home; None where no accelerator computes, or one is no array."""
 
     @property
     def run(self) -> Run | None:
@@ -128,12 +130,15 @@ class Partition:
         moving, meta = self.traffic.totals.seconds, self.graph.meta
         if moving is None or not {home, *accelerators} <= set(self.compute_seconds):
             return None
-        chips = (
-            self.options.chips if accelerators and set(accelerators) <= set(self.cycles) else None
-        )
+        at_home, away = (
+            self.compute_seconds[home], sum(self.compute_seconds[d] for d in accelerators)
+        )  # fmt: skip
+        chips, tokens = self.chips, meta.batch * max(meta.seq, 1)
+        if chips is None:
+            return Run(at_home, away, moving, tokens, None)
         return Run(
-            self.compute_seconds[home], sum(self.compute_seconds[d] for d in accelerators), moving,
-            meta.batch * max(meta.seq, 1), chips,
+            at_home, away, moving, tokens, chips.options.chips, chips.fewest_within(moving),
+            at_home + chips.seconds(chips.most) + moving,
         )  # fmt: skip
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from costmodels.roofline import DeviceTime
 from partition.explain import Comparison
 from partition.ladder import Exposure
+from partition.run import times_under
 from partition.tables import Partition
 from report import figures, machines
 from report.block import Block, block
@@ -70,16 +71,17 @@ def make_report(
     """Compose a report of policies on one trace; sequences are by policy, in one order.
 
     ``headlines`` are (the sentence, what else is to be said); ``times`` are of the devices that
-    are described; ``shown`` is the policy that comes up first.
+    are described, paging left out; ``shown`` is the policy that comes up first.
     """
     sheets = [
         Sheet(
             one.policy, headline, more, figures.flows(one), figures.by_layer(one),
             figures.by_call(one), block(one),
-            [machines.roofline(one, device, times.get(device)) for device in devices],
-            [machines.cycles(one, device, times.get(device)) for device in devices],
+            [machines.roofline(one, device, taken.get(device)) for device in devices],
+            [machines.cycles(one, device, taken.get(device)) for device in devices],
         )
         for one, (headline, more) in zip(partitions, headlines, strict=True)
+        for taken in [times_under(one.graph, one.placement, one.traffic.transfers, times)]
     ]  # fmt: skip
     arrays = [device in times and times[device].device.array is not None for device in devices]
     return Report(

@@ -2,13 +2,19 @@
 
 import csv
 import json
+import random
+from collections import Counter
+from dataclasses import replace
 from math import ceil
 
 import pytest
 
-from partition.run import Run
+from costmodels.arrays import Options, gemm_cost
+from costmodels.devices import load_device
+from partition.run import Chips, Run
 from tests.conftest import REFERENCE
 from tests.inprocess import invoke
+from tracer.graph import Gemm
 
 MODELS = ("edge-10m", "distilbert", "tinyllama-1.1b")
 CHIP = ("--home", "ryzen-7950x", "--accel", "chip-8x8", "--link", "axi-lite")
@@ -46,6 +52,11 @@ def tiles(batch: int, m: int, k: int, n: int) -> int:
     return batch * ceil(m / 8) * ceil(k / 8) * ceil(n / 8)
 
 
+def shared_out(each: list[int], chips: int, speedup: int = 1) -> float:
+    """Seconds of products of so many tiles each, of which the chips take equal shares."""
+    return sum(ceil(ceil(count / chips) * 532 / speedup) for count in each) / 100e6
+
+
 # --- figures --------------------------------------------------------------------------------------
 
 
@@ -76,8 +87,22 @@ def test_shares_by_hand(here, options):
     assert run["home_share"] == pytest.approx(host / (host + chip + link))
     assert run["accelerator_share"] == pytest.approx(chip / (host + chip + link))
     assert run["link_share"] == pytest.approx(link / (host + chip + link))
-    assert run["link_bound_chips"] == ceil(run["chips"] * chip / link)
-    assert run["many_chips_seconds"] == pytest.approx(host + link)
+    speedup = 10 if options else 1
+    each = [tiles(*product) for product in products(here, "tinyllama-1.1b")]
+    assert shared_out(each, run["link_bound_chips"], speedup) <= link
+    assert shared_out(each, run["link_bound_chips"] - 1, speedup) > link
+    one_tile_each = len(each) * ceil(532 / speedup) / 100e6
+    assert run["many_chips_seconds"] == pytest.approx(host + link + one_tile_each)
+
+
+@pytest.mark.parametrize("chips", ["1", "1000", "5149", "6000"])
+def test_where_the_link_takes_longer_is_the_same_for_any_number_of_chips(here, chips):
+    """5,150 chips compute 17.27 ms, one less 17.28 ms; axi-lite takes 17.28 ms.
+
+    Scaled down, 61.3 s of one chip by 17.28 ms would be 3,548 of them.
+    """
+    run = partitioned(here, "tinyllama-1.1b", "--chips", chips)["run"]
+    assert run["link_bound_chips"] == 5150
 
 
 def test_int8_crosses_as_one_byte(here):
@@ -120,7 +145,9 @@ def test_the_table_has_cycles_and_options(here):
 def test_what_a_partition_prints(here):
     done = invoke("partition", here / "edge-10m", *HOST_CHIP)
     found = partitioned(here, "edge-10m")
-    chips = ceil(found["compute_seconds"]["chip-8x8"] / found["transfer_seconds"])
+    chips = found["run"]["link_bound_chips"]
+    each = [tiles(*product) for product in products(here, "edge-10m")]
+    assert shared_out(each, chips) <= found["transfer_seconds"] < shared_out(each, chips - 1)
     assert f"\nchip-8x8: {found['cycles']['chip-8x8']:,} cycles\n" in done.stdout
     assert f"\nfrom {chips:,} chips on, axi-lite, which they share, takes longer" in done.stdout
     assert "\n817.1 ms a token, 1.224 tokens a second\n" in done.stdout
@@ -154,18 +181,28 @@ def test_a_run_is_usable_within_so_many_seconds_a_token(run, within, ratio):
     assert run.too_slow(within) == (None if ratio is None else pytest.approx(ratio))
 
 
-@pytest.mark.parametrize(
-    ("run", "chips", "limit"),
-    [
-        (Run(1.0, 7.0, 2.0, 1, 1), 4, 3.0),  # 7 / 4 = 1.75, and 7 / 3 is above 2
-        (Run(1.0, 7.0, 2.0, 1, 4), 14, 3.0),  # the 4 that there are take 7 s together
-        (Run(1.0, 0.5, 2.0, 1, 1), 1, 3.0),
-        (Run(1.0, 7.0, 0.0, 1, 1), None, 1.0),
-        (Run(1.0, 7.0, 2.0, 1, None), None, None),
-    ],
-)
-def test_where_more_chips_end(run, chips, limit):
-    assert (run.link_bound_chips, run.many_chips_seconds) == (chips, limit)
+@pytest.mark.parametrize("seed", range(20))
+def test_where_more_chips_end_by_trying_every_number(seed):
+    """Products of a few tiles each, some of which are not shared out evenly."""
+    rng = random.Random(seed)
+    chip = load_device(rng.choice(["chip-8x8", "systolic-16x16"])).array
+    options = Options(chips=rng.choice([1, 3]), sparsity=rng.choice([0.0, 0.5]))
+    sides = [[rng.randint(1, 40) for _ in range(3)] for _ in range(rng.randint(1, 4))]
+    each = Counter((chip, Gemm(rng.randint(1, 3), *side)) for side in sides)
+    found = Chips(each, options)
+
+    def taken(chips: int) -> float:
+        on = replace(options, chips=chips)
+        return sum(
+            count * gemm_cost(chip, g.m, g.k, g.n, batch=g.batch, options=on).seconds
+            for (_, g), count in each.items()
+        )
+
+    trials = {chips: taken(chips) for chips in range(1, 500)}
+    assert min(trials.values()) == pytest.approx(taken(found.most))
+    for seconds in [*rng.sample(sorted(set(trials.values())), 3), min(trials.values()) / 2]:
+        within = [chips for chips, each in trials.items() if each <= seconds * (1 + 1e-12)]
+        assert found.fewest_within(seconds * (1 + 1e-12)) == min(within, default=None)
 
 
 def test_the_documents_verdicts(here):

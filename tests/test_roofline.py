@@ -3,12 +3,20 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from costmodels.arrays import gemm_cost
 from costmodels.devices import Device, load_device
 from costmodels.memory import memory_need
-from costmodels.roofline import MissingCostError, refuse_missing, shares, time_ops
+from costmodels.roofline import (
+    MissingCostError,
+    paged_share,
+    refuse_missing,
+    shares,
+    time_graph,
+    time_ops,
+)
 from tests.graphs import Builder
 from tests.inprocess import invoke
 from tracer.graph import Gemm, Kind, OpCost, OpGraph, Role, Status
@@ -112,12 +120,26 @@ def test_an_array_runs_products_alone(graph):
 def test_secure_memory_that_is_too_small_pages(graph):
     need = memory_need(graph).bytes
     enclave = replace(CARD, enclave_bytes=need // 4, paging_bytes_per_second=1e4)
-    times = time_ops(graph, enclave)
+    times = time_graph(graph, enclave)
     assert times.paged_share == pytest.approx(1 - (need // 4) / need)
     assert times.ops[1].seconds == pytest.approx(896 / 1e5 + 896 * times.paged_share / 1e4)
     roomy = replace(enclave, enclave_bytes=need)
-    assert time_ops(graph, roomy).paged_share == 0
+    assert time_graph(graph, roomy).paged_share == 0
     assert seconds(graph, roomy) == seconds(graph, CARD)
+
+
+def test_paging_goes_by_what_lies_there(graph):
+    """1,000 bytes of room: nothing pages up to them, of 4,000 bytes three quarters do."""
+    enclave = replace(CARD, enclave_bytes=1000, paging_bytes_per_second=1e4)
+    alone = time_ops(graph, enclave)
+    assert alone.ops == time_ops(graph, CARD).ops
+    assert alone.holding(graph, 1000) is alone
+    full = alone.holding(graph, 4000)
+    assert full.paged_share == 0.75
+    assert full.ops[1].seconds == pytest.approx(896 / 1e5 + 896 * 0.75 / 1e4)
+    assert full.ops[0].seconds == 0
+    assert paged_share(CARD, 10**9) == 0
+    assert paged_share(enclave, np.array([0, 999, 1000, 4000])).tolist() == [0, 0, 0, 0.75]
 
 
 def test_whether_it_fits(graph):

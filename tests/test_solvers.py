@@ -461,7 +461,7 @@ def test_memory_against_one_that_looks_at_every_moment(seed):
     where = random_placement(rng, problem)
     for residency in ("run", "call"):
         traffic = account(problem.graph, where, NO_FRAMING, residency=residency)
-        counted = memory_of(problem.graph, where, traffic)
+        counted = memory_of(problem.graph, where, traffic.transfers)
         for device in counted:
             assert counted[device] == oracle_memory(problem.graph, where, traffic, device)
 
@@ -532,7 +532,7 @@ def sliced() -> OpGraph:
 def test_memory_by_hand(on_gpu, gpu, tee):
     graph = sliced()
     where = place(graph, {"gpu": on_gpu})
-    memory = memory_of(graph, where, account(graph, where, NO_FRAMING))
+    memory = memory_of(graph, where, account(graph, where, NO_FRAMING).transfers)
     assert (memory.get("gpu", 0), memory[HOME]) == (gpu, tee)
 
 

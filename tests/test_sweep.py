@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from math import fsum
 from pathlib import Path
@@ -23,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.arrays import Options
-from costmodels.devices import load_device
+from costmodels.devices import Device, load_device
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from costmodels.many import Over, exact_sum
@@ -32,6 +33,7 @@ from partition.accounting import account
 from partition.optimise import Setting, compute_cycles, compute_seconds, place
 from partition.policy import Policy, Rule, load_policy
 from partition.problem import InfeasibleError
+from partition.run import times_under
 from partition.sweeping.answers import (
     ACCELERATOR,
     BETWEEN,
@@ -63,10 +65,19 @@ def machine(home: str, accelerator: str, link: str, **options) -> Machine:
     return Machine(home, accelerator, *devices, load_link(link), Options(**options))
 
 
+def enclave(room: int) -> Device:
+    return replace(load_device("tee-sgx"), enclave_bytes=room)
+
+
 MACHINES = (
     machine("tee", "gpu", "zmq-ipc"),
     machine("tee-tdx", "rtx-4090", "pcie5-x16-cc"),
-    machine("tee-sgx", "h100-sxm", "axi-lite"),  # pages, and chunks
+    machine("tee-sgx", "h100-sxm", "axi-lite"),  # chunks
+    replace(
+        machine("tee-sgx", "tee-sgx", "pcie4-x16"),  # pages, at home more than away
+        home_device=enclave(2**18),
+        accelerator_device=enclave(2**17),
+    ),
     machine("tee-tdx", "chip-8x8", "zmq-ipc-shm", chips=4, int8_speedup=2.5),
     machine("ryzen-7950x", "systolic-16x16", "nvlink", sparsity=0.5),
 )
@@ -83,6 +94,7 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
     traffic = account(
         graph, placed.placement, setting.links, wire_dtype=wire, residency=residency
     )  # fmt: skip
+    times = times_under(graph, placed.placement, traffic.transfers, times)
     made = Partition(
         graph, "", policy.name, placed.placement, traffic, setting.links, wire, residency,
         compute_seconds(placed.placement, times), placed.solution, None, None,
@@ -104,6 +116,7 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         "accelerator_seconds": made.compute_seconds.get(ACCELERATOR),
         "run_seconds": made.run_seconds,
         "optimal": None if placed.solution is None else placed.solution.proven,
+        "paging": {part for part, time in times.items() if time.paged_share},
     }  # fmt: skip
 
 
@@ -166,13 +179,14 @@ def test_every_figure_is_that_of_one_point(subject):
                 assert not any(known[row] for _, known in found.figures.values())
                 continue
             assert found.optimal[row] == wanted.pop("optimal")
+            checked.update(wanted.pop("paging"))
             got = {
                 figure: values[row].item() if known[row] else None
                 for figure, (values, known) in found.figures.items()
             }
             assert got == wanted, f"{policy_name} at {sizes} on {on.home}, {on.accelerator}"
             checked[found.placed[row]] += 1
-    assert {FIXED, HERE, BETWEEN} <= set(checked)
+    assert {FIXED, HERE, BETWEEN, HOME, ACCELERATOR} <= set(checked)
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -221,7 +221,7 @@ class Search:
             if devices not in self._needed:
                 placement = placement_on(devices)
                 traffic = account(graph, placement, Links(load_link("none")))
-                self._needed[devices] = memory_of(graph, placement, traffic, taken)
+                self._needed[devices] = memory_of(graph, placement, traffic.transfers, taken)
             needed = self._needed[devices]
             for part, limit in limits.items():
                 over_limit = (limit < most) & (needed.get(part, 0) > limit)

@@ -25,12 +25,13 @@ from costmodels.many import (
     WorkTime,
     bytes_of,
     exact_sum,
-    time_works,
+    time_work,
     works,
 )
 from partition import Residency
 from partition.accounting import account
 from partition.policy import Policy
+from partition.problem import memory_of
 from partition.stored import held
 from partition.sweeping.answers import (
     ACCELERATOR,
@@ -175,13 +176,13 @@ class _Part:
         self._plans: dict[Any, _Plan] = {}
 
     def times(self, machine: Machine) -> dict[str, tuple[WorkTime, ...]]:
-        """By part of the machine: what the groups of ops take there."""
+        """By part of the machine: what the groups of ops take there, paging left out."""
         found = {}
         for part, device in machine.devices.items():
             key = id(device), machine.options
             if key not in self._times:
-                self._times[key] = time_works(
-                    self.graph, self.work, self.over, device, machine.options
+                self._times[key] = tuple(
+                    time_work(device, group, machine.options) for group in self.work.groups
                 )
             found[part] = self._times[key]
         return found
@@ -271,6 +272,7 @@ class _Plan:
             graph, placement, Links(load_link("none")), wire_dtype=wire, residency=residency
         )
         self._part, self._rows, self._devices = part, rows, devices
+        self._placed = placement, traffic.transfers
         self._over = Over({name: many[rows] for name, many in part.over.sizes.items()})
         tensors: dict[tuple[int, str], list[Formula]] = {}
         for t in traffic.transfers:
@@ -363,14 +365,30 @@ class _Plan:
 
     def _ran(self, machine: Machine, place: str) -> Floats | None:
         """What the ops on a device take, None where it cannot run all of them."""
-        times = self._part.times(machine)[place]
+        device = machine.devices[place]
         terms = []
         for group, count in self._ops[place].items():
-            taken = times[group].seconds
+            if device.enclave_bytes is None:
+                taken = self._part.times(machine)[place][group].seconds
+                taken = None if taken is None else taken[self._rows]
+            else:
+                work = self._part.work.groups[group].at(self._rows)
+                taken = time_work(device, work, machine.options, self._lying(place)).seconds
             if taken is None:
                 return None
-            terms.append((count, taken[self._rows]))
+            terms.append((count, taken))
         return exact_sum(terms, self._over.length)
+
+    def _lying(self, place: str) -> Ints:
+        """The most bytes that lie on a device at a time."""
+        graph = self._part.graph
+
+        def found() -> dict[str, Any]:
+            taken = [self._over(bytes_of(t)) for t in graph.tensors]
+            return memory_of(graph, *self._placed, taken)
+
+        lying: Ints = self._once("lying", found).get(place, np.zeros(self._over.length, np.int64))
+        return lying
 
     def _cycles(self, machine: Machine, place: str) -> Ints:
         times = self._part.times(machine)[place]
