@@ -316,6 +316,8 @@ def params(
 
 
 def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
+    from tracer.summary import modules_not_run
+
     def plain(parts: "Mapping[str, Any]") -> dict[str, Any]:
         return {
             part: {"weights": count.weights, "biases": count.biases, "total": count.total}
@@ -323,7 +325,9 @@ def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
         }
 
     return {
-        "model": graph.meta.model, "total": graph.meta.parameters, "parts": plain(found.parts),
+        "model": graph.meta.model, "model_class": graph.meta.model_class,
+        "not_run": modules_not_run(graph), "total": graph.meta.parameters,
+        "parts": plain(found.parts),
         "lm_head_tied_params": found.tied, "unread_params": found.unread,
         "attention": found.attention,
         "query_heads": found.heads and found.heads[0], "kv_heads": found.heads and found.heads[1],
@@ -333,12 +337,13 @@ def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
 
 def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
     from cli.printing import print_table
+    from cli.show import not_run
 
     total = graph.meta.parameters
     heads = "" if found.heads is None else (
         f", {found.attention} with {found.heads[0]} query and {found.heads[1]} key/value heads"
     )  # fmt: skip
-    typer.echo(f"{graph.meta.model}: {total:,} parameters{heads}")
+    typer.echo(f"{graph.meta.model} ({graph.meta.model_class}): {total:,} parameters{heads}")
     print_table(
         ("part", "weights", "biases and scales", "all", "share"),
         [
@@ -352,8 +357,8 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
     )  # fmt: skip
     if found.tied:
         typer.echo(f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)")
-    if found.unread:
-        typer.echo(f"{found.unread:,} parameters are read by no op of a prefill")
+    for line in not_run(graph):
+        typer.echo(line)
     if by_layer:
         names = list(dict.fromkeys(part for parts in found.layers.values() for part in parts))
         print_table(

@@ -36,7 +36,7 @@ from tracer.graph import (
 )
 from tracer.reach import Reach
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 """Version of all tables; a reader refuses any other."""
 
 OPS = pa.schema([

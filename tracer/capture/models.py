@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
 from importlib.metadata import version
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from transformers.initialization import no_init_weights
+from transformers.models.auto import modeling_auto as auto
 
 from tracer.capture.configs import check_sizes, config_class, described, without_options
 from tracer.capture.errors import first_line
@@ -40,6 +41,11 @@ def build(
     except InputError:
         raise
     except Exception as error:  # any mistake in a config surfaces as any exception of transformers
+        if "attention implementation" in str(error):
+            kind = str(error).partition(" does not support")[0]
+            raise InputError(
+                f"{model}: {kind} has no {attn} attention: try another --attn"
+            ) from error
         advice = "" if isinstance(error, ImportError) else " Check the config.json."
         if overrides:
             with suppress(Exception):
@@ -82,11 +88,12 @@ def _module(
     kind = config_class(config, model)
     settings = kind.from_dict(without_options(config), attn_implementation=attn)
     model_class = _model_class(settings, config, model)
+    part = _part_for(model_class, settings, model)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         with torch.device(device):
-            module: torch.nn.Module = model_class(_part_for(model_class, settings))
+            module: torch.nn.Module = model_class(part)
     finally:
         torch.set_default_dtype(previous)
     return module
@@ -170,41 +177,77 @@ def _table(config: Any, where: list[str]) -> Any:
     return reduce(lambda table, key: table.setdefault(key, {}), where, config)
 
 
+def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that a config names, the first choice first."""
+    named = config.get("architectures") or ()
+    return tuple(map(str, [named] if isinstance(named, str) else named))
+
+
 def _model_class(settings: Any, config: Mapping[str, Any], model: str) -> Any:
     """The class that the config names, else the first head there is of its type, else no head."""
-    named = config.get("architectures") or ()
-    for name in [named] if isinstance(named, str) else named:
-        if (found := getattr(transformers, str(name), None)) is not None:
+    named = architectures(config)
+    for name in named:
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
     fitting = [m[type(settings)] for m in _HEADS if type(settings) in m]
     if getattr(settings, "is_encoder_decoder", False):
-        both = transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-        fitting.sort(key=lambda found: type(settings) not in both or found != both[type(settings)])
+        both = [m[type(settings)] for m in _ENCODER_DECODERS if type(settings) in m]
+        fitting.sort(key=lambda found: found not in both)
     if named and fitting:
         classes = [c.__name__ for c in fitting if isinstance(c, type)]
         raise InputError(
-            f"{model}: transformers {version('transformers')} has no architecture {named!r}. "
+            f"{model}: transformers {version('transformers')} has no architecture "
+            f"{' or '.join(named)}. "
             f"For a {settings.model_type} there are: {', '.join(classes)}; choose one with e.g. "
             f"--set architectures={classes[0]}"
         )
     if not fitting:
         raise InputError(f"{model}: no architecture for model_type {settings.model_type!r}")
-    first = fitting[0]
-    return first[0] if isinstance(first, tuple) else first
+    return _first(fitting)
 
 
+_ENCODER_DECODERS = (
+    transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+)
 _HEADS = (
     transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-    transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    *_ENCODER_DECODERS,
+    transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     transformers.MODEL_FOR_MASKED_LM_MAPPING,
     transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     transformers.MODEL_MAPPING,
 )
 
 
-def _part_for(model_class: Any, settings: Any) -> Any:
-    """The part of a config that a model class takes: the decoder of a model of many parts."""
+def _part_for(model_class: Any, settings: Any, model: str) -> Any:
+    """The part of a config that a model class takes: the decoder of a model of many parts.
+
+    Raises InputError for a class that takes configs of other types.
+    """
     wanted = model_class.config_class
     parts = [getattr(settings, name, None) for name in type(settings).sub_configs]
-    fitting = [part for part in (settings, *parts) if isinstance(part, wanted)]
-    return fitting[0] if fitting else settings
+    for part in (settings, *parts):
+        if wanted is None or isinstance(part, wanted):
+            return part
+    if model_class in _classes_of(type(settings)):
+        return settings
+    fitting = [m[type(settings)] for m in _HEADS if type(settings) in m]
+    instead = f": choose one of its own with e.g. --set architectures={_first(fitting).__name__}"
+    raise InputError(
+        f"{model}: {model_class.__name__} is no model of model_type {settings.model_type!r}, but "
+        f"of {wanted.model_type!r}{instead if fitting else ''}"
+    )
+
+
+def _classes_of(kind: Any) -> set[Any]:
+    """All classes of transformers that take a type of config."""
+    mappings = [m for name, m in vars(auto).items() if re.fullmatch("MODEL_.*MAPPING", name)]
+    found = [m[kind] for m in mappings if kind in m]
+    return {one for some in found for one in (some if isinstance(some, tuple) else (some,))}
+
+
+def _first(fitting: Sequence[Any]) -> Any:
+    first = fitting[0]
+    return first[0] if isinstance(first, tuple) else first
