@@ -144,11 +144,21 @@ def test_sizes_that_the_type_does_not_read_are_refused(
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({**LLAMA, "dim": 64, "n_ctx": 5}, "dim, n_ctx (LlamaConfig has no such)"),
-        ({"model_type": "gpt2", "n_ctx": 5, "n_embd": 8}, "n_ctx (GPT2Config has no such)"),
+        (
+            {**LLAMA, "dim": 64, "n_ctx": 5},
+            "LlamaConfig has no dim, n_ctx (what it reads is max_position_embeddings)",
+        ),
+        (
+            {**LLAMA, "n_kv_heads": 2},
+            "LlamaConfig has no n_kv_heads (what it reads is num_key_value_heads)",
+        ),
+        (
+            {"model_type": "gpt2", "intermediate_size": 5, "n_embd": 8},
+            "GPT2Config has no intermediate_size (what it reads is n_inner)",
+        ),
         (
             {**LLAVA, "hidden_size": 64, "text_config": {**LLAMA, "dim": 5}},
-            "hidden_size (LlavaConfig has no such); text_config.dim (LlamaConfig has no such)",
+            "LlavaConfig has no hidden_size; LlamaConfig has no text_config.dim",
         ),
         ({"model_type": "t5"}, "defaults of T5Config (num_layers 6, d_model 512, num_heads 8, "
                                "vocab_size 32,128)"),

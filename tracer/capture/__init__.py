@@ -298,6 +298,7 @@ def _reach(
         holding=program.assumed or (),
         failing=tuple(failure.condition for failure in failures if failure.condition),
         positions=task.positions,
+        source_positions=task.source_positions,
         notes=tuple(notes),
         defaults=tuple(task.defaults.items()),
     )

@@ -42,9 +42,6 @@ _MEANING = {name: meaning for meaning, names in _SPELLINGS.items() for name in n
 _MAIN = (LAYERS, WIDTH, HEADS, VOCABULARY)
 """The sizes that no model is without, where its config has a field for them."""
 
-_ASIDE = ("positions", "width of a head")
-"""What may be left to a default: tokens say how many there are, the width how wide a head is."""
-
 _LIKE_A_SIZE = re.compile(
     r"(^|_)(n|d|num|dims?|sizes?|layers?|heads?|width|depths?|hidden|experts?|channels|rank|vocab|"
     r"positions|length|blocks|groups|embd|ffn|inner)(_|$)"
@@ -162,26 +159,29 @@ def check_sizes(config: Mapping[str, Any], model: str) -> tuple[str, ...]:
             if _is_size(key, value):
                 read = key in table.known or _is_read(table, key)
                 (sized if read else unread).append((table, key))
-    lost = {
-        f"{table.path}{key}": found
-        for table, key in unread
-        if (found := _lost(table, key, tables, sized)) or not sized
-    }
+    meant = {(t, key): _meant(t, key, tables, sized) for t, key in unread}
+    lost = [one for one in unread if not sized or meant[one][0] in _MAIN]
     if lost:
-        kinds = sorted({table.kind.__name__ for table, key in unread if table.path + key in lost})
+        kinds = sorted({table.kind.__name__ for table, _ in lost})
         instead = "; ".join(
-            f"{' or '.join(fields[:3])} for {name}" for name, fields in lost.items() if fields
+            f"{' or '.join(fields[:3])} for {table.path}{key}"
+            for table, key in lost
+            if (fields := meant[table, key][1])
         ) or ", ".join(field for meaning in _MAIN for t in tables for field in t.of(meaning))
         raise InputError(
-            f"{model}: {' and '.join(kinds)} does not read {', '.join(lost)}, and would take "
-            f"defaults of its own. It reads {instead or 'no sizes'}."
+            f"{model}: {' and '.join(kinds)} does not read "
+            f"{', '.join(f'{table.path}{key}' for table, key in lost)}, and would take defaults of "
+            f"its own. It reads {instead or 'no sizes'}"
         )
     notes = []
     if unread:
         names: dict[str, list[str]] = {}
         for table, key in unread:
-            names.setdefault(table.kind.__name__, []).append(f"{table.path}{key}")
-        parts = (f"{', '.join(some)} ({kind} has no such)" for kind, some in names.items())
+            said = f"{table.path}{key}"
+            if fields := meant[table, key][1]:
+                said += f" (what it reads is {' or '.join(fields[:3])})"
+            names.setdefault(table.kind.__name__, []).append(said)
+        parts = (f"{kind} has no {', '.join(some)}" for kind, some in names.items())
         notes.append(f"fields of its config that are not read: {'; '.join(parts)}")
     if not sized:
         notes += _defaults(tables)
@@ -230,19 +230,19 @@ def _is_read(table: _Table, key: str) -> bool:
     return any(asked.search(file.read_text(encoding="utf-8")) for file in code)
 
 
-def _lost(
+def _meant(
     table: _Table, key: str, tables: Sequence[_Table], sized: Sequence[tuple[_Table, str]]
-) -> list[str]:
-    """The fields that the config may have meant by one that is not read, where it sets none."""
+) -> tuple[str | None, list[str]]:
+    """(what a field that is not read says, the fields that are read for it where none is set)"""
     inside = [t for t in tables if t.path.startswith(table.path)]
     meaning = _MEANING.get(key)
     if meaning is None:
         near = get_close_matches(key, table.known, n=1, cutoff=0.85)
-        return [table.path + name for name in near if name not in table.given]
-    set_there = {_MEANING.get(name) for t, name in sized if t in inside}
-    if meaning in set_there or meaning in _ASIDE:
-        return []
-    return [field for t in inside for field in t.of(meaning)]
+        found = [name for name in near if name not in table.given]
+        return (_MEANING.get(found[0]), [table.path + found[0]]) if found else (None, [])
+    if meaning in {_MEANING.get(name) for t, name in sized if t in inside}:
+        return None, []
+    return meaning, [field for t in inside for field in t.of(meaning)]
 
 
 def _refuse_absurd(table: _Table, model: str) -> None:

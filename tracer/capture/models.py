@@ -164,7 +164,22 @@ def settle(
             if new < old:
                 _table(merged, where)[field] = entries[:new]
                 notes.append(f"{field} is cut to its first {new} of {old} entries, one a layer")
-    return merged, (*check_sizes(merged, model), *notes)
+    try:
+        said = check_sizes(merged, model)
+    except InputError as error:
+        if overrides and _is_sound(config, model):
+            raise InputError(f"{error}. Check --set {', '.join(overrides)}.") from error
+        raise
+    return merged, (*said, *notes)
+
+
+def _is_sound(config: Mapping[str, Any], model: str) -> bool:
+    """Whether the sizes of a config are those of a model."""
+    try:
+        check_sizes(config, model)
+    except InputError:
+        return False
+    return True
 
 
 def _path(key: str, aliases: Mapping[str, str]) -> list[str]:
