@@ -1,47 +1,87 @@
 """What every command shares: the Typer app, its errors, its common options."""
 
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr, suppress
+from contextvars import ContextVar
 from functools import wraps
 from inspect import Parameter, signature
 from io import StringIO, TextIOWrapper
 from pathlib import Path
 from time import perf_counter
 from traceback import print_exc
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from tracer.errors import CutedgeError, InputError, suggest
+from tracer.words import visible
+
+_AS_JSON: ContextVar[bool] = ContextVar("_AS_JSON", default=False)
+"""Whether the command that runs was given ``--json``: then its errors are JSON too."""
+
+
+def say(text: str = "") -> None:
+    """Print a line for people; what a name hides in it is seen."""
+    typer.echo(visible(text))
+
+
+def warn(text: str) -> None:
+    """Print a warning on standard error, with ``--json`` as an object in a line."""
+    _complain("warning", text)
+
+
+def _complain(what: str, text: str, **more: int) -> None:
+    if _AS_JSON.get():
+        typer.echo(json.dumps({what: text, **more}), err=True)
+    else:
+        typer.echo(visible(f"{what}: {text}"), err=True)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    _complain("error", text, exit_code=code)
+    sys.exit(code)
 
 
 class Commands(TyperGroup):
     """All commands: errors as a message on stderr; a traceback is for our bugs only."""
 
-    def main(self, *args: Any, **options: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         """Run one command; its exit code is 0, 1 or 2."""
         if isinstance(sys.stdout, TextIOWrapper):  # what an old encoding lacks is escaped
             sys.stdout.reconfigure(errors="backslashreplace")
+        words = sys.argv[1:] if args is None else list(args)
+        _AS_JSON.set("--json" in words)
         try:
             try:
-                return super().main(*args, **options)
+                return self._run(words, *more, **options)
             finally:
                 if sys.stdout:  # else a full disk is noticed when the interpreter has ended
                     sys.stdout.flush()
         except CutedgeError as error:
-            typer.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
+            _fail(str(error), error.exit_code)
         except OSError as error:
             if error.errno != errno.EPIPE:  # `cutedge query ... | head` ends quietly
                 where = error.filename or "cannot print the results"
-                typer.echo(f"error: {where}: {error.strerror or error}", err=True)
+                _complain("error", f"{where}: {error.strerror or error}", exit_code=1)
             with suppress(OSError, AttributeError):  # let what is not printed yet go nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+
+    def _run(self, words: list[str], *more: Any, **options: Any) -> Any:
+        if not _AS_JSON.get():
+            return super().main(words, *more, **options)
+        try:  # else what is wrong with the options would be drawn in a box
+            code = super().main(words, *more, **{**options, "standalone_mode": False})
+        except Exception as error:  # click's, which typer carries under a name of its own
+            if not hasattr(error, "format_message"):
+                raise
+            _fail(error.format_message(), getattr(error, "exit_code", 2))
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 app = typer.Typer(

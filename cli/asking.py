@@ -22,14 +22,22 @@ def query(
     every: Annotated[
         bool, typer.Option("--all", help="Over every run in cutedge-out, not one trace alone.")
     ] = False,
+    safe: Annotated[
+        bool,
+        typer.Option("--safe", help="Reads the tables alone: the SQL reaches no other file."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Ask the tables in SQL (DuckDB)."""
+    """Ask the tables in SQL (DuckDB).
+
+    The SQL runs in a full DuckDB, as you: it can read and write any file that you can. With --safe,
+    for SQL that you did not write, the tables are copied into memory and all else is shut off.
+    """
     from cli.printing import print_json, print_rows
     from cli.sql import run_sql
     from cli.workspace import OUT, trace_folder
 
-    columns, rows = run_sql(sql, OUT if every else trace_folder(directory))
+    columns, rows = run_sql(sql, OUT if every else trace_folder(directory), safe=safe)
     if as_json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:

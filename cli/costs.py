@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli import complete
-from cli.app import Json, TraceDir, choose, command
+from cli.app import Json, TraceDir, choose, command, say
 from cli.devices import (
     Chips,
     Int8Speedup,
@@ -93,17 +93,20 @@ def cost(
         print_json([{**_cost_dict(graph, time), "table": str(written)} for time in times])
     else:
         _print_costs(graph, times, by)
-        typer.echo(f"written to {written}")
+        say(f"written to {written}")
 
 
 def _keys(graph: "OpGraph") -> dict[str, Any]:
     """What ops can be summed by."""
+    from tracer.stacks import layer_names
 
     def module(op: "Op") -> str:
         return re.sub(r"\.\d+(?=\.|$)", ".*", op.module_path) or "(the model itself)"
 
+    names = layer_names(graph)
+
     def layer(op: "Op") -> str:
-        return "outside" if op.layer is None else str(op.layer)
+        return names[op.id] or "outside"
 
     return {"kind": lambda op: op.kind.value, "layer": layer, "module": module}
 
@@ -135,6 +138,7 @@ def _cost_dict(graph: "OpGraph", time: "DeviceTime") -> dict[str, Any]:
         **{what: time.on_array(what) for what in ("cycles", "tiles", "useful_macs", "padded_macs")},
         "host_link": link and link.name, "link_seconds": link and time.link_seconds(link),
         "resident_bytes": time.need.resident_bytes,
+        "live_activation_bytes": time.need.live_activation_bytes,
         "peak_activation_bytes": time.need.peak_activation_bytes,
         "fits": time.fits, "paged_share": time.paged_share,
         **{
@@ -212,8 +216,9 @@ def _summary(graph: "OpGraph", time: "DeviceTime") -> "Iterator[str]":
     fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[time.fits]
     size = "" if device.memory_bytes is None else f" in {human(device.memory_bytes)}"
     yield (
-        f"memory: {human(need.resident_bytes)} resident, {human(need.peak_activation_bytes)} of "
-        f"activations at the peak: {fits}{size}"
+        f"memory: {human(need.resident_bytes)} resident, {human(need.live_activation_bytes)} of "
+        f"activations where each is freed once read, {human(need.peak_activation_bytes)} at most: "
+        f"{fits}{size}"
     )
     if time.paged_share:
         yield (
@@ -236,8 +241,12 @@ def limits(
     kv_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a cached value.")] = 16,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024,
     dtype: Annotated[
-        str, typer.Option(help="The dtype whose peak the device computes at.")
-    ] = "float32",
+        str | None,
+        typer.Option(
+            help="The dtype whose peak the device computes at; when left out that of the wider of "
+            "weights and cache: bfloat16 of 16 bits, 8-bit of 8, where the device has it."
+        ),
+    ] = None,
     units: Annotated[
         Literal["true", "reference"],
         typer.Option(
@@ -249,29 +258,33 @@ def limits(
 ) -> None:
     """Say how fast one user's model can be at best: memory, first token, knees, decoding."""
     from cli.printing import print_json
-    from cli.tracing import traced_model
+    from cli.tracing import decodes
     from costmodels import limits as model_limits
     from costmodels.devices import load_device
 
-    on = load_device(device)
-    machine = model_limits.machine(on, dtype, binary=units == "reference")
-    graph = traced_model(model, settings, phase="decode", past=16)
+    on, binary = load_device(device), units == "reference"
+    if dtype is None:  # the reference computes at one peak, whatever the bits
+        dtype = (
+            "float32" if binary else model_limits.compute_dtype(on, max(weight_bits, kv_bits))
+        )  # fmt: skip
+    machine = model_limits.machine(on, dtype, binary=binary)
+    near, far = decodes(model, settings)
     found = model_limits.limits(
-        model_limits.describe(graph), machine,
+        model_limits.describe(near, far), machine,
         weight_bits=weight_bits, kv_bits=kv_bits, prompt=prompt,
     )  # fmt: skip
-    figures = model_limits.in_units(found, binary=units == "reference")
+    figures = model_limits.in_units(found, binary=binary)
     if as_json:
         print_json({
-            "model": graph.meta.model, "device": on.name, "dtype": dtype, "units": units,
+            "model": near.meta.model, "device": on.name, "compute_dtype": dtype, "units": units,
             "weight_bits": weight_bits, "kv_bits": kv_bits, "prompt": prompt, **figures,
         })  # fmt: skip
         return
-    typer.echo(
-        f"{graph.meta.model} on {on.name}: {weight_bits:g}-bit weights, {kv_bits:g}-bit cache, "
+    say(
+        f"{near.meta.model} on {on.name}: {weight_bits:g}-bit weights, {kv_bits:g}-bit cache, "
         f"{prompt} tokens of prompt, peak of {dtype}"
     )
-    _print_limits(figures, binary=units == "reference")
+    _print_limits(figures, binary=binary)
 
 
 def _print_limits(figures: Mapping[str, Any], *, binary: bool) -> None:
@@ -279,20 +292,29 @@ def _print_limits(figures: Mapping[str, Any], *, binary: bool) -> None:
 
     rows = []
     for key, value in figures.items():
+        if key.endswith("_reason"):
+            continue
         unit = ""
         if key.endswith("params"):
             unit = "Gi" if binary else ""
-        elif key == "kv_cache_params_per_token":
+        elif key in ("kv_cache_params_per_token", "kv_cache_params_fixed"):
             unit = "Mi" if binary else ""
         elif key == "decode_W_tokens_per_ms":
             unit = "tokens/ms"
         elif "_ms" in key:
             unit = "ms"
         text = (
-            "none" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+            "no limit"
+            if value is None
+            else f"{value:,}"
+            if isinstance(value, int)
+            else f"{value:,.6g}"
         )
         rows.append((key, text, unit))
     print_table(("limit", "value", "unit"), rows, "<><")
+    for key in ("kv_tokens", "decode_W"):
+        if (why := figures[f"{key}_reason"]) is not None:
+            say(f"no {key}: {why}")
 
 
 @command("cutedge params mistral-7b")
@@ -343,7 +365,7 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
     heads = "" if found.heads is None else (
         f", {found.attention} with {found.heads[0]} query and {found.heads[1]} key/value heads"
     )  # fmt: skip
-    typer.echo(f"{graph.meta.model} ({graph.meta.model_class}): {total:,} parameters{heads}")
+    say(f"{graph.meta.model} ({graph.meta.model_class}): {total:,} parameters{heads}")
     print_table(
         ("part", "weights", "biases and scales", "all", "share"),
         [
@@ -356,15 +378,18 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
         "<>>>>",
     )  # fmt: skip
     if found.tied:
-        typer.echo(f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)")
-    for line in not_run(graph):
-        typer.echo(line)
+        say(f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)")
+    idle = not_run(graph)
+    if found.unread and not idle:
+        idle = [f"{found.unread:,} parameters are read by no op of a prefill"]
+    for line in idle:
+        say(line)
     if by_layer:
         names = list(dict.fromkeys(part for parts in found.layers.values() for part in parts))
         print_table(
             ("layer", *names),
             [
-                (str(layer), *(f"{parts[n].total:,}" if n in parts else "" for n in names))
+                (layer, *(f"{parts[n].total:,}" if n in parts else "" for n in names))
                 for layer, parts in found.layers.items()
             ],
             "<" + ">" * len(names),

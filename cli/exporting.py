@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import complete
-from cli.app import Json, app, choose, command
+from cli.app import Json, app, choose, command, say, warn
 from cli.machines import LinkNames, read_machines
 from tracer.errors import CutedgeError, InputError
 
@@ -97,8 +97,8 @@ def perfetto(
         return
     for timeline, found in zip(timelines, counts, strict=True):
         what = ", ".join(counted(number, category) for category, number in found.items() if number)
-        typer.echo(f"{timeline.name}: {duration(timeline.seconds)}, {what}")
-    typer.echo(f"written to {out}; open it at ui.perfetto.dev")
+        say(f"{timeline.name}: {duration(timeline.seconds)}, {what}")
+    say(f"written to {out}; open it at ui.perfetto.dev")
 
 
 def _timelines(
@@ -128,7 +128,7 @@ def _timelines(
     except InputError as error:
         if not found or home or accel or link:
             raise
-        typer.echo(f"warning: nothing is predicted: {error}", err=True)
+        warn(f"nothing is predicted: {error}")
         return found
 
 
@@ -159,9 +159,9 @@ def model_explorer(
 
         print_json(_graph_dict(graph, split) | {"files": written})
         return
-    typer.echo(_said(graph, split))
-    typer.echo(f"written to {', '.join(map(str, files))}; to see them:")
-    typer.echo(f"model-explorer {out} --node_data_paths {','.join(map(str, data))}")
+    say(_said(graph, split))
+    say(f"written to {', '.join(map(str, files))}; to see them:")
+    say(f"model-explorer {out} --node_data_paths {','.join(map(str, data))}")
 
 
 @command("cutedge export graphml --policy fuse-attention --out llama.graphml", export)
@@ -195,13 +195,21 @@ TableName = Annotated[
 @command("cutedge export csv transfers --policy fuse-attention --out transfers.csv", export)
 def csv(
     table: TableName, directory: Directory = None, policy: PolicyName = None,
+    escape_formulas: Annotated[
+        bool,
+        typer.Option(
+            "--escape-formulas",
+            help="Put a ' before text that a spreadsheet would carry out (it begins with = + - @).",
+        ),
+    ] = False,
     out: OutOrPrint = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write a table as CSV; lists and maps are JSON text, null is empty."""
     from exports.records import csv as made
     from exports.records import read_any
 
-    _give(made(read_any(_table(table, directory, policy))), table, out, as_json=as_json)
+    rows = read_any(_table(table, directory, policy))
+    _give(made(rows, escape_formulas=escape_formulas), table, out, as_json=as_json)
 
 
 @command("cutedge export json ops --lines --out ops.jsonl", export)
@@ -270,7 +278,7 @@ def _give(data: bytes, table: str, out: Path | None, *, as_json: bool) -> None:
     if out is None:
         if as_json:
             raise InputError("--json tells of the file that is written: name it with --out")
-        typer.echo(data.decode(), nl=False)
+        typer.echo(data, nl=False)
         return
     written = _write(data, out)
     if as_json:
@@ -278,7 +286,7 @@ def _give(data: bytes, table: str, out: Path | None, *, as_json: bool) -> None:
 
         print_json({"table": table, **written})
     else:
-        typer.echo(f"{table} written to {out}")
+        say(f"{table} written to {out}")
 
 
 def _graph_dict(graph: "OpGraph", split: "Split | None") -> dict[str, Any]:
@@ -301,4 +309,4 @@ def _report(
 
         print_json(_graph_dict(graph, split) | written)
     else:
-        typer.echo(f"{_said(graph, split)}\nwritten to {written['file']}")
+        say(f"{_said(graph, split)}\nwritten to {written['file']}")

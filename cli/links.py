@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import complete
-from cli.app import Json, command
+from cli.app import Json, command, say, warn
 
 if TYPE_CHECKING:
     from costmodels.links import Link
@@ -110,13 +110,17 @@ def calibrate(
         found = fit(read_log(log))
     write_link(found, out)
     for warning in found.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
     if as_json:
-        print_json({"link_file": str(out), **asdict(found)})
+        print_json({
+            "link_file": str(out), **asdict(found),
+            "measured_total_seconds": found.measured_total_seconds,
+            "fitted_total_seconds": found.fitted_total_seconds,
+        })  # fmt: skip
         return
     console().print(f"{log}: {counted(found.calls, 'call')}", soft_wrap=True)
     for one in found.fits:
-        typer.echo()
+        say()
         console().print(one.equation, soft_wrap=True)
         print_table(
             ("term", "value", "standard error"),
@@ -131,7 +135,7 @@ def calibrate(
         )  # fmt: skip
         r2 = "" if one.r_squared is None else f"R^2 {one.r_squared:.6f}; "
         half, most = one.relative_residual_quantiles
-        typer.echo(f"{r2}half of the calls are off by {half:.2%} at most, 90% by {most:.2%}")
+        say(f"{r2}half of the calls are off by {half:.2%} at most, 90% by {most:.2%}")
         print_table(
             ("furthest off", "measured", "fitted", "off by"),
             [
@@ -143,4 +147,9 @@ def calibrate(
             ],
             "<>>>",
         )  # fmt: skip
+    off = found.fitted_total_seconds / found.measured_total_seconds - 1
+    say(
+        f"all calls: {duration(found.measured_total_seconds)} measured, "
+        f"{duration(found.fitted_total_seconds)} fitted ({off:+.2%})"
+    )
     console().print(f"\nwritten to {out}", soft_wrap=True)

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from tracer.words import counted, covered, duration, human, mib, rate
+from tracer.words import counted, covered, duration, human, mib, rate, visible
 
 __all__ = [
     "console", "counted", "covered", "duration", "human", "mib", "print_json", "print_rows",
@@ -20,10 +20,26 @@ __all__ = [
 ]  # fmt: skip
 
 
+class _Console(Console):
+    """Prints what a name hides, rather than sending it to the terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*map(_visible, objects), **options)
+
+
+def _visible(value: Any) -> Any:
+    match value:
+        case str():
+            return visible(value)
+        case Text():
+            return Text(visible(value.plain), style=value.style)
+    return value
+
+
 def console() -> Console:
     """Standard output; wide enough for a line of figures where it is not a terminal."""
     # No markup: a directory or a device may be called [x].
-    out = Console(highlight=False, markup=False, emoji=False)
+    out = _Console(highlight=False, markup=False, emoji=False)
     if not out.is_terminal:
         out.width = 120
     return out
@@ -70,7 +86,7 @@ def print_rows(columns: Sequence[str], values: Iterable[Sequence[Any]]) -> None:
 
 def print_table(columns: Sequence[str], body: Iterable[Sequence[str]], align: str) -> None:
     """A table as wide as it is; ``align`` has a ``<`` or ``>`` for each column."""
-    cells = [columns, *body]
+    cells = [[visible(cell) for cell in row] for row in (columns, *body)]
     pads = [str.rjust if side == ">" else str.ljust for side in align]
     widths = [
         max(cell_len(line) for row in cells for line in row[n].split("\n"))

@@ -1,11 +1,12 @@
 """The command that shows a traced model and its placements: a page, and pictures of it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Json, TraceDir, command
+from cli.app import Json, TraceDir, command, say
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
 from cli.machines import Accel, Home, LinkNames, Memory, read_machines
 from cli.splitting import (
@@ -23,6 +24,7 @@ from tracer.errors import CutedgeError
 
 if TYPE_CHECKING:
     from cli.show_split import Compared
+    from partition.policy import Policy
     from report.contents import Report
     from tracer.reach import Reach
 
@@ -66,7 +68,7 @@ def report(
     """Show policies on one page, readable offline: flows, layers, a block, growth, rooflines."""
     from cli.printing import print_json
     from cli.workspace import trace_folder
-    from partition.policy import load_policy, policy_names
+    from partition.policy import load_policy, open_policy_names
     from report.page import drawing_library, write_page
     from report.pictures import find_browser, take_pictures
     from tracer.files import write_whole
@@ -78,7 +80,7 @@ def report(
         int8_speedup=int8_speedup, sparsity=sparsity, sparsity_speedup=sparsity_speedup,
         chips=chips,
     )  # fmt: skip
-    names = list(dict.fromkeys(policies or policy_names()))
+    names = list(dict.fromkeys(policies or open_policy_names()))
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
     if against not in names:
         names.append(against)
@@ -91,7 +93,9 @@ def report(
     found = compared_on(graph, trace_id, chosen, against, setting, machines, strict=bool(policies))
     caution(graph, {name: chosen[name] for name in found.names})
     shown = found.names.index(names[0] if policies else against)
-    made = _report(found, read_reach(folder, trace_id), shown)
+    made = _report(
+        found, [chosen[name] for name in found.names], read_reach(folder, trace_id), shown
+    )
     try:
         write_whole(page, write_page(made, library).encode())
     except OSError as error:
@@ -103,12 +107,14 @@ def report(
             "headlines": {sheet.policy: sheet.headline for sheet in made.sheets},
         })  # fmt: skip
     else:
-        typer.echo(made.sheets[shown].headline)
+        say(made.sheets[shown].headline)
         for path in (page, *pictures):
-            typer.echo(f"written to {path}")
+            say(f"written to {path}")
 
 
-def _report(found: "Compared", reach: "Reach", shown: int) -> "Report":
+def _report(
+    found: "Compared", policies: "Sequence[Policy]", reach: "Reach", shown: int
+) -> "Report":
     """The report of what was compared."""
     from cli.show import coverage, headline
     from report.contents import make_report
@@ -120,7 +126,7 @@ def _report(found: "Compared", reach: "Reach", shown: int) -> "Report":
         found.partitions,
         of=f"{headline(graph.meta)}; {setting.home} calls {accelerators} over "
         f"{setting.links.name}, {baseline.wire} on the wire, residency {setting.residency}",
-        headlines=_headlines(found),
+        headlines=_headlines(found, policies),
         devices=setting.devices, times=setting.times, compared=found.comparisons, seen=found.seen,
         baseline=baseline.policy, shown=shown, reach=reach,
         notes=[
@@ -130,14 +136,14 @@ def _report(found: "Compared", reach: "Reach", shown: int) -> "Report":
     )  # fmt: skip
 
 
-def _headlines(found: "Compared") -> list[tuple[str, str]]:
+def _headlines(found: "Compared", policies: "Sequence[Policy]") -> list[tuple[str, str]]:
     """Of each policy the bottleneck with its share, and what would relieve it."""
     from cli.printing import duration, human
     from cli.show_split import bottleneck_claim, relief_claim
 
     said = []
     for one, worst in zip(
-        found.partitions, bottlenecks(found.partitions, found.setting), strict=True
+        found.partitions, bottlenecks(found.partitions, found.setting, policies), strict=True
     ):
         run = one.run
         more = "" if run is None else f"A run takes {duration(run.seconds)}, "

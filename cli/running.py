@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli.app import Json, choose, command
+from cli.app import Json, choose, command, say, warn
 from cli.machines import Accel, Home, LinkNames, Memory, read_machines, read_size
 from cli.splitting import (
     MaxCalls,
@@ -47,6 +47,15 @@ TOKEN = "CUTEDGE_TOKEN"
 """The environment variable that has the token which home and its workers share."""
 
 LEAST_TOKEN = 16
+
+
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, dir_okay=False,
+        help="Connect to workers elsewhere by TLS, and believe certificates that this one signed.",
+    ),
+]  # fmt: skip
 
 
 class VerifyError(CutedgeError):
@@ -92,6 +101,7 @@ def verify(
             help=f"A worker that listens elsewhere: gpu=HOST:PORT; {TOKEN} has its token."
         ),
     ] = None,
+    tls_ca: TlsCa = None,
     runs: Annotated[
         int, typer.Option(min=1, help="Run so often; the fastest is what is measured.")
     ] = 1,
@@ -111,6 +121,7 @@ def verify(
     from costmodels.flops import annotate
     from partition.policy import load_policy
     from partition.tables import remove_stale, write_partition
+    from runtime.secure import trust
     from runtime.verify import judge, unsplit
     from runtime.weights import given_numbers
     from runtime.wire import Carriage
@@ -122,13 +133,16 @@ def verify(
     for between in machines.links.among(machines.home, machines.accelerators).values():
         Carriage.of(between)
     remote = _addresses(worker or [], machines.accelerators)
+    trusted = None if tls_ca is None else trust(tls_ca)
+    if trusted is None:
+        _warn_of_clear_text([host for host, _ in remote.values()], "--tls-ca")
     asked = Asked(
         model, {"batch": batch, "seq": seq, "past": past, "source": source}, phase=phase,
         cache=cache, dtype=dtype, attn=attn, logits=logits, settings=settings or (),
     )  # fmt: skip
     traced, warnings, reach, _ = asked.traced(full=False, use_cache=True)
     for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
     graph, runnable = annotate(traced), asked.runnable()
     if (traced.ops, traced.tensors, traced.edges) != (
         runnable.graph.ops,
@@ -153,7 +167,7 @@ def verify(
         with _progress(one) as progress:
             measured.append(
                 _run(
-                    one, runnable, given, numbers, transport, remote, timeout, runs,
+                    one, runnable, given, numbers, transport, remote, trusted, timeout, runs,
                     machines.memory_bytes, progress,
                 )
             )  # fmt: skip
@@ -194,6 +208,17 @@ def _addresses(
     return found
 
 
+def _warn_of_clear_text(hosts: Sequence[str], option: str) -> None:
+    """Say once where bytes leave this machine without TLS."""
+    from runtime.secure import stays_here
+
+    if away := [host for host in hosts if not stays_here(host)]:
+        typer.echo(
+            f"warning: what goes to and from {', '.join(away)} is in the clear, and whoever is on "
+            f"the way can change it: give {option}", err=True,
+        )  # fmt: skip
+
+
 @contextmanager
 def _progress(one: "Partition") -> "Iterator[Callable[[int, int], None]]":
     """A bar over the calls on a terminal, with bytes a second; else nothing."""
@@ -226,7 +251,8 @@ def _progress(one: "Partition") -> "Iterator[Callable[[int, int], None]]":
 def _run(
     one: "Partition", runnable: "Runnable", given: Mapping[int, Any],
     numbers: Mapping[str, Any], transport: Any, remote: Mapping[str, tuple[str, int]],
-    timeout: float, runs: int, memory: Mapping[str, int], progress: Callable[[int, int], None],
+    trusted: Any, timeout: float, runs: int, memory: Mapping[str, int],
+    progress: Callable[[int, int], None],
 ) -> "Measured":  # fmt: skip
     """The fastest of a placement's runs."""
     from runtime.home import load, workers
@@ -235,7 +261,7 @@ def _run(
     plan = make_plan(one.graph, runnable.invocations, one.placement, one.traffic)
     with workers(
         list(plan.accelerators), transport=transport, timeout=timeout, remote=remote,
-        token=os.environ.get(TOKEN) if remote else None, memory_bytes=memory,
+        token=os.environ.get(TOKEN) if remote else None, memory_bytes=memory, trust=trusted,
     ) as found:  # fmt: skip
         loaded = load(
             plan, found, data=runnable.data, weights=numbers, links=one.links,
@@ -274,7 +300,7 @@ def _calibrate(
     called = max(range(len(made)), key=lambda n: len(made[n].traffic.calls))
     found = fit(*read_measured(files[called]))
     for warning in found.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
     write_link(found, folder / "link.toml")
     here: dict[str, list[Mapping[int, float]]] = {}
     for one in measured:  # what torch runs on one processor here is one device
@@ -322,7 +348,7 @@ def _print(
         "predicted / measured, by processes of their own over sockets; the answer against the "
         "unsplit model's", soft_wrap=True,
     )  # fmt: skip
-    typer.echo()
+    say()
     print_table(
         ("policy", "calls", "payload", "on the wire", "bytes", "transfers", "run", "answer off by"),
         [
@@ -339,7 +365,7 @@ def _print(
         ],
         "<>>><>>>",
     )  # fmt: skip
-    typer.echo()
+    say()
     for one, m in zip(made, measured, strict=True):
         slowest = sorted(
             zip(one.traffic.calls, m.calls, strict=True), key=lambda pair: -pair[1].seconds
@@ -379,11 +405,29 @@ def worker(
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds that another accelerator may be silent.")
     ] = 300.0,
+    idle: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that home may be silent before it is let go.")
+    ] = 600.0,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A folder that checkpoints may be read from; again for another; nowhere."
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Take TLS alone, with this certificate."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The certificate's key.")
+    ] = None,
+    tls_ca: TlsCa = None,
 ) -> None:
     """Hold weights and carry out calls for `verify --worker` on this or another machine."""
     import socket
 
-    from runtime.worker import serve
+    from runtime.secure import identity, trust
+    from runtime.worker import Service, serve
 
     host, _, port = f":{listen}".rpartition(":")
     host = host.removeprefix(":") or "127.0.0.1"
@@ -398,6 +442,15 @@ def worker(
     most = None if memory is None else read_size(memory)
     if memory is not None and most is None:
         raise InputError(f"--memory {memory!r}: write a size, as in 4GiB or 1000000")
+    if (tls_cert is None) != (tls_key is None):
+        raise InputError("--tls-cert and --tls-key go together: give both")
+    service = Service(
+        token, timeout, idle, most, tuple(weights or ()),
+        None if tls_cert is None or tls_key is None else identity(tls_cert, tls_key),
+        None if tls_ca is None else trust(tls_ca),
+    )  # fmt: skip
+    if tls_cert is None:
+        _warn_of_clear_text([host], "--tls-cert and --tls-key")
     listener = socket.socket()
     with listener:
         try:
@@ -409,4 +462,4 @@ def worker(
             ) from error
         listener.listen()
         typer.echo(f"listening on {':'.join(map(str, listener.getsockname()))}", err=True)
-        serve(listener, token, timeout=timeout, memory_bytes=most)
+        serve(listener, service)

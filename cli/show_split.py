@@ -13,10 +13,13 @@ from costmodels.flops import total_flops
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, Comparison, TransferGroup, top_transfers
 from partition.ladder import Exposure, Step
+from partition.layers import TopologicalCut
 from partition.optimise import Price, Setting
 from partition.run import Run
+from partition.seen import Derived, How, What
 from partition.tables import Partition
-from tracer.graph import TraceMeta
+from tracer.graph import OpGraph, TraceMeta
+from tracer.summary import tensor_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ def partition_summary(
     folder: object,
     seen: Sequence[Exposure] = (),
     why: tuple[Sequence[Step], Sequence[Price]] | None = None,
+    told: Mapping[str, Sequence[Derived]] | None = None,
+    beside: TopologicalCut | None = None,
 ) -> None:
     """What ``partition`` ends with."""
     out = console()
@@ -94,12 +99,16 @@ def partition_summary(
             )
     if traffic.total_expr is not None:
         out.print(f"total payload bytes = {traffic.total_expr}", soft_wrap=True)
-    for line in (*_times(partition), *_proof(partition)):
+    for line in (*_times(partition), *_proof(partition, beside)):
         out.print(line, soft_wrap=True)
     for device, size in traffic.resident_bytes.items():
         out.print(f"resident on {device}: {human(size)} of parameters and constants")
     for one in seen:
-        out.print(_seen(one), soft_wrap=True)
+        for line in _seen(one):
+            out.print(line, soft_wrap=True)
+    for device, found in (told or {}).items():
+        for line in _nearness(partition.graph, device, found):
+            out.print(line, soft_wrap=True)
     out.print(coverage(partition.graph), soft_wrap=True)
     out.print()
     if why is not None:
@@ -165,36 +174,86 @@ def amount(value: int, unit: str | None) -> str:
     return f"{value:,} bytes ({mib(value)})" if unit == "bytes" else f"{value:,} (weighted)"
 
 
-def _proof(partition: Partition) -> Iterable[str]:
+def _proof(partition: Partition, beside: TopologicalCut | None) -> Iterable[str]:
     """How good a placement is that was searched for."""
     solution = partition.solution
     if solution is None or solution.objective is None:
         return
     found = f"{amount(solution.objective, partition.unit)} by {SOLVERS[solution.solver]}"
+    what = "cut between two layers" if solution.cut else "placement"
     if solution.proven:
-        yield f"optimal for {partition.objective}: {found}; no placement that is allowed has less"
+        yield f"optimal for {partition.objective}: {found}; no {what} that is allowed has less"
     else:
         yield (
             f"best found for {partition.objective}: {found}; the optimum is not below "
             f"{amount(solution.bound, partition.unit)} (gap {solution.gap or 0:.2%})"
         )
+    if beside is not None:
+        where = ", ".join(beside.after[:_NAMED]) or "the inputs"
+        more = f" and {len(beside.after) - _NAMED} more" if len(beside.after) > _NAMED else ""
+        yield (
+            f"the cut is {solution.cut}; the best one of the op graph, at any op, is "
+            f"{amount(beside.objective_value, partition.unit)}, after {where}{more}"
+        )
+
+
+_NAMED = 4
+"""Tensors that a sentence names."""
 
 
 SOLVERS = {
     "cut": "minimum cut", "networkx": "minimum cut", "program": "mixed-integer program",
-    "layers": "trying every cut",
+    "layers": "trying every cut", "candidates": "comparing policies",
 }  # fmt: skip
 """What solvers are called."""
 
 
-def _seen(one: Exposure) -> str:
-    """What an accelerator sees in plain."""
-    names = [f"{n} x {name}" if n > 1 else name for name, n in one.sent.items()]
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return (
-        f"{one.device} sees in plain: {', '.join(names[:8]) or 'nothing sent'}{more}; "
-        f"{human(one.made_bytes)} that it computes; {human(one.parameter_bytes)} of parameters"
+def _seen(one: Exposure) -> Iterable[str]:
+    """What an accelerator sees, in words; how many bytes of it is a detail."""
+    by_how: dict[How, list[str]] = {how: [] for how in How}
+    for sort in one.seen:
+        by_how[sort.how].append(sort.what.words + (f" ({sort.example})" if sort.example else ""))
+    told = [f"{how.words}: {', '.join(sorts)}" for how, sorts in by_how.items() if sorts]
+    yield f"{one.device} sees {'; '.join(told) or 'nothing'}"
+    yield (
+        f"{one.device} is sent {human(one.sent_bytes)}, computes {human(one.made_bytes)} and holds "
+        f"{human(one.parameter_bytes)} of parameters, in plain"
     )
+    seen = {sort.what for sort in one.seen if sort.how in (How.PLAIN, How.RECOVERABLE)}
+    if What.EMBEDDINGS in seen:
+        yield f"{one.device}: who has the table of the embeddings has the tokens; it may be public"
+    if What.LOGITS in seen:
+        yield f"{one.device}: the logits tell the next token"
+
+
+def sees(exposed: Sequence[Exposure]) -> str:
+    """The sorts of tensor that devices see or can work out, in a cell of a table."""
+    found = dict.fromkeys(
+        sort.what.words for one in exposed for sort in one.seen
+        if sort.how in (How.PLAIN, How.RECOVERABLE) and sort.what not in (What.OTHER, What.WEIGHTS)
+    )  # fmt: skip
+    return ", ".join(found) or "nothing"
+
+
+_TOLD = 6
+"""So many groups of derived tensors are told of a device."""
+
+
+def _nearness(graph: OpGraph, device: str, found: Sequence[Derived]) -> Iterable[str]:
+    """What arithmetic makes of secrets on a device, the nearest first, alike ones together."""
+    names = tensor_names(graph)
+    groups: dict[tuple[str, int, bool, bool], int] = {}
+    for one in found:
+        key = names[one.tensor.id], len(one.ops), one.linear, one.recoverable
+        groups[key] = groups.get(key, 0) + 1
+    for (name, ops, linear, back), count in [*groups.items()][:_TOLD]:
+        how = f"{counted(ops, 'op')} away{', linear' if linear else ''}"
+        undone = ", and can be undone with what is there" if back else ""
+        yield f"{device} gets {count} x {name} of what is secret: {how}{undone}"
+    if len(groups) > _TOLD:
+        yield f"{device} gets {len(groups) - _TOLD} more sorts of what is made of secrets"
+    if not found:
+        yield f"{device} gets nothing that is made of what is secret"
 
 
 def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Price]) -> None:
@@ -212,7 +271,7 @@ def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Pri
     console().print()
     if prices:
         print_table(
-            ("price of a rule", "ops", "costs", ""),
+            ("price of a rule or secret", "ops", "costs", ""),
             [
                 (
                     price.reason or price.rule, str(price.ops),
@@ -271,6 +330,8 @@ def partition_dict(
     folder: object,
     seen: Sequence[Exposure] = (),
     why: tuple[Sequence[Step], Sequence[Price]] | None = None,
+    told: Mapping[str, Sequence[Derived]] | None = None,
+    beside: TopologicalCut | None = None,
 ) -> dict[str, Any]:
     """``partition --json``, and an entry of ``compare --json``."""
     traffic, totals = partition.traffic, partition.traffic.totals
@@ -302,7 +363,28 @@ def partition_dict(
             "gap": partition.solution.gap, "optimal": partition.solution.proven,
             "solver": partition.solution.solver,
         },
+        "cut": (partition.solution and partition.solution.cut) or None,
+        "topological_cut": None if beside is None else {
+            "objective_value": beside.objective_value, "after": list(beside.after),
+        },
         "exposed": [asdict(one) for one in seen],
+        "seen": {
+            one.device: {sort.what.value: sort.how.value for sort in one.seen} for one in seen
+        },
+        **({} if told is None else {
+            "derived": {
+                device: [
+                    {
+                        "tensor_id": one.tensor.id, "tensor": one.tensor.name,
+                        "label": one.tensor.label, "of": one.source.name,
+                        "ops": len(one.ops), "linear": one.linear,
+                        "recoverable": one.recoverable,
+                    }
+                    for one in found
+                ]
+                for device, found in told.items()
+            },
+        }),
         **({} if why is None else {
             "ladder": [asdict(step) for step in why[0]],
             "prices": [asdict(price) for price in why[1]],
@@ -360,14 +442,12 @@ def comparison(found: Compared, within: float | None) -> None:
     if any(p.run_seconds is not None for p in partitions):
         columns["run"] = [_time(p.run_seconds) for p in partitions]
     if any(found.seen):
-        columns["seen in plain"] = [
-            human(sum(e.visible_bytes for e in each)) for each in found.seen
-        ]
+        columns["seen"] = [sees(each) for each in found.seen]
     if any(p.solution is not None for p in partitions):
         columns["best for"] = [_best(p) for p in partitions]
     if within is not None:
         columns[_within(within)] = [_verdict(p, within) for p in partitions]
-    _print_columns(columns, left=("policy", "best for", _within(within)))
+    _print_columns(columns, left=("policy", "seen", "best for", _within(within)))
     for name, reason in found.without.items():
         out.print(f"without {name}: {reason}", soft_wrap=True)
     if meta.symbolic:

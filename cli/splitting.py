@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import complete
-from cli.app import Json, TraceDir, command
+from cli.app import Json, TraceDir, command, say, warn
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
 from cli.machines import Accel, Home, LinkNames, Machines, Memory, read_machines
 from partition import Residency
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from partition.ladder import Step
     from partition.optimise import Price, Setting
     from partition.policy import Policy
+    from partition.seen import Derived
     from partition.tables import Partition
     from tracer.graph import OpGraph
     from tracer.reach import Reach
@@ -67,8 +68,16 @@ def partition(
     time_limit: TimeLimit = 60.0,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Show the steps from offload-linear, and what rules cost."),
+        typer.Option(
+            "--explain", help="Show the steps from offload-linear, and what rules and secrets cost."
+        ),
     ] = False,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What no accelerator may see that is not trusted: a label, a sort (qkv), a name."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Place every op of a trace on a device and count what crosses."""
@@ -77,7 +86,8 @@ def partition(
     from cli.workspace import trace_folder
     from partition.explain import top_transfers
     from partition.ladder import exposure
-    from partition.policy import load_policy
+    from partition.optimise import beside_layers
+    from partition.policy import load_policy, with_secrets
     from partition.tables import write_partition
     from tracer.serde import read_trace
 
@@ -89,18 +99,23 @@ def partition(
     )  # fmt: skip
     folder = trace_folder(directory)
     graph, trace_id = read_trace(folder)
+    chosen = with_secrets(graph, chosen, secret or ())
     setting = setting_of(graph, machines, residency, max_calls, time_limit)
     made = partition_of(graph, trace_id, chosen, setting, machines)
     written = write_partition(made, folder)
     caution(graph, {policy: chosen})
     top = top_transfers(graph, made.traffic)
-    (bottleneck,) = bottlenecks([made], setting)
+    (bottleneck,) = bottlenecks([made], setting, [chosen])
+    told = _derived(graph, chosen, setting, made)
     seen = exposure(graph, made.placement, made.traffic, setting.untrusted)
+    beside = beside_layers(graph, chosen, setting)
     why = _explained(graph, chosen, setting, made) if explain else None
     if as_json:
-        print_json(show_split.partition_dict(made, top, bottleneck, written, seen, why))
+        print_json(
+            show_split.partition_dict(made, top, bottleneck, written, seen, why, told, beside)
+        )
     else:
-        show_split.partition_summary(made, top, bottleneck, written, seen, why)
+        show_split.partition_summary(made, top, bottleneck, written, seen, why, told, beside)
 
 
 @command("cutedge compare --wire-dtype bfloat16")
@@ -113,7 +128,7 @@ def compare(
         list[str] | None,
         typer.Option(
             "--policy",
-            help="A policy to compare, again and again; all when left out.",
+            help="A policy to compare, again and again; all without secrets when left out.",
             autocompletion=complete.policies,
         ),
     ] = None,
@@ -153,7 +168,7 @@ def compare(
     from cli import show_split
     from cli.printing import print_json
     from cli.workspace import trace_folder
-    from partition.policy import load_policy, policy_names
+    from partition.policy import load_policy, open_policy_names
     from partition.tables import write_partition
     from tracer.serde import read_reach, read_trace
 
@@ -164,7 +179,7 @@ def compare(
     )  # fmt: skip
     if within is not None and not 0 < within < float("inf"):
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
-    names = list(dict.fromkeys(policies or policy_names()))
+    names = list(dict.fromkeys(policies or open_policy_names()))
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
     if against not in names:
         names.insert(0, against)
@@ -197,7 +212,9 @@ def compare(
         print_json([
             show_split.compared_dict(one, number, bottleneck, within)
             for one in found
-            for number, bottleneck in enumerate(bottlenecks(one.partitions, one.setting))
+            for number, bottleneck in enumerate(
+                bottlenecks(one.partitions, one.setting, [chosen[name] for name in one.names])
+            )
         ])  # fmt: skip
     elif len(found) == 1:
         show_split.comparison(found[0], within)
@@ -362,10 +379,14 @@ def _explained(
 
 
 def bottlenecks(
-    made: "Sequence[Partition]", setting: "Setting"
-) -> "list[Bottleneck | None]":  # fmt: skip
-    """Of each partition, with a relief that may be called by the name of a policy of cutedge."""
+    made: "Sequence[Partition]", setting: "Setting", policies: "Sequence[Policy]"
+) -> "list[Bottleneck | None]":
+    """Of each partition, with a relief that may be called by the name of a policy of cutedge.
+
+    ``policies`` are theirs: no relief handles what they keep secret.
+    """
     from partition.explain import find_bottleneck
+    from partition.optimise import hidden_from, may_move
     from partition.policy import apply_policy, fixed_policy_names, load_policy
 
     graph, home, accelerators = made[0].graph, setting.home, setting.accelerators
@@ -373,18 +394,38 @@ def bottlenecks(
         name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)
         for name in fixed_policy_names()
     }
-    known = {
-        name: placement for name, placement in placements.items()
-        if all(d is None or setting.can_run(op, d) for op, d in enumerate(placement.devices))
+    found = []
+    for one, policy in zip(made, policies, strict=True):
+        hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
+        able = may_move(graph, setting, hidden)
+        known = {
+            name: placement for name, placement in placements.items()
+            if all(d is None or able(op, d) for op, d in enumerate(placement.devices))
+        }  # fmt: skip
+        found.append(
+            find_bottleneck(
+                graph, one.placement, one.traffic, setting.links,
+                policies=known, wire_dtype=one.wire_dtype, residency=setting.residency,
+                can_run=able,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _derived(
+    graph: "OpGraph", policy: "Policy", setting: "Setting", made: "Partition"
+) -> "dict[str, list[Derived]]":
+    """By device that is not trusted, what it gets that arithmetic has made of the secrets."""
+    from partition.policy import secret_tensors
+    from partition.secrets import covered, present
+    from partition.seen import derived
+
+    secret = covered(graph, secret_tensors(graph, policy))
+    there = present(graph, made.placement, made.traffic)
+    return {
+        device: derived(graph, secret, there.get(device, set()))
+        for device in setting.untrusted if secret
     }  # fmt: skip
-    return [
-        find_bottleneck(
-            graph, one.placement, one.traffic, setting.links,
-            policies=known, wire_dtype=one.wire_dtype, residency=setting.residency,
-            can_run=setting.can_run,
-        )
-        for one in made
-    ]  # fmt: skip
 
 
 def caution(graph: "OpGraph", policies: "Mapping[str, Policy]") -> None:
@@ -393,7 +434,7 @@ def caution(graph: "OpGraph", policies: "Mapping[str, Policy]") -> None:
 
     for given, policy in policies.items():
         for caution in cautions(graph, policy):
-            typer.echo(f"warning: {given}: {caution}", err=True)
+            warn(f"{given}: {caution}")
 
 
 def check_namesakes(policies: "Mapping[str, Policy]") -> None:
@@ -426,12 +467,13 @@ def policies(
                 "objective": p.objective, "cut": p.cut,
                 "secrets": [
                     {**{key: list(values) for key, values in secret.conditions},
-                     "reason": secret.reason}
+                     "reason": secret.reason, "optional": secret.optional,
+                     **({"derived": True} if secret.derived else {})}
                     for secret in p.secrets
                 ],
                 "rules": [
                     {**{key: list(values) for key, values in rule.conditions},
-                     "place": rule.place, "reason": rule.reason}
+                     "place": rule.place, "reason": rule.reason, "optional": rule.optional}
                     for rule in p.rules
                 ],
             }
@@ -441,7 +483,7 @@ def policies(
         print_rows(["policy", "what it does"], [[p.name, p.description] for p in loaded])
     else:
         for p in loaded:
-            typer.echo(f"{p.name}: {p.description}")
+            say(f"{p.name}: {p.description}")
             print_rows(
                 ["rule", "ops", "place", "reason"],
                 [
@@ -449,3 +491,9 @@ def policies(
                     ["", "all others", p.default, ""],
                 ],
             )
+            if p.secrets:
+                typer.echo()
+                print_rows(
+                    ["secret", "tensors, with all that carries their values", "reason"],
+                    [[n, secret, secret.reason] for n, secret in enumerate(p.secrets, 1)],
+                )

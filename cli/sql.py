@@ -10,14 +10,16 @@ import duckdb
 
 from cli.workspace import MAKERS
 from tracer.errors import CutedgeError, InputError
+from tracer.files import DamagedError, check_file
 
 
-def run_sql(sql: str, folder: Path) -> tuple[list[str], list[Sequence[Any]]]:
+def run_sql(sql: str, folder: Path, *, safe: bool = False) -> tuple[list[str], list[Sequence[Any]]]:
     """Column names, each another, and rows of a query over all tables below ``folder``.
 
     The tables of several runs come as one view, with the parts of their path (model, seq, policy,
-    wire ...) as columns. Raises InputError for SQL that DuckDB refuses, CutedgeError where there
-    are no tables or a file is damaged.
+    wire ...) as columns. A ``safe`` query reads and writes no file and loads nothing: the tables
+    are copied into memory before. Raises InputError for SQL that DuckDB refuses, CutedgeError where
+    there are no tables or a file is not as it was written.
     """
     if not os.path.isdir(folder):
         raise CutedgeError(f"no tables at {folder}: there is no such directory. Run trace first.")
@@ -27,20 +29,23 @@ def run_sql(sql: str, folder: Path) -> tuple[list[str], list[Sequence[Any]]]:
     }
     if not any(files.values()):
         raise CutedgeError(f"no tables below {folder}. Run trace first.")
+    for name, paths in files.items():  # DuckDB takes a changed bit for a value
+        for path in paths:
+            _check(path, MAKERS[name])
     # Else a name that is no table would be looked for among this program's own variables.
     connection = duckdb.connect(config={"python_enable_replacements": False})
     try:
         for name, paths in files.items():
             if paths:
-                connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {_scan(paths)}")
+                kind = "TABLE" if safe else "VIEW"
+                connection.execute(f"CREATE {kind} {name} AS SELECT * FROM {_scan(paths)}")
+        if safe:
+            connection.execute("SET enable_external_access = false; SET lock_configuration = true")
         result = connection.execute(sql)
         if result is None:
             raise InputError("there is no SQL in the query; try 'SELECT * FROM ops LIMIT 5'")
         return _distinct(column[0] for column in result.description or ()), result.fetchall()
     except duckdb.Error as error:
-        for name, paths in files.items():
-            for path in paths:
-                _check(path, MAKERS[name])
         said = str(error).partition("\nTraceback")[0].strip().replace("\n\n", "\n")
         early = [
             f"\nThere is no {name} table yet: run partition first."
@@ -59,13 +64,13 @@ def _scan(paths: Iterable[Path]) -> str:
 
 
 def _check(path: Path, maker: str) -> None:
-    """Raise CutedgeError when a file cannot be read to its end."""
+    """Raise CutedgeError when a file cannot be read, or is not as it was written."""
     try:
-        with duckdb.connect() as connection:
-            connection.execute(f"CREATE TABLE whole AS SELECT * FROM {_scan([path])}")
-    except duckdb.Error as error:
-        why = str(error).strip().splitlines()[0]
-        raise CutedgeError(f"{path} is damaged: {why}. Run {maker} again.") from error
+        check_file(path)
+    except DamagedError as error:
+        raise CutedgeError(f"{path} is damaged: {error}. Run {maker} again.") from error
+    except OSError as error:
+        raise CutedgeError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

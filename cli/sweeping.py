@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import typer
 
-from cli.app import Json, command
+from cli.app import Json, command, say, warn
 from tracer.errors import CutedgeError, InputError
 
 if TYPE_CHECKING:
@@ -103,10 +103,10 @@ def sweep(
     if as_json:
         print_json(report)
         return
-    typer.echo(f"{asked.rows:,} points in {_counted(len(files), 'file')}, {kept} of them kept")
+    say(f"{asked.rows:,} points in {_counted(len(files), 'file')}, {kept} of them kept")
     for how, count in sorted(placed.items()):
-        typer.echo(f"  {how:<16} {count:>13,}")
-    typer.echo(f"written to {folder}")
+        say(f"  {how:<16} {count:>13,}")
+    say(f"written to {folder}")
 
 
 def _counted(number: int, noun: str) -> str:
@@ -126,7 +126,7 @@ def _check_policies(grid: "Grid") -> None:
         for m in grid.machines:
             described = {m.home: m.home_device, m.accelerator: m.accelerator_device}
             times = {
-                name: DeviceTime(device, (), MemoryNeed(0, 0), 0.0, {}, 1.0)
+                name: DeviceTime(device, (), MemoryNeed(0, 0, 0), 0.0, {}, 1.0)
                 for name, device in described.items() if device is not None
             }  # fmt: skip
             setting = Setting(m.home, (m.accelerator,), Links(m.link), times=times)
@@ -209,7 +209,7 @@ def _alone(folder: Path, grid: str) -> Iterator[None]:
     note = folder / "sweep.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle: IO[str] = note.open("a+", encoding="utf-8")
+        handle: IO[str] = note.open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise CutedgeError(
             f"cannot write {note}: {error.strerror or error}. Choose another place with --out."
@@ -223,12 +223,13 @@ def _alone(folder: Path, grid: str) -> Iterator[None]:
         found = handle.read()
         if found.strip() not in ("", json.dumps({"grid": grid})):
             raise InputError(
-                f"{folder} holds the points of another grid: choose another --out, or remove it"
+                f"{folder} holds the points of another grid, by {note}: choose another --out, or "
+                "remove it"
             )
         if not found.strip():
             handle.write(json.dumps({"grid": grid}) + "\n")
             handle.flush()
-        for left in folder.rglob(".sweep.parquet.*.tmp"):  # of a run that was killed
+        for left in folder.rglob(".*.tmp"):  # of a run that was killed
             left.unlink(missing_ok=True)
         yield
 
@@ -241,7 +242,7 @@ def _work_out(
 ) -> None:
     """Make files: trace what they are of, work out their points, write each when it is there."""
     from partition.sweeping.points import pack
-    from tracer.files import write_whole
+    from tracer.files import write_files
 
     subjects = {id(f.subject): f.subject for f in files}
     if not subjects:
@@ -254,7 +255,7 @@ def _work_out(
     for key, (found, notes) in zip(subjects, traced, strict=True):
         programs[key] = found
         for warning in notes:
-            typer.echo(f"warning: {warning}", err=True)
+            warn(warning)
     packed: dict[tuple[int, int], bytes] = {}
 
     def tasks() -> "Iterator[tuple[int, Work, Mapping[str, str]]]":
@@ -269,7 +270,7 @@ def _work_out(
         file = files[number]
         try:
             file.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file.path, data)
+            write_files(file.path.parent, {file.path.name: data})
         except OSError as error:
             raise CutedgeError(
                 f"cannot write {file.path}: {error.strerror or error}. Make the place writable, or "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli import complete
-from cli.app import Json, choose, command
+from cli.app import Json, choose, command, warn
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def trace(
         notes.append(f"removed what was made from the trace before: {', '.join(removed)}")
     remember(folder)
     for note in notes:
-        typer.echo(f"warning: {note}", err=True)
+        warn(note)
     if as_json:
         show.trace_json(graph, total_flops(graph), folder, notes, cached=cached)
     else:
@@ -194,8 +194,41 @@ def traced_model(
     )  # fmt: skip
     graph, warnings, *_ = asked.traced(full=False, use_cache=True)
     for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
     return annotate(graph)
+
+
+def decodes(
+    model: str, settings: "list[str] | None"
+) -> "tuple[OpGraph, tuple[OpGraph, ...]]":  # fmt: skip
+    """(annotated decode of one sequence over few cached tokens, others beyond all windows).
+
+    The others are there where the model is another program far out: one, or two that are a cached
+    token apart where no formula has the cached tokens in it. Warnings are printed, but for those
+    that say where the first trace ends.
+    """
+    from costmodels.flops import annotate
+
+    def traced(past: int) -> "tuple[OpGraph, Reach]":
+        asked = Asked(
+            model, {"past": past}, phase="decode", cache=False, dtype=None, attn="eager",
+            logits="last", settings=settings or (),
+        )  # fmt: skip
+        graph, warnings, reach, _ = asked.traced(full=False, use_cache=True)
+        said.update(dict.fromkeys(one for one in warnings if one not in reach.notes))
+        return annotate(graph), reach
+
+    said: dict[str, None] = {}
+    near, reach = traced(16)
+    most = (reach.positions or 2**20) - 1
+    far: list[OpGraph] = []
+    if not reach.covers({**near.meta.variables, "past": most}):
+        far.append(traced(most)[0])
+        if "past" not in far[0].meta.symbolic:
+            far.append(traced(most - 1)[0])
+    for warning in said:
+        typer.echo(f"warning: {warning}", err=True)
+    return near, tuple(far)
 
 
 @command("cutedge models llama-3.2-1b")

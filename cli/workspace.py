@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from tracer.errors import CutedgeError, InputError
-from tracer.files import write_whole
+from tracer.files import DamagedError, check_bytes, write_files
 from tracer.graph import TraceMeta
 
 OUT = Path("cutedge-out")
@@ -36,7 +36,7 @@ def remember(folder: Path) -> None:
     """Make ``folder`` the trace that the next command takes."""
     try:
         OUT.mkdir(exist_ok=True)
-        write_whole(_LAST, os.fsencode(f"{os.path.relpath(folder, OUT)}\n"))
+        write_files(OUT, {_LAST.name: os.fsencode(f"{os.path.relpath(folder, OUT)}\n")})
     except OSError as error:
         raise CutedgeError(
             f"cannot write {_LAST}: {error.strerror or error}. The trace itself is written: name "
@@ -49,15 +49,18 @@ def trace_folder(given: Path | None) -> Path:
     if given is not None:
         return given
     try:
-        text = os.fsdecode(_LAST.read_bytes()).removesuffix("\n")
+        data = _LAST.read_bytes()
+        check_bytes(_LAST, data)
+    except DamagedError as error:
+        raise CutedgeError(
+            f"{_LAST} is damaged: {error}. Run trace again, or name a trace directory"
+        ) from error
     except OSError as error:
         raise InputError(
             "there is no last trace here: run e.g. `trace llama-3.2-1b --seq 1024` first, "
             "or name a trace directory"
         ) from error
-    if not text or "\0" in text:
-        raise CutedgeError(f"{_LAST} is damaged: run trace again, or name a trace directory")
-    return Path(os.path.normpath(OUT / text))
+    return Path(os.path.normpath(OUT / os.fsdecode(data).removesuffix("\n")))
 
 
 def find_partition(folder: Path, policy: str | None) -> tuple[Path, Path | None]:

@@ -48,6 +48,15 @@ _HUBER = 1.345
 _ROUNDS = 50
 _FURTHEST = 5
 
+_TOTAL = 0.03
+"""Parts of the measured sum that the fitted one may be off by."""
+
+_FAR = 0.25
+"""A call that is off by more, in parts of what was measured, is not fitted by the line."""
+
+_MANY_FAR = 0.1
+"""Parts of the calls that may be far off; where more are, no line fits all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Log:
@@ -99,6 +108,10 @@ class Fit:
     """Half and nine tenths of the calls are off by no more, in parts of what was measured."""
     furthest: tuple[Residual, ...]
     """The calls that are furthest off in seconds, the furthest first."""
+    measured_total_seconds: float
+    """Of all calls."""
+    fitted_total_seconds: float
+    """What the equation says of all calls."""
 
     def value(self, name: str) -> float | None:
         """The value of a term by its name."""
@@ -123,6 +136,16 @@ class Calibration:
     """What the log cannot tell, in sentences."""
     framing: Mapping[str, int] = field(default_factory=dict)
     """Bytes that a ``message`` and a ``tensor`` in it add, where they were counted."""
+
+    @property
+    def measured_total_seconds(self) -> float:
+        """Of all calls, in all that was fitted."""
+        return sum(one.measured_total_seconds for one in self.fits)
+
+    @property
+    def fitted_total_seconds(self) -> float:
+        """What the equations say of them."""
+        return sum(one.fitted_total_seconds for one in self.fits)
 
 
 def read_log(path: Path) -> Log:
@@ -188,8 +211,9 @@ def fit(log: Log, framing: Mapping[str, int] | None = None) -> Calibration:
     """The terms of a link from measured calls, and their ``framing`` where that was counted.
 
     Noise is taken to grow with the seconds of a call, and slow outliers weigh less: the link is
-    that of a usual call. A log with ``framing`` is a whole run that was measured: there every
-    second counts alike, so that the run's total comes out.
+    that of a usual call. But a run is a sum. Where that line misses the calls that take most of
+    the time, and in a log with ``framing``, which is a whole run that was measured, every second
+    counts alike, and the sum is held to the measured one.
     """
     columns = log.columns
     sent, received, seconds = (columns[name] for name in _REQUIRED)
@@ -232,17 +256,13 @@ def _fit(
     # A call's own noise grows with it: without this, the longest calls would be all that counts.
     least = measured[measured > 0].min(initial=np.inf)
     own = 1 / np.maximum(measured, least if isfinite(least) else 1.0)
-    weights = np.ones_like(own) if whole else own
-    values = _solve(design, measured, weights)
-    for _ in range(0 if whole else _ROUNDS):
-        off = np.abs(measured - design @ values) * own
-        spread = 1.4826 * np.median(off)  # of normal noise, its standard deviation
-        if spread < 1e-12:  # as good as exact
-            break
-        weights = own * np.sqrt(np.minimum(1, _HUBER * spread / np.maximum(off, 1e-300)))
-        before, values = values, _solve(design, measured, weights)
-        if np.allclose(before, values, rtol=1e-12, atol=0):
-            break
+    values, weights = _usual(design, measured, own)
+    if whole or _misses_the_long(design @ values, measured, own):
+        weights = np.ones_like(own)
+        values = _solve(
+            np.vstack([design, design.sum(axis=0)]), np.append(measured, measured.sum()),
+            np.append(weights, _HOLDS),
+        )  # fmt: skip
 
     known = _identified(design, weights, list(terms), name, warnings)
     errors = _standard_errors(design, measured, weights, values)
@@ -258,6 +278,7 @@ def _fit(
     residual = measured - fitted
     total = float(np.sum((measured - measured.mean()) ** 2))
     relative = np.abs(residual) * own
+    _say_what_no_line_fits(name, measured, fitted, own, warnings)
     return Fit(
         equation=f"{name} = {' + '.join(terms)}",
         terms=tuple(found),
@@ -271,7 +292,72 @@ def _fit(
             )
             for at in np.argsort(-np.abs(residual), kind="stable")[:_FURTHEST]
         ),
+        measured_total_seconds=float(measured.sum()),
+        fitted_total_seconds=float(fitted.sum()),
     )  # fmt: skip
+
+
+_HOLDS = 1e4
+"""The weight of the sum beside one of each call: as good as an equation."""
+
+
+def _usual(design: Floats, measured: Floats, own: Floats) -> tuple[Floats, Floats]:
+    """(values, weights) of a usual call: residuals count in parts, large ones less (Huber)."""
+    weights = own
+    values = _solve(design, measured, weights)
+    for _ in range(_ROUNDS):
+        off = np.abs(measured - design @ values) * own
+        spread = 1.4826 * np.median(off)  # of normal noise, its standard deviation
+        if spread < 1e-12:  # as good as exact
+            break
+        weights = own * np.sqrt(np.minimum(1, _HUBER * spread / np.maximum(off, 1e-300)))
+        before, values = values, _solve(design, measured, weights)
+        if np.allclose(before, values, rtol=1e-12, atol=0):
+            break
+    return values, weights
+
+
+def _misses_the_long(fitted: Floats, measured: Floats, own: Floats) -> bool:
+    """Whether the sum is missed, and by the long calls: half of those that are half of the time.
+
+    A few slow calls among others of their size are noise, which the line of a usual call is to
+    miss.
+    """
+    if abs(float(fitted.sum()) - float(measured.sum())) <= _TOTAL * float(measured.sum()):
+        return False
+    longest = np.argsort(-fitted, kind="stable")
+    most = longest[: 1 + int(np.searchsorted(np.cumsum(fitted[longest]), fitted.sum() / 2))]
+    return abs(float(np.median(((measured - fitted) * own)[most]))) > _TOTAL
+
+
+def _say_what_no_line_fits(
+    name: str, measured: Floats, fitted: Floats, own: Floats, warnings: list[str]
+) -> None:
+    """Warn where the line misses the sum, or many of the calls."""
+    relative = (fitted - measured) * own
+    off = float(fitted.sum() / measured.sum()) - 1 if measured.any() else 0.0
+    if abs(off) > _TOTAL:
+        slow = int((-relative > _FAR).sum())
+        warnings.append(
+            f"{name}: the fitted sum is {off:+.1%} off the measured one: {slow} calls take over "
+            f"{_FAR:.0%} longer than the line says, unlike others of their size"
+        )
+    far = np.abs(relative) > _FAR
+    if far.mean() > _MANY_FAR:
+        parts = [
+            f"{int(these.sum())} of {len(far)} calls ({measured[these].min():.3g} to "
+            f"{measured[these].max():.3g} s) are fitted {which} by {np.median(amount[these]):.0%}"
+            for which, these, amount in (
+                ("too slow", far & (relative > 0), relative),
+                ("too fast", far & (relative < 0), -relative),
+            )
+            if these.any()
+        ]
+        share = float(measured[far].sum() / measured.sum())
+        warnings.append(
+            f"{name}: no line fits both ends: {' and '.join(parts)} in the middle; they take "
+            f"{share:.1%} of the seconds"
+        )
 
 
 def _scaled(design: Floats, weights: Floats) -> tuple[Floats, Floats]:

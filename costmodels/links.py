@@ -77,16 +77,15 @@ class Link:
         return None if bandwidth is None else 1 / (1 / bandwidth + _toll(self, direction))
 
     def tensor_seconds(self, payload: int, direction: str) -> float | None:
-        """What a tensor in a long message takes, without what the message itself takes.
+        """What a tensor takes, without what its message takes however little is in it.
 
-        None without a bandwidth in that ``direction`` of the transfers.
+        Of a message in one piece, the tensors and ``message_seconds`` add up to ``message_cost``.
+        With ``chunk_bytes`` they are the least: each tensor pays for the pieces that it has more
+        than one of, and together they may fill some more. None without a bandwidth in that
+        ``direction`` of the transfers.
         """
-        rate = self.payload_rate(direction)
-        if rate is None:
-            return None
-        framing: int = _of(self, direction, "tensor_framing_bytes")
-        bandwidth: int = _of(self, direction, "bandwidth_bytes_per_second")
-        return payload / rate + framing / bandwidth
+        alone = message_cost(self, [payload], direction).seconds
+        return None if alone is None else alone[0] - (self.message_seconds(direction) or 0.0)
 
     def message_seconds(self, direction: str) -> float | None:
         """What a message takes beside its tensors: latency and its own framing; None likewise."""

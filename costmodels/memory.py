@@ -1,60 +1,140 @@
 """What a graph needs of one device's memory when all of it runs there."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.graph import Kind, OpGraph, Role
-
-_STATE = (Role.PARAMETER, Role.BUFFER, Role.KV_CACHE)
+from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor
+from tracer.summary import cached_inputs, cached_outputs
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes that must lie on a device, each storage once; ints, or arrays of int64."""
+    """Bytes that must lie on a device, each storage once."""
 
-    resident_bytes: Any
-    """Parameters, buffers, constants and cached state: there during the whole run."""
-    peak_activation_bytes: Any
-    """What lies there at the worst moment besides: a tensor from the op that makes it (an input
-    from the start) to the last op that reads it or a view of it, ops run in the graph's order."""
+    resident_bytes: int
+    """Parameters and buffers, also those that constants are computed from, constants, and cached
+    state as it is after the run: there during the whole run. State grows in place, so it is
+    counted once."""
+    live_activation_bytes: int
+    """What lies there at the worst moment besides, where each tensor is freed as soon as its last
+    reader has run: the least that ops need which run one after another in the graph's order."""
+    peak_activation_bytes: int
+    """At most so much lies there besides when PyTorch runs the model's own code (eagerly)."""
 
     @property
-    def bytes(self) -> Any:
-        """Both."""
+    def live_bytes(self) -> int:
+        """Resident and live: what does not fit into less."""
+        return self.resident_bytes + self.live_activation_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """Resident and at the peak: what fits into that for certain."""
         return self.resident_bytes + self.peak_activation_bytes
 
 
-def memory_need(graph: OpGraph, sizes: Sequence[Any] | None = None) -> MemoryNeed:
+def memory_need(graph: OpGraph) -> MemoryNeed:
     """What running the whole graph on one device needs of its memory.
 
-    ``sizes`` are the bytes of each tensor, for many sizes of the graph at once; else its own.
+    The peak is an upper bound. PyTorch frees a tensor when the last Python name of it goes, which
+    the graph does not show; at the latest
+
+    - the block that made it has returned: the innermost numbered module (``layers.3``) around the
+      op, or the model itself,
+    - and every module that it was handed to has returned.
+
+    Beside those, an op may need as much workspace as a copy of each activation that it reads, in
+    the wider of the dtypes that it reads and makes (a softmax of bfloat16 in float32), and while
+    cached state is renewed by a copy the old and the new of it lie there. What a block hands back
+    and nobody reads is not known, and not counted beyond it.
     """
-    taken = [t.bytes for t in graph.tensors] if sizes is None else sizes
-    born: dict[int, int] = {}  # storage -> the op that makes it; -1 for what is there at first
-    dies: dict[int, int] = {}  # storage -> the last op that reads it
+    last = len(graph.ops) - 1
+    returns = _returns(graph)
+    read_last: dict[int, int] = {}  # storage -> the last op that reads it
+    handed: dict[int, int] = {}  # storage -> when the last module returns that it is handed to
     resident: set[int] = set()
+    state = {graph.storage(t).id for t in (*cached_inputs(graph), *cached_outputs(graph))}
+    born: dict[int, int] = {}  # storage -> the op that makes it; -1 for what is there at first
+    workspace: dict[int, int] = {}
     for op in graph.ops:
-        if op.is_constant:
-            continue
         for tensor in graph.inputs(op.id):
             owner = graph.storage(tensor)
-            constant = owner.op is not None and graph.ops[owner.op].is_constant
-            if constant or owner.role in _STATE:
+            if owner.role in (Role.PARAMETER, Role.BUFFER):
                 resident.add(owner.id)
-            else:
-                dies[owner.id] = op.id
+            elif owner.op is not None and graph.ops[owner.op].is_constant:
+                resident.update(() if op.is_constant else (owner.id,))
+            elif not op.is_constant:
+                read_last[owner.id] = op.id
+                inside = _blocks(graph, owner.op)
+                entered = [b for b in _blocks(graph, op.id) if b not in inside]
+                end = returns[op.id].get(entered[0], op.id) if entered else op.id
+                handed[owner.id] = max(handed.get(owner.id, 0), end)
+        if op.is_constant:
+            continue
+        if not op.is_view and op.kind not in (Kind.INPUT, Kind.OUTPUT):
+            workspace[op.id] = _workspace(graph, op.id)
         for tensor in graph.outputs(op.id):
             owner = graph.storage(tensor)
-            if owner.role not in _STATE:
+            if owner.role not in (Role.PARAMETER, Role.BUFFER):
                 born.setdefault(owner.id, -1 if op.kind is Kind.INPUT else op.id)
-                dies.setdefault(owner.id, op.id)
-    change: list[Any] = [0] * (len(graph.ops) + 2)  # at each op, counted from -1
-    for storage, op_id in born.items():
-        if storage not in resident:
-            change[op_id + 1] = change[op_id + 1] + taken[storage]
-            change[dies[storage] + 2] = change[dies[storage] + 2] - taken[storage]
-    return MemoryNeed(sum(taken[t] for t in resident), highest(change))
+    live, peak = [0] * (last + 3), [0] * (last + 3)  # changes at each op, counted from -1
+    for storage, made in born.items():
+        size = graph.tensors[storage].bytes
+        if storage in state or graph.tensors[storage].op in graph.state_ops:
+            if made >= 0:  # the old state is there until the new one is
+                peak[made + 1] += size
+                peak[made + 2] -= size
+            continue
+        freed = read_last.get(storage, made)
+        live[made + 1] += size
+        live[max(freed, made) + 2] -= size
+        inner = _blocks(graph, made)
+        left = returns[made].get(inner[-1], last) if inner else last
+        peak[made + 1] += size
+        peak[max(freed, left, handed.get(storage, 0)) + 2] -= size
+    for op_id, size in workspace.items():
+        peak[op_id + 1] += size
+        peak[op_id + 2] -= size
+    held = sum(graph.tensors[t].bytes for t in resident)
+    return MemoryNeed(held + _state_bytes(graph), highest(live), highest(peak))
+
+
+def _state_bytes(graph: OpGraph) -> int:
+    """Cached state after a run, or before it where that is more."""
+
+    def size(tensors: Iterable[Tensor]) -> int:
+        owners = {graph.storage(t).id: graph.storage(t).bytes for t in tensors}
+        return sum(owners.values())
+
+    return max(size(cached_inputs(graph)), size(cached_outputs(graph)))
+
+
+def _workspace(graph: OpGraph, op: int) -> int:
+    made = graph.outputs(op)
+    width = max((ITEM_BYTES[t.dtype] for t in made), default=0)
+    return sum(
+        t.numel * max(width, ITEM_BYTES[t.dtype])
+        for t in dict.fromkeys(graph.inputs(op))
+        if graph.crosses(t)
+    )
+
+
+def _blocks(graph: OpGraph, op: int | None) -> list[str]:
+    """The numbered modules around an op, the outermost first."""
+    path = "" if op is None or op < 0 else graph.ops[op].module_path
+    return [path[: found.end()] for found in re.finditer(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", path)]
+
+
+def _returns(graph: OpGraph) -> list[dict[str, int]]:
+    """By op: numbered module around it -> the last op before that returns."""
+    found: list[dict[str, int]] = [{} for _ in graph.ops]
+    later: dict[str, int] = {}
+    for op in reversed(graph.ops):
+        if not op.is_constant:
+            later = {block: later.get(block, op.id) for block in _blocks(graph, op.id)}
+            found[op.id] = later
+    return found
 
 
 def highest(changes: Iterable[Any]) -> Any:

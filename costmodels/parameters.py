@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tracer.graph import Kind, Op, OpGraph, Role
 from tracer.kinds import base_name
+from tracer.stacks import layer_names
 from tracer.summary import last_layered_op
 
 PARTS = ("embedding", "attention", "ffn", "mixer", "norm", "lm_head", "other")
@@ -38,8 +39,8 @@ class Breakdown:
 
     parts: Mapping[str, Count]
     """By ``PARTS``, those that there are."""
-    layers: Mapping[int, Mapping[str, Count]]
-    """layer -> parts."""
+    layers: Mapping[str, Mapping[str, Count]]
+    """layer, by ``tracer.stacks.layer_names`` -> parts."""
     tied: int
     """Parameters that lm_head shares with the embedding: counted there, and read here too."""
     heads: tuple[int, int] | None
@@ -73,7 +74,8 @@ def break_down(graph: OpGraph) -> Breakdown:
     """
     heading = _on_the_way_to_words(graph)
     special = _submodules(graph)
-    found: dict[int, tuple[str, int | None]] = {}  # storage -> (part, layer)
+    names = layer_names(graph)
+    found: dict[int, tuple[str, str | None]] = {}  # storage -> (part, layer)
     tied: set[int] = set()
     for op in graph.ops:
         for tensor in graph.inputs(op.id):
@@ -82,11 +84,11 @@ def break_down(graph: OpGraph) -> Breakdown:
                 continue
             head = op.kind is Kind.LINEAR and op.id in heading
             if owner.id not in found or found[owner.id][0] == "other":
-                found[owner.id] = _part(op, special, head), op.layer
+                found[owner.id] = _part(op, special, head), names[op.id]
             elif head and found[owner.id][0] == "embedding":
                 tied.add(owner.id)
     parts: dict[str, Count] = {}
-    layers: dict[int, dict[str, Count]] = {}
+    layers: dict[str, dict[str, Count]] = {}
     for storage, (part, layer) in found.items():
         tensor = graph.tensors[storage]
         many = len(tensor.shape) > 1
@@ -97,7 +99,7 @@ def break_down(graph: OpGraph) -> Breakdown:
             inside[part] = inside.get(part, Count()) + count
     return Breakdown(
         parts={part: parts[part] for part in PARTS if part in parts},
-        layers=dict(sorted(layers.items())),
+        layers={name: layers[name] for name in dict.fromkeys(names) if name in layers},
         tied=sum(graph.tensors[t].numel for t in tied),
         heads=_heads(graph),
         unread=graph.meta.parameters - sum(c.total for c in parts.values()),

@@ -92,9 +92,15 @@ class DeviceTime:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the device's memory holds what the graph needs; None where it is not known."""
+        """Whether the device's memory holds what the graph needs: certainly at its peak.
+
+        None where it is not known: the memory of the device, or whether tensors are freed early
+        enough for what lies between live and peak.
+        """
         size = self.device.memory_bytes
-        return None if size is None else self.need.bytes <= size
+        if size is None or self.need.live_bytes <= size < self.need.peak_bytes:
+            return None
+        return self.need.peak_bytes <= size
 
 
 def time_ops(
@@ -124,7 +130,7 @@ def time_ops(
 def time_graph(graph: OpGraph, device: Device, **options: Any) -> DeviceTime:
     """``time_ops`` where the whole graph lies on the device, paging included."""
     found = time_ops(graph, device, **options)
-    return found.holding(graph, found.need.bytes)
+    return found.holding(graph, found.need.live_bytes)
 
 
 def paged_share(device: Device, lying_bytes: Any) -> Any:

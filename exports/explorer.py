@@ -83,7 +83,8 @@ def _node_data(
 def _of_op(op: Op, split: Split | None) -> dict[str, Any]:
     return {
         "target": op.target, "kind": op.kind.value, "module type": op.module_type,
-        "layer": op.layer, "FLOPs": op.cost.flops, "FLOPs formula": op.cost.flops_expr,
+        "stack": op.stack, "layer": op.layer,
+        "FLOPs": op.cost.flops, "FLOPs formula": op.cost.flops_expr,
         "read bytes": op.cost.read_bytes, "write bytes": op.cost.write_bytes,
         "parameter bytes": op.cost.param_bytes,
         "device": split.placement.devices[op.id] if split else None,

@@ -9,6 +9,7 @@ import networkx as nx
 from exports.split import Split
 from tracer.graph import OpGraph
 from tracer.summary import tensor_names
+from tracer.words import visible
 
 COLOURS = ("#d9e6f2", "#f9dcc4", "#d8ead3", "#e6d9ee", "#fbf0c4", "#e3e3e3")
 """Of home, then of accelerators, by turns."""
@@ -33,7 +34,8 @@ def as_networkx(graph: OpGraph, split: Split | None) -> "nx.MultiDiGraph[int]":
         cost = op.cost
         made.add_node(op.id, **_known({
             "name": op.name, "target": op.target, "kind": op.kind.value,
-            "module_path": op.module_path, "module_type": op.module_type, "layer": op.layer,
+            "module_path": op.module_path, "module_type": op.module_type, "stack": op.stack,
+            "layer": op.layer,
             "dtype": op.dtype, "is_constant": op.is_constant, "is_view": op.is_view,
             "flops": cost.flops, "flops_expr": cost.flops_expr,
             "flops_status": cost.flops_status.value, "read_bytes": cost.read_bytes,
@@ -55,7 +57,11 @@ def as_networkx(graph: OpGraph, split: Split | None) -> "nx.MultiDiGraph[int]":
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+    """What is known; of text what XML and a terminal can show."""
+    return {
+        key: visible(value) if isinstance(value, str) else value
+        for key, value in values.items() if value is not None
+    }  # fmt: skip
 
 
 def graphml(graph: OpGraph, split: Split | None) -> str:

@@ -17,17 +17,24 @@ def read_any(path: Path) -> pa.Table:
         raise TableError(f"{path} {unreadable(error)}. Write it again.") from error
 
 
-def csv(table: pa.Table) -> bytes:
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a text begins with that a spreadsheet takes for a formula."""
+
+
+def csv(table: pa.Table, *, escape_formulas: bool = False) -> bytes:
     """A line a row, under a line of names; text is in quotes, null is empty.
 
-    Lists and maps are JSON text, for which pyarrow's own writer has no form.
+    Lists and maps are JSON text, for which pyarrow's own writer has no form. ``escape_formulas``
+    puts a ``'`` before text that a spreadsheet would carry out.
     """
     rows = table.to_pylist(maps_as_pydicts="strict")
     lines = [table.column_names, *(row.values() for row in rows)]
-    return "".join(f"{','.join(map(_cell, line))}\n" for line in lines).encode()
+    return "".join(
+        f"{','.join(_cell(value, escape_formulas) for value in line)}\n" for line in lines
+    ).encode()
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, escape_formulas: bool) -> str:
     match value:
         case None:
             return ""
@@ -37,6 +44,8 @@ def _cell(value: Any) -> str:
             text = value
         case _:
             text = _json(value)
+    if escape_formulas and text.startswith(FORMULA):
+        text = f"'{text}"
     return '"' + text.replace('"', '""') + '"'
 
 

@@ -215,8 +215,9 @@ def _slice(
 def _of_op(op: Op) -> dict[str, int | float | str | None]:
     return {
         "op_id": op.id, "name": op.name, "target": op.target, "kind": op.kind.value,
-        "module": op.module_path, "layer": op.layer, "flops": op.cost.flops,
-        "read_bytes": op.cost.read_bytes, "write_bytes": op.cost.write_bytes,
+        "module": op.module_path, "stack": op.stack, "layer": op.layer,
+        "flops": op.cost.flops, "read_bytes": op.cost.read_bytes,
+        "write_bytes": op.cost.write_bytes,
     }  # fmt: skip
 
 

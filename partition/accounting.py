@@ -7,8 +7,12 @@ The rules, in short:
 - Home and the accelerators take turns in steps. An op runs in the earliest step that its inputs
   allow; all ops of one accelerator in one step are one call. A tensor is sent with the first call
   that needs it and received with the call that makes it.
-- With residency ``call`` an accelerator forgets everything between calls: what a later call needs
-  again is sent again, and what a later call needs of what an accelerator made comes home first.
+- With residency ``call`` an accelerator forgets everything between calls but weights and cached
+  state: what a later call needs again is sent again, and what a later call needs of what an
+  accelerator made comes home first. What is appended to cached state is kept with it: a later call
+  that reads the state needs it no more.
+- New state comes to the devices that read the old one: with the first call that needs it, and where
+  no op of this run does, with the first call after it is made.
 - What moves in one call from one device to another is one message on the link of the two, and
   messages go one after another. Seconds are of the transfers alone, not of the ops; nothing is
   said of a request or reply that carries no tensor.
@@ -24,7 +28,7 @@ from partition import Residency
 from partition.placement import Placement, validate
 from partition.stored import keepers, resident_bytes
 from tracer.formula import Formula, const, parse
-from tracer.graph import FLOATING, ITEM_BYTES, Kind, Op, OpGraph, Tensor
+from tracer.graph import FLOATING, ITEM_BYTES, Kind, Op, OpGraph, Role, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,19 +242,21 @@ def _calls(
 
 
 def _state_updates(graph: OpGraph, placement: Placement, steps: Sequence[int]) -> _Updates:
-    """New state that the next run reads on another device than the one that made it.
+    """New state for devices that read the old one, and none of whose ops needs it in this run.
 
     It goes with the first call there after it is made.
     """
+    devices = placement.devices
     taken: dict[str, list[int]] = defaultdict(list)
-    for op, device in enumerate(placement.devices):
+    for op, device in enumerate(devices):
         if device is not None:
             taken[device].append(steps[op])
     updates: dict[int, dict[str, int]] = defaultdict(dict)
     for tensor, readers in keepers(graph).items():
         maker = graph.tensors[tensor].op
         assert maker is not None
-        for device in {placement.devices[op] for op in readers} - {placement.devices[maker]}:
+        there = {devices[maker], *(devices[op] for op in graph.needed_by(tensor))}
+        for device in {devices[op] for op in readers} - there:
             assert device is not None
             ready = steps[maker] + (device != placement.home)
             later = [step for step in taken[device] if step >= ready]
@@ -283,20 +289,27 @@ def _moves(
         source = placement.devices[tensor.op]
         assert source is not None
         made_in = None if source == home else (steps[tensor.op], source)
-        read_at_home = False
-        read_in: dict[_CallKey, None] = {}  # calls of accelerators, that of the producer aside
         reads = [(steps[op], placement.devices[op]) for op in graph.needed_by(tensor.id)]
         reads += [(step, device) for device, step in updates.get(tensor.id, {}).items()]
-        for step, device in reads:
-            if device == home:
-                read_at_home = True
-            elif device is not None and (step, device) != made_in:
-                read_in[step, device] = None
-        needed = sorted(read_in, key=lambda key: calls[key][0])
+        read_at_home = any(device == home for _, device in reads)
+        # Calls of accelerators, that of the producer aside.
+        needed = sorted(
+            {(step, device) for step, device in reads if device not in (None, home)} - {made_in},
+            key=lambda key: calls[key][0],
+        )
         if residency == "call":
-            # Nothing survives a call: what is needed elsewhere or later comes home and goes out.
-            sends = [(home, device, calls[step, device][0]) for step, device in needed]
-            comes_home = made_in is not None and (read_at_home or bool(needed))
+            # State alone survives a call: all else that is needed elsewhere or later comes home
+            # and goes out.
+            state = tensor.role is Role.KV_CACHE
+            readers = () if state else graph.readers(tensor.id)
+            directly = {(steps[op], placement.devices[op]) for op in readers}
+            lying = set() if made_in is None else {source}
+            sends = []
+            for step, device in needed:
+                if (step, device) in directly or device not in lying:
+                    sends.append((home, device, calls[step, device][0]))
+                lying.add(device)
+            comes_home = made_in is not None and (read_at_home or bool(sends))
         else:
             first: dict[str, int] = {}
             for step, device in needed:

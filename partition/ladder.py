@@ -7,6 +7,7 @@ from costmodels.links import Links
 from partition import Residency
 from partition.accounting import Traffic, account, on_wire
 from partition.placement import Placement
+from partition.seen import Seen, seen
 from tracer.graph import Kind, OpGraph, Role
 from tracer.kinds import base_name
 from tracer.summary import tensor_names
@@ -136,6 +137,8 @@ class Exposure:
     made_bytes: int
     parameter_bytes: int
     """Of the parameters that its ops read."""
+    seen: Sequence[Seen] = ()
+    """What it sees of each sort of tensor, and how."""
 
     @property
     def visible_bytes(self) -> int:
@@ -149,6 +152,7 @@ def exposure(
     """What each of ``devices`` (those that are not trusted) sees under a placement."""
     names = tensor_names(graph)
     found = []
+    sorts = seen(graph, placement, traffic, devices)
     for device in devices:
         sent = [t.tensor for t in traffic.transfers if t.dst_device == device]
         made = [
@@ -172,6 +176,7 @@ def exposure(
                 sent_bytes=sum(t.bytes for t in sent),
                 made_bytes=sum(t.bytes for t in made),
                 parameter_bytes=sum(graph.tensors[t].bytes for t in read),
+                seen=tuple(one for one in sorts if one.device == device),
             )
         )
     return found

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from partition.placement import PlacementError
 from partition.problem import Problem, candidates
 from partition.stored import keepers, storages
+from tracer.graph import Kind
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -64,10 +65,12 @@ def is_cut(problem: Problem) -> bool:
     )
 
 
-def network_of(problem: Problem) -> Network:
+def network_of(problem: Problem, *, forward: bool = False) -> Network:
     """The network of a problem with one accelerator; its limits and calls are left out.
 
-    Raises PlacementError for several accelerators.
+    ``forward`` makes it dearer than all else that an op at home, other than the output, waits for
+    one on the accelerator: what comes home are results. Raises PlacementError for several
+    accelerators.
     """
     if len(problem.accelerators) != 1:
         raise PlacementError(f"a minimum cut has two sides, not {len(problem.devices)}")
@@ -113,6 +116,13 @@ def network_of(problem: Problem) -> Network:
     for storage, ops in needing.items():
         paid[frozenset(ops), away] += problem.storage_cost.get((storage, home), 0)
         paid[at_home, frozenset(ops)] += problem.storage_cost.get((storage, accelerator), 0)
+    if forward:
+        never = 2 * sum(paid.values()) or 1
+        for reader in graph.ops:
+            if reader.kind is not Kind.OUTPUT:
+                makers = {t.op for t in graph.flowing(reader.id) if t.op is not None}
+                for source in makers:
+                    paid[frozenset(of([reader.id])), frozenset(of([source]))] += never
     return _network(node, nodes, paid)
 
 

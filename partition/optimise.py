@@ -1,27 +1,64 @@
 """Policies with an objective: what they leave free goes where it is best, with the proof.
 
-A policy, devices and their links become a ``Problem`` of whole numbers: bytes, or nanoseconds, or a
-weighted sum of bytes and seconds. An op goes only to a device that can run it, where it has the
-choice. Seconds are those of each op on its device, of each tensor on the link of its two devices,
-and of each call's two messages on the accelerator's link, one after another; what a tensor takes
-is counted by itself, so that a link's shared memory and chunks are left out, and a tensor between
-two accelerators is a message of its own.
+A policy, devices and their links become a ``Problem`` of whole numbers: bytes, parts of a second,
+or a weighted sum of both. An op goes only to a device that can run it, where it has
+the choice. Seconds are those of each op on its device, of each tensor on the link of its two
+devices, and of each call's two messages on the accelerator's link, one after another.
+
+What is proven is the figure that is printed. The answer is counted again as it is printed, by
+``account`` and by the seconds of the devices under the placement. Where the problem's sum is that
+figure, the solver's bound is a bound of it. Elsewhere the sum leaves out what depends on more than
+one op or tensor, and so is the least that the figure can be:
+
+- a device that pages: what lies there under the placement decides;
+- chunks: several tensors of one message may fill a piece more than each by itself;
+- a request or a reply that carries no tensor costs nothing: what a first call without a request
+  and a last one without a reply would save is taken off the bound, where ops read nothing or lead
+  nowhere. Between several accelerators the tolls of messages are left out of the bound.
+
+Where that leaves a gap, the placements of other policies that meet the same limits are counted
+too, and the best of all is the answer, with the bound.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import fsum
+from math import ceil, floor, fsum, log10
 
 from costmodels.links import Links
 from costmodels.roofline import DeviceTime
 from partition import Residency
-from partition.layers import cut_between_layers
+from partition.accounting import Traffic, account
+from partition.layers import TopologicalCut, cut_between_layers, topological_cut
 from partition.placement import Placement
-from partition.policy import Policy, allowed_by, apply_policy, free_ops, secret_tensors
-from partition.problem import NotFoundError, Problem, payload_costs
-from partition.solve import Solution, solve
+from partition.policy import (
+    Policy,
+    allowed_by,
+    apply_policy,
+    check_matches,
+    derived_too,
+    free_ops,
+    load_policy,
+    named_by,
+    policy_names,
+    secret_tensors,
+)
+from partition.problem import (
+    InfeasibleError,
+    NotFoundError,
+    Problem,
+    allowed_devices,
+    candidates,
+    kept_from,
+    payload_costs,
+    recount,
+)
+from partition.run import times_under
+from partition.secrets import present, ways_to_keep
+from partition.solve import Proof, Solution, solve
+from partition.stored import keepers
 from tracer.errors import InputError
-from tracer.graph import OpGraph
+from tracer.graph import Kind, OpGraph
+from tracer.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +123,15 @@ class Setting:
 
         Between two accelerators with it.
         """
+        direction = self._direction(source, destination)
         link = self.links.between(source, destination, self.home)
-        if self.home in (source, destination):
-            direction = "receive" if destination == self.home else "send"
-            return link.tensor_seconds(payload, direction) or 0.0
-        return (link.tensor_seconds(payload, "peer") or 0.0) + (link.message_seconds("peer") or 0.0)
+        toll = (link.message_seconds("peer") or 0.0) if direction == "peer" else 0.0
+        return (link.tensor_seconds(payload, direction) or 0.0) + toll
+
+    def _direction(self, source: str, destination: str) -> str:
+        if self.home not in (source, destination):
+            return "peer"
+        return "receive" if destination == self.home else "send"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +139,7 @@ class Placed:
     """Where a policy places a graph's ops."""
 
     placement: Placement
-    solution: Solution | None = None
+    solution: Proof | None = None
     """How good it is; None where the policy leaves nothing free."""
     unit: str | None = None
     """Of the solution's objective: ``bytes``, ``ns`` or ``weighted``."""
@@ -107,25 +148,25 @@ class Placed:
 def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     """Place every op of an annotated graph by a policy.
 
-    Raises InputError where the policy is not for the setting (``obstacle``), InfeasibleError (it
-    names what cannot hold) where no placement meets the limits, NotFoundError where none was found
-    in time.
+    Raises InputError where the policy is not for the setting (``obstacle``) or has something that
+    matches nothing, InfeasibleError (it names what cannot hold) where no placement meets the
+    limits, or the policy's own shows a secret, NotFoundError where none was found in time.
     """
+    check_matches(graph, policy)
     fixed = apply_policy(graph, policy, home=setting.home, accelerators=setting.accelerators)
     if policy.objective is None:
+        check_kept(graph, policy, setting, fixed)
         return Placed(fixed)
     if why := obstacle(policy, setting):
         raise InputError(f"{policy.name} {why}")
-    problem = problem_of(graph, policy, setting)
-    if policy.cut == "layers":
-        solution = cut_between_layers(problem)
-    else:
-        solution = solve(problem, time_limit=setting.time_limit)
-    if solution.placement is None:
+    problem, *others = problems = problems_of(graph, policy, setting)
+    found = _best([problem, *others], policy, setting)
+    if found.placement is None:
         raise NotFoundError(
             f"no placement was found in {setting.time_limit:g} s: take a longer "
             "--time-limit or fewer limits"
         )
+    best, solution = _proven(graph, policy, setting, problems, found, found.placement)
     proof = "the optimum" if solution.proven else "the best found"
     chosen = f"{proof} for {' and '.join(policy.objective)}"
     free = free_ops(graph, policy)
@@ -136,8 +177,193 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
         for op, reason in enumerate(fixed.reasons)
     )  # fmt: skip
     pinned = tuple(held and op not in several for op, held in enumerate(fixed.pinned))
-    placement = replace(fixed, devices=solution.placement.devices, pinned=pinned, reasons=reasons)
+    placement = replace(fixed, devices=best.devices, pinned=pinned, reasons=reasons)
     return Placed(placement, solution, _unit(policy))
+
+
+def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> TopologicalCut | None:
+    """The best cut of the op graph, for a policy that cuts between two layers; else None."""
+    if policy.cut != "layers" or policy.objective is None:
+        return None
+    found = map(topological_cut, problems_of(graph, policy, setting))
+    cuts = [
+        replace(cut, objective_value=ceil(figure(graph, policy, setting, cut.placement) - 0.5))
+        for cut in found if cut is not None
+    ]  # fmt: skip
+    return min(cuts, key=lambda cut: cut.objective_value, default=None)
+
+
+def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solution:
+    """The best solution of several problems; it is proven where none of them can have a better."""
+    found: list[Solution] = []
+    impossible: list[InfeasibleError] = []
+    for problem in problems:
+        try:
+            found.append(
+                cut_between_layers(problem) if policy.cut == "layers"
+                else solve(problem, time_limit=setting.time_limit)
+            )  # fmt: skip
+        except InfeasibleError as error:
+            impossible.append(error)
+    if not found:
+        raise impossible[0]
+    best = min(found, key=lambda one: (one.objective is None, one.objective or 0))
+    return replace(best, bound=min(one.bound for one in found))
+
+
+def figure(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> float:
+    """What a placement costs by what is printed of it: bytes, nanoseconds, or the weighted sum."""
+    traffic = account(
+        graph, placement, setting.links, wire_dtype=setting.wire_dtype, residency=setting.residency
+    )
+    weights, seconds = _weights(policy), 0.0
+    if weights["seconds"]:
+        times = times_under(graph, placement, traffic.transfers, setting.times)
+        taken = compute_seconds(placement, times)
+        used = {placement.home, *placement.accelerators}
+        seconds = (traffic.totals.seconds or 0.0) + fsum(taken[device] for device in sorted(used))
+    return weights["bytes"] * traffic.totals.payload_bytes + weights["seconds"] * seconds
+
+
+def _proven(
+    graph: OpGraph, policy: Policy, setting: Setting, problems: Sequence[Problem],
+    found: Solution, placement: Placement,
+) -> tuple[Placement, Proof]:  # fmt: skip
+    """The solver's placement with its proof, or a better one where the figure is no sum of costs.
+
+    Where the problem's own sum is the figure, the solver's bound is one of the figure.
+    """
+    problem, seconds = problems[0], _weights(policy)["seconds"]
+    bound = _least(problems, setting, found, seconds) * problem.unit
+    bound -= _unsaid(problem, setting) * seconds
+    value, solver = figure(graph, policy, setting, placement), found.solver
+    # Each of the costs was rounded down by less than a unit.
+    traffic = account(graph, placement, setting.links, residency=setting.residency)
+    costs = len(graph.ops) + len(traffic.transfers) + len(traffic.calls)
+    slack = costs * problem.unit + 1e-12 * value if seconds else 0.0
+    if value > bound + slack and policy.cut != "layers":
+        for other in _others(graph, policy, setting):
+            met = any(not recount(one, other).broken and _within(one, other) for one in problems)
+            if met and (cost := figure(graph, policy, setting, other)) < value:
+                placement, value, solver = other, cost, "candidates"
+    proven = value <= bound + slack
+    whole = ceil(value - 0.5)
+    bound = whole if proven else floor(bound)
+    return placement, Proof(whole, bound, proven, solver, found.cut)
+
+
+def _within(problem: Problem, placement: Placement) -> bool:
+    return all(
+        device is None or device in choice
+        for device, choice in zip(placement.devices, candidates(problem), strict=True)
+    )
+
+
+def _least(problems: Sequence[Problem], setting: Setting, found: Solution, seconds: float) -> int:
+    """What no placement costs less than, by what is certain to be paid.
+
+    With several accelerators no message is certain: each may have its tensors from another one.
+    """
+    if len(setting.accelerators) == 1 or not any(problems[0].call_cost.values()):
+        return found.bound
+    bounds = []
+    for problem in problems:
+        transfer_cost = dict(problem.transfer_cost)
+        for key, cost in transfer_cost.items():
+            if setting.home not in key[1:]:
+                link = setting.links.between(key[1], key[2], setting.home)
+                toll = seconds * (link.message_seconds("peer") or 0.0) / problem.unit
+                transfer_cost[key] = max(0, cost - ceil(toll))
+        certain = replace(problem, call_cost={}, transfer_cost=transfer_cost)
+        try:
+            bounds.append(solve(certain, time_limit=setting.time_limit).bound)
+        except InfeasibleError:
+            continue
+    return min(bounds, default=found.bound)
+
+
+def _unsaid(problem: Problem, setting: Setting) -> float:
+    """What the problem's sum may have too much, in seconds, for one accelerator.
+
+    Every call but the first is sent what home made of the answer before, and every call but the
+    last answers what the next waits for. The first may be sent nothing where an op reads nothing
+    that flows, and the last answer nothing where an op leads to nothing at home, or where it brings
+    new state alone.
+    """
+    if len(problem.accelerators) > 1 or not any(problem.call_cost.values()):
+        return 0.0
+    graph, (accelerator,) = problem.graph, problem.accelerators
+    choices = candidates(problem)
+    leads: set[int] = set()
+    for op in reversed(range(len(graph.ops))):
+        after = {reader for t in graph.outputs(op) for reader in graph.needed_by(t.id)}
+        if choices[op] == (problem.home,) or graph.ops[op].kind is Kind.OUTPUT or after & leads:
+            leads.add(op)
+    away = [op for op, choice in enumerate(choices) if accelerator in choice]
+    silent = any(op not in leads for op in away) or any(
+        not set(readers) <= set(graph.needed_by(tensor))
+        for tensor, readers in keepers(graph).items()
+    )
+    unasked = any(not graph.flowing(op) for op in away)
+    link = setting.links.of(accelerator)
+    taken = unasked * (link.message_seconds("send") or 0.0)
+    taken += silent * (link.message_seconds("receive") or 0.0)
+    return taken
+
+
+def _others(graph: OpGraph, policy: Policy, setting: Setting) -> list[Placement]:
+    """Where other policies place the ops: those without an objective, and those of bytes."""
+    found = []
+    for name in policy_names():
+        other = load_policy(name)
+        if name == policy.name or "seconds" in (other.objective or {}) or obstacle(other, setting):
+            continue
+        try:
+            found.append(place(graph, other, setting).placement)
+        except (InputError, InfeasibleError, NotFoundError):
+            continue
+    return found
+
+
+def check_kept(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> None:
+    """Raise InfeasibleError where a placement shows a secret of a policy to who is not trusted."""
+    if not policy.secrets or not setting.untrusted:
+        return
+    traffic = account(
+        graph, placement, setting.links, wire_dtype=setting.wire_dtype, residency=setting.residency
+    )
+    there = present(graph, placement, traffic)
+    shown: list[str] = []
+    for secret in policy.secrets:
+        marked = named_by(graph, secret)
+        ways = ways_to_keep(graph, marked, setting.untrusted, marked if secret.derived else ())
+        for device in setting.untrusted:
+            seen = min(
+                (way.get(device, frozenset()) & there.get(device, set()) for way in ways), key=len
+            )
+            if seen:
+                how = _how_often(graph, traffic, device, seen)
+                why = f"secret: {secret.reason or secret}"
+                shown.append(f"{policy.name} shows {secret.what} to {device}: {how} ({why})")
+    if shown:
+        raise InfeasibleError("; ".join(shown))
+
+
+def _how_often(graph: OpGraph, traffic: Traffic, device: str, seen: Collection[int]) -> str:
+    """How tensors are there to be seen on a device, in words."""
+    moved = [
+        t
+        for t in traffic.transfers
+        if t.tensor.id in seen and device in (t.src_device, t.dst_device)
+    ]
+    came = {t.tensor.id for t in moved if t.dst_device == device}
+    lie = [t for t in seen if not graph.crosses(graph.tensors[t])]
+    made = len(seen) - len(came) - len(lie)
+    parts = [
+        *([counted(len(moved), "transfer")] if moved else []),
+        *([f"{made:,} made there"] if made else []), *([f"{len(lie):,} kept there"] if lie else []),
+    ]  # fmt: skip
+    return ", ".join(parts)
 
 
 def obstacle(policy: Policy, setting: Setting) -> str | None:
@@ -160,42 +386,66 @@ def _unit(policy: Policy) -> str:
     return "bytes" if "bytes" in wanted else "ns"
 
 
+def problems_of(graph: OpGraph, policy: Policy, setting: Setting) -> list[Problem]:
+    """What a policy asks, once for each way to keep its secrets: the best of all is its answer."""
+    problem = problem_of(graph, replace(policy, secrets=()), setting)
+    ways = ways_to_keep(
+        graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
+    )
+    return [replace(problem, secrets=way) for way in ways]
+
+
 def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
     """What a policy with an objective asks: the best of the places it leaves, at its costs.
 
-    Where an op has the choice, a device without seconds for it is none. Raises InputError where
-    seconds count and an op has none on a device that it must run on.
+    Its secrets are kept in the first of the ways to keep them. Where an op has the choice, a device
+    without seconds for it is none. Raises InputError where seconds count and an op has none on a
+    device that it must run on.
     """
     devices = setting.devices
     allowed = _able(setting, allowed_by(graph, policy, setting.home, setting.accelerators))
     weights = _weights(policy)
     payload = payload_costs(graph, devices, setting.wire_dtype)
-    seconds: dict[tuple[int, str, str], float] = dict.fromkeys(payload, 0.0)
-    op_cost: dict[tuple[int, str], int] = {}
-    call_cost: dict[str, int] = {}
+    moving = {key: weights["bytes"] * size for key, size in payload.items()}
+    computing: dict[tuple[int, str], float] = {}
+    calling: dict[str, float] = {}
+    unit = 1.0
     if weights["seconds"]:
         _check_costs(graph, policy, setting, allowed)
-        seconds = {key: setting.tensor_seconds(size, *key[1:]) for key, size in payload.items()}
-        op_cost = {
-            (op, device): round(weights["seconds"] * (setting.times[device].ops[op].seconds or 0.0))
+        known: dict[tuple[int, str, str], float] = {}
+        for (tensor, *ends), size in payload.items():
+            way = size, ends[0], ends[1]
+            if way not in known:
+                known[way] = setting.tensor_seconds(*way)
+            moving[tensor, ends[0], ends[1]] += weights["seconds"] * known[way]
+        computing = {
+            (op, device): weights["seconds"] * (setting.times[device].ops[op].seconds or 0.0)
             for op, choice in enumerate(allowed)
             for device in choice
         }
-        call_cost = {
-            accelerator: round(weights["seconds"] * setting.call_seconds(accelerator))
+        calling = {
+            accelerator: weights["seconds"] * setting.call_seconds(accelerator)
             for accelerator in setting.accelerators
         }
-    hidden = _aliases(graph, secret_tensors(graph, policy))
+        # What costs more than a whole placement is in no better one: it need cost no more than it.
+        most = _some(graph, policy, setting)
+        every = fsum([*moving.values(), *computing.values(), *calling.values()])
+        most = every if most is None else most
+        if setting.max_calls is None and not _memory(graph, setting):  # else it may not be allowed
+            moving = {key: min(cost, most) for key, cost in moving.items()}
+            computing = {key: min(cost, most) for key, cost in computing.items()}
+        unit = 10.0 ** ceil(log10(most / _WHOLE)) if most > 0 else 1.0
     return Problem(
         graph=graph, home=setting.home, accelerators=setting.accelerators, allowed=allowed,
-        op_cost=op_cost,
-        transfer_cost={
-            key: round(weights["bytes"] * size + weights["seconds"] * seconds[key])
-            for key, size in payload.items()
-        },
-        call_cost=call_cost, max_calls=setting.max_calls,
+        # Rounded down, so that no sum is more than the figure.
+        op_cost={key: floor(cost / unit) for key, cost in computing.items()},
+        transfer_cost={key: floor(cost / unit) for key, cost in moving.items()},
+        call_cost={key: floor(cost / unit) for key, cost in calling.items()},
+        unit=unit, max_calls=setting.max_calls,
         memory_bytes=_memory(graph, setting), residency=setting.residency,
-        secrets={device: hidden for device in setting.untrusted if hidden},
+        secrets=ways_to_keep(
+            graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
+        )[0],
     )  # fmt: skip
 
 
@@ -205,6 +455,19 @@ def _weights(policy: Policy) -> dict[str, float]:
     if len(wanted) == 1:
         wanted = {"bytes": 1.0} if "bytes" in wanted else {"seconds": 1e9}
     return {"bytes": 0.0, "seconds": 0.0, **wanted}
+
+
+_WHOLE = 2e9
+"""About what seconds come to, in the units that they are rounded to: a program's solver computes in
+53 bits, some of which tell equal placements apart."""
+
+
+def _some(graph: OpGraph, policy: Policy, setting: Setting) -> float | None:
+    """The figure of the placement that leaves at home what is free; None where home cannot."""
+    fixed = apply_policy(graph, policy, home=setting.home, accelerators=setting.accelerators)
+    if not all(d is None or setting.can_run(op, d) for op, d in enumerate(fixed.devices)):
+        return None
+    return figure(graph, policy, setting, fixed)
 
 
 def _able(setting: Setting, allowed: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
@@ -227,12 +490,6 @@ def _check_costs(
                 )
 
 
-def _aliases(graph: OpGraph, tensors: frozenset[int]) -> frozenset[int]:
-    """The tensors and all that share their memory: a view shows what it is a view of."""
-    owners = {graph.storage(graph.tensors[t]).id for t in tensors}
-    return frozenset(t.id for t in graph.tensors if graph.storage(t).id in owners)
-
-
 def _memory(graph: OpGraph, setting: Setting) -> dict[str, int]:
     """The limits that could be broken: a device that holds all of the model anyway has none."""
     described = {
@@ -247,27 +504,26 @@ def _memory(graph: OpGraph, setting: Setting) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What it costs that a rule of a policy is kept."""
+    """What it costs that a rule or a secret of a policy is kept."""
 
     rule: str
+    """As the policy has it; of a secret ``secret`` and its conditions."""
     reason: str
     ops: int
-    """How many it pins."""
+    """How many it pins; of a secret, how many it keeps from a device that they could be on."""
     saved: int
     """How much less the optimum without it would cost, in the solution's unit."""
     proven: bool
     """Whether both optima are proven."""
 
 
-def prices(
-    graph: OpGraph, policy: Policy, setting: Setting, solution: Solution | None
-) -> list[Price]:
-    """The price of each rule that pins ops: the optimum, less the optimum without the rule.
+def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | None) -> list[Price]:
+    """The price of each rule that pins ops, and of each secret: the optimum, less that without it.
 
     ``solution`` is that of the policy; without one there is nothing to price. A rule without which
     nothing is found in time has no price.
     """
-    if solution is None or solution.objective is None:
+    if solution is None:
         return []
     found = []
     free = free_ops(graph, policy)
@@ -290,7 +546,51 @@ def prices(
                 solution.proven and without.solution.proven,
             )
         )  # fmt: skip
+    for number, secret in enumerate(policy.secrets if setting.untrusted else ()):
+        secrets = (*policy.secrets[:number], *policy.secrets[number + 1 :])
+        freer = replace(policy, secrets=secrets)
+        try:
+            without = place(graph, freer, setting)
+        except NotFoundError:
+            continue
+        assert without.solution is not None
+        kept, others = (set(kept_from(problem_of(graph, one, setting))) for one in (policy, freer))
+        found.append(
+            Price(
+                f"secret {secret}", secret.reason, len({op for op, _ in kept - others}),
+                solution.objective - (without.solution.objective or 0),
+                solution.proven and without.solution.proven,
+            )
+        )  # fmt: skip
     return found
+
+
+def hidden_from(
+    graph: OpGraph, policy: Policy, setting: Setting, placement: Placement, traffic: Traffic
+) -> Mapping[str, frozenset[int]]:
+    """By device, the tensors that a placement keeps from it for a policy's secrets.
+
+    Of several ways to keep them, the one that it keeps to.
+    """
+    there = present(graph, placement, traffic)
+    ways = ways_to_keep(
+        graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
+    )
+    return min(
+        ways, key=lambda way: sum(len(way[d] & there.get(d, set())) for d in way)
+    )  # fmt: skip
+
+
+def may_move(
+    graph: OpGraph, setting: Setting, hidden: Mapping[str, frozenset[int]]
+) -> Callable[[int, str], bool]:
+    """Whether an op may move to a device: where it can run and handles nothing that is hidden."""
+    problem = Problem(
+        graph, setting.home, setting.accelerators,
+        allowed_devices(graph, setting.home, setting.accelerators, {}), secrets=hidden,
+    )  # fmt: skip
+    kept = kept_from(problem)
+    return lambda op, device: setting.can_run(op, device) and (op, device) not in kept
 
 
 def compute_cycles(placement: Placement, times: Mapping[str, DeviceTime]) -> dict[str, int]:

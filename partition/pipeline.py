@@ -10,15 +10,18 @@ from tracer.graph import Kind, OpGraph
 def positions(graph: OpGraph) -> list[int]:
     """By op: the layer that it runs with; -1 before all of them, also for inputs and the output.
 
-    An op outside of all layers is with the last layer that it waits for.
+    Layers are counted as they run, through all stacks. An op outside of all layers is with the last
+    layer that it waits for.
     """
+    running = (op for op in graph.ops if op.kind is not Kind.INPUT and op.layer is not None)
+    place = {layer: n for n, layer in enumerate(dict.fromkeys((o.stack, o.layer) for o in running))}
     at: list[int] = []
     for op in graph.ops:
         if op.kind in (Kind.INPUT, Kind.OUTPUT) or graph.is_everywhere(op.id):
             at.append(-1)
             continue
         waits = max((at[t.op] for t in graph.flowing(op.id) if t.op is not None), default=-1)
-        at.append(waits if op.layer is None else max(waits, op.layer))
+        at.append(max(waits, place.get((op.stack, op.layer), -1)))
     return at
 
 

@@ -12,14 +12,23 @@ A policy file is TOML::
     [[rule]]                          # the first rule that matches an op places it
     kind = ["linear", "matmul"]       # every condition of a rule must hold; a list means any of
     module_path = "model.layers.*"    # target, module_path, module_type, label: shell patterns
-    layer = [0, 1]                    # kind, layer: exact
+    stack = "model.layers"            # stack too: the list of blocks that the op is in
+    layer = [0, 1]                    # kind, layer (the place in the stack): exact
     pattern = "attention-core"        # a shape in the graph, see tracer.patterns.PATTERNS
     place = "accelerator"             # or home, or free, or "accelerator 2": the second one given
     reason = "why"                    # stands in placement.parquet
+    optional = true                   # no error where it matches nothing, as in other models
 
     [[secret]]                        # tensors that no accelerator may see that is not trusted
-    label = ["logits"]                # label, name, module_path: shell patterns, all must hold
+    label = ["logits"]                # label, name, module_path, stack: shell patterns; layer:
+                                      # exact; all must hold
+    what = "hidden_states"            # as partition.seen calls it: prompt_tokens, qkv, logits ...
+    derived = true                    # nor what arithmetic makes of them
     reason = "why"
+
+A secret covers all that carries its values (``partition.secrets``). A label of a secret is also the
+name of an input (``input_ids``). A rule or a secret that matches nothing in a graph is an error,
+but for an optional one.
 
 Of several accelerators ``accelerator`` is the first that is given; where there is an objective, any
 of them: the best. Graph inputs and outputs are always at home, and constants are on every device
@@ -27,14 +36,15 @@ that needs them.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from partition.placement import Placement
+from partition.seen import What, what_is
 from tracer.errors import InputError, suggest
 from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.patterns import PATTERNS
@@ -49,20 +59,34 @@ _TEXTS: Mapping[str, Callable[[OpGraph, Op], Sequence[str]]] = {
     "target": lambda graph, op: [op.target],
     "module_path": lambda graph, op: [op.module_path],
     "module_type": lambda graph, op: [op.module_type],
-    "label": lambda graph, op: [t.label for t in graph.outputs(op.id) if t.label],
+    "label": lambda graph, op: [text for t in graph.outputs(op.id) for text in _labels(graph, t)],
+    "stack": lambda graph, op: [] if op.stack is None else [op.stack],
 }
 """Conditions that are shell patterns, with the texts of an op that they are held against."""
 
 CONDITIONS = ("kind", *_TEXTS, "layer", "pattern")
 
-_OF_TENSORS: Mapping[str, Callable[[OpGraph, Tensor], str | None]] = {
-    "label": lambda graph, tensor: tensor.label,
-    "name": lambda graph, tensor: tensor.name,
-    "module_path": lambda graph, tensor: (
-        None if tensor.op is None else graph.ops[tensor.op].module_path
-    ),
+_OF_TENSORS: Mapping[str, Callable[[OpGraph, Tensor], Sequence[str]]] = {
+    "label": lambda graph, tensor: _labels(graph, tensor),
+    "name": lambda graph, tensor: [tensor.name],
+    "module_path": lambda graph, tensor: _made_in(graph, tensor, "module_path"),
+    "stack": lambda graph, tensor: _made_in(graph, tensor, "stack"),
+    "layer": lambda graph, tensor: _made_in(graph, tensor, "layer"),
+    "what": lambda graph, tensor: [sort] if (sort := what_is(graph)[tensor.id]) else [],
 }
-"""Conditions of secrets, shell patterns, with the text of a tensor that they are held against."""
+"""Conditions of secrets, shell patterns, with the texts of a tensor that they are held against."""
+
+
+def _made_in(graph: OpGraph, tensor: Tensor, what: str) -> list[str]:
+    """A text of the op that makes a tensor, which parameters do not have."""
+    value = None if tensor.op is None else getattr(graph.ops[tensor.op], what)
+    return [] if value is None else [str(value)]
+
+
+def _labels(graph: OpGraph, tensor: Tensor) -> list[str]:
+    """What a tensor is called by its part in the model; an input by its name too."""
+    given = tensor.op is not None and graph.ops[tensor.op].kind is Kind.INPUT
+    return [*([tensor.label] if tensor.label else []), *([tensor.name] if given else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +99,8 @@ class Rule:
     """``home``, ``accelerator``, ``accelerator N`` or ``free``."""
     reason: str
     """Why, in the user's words; may be empty."""
+    optional: bool = False
+    """Whether it may match nothing."""
 
     def __str__(self) -> str:
         return ", ".join(f"{k} = {'|'.join(map(str, values))}" for k, values in self.conditions)
@@ -85,9 +111,18 @@ class Secret:
     """Tensors that meet every condition are not for accelerators that are not trusted."""
 
     conditions: tuple[tuple[str, tuple[str, ...]], ...]
-    """(condition, the shell patterns of which any may hold)."""
+    """(condition, the shell patterns of which any may hold); a layer's are its digits."""
     reason: str
     """Why, in the user's words; may be empty."""
+    optional: bool = False
+    """Whether it may match nothing."""
+    derived: bool = False
+    """Whether what arithmetic makes of them is secret too."""
+
+    @property
+    def what(self) -> str:
+        """What it names, in the user's words."""
+        return " and ".join(" or ".join(values) for _, values in self.conditions)
 
     def __str__(self) -> str:
         return ", ".join(f"{key} = {'|'.join(values)}" for key, values in self.conditions)
@@ -121,11 +156,16 @@ def policy_names() -> list[str]:
     order = [
         "all-home", "offload-linear", "fuse-attention", "flash-attention", "host-chip",
         "min-cut-nonlinear-home", "min-cut-softmax-free", "min-cut-norm-home", "min-cut",
-        "layers", "fastest",
+        "layers", "fastest", "prompt-private", "kv-private", "activations-private",
     ]  # fmt: skip
     return sorted(
         shipped_names(_FOLDER), key=lambda name: (order.index(name) if name in order else 99, name)
     )
+
+
+def open_policy_names() -> list[str]:
+    """Those that have no secrets: what is compared where nothing else is asked for."""
+    return [name for name in policy_names() if not load_policy(name).secrets]
 
 
 def fixed_policy_names() -> list[str]:
@@ -177,8 +217,6 @@ def _parse(path: Path, text: str) -> Policy:
         raise InputError(f"{path}: what is free needs an objective: {' or '.join(UNITS)}")
     if policy.objective is not None and not free:
         raise InputError(f"{path}: an objective is of no use where nothing is free")
-    if policy.secrets and not free:
-        raise InputError(f"{path}: a secret keeps free ops away, and nothing is free")
     return policy
 
 
@@ -203,33 +241,35 @@ def _objective(entry: Any, path: Path) -> dict[str, float]:
 
 
 def _secret(table: Mapping[str, Any], where: str) -> Secret:
-    check_keys(table, where, optional=("reason", *_OF_TENSORS))
+    check_keys(table, where, optional=("reason", "optional", "derived", *_OF_TENSORS))
+    for value in _values(table, "what", where) if "what" in table else ():
+        _choice(value, [what.value for what in What], f"{where}: what")
     conditions = tuple(
-        (key, _patterns(table[key], f"{where}: {key}")) for key in _OF_TENSORS if key in table
+        (key, tuple(map(str, _values(table, key, where)))) for key in _OF_TENSORS if key in table
     )
     if not conditions:
         raise InputError(f"{where}: no condition; give at least one of {', '.join(_OF_TENSORS)}")
-    return Secret(conditions, _text(table, "reason", where) if "reason" in table else "")
+    reason = _text(table, "reason", where) if "reason" in table else ""
+    optional, derived = (_flag(table, key, where) for key in ("optional", "derived"))
+    return Secret(conditions, reason, optional, derived)
 
 
-def _patterns(value: Any, where: str) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not values or any(type(one) is not str for one in values):
-        raise InputError(f"{where} must be a text or a list of them")
-    return tuple(values)
+def _values(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    """What a condition names: whole numbers where it is the layer, else texts."""
+    values = table[key] if isinstance(table[key], list) else [table[key]]
+    wanted, noun = (int, "whole number") if key == "layer" else (str, "text")
+    if not values or any(type(value) is not wanted for value in values):
+        raise InputError(f"{where}: {key} must be a {noun} or a list of them")
+    return values
 
 
 def _rule(table: Mapping[str, Any], where: str) -> Rule:
-    check_keys(table, where, required=("place",), optional=("reason", *CONDITIONS))
+    check_keys(table, where, required=("place",), optional=("reason", "optional", *CONDITIONS))
     conditions = []
     for key in CONDITIONS:
         if key not in table:
             continue
-        values = table[key] if isinstance(table[key], list) else [table[key]]
-        wanted = int if key == "layer" else str
-        if not values or any(type(value) is not wanted for value in values):
-            noun = "whole number" if key == "layer" else "text"
-            raise InputError(f"{where}: {key} must be a {noun} or a list of them")
+        values = _values(table, key, where)
         if key in ("kind", "pattern"):
             known = [kind.value for kind in Kind] if key == "kind" else list(PATTERNS)
             values = [_choice(value, known, f"{where}: {key}") for value in values]
@@ -240,7 +280,15 @@ def _rule(table: Mapping[str, Any], where: str) -> Rule:
         conditions=tuple(conditions),
         place=_place(table["place"], f"{where}: place"),
         reason=_text(table, "reason", where) if "reason" in table else "",
+        optional=_flag(table, "optional", where),
     )
+
+
+def _flag(table: Mapping[str, Any], key: str, where: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{where}: {key} must be true or false")
+    return value
 
 
 def _text(table: Mapping[str, Any], key: str, where: str) -> str:
@@ -350,34 +398,128 @@ def _rules_of(graph: OpGraph, policy: Policy) -> list[Rule | None]:
 
 
 def secret_tensors(graph: OpGraph, policy: Policy) -> frozenset[int]:
-    """The tensors that a policy keeps from accelerators that are not trusted."""
+    """The tensors that a policy names as secret; ``partition.secrets`` has all that they cover."""
+    return frozenset().union(*(named_by(graph, secret) for secret in policy.secrets))
 
-    def meant(secret: Secret, tensor: Tensor) -> bool:
-        texts = [(_OF_TENSORS[key](graph, tensor), values) for key, values in secret.conditions]
-        return all(
-            text is not None and any(fnmatchcase(text, value) for value in values)
-            for text, values in texts
+
+def with_secrets(graph: OpGraph, policy: Policy, texts: Sequence[str]) -> Policy:
+    """A policy with a secret for each text: a label, a sort of ``partition.seen``, or a name."""
+    if not texts:
+        return policy
+    keys = [
+        next(
+            (k for k in ("label", "what", "name") if _occurs(graph, "tensor", k, (text,))), "label"
         )
+        for text in texts
+    ]
+    more = tuple(Secret(((k, (text,)),), "") for k, text in zip(keys, texts, strict=True))
+    name = f"{policy.name}, {' and '.join(texts)} secret"
+    return replace(policy, name=name, secrets=(*policy.secrets, *more))
 
+
+def derived_too(graph: OpGraph, policy: Policy) -> frozenset[int]:
+    """Of these the ones of which nothing is to be shown that is made of them, whatever the op."""
+    secrets = (secret for secret in policy.secrets if secret.derived)
+    return frozenset().union(*(named_by(graph, secret) for secret in secrets))
+
+
+def named_by(graph: OpGraph, secret: Secret) -> frozenset[int]:
+    """The tensors that a secret names: those that meet all of its conditions."""
     return frozenset(
-        t.id for t in graph.tensors if any(meant(secret, t) for secret in policy.secrets)
-    )
+        t.id for t in graph.tensors
+        if all(_fits(_OF_TENSORS[key](graph, t), values) for key, values in secret.conditions)
+    )  # fmt: skip
+
+
+def _fits(texts: Iterable[str], patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(text, pattern) for text in texts for pattern in patterns)
 
 
 def idle_rules(graph: OpGraph, policy: Policy) -> list[Rule]:
-    """The rules that match no op of a graph: legitimate, or a misspelt pattern."""
+    """The rules that match no op of a graph."""
     found = _patterns_of(graph, policy)
     return [r for r in policy.rules if not any(_matches(graph, op, r, found) for op in graph.ops)]
 
 
+def check_matches(graph: OpGraph, policy: Policy) -> None:
+    """Raise InputError where a rule or a secret matches nothing in a graph and is not optional.
+
+    Who misspelt a secret would take for kept what is not. The error suggests what was meant.
+    """
+    idle: list[tuple[str, Rule | Secret]] = [
+        (f"rule {n}", rule) for n, rule in enumerate(policy.rules, 1)
+        if not rule.optional and rule in idle_rules(graph, policy)
+    ]  # fmt: skip
+    idle += [
+        (f"secret {n}", secret) for n, secret in enumerate(policy.secrets, 1)
+        if not secret.optional and not named_by(graph, secret)
+    ]  # fmt: skip
+    for which, one in idle:
+        what = "op" if isinstance(one, Rule) else "tensor"
+        known = _known(graph, what)
+        alone = [
+            f"no {what} has {key} {' or '.join(map(str, values))}."
+            + (_nearest(map(str, values), known[key]) if key in known else "")
+            for key, values in one.conditions if not _occurs(graph, what, key, values)
+        ]  # fmt: skip
+        raise InputError(
+            f"{policy.name}: {which} ({one}) matches nothing in {graph.meta.model}, "
+            f"{graph.meta.phase}: " + (" ".join(alone) or f"no {what} meets all of it together.")
+            + " Where that is as it should be, give it optional = true"
+        )  # fmt: skip
+
+
+def _occurs(graph: OpGraph, what: str, key: str, values: tuple[Any, ...]) -> bool:
+    """Whether anything in a graph meets a condition by itself."""
+    if what == "tensor":
+        return bool(named_by(graph, Secret(((key, values),), "")))
+    alone = Rule(((key, values),), "home", "")
+    found = {name: PATTERNS[name](graph) for name in values} if key == "pattern" else {}
+    return any(_matches(graph, op, alone, found) for op in graph.ops)
+
+
+def _known(graph: OpGraph, what: str) -> dict[str, list[str]]:
+    """Condition -> what it could be held against, each once, in the order of the graph."""
+    if what == "tensor":
+        return {
+            key: list(dict.fromkeys(text for t in graph.tensors for text in texts(graph, t)))
+            for key, texts in _OF_TENSORS.items()
+        }
+    return {
+        "kind": list(dict.fromkeys(op.kind.value for op in graph.ops)),
+        **{
+            key: list(dict.fromkeys(text for op in graph.ops for text in texts(graph, op)))
+            for key, texts in _TEXTS.items()
+        },
+    }
+
+
+_LISTED = 8
+"""So many names an error lists where none is near."""
+
+
+def _nearest(words: Iterable[str], known: Sequence[str]) -> str:
+    near = "".join(suggest(word, known) for word in words)
+    there = [one for one in known if one]
+    more = ", ..." if len(there) > _LISTED else ""
+    return near or (f" There are {', '.join(there[:_LISTED])}{more}." if there else "")
+
+
 def cautions(graph: OpGraph, policy: Policy) -> list[str]:
-    """What to know before reading a policy's figures for a graph: its rules that match nothing."""
+    """What to know before reading a policy's figures for a graph: what of it matches nothing."""
     idle = idle_rules(graph, policy)
-    if policy.name not in policy_names():
-        return [f"no op matches the rule {rule}" for rule in idle]
-    if any(("pattern", ("attention-core",)) in rule.conditions for rule in idle):
-        return ["found no attention in this trace, so it is the same as offload-linear"]
-    return []  # the other rules of cutedge's own policies are for some models only
+    if policy.name in policy_names():
+        if any(("pattern", ("attention-core",)) in rule.conditions for rule in idle):
+            return ["found no attention in this trace, so it is the same as offload-linear"]
+        return []  # the other rules of cutedge's own policies are for some models only
+    known = _known(graph, "tensor")
+    return [f"no op matches the rule {rule}" for rule in idle] + [
+        f"no tensor has the secret {key} {value}.{_nearest([value], known[key])}"
+        for secret in policy.secrets
+        for key, values in secret.conditions
+        for value in values
+        if not _occurs(graph, "tensor", key, (value,))
+    ]
 
 
 def _patterns_of(graph: OpGraph, policy: Policy) -> dict[str, set[int]]:
@@ -401,8 +543,7 @@ def _matches(graph: OpGraph, op: Op, rule: Rule, found: Mapping[str, set[int]]) 
         elif key == "pattern":
             holds = any(op.id in found[name] for name in values)
         else:
-            texts = _TEXTS[key](graph, op)
-            holds = any(fnmatchcase(text, pattern) for text in texts for pattern in values)
+            holds = _fits(_TEXTS[key](graph, op), values)
         if not holds:
             return False
     return True

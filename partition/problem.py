@@ -16,6 +16,7 @@ from costmodels.memory import highest
 from partition import Residency
 from partition.accounting import Traffic, Transfer, account, on_wire
 from partition.placement import Placement, PlacementError
+from partition.secrets import present
 from partition.stored import held, keepers, readers_of_stored, storages
 from tracer.graph import Kind, OpGraph
 
@@ -51,6 +52,8 @@ class Problem:
     """Device -> the most that may lie there at a time, as ``memory_of`` counts it."""
     residency: Residency = "run"
     """What an accelerator keeps between calls."""
+    unit: float = 1.0
+    """What one of the whole numbers of the costs is, in the unit that the answer is told in."""
     secrets: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Accelerator -> tensors that may neither be made there, nor be sent there, nor lie there.
     These tensors and no others: who means the views of a tensor too names them too."""
@@ -225,18 +228,11 @@ def _broken(
     for op, device in zip(graph.ops, placement.devices, strict=True):
         if device is not None and device not in problem.allowed[op.id]:
             yield f"op {op.id} ({op.name}) may not run on {device}"
-    moved = {(t.tensor.id, t.dst_device) for t in traffic.transfers}
+    there = present(graph, placement, traffic) if problem.secrets else {}
     for device, tensors in sorted(problem.secrets.items()):
-        for number in sorted(tensors):
-            tensor = graph.tensors[number]
-            if graph.crosses(tensor):
-                assert tensor.op is not None
-                seen = (number, device) in moved or placement.devices[tensor.op] == device
-            else:
-                readers = readers_of_stored(graph, tensor)
-                seen = any(placement.devices[op] == device for op in readers)
-            if seen:
-                yield f"tensor {number} ({tensor.name}) is secret and reaches {device}"
+        for number in sorted(tensors & there.get(device, set())):
+            name = graph.tensors[number].name
+            yield f"tensor {number} ({name}) is secret and reaches {device}"
     for device, size in used.items():
         if size > problem.memory_bytes[device]:
             yield f"{device} holds {size} bytes at a time, of {problem.memory_bytes[device]}"

@@ -28,7 +28,7 @@ from math import ceil, gcd, inf, isfinite
 
 from partition.problem import Problem, candidates, viewed
 from partition.stored import keepers, storages
-from tracer.graph import Tensor
+from tracer.graph import Role, Tensor
 
 _LARGEST_COST = 10**13
 """The largest cost of a variable that ties are broken beside: HiGHS computes in 53 bits."""
@@ -529,19 +529,20 @@ class _Steps:
     def renew(self) -> dict[tuple[int, int, str], _Linear]:
         """(tensor, step, accelerator) -> 1 when new state goes there with the call of that step.
 
-        That is the first call there after the state is made, or one of its own after the last.
+        That is the first call there after the state is made, or one of its own after the last;
+        and only where no op there needs it in this run.
         """
         program, graph = self.program, self.graph
         renewing: dict[tuple[int, int, str], _Linear] = {}
         self.taken: dict[tuple[int, str], _Linear] = {}
         for tensor, ops in program.renewed.items():
-            read = set(graph.needed_by(tensor))
-            if self.problem.residency == "run" and set(ops) <= read:
-                continue  # it is sent once in any case, with a call that there is
+            needed = graph.needed_by(tensor)
+            if set(ops) <= set(needed):
+                continue  # it is sent in any case, with a call that there is
             source = graph.tensors[tensor].op
             assert source is not None
             for device in self.problem.accelerators:
-                there = program.at(source, device)
+                there = _sum(program.at(op, device) for op in {source, *needed})
                 goes = program.above(program.at(op, device) - there for op in ops)
                 if goes == _ZERO:
                     continue
@@ -587,22 +588,34 @@ class _Steps:
             program.require(problem.max_calls - _sum(calls))
 
     def moves(self) -> None:
-        """Residency ``call``: what a call needs and does not make is sent from home with it."""
+        """Residency ``call``: what a call needs and does not make is sent from home with it.
+
+        What is appended to state stays where it was once sent or made, for who reads the state.
+        """
         program, problem, home = self.program, self.problem, self.program.home
+        graph = self.graph
         sent: dict[int, list[_Linear]] = defaultdict(list)
         for tensor in program.crossing:
             source = tensor.op
             assert source is not None
+            readers = () if tensor.role is Role.KV_CACHE else graph.readers(tensor.id)
+            directly = [op for op in graph.needed_by(tensor.id) if op in readers]
+            by_state = [op for op in graph.needed_by(tensor.id) if op not in readers]
+            away: list[_Linear] = []  # on whichever step it is sent there
             for device in problem.accelerators:
                 cost = problem.transfer_cost.get((tensor.id, home, device), 0)
+                so_far = program.at(source, device)
+                away += [program.at(op, device) - so_far for op in by_state]
                 for step in range(1, self.end + 1):
                     made = self.sits(source, step, device)  # an origin makes it in step 0
                     needs = [
                         self.sits(op, step, device) - (made if self.origin[op] != source else 0)
-                        for op in self.graph.needed_by(tensor.id)
+                        for op in directly
                     ]
+                    needs += [self.sits(op, step, device) - so_far for op in by_state]
                     needs.append(self.renewing.get((tensor.id, step, device), _ZERO))
                     sent[tensor.id].append(program.above(needs, cost))
+                    so_far = so_far + sent[tensor.id][-1]
             there = [program.at(op, home) for op in program.audience(tensor)]
-            program.deliver(tensor, home, [*there, *sent[tensor.id]])
+            program.deliver(tensor, home, [*there, *away, *sent[tensor.id]])
         program.passed = sent

@@ -44,7 +44,9 @@ class Solution:
     seconds: float
     """Wall time."""
     solver: str
-    """``cut``, ``networkx`` or ``program``."""
+    """``cut``, ``networkx``, ``program`` or ``layers``."""
+    cut: str = ""
+    """Where the cut of a policy that makes but one lies (``after encoder.2``); else empty."""
 
     @property
     def objective(self) -> int | None:
@@ -62,6 +64,32 @@ class Solution:
     def proven(self) -> bool:
         """Whether no placement is better."""
         return self.objective == self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a placement costs by the figure that is printed of it, and what no other can go below.
+
+    The figure is the accounting's own, and not a solver's sum.
+    """
+
+    objective: int
+    """What the placement costs, to a whole unit."""
+    bound: int
+    """No placement that meets the limits costs less; the same where it is proven."""
+    proven: bool
+    """Whether no placement is better, but for the rounding of the costs that were summed."""
+    solver: str
+    """As in ``Solution``; ``candidates`` where another placement than the solver's is better."""
+    cut: str = ""
+    """As in ``Solution``."""
+
+    @property
+    def gap(self) -> float:
+        """How far the placement may be from the best, as a share of what it costs; 0 is optimal."""
+        if self.proven or not self.objective:
+            return 0.0
+        return (self.objective - self.bound) / self.objective
 
 
 _SAID = 3

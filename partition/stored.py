@@ -6,20 +6,17 @@ from functools import lru_cache
 from costmodels.experts import STATE
 from partition.placement import Placement
 from tracer.graph import Kind, OpGraph, Role, Tensor
-from tracer.summary import cached_inputs, cached_outputs
+from tracer.summary import renewals
 
 
 def keepers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
     """Tensor -> ops that read the cached state which it renews for the next run.
 
-    The tensor must come to the devices of these ops as if they read it.
+    The tensor must come to the devices of these ops as if they read it. Which state it renews is
+    told by what it is made of (``tracer.summary.renewals``).
     """
-    before = cached_inputs(graph)
-    after = cached_outputs(graph)
-    if len(before) != len(after):
-        return {}
     found: dict[int, set[int]] = defaultdict(set)
-    for old, new in zip(before, after, strict=True):
+    for old, new in renewals(graph):
         made = [new] if graph.crosses(new) else [] if new.op is None else graph.flowing(new.op)
         readers = readers_of_stored(graph, old)
         for tensor in made:

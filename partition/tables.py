@@ -16,7 +16,8 @@ from costmodels.links import Links
 from partition.accounting import Traffic
 from partition.placement import Placement
 from partition.run import Chips, Run
-from partition.solve import Solution
+from partition.solve import Proof
+from tracer.files import remove_files
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import make_tables, trace_metadata, write_tables
 
@@ -45,6 +46,7 @@ TRANSFERS = pa.schema([
     pa.field("share", pa.float64(), nullable=False),
     pa.field("seconds", pa.float64()),
     pa.field("module_path", pa.string(), nullable=False),
+    pa.field("stack", pa.string()),
     pa.field("layer", pa.int32()),
 ])  # fmt: skip
 
@@ -90,6 +92,7 @@ SUMMARY = pa.schema([
     pa.field("objective_unit", pa.string()),
     pa.field("optimal", pa.bool_()),
     pa.field("solver", pa.string()),
+    pa.field("cut", pa.string()),
     pa.field("cycles", pa.map_(pa.string(), pa.int64()), nullable=False),
     pa.field("array_options", pa.string()),
 ])  # fmt: skip
@@ -110,7 +113,7 @@ class Partition:
     residency: str
     compute_seconds: Mapping[str, float] = field(default_factory=dict)
     """Device -> what its ops take there, one after another; described devices alone."""
-    solution: Solution | None = None
+    solution: Proof | None = None
     """How good the placement is; None where the policy left nothing free."""
     objective: str | None = None
     """What the solution is best for: ``bytes``, ``seconds`` or both; None without one."""
@@ -176,7 +179,7 @@ def write_partition(partition: Partition, trace: Path) -> Path:
                 t.dst_device, t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
                 t.bytes_expr, t.tensor.seq_degree, share(t.payload_bytes, totals.payload_bytes),
                 t.seconds, graph.ops[t.tensor.op or 0].module_path,
-                graph.ops[t.tensor.op or 0].layer,
+                graph.ops[t.tensor.op or 0].stack, graph.ops[t.tensor.op or 0].layer,
             )
             for t in traffic.transfers
         ]),
@@ -212,11 +215,14 @@ def write_partition(partition: Partition, trace: Path) -> Path:
 
 def _proof(
     partition: Partition,
-) -> tuple[int | None, int | None, str | None, bool | None, str | None]:
+) -> tuple[int | None, int | None, str | None, bool | None, str | None, str | None]:
     solution = partition.solution
     if solution is None:
-        return None, None, None, None, None
-    return solution.objective, solution.bound, partition.unit, solution.proven, solution.solver
+        return None, None, None, None, None, None
+    return (
+        solution.objective, solution.bound, partition.unit, solution.proven, solution.solver,
+        solution.cut or None,
+    )  # fmt: skip
 
 
 def share(part: int, whole: int) -> float:
@@ -231,7 +237,7 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
     """
     removed = set()
     if not _is_of(trace / "costs.parquet", trace_id):
-        (trace / "costs.parquet").unlink(missing_ok=True)
+        remove_files(trace, "costs.parquet")
         removed.add("costs")
     for summary in trace.glob("policy=*/wire=*/residency=*/summary.parquet"):
         if _is_of(summary, trace_id):
@@ -239,8 +245,8 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
         folder = summary.parent
         removed.add(unquote(folder.parent.parent.name.removeprefix("policy=")))
         with suppress(OSError):  # what is not ours stays
-            for table in ("placement", "transfers", "calls", "summary"):
-                (folder / f"{table}.parquet").unlink(missing_ok=True)
+            tables = ("placement", "transfers", "calls", "summary", "measured_calls")
+            remove_files(folder, *(f"{table}.parquet" for table in tables))
             for level in (folder, folder.parent, folder.parent.parent):
                 level.rmdir()
     return sorted(removed)

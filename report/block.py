@@ -16,6 +16,7 @@ from partition.tables import Partition
 from report.figures import Missing
 from report.layout import ROW, lay_out
 from tracer.graph import Kind, Op, OpGraph, Tensor
+from tracer.stacks import layer_names
 from tracer.summary import tensor_names
 from tracer.words import counted, duration, human
 
@@ -81,18 +82,27 @@ class Block:
     height: float
 
 
-def middle_layer(graph: OpGraph) -> int | None:
-    """The layer that stands for the others: the one in the middle; None where there is none."""
-    layers = sorted({op.layer for op in graph.ops if op.layer is not None})
-    return layers[len(layers) // 2] if layers else None
+def middle_layer(graph: OpGraph) -> str | None:
+    """The layer that stands for the others, by name: that in the middle of the longest stack.
+
+    None where there is no layer.
+    """
+    stacks: dict[str, dict[int, str]] = {}
+    for op, name in zip(graph.ops, layer_names(graph), strict=True):
+        if name is not None and op.kind is not Kind.INPUT:
+            stacks.setdefault(op.stack or "", {})[op.layer or 0] = name
+    if not stacks:
+        return None
+    longest = max(stacks.values(), key=len)
+    return longest[sorted(longest)[len(longest) // 2]]
 
 
 def block(partition: Partition) -> Block | Missing:
     """The middle layer of a model under a placement."""
     graph = partition.graph
-    layer = middle_layer(graph)
+    layer, names = middle_layer(graph), layer_names(graph)
     inside = [
-        op for op in graph.ops if op.layer == layer and not graph.is_everywhere(op.id)
+        op for op in graph.ops if names[op.id] == layer and not graph.is_everywhere(op.id)
         and op.kind not in (Kind.INPUT, Kind.OUTPUT)
     ]  # fmt: skip
     if not any(not op.is_view for op in inside):
@@ -133,11 +143,13 @@ class _Drawing:
     call_of: Mapping[int, int] = field(init=False)
     arrivals: Mapping[tuple[int, str], list[Transfer]] = field(init=False)
     names: Sequence[str] = field(init=False)
+    layers: Sequence[str | None] = field(init=False)
 
     def __post_init__(self) -> None:
         """Find the call of each op, and what arrives where, in order of execution."""
         traffic: Traffic = self.partition.traffic
         self.names = tensor_names(self.partition.graph)
+        self.layers = layer_names(self.partition.graph)
         self.call_of = {op: call.id for call in traffic.calls for op in call.ops}
         arrivals: dict[tuple[int, str], list[Transfer]] = {}
         for t in traffic.transfers:
@@ -219,7 +231,8 @@ class _Drawing:
         device = placement.devices[op.id] or placement.home
         if op.id not in self.inside:
             key: _Key = ("in", op.id)
-            name = f"layer {op.layer}" if op.layer is not None else call_label(graph, [op.id])
+            layer = self.layers[op.id]
+            name = call_label(graph, [op.id]) if layer is None else f"layer {layer}"
             self.nodes[key] = _Node("in", device, name, (
                 f"{op.name} of {op.module_path or 'the model'}, before this block",
                 *(_shape(tensor) for tensor in graph.outputs(op.id)),

@@ -17,6 +17,7 @@ from partition.tables import Partition
 from report.axes import Ticks, byte_ticks, log_byte_ticks
 from tracer.formula import parse
 from tracer.reach import Reach, graph_at
+from tracer.stacks import layer_names
 from tracer.summary import tensor_names
 from tracer.words import counted, duration, human
 
@@ -221,15 +222,13 @@ def _passing(column: int, links: Iterable[Flow], node: int) -> int:
 
 def by_layer(partition: Partition) -> Bars | Missing:
     """Traffic by the layer that makes what moves."""
-    ops = partition.graph.ops
-    layers = [ops[t.tensor.op or 0].layer for t in partition.traffic.transfers]
+    names = layer_names(partition.graph)
+    layers = [names[t.tensor.op or 0] or "outside" for t in partition.traffic.transfers]
     if not partition.traffic.totals.payload_bytes:
         return _NOTHING
-    order = sorted({layer for layer in layers if layer is not None})
-    names = {None: "outside"} | {layer: str(layer) for layer in order}
-    categories = [*([] if None not in layers else ["outside"]), *map(str, order)]
+    there = ["outside", *dict.fromkeys(name for name in names if name)]  # as they run
     return _bars(
-        partition, [names[layer] for layer in layers], categories,
+        partition, layers, [name for name in there if name in layers],
         lambda name: f"layer {name}" if name != "outside" else "outside of all layers",
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,11 +23,13 @@ import torch
 
 from costmodels.links import Links
 from runtime import RunError
+from runtime.forms import read
 from runtime.machine import Machine
 from runtime.measured import MeasuredCall
+from runtime.memory import check_memory, peak_memory_bytes
 from runtime.plan import DevicePlan, Plan
-from runtime.wire import Carriage, Channel, greet, remove_segments
-from runtime.worker import check_memory, peak_memory_bytes, take_in
+from runtime.wire import SESSION_BYTES, Carriage, Channel, greet, remove_segments
+from runtime.worker import take_in
 
 Transport = Literal["unix", "tcp"]
 
@@ -71,11 +74,12 @@ class Measured:
 def workers(
     names: Sequence[str], *, transport: Transport = "unix", timeout: float = 300.0,
     remote: Mapping[str, tuple[str, int]] | None = None, token: str | None = None,
-    memory_bytes: Mapping[str, int] | None = None,
+    memory_bytes: Mapping[str, int] | None = None, trust: ssl.SSLContext | None = None,
 ) -> Iterator[dict[str, Worker]]:  # fmt: skip
     """A worker for each accelerator: one that listens at ``remote``, else a new process here.
 
-    ``token`` is that of the remote ones. Raises RunError where one cannot be reached. At the end
+    ``token`` is that of the remote ones, which must prove who they are by TLS where ``trust`` says
+    whom to believe. Raises RunError where one cannot be reached. At the end
     every process is gone.
     """
     remote = remote or {}
@@ -86,7 +90,7 @@ def workers(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cutedge-")))
         found: dict[str, Worker] = {}
         started: list[subprocess.Popen[bytes]] = []
-        session = secrets.token_bytes(4)
+        session = secrets.token_bytes(SESSION_BYTES)
         stack.callback(remove_segments, session)
         stack.callback(_end, started)
         for number, name in enumerate(names):
@@ -102,7 +106,7 @@ def workers(
             stack.callback(channel.close)
             found[name] = Worker(name, channel, int(family), address, process)
             with _explained(found[name], "connecting"):
-                channel.connect(address)
+                channel.connect(address, trust if name in remote else None)
         for worker in found.values():  # all of them are starting
             with _explained(worker, "connecting"):
                 greet(worker.channel, own, "home")
@@ -163,7 +167,7 @@ def _explained(worker: Worker, doing: str, others: Sequence[Worker] = ()) -> Ite
             ends += [f"{other.channel.peer}: {said}"] if said else []
             ends += [f"{other.channel.peer}{end}"] if (end := _end_of(other)) else []
         raise RunError(f"{doing}: {'; '.join(ends)}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise RunError(f"{doing}: worker {worker.name} answered what none does") from error
 
 
@@ -175,6 +179,19 @@ def _end_of(worker: Worker) -> str:
         return ""
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f" (its process has ended: {how})" if code else ""
+
+
+_LOADED = {"loaded": float, "device": frozenset(("cpu", "cuda"))}
+
+_REPORT = {
+    "calls": {int: {
+        "unpack_seconds": float, "take_in_seconds": float, "compute_seconds": float,
+        "pack_seconds": float, "peer_payload_bytes": int, "peer_wire_bytes": int,
+        "peak_memory_bytes": int,
+    }},
+    "ops": {int: float},
+}  # fmt: skip
+"""What a worker has measured."""
 
 
 def load(
@@ -203,9 +220,9 @@ def load(
             worker.channel.hear()
             worker.channel.send(0, [(tensor, data[tensor]) for tensor in device.data])
     mine = plan.home
-    machine = Machine(mine.work)
     with _at_home(mine.name, "loading"):
-        check_memory(mine.resident_bytes, machine.device, memory_bytes)
+        check_memory(mine.resident_bytes, "cpu", memory_bytes)
+        machine = Machine(mine.work)
         take_in(
             machine, {tensor: data[tensor] for tensor in mine.data}, mine.parameters, mine.states,
             weights, mine.resident_bytes,
@@ -214,8 +231,8 @@ def load(
     for name in plan.accelerators:
         worker = found[name]
         with _explained(worker, "loading"):
-            words = worker.channel.hear()
-            worker.load_seconds, worker.device = float(words["loaded"]), str(words["device"])
+            words = read(worker.channel.hear(), _LOADED, f"{worker.channel.peer}'s answer")
+            worker.load_seconds, worker.device = words["loaded"], words["device"]
     pairs = {frozenset((source, call.device)) for call in plan.calls for source in call.peers}
     for one, other in sorted(map(sorted, pairs)):
         between = Carriage.of(links.between(one, other, plan.home.name))
@@ -362,13 +379,19 @@ class Loaded:
             worker = self.workers[name]
             with _explained(worker, "reporting"):
                 worker.channel.say(do="report")
-                words = worker.channel.hear()
+                words = read(worker.channel.hear(), _REPORT, f"{worker.channel.peer}'s report")
+                if not words["ops"].keys() <= device.work.invocations.keys():
+                    raise RunError(f"{worker.channel.peer} reports ops that are not its own")
                 worker.channel.say(do="fetch", tensors=list(device.kept))
-                found = worker.channel.hear()["found"]
+                found = read(
+                    worker.channel.hear(), {"found": [int]}, f"{worker.channel.peer}'s answer"
+                )["found"]
+                if not {*found} <= {*device.kept}:
+                    raise RunError(f"{worker.channel.peer} has tensors that it was not asked for")
                 specs = {tensor: device.work.specs[tensor] for tensor in found}
                 kept, _ = worker.channel.receive(0, specs, {t: s.dtype for t, s in specs.items()})
-                stats.update((int(call), taken) for call, taken in words["calls"].items())
-                measured.op_seconds[name] = {int(op): s for op, s in words["ops"].items()}
+                stats.update(words["calls"])
+                measured.op_seconds[name] = words["ops"]
                 peaks = [taken["peak_memory_bytes"] for taken in words["calls"].values()]
             measured.states.update(kept)
             measured.load_seconds[name] = worker.load_seconds

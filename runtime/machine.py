@@ -1,20 +1,21 @@
 """One device of a run: it holds tensors, and carries out ops on them as torch does."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import torch
 
 from runtime import RunError
-from runtime.wire import Spec
-from tracer.kinds import writes_in_place
-from tracer.program import Invocation
+from runtime.memory import free_bytes
+from runtime.ops import LAYOUTS, MEMORY_FORMATS, Operation, operation
+from runtime.wire import DTYPES, Spec
+from tracer.program import Invocation, Sharing
+from tracer.words import plain
 
-_LIBRARIES = {"aten": None, "prims": None, "transformers": "transformers.integrations.moe"}
-"""The op libraries whose ops are carried out -> the module that registers them."""
+LOOK_BYTES = 2**26
+"""How much may be made before a device looks again at how much memory is free."""
 
 _SAME_AS = {
     "aten.view.default": "aten.reshape.default",
@@ -66,6 +67,34 @@ class Machine:
     left: dict[int, int] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
     """By op: what it took."""
+    operations: dict[int, Operation] = field(default_factory=dict)
+    """By op: what torch carries out."""
+    fresh_bytes: dict[int, int] = field(default_factory=dict)
+    """By op: the memory that it takes for what it makes; 0 where that is a view."""
+    unseen_bytes: int = 0
+    """What was made since the device last looked at how much memory is free."""
+
+    def __post_init__(self) -> None:
+        """Refuse work with an op that is in no list, an argument that is not of its type, or a
+        result of another size than was announced. No op runs, and no memory is taken, for that."""
+        for op in self.work.invocations:
+            try:
+                self._foresee(op)
+            except Exception as error:  # whatever torch says of it
+                raise self._failed(op, error) from error
+
+    def _foresee(self, op: int) -> None:
+        how, target, specs = self.work.invocations[op], self.work.targets[op], self.work.specs
+        operation(target).check(how, specs)
+        self.operations[op] = found = operation(_SAME_AS.get(target, target))
+        found.check_parts(how, specs, len(self.work.made[op]))
+        made = self._results(op, lambda tensor: _shape_of(specs[tensor]), "meta", found.function)
+        self._compare(op, made)
+        if not found.is_view:
+            self.fresh_bytes[op] = sum(specs[t].payload_bytes for t in self.work.made[op])
+            self.fresh_bytes[op] += sum(_memory_numel(one) * made[0].itemsize for one in how.shared)
+        if not found.may_copy:
+            self._check_room(self.fresh_bytes.get(op, 0))
 
     def prepare(self, ops: Iterable[int], constants: Collection[int]) -> None:
         """Work out the constants that ``ops`` read, before a run."""
@@ -149,74 +178,137 @@ class Machine:
         if self.left[tensor] <= 0:
             self.held.pop(tensor, None)
 
+    def make_room(self, needed: int) -> None:
+        """Raise RunError where ``needed`` bytes more are not free; looks only now and then."""
+        self.unseen_bytes += needed
+        if self.unseen_bytes > LOOK_BYTES:
+            self._check_room(needed)
+            self.unseen_bytes = 0
+
+    def _check_room(self, needed: int) -> None:
+        if needed > LOOK_BYTES and needed > (free := free_bytes(self.device)):
+            raise RunError(f"it makes {needed:,} bytes, and may take {free:,}")
+
     def _carry_out(self, op: int) -> list[torch.Tensor]:
-        how, target = self.work.invocations[op], self.work.targets[op]
+        how, found = self.work.invocations[op], self.operations[op]
+        function = found.function
+        if self.device == "cpu":
+            function = _WITHOUT_KERNEL.get(found.target, function)
+        values = {tensor: self.value(tensor) for tensor in read(how)}
         try:
-            args = [self._argument(argument) for argument in how.args]
-            kwargs = {key: self._argument(value) for key, value in how.kwargs.items()}
-            if writes_in_place(target):
-                # The op graph has the tensor before and after as two: who still needs the one
-                # before must find it unchanged, in whatever order the devices run.
-                args[0] = args[0].clone()
-            with torch.no_grad():
-                made = self._function(target)(*args, **kwargs)
-        except RunError:
-            raise
+            self.make_room(self._needed(op, values))
+            made = self._results(op, values.__getitem__, self.device, function)
+            self._compare(op, made)
+            if found.leaves_as_found:
+                for tensor in made:  # nobody is to read what others left in this memory
+                    tensor.zero_()
         except Exception as error:  # whatever torch says of it
-            raise RunError(f"op {op} ({target}) failed: {in_words(error)}") from error
-        parts = made if isinstance(made, list | tuple) else [made]
-        tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-        return [*tensors, *self._shared(how, tensors[0])]
-
-    def _shared(self, how: Invocation, written: torch.Tensor) -> list[torch.Tensor]:
-        """The other tensors in memory that an op wrote in place, as they are afterwards.
-
-        Each is laid out anew as it was in the traced memory, and what was ``written`` over it: it
-        may have come here from another device, apart from the memory that it shared there.
-        """
-        made = []
-        for one in how.shared:
-            before = self.value(one.before)
-            last = max(
-                offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-                for shape, strides, offset in (one.layout, one.written)
-            )
-            memory = torch.empty(last + 1, dtype=before.dtype, device=before.device)
-            after = memory.as_strided(*one.layout)
-            after.copy_(before)
-            memory.as_strided(*one.written).copy_(written)
-            made.append(after)
+            raise self._failed(op, error) from error
         return made
 
-    def _function(self, target: str) -> Callable[..., Any]:
-        """The op of torch that is called so; only of libraries that are known."""
-        if self.device == "cpu" and (known := _WITHOUT_KERNEL.get(target)):
-            return known
-        library, name, overload = _SAME_AS.get(target, target).split(".")
-        if library not in _LIBRARIES:
-            raise RunError(f"{target} is no op of {', '.join(_LIBRARIES)}")
-        if module := _LIBRARIES[library]:
-            import_module(module)
-        found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, library), name), overload)
-        return found
+    def _needed(self, op: int, values: Mapping[int, torch.Tensor]) -> int:
+        """The memory that an op is about to take for what it makes."""
+        if self.operations[op].may_copy:
+            [first, *_] = read(self.work.invocations[op])
+            dtype = self.work.specs[self.work.made[op][0]].dtype
+            if values[first].is_contiguous() and values[first].dtype == DTYPES[dtype]:
+                return 0
+        return self.fresh_bytes.get(op, 0)
 
-    def _argument(self, argument: Any) -> Any:
-        match argument:
-            case list():
-                return [self._argument(part) for part in argument]
-            case {"value": tensor}:
-                return self.value(tensor)
-            case {"like": tensor}:
-                spec = self.work.specs[tensor]
-                one = torch.empty((), dtype=getattr(torch, spec.dtype), device=self.device)
-                return one.expand(spec.shape)
-            case {"device": _}:
-                return torch.device(self.device)
-            case {"float": text}:
-                return float(text)
-            case {"dtype": name} | {"layout": name} | {"memory_format": name}:
-                return getattr(torch, name)
-        return argument
+    def _failed(self, op: int, error: Exception) -> RunError:
+        target = plain(str(self.work.targets.get(op)))
+        if isinstance(error, RunError):
+            return RunError(f"op {op} ({target}): {error}")
+        return RunError(f"op {op} ({target}) failed: {plain(in_words(error))}")
+
+    def _results(
+        self, op: int, value: Callable[[int], torch.Tensor], device: str,
+        function: Callable[..., Any],
+    ) -> list[torch.Tensor]:  # fmt: skip
+        """What an op makes on a device, of the tensors that ``value`` gives."""
+        how, found = self.work.invocations[op], self.operations[op]
+
+        def given(argument: Any) -> Any:
+            match argument:
+                case list():
+                    return [given(part) for part in argument]
+                case {"value": tensor}:
+                    return value(tensor)
+                case {"like": tensor}:
+                    spec = self.work.specs[tensor]
+                    one = torch.zeros((), dtype=DTYPES[spec.dtype], device=device)
+                    return one.expand(spec.shape)
+                case {"device": _}:
+                    return torch.device(device)
+                case {"float": text}:
+                    return float(text)
+                case {"dtype": name}:
+                    return DTYPES[name]
+                case {"layout": name}:
+                    return LAYOUTS[name]
+                case {"memory_format": name}:
+                    return MEMORY_FORMATS[name]
+            return argument
+
+        args = [given(argument) for argument in how.args]
+        kwargs = {key: given(argument) for key, argument in how.kwargs.items()}
+        if found.takes_device and kwargs.get("device") is None:
+            kwargs["device"] = torch.device(device)
+        if found.writes_in_place:
+            # The op graph has the tensor before and after as two: who still needs the one
+            # before must find it unchanged, in whatever order the devices run.
+            args[0] = args[0].clone()
+        with torch.no_grad():
+            made = function(*args, **kwargs)
+        parts = made if isinstance(made, list | tuple) else [made]
+        tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+        return [*tensors, *_shared(how, tensors[0], value)]
+
+    def _compare(self, op: int, made: Sequence[torch.Tensor]) -> None:
+        """Raise RunError where what an op makes is not what was announced."""
+        wanted = [self.work.specs[tensor] for tensor in self.work.made[op]]
+        if len(made) == len(wanted) and all(
+            tensor.dtype == DTYPES[spec.dtype] and tensor.shape == spec.shape
+            for tensor, spec in zip(made, wanted, strict=True)
+        ):
+            return
+        found = [f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in made]
+        announced = [f"{spec.dtype} {list(spec.shape)}" for spec in wanted]
+        raise RunError(
+            f"it makes {plain(', '.join(found))}; announced: {plain(', '.join(announced))}"
+        )
+
+
+def _shared(
+    how: Invocation, written: torch.Tensor, value: Callable[[int], torch.Tensor]
+) -> list[torch.Tensor]:
+    """The other tensors in memory that an op wrote in place, as they are afterwards.
+
+    Each is laid out anew as it was in the traced memory, and what was ``written`` over it: it
+    may have come here from another device, apart from the memory that it shared there.
+    """
+    made = []
+    for one in how.shared:
+        before = value(one.before)
+        memory = torch.empty(_memory_numel(one), dtype=before.dtype, device=before.device)
+        after = memory.as_strided(*one.layout)
+        after.copy_(before)
+        memory.as_strided(*one.written).copy_(written)
+        made.append(after)
+    return made
+
+
+def _memory_numel(one: Sharing) -> int:
+    """The elements of the memory that a tensor shares with the one that is written to."""
+    return 1 + max(
+        offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        for shape, strides, offset in (one.layout, one.written)
+    )
+
+
+def _shape_of(spec: Spec) -> torch.Tensor:
+    """A tensor without data."""
+    return torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta")
 
 
 def read(how: Invocation, *, likes: bool = False) -> list[int]:
@@ -236,6 +328,14 @@ def read(how: Invocation, *, likes: bool = False) -> list[int]:
 
     walk([*how.args, *how.kwargs.values()])
     return [*found, *(one.before for one in how.shared)]
+
+
+def resident_bytes(
+    parameters: Mapping[int, str], others: Iterable[int], specs: Mapping[int, Spec]
+) -> int:
+    """Bytes of ``parameters``, those of one name once, and of ``others``: buffers and states."""
+    owners = {name: tensor for tensor, name in parameters.items()}
+    return sum(specs[tensor].payload_bytes for tensor in (*owners.values(), *others))
 
 
 def in_words(error: Exception) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from partition.accounting import Traffic, steps_of
 from partition.placement import Placement
-from runtime.machine import Work, read
+from runtime.machine import Work, read, resident_bytes
 from runtime.wire import Spec
 from tracer.graph import Kind, OpGraph, Role
 from tracer.program import Invocation
@@ -50,9 +50,7 @@ class DevicePlan:
     @property
     def resident_bytes(self) -> int:
         """Of the parameters, buffers and cached state that it loads."""
-        owners = {self.parameters[t]: t for t in self.parameters}
-        tensors = [*owners.values(), *self.data, *self.states]
-        return sum(self.work.specs[tensor].payload_bytes for tensor in tensors)
+        return resident_bytes(self.parameters, (*self.data, *self.states), self.work.specs)
 
 
 @dataclass(frozen=True, slots=True)

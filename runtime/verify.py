@@ -56,8 +56,8 @@ class Verdict:
 def unsplit(
     graph: OpGraph, runnable: Runnable, given: Mapping[int, torch.Tensor],
     weights: Mapping[str, Any], home: str,
-) -> Sequence[torch.Tensor]:  # fmt: skip
-    """What the model's own code makes of the inputs, all at home: its results, then its state.
+) -> Mapping[int, torch.Tensor]:  # fmt: skip
+    """What the model's own code makes of the inputs, all at home: results and state, by tensor.
 
     Raises RunError where there is no room for the whole model.
     """
@@ -84,7 +84,7 @@ def unsplit(
 
 
 def judge(
-    graph: OpGraph, traffic: Traffic, measured: Measured, reference: Sequence[torch.Tensor],
+    graph: OpGraph, traffic: Traffic, measured: Measured, reference: Mapping[int, torch.Tensor],
     wire_dtype: str | None,
 ) -> Verdict:  # fmt: skip
     """Set a run beside its prediction, and its answer beside ``reference``, what is ``unsplit``.
@@ -92,18 +92,14 @@ def judge(
     State that no device has kept is left out.
     """
     last = graph.inputs(len(graph.ops) - 1)
-    names = [tensor.label or tensor.name for tensor in last]
-    states = [tensor.id for tensor in last if tensor.role is Role.KV_CACHE]
+    results = [tensor for tensor in last if tensor.role is not Role.KV_CACHE]
+    found = {t.id: made for t, made in zip(results, measured.results, strict=True)}
+    found.update(measured.states)
     unequal = [*_unequal(traffic, measured)]
-    results = measured.results
-    pairs = list(zip(names, results, reference, strict=False))
-    pairs += [
-        (name, measured.states[tensor], other)
-        for name, tensor, other in zip(
-            names[len(results) :], states, reference[len(results) :], strict=True
-        )
-        if tensor in measured.states
-    ]
+    pairs = [
+        (tensor.label or tensor.name, found[tensor.id], reference[tensor.id])
+        for tensor in dict.fromkeys(last) if tensor.id in found
+    ]  # fmt: skip
     apart = [(name, _difference(one.cpu(), other)) for name, one, other in pairs]
     sizes = (_wide(other).abs().max() for _, _, other in pairs if other.numel())
     largest = max(map(float, sizes), default=0.0)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from runtime import RunError
-from runtime.wire import Spec
+from runtime.wire import DTYPES, Spec
 from tracer.graph import Kind, OpGraph, Role
+from tracer.words import plain
 
 Numbers = Callable[[str, Spec], torch.Tensor]
 """(name, what it must be) -> the tensor."""
@@ -38,7 +39,7 @@ def seeded(name: str, spec: Spec, seed: int, spread: float) -> torch.Tensor:
     A weight with one axis scales what a norm made: its mean is 1. All else has mean 0. Integers
     are 0.
     """
-    dtype = getattr(torch, spec.dtype)
+    dtype = DTYPES[spec.dtype]
     if not dtype.is_floating_point:
         return torch.zeros(spec.shape, dtype=dtype)
     start = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
@@ -50,7 +51,7 @@ def seeded(name: str, spec: Spec, seed: int, spread: float) -> torch.Tensor:
 
 def inputs(name: str, spec: Spec, seed: int, rows: int) -> torch.Tensor:
     """Numbers for an input of a model: integers below ``rows``, true, or normal numbers."""
-    dtype = getattr(torch, spec.dtype)
+    dtype = DTYPES[spec.dtype]
     if dtype == torch.bool:
         return torch.ones(spec.shape, dtype=dtype)
     if dtype.is_floating_point:
@@ -90,6 +91,9 @@ class Checkpoint:
             return
         try:
             places = json.loads(index.read_text())["weight_map"]
+            for file in places.values():
+                if Path(file).name != file or not file.endswith(".safetensors"):
+                    raise ValueError(f"{plain(file)} is not a file of this folder")
             self.files = {name: folder / file for name, file in places.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(
@@ -112,7 +116,7 @@ class Checkpoint:
                 f"{self.files[name]}: {name} is {list(found.shape)}, the model has "
                 f"{list(spec.shape)}"
             )
-        return found.to(getattr(torch, spec.dtype))
+        return found.to(DTYPES[spec.dtype])
 
 
 def _files(folder: Path) -> list[Path]:

@@ -18,11 +18,13 @@ import mmap
 import os
 import secrets
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import astuple, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ import torch
 from costmodels.links import Link
 from runtime import RunError
 from tracer.graph import ITEM_BYTES
+from tracer.words import plain
 
 _HEADER = struct.Struct("<2sBBIIIQ")
 """magic, version, sort, number of tensors, number of the call, of the piece, bytes that follow"""
@@ -45,13 +48,28 @@ HANDLE_BYTES = 16
 """A handle on shared memory: 8 bytes that name the segment (the run, then random ones), and where
 in it."""
 
+SESSION_BYTES = 4
+"""The first of a segment's name, the same for all of a run."""
+
 MOST_AXES = 16
-_MAGIC, _VERSION = b"ce", 1
+_MAGIC, _VERSION = b"ce", 2
 _COMMAND, _TENSORS, _PIECE, _ERROR = range(1, 5)
-_MOST_TEXT = 256 * 2**20
+_MOST_TEXT = 16 * 2**20
+"""Ten times the plan of a model with a hundred layers."""
+
 _MOST_GREETING = 4096
+_MOST_HANDLE = 4096
+LEAST_BYTES_PER_SECOND = 2**16
+"""How fast bytes must come, beside ``Channel.timeout``: who sends one now and then is cut off."""
+
 _DTYPES = tuple(ITEM_BYTES)
+DTYPES: Mapping[str, torch.dtype] = {
+    name: getattr(torch, name) for name in _DTYPES if hasattr(torch, name)
+}
+"""torch's dtypes, by the names that plans and messages have for them."""
 _SEGMENTS = Path("/dev/shm")
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+"""A machine that is gone without a word is noticed within two minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +114,17 @@ class Carriage:
     shared_memory_threshold_bytes: int = 0
     shared_memory_handle_bytes: int = HANDLE_BYTES
 
+    def __post_init__(self) -> None:
+        """Raises RunError for figures that no link has."""
+        if self.chunk_bytes == 0 or not (
+            HANDLE_BYTES <= self.shared_memory_handle_bytes <= _MOST_HANDLE
+        ):
+            raise RunError(
+                f"pieces of {self.chunk_bytes} bytes and handles of "
+                f"{self.shared_memory_handle_bytes} are not to be had: 1 or more, and "
+                f"{HANDLE_BYTES} to {_MOST_HANDLE}"
+            )
+
     @staticmethod
     def of(link: Link) -> "Carriage":
         """That of a link whose framing is that of these messages. Raises RunError for others."""
@@ -139,38 +168,72 @@ class Carriage:
 
 @dataclass(slots=True)
 class Channel:
-    """One end of a connection. Every wait on it ends after ``timeout`` seconds without a byte.
+    """One end of a connection.
 
-    All methods raise RunError: where the other end is gone, silent or ill-mannered.
+    Every wait on it ends after ``timeout`` seconds without a byte, and where bytes come more slowly
+    than ``LEAST_BYTES_PER_SECOND`` beside that. All methods raise RunError: where the other end is
+    gone, silent, slow or ill-mannered.
     """
 
     connection: socket.socket
     peer: str
     """What errors call the other end."""
-    timeout: float = 300.0
+    timeout: float | None = 300.0
+    """In seconds; None for an end that may be silent for as long as it is there."""
     carriage: Carriage = field(default_factory=Carriage)
     sent_bytes: int = 0
     """All that went out on the socket so far."""
     received_bytes: int = 0
     """All that came in on the socket so far."""
-    session: bytes = field(default_factory=lambda: secrets.token_bytes(4))
+    session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_BYTES))
     """Begins the name of each piece of shared memory, so that all of a run's can be found."""
     segments: set[Path] = field(default_factory=set)
     """Shared memory that the other end may not have read yet."""
+    allowed: float | None = None
+    """Seconds that all that is said now may take together; see ``within``."""
+    deadline: float = inf
+    """When they end."""
 
     def __post_init__(self) -> None:
         self.connection.settimeout(self.timeout)
         if self.connection.family != socket.AF_UNIX:
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEPALIVE.items():
+                if hasattr(socket, name):  # not everywhere the same
+                    self.connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
-    def connect(self, address: Any) -> None:
-        """Connect to one that listens: at a path, or at a (host, port)."""
+    def connect(self, address: Any, tls: ssl.SSLContext | None = None) -> None:
+        """Connect to one that listens: at a path, or at a (host, port), there with ``tls``."""
+        where = address if isinstance(address, str) else ":".join(map(str, address))
         try:
             self.connection.connect(address)
         except (OSError, OverflowError) as error:
-            where = address if isinstance(address, str) else ":".join(map(str, address))
             why = getattr(error, "strerror", None) or error
             raise RunError(f"{self.peer} cannot be reached at {where}: {why}") from error
+        if tls is not None:
+            try:
+                self.connection = tls.wrap_socket(self.connection, server_hostname=address[0])
+            except ssl.SSLCertVerificationError as error:
+                raise RunError(
+                    f"{self.peer} at {where} is not to be trusted: {error.verify_message}"
+                ) from error
+            except (OSError, ValueError) as error:
+                why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+                raise RunError(
+                    f"{self.peer} at {where} does not speak TLS as it must ({why}): is it started "
+                    "with --tls-cert?"
+                ) from error
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """What is said and heard meanwhile takes so many seconds at most, however it is spread."""
+        before = self.allowed, self.deadline
+        self.allowed, self.deadline = seconds, min(time.monotonic() + seconds, self.deadline)
+        try:
+            yield
+        finally:
+            self.allowed, self.deadline = before
 
     def close(self) -> None:
         """Close the connection and remove shared memory that nobody will read."""
@@ -185,11 +248,12 @@ class Channel:
     def say(self, **words: Any) -> None:
         """Send a command or an answer."""
         text = json.dumps(words).encode()
-        self._out(_HEADER.pack(_MAGIC, _VERSION, _COMMAND, 0, 0, 0, len(text)), text)
+        with self._message(len(text)):
+            self._out(_HEADER.pack(_MAGIC, _VERSION, _COMMAND, 0, 0, 0, len(text)), text)
 
     def fail(self, message: str) -> None:
         """Tell the other end that it went wrong here."""
-        text = message.encode()[:_MOST_GREETING]
+        text = plain(message, _MOST_GREETING // 4).encode(errors="replace")
         self._out(_HEADER.pack(_MAGIC, _VERSION, _ERROR, 0, 0, 0, len(text)), text)
 
     def hear(self, most: int = _MOST_TEXT) -> dict[str, Any]:
@@ -199,16 +263,22 @@ class Channel:
 
     def _text(self, sort: int, length: int, most: int = _MOST_TEXT) -> dict[str, Any]:
         if sort == _ERROR and length <= _MOST_GREETING:
-            raise RunError(f"{self.peer}: {self._in(length).decode(errors='replace')}")
+            raise RunError(f"{self.peer}: {self._said(length)}")
         if sort != _COMMAND or length > most:
             raise RunError(f"{self.peer} sent a message that is out of place")
+        with self._message(length):
+            text = bytes(self._in(length))
         try:
-            words = json.loads(bytes(self._in(length)))
+            words = json.loads(text)
         except (ValueError, RecursionError):
             words = None
         if not isinstance(words, dict):
             raise RunError(f"{self.peer} sent text that is damaged")
         return words
+
+    def _said(self, length: int) -> str:
+        """The words of an error, fit to be shown."""
+        return plain(self._in(length).decode(errors="replace"), _MOST_GREETING)
 
     # --- tensors ----------------------------------------------------------------------------------
 
@@ -242,14 +312,15 @@ class Channel:
             for view in inside:
                 segment.write(view)
             segment.close()
-        for number, (at, end) in enumerate(
-            self.carriage.pieces(sum(view.nbytes for view in outside))
-        ):
-            sort = _PIECE if number else _TENSORS
-            head = _HEADER.pack(
-                _MAGIC, _VERSION, sort, len(tensors), call, number, end - at
-            ) + (b"" if number else headers)  # fmt: skip
-            self._out(head, *_slices(outside, at, end))
+        with self._message(moved.payload_bytes):
+            for number, (at, end) in enumerate(
+                self.carriage.pieces(sum(view.nbytes for view in outside))
+            ):
+                sort = _PIECE if number else _TENSORS
+                head = _HEADER.pack(
+                    _MAGIC, _VERSION, sort, len(tensors), call, number, end - at
+                ) + (b"" if number else headers)  # fmt: skip
+                self._out(head, *_slices(outside, at, end))
         moved.wire_bytes = self.sent_bytes - before
         moved.pack_seconds, moved.move_seconds = begun - start, time.perf_counter() - begun
         return moved
@@ -306,17 +377,38 @@ class Channel:
             raise RunError(f"{self.peer} sent text where call {call} was to follow")
         sizes = [spec.payload_bytes for spec in expected.values()]
         outside = sum(size for size in sizes if not self.carriage.is_shared(size))
-        pieces = list(self.carriage.pieces(outside))
-        wanted = (len(expected), call, 0, pieces[0][1])
-        if (count, number, piece, length) != wanted:
+        _, first = next(self.carriage.pieces(outside))
+        if (count, number, piece, length) != (len(expected), call, 0, first):
             raise RunError(
                 f"{self.peer} sent {count} tensors for call {number}, a piece of {length} bytes; "
-                f"{len(expected)} for call {call}, a piece of {pieces[0][1]}, were to come"
+                f"{len(expected)} for call {call}, a piece of {first}, were to come"
             )
+        with self._message(sum(sizes)):
+            flat, orders = self._payload(call, expected)
+        moved.tensors, moved.payload_bytes = count, sum(sizes)
+        moved.wire_bytes = self.received_bytes - before
+        moved.move_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        made = {
+            number: _unpacked(flat[number], expected[number], orders[number], dtypes[number])
+            for number in orders
+        }
+        moved.pack_seconds = time.perf_counter() - start
+        return made, moved
+
+    def _payload(
+        self, call: int, expected: Mapping[int, Spec]
+    ) -> tuple[dict[int, torch.Tensor], dict[int, tuple[int, ...]]]:
+        """By tensor: its elements in a row, and its axes in the order of memory."""
+        sizes = [spec.payload_bytes for spec in expected.values()]
+        shared = sum(map(self.carriage.is_shared, sizes))
+        handle_bytes = self.carriage.shared_memory_handle_bytes
+        headers, at = self._in(len(expected) * TENSOR_BYTES + shared * handle_bytes), 0
         orders: dict[int, tuple[int, ...]] = {}
         handles: dict[int, bytes] = {}
-        for _ in range(count):
-            number, dtype, axes, _, order, payload = _TENSOR.unpack(self._in(TENSOR_BYTES))
+        for _ in expected:
+            number, dtype, axes, _, order, payload = _TENSOR.unpack_from(headers, at)
+            at += TENSOR_BYTES
             spec = expected.get(number)
             given = _DTYPES[dtype] if dtype < len(_DTYPES) else f"dtype {dtype}"
             if spec is None or number in orders:
@@ -330,55 +422,56 @@ class Channel:
             if sorted(orders[number]) != list(range(axes)):
                 raise RunError(f"{self.peer} sent tensor {number} with damaged axes")
             if self.carriage.is_shared(payload):
-                handles[number] = bytes(self._in(self.carriage.shared_memory_handle_bytes))
+                handles[number] = bytes(headers[at : at + HANDLE_BYTES])
+                at += handle_bytes
         flat = {
             number: torch.empty(
                 expected[number].payload_bytes // ITEM_BYTES[expected[number].dtype],
-                dtype=getattr(torch, expected[number].dtype),
+                dtype=DTYPES[expected[number].dtype],
             )
             for number in orders
         }
         views = {number: memoryview(_bytes(tensor).numpy()) for number, tensor in flat.items()}
         rest = [view for number, view in views.items() if number not in handles]
-        for place, (at, end) in enumerate(pieces):
+        outside = sum(view.nbytes for view in rest)
+        for place, (at, end) in enumerate(self.carriage.pieces(outside)):
             if place:
                 head = self._header()
-                if head != (_PIECE, count, call, place, end - at):
+                if head != (_PIECE, len(expected), call, place, end - at):
                     raise RunError(f"{self.peer} sent a damaged piece of call {call}")
             for view in _slices(rest, at, end):
                 self._into(view)
         self._shared({number: views[number] for number in handles}, handles)
-        moved.tensors, moved.payload_bytes = count, sum(sizes)
-        moved.wire_bytes = self.received_bytes - before
-        moved.move_seconds = time.perf_counter() - start
-        start = time.perf_counter()
-        made = {
-            number: _unpacked(flat[number], expected[number], orders[number], dtypes[number])
-            for number in orders
-        }
-        moved.pack_seconds = time.perf_counter() - start
-        return made, moved
+        return flat, orders
 
     def _shared(self, views: Mapping[int, memoryview], handles: Mapping[int, bytes]) -> None:
-        """Copy tensors out of the shared memory that their handles name, and remove it."""
-        segments: dict[bytes, mmap.mmap] = {}
+        """Copy tensors out of the shared memory that their handles name, and remove it.
+
+        It must be of this run. It is read and not mapped: whoever made it can still cut it short.
+        """
+        segments: dict[bytes, int] = {}
         try:
             for number, handle in handles.items():
                 name, offset = handle[:8], int.from_bytes(handle[8:HANDLE_BYTES], "little")
+                if not name.startswith(self.session):
+                    raise RunError(f"{self.peer} sent a handle on what is not of this run")
                 if name not in segments:
-                    with _segment_path(name).open("r+b") as file:
-                        segments[name] = mmap.mmap(file.fileno(), 0)
-                memory = memoryview(segments[name])
-                views[number][:] = memory[offset : offset + views[number].nbytes]
-                memory.release()
-        except (OSError, ValueError) as error:
+                    segments[name] = os.open(_segment_path(name), os.O_RDONLY | os.O_NOFOLLOW)
+                view = views[number]
+                while view:
+                    got = os.preadv(segments[name], [view], offset)
+                    if not got:
+                        raise ValueError("it ends before the tensor does")
+                    view, offset = view[got:], offset + got
+        except (OSError, ValueError, OverflowError) as error:
             raise RunError(
                 f"{self.peer} sent a handle on shared memory that is not here: is it on another "
                 "machine?"
             ) from error
-        for name, segment in segments.items():
-            segment.close()
-            _segment_path(name).unlink(missing_ok=True)
+        finally:
+            for name, file in segments.items():
+                os.close(file)
+                _segment_path(name).unlink(missing_ok=True)
 
     # --- bytes ------------------------------------------------------------------------------------
 
@@ -387,23 +480,43 @@ class Channel:
             for part in parts:
                 view = memoryview(part).cast("B")
                 while view:
+                    self._set_patience()
                     sent = self.connection.send(view)
                     self.sent_bytes += sent
                     view = view[sent:]
         except TimeoutError as error:
-            raise RunError(f"{self.peer} took nothing for {self.timeout:g} s") from error
+            raise RunError(self._late("took")) from error
         except OSError as error:
             said = self.last_words()
             gone = f"{self.peer} is gone: {error.strerror or error}"
             raise RunError(f"{self.peer}: {said}" if said else gone) from error
 
+    def _set_patience(self) -> None:
+        """Let the next step on the socket take no longer than it may."""
+        patience = self.timeout
+        if self.deadline < inf:
+            left = max(self.deadline - time.monotonic(), 1e-6)
+            patience = left if patience is None else min(patience, left)
+        self.connection.settimeout(patience)
+
+    def _late(self, verb: str) -> str:
+        if time.monotonic() >= self.deadline:
+            return f"{self.peer} took longer than {self.allowed:.3g} s"
+        return f"{self.peer} {verb} nothing for {self.timeout:g} s"
+
+    def _message(self, size: int) -> AbstractContextManager[None]:
+        """A message of so many bytes is all here, or all there, in the time that it may take."""
+        return self.within(
+            inf if self.timeout is None else self.timeout + size / LEAST_BYTES_PER_SECOND
+        )
+
     def last_words(self) -> str:
         """What the other end said went wrong there, if it did; else nothing."""
         try:
-            self.connection.settimeout(min(self.timeout, 0.5))
-            sort, _, _, _, length = self._header()
-            said = sort == _ERROR and length <= _MOST_GREETING
-            return self._in(length).decode(errors="replace") if said else ""
+            with self.within(0.5):
+                sort, _, _, _, length = self._header()
+                said = sort == _ERROR and length <= _MOST_GREETING
+                return self._said(length) if said else ""
         except (RunError, OSError):  # closed here already
             return ""
 
@@ -415,18 +528,20 @@ class Channel:
     def _into(self, view: memoryview) -> None:
         try:
             while view:
+                self._set_patience()
                 got = self.connection.recv_into(view)
                 if not got:
                     raise RunError(f"{self.peer} is gone: it closed the connection")
                 self.received_bytes += got
                 view = view[got:]
         except TimeoutError as error:
-            raise RunError(f"{self.peer} said nothing for {self.timeout:g} s") from error
+            raise RunError(self._late("said")) from error
         except OSError as error:
             raise RunError(f"{self.peer} is gone: {error.strerror or error}") from error
 
     def _header(self) -> tuple[int, int, int, int, int]:
-        magic, version, *head = _HEADER.unpack(self._in(MESSAGE_BYTES))
+        with self.within(inf if self.timeout is None else 2 * self.timeout):
+            magic, version, *head = _HEADER.unpack(self._in(MESSAGE_BYTES))
         if (magic, version) != (_MAGIC, _VERSION):
             raise RunError(f"{self.peer} sent what is no message of cutedge {_VERSION}")
         sort, count, call, piece, length = head
@@ -441,20 +556,22 @@ def greet(channel: Channel, token: str, role: str) -> None:
 
     The token itself does not cross. Raises RunError where the two tokens differ.
     """
-    challenge = str(channel.hear(_MOST_GREETING).get("challenge"))
-    mine = secrets.token_hex(16)
-    channel.say(proof=_proof(token, f"{role} {challenge}"), role=role, challenge=mine)
-    answer = str(channel.hear(_MOST_GREETING).get("proof"))
+    with channel.within(channel.timeout or inf):
+        channel.say(role=role)
+        challenge = str(channel.hear(_MOST_GREETING).get("challenge"))
+        mine = secrets.token_hex(16)
+        channel.say(proof=_proof(token, f"{role} {challenge}"), challenge=mine)
+        answer = str(channel.hear(_MOST_GREETING).get("proof"))
     if not _same(answer, _proof(token, f"worker {mine}")):
         raise RunError(f"{channel.peer} does not know the token")
 
 
 def welcome(channel: Channel, token: str) -> str:
     """The role of the one that has connected, once it has proved that it knows the token."""
+    role = str(channel.hear(_MOST_GREETING).get("role"))
     challenge = secrets.token_hex(16)
     channel.say(challenge=challenge)
     words = channel.hear(_MOST_GREETING)
-    role = str(words.get("role"))
     if not _same(str(words.get("proof")), _proof(token, f"{role} {challenge}")):
         channel.fail("the token is wrong")
         raise RunError(f"{channel.peer} does not know the token")
@@ -486,7 +603,7 @@ def _packed(
     """
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if wire_dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(getattr(torch, wire_dtype))
+        tensor = tensor.to(DTYPES[wire_dtype])
     order = tuple(sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride(axis), axis)))
     laid = tensor.permute(order)
     if not laid.is_contiguous():
@@ -500,7 +617,7 @@ def _unpacked(
 ) -> torch.Tensor:  # fmt: skip
     laid = flat.reshape([spec.shape[axis] for axis in order])
     back = [order.index(axis) for axis in range(len(order))]
-    return laid.permute(back).to(getattr(torch, dtype))
+    return laid.permute(back).to(DTYPES[dtype])
 
 
 def _bytes(flat: torch.Tensor) -> torch.Tensor:

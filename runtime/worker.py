@@ -1,70 +1,143 @@
 """The side of an accelerator: a process that holds weights and carries out calls.
 
-It listens, and serves one run after another. Who connects proves that it knows the token. A plan
-comes as text, buffers and constants as tensors; parameters are made or read here.
+It listens, and serves one run after another. Who connects proves that it knows the token, and may
+then have it carry out ops of a list (``runtime.ops``), of sizes that it announced, in the memory
+that there is. A plan comes as text, buffers and constants as tensors; parameters are made or read
+here. Nothing in a plan is taken on trust: ``_PLAN`` says what it has to look like.
 """
 
 import atexit
 import ctypes
 import os
-import resource
 import signal
 import socket
+import ssl
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from select import select
 from typing import Any
 
 import torch
 
 from runtime import RunError
-from runtime.machine import Machine, Work, in_words, is_memory
+from runtime.door import BUSY_SECONDS, GREETING_SECONDS, Door
+from runtime.forms import Maybe, read
+from runtime.machine import Machine, Work, in_words, is_memory, resident_bytes
+from runtime.memory import check_memory, peak_memory_bytes
 from runtime.weights import numbers_of, state_numbers
-from runtime.wire import Carriage, Channel, Moved, Spec, greet, remove_segments, welcome
+from runtime.wire import (
+    DTYPES,
+    SESSION_BYTES,
+    Carriage,
+    Channel,
+    Moved,
+    Spec,
+    greet,
+    remove_segments,
+)
+from tracer.graph import FLOATING
 from tracer.program import Invocation, Sharing
+from tracer.words import plain
 
-SPARE_BYTES = 256 * 2**20
-"""What a device leaves free of its memory when it takes in weights."""
+IDLE_SECONDS = 600.0
+"""How long home may be silent between two messages before a worker lets it go."""
+
+_SPEC = (frozenset(DTYPES), [int])
+_LAYOUT = ([int], [int], int)
+_CARRIAGE = (Maybe(int), int, int)
+
+_PLAN = {
+    "name": str, "session": str, "carriage": _CARRIAGE, "threads": int,
+    "weights": {"seed": Maybe(int), "spread": Maybe(float), "checkpoint": Maybe(str)},
+    "wire_dtype": Maybe(frozenset(FLOATING)), "residency": frozenset(("run", "call")),
+    "invocations": {int: (list, dict, [(int, int, _LAYOUT, _LAYOUT)])},
+    "targets": {int: str}, "made": {int: [int]}, "everywhere": {int: int}, "specs": {int: _SPEC},
+    "uses": {int: int}, "crossing": {int: _SPEC}, "pushes": [(int, str, [int])],
+    "calls": [{
+        "number": int, "device": str, "ops": [int], "sent": [int], "peers": {str: [int]},
+        "received": [int],
+    }],
+    "ops": [int], "constants": [int], "parameters": {int: str}, "data": [int],
+    "states": {int: str}, "kept": [int], "resident_bytes": int,
+}  # fmt: skip
+"""A device's part of a plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a worker grants to those that know its token."""
+
+    token: str
+    timeout: float = 300.0
+    """Seconds that another accelerator may be silent."""
+    idle: float | None = IDLE_SECONDS
+    """Seconds that home may be silent; None for a home whose end ends the worker."""
+    memory_bytes: int | None = None
+    """The most that weights may take; by default what is free."""
+    checkpoints: tuple[Path, ...] = ()
+    """Folders: checkpoints in them and below may be read."""
+    tls: ssl.SSLContext | None = None
+    """What it proves with who it is, to all that connect."""
+    trust: ssl.SSLContext | None = None
+    """Whom it trusts among the other accelerators that it connects to; None: by TLS to no one."""
+    greeting_seconds: float = GREETING_SECONDS
+    busy_seconds: float = BUSY_SECONDS
 
 
 def serve(
-    listener: socket.socket, token: str, *, timeout: float = 300.0, memory_bytes: int | None = None,
-    once: bool = False, begun: Callable[[bytes], None] = lambda session: None,
+    listener: socket.socket, service: Service, *, once: bool = False,
+    begun: Callable[[bytes], None] = lambda session: None,
 ) -> None:  # fmt: skip
     """Carry out runs for whoever connects and knows the token, one after another.
 
-    ``memory_bytes`` is the most that weights may take, by default what is free. ``once`` ends with
-    the first run, and ``begun`` is told what the shared memory of a run is called by. What goes
-    wrong in a run is said to the other end, and the next is waited for.
+    ``once`` ends with the first run, and ``begun`` is told what the shared memory of a run is
+    called by. What goes wrong in a run is said to the other end, and the next is waited for. Raises
+    RunError where a CUDA device no longer answers after a run.
     """
+    door = Door(
+        listener, service.token, service.tls, service.greeting_seconds, service.busy_seconds
+    )
     while True:
-        channel = Channel(listener.accept()[0], "home", timeout=10.0)
+        channel = door.homes.get()
         try:
-            role = welcome(channel, token)
-            if role == "home":
-                channel.connection.settimeout(None)  # a home that dies is noticed at once
-                _Session(channel, listener, token, timeout, memory_bytes, begun).run()
+            channel.timeout = service.idle
+            _Session(channel, door, service, listener.family, begun).run()
         except RunError as error:
+            channel.timeout = service.greeting_seconds
             with suppress(RunError):
                 channel.fail(str(error))
         finally:
             channel.close()
+            door.leave()
         if once:
             return
+        _check_cuda()
+
+
+def _check_cuda() -> None:
+    """Raise RunError where a run has left CUDA as nothing can be run on it any more."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise RunError(
+                f"CUDA no longer answers after a run ({in_words(error)}): start the worker anew"
+            ) from error
 
 
 class _Session:
     """A run, from the plan to the last call."""
 
     def __init__(
-        self, channel: Channel, listener: socket.socket, token: str, timeout: float,
-        memory_bytes: int | None, begun: Callable[[bytes], None] = lambda session: None,
+        self, channel: Channel, door: Door, service: Service,
+        family: int = socket.AF_INET, begun: Callable[[bytes], None] = lambda session: None,
     ) -> None:  # fmt: skip
-        self.channel, self.listener, self.token = channel, listener, token
-        self.timeout, self.memory_bytes, self.begun = timeout, memory_bytes, begun
+        self.channel, self.door, self.service, self.begun = channel, door, service, begun
+        self.families = {socket.AF_INET, socket.AF_INET6, family}
         self.peers: dict[str, Channel] = {}
         self.calls: dict[int, dict[str, Any]] = {}
         self.pushes: dict[tuple[int, str], list[int]] = {}
@@ -81,9 +154,9 @@ class _Session:
                         self._load(plan)
                     case {"do": "connect", "to": to, "family": family, "address": address,
                           "carriage": carriage}:  # fmt: skip
-                        self._connect(to, family, address, Carriage(*carriage))
+                        self._connect(read(to, str, "its peer"), family, address, carriage)
                     case {"do": "accept", "of": name, "carriage": carriage}:
-                        self._accept(name, Carriage(*carriage))
+                        self._accept(read(name, str, "its peer"), carriage)
                     case {"do": "push", "call": call, "to": to}:
                         self._push(call, to)
                     case {"do": "begin"}:
@@ -112,48 +185,68 @@ class _Session:
     def _load(self, plan: Mapping[str, Any]) -> None:
         """Take in a plan, make or read the parameters, and work out the constants."""
         start = time.perf_counter()
-        self.name, self.wire_dtype = plan["name"], plan["wire_dtype"]
-        self.channel.session = bytes.fromhex(plan["session"])
-        self.begun(self.channel.session)
-        self.channel.carriage = Carriage(*plan["carriage"])
-        torch.set_num_threads(plan["threads"] or torch.get_num_threads())
+        plan = read(plan, _PLAN, "its plan")
         work = _work(plan)
+        self.name, self.wire_dtype = plan["name"], plan["wire_dtype"]
+        self.channel.session = _session_of(plan["session"])
+        self.begun(self.channel.session)
+        self.door.expect(self.channel.session)
+        self.channel.carriage = Carriage(*plan["carriage"])
+        torch.set_num_threads(min(max(plan["threads"], 1), os.cpu_count() or 1))
         self.dtypes = {number: spec.dtype for number, spec in work.specs.items()}
-        self.crossing = {int(k): Spec(d, tuple(s)) for k, (d, s) in plan["crossing"].items()}
+        self.crossing = {number: Spec(*spec) for number, spec in plan["crossing"].items()}
         self.calls = {call["number"]: call for call in plan["calls"]}
         self.forgets = plan["residency"] == "call"
         self.kept = plan["kept"]
         self.pushes = {(call, to): tensors for call, to, tensors in plan["pushes"]}
+        weights = {key: value for key, value in plan["weights"].items() if value is not None}
+        self._check_checkpoint(weights.get("checkpoint"))
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_memory(plan["resident_bytes"], device, self.service.memory_bytes)
         self.machine = Machine(work, device)
-        check_memory(plan["resident_bytes"], device, self.memory_bytes)
         self.channel.say(sending=True)  # the numbers that home alone has
         specs = {number: work.specs[number] for number in plan["data"]}
         resident, _ = self.channel.receive(0, specs, self.dtypes)
         take_in(
-            self.machine, resident, plan["parameters"], plan["states"], plan["weights"],
+            self.machine, resident, plan["parameters"], plan["states"], weights,
             plan["resident_bytes"],
         )  # fmt: skip
         del resident
         self.machine.prepare(plan["ops"], frozenset(plan["constants"]))
         self.channel.say(loaded=time.perf_counter() - start, device=device)
 
+    def _check_checkpoint(self, folder: str | None) -> None:
+        """Raise RunError for a folder that this worker is not to read."""
+        if folder is not None:
+            path, roots = Path(folder).resolve(), self.service.checkpoints
+            if not any(path.is_relative_to(root.resolve()) for root in roots):
+                raise RunError(f"it is not to read {folder}: start it with --weights {folder}")
+
+    def _receive(
+        self, channel: Channel, number: int, tensors: Iterable[int],
+        head: "tuple[int, ...] | None" = None,
+    ) -> Moved:  # fmt: skip
+        """Take in the tensors of a call that come over a channel."""
+        expected = {tensor: self.crossing[tensor] for tensor in tensors}
+        self.machine.make_room(sum(spec.payload_bytes for spec in expected.values()))
+        if head is None:
+            arrived, moved = channel.receive(number, expected, self.dtypes)
+        else:
+            arrived, moved = channel.accept(head, number, expected, self.dtypes)
+        self.machine.put(arrived)
+        return moved
+
     def _call(self, head: tuple[int, ...], number: int) -> None:
         """Take in what is sent, run the ops, send home what goes there."""
         if (call := self.calls.get(number)) is None:
             raise RunError(f"it was called for call {number}, which is none of its own")
         begun = time.perf_counter()
-        expected = {tensor: self.crossing[tensor] for tensor in call["sent"]}
-        arrived, came = self.channel.accept(head, number, expected, self.dtypes)
-        self.machine.put(arrived)
+        came = self._receive(self.channel, number, call["sent"], head)
         peered = Moved()
         for device, tensors in call["peers"].items():
-            expected = {tensor: self.crossing[tensor] for tensor in tensors}
-            arrived, moved = self.peers[device].receive(number, expected, self.dtypes)
-            self.machine.put(arrived)
+            moved = self._receive(self.peers[device], number, tensors)
             peered.payload_bytes += moved.payload_bytes
             peered.wire_bytes += moved.wire_bytes
-        del arrived
         start = time.perf_counter()
         self.machine.run(call["ops"])
         self.machine.keep(self.kept)
@@ -175,28 +268,29 @@ class _Session:
         tensors = self.machine.take(self.pushes[number, to])
         self.peers[to].send(number, tensors, self.wire_dtype)
 
-    def _connect(self, to: str, family: int, address: Any, carriage: Carriage) -> None:
-        self.peers[to] = self._peer(socket.socket(socket.AddressFamily(family)), to, carriage)
-        self.peers[to].connect(tuple(address) if isinstance(address, list) else address)
-        greet(self.peers[to], self.token, f"peer {self.name}")
+    def _connect(self, to: str, family: Any, address: Any, carriage: Any) -> None:
+        """Connect to another accelerator."""
+        if family not in self.families:
+            raise RunError(f"it connects to no socket of family {plain(str(family))}")
+        local = family == socket.AF_UNIX
+        address = read(address, str if local else (str, int), "a peer's address")
+        peer = Channel(socket.socket(family), to, self.service.timeout)
+        self.peers[to] = self._peer(peer, to, carriage)
+        peer.connect(address, None if local else self.service.trust)
+        greet(peer, self.service.token, f"peer {self.channel.session.hex()} {self.name}")
         self.channel.say(connected=to)
 
-    def _accept(self, name: str, carriage: Carriage) -> None:
-        """Wait for another accelerator to connect; whoever else does is sent away."""
-        while name not in self.peers:
-            ready, *_ = select([self.listener, self.channel.connection], [], [], self.timeout)
-            if self.listener not in ready:  # home is gone, or there is nothing to wait for
-                raise RunError(f"{name} does not connect")
-            peer = self._peer(self.listener.accept()[0], name, carriage)
-            with suppress(RunError):
-                if welcome(peer, self.token) == f"peer {name}":
-                    self.peers[name] = peer
-                    break
-            peer.close()
+    def _accept(self, name: str, carriage: Any) -> None:
+        """Wait for another accelerator to connect."""
+        channel = self.door.peer(name, self.service.timeout, self.channel)
+        self.peers[name] = self._peer(channel, name, carriage)
         self.channel.say(accepted=name)
 
-    def _peer(self, connection: socket.socket, name: str, carriage: Carriage) -> Channel:
-        return Channel(connection, name, self.timeout, carriage, session=self.channel.session)
+    def _peer(self, channel: Channel, name: str, carriage: Any) -> Channel:
+        channel.peer, channel.timeout = name, self.service.timeout
+        channel.session = self.channel.session
+        channel.carriage = Carriage(*read(carriage, _CARRIAGE, "a peer's carriage"))
+        return channel
 
     def _report(self) -> None:
         self.channel.say(
@@ -204,7 +298,8 @@ class _Session:
             ops={str(op): seconds for op, seconds in self.machine.seconds.items()},
         )
 
-    def _fetch(self, tensors: list[int]) -> None:
+    def _fetch(self, tensors: Any) -> None:
+        tensors = read(tensors, [int], "what is to be fetched")
         held = {**self.machine.resident, **self.machine.held}
         found = [(tensor, held[tensor]) for tensor in tensors if tensor in held]
         self.channel.say(found=[tensor for tensor, _ in found])
@@ -212,26 +307,52 @@ class _Session:
 
 
 def _work(plan: Mapping[str, Any]) -> Work:
+    """The work of a plan that has the right form. Raises RunError where it speaks of an op or a
+    tensor without saying what that is, or is not of one mind about a size."""
+    specs = {tensor: Spec(dtype, tuple(shape)) for tensor, (dtype, shape) in plan["specs"].items()}
+    ops, calls = plan["invocations"], plan["calls"]
+    tensors = [
+        *plan["everywhere"], *plan["uses"], *plan["crossing"], *plan["parameters"], *plan["data"],
+        *plan["states"], *plan["kept"], *(t for made in plan["made"].values() for t in made),
+        *(t for _, _, pushed in plan["pushes"] for t in pushed),
+        *(t for call in calls for t in (*call["sent"], *call["received"])),
+        *(t for call in calls for sent in call["peers"].values() for t in sent),
+    ]  # fmt: skip
+    named = [
+        *plan["everywhere"].values(), *plan["ops"], *plan["constants"],
+        *(op for call in calls for op in call["ops"]),
+    ]  # fmt: skip
+    for what, used, known in (
+        ("tensor", tensors, specs), ("op", named, ops), ("op", plan["targets"], ops),
+        ("op", ops, plan["targets"]), ("op", ops, plan["made"]),
+    ):  # fmt: skip
+        if unknown := {*used} - {*known}:
+            raise RunError(f"its plan does not say what {what} {min(unknown)} is")
+    for tensor, (_, shape) in plan["crossing"].items():
+        if tuple(shape) != specs[tensor].shape:
+            raise RunError(f"its plan has two shapes of tensor {tensor}")
+    needed = resident_bytes(plan["parameters"], (*plan["data"], *plan["states"]), specs)
+    if needed != plan["resident_bytes"]:
+        raise RunError(
+            f"its plan says {plan['resident_bytes']:,} bytes of weights, and they are {needed:,}"
+        )
     return Work(
         invocations={
-            int(op): Invocation(args, kwargs, tuple(Sharing(*one) for one in shared))
-            for op, (args, kwargs, shared) in plan["invocations"].items()
+            op: Invocation(args, kwargs, tuple(Sharing(*one) for one in shared))
+            for op, (args, kwargs, shared) in ops.items()
         },
-        targets={int(op): str(target) for op, target in plan["targets"].items()},
-        made={int(op): tuple(made) for op, made in plan["made"].items()},
-        everywhere={int(tensor): op for tensor, op in plan["everywhere"].items()},
-        specs={int(t): Spec(dtype, tuple(shape)) for t, (dtype, shape) in plan["specs"].items()},
-        uses={int(tensor): n for tensor, n in plan["uses"].items()},
-    )
+        targets=plan["targets"],
+        made={op: tuple(made) for op, made in plan["made"].items()},
+        everywhere=plan["everywhere"], specs=specs, uses=plan["uses"],
+    )  # fmt: skip
 
 
-def check_memory(needed: int, device: str, most: int | None) -> None:
-    """Raise RunError where ``needed`` bytes are more than ``most``, or than ``device`` has free."""
-    if most is None:
-        free = torch.cuda.mem_get_info()[0] if device == "cuda" else _available_bytes()
-        most = max(free - SPARE_BYTES, 0)
-    if needed > most:
-        raise RunError(f"its weights and constants need {needed:,} bytes, and may take {most:,}")
+def _session_of(text: str) -> bytes:
+    """What begins the names of a run's shared memory: an empty one would be that of all runs."""
+    with suppress(ValueError):
+        if len(session := bytes.fromhex(text)) == SESSION_BYTES and session.hex() == text:
+            return session
+    raise RunError(f"{plain(text, 60)} is no name of a run: {2 * SESSION_BYTES} hex digits are")
 
 
 def take_in(
@@ -260,19 +381,6 @@ def take_in(
         raise RunError(f"there is no memory for its {needed:,} bytes of weights") from error
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _available_bytes() -> int:
-    """Memory that a process can still have, as the system reckons it."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def main() -> None:
     """A worker that home has started: who home is, a listening socket, its timeout and memory."""
     home, number, timeout, *memory = sys.argv[1:]
@@ -281,10 +389,11 @@ def main() -> None:
     # At exit and not in a finally, which the end of home would interrupt.
     atexit.register(_clean, listener, sessions)
     _end_with(int(home))
-    serve(
-        listener, os.environ.pop("CUTEDGE_TOKEN"), timeout=float(timeout),
-        memory_bytes=int(memory[0]) if memory else None, once=True, begun=sessions.append,
+    service = Service(
+        os.environ.pop("CUTEDGE_TOKEN"), timeout=float(timeout), idle=None,
+        memory_bytes=int(memory[0]) if memory else None, checkpoints=(Path("/"),),
     )  # fmt: skip
+    serve(listener, service, once=True, begun=sessions.append)
 
 
 def _clean(listener: socket.socket, sessions: Sequence[bytes]) -> None:

@@ -31,6 +31,7 @@ from transformers import masking_utils
 from transformers.modeling_outputs import BaseModelOutput
 
 from costmodels.flops import annotate, total_flops
+from runtime.ops import refused
 from tracer.capture import Capture, as_it_runs, capture, quiet
 from tracer.capture.errors import first_line
 from tracer.capture.models import build
@@ -198,6 +199,8 @@ def sweep(head: str, model_type: str) -> Row:
     for graph in graphs.values():
         lacking.update(total_flops(graph).unsupported)
     notes += [f"{LACKING}: {n} x {target}" for target, n in sorted(lacking.items())]
+    targets = (op.target for graph in graphs.values() for op in graph.ops)
+    notes += [f"verify cannot run it: {target}" for target in refused(targets)]
     ways = tuple(how(one)[0] for one in made.values())
     return Row(model_type, ways, notes="; ".join(notes), **found)
 

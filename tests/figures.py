@@ -291,7 +291,7 @@ def _weights(model: str, *parts: str, overrides: tuple[tuple[str, Any], ...] = (
 
 
 def _layer(*parts: str, overrides: tuple[tuple[str, Any], ...] = ()) -> int:
-    inside = _parts("mistral-7b", overrides).layers[0]
+    inside = _parts("mistral-7b", overrides).layers["0"]
     return sum(inside[part].weights for part in parts)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from partition.placement import Placement
 from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
+from tracer.stacks import place_of
 
 HOME = "tee"
 
@@ -134,10 +135,10 @@ class Builder:
         path: str = "",
         is_view: bool = False,
     ) -> int:
-        numbers = [int(part) for part in path.split(".") if part.isdigit()]
+        stack, layer = place_of(path)
         op = Op(
             id=len(self.ops), name=name, target=TARGETS[kind], kind=kind, module_path=path,
-            module_type="Module", layer=numbers[0] if numbers else None,
+            module_type="Module", stack=stack, layer=layer,
             is_constant=kind is Kind.CONSTANT, is_view=is_view or kind is Kind.VIEW, dtype=dtype,
         )  # fmt: skip
         self.ops.append(op)

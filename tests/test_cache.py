@@ -18,6 +18,7 @@ from tests.conftest import run_command
 from tests.inprocess import invoke
 from tracer import cache
 from tracer.capture import capture
+from tracer.files import MANIFEST
 from tracer.formula import parse
 from tracer.graph import Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
 from tracer.presets import preset, preset_names
@@ -201,8 +202,8 @@ def _graph(ops, tensors):
 
 def _pair(target, read, made, is_view=True):
     ops = [
-        Op(0, "x", "input", Kind.INPUT, "", "", None, False, False, "int8"),
-        Op(1, "y", target, Kind.VIEW, "", "", None, False, is_view, "int8"),
+        Op(0, "x", "input", Kind.INPUT, "", "", None, None, False, False, "int8"),
+        Op(1, "y", target, Kind.VIEW, "", "", None, None, False, is_view, "int8"),
     ]
     tensors = [
         Tensor(i, i, "", Role.ACTIVATION, None, "int8", (), shape, 0, None, None, alias)
@@ -332,7 +333,9 @@ def test_whatever_is_damaged_is_a_miss_and_goes(small, place):
     keep(small)
     (entry,) = place.iterdir()
     files = {path.name: path.read_bytes() for path in entry.iterdir()}
-    assert sorted(files) == ["edges.parquet", "ops.parquet", "record.json", "tensors.parquet"]
+    assert sorted(files) == [
+        MANIFEST, "edges.parquet", "ops.parquet", "record.json", "tensors.parquet"
+    ]  # fmt: skip
     for name, data in files.items():
         middle = len(data) // 2
         for broken in (

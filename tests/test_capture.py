@@ -23,7 +23,8 @@ from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor, TraceMeta
 from tracer.patterns import find_attentions
 from tracer.presets import preset, preset_names
-from tracer.program import Program, build_graph, layer_of
+from tracer.program import Program, build_graph
+from tracer.stacks import place_of
 
 FAMILIES = {
     "llama-3.2-1b": "grouped-query attention, RoPE, gated FFN",
@@ -101,7 +102,7 @@ def untraced(config: dict[str, object], whole: OpGraph) -> int:
     lists = [v for v in vars(settings).values() if isinstance(v, list) and len(v) == depth]
     weights: list[set[object]] = [set() for _ in range(depth)]
     for tensor in whole.tensors:
-        if tensor.role is Role.PARAMETER and (layer := layer_of(tensor.name)) is not None:
+        if tensor.role is Role.PARAMETER and (layer := place_of(tensor.name)[1]) is not None:
             weights[layer].add((tensor.name.replace(f".{layer}.", ".*.", 1), tensor.shape))
     kinds = [(frozenset(weights[i]), *(v[i] for v in lists)) for i in range(depth)]
     return depth - 2 - sum(min(2, count) for count in Counter(kinds[1:-1]).values())

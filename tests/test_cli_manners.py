@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -130,7 +131,7 @@ def test_quiet_says_no_warnings_and_all_errors(tmp_path: Path, monkeypatch: Any)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.toml").write_text(
         'description = "a rule that no op meets"\ndefault = "home"\n'
-        '[[rule]]\nmodule_path = ["*nowhere*"]\nplace = "accelerator"\nreason = "none"\n',
+        '[[rule]]\nmodule_path = ["*nowhere*"]\nplace = "accelerator"\noptional = true\n',
         encoding="utf-8",
     )
     assert invoke("trace", "edge-10m", "--seq", "9").returncode == 0
@@ -211,3 +212,107 @@ def test_what_is_completed_is_what_commands_take() -> None:
             assert len(names("")) > 5
             for name in names(""):
                 load(name)
+
+
+# --- errors for machines --------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["partition", "no-such-folder", "--json"], 1, "no trace at no-such-folder"),
+        (["partition", "--json", "--policy", "min-cat"], 2, "unknown policy 'min-cat'"),
+        (["query", "--json", "SELEC 1"], 2, "Parser Error"),
+        (["trace", "gpt2", "--json", "--sequence", "8"], 2, "No such option: --sequence"),
+        (["partition", "--json", "--time-limit", "soon"], 2, "--time-limit"),
+        (["no-such-command", "--json"], 2, "no-such-command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_with_json_an_error_is_one_object_on_standard_error(
+    words: list[str], code: int, says: str
+) -> None:
+    done = invoke("cutedge", *words)
+    assert done.returncode == code
+    assert done.stdout == ""
+    said = json.loads(done.stderr)
+    assert says in said["error"]
+    assert said["exit_code"] == code
+
+
+def test_with_json_a_warning_is_an_object_in_a_line(here: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(here)
+    done = invoke("trace", "gpt2", "--phase", "decode", "--past", "5000", "--json", "--out", "far")
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert list(json.loads(line)) == ["warning"]
+
+
+# --- names that steer a terminal ------------------------------------------------------------------
+
+STEERING = "a\x1b[31m\x07\u202eb"
+
+MODULE = f"""
+import torch
+def model():
+    class M(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module({STEERING!r}, torch.nn.Linear(4, 4))
+        def forward(self, x):
+            return getattr(self, {STEERING!r})(x)
+    return M(), torch.ones(2, 4)
+"""
+
+
+def test_what_a_name_hides_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module, a policy, a device and a trace that are called so; in tables, errors and graphs."""
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text(MODULE)
+    Path(f"{STEERING}.toml").write_text('description = "x"\ndefault = "accelerator"\n')
+    policy = f"./{STEERING}.toml"
+    for words in (
+        ["trace", "m.py:model", "--out", STEERING],
+        ["partition", STEERING, "--policy", policy, "--accel", STEERING],
+        ["cutedge", "compare", STEERING, "--policy", policy],
+        ["cutedge", "query", "--trace", STEERING, "SELECT name, module_path FROM ops"],
+        ["cutedge", "export", "graphml", STEERING, "--policy", STEERING, "--out", "g.graphml"],
+        ["cutedge", "export", "dot", STEERING, "--policy", STEERING, "--out", "g.dot"],
+    ):
+        done = invoke(*words)
+        assert done.returncode in (0, 1, 2)
+        assert "Traceback" not in done.stderr
+        for character in "\x1b\x07\u202e":
+            assert character not in done.stdout + done.stderr, words
+    done = invoke("partition", f"{STEERING}-not-there")
+    assert "\\x1b[31m" in done.stderr
+    for name in ("g.graphml", "g.dot"):
+        text = Path(name).read_text()
+        assert "\\x1b[31m" in text
+        assert "\x1b" not in text
+    root = ElementTree.parse("g.graphml").getroot()
+    assert root.tag.endswith("graphml")
+    # Tables have the name as it is: what it means is for those who read them.
+    done = invoke("cutedge", "export", "csv", "ops", STEERING)
+    assert STEERING in done.stdout
+
+
+def test_a_spreadsheet_carries_out_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import csv
+
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "plain"]
+    layers = ", ".join(f"({name!r}, torch.nn.Linear(4, 4))" for name in names)
+    Path("m.py").write_text(
+        "import torch\nfrom collections import OrderedDict\n"
+        f"def model(): return torch.nn.Sequential(OrderedDict([{layers}])), torch.ones(2, 4)\n"
+    )
+    assert invoke("trace", "m.py:model", "--out", "t").returncode == 0
+    for words in ([], ["--escape-formulas"]):
+        done = invoke("cutedge", "export", "csv", "ops", "t", *words)
+        cells = [cell for row in csv.reader(done.stdout.splitlines()) for cell in row]
+        risky = [cell for cell in cells if cell.startswith(("=", "+", "@", "-"))]
+        assert bool(risky) == (not words)
+        assert ("'=1+1" in cells) == bool(words)
+        assert "plain" in cells

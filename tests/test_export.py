@@ -26,6 +26,7 @@ from partition.accounting import account
 from runtime.measured import MeasuredCall, write_measured
 from tests.inprocess import invoke
 from tests.trace_processor import MISSING, asking
+from tracer.files import remove_files, write_files
 from tracer.graph import OpGraph
 from tracer.serde import read_trace
 
@@ -275,12 +276,11 @@ def test_what_was_measured_is_laid_out_call_by_call() -> None:
 def test_what_was_measured_of_other_calls_is_left_out(tmp_path: Path) -> None:
     measure("narrow")
     kept = (folder_of("narrow") / "measured_calls.parquet").read_bytes()
-    other = folder_of("forgets") / "measured_calls.parquet"
-    other.write_bytes(kept)
+    write_files(folder_of("forgets"), {"measured_calls.parquet": kept})
     try:
         assert split_of("forgets").measured is None
     finally:
-        other.unlink()
+        remove_files(folder_of("forgets"), "measured_calls.parquet")
 
 
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -606,8 +606,8 @@ def test_what_cannot_be_exported_is_said_in_one_line(what: str) -> None:
 
 
 def test_a_trace_without_partitions_is_a_graph_without_devices(tmp_path: Path) -> None:
-    for file in ("ops", "tensors", "edges"):
-        (tmp_path / f"{file}.parquet").write_bytes(Path(f"traced/{file}.parquet").read_bytes())
+    for file in ("ops.parquet", "tensors.parquet", "edges.parquet"):
+        write_files(tmp_path, {file: Path("traced", file).read_bytes()})
     told = json.loads(done("export", "dot", tmp_path, "--out", tmp_path / "x.dot", "--json"))
     assert told["policy"] is None
     ran = invoke("export", "perfetto", tmp_path, "--out", tmp_path / "x")

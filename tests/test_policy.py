@@ -13,17 +13,20 @@ from partition.accounting import account
 from partition.placement import Placement, validate
 from partition.policy import (
     CONDITIONS,
+    Secret,
     apply_policy,
     cautions,
     fixed_policy_names,
     idle_rules,
     load_policy,
+    named_by,
 )
 from tests.graphs import Builder
 from tracer.errors import InputError
 from tracer.graph import Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
 from tracer.kinds import base_name
 from tracer.serde import write_trace
+from tracer.stacks import place_of
 
 LAYER = "model.layers.0"
 ATTN = f"{LAYER}.attn"
@@ -62,11 +65,10 @@ def build() -> OpGraph:
     """One attention with grouped K, an MLP op in layer 1 and a head; tensor ids are op ids."""
     ops, tensors, edges = [], [], []
     for n, (name, target, kind, path, module_type, reads, shape, label) in enumerate(ROWS):
-        layer = next((int(part) for part in path.split(".") if part.isdigit()), None)
         constant = kind == "constant"
         ops.append(
-            Op(n, name, target, Kind(kind), path, module_type, layer, constant, kind == "view",
-               "float32")
+            Op(n, name, target, Kind(kind), path, module_type, *place_of(path), constant,
+               kind == "view", "float32")
         )  # fmt: skip
         edges += [Edge(NAMES.index(r), n, NAMES.index(r), i) for i, r in enumerate(reads)]
         if shape is not None:
@@ -136,6 +138,11 @@ ONE_CONDITION = [
     ('label = ["logits", "attention_probs"]', "probs head"),
     # An op whose tensors have no label is no "*" either.
     ('label = "*"', "q k v k_axis k_spread k_heads qk masked probs pv head"),
+    ('stack = "model.layers"', "norm q k v k_axis k_spread k_heads qk masked probs pv up act"),
+    ('stack = ["*.layers", "encoder"]',
+     "norm q k v k_axis k_spread k_heads qk masked probs pv up act"),
+    ('stack = "layers"', ""),
+    ('stack = "*"', "norm q k v k_axis k_spread k_heads qk masked probs pv up act"),
     ("layer = 1", "up act"),
     ("layer = 0", "norm q k v k_axis k_spread k_heads qk masked probs pv"),
     ("layer = [1, 7]", "up act"),
@@ -162,6 +169,8 @@ def test_every_condition_has_a_case():
     ("conditions", "expected"),
     [
         ('kind = "linear"; layer = 0', "q k v"),
+        ('stack = "model.layers"; layer = 1', "up act"),
+        ('stack = "decoder.layers"; layer = 1', ""),
         ('kind = "linear"; layer = [0, 1]; module_type = "Linear"', "q k up"),
         ('kind = ["linear", "matmul"]; label = ["q", "attention_output"]', "q pv"),
         ('pattern = "attention-core"; kind = "matmul"', "qk pv"),
@@ -436,13 +445,20 @@ def test_a_users_policy_gives_what_the_shipped_one_gives(traced, run, tmp_path, 
 
 
 @pytest.mark.parametrize("command", ["partition", "cutedge compare"])
-def test_a_users_rule_that_matches_nothing_is_warned_of(run, tmp_path, command):
+def test_a_users_rule_that_matches_nothing_is_an_error_unless_it_is_optional(
+    run, tmp_path, command
+):
     write_trace(GRAPH, tmp_path / "trace")
-    policy_file(
-        tmp_path,
-        """kind = "linear"; place = "accelerator"
-           module_path = "model.layer.*"; place = "accelerator" """,
+    misspelt = """kind = "linear"; place = "accelerator"
+                  module_path = "model.layer.*"; place = "accelerator\""""
+    policy_file(tmp_path, misspelt)
+    done = run(*command.split(), "trace", "--policy", "mine.toml")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: mine: rule 2 (module_path = model.layer.*) matches nothing in toy, prefill: "
+        "no op has module_path model.layer.*. Did you mean model.layers."
     )
+    policy_file(tmp_path, misspelt + "; optional = true")
     done = run(*command.split(), "trace", "--policy", "mine.toml")
     assert done.returncode == 0
     assert done.stderr == (
@@ -522,3 +538,19 @@ def test_two_files_of_one_name_are_not_compared(run, tmp_path):
         "one directory: rename one of the files\n"
     )
     assert not list((tmp_path / "trace").glob("policy=*"))
+
+
+def test_a_secret_names_tensors_by_the_stack_and_the_layer_that_make_them():
+    """Parameters are made by no op."""
+    secret = Secret((("stack", ("*.layers",)), ("layer", ("1",))), "")
+    assert {GRAPH.tensors[t].name for t in named_by(GRAPH, secret)} == {"up", "act"}
+    assert named_by(GRAPH, Secret((("stack", ("layers",)),), "")) == frozenset()
+
+
+@pytest.mark.parametrize("layer", ['"1"', "1.5", "true", "[]", '[1, "2"]'])
+def test_the_layer_of_a_secret_is_a_whole_number(tmp_path, layer):
+    file = tmp_path / "mine.toml"
+    text = 'description = "d"\ndefault = "free"\nobjective = "bytes"\n[[secret]]\n'
+    file.write_text(f"{text}layer = {layer}\n")
+    with pytest.raises(InputError, match="secret 1: layer must be a whole number or a list"):
+        load_policy(str(file))

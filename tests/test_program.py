@@ -16,7 +16,8 @@ from tracer.graph import (
     Tensor,
     TraceMeta,
 )
-from tracer.program import Node, Program, Value, build_graph, layer_of
+from tracer.program import Node, Program, Value, build_graph
+from tracer.stacks import place_of
 from tracer.stamp import Stack, stamp
 
 META = TraceMeta(
@@ -266,7 +267,7 @@ def test_every_block_has_its_own_ops_in_order(seven):
 def test_every_block_reads_its_own_parameters_also_those_that_were_not_traced(seven):
     for op in seven.ops:
         for tensor in seven.inputs(op.id):
-            if tensor.op is None and (layer := layer_of(tensor.name)) is not None:
+            if tensor.op is None and (layer := place_of(tensor.name)[1]) is not None:
                 assert layer == op.layer
     read = {t.name for op in seven.ops for t in seven.inputs(op.id) if t.op is None}
     for layer in range(7):
@@ -624,31 +625,6 @@ def test_blocks_of_unlike_kinds_taken_for_one_are_noticed():
 
 
 @pytest.mark.parametrize(
-    ("path", "layer"),
-    [
-        ("", None),
-        ("model", None),
-        ("model.layers", None),
-        ("model.layers.0", 0),
-        ("model.layers.12.mlp.gate_proj", 12),
-        ("h.7", 7),
-        ("3", 3),
-        ("3.attn", 3),
-        ("model.layers.5.experts.60.up", 5),
-        ("conv1", None),
-        ("conv1.weight", None),
-        ("layer.norm1.2", 2),
-        ("model.layers.007", 7),
-        ("block-4.norm", None),
-        ("model.4x.norm", None),
-        ("model.layers.-1", None),
-    ],
-)
-def test_layer_of(path, layer):
-    assert layer_of(path) == layer
-
-
-@pytest.mark.parametrize(
     ("path", "layer", "moved"),
     [
         ("model.layers.2", 2, "model.layers.9"),
@@ -672,7 +648,7 @@ def test_places_in_a_stack(path, layer, moved):
 
 
 def op(id: int, kind: Kind = Kind.ELEMENTWISE) -> Op:
-    return Op(id, f"op_{id}", "aten.neg.default", kind, "", "", None, False, False, "float32")
+    return Op(id, f"op_{id}", "aten.neg.default", kind, "", "", None, None, False, False, "float32")
 
 
 def tensor(id: int, made_by: int | None) -> Tensor:

@@ -21,6 +21,7 @@ from report.machines import cycles, roofline
 from tests.inprocess import invoke
 from tests.reports import HOST_CHIP, TEE_GPU, TWO_GPUS, UNDESCRIBED, trace_to
 from tracer.reach import graph_at
+from tracer.stacks import layer_names
 
 CASES = [
     ("offload-linear", TEE_GPU, "run"), ("offload-linear", TEE_GPU, "call"),
@@ -197,7 +198,7 @@ def test_drawings_without_data_say_why(small, tmp_path):
 
 def test_a_block_has_each_of_its_transfers_once(split):
     drawn, graph, layer = block(split), split.graph, middle_layer(split.graph)
-    inside = {op.id for op in graph.ops if op.layer == layer}
+    inside = {op for op, name in enumerate(layer_names(graph)) if name == layer}
     wanted = []
     for t in split.traffic.transfers:
         # From the transfer's side: it is in the drawing if an op of the block makes what moves, or
@@ -211,10 +212,11 @@ def test_a_block_has_each_of_its_transfers_once(split):
 
 
 def test_a_block_has_its_ops_and_is_drawn_apart(split):
-    drawn, graph = block(split), split.graph
+    drawn, graph, names = block(split), split.graph, layer_names(split.graph)
     working = [
         op for op in graph.ops
-        if op.layer == middle_layer(graph) and not op.is_view and not graph.is_everywhere(op.id)
+        if names[op.id] == middle_layer(graph) and not op.is_view
+        and not graph.is_everywhere(op.id)
     ]  # fmt: skip
     shown = sum(
         int(found[1]) if (found := re.match(r"(\d+) ops: ", box.text)) else 1

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import gettempdir
 from threading import active_count
 from typing import Any
 
@@ -57,7 +58,8 @@ reason = "chosen for a test"
 def there() -> Iterator[dict[str, Listening]]:
     """Two workers that serve all the tests here."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(listening()) for name in BOTH}
+        allowed = ("--weights", gettempdir())  # where the tests' checkpoints are
+        yield {name: stack.enter_context(listening(*allowed)) for name in BOTH}
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from partition.accounting import account
 from partition.policy import apply_policy, load_policy
 from partition.tables import Partition, remove_stale, write_partition
 from tests.inprocess import invoke
+from tracer.files import MANIFEST, check_file, write_files
 from tracer.graph import OpGraph
 from tracer.serde import SCHEMA_VERSION, TableError, read_trace, write_trace
 
@@ -34,9 +35,11 @@ Column = tuple[str, pa.DataType, str]
 
 COLUMNS: dict[str, list[Column]] = {
     "ops": [
-        ("op_id", I32, ""), ("name", TEXT, ""), ("target", TEXT, ""), ("kind", TEXT, ""),
+        ("op_id", I32, ""), ("name", TEXT, ""), ("target", TEXT, ""),
+        ("stack", TEXT, "null"), ("kind", TEXT, ""),
         ("module_path", TEXT, ""), ("module_type", TEXT, ""), ("layer", I32, "null"),
         ("is_constant", BOOL, ""), ("is_view", BOOL, ""),
+        ("is_identity", BOOL, ""),
         ("dtype", TEXT, "null"),  # the output op makes nothing
         ("extent_expr", TEXT, "null"),  # shapes tell all
         ("gemm_batch", I64, "null"), ("gemm_m", I64, "null"), ("gemm_n", I64, "null"),
@@ -67,7 +70,8 @@ COLUMNS: dict[str, list[Column]] = {
         ("dst_device", TEXT, ""), ("call_id", I32, ""), ("direction", TEXT, ""),
         ("wire_dtype", TEXT, ""), ("payload_bytes", I64, ""), ("wire_bytes", I64, ""),
         ("bytes_expr", TEXT, "null"), ("seq_degree", I8, "null"), ("share", FLOAT, ""),
-        ("seconds", FLOAT, "null"), ("module_path", TEXT, ""), ("layer", I32, "null"),
+        ("seconds", FLOAT, "null"), ("module_path", TEXT, ""),
+        ("stack", TEXT, "null"), ("layer", I32, "null"),
     ],
     "calls": [
         ("call_id", I32, ""), ("device", TEXT, ""), ("label", TEXT, ""),
@@ -88,7 +92,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("compute_seconds", pa.map_(TEXT, FLOAT), ""), ("run_seconds", FLOAT, "null"),
         ("objective", TEXT, "null"), ("objective_value", I64, "null"),
         ("objective_bound", I64, "null"), ("objective_unit", TEXT, "null"),
-        ("optimal", pa.bool_(), "null"), ("solver", TEXT, "null"),
+        ("optimal", pa.bool_(), "null"), ("solver", TEXT, "null"), ("cut", TEXT, "null"),
         ("cycles", pa.map_(TEXT, I64), ""), ("array_options", TEXT, "null"),
     ],
 }  # fmt: skip
@@ -190,9 +194,13 @@ def partition_of(graph: OpGraph, trace_id: str, **changes: Any) -> Partition:
 
 
 def test_the_files_are_those_of_the_contract(trace):
-    expected = {"reach.json", *(f"{name}.parquet" for name in TRACE)}
+    expected = {MANIFEST, "reach.json", *(f"{name}.parquet" for name in TRACE)}
     expected |= {f"{place}/{name}.parquet" for place in VARIANTS for name in PARTITION}
+    expected |= {f"{place}/{MANIFEST}" for place in VARIANTS}
     assert set(files(trace)) == expected
+    for name in expected:
+        if not name.endswith(MANIFEST):
+            check_file(trace / name)
 
 
 @pytest.mark.parametrize("table", COLUMNS)
@@ -338,7 +346,9 @@ def test_tracing_the_same_again_keeps_partitions_and_other_options_remove_them(c
     for policy in ("all-home", "fuse-attention", "offload-linear"):
         assert policy in said
     trace = copy / PLACE
-    assert set(files(trace)) == {"reach.json", *(f"{name}.parquet" for name in TRACE)}
+    assert set(files(trace)) == {
+        MANIFEST, "reach.json", *(f"{name}.parquet" for name in TRACE),
+    }  # fmt: skip
     assert list(trace.glob("policy=*")) == []
     assert read_trace(trace)[0].meta.dtype == "bfloat16"
 
@@ -349,7 +359,8 @@ def test_what_is_not_cutedges_stays_when_partitions_are_removed(copy):
     notes.write_text("mine")
     assert remove_stale(trace, "another trace") == ["all-home", "fuse-attention", "offload-linear"]
     assert set(files(trace)) == {
-        "reach.json", *(f"{name}.parquet" for name in TRACE), str(notes.relative_to(trace)),
+        MANIFEST, "reach.json", *(f"{name}.parquet" for name in TRACE),
+        str(notes.relative_to(trace)),
     }  # fmt: skip
     assert remove_stale(trace, "another trace") == []
 
@@ -411,7 +422,8 @@ NOTHING: dict[str, str] = {
            OR transfers.label IS DISTINCT FROM tensors.label""",
     "a transfer's place in the model is its op's": """
         FROM transfers t JOIN ops ON src_op = op_id
-        WHERE t.module_path <> ops.module_path OR t.layer IS DISTINCT FROM ops.layer""",
+        WHERE t.module_path <> ops.module_path OR t.layer IS DISTINCT FROM ops.layer
+           OR t.stack IS DISTINCT FROM ops.stack""",
     "a transfer goes between two devices": "FROM transfers WHERE src_device = dst_device",
     "the direction is the one from or to home": """
         FROM transfers, summary
@@ -557,16 +569,30 @@ def test_the_folders_agree_with_the_summaries(workspace):
 def fail_at(monkeypatch: pytest.MonkeyPatch, turn: int) -> list[Path]:
     """The disk is full in the ``turn``-th table; the files that were begun."""
     begun: list[Path] = []
-    real = pq.write_table
+    real = Path.open
 
-    def write(table: pa.Table, file: IO[bytes], **options: Any) -> None:
-        begun.append(Path(file.name))
-        if len(begun) == turn:
-            file.write(b"PAR1 and then nothing")
+    class Full:
+        def __init__(self, handle: IO[bytes]) -> None:
+            self.handle = handle
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.handle.close()
+
+        def write(self, data: bytes) -> None:
+            self.handle.write(b"PAR1 and then nothing")
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(table, file, **options)
 
-    monkeypatch.setattr("pyarrow.parquet.write_table", write)
+    def opened(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        handle = real(path, mode, *args, **options)
+        if mode != "xb":
+            return handle
+        begun.append(path)
+        return Full(handle) if len(begun) == turn else handle
+
+    monkeypatch.setattr(Path, "open", opened)
     return begun
 
 
@@ -647,7 +673,9 @@ def with_an_alias_of_nothing(folder: Path) -> None:
 
 
 def change(path: Path, how: Callable[[pa.Table], pa.Table]) -> None:
-    pq.write_table(how(pq.read_table(path, partitioning=None)), path)
+    sink = pa.BufferOutputStream()
+    pq.write_table(how(pq.read_table(path, partitioning=None)), sink)
+    write_files(path.parent, {path.name: sink.getvalue().to_pybytes()})
 
 
 @pytest.mark.parametrize(

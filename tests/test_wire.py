@@ -32,6 +32,8 @@ EXAMPLES = settings(derandomize=True, deadline=None, max_examples=200)
 PLAIN = load_link("unix-socket")
 SHARED = replace(PLAIN, shared_memory_threshold_bytes=2**16, shared_memory_handle_bytes=16)
 TOKEN = "0123456789abcdef"
+SESSION = b"test"
+"""Begins the names of both ends' shared memory."""
 
 
 class Tap:
@@ -67,7 +69,7 @@ def ends() -> Iterator[Callable[..., Ends]]:
         here, there = socket.socketpair()
         tap = Tap(here)
         pair = [
-            Channel(end, name, timeout, carriage or Carriage())  # type: ignore[arg-type]
+            Channel(end, name, timeout, carriage or Carriage(), session=SESSION)  # type: ignore[arg-type]
             for end, name in ((tap, "there"), (there, "here"))
         ]
         made.extend(pair)
@@ -241,7 +243,9 @@ def test_the_bytes_on_the_socket_are_those_of_the_cost_model(
     link: Link, payloads: list[int], towards_home: bool
 ) -> None:
     here, there = socket.socketpair()
-    one, other = (Channel(end, "other", 10.0, Carriage.of(link)) for end in (here, there))
+    one, other = (
+        Channel(end, "other", 10.0, Carriage.of(link), session=SESSION) for end in (here, there)
+    )
     pair = (other, one) if towards_home else (one, other)
     before = segments()
     try:
@@ -386,6 +390,7 @@ def test_a_worker_must_prove_the_token_too(ends: Callable[..., Ends]) -> None:
     here, there, _ = ends()
 
     def impostor() -> None:
+        assert there.hear() == {"role": "home"}
         there.say(challenge="c")
         proof = there.hear()["proof"]  # all that it learns
         there.say(proof=proof)
@@ -399,6 +404,7 @@ def test_a_worker_must_prove_the_token_too(ends: Callable[..., Ends]) -> None:
 )
 def test_a_stranger_may_say_anything(words: dict[str, Any], ends: Callable[..., Ends]) -> None:
     here, there, _ = ends()
-    here.say(**words)
+    here.say(**words)  # who it is
+    here.say(**words)  # and its proof
     with pytest.raises(RunError, match="here does not know the token"):
         welcome(there, TOKEN)

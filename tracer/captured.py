@@ -22,6 +22,9 @@ class Capture:
     """Why every layer of a deep model was traced, None where layers were repeated or are few."""
     invocations: Mapping[int, Invocation] = field(default_factory=dict)
     """By op, how it is carried out; empty unless the capture was made to be run."""
+    returned: tuple[int, ...] = ()
+    """The tensors that the model's code hands back, in its own order: results, then state. Empty
+    unless the capture was made to be run."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """By the name of a constant that has no op: its numbers, where the capture is to be run."""
 

@@ -137,8 +137,12 @@ class Op:
     """The module whose code called it (``model.layers.0.mlp``), empty for the model itself."""
     module_type: str
     """The class name of that module."""
+    stack: str | None
+    """The path of the list, or of the module whose parts run one after the other, that the op is in
+    a part of (``model.layers``, empty for the model itself); None outside of all. Of several the
+    outermost: see ``tracer.stacks``."""
     layer: int | None
-    """The first number in ``module_path``: the index in the model's stack of blocks."""
+    """The place in ``stack``: the number of the list's element; None where that is."""
     is_constant: bool
     """Depends on no graph input: on no device, since every device that needs it computes it."""
     is_view: bool
@@ -150,6 +154,8 @@ class Op:
     pooling's window, the points of a Fourier transform; of both products and the softmax of an
     attention, or of one in one op, the pairs of a query and a key that its mask lets through, in
     one sequence and head. None for other ops, and where that is not known."""
+    is_identity: bool = False
+    """Does arithmetic with a number that leaves values as they are: times 1, plus 0."""
     cost: OpCost = field(default_factory=OpCost)
     """What it costs wherever it runs."""
 

@@ -1,4 +1,4 @@
-"""What each ATen op is: the one table from op names to kinds.
+"""What each ATen op is: the one table from op names to kinds, and which ops move values.
 
 Names are ATen base names (``aten.add.Tensor`` is ``add``; ``add_`` counts as ``add``). Whether an
 op is a view, a constant or a linear depends on the graph around it and is decided there.
@@ -108,3 +108,140 @@ def data_args(target: str, args: tuple[T, ...]) -> tuple[T, ...]:
     if name in READS_NO_DATA:
         return ()
     return args[:1] if name in _LIKE_ANOTHER or target == "aten.to.other" else args
+
+
+# --- what moves values ----------------------------------------------------------------------------
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_FIRST, _ALL = (0,), None
+
+_MOVED: Mapping[tuple[int, ...] | None, str] = {
+    _FIRST: """
+        view reshape _unsafe_view _reshape_alias _reshape_copy flatten unflatten ravel squeeze
+        unsqueeze expand broadcast_to broadcast_in_dim repeat tile repeat_interleave transpose
+        permute t numpy_T mT mH adjoint matrix_H swapaxes swapdims movedim moveaxis narrow select
+        slice diagonal diag diag_embed as_strided unfold im2col col2im rot90 flip fliplr flipud roll
+        atleast_1d atleast_2d atleast_3d pixel_shuffle pixel_unshuffle channel_shuffle pad
+        constant_pad_nd
+        reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+        replication_pad3d tril triu
+        alias view_of detach clone contiguous lift_fresh positive to _to_copy float half double
+        bfloat16 int long bool type_as convert_element_type device_put real imag view_as_real
+        view_as_complex conj _conj resolve_conj resolve_neg
+        dropout feature_dropout alpha_dropout native_dropout
+        split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind
+        tensor_split hsplit vsplit dsplit
+        index index_select gather take take_along_dim masked_select embedding embedding_bag
+        one_hot nonzero
+        topk sort msort max min amax amin median nanmedian mode kthvalue cummax cummin
+        any all max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
+        max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+        upsample_nearest1d upsample_nearest2d upsample_nearest3d index_fill
+        relu relu6 leaky_relu prelu elu celu hardtanh hardshrink hardswish threshold abs
+        nan_to_num floor ceil round trunc frac fix remainder fmod
+        cumsum cumprod logcumsumexp""",
+    _ALL: """
+        cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag
+        cartesian_prod meshgrid broadcast_tensors complex maximum minimum fmax fmin logical_and
+        logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__
+        clamp clamp_min clamp_max clip
+        slice_scatter select_scatter diagonal_scatter as_strided_scatter""",
+    (1, 2): "where",
+    (0, 2): "masked_fill masked_scatter",
+    (0, -1): "scatter scatter_add scatter_reduce index_put _index_put_impl index_copy index_add",
+    (1,): "copy fill",
+}  # fmt: skip
+"""Tensor arguments, all where None -> the ops whose results have elements of them, as they are.
+
+A result counts where a good part of it is elements of the argument, as with a cast, a maximum or
+a ReLU, and where each element can be told from it by who knows the op, as with one_hot, nonzero and
+a running sum.
+"""
+
+_MOVED_ARGS = {name: args for args, names in _MOVED.items() for name in names.split()}
+_MOVED_ARGS |= {"scatter.value": _FIRST, "scatter.value_reduce": _FIRST}
+
+_MOVED_FIRST_RESULT = _names("""
+    topk sort max min median nanmedian mode kthvalue cummax cummin max_pool1d_with_indices
+    max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d native_dropout embedding_bag""")  # fmt: skip
+"""Of their results the first alone has elements of the argument; the others say where they were."""
+
+_SUMS = _names("""
+    sum mean nansum prod logsumexp norm linalg_vector_norm avg_pool1d avg_pool2d avg_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d""")  # fmt: skip
+
+PASSES = frozenset(("add", "sub", "mul", "div", "true_divide"))
+"""Leave a tensor as it is where the other operand is 0 or 1, as in most of a mask."""
+
+SPLITS = _names("""
+    split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind
+    tensor_split hsplit vsplit dsplit""")  # fmt: skip
+"""Their results are parts of the argument, no two of which have an element in common."""
+
+LOOKUPS = frozenset(("embedding", "embedding_bag"))
+"""Look rows of their first argument up by their second: who has both sides has the other."""
+
+
+def is_known(target: str) -> bool:
+    """Whether an op is in a table here, so that it is known what it does to values."""
+    return moved_name(target) in _MOVED_ARGS or kind_of(target) is not Kind.OTHER
+
+
+def moved_name(target: str) -> str:
+    """``aten.permute_copy.default`` -> ``permute``: the op that a copy is a copy of."""
+    name = base_name(target)
+    return name if name in _MOVED_ARGS else name.removesuffix("_copy")
+
+
+def moves(target: str, args: int, results: int, *, same_size: bool) -> list[tuple[int, int]]:
+    """(tensor argument, result) of an op: the result has the argument's elements, as they are.
+
+    ``args`` and ``results`` are how many there are; those of an op that writes in place end with
+    the other tensors in its memory, before and after. ``same_size`` says whether the first result
+    has as many elements as the first argument: a sum of one is that one. Of an op that is in no
+    table all may be in all.
+    """
+    if not args or not results:
+        return []
+    name, overload = moved_name(target), target.split(".")[-1]
+    if writes_in_place(target) and results > 1:
+        before = args - (results - 1)
+        kept = [(before + n, 1 + n) for n in range(results - 1)]
+        written = moves(target, before, 1, same_size=same_size)
+        return [*kept, *((arg, result) for arg, _ in written for result in range(results))]
+    ends = range(1) if name in _MOVED_FIRST_RESULT else range(results)
+    if name in _SUMS:
+        taken = [0] if same_size else []
+    elif (found := _MOVED_ARGS.get(f"{name}.{overload}", _MOVED_ARGS.get(name, ()))) is None:
+        taken = [*range(args)]
+    elif found:
+        taken = [arg % args for arg in found if arg < args]
+    else:
+        taken = [] if is_known(target) else [*range(args)]
+    return [(arg, result) for arg in dict.fromkeys(taken) for result in ends]
+
+
+LOSSLESS = _names("""
+    view reshape _unsafe_view _reshape_alias _reshape_copy flatten unflatten ravel squeeze unsqueeze
+    expand broadcast_to broadcast_in_dim repeat tile repeat_interleave transpose permute t numpy_T
+    mT mH adjoint matrix_H swapaxes swapdims movedim moveaxis diag_embed unfold im2col rot90 flip
+    fliplr flipud roll atleast_1d atleast_2d atleast_3d pixel_shuffle pixel_unshuffle
+    channel_shuffle pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d alias view_of detach clone contiguous
+    lift_fresh positive to _to_copy float half double bfloat16 type_as convert_element_type
+    device_put view_as_real view_as_complex conj _conj resolve_conj resolve_neg dropout
+    feature_dropout alpha_dropout upsample_nearest1d upsample_nearest2d upsample_nearest3d one_hot
+    cumsum cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag
+    complex""")  # fmt: skip
+"""Of the ops that move values those whose results have every element of what they read."""
+
+INJECTIVE = _names("""
+    neg exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal tanh atan sinh asin erf erfc
+    sigmoid logit logsigmoid log_sigmoid softplus hardsigmoid bitwise_not logical_not add sub rsub
+    mul div true_divide""")  # fmt: skip
+"""Of one tensor: each element can be told from that of the result by who knows the op."""

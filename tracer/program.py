@@ -5,7 +5,6 @@ execution order. ``tracer.stamp`` repeats its blocks for every layer of the mode
 ``build_graph`` names, classifies and numbers everything.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from tracer.formula import Formula, const
 from tracer.graph import ITEM_BYTES, Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
 from tracer.kinds import MATRIX_PRODUCTS, base_name, data_args, kind_of
 from tracer.patterns import label_tensors, mark_norms
+from tracer.stacks import with_stacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class Node:
     is_view: bool = False
     extent: Formula | None = None
     """What shapes do not tell of its work; see ``Op.extent_expr``."""
+    is_identity: bool = False
     invocation: Invocation | None = None
     """How it is carried out; None unless the program was made to be run."""
 
@@ -95,6 +96,8 @@ class Program:
     program that is known to be right at the trace's own sizes alone."""
     whole: str | None = None
     """Why no block of a deep model could be repeated."""
+    returned: tuple[int, ...] = ()
+    """What the code hands back, in its own order: results, one maybe twice, then cached state."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Of a program that was made to be run: the numbers in what its code made of Python's, by name,
     as torch's tensors."""
@@ -106,15 +109,6 @@ class Program:
         """Append a value; its index."""
         self.values.append(value)
         return len(self.values) - 1
-
-
-_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
-
-
-def layer_of(path: str) -> int | None:
-    """The first number in a module path: the index in the model's stack of blocks."""
-    found = _NUMBER.search(path)
-    return int(found.group(1)) if found else None
 
 
 # --- the op graph ---------------------------------------------------------------------------------
@@ -134,7 +128,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     constant: set[int] = set(ids)
     from_parameters = {i for i in ids if program.values[i].role is Role.PARAMETER}
     outputs = set(program.nodes[-1].args)
-    states = {arg for node in program.nodes if node.target == "state" for arg in node.args}
+    states = {node.args[0] for node in program.nodes if node.target == "state"}
     ops: list[Op] = []
     edges: list[Edge] = []
     counts: Counter[str] = Counter()
@@ -149,10 +143,10 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
         counts[base] += 1
         op = Op(
             id=len(ops), name=name, target=node.target, kind=kind, module_path=node.path,
-            module_type=node.module_type,
-            layer=layer_of(name if node.target == "input" else node.path), is_constant=is_constant,
+            module_type=node.module_type, stack=None, layer=None, is_constant=is_constant,
             is_view=node.is_view, dtype=program.values[node.outs[0]].dtype if node.outs else None,
             extent_expr=None if node.extent is None else str(node.extent),
+            is_identity=node.is_identity,
         )  # fmt: skip
         ops.append(op)
         for position, arg in enumerate(args):
@@ -175,8 +169,20 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
             role = Role.KV_CACHE if index in states else role
         alias = None if value.alias_of is None else ids[value.alias_of]
         tensors.append(size.tensor(number, producer, name, role, value, alias))
-    graph = mark_norms(OpGraph(meta, ops, tensors, edges))
+    graph = mark_norms(with_stacks(OpGraph(meta, ops, tensors, edges)))
     return graph.with_labels(label_tensors(graph))
+
+
+def tensor_ids(program: Program, graph: OpGraph) -> dict[int, int]:
+    """Value -> its tensor in ``graph``, which was built from ``program``."""
+    named = [
+        index for index, value in enumerate(program.values)
+        if value.name and value.role not in (Role.INPUT, Role.KV_CACHE)
+    ]  # fmt: skip
+    ids = {index: number for number, index in enumerate(named)}
+    for op, node in enumerate(_with_states(program)):
+        ids.update(zip(node.outs, (t.id for t in graph.outputs(op)), strict=True))
+    return ids
 
 
 def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:
@@ -184,14 +190,7 @@ def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:
 
     In terms of the graph's tensors. Inputs and the output are not carried out.
     """
-    named = [
-        index for index, value in enumerate(program.values)
-        if value.name and value.role not in (Role.INPUT, Role.KV_CACHE)
-    ]  # fmt: skip
-    ids = {index: number for number, index in enumerate(named)}
-    nodes = _with_states(program)
-    for op, node in enumerate(nodes):
-        ids.update(zip(node.outs, (t.id for t in graph.outputs(op)), strict=True))
+    ids, nodes = tensor_ids(program, graph), _with_states(program)
 
     def renumbered(argument: Any) -> Any:
         match argument:
@@ -217,7 +216,8 @@ def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:
 def _with_states(program: Program) -> list[Node]:
     """The nodes with cached state as inputs, and results marked as state among the outputs.
 
-    What nothing reads is no input: what an encoder made, once its keys and values are cached.
+    What nothing reads is no input: what an encoder made, once its keys and values are cached. The
+    state is handed back in the order in which it was given.
     """
     read = {arg for node in program.nodes for arg in node.args}
     given = [node for node in program.nodes if node.target == "input" and node.outs[0] in read]
@@ -227,7 +227,8 @@ def _with_states(program: Program) -> list[Node]:
         if value.role is Role.KV_CACHE and value.name
     ]
     work = [node for node in program.nodes[:-1] if node.target not in ("input", "state")]
-    kept = tuple(arg for n in program.nodes if n.target == "state" for arg in n.args)
+    marks = [node.args for node in program.nodes if node.target == "state"]
+    kept = tuple(new for new, *old in sorted(marks, key=lambda args: args[1:]))
     output = program.nodes[-1]
     return [*given, *cached, *work, replace(output, args=(*output.args, *kept))]
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tracer.errors import CutedgeError, InputError
-from tracer.files import write_whole
+from tracer.files import check_bytes, write_files
 from tracer.graph import (
     ITEM_BYTES,
     Edge,
@@ -43,12 +43,14 @@ OPS = pa.schema([
     pa.field("op_id", pa.int32(), nullable=False),
     pa.field("name", pa.string(), nullable=False),
     pa.field("target", pa.string(), nullable=False),
+    pa.field("stack", pa.string()),
     pa.field("kind", pa.string(), nullable=False),
     pa.field("module_path", pa.string(), nullable=False),
     pa.field("module_type", pa.string(), nullable=False),
     pa.field("layer", pa.int32()),
     pa.field("is_constant", pa.bool_(), nullable=False),
     pa.field("is_view", pa.bool_(), nullable=False),
+    pa.field("is_identity", pa.bool_(), nullable=False),
     pa.field("dtype", pa.string()),
     pa.field("extent_expr", pa.string()),
     pa.field("gemm_batch", pa.int64()),
@@ -131,43 +133,43 @@ def write_tables(
     what was there before stays.
     """
     marked = {"schema_version": SCHEMA_VERSION, **metadata}
-    written: list[tuple[Path, Path]] = []
     new_folders = [level for level in (folder, *folder.parents) if not os.path.lexists(level)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, table in tables.items():
-            final = folder / f"{name}.parquet"
-            if final.is_dir():  # found before any file is replaced
-                raise IsADirectoryError(errno.EISDIR, f"{final} is a directory")
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            written.append((temporary, final))
-            described = table.replace_schema_metadata(dict(sorted(marked.items())))
-            with temporary.open("wb") as sink:  # a name would be tried as a URI first
-                pq.write_table(described, sink, compression="zstd")
-        for temporary, final in written:
-            os.replace(temporary, final)
+        write_files(folder, {
+            f"{name}.parquet": _encoded(table.replace_schema_metadata(dict(sorted(marked.items()))))
+            for name, table in tables.items()
+        })  # fmt: skip
     except OSError as error:
         raise TableError(
             f"cannot write tables to {folder}: {error.strerror or error}. {advice}"
         ) from error
     finally:
         with suppress(OSError):  # in a folder that is a file there is nothing to remove
-            for temporary, _ in written:
-                temporary.unlink(missing_ok=True)
             for level in new_folders:  # only what is empty goes
                 level.rmdir()
 
 
-def read_file(path: Path) -> pa.Table:
-    """All of a Parquet file. Raises OSError where it cannot be read, pa.ArrowException for damage.
+def _encoded(table: pa.Table) -> memoryview:
+    """A table as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return memoryview(sink.getvalue())
 
-    Arrow opens it: a file or bytes of Python's, which its threads let go of late, would now and
-    then abort a process at its end.
+
+def read_file(path: Path) -> pa.Table:
+    """All of a Parquet file that is as it was written.
+
+    Raises OSError where it cannot be read, DamagedError (which is one) or pa.ArrowException for
+    damage. Arrow opens it: a file or bytes of Python's, which its threads let go of late, would now
+    and then abort a process at its end.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, f"{path} is a directory")
     with pa.OSFile(os.fsencode(path)) as source:  # a name would be tried as a URI first
-        return pq.ParquetFile(source).read()
+        data = source.read_buffer()
+    check_bytes(path, memoryview(data))
+    return pq.ParquetFile(pa.BufferReader(data)).read()
 
 
 def unreadable(error: Exception) -> str:
@@ -208,8 +210,8 @@ def _rows(graph: OpGraph) -> dict[str, Rows]:
     return {
         "ops": [
             (
-                op.id, op.name, op.target, op.kind.value, op.module_path, op.module_type, op.layer,
-                op.is_constant, op.is_view, op.dtype, op.extent_expr,
+                op.id, op.name, op.target, op.stack, op.kind.value, op.module_path, op.module_type,
+                op.layer, op.is_constant, op.is_view, op.is_identity, op.dtype, op.extent_expr,
                 *_gemm_columns(op.cost.gemm), op.cost.flops, op.cost.flops_expr,
                 op.cost.causal_flops, op.cost.causal_flops_expr, op.cost.flops_status.value,
                 op.cost.read_bytes, op.cost.write_bytes, op.cost.param_bytes, op.cost.assumption,
@@ -265,7 +267,7 @@ def write_reach(folder: Path, trace_id: str, reach: Reach) -> None:
     """Note beside a trace at which other sizes it is the same program. Raises TableError."""
     text = json.dumps({"trace_id": trace_id, "reach": reach.as_json()})
     try:
-        write_whole(folder / _REACH, text.encode())
+        write_files(folder, {_REACH: text.encode()})
     except OSError as error:
         raise TableError(f"cannot write {folder / _REACH}: {error.strerror or error}") from error
 
@@ -273,7 +275,9 @@ def write_reach(folder: Path, trace_id: str, reach: Reach) -> None:
 def read_reach(folder: Path, trace_id: str) -> Reach:
     """What ``write_reach`` noted. Raises TableError where that is missing or of another trace."""
     try:
-        read = json.loads((folder / _REACH).read_text(encoding="utf-8"))
+        data = (folder / _REACH).read_bytes()
+        check_bytes(folder / _REACH, data)
+        read = json.loads(data)
         if read["trace_id"] == trace_id:
             return Reach.from_json(read["reach"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -328,8 +332,9 @@ def _meta(metadata: Mapping[str, str]) -> TraceMeta:
 
 
 def _op(
-    id: int, name: str, target: str, kind: str, module_path: str, module_type: str,
-    layer: int | None, is_constant: bool, is_view: bool, dtype: str | None,
+    id: int, name: str, target: str, stack: str | None, kind: str, module_path: str,
+    module_type: str, layer: int | None, is_constant: bool, is_view: bool, is_identity: bool,
+    dtype: str | None,
     extent_expr: str | None, gemm_batch: int | None, gemm_m: int | None, gemm_n: int | None,
     gemm_k: int | None, flops: int | None, flops_expr: str | None, causal_flops: int | None,
     causal_flops_expr: str | None, flops_status: str, read_bytes: int, write_bytes: int,
@@ -351,8 +356,8 @@ def _op(
         assumption,
     )
     return Op(
-        id, name, target, Kind(kind), module_path, module_type, layer, is_constant, is_view, dtype,
-        extent_expr, cost,
+        id, name, target, Kind(kind), module_path, module_type, stack, layer, is_constant, is_view,
+        dtype, extent_expr, is_identity, cost,
     )  # fmt: skip
 
 

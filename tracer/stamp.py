@@ -92,6 +92,7 @@ class _Step:
     module_type: str
     is_view: bool
     extent: Formula | None
+    is_identity: bool
     in_block: bool
     """False for what the model itself does between or after its blocks."""
     args: tuple[Ref, ...]
@@ -164,7 +165,7 @@ def stamp(program: Program, stack: Stack) -> Program | None:
             result.nodes.append(
                 Node(
                     step.target, args, tuple(outs), path, step.module_type, step.is_view,
-                    step.extent,
+                    step.extent, step.is_identity,
                 )
             )  # fmt: skip
         previous = [here[k] for k in block.handed_on]
@@ -267,6 +268,7 @@ def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref])
         node.module_type,
         node.is_view,
         node.extent,
+        node.is_identity,
         stack.layer(node.path) is not None,
         tuple(ref(arg) for arg in node.args),
         tuple(outs),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tracer.formula import formula, parse
 from tracer.graph import Kind, OpGraph, Role, Tensor
+from tracer.stacks import place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,9 @@ def cached_outputs(graph: OpGraph) -> list[Tensor]:
 
 
 def last_layered_op(graph: OpGraph) -> int:
-    """The last op in a layer (linears after it are the head), beyond all where none is in one."""
-    return max((op.id for op in graph.ops if op.layer is not None), default=len(graph.ops))
+    """The last op in a numbered layer: linears after it are the head. Beyond all without one."""
+    numbered = (op.id for op in graph.ops if place_of(op.module_path) != (None, None))
+    return max(numbered, default=len(graph.ops))
 
 
 def cached_inputs(graph: OpGraph) -> list[Tensor]:
@@ -128,6 +130,51 @@ def cached_inputs(graph: OpGraph) -> list[Tensor]:
         t for op in graph.ops if op.kind is Kind.INPUT
         for t in graph.outputs(op.id) if t.role is Role.KV_CACHE
     ]  # fmt: skip
+
+
+def renewals(graph: OpGraph) -> list[tuple[Tensor, Tensor]]:
+    """(cached state that a run reads, the state that comes of it), for all that has such a pair.
+
+    Told by what the new state is made of, wherever the two stand among the graph's inputs and
+    results. State that is handed back as it was is its own. What ops that hold state alone make
+    (appended, sliced) comes of the state that they hold. What arithmetic makes (a convolution's or
+    a recurrent layer's state) comes of a state of its own size that leads to it: of several, as
+    those of all layers before do, the one with fewest ops between. What is as near goes by its
+    place in line, and no state is renewed twice. State that no cached state leads to is new.
+    """
+    before, after = cached_inputs(graph), list(dict.fromkeys(cached_outputs(graph)))
+    place = {tensor.id: number for number, tensor in enumerate(before)}
+    found: list[tuple[tuple[int, int, int], Tensor, Tensor]] = []
+    for line, new in enumerate(after):
+        for number, between in _leading(graph, new, place).items():
+            if new.op in graph.state_ops or graph.tensors[number].shape == new.shape:
+                rank = (between, abs(line - place[number]), line)
+                found.append((rank, graph.tensors[number], new))
+    pairs: dict[int, Tensor] = {}
+    renewed: set[int] = set()
+    for _, old, new in sorted(found, key=lambda candidate: candidate[0]):
+        if old.id not in pairs and new.id not in renewed:
+            pairs[old.id] = new
+            renewed.add(new.id)
+    return [(old, pairs[old.id]) for old in before if old.id in pairs]
+
+
+def _leading(graph: OpGraph, new: Tensor, states: Mapping[int, int]) -> dict[int, int]:
+    """Each of ``states`` that ``new`` is made of -> the fewest ops between them.
+
+    Of state that lies where it is, through the ops that hold state alone.
+    """
+    held = new.op in graph.state_ops
+    found: dict[int, int] = {}
+    front, seen, between = [new], {new.id}, 0
+    while front:
+        found.update((t.id, between) for t in front if t.id in states)
+        ops = {t.op for t in front if t.op is not None and t.id not in states}
+        read = [t for op in sorted(ops) for t in graph.inputs(op) if t.id not in seen]
+        front = [t for t in dict.fromkeys(read) if not held or t.op in graph.state_ops]
+        seen.update(t.id for t in front)
+        between += 1
+    return found
 
 
 def _sum(tensors: Iterable[Tensor]) -> tuple[int, str | None]:

@@ -1,4 +1,27 @@
-"""How a figure is written for people. Units of bytes are powers of two and say so."""
+"""How figures and names are written for people. Units of bytes are powers of two and say so."""
+
+import re
+
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""What steers a terminal or turns text around, and what XML cannot hold; not tabs and newlines."""
+
+
+def visible(text: str) -> str:
+    """``text`` with an escape in place of each character that is not to be seen.
+
+    A module, a file or a device may be called whatever its author likes.
+
+    >>> print(visible("red \\x1b[31m"))
+    red \\x1b[31m
+    """
+    return _HIDDEN.sub(
+        lambda found: (
+            f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}"
+        ),
+        text,
+    )
 
 
 def mib(size: int) -> str:
@@ -40,3 +63,9 @@ def counted(number: int, noun: str) -> str:
 def covered(share: float) -> str:
     """A coverage in percent, 100 only when nothing is left out."""
     return f"{share if share == 1 else min(share, 0.999):.1%}"
+
+
+def plain(text: str, most: int = 400) -> str:
+    """Text from elsewhere as it can be shown: one line of ``most`` characters, no control ones."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."

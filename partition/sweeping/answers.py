@@ -30,10 +30,11 @@ from costmodels.roofline import DeviceTime, time_ops
 from partition import Residency
 from partition.accounting import account, expr_on_wire, on_wire
 from partition.layers import cut_between_layers
-from partition.optimise import Setting, place, problem_of
+from partition.optimise import Setting, check_kept, place, problem_of
 from partition.placement import Placement
-from partition.policy import Policy, apply_policy
+from partition.policy import Policy, apply_policy, check_matches, derived_too, secret_tensors
 from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
+from partition.secrets import ways_to_keep
 from partition.solve import solve
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
@@ -94,7 +95,11 @@ class Search:
     def __init__(
         self, graph: OpGraph, policy: Policy, over: Over, residency: Residency, time_limit: float
     ) -> None:
-        """``graph`` is annotated, at any size; ``over`` has sizes that are the same program."""
+        """``graph`` is annotated, at any size; ``over`` has sizes that are the same program.
+
+        Raises InputError where something of the policy matches nothing.
+        """
+        check_matches(graph, policy)
         self._graph, self._policy, self._over = graph, policy, over
         self._residency, self._time_limit = residency, time_limit
         self._known: dict[Any, Answers] = {}
@@ -105,16 +110,20 @@ class Search:
     def answers(self, machine: Machine, wire_dtype: str | None) -> Answers:
         """Where the ops are on a machine; machines that make no difference share an answer."""
         policy = self._policy
-        if policy.objective is None:
+        if policy.objective is None and not policy.secrets:
             return self._once("fixed", self._fixed)
+        setting = self._setting(self._graph, machine, wire_dtype)
+        one_way = not policy.secrets or self._is_one_way(setting)
+        if policy.objective is None and one_way:
+            return self._once(("fixed", setting.untrusted), lambda: self._fixed(setting))
         limits = {
             part: device.memory_bytes for part, device in machine.devices.items()
             if device.memory_bytes is not None
         }  # fmt: skip
-        if "seconds" in policy.objective or self._residency == "call":
+        by_size = "seconds" in (policy.objective or ()) or self._residency == "call"
+        if by_size or not one_way:
             sizes = range(self._over.length)
             return self._solved(_nowhere(self._over.length), sizes, machine, wire_dtype)
-        setting = self._setting(self._graph, machine, wire_dtype)
         able = tuple(self._able(setting, part) for part in (HOME, ACCELERATOR))
         key = wire_dtype, able, setting.untrusted if policy.secrets else ()
         free = self._once(key, lambda: self._best_in_bytes(setting))
@@ -150,9 +159,29 @@ class Search:
             self._known[key] = make()
         return self._known[key]
 
-    def _fixed(self) -> Answers:
-        placed = apply_policy(self._graph, self._policy, home=HOME, accelerators=(ACCELERATOR,))
+    def _is_one_way(self, setting: Setting) -> bool:
+        """Whether there is one way to keep the policy's secrets, the same at all sizes.
+
+        What a sum of one element carries is one at the smallest sizes first.
+        """
+        marked = secret_tensors(self._graph, self._policy)
+        derived = derived_too(self._graph, self._policy)
+        least = {name: int(many.min()) for name, many in self._over.sizes.items()}
+        ways = [
+            ways_to_keep(graph, marked, setting.untrusted, derived)
+            for graph in (self._graph, resized(self._graph, least))
+        ]
+        return ways[0] == ways[1] and len(ways[0]) == 1
+
+    def _fixed(self, setting: Setting | None = None) -> Answers:
+        """The placement of rules alone; in a ``setting`` where it keeps their secrets."""
         length = self._over.length
+        placed = apply_policy(self._graph, self._policy, home=HOME, accelerators=(ACCELERATOR,))
+        try:
+            if setting is not None:
+                check_kept(self._graph, self._policy, setting, placed)
+        except InfeasibleError:
+            return _nowhere(length)
         return Answers(
             (tuple(placed.devices),), np.zeros(length, np.int64), (FIXED,) * length,
             (None,) * length,
@@ -250,9 +279,8 @@ class Search:
             setting = self._setting(there, machine, wire_dtype)
             try:
                 answer = place(there, self._policy, setting)
-                assert answer.solution is not None
                 found[n], placed[n] = tuple(answer.placement.devices), HERE
-                optimal[n] = answer.solution.proven
+                optimal[n] = None if answer.solution is None else answer.solution.proven
             except InfeasibleError:
                 found[n], placed[n], optimal[n] = None, IMPOSSIBLE, None
             except NotFoundError:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from partition.sweeping.points import COUNTS, OPTIONAL_COUNTS, SECONDS, Points, Work, points
 from tracer.errors import InputError
+from tracer.files import check_file
 
 SWEEP = pa.schema([
     pa.field("batch", pa.int64(), nullable=False),
@@ -75,6 +76,7 @@ def _each(names: Sequence[str | None], numbers: Any) -> pa.Array:
 def whole(path: Path, marks: Mapping[str, str]) -> dict[str, int] | None:
     """How the rows of a file were placed, None where it is not there, damaged or of other marks."""
     with suppress(OSError, pa.ArrowException, ValueError, AttributeError):
+        check_file(path)
         read = pq.read_metadata(path)
         metadata = {key.decode(): value.decode() for key, value in read.metadata.items()}
         if all(metadata.get(key) == value for key, value in marks.items()):

@@ -39,7 +39,7 @@ from tracer.capture.user import user_model, user_module
 from tracer.captured import Capture, Checked
 from tracer.errors import CutedgeError, InputError
 from tracer.graph import TraceMeta
-from tracer.program import Program, build_graph, invocations
+from tracer.program import Program, build_graph, invocations, tensor_ids
 from tracer.reach import Reach
 from tracer.stamp import Stack, stamp
 from tracer.summary import attention_kind
@@ -283,10 +283,14 @@ def _captured(
             notes.append(f"{task.name} has {kind} attention alone, whatever --attn says")
     reach = _reach(task, way, program, failures, notes)
     warned = reach.warnings(task.model, meta.variables)
-    return Capture(
-        graph, warned, reach, None if full else program.whole,
-        invocations(program, graph) if runnable else {}, program.data,
-    )  # fmt: skip
+    captured = Capture(graph, warned, reach, None if full else program.whole)
+    if not runnable:
+        return captured
+    ids = tensor_ids(program, graph)
+    returned = tuple(ids[value] for value in program.returned)
+    return replace(
+        captured, invocations=invocations(program, graph), returned=returned, data=program.data
+    )
 
 
 def _reach(

@@ -146,24 +146,27 @@ class _Lowering:
         """The results; each state among them is marked where it comes from.
 
         Its mark is a node in the block that made it, or that first reads what is handed back as it
-        was given, so that it is repeated with the block.
+        was given, so that it is repeated with the block. It has the state before the run as well.
         """
         results = [n for n in _flat(node.args) if self._is_tensor(n)]
         kept = results[len(results) - returned :]
+        given = [self.states[name] for name in self.inputs.values() if name in self.states]
         met: dict[int, int] = {}  # value -> the node where it first occurs
         for i, n in enumerate(self.program.nodes):
             for value in (*n.args, *n.outs):
                 met.setdefault(value, i)
         marks: dict[int, list[Node]] = {}
-        for result in kept:
+        for line, result in enumerate(kept):
             value = self._index(result)
             at = met.get(value, len(self.program.nodes) - 1)
             maker = self.program.nodes[at]
-            mark = Node("state", (value,), (), maker.path, maker.module_type)
+            renewed = (value, *given[line : line + 1])  # a new cache is filled from nothing
+            mark = Node("state", renewed, (), maker.path, maker.module_type)
             marks.setdefault(at, []).append(mark)
         self.program.nodes[:] = [
             node for i, made in enumerate(self.program.nodes) for node in (made, *marks.get(i, ()))
         ]
+        self.program.returned = tuple(map(self._index, results))
         outputs = results[: len(results) - returned]
         args = tuple(dict.fromkeys(self._index(n) for n in outputs))
         self.program.nodes.append(Node("output", args, (), "", ""))
@@ -368,7 +371,7 @@ class _Lowering:
         self.program.nodes.append(
             Node(
                 str(node.target), tuple(args), tuple(outs), path, module_type, view,
-                self.extents.get(node), how,
+                self.extents.get(node), is_identity(node), how,
             )
         )  # fmt: skip
 
@@ -411,6 +414,20 @@ class _Lowering:
         kept = memory_of(self.real[inputs[0]]) == memory_of(self.real[node])
         same = kept and _layout(source) == _layout(result) and not writes_in_place(str(node.target))
         return inputs[0] if same else None
+
+
+_NEUTRAL: Mapping[str, float] = {
+    **dict.fromkeys(("mul", "div", "true_divide", "floor_divide", "pow"), 1),
+    **dict.fromkeys(("add", "sub", "__lshift__", "__rshift__"), 0),
+    **dict.fromkeys(("bitwise_left_shift", "bitwise_right_shift"), 0),
+}
+"""Op -> the number that leaves its other operand as it is."""
+
+
+def is_identity(node: torch.fx.Node) -> bool:
+    """Whether a node does arithmetic of a tensor and a number that leaves the tensor as it is."""
+    name, numbers = base_name(str(node.target)), node.args[1:2]
+    return name in _NEUTRAL and numbers == (_NEUTRAL[name],) and not isinstance(numbers[0], bool)
 
 
 def _data(

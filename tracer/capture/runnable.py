@@ -25,7 +25,7 @@ class Runnable:
         tells whether the capture is right.
         """
         self.graph, self.invocations = capture.graph, capture.invocations
-        self._task, self._twin = task, twin
+        self._task, self._twin, self._returned = task, twin, capture.returned
         buffers = {one.name: one.tensor for one in held(twin) if not one.is_parameter}
         plain, own = plain_tensors(twin), plain_tensors(task.module)
         paths = {id(tensor): path for path, tensor in own.items()}
@@ -36,6 +36,8 @@ class Runnable:
                 lifted = capture.data.get(tensor.name)
                 path = paths.get(id(lifted), tensor.name)
                 found = buffers.get(tensor.name, plain.get(path, lifted))
+                if not tensor.bytes:  # where a cache begins: there are no numbers to know
+                    found = torch.empty(tensor.shape)
                 if found is None or found.is_meta:
                     raise CutedgeError(
                         f"{task.model} cannot be run: nothing says what numbers {tensor.name} has; "
@@ -50,9 +52,10 @@ class Runnable:
 
     def unsplit(
         self, given: Mapping[str, torch.Tensor], parameter: Callable[[str], torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """What the model's own code makes of inputs and cached state, by name: results, then state.
+    ) -> dict[int, torch.Tensor]:
+        """What the model's own code makes of inputs and cached state, which are given by name.
 
+        By tensor of the graph: its results, and the state afterwards.
         ``parameter`` gives each parameter's numbers, by its name in the model. The model keeps them
         until this object is dropped. Inputs that the op graph does not read are zeros.
         """
@@ -64,7 +67,7 @@ class Runnable:
         }
         with torch.no_grad():
             made, kept = task.over(self._twin)(**task.sorted({**zeros, **given}))
-        return [*made, *kept]
+        return dict(zip(self._returned, (*made, *kept), strict=True))
 
     def _fill(self, parameter: Callable[[str], torch.Tensor]) -> None:
         """Put numbers into the parameters, each memory once; buffers get theirs back."""
