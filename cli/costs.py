@@ -338,6 +338,8 @@ def params(
 
 
 def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
+    from tracer.summary import modules_not_run
+
     def plain(parts: "Mapping[str, Any]") -> dict[str, Any]:
         return {
             part: {"weights": count.weights, "biases": count.biases, "total": count.total}
@@ -345,7 +347,9 @@ def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
         }
 
     return {
-        "model": graph.meta.model, "total": graph.meta.parameters, "parts": plain(found.parts),
+        "model": graph.meta.model, "model_class": graph.meta.model_class,
+        "not_run": modules_not_run(graph), "total": graph.meta.parameters,
+        "parts": plain(found.parts),
         "lm_head_tied_params": found.tied, "unread_params": found.unread,
         "attention": found.attention,
         "query_heads": found.heads and found.heads[0], "kv_heads": found.heads and found.heads[1],
@@ -355,12 +359,13 @@ def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
 
 def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
     from cli.printing import print_table
+    from cli.show import not_run
 
     total = graph.meta.parameters
     heads = "" if found.heads is None else (
         f", {found.attention} with {found.heads[0]} query and {found.heads[1]} key/value heads"
     )  # fmt: skip
-    say(f"{graph.meta.model}: {total:,} parameters{heads}")
+    say(f"{graph.meta.model} ({graph.meta.model_class}): {total:,} parameters{heads}")
     print_table(
         ("part", "weights", "biases and scales", "all", "share"),
         [
@@ -374,8 +379,11 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
     )  # fmt: skip
     if found.tied:
         say(f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)")
-    if found.unread:
-        say(f"{found.unread:,} parameters are read by no op of a prefill")
+    idle = not_run(graph)
+    if found.unread and not idle:
+        idle = [f"{found.unread:,} parameters are read by no op of a prefill"]
+    for line in idle:
+        say(line)
     if by_layer:
         names = list(dict.fromkeys(part for parts in found.layers.values() for part in parts))
         print_table(

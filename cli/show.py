@@ -19,7 +19,13 @@ from costmodels.flops import FlopTotals, numbered, total_flops
 from tracer.captured import Checked
 from tracer.formula import parse
 from tracer.graph import Kind, OpGraph, Tensor, TraceMeta
-from tracer.summary import cached_state, count_ops, largest_tensors, parameter_bytes
+from tracer.summary import (
+    cached_state,
+    count_ops,
+    largest_tensors,
+    modules_not_run,
+    parameter_bytes,
+)  # fmt: skip
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -46,14 +52,15 @@ def _shape(shape: Iterable[object]) -> str:
 
 def headline(meta: TraceMeta) -> str:
     """What a trace is of, in a line."""
-    changed = "".join(f", {key} = {value}" for key, value in meta.overrides)
+    what = f" ({meta.model_class})" if meta.model_class else ""
+    what += "".join(f", {key} = {value}" for key, value in meta.overrides)
     tokens = f"{meta.batch} x {meta.seq} token{'' if meta.seq == 1 else 's'}"
     read = tokens if meta.seq else f"a batch of {meta.batch}"
     past = f" after {meta.past} cached" if meta.past else ""
     source = f" over {meta.source} encoded" if meta.source else ""
     logits = f", logits of {'the last' if meta.logits == 'last' else 'every'} token"
     return (
-        f"{meta.model}{changed}: {meta.phase} of {read}{past}{source}, {meta.dtype}, "
+        f"{meta.model}{what}: {meta.phase} of {read}{past}{source}, {meta.dtype}, "
         f"{meta.attn} attention{logits if meta.seq and meta.phase != 'encoder' else ''}"
     )
 
@@ -71,8 +78,10 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     ):
         out.print(line, soft_wrap=True)
     out.print(f"parameters  {meta.parameters:,} ({human(parameter_bytes(graph))} in {meta.dtype})")
-    if assumed := assumptions(graph):
-        active = active_parameters(graph)
+    for line in not_run(graph):
+        out.print(f"            {line}", soft_wrap=True)
+    assumed, active = assumptions(graph), active_parameters(graph)
+    if assumed or active != meta.parameters:
         share = active / max(meta.parameters, 1)
         out.print(f"            {active:,} active for one token ({share:.1%})")
         for n, text in enumerate(assumed):
@@ -110,6 +119,16 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     out.print(f"written to {folder}", soft_wrap=True)
 
 
+def not_run(graph: OpGraph) -> list[str]:
+    """Which modules of a model a trace does not run, in a line; nothing where all are run."""
+    idle = modules_not_run(graph)
+    if not idle:
+        return []
+    some = [f"{path} ({size:,})" for path, size in list(idle.items())[:3]]
+    more = [f"{len(idle) - 3} more"] if len(idle) > 3 else []
+    return [f"{sum(idle.values()):,} of them are not run: {', '.join(some + more)}"]
+
+
 def trace_json(
     graph: OpGraph, flops: FlopTotals, folder: object, notes: Sequence[str], *, cached: bool
 ) -> None:
@@ -118,13 +137,14 @@ def trace_json(
     before, after = cached_state(graph)
     print_json({
         "folder": str(folder), "cached": cached,
-        "model": meta.model, "phase": meta.phase, **meta.variables, "dtype": meta.dtype,
-        "attn": meta.attn, "logits": meta.logits,
+        "model": meta.model, "model_class": meta.model_class, "phase": meta.phase,
+        **meta.variables, "dtype": meta.dtype, "attn": meta.attn, "logits": meta.logits,
         "symbolic": list(meta.symbolic), "overrides": {k: json.loads(v) for k, v in meta.overrides},
         "ops": len(graph.ops),
         "ops_by_kind": {kind.value: n for kind, n in count_ops(graph).items()},
         "parameters": meta.parameters, "parameter_bytes": parameter_bytes(graph),
-        "active_parameters": active_parameters(graph), "assumptions": list(assumptions(graph)),
+        "active_parameters": active_parameters(graph), "not_run": modules_not_run(graph),
+        "assumptions": list(assumptions(graph)),
         "product_flops": flops.products, "product_flops_status": flops.products_status.value,
         "product_flops_expr": flops.products_expr,
         "causal_product_flops": flops.causal, "causal_product_flops_expr": flops.causal_expr,

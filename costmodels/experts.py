@@ -152,7 +152,7 @@ def _chooser(graph: OpGraph, index: Tensor) -> tuple[int, int] | None:
 
 
 def active_parameters(graph: OpGraph) -> int:
-    """The parameters that one token meets: all but the experts that it does not go to.
+    """The parameters that one token meets: all that are read but the experts that it goes past.
 
     Dense ones count whole, the table of an embedding too. So do the experts of a model that runs
     them all on every token, and those that are not shown to be chosen.
@@ -171,7 +171,7 @@ def active_parameters(graph: OpGraph) -> int:
                 part = Fraction(1)
             share[stored] = max(share.get(stored, Fraction(0)), part)
     owners = [t for t in graph.tensors if t.role is Role.PARAMETER and t.alias_of is None]
-    return graph.meta.parameters - round(sum(t.numel * (1 - share.get(t.id, 1)) for t in owners))
+    return graph.meta.parameters - round(sum(t.numel * (1 - share.get(t.id, 0)) for t in owners))
 
 
 def assumptions(graph: OpGraph) -> tuple[str, ...]:

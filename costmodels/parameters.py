@@ -66,12 +66,13 @@ def break_down(graph: OpGraph) -> Breakdown:
     """The parameters of a trace by what the ops that read them do.
 
     An embedding's table is read by look-ups, a norm's scale by a norm; the head is what linears
-    read after the last layer. In a layer, the parameters of the submodule that computes scores are
+    read after the last layer on the way to a number for each word, and no pooler or classifier. In
+    a layer, the parameters of the submodule that computes scores are
     the attention's (or any that is called so), those of one with a convolution a mixer's (a
     state-space or linear-attention layer), those of all others the
     feed-forward part's.
     """
-    last = last_layered_op(graph)
+    heading = _on_the_way_to_words(graph)
     special = _submodules(graph)
     names = layer_names(graph)
     found: dict[int, tuple[str, str | None]] = {}  # storage -> (part, layer)
@@ -81,7 +82,7 @@ def break_down(graph: OpGraph) -> Breakdown:
             owner = graph.storage(tensor)
             if owner.role is not Role.PARAMETER:
                 continue
-            head = op.kind is Kind.LINEAR and op.layer is None and op.id > last
+            head = op.kind is Kind.LINEAR and op.id in heading
             if owner.id not in found or found[owner.id][0] == "other":
                 found[owner.id] = _part(op, special, head), names[op.id]
             elif head and found[owner.id][0] == "embedding":
@@ -103,6 +104,29 @@ def break_down(graph: OpGraph) -> Breakdown:
         heads=_heads(graph),
         unread=graph.meta.parameters - sum(c.total for c in parts.values()),
     )
+
+
+def _on_the_way_to_words(graph: OpGraph) -> set[int]:
+    """The ops after the last layer that lead to a number for each word.
+
+    Words are the rows of the tables in which the graph's inputs are looked up; a head may also be
+    called so.
+    """
+    last = last_layered_op(graph)
+    words = {
+        graph.inputs(op.id)[0].shape[0] for op in graph.ops
+        if base_name(op.target) == "embedding" and not op.is_constant
+    }  # fmt: skip
+    after = [op for op in graph.ops if op.id > last and op.layer is None]
+    found: set[int] = set()
+    for op in reversed(after):
+        made = graph.outputs(op.id)
+        to_words = op.kind is Kind.LINEAR and made[0].shape[-1] in words
+        called_so = op.module_path.rpartition(".")[2] == "lm_head"
+        leads = any(reader in found for tensor in made for reader in graph.readers(tensor.id))
+        if to_words or called_so or leads:
+            found.add(op.id)
+    return found
 
 
 def _part(op: Op, special: Mapping[str, str], head: bool) -> str:

@@ -431,7 +431,8 @@ def test_beyond_the_positions_is_a_warning():
 
 def test_a_branch_on_the_length_bounds_the_formulas():
     """BigBird looks at the length of the sequence to choose between two kinds of attention."""
-    config = {"model_type": "big_bird", "num_hidden_layers": 2}
+    config = {"model_type": "big_bird", "num_hidden_layers": 2,
+              "architectures": ["BigBirdForCausalLM"]}  # fmt: skip
     captured = capture(config, model="big_bird", seq=64)
     assert captured.warnings == ("the formulas hold where seq <= 704",)
     assert captured.graph.meta.symbolic == ("batch", "seq")
@@ -439,7 +440,8 @@ def test_a_branch_on_the_length_bounds_the_formulas():
 
 def test_a_model_that_only_traces_at_concrete_sizes_says_so():
     """Mamba without its kernels goes through the sequence token by token."""
-    captured = capture({"model_type": "mamba", "num_hidden_layers": 1}, model="mamba", seq=9)
+    captured = capture({"model_type": "mamba", "num_hidden_layers": 1,
+                        "architectures": ["MambaForCausalLM"]}, model="mamba", seq=9)  # fmt: skip
     (warning,) = captured.warnings
     assert "mamba cannot be traced for every batch and seq" in warning
     assert "its code fixes seq at modeling_mamba.py:" in warning
@@ -556,7 +558,8 @@ def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeyp
 
 
 def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas():
-    config = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 100}
+    config = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 100,
+              "architectures": ["MistralForCausalLM"]}  # fmt: skip
     for seq, said in ((64, "seq <= 99"), (100, "seq >= 100")):
         captured = capture(config, model="mistral", seq=seq, attn="sdpa")
         (warning,) = captured.warnings
@@ -566,8 +569,9 @@ def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas():
 
 def test_buffers_keep_the_precision_of_their_code():
     """from_pretrained(dtype=bfloat16) leaves RoPE's frequencies in float32."""
-    graph = capture(preset("edge-10m") | {"model_type": "llama", "architectures": None},
-                    model="small", seq=8, dtype="bfloat16").graph  # fmt: skip
+    small = preset("edge-10m") | {"model_type": "llama", "architectures": None}
+    small["intermediate_size"] = small.pop("ffn_dim")
+    graph = capture(small, model="small", seq=8, dtype="bfloat16").graph
     dtypes = {role: {t.dtype for t in graph.tensors if t.role is role} for role in Role}
     assert dtypes[Role.PARAMETER] == {"bfloat16"}
     assert dtypes[Role.BUFFER] == {"float32"}

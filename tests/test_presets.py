@@ -10,7 +10,8 @@ import transformers
 
 from tests.conftest import REFERENCE
 from tracer.capture import capture, quiet
-from tracer.capture.models import build, parameter_count
+from tracer.capture.memory import parameter_count
+from tracer.capture.models import build
 from tracer.presets import _FOLDER, describe, preset, preset_names
 
 UNITS = {"M": 10**6, "B": 10**9}

@@ -229,7 +229,8 @@ class TraceMeta:
     dtype: str
     """The dtype of the parameters, and so of most activations."""
     attn: str
-    """``eager`` shows the attention's matmuls, ``sdpa`` is one op."""
+    """How the graph has its attention: ``eager`` shows its matmuls, ``sdpa`` is one op;
+    ``eager and sdpa`` where it has both, ``no`` where it has no attention."""
     logits: str
     """``last``: for the last token only; ``all``: for every token."""
     symbolic: tuple[str, ...]
@@ -244,6 +245,8 @@ class TraceMeta:
     """Tokens that an encoder has read, for the decoder that attends to them; else 0."""
     repeated_layers: int = 0
     """Layers that are copies of a traced one rather than traced themselves."""
+    model_class: str = ""
+    """The class of the module that was traced (``LlamaForCausalLM``)."""
 
     @property
     def variables(self) -> dict[str, int]:
@@ -420,6 +423,10 @@ class OpGraph:
     def storage(self, tensor: Tensor) -> Tensor:
         """The tensor that owns the memory of ``tensor``: itself, or what it is an alias of."""
         return tensor if tensor.alias_of is None else self.tensors[tensor.alias_of]
+
+    def with_meta(self, meta: TraceMeta) -> "OpGraph":
+        """The same graph as a trace of something else."""
+        return OpGraph(meta, self.ops, self.tensors, self.edges)
 
     def with_ops(self, ops: Iterable[Op]) -> "OpGraph":
         """The same graph with other op rows (costs filled in, kinds refined)."""

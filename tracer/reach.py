@@ -42,6 +42,8 @@ class Reach:
     """Of each way of export that was tried before, something that does not hold."""
     positions: int | None = None
     """The longest sequence that the model has positions for, None when it sets no limit."""
+    source_positions: int | None = None
+    """The most tokens that its encoder has positions for, None when it sets no limit."""
     notes: tuple[str, ...] = ()
     """What a user must know of the trace at any of these sizes."""
     defaults: tuple[tuple[str, int], ...] = ()
@@ -49,8 +51,11 @@ class Reach:
 
     def warnings(self, model: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
         """What a user must know of the trace at ``sizes``."""
-        said = beyond_positions(model, sizes, self.positions)
-        return (*([said] if said else []), *self.notes)
+        said = (
+            beyond_positions(model, sizes, self.positions),
+            beyond_source_positions(model, sizes, self.source_positions),
+        )
+        return (*filter(None, said), *self.notes)
 
     def covers(self, sizes: Mapping[str, int]) -> bool:
         """Whether the model would be exported in the same way at ``sizes``."""
@@ -77,6 +82,7 @@ class Reach:
             holding=tuple(read["holding"]),
             failing=tuple(read["failing"]),
             positions=read["positions"],
+            source_positions=read["source_positions"],
             notes=tuple(read["notes"]),
             defaults=tuple((name, size) for name, size in read["defaults"]),
         )
@@ -101,6 +107,19 @@ def beyond_positions(model: str, sizes: Mapping[str, int], positions: int | None
     length = f"seq {seq}" + (f" after past {past}" if past else "")
     return (
         f"{length} is beyond the {positions} positions of {model}: "
+        "the figures follow the formulas, the real model was not made for it"
+    )
+
+
+def beyond_source_positions(
+    model: str, sizes: Mapping[str, int], positions: int | None
+) -> str | None:
+    """The same of the tokens that an encoder has read."""
+    source = sizes.get("source", 0)
+    if positions is None or source <= positions:
+        return None
+    return (
+        f"source {source} is beyond the {positions} positions of the encoder of {model}: "
         "the figures follow the formulas, the real model was not made for it"
     )
 

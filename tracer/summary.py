@@ -75,6 +75,39 @@ def parameter_bytes(graph: OpGraph) -> int:
     return sum(t.bytes for t in graph.tensors if t.role is Role.PARAMETER and t.alias_of is None)
 
 
+def attention_kind(graph: OpGraph) -> str:
+    """How a graph has its attention, in the words of ``TraceMeta.attn``."""
+    spelled_out = any(t.label == "attention_scores" for t in graph.tensors) or any(
+        op.kind is Kind.MATMUL and "attention" in op.module_type.lower() for op in graph.ops
+    )
+    kinds = {"eager": spelled_out, "sdpa": any(op.kind is Kind.ATTENTION for op in graph.ops)}
+    return " and ".join(kind for kind, there in kinds.items() if there) or "no"
+
+
+def modules_not_run(graph: OpGraph) -> dict[str, int]:
+    """Path of a module of which no parameter is read -> how many it has.
+
+    Of modules within each other the outermost; a parameter that is read nowhere beside others that
+    are stands alone. What shares memory with a parameter that is read is read.
+    """
+    names = {t.name: t for t in graph.tensors if t.role is Role.PARAMETER}
+    read = {graph.storage(t).id for op in graph.ops for t in graph.inputs(op.id)}
+    run = {
+        path for name, t in names.items() if graph.storage(t).id in read for path in _above(name)
+    }
+    found: Counter[str] = Counter()
+    for name, tensor in names.items():
+        if tensor.alias_of is None and tensor.id not in read:
+            found[next(path for path in _above(name) if path not in run)] += tensor.numel
+    return dict(found.most_common())
+
+
+def _above(name: str) -> list[str]:
+    """A parameter's name and the paths of the modules that it is in, the outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+
+
 def cached_state(graph: OpGraph) -> tuple[tuple[int, str | None], tuple[int, str | None]]:
     """(bytes, formula) of the cached state that is read, and of what it is afterwards."""
     return _sum(cached_inputs(graph)), _sum(cached_outputs(graph))

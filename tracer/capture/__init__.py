@@ -25,12 +25,13 @@ from transformers.utils import import_utils
 
 from tracer.capture.blocks import find_stacks, shortened, unlike
 from tracer.capture.cache import WRAPPED
-from tracer.capture.errors import Untraceable, failure
+from tracer.capture.configs import unused
+from tracer.capture.errors import Untraceable, failure, first_line
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
 from tracer.capture.inputs import MANY_TOKENS, phases, reading
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.memory import parameter_count
-from tracer.capture.models import build, build_with_memory, settle
+from tracer.capture.models import architectures, build, build_with_memory, settle
 from tracer.capture.phases import Task, Way
 from tracer.capture.runnable import Runnable
 from tracer.capture.runs import untouched
@@ -41,6 +42,7 @@ from tracer.graph import TraceMeta
 from tracer.program import Program, build_graph, invocations, tensor_ids, written_state
 from tracer.reach import Reach
 from tracer.stamp import Stack, stamp
+from tracer.summary import attention_kind
 
 
 def capture(
@@ -75,7 +77,7 @@ def capture(
     sizes = {"batch": batch, "seq": seq, "past": past, "source": source}
     with quiet(), as_it_runs():
         task = _task(config, model, phase, sizes, cache, dtype, attn, logits, overrides)
-        notes = settle(config, overrides, model=model)[1]
+        notes = _notes(config, overrides, task, dtype, attn)
         return _captured(task, dtype, attn, overrides, notes, symbolic=symbolic, full=full)
 
 
@@ -86,6 +88,19 @@ def _task(
     module = build(config, overrides, model=model, dtype=dtype, attn=attn)
     read = reading(module, model, phase)
     return Task(module, model, read, phase=phase, logits=logits, cache=cache, sizes=sizes)
+
+
+def _notes(
+    config: Mapping[str, Any], overrides: Mapping[str, Any], task: Task, dtype: str, attn: str
+) -> tuple[str, ...]:
+    """What a user must know of a config, whatever is traced of it."""
+    merged, notes = settle(config, overrides, model=task.model)
+    named = architectures(merged)
+    if not named:
+        notes = (f"its config names no architecture: {task.name} is what is traced", *notes)
+    elif named[0] != task.name:
+        notes = (f"{task.name} is what is traced: transformers has no {named[0]}", *notes)
+    return (*unused(merged, dtype=dtype, attn=attn), *notes)
 
 
 def capture_function(
@@ -118,11 +133,24 @@ def _own_task(
     name = f"{Path(file).stem}.{function}"
     chosen = None if dtype is None else getattr(torch, dtype)
     module, read = user_model(file, function, sizes, overrides, chosen)
-    if isinstance(module, PreTrainedModel):
-        module.set_attn_implementation(attn)
+    _set_attention(module, attn, name)
     task = Task(module, name, read, phase="prefill", sizes=sizes, logits="all", cache=False)
     floating = (p.dtype for p in module.parameters() if p.is_floating_point())
     return task, str(next(floating, torch.get_default_dtype())).removeprefix("torch.")
+
+
+def _set_attention(module: torch.nn.Module, attn: str, name: str) -> None:
+    """Have the models of transformers in a user's module compute their attention so."""
+    done: set[torch.nn.Module] = set()
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel) and part not in done:
+            done.update(part.modules())
+            try:
+                part.set_attn_implementation(attn)
+            except (ValueError, ImportError) as error:
+                raise InputError(
+                    f"{name}: --attn {attn} is not for {type(part).__name__}: {first_line(error)}"
+                ) from error
 
 
 def runnable(
@@ -148,7 +176,7 @@ def runnable(
     sizes = {"batch": batch, "seq": seq, "past": past, "source": source}
     with quiet(), as_it_runs():
         task = _task(config, model, phase, sizes, cache, dtype, attn, logits, overrides)
-        notes = settle(config, overrides, model=model)[1]
+        notes = _notes(config, overrides, task, dtype, attn)
         twin = build_with_memory(config, overrides, model=model, dtype=dtype, attn=attn)
         return _runnable(task, dtype, attn, overrides, notes, twin)
 
@@ -163,8 +191,7 @@ def runnable_function(
         task, own = _own_task(file, function, dtype, attn, sizes, overrides)
         chosen = None if dtype is None else getattr(torch, dtype)
         twin = user_module(file, function, task.sizes, overrides, chosen)
-        if isinstance(twin, PreTrainedModel):
-            twin.set_attn_implementation(attn)
+        _set_attention(twin, attn, task.model)
         return _runnable(task, own, attn, overrides, (), twin)
 
 
@@ -252,11 +279,15 @@ def _captured(
         logits=task.logits, symbolic=way.symbolic, parameters=parameter_count(task.module),
         overrides=tuple((k, json.dumps(v)) for k, v in sorted(overrides.items())),
         versions=tuple((name, version(name)) for name in ("cutedge", "torch", "transformers")),
-        repeated_layers=program.repeated,
+        repeated_layers=program.repeated, model_class=task.name,
     )  # fmt: skip
+    graph = build_graph(program, meta)
+    if (kind := attention_kind(graph)) != attn:
+        graph = graph.with_meta(replace(meta, attn=kind))
+        if kind != "no":
+            notes.append(f"{task.name} has {kind} attention alone, whatever --attn says")
     reach = _reach(task, way, program, failures, notes)
     warned = reach.warnings(task.model, meta.variables)
-    graph = build_graph(program, meta)
     captured = Capture(graph, warned, reach, None if full else program.whole)
     captured = replace(captured, draws=sum(node.draws for node in program.nodes))
     if not runnable:
@@ -277,6 +308,7 @@ def _reach(
         holding=program.assumed or (),
         failing=tuple(failure.condition for failure in failures if failure.condition),
         positions=task.positions,
+        source_positions=task.source_positions,
         notes=tuple(notes),
         defaults=tuple(task.defaults.items()),
     )

@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.modeling_outputs import BaseModelOutput
 
 from tracer.capture.runs import run_on_meta
@@ -82,12 +84,33 @@ def reading(module: torch.nn.Module, model: str, phase: str) -> Reading:
     )
 
 
-def phases(module: torch.nn.Module) -> list[str]:
+def phases(module: Any) -> list[str]:
     """The phases that a model of transformers has, in the order of a run."""
     accepted = inspect.signature(module.forward).parameters
     if _is_encoder_decoder(module, accepted):
-        return ["encoder", "prefill", "decode"]
-    return ["prefill", "decode"] if cache_argument(accepted) else ["prefill"]
+        tokens = "input_ids" in inspect.signature(module.get_encoder().forward).parameters
+        return [*(["encoder"] if tokens else []), "prefill", "decode"]
+    steps = cache_argument(accepted) and not is_encoder(module)
+    return ["prefill", "decode"] if steps else ["prefill"]
+
+
+def is_encoder(module: torch.nn.Module) -> bool:
+    """Whether every token of a model looks at all others, so that no step can add one to a cache.
+
+    Most attentions of transformers say whether they are causal. Of the others the config does, for
+    types that are encoders unless told to be decoders, or else whether the type generates text.
+    """
+    settings: Any = module.config
+    with suppress(AttributeError, ValueError):  # no config, or more than one that reads tokens
+        settings = module.config.get_text_config(decoder=True)
+    if getattr(settings, "use_bidirectional_attention", None) in (True, "all"):
+        return True
+    causal = [bool(part.is_causal) for part in module.modules() if hasattr(part, "is_causal")]
+    told = getattr(settings, "is_decoder", None)
+    if any(causal) or told:
+        return False
+    generates = any(type(c) in MODEL_FOR_CAUSAL_LM_MAPPING for c in (module.config, settings))
+    return told is False or (bool(causal) and not generates)
 
 
 def cache_argument(accepted: Collection[str]) -> str | None:
@@ -130,6 +153,7 @@ def _encoder(module: torch.nn.Module, model: str) -> Reading:
 def _decoder(module: torch.nn.Module, phase: str) -> Reading:
     """The decoder alone, over what the encoder has made of ``source`` tokens."""
     made = _encoded(module)
+    length, why = _encoded_length(module, made)
 
     def run(module: torch.nn.Module, inputs: Mapping[str, Any], **options: Any) -> Any:
         encoded = type(made)(last_hidden_state=inputs["encoder_hidden_states"])
@@ -141,22 +165,55 @@ def _decoder(module: torch.nn.Module, phase: str) -> Reading:
     return Reading(
         (
             Input("decoder_input_ids", ("batch", "seq")),
-            Input("encoder_hidden_states", ("batch", "source", hidden.shape[-1]), hidden.dtype),
+            Input(
+                "encoder_hidden_states",
+                ("batch", length or "source", hidden.shape[-1]),
+                hidden.dtype,
+            ),
         ),
         run,
-        {"seq": _new_tokens(phase), "source": MANY_TOKENS},
+        {"seq": _new_tokens(phase), "source": length or MANY_TOKENS},
+        fixed={"source": why} if length else {},
         options=inspect.signature(module.forward).parameters,
         idle=module.get_encoder(),
     )
 
 
-def _encoded(module: torch.nn.Module) -> Any:
-    """What the encoder makes of tokens: as a run shows, else one tensor as wide as configured."""
+def _encoded_length(module: Any, made: Any) -> tuple[int | None, str]:
+    """(how many tokens the encoder makes, why), None where that is the user's choice."""
+    encoder = module.get_encoder()
+    if _reads(encoder) == "pixel_values":
+        shape = made.last_hidden_state.shape
+        if len(shape) == 3 and shape[0] > 1:  # what a run has shown
+            height, width = _image_size(encoder.config)[:2]
+            return shape[
+                1
+            ], f"{type(encoder).__name__} makes {shape[1]} of {height} x {width} pixels"
+    # An encoder that adds the whole of its table of positions to what it reads.
+    length = getattr(encoder.config, "max_source_positions", None)
+    table = getattr(encoder, "embed_positions", None)
+    if isinstance(table, torch.nn.Embedding) and table.num_embeddings == length:
+        return length, f"{type(encoder).__name__} makes {length} tokens of whatever it hears"
+    return None, ""
+
+
+def _reads(encoder: torch.nn.Module) -> str:
+    """The first argument of an encoder: what it reads."""
+    return next(iter(inspect.signature(encoder.forward).parameters), "")
+
+
+def _encoded(module: Any) -> Any:
+    """What the encoder makes of its inputs: as a run shows, else one tensor as configured."""
+    encoder = module.get_encoder()
     try:
         with run_on_meta(module), torch.device("meta"):
-            made = module.get_encoder()(
-                input_ids=torch.zeros(2, 16, dtype=torch.int64), return_dict=True
-            )
+            if _reads(encoder) == "pixel_values":
+                height, width, channels, _ = _image_size(encoder.config)
+                dtype = next(encoder.parameters()).dtype
+                read = torch.zeros(2, channels, height, width, dtype=dtype)
+            else:
+                read = torch.zeros(2, 16, dtype=torch.int64)
+            made = encoder(**{_reads(encoder): read}, return_dict=True)
         return type(made)(last_hidden_state=made.last_hidden_state)
     except Exception:  # an encoder of sounds, or code that looks at values
         settings = module.config.get_text_config(decoder=True)
@@ -168,17 +225,18 @@ def _encoded(module: torch.nn.Module) -> Any:
 def _images(module: torch.nn.Module, model: str, phase: str) -> Reading:
     if phase != "prefill":
         raise InputError(f"{model}: {type(module).__name__} reads images: it has no {phase}")
-    settings = module.config
-    vision = getattr(settings, "vision_config", settings)
-    size = getattr(vision, "image_size", None)
-    notes: tuple[str, ...] = ()
-    if size is None:
-        size = IMAGE
-        notes = (f"images are {IMAGE} x {IMAGE} pixels: the config names no size",)
-    height, width = (size, size) if isinstance(size, int) else size
-    channels = getattr(vision, "num_channels", 3)
+    height, width, channels, named = _image_size(module.config)
+    notes = () if named else (f"images are {IMAGE} x {IMAGE} pixels: the config names no size",)
     pixels = Input(
         "pixel_values", ("batch", channels, height, width), next(module.parameters()).dtype
     )
     why = dict.fromkeys(("seq", "past", "source"), "it reads images, not tokens")
     return Reading((pixels,), _plainly, {}, why, notes)
+
+
+def _image_size(settings: Any) -> tuple[int, int, int, bool]:
+    """(height, width, channels of an image, whether the config names its size)"""
+    vision = getattr(settings, "vision_config", settings)
+    size = getattr(vision, "image_size", None)
+    height, width = (size or IMAGE,) * 2 if isinstance(size, int | None) else size
+    return height, width, getattr(vision, "num_channels", 3), size is not None

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
 from importlib.metadata import version
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import transformers
 from transformers.initialization import no_init_weights
+from transformers.models.auto import modeling_auto as auto
 
+from tracer.capture.configs import check_sizes, config_class, described, without_options
 from tracer.capture.errors import first_line
 from tracer.errors import InputError, suggest
 
@@ -39,6 +41,11 @@ def build(
     except InputError:
         raise
     except Exception as error:  # any mistake in a config surfaces as any exception of transformers
+        if "attention implementation" in str(error):
+            kind = str(error).partition(" does not support")[0]
+            raise InputError(
+                f"{model}: {kind} has no {attn} attention: try another --attn"
+            ) from error
         advice = "" if isinstance(error, ImportError) else " Check the config.json."
         if overrides:
             with suppress(Exception):
@@ -78,13 +85,15 @@ def _in_dtype(module: torch.nn.Module, dtype: str) -> torch.nn.Module:
 def _module(
     config: Mapping[str, Any], model: str, dtype: str, attn: str, device: str = "meta"
 ) -> torch.nn.Module:
-    settings = _config_class(config, model).from_dict(dict(config), attn_implementation=attn)
+    kind = config_class(config, model)
+    settings = kind.from_dict(without_options(config), attn_implementation=attn)
     model_class = _model_class(settings, config, model)
+    part = _part_for(model_class, settings, model)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         with torch.device(device):
-            module: torch.nn.Module = model_class(_part_for(model_class, settings))
+            module: torch.nn.Module = model_class(part)
     finally:
         torch.set_default_dtype(previous)
     return module
@@ -103,16 +112,16 @@ def _drop_data(module: torch.nn.Module) -> None:
 def settle(
     config: Mapping[str, Any], overrides: Mapping[str, Any], *, model: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(the config with the overrides applied, a note for each list cut to fewer layers).
+    """(the config with the overrides applied, what a user must know of its sizes).
 
     A dot in a key reaches into a nested table. An override that lowers the number of layers cuts
     the lists that had one entry a layer, unless the config derives them from the number anew.
-    Raises InputError for a field that the config does not have.
+    Raises InputError for a field that the config does not have, and as ``check_sizes``.
     """
-    config_class = _config_class(config, model)
-    aliases = config_class.attribute_map
-    default = _described(config_class, {})
-    full = _described(config_class, config) or {**default, **config}
+    kind = config_class(config, model)
+    aliases = kind.attribute_map
+    default = described(kind, {})
+    full = described(kind, config) or {**default, **config}
     known = {*config, *full, *aliases, "architectures"}
     for key in overrides:
         if key in _ELSEWHERE:
@@ -121,7 +130,7 @@ def settle(
             inside = [f"{table}.{key}" for table, fields in full.items()
                       if isinstance(fields, dict) and key in fields]  # fmt: skip
             raise InputError(
-                f"--set {key}: the config of {model} ({config_class.__name__}) has no such field."
+                f"--set {key}: the config of {model} ({kind.__name__}) has no such field."
                 + (f" Do you mean {' or '.join(inside)}?" if inside else suggest(key, known))
             )
     paths = {key: _path(key, aliases) for key in overrides}
@@ -131,14 +140,14 @@ def settle(
             _table(merged, path[:-1])[path[-1]] = overrides[key]
         except (AttributeError, TypeError) as error:
             raise InputError(f"--set {key}: {path[0]} of {model} is no table of fields") from error
-    after = _described(config_class, merged)
+    after = described(kind, merged)
     notes = []
     for key, (*where, name) in paths.items():
         old, new = _table(full, where).get(name), overrides[key]
         if not _DEPTH.fullmatch(name) or type(old) is not int or type(new) is not int:
             continue
         if new < 1:
-            raise InputError(f"--set {key}={new}: a model has one layer or more")
+            continue  # which is said of the config
         for field, entries in _table(full, where).items():
             if not isinstance(entries, list) or len(entries) != old or new == old:
                 continue
@@ -155,26 +164,22 @@ def settle(
             if new < old:
                 _table(merged, where)[field] = entries[:new]
                 notes.append(f"{field} is cut to its first {new} of {old} entries, one a layer")
-    return merged, tuple(notes)
-
-
-def _config_class(config: Mapping[str, Any], model: str) -> Any:
-    kind = config.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
-        raise InputError(
-            f"{model}: transformers {version('transformers')} knows no model_type {kind!r}."
-            + suggest(str(kind), transformers.CONFIG_MAPPING.keys())
-        )
-    return transformers.CONFIG_MAPPING[kind]
-
-
-def _described(config_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with all its defaults; empty when it is not valid."""
     try:
-        described: dict[str, Any] = config_class.from_dict(dict(config)).to_dict()
-    except Exception:  # a config class raises anything; building the model says what is wrong
-        return {}
-    return described
+        said = check_sizes(merged, model)
+    except InputError as error:
+        if overrides and _is_sound(config, model):
+            raise InputError(f"{error}. Check --set {', '.join(overrides)}.") from error
+        raise
+    return merged, (*said, *notes)
+
+
+def _is_sound(config: Mapping[str, Any], model: str) -> bool:
+    """Whether the sizes of a config are those of a model."""
+    try:
+        check_sizes(config, model)
+    except InputError:
+        return False
+    return True
 
 
 def _path(key: str, aliases: Mapping[str, str]) -> list[str]:
@@ -187,41 +192,77 @@ def _table(config: Any, where: list[str]) -> Any:
     return reduce(lambda table, key: table.setdefault(key, {}), where, config)
 
 
+def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that a config names, the first choice first."""
+    named = config.get("architectures") or ()
+    return tuple(map(str, [named] if isinstance(named, str) else named))
+
+
 def _model_class(settings: Any, config: Mapping[str, Any], model: str) -> Any:
     """The class that the config names, else the first head there is of its type, else no head."""
-    named = config.get("architectures") or ()
-    for name in [named] if isinstance(named, str) else named:
-        if (found := getattr(transformers, str(name), None)) is not None:
+    named = architectures(config)
+    for name in named:
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
     fitting = [m[type(settings)] for m in _HEADS if type(settings) in m]
     if getattr(settings, "is_encoder_decoder", False):
-        both = transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-        fitting.sort(key=lambda found: type(settings) not in both or found != both[type(settings)])
+        both = [m[type(settings)] for m in _ENCODER_DECODERS if type(settings) in m]
+        fitting.sort(key=lambda found: found not in both)
     if named and fitting:
         classes = [c.__name__ for c in fitting if isinstance(c, type)]
         raise InputError(
-            f"{model}: transformers {version('transformers')} has no architecture {named!r}. "
+            f"{model}: transformers {version('transformers')} has no architecture "
+            f"{' or '.join(named)}. "
             f"For a {settings.model_type} there are: {', '.join(classes)}; choose one with e.g. "
             f"--set architectures={classes[0]}"
         )
     if not fitting:
         raise InputError(f"{model}: no architecture for model_type {settings.model_type!r}")
-    first = fitting[0]
-    return first[0] if isinstance(first, tuple) else first
+    return _first(fitting)
 
 
+_ENCODER_DECODERS = (
+    transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+)
 _HEADS = (
     transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-    transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    *_ENCODER_DECODERS,
+    transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     transformers.MODEL_FOR_MASKED_LM_MAPPING,
     transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     transformers.MODEL_MAPPING,
 )
 
 
-def _part_for(model_class: Any, settings: Any) -> Any:
-    """The part of a config that a model class takes: the decoder of a model of many parts."""
+def _part_for(model_class: Any, settings: Any, model: str) -> Any:
+    """The part of a config that a model class takes: the decoder of a model of many parts.
+
+    Raises InputError for a class that takes configs of other types.
+    """
     wanted = model_class.config_class
     parts = [getattr(settings, name, None) for name in type(settings).sub_configs]
-    fitting = [part for part in (settings, *parts) if isinstance(part, wanted)]
-    return fitting[0] if fitting else settings
+    for part in (settings, *parts):
+        if wanted is None or isinstance(part, wanted):
+            return part
+    if model_class in _classes_of(type(settings)):
+        return settings
+    fitting = [m[type(settings)] for m in _HEADS if type(settings) in m]
+    instead = f": choose one of its own with e.g. --set architectures={_first(fitting).__name__}"
+    raise InputError(
+        f"{model}: {model_class.__name__} is no model of model_type {settings.model_type!r}, but "
+        f"of {wanted.model_type!r}{instead if fitting else ''}"
+    )
+
+
+def _classes_of(kind: Any) -> set[Any]:
+    """All classes of transformers that take a type of config."""
+    mappings = [m for name, m in vars(auto).items() if re.fullmatch("MODEL_.*MAPPING", name)]
+    found = [m[kind] for m in mappings if kind in m]
+    return {one for some in found for one in (some if isinstance(some, tuple) else (some,))}
+
+
+def _first(fitting: Sequence[Any]) -> Any:
+    first = fitting[0]
+    return first[0] if isinstance(first, tuple) else first

@@ -10,10 +10,11 @@ from itertools import product
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from tracer.capture.cache import CacheKind, State, Step, cache_kind
 from tracer.capture.errors import Untraceable, first_line
-from tracer.capture.inputs import Axis, Input, Reading, cache_argument, shape
+from tracer.capture.inputs import Axis, Input, Reading, cache_argument, is_encoder, shape
 from tracer.errors import CutedgeError, InputError
 from tracer.reach import UNLIMITED, run_sizes
 
@@ -29,6 +30,12 @@ SAMPLES = (
 
 SIZES = tuple(EXAMPLES)
 """The names of all sizes: sequences, new tokens, cached ones, those that an encoder has read."""
+
+POSITIONS = (
+    "max_position_embeddings", "max_target_positions", "n_positions", "max_seq_len",
+    "max_sequence_length",
+)  # fmt: skip
+"""How configs call the most tokens that a model has positions for."""
 
 MANY = 2**20
 """Upper bound that a symbolic size is declared with where the model sets none."""
@@ -70,6 +77,8 @@ class Task:
         self.name = type(module).__name__
         self.settings = _settings(module, phase)
         self.defaults = {**dict.fromkeys(SIZES, 0), "batch": 1, **reading.sizes}
+        if self.positions and isinstance(self.settings, PreTrainedConfig):
+            self.defaults["seq"] = min(self.defaults["seq"], self.positions)
         self.sizes = self._checked({k: v for k, v in sizes.items() if v is not None})
         options: dict[str, Any] = {}
         self.logits = "all"
@@ -126,6 +135,13 @@ class Task:
             raise CutedgeError(
                 f"{self.model}: {which} takes no cache of keys and values, so it has no such phase"
             )
+        if is_encoder(self.module):
+            decoder = " (with --set is_decoder=true it is a decoder)"
+            can = hasattr(self.settings, "is_decoder")
+            raise InputError(
+                f"{self.model}: {self.name} is an encoder: it reads all tokens at once and keeps "
+                f"none in a cache{decoder if can else ''}. Trace a prefill without a cache."
+            )
         past = self.sizes["past"]
         if not past:
             return argument, None
@@ -136,7 +152,17 @@ class Task:
     @property
     def positions(self) -> int | None:
         """The longest sequence that the model has positions for, None when it sets no limit."""
-        return getattr(self.settings, "max_position_embeddings", None)
+        found = (getattr(self.settings, name, None) for name in POSITIONS)
+        return next((n for n in found if type(n) is int and n > 0), None)
+
+    @property
+    def source_positions(self) -> int | None:
+        """The most tokens that the encoder of a decoder has positions for, None for no limit."""
+        if "source" in self.reading.fixed:
+            return None
+        encoder = _settings(self.module, "encoder")
+        found = (getattr(encoder, n, None) for n in ("max_source_positions", *POSITIONS))
+        return next((n for n in found if type(n) is int and n > 0), None)
 
     @property
     def window(self) -> int | None:
