@@ -153,7 +153,7 @@ def _chain(steps, sizes):
     ops, tensors = [], []
     for i, (target, shape) in enumerate(zip(targets, shapes, strict=True)):
         view = i > 0 and views[i - 1]
-        ops.append(Op(i, f"o{i}", target, Kind.COPY, "", "", None, False, view, "int8"))
+        ops.append(Op(i, f"o{i}", target, Kind.COPY, "", "", None, None, False, view, "int8"))
         tensors.append(Tensor(i, i, f"o{i}", Role.ACTIVATION, None, "int8", (), tuple(shape), 0,
                               None, None, 0 if view else None))  # fmt: skip
     return ops, tensors, views
