@@ -35,6 +35,8 @@ class Compared:
     baseline: Partition
     comparisons: Sequence[Comparison]
     seen: Sequence[Sequence[Exposure]]
+    derived: Sequence[Mapping[str, Sequence[Derived]]]
+    """What untrusted devices get that arithmetic has made of each policy's secrets."""
     without: Mapping[str, str]
     """Policy that is left out -> why."""
 
@@ -598,7 +600,7 @@ def compared_dict(
     return {
         **partition_dict(
             partition, top_transfers(partition.graph, partition.traffic), bottleneck,
-            found.folder / partition.folder, found.seen[number],
+            found.folder / partition.folder, found.seen[number], told=found.derived[number],
         ),
         **asdict(found.comparisons[number]), "baseline": found.baseline.policy,
         **({} if within is None else {

@@ -255,6 +255,7 @@ def compared_on(
         tuple(
             exposure(graph, one.placement, one.traffic, setting.untrusted) for one in made.values()
         ),
+        tuple(_derived(graph, policies[name], setting, one) for name, one in made.items()),
         impossible,
     )  # fmt: skip
 

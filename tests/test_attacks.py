@@ -218,7 +218,7 @@ def test_no_memory_is_taken_for_a_tensor_that_there_is_no_room_for(
         plan["specs"][str(made)] = ["float32", [numel]]
         plan["crossing"].pop(str(made), None)
     plan["targets"][op] = "aten.zeros.default"
-    plan["invocations"][op] = [[[numel]], {}, []]
+    plan["invocations"][op] = [[[numel]], {}, [], None]
     plan["calls"], plan["pushes"] = [], []
     said = answered(there, plan)
     assert said.startswith(f"op {op} (aten.zeros.default)"), said

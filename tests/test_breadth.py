@@ -223,8 +223,10 @@ def test_code_for_an_export_alone_is_not_traced():
         "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
     }  # fmt: skip
     graph = annotate(capture(config, model="small", batch=BATCH, seq=SEQ, symbolic=False).graph)
-    assert [op for op in graph.ops if "solve_triangular" in op.target]
-    assert total_flops(graph).products == counted_by_torch(config, {}, "small", tokens())
+    solved = [op.cost.flops or 0 for op in graph.ops if "solve_triangular" in op.target]
+    assert all(solved)  # n^2 multiply-accumulates a right-hand side, of which torch counts none
+    known = total_flops(graph).products - sum(solved)
+    assert known == counted_by_torch(config, {}, "small", tokens())
 
 
 def test_what_a_trace_changes_in_transformers_is_undone():

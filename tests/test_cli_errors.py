@@ -1238,8 +1238,8 @@ def test_json_of_policies(here, cli):
             ],
             "rules": [
                 {
-                    key: [value] if key in ("pattern", "kind") and isinstance(value, str) else value
-                    for key, value in rule.items()
+                    key: value if key in ("place", "reason", "optional") or isinstance(value, list)
+                    else [value] for key, value in rule.items()
                 }
                 for rule in table.get("rule", [])
             ],

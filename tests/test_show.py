@@ -39,7 +39,9 @@ def compare(made: Partition) -> None:
     """What ``compare`` prints of one policy, against itself."""
     alike = compare_traffic(made.placement, made.traffic, made.traffic)
     at = Setting("tee", ("gpu",), made.links)
-    found = show_split.Compared(Path("here"), at, [made.policy], [made], made, [alike], [[]], {})
+    found = show_split.Compared(
+        Path("here"), at, [made.policy], [made], made, [alike], [[]], [{}], {}
+    )
     show_split.comparison(found, None)
 
 

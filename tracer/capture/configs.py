@@ -159,14 +159,17 @@ def check_sizes(config: Mapping[str, Any], model: str) -> tuple[str, ...]:
             if _is_size(key, value):
                 read = key in table.known or _is_read(table, key)
                 (sized if read else unread).append((table, key))
-    meant = {(t, key): _meant(t, key, tables, sized) for t, key in unread}
-    lost = [one for one in unread if not sized or meant[one][0] in _MAIN]
+    meant = {(t.path, key): _meant(t, key, tables, sized) for t, key in unread}
+    lost = [
+        (table, key) for table, key in unread
+        if not sized or meant[table.path, key][0] in _MAIN
+    ]  # fmt: skip
     if lost:
         kinds = sorted({table.kind.__name__ for table, _ in lost})
         instead = "; ".join(
             f"{' or '.join(fields[:3])} for {table.path}{key}"
             for table, key in lost
-            if (fields := meant[table, key][1])
+            if (fields := meant[table.path, key][1])
         ) or ", ".join(field for meaning in _MAIN for t in tables for field in t.of(meaning))
         raise InputError(
             f"{model}: {' and '.join(kinds)} does not read "
@@ -178,7 +181,7 @@ def check_sizes(config: Mapping[str, Any], model: str) -> tuple[str, ...]:
         names: dict[str, list[str]] = {}
         for table, key in unread:
             said = f"{table.path}{key}"
-            if fields := meant[table, key][1]:
+            if fields := meant[table.path, key][1]:
                 said += f" (what it reads is {' or '.join(fields[:3])})"
             names.setdefault(table.kind.__name__, []).append(said)
         parts = (f"{kind} has no {', '.join(some)}" for kind, some in names.items())
