@@ -245,7 +245,8 @@ def _meant(
         return (_MEANING.get(found[0]), [table.path + found[0]]) if found else (None, [])
     if meaning in {_MEANING.get(name) for t, name in sized if t in inside}:
         return None, []
-    return meaning, [field for t in inside for field in t.of(meaning)]
+    fields = [field for t in inside for field in t.of(meaning)]
+    return (meaning, fields) if fields else (None, [])  # an encoder of images has no vocabulary
 
 
 def _refuse_absurd(table: _Table, model: str) -> None:
