@@ -209,7 +209,7 @@ def test_bytes_on_the_only_device_peak_where_the_memory_model_says() -> None:
     split = split_of("home")
     (resident,) = split.resident_bytes.values()
     levels = [level.bytes for level in predicted(split, times_of(split)).levels]
-    assert max(levels) - resident == memory_need(split.graph).peak_activation_bytes
+    assert max(levels) - resident == memory_need(split.graph).live_activation_bytes
     assert levels[0] == levels[-1] == resident
 
 
@@ -620,7 +620,8 @@ def test_with_nothing_to_predict_from_what_was_measured_is_written(tmp_path: Pat
     out = tmp_path / "x.pftrace"
     ran = invoke("export", "perfetto", folder_of("narrow"), "--out", out, "--json")
     assert [one["name"] for one in json.loads(ran.stdout)["timelines"]] == ["measured"]
-    assert ran.stderr.startswith("warning: nothing is predicted: the seconds of ops on tee")
+    warned = json.loads(ran.stderr)["warning"]
+    assert warned.startswith("nothing is predicted: the seconds of ops on tee")
 
 
 def test_graphs_are_of_one_trace(here: Path) -> None:
