@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as examples
 
 from costmodels.flops import annotate
 from tracer.graph import OpGraph
@@ -17,6 +18,9 @@ from tracer.presets import preset
 
 os.environ["CUTEDGE_CACHE"] = os.devnull
 """No test reads or fills the user's cache; every trace is fresh unless a test says otherwise."""
+
+examples.register_profile("cutedge", deadline=None)  # machines are noisy
+examples.load_profile("cutedge")
 
 gc.set_threshold(100_000, 50, 50)
 """Graphs live long: looking for cycles among them as often as usual takes a fifth of the time."""
