@@ -216,7 +216,9 @@ def _seen(one: Exposure) -> Iterable[str]:
     for sort in one.seen:
         by_how[sort.how].append(sort.what.words + (f" ({sort.example})" if sort.example else ""))
     told = [f"{how.words}: {', '.join(sorts)}" for how, sorts in by_how.items() if sorts]
-    yield f"{one.device} sees {'; '.join(told) or 'nothing'}"
+    if all(sort.how is How.NOT_AT_ALL for sort in one.seen):
+        told = ["nothing"]
+    yield f"{one.device} sees {'; '.join(told)}"
     yield (
         f"{one.device} is sent {human(one.sent_bytes)}, computes {human(one.made_bytes)} and holds "
         f"{human(one.parameter_bytes)} of parameters, in plain"
