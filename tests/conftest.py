@@ -1,11 +1,13 @@
 """What the tests share: traced presets (each once a session) and real processes."""
 
+import atexit
 import gc
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,18 @@ import pytest
 from hypothesis import settings as examples
 
 from costmodels.flops import annotate
+from tracer import cache
 from tracer.graph import OpGraph
 from tracer.presets import preset
 
-os.environ["CUTEDGE_CACHE"] = os.devnull
-"""No test reads or fills the user's cache; every trace is fresh unless a test says otherwise."""
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have it from the process that began
+    _cache = tempfile.TemporaryDirectory(prefix="cutedge-tests-", ignore_cleanup_errors=True)
+    atexit.register(_cache.cleanup)
+    os.environ["CUTEDGE_CACHE"] = _cache.name
+"""No test reads or fills the user's cache; those of a session share one, made anew.
+
+What a capture gives, whatever lies in a cache, is for the tests that call ``capture``.
+"""
 
 examples.register_profile("cutedge", deadline=None)  # machines are noisy
 examples.load_profile("cutedge")
@@ -29,13 +38,18 @@ BIN = Path(sys.executable).parent
 REFERENCE = Path(__file__).parent / "reference"
 
 
-@cache
+@lru_cache(64)
 def _traced(name: str, options: tuple[tuple[str, Any], ...]) -> OpGraph:
-    from tracer.capture import capture
+    asked = {"model": name, **dict(options)}
+    asked["overrides"] = dict(asked.pop("overrides", ()))
+    sizes = {size: asked.pop(size) for size in ("batch", "seq", "past", "source") if size in asked}
+    key = cache.key(preset(name), asked)
+    if (found := cache.find(key, sizes)) is None:
+        from tracer.capture import capture
 
-    settings = dict(options)
-    overrides = dict(settings.pop("overrides", ()))
-    return annotate(capture(preset(name), model=name, overrides=overrides, **settings).graph)
+        found = capture(preset(name), **asked, **sizes)
+        cache.keep(key, found.graph, found.reach)
+    return annotate(found.graph)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ def run_commands(block: str, folder: Path) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {
         **os.environ, "PATH": path, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120",
-        "CUTEDGE_CACHE": f"{folder.parent}/cache-of-pages",  # no page traces what another has
+        "CUTEDGE_CACHE": os.environ.get("CUTEDGE_CACHE") or f"{folder.parent}/cache-of-pages",
     }  # fmt: skip
     lines = []
     for line in block.splitlines():

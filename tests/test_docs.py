@@ -1,36 +1,58 @@
-"""Everything that README.md shows is what happens."""
+"""Everything that README.md and the guide show is what happens, and the guide builds."""
 
 import pytest
 
-from tests.readme import README, blocks
+from tests.readme import GUIDE, README, ROOT, blocks
+
+LONG = ("commands", "grids", "tour", "seconds", "cookbook", "sweep")
+"""Pages whose commands take long; `make test-all` runs them."""
 
 
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("readme")
-    return list(blocks(README.read_text(encoding="utf-8"), folder))
-
-
-def test_every_command_and_query_prints_what_the_readme_shows(shown):
-    assert len(shown) > 10
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=pytest.mark.slow if page.stem in LONG else ())
+        for page in (README, *GUIDE)
+    ],
+)
+def test_every_command_and_query_prints_what_the_page_shows(tmp_path_factory, page):
+    shown = list(blocks(page.read_text(encoding="utf-8"), tmp_path_factory.mktemp("page")))
+    assert shown
     for block, now in shown:
         assert block.group(3) == now, f"{block.group(0)}\n--- prints now ---\n{now}"
 
 
-def test_the_readme_asks_what_analysts_ask(shown):
-    queries = "\n".join(block.group(3) for block, _ in shown if block.group(1) == "sql")
-    for wanted in ("LIMIT", "GROUP BY label", "GROUP BY layer", "attention_scores"):
-        assert wanted in queries
+def test_the_readme_is_a_page():
+    assert len(README.read_bytes()) <= 8 * 1024
 
 
-def test_the_policies_and_commands_are_all_in_the_readme():
+def test_the_policies_and_commands_are_all_in_the_guide():
     from cli.main import app
     from partition.policy import policy_names
 
-    security = README.parent / "docs" / "guide" / "security.md"  # has those with secrets
-    text = README.read_text(encoding="utf-8") + security.read_text(encoding="utf-8")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (README, *GUIDE))
     names = [command.name or command.callback.__name__ for command in app.registered_commands]
     for name in (*names, *(group.name for group in app.registered_groups)):
         assert f"cutedge {name}" in text or f"`{name}`" in text
     for policy in policy_names():
         assert f"`{policy}`" in text
+
+
+def test_the_pages_ask_what_analysts_ask():
+    text = (ROOT / "docs" / "guide" / "tables.md").read_text(encoding="utf-8")
+    for wanted in ("LIMIT", "GROUP BY label", "GROUP BY layer", "attention_scores"):
+        assert wanted in text
+
+
+@pytest.mark.filterwarnings("ignore:'myst_parser")  # of Sphinx, about its own extension
+def test_the_guide_builds_without_a_warning(tmp_path):
+    from sphinx.application import Sphinx
+
+    docs = ROOT / "docs"
+    app = Sphinx(docs, docs, tmp_path / "html", tmp_path / "trees", "html", status=None,
+                 warningiserror=True)  # fmt: skip
+    app.build()
+    assert app.statuscode == 0
+    for name in ("cookbook", "grids"):
+        page = (tmp_path / "html" / "guide" / f"{name}.html").read_text(encoding="utf-8")
+        assert page.count("<h2>") == 15
