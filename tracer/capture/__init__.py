@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -35,7 +34,7 @@ from tracer.capture.models import architectures, build, build_with_memory, settl
 from tracer.capture.phases import Task, Way
 from tracer.capture.runnable import Runnable
 from tracer.capture.runs import untouched
-from tracer.capture.user import user_model, user_module
+from tracer.capture.user import Own, own_function, own_module, user_model, user_module
 from tracer.captured import Capture, Checked
 from tracer.errors import CutedgeError, InputError
 from tracer.graph import TraceMeta
@@ -43,6 +42,21 @@ from tracer.program import Program, build_graph, invocations, tensor_ids, writte
 from tracer.reach import Reach
 from tracer.stamp import Stack, stamp
 from tracer.summary import attention_kind
+
+__all__ = [
+    "Capture",
+    "as_it_runs",
+    "capture",
+    "capture_function",
+    "capture_own",
+    "check",
+    "own_function",
+    "own_module",
+    "quiet",
+    "runnable",
+    "runnable_function",
+    "runnable_own",
+]  # fmt: skip
 
 
 def capture(
@@ -103,9 +117,16 @@ def _notes(
     return (*unused(merged, dtype=dtype, attn=attn), *notes)
 
 
-def capture_function(
-    file: str,
-    function: str,
+def capture_function(file: str, function: str, **options: Any) -> Capture:
+    """The op graph of the module that ``function`` in a Python ``file`` returns: ``capture_own``.
+
+    Raises InputError for what is no such function.
+    """
+    return capture_own(own_function(file, function), **options)
+
+
+def capture_own(
+    own: Own,
     *,
     dtype: str | None = None,
     attn: str = "eager",
@@ -114,27 +135,26 @@ def capture_function(
     full: bool = False,
     **sizes: int | None,
 ) -> Capture:
-    """The op graph of the module that ``function`` in a Python ``file`` returns, as ``capture``.
+    """The op graph of the module that a function of the user's returns, as ``capture``.
 
     The function returns (module, example inputs); of ``sizes`` and ``overrides`` it gets those
     that it has parameters for (see ``user_model``).
     """
     overrides = overrides or {}
     with quiet(), as_it_runs():
-        task, own = _own_task(file, function, dtype, attn, sizes, overrides)
-        return _captured(task, own, attn, overrides, (), symbolic=symbolic, full=full)
+        task, floating = _own_task(own, dtype, attn, sizes, overrides)
+        return _captured(task, floating, attn, overrides, (), symbolic=symbolic, full=full)
 
 
 def _own_task(
-    file: str, function: str, dtype: str | None, attn: str, sizes: Mapping[str, int | None],
+    own: Own, dtype: str | None, attn: str, sizes: Mapping[str, int | None],
     overrides: Mapping[str, Any],
 ) -> tuple[Task, str]:  # fmt: skip
     """(the task of a user's own module, the dtype of its parameters)"""
-    name = f"{Path(file).stem}.{function}"
     chosen = None if dtype is None else getattr(torch, dtype)
-    module, read = user_model(file, function, sizes, overrides, chosen)
-    _set_attention(module, attn, name)
-    task = Task(module, name, read, phase="prefill", sizes=sizes, logits="all", cache=False)
+    module, read = user_model(own, sizes, overrides, chosen)
+    _set_attention(module, attn, own.name)
+    task = Task(module, own.name, read, phase="prefill", sizes=sizes, logits="all", cache=False)
     floating = (p.dtype for p in module.parameters() if p.is_floating_point())
     return task, str(next(floating, torch.get_default_dtype())).removeprefix("torch.")
 
@@ -181,18 +201,23 @@ def runnable(
         return _runnable(task, dtype, attn, overrides, notes, twin)
 
 
-def runnable_function(
-    file: str, function: str, *, dtype: str | None = None, attn: str = "eager",
+def runnable_function(file: str, function: str, **options: Any) -> Runnable:
+    """As ``runnable``, of the module that ``function`` in a Python ``file`` returns."""
+    return runnable_own(own_function(file, function), **options)
+
+
+def runnable_own(
+    own: Own, *, dtype: str | None = None, attn: str = "eager",
     overrides: Mapping[str, Any] | None = None, **sizes: int | None,
 ) -> Runnable:  # fmt: skip
-    """As ``runnable``, of the module that ``function`` in a Python ``file`` returns."""
+    """As ``runnable``, of the module that a function of the user's returns."""
     overrides = overrides or {}
     with quiet(), as_it_runs():
-        task, own = _own_task(file, function, dtype, attn, sizes, overrides)
+        task, floating = _own_task(own, dtype, attn, sizes, overrides)
         chosen = None if dtype is None else getattr(torch, dtype)
-        twin = user_module(file, function, task.sizes, overrides, chosen)
+        twin = user_module(own, task.sizes, overrides, chosen)
         _set_attention(twin, attn, task.model)
-        return _runnable(task, own, attn, overrides, (), twin)
+        return _runnable(task, floating, attn, overrides, (), twin)
 
 
 def _runnable(

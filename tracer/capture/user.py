@@ -1,10 +1,17 @@
-"""A user's own module: a function in a Python file that returns (module, example inputs)."""
+"""A user's own module: a function that returns (module, example inputs), in a file or not."""
 
+import builtins
+import copy
+import importlib
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,11 +29,40 @@ STEPS = {"batch": 2, "seq": 3, "past": 5, "source": 7}
 """How much each size is raised, to see which axes of the inputs follow it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A function of the user's that returns (module, example inputs)."""
+
+    build: Callable[..., Any]
+    name: str
+    """What the model's tables are called by."""
+    called: str
+    """What the user calls it."""
+
+
+def own_function(file: str, function: str) -> Own:
+    """The ``function`` in a Python ``file``. Raises InputError where there is no such function."""
+    return Own(_load(file, function), f"{Path(file).stem}.{function}", f"{file}:{function}")
+
+
+def own_module(module: torch.nn.Module, inputs: Any, name: str) -> Own:
+    """A module that is there already. What is done to it for a trace is done to a copy.
+
+    The copy shares the module's tensors: no number is copied.
+    """
+    kept = [*module.parameters(), *module.buffers()]
+
+    def build() -> tuple[torch.nn.Module, Any]:
+        return copy.deepcopy(module, {id(tensor): tensor for tensor in kept}), inputs
+
+    return Own(build, name, name)
+
+
 def user_model(
-    file: str, function: str, sizes: Mapping[str, int | None], arguments: Mapping[str, Any],
+    own: Own, sizes: Mapping[str, int | None], arguments: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> tuple[torch.nn.Module, Reading]:  # fmt: skip
-    """The module that ``function`` in ``file`` returns, without data, and what it reads.
+    """The module that a function of the user's returns, without data, and what it reads.
 
     What floats is of ``dtype``, where one is given.
 
@@ -36,8 +72,7 @@ def user_model(
     else of inputs or parameters changes with them, none is a symbol. The function may take other
     ``arguments`` by name. Raises InputError for what is no such function.
     """
-    name = f"{file}:{function}"
-    build = _load(file, function)
+    build, name = own.build, own.called
     accepted = inspect.signature(build).parameters
     for key in arguments:
         if key not in accepted or key in DEFAULTS:
@@ -91,28 +126,29 @@ def user_model(
 
 
 def user_module(
-    file: str, function: str, sizes: Mapping[str, int], arguments: Mapping[str, Any],
+    own: Own, sizes: Mapping[str, int], arguments: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> torch.nn.Module:  # fmt: skip
-    """The module as ``function`` makes it, with its data, at ``sizes`` that it may have."""
-    build = _load(file, function)
-    accepted = inspect.signature(build).parameters
+    """The module as the user's function makes it, with its data, at ``sizes`` that it may have."""
+    accepted = inspect.signature(own.build).parameters
     asked = {size: number for size, number in sizes.items() if size in accepted}
-    module, _ = _built(build, f"{file}:{function}", {**arguments, **asked})
+    module, _ = _built(own.build, own.called, {**arguments, **asked})
     return remade(module, "cpu", dtype).eval()
+
+
+OURS = ("tracer", "partition", "costmodels", "cli", "cutedge")
+"""The names under which cutedge itself can be imported."""
 
 
 def _load(file: str, function: str) -> Callable[..., Any]:
     path = Path(file).resolve()
-    private = f"_{path.stem}_of_the_user"  # a user's json.py is not Python's
-    found = importlib.util.spec_from_file_location(private, path)
-    if not path.is_file() or found is None or found.loader is None:
+    if not path.is_file() or path.suffix != ".py":
         raise InputError(f"{file} is no Python file that exists")
-    loaded = importlib.util.module_from_spec(found)
-    sys.path.insert(0, str(path.parent))  # for what stands beside it
-    sys.modules[private] = loaded
+    beside = _Neighbours(path.parent)
+    sys.path.append(str(path.parent))  # for what looks there by itself; ``beside`` comes first
+    sys.meta_path.insert(0, beside)
     try:
-        found.loader.exec_module(loaded)
+        loaded = beside.load(path.stem, path)
     except (Exception, SystemExit) as error:  # it is the user's code
         raise InputError(f"{file} cannot be imported: {first_line(error)}") from error
     build: Any = getattr(loaded, function, None)
@@ -120,6 +156,92 @@ def _load(file: str, function: str) -> Callable[..., Any]:
         own = [name for name, value in vars(loaded).items() if inspect.isfunction(value)]
         raise InputError(f"{file} has no function {function}." + suggest(function, own))
     return build  # type: ignore[no-any-return]
+
+
+class _Neighbours:
+    """A user's folder, whose files win over ours of the same name in what is imported there.
+
+    A ``partition.py`` beside a user's model is what the model's ``import partition`` means, also in
+    other files beside it. The user's modules alone import in this way: each has an ``__import__``
+    of its own, so that what cutedge imports meanwhile is still cutedge's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._own: set[str] = set()
+        """What was found here, by the first part of its name in ``sys.modules``."""
+        self._private = {
+            name: place
+            for name in OURS
+            for place in (folder / f"{name}.py", folder / name / "__init__.py")
+            if place.is_file() and not _is_ours(name, place)
+        }
+
+    def load(self, name: str, path: Path) -> ModuleType:
+        """The module in a file, under a private name: a user's json.py is not Python's."""
+        private = f"_{name}_of_the_user"
+        loader = _Own(private, str(path), self._import)
+        places = [str(path.parent)] if path.name == "__init__.py" else None
+        found = importlib.util.spec_from_file_location(
+            private, path, loader=loader, submodule_search_locations=places
+        )
+        assert found is not None  # there is a loader
+        loaded = importlib.util.module_from_spec(found)
+        sys.modules[private] = loaded
+        self._own.add(private)
+        loader.exec_module(loaded)
+        return loaded
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """As finders of ``sys.meta_path`` do: the modules of this folder, as the user's."""
+        first, _, rest = name.partition(".")
+        if first in OURS:
+            return None
+        if rest:
+            found = PathFinder.find_spec(name, path) if first in self._own else None
+        else:
+            found = PathFinder.find_spec(name, [str(self._folder)])
+        if found is None or not isinstance(found.loader, SourceFileLoader):
+            return found
+        self._own.add(first)
+        found.loader = _Own(name, found.loader.path, self._import)
+        return found
+
+    def _import(
+        self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
+    ) -> Any:
+        first, _, rest = name.partition(".")
+        if level or first not in self._private:
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        private = f"_{first}_of_the_user"
+        if private not in self._own:
+            self.load(first, self._private[first])
+        named = importlib.import_module(f"{private}.{rest}" if rest else private)
+        if not fromlist:
+            return sys.modules[private]
+        for wanted in fromlist:  # what is in the module, or a module of the package
+            if not hasattr(named, wanted) and hasattr(named, "__path__"):
+                with suppress(ModuleNotFoundError):  # from ... import says so better
+                    importlib.import_module(f"{named.__name__}.{wanted}")
+        return named
+
+
+def _is_ours(name: str, place: Path) -> bool:
+    ours = getattr(sys.modules.get(name), "__file__", None)
+    return ours is not None and place.resolve() == Path(ours).resolve()
+
+
+class _Own(SourceFileLoader):
+    """Loads a module whose imports go another way."""
+
+    def __init__(self, name: str, path: str, importing: Callable[..., Any]) -> None:
+        super().__init__(name, path)
+        self._importing = importing
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module's code; its functions keep the builtins that it was run with."""
+        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._importing}
+        super().exec_module(module)
 
 
 def _built(
