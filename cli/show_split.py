@@ -17,7 +17,7 @@ from partition.layers import TopologicalCut
 from partition.optimise import Price, Setting
 from partition.run import Run
 from partition.seen import Derived, How, What
-from partition.tables import Partition
+from partition.tables import Partition, summary_row
 from tracer.graph import OpGraph, TraceMeta
 from tracer.summary import tensor_names
 
@@ -266,7 +266,7 @@ def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Pri
         [
             (
                 step.ops, str(step.count), step.device, mib(step.saved_bytes),
-                f"{-step.saved_calls:+}" if step.saved_calls else "", mib(step.total_bytes),
+                f"{-step.saved_calls:+}" if step.saved_calls else "", mib(step.total_payload_bytes),
             )
             for step in steps
         ],
@@ -338,36 +338,12 @@ def partition_dict(
     beside: TopologicalCut | None = None,
 ) -> dict[str, Any]:
     """``partition --json``, and an entry of ``compare --json``."""
-    traffic, totals = partition.traffic, partition.traffic.totals
     relief = bottleneck.relief if bottleneck else None
-    flops = total_flops(partition.graph)
     return {
         "folder": str(folder), "model": partition.graph.meta.model,
         "phase": partition.graph.meta.phase, **partition.graph.meta.variables,
-        "policy": partition.policy, "home": partition.placement.home,
-        "accelerators": list(partition.placement.accelerators), "link": partition.links.name,
-        "wire": partition.wire, "residency": partition.residency,
-        "calls": len(traffic.calls), "transfers": len(traffic.transfers),
-        "cut_edges": traffic.cut_edges,
-        "sent_payload_bytes": totals.sent_payload_bytes,
-        "received_payload_bytes": totals.received_payload_bytes,
-        "peer_payload_bytes": totals.peer_payload_bytes,
-        "total_payload_bytes": totals.payload_bytes,
-        "sent_wire_bytes": totals.sent_wire_bytes,
-        "received_wire_bytes": totals.received_wire_bytes,
-        "peer_wire_bytes": totals.peer_wire_bytes,
-        "total_wire_bytes": totals.wire_bytes,
-        "transfer_seconds": totals.seconds,
-        "compute_seconds": dict(partition.compute_seconds), "run_seconds": partition.run_seconds,
-        "run": _run_dict(partition.run), "cycles": dict(partition.cycles),
-        "array_options": partition.options.text or None,
-        "optimality": None if partition.solution is None else {
-            "objective": partition.objective, "unit": partition.unit,
-            "value": partition.solution.objective, "bound": partition.solution.bound,
-            "gap": partition.solution.gap, "optimal": partition.solution.proven,
-            "solver": partition.solution.solver,
-        },
-        "cut": (partition.solution and partition.solution.cut) or None,
+        "wire": partition.wire, **summary_row(partition), **_run_dict(partition.run),
+        "objective_gap": partition.solution and partition.solution.gap,
         "topological_cut": None if beside is None else {
             "objective_value": beside.objective_value, "after": list(beside.after),
         },
@@ -393,10 +369,7 @@ def partition_dict(
             "ladder": [asdict(step) for step in why[0]],
             "prices": [asdict(price) for price in why[1]],
         }),
-        "peak_buffer_bytes": traffic.peak_buffer_bytes,
-        "total_bytes_expr": traffic.total_expr,
-        "resident_bytes": dict(traffic.resident_bytes),
-        "flops_coverage": flops.coverage, "unsupported": dict(flops.unsupported),
+        "unsupported": dict(total_flops(partition.graph).unsupported),
         "top_transfers": [
             {
                 "name": g.name, "direction": g.direction, "count": g.count,
@@ -585,12 +558,14 @@ def _best(partition: Partition) -> str:
     return f"{partition.objective} ({proof})"
 
 
-def _run_dict(run: Run | None) -> dict[str, Any] | None:
-    return None if run is None else {
-        **asdict(run), "seconds_per_token": run.seconds_per_token,
-        **dict(zip(("home_share", "accelerator_share", "link_share"), run.shares, strict=True)),
-        "link_bound_chips": run.link_bound_chips, "many_chips_seconds": run.many_chips_seconds,
-    }  # fmt: skip
+def _run_dict(run: Run | None) -> dict[str, Any]:
+    """What ``summary`` does not say of a run."""
+    shares = (None,) * 3 if run is None else run.shares
+    return {
+        "tokens": run and run.tokens,
+        "chips": run and run.chips,
+        **dict(zip(("home_share", "accelerator_share", "link_share"), shares, strict=True)),
+    }
 
 
 def compared_dict(

@@ -26,7 +26,7 @@ class Step:
     saved_bytes: int
     """Payload that no longer crosses once they have moved; negative where more does."""
     saved_calls: int
-    total_bytes: int
+    total_payload_bytes: int
     """What still crosses."""
 
 
@@ -82,7 +82,7 @@ def ladder(
                 device=str(end.devices[working[0]]),
                 saved_bytes=before.totals.payload_bytes - after.totals.payload_bytes,
                 saved_calls=len(before.calls) - len(after.calls),
-                total_bytes=after.totals.payload_bytes,
+                total_payload_bytes=after.totals.payload_bytes,
             )
         )
         before = after

@@ -152,7 +152,7 @@ def policies_table(
         "received": column(lambda p: human(p.traffic.totals.received_payload_bytes)),
         "all bytes": column(lambda p: human(p.traffic.totals.payload_bytes)),
         "saved": [text(c.saved_share, lambda s: f"{s:.1%}") for c in compared],
-        "moving": column(lambda p: text(p.traffic.totals.seconds, duration)),
+        "transfer time": column(lambda p: text(p.traffic.totals.seconds, duration)),
         "run": column(lambda p: text(p.run_seconds, duration)),
         "exposed": [human(sum(one.visible_bytes for one in each)) for each in seen],
         "optimal": column(_optimal),

@@ -372,7 +372,7 @@ class Loaded:
             + (0 if came.tensors else came.wire_bytes),
             "home_seconds": begun - start, "serialise_seconds": went.pack_seconds,
             "send_seconds": went.move_seconds, "receive_seconds": came.move_seconds,
-            "deserialise_seconds": came.pack_seconds, "seconds": time.perf_counter() - begun,
+            "deserialise_seconds": came.pack_seconds, "call_seconds": time.perf_counter() - begun,
             "home_peak_memory_bytes": peak_memory_bytes(),
         }  # fmt: skip
 
@@ -413,8 +413,8 @@ class Loaded:
                 taken = stats[row["call_id"]]
                 measured.calls.append(
                     MeasuredCall(**{
-                        **row, "remote_seconds": taken["compute_seconds"],
-                        "transfer_seconds": row["seconds"] - taken["compute_seconds"],
+                        **row, "accelerator_seconds": taken["compute_seconds"],
+                        "seconds": row["call_seconds"] - taken["compute_seconds"],
                         "serialise_seconds": row["serialise_seconds"] + taken["pack_seconds"],
                         "deserialise_seconds": row["deserialise_seconds"] + taken["unpack_seconds"],
                         **{key: taken[key] for key in
