@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -50,6 +51,19 @@ def _traced(name: str, options: tuple[tuple[str, Any], ...]) -> OpGraph:
         found = capture(preset(name), **asked, **sizes)
         cache.keep(key, found.graph, found.reach)
     return annotate(found.graph)
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is slow is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked ``few(n)``, the cases after the first ``n`` are slow."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        if mark := item.get_closest_marker("few"):
+            test = item.nodeid.partition("[")[0]
+            if seen[test] >= mark.args[0]:
+                item.add_marker("slow")
+            elif item.get_closest_marker("slow") is None:
+                seen[test] += 1
 
 
 @pytest.fixture(scope="session")

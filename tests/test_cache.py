@@ -96,6 +96,7 @@ HYBRID = {
                      marks=pytest.mark.slow),
     ],
 )  # fmt: skip
+@pytest.mark.few(1)
 def test_a_trace_at_other_sizes_is_what_a_fresh_capture_is(
     config, options, at, others, misses, place, tmp_path
 ):

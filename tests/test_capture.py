@@ -68,6 +68,7 @@ def sparing(names: Iterable[str]) -> list[object]:
 
 
 @pytest.mark.parametrize("name", sparing(FAMILIES))
+@pytest.mark.few(1)
 def test_formulas_equal_fresh_concrete_traces(name):
     """No op aside from views may be in one trace and not in the other, at any of the sizes."""
     options = {"model": name, "overrides": shortened(name)}
@@ -121,11 +122,13 @@ def same_tables(name: str, **options: object) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.few(1)
 def test_repeated_layers_equal_the_whole_trace(name):
     same_tables(name)
 
 
 @pytest.mark.parametrize("options", [{"attn": "sdpa"}, {"dtype": "bfloat16"}, {"symbolic": False}])
+@pytest.mark.few(1)
 def test_repeated_layers_equal_the_whole_trace_under_options(options):
     same_tables("llama-3.2-1b", overrides={"num_hidden_layers": 6}, **options)
 
@@ -136,6 +139,7 @@ def test_repeated_layers_equal_the_whole_trace_of_every_preset(name):
     same_tables(name)
 
 
+@pytest.mark.slow
 def test_unlike_layers_are_traced_whole():
     """Layers that take turns between a window and full attention are not alike."""
     config = {
@@ -323,6 +327,7 @@ def test_what_a_block_alone_of_its_kind_makes_may_be_read_by_all_of_another(alon
     same_toys(Sharing(source, kinds), repeated)
 
 
+@pytest.mark.slow
 def test_why_every_layer_was_traced_is_known():
     never, second = LOOKS["never"][0], LOOKS["every second"][0]
     assert traced_toy(Toy(never, never)).whole is None  # they were repeated
@@ -350,6 +355,7 @@ def test_why_every_layer_was_traced_is_known():
         ),  # so does this; no positions in every fourth
     ],
 )
+@pytest.mark.slow
 def test_each_kind_of_layer_is_traced_and_repeated(kind, depth, untraced):
     overrides = {"num_hidden_layers": depth}
     one, whole = (
@@ -373,6 +379,7 @@ def test_tied_weights_are_one_storage(traced):
 
 
 @pytest.mark.parametrize(("kv_heads", "width"), [(None, 256), (32, 2048)])
+@pytest.mark.few(1)
 def test_set_changes_the_model(traced, kv_heads, width):
     """TinyLlama has 4 heads of K and V, 64 wide: k_proj is 2048 x 256."""
     overrides = {"num_key_value_heads": kv_heads} if kv_heads else {}
@@ -384,6 +391,7 @@ def test_set_changes_the_model(traced, kv_heads, width):
 
 
 @pytest.mark.parametrize("name", sparing(FAMILIES))
+@pytest.mark.few(1)
 def test_noise_is_gone_and_all_else_is_classified(traced, name):
     graph = traced(name, seq=48, batch=2)
     targets = {op.target for op in graph.ops}
@@ -532,6 +540,7 @@ def test_a_run_on_meta_works_out_each_op_once(monkeypatch):
     ],
     ids=["llama", "mistral within the window", "mistral beyond the window", "bert"],
 )
+@pytest.mark.few(1)
 def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeypatch):
     """transformers masks an export where a run needs no mask: the trace must follow the run."""
     config = {**config, "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 16,
@@ -567,6 +576,7 @@ def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas():
         assert captured.graph.meta.symbolic == ("batch", "seq")
 
 
+@pytest.mark.slow
 def test_buffers_keep_the_precision_of_their_code():
     """from_pretrained(dtype=bfloat16) leaves RoPE's frequencies in float32."""
     small = preset("edge-10m") | {"model_type": "llama", "architectures": None}
@@ -578,6 +588,7 @@ def test_buffers_keep_the_precision_of_their_code():
 
 
 @pytest.mark.parametrize("kind", ["bloom", "deberta-v2"])
+@pytest.mark.few(1)
 def test_a_dropout_hands_on_the_memory_of_its_input(kind):
     """What follows a dropout in evaluation is still a view of what went in: attention is found."""
     graph = capture({"model_type": kind, "num_hidden_layers": 2}, model=kind, seq=16).graph
@@ -586,6 +597,7 @@ def test_a_dropout_hands_on_the_memory_of_its_input(kind):
 
 @pytest.mark.parametrize("kind", ["bloom", "xglm", "llama"])
 @pytest.mark.parametrize(("batch", "seq"), [(1, 2), (1, 7), (2, 7)])
+@pytest.mark.few(2)
 def test_what_must_be_copied_is_decided_at_the_size_of_the_trace(kind, batch, seq):
     """A reshape that copies at batch 2 may be a view at batch 1."""
     options = {"model": kind, "batch": batch, "seq": seq, "overrides": {"num_hidden_layers": 2}}

@@ -986,6 +986,7 @@ def metadata(path: Path) -> dict[str, str]:
     ],
     ids=lambda options: options[0],
 )
+@pytest.mark.few(1)
 def test_json_of_trace(cli, options):
     done = cli("trace", *options, "--json")
     figures = parsed(done)

@@ -41,6 +41,7 @@ def kinds(graph: OpGraph) -> set[Kind]:
 
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
 @pytest.mark.parametrize(("asked", "other"), [("eager", "sdpa"), ("sdpa", "eager")])
+@pytest.mark.few(2)
 def test_attention_is_what_was_asked_whatever_the_config_says(
     key: str, asked: str, other: str
 ) -> None:

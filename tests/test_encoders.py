@@ -123,6 +123,7 @@ def beyond(config: Mapping[str, Any], **sizes: Any) -> list[str]:
     return [line for line in made.warnings if "is beyond the" in line]
 
 
+@pytest.mark.slow
 def test_tokens_beyond_the_positions_are_said_and_no_default_is() -> None:
     assert capture(BERT, model="m").graph.meta.seq == 512
     assert beyond(BERT, seq=512) == []
@@ -144,6 +145,7 @@ def test_tokens_beyond_the_positions_are_said_and_no_default_is() -> None:
         (SEES, 17, "ViTModel makes 17 of 32 x 32 pixels"),  # 4 x 4 patches and the class
     ],
 )
+@pytest.mark.few(1)
 def test_an_encoder_of_sounds_or_images_makes_as_much_as_it_makes(
     config: Mapping[str, Any], length: int, why: str
 ) -> None:
@@ -167,10 +169,11 @@ def test_what_an_encoder_makes_of_an_image_is_as_wide_as_a_run_makes_it() -> Non
     assert made.last_hidden_state.shape == encoded.shape
 
 
+@pytest.mark.slow
 def test_a_check_of_one_that_hears_goes_through(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(json.dumps(WHISPER))
     done = invoke("models", tmp_path / "m.json", "--check", "--seq", "16", "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert [phase["phase"] for phase in said["phases"]] == ["prefill", "decode"]
-    assert said["class"] == "WhisperForConditionalGeneration"
+    assert said["model_class"] == "WhisperForConditionalGeneration"

@@ -241,6 +241,7 @@ ACTIVE = {
 
 
 @pytest.mark.parametrize("name", swept(list(ACTIVE)))
+@pytest.mark.few(3)
 def test_active_parameters_are_those_published(traced, name):
     graph = traced(name, batch=BATCH, seq=PROMPT)
     published, layers, passed_by, expert = ACTIVE[name]
@@ -252,6 +253,7 @@ def test_active_parameters_are_those_published(traced, name):
 
 
 @pytest.mark.parametrize("name", swept(["mixtral-8x7b", "qwen3-30b-a3b", "gpt-oss-20b"]))
+@pytest.mark.few(1)
 def test_decoding_a_token_reads_its_active_parameters_once(name):
     """All of them, but for the table of the embedding: one row of it."""
     graph = annotate(capture(preset(name), model=name, phase="decode", seq=1, past=64).graph)
@@ -318,6 +320,7 @@ def test_a_model_that_runs_all_experts_is_counted_as_it_runs():
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )  # fmt: skip
+@pytest.mark.few(4)
 def test_ways_to_route(config, assumed):
     graph = small({**SMALL, **config})
     (text,) = assumptions(graph)

@@ -53,6 +53,7 @@ def test_the_log_agrees_but_for_one_table_of_the_report():
     assert sum(row.agrees is True for row in found) == 62
 
 
+@pytest.mark.slow
 def test_tinyllama_with_its_real_heads_to_the_cycle():
     (row,) = [r for r in judged(FILES["chip_8x8.csv"]) if "real 4 KV heads and lm_head" in r.item]
     assert row.ours == "85.98618112"  # 8,598,618,112 cycles at 100 MHz

@@ -56,6 +56,7 @@ def real_model(kind: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("phase", ["encoder", "prefill", "decode"])
+@pytest.mark.few(3)
 def test_products_of_each_phase_equal_torch(kind, phase):
     """The real model on the CPU, its encoder alone, then its decoder over given encoded tokens."""
     batch, seq, past, source = 2, 1 if phase == "decode" else 6, 5, 9
@@ -82,6 +83,7 @@ def test_products_of_each_phase_equal_torch(kind, phase):
 
 
 @pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.few(1)
 def test_state_of_a_decoder_is_that_of_a_real_run(kind):
     """Keys and values over the tokens made so far, and those over the encoded ones, each layer."""
     graph = traced(kind, phase="decode", batch=2, past=5, source=9)
@@ -162,6 +164,7 @@ VISION = {
 
 
 @pytest.mark.parametrize("kind", VISION)
+@pytest.mark.few(2)
 def test_an_image_model_reads_images(kind):
     """Sizes from the config, and products equal to torch's count on the eager model."""
     described = {"model_type": kind, **VISION[kind]}
@@ -188,6 +191,7 @@ def test_an_image_model_reads_images(kind):
         ({"model_type": "bert"}, "BertLMHeadModel"),  # a causal LM before all else
     ],
 )
+@pytest.mark.few(3)
 def test_the_head_is_the_one_that_the_config_names_or_the_first_there_is(described, wanted):
     small = {"num_hidden_layers": 1} if described["model_type"] != "t5" else {"num_layers": 1}
     with quiet():

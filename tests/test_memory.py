@@ -16,6 +16,7 @@ FAST = [("llama", "prefill"), ("llama", "decode"), ("resnet", "prefill")]
 
 
 @pytest.mark.parametrize(("name", "phase"), FAST)
+@pytest.mark.few(3)
 def test_torch_allocates_no_more_than_the_peak(name, phase):
     found = compared(name, phase)
     assert found.measured_bytes <= found.need.peak_bytes

@@ -256,6 +256,13 @@ def test_no_figure_of_a_table_has_another_name_in_json():
                 assert key in names[number], (split, key, number)
 
 
+def test_what_is_predicted_and_what_is_measured_of_a_call_have_one_name():
+    """Seconds of a call's transfers join to those that were measured, and so do the bytes."""
+    shared = set(CALLS.names) & set(MEASURED_CALLS.names)
+    sums = {f"{way}_{what}_bytes" for way in ("sent", "received") for what in ("payload", "wire")}
+    assert shared == {"call_id", "device", "label", "seconds", *sums}
+
+
 def test_the_same_column_is_of_the_same_type_in_all_tables():
     """But for a run of several devices, which has a map where a point and an op have a number."""
     maps = {"resident_bytes", "compute_seconds", "cycles"}

@@ -46,6 +46,7 @@ def test_decode_of_llama_in_closed_form():
 
 
 @pytest.mark.parametrize(("seq", "past"), [(256, 768), (5, 1000)])
+@pytest.mark.few(1)
 def test_chunks_and_verification_are_formulas_in_seq_and_past(seq, past):
     graph = annotate(capture(preset("llama-3.2-1b"), model="m", seq=seq, past=past).graph)
     assert graph.meta.symbolic == ("batch", "seq", "past")
@@ -75,6 +76,7 @@ KINDS = {
 
 @pytest.mark.parametrize("past", [pytest.param(3, marks=pytest.mark.slow), 12])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.few(3)
 def test_state_is_that_of_a_real_run(kind, past):
     """A real model, prefilled and stepped once on the CPU: every tensor of its cache."""
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 2}
@@ -177,6 +179,7 @@ def one_token() -> tuple[OpGraph, OpGraph]:
 
 @pytest.mark.parametrize("name", fixed_policy_names())
 @pytest.mark.parametrize("residency", ["run", "call"])
+@pytest.mark.few(2)
 def test_new_rows_cross_and_never_the_cache(name, residency, one_token):
     """Where attention is on the accelerator, K and V of 1 token go there, and the cache stays."""
     graph, prefill = one_token
