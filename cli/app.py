@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from tracer.errors import CutedgeError, InputError, suggest
+from tracer.errors import CutedgeError
 from tracer.words import visible
 
 _AS_JSON: ContextVar[bool] = ContextVar("_AS_JSON", default=False)
@@ -152,11 +152,3 @@ def _switched(function: Callable[..., Any]) -> Callable[..., Any]:
     ])  # fmt: skip
     run.__annotations__ = {**function.__annotations__, **switches}
     return run
-
-
-def choose(value: str, known: Sequence[str], option: str) -> None:
-    """Refuse a value that is none of ``known``, naming the option."""
-    if value not in known:
-        raise InputError(
-            f"{option} {value!r} is none of {', '.join(known)}." + suggest(value, known)
-        )

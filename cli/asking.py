@@ -34,8 +34,8 @@ def query(
     for SQL that you did not write, the tables are copied into memory and all else is shut off.
     """
     from cli.printing import print_json, print_rows
-    from cli.sql import run_sql
-    from cli.workspace import OUT, trace_folder
+    from cutedge._sql import run_sql
+    from cutedge._workspace import OUT, trace_folder
 
     columns, rows = run_sql(sql, OUT if every else trace_folder(directory), safe=safe)
     if as_json:

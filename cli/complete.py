@@ -36,7 +36,7 @@ def links(incomplete: str) -> list[str]:
 
 def tables(incomplete: str) -> list[str]:
     """The tables of a trace and of a partition."""
-    from cli.workspace import MAKERS
+    from cutedge._workspace import MAKERS
 
     return _fitting(incomplete, MAKERS)
 

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli import complete
-from cli.app import Json, TraceDir, choose, command, say
+from cli.app import Json, TraceDir, command, say, warn
 from cli.devices import (
     Chips,
     Int8Speedup,
     PipelineDepth,
     Sparsity,
     SparsitySpeedup,
-    array_options,
 )
+from cutedge._machines import array_options
+from cutedge._request import decodes, traced_model
+from tracer.errors import choose
 
 if TYPE_CHECKING:
     from costmodels.links import Link
@@ -65,10 +67,10 @@ def cost(
 ) -> None:
     """Say what each op of a trace takes on devices: seconds, what bounds it, cycles on a chip."""
     from cli.printing import print_json
-    from cli.workspace import trace_folder
     from costmodels.devices import load_device
     from costmodels.roofline import refuse_missing, time_graph
     from costmodels.tables import write_costs
+    from cutedge._workspace import trace_folder
     from tracer.serde import read_trace
 
     chosen = [load_device(name) for name in dict.fromkeys(devices or ["rtx-4090"])]
@@ -262,7 +264,6 @@ def limits(
 ) -> None:
     """Say how fast one user's model can be at best: memory, first token, knees, decoding."""
     from cli.printing import print_json
-    from cli.tracing import decodes
     from costmodels import limits as model_limits
     from costmodels.devices import load_device
     from costmodels.experts import active_parameters
@@ -273,7 +274,9 @@ def limits(
             "float32" if binary else model_limits.compute_dtype(on, max(weight_bits, kv_bits))
         )  # fmt: skip
     machine = model_limits.machine(on, dtype, binary=binary)
-    near, far = decodes(model, settings)
+    near, far, warnings = decodes(model, settings)
+    for warning in warnings:
+        warn(warning)
     found = model_limits.limits(
         model_limits.describe(near, far), machine,
         weight_bits=weight_bits, kv_bits=kv_bits, prompt=prompt,
@@ -333,10 +336,11 @@ def params(
 ) -> None:
     """Say where a model's parameters are: embedding, attention, FFN, norms, lm_head."""
     from cli.printing import print_json
-    from cli.tracing import traced_model
     from costmodels.parameters import break_down
 
-    graph = traced_model(model, settings, phase="prefill", seq=16)
+    graph, warnings = traced_model(model, settings, phase="prefill", seq=16)
+    for warning in warnings:
+        warn(warning)
     found = break_down(graph)
     if as_json:
         print_json(_params_dict(graph, found))

@@ -1,18 +1,18 @@
 """Commands about devices alone: what they are, and what one matrix product costs on an array."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import complete
-from cli.app import Json, choose, command
+from cli.app import Json, command
 from costmodels import CountAs, Dataflow, Overlap
-from tracer.errors import InputError
+from tracer.errors import InputError, choose
 
 if TYPE_CHECKING:
-    from costmodels.arrays import GemmCost, Options
+    from costmodels.arrays import GemmCost
     from costmodels.devices import Array, Device
 
 MOST = 2**31 - 1
@@ -36,23 +36,6 @@ SparsitySpeedup = Annotated[
 Chips = Annotated[
     int, typer.Option(min=1, max=MOST, help="Chips that share the tiles, on one host link.")
 ]
-
-
-def array_options(
-    devices: "Iterable[Device]", option: str, *, pipeline_depth: int = 1,
-    int8_speedup: float | None = None, sparsity: float = 0.0,
-    sparsity_speedup: float | None = None, chips: int = 1,
-) -> "Options":  # fmt: skip
-    """The options of arrays, of which there must be one among the devices of an ``option``."""
-    from costmodels.arrays import Options
-
-    options = Options(pipeline_depth, int8_speedup, sparsity, sparsity_speedup, chips)
-    if options != Options() and not any(device.array for device in devices):
-        raise InputError(
-            "--pipeline-depth, --int8-speedup, --sparsity and --chips are of arrays like chip-8x8, "
-            f"and no {option} is one"
-        )
-    return options
 
 
 SHOWN = ("float32", "bfloat16", "int8")

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import complete
-from cli.app import Json, app, choose, command, say, warn
-from cli.machines import LinkNames, read_machines
-from tracer.errors import CutedgeError, InputError
+from cli.app import Json, app, command, say, warn
+from cli.machines import LinkNames
+from cutedge._machines import read_machines
+from tracer.errors import CutedgeError, InputError, choose
 
 if TYPE_CHECKING:
     from exports.split import Split
@@ -232,7 +233,7 @@ def json(
 
 def _found(directory: Path | None, policy: str | None) -> "tuple[OpGraph, Split | None]":
     """The graph of a trace, and its partition if it has one."""
-    from cli.workspace import find_partition, trace_folder
+    from cutedge._workspace import find_partition, trace_folder
     from exports.split import read_split
     from tracer.serde import read_trace
 
@@ -245,7 +246,7 @@ def _found(directory: Path | None, policy: str | None) -> "tuple[OpGraph, Split 
 
 def _table(name: str, directory: Path | None, policy: str | None) -> Path:
     """Where a table is. Raises InputError saying which command makes it, where it is not there."""
-    from cli.workspace import MAKERS, find_partition, trace_folder
+    from cutedge._workspace import MAKERS, find_partition, trace_folder
 
     choose(name, list(MAKERS), "TABLE")
     folder = trace_folder(directory)

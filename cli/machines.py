@@ -1,23 +1,10 @@
 """The options that say which devices there are, how they are linked, and what they can hold."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import permutations
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cli import complete
-from cli.app import choose
-from cli.devices import array_options
-from tracer.errors import InputError
-
-if TYPE_CHECKING:
-    from costmodels.arrays import Options
-    from costmodels.devices import Device
-    from costmodels.links import Links
 
 Home = Annotated[
     str,
@@ -48,122 +35,3 @@ Memory = Annotated[
     list[str] | None,
     typer.Option(help="At most so much on a device: gpu=4GiB; for policies with an objective."),
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Machines:
-    """The devices of a run, by what the user calls them."""
-
-    home: str
-    accelerators: tuple[str, ...]
-    described: "Mapping[str, Device]"
-    """Those that have a description."""
-    links: "Links"
-    memory_bytes: Mapping[str, int]
-    """What the user says that devices hold."""
-    options: "Options"
-    """What makes the arrays among the accelerators faster."""
-    wire_dtype: str | None
-    """What floats cross in, None for their own dtypes."""
-
-
-def read_machines(
-    home: str,
-    accelerators: Sequence[str] | None,
-    links: Sequence[str] | None,
-    memory: Sequence[str] | None,
-    wire_dtype: str | None,
-    **options: Any,
-) -> Machines:
-    """The devices and links that the options name. Raises InputError naming the option.
-
-    Arrays that compute in int8 are sent and send int8, where ``wire_dtype`` does not say otherwise.
-    ``options`` are those of ``array_options``.
-    """
-    from tracer.graph import FLOATING
-
-    if wire_dtype is not None:
-        choose(wire_dtype, FLOATING, "--wire-dtype")
-    given = accelerators or ["gpu"]
-    read = {text: _device(text) for text in (home, *given)}
-    (home_name, _), names = read[home], [read[text][0] for text in given]
-    for text, name in zip(given, names, strict=True):
-        if not name or not home_name or name == home_name:
-            raise InputError(f"--home {home!r} and --accel {text!r} must be two different devices")
-        if names.count(name) > 1:
-            raise InputError(
-                f"--accel {name!r} is given {names.count(name)} times: give each a name of its "
-                f"own, as in --accel a={text.partition('=')[2] or text} --accel b=..."
-            )
-    described = {name: device for name, device in read.values() if device}
-    called = [described[name] for name in names if name in described]
-    faster = array_options(called, "--accel", **options)
-    if faster.int8_speedup is not None and wire_dtype is None:
-        if not all(name in described and described[name].array for name in names):
-            raise InputError(
-                "--int8-speedup has arrays sent and send int8, and not every --accel is one: say "
-                "with --wire-dtype what floats cross in"
-            )
-        wire_dtype = "int8"
-    return Machines(
-        home_name, tuple(names), described, _links(links or [], names),
-        _sizes(memory or [], (home_name, *names)), faster, wire_dtype,
-    )  # fmt: skip
-
-
-def _device(text: str) -> "tuple[str, Device | None]":
-    """What a device is called, and its description if it has one."""
-    from costmodels.devices import device_names, load_device
-
-    name, given, kind = text.partition("=")
-    if given and not Path(text).is_file():
-        if not name or not kind:
-            raise InputError(f"device {text!r}: write NAME=DEVICE, as in a=rtx-4090")
-        return name, load_device(kind)
-    if text in device_names() or text.endswith(".toml"):
-        device = load_device(text)
-        return device.name, device
-    return text, None
-
-
-def _links(given: Iterable[str], accelerators: Sequence[str]) -> "Links":
-    """``pcie5-x16``, ``gpu=nvlink``, ``a+b=nvlink`` as a network."""
-    from costmodels.links import Link, Links, load_link
-
-    ends = {name: frozenset([name]) for name in accelerators}
-    ends |= {f"{a}+{b}": frozenset([a, b]) for a, b in permutations(accelerators, 2)}
-    found: dict[frozenset[str], Link] = {}  # none of the accelerators: of all
-    for text in given:
-        named = max((pair for pair in ends if text.startswith(f"{pair}=")), key=len, default=None)
-        if named is None and "=" in text and not Path(text).is_file():
-            choose(text.partition("=")[0], list(ends), f"--link {text}:")
-        pair = ends[named] if named else frozenset()
-        if pair in found:
-            what = f"of {named}" if named else "of home and every accelerator"
-            raise InputError(f"--link {text}: there is another --link {what}; give one")
-        found[pair] = load_link(text if named is None else text.removeprefix(f"{named}="))
-    own = {name: found[frozenset([name])] for name in accelerators if frozenset([name]) in found}
-    peers = {pair: link for pair, link in found.items() if len(pair) == 2}
-    if len(own) == len(accelerators):  # nothing else is left for a common one
-        return Links(own[accelerators[0]], own, peers)
-    return Links(found.get(frozenset()) or load_link("zmq-ipc"), own, peers)
-
-
-def _sizes(given: Sequence[str], devices: Sequence[str]) -> dict[str, int]:
-    """``gpu=4GiB`` as bytes by device."""
-    sizes: dict[str, int] = {}
-    for text in given:
-        device, _, size = text.rpartition("=")
-        number = read_size(size)
-        if not device or number is None:
-            raise InputError(f"--memory {text!r}: write DEVICE=SIZE, as in gpu=4GiB or gpu=1000000")
-        choose(device, devices, "--memory of device")
-        sizes[device] = number
-    return sizes
-
-
-def read_size(text: str) -> int | None:
-    """``4GiB`` as bytes; None for what is no size."""
-    units = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]iB|)", text)
-    return None if match is None else int(float(match[1]) * units[match[2]])

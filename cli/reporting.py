@@ -7,7 +7,7 @@ import typer
 
 from cli.app import Json, TraceDir, command, say
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
-from cli.machines import Accel, Home, LinkNames, Memory, read_machines
+from cli.machines import Accel, Home, LinkNames, Memory
 from cli.splitting import (
     MaxCalls,
     ResidencyName,
@@ -20,6 +20,7 @@ from cli.splitting import (
     compared_on,
     setting_of,
 )
+from cutedge._machines import read_machines
 from tracer.errors import CutedgeError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def report(
 ) -> None:  # fmt: skip
     """Show policies on one page, readable offline: flows, layers, a block, growth, rooflines."""
     from cli.printing import print_json
-    from cli.workspace import trace_folder
+    from cutedge._workspace import trace_folder
     from partition.policy import load_policy, open_policy_names
     from report.page import drawing_library, write_page
     from report.pictures import find_browser, take_pictures

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli.app import Json, choose, command, say, warn
-from cli.machines import Accel, Home, LinkNames, Memory, read_machines, read_size
+from cli.app import Json, command, say, warn
+from cli.machines import Accel, Home, LinkNames, Memory
 from cli.splitting import (
     MaxCalls,
     ResidencyName,
@@ -21,7 +21,6 @@ from cli.splitting import (
     setting_of,
 )  # fmt: skip
 from cli.tracing import (
-    Asked,
     Attn,
     Batch,
     Cache,
@@ -34,7 +33,9 @@ from cli.tracing import (
     Settings,
     Source,
 )  # fmt: skip
-from tracer.errors import CutedgeError, InputError
+from cutedge._machines import read_machines, read_size
+from cutedge._request import Request
+from tracer.errors import CutedgeError, InputError, choose
 
 if TYPE_CHECKING:
     from partition.tables import Partition
@@ -117,8 +118,8 @@ def verify(
 ) -> None:
     """Run a split for real, count what crosses, and check it against prediction and model."""
     from cli.printing import print_json
-    from cli.workspace import default_folder, remember
     from costmodels.flops import annotate
+    from cutedge._workspace import default_folder, remember
     from partition.policy import load_policy
     from partition.tables import remove_stale, write_partition
     from runtime.secure import trust
@@ -137,7 +138,7 @@ def verify(
     trusted = None if tls_ca is None else trust(tls_ca)
     if trusted is None:
         _warn_of_clear_text([host for host, _ in remote.values()], "--tls-ca")
-    asked = Asked(
+    asked = Request(
         model, {"batch": batch, "seq": seq, "past": past, "source": source}, phase=phase,
         cache=cache, dtype=dtype, attn=attn, logits=logits, settings=settings or (),
     )  # fmt: skip

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import complete
-from cli.app import Json, TraceDir, choose, command, say, warn
+from cli.app import Json, TraceDir, command, say, warn
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
-from cli.machines import Accel, Home, LinkNames, Machines, Memory, read_machines
+from cli.machines import Accel, Home, LinkNames, Memory
+from cutedge._machines import Machines, read_machines
 from partition import Residency
-from tracer.errors import InputError
+from tracer.errors import InputError, choose
 
 if TYPE_CHECKING:
     from cli.show_split import Compared
@@ -88,7 +89,7 @@ def partition(
     """Place every op of a trace on a device and count what crosses."""
     from cli import show_split
     from cli.printing import print_json
-    from cli.workspace import trace_folder
+    from cutedge._workspace import trace_folder
     from partition.explain import top_transfers
     from partition.optimise import beside_layers
     from partition.policy import load_policy, with_secrets
@@ -182,7 +183,7 @@ def compare(
     """Put policies side by side: calls, bytes, seconds, savings, proofs, closed forms, verdicts."""
     from cli import show_split
     from cli.printing import print_json
-    from cli.workspace import trace_folder
+    from cutedge._workspace import trace_folder
     from partition.policy import load_policy, open_policy_names, with_secrets
     from partition.seen import What
     from partition.tables import write_partition

@@ -17,7 +17,7 @@ from cli.app import Json, command, say, warn
 from tracer.errors import CutedgeError, InputError
 
 if TYPE_CHECKING:
-    from cli.grids import Grid, Subject
+    from cutedge._grids import Grid, Subject
     from partition.policy import Policy
     from partition.sweeping.points import Program, Work
 
@@ -75,9 +75,9 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Work out every point of a grid into one data set; what is there is not done again."""
-    from cli.grids import AXES, SINGLE, read_grid
     from cli.printing import print_json
-    from cli.workspace import OUT
+    from cutedge._grids import AXES, SINGLE, read_grid
+    from cutedge._workspace import OUT
 
     if (engine == "local") != (scheduler is None):
         raise InputError("--scheduler is the address of a cluster: give it with --engine dask|ray")
@@ -310,7 +310,7 @@ def _programs(subject: "Subject") -> "tuple[list[Program], tuple[str, ...], bool
     there are programs, and no more."""
     import numpy as np
 
-    from cli.grids import all_sizes
+    from cutedge._grids import all_sizes
     from partition.sweeping.points import Program
     from tracer.reach import reached
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cli.workspace import remember, trace_folder
 from costmodels.links import REQUIRED
+from cutedge._workspace import remember, trace_folder
 from partition.policy import open_policy_names, policy_names
 from tests.conftest import BIN
 from tests.inprocess import invoke

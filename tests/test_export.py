@@ -12,13 +12,13 @@ import networkx as nx
 import pyarrow.parquet as pq
 import pytest
 
-from cli.machines import read_machines
-from cli.workspace import find_partition
 from costmodels.arrays import Options
 from costmodels.devices import load_device
 from costmodels.links import Links, load_link
 from costmodels.memory import memory_need
 from costmodels.roofline import time_ops
+from cutedge._machines import read_machines
+from cutedge._workspace import find_partition
 from exports.graphs import as_networkx, dot, graphml
 from exports.split import Split, read_split
 from exports.timeline import measured, predicted

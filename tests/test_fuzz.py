@@ -71,7 +71,7 @@ def shipped(package: str, folder: str) -> list[str]:
 
 
 def grid(path: str) -> object:
-    from cli.grids import read_grid
+    from cutedge._grids import read_grid
 
     return read_grid(Path(path), {}, 1.0)
 

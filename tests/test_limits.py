@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from cli.tracing import decodes
 from costmodels.devices import load_device
 from costmodels.flops import total_flops
 from costmodels.limits import (
@@ -22,6 +21,7 @@ from costmodels.limits import (
     machine,
 )
 from costmodels.parameters import break_down
+from cutedge._request import decodes
 from tests.conftest import REFERENCE
 from tests.inprocess import invoke
 from tracer.errors import InputError
@@ -237,7 +237,7 @@ def test_windows_of_traced_models(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, full, windowed, rows = WINDOWS[name]
     (tmp_path / "small.json").write_text(json.dumps({**SMALL, **config}))
-    near, far = decodes("small.json", None)
+    near, far, _ = decodes("small.json", None)
     model = describe(near, far)
     for past in (0, 5, rows, rows + 1, 100, 10**6):
         kept = full * past + windowed * min(past, rows)

@@ -1,6 +1,6 @@
 """The one exception family that a user of cutedge ever meets."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -25,3 +25,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """' Did you mean a, b?' for the known names near ``word``, or an empty string."""
     near = get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+def choose(value: str, known: Sequence[str], option: str) -> None:
+    """Refuse a value that is none of ``known``, naming the option."""
+    if value not in known:
+        raise InputError(
+            f"{option} {value!r} is none of {', '.join(known)}." + suggest(value, known)
+        )

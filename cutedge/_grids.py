@@ -10,14 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from cli.app import choose
 from partition import Residency
-from tracer.errors import InputError
+from tracer.errors import InputError, choose
 from tracer.toml_files import check_keys, read_text, read_toml
 
 if TYPE_CHECKING:
-    from cli.tracing import Asked
     from costmodels.many import Sizes
+    from cutedge._request import Request
     from partition.policy import Policy
     from partition.sweeping.answers import Machine
 
@@ -48,11 +47,13 @@ class Subject:
     sizes: Mapping[str, Sequence[int]]
     """By size that is asked for: its values. The others have the model's defaults."""
 
-    def asked(self, sizes: Mapping[str, int]) -> "Asked":
+    def asked(self, sizes: Mapping[str, int]) -> "Request":
         """The model at sizes."""
-        from cli.tracing import Asked
+        from cutedge._request import Request
 
-        return Asked(self.model, sizes, phase=self.phase, cache=False, settings=(), **self.options)
+        return Request(
+            self.model, sizes, phase=self.phase, cache=False, settings=(), **self.options
+        )
 
     @property
     def points(self) -> int:
@@ -237,8 +238,7 @@ def _policies(names: Sequence[str] | None) -> "tuple[Policy, ...]":
 
 def _machines(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Machine, ...]":
     """Each pair of devices with each link, and where the accelerator is an array each option."""
-    from cli.devices import array_options
-    from cli.machines import read_machines
+    from cutedge._machines import array_options, read_machines
     from partition.sweeping.answers import Machine
 
     if "pair" in axes and ("home" in axes or "accel" in axes):

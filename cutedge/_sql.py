@@ -8,7 +8,7 @@ from typing import Any
 
 import duckdb
 
-from cli.workspace import MAKERS
+from cutedge._workspace import MAKERS
 from tracer.errors import CutedgeError, InputError
 from tracer.files import DamagedError, check_file
 

@@ -1,0 +1,129 @@
+"""What is asked of ``trace``: a model, its sizes and options; and how it is answered."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracer.errors import InputError, choose
+
+if TYPE_CHECKING:
+    from tracer.capture.runnable import Runnable
+    from tracer.graph import OpGraph
+    from tracer.reach import Reach
+
+
+class Request:
+    """A model, and how it is to be traced: what the options of ``trace`` come to."""
+
+    def __init__(
+        self, model: str, sizes: Mapping[str, int | None], *, phase: str, cache: bool,
+        dtype: str | None, attn: str, logits: str, settings: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Raises InputError for options that do not go together."""
+        from tracer.graph import MODEL_DTYPES
+        from tracer.presets import FUNCTION, find_config, parse_overrides
+
+        if dtype is not None:
+            choose(dtype, MODEL_DTYPES, "--dtype")
+        self._sizes: dict[str, Any] = {size: n for size, n in sizes.items() if n is not None}
+        self._options: dict[str, Any] = {
+            "dtype": dtype, "attn": attn, "overrides": parse_overrides(list(settings)),
+        }  # fmt: skip
+        self._own: dict[str, Any] = {}
+        self.name = ""
+        """What the model's tables are called by."""
+        if own := FUNCTION.fullmatch(model):
+            if phase != "prefill" or cache:
+                raise InputError(f"{model} says itself what runs: leave --phase and --cache out")
+            self._own = {"file": own[1], "function": own[2]}
+            self.name = own[2]
+        else:
+            self.name, self._config = find_config(model)
+            self._options |= {
+                "dtype": dtype or "float32", "model": self.name, "logits": logits, "phase": phase,
+                "cache": cache,
+            }  # fmt: skip
+
+    @property
+    def identity(self) -> list[Any]:
+        """What is traced, apart from sizes: equal for equal models, as JSON."""
+        if self._own:
+            text = Path(self._own["file"]).read_bytes()
+            return [self._own, hashlib.sha256(text).hexdigest(), self._options]
+        return [self._config, self._options]
+
+    def traced(
+        self, *, full: bool, use_cache: bool
+    ) -> "tuple[OpGraph, tuple[str, ...], Reach, bool]":
+        """(trace without costs, warnings, where it holds, whether the cache had it)"""
+        from tracer import cache
+
+        options = {**self._options, "full": full}
+        if self._own:
+            from tracer.capture import capture_function
+
+            own = capture_function(**self._own, **self._sizes, **options)
+            return own.graph, own.warnings, own.reach, False
+        key = cache.key(self._config, options) if use_cache else None
+        if key is not None and (found := cache.find(key, self._sizes)):
+            return found.graph, found.warnings, found.reach, True
+        from tracer.capture import capture
+
+        captured = capture(self._config, **self._sizes, **options)
+        if key is not None:
+            cache.keep(key, captured.graph, captured.reach)
+        return captured.graph, captured.warnings, captured.reach, False
+
+    def runnable(self) -> "Runnable":
+        """The same model, to be run."""
+        from tracer.capture import runnable, runnable_function
+
+        if self._own:
+            return runnable_function(**self._own, **self._sizes, **self._options)
+        return runnable(self._config, **self._sizes, **self._options)
+
+
+def traced_model(
+    model: str, settings: Sequence[str] | None, *, phase: str, **sizes: int
+) -> "tuple[OpGraph, tuple[str, ...]]":
+    """(the annotated graph of a model as its config has it, warnings)."""
+    from costmodels.flops import annotate
+
+    asked = Request(
+        model, sizes, phase=phase, cache=False, dtype=None, attn="eager", logits="last",
+        settings=settings or (),
+    )  # fmt: skip
+    graph, warnings, *_ = asked.traced(full=False, use_cache=True)
+    return annotate(graph), warnings
+
+
+def decodes(
+    model: str, settings: Sequence[str] | None
+) -> "tuple[OpGraph, tuple[OpGraph, ...], tuple[str, ...]]":
+    """(annotated decode over few cached tokens, others beyond all windows, warnings).
+
+    The others are there where the model is another program far out: one, or two that are a cached
+    token apart where no formula has the cached tokens in it. No warning says where the first trace
+    ends.
+    """
+    from costmodels.flops import annotate
+
+    def traced(past: int) -> "tuple[OpGraph, Reach]":
+        asked = Request(
+            model, {"past": past}, phase="decode", cache=False, dtype=None, attn="eager",
+            logits="last", settings=settings or (),
+        )  # fmt: skip
+        graph, warnings, reach, _ = asked.traced(full=False, use_cache=True)
+        said.update(dict.fromkeys(one for one in warnings if one not in reach.notes))
+        return annotate(graph), reach
+
+    said: dict[str, None] = {}
+    near, reach = traced(16)
+    most = (reach.positions or 2**20) - 1
+    far: list[OpGraph] = []
+    if not reach.covers({**near.meta.variables, "past": most}):
+        far.append(traced(most)[0])
+        if "past" not in far[0].meta.symbolic:
+            far.append(traced(most - 1)[0])
+    return near, tuple(far), tuple(said)
