@@ -260,7 +260,7 @@ def _run(
 
     plan = make_plan(
         one.graph, runnable.invocations, one.placement,
-        wire_dtype=one.wire_dtype, residency=one.residency,
+        wire_dtype=one.wire_dtype, residency="call" if one.residency == "call" else "run",
     )  # fmt: skip
     with workers(
         list(plan.accelerators), transport=transport, timeout=timeout, remote=remote,
@@ -378,7 +378,8 @@ def _print(
         )[:3]
         held = ", ".join(f"{name} {human(size)}" for name, size in m.peak_memory_bytes.items())
         out.print(
-            f"{one.policy}: {v.transfers_measured} transfers compared one by one; peak memory {held}; longest calls "
+            f"{one.policy}: {v.transfers_measured} transfers compared one by one; "
+            f"peak memory {held}; longest calls "
             + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none"),
             soft_wrap=True,
         )

@@ -170,7 +170,7 @@ def test_half_as_wide_on_the_wire(listening):
     _, _, verdict = carry_out(model, placement, links, listening, wire_dtype="bfloat16")
     assert verdict.bytes_equal
     ids = 6 * 8  # the token ids alone stay as they are
-    assert verdict.payload_bytes_measured == (own.totals.payload_bytes - ids) // 2 + ids
+    assert verdict.total_payload_bytes_measured == (own.totals.payload_bytes - ids) // 2 + ids
     assert exact.max_abs_difference < 1e-4 < verdict.max_abs_difference
     assert verdict.answer_equal
 
