@@ -125,6 +125,7 @@ def verify(
     from runtime.verify import judge, unsplit
     from runtime.weights import given_numbers
     from runtime.wire import Carriage
+    from tracer.interrupts import uninterrupted
     from tracer.serde import write_reach, write_trace
 
     chosen = {name: load_policy(name) for name in policies or ["offload-linear"]}
@@ -152,10 +153,11 @@ def verify(
         raise VerifyError(f"{graph.meta.model} is traced as another program than it is run as")
     setting = setting_of(graph, machines, residency, max_calls, time_limit)
     folder = out or default_folder(graph.meta)
-    trace_id = write_trace(graph, folder)
-    write_reach(folder, trace_id, reach)
-    remove_stale(folder, trace_id)
-    remember(folder)
+    with uninterrupted():
+        trace_id = write_trace(graph, folder)
+        write_reach(folder, trace_id, reach)
+        remove_stale(folder, trace_id)
+        remember(folder)
     made = [partition_of(graph, trace_id, policy, setting, machines) for policy in chosen.values()]
     numbers = {
         "seed": seed, "spread": runnable.spread,
@@ -434,7 +436,9 @@ def worker(
     import socket
 
     from runtime.secure import identity, trust
+    from runtime.wire import remove_segments
     from runtime.worker import Service, serve
+    from tracer.interrupts import at_interrupt
 
     host, _, port = f":{listen}".rpartition(":")
     host = host.removeprefix(":") or "127.0.0.1"
@@ -469,4 +473,6 @@ def worker(
             ) from error
         listener.listen()
         typer.echo(f"listening on {':'.join(map(str, listener.getsockname()))}", err=True)
-        serve(listener, service)
+        sessions: list[bytes] = []
+        with at_interrupt(lambda: [*map(remove_segments, sessions)]):
+            serve(listener, service, begun=sessions.append)

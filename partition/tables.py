@@ -15,8 +15,10 @@ from costmodels.arrays import Options
 from costmodels.flops import total_flops
 from costmodels.links import Links
 from partition.accounting import Traffic
+from partition.ladder import Exposure
 from partition.placement import Placement
 from partition.run import Chips, Run
+from partition.seen import what_is
 from partition.solve import Proof
 from tracer.files import remove_files
 from tracer.graph import FLOATING, OpGraph
@@ -34,6 +36,8 @@ TRANSFERS = pa.schema([
     pa.field("tensor_id", pa.int32(), nullable=False),
     pa.field("tensor_name", pa.string(), nullable=False),
     pa.field("label", pa.string()),
+    pa.field("what", pa.string()),
+    pa.field("secret", pa.bool_(), nullable=False),
     pa.field("src_op", pa.int32(), nullable=False),
     pa.field("src_device", pa.string(), nullable=False),
     pa.field("dst_device", pa.string(), nullable=False),
@@ -102,6 +106,7 @@ SUMMARY = pa.schema([
     pa.field("cut", pa.string()),
     pa.field("cycles", pa.map_(pa.string(), pa.int64()), nullable=False),
     pa.field("array_options", pa.string()),
+    pa.field("seen", pa.map_(pa.string(), pa.map_(pa.string(), pa.string())), nullable=False),
 ])  # fmt: skip
 
 
@@ -132,6 +137,10 @@ class Partition:
     """What makes the arrays faster than their descriptions."""
     chips: Chips | None = None
     """The arrays that compute for home; None where no accelerator computes, or one is no array."""
+    secret: frozenset[int] = frozenset()
+    """The tensors that have a value of what the policy keeps secret."""
+    exposed: tuple[Exposure, ...] = ()
+    """What each accelerator sees that is not trusted."""
 
     @property
     def run(self) -> Run | None:
@@ -184,7 +193,7 @@ class Partition:
 def write_partition(partition: Partition, trace: Path) -> Path:
     """Write the four tables of a partition into its trace's directory; where they are."""
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
-    whole = traffic.totals.payload_bytes
+    whole, sorts = traffic.totals.payload_bytes, what_is(graph)
     tables = make_tables(graph.meta, {
         "placement": (PLACEMENT, [
             (op.id, placement.devices[op.id], placement.pinned[op.id], placement.reasons[op.id])
@@ -192,8 +201,9 @@ def write_partition(partition: Partition, trace: Path) -> Path:
         ]),
         "transfers": (TRANSFERS, [
             (
-                t.id, t.tensor.id, t.tensor.name, t.tensor.label, t.tensor.op, t.src_device,
-                t.dst_device, t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
+                t.id, t.tensor.id, t.tensor.name, t.tensor.label, sorts[t.tensor.id],
+                t.tensor.id in partition.secret, t.tensor.op, t.src_device, t.dst_device,
+                t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
                 t.bytes_expr, t.tensor.seq_degree, share(t.payload_bytes, whole),
                 t.seconds, graph.ops[t.tensor.op or 0].module_path,
                 graph.ops[t.tensor.op or 0].stack, graph.ops[t.tensor.op or 0].layer,
@@ -208,8 +218,7 @@ def write_partition(partition: Partition, trace: Path) -> Path:
             for c in traffic.calls
         ]),
         "summary": (SUMMARY, [tuple(
-            sorted(value.items()) if isinstance(value, Mapping) else value
-            for value in summary_row(partition).values()
+            _items(value) for value in summary_row(partition).values()
         )]),
     })  # fmt: skip
     metadata = {
@@ -221,6 +230,13 @@ def write_partition(partition: Partition, trace: Path) -> Path:
     folder = trace / partition.folder
     write_tables(folder, tables, metadata, advice="Make the place writable, or free some space.")
     return folder
+
+
+def _items(value: Any) -> Any:
+    """A map as Arrow takes it: its entries in the order of their keys."""
+    if not isinstance(value, Mapping):
+        return value
+    return [(key, _items(inner)) for key, inner in sorted(value.items())]
 
 
 def summary_row(partition: Partition) -> dict[str, Any]:
@@ -257,6 +273,10 @@ def summary_row(partition: Partition) -> dict[str, Any]:
         "optimal": solution and solution.proven, "solver": solution and solution.solver,
         "cut": (solution and solution.cut) or None,
         "cycles": dict(partition.cycles), "array_options": partition.options.text or None,
+        "seen": {
+            one.device: {sort.what.value: sort.how.value for sort in one.seen}
+            for one in partition.exposed
+        },
     }  # fmt: skip
 
 

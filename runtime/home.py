@@ -6,6 +6,7 @@ through all of its calls. Whatever goes wrong, no process, socket or piece of sh
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import ssl
@@ -30,6 +31,7 @@ from runtime.memory import check_memory, peak_memory_bytes
 from runtime.plan import DevicePlan, Plan
 from runtime.wire import DTYPES, SESSION_BYTES, Carriage, Channel, greet, remove_segments
 from runtime.worker import take_in
+from tracer.interrupts import at_interrupt, uninterrupted
 
 Transport = Literal["unix", "tcp"]
 
@@ -106,6 +108,13 @@ def workers(
         found: dict[str, Worker] = {}
         started: list[subprocess.Popen[bytes]] = []
         session = secrets.token_bytes(SESSION_BYTES)
+
+        def clean() -> None:
+            _end(started)
+            remove_segments(session)
+            shutil.rmtree(folder, ignore_errors=True)
+
+        stack.enter_context(at_interrupt(clean))
         stack.callback(remove_segments, session)
         stack.callback(_end, started)
         for number, name in enumerate(names):
@@ -113,10 +122,12 @@ def workers(
             if name in remote:
                 family, address = socket.AF_INET, remote[name]
             else:
-                family, address, process = _start(
-                    folder / str(number), transport, timeout, own, (memory_bytes or {}).get(name)
-                )
-                started.append(process)
+                most = (memory_bytes or {}).get(name)
+                with uninterrupted():
+                    family, address, process = _start(
+                        folder / str(number), transport, timeout, own, most
+                    )
+                    started.append(process)
             channel = Channel(socket.socket(family), f"worker {name}", timeout, session=session)
             stack.callback(channel.close)
             found[name] = Worker(name, channel, int(family), address, process)

@@ -67,7 +67,9 @@ COLUMNS: dict[str, list[Column]] = {
     ],
     "transfers": [
         ("transfer_id", I32, ""), ("tensor_id", I32, ""), ("tensor_name", TEXT, ""),
-        ("label", TEXT, "null"), ("src_op", I32, ""), ("src_device", TEXT, ""),
+        ("label", TEXT, "null"),
+        ("what", TEXT, "null"),  # a constant that all know
+        ("secret", BOOL, ""), ("src_op", I32, ""), ("src_device", TEXT, ""),
         ("dst_device", TEXT, ""), ("call_id", I32, ""), ("direction", TEXT, ""),
         ("wire_dtype", TEXT, ""), ("payload_bytes", I64, ""), ("wire_bytes", I64, ""),
         ("bytes_expr", TEXT, "null"), ("seq_degree", I8, "null"), ("share", FLOAT, ""),
@@ -99,6 +101,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("objective_bound", I64, "null"), ("objective_unit", TEXT, "null"),
         ("optimal", pa.bool_(), "null"), ("solver", TEXT, "null"), ("cut", TEXT, "null"),
         ("cycles", pa.map_(TEXT, I64), ""), ("array_options", TEXT, "null"),
+        ("seen", pa.map_(TEXT, pa.map_(TEXT, TEXT)), ""),
     ],
 }  # fmt: skip
 
