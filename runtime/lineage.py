@@ -11,7 +11,7 @@ from tracer.program import Invocation
 def carriers(
     graph: OpGraph, invocations: Mapping[int, Invocation], marked: Mapping[str, Collection[int]]
 ) -> dict[int, str]:  # fmt: skip
-    """Tensor -> its name and the secret whose values it has, of ``marked``: secret -> the tensors it names.
+    """Tensor -> its name and the secret whose values it has; ``marked``: secret -> its tensors.
 
     Values go where an op moves them (``tracer.kinds.moves``): into views, copies, casts, slices,
     concatenations, look-ups. What a secret was itself moved out of has them too.
