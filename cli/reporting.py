@@ -8,23 +8,12 @@ import typer
 from cli.app import Json, TraceDir, command, say
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
 from cli.machines import Accel, Home, LinkNames, Memory
-from cli.splitting import (
-    MaxCalls,
-    ResidencyName,
-    Secrets,
-    TimeLimit,
-    WireDtype,
-    bottlenecks,
-    caution,
-    check_namesakes,
-    compared_on,
-    setting_of,
-)
+from cli.splitting import MaxCalls, ResidencyName, Secrets, TimeLimit, WireDtype, caution
 from cutedge._machines import read_machines
 from tracer.errors import CutedgeError
 
 if TYPE_CHECKING:
-    from cli.show_split import Compared
+    from cutedge._placing import Compared
     from report.contents import Report
     from tracer.reach import Reach
 
@@ -68,6 +57,7 @@ def report(
 ) -> None:  # fmt: skip
     """Show policies on one page, readable offline: flows, layers, a block, growth, rooflines."""
     from cli.printing import print_json
+    from cutedge._placing import check_namesakes, compared_on, setting_of
     from cutedge._workspace import trace_folder
     from partition.policy import load_policy, open_policy_names
     from report.page import drawing_library, write_page
@@ -141,6 +131,7 @@ def _headlines(found: "Compared") -> list[tuple[str, str]]:
     """Of each policy the bottleneck with its share, what would relieve it, and what is seen."""
     from cli.printing import duration, human
     from cli.show_split import bottleneck_claim, relief_claim
+    from cutedge._placing import bottlenecks
 
     said = []
     for one, worst in zip(

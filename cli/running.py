@@ -12,14 +12,7 @@ import typer
 
 from cli.app import Json, command, say, warn
 from cli.machines import Accel, Home, LinkNames, Memory
-from cli.splitting import (
-    MaxCalls,
-    ResidencyName,
-    TimeLimit,
-    WireDtype,
-    partition_of,
-    setting_of,
-)  # fmt: skip
+from cli.splitting import MaxCalls, ResidencyName, TimeLimit, WireDtype  # fmt: skip
 from cli.tracing import (
     Attn,
     Batch,
@@ -119,9 +112,11 @@ def verify(
     """Run a split for real, count what crosses, and check it against prediction and model."""
     from cli.printing import print_json
     from costmodels.flops import annotate
+    from cutedge._placing import partition_of, setting_of
     from cutedge._workspace import default_folder, remember
-    from partition.policy import load_policy
+    from partition.policy import load_policy, named_by
     from partition.tables import remove_stale, write_partition
+    from runtime.lineage import carriers
     from runtime.secure import trust
     from runtime.verify import judge, unsplit
     from runtime.weights import given_numbers
@@ -166,12 +161,16 @@ def verify(
     }  # fmt: skip
     given = given_numbers(graph, seed)
     measured = []
-    for one in made:
+    for one, policy in zip(made, chosen.values(), strict=True):
+        secret = carriers(
+            graph, runnable.invocations, {str(s): named_by(graph, s) for s in policy.secrets}
+        )
+        secrets = dict.fromkeys(setting.untrusted, secret)
         with _progress(one) as progress:
             measured.append(
                 _run(
                     one, runnable, given, numbers, transport, remote, trusted, timeout, runs,
-                    machines.memory_bytes, progress,
+                    machines.memory_bytes, secrets, progress,
                 )
             )  # fmt: skip
     reference = unsplit(graph, runnable, given, numbers, machines.home)
@@ -255,7 +254,7 @@ def _run(
     one: "Partition", runnable: "Runnable", given: Mapping[int, Any],
     numbers: Mapping[str, Any], transport: Any, remote: Mapping[str, tuple[str, int]],
     trusted: Any, timeout: float, runs: int, memory: Mapping[str, int],
-    progress: Callable[[int, int], None],
+    secrets: Mapping[str, Mapping[int, str]], progress: Callable[[int, int], None],
 ) -> "Measured":  # fmt: skip
     """The fastest of a placement's runs."""
     from runtime.home import load, workers
@@ -269,6 +268,9 @@ def _run(
         list(plan.accelerators), transport=transport, timeout=timeout, remote=remote,
         token=os.environ.get(TOKEN) if remote else None, memory_bytes=memory, trust=trusted,
     ) as found:  # fmt: skip
+        for name, forbidden in secrets.items():
+            if name in found:
+                found[name].channel.forbidden = forbidden
         loaded = load(
             plan, found, data=runnable.data, weights=numbers, links=one.links,
             wire_dtype=one.wire_dtype, residency=one.residency,

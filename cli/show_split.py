@@ -1,8 +1,7 @@
 """What partition and compare print."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
@@ -10,38 +9,18 @@ from rich.text import Text
 from cli.printing import console, counted, duration, human, mib, print_json, print_table
 from cli.show import coverage, growth, headline
 from costmodels.flops import total_flops
+from cutedge._placing import Compared
 from partition.crossover import Crossover, Point
-from partition.explain import Bottleneck, Comparison, TransferGroup, top_transfers
+from partition.explain import Bottleneck, TransferGroup, top_transfers
 from partition.ladder import Exposure, Step
 from partition.layers import TopologicalCut
 from partition.optimise import Price, Setting
-from partition.policy import Policy
 from partition.run import Run
 from partition.seen import Derived, What, known
 from partition.tables import Partition, summary_row
 from tracer.graph import OpGraph, TraceMeta
 from tracer.kinds import base_name
 from tracer.summary import tensor_names
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What ``compare`` has found of one trace; all by policy, in one order."""
-
-    folder: Path
-    """The trace directory."""
-    setting: Setting
-    names: Sequence[str]
-    """As the user gave the policies."""
-    partitions: Sequence[Partition]
-    baseline: Partition
-    comparisons: Sequence[Comparison]
-    policies: Sequence[Policy]
-    """As they were placed by, secrets of the command line with them."""
-    derived: Sequence[Mapping[str, Sequence[Derived]]]
-    """What untrusted devices get that arithmetic has made of each policy's secrets."""
-    without: Mapping[str, str]
-    """Policy that is left out -> why."""
 
 
 def partition_summary(

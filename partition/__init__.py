@@ -5,3 +5,6 @@ from typing import Literal
 Residency = Literal["run", "call"]
 """``run``: a device keeps what it received or made to the end of the run; ``call``: an accelerator
 forgets it between calls."""
+
+Order = Literal["bytes", "calls", "seconds", "seen"]
+"""What policies side by side are sorted by: payload, calls, the run, sorts of tensor seen."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.splitting import partition_of, setting_of
 from cutedge._machines import Machines, read_machines
+from cutedge._placing import partition_of, setting_of
 from partition.optimise import Setting
 from partition.policy import load_policy
 from partition.tables import Partition

@@ -8,6 +8,7 @@ import pytest
 from cli import printing, show, show_split
 from costmodels.flops import FlopTotals, annotate, total_flops
 from costmodels.links import Link, Links, load_link
+from cutedge._placing import Compared
 from partition.accounting import account
 from partition.explain import compare_traffic, top_transfers
 from partition.optimise import Setting
@@ -39,9 +40,7 @@ def compare(made: Partition) -> None:
     """What ``compare`` prints of one policy, against itself."""
     alike = compare_traffic(made.placement, made.traffic, made.traffic)
     at = Setting("tee", ("gpu",), made.links)
-    found = show_split.Compared(
-        Path("here"), at, [made.policy], [made], made, [alike], [[]], [{}], {}
-    )
+    found = Compared(Path("here"), at, [made.policy], [made], made, [alike], [[]], [{}], {})
     show_split.comparison(found, None)
 
 

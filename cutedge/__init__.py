@@ -1,0 +1,1 @@
+"""What it costs to split a model between two machines."""

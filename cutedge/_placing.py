@@ -1,0 +1,297 @@
+"""A traced model on machines: placed by policies, counted, explained, put side by side."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+
+from costmodels.flops import annotate
+from costmodels.roofline import DeviceTime, time_ops
+from cutedge._machines import Machines
+from partition import Order, Residency
+from partition.accounting import account
+from partition.crossover import Crossover, Point, best_over
+from partition.explain import Bottleneck, Comparison, compare_traffic, find_bottleneck
+from partition.ladder import Step, exposure, ladder
+from partition.optimise import (
+    Price,
+    Setting,
+    compute_cycles,
+    compute_seconds,
+    hidden_from,
+    may_move,
+    obstacle,
+    place,
+    prices,
+)
+from partition.policy import (
+    Policy,
+    apply_policy,
+    fixed_policy_names,
+    load_policy,
+    secret_tensors,
+    with_secrets,
+)
+from partition.problem import InfeasibleError, NotFoundError
+from partition.run import chips_of, times_under
+from partition.secrets import covered, present
+from partition.seen import Derived, derived, known
+from partition.tables import Partition
+from tracer.errors import InputError
+from tracer.graph import OpGraph
+from tracer.reach import Reach, graph_at
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What ``compare`` has found of one trace; all by policy, in one order."""
+
+    folder: Path
+    """The trace directory."""
+    setting: Setting
+    names: Sequence[str]
+    """As the user gave the policies."""
+    partitions: Sequence[Partition]
+    baseline: Partition
+    comparisons: Sequence[Comparison]
+    policies: Sequence[Policy]
+    """As they were placed by, secrets of the command line with them."""
+    derived: Sequence[Mapping[str, Sequence[Derived]]]
+    """What untrusted devices get that arithmetic has made of each policy's secrets."""
+    without: Mapping[str, str]
+    """Policy that is left out -> why."""
+
+
+def setting_of(
+    graph: OpGraph, machines: Machines, residency: Residency, max_calls: int | None,
+    time_limit: float,
+) -> Setting:  # fmt: skip
+    """What the options come to for a graph."""
+    return Setting(
+        machines.home, machines.accelerators, machines.links, machines.wire_dtype,
+        residency,
+        times=times_of(graph, machines), max_calls=max_calls, memory_bytes=machines.memory_bytes,
+        time_limit=time_limit,
+    )  # fmt: skip
+
+
+def times_of(graph: OpGraph, machines: Machines) -> dict[str, DeviceTime]:
+    """What each op of a graph takes on the devices that are described, without paging."""
+    return {
+        name: time_ops(graph, device, options=machines.options)
+        for name, device in machines.described.items()
+    }
+
+
+def obstacles(policies: Mapping[str, Policy], setting: Setting) -> dict[str, str]:
+    """The policies that are not for the setting; name -> why."""
+    return {name: why for name, policy in policies.items() if (why := obstacle(policy, setting))}
+
+
+def partition_of(
+    graph: OpGraph, trace_id: str, policy: Policy, setting: Setting, machines: Machines, *,
+    exposed: bool = True,
+) -> Partition:  # fmt: skip
+    """A graph placed by a policy, with what the placement moves and, where asked, shows."""
+    placed = place(graph, policy, setting)
+    traffic = account(
+        graph, placed.placement, setting.links,
+        wire_dtype=setting.wire_dtype, residency=setting.residency,
+    )  # fmt: skip
+    times = times_under(graph, placed.placement, traffic.transfers, setting.times)
+    return Partition(
+        graph, trace_id, policy.name, placed.placement, traffic, setting.links,
+        setting.wire_dtype, setting.residency, compute_seconds(placed.placement, times),
+        placed.solution, " and ".join(policy.objective or ()) or None, placed.unit,
+        compute_cycles(placed.placement, setting.times), machines.options,
+        chips_of(graph, placed.placement, setting.times, machines.options),
+        covered(graph, secret_tensors(graph, policy)),
+        tuple(exposure(graph, placed.placement, traffic, setting.untrusted)) if exposed else (),
+    )  # fmt: skip
+
+
+def explained(
+    graph: OpGraph, policy: Policy, setting: Setting, made: Partition
+) -> tuple[list[Step], list[Price]]:
+    """(the steps from offload-linear, what each rule costs)"""
+    start = apply_policy(
+        graph, load_policy("offload-linear"), home=setting.home, accelerators=setting.accelerators
+    )
+    steps = ladder(
+        graph, start, made.placement, setting.links,
+        wire_dtype=setting.wire_dtype, residency=setting.residency,
+    )  # fmt: skip
+    return steps, prices(graph, policy, setting, made.solution)
+
+
+def bottlenecks(
+    made: Sequence[Partition], setting: Setting, policies: Sequence[Policy]
+) -> list[Bottleneck | None]:
+    """Of each partition, with a relief that may be called by the name of a policy of cutedge.
+
+    ``policies`` are theirs: no relief handles what they keep secret.
+    """
+    if not made:
+        return []
+    graph, home, accelerators = made[0].graph, setting.home, setting.accelerators
+    placements = {
+        name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)
+        for name in fixed_policy_names()
+    }
+    found = []
+    for one, policy in zip(made, policies, strict=True):
+        hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
+        able = may_move(graph, setting, hidden)
+        known = {
+            name: placement for name, placement in placements.items()
+            if all(d is None or able(op, d) for op, d in enumerate(placement.devices))
+        }  # fmt: skip
+        found.append(
+            find_bottleneck(
+                graph, one.placement, one.traffic, setting.links,
+                policies=known, wire_dtype=one.wire_dtype, residency=setting.residency,
+                can_run=able,
+            )
+        )  # fmt: skip
+    return found
+
+
+def derived_of(
+    graph: OpGraph, policy: Policy, setting: Setting, made: Partition
+) -> dict[str, list[Derived]]:
+    """By device that is not trusted, what it gets that arithmetic has made of the secrets."""
+    secret = covered(graph, secret_tensors(graph, policy))
+    there = present(graph, made.placement, made.traffic)
+    return {
+        device: derived(graph, secret, there.get(device, set()))
+        for device in setting.untrusted if secret
+    }  # fmt: skip
+
+
+def compared_on(
+    graph: OpGraph, trace_id: str, policies: Mapping[str, Policy], baseline: str,
+    setting: Setting, machines: Machines, *, strict: bool, secret: Sequence[str] = (),
+    named: bool = True,
+) -> Compared:  # fmt: skip
+    """The policies on one trace; one that cannot be is left out, or ``strict``: an error.
+
+    Not an error where it is for a ``secret`` of the command line that one cannot be. A baseline
+    that the user has not ``named`` makes way for the first policy that can be.
+    """
+    made: dict[str, Partition] = {}
+    policies = {name: with_secrets(graph, rules, secret) for name, rules in policies.items()}
+    impossible = {} if strict else obstacles(policies, setting)
+    for name, rules in policies.items():
+        if name in impossible:
+            continue
+        try:
+            made[name] = partition_of(graph, trace_id, rules, setting, machines)
+        except (InfeasibleError, NotFoundError) as error:
+            if strict and not secret:
+                raise
+            impossible[name] = str(error)
+    if not named and baseline not in made:
+        baseline = next(iter(made), baseline)
+    if baseline not in made:
+        raise InputError(
+            f"savings are against {baseline}, which is not possible here ({impossible[baseline]}): "
+            "name another --baseline"
+        )
+    base = made[baseline]
+    return Compared(
+        Path(), setting, tuple(made), tuple(made.values()), base,
+        tuple(compare_traffic(one.placement, one.traffic, base.traffic) for one in made.values()),
+        tuple(policies[name] for name in made),
+        tuple(derived_of(graph, policies[name], setting, one) for name, one in made.items()),
+        impossible,
+    )  # fmt: skip
+
+
+def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Compared:
+    """What was compared in another ``order``, without policies that show what is to be ``unseen``.
+
+    The baseline stays what savings are against.
+    """
+    partitions = found.partitions
+    without = dict(found.without)
+    for name, one in zip(found.names, partitions, strict=True):
+        told = [
+            f"{each.device} sees {sort.what.words} ({sort.how.words})"
+            for each in one.exposed for sort in each.seen
+            if sort.is_known and sort.what.value in unseen
+        ]  # fmt: skip
+        if told:
+            without[name] = ", ".join(told)
+    rank: dict[str, Callable[[Partition], float]] = {
+        "bytes": lambda one: one.traffic.totals.payload_bytes,
+        "calls": lambda one: len(one.traffic.calls),
+        "seconds": lambda one: inf if one.run_seconds is None else one.run_seconds,
+        "seen": lambda one: len(known(sort for each in one.exposed for sort in each.seen)),
+    }
+    left = [number for number, name in enumerate(found.names) if name not in without]
+    if order is not None:
+        left.sort(key=lambda number: rank[order](partitions[number]))
+    return replace(
+        found, names=tuple(found.names[n] for n in left),
+        partitions=tuple(partitions[n] for n in left),
+        comparisons=tuple(found.comparisons[n] for n in left),
+        policies=tuple(found.policies[n] for n in left),
+        derived=tuple(found.derived[n] for n in left), without=without,
+    )  # fmt: skip
+
+
+def compared_over(
+    graph: OpGraph, reach: Reach, over: tuple[str, str], policies: Mapping[str, Policy],
+    setting: Setting, machines: Machines,
+) -> tuple[str, list[Point], list[Crossover]]:  # fmt: skip
+    """(unit, the best policy at sizes of a range, where that changes).
+
+    In seconds of the run where they are known, else in bytes of payload; each policy is placed
+    anew at each size. ``over`` is a variable of the trace's formulas and a range ``64..131072``.
+    """
+    variable, text = over
+    match = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if variable not in graph.meta.symbolic or match is None:
+        raise InputError(
+            f"--over {variable} {text}: write one of {', '.join(graph.meta.symbolic) or 'no size'} "
+            "(what this trace has formulas in) and a range like 64..131072"
+        )
+
+    def evaluate(size: int) -> dict[str, float]:
+        there = graph_at(graph, reach, {**graph.meta.variables, variable: size})
+        if there is None:
+            raise InputError(
+                f"--over {variable} {text}: at {variable} {size} this trace is another program "
+                f"({'; '.join(reach.notes) or 'its code branches there'}): take a smaller range, "
+                "or trace the model there"
+            )
+        costed = annotate(there)
+        at = replace(setting, times=times_of(costed, machines))
+        values = {}
+        for name, rules in policies.items():
+            with suppress(InfeasibleError):
+                one = partition_of(costed, "", rules, at, machines, exposed=False)
+                if setting.unknown_seconds and one.placement.accelerators:  # else it is no split
+                    values[name] = float(one.traffic.totals.payload_bytes)
+                elif one.run_seconds is not None:
+                    values[name] = one.run_seconds
+        if not values:
+            raise InputError(f"--over {variable} {text}: no policy is possible at {size}")
+        return values
+
+    points, changes = best_over(evaluate, int(match[1]), int(match[2]))
+    unit = "bytes" if setting.unknown_seconds else "seconds"
+    return unit, points, changes
+
+
+def check_namesakes(policies: Mapping[str, Policy]) -> None:
+    """Raise InputError where two files hold policies of one name."""
+    first: dict[str, str] = {}
+    for given, policy in policies.items():
+        if first.setdefault(policy.name, given) != given:
+            raise InputError(
+                f"{first[policy.name]} and {given} are both called {policy.name}, and their "
+                "tables would be in one directory: rename one of the files"
+            )
