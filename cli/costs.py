@@ -129,11 +129,11 @@ def _cost_dict(graph: "OpGraph", time: "DeviceTime") -> dict[str, Any]:
     whole = next(iter(shares(graph, time, lambda op: "all")), None)
     link = _host_link(time)
     return {
-        "device": time.device.name, "seconds": time.seconds, "coverage": time.coverage,
-        "missing": dict(time.missing),
+        "device": time.device.name, "seconds": time.seconds,
+        "seconds_coverage": time.coverage, "missing": dict(time.missing),
         **({} if whole is None else {
-            "flops": whole.flops, "bytes": whole.bytes, "intensity": whole.intensity,
-            "seconds_by_bound": dict(whole.bounds),
+            "flops": whole.flops, "traffic_bytes": whole.traffic_bytes,
+            "intensity": whole.intensity, "seconds_by_bound": dict(whole.seconds_by_bound),
         }),
         **{what: time.on_array(what) for what in ("cycles", "tiles", "useful_macs", "padded_macs")},
         "host_link": link and link.name, "link_seconds": link and time.link_seconds(link),
@@ -171,17 +171,21 @@ def _print_costs(graph: "OpGraph", times: "Sequence[DeviceTime]", by: str) -> No
             (by, "ops", "FLOPs", "bytes", "FLOPs/byte", "seconds", "share", "bound by"),
             [
                 (
-                    share.name, f"{share.ops:,}", f"{share.flops:,}", human(share.bytes),
+                    share.name, f"{share.ops:,}", f"{share.flops:,}", human(share.traffic_bytes),
                     "" if share.intensity is None else f"{share.intensity:.2f}",
-                    "not here" if share.missing == share.ops else duration(share.seconds),
+                    "not here" if share.missing_ops == share.ops else duration(share.seconds),
                     f"{share.seconds / time.seconds:.1%}" if time.seconds else "",
-                    max(share.bounds, key=lambda bound: share.bounds[bound], default=""),
+                    _most(share.seconds_by_bound),
                 )
                 for share in found
             ],
             "<>>>>>><",
         )  # fmt: skip
     out.print()
+
+
+def _most(seconds: Mapping[str, float]) -> str:
+    return max(seconds, key=lambda bound: seconds[bound], default="")
 
 
 def _summary(graph: "OpGraph", time: "DeviceTime") -> "Iterator[str]":
@@ -194,7 +198,7 @@ def _summary(graph: "OpGraph", time: "DeviceTime") -> "Iterator[str]":
     spent = "".join(
         f", {value / time.seconds:.1%} bound by {bound}"
         for share in shares(graph, time, lambda op: "all")
-        for bound, value in sorted(share.bounds.items(), key=lambda item: -item[1])
+        for bound, value in sorted(share.seconds_by_bound.items(), key=lambda item: -item[1])
         if value
     )
     known = "all ops" if not time.missing else "the ops that run here"
@@ -261,6 +265,7 @@ def limits(
     from cli.tracing import decodes
     from costmodels import limits as model_limits
     from costmodels.devices import load_device
+    from costmodels.experts import active_parameters
 
     on, binary = load_device(device), units == "reference"
     if dtype is None:  # the reference computes at one peak, whatever the bits
@@ -277,7 +282,9 @@ def limits(
     if as_json:
         print_json({
             "model": near.meta.model, "device": on.name, "compute_dtype": dtype, "units": units,
-            "weight_bits": weight_bits, "kv_bits": kv_bits, "prompt": prompt, **figures,
+            "weight_bits": weight_bits, "kv_bits": kv_bits, "prompt": prompt,
+            "parameters": near.meta.parameters, "active_parameters": active_parameters(near),
+            **figures,
         })  # fmt: skip
         return
     say(
@@ -338,6 +345,7 @@ def params(
 
 
 def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
+    from costmodels.experts import active_parameters
     from tracer.summary import modules_not_run
 
     def plain(parts: "Mapping[str, Any]") -> dict[str, Any]:
@@ -348,7 +356,8 @@ def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
 
     return {
         "model": graph.meta.model, "model_class": graph.meta.model_class,
-        "not_run": modules_not_run(graph), "total": graph.meta.parameters,
+        "not_run": modules_not_run(graph), "parameters": graph.meta.parameters,
+        "active_parameters": active_parameters(graph),
         "parts": plain(found.parts),
         "lm_head_tied_params": found.tied, "unread_params": found.unread,
         "attention": found.attention,
@@ -360,8 +369,9 @@ def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
 def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
     from cli.printing import print_table
     from cli.show import not_run
+    from costmodels.experts import active_parameters
 
-    total = graph.meta.parameters
+    total, active = graph.meta.parameters, active_parameters(graph)
     heads = "" if found.heads is None else (
         f", {found.attention} with {found.heads[0]} query and {found.heads[1]} key/value heads"
     )  # fmt: skip
@@ -377,6 +387,8 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
         ],
         "<>>>>",
     )  # fmt: skip
+    if active != total:
+        say(f"{active:,} are active for one token ({active / max(total, 1):.1%})")
     if found.tied:
         say(f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)")
     idle = not_run(graph)

@@ -151,7 +151,8 @@ def gemm(
             "count": counted if systolic else "true", "overlap": overlapped if systolic else None,
             **asdict(options), "host_link": chosen.host_link, **asdict(cost),
             "link_seconds": over_link,
-            "seconds_with_link": None if over_link is None else max(over_link, cost.seconds),
+            "run_seconds": None if over_link is None else cost.seconds + over_link,
+            "overlapped_seconds": None if over_link is None else max(cost.seconds, over_link),
         })  # fmt: skip
     else:
         product = f"[{m} x {k}] x [{k} x {n}]"
@@ -190,9 +191,10 @@ def _array(device: "Device", mode: Dataflow | None, rows: int | None, cols: int 
 
 def _device_dict(device: "Device") -> dict[str, Any]:
     """``devices --json``: all fields, and what follows from them."""
-    array = device.array
+    array, figures = device.array, asdict(device)
     return {
-        **asdict(device),
+        "device": figures.pop("name"),
+        **figures,
         "array": array and {**asdict(array), "peak_flops_per_second": array.peak_flops_per_second},
         "ridge_flops_per_byte": {one: device.ridge(one) for one in device.peak_flops_per_second},
     }
@@ -327,7 +329,11 @@ def _print_gemm(
             ("cycles", f"{cost.cycles:,}", counting),
             ("seconds", f"{cost.seconds:.9g}", "without the host link"),
             *(
-                [("link seconds", f"{over_link:.9g}", f"beside them, on {device.host_link}")]
+                [
+                    ("link seconds", f"{over_link:.9g}", f"on {device.host_link}"),
+                    ("run seconds", f"{cost.seconds + over_link:.9g}", "one after another"),
+                    ("overlapped", f"{max(cost.seconds, over_link):.9g}", "both at once, at best"),
+                ]
                 if over_link is not None
                 else []
             ),

@@ -119,7 +119,7 @@ def calibrate(
         })  # fmt: skip
         return
     console().print(f"{log}: {counted(found.calls, 'call')}", soft_wrap=True)
-    for one in found.fits:
+    for one in found.equations:
         say()
         console().print(one.equation, soft_wrap=True)
         print_table(

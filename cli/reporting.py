@@ -1,6 +1,5 @@
 """The command that shows a traced model and its placements: a page, and pictures of it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from cli.machines import Accel, Home, LinkNames, Memory, read_machines
 from cli.splitting import (
     MaxCalls,
     ResidencyName,
+    Secrets,
     TimeLimit,
     WireDtype,
     bottlenecks,
@@ -24,7 +24,6 @@ from tracer.errors import CutedgeError
 
 if TYPE_CHECKING:
     from cli.show_split import Compared
-    from partition.policy import Policy
     from report.contents import Report
     from tracer.reach import Reach
 
@@ -63,6 +62,7 @@ def report(
         bool,
         typer.Option("--png", help="Pictures of the drawings too, beside the page (by Chromium)."),
     ] = False,
+    secret: Secrets = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show policies on one page, readable offline: flows, layers, a block, growth, rooflines."""
@@ -90,12 +90,14 @@ def report(
     page = out or folder / "report.html"
     graph, trace_id = read_trace(folder)
     setting = setting_of(graph, machines, residency, max_calls, time_limit)
-    found = compared_on(graph, trace_id, chosen, against, setting, machines, strict=bool(policies))
-    caution(graph, {name: chosen[name] for name in found.names})
-    shown = found.names.index(names[0] if policies else against)
-    made = _report(
-        found, [chosen[name] for name in found.names], read_reach(folder, trace_id), shown
-    )
+    found = compared_on(
+        graph, trace_id, chosen, against, setting, machines, strict=bool(policies),
+        secret=secret or (), named=baseline is not None,
+    )  # fmt: skip
+    caution(graph, dict(zip(found.names, found.policies, strict=True)))
+    first = names[0] if policies else against
+    shown = found.names.index(first) if first in found.names else 0
+    made = _report(found, read_reach(folder, trace_id), shown)
     try:
         write_whole(page, write_page(made, library).encode())
     except OSError as error:
@@ -112,9 +114,7 @@ def report(
             say(f"written to {path}")
 
 
-def _report(
-    found: "Compared", policies: "Sequence[Policy]", reach: "Reach", shown: int
-) -> "Report":
+def _report(found: "Compared", reach: "Reach", shown: int) -> "Report":
     """The report of what was compared."""
     from cli.show import coverage, headline
     from report.contents import make_report
@@ -126,8 +126,8 @@ def _report(
         found.partitions,
         of=f"{headline(graph.meta)}; {setting.home} calls {accelerators} over "
         f"{setting.links.name}, {baseline.wire} on the wire, residency {setting.residency}",
-        headlines=_headlines(found, policies),
-        devices=setting.devices, times=setting.times, compared=found.comparisons, seen=found.seen,
+        headlines=_headlines(found),
+        devices=setting.devices, times=setting.times, compared=found.comparisons,
         baseline=baseline.policy, shown=shown, reach=reach,
         notes=[
             coverage(graph),
@@ -136,23 +136,26 @@ def _report(
     )  # fmt: skip
 
 
-def _headlines(found: "Compared", policies: "Sequence[Policy]") -> list[tuple[str, str]]:
-    """Of each policy the bottleneck with its share, and what would relieve it."""
+def _headlines(found: "Compared") -> list[tuple[str, str]]:
+    """Of each policy the bottleneck with its share, what would relieve it, and what is seen."""
     from cli.printing import duration, human
     from cli.show_split import bottleneck_claim, relief_claim
 
     said = []
     for one, worst in zip(
-        found.partitions, bottlenecks(found.partitions, found.setting, policies), strict=True
+        found.partitions, bottlenecks(found.partitions, found.setting, found.policies), strict=True
     ):
         run = one.run
         more = "" if run is None else f"A run takes {duration(run.seconds)}, "
         if run is not None:
             more += f"{run.shares[2]:.1%} of it on the link. "
+        seen = " ".join(f"{each.device} sees {each.words}." for each in one.exposed)
         if worst is None:
-            said.append((f"Under {one.policy} nothing crosses between devices.", more.strip()))
+            said.append(
+                (f"Under {one.policy} nothing crosses between devices.", f"{more}{seen}".strip())
+            )
             continue
         step = relief_claim(worst, human)
         claim = bottleneck_claim(worst, f"the traffic of {one.policy}")
-        said.append((f"{claim}.", f"{more}{step[:1].upper()}{step[1:]}."))
+        said.append((f"{claim}.", f"{more}{step[:1].upper()}{step[1:]}. {seen}".strip()))
     return said

@@ -125,6 +125,7 @@ def verify(
     from runtime.verify import judge, unsplit
     from runtime.weights import given_numbers
     from runtime.wire import Carriage
+    from tracer.interrupts import uninterrupted
     from tracer.serde import write_reach, write_trace
 
     chosen = {name: load_policy(name) for name in policies or ["offload-linear"]}
@@ -152,10 +153,11 @@ def verify(
         raise VerifyError(f"{graph.meta.model} is traced as another program than it is run as")
     setting = setting_of(graph, machines, residency, max_calls, time_limit)
     folder = out or default_folder(graph.meta)
-    trace_id = write_trace(graph, folder)
-    write_reach(folder, trace_id, reach)
-    remove_stale(folder, trace_id)
-    remember(folder)
+    with uninterrupted():
+        trace_id = write_trace(graph, folder)
+        write_reach(folder, trace_id, reach)
+        remove_stale(folder, trace_id)
+        remember(folder)
     made = [partition_of(graph, trace_id, policy, setting, machines) for policy in chosen.values()]
     numbers = {
         "seed": seed, "spread": runnable.spread,
@@ -317,14 +319,17 @@ def _row(
 ) -> dict[str, Any]:  # fmt: skip
     """``verify --json``, of one policy."""
     return {
-        "policy": one.policy, "link": one.links.name, "wire_dtype": one.wire_dtype,
-        "residency": one.residency, **asdict(verdict), "bytes_equal": verdict.bytes_equal,
-        "answer_equal": verdict.answer_equal, "seconds_predicted": one.run_seconds,
-        "seconds_measured": found.seconds,
-        "transfer_seconds_predicted": one.traffic.totals.seconds,
-        "transfer_seconds_measured": sum(c.transfer_seconds for c in found.calls),
+        "policy": one.policy, "link": one.links.name, "wire": one.wire,
+        "wire_dtype": one.wire_dtype, "residency": one.residency, **asdict(verdict),
+        "bytes_equal": verdict.bytes_equal,
+        "answer_equal": verdict.answer_equal, "run_seconds_predicted": one.run_seconds,
+        "run_seconds_measured": found.seconds,
+        "seconds_predicted": one.traffic.totals.seconds,
+        "seconds_measured": sum(c.seconds for c in found.calls),
+        "home_seconds_predicted": one.home_seconds,
         "home_seconds_measured": found.home_seconds,
-        "remote_seconds_measured": sum(c.remote_seconds for c in found.calls),
+        "accelerator_seconds_predicted": one.accelerator_seconds,
+        "accelerator_seconds_measured": sum(c.accelerator_seconds for c in found.calls),
         "load_seconds": found.load_seconds, "peak_memory_bytes": found.peak_memory_bytes,
         "ran_on": found.devices, "measured_calls": str(file),
     }  # fmt: skip
@@ -354,10 +359,10 @@ def _print(
         [
             (
                 one.policy, f"{v.calls_predicted} / {v.calls_measured}",
-                f"{mib(v.payload_bytes_predicted)} / {mib(v.payload_bytes_measured)}",
-                f"{v.wire_bytes_predicted:,} / {v.wire_bytes_measured:,} B",
+                f"{mib(v.total_payload_bytes_predicted)} / {mib(v.total_payload_bytes_measured)}",
+                f"{v.total_wire_bytes_predicted:,} / {v.total_wire_bytes_measured:,} B",
                 "equal" if v.bytes_equal else "NOT EQUAL",
-                against(one.traffic.totals.seconds, sum(c.transfer_seconds for c in m.calls)),
+                against(one.traffic.totals.seconds, sum(c.seconds for c in m.calls)),
                 against(one.run_seconds, m.seconds),
                 f"{v.max_abs_difference:.3g} of {v.max_abs_result:.3g}",
             )
@@ -368,12 +373,12 @@ def _print(
     say()
     for one, m in zip(made, measured, strict=True):
         slowest = sorted(
-            zip(one.traffic.calls, m.calls, strict=True), key=lambda pair: -pair[1].seconds
+            zip(one.traffic.calls, m.calls, strict=True), key=lambda pair: -pair[1].call_seconds
         )[:3]
         held = ", ".join(f"{name} {human(size)}" for name, size in m.peak_memory_bytes.items())
         out.print(
             f"{one.policy}: peak memory {held}; longest calls "
-            + (", ".join(f"{c.label} {duration(t.seconds)}" for c, t in slowest) or "none"),
+            + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none"),
             soft_wrap=True,
         )
     for file in files:
@@ -427,7 +432,9 @@ def worker(
     import socket
 
     from runtime.secure import identity, trust
+    from runtime.wire import remove_segments
     from runtime.worker import Service, serve
+    from tracer.interrupts import at_interrupt
 
     host, _, port = f":{listen}".rpartition(":")
     host = host.removeprefix(":") or "127.0.0.1"
@@ -462,4 +469,6 @@ def worker(
             ) from error
         listener.listen()
         typer.echo(f"listening on {':'.join(map(str, listener.getsockname()))}", err=True)
-        serve(listener, service)
+        sessions: list[bytes] = []
+        with at_interrupt(lambda: [*map(remove_segments, sessions)]):
+            serve(listener, service, begun=sessions.append)

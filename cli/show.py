@@ -148,7 +148,7 @@ def trace_json(
         "product_flops": flops.products, "product_flops_status": flops.products_status.value,
         "product_flops_expr": flops.products_expr,
         "causal_product_flops": flops.causal, "causal_product_flops_expr": flops.causal_expr,
-        "other_flops": flops.other, "flops_coverage": flops.coverage,
+        "other_flops": flops.other, "coverage": flops.coverage,
         "unsupported": dict(flops.unsupported),
         "products_missing": dict(flops.products_missing),
         "cache_bytes": before[0], "cache_bytes_expr": before[1],
@@ -190,7 +190,7 @@ def checked(
     """``models --check``: how far each phase can be traced."""
     if as_json:
         print_json({
-            "model": model, "class": kind,
+            "model": model, "model_class": kind,
             "phases": [
                 {
                     "phase": c.phase, "refused": c.refused,
@@ -199,7 +199,7 @@ def checked(
                     "ops": len(graph.ops) if graph else None,
                     "repeated_layers": graph.meta.repeated_layers if graph else None,
                     "whole": c.captured.whole if c.captured else None,
-                    "flops_coverage": total_flops(graph).coverage if graph else None,
+                    "coverage": total_flops(graph).coverage if graph else None,
                     "unsupported": dict(total_flops(graph).unsupported) if graph else None,
                     "notes": list(c.captured.reach.notes) if c.captured else [],
                 }

@@ -15,10 +15,12 @@ from partition.explain import Bottleneck, Comparison, TransferGroup, top_transfe
 from partition.ladder import Exposure, Step
 from partition.layers import TopologicalCut
 from partition.optimise import Price, Setting
+from partition.policy import Policy
 from partition.run import Run
-from partition.seen import Derived, How, What
-from partition.tables import Partition
+from partition.seen import Derived, What, known
+from partition.tables import Partition, summary_row
 from tracer.graph import OpGraph, TraceMeta
+from tracer.kinds import base_name
 from tracer.summary import tensor_names
 
 
@@ -34,7 +36,8 @@ class Compared:
     partitions: Sequence[Partition]
     baseline: Partition
     comparisons: Sequence[Comparison]
-    seen: Sequence[Sequence[Exposure]]
+    policies: Sequence[Policy]
+    """As they were placed by, secrets of the command line with them."""
     derived: Sequence[Mapping[str, Sequence[Derived]]]
     """What untrusted devices get that arithmetic has made of each policy's secrets."""
     without: Mapping[str, str]
@@ -46,7 +49,6 @@ def partition_summary(
     top: Sequence[TransferGroup],
     bottleneck: Bottleneck | None,
     folder: object,
-    seen: Sequence[Exposure] = (),
     why: tuple[Sequence[Step], Sequence[Price]] | None = None,
     told: Mapping[str, Sequence[Derived]] | None = None,
     beside: TopologicalCut | None = None,
@@ -105,7 +107,7 @@ def partition_summary(
         out.print(line, soft_wrap=True)
     for device, size in traffic.resident_bytes.items():
         out.print(f"resident on {device}: {human(size)} of parameters and constants")
-    for one in seen:
+    for one in partition.exposed:
         for line in _seen(one):
             out.print(line, soft_wrap=True)
     for device, found in (told or {}).items():
@@ -212,18 +214,12 @@ SOLVERS = {
 
 def _seen(one: Exposure) -> Iterable[str]:
     """What an accelerator sees, in words; how many bytes of it is a detail."""
-    by_how: dict[How, list[str]] = {how: [] for how in How}
-    for sort in one.seen:
-        by_how[sort.how].append(sort.what.words + (f" ({sort.example})" if sort.example else ""))
-    told = [f"{how.words}: {', '.join(sorts)}" for how, sorts in by_how.items() if sorts]
-    if all(sort.how is How.NOT_AT_ALL for sort in one.seen):
-        told = ["nothing"]
-    yield f"{one.device} sees {'; '.join(told)}"
+    yield f"{one.device} sees {one.words}"
     yield (
         f"{one.device} is sent {human(one.sent_bytes)}, computes {human(one.made_bytes)} and holds "
         f"{human(one.parameter_bytes)} of parameters, in plain"
     )
-    seen = {sort.what for sort in one.seen if sort.how in (How.PLAIN, How.RECOVERABLE)}
+    seen = known(one.seen)
     if What.EMBEDDINGS in seen:
         yield f"{one.device}: who has the table of the embeddings has the tokens; it may be public"
     if What.LOGITS in seen:
@@ -232,11 +228,8 @@ def _seen(one: Exposure) -> Iterable[str]:
 
 def sees(exposed: Sequence[Exposure]) -> str:
     """The sorts of tensor that devices see or can work out, in a cell of a table."""
-    found = dict.fromkeys(
-        sort.what.words for one in exposed for sort in one.seen
-        if sort.how in (How.PLAIN, How.RECOVERABLE) and sort.what not in (What.OTHER, What.WEIGHTS)
-    )  # fmt: skip
-    return ", ".join(found) or "nothing"
+    found = known(sort for one in exposed for sort in one.seen)
+    return ", ".join(what.words for what in found) or "nothing"
 
 
 _TOLD = 6
@@ -246,12 +239,14 @@ _TOLD = 6
 def _nearness(graph: OpGraph, device: str, found: Sequence[Derived]) -> Iterable[str]:
     """What arithmetic makes of secrets on a device, the nearest first, alike ones together."""
     names = tensor_names(graph)
-    groups: dict[tuple[str, int, bool, bool], int] = {}
+    groups: dict[tuple[str, tuple[str, ...], bool, bool], int] = {}
     for one in found:
-        key = names[one.tensor.id], len(one.ops), one.linear, one.recoverable
+        ops = tuple(base_name(graph.ops[op].target) for op in one.ops)
+        key = names[one.tensor.id], ops, one.linear, one.recoverable
         groups[key] = groups.get(key, 0) + 1
     for (name, ops, linear, back), count in [*groups.items()][:_TOLD]:
-        how = f"{counted(ops, 'op')} away{', linear' if linear else ''}"
+        through = ", ".join(ops[:_NAMED]) + (" ..." if len(ops) > _NAMED else "")
+        how = f"{counted(len(ops), 'op')} away ({through}){', linear' if linear else ''}"
         undone = ", and can be undone with what is there" if back else ""
         yield f"{device} gets {count} x {name} of what is secret: {how}{undone}"
     if len(groups) > _TOLD:
@@ -266,7 +261,7 @@ def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Pri
         [
             (
                 step.ops, str(step.count), step.device, mib(step.saved_bytes),
-                f"{-step.saved_calls:+}" if step.saved_calls else "", mib(step.total_bytes),
+                f"{-step.saved_calls:+}" if step.saved_calls else "", mib(step.total_payload_bytes),
             )
             for step in steps
         ],
@@ -332,56 +327,29 @@ def partition_dict(
     top: Sequence[TransferGroup],
     bottleneck: Bottleneck | None,
     folder: object,
-    seen: Sequence[Exposure] = (),
     why: tuple[Sequence[Step], Sequence[Price]] | None = None,
     told: Mapping[str, Sequence[Derived]] | None = None,
     beside: TopologicalCut | None = None,
 ) -> dict[str, Any]:
     """``partition --json``, and an entry of ``compare --json``."""
-    traffic, totals = partition.traffic, partition.traffic.totals
     relief = bottleneck.relief if bottleneck else None
-    flops = total_flops(partition.graph)
     return {
         "folder": str(folder), "model": partition.graph.meta.model,
         "phase": partition.graph.meta.phase, **partition.graph.meta.variables,
-        "policy": partition.policy, "home": partition.placement.home,
-        "accelerators": list(partition.placement.accelerators), "link": partition.links.name,
-        "wire": partition.wire, "residency": partition.residency,
-        "calls": len(traffic.calls), "transfers": len(traffic.transfers),
-        "cut_edges": traffic.cut_edges,
-        "sent_payload_bytes": totals.sent_payload_bytes,
-        "received_payload_bytes": totals.received_payload_bytes,
-        "peer_payload_bytes": totals.peer_payload_bytes,
-        "total_payload_bytes": totals.payload_bytes,
-        "sent_wire_bytes": totals.sent_wire_bytes,
-        "received_wire_bytes": totals.received_wire_bytes,
-        "peer_wire_bytes": totals.peer_wire_bytes,
-        "total_wire_bytes": totals.wire_bytes,
-        "transfer_seconds": totals.seconds,
-        "compute_seconds": dict(partition.compute_seconds), "run_seconds": partition.run_seconds,
-        "run": _run_dict(partition.run), "cycles": dict(partition.cycles),
-        "array_options": partition.options.text or None,
-        "optimality": None if partition.solution is None else {
-            "objective": partition.objective, "unit": partition.unit,
-            "value": partition.solution.objective, "bound": partition.solution.bound,
-            "gap": partition.solution.gap, "optimal": partition.solution.proven,
-            "solver": partition.solution.solver,
-        },
-        "cut": (partition.solution and partition.solution.cut) or None,
+        "wire": partition.wire, **summary_row(partition), **_run_dict(partition.run),
+        "objective_gap": partition.solution and partition.solution.gap,
         "topological_cut": None if beside is None else {
             "objective_value": beside.objective_value, "after": list(beside.after),
         },
-        "exposed": [asdict(one) for one in seen],
-        "seen": {
-            one.device: {sort.what.value: sort.how.value for sort in one.seen} for one in seen
-        },
+        "exposed": [{**asdict(one), "words": one.words} for one in partition.exposed],
         **({} if told is None else {
             "derived": {
                 device: [
                     {
-                        "tensor_id": one.tensor.id, "tensor": one.tensor.name,
-                        "label": one.tensor.label, "of": one.source.name,
-                        "ops": len(one.ops), "linear": one.linear,
+                        "tensor_id": one.tensor.id, "tensor_name": one.tensor.name,
+                        "label": one.tensor.label, "secret_tensor_name": one.source.name,
+                        "ops": list(one.ops), "linear": one.linear,
+                        "targets": [partition.graph.ops[op].target for op in one.ops],
                         "recoverable": one.recoverable,
                     }
                     for one in found
@@ -393,10 +361,7 @@ def partition_dict(
             "ladder": [asdict(step) for step in why[0]],
             "prices": [asdict(price) for price in why[1]],
         }),
-        "peak_buffer_bytes": traffic.peak_buffer_bytes,
-        "total_bytes_expr": traffic.total_expr,
-        "resident_bytes": dict(traffic.resident_bytes),
-        "flops_coverage": flops.coverage, "unsupported": dict(flops.unsupported),
+        "unsupported": dict(total_flops(partition.graph).unsupported),
         "top_transfers": [
             {
                 "name": g.name, "direction": g.direction, "count": g.count,
@@ -445,8 +410,8 @@ def comparison(found: Compared, within: float | None) -> None:
         columns["transfer time"] = [_time(p.traffic.totals.seconds) for p in partitions]
     if any(p.run_seconds is not None for p in partitions):
         columns["run"] = [_time(p.run_seconds) for p in partitions]
-    if any(found.seen):
-        columns["seen"] = [sees(each) for each in found.seen]
+    if any(p.exposed for p in partitions):
+        columns["seen"] = [sees(p.exposed) for p in partitions]
     if any(p.solution is not None for p in partitions):
         columns["best for"] = [_best(p) for p in partitions]
     if within is not None:
@@ -496,9 +461,11 @@ def runs(found: Sequence[Compared], within: float | None) -> None:
     }
     if not any(p.cycles for p, *_ in rows):
         del columns["cycles"]
+    if any(p.exposed for p, *_ in rows):
+        columns["seen"] = [sees(p.exposed) for p, *_ in rows]
     if within is not None:
         columns[_within(within)] = [_verdict(p, within) for p, *_ in rows]
-    _print_columns(columns, left=("model", "phase", "policy", _within(within)))
+    _print_columns(columns, left=("model", "phase", "policy", "seen", _within(within)))
     for one in found:
         for name, reason in one.without.items():
             model = one.baseline.graph.meta.model
@@ -585,12 +552,14 @@ def _best(partition: Partition) -> str:
     return f"{partition.objective} ({proof})"
 
 
-def _run_dict(run: Run | None) -> dict[str, Any] | None:
-    return None if run is None else {
-        **asdict(run), "seconds_per_token": run.seconds_per_token,
-        **dict(zip(("home_share", "accelerator_share", "link_share"), run.shares, strict=True)),
-        "link_bound_chips": run.link_bound_chips, "many_chips_seconds": run.many_chips_seconds,
-    }  # fmt: skip
+def _run_dict(run: Run | None) -> dict[str, Any]:
+    """What ``summary`` does not say of a run."""
+    shares = (None,) * 3 if run is None else run.shares
+    return {
+        "tokens": run and run.tokens,
+        "chips": run and run.chips,
+        **dict(zip(("home_share", "accelerator_share", "link_share"), shares, strict=True)),
+    }
 
 
 def compared_dict(
@@ -602,7 +571,7 @@ def compared_dict(
     return {
         **partition_dict(
             partition, top_transfers(partition.graph, partition.traffic), bottleneck,
-            found.folder / partition.folder, found.seen[number], told=found.derived[number],
+            found.folder / partition.folder, told=found.derived[number],
         ),
         **asdict(found.comparisons[number]), "baseline": found.baseline.policy,
         **({} if within is None else {

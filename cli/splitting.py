@@ -1,16 +1,17 @@
 """Commands that place a traced model on devices and count what crosses."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cli import complete
-from cli.app import Json, TraceDir, command, say, warn
+from cli.app import Json, TraceDir, choose, command, say, warn
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
 from cli.machines import Accel, Home, LinkNames, Machines, Memory, read_machines
 from partition import Residency
@@ -45,6 +46,15 @@ ResidencyName = Annotated[
     ),
 ]
 
+Secrets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--secret",
+        help="What no accelerator may see that is not trusted: a label, a sort (qkv), a name.",
+    ),
+]
+Order = Literal["bytes", "calls", "seconds", "seen"]
+
 
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
 def partition(
@@ -72,12 +82,7 @@ def partition(
             "--explain", help="Show the steps from offload-linear, and what rules and secrets cost."
         ),
     ] = False,
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What no accelerator may see that is not trusted: a label, a sort (qkv), a name."
-        ),
-    ] = None,
+    secret: Secrets = None,
     as_json: Json = False,
 ) -> None:
     """Place every op of a trace on a device and count what crosses."""
@@ -85,7 +90,6 @@ def partition(
     from cli.printing import print_json
     from cli.workspace import trace_folder
     from partition.explain import top_transfers
-    from partition.ladder import exposure
     from partition.optimise import beside_layers
     from partition.policy import load_policy, with_secrets
     from partition.tables import write_partition
@@ -107,15 +111,12 @@ def partition(
     top = top_transfers(graph, made.traffic)
     (bottleneck,) = bottlenecks([made], setting, [chosen])
     told = _derived(graph, chosen, setting, made)
-    seen = exposure(graph, made.placement, made.traffic, setting.untrusted)
     beside = beside_layers(graph, chosen, setting)
     why = _explained(graph, chosen, setting, made) if explain else None
     if as_json:
-        print_json(
-            show_split.partition_dict(made, top, bottleneck, written, seen, why, told, beside)
-        )
+        print_json(show_split.partition_dict(made, top, bottleneck, written, why, told, beside))
     else:
-        show_split.partition_summary(made, top, bottleneck, written, seen, why, told, beside)
+        show_split.partition_summary(made, top, bottleneck, written, why, told, beside)
 
 
 @command("cutedge compare --wire-dtype bfloat16")
@@ -162,13 +163,28 @@ def compare(
             help="Say which policy is best over a size, and where that changes: seq 64..131072."
         ),
     ] = None,
+    secret: Secrets = None,
+    unseen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only policies under which no accelerator sees this that is not trusted: a sort "
+            "of tensor, such as qkv or logits; again for another."
+        ),
+    ] = None,
+    sort: Annotated[
+        Order | None,
+        typer.Option(
+            help="Fewest first: payload bytes, calls, seconds of the run, or sorts of tensor seen."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Put policies side by side: calls, bytes, seconds, savings, proofs, closed forms, verdicts."""
     from cli import show_split
     from cli.printing import print_json
     from cli.workspace import trace_folder
-    from partition.policy import load_policy, open_policy_names
+    from partition.policy import load_policy, open_policy_names, with_secrets
+    from partition.seen import What
     from partition.tables import write_partition
     from tracer.serde import read_reach, read_trace
 
@@ -185,35 +201,42 @@ def compare(
         names.insert(0, against)
     chosen = {name: load_policy(name) for name in names}
     check_namesakes(chosen)
+    for what in unseen or ():
+        choose(what, [one.value for one in What], "--unseen")
     folders = [trace_folder(folder) for folder in directories] if directories else [
         trace_folder(None)
     ]  # fmt: skip
-    if over is not None and (len(folders) > 1 or within is not None):
-        raise InputError("--over is of one trace directory and goes without --within")
+    if over is not None and (len(folders) > 1 or within is not None or unseen or sort):
+        raise InputError(
+            "--over is of one trace directory and goes without --within, --unseen and --sort"
+        )
     found: list[Compared] = []
     for folder in dict.fromkeys(folders):
         graph, trace_id = read_trace(folder)
         setting = setting_of(graph, machines, residency, max_calls, time_limit)
         if over is not None:
             reach = read_reach(folder, trace_id)
-            without = {} if policies else obstacles(chosen, setting)
-            possible = {name: rules for name, rules in chosen.items() if name not in without}
+            kept = {name: with_secrets(graph, one, secret or ()) for name, one in chosen.items()}
+            without = {} if policies else obstacles(kept, setting)
+            possible = {name: rules for name, rules in kept.items() if name not in without}
             _compare_over(graph, reach, over, possible, setting, machines, as_json=as_json)
             return
         one = compared_on(
-            graph, trace_id, chosen, against, setting, machines, strict=bool(policies)
-        )
+            graph, trace_id, chosen, baseline or against, setting, machines,
+            strict=bool(policies), secret=secret or (), named=baseline is not None,
+        )  # fmt: skip
         found.append(replace(one, folder=folder))
     for one in found:
         for partition in one.partitions:
             write_partition(partition, one.folder)
-        caution(one.baseline.graph, {name: chosen[name] for name in one.names})
+        caution(one.baseline.graph, dict(zip(one.names, one.policies, strict=True)))
+    found = [arranged(one, unseen or (), sort) for one in found]
     if as_json:
         print_json([
             show_split.compared_dict(one, number, bottleneck, within)
             for one in found
             for number, bottleneck in enumerate(
-                bottlenecks(one.partitions, one.setting, [chosen[name] for name in one.names])
+                bottlenecks(one.partitions, one.setting, one.policies)
             )
         ])  # fmt: skip
     elif len(found) == 1:
@@ -224,15 +247,21 @@ def compare(
 
 def compared_on(
     graph: "OpGraph", trace_id: str, policies: "Mapping[str, Policy]", baseline: str,
-    setting: "Setting", machines: Machines, *, strict: bool,
+    setting: "Setting", machines: Machines, *, strict: bool, secret: Sequence[str] = (),
+    named: bool = True,
 ) -> "Compared":  # fmt: skip
-    """The policies on one trace; one that cannot be is left out, or ``strict``: an error."""
+    """The policies on one trace; one that cannot be is left out, or ``strict``: an error.
+
+    Not an error where it is for a ``secret`` of the command line that one cannot be. A baseline
+    that the user has not ``named`` makes way for the first policy that can be.
+    """
     from cli.show_split import Compared
     from partition.explain import compare_traffic
-    from partition.ladder import exposure
+    from partition.policy import with_secrets
     from partition.problem import InfeasibleError, NotFoundError
 
     made: dict[str, Partition] = {}
+    policies = {name: with_secrets(graph, rules, secret) for name, rules in policies.items()}
     impossible = {} if strict else obstacles(policies, setting)
     for name, rules in policies.items():
         if name in impossible:
@@ -240,9 +269,11 @@ def compared_on(
         try:
             made[name] = partition_of(graph, trace_id, rules, setting, machines)
         except (InfeasibleError, NotFoundError) as error:
-            if strict:
+            if strict and not secret:
                 raise
             impossible[name] = str(error)
+    if not named and baseline not in made:
+        baseline = next(iter(made), baseline)
     if baseline not in made:
         raise InputError(
             f"savings are against {baseline}, which is not possible here ({impossible[baseline]}): "
@@ -252,11 +283,44 @@ def compared_on(
     return Compared(
         Path(), setting, tuple(made), tuple(made.values()), base,
         tuple(compare_traffic(one.placement, one.traffic, base.traffic) for one in made.values()),
-        tuple(
-            exposure(graph, one.placement, one.traffic, setting.untrusted) for one in made.values()
-        ),
+        tuple(policies[name] for name in made),
         tuple(_derived(graph, policies[name], setting, one) for name, one in made.items()),
         impossible,
+    )  # fmt: skip
+
+
+def arranged(found: "Compared", unseen: Sequence[str], order: Order | None) -> "Compared":
+    """What was compared in another ``order``, without policies that show what is to be ``unseen``.
+
+    The baseline stays what savings are against.
+    """
+    from partition.seen import known
+
+    partitions = found.partitions
+    without = dict(found.without)
+    for name, one in zip(found.names, partitions, strict=True):
+        told = [
+            f"{each.device} sees {sort.what.words} ({sort.how.words})"
+            for each in one.exposed for sort in each.seen
+            if sort.is_known and sort.what.value in unseen
+        ]  # fmt: skip
+        if told:
+            without[name] = ", ".join(told)
+    rank: dict[str, Callable[[Partition], float]] = {
+        "bytes": lambda one: one.traffic.totals.payload_bytes,
+        "calls": lambda one: len(one.traffic.calls),
+        "seconds": lambda one: inf if one.run_seconds is None else one.run_seconds,
+        "seen": lambda one: len(known(sort for each in one.exposed for sort in each.seen)),
+    }
+    left = [number for number, name in enumerate(found.names) if name not in without]
+    if order is not None:
+        left.sort(key=lambda number: rank[order](partitions[number]))
+    return replace(
+        found, names=tuple(found.names[n] for n in left),
+        partitions=tuple(partitions[n] for n in left),
+        comparisons=tuple(found.comparisons[n] for n in left),
+        policies=tuple(found.policies[n] for n in left),
+        derived=tuple(found.derived[n] for n in left), without=without,
     )  # fmt: skip
 
 
@@ -323,7 +387,7 @@ def _compare_over(
         values = {}
         for name, rules in policies.items():
             with suppress(InfeasibleError):
-                one = partition_of(costed, "", rules, at, machines)
+                one = partition_of(costed, "", rules, at, machines, exposed=False)
                 if setting.unknown_seconds and one.placement.accelerators:  # else it is no split
                     values[name] = float(one.traffic.totals.payload_bytes)
                 elif one.run_seconds is not None:
@@ -338,12 +402,16 @@ def _compare_over(
 
 
 def partition_of(
-    graph: "OpGraph", trace_id: str, policy: "Policy", setting: "Setting", machines: Machines
+    graph: "OpGraph", trace_id: str, policy: "Policy", setting: "Setting", machines: Machines, *,
+    exposed: bool = True,
 ) -> "Partition":  # fmt: skip
-    """A graph placed by a policy, with what the placement moves."""
+    """A graph placed by a policy, with what the placement moves and, where asked, shows."""
     from partition.accounting import account
+    from partition.ladder import exposure
     from partition.optimise import compute_cycles, compute_seconds, place
+    from partition.policy import secret_tensors
     from partition.run import chips_of, times_under
+    from partition.secrets import covered
     from partition.tables import Partition
 
     placed = place(graph, policy, setting)
@@ -358,6 +426,8 @@ def partition_of(
         placed.solution, " and ".join(policy.objective or ()) or None, placed.unit,
         compute_cycles(placed.placement, setting.times), machines.options,
         chips_of(graph, placed.placement, setting.times, machines.options),
+        covered(graph, secret_tensors(graph, policy)),
+        tuple(exposure(graph, placed.placement, traffic, setting.untrusted)) if exposed else (),
     )  # fmt: skip
 
 
@@ -390,6 +460,8 @@ def bottlenecks(
     from partition.optimise import hidden_from, may_move
     from partition.policy import apply_policy, fixed_policy_names, load_policy
 
+    if not made:
+        return []
     graph, home, accelerators = made[0].graph, setting.home, setting.accelerators
     placements = {
         name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -243,6 +242,7 @@ def _work_out(
     """Make files: trace what they are of, work out their points, write each when it is there."""
     from partition.sweeping.points import pack
     from tracer.files import write_files
+    from tracer.interrupts import uninterrupted
 
     subjects = {id(f.subject): f.subject for f in files}
     if not subjects:
@@ -269,8 +269,9 @@ def _work_out(
     for number, data in engine.each(_made, tasks(), len(files)):
         file = files[number]
         try:
-            file.path.parent.mkdir(parents=True, exist_ok=True)
-            write_files(file.path.parent, {file.path.name: data})
+            with uninterrupted():
+                file.path.parent.mkdir(parents=True, exist_ok=True)
+                write_files(file.path.parent, {file.path.name: data})
         except OSError as error:
             raise CutedgeError(
                 f"cannot write {file.path}: {error.strerror or error}. Make the place writable, or "
@@ -336,17 +337,10 @@ def _programs(subject: "Subject") -> "tuple[list[Program], tuple[str, ...], bool
 
 Result = TypeVar("Result")
 
-_IDLE_SECONDS = 30
-"""An idle local process ends after that: where its sweep was killed, nothing else ends it."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """What carries tasks out: joblib, with one way for processes here and on a cluster.
-
-    Its processes (loky's) are started anew rather than forked, which threads of Arrow would not
-    survive, and it has backends for Dask and Ray.
-    """
+    """What carries tasks out: processes here, or those of a cluster by joblib's backends."""
 
     name: Engine
     scheduler: str | None
@@ -359,10 +353,6 @@ class _Engine:
         local = replace(self, name="local", scheduler=None)
         tasks = [(number, subject) for number, subject in enumerate(subjects)]
         found: dict[int, Any] = dict(local.each(_traced, tasks, len(tasks)))
-        if not all(cached for _, _, cached in found.values()) and len(tasks) > 1:
-            from joblib.externals.loky import get_reusable_executor
-
-            get_reusable_executor().shutdown(wait=True)  # and with it torch
         return [found[number][:2] for number in range(len(subjects))]
 
     def each(
@@ -371,11 +361,16 @@ class _Engine:
         """The results, in whatever order they come."""
         import joblib
 
-        jobs = min(self.jobs or joblib.cpu_count(), count)
-        if self.name == "local" and jobs == 1:
-            yield from (function(*task) for task in tasks)
+        if self.name == "local":
+            from partition.sweeping import processes
+
+            jobs = min(self.jobs or joblib.cpu_count(), count)
+            if jobs == 1:
+                yield from (function(*task) for task in tasks)
+            else:
+                yield from processes.each(function, tasks, jobs)
             return
-        with self._backend(jobs):
+        with self._backend():
             try:
                 if self.name != "ray":
                     parallel = joblib.Parallel(
@@ -388,7 +383,7 @@ class _Engine:
                 while some := [joblib.delayed(function)(*task) for task in islice(left, wave)]:
                     yield from joblib.Parallel(batch_size=1)(some)
             except Exception as error:
-                if type(error).__name__ not in ("TerminatedWorkerError", "KilledWorker"):
+                if type(error).__name__ != "KilledWorker":
                     raise
                 raise CutedgeError(
                     "a worker process ended before its work did (out of memory?): run the same "
@@ -396,7 +391,7 @@ class _Engine:
                 ) from error
 
     @contextmanager
-    def _backend(self, jobs: int) -> Iterator[None]:
+    def _backend(self) -> Iterator[None]:
         """What joblib is to use, connected."""
         import joblib
 
@@ -407,18 +402,13 @@ class _Engine:
                     from distributed import Client
 
                     options["client"] = open_.enter_context(Client(self.scheduler, timeout=30))
-                elif self.name == "ray":
+                else:
                     import ray
                     from ray.util.joblib import register_ray
 
                     ray.init(self.scheduler, log_to_driver=False)
                     open_.callback(ray.shutdown)
                     register_ray()
-                else:
-                    options |= {"n_jobs": jobs, "idle_worker_timeout": _IDLE_SECONDS}
-                    # A process that has grown makes way for a new one: no news for a user.
-                    open_.enter_context(warnings.catch_warnings())
-                    warnings.filterwarnings("ignore", "A worker stopped while some jobs")
             except ImportError as error:
                 raise InputError(
                     f"--engine {self.name} needs what is not installed ({error}): pip install "
@@ -428,8 +418,7 @@ class _Engine:
                 raise InputError(
                     f"--scheduler {self.scheduler}: {str(error).splitlines()[0]}"
                 ) from error
-            backend = "loky" if self.name == "local" else self.name
-            with joblib.parallel_config(backend, **options):
+            with joblib.parallel_config(self.name, **options):
                 yield
 
 

@@ -86,6 +86,7 @@ def trace(
     from cli.workspace import default_folder, remember
     from costmodels.flops import annotate, refuse_unsupported, total_flops
     from partition.tables import remove_stale
+    from tracer.interrupts import uninterrupted
     from tracer.serde import write_reach, write_trace
 
     asked = Asked(
@@ -97,12 +98,13 @@ def trace(
     if strict:
         refuse_unsupported(graph)
     folder = out or default_folder(graph.meta)
-    trace_id = write_trace(graph, folder)
-    write_reach(folder, trace_id, reach)
     notes = list(warnings)
-    if removed := remove_stale(folder, trace_id):
-        notes.append(f"removed what was made from the trace before: {', '.join(removed)}")
-    remember(folder)
+    with uninterrupted():
+        trace_id = write_trace(graph, folder)
+        write_reach(folder, trace_id, reach)
+        if removed := remove_stale(folder, trace_id):
+            notes.append(f"removed what was made from the trace before: {', '.join(removed)}")
+        remember(folder)
     for note in notes:
         warn(note)
     if as_json:

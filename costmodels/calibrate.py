@@ -126,7 +126,7 @@ class Calibration:
     """The log's name."""
     calls: int
     """How many it has."""
-    fits: tuple[Fit, ...]
+    equations: tuple[Fit, ...]
     """Of the seconds (one, or one each way), then of the packing where the log has it."""
     figures: dict[str, float]
     """What a link file gets beside its framing."""
@@ -140,12 +140,12 @@ class Calibration:
     @property
     def measured_total_seconds(self) -> float:
         """Of all calls, in all that was fitted."""
-        return sum(one.measured_total_seconds for one in self.fits)
+        return sum(one.measured_total_seconds for one in self.equations)
 
     @property
     def fitted_total_seconds(self) -> float:
         """What the equations say of them."""
-        return sum(one.fitted_total_seconds for one in self.fits)
+        return sum(one.fitted_total_seconds for one in self.equations)
 
 
 def read_log(path: Path) -> Log:

@@ -280,7 +280,10 @@ class Limits:
     decoder_layers_params: float
     lm_head_params: float
     activated_params: float
+    """What the linears of one token read, as the analysis counts it: norms and the embedding are
+    left out, which are among a model's active parameters (``experts.active_parameters``)."""
     stored_params: float
+    """What the linears can read: every expert."""
     kv_cache_params_per_token: float
     """What each token adds, far out: beyond all windows."""
     kv_cache_params_fixed: float

@@ -213,19 +213,19 @@ class Share:
     ops: int
     """Ops that work."""
     flops: int
-    bytes: int
+    traffic_bytes: int
     """Read and written."""
     seconds: float
     """Of those that have seconds."""
-    missing: int
+    missing_ops: int
     """Ops without seconds."""
-    bounds: Mapping[str, float]
+    seconds_by_bound: Mapping[str, float]
     """bound -> seconds of the ops that it bounds."""
 
     @property
     def intensity(self) -> float | None:
         """FLOPs for each byte read or written; None where nothing is."""
-        return self.flops / self.bytes if self.bytes else None
+        return self.flops / self.traffic_bytes if self.traffic_bytes else None
 
 
 def shares(graph: OpGraph, time: DeviceTime, key: Callable[[Op], str]) -> list[Share]:
@@ -245,7 +245,8 @@ def _share(name: str, ops: list[Op], time: DeviceTime) -> Share:
             bounds[at.bound] += at.seconds or 0.0  # type: ignore[assignment]  # seconds add too
     return Share(
         name=name, ops=len(ops), flops=sum(op.cost.flops or 0 for op in ops),
-        bytes=sum(op.cost.read_bytes + op.cost.write_bytes for op in ops),
+        traffic_bytes=sum(op.cost.read_bytes + op.cost.write_bytes for op in ops),
         seconds=sum(time.ops[op.id].seconds or 0.0 for op in ops),
-        missing=sum(time.ops[op.id].seconds is None for op in ops), bounds=dict(bounds),
+        missing_ops=sum(time.ops[op.id].seconds is None for op in ops),
+        seconds_by_bound=dict(bounds),
     )  # fmt: skip

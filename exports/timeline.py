@@ -334,14 +334,14 @@ def measured(split: Split) -> Timeline | None:
             "call_id": call.id, "seconds": took.home_seconds,
         }))  # fmt: skip
         clock += took.home_seconds
-        end = clock + took.seconds
-        slices.append(_slice(home, call.label, "call", clock, took.seconds, {
+        end = clock + took.call_seconds
+        slices.append(_slice(home, call.label, "call", clock, took.call_seconds, {
             "call_id": call.id, "device": call.device,
             "sent_payload_bytes": took.sent_payload_bytes, "sent_wire_bytes": took.sent_wire_bytes,
             "received_payload_bytes": took.received_payload_bytes,
             "received_wire_bytes": took.received_wire_bytes, "ops": len(call.ops),
             "serialise_seconds": took.serialise_seconds,
-            "deserialise_seconds": took.deserialise_seconds, "seconds": took.seconds,
+            "deserialise_seconds": took.deserialise_seconds, "seconds": took.call_seconds,
         }))  # fmt: skip
         if took.sent_tensors:
             slices.append(_slice(
@@ -353,9 +353,10 @@ def measured(split: Split) -> Timeline | None:
                 },
             ))  # fmt: skip
         arrives = max(clock, end - took.receive_seconds)
-        begins = max(clock, arrives - took.remote_seconds)
-        slices.append(_slice(call.device, call.label, "remote", begins, took.remote_seconds, {
-            "call_id": call.id, "ops": len(call.ops), "seconds": took.remote_seconds,
+        begins = max(clock, arrives - took.accelerator_seconds)
+        worked = took.accelerator_seconds
+        slices.append(_slice(call.device, call.label, "remote", begins, worked, {
+            "call_id": call.id, "ops": len(call.ops), "seconds": worked,
         }))  # fmt: skip
         if took.received_tensors:
             slices.append(_slice(

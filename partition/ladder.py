@@ -7,7 +7,7 @@ from costmodels.links import Links
 from partition import Residency
 from partition.accounting import Traffic, account, on_wire
 from partition.placement import Placement
-from partition.seen import Seen, seen
+from partition.seen import How, Seen, seen
 from tracer.graph import Kind, OpGraph, Role
 from tracer.kinds import base_name
 from tracer.summary import tensor_names
@@ -26,7 +26,7 @@ class Step:
     saved_bytes: int
     """Payload that no longer crosses once they have moved; negative where more does."""
     saved_calls: int
-    total_bytes: int
+    total_payload_bytes: int
     """What still crosses."""
 
 
@@ -82,7 +82,7 @@ def ladder(
                 device=str(end.devices[working[0]]),
                 saved_bytes=before.totals.payload_bytes - after.totals.payload_bytes,
                 saved_calls=len(before.calls) - len(after.calls),
-                total_bytes=after.totals.payload_bytes,
+                total_payload_bytes=after.totals.payload_bytes,
             )
         )
         before = after
@@ -139,6 +139,20 @@ class Exposure:
     """Of the parameters that its ops read."""
     seen: Sequence[Seen] = ()
     """What it sees of each sort of tensor, and how."""
+
+    @property
+    def words(self) -> str:
+        """What it sees, as a person says it: plain, recoverable, masked, not at all."""
+        told = [
+            (how, [
+                one.what.words + (f" ({one.example})" if one.example else "")
+                for one in self.seen if one.how is how
+            ])
+            for how in How
+        ]  # fmt: skip
+        if all(one.how is How.NOT_AT_ALL for one in self.seen):
+            return "nothing"
+        return "; ".join(f"{how.words}: {', '.join(sorts)}" for how, sorts in told if sorts)
 
     @property
     def visible_bytes(self) -> int:

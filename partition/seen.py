@@ -398,6 +398,17 @@ class Seen:
     example: str | None
     """Of what is recoverable: a tensor that is, and the op that leads to it; else None."""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the device has it in plain or can work it out."""
+        return self.how in (How.PLAIN, How.RECOVERABLE)
+
+
+def known(found: Iterable[Seen]) -> list[What]:
+    """The sorts of a run's own tensors that are in plain or recoverable, on some device."""
+    sorts = {one.what for one in found if one.is_known}
+    return [what for what in What if what in sorts - {What.WEIGHTS, What.OTHER}]
+
 
 def seen(
     graph: OpGraph, placement: Placement, traffic: Traffic, devices: Sequence[str]

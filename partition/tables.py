@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -14,8 +15,10 @@ from costmodels.arrays import Options
 from costmodels.flops import total_flops
 from costmodels.links import Links
 from partition.accounting import Traffic
+from partition.ladder import Exposure
 from partition.placement import Placement
 from partition.run import Chips, Run
+from partition.seen import what_is
 from partition.solve import Proof
 from tracer.files import remove_files
 from tracer.graph import FLOATING, OpGraph
@@ -33,6 +36,8 @@ TRANSFERS = pa.schema([
     pa.field("tensor_id", pa.int32(), nullable=False),
     pa.field("tensor_name", pa.string(), nullable=False),
     pa.field("label", pa.string()),
+    pa.field("what", pa.string()),
+    pa.field("secret", pa.bool_(), nullable=False),
     pa.field("src_op", pa.int32(), nullable=False),
     pa.field("src_device", pa.string(), nullable=False),
     pa.field("dst_device", pa.string(), nullable=False),
@@ -81,11 +86,17 @@ SUMMARY = pa.schema([
     pa.field("total_payload_bytes", pa.int64(), nullable=False),
     pa.field("total_wire_bytes", pa.int64(), nullable=False),
     pa.field("total_bytes_expr", pa.string()),
+    pa.field("peak_buffer_bytes", pa.int64(), nullable=False),
     pa.field("seconds", pa.float64()),
     pa.field("resident_bytes", pa.map_(pa.string(), pa.int64()), nullable=False),
     pa.field("coverage", pa.float64(), nullable=False),
     pa.field("compute_seconds", pa.map_(pa.string(), pa.float64()), nullable=False),
+    pa.field("home_seconds", pa.float64()),
+    pa.field("accelerator_seconds", pa.float64()),
     pa.field("run_seconds", pa.float64()),
+    pa.field("seconds_per_token", pa.float64()),
+    pa.field("link_bound_chips", pa.int64()),
+    pa.field("many_chips_seconds", pa.float64()),
     pa.field("objective", pa.string()),
     pa.field("objective_value", pa.int64()),
     pa.field("objective_bound", pa.int64()),
@@ -95,6 +106,7 @@ SUMMARY = pa.schema([
     pa.field("cut", pa.string()),
     pa.field("cycles", pa.map_(pa.string(), pa.int64()), nullable=False),
     pa.field("array_options", pa.string()),
+    pa.field("seen", pa.map_(pa.string(), pa.map_(pa.string(), pa.string())), nullable=False),
 ])  # fmt: skip
 
 
@@ -125,17 +137,18 @@ class Partition:
     """What makes the arrays faster than their descriptions."""
     chips: Chips | None = None
     """The arrays that compute for home; None where no accelerator computes, or one is no array."""
+    secret: frozenset[int] = frozenset()
+    """The tensors that have a value of what the policy keeps secret."""
+    exposed: tuple[Exposure, ...] = ()
+    """What each accelerator sees that is not trusted."""
 
     @property
     def run(self) -> Run | None:
         """What the run takes; None where a device or a link that it uses is not known."""
-        home, accelerators = self.placement.home, self.placement.accelerators
         moving, meta = self.traffic.totals.seconds, self.graph.meta
-        if moving is None or not {home, *accelerators} <= set(self.compute_seconds):
+        at_home, away = self.home_seconds, self.accelerator_seconds
+        if moving is None or at_home is None or away is None:
             return None
-        at_home, away = (
-            self.compute_seconds[home], sum(self.compute_seconds[d] for d in accelerators)
-        )  # fmt: skip
         chips, tokens = self.chips, meta.batch * max(meta.seq, 1)
         if chips is None:
             return Run(at_home, away, moving, tokens, None)
@@ -143,6 +156,19 @@ class Partition:
             at_home, away, moving, tokens, chips.options.chips, chips.fewest_within(moving),
             at_home + chips.seconds(chips.most) + moving,
         )  # fmt: skip
+
+    @property
+    def home_seconds(self) -> float | None:
+        """Computing at home; None where home is not described or cannot run all that is there."""
+        return self.compute_seconds.get(self.placement.home)
+
+    @property
+    def accelerator_seconds(self) -> float | None:
+        """Computing on the accelerators that are used, all together; None where one is unknown."""
+        accelerators = self.placement.accelerators
+        if not set(accelerators) <= set(self.compute_seconds):
+            return None
+        return sum((self.compute_seconds[d] for d in accelerators), 0.0)
 
     @property
     def run_seconds(self) -> float | None:
@@ -167,7 +193,7 @@ class Partition:
 def write_partition(partition: Partition, trace: Path) -> Path:
     """Write the four tables of a partition into its trace's directory; where they are."""
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
-    totals = traffic.totals
+    whole, sorts = traffic.totals.payload_bytes, what_is(graph)
     tables = make_tables(graph.meta, {
         "placement": (PLACEMENT, [
             (op.id, placement.devices[op.id], placement.pinned[op.id], placement.reasons[op.id])
@@ -175,9 +201,10 @@ def write_partition(partition: Partition, trace: Path) -> Path:
         ]),
         "transfers": (TRANSFERS, [
             (
-                t.id, t.tensor.id, t.tensor.name, t.tensor.label, t.tensor.op, t.src_device,
-                t.dst_device, t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
-                t.bytes_expr, t.tensor.seq_degree, share(t.payload_bytes, totals.payload_bytes),
+                t.id, t.tensor.id, t.tensor.name, t.tensor.label, sorts[t.tensor.id],
+                t.tensor.id in partition.secret, t.tensor.op, t.src_device, t.dst_device,
+                t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
+                t.bytes_expr, t.tensor.seq_degree, share(t.payload_bytes, whole),
                 t.seconds, graph.ops[t.tensor.op or 0].module_path,
                 graph.ops[t.tensor.op or 0].stack, graph.ops[t.tensor.op or 0].layer,
             )
@@ -190,16 +217,8 @@ def write_partition(partition: Partition, trace: Path) -> Path:
             )
             for c in traffic.calls
         ]),
-        "summary": (SUMMARY, [(
-            partition.policy, placement.home, placement.accelerators, partition.links.name,
-            partition.wire_dtype, partition.residency, len(traffic.calls),
-            len(traffic.transfers), traffic.cut_edges, totals.sent_payload_bytes,
-            totals.sent_wire_bytes, totals.received_payload_bytes, totals.received_wire_bytes,
-            totals.peer_payload_bytes, totals.peer_wire_bytes, totals.payload_bytes,
-            totals.wire_bytes, traffic.total_expr, totals.seconds,
-            sorted(traffic.resident_bytes.items()), total_flops(graph).coverage,
-            sorted(partition.compute_seconds.items()), partition.run_seconds, partition.objective,
-            *_proof(partition), sorted(partition.cycles.items()), partition.options.text or None,
+        "summary": (SUMMARY, [tuple(
+            _items(value) for value in summary_row(partition).values()
         )]),
     })  # fmt: skip
     metadata = {
@@ -213,16 +232,52 @@ def write_partition(partition: Partition, trace: Path) -> Path:
     return folder
 
 
-def _proof(
-    partition: Partition,
-) -> tuple[int | None, int | None, str | None, bool | None, str | None, str | None]:
-    solution = partition.solution
-    if solution is None:
-        return None, None, None, None, None, None
-    return (
-        solution.objective, solution.bound, partition.unit, solution.proven, solution.solver,
-        solution.cut or None,
-    )  # fmt: skip
+def _items(value: Any) -> Any:
+    """A map as Arrow takes it: its entries in the order of their keys."""
+    if not isinstance(value, Mapping):
+        return value
+    return [(key, _items(inner)) for key, inner in sorted(value.items())]
+
+
+def summary_row(partition: Partition) -> dict[str, Any]:
+    """The one row of ``summary.parquet``: column -> value, in the order of ``SUMMARY``."""
+    placement, traffic, totals = partition.placement, partition.traffic, partition.traffic.totals
+    run, solution = partition.run, partition.solution
+    return {
+        "policy": partition.policy, "home": placement.home,
+        "accelerators": list(placement.accelerators), "link": partition.links.name,
+        "wire_dtype": partition.wire_dtype, "residency": partition.residency,
+        "calls": len(traffic.calls), "transfers": len(traffic.transfers),
+        "cut_edges": traffic.cut_edges,
+        "sent_payload_bytes": totals.sent_payload_bytes,
+        "sent_wire_bytes": totals.sent_wire_bytes,
+        "received_payload_bytes": totals.received_payload_bytes,
+        "received_wire_bytes": totals.received_wire_bytes,
+        "peer_payload_bytes": totals.peer_payload_bytes,
+        "peer_wire_bytes": totals.peer_wire_bytes,
+        "total_payload_bytes": totals.payload_bytes, "total_wire_bytes": totals.wire_bytes,
+        "total_bytes_expr": traffic.total_expr, "peak_buffer_bytes": traffic.peak_buffer_bytes,
+        "seconds": totals.seconds, "resident_bytes": dict(traffic.resident_bytes),
+        "coverage": total_flops(partition.graph).coverage,
+        "compute_seconds": dict(partition.compute_seconds),
+        "home_seconds": partition.home_seconds,
+        "accelerator_seconds": partition.accelerator_seconds,
+        "run_seconds": partition.run_seconds,
+        "seconds_per_token": run and run.seconds_per_token,
+        "link_bound_chips": run and run.link_bound_chips,
+        "many_chips_seconds": run and run.many_chips_seconds,
+        "objective": partition.objective,
+        "objective_value": solution and solution.objective,
+        "objective_bound": solution and solution.bound,
+        "objective_unit": partition.unit if solution else None,
+        "optimal": solution and solution.proven, "solver": solution and solution.solver,
+        "cut": (solution and solution.cut) or None,
+        "cycles": dict(partition.cycles), "array_options": partition.options.text or None,
+        "seen": {
+            one.device: {sort.what.value: sort.how.value for sort in one.seen}
+            for one in partition.exposed
+        },
+    }  # fmt: skip
 
 
 def share(part: int, whole: int) -> float:

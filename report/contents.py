@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from costmodels.roofline import DeviceTime
 from partition.explain import Comparison
-from partition.ladder import Exposure
 from partition.run import times_under
 from partition.tables import Partition
 from report import figures, machines
@@ -62,7 +61,6 @@ def make_report(
     devices: Sequence[str],
     times: Mapping[str, DeviceTime],
     compared: Sequence[Comparison],
-    seen: Sequence[Sequence[Exposure]],
     baseline: str,
     shown: int,
     reach: Reach,
@@ -86,6 +84,6 @@ def make_report(
     arrays = [device in times and times[device].device.array is not None for device in devices]
     return Report(
         partitions[0].graph.meta.model, of, devices, arrays,
-        figures.policies_table(partitions, compared, seen, baseline), sheets, shown,
+        figures.policies_table(partitions, compared, baseline), sheets, shown,
         figures.growth(partitions, reach), notes,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from itertools import combinations
 from partition.accounting import Transfer
 from partition.crossover import best_over
 from partition.explain import Comparison
-from partition.ladder import Exposure
+from partition.seen import known
 from partition.tables import Partition
 from report.axes import Ticks, byte_ticks, log_byte_ticks
 from tracer.formula import parse
@@ -134,7 +134,6 @@ class Growth:
 def policies_table(
     partitions: Sequence[Partition],
     compared: Sequence[Comparison],
-    seen: Sequence[Sequence[Exposure]],
     baseline: str,
 ) -> Table:
     """Policies side by side: what they move, take and show, and whether that is proven best."""
@@ -152,15 +151,20 @@ def policies_table(
         "received": column(lambda p: human(p.traffic.totals.received_payload_bytes)),
         "all bytes": column(lambda p: human(p.traffic.totals.payload_bytes)),
         "saved": [text(c.saved_share, lambda s: f"{s:.1%}") for c in compared],
-        "moving": column(lambda p: text(p.traffic.totals.seconds, duration)),
+        "transfer time": column(lambda p: text(p.traffic.totals.seconds, duration)),
         "run": column(lambda p: text(p.run_seconds, duration)),
-        "exposed": [human(sum(one.visible_bytes for one in each)) for each in seen],
+        "seen": column(_seen),
         "optimal": column(_optimal),
     }
     if any(p.traffic.totals.peer_payload_bytes for p in partitions):
         peers = column(lambda p: human(p.traffic.totals.peer_payload_bytes))
         columns = dict(list(columns.items())[:4]) | {"between": peers} | columns
     return Table(list(columns), list(zip(*columns.values(), strict=True)), baseline)
+
+
+def _seen(partition: Partition) -> str:
+    found = known(sort for one in partition.exposed for sort in one.seen)
+    return ", ".join(what.words for what in found) or "nothing"
 
 
 def _optimal(partition: Partition) -> str:

@@ -109,7 +109,7 @@ def _works(drawn: Sequence[Share], whole: float) -> list[Work]:
     for alike in sorted(points.values(), key=lambda alike: -sum(one.seconds for one in alike)):
         first, taken = alike[0], sum(one.seconds for one in alike)
         intensity, rate = first.intensity or 0.0, first.flops / first.seconds
-        bound = max(first.bounds, key=lambda what: first.bounds[what])
+        bound = max(first.seconds_by_bound, key=lambda what: first.seconds_by_bound[what])
         clear = all(
             abs(log10(rate / other.rate)) > 0.4 or abs(log10(intensity / other.intensity)) > 1.4
             for other in works if other.labelled

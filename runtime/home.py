@@ -6,6 +6,7 @@ through all of its calls. Whatever goes wrong, no process, socket or piece of sh
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import ssl
@@ -30,6 +31,7 @@ from runtime.memory import check_memory, peak_memory_bytes
 from runtime.plan import DevicePlan, Plan
 from runtime.wire import SESSION_BYTES, Carriage, Channel, greet, remove_segments
 from runtime.worker import take_in
+from tracer.interrupts import at_interrupt, uninterrupted
 
 Transport = Literal["unix", "tcp"]
 
@@ -91,6 +93,13 @@ def workers(
         found: dict[str, Worker] = {}
         started: list[subprocess.Popen[bytes]] = []
         session = secrets.token_bytes(SESSION_BYTES)
+
+        def clean() -> None:
+            _end(started)
+            remove_segments(session)
+            shutil.rmtree(folder, ignore_errors=True)
+
+        stack.enter_context(at_interrupt(clean))
         stack.callback(remove_segments, session)
         stack.callback(_end, started)
         for number, name in enumerate(names):
@@ -98,10 +107,12 @@ def workers(
             if name in remote:
                 family, address = socket.AF_INET, remote[name]
             else:
-                family, address, process = _start(
-                    folder / str(number), transport, timeout, own, (memory_bytes or {}).get(name)
-                )
-                started.append(process)
+                most = (memory_bytes or {}).get(name)
+                with uninterrupted():
+                    family, address, process = _start(
+                        folder / str(number), transport, timeout, own, most
+                    )
+                    started.append(process)
             channel = Channel(socket.socket(family), f"worker {name}", timeout, session=session)
             stack.callback(channel.close)
             found[name] = Worker(name, channel, int(family), address, process)
@@ -361,7 +372,7 @@ class Loaded:
             + (0 if came.tensors else came.wire_bytes),
             "home_seconds": begun - start, "serialise_seconds": went.pack_seconds,
             "send_seconds": went.move_seconds, "receive_seconds": came.move_seconds,
-            "deserialise_seconds": came.pack_seconds, "seconds": time.perf_counter() - begun,
+            "deserialise_seconds": came.pack_seconds, "call_seconds": time.perf_counter() - begun,
             "home_peak_memory_bytes": peak_memory_bytes(),
         }  # fmt: skip
 
@@ -402,8 +413,8 @@ class Loaded:
                 taken = stats[row["call_id"]]
                 measured.calls.append(
                     MeasuredCall(**{
-                        **row, "remote_seconds": taken["compute_seconds"],
-                        "transfer_seconds": row["seconds"] - taken["compute_seconds"],
+                        **row, "accelerator_seconds": taken["compute_seconds"],
+                        "seconds": row["call_seconds"] - taken["compute_seconds"],
                         "serialise_seconds": row["serialise_seconds"] + taken["pack_seconds"],
                         "deserialise_seconds": row["deserialise_seconds"] + taken["unpack_seconds"],
                         **{key: taken[key] for key in

@@ -38,15 +38,16 @@ class MeasuredCall:
     """At both ends: into the dtype and order that tensors cross in."""
     send_seconds: float
     """Until the socket has taken the last byte."""
-    remote_seconds: float
+    accelerator_seconds: float
     """The worker's ops."""
     receive_seconds: float
     """From the reply's first byte to its last."""
     deserialise_seconds: float
     """At both ends: out of what they crossed in."""
-    transfer_seconds: float
-    """Of ``seconds``, those that the worker's ops did not take."""
     seconds: float
+    """Of its transfers, as in ``calls``: those of ``call_seconds`` that the worker's ops did not
+    take."""
+    call_seconds: float
     """From the request's first step to the reply's last."""
     peak_memory_bytes: int
     """The most that the worker has had by then."""
@@ -93,7 +94,7 @@ def read_measured(path: Path) -> tuple[Log, dict[str, int]]:
             part: int((table.schema.metadata or {})[key.encode()]) for part, key in _FRAMING.items()
         }
         column = {name: np.array(table[name].to_pylist(), float) for name in (
-            "sent_payload_bytes", "received_payload_bytes", "transfer_seconds",
+            "sent_payload_bytes", "received_payload_bytes", "seconds", "call_seconds",
         )}  # fmt: skip
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise InputError(f"{path} is no table of measured calls, as verify writes it") from error
@@ -102,5 +103,5 @@ def read_measured(path: Path) -> tuple[Log, dict[str, int]]:
     return Log(
         path.name, tuple(range(1, len(table) + 1)),
         {"sent": column["sent_payload_bytes"], "received": column["received_payload_bytes"],
-         "seconds": column["transfer_seconds"]},
+         "seconds": column["seconds"]},
     ), framing  # fmt: skip

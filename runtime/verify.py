@@ -28,10 +28,10 @@ class Verdict:
 
     calls_predicted: int
     calls_measured: int
-    payload_bytes_predicted: int
-    payload_bytes_measured: int
-    wire_bytes_predicted: int
-    wire_bytes_measured: int
+    total_payload_bytes_predicted: int
+    total_payload_bytes_measured: int
+    total_wire_bytes_predicted: int
+    total_wire_bytes_measured: int
     unequal: tuple[str, ...]
     """Each figure of a call that is not as predicted, in words."""
     max_abs_difference: float
@@ -122,10 +122,10 @@ def judge(
     ]
     return Verdict(
         calls_predicted=len(traffic.calls), calls_measured=len(measured.calls),
-        payload_bytes_predicted=totals.payload_bytes,
-        payload_bytes_measured=sum(payload for payload, _ in moved),
-        wire_bytes_predicted=totals.wire_bytes,
-        wire_bytes_measured=sum(wire for _, wire in moved),
+        total_payload_bytes_predicted=totals.payload_bytes,
+        total_payload_bytes_measured=sum(payload for payload, _ in moved),
+        total_wire_bytes_predicted=totals.wire_bytes,
+        total_wire_bytes_measured=sum(wire for _, wire in moved),
         unequal=tuple(unequal),
         max_abs_difference=max((d for _, d in apart), default=0.0), max_abs_result=largest,
         largest_differences=tuple(sorted(apart, key=lambda pair: -pair[1])[:3]),

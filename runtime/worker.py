@@ -7,7 +7,6 @@ here. Nothing in a plan is taken on trust: ``_PLAN`` says what it has to look li
 """
 
 import atexit
-import ctypes
 import os
 import signal
 import socket
@@ -39,6 +38,7 @@ from runtime.wire import (
     remove_segments,
 )
 from tracer.graph import FLOATING
+from tracer.interrupts import end_with
 from tracer.program import Invocation, Sharing
 from tracer.words import plain
 
@@ -388,7 +388,8 @@ def main() -> None:
     sessions: list[bytes] = []
     # At exit and not in a finally, which the end of home would interrupt.
     atexit.register(_clean, listener, sessions)
-    _end_with(int(home))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    end_with(int(home), signal.SIGTERM)
     service = Service(
         os.environ.pop("CUTEDGE_TOKEN"), timeout=float(timeout), idle=None,
         memory_bytes=int(memory[0]) if memory else None, checkpoints=(Path("/"),),
@@ -406,15 +407,6 @@ def _clean(listener: socket.socket, sessions: Sequence[bytes]) -> None:
         path.unlink(missing_ok=True)
         with suppress(OSError):
             path.parent.rmdir()
-
-
-def _end_with(parent: int) -> None:
-    """Have the system end this process when the one that started it ends, however it does."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with suppress(OSError, AttributeError):  # Linux alone has it
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before that
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def log(tmp_path) -> Callable[..., Path]:
 
 
 def value(found: Calibration, name: str, at: int = 0) -> float | None:
-    return found.fits[at].value(name)
+    return found.equations[at].value(name)
 
 
 # --- what is recovered ----------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_calls_without_noise_give_the_link_exactly(log, tmp_path):
     assert value(found, LATENCY) == pytest.approx(LATENCY_S, rel=1e-9)
     assert value(found, SENT) == pytest.approx(SENT_S, rel=1e-9)
     assert value(found, RECEIVED) == pytest.approx(RECEIVED_S, rel=1e-9)
-    assert found.fits[0].r_squared == pytest.approx(1)
+    assert found.equations[0].r_squared == pytest.approx(1)
     write_link(found, tmp_path / "my.toml")
     link = load_link(str(tmp_path / "my.toml"))
     assert link.sent_bandwidth_bytes_per_second == 2_000_000_000
@@ -92,14 +92,14 @@ def test_calls_with_noise_give_the_link_within_their_errors(log, seed, slow):
     found = fit(read_log(log(noisy(0.03, seed, slow))))
     assert all("the fitted sum is" in said for said in found.warnings)
     assert bool(found.warnings) == bool(slow)
-    for term, true in zip(found.fits[0].terms, (LATENCY_S, SENT_S, RECEIVED_S), strict=True):
+    for term, true in zip(found.equations[0].terms, (LATENCY_S, SENT_S, RECEIVED_S), strict=True):
         # 3% over the root of 200 calls: 0.2%, somewhat more as three terms share the calls, and
         # up to 2% that one slow call in twenty pulls the others.
         assert term.value == pytest.approx(true, rel=0.03 if slow else 0.015), term
         if not slow:
             assert abs(term.value - true) < 4 * term.standard_error
         assert term.standard_error < 0.02 * true
-    half, most = found.fits[0].relative_residual_quantiles
+    half, most = found.equations[0].relative_residual_quantiles
     assert 0.01 < half < 0.03  # of normal noise, half is within 0.67 x 3%
     assert 0.03 < most < 0.08
 
@@ -109,7 +109,7 @@ def test_the_furthest_calls_are_named_by_their_lines(log):
     rows[7][2] *= 5  # line 9: the header is line 1
     rows[7][2] += 1
     found = fit(read_log(log(rows)))
-    furthest = found.fits[0].furthest[0]
+    furthest = found.equations[0].furthest[0]
     assert furthest.line == 9
     assert furthest.measured_seconds == rows[7][2]
     assert 0 < furthest.fitted_seconds < rows[7][2]
@@ -168,7 +168,7 @@ def test_packing_is_taken_off_the_seconds(log):
 def test_what_the_calls_cannot_tell_is_not_given(log, tmp_path, sizes, unknown, says):
     found = fit(read_log(log((s, r, take(s, r)) for s, r in sizes)))
     true = {LATENCY: LATENCY_S, SENT: SENT_S, RECEIVED: RECEIVED_S}
-    for term in found.fits[0].terms:
+    for term in found.equations[0].terms:
         if term.name in unknown:
             assert (term.value, term.standard_error) == (None, None)
             assert any(term.name in warning and says in warning for warning in found.warnings)
@@ -207,7 +207,7 @@ def test_terms_are_never_negative(log):
     rows = [(s, r, 1 + s * 1e-6 - r * 1e-9) for s, r in [(1, 9), (5, 7), (9, 2), (3, 1), (4, 8)]]
     found = fit(read_log(log((10**6 * s, 10**6 * r, t) for s, r, t in rows)))
     assert value(found, RECEIVED) is None
-    assert all(term.value is None or term.value > 0 for term in found.fits[0].terms)
+    assert all(term.value is None or term.value > 0 for term in found.equations[0].terms)
 
 
 # --- real calls -----------------------------------------------------------------------------------
@@ -369,10 +369,10 @@ def test_calibrate_as_json(here):
         if figure is not None and not key.endswith("framing_bytes")
     }
     assert found["measured_total_seconds"] == pytest.approx(
-        found["fits"][0]["measured_total_seconds"]
+        found["equations"][0]["measured_total_seconds"]
     )
     assert found["fitted_total_seconds"] > 0
-    (one,) = found["fits"]
+    (one,) = found["equations"]
     assert [term["name"] for term in one["terms"]] == [LATENCY, SENT, RECEIVED]
     assert len(one["furthest"]) == 5
     assert 0 < one["r_squared"] < 1
@@ -421,7 +421,7 @@ def test_warnings_go_to_stderr(here, log):
     assert "cannot tell" in done.stderr
     found = json.loads(done.stdout)
     assert found["figures"] == {}
-    assert found["fits"][0]["r_squared"] is None
+    assert found["equations"][0]["r_squared"] is None
     assert len(found["warnings"]) == len(done.stderr.splitlines())
     link: Link = load_link("my.toml")
     assert not link.timed("send")
@@ -466,7 +466,7 @@ def test_of_a_whole_run_the_total_comes_out():
     })  # fmt: skip
 
     def total(found):
-        each = {term.name: term.value or 0.0 for term in found.fits[0].terms}
+        each = {term.name: term.value or 0.0 for term in found.equations[0].terms}
         taken = each[LATENCY] + each[SENT] * sent + each[RECEIVED] * received
         return float(taken.sum() / seconds.sum())
 

@@ -73,26 +73,27 @@ def test_cycles_are_tiles_of_532(here, model, options, chips, speedup):
     found = partitioned(here, model, *options)
     assert found["cycles"] == {"chip-8x8": sum(each)}
     assert found["compute_seconds"]["chip-8x8"] == pytest.approx(sum(each) / 100e6)
-    assert found["run"]["chips"] == chips
+    assert found["chips"] == chips
 
 
 @pytest.mark.parametrize("options", [(), FASTER])
 def test_shares_by_hand(here, options):
     """axi-lite: 4 bytes in two cycles of 100 MHz, and nothing else."""
     found = partitioned(here, "tinyllama-1.1b", *options)
-    run, host = found["run"], found["compute_seconds"]["ryzen-7950x"]
+    host = found["compute_seconds"]["ryzen-7950x"]
     chip, link = found["compute_seconds"]["chip-8x8"], found["total_wire_bytes"] / 200e6
-    assert run["link_seconds"] == pytest.approx(link)
-    assert run["seconds_per_token"] == found["run_seconds"] == pytest.approx(host + chip + link)
-    assert run["home_share"] == pytest.approx(host / (host + chip + link))
-    assert run["accelerator_share"] == pytest.approx(chip / (host + chip + link))
-    assert run["link_share"] == pytest.approx(link / (host + chip + link))
+    assert found["seconds"] == pytest.approx(link)
+    assert (found["home_seconds"], found["accelerator_seconds"]) == (host, chip)
+    assert found["seconds_per_token"] == found["run_seconds"] == pytest.approx(host + chip + link)
+    assert found["home_share"] == pytest.approx(host / (host + chip + link))
+    assert found["accelerator_share"] == pytest.approx(chip / (host + chip + link))
+    assert found["link_share"] == pytest.approx(link / (host + chip + link))
     speedup = 10 if options else 1
     each = [tiles(*product) for product in products(here, "tinyllama-1.1b")]
-    assert shared_out(each, run["link_bound_chips"], speedup) <= link
-    assert shared_out(each, run["link_bound_chips"] - 1, speedup) > link
+    assert shared_out(each, found["link_bound_chips"], speedup) <= link
+    assert shared_out(each, found["link_bound_chips"] - 1, speedup) > link
     one_tile_each = len(each) * ceil(532 / speedup) / 100e6
-    assert run["many_chips_seconds"] == pytest.approx(host + link + one_tile_each)
+    assert found["many_chips_seconds"] == pytest.approx(host + link + one_tile_each)
 
 
 @pytest.mark.parametrize("chips", ["1", "1000", "5149", "6000"])
@@ -101,7 +102,7 @@ def test_where_the_link_takes_longer_is_the_same_for_any_number_of_chips(here, c
 
     Scaled down, 61.3 s of one chip by 17.28 ms would be 3,548 of them.
     """
-    run = partitioned(here, "tinyllama-1.1b", "--chips", chips)["run"]
+    run = partitioned(here, "tinyllama-1.1b", "--chips", chips)
     assert run["link_bound_chips"] == 5150
 
 
@@ -129,7 +130,7 @@ def test_the_linears_of_tinyllama_are_those_that_the_documents_figures_lead_to(h
     (linears,) = json.loads(asked.stdout)
     seconds = linears["tiles"] * 532 / 100e6
     assert seconds == pytest.approx(float(row["derived_value"]))
-    run = partitioned(here, "tinyllama-1.1b")["run"]
+    run = partitioned(here, "tinyllama-1.1b")
     assert run["accelerator_seconds"] == pytest.approx(seconds, rel=1e-3)  # and the attention
 
 
@@ -145,9 +146,9 @@ def test_the_table_has_cycles_and_options(here):
 def test_what_a_partition_prints(here):
     done = invoke("partition", here / "edge-10m", *HOST_CHIP)
     found = partitioned(here, "edge-10m")
-    chips = found["run"]["link_bound_chips"]
+    chips = found["link_bound_chips"]
     each = [tiles(*product) for product in products(here, "edge-10m")]
-    assert shared_out(each, chips) <= found["transfer_seconds"] < shared_out(each, chips - 1)
+    assert shared_out(each, chips) <= found["seconds"] < shared_out(each, chips - 1)
     assert f"\nchip-8x8: {found['cycles']['chip-8x8']:,} cycles\n" in done.stdout
     assert f"\nfrom {chips:,} chips on, axi-lite, which they share, takes longer" in done.stdout
     assert "\n817.1 ms a token, 1.224 tokens a second\n" in done.stdout
@@ -158,10 +159,10 @@ def test_what_a_partition_prints(here):
 def test_chips_are_said_of_arrays_alone(here):
     gpu = ("--home", "ryzen-7950x", "--accel", "rtx-4090", "--link", "pcie4-x16")
     done = invoke("partition", here / "edge-10m", *gpu, "--policy", "host-chip", "--json")
-    run = json.loads(done.stdout)["run"]
+    run = json.loads(done.stdout)
     assert (run["chips"], run["link_bound_chips"], run["many_chips_seconds"]) == (None, None, None)
     done = invoke("partition", here / "edge-10m", *CHIP, "--policy", "all-home", "--json")
-    assert json.loads(done.stdout)["run"]["chips"] is None
+    assert json.loads(done.stdout)["chips"] is None
 
 
 # --- verdicts -------------------------------------------------------------------------------------
@@ -243,10 +244,9 @@ def test_models_side_by_side(here):
     for row, one in zip(rows, found, strict=True):
         assert row[6] == str(one["calls"])
         assert f"{sum(one['cycles'].values()):,}" in row
-        run = one["run"]
         for share in ("home_share", "accelerator_share", "link_share"):
-            assert f"{run[share]:.2%}" in row
-        assert f"{1 / run['seconds_per_token']:,.4g}" in row
+            assert f"{one[share]:.2%}" in row
+        assert f"{1 / one['seconds_per_token']:,.4g}" in row
 
 
 def test_one_directory_has_a_verdict_too(here):
@@ -258,7 +258,7 @@ def test_one_directory_has_a_verdict_too(here):
     assert unknown.stdout.splitlines()[4].endswith("not known")
     found = invoke("cutedge", "compare", *undescribed, "--json")
     (one,) = json.loads(found.stdout)
-    assert (one["run"], one["usable"], one["times_too_slow"]) == (None, None, None)
+    assert (one["run_seconds"], one["usable"], one["times_too_slow"]) == (None, None, None)
 
 
 # --- errors ---------------------------------------------------------------------------------------

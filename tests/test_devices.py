@@ -320,10 +320,10 @@ def parsed(done):
 
 def test_devices_lists_them_all():
     listed = parsed(invoke("cutedge", "devices", "--json"))
-    assert [one["name"] for one in listed] == device_names()
+    assert [one["device"] for one in listed] == device_names()
     for one in listed:
-        assert one == parsed(invoke("cutedge", "devices", one["name"], "--json"))
-        device = load_device(one["name"])
+        assert one == parsed(invoke("cutedge", "devices", one["device"], "--json"))
+        device = load_device(one["device"])
         assert one[PEAK] == device.peak_flops_per_second
         assert one["ridge_flops_per_byte"] == {
             dtype: rate / device.memory_bandwidth_bytes_per_second
@@ -362,7 +362,7 @@ def test_a_device_file_of_ones_own(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(dump(SHIPPED["tee-sgx"]), encoding="utf-8")
     shown = parsed(invoke("cutedge", "devices", path, "--json"))
-    assert (shown["name"], shown["enclave_bytes"]) == ("mine", 90 * 2**20)
+    assert (shown["device"], shown["enclave_bytes"]) == ("mine", 90 * 2**20)
 
 
 @pytest.mark.parametrize(

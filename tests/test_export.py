@@ -232,7 +232,7 @@ def call_took(number: int, device: str) -> MeasuredCall:
     sizes: dict[type, Any] = {int: 100 * (number + 1), float: 0.001 * (number + 1), str: device}
     values = {field.name: sizes[field.type] for field in fields(MeasuredCall)}  # type: ignore[index]
     return MeasuredCall(**{
-        **values, "call_id": number, "seconds": 0.01 * (number + 1), "sent_tensors": 2,
+        **values, "call_id": number, "call_seconds": 0.01 * (number + 1), "sent_tensors": 2,
         "received_tensors": number % 2,
     })  # fmt: skip
 
@@ -261,7 +261,7 @@ def test_what_was_measured_is_laid_out_call_by_call() -> None:
     assert by["home"] == count + 1  # and what comes after the last call
     assert by["transfer"] == count + count // 2
     assert split.measured is not None
-    whole = sum(call.seconds for call in split.measured.calls) + split.measured.home_seconds
+    whole = sum(call.call_seconds for call in split.measured.calls) + split.measured.home_seconds
     assert timeline.seconds == pytest.approx(whole)
     calls = {
         one.arguments["call_id"]: one for one in timeline.slices if one.category == "call"
@@ -358,7 +358,7 @@ def test_perfettos_own_sql_gives_the_totals_of_the_tables(case: str, tmp_path: P
                 f"SELECT sum(dur) AS ns, count(*) AS n FROM ({of_run.format(2)}) "
                 "WHERE category = 'call'"
             )
-            seconds = sum(row["seconds"] for row in rows("measured_calls", case))
+            seconds = sum(row["call_seconds"] for row in rows("measured_calls", case))
             assert took["n"] == len(calls)
             assert took["ns"] == pytest.approx(seconds * 1e9, abs=len(calls))
     # Along each cut edge: an op, the transfers of its tensor, the op that reads it.

@@ -156,10 +156,10 @@ def test_sums_hold_every_op_once(graph):
     by_layer = {s.name: s for s in shares(graph, times, lambda op: str(op.layer))}
     assert {name: s.ops for name, s in by_layer.items()} == {"0": 2, "1": 1}
     assert by_layer["0"].flops == 1024 + 320
-    assert by_layer["0"].bytes == 896 + 512
+    assert by_layer["0"].traffic_bytes == 896 + 512
     assert by_layer["0"].intensity == pytest.approx((1024 + 320) / (896 + 512))
     assert sum(s.seconds for s in by_layer.values()) == pytest.approx(times.seconds)
-    assert sum(by_layer["0"].bounds.values()) == pytest.approx(by_layer["0"].seconds)
+    assert sum(by_layer["0"].seconds_by_bound.values()) == pytest.approx(by_layer["0"].seconds)
 
 
 # --- memory ---------------------------------------------------------------------------------------

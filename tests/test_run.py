@@ -488,7 +488,7 @@ def test_the_command(tmp_path, monkeypatch):
     row = json.loads(second.stdout)
     assert row["bytes_equal"] is True
     assert row["calls_predicted"] == row["calls_measured"] == 12
-    assert row["payload_bytes_predicted"] == row["payload_bytes_measured"]
+    assert row["total_payload_bytes_predicted"] == row["total_payload_bytes_measured"]
     link = load_link("here/link.toml")  # a busy machine may hide what a byte takes
     assert (row["seconds_predicted"] is None) == (None in map(link.payload_rate, WAYS))
     assert row["max_abs_difference"] < 1e-4
@@ -496,8 +496,18 @@ def test_the_command(tmp_path, monkeypatch):
     rows = invoke("query", "SELECT policy, count(*), sum(sent_wire_bytes + received_wire_bytes) "
                "FROM measured_calls GROUP BY ALL ORDER BY policy", "--json")  # fmt: skip
     assert tuple(json.loads(rows.stdout)[0].values()) == (
-        "fuse-attention", 12, row["wire_bytes_measured"]
+        "fuse-attention", 12, row["total_wire_bytes_measured"]
     )  # fmt: skip
+    sums = invoke(
+        "query", "SELECT sum(seconds) AS seconds, sum(accelerator_seconds) AS accelerator_seconds, "
+        "max(abs(seconds + accelerator_seconds - call_seconds)) AS off FROM measured_calls "
+        "WHERE policy = 'fuse-attention'", "--json",
+    )  # fmt: skip
+    (measured,) = json.loads(sums.stdout)
+    assert measured.pop("off") < 1e-9
+    assert {f"{key}_measured": pytest.approx(row[f"{key}_measured"]) for key in measured} == {
+        f"{key}_measured": value for key, value in measured.items()
+    }
     fitted = invoke("calibrate", row["measured_calls"], "--out", "again.toml")
     assert fitted.returncode == 0, fitted.stderr
     again = load_link("again.toml")

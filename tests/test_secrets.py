@@ -433,7 +433,7 @@ def test_a_secret_has_a_price_and_no_advice_handles_it(traces, tmp_path):
     file.write_text(f"{FREE}{PLACES[0]}")
     without = json.loads(invoke("partition", trace, "--policy", file, "--json").stdout)
     (price,) = [one for one in priced["prices"] if one["reason"] == "who"]
-    kept, bare = (one["optimality"]["value"] for one in (priced, without))
+    kept, bare = (one["objective_value"] for one in (priced, without))
     assert price["saved"] == kept - bare > 0
     assert free["seen"]["gpu"]["attention_scores"] == "plain"
     assert priced["seen"]["gpu"]["attention_scores"] != "plain"

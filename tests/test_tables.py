@@ -67,7 +67,9 @@ COLUMNS: dict[str, list[Column]] = {
     ],
     "transfers": [
         ("transfer_id", I32, ""), ("tensor_id", I32, ""), ("tensor_name", TEXT, ""),
-        ("label", TEXT, "null"), ("src_op", I32, ""), ("src_device", TEXT, ""),
+        ("label", TEXT, "null"),
+        ("what", TEXT, "null"),  # a constant that all know
+        ("secret", BOOL, ""), ("src_op", I32, ""), ("src_device", TEXT, ""),
         ("dst_device", TEXT, ""), ("call_id", I32, ""), ("direction", TEXT, ""),
         ("wire_dtype", TEXT, ""), ("payload_bytes", I64, ""), ("wire_bytes", I64, ""),
         ("bytes_expr", TEXT, "null"), ("seq_degree", I8, "null"), ("share", FLOAT, ""),
@@ -88,13 +90,18 @@ COLUMNS: dict[str, list[Column]] = {
         ("received_payload_bytes", I64, ""), ("received_wire_bytes", I64, ""),
         ("peer_payload_bytes", I64, ""), ("peer_wire_bytes", I64, ""),
         ("total_payload_bytes", I64, ""), ("total_wire_bytes", I64, ""),
-        ("total_bytes_expr", TEXT, "null"), ("seconds", FLOAT, "null"),
+        ("total_bytes_expr", TEXT, "null"), ("peak_buffer_bytes", I64, ""),
+        ("seconds", FLOAT, "null"),
         ("resident_bytes", pa.map_(TEXT, I64), ""), ("coverage", FLOAT, ""),
-        ("compute_seconds", pa.map_(TEXT, FLOAT), ""), ("run_seconds", FLOAT, "null"),
+        ("compute_seconds", pa.map_(TEXT, FLOAT), ""), ("home_seconds", FLOAT, "null"),
+        ("accelerator_seconds", FLOAT, "null"), ("run_seconds", FLOAT, "null"),
+        ("seconds_per_token", FLOAT, "null"), ("link_bound_chips", I64, "null"),
+        ("many_chips_seconds", FLOAT, "null"),
         ("objective", TEXT, "null"), ("objective_value", I64, "null"),
         ("objective_bound", I64, "null"), ("objective_unit", TEXT, "null"),
         ("optimal", pa.bool_(), "null"), ("solver", TEXT, "null"), ("cut", TEXT, "null"),
         ("cycles", pa.map_(TEXT, I64), ""), ("array_options", TEXT, "null"),
+        ("seen", pa.map_(TEXT, pa.map_(TEXT, TEXT)), ""),
     ],
 }  # fmt: skip
 

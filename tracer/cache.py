@@ -23,6 +23,7 @@ from typing import Any
 
 from tracer.errors import CutedgeError
 from tracer.graph import OpGraph
+from tracer.interrupts import uninterrupted
 from tracer.reach import Reach, graph_at
 from tracer.serde import read_trace, write_trace
 
@@ -106,19 +107,16 @@ def keep(key: str, graph: OpGraph, reach: Reach) -> None:
     folder = _traces()
     if folder is None:
         return
-    temporary = None
-    try:
+    with uninterrupted(), suppress(CutedgeError, OSError, ValueError):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
-        trace_id = write_trace(graph, temporary)
-        record = json.dumps({"trace_id": trace_id, "reach": reach.as_json()}).encode()
-        (temporary / _RECORD).write_bytes(record)
-        temporary.rename(folder / f"{key}-{_digest(record)}")
-        _tidy(folder)
-    except (CutedgeError, OSError, ValueError):
-        pass
-    finally:
-        if temporary is not None:
+        try:
+            trace_id = write_trace(graph, temporary)
+            record = json.dumps({"trace_id": trace_id, "reach": reach.as_json()}).encode()
+            (temporary / _RECORD).write_bytes(record)
+            temporary.rename(folder / f"{key}-{_digest(record)}")
+            _tidy(folder)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tracer.interrupts import uninterrupted
+
 MANIFEST = "_manifest.sha256"
 """Its name begins as that of a file which Arrow and Spark pass over in a folder of tables."""
 
@@ -36,11 +38,15 @@ def write_whole(path: Path, data: Data) -> None:
     stays one, and what it points to is written. What is no regular file (a device, a pipe) is
     written to as it is.
     """
-    staged = _Staged(path, data)
-    try:
-        staged.commit()
-    finally:
-        staged.discard()
+    if path.exists() and not path.is_file():  # a pipe may wait for its reader for ever
+        _Staged(path, data).commit()
+        return
+    with uninterrupted():
+        staged = _Staged(path, data)
+        try:
+            staged.commit()
+        finally:
+            staged.discard()
 
 
 def write_files(folder: Path, files: Mapping[str, Data]) -> None:
@@ -51,8 +57,8 @@ def write_files(folder: Path, files: Mapping[str, Data]) -> None:
     any file is replaced.
     """
     staged: list[_Staged] = []
-    try:
-        with _alone(folder):
+    with _alone(folder), uninterrupted():
+        try:
             for name, data in files.items():
                 staged.append(_Staged(folder / name, data))
             kept = _kept(folder)
@@ -63,9 +69,9 @@ def write_files(folder: Path, files: Mapping[str, Data]) -> None:
             for one in staged:
                 one.commit()
             write_whole(folder / MANIFEST, _text(after))
-    finally:
-        for one in staged:
-            one.discard()
+        finally:
+            for one in staged:
+                one.discard()
 
 
 def check_file(path: Path) -> None:

@@ -34,6 +34,7 @@ from tracer.graph import (
     Tensor,
     TraceMeta,
 )
+from tracer.interrupts import uninterrupted
 from tracer.reach import Reach
 
 SCHEMA_VERSION = "4"
@@ -136,11 +137,13 @@ def write_tables(
     marked = {"schema_version": SCHEMA_VERSION, **metadata}
     new_folders = [level for level in (folder, *folder.parents) if not os.path.lexists(level)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_files(folder, {
+        data = {
             f"{name}.parquet": _encoded(table.replace_schema_metadata(dict(sorted(marked.items()))))
             for name, table in tables.items()
-        })  # fmt: skip
+        }
+        with uninterrupted():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_files(folder, data)
     except OSError as error:
         raise TableError(
             f"cannot write tables to {folder}: {error.strerror or error}. {advice}"

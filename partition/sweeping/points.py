@@ -328,13 +328,11 @@ class _Plan:
                 for place, device in machine.devices.items() if device.array is not None
             )  # fmt: skip
         away = any(device == ACCELERATOR for device in self._devices)
-        if "seconds" in found and "home_seconds" in found:
-            if "accelerator_seconds" in found:
-                found["run_seconds"] = (
-                    found["home_seconds"] + found["accelerator_seconds"] + found["seconds"]
-                )
-            elif not away:
-                found["run_seconds"] = found["home_seconds"] + found["seconds"]
+        if not away:
+            found.setdefault("accelerator_seconds", 0.0)
+        parts = ("home_seconds", "accelerator_seconds", "seconds")
+        if all(part in found for part in parts):
+            found["run_seconds"] = sum(found[part] for part in parts)
         return found
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
