@@ -260,7 +260,10 @@ def _run(
     from runtime.home import load, workers
     from runtime.plan import make_plan
 
-    plan = make_plan(one.graph, runnable.invocations, one.placement, one.traffic)
+    plan = make_plan(
+        one.graph, runnable.invocations, one.placement,
+        wire_dtype=one.wire_dtype, residency="call" if one.residency == "call" else "run",
+    )  # fmt: skip
     with workers(
         list(plan.accelerators), transport=transport, timeout=timeout, remote=remote,
         token=os.environ.get(TOKEN) if remote else None, memory_bytes=memory, trust=trusted,
@@ -371,13 +374,14 @@ def _print(
         "<>>><>>>",
     )  # fmt: skip
     say()
-    for one, m in zip(made, measured, strict=True):
+    for one, m, v in zip(made, measured, verdicts, strict=True):
         slowest = sorted(
             zip(one.traffic.calls, m.calls, strict=True), key=lambda pair: -pair[1].call_seconds
         )[:3]
         held = ", ".join(f"{name} {human(size)}" for name, size in m.peak_memory_bytes.items())
         out.print(
-            f"{one.policy}: peak memory {held}; longest calls "
+            f"{one.policy}: {v.transfers_measured} transfers compared one by one; "
+            f"peak memory {held}; longest calls "
             + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none"),
             soft_wrap=True,
         )

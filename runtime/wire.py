@@ -98,6 +98,8 @@ class Moved:
     wire_bytes: int = 0
     """What went over the socket, as counted there."""
     tensors: int = 0
+    crossed: dict[int, Spec] = field(default_factory=dict)
+    """Tensor -> what it was on the wire, by the message's own headers."""
     pack_seconds: float = 0.0
     """Bringing the tensors into the dtype and the order that they cross in, or out of it."""
     move_seconds: float = 0.0
@@ -298,9 +300,10 @@ class Channel:
         outside = [view for view, lies in zip(views, shared, strict=True) if not lies]
         name, segment = self._segment(sum(view.nbytes for view in inside))
         headers, offset = b"", 0
-        for (number, _), (_, dtype, order), view, lies in zip(
+        for (number, tensor), (_, dtype, order), view, lies in zip(
             tensors, packed, views, shared, strict=True
         ):
+            moved.crossed[number] = Spec(dtype, tuple(tensor.shape))
             headers += _TENSOR.pack(
                 number, _DTYPES.index(dtype), len(order), 0, _coded(order), view.nbytes
             )
@@ -386,6 +389,7 @@ class Channel:
         with self._message(sum(sizes)):
             flat, orders = self._payload(call, expected)
         moved.tensors, moved.payload_bytes = count, sum(sizes)
+        moved.crossed = {number: expected[number] for number in orders}
         moved.wire_bytes = self.received_bytes - before
         moved.move_seconds = time.perf_counter() - start
         start = time.perf_counter()
