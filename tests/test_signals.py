@@ -5,6 +5,7 @@ The slow tests end each command at many random moments; the fast ones at the mom
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -197,6 +198,7 @@ def end_at(delay: float, name: str, folder: Path, how: signal.Signals, *, group:
     """End a command after some seconds; whether it had not ended by itself. Checks all of it."""
     before = shared()
     process = start(folder, name)
+    assert until(lambda: watches(process.pid), 20)
     time.sleep(delay)
     started = family(process.pid)
     running = process.poll() is None
@@ -219,8 +221,10 @@ def traced(tmp_path_factory) -> Path:
     return folder / "traced"
 
 
-LEAST_SECONDS = 0.15
-"""Before that Python is starting, and no line of ours has run."""
+def watches(process: int) -> bool:
+    """Whether a process minds SIGTERM: before that Python is starting, no line of ours has run."""
+    found = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{process}/status").read_text())
+    return bool(found and int(found[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
 @pytest.mark.slow
@@ -233,7 +237,7 @@ def test_a_command_ends_well_at_any_moment(name, traced, tmp_path):
         folder.mkdir()
         (folder / "traced").symlink_to(traced)
         how = drawn.choice([signal.SIGINT, signal.SIGINT, signal.SIGTERM])
-        delay = drawn.uniform(LEAST_SECONDS, longest)
+        delay = drawn.uniform(0, longest)
         if end_at(delay, name, folder, how, group=drawn.random() < 0.5):
             longest, ended = min(longest * 1.15, 12.0), ended + 1
         else:
@@ -250,7 +254,7 @@ def test_a_sweep_that_is_killed_at_any_moment_is_resumed_right(tmp_path):
     drawn = random.Random(9)
     for trial in range(12):
         folder = tmp_path / str(trial)
-        moment = drawn.uniform(LEAST_SECONDS, 12)
+        moment = drawn.uniform(0, 12)
         end_at(moment, "sweep", folder, signal.SIGKILL, group=trial % 2 == 0)
         assert start(folder, "sweep").wait() == 0
         there = {p.relative_to(folder): p.read_bytes() for p in folder.glob("out/**/*.parquet")}
