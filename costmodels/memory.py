@@ -15,11 +15,11 @@ class MemoryNeed:
 
     resident_bytes: int
     """Parameters and buffers, also those that constants are computed from, constants, and cached
-    state as it is after the run: there during the whole run. State grows in place, so it is
-    counted once."""
+    state as it is before the run: there during the whole run, and the same as in a partition."""
     live_activation_bytes: int
     """What lies there at the worst moment besides, where each tensor is freed as soon as its last
-    reader has run: the least that ops need which run one after another in the graph's order."""
+    reader has run: the least that ops need which run one after another in the graph's order. What
+    cached state grows by is among it; it grows in place, so that the rest is counted once."""
     peak_activation_bytes: int
     """At most so much lies there besides when PyTorch runs the model's own code (eagerly)."""
 
@@ -97,17 +97,19 @@ def memory_need(graph: OpGraph) -> MemoryNeed:
         peak[op_id + 1] += size
         peak[op_id + 2] -= size
     held = sum(graph.tensors[t].bytes for t in resident)
-    return MemoryNeed(held + _state_bytes(graph), highest(live), highest(peak))
+    before, after = _state_bytes(graph)
+    grown = max(after - before, 0)
+    return MemoryNeed(held + before, highest(live) + grown, highest(peak) + grown)
 
 
-def _state_bytes(graph: OpGraph) -> int:
-    """Cached state after a run, or before it where that is more."""
+def _state_bytes(graph: OpGraph) -> tuple[int, int]:
+    """Cached state (before a run, after it)."""
 
     def size(tensors: Iterable[Tensor]) -> int:
         owners = {graph.storage(t).id: graph.storage(t).bytes for t in tensors}
         return sum(owners.values())
 
-    return max(size(cached_inputs(graph)), size(cached_outputs(graph)))
+    return size(cached_inputs(graph)), size(cached_outputs(graph))
 
 
 def _workspace(graph: OpGraph, op: int) -> int:

@@ -49,13 +49,15 @@ def decode() -> OpGraph:
 
 def test_a_cache_that_grows_counts_once(traced):
     """llama-2-7b in float16 over 12,000 tokens: 6,738,415,616 parameters, and 32 layers x 2 x
-    4,096 values x 12,001 rows, of 2 bytes each: 12.55 + 5.86 GiB."""
+    4,096 values x 12,000 rows, of 2 bytes each: 12.55 + 5.86 GiB, and a row more while it runs."""
     graph = traced(
         "llama-2-7b", phase="decode", past=12_000, dtype="float16", overrides={}
     )  # fmt: skip
-    state = 32 * 2 * 4096 * 12_001 * 2
+    row = 32 * 2 * 4096 * 2
+    state = 12_000 * row
     need = memory_need(graph)
     assert need.resident_bytes - state - 6_738_415_616 * 2 in range(2**16)  # and small constants
+    assert need.live_activation_bytes >= row
     # While one layer's keys are copied to make room for a row, the old ones are still there.
     assert need.peak_activation_bytes > state / 64
     assert need.peak_bytes < 24 * 2**30
@@ -69,8 +71,7 @@ def test_a_model_at_home_needs_what_a_device_needs_that_runs_it_all(traced, mode
     graph = traced(model, **sizes)
     where = apply_policy(graph, load_policy("all-home"), home="tee", accelerators=("gpu",))
     need = memory_need(graph)
-    rows = need.resident_bytes - resident_bytes(graph, where)["tee"]  # new, of the cached state
-    assert rows == (0 if graph.meta.phase == "prefill" else 2 * 4 * 256 * 4)
+    assert need.resident_bytes == resident_bytes(graph, where)["tee"]
     if graph.meta.phase == "prefill":
         transfers = account(graph, where, Links(load_link("none"))).transfers
         assert memory_of(graph, where, transfers)["tee"] == need.live_bytes
