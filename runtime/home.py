@@ -370,6 +370,7 @@ class Loaded:
         begun = time.perf_counter()
         with _explained(worker, doing, [self.workers[source] for source in call.peers]):
             for source in call.peers:
+                worker.channel.check(call.peers[source])
                 self.workers[source].channel.say(do="push", call=number, to=call.device)
             went = worker.channel.send(number, leaving, self.wire_dtype)
             del leaving

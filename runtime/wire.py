@@ -21,7 +21,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from math import inf
@@ -191,6 +191,8 @@ class Channel:
     """Begins the name of each piece of shared memory, so that all of a run's can be found."""
     segments: set[Path] = field(default_factory=set)
     """Shared memory that the other end may not have read yet."""
+    forbidden: Mapping[int, str] = field(default_factory=dict)
+    """Tensor -> the secret whose values it has: what is not to go out here."""
     allowed: float | None = None
     """Seconds that all that is said now may take together; see ``within``."""
     deadline: float = inf
@@ -284,10 +286,20 @@ class Channel:
 
     # --- tensors ----------------------------------------------------------------------------------
 
+    def check(self, tensors: Iterable[int]) -> None:
+        """Raise RunError where one of these is not to go to the other end."""
+        for number in tensors:
+            if number in self.forbidden:
+                raise RunError(
+                    f"tensor {number} is not sent to {self.peer}, which is not trusted: it has the "
+                    f"values of a secret ({self.forbidden[number]})"
+                )
+
     def send(
         self, call: int, tensors: Sequence[tuple[int, torch.Tensor]], wire_dtype: str | None = None
     ) -> Moved:
         """Send tensors, by id, as one message; floats in ``wire_dtype`` where it is given."""
+        self.check(number for number, _ in tensors)
         moved = Moved(tensors=len(tensors))
         start = time.perf_counter()
         packed = [_packed(tensor, wire_dtype) for _, tensor in tensors]

@@ -15,12 +15,15 @@ from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from partition.accounting import Residency, account
 from partition.placement import Placement
+from partition.secrets import covered
+from runtime import RunError
 from runtime.home import Measured, workers
+from runtime.lineage import carriers
 from runtime.machine import Machine, Work
 from runtime.verify import judge
 from runtime.walk import walk
 from runtime.wire import Spec
-from tests.running import Split, answer, split
+from tests.running import Split, answer, split, tiny
 from tracer.capture import runnable
 from tracer.capture.runnable import Runnable
 from tracer.graph import Kind, OpGraph
@@ -193,3 +196,38 @@ def test_parts_of_cached_state_survive_what_an_accelerator_forgets() -> None:
     assert set(machine.held) == set()
     assert machine.unread == {4}
     assert machine.value(3).tolist() == [1, 2, 3]
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+
+def test_the_channel_sends_no_tensor_with_a_secrets_values() -> None:
+    """The plan sends it all the same; home's end of the connection refuses, and names it."""
+    one = split()
+    sent = next(t for t in one.traffic.transfers if t.direction == "send").tensor.id
+    with workers(["gpu"]) as found:
+        found["gpu"].channel.forbidden = carriers(one.graph, tiny().invocations, {"that": [sent]})
+        with pytest.raises(
+            RunError,
+            match=rf"tensor {sent} is not sent to worker gpu, .* values of a secret \(.+ of that\)",
+        ):
+            one.run(found)
+
+
+def test_values_go_through_what_moves_them_and_not_through_arithmetic() -> None:
+    """All that carries a secret by this is covered by ``partition.secrets`` too."""
+    made = model("llama")
+    for tensor in made.graph.tensors:
+        if made.graph.crosses(tensor):
+            found = carriers(made.graph, made.invocations, {"one": [tensor.id]})
+            assert tensor.id in found
+            assert found.keys() <= covered(made.graph, [tensor.id])
+    moved = [
+        (t.id, o.id) for op in made.graph.ops if op.is_view and op.id in made.invocations
+        for t in made.graph.inputs(op.id)[:1] for o in made.graph.outputs(op.id)
+        if made.graph.crosses(t) and made.graph.crosses(o)
+    ]  # fmt: skip
+    assert len(moved) > 5
+    for source, result in moved:
+        assert result in carriers(made.graph, made.invocations, {"one": [source]})
+        assert source in carriers(made.graph, made.invocations, {"one": [result]})
