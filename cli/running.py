@@ -119,8 +119,9 @@ def verify(
     from cli.printing import print_json
     from cli.workspace import default_folder, remember
     from costmodels.flops import annotate
-    from partition.policy import load_policy
+    from partition.policy import load_policy, named_by
     from partition.tables import remove_stale, write_partition
+    from runtime.lineage import carriers
     from runtime.secure import trust
     from runtime.verify import judge, unsplit
     from runtime.weights import given_numbers
@@ -165,12 +166,16 @@ def verify(
     }  # fmt: skip
     given = given_numbers(graph, seed)
     measured = []
-    for one in made:
+    for one, policy in zip(made, chosen.values(), strict=True):
+        secret = carriers(
+            graph, runnable.invocations, {str(s): named_by(graph, s) for s in policy.secrets}
+        )
+        secrets = dict.fromkeys(setting.untrusted, secret)
         with _progress(one) as progress:
             measured.append(
                 _run(
                     one, runnable, given, numbers, transport, remote, trusted, timeout, runs,
-                    machines.memory_bytes, progress,
+                    machines.memory_bytes, secrets, progress,
                 )
             )  # fmt: skip
     reference = unsplit(graph, runnable, given, numbers, machines.home)
@@ -254,17 +259,23 @@ def _run(
     one: "Partition", runnable: "Runnable", given: Mapping[int, Any],
     numbers: Mapping[str, Any], transport: Any, remote: Mapping[str, tuple[str, int]],
     trusted: Any, timeout: float, runs: int, memory: Mapping[str, int],
-    progress: Callable[[int, int], None],
+    secrets: Mapping[str, Mapping[int, str]], progress: Callable[[int, int], None],
 ) -> "Measured":  # fmt: skip
     """The fastest of a placement's runs."""
     from runtime.home import load, workers
     from runtime.plan import make_plan
 
-    plan = make_plan(one.graph, runnable.invocations, one.placement, one.traffic)
+    plan = make_plan(
+        one.graph, runnable.invocations, one.placement,
+        wire_dtype=one.wire_dtype, residency="call" if one.residency == "call" else "run",
+    )  # fmt: skip
     with workers(
         list(plan.accelerators), transport=transport, timeout=timeout, remote=remote,
         token=os.environ.get(TOKEN) if remote else None, memory_bytes=memory, trust=trusted,
     ) as found:  # fmt: skip
+        for name, forbidden in secrets.items():
+            if name in found:
+                found[name].channel.forbidden = forbidden
         loaded = load(
             plan, found, data=runnable.data, weights=numbers, links=one.links,
             wire_dtype=one.wire_dtype, residency=one.residency,
@@ -371,13 +382,14 @@ def _print(
         "<>>><>>>",
     )  # fmt: skip
     say()
-    for one, m in zip(made, measured, strict=True):
+    for one, m, v in zip(made, measured, verdicts, strict=True):
         slowest = sorted(
             zip(one.traffic.calls, m.calls, strict=True), key=lambda pair: -pair[1].call_seconds
         )[:3]
         held = ", ".join(f"{name} {human(size)}" for name, size in m.peak_memory_bytes.items())
         out.print(
-            f"{one.policy}: peak memory {held}; longest calls "
+            f"{one.policy}: {v.transfers_measured} transfers compared one by one; "
+            f"peak memory {held}; longest calls "
             + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none"),
             soft_wrap=True,
         )

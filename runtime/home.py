@@ -29,7 +29,7 @@ from runtime.machine import Machine
 from runtime.measured import MeasuredCall
 from runtime.memory import check_memory, peak_memory_bytes
 from runtime.plan import DevicePlan, Plan
-from runtime.wire import SESSION_BYTES, Carriage, Channel, greet, remove_segments
+from runtime.wire import DTYPES, SESSION_BYTES, Carriage, Channel, greet, remove_segments
 from runtime.worker import take_in
 from tracer.interrupts import at_interrupt, uninterrupted
 
@@ -52,6 +52,17 @@ class Worker:
     device: str = "cpu"
 
 
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """A tensor in a message."""
+
+    tensor: int
+    src: str
+    dst: str
+    call: int
+    wire_dtype: str
+
+
 @dataclass(slots=True)
 class Measured:
     """A run as it was measured."""
@@ -70,6 +81,10 @@ class Measured:
     peak_memory_bytes: dict[str, int] = field(default_factory=dict)
     devices: dict[str, str] = field(default_factory=dict)
     """Device of the placement -> what torch ran it on."""
+    crossed: list[Crossing] = field(default_factory=list)
+    """Each tensor in each message, as it was seen on the channel."""
+    unread: dict[str, list[int]] = field(default_factory=dict)
+    """Device -> the tensors that came there and that no op read."""
 
 
 @contextmanager
@@ -198,9 +213,9 @@ _REPORT = {
     "calls": {int: {
         "unpack_seconds": float, "take_in_seconds": float, "compute_seconds": float,
         "pack_seconds": float, "peer_payload_bytes": int, "peer_wire_bytes": int,
-        "peak_memory_bytes": int,
+        "peak_memory_bytes": int, "peer_tensors": {str: {int: frozenset(DTYPES)}},
     }},
-    "ops": {int: float},
+    "ops": {int: float}, "unread": [int],
 }  # fmt: skip
 """What a worker has measured."""
 
@@ -329,7 +344,7 @@ class Loaded:
         machine.put(inputs)
         rows: list[dict[str, Any]] = []
         for call, ops in zip(plan.calls, plan.home_ops, strict=False):
-            rows.append(self._call(call.number, ops))
+            rows.append(self._call(call.number, ops, measured))
             progress(call.number, rows[-1]["sent_wire_bytes"] + rows[-1]["received_wire_bytes"])
         before = time.perf_counter()
         with _at_home(plan.home.name, "after the last call"):
@@ -342,18 +357,20 @@ class Loaded:
         self._report(measured, rows)
         return measured
 
-    def _call(self, number: int, ops: Sequence[int]) -> dict[str, Any]:
+    def _call(self, number: int, ops: Sequence[int], measured: Measured) -> dict[str, Any]:
         """Home's ops before a call, and the call."""
+        home = self.plan.home.name
         call, machine = self.plan.calls[number], self.machine
         worker = self.workers[call.device]
         doing = f"call {number} of {len(self.plan.calls)}"
         start = time.perf_counter()
-        with _at_home(self.plan.home.name, f"before {doing}"):
+        with _at_home(home, f"before {doing}"):
             machine.run(ops)
             leaving = machine.take(call.sent)
         begun = time.perf_counter()
         with _explained(worker, doing, [self.workers[source] for source in call.peers]):
             for source in call.peers:
+                worker.channel.check(call.peers[source])
                 self.workers[source].channel.say(do="push", call=number, to=call.device)
             went = worker.channel.send(number, leaving, self.wire_dtype)
             del leaving
@@ -361,6 +378,11 @@ class Loaded:
             dtypes = {tensor: machine.work.specs[tensor].dtype for tensor in call.received}
             arrived, came = worker.channel.receive(number, specs, dtypes)
         machine.put(arrived)
+        for src, dst, message in ((home, call.device, went), (call.device, home, came)):
+            measured.crossed += [
+                Crossing(tensor, src, dst, number, spec.dtype)
+                for tensor, spec in message.crossed.items()
+            ]
         return {
             "call_id": number, "device": call.device,
             "sent_tensors": went.tensors, "received_tensors": came.tensors,
@@ -382,6 +404,7 @@ class Loaded:
         measured.op_seconds[home] = dict(self.machine.seconds)
         measured.peak_memory_bytes[home] = peak_memory_bytes()
         measured.devices[home] = self.machine.device
+        measured.unread[home] = sorted(self.machine.unread)
         measured.states = {
             t: self.machine.resident[t] for t in self.plan.home.kept if t in self.machine.resident
         }
@@ -403,6 +426,7 @@ class Loaded:
                 kept, _ = worker.channel.receive(0, specs, {t: s.dtype for t, s in specs.items()})
                 stats.update(words["calls"])
                 measured.op_seconds[name] = words["ops"]
+                measured.unread[name] = words["unread"]
                 peaks = [taken["peak_memory_bytes"] for taken in words["calls"].values()]
             measured.states.update(kept)
             measured.load_seconds[name] = worker.load_seconds
@@ -411,6 +435,11 @@ class Loaded:
         for row in rows:
             with _explained(self.workers[row["device"]], "reporting"):
                 taken = stats[row["call_id"]]
+                measured.crossed += [
+                    Crossing(tensor, source, row["device"], row["call_id"], dtype)
+                    for source, came in taken["peer_tensors"].items()
+                    for tensor, dtype in came.items()
+                ]
                 measured.calls.append(
                     MeasuredCall(**{
                         **row, "accelerator_seconds": taken["compute_seconds"],

@@ -73,6 +73,8 @@ class Machine:
     """By op: what torch carries out."""
     fresh_bytes: dict[int, int] = field(default_factory=dict)
     """By op: the memory that it takes for what it makes; 0 where that is a view."""
+    unread: set[int] = field(default_factory=set)
+    """What came over the wire and has not been read since."""
     unseen_bytes: int = 0
     """What was made since the device last looked at how much memory is free."""
 
@@ -114,14 +116,17 @@ class Machine:
         for tensor in self.derived:
             self.resident.pop(tensor, None)
         self.derived.clear()
+        self.unread.clear()
         self.left = dict(self.work.uses)
 
     def put(self, tensors: Mapping[int, torch.Tensor]) -> None:
         """Take in what came over the wire."""
         self.held.update((number, tensor.to(self.device)) for number, tensor in tensors.items())
+        self.unread.update(tensors)
 
     def value(self, tensor: int) -> torch.Tensor:
         """A tensor that is here, or that can be worked out wherever it is needed."""
+        self.unread.discard(tensor)
         found = self.held.get(tensor, self.resident.get(tensor))
         if found is None:
             op = self.work.everywhere.get(tensor)
@@ -159,7 +164,7 @@ class Machine:
         """Keep new cached state as soon as it is here, or what is appended to it is."""
         for tensor in states:
             if tensor in self.held:
-                self.resident[tensor] = self.held[tensor]
+                self.resident[tensor] = self.value(tensor)
                 self.derived.add(tensor)
             elif (op := self.work.everywhere.get(tensor)) is not None:
                 if all(self._is_here(t) for t in read(self.work.invocations[op])):
@@ -172,8 +177,15 @@ class Machine:
         return op is not None and all(map(self._is_here, read(self.work.invocations[op])))
 
     def forget(self) -> None:
-        """Forget all but what is resident: a call of a device that keeps nothing has ended."""
-        self.held.clear()
+        """Forget all but what is resident: a call of a device that keeps nothing has ended.
+
+        What has come to be appended to cached state is part of it, also before the rest has come.
+        """
+        waiting = {
+            part for tensor, op in self.work.everywhere.items() if tensor not in self.resident
+            for part in read(self.work.invocations[op])
+        }  # fmt: skip
+        self.held = {tensor: made for tensor, made in self.held.items() if tensor in waiting}
 
     def _used(self, tensor: int) -> None:
         self.left[tensor] = self.left.get(tensor, 0) - 1

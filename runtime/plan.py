@@ -1,14 +1,15 @@
-"""Who does what when: a placement and its traffic, spelled out for each device of a run."""
+"""Who does what when: a placement, spelled out for each device of a run."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from partition.accounting import Traffic, steps_of
+from partition import Residency
 from partition.placement import Placement
 from runtime.machine import Work, read, resident_bytes
+from runtime.walk import walk
 from runtime.wire import Spec
-from tracer.graph import Kind, OpGraph, Role
+from tracer.graph import FLOATING, OpGraph, Role
 from tracer.program import Invocation
 
 
@@ -69,55 +70,57 @@ class Plan:
 
 
 def make_plan(
-    graph: OpGraph, invocations: Mapping[int, Invocation], placement: Placement, traffic: Traffic
-) -> Plan:
-    """Spell out a placement, whose ``traffic`` is as ``account`` counts it, for its devices."""
+    graph: OpGraph, invocations: Mapping[int, Invocation], placement: Placement, *,
+    wire_dtype: str | None = None, residency: Residency = "run",
+) -> Plan:  # fmt: skip
+    """Spell out a placement for its devices, by what the ops read (``runtime.walk``).
+
+    What the accounting predicts is not asked: it is compared with what this run does.
+    """
     home = placement.home
-    steps = steps_of(graph, placement)
+    walked = walk(graph, invocations, placement, residency)
     peers: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     sent: dict[int, list[int]] = defaultdict(list)
     received: dict[int, list[int]] = defaultdict(list)
     leaves: dict[str, Counter[int]] = defaultdict(Counter)
-    for t in traffic.transfers:
-        leaves[t.src_device][t.tensor.id] += 1
-        if t.direction == "peer":
-            peers[t.call][t.src_device].append(t.tensor.id)
+    for move in walked.moves:
+        leaves[move.src][move.tensor] += 1
+        if home not in (move.src, move.dst):
+            peers[move.call][move.src].append(move.tensor)
         else:
-            (sent if t.direction == "send" else received)[t.call].append(t.tensor.id)
+            (sent if move.src == home else received)[move.call].append(move.tensor)
     calls = tuple(
         CallPlan(
-            call.id, call.device, call.ops, tuple(sent[call.id]),
-            {device: tuple(tensors) for device, tensors in sorted(peers[call.id].items())},
-            tuple(received[call.id]),
+            number, call.device, call.ops, tuple(sent[number]),
+            {device: tuple(tensors) for device, tensors in sorted(peers[number].items())},
+            tuple(received[number]),
         )
-        for call in traffic.calls
+        for number, call in enumerate(walked.calls)
     )  # fmt: skip
     results = graph.inputs(len(graph.ops) - 1)
     outputs = tuple(t.id for t in results if t.role is not Role.KV_CACHE)
-    kept = [t.id for t in results if t.role is Role.KV_CACHE]
-    devices = {
-        name: _device_plan(graph, invocations, placement, name, leaves[name], outputs, kept)
-        for name in (home, *placement.accelerators)
-    }
     # A device may be called for cached state alone, and run nothing.
-    for call in calls:
-        if call.device not in devices:
-            devices[call.device] = _device_plan(
-                graph, invocations, placement, call.device, leaves[call.device], outputs, kept
-            )
+    names = dict.fromkeys((home, *placement.accelerators, *(call.device for call in calls)))
+    devices = {
+        name: _device_plan(
+            graph, invocations, placement, name, leaves[name], outputs, walked.kept.get(name, ())
+        )
+        for name in names
+    }
     pending = [op for op in devices[home].ops if op in invocations]
     home_ops: list[tuple[int, ...]] = []
-    for made in traffic.calls:
-        before = [op for op in pending if steps[op] < made.step]
-        home_ops.append(tuple(before))
-        done = set(before)
-        pending = [op for op in pending if op not in done]
-    wires = {t.tensor.id: t.wire_dtype for t in traffic.transfers}
+    for call in walked.calls:
+        home_ops.append(tuple(op for op in pending if walked.steps[op] < call.step))
+        pending = [op for op in pending if walked.steps[op] >= call.step]
+    crossing = {move.tensor: graph.tensors[move.tensor] for move in walked.moves}
     return Plan(
         home=devices.pop(home), accelerators=devices, calls=calls,
         home_ops=(*home_ops, tuple(pending)),
         outputs=outputs,
-        crossing={n: Spec(dtype, graph.tensors[n].shape) for n, dtype in wires.items()},
+        crossing={
+            n: Spec(wire_dtype if wire_dtype and t.dtype in FLOATING else t.dtype, t.shape)
+            for n, t in crossing.items()
+        },
     )  # fmt: skip
 
 
@@ -136,9 +139,8 @@ def _device_plan(
     front = [tensor for op in sorted(carried) for tensor in read(invocations[op])]
     if name == placement.home:
         front += outputs
-    mine = [t for t in kept if _keeper(graph, placement, t) == name]
-    front += [t for t in mine if not graph.crosses(graph.tensors[t])]
-    uses.update(t for t in mine if graph.crosses(graph.tensors[t]))
+    front += [t for t in kept if not graph.crosses(graph.tensors[t])]
+    uses.update(t for t in kept if graph.crosses(graph.tensors[t]))
     everywhere: dict[int, int] = {}
     while front:
         tensor = graph.tensors[front.pop()]
@@ -179,24 +181,5 @@ def _device_plan(
             t for t in sorted(resident) if roles[t] not in (Role.PARAMETER, Role.KV_CACHE)
         ),
         states={t: graph.tensors[t].name for t in sorted(resident) if roles[t] is Role.KV_CACHE},
-        kept=tuple(mine),
+        kept=tuple(kept),
     )  # fmt: skip
-
-
-def _keeper(graph: OpGraph, placement: Placement, tensor: int) -> str:
-    """A device where a result that is cached state lies after the run."""
-    made = graph.tensors[tensor]
-    assert made.op is not None
-    if graph.crosses(made):
-        return str(placement.devices[made.op])
-    front, seen = [tensor], set()
-    while front:  # who reads it, else who makes what is appended to it
-        for op in graph.readers(front.pop(0)):
-            if op in seen or graph.ops[op].kind is Kind.OUTPUT:
-                continue
-            seen.add(op)
-            if not graph.is_everywhere(op):
-                return str(placement.devices[op])
-            front += [t.id for t in graph.outputs(op)]
-    makers = [placement.devices[t.op] for t in graph.flowing(made.op) if t.op is not None]
-    return str(makers[0]) if makers else placement.home

@@ -28,12 +28,15 @@ class Verdict:
 
     calls_predicted: int
     calls_measured: int
+    transfers_predicted: int
+    transfers_measured: int
     total_payload_bytes_predicted: int
     total_payload_bytes_measured: int
     total_wire_bytes_predicted: int
     total_wire_bytes_measured: int
     unequal: tuple[str, ...]
-    """Each figure of a call that is not as predicted, in words."""
+    """Each transfer that is not as predicted, each tensor that came for no op, and each figure of a
+    call that is off, in words."""
     max_abs_difference: float
     """Between the results and the unsplit model's, cached state with them."""
     max_abs_result: float
@@ -45,7 +48,7 @@ class Verdict:
 
     @property
     def bytes_equal(self) -> bool:
-        """Whether every call moved what was predicted, to the byte."""
+        """Whether each transfer was as predicted and every call moved its bytes."""
         return not self.unequal
 
     @property
@@ -103,7 +106,10 @@ def judge(
     results = [tensor for tensor in last if tensor.role is not Role.KV_CACHE]
     found = {t.id: made for t, made in zip(results, measured.results, strict=True)}
     found.update(measured.states)
-    unequal = [*_unequal(traffic, measured)]
+    unequal = [
+        *_other_transfers(graph, traffic, measured), *_unread(graph, measured),
+        *_unequal(traffic, measured),
+    ]  # fmt: skip
     pairs = [
         (tensor.label or tensor.name, found[tensor.id], reference[tensor.id])
         for tensor in dict.fromkeys(last) if tensor.id in found
@@ -122,6 +128,7 @@ def judge(
     ]
     return Verdict(
         calls_predicted=len(traffic.calls), calls_measured=len(measured.calls),
+        transfers_predicted=len(traffic.transfers), transfers_measured=len(measured.crossed),
         total_payload_bytes_predicted=totals.payload_bytes,
         total_payload_bytes_measured=sum(payload for payload, _ in moved),
         total_wire_bytes_predicted=totals.wire_bytes,
@@ -154,6 +161,42 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _other_transfers(graph: OpGraph, traffic: Traffic, measured: Measured) -> Iterator[str]:
+    """Where what crossed is not the transfers that were predicted: which tensor, way and call."""
+    calls: dict[tuple[int, str, str], tuple[list[int], list[int]]] = {}
+    for t in traffic.transfers:
+        key = (t.tensor.id, t.src_device, t.dst_device)
+        calls.setdefault(key, ([], []))[0].append(t.call)
+    for c in measured.crossed:
+        calls.setdefault((c.tensor, c.src, c.dst), ([], []))[1].append(c.call)
+    for key, (predicted, found) in sorted(calls.items()):
+        if sorted(predicted) != sorted(found):
+            yield f"{_way(graph, *key)}: {_in_calls(found)}; predicted: {_in_calls(predicted)}"
+    dtypes = {(t.tensor.id, t.src_device, t.dst_device): t.wire_dtype for t in traffic.transfers}
+    for c in measured.crossed:
+        wanted = dtypes.get((c.tensor, c.src, c.dst), c.wire_dtype)
+        if c.wire_dtype != wanted:
+            yield f"{_way(graph, c.tensor, c.src, c.dst)}: {c.wire_dtype}; predicted: {wanted}"
+
+
+def _unread(graph: OpGraph, measured: Measured) -> Iterator[str]:
+    for device, tensors in measured.unread.items():
+        for tensor in tensors:
+            name = graph.tensors[tensor].name if tensor < len(graph.tensors) else "what is none"
+            yield f"{name} (tensor {tensor}) came to {device}, and no op there reads it"
+
+
+def _way(graph: OpGraph, tensor: int, src: str, dst: str) -> str:
+    name = graph.tensors[tensor].name if tensor < len(graph.tensors) else "what is none"
+    return f"{name} (tensor {tensor}) from {src} to {dst}"
+
+
+def _in_calls(calls: Sequence[int]) -> str:
+    if not calls:
+        return "in no call"
+    return f"in call{'s' * (len(calls) > 1)} {', '.join(map(str, sorted(calls)))}"
 
 
 def _unequal(traffic: Traffic, measured: Measured) -> Iterator[str]:

@@ -21,7 +21,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from math import inf
@@ -98,6 +98,8 @@ class Moved:
     wire_bytes: int = 0
     """What went over the socket, as counted there."""
     tensors: int = 0
+    crossed: dict[int, Spec] = field(default_factory=dict)
+    """Tensor -> what it was on the wire, by the message's own headers."""
     pack_seconds: float = 0.0
     """Bringing the tensors into the dtype and the order that they cross in, or out of it."""
     move_seconds: float = 0.0
@@ -189,6 +191,8 @@ class Channel:
     """Begins the name of each piece of shared memory, so that all of a run's can be found."""
     segments: set[Path] = field(default_factory=set)
     """Shared memory that the other end may not have read yet."""
+    forbidden: Mapping[int, str] = field(default_factory=dict)
+    """Tensor -> the secret whose values it has: what is not to go out here."""
     allowed: float | None = None
     """Seconds that all that is said now may take together; see ``within``."""
     deadline: float = inf
@@ -282,10 +286,20 @@ class Channel:
 
     # --- tensors ----------------------------------------------------------------------------------
 
+    def check(self, tensors: Iterable[int]) -> None:
+        """Raise RunError where one of these is not to go to the other end."""
+        for number in tensors:
+            if number in self.forbidden:
+                raise RunError(
+                    f"tensor {number} is not sent to {self.peer}, which is not trusted: it has the "
+                    f"values of a secret ({self.forbidden[number]})"
+                )
+
     def send(
         self, call: int, tensors: Sequence[tuple[int, torch.Tensor]], wire_dtype: str | None = None
     ) -> Moved:
         """Send tensors, by id, as one message; floats in ``wire_dtype`` where it is given."""
+        self.check(number for number, _ in tensors)
         moved = Moved(tensors=len(tensors))
         start = time.perf_counter()
         packed = [_packed(tensor, wire_dtype) for _, tensor in tensors]
@@ -298,9 +312,10 @@ class Channel:
         outside = [view for view, lies in zip(views, shared, strict=True) if not lies]
         name, segment = self._segment(sum(view.nbytes for view in inside))
         headers, offset = b"", 0
-        for (number, _), (_, dtype, order), view, lies in zip(
+        for (number, tensor), (_, dtype, order), view, lies in zip(
             tensors, packed, views, shared, strict=True
         ):
+            moved.crossed[number] = Spec(dtype, tuple(tensor.shape))
             headers += _TENSOR.pack(
                 number, _DTYPES.index(dtype), len(order), 0, _coded(order), view.nbytes
             )
@@ -386,6 +401,7 @@ class Channel:
         with self._message(sum(sizes)):
             flat, orders = self._payload(call, expected)
         moved.tensors, moved.payload_bytes = count, sum(sizes)
+        moved.crossed = {number: expected[number] for number in orders}
         moved.wire_bytes = self.received_bytes - before
         moved.move_seconds = time.perf_counter() - start
         start = time.perf_counter()

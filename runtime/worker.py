@@ -242,11 +242,12 @@ class _Session:
             raise RunError(f"it was called for call {number}, which is none of its own")
         begun = time.perf_counter()
         came = self._receive(self.channel, number, call["sent"], head)
-        peered = Moved()
+        peered, arrived = Moved(), dict[str, dict[int, str]]()
         for device, tensors in call["peers"].items():
             moved = self._receive(self.peers[device], number, tensors)
             peered.payload_bytes += moved.payload_bytes
             peered.wire_bytes += moved.wire_bytes
+            arrived[device] = {t: spec.dtype for t, spec in moved.crossed.items()}
         start = time.perf_counter()
         self.machine.run(call["ops"])
         self.machine.keep(self.kept)
@@ -260,6 +261,7 @@ class _Session:
             "unpack_seconds": came.pack_seconds, "take_in_seconds": start - begun,
             "compute_seconds": done - start, "pack_seconds": went.pack_seconds,
             "peer_payload_bytes": peered.payload_bytes, "peer_wire_bytes": peered.wire_bytes,
+            "peer_tensors": arrived,
             "peak_memory_bytes": peak_memory_bytes(),
         }  # fmt: skip
 
@@ -296,6 +298,7 @@ class _Session:
         self.channel.say(
             calls={str(number): stats for number, stats in self.stats.items()},
             ops={str(op): seconds for op, seconds in self.machine.seconds.items()},
+            unread=sorted(self.machine.unread),
         )
 
     def _fetch(self, tensors: Any) -> None:

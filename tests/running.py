@@ -16,6 +16,7 @@ import torch
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from partition.accounting import Residency, Traffic, account
+from partition.placement import Placement
 from partition.policy import apply_policy, load_policy
 from runtime.home import Loaded, Measured, Worker, load
 from runtime.plan import Plan, make_plan
@@ -24,6 +25,7 @@ from runtime.weights import given_numbers
 from tests.conftest import BIN
 from tracer.capture import runnable
 from tracer.capture.runnable import Runnable
+from tracer.graph import OpGraph
 from tracer.presets import preset
 
 SIZES = {
@@ -59,6 +61,8 @@ def tiny() -> Runnable:
 class Split:
     """The small model as a policy splits it."""
 
+    graph: OpGraph
+    placement: Placement
     plan: Plan
     traffic: Traffic
     links: Links
@@ -84,8 +88,10 @@ def split(
     graph, links = annotate(tiny().graph), Links(load_link(link))
     placement = apply_policy(graph, load_policy(policy), home="tee", accelerators=accelerators)
     traffic = account(graph, placement, links, wire_dtype=wire_dtype, residency=residency)
-    plan = make_plan(graph, tiny().invocations, placement, traffic)
-    return Split(plan, traffic, links, wire_dtype, residency)
+    plan = make_plan(
+        graph, tiny().invocations, placement, wire_dtype=wire_dtype, residency=residency
+    )
+    return Split(graph, placement, plan, traffic, links, wire_dtype, residency)
 
 
 def given() -> dict[int, torch.Tensor]:

@@ -95,6 +95,13 @@ def test_an_entry_of_compare_is_a_partition():
     }
 
 
+def test_a_whole_model_lies_on_a_device_as_on_a_home_that_runs_it_all():
+    home = asked("partition", "t", "--policy", "all-home", "--home", "rtx-4090")
+    (cost,) = asked("cutedge", "cost", "t", "--device", "rtx-4090")
+    assert home["resident_bytes"] == {"rtx-4090": cost["resident_bytes"]}
+    assert home["home_seconds"] == pytest.approx(cost["seconds"])
+
+
 def test_the_seconds_of_a_partition_add_up():
     """Home, accelerators and transfers, one after another: run_seconds, in every table."""
     for split in ("described", "forgetful", "chip", "home"):

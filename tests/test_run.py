@@ -102,7 +102,13 @@ def carry_out(
     *, wire_dtype: str | None = None, residency: Any = "run",
 ) -> tuple[Traffic, Measured, Verdict]:  # fmt: skip
     traffic = account(model.graph, placement, links, wire_dtype=wire_dtype, residency=residency)
-    plan = make_plan(model.graph, model.runnable.invocations, placement, traffic)
+    plan = make_plan(
+        model.graph,
+        model.runnable.invocations,
+        placement,
+        wire_dtype=wire_dtype,
+        residency=residency,
+    )
     with workers(
         list(plan.accelerators), remote=listening, token=TOKEN, timeout=60.0
     ) as found:  # fmt: skip
@@ -164,7 +170,7 @@ def test_half_as_wide_on_the_wire(listening):
     _, _, verdict = carry_out(model, placement, links, listening, wire_dtype="bfloat16")
     assert verdict.bytes_equal
     ids = 6 * 8  # the token ids alone stay as they are
-    assert verdict.payload_bytes_measured == (own.totals.payload_bytes - ids) // 2 + ids
+    assert verdict.total_payload_bytes_measured == (own.totals.payload_bytes - ids) // 2 + ids
     assert exact.max_abs_difference < 1e-4 < verdict.max_abs_difference
     assert verdict.answer_equal
 
@@ -392,7 +398,7 @@ def test_what_a_device_holds_is_what_is_predicted():
     model = small("llama-3.2-1b", "decode")
     placement = placed(model, "fuse-attention", "run", load_link("unix-socket"))
     traffic = account(model.graph, placement, Links(load_link("unix-socket")))
-    plan = make_plan(model.graph, model.runnable.invocations, placement, traffic)
+    plan = make_plan(model.graph, model.runnable.invocations, placement)
     graph = model.graph
     for device in (plan.home, *plan.accelerators.values()):
         constants = {
@@ -433,7 +439,7 @@ def test_a_run_can_be_repeated(listening):
     model, links = small("llama-3.2-1b", "decode"), Links(load_link("unix-socket"))
     placement = placed(model, "offload-linear", "call", links.common)
     traffic = account(model.graph, placement, links, residency="call")
-    plan = make_plan(model.graph, model.runnable.invocations, placement, traffic)
+    plan = make_plan(model.graph, model.runnable.invocations, placement, residency="call")
     with workers(list(plan.accelerators), remote=listening, token=TOKEN) as found:
         ready = loaded(model, plan, found, links, residency="call")
         runs = [ready.run(model.given) for _ in range(3)]

@@ -258,7 +258,7 @@ def run_at_home(file: Path, function: str, **options: Any) -> tuple[OpGraph, Ver
     placement = Placement("tee", own, [False] * len(own), [""] * len(own))
     links = Links(load_link("unix-socket"))
     traffic = account(graph, placement, links)
-    plan = make_plan(graph, made.invocations, placement, traffic)
+    plan = make_plan(graph, made.invocations, placement)
     loaded = load(
         plan, {}, data=made.data, weights=weights, links=links, wire_dtype=None, residency="run"
     )
