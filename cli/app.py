@@ -95,6 +95,26 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say(f"cutedge {version('cutedge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Say which version this is.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """What all commands have."""
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 TraceDir = Annotated[
     Path | None, typer.Argument(help="A trace directory; the last trace when left out.")

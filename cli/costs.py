@@ -19,6 +19,7 @@ from cli.devices import (
 from cutedge._machines import array_options
 from cutedge._request import decodes, traced_model
 from tracer.errors import choose
+from tracer.presets import parse_overrides
 
 if TYPE_CHECKING:
     from costmodels.links import Link
@@ -154,8 +155,8 @@ def _print_costs(graph: "OpGraph", times: "Sequence[DeviceTime]", by: str) -> No
     from rich.text import Text
 
     from cli.printing import console, duration, human, print_table
-    from cli.show import headline
     from costmodels.roofline import shares
+    from tracer.summary import headline
 
     out = console()
     out.print(Text(headline(graph.meta), style="bold"))
@@ -274,7 +275,7 @@ def limits(
             "float32" if binary else model_limits.compute_dtype(on, max(weight_bits, kv_bits))
         )  # fmt: skip
     machine = model_limits.machine(on, dtype, binary=binary)
-    near, far, warnings = decodes(model, settings)
+    near, far, warnings = decodes(model, parse_overrides(settings or []))
     for warning in warnings:
         warn(warning)
     found = model_limits.limits(
@@ -338,7 +339,7 @@ def params(
     from cli.printing import print_json
     from costmodels.parameters import break_down
 
-    graph, warnings = traced_model(model, settings, phase="prefill", seq=16)
+    graph, warnings = traced_model(model, parse_overrides(settings or []), phase="prefill", seq=16)
     for warning in warnings:
         warn(warning)
     found = break_down(graph)

@@ -107,8 +107,9 @@ def report(
 
 def _report(found: "Compared", reach: "Reach", shown: int) -> "Report":
     """The report of what was compared."""
-    from cli.show import coverage, headline
+    from cli.show import coverage
     from report.contents import make_report
+    from tracer.summary import headline
 
     setting, baseline = found.setting, found.baseline
     graph = baseline.graph

@@ -122,6 +122,7 @@ def verify(
     from runtime.weights import given_numbers
     from runtime.wire import Carriage
     from tracer.interrupts import uninterrupted
+    from tracer.presets import parse_overrides
     from tracer.serde import write_reach, write_trace
 
     chosen = {name: load_policy(name) for name in policies or ["offload-linear"]}
@@ -135,7 +136,8 @@ def verify(
         _warn_of_clear_text([host for host, _ in remote.values()], "--tls-ca")
     asked = Request(
         model, {"batch": batch, "seq": seq, "past": past, "source": source}, phase=phase,
-        cache=cache, dtype=dtype, attn=attn, logits=logits, settings=settings or (),
+        cache=cache, dtype=dtype, attn=attn, logits=logits,
+        overrides=parse_overrides(settings or []),
     )  # fmt: skip
     traced, warnings, reach, _ = asked.traced(full=False, use_cache=True)
     for warning in warnings:
@@ -346,7 +348,7 @@ def _print(
     verdicts: "Sequence[Verdict]", files: Sequence[Path],
 ) -> None:  # fmt: skip
     from cli.printing import console, duration, human, mib, print_table
-    from cli.show import headline
+    from tracer.summary import headline
 
     def against(predicted: float | None, seconds: float) -> str:
         if not predicted:

@@ -17,52 +17,20 @@ from cli.printing import (
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops
 from tracer.captured import Checked
-from tracer.formula import parse
-from tracer.graph import Kind, OpGraph, Tensor, TraceMeta
+from tracer.graph import Kind, OpGraph
 from tracer.summary import (
     cached_state,
     count_ops,
+    growth,
+    headline,
     largest_tensors,
     modules_not_run,
     parameter_bytes,
 )  # fmt: skip
 
-SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def growth(tensor: Tensor) -> str:
-    """What the bytes of a tensor grow with, besides the batch."""
-    if tensor.bytes_expr is None:
-        return "not known"
-    lengths = ("past", "source", "seq")
-    terms = [
-        "·".join(
-            name + (str(power).translate(SUPERSCRIPTS) if power > 1 else "")
-            for name, power in zip(lengths, powers, strict=True)
-            if power
-        )
-        for powers in parse(tensor.bytes_expr).growth(lengths)
-    ]
-    return " + ".join(terms) or "constant"
-
 
 def _shape(shape: Iterable[object]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
-
-
-def headline(meta: TraceMeta) -> str:
-    """What a trace is of, in a line."""
-    what = f" ({meta.model_class})" if meta.model_class else ""
-    what += "".join(f", {key} = {value}" for key, value in meta.overrides)
-    tokens = f"{meta.batch} x {meta.seq} token{'' if meta.seq == 1 else 's'}"
-    read = tokens if meta.seq else f"a batch of {meta.batch}"
-    past = f" after {meta.past} cached" if meta.past else ""
-    source = f" over {meta.source} encoded" if meta.source else ""
-    logits = f", logits of {'the last' if meta.logits == 'last' else 'every'} token"
-    return (
-        f"{meta.model}{what}: {meta.phase} of {read}{past}{source}, {meta.dtype}, "
-        f"{meta.attn} attention{logits if meta.seq and meta.phase != 'encoder' else ''}"
-    )
 
 
 def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:

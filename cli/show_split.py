@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from cli.printing import console, counted, duration, human, mib, print_json, print_table
-from cli.show import coverage, growth, headline
+from cli.show import coverage
 from costmodels.flops import total_flops
 from cutedge._placing import Compared
 from partition.crossover import Crossover, Point
@@ -20,7 +20,7 @@ from partition.seen import Derived, What, known
 from partition.tables import Partition, summary_row
 from tracer.graph import OpGraph, TraceMeta
 from tracer.kinds import base_name
-from tracer.summary import tensor_names
+from tracer.summary import growth, headline, tensor_names
 
 
 def partition_summary(

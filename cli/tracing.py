@@ -84,11 +84,13 @@ def trace(
     from cutedge._workspace import default_folder, remember
     from partition.tables import remove_stale
     from tracer.interrupts import uninterrupted
+    from tracer.presets import parse_overrides
     from tracer.serde import write_reach, write_trace
 
     asked = Request(
         model, {"batch": batch, "seq": seq, "past": past, "source": source}, phase=phase,
-        cache=cache, dtype=dtype, attn=attn, logits=logits, settings=settings or (),
+        cache=cache, dtype=dtype, attn=attn, logits=logits,
+        overrides=parse_overrides(settings or []),
     )  # fmt: skip
     traced, warnings, reach, cached = asked.traced(full=full, use_cache=not no_cache)
     graph = annotate(traced)

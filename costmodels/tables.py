@@ -20,13 +20,8 @@ COSTS = pa.schema([
 ])  # fmt: skip
 
 
-def write_costs(
-    graph: OpGraph, trace_id: str, times: Sequence[DeviceTime], folder: Path
-) -> Path:  # fmt: skip
-    """Write ``costs.parquet``, a row for each op and device, into ``folder``; where it is.
-
-    Raises TableError when it cannot be written.
-    """
+def cost_table(graph: OpGraph, times: Sequence[DeviceTime]) -> pa.Table:
+    """What ops take on devices: a row for each op and device."""
     rows = [
         (
             op, time.device.name, at.gemm and at.gemm.cycles, at.seconds, at.bound,
@@ -35,9 +30,15 @@ def write_costs(
         for time in times
         for op, at in enumerate(time.ops)
     ]  # fmt: skip
-    tables = make_tables(graph.meta, {"costs": (COSTS, rows)})
+    return make_tables(graph.meta, {"costs": (COSTS, rows)})["costs"]
+
+
+def write_costs(
+    graph: OpGraph, trace_id: str, times: Sequence[DeviceTime], folder: Path
+) -> Path:  # fmt: skip
+    """Write ``costs.parquet`` into ``folder``; where it is. Raises TableError where it cannot."""
     write_tables(
-        folder, tables, trace_metadata(graph.meta, trace_id),
+        folder, {"costs": cost_table(graph, times)}, trace_metadata(graph.meta, trace_id),
         advice="Make the place writable, or free some space.",
     )  # fmt: skip
     return folder / "costs.parquet"

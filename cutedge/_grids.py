@@ -52,7 +52,7 @@ class Subject:
         from cutedge._request import Request
 
         return Request(
-            self.model, sizes, phase=self.phase, cache=False, settings=(), **self.options
+            self.model, sizes, phase=self.phase, cache=False, overrides={}, **self.options
         )
 
     @property

@@ -93,6 +93,36 @@ def read_machines(
     )  # fmt: skip
 
 
+def machines_of(
+    machine: str | None = None, *, home: str | None = None,
+    accel: str | Sequence[str] | None = None, link: str | Sequence[str] | None = None,
+    memory: str | Sequence[str] | None = None, wire_dtype: str | None = None, **options: Any,
+) -> Machines:  # fmt: skip
+    """The devices and links of ``HOME+ACCELERATOR@LINK``, or of its parts. Raises InputError.
+
+    >>> machines_of("tee-tdx+rtx-4090@pcie4-x16").accelerators
+    ('rtx-4090',)
+    """
+    if machine is not None:
+        if home or accel or link:
+            raise InputError(f"machine {machine!r} says home, accel and link: leave them out")
+        devices, at, named = machine.partition("@")
+        home, *others = devices.split("+")
+        if not home or not all(others) or (at and not named):
+            raise InputError(
+                f"machine {machine!r}: write HOME+ACCELERATOR@LINK, as in "
+                "tee-tdx+rtx-4090@pcie4-x16"
+            )
+        accel, link = others, named or None
+    return read_machines(
+        home or "tee", _several(accel), _several(link), _several(memory), wire_dtype, **options
+    )
+
+
+def _several(given: str | Sequence[str] | None) -> Sequence[str] | None:
+    return [given] if isinstance(given, str) else given
+
+
 def _device(text: str) -> "tuple[str, Device | None]":
     """What a device is called, and its description if it has one."""
     from costmodels.devices import device_names, load_device

@@ -1,7 +1,8 @@
 """What is asked of ``trace``: a model, its sizes and options; and how it is answered."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,49 +10,81 @@ from tracer.errors import InputError, choose
 
 if TYPE_CHECKING:
     from tracer.capture.runnable import Runnable
+    from tracer.capture.user import Own
     from tracer.graph import OpGraph
     from tracer.reach import Reach
 
 
 class Request:
-    """A model, and how it is to be traced: what the options of ``trace`` come to."""
+    """A model, and how it is to be traced: what the options of ``trace`` come to.
+
+    ``model`` is what a user calls one (``trace``), a config, or a module with its example
+    ``inputs``.
+    """
 
     def __init__(
-        self, model: str, sizes: Mapping[str, int | None], *, phase: str, cache: bool,
-        dtype: str | None, attn: str, logits: str, settings: Sequence[str],
+        self, model: Any, sizes: Mapping[str, int | None], *, phase: str, cache: bool,
+        dtype: str | None, attn: str, logits: str, overrides: Mapping[str, Any], inputs: Any = None,
     ) -> None:  # fmt: skip
         """Raises InputError for options that do not go together."""
         from tracer.graph import MODEL_DTYPES
-        from tracer.presets import FUNCTION, find_config, parse_overrides
+        from tracer.presets import FUNCTION, check_config, find_config
 
         if dtype is not None:
             choose(dtype, MODEL_DTYPES, "--dtype")
         self._sizes: dict[str, Any] = {size: n for size, n in sizes.items() if n is not None}
         self._options: dict[str, Any] = {
-            "dtype": dtype, "attn": attn, "overrides": parse_overrides(list(settings)),
+            "dtype": dtype, "attn": attn, "overrides": dict(overrides),
         }  # fmt: skip
-        self._own: dict[str, Any] = {}
+        self._file: dict[str, str] = {}
+        self._module: tuple[Any, Any] | None = None
         self.name = ""
         """What the model's tables are called by."""
-        if own := FUNCTION.fullmatch(model):
+        given = str(model) if isinstance(model, Path) else model
+        own = FUNCTION.fullmatch(given) if isinstance(given, str) else None
+        if own or not isinstance(given, str | Mapping):
+            what = given if own else type(given).__name__
             if phase != "prefill" or cache:
-                raise InputError(f"{model} says itself what runs: leave --phase and --cache out")
-            self._own = {"file": own[1], "function": own[2]}
-            self.name = own[2]
+                raise InputError(f"{what} says itself what runs: leave --phase and --cache out")
+            if own:
+                self._file = {"file": own[1], "function": own[2]}
+                self.name = own[2]
+            else:
+                self._module = given, inputs
+                self.name = what
+            return
+        if inputs is not None:
+            raise InputError("inputs are of a module; a model by name has those of its phase")
+        if isinstance(given, str):
+            self.name, self._config = find_config(given)
         else:
-            self.name, self._config = find_config(model)
-            self._options |= {
-                "dtype": dtype or "float32", "model": self.name, "logits": logits, "phase": phase,
-                "cache": cache,
-            }  # fmt: skip
+            self._config = check_config(dict(given), "the config")
+            self.name = self._config["model_type"]
+        self._options |= {
+            "dtype": dtype or "float32", "model": self.name, "logits": logits, "phase": phase,
+            "cache": cache,
+        }  # fmt: skip
 
     @property
     def identity(self) -> list[Any]:
         """What is traced, apart from sizes: equal for equal models, as JSON."""
-        if self._own:
-            text = Path(self._own["file"]).read_bytes()
-            return [self._own, hashlib.sha256(text).hexdigest(), self._options]
+        if self._file:
+            text = Path(self._file["file"]).read_bytes()
+            return [self._file, hashlib.sha256(text).hexdigest(), self._options]
         return [self._config, self._options]
+
+    def at(self, sizes: Mapping[str, int]) -> "Request":
+        """The same model at other sizes."""
+        there = copy(self)
+        there._sizes = dict(sizes)
+        return there
+
+    def _own(self) -> "Own | None":
+        from tracer.capture import own_function, own_module
+
+        if self._file:
+            return own_function(**self._file)
+        return None if self._module is None else own_module(*self._module, self.name)
 
     def traced(
         self, *, full: bool, use_cache: bool
@@ -60,11 +93,13 @@ class Request:
         from tracer import cache
 
         options = {**self._options, "full": full}
-        if self._own:
-            from tracer.capture import capture_function
+        if self._file or self._module:
+            from tracer.capture import capture_own
 
-            own = capture_function(**self._own, **self._sizes, **options)
-            return own.graph, own.warnings, own.reach, False
+            own = self._own()
+            assert own is not None
+            made = capture_own(own, **self._sizes, **options)
+            return made.graph, made.warnings, made.reach, False
         key = cache.key(self._config, options) if use_cache else None
         if key is not None and (found := cache.find(key, self._sizes)):
             return found.graph, found.warnings, found.reach, True
@@ -77,29 +112,29 @@ class Request:
 
     def runnable(self) -> "Runnable":
         """The same model, to be run."""
-        from tracer.capture import runnable, runnable_function
+        from tracer.capture import runnable, runnable_own
 
-        if self._own:
-            return runnable_function(**self._own, **self._sizes, **self._options)
+        if own := self._own():
+            return runnable_own(own, **self._sizes, **self._options)
         return runnable(self._config, **self._sizes, **self._options)
 
 
 def traced_model(
-    model: str, settings: Sequence[str] | None, *, phase: str, **sizes: int
+    model: str, overrides: Mapping[str, Any], *, phase: str, **sizes: int
 ) -> "tuple[OpGraph, tuple[str, ...]]":
     """(the annotated graph of a model as its config has it, warnings)."""
     from costmodels.flops import annotate
 
     asked = Request(
         model, sizes, phase=phase, cache=False, dtype=None, attn="eager", logits="last",
-        settings=settings or (),
+        overrides=overrides,
     )  # fmt: skip
     graph, warnings, *_ = asked.traced(full=False, use_cache=True)
     return annotate(graph), warnings
 
 
 def decodes(
-    model: str, settings: Sequence[str] | None
+    model: str, overrides: Mapping[str, Any]
 ) -> "tuple[OpGraph, tuple[OpGraph, ...], tuple[str, ...]]":
     """(annotated decode over few cached tokens, others beyond all windows, warnings).
 
@@ -112,7 +147,7 @@ def decodes(
     def traced(past: int) -> "tuple[OpGraph, Reach]":
         asked = Request(
             model, {"past": past}, phase="decode", cache=False, dtype=None, attn="eager",
-            logits="last", settings=settings or (),
+            logits="last", overrides=overrides,
         )  # fmt: skip
         graph, warnings, reach, _ = asked.traced(full=False, use_cache=True)
         said.update(dict.fromkeys(one for one in warnings if one not in reach.notes))

@@ -1,7 +1,8 @@
 """SQL over the tables: DuckDB with every table as a view."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,7 @@ def run_sql(sql: str, folder: Path, *, safe: bool = False) -> tuple[list[str], l
     for name, paths in files.items():  # DuckDB takes a changed bit for a value
         for path in paths:
             _check(path, MAKERS[name])
-    # Else a name that is no table would be looked for among this program's own variables.
-    connection = duckdb.connect(config={"python_enable_replacements": False})
-    try:
+    with _connected(str(folder), files) as connection:
         for name, paths in files.items():
             if paths:
                 kind = "TABLE" if safe else "VIEW"
@@ -45,16 +44,38 @@ def run_sql(sql: str, folder: Path, *, safe: bool = False) -> tuple[list[str], l
         if result is None:
             raise InputError("there is no SQL in the query; try 'SELECT * FROM ops LIMIT 5'")
         return _distinct(column[0] for column in result.description or ()), result.fetchall()
+
+
+def ask(sql: str, tables: Mapping[str, Any]) -> Any:
+    """What DuckDB answers over Arrow tables, by name, as an Arrow table. Raises InputError."""
+    with _connected("the tables", tables) as connection:
+        for name, table in tables.items():
+            connection.register(name, table)
+        found = connection.sql(sql)
+        if found is None:
+            raise InputError("there is no SQL in the query; try 'SELECT * FROM ops LIMIT 5'")
+        return found.to_arrow_table()
+
+
+@contextmanager
+def _connected(where: str, tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in memory; what DuckDB refuses is an error of ours."""
+    # Else a name that is no table would be looked for among this program's own variables.
+    connection = duckdb.connect(config={"python_enable_replacements": False})
+    try:
+        yield connection
     except duckdb.Error as error:
         said = str(error).partition("\nTraceback")[0].strip().replace("\n\n", "\n")
         early = [
             f"\nThere is no {name} table yet: run partition first."
             for name, maker in MAKERS.items()
-            if maker == "partition" and not files[name] and f"name {name} " in said.lower()
+            if maker == "partition"
+            and not len(tables.get(name, ()))
+            and f"name {name} " in said.lower()
         ]
         raise InputError(said + "".join(early)) from error
     except RuntimeError as error:  # DuckDB wants names that are UTF-8
-        raise CutedgeError(f"DuckDB cannot read {folder}: {error}") from error
+        raise CutedgeError(f"DuckDB cannot read {where}: {error}") from error
 
 
 def _scan(paths: Iterable[Path]) -> str:

@@ -190,11 +190,11 @@ class Partition:
         return Path(f"policy={policy}/wire={self.wire}/residency={self.residency}")
 
 
-def write_partition(partition: Partition, trace: Path) -> Path:
-    """Write the four tables of a partition into its trace's directory; where they are."""
+def partition_tables(partition: Partition) -> dict[str, pa.Table]:
+    """The four tables of a partition, by name."""
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
     whole, sorts = traffic.totals.payload_bytes, what_is(graph)
-    tables = make_tables(graph.meta, {
+    return make_tables(graph.meta, {
         "placement": (PLACEMENT, [
             (op.id, placement.devices[op.id], placement.pinned[op.id], placement.reasons[op.id])
             for op in graph.ops
@@ -221,14 +221,22 @@ def write_partition(partition: Partition, trace: Path) -> Path:
             _items(value) for value in summary_row(partition).values()
         )]),
     })  # fmt: skip
+
+
+def write_partition(partition: Partition, trace: Path) -> Path:
+    """Write the four tables of a partition into its trace's directory; where they are."""
     metadata = {
-        **trace_metadata(graph.meta, partition.trace_id), "policy": partition.policy,
-        "home": placement.home, "accelerators": json.dumps(placement.accelerators),
+        **trace_metadata(partition.graph.meta, partition.trace_id), "policy": partition.policy,
+        "home": partition.placement.home,
+        "accelerators": json.dumps(partition.placement.accelerators),
         "link": partition.links.name, "wire_dtype": partition.wire,
         "residency": partition.residency,
     }  # fmt: skip
     folder = trace / partition.folder
-    write_tables(folder, tables, metadata, advice="Make the place writable, or free some space.")
+    write_tables(
+        folder, partition_tables(partition), metadata,
+        advice="Make the place writable, or free some space.",
+    )  # fmt: skip
     return folder
 
 

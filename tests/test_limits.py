@@ -237,7 +237,7 @@ def test_windows_of_traced_models(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, full, windowed, rows = WINDOWS[name]
     (tmp_path / "small.json").write_text(json.dumps({**SMALL, **config}))
-    near, far, _ = decodes("small.json", None)
+    near, far, _ = decodes("small.json", {})
     model = describe(near, far)
     for past in (0, 5, rows, rows + 1, 100, 10**6):
         kept = full * past + windowed * min(past, rows)

@@ -15,6 +15,7 @@ from partition.optimise import Setting
 from partition.tables import Partition
 from tests.graphs import Builder, place
 from tracer.graph import Kind, OpGraph, TraceMeta
+from tracer.summary import headline
 
 BIG = 3_000_000_000
 
@@ -171,4 +172,4 @@ def test_products_are_exact_only_when_none_is_missing(capsys, missing, says):
 
 def test_a_headline_has_what_was_changed():
     meta: TraceMeta = replace(wide().meta, overrides=(("num_hidden_layers", "2"),))
-    assert show.headline(meta).startswith("by-hand, num_hidden_layers = 2: prefill of 1 x 8 tokens")
+    assert headline(meta).startswith("by-hand, num_hidden_layers = 2: prefill of 1 x 8 tokens")

@@ -7,8 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from costmodels.flops import annotate, total_flops
+from tests.conftest import run_command
 from tests.inprocess import invoke
 from tracer.capture import capture_function, check
+from tracer.errors import InputError
 from tracer.formula import parse
 from tracer.graph import Kind
 
@@ -255,3 +257,53 @@ def test_a_ladder_to_the_concrete_and_one_to_nowhere(tmp_path, monkeypatch):
     assert "Traceback" not in done.stdout + done.stderr
     said = json.loads(invoke("models", "gpt2", "--check", "--set", "n_layer=1", "--json").stdout)
     assert [phase["symbolic"] for phase in said["phases"]] == [["batch", "seq"], ["batch", "past"]]
+
+
+OURS = {
+    "partition.py": "BLOCK = 16\n",
+    "tracer.py": "from partition import BLOCK\nTWICE = 2 * BLOCK\n",
+    "costmodels.py": "import cli\nNEXT = cli.deep.ONE\n",
+    "cli/__init__.py": "from cli.deep import ONE\nfrom . import deep\n",
+    "cli/deep.py": "from helper import ONE\n",
+    "helper.py": "from partition import BLOCK\nONE = BLOCK // 16\n",
+    "cutedge.py": "LAST = 3\n",
+}
+"""A user's files that are called as the packages of cutedge are, and what they import."""
+
+MODEL = """
+import torch
+import cli, cli.deep, json
+from costmodels import NEXT
+from partition import BLOCK
+from tracer import TWICE
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(BLOCK, TWICE)
+
+    def forward(self, x):
+        from cutedge import LAST  # when it runs
+        return self.linear(x) * LAST * NEXT * cli.ONE
+
+def build(batch=1, seq=8):
+    return Net(), torch.randn(batch, seq, BLOCK)
+"""
+
+
+def test_files_beside_a_model_win_over_packages_of_the_same_name(tmp_path):
+    for name, text in {**OURS, "net.py": MODEL}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    done = run_command("cutedge", "trace", "net.py:build", "--seq", "8", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters"] == 16 * 32 + 32
+    done = run_command("cutedge", "verify", "net.py:build", "--seq", "8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_name_of_a_file_beside_a_model_is_said(tmp_path):
+    (tmp_path / "partition.py").write_text("BLOCK = 16\n")
+    (tmp_path / "net.py").write_text("from partition import NO_SUCH\n")
+    with pytest.raises(InputError, match=r"net\.py cannot be imported: ImportError: .*NO_SUCH"):
+        capture_function(str(tmp_path / "net.py"), "build")

@@ -99,8 +99,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8
         raise InputError(f"{path} is damaged, it is not valid JSON: {error}") from error
+    return check_config(config, str(path))
+
+
+def check_config(config: Any, called: str) -> dict[str, Any]:
+    """A config as it is. Raises InputError, with what it is ``called``, where it is no config."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise InputError(f"{path} is no model config: it has no model_type")
+        raise InputError(f"{called} is no model config: it has no model_type")
     return config
 
 

@@ -249,15 +249,22 @@ def _hash(meta: TraceMeta, rows: Mapping[str, Rows]) -> str:
     return hashlib.sha256(json.dumps([asdict(meta), rows]).encode()).hexdigest()[:16]
 
 
-def write_trace(graph: OpGraph, folder: Path) -> str:
-    """Write a trace's tables into ``folder``; its trace id.
+def trace_tables(graph: OpGraph) -> tuple[dict[str, pa.Table], str]:
+    """(the tables of a trace, by name; its trace id).
 
-    Raises InputError when its sizes are beyond what a table holds, TableError when a file cannot
-    be written.
+    Raises InputError when its sizes are beyond what a table holds.
     """
     rows = _rows(graph)
     tables = make_tables(graph.meta, {name: (TRACE_TABLES[name], rows[name]) for name in rows})
-    trace_id = _hash(graph.meta, rows)
+    return tables, _hash(graph.meta, rows)
+
+
+def write_trace(graph: OpGraph, folder: Path) -> str:
+    """Write a trace's tables into ``folder``; its trace id.
+
+    Raises as ``trace_tables``, and TableError when a file cannot be written.
+    """
+    tables, trace_id = trace_tables(graph)
     write_tables(
         folder, tables, trace_metadata(graph.meta, trace_id),
         advice="Choose another place with --out, or free some space.",

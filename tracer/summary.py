@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tracer.formula import formula, parse
-from tracer.graph import Kind, OpGraph, Role, Tensor
+from tracer.graph import Kind, OpGraph, Role, Tensor, TraceMeta
 from tracer.stacks import place_of
 
 
@@ -213,3 +213,37 @@ def _sum(tensors: Iterable[Tensor]) -> tuple[int, str | None]:
     known = [parse(expr) for expr in exprs if expr is not None]
     total = str(sum(known, formula(0))) if len(known) == len(exprs) else None
     return sum(t.bytes for t in distinct), total
+
+
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def growth(tensor: Tensor) -> str:
+    """What the bytes of a tensor grow with, besides the batch."""
+    if tensor.bytes_expr is None:
+        return "not known"
+    lengths = ("past", "source", "seq")
+    terms = [
+        "·".join(
+            name + (str(power).translate(SUPERSCRIPTS) if power > 1 else "")
+            for name, power in zip(lengths, powers, strict=True)
+            if power
+        )
+        for powers in parse(tensor.bytes_expr).growth(lengths)
+    ]
+    return " + ".join(terms) or "constant"
+
+
+def headline(meta: TraceMeta) -> str:
+    """What a trace is of, in a line."""
+    what = f" ({meta.model_class})" if meta.model_class else ""
+    what += "".join(f", {key} = {value}" for key, value in meta.overrides)
+    tokens = f"{meta.batch} x {meta.seq} token{'' if meta.seq == 1 else 's'}"
+    read = tokens if meta.seq else f"a batch of {meta.batch}"
+    past = f" after {meta.past} cached" if meta.past else ""
+    source = f" over {meta.source} encoded" if meta.source else ""
+    logits = f", logits of {'the last' if meta.logits == 'last' else 'every'} token"
+    return (
+        f"{meta.model}{what}: {meta.phase} of {read}{past}{source}, {meta.dtype}, "
+        f"{meta.attn} attention{logits if meta.seq and meta.phase != 'encoder' else ''}"
+    )

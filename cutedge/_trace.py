@@ -1,0 +1,267 @@
+"""A traced model, and how it is made or read."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from costmodels.flops import annotate
+from cutedge._machines import machines_of
+from cutedge._request import Request
+from partition import Residency
+from tracer.errors import InputError
+from tracer.graph import OpGraph
+from tracer.reach import Reach, graph_at
+from tracer.summary import headline
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cutedge._compare import Comparison
+    from cutedge._partition import Partition
+    from partition.policy import Policy
+
+
+def trace(
+    model: Any,
+    inputs: Any = None,
+    *,
+    batch: int = 1,
+    seq: int | None = None,
+    past: int | None = None,
+    source: int | None = None,
+    phase: str = "prefill",
+    cache: bool = False,
+    dtype: str | None = None,
+    attn: str = "eager",
+    logits: str = "last",
+    overrides: Mapping[str, Any] | None = None,
+    full: bool = False,
+    use_cache: bool = True,
+) -> "Trace":
+    """Trace a model into an op graph. No weights are needed, and no data is computed.
+
+    ``model`` is a preset's name, a config.json or its folder, ``org/name`` on the hub,
+    ``file.py:function``, a config as a dict, or a ``torch.nn.Module`` with example ``inputs`` (a
+    tensor, a tuple of arguments or a dict of them by name).
+
+    ``seq`` tokens are new in each of ``batch`` sequences, after ``past`` cached ones; a decoder of
+    an encoder-decoder model reads ``source`` encoded ones. ``phase`` is ``prefill``, ``decode`` or
+    ``encoder``; ``cache`` has a prefill fill a cache. ``attn`` is ``eager`` (its products are ops)
+    or ``sdpa`` (one op). ``overrides`` change fields of the config. ``full`` traces every layer,
+    also where all are alike. A trace that was made before comes out of the trace cache, unless
+    ``use_cache`` is False.
+
+    Raises InputError for a model or options that cannot be, CutedgeError for a model that cannot be
+    traced.
+
+    >>> import cutedge
+    >>> cutedge.trace("edge-10m", seq=64)
+    <cutedge.Trace edge-10m (OPTForCausalLM): prefill of 1 x 64 tokens, float32, eager attention, \
+logits of the last token>
+    """
+    request = Request(
+        model, {"batch": batch, "seq": seq, "past": past, "source": source}, phase=phase,
+        cache=cache, dtype=dtype, attn=attn, logits=logits, overrides=overrides or {},
+        inputs=inputs,
+    )  # fmt: skip
+    graph, warnings, reach, _ = request.traced(full=full, use_cache=use_cache)
+    return Trace(annotate(graph), reach, warnings, request)
+
+
+def load(folder: str | Path) -> "Trace":
+    """The trace in a directory that ``Trace.save`` or the command ``trace`` wrote.
+
+    Raises CutedgeError where it is missing or damaged.
+
+    >>> import cutedge, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = cutedge.trace("edge-10m", seq=64).save(folder)
+    ...     cutedge.load(folder).graph.meta.seq
+    64
+    """
+    from tracer.serde import read_reach, read_trace
+
+    graph, trace_id = read_trace(Path(folder))
+    return Trace(graph, read_reach(Path(folder), trace_id), ())
+
+
+class Trace:
+    """A traced model: ops, tensors and edges, with sizes and costs as numbers and as formulas."""
+
+    def __init__(
+        self, graph: OpGraph, reach: Reach, warnings: Sequence[str], request: Request | None = None
+    ) -> None:
+        """Made by ``trace`` and ``load``."""
+        self.graph = graph
+        """The op graph; ``graph.nx`` is a networkx graph of it."""
+        self.warnings = tuple(warnings)
+        """What a user must know before trusting the figures, a line each."""
+        self._reach, self._request = reach, request
+
+    def __repr__(self) -> str:
+        return f"<cutedge.Trace {headline(self.graph.meta)}>"
+
+    def _repr_html_(self) -> str:
+        from cutedge._html import rows
+
+        totals = {
+            "ops": f"{len(self.graph.ops):,}", "parameters": f"{self.graph.meta.parameters:,}",
+            "trace id": self.id,
+        }  # fmt: skip
+        return rows(headline(self.graph.meta), ("", ""), [[*pair] for pair in totals.items()])
+
+    @property
+    def id(self) -> str:
+        """A hash of all rows: equal traces have one id, in whatever folder they are."""
+        return self._tables[1]
+
+    @cached_property
+    def _tables(self) -> "tuple[dict[str, pa.Table], str]":
+        from tracer.serde import trace_tables
+
+        return trace_tables(self.graph)
+
+    @property
+    def ops(self) -> "pa.Table":
+        """A row for each op.
+
+        >>> import cutedge
+        >>> cutedge.trace("edge-10m", seq=64).ops.column_names[:3]
+        ['op_id', 'name', 'target']
+        """
+        return self._tables[0]["ops"]
+
+    @property
+    def tensors(self) -> "pa.Table":
+        """A row for each value that an op makes, and for each parameter and buffer."""
+        return self._tables[0]["tensors"]
+
+    @property
+    def edges(self) -> "pa.Table":
+        """A row for each tensor that flows into an op."""
+        return self._tables[0]["edges"]
+
+    def at(self, **sizes: int) -> "Trace":
+        """The same model at other sizes: by the formulas where it is the same program there.
+
+        Else it is traced anew, where this trace was made by ``trace``. Raises InputError where it
+        was not, and for a size that the model does not have.
+
+        >>> import cutedge
+        >>> t = cutedge.trace("edge-10m", seq=64)
+        >>> t.partition().summary["total_payload_bytes"]
+        5938240
+        >>> t.at(seq=128).partition().summary["total_payload_bytes"]
+        12820032
+        """
+        meta = self.graph.meta
+        for size in sizes:
+            if size not in meta.variables:
+                raise InputError(f"at({size}=...): {meta.model} has {', '.join(meta.variables)}")
+        asked = {**meta.variables, **sizes}
+        there = graph_at(self.graph, self._reach, asked)
+        if there is not None:
+            return Trace(annotate(there), self._reach, self._reach.warnings(meta.model, asked),
+                         self._request)  # fmt: skip
+        if self._request is None:
+            raise InputError(
+                f"at {', '.join(f'{k} {v}' for k, v in sizes.items())} {meta.model} is another "
+                "program than in these tables: trace it there"
+            )
+        request = self._request.at(asked)
+        graph, warnings, reach, _ = request.traced(full=False, use_cache=True)
+        return Trace(annotate(graph), reach, warnings, request)
+
+    def partition(
+        self, policy: "str | Path | Policy" = "offload-linear", *, machine: str | None = None,
+        residency: Residency = "run", secrets: Sequence[str] = (), max_calls: int | None = None,
+        time_limit: float = 60.0, **machines: Any,
+    ) -> "Partition":  # fmt: skip
+        """Place every op on a device by a policy, and count what crosses.
+
+        ``policy`` is a name of ``cutedge policies``, a .toml file or a ``Policy``. ``machine`` is
+        ``HOME+ACCELERATOR@LINK``; in its place, ``home``, ``accel``, ``link`` (texts, or lists of
+        them), and beside either ``memory``, ``wire_dtype`` and the options of arrays
+        (``pipeline_depth``, ``int8_speedup``, ``sparsity``, ``sparsity_speedup``, ``chips``) are as
+        on the command line. ``residency`` is ``run`` (a device keeps what it has) or ``call`` (an
+        accelerator forgets). No accelerator that is not trusted may see the ``secrets``.
+
+        Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
+
+        >>> import cutedge
+        >>> t = cutedge.trace("edge-10m", seq=64)
+        >>> t.partition("min-cut", machine="tee-tdx+h100-cc@pcie5-x16-cc").summary["optimal"]
+        True
+        """
+        from cutedge._partition import Partition, asked_of
+
+        chosen = asked_of(
+            self.graph, [policy], machines_of(machine, **machines), residency, secrets, max_calls,
+            time_limit,
+        )  # fmt: skip
+        return Partition.placed(self, chosen, next(iter(chosen.policies)))
+
+    def compare(
+        self, policies: "Sequence[str | Path | Policy] | None" = None, *,
+        baseline: str | None = None, machine: str | None = None, residency: Residency = "run",
+        secrets: Sequence[str] = (), max_calls: int | None = None, time_limit: float = 60.0,
+        **machines: Any,
+    ) -> "Comparison":  # fmt: skip
+        """Policies side by side; all that are shipped and keep no secret when left out.
+
+        Savings are against ``baseline``, else against ``offload-linear`` where it is among them,
+        else against the first. All else is as for ``partition``.
+
+        >>> import cutedge
+        >>> t = cutedge.trace("edge-10m", seq=64)
+        >>> found = t.compare(["offload-linear", "fuse-attention"])
+        >>> found["fuse-attention"].summary["calls"], found.saved_bytes["fuse-attention"]
+        (22, 524288)
+        """
+        from cutedge._compare import compare
+
+        return compare(
+            self, policies, baseline, machines_of(machine, **machines), residency, secrets,
+            max_calls, time_limit,
+        )  # fmt: skip
+
+    def cost(self, *devices: str) -> "pa.Table":
+        """What each op takes on devices, a row for each op and device; on an rtx-4090 by default.
+
+        >>> import cutedge
+        >>> cutedge.trace("edge-10m", seq=64).cost("rtx-4090").num_rows
+        152
+        """
+        from costmodels.devices import load_device
+        from costmodels.roofline import time_graph
+        from costmodels.tables import cost_table
+
+        chosen = [load_device(name) for name in devices or ("rtx-4090",)]
+        return cost_table(self.graph, [time_graph(self.graph, device) for device in chosen])
+
+    def query(self, sql: str) -> "pa.Table":
+        """What DuckDB answers over ``ops``, ``tensors`` and ``edges``.
+
+        Raises InputError for SQL that DuckDB refuses.
+
+        >>> import cutedge
+        >>> t = cutedge.trace("edge-10m", seq=64)
+        >>> t.query("SELECT count(*) AS linears FROM ops WHERE kind = 'linear'").to_pylist()
+        [{'linears': 25}]
+        """
+        from cutedge._sql import ask
+
+        return ask(sql, self._tables[0])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the tables as Parquet into a folder; where they are."""
+        from partition.tables import remove_stale
+        from tracer.interrupts import uninterrupted
+        from tracer.serde import write_reach, write_trace
+
+        with uninterrupted():
+            trace_id = write_trace(self.graph, Path(folder))
+            write_reach(Path(folder), trace_id, self._reach)
+            remove_stale(Path(folder), trace_id)
+        return Path(folder)
