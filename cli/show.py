@@ -8,7 +8,6 @@ from rich.text import Text
 from cli.printing import (
     console,
     counted,
-    covered,
     human,
     print_json,
     print_table,
@@ -16,6 +15,7 @@ from cli.printing import (
 )
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops
+from cutedge._words import known, unknown
 from tracer.captured import Checked
 from tracer.graph import Kind, OpGraph
 from tracer.summary import (
@@ -65,7 +65,7 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
             out.print(f"            = {flops.causal_expr}", soft_wrap=True)
     out.print(f"            {flops.other:,} in all other ops (estimates among them)")
     before, after = cached_state(graph)
-    out.print(f"            {_known(flops)} of the ops that work{_unknown(flops)}", soft_wrap=True)
+    out.print(f"            {known(flops)} of the ops that work{unknown(flops)}", soft_wrap=True)
     for what, (size, formula) in (("is read", before), ("afterwards", after)):
         if size:
             closed = f" = {formula}" if formula else ""
@@ -133,24 +133,6 @@ def trace_json(
     })  # fmt: skip
 
 
-def coverage(graph: OpGraph) -> str:
-    """How much of a graph the totals are of."""
-    flops = total_flops(graph)
-    return (
-        f"coverage: bytes are exact for all {counted(len(graph.ops), 'op')}; FLOPs are "
-        f"{_known(flops)} of those that work{_unknown(flops)}"
-    )
-
-
-def _known(flops: FlopTotals) -> str:
-    return f"known for {covered(flops.coverage)}"
-
-
-def _unknown(flops: FlopTotals) -> str:
-    """What no total of FLOPs includes."""
-    return f"; not for {numbered(flops.unsupported)}" if flops.unsupported else ""
-
-
 def checked(
     model: str, kind: str, found: Sequence[Checked], graphs: Sequence[OpGraph | None], *,
     as_json: bool,
@@ -191,7 +173,7 @@ def checked(
         for line in (
             f"{counted(len(graph.ops), 'op')}, formulas in {formulas}",
             f"every layer is traced: {whole}" if whole else f"{repeated} repeated",
-            f"FLOPs are {_known(totals)} of the ops that work{_unknown(totals)}",
+            f"FLOPs are {known(totals)} of the ops that work{unknown(totals)}",
         ):
             out.print(f"  {line}", soft_wrap=True)
         for note in c.captured.reach.notes:

@@ -1,15 +1,15 @@
 """What partition and compare print."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
 
 from cli.printing import console, counted, duration, human, mib, print_json, print_table
-from cli.show import coverage
 from costmodels.flops import total_flops
 from cutedge._placing import Compared
+from cutedge._words import bottleneck_sentence, coverage
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, TransferGroup, top_transfers
 from partition.ladder import Exposure, Step
@@ -264,41 +264,6 @@ def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Pri
 
 def _time(seconds: float | None) -> str:
     return "not known" if seconds is None else duration(seconds)
-
-
-def bottleneck_sentence(found: Bottleneck | None) -> str:
-    """The bottleneck and what would relieve it, in one sentence."""
-    if found is None:
-        return "Nothing crosses between devices."
-    return f"Bottleneck: {bottleneck_claim(found)}; {relief_claim(found)}."
-
-
-def bottleneck_claim(found: Bottleneck, of: str = "the traffic") -> str:
-    """What makes most ``of`` the traffic."""
-    size = {"constant": "of constant size", "not known": "growth not known"}.get(
-        growth(found.example), f"growing with {growth(found.example)}"
-    )
-    return (
-        f"{found.share:.1%} of {of} is {found.name} "
-        f"({counted(found.transfers, 'transfer')}, {size})"
-    )
-
-
-def relief_claim(found: Bottleneck, size: Callable[[int], str] = mib) -> str:
-    """What would relieve a bottleneck."""
-    relief = found.relief
-    if relief is None:
-        return "no step tried here relieves it"
-    saved = size(relief.saved_bytes) + (" of other tensors" if relief.elsewhere else "")
-    if relief.saved_calls > 0:
-        saved += f" and {counted(relief.saved_calls, 'call')}"
-    elif relief.saved_calls < 0:
-        saved += f" for {counted(-relief.saved_calls, 'more call')}"
-    if relief.wire_dtype:
-        return f"sending floats as {relief.wire_dtype} (--wire-dtype) would save {saved}"
-    how = f" (--policy {relief.policy})" if relief.policy else ""
-    ops = ", ".join(relief.moved_ops)
-    return f"running {ops} on {relief.device} too{how} would save {saved}"
 
 
 def partition_dict(

@@ -101,6 +101,13 @@ class Comparison(Sequence[Partition]):
 
         return pa.Table.from_pylist([one.summary for one in self], schema=SUMMARY)
 
+    def report(self, page: str | Path) -> Path:
+        """Write a page that shows the policies, readable offline; where it is."""
+        from cutedge._report import report_of, write_report
+
+        write_report(report_of(self._found, self.trace._reach, 0), Path(page))
+        return Path(page)
+
     def save(self, folder: str | Path) -> Path:
         """Write the tables of the trace and of all partitions; where the trace is."""
         for one in self:

@@ -254,6 +254,13 @@ class Trace:
 
         return ask(sql, self._tables[0])
 
+    def report(
+        self, page: str | Path, policies: "Sequence[str | Path | Policy] | None" = None,
+        **options: Any,
+    ) -> Path:  # fmt: skip
+        """Write a page that shows policies, readable offline; where it is. Options: ``compare``."""
+        return self.compare(policies, **options).report(page)
+
     def save(self, folder: str | Path) -> Path:
         """Write the tables as Parquet into a folder; where they are."""
         from partition.tables import remove_stale

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from cli.show_split import bottleneck_sentence
 from costmodels.links import Links, load_link
+from cutedge._words import bottleneck_sentence
 from partition import Residency
 from partition.accounting import account
 from partition.explain import Bottleneck, compare_traffic, find_bottleneck, top_transfers

@@ -1,0 +1,63 @@
+"""Policies side by side as a page."""
+
+from pathlib import Path
+
+from cutedge._placing import Compared, bottlenecks
+from cutedge._words import bottleneck_claim, coverage, relief_claim
+from report.contents import Report, make_report
+from report.page import drawing_library, write_page
+from tracer.errors import CutedgeError
+from tracer.files import write_whole
+from tracer.reach import Reach
+from tracer.summary import headline
+from tracer.words import duration, human
+
+
+def write_report(made: Report, page: Path) -> None:
+    """Write a report as a page. Raises CutedgeError where it cannot be written."""
+    data = write_page(made, drawing_library()).encode()
+    try:
+        write_whole(page, data)
+    except OSError as error:
+        raise CutedgeError(f"cannot write {page}: {error.strerror or error}") from error
+
+
+def report_of(found: Compared, reach: Reach, shown: int) -> Report:
+    """The report of what was compared."""
+    setting, baseline = found.setting, found.baseline
+    graph = baseline.graph
+    accelerators = " and ".join(setting.accelerators)
+    return make_report(
+        found.partitions,
+        of=f"{headline(graph.meta)}; {setting.home} calls {accelerators} over "
+        f"{setting.links.name}, {baseline.wire} on the wire, residency {setting.residency}",
+        headlines=_headlines(found),
+        devices=setting.devices, times=setting.times, compared=found.comparisons,
+        baseline=baseline.policy, shown=shown, reach=reach,
+        notes=[
+            coverage(graph),
+            *(f"without {name}: {why}" for name, why in found.without.items()),
+        ],
+    )  # fmt: skip
+
+
+def _headlines(found: Compared) -> list[tuple[str, str]]:
+    """Of each policy the bottleneck with its share, what would relieve it, and what is seen."""
+    said = []
+    for one, worst in zip(
+        found.partitions, bottlenecks(found.partitions, found.setting, found.policies), strict=True
+    ):
+        run = one.run
+        more = "" if run is None else f"A run takes {duration(run.seconds)}, "
+        if run is not None:
+            more += f"{run.shares[2]:.1%} of it on the link. "
+        seen = " ".join(f"{each.device} sees {each.words}." for each in one.exposed)
+        if worst is None:
+            said.append(
+                (f"Under {one.policy} nothing crosses between devices.", f"{more}{seen}".strip())
+            )
+            continue
+        step = relief_claim(worst, human)
+        claim = bottleneck_claim(worst, f"the traffic of {one.policy}")
+        said.append((f"{claim}.", f"{more}{step[:1].upper()}{step[1:]}. {seen}".strip()))
+    return said
