@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor
-from tracer.summary import cached_inputs, cached_outputs
+from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role
+from tracer.summary import cached_inputs, cached_outputs, kept_state, renewals, state_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +15,11 @@ class MemoryNeed:
 
     resident_bytes: int
     """Parameters and buffers, also those that constants are computed from, constants, and cached
-    state as it is before the run: there during the whole run, and the same as in a partition."""
+    state as it is when the step is over: there during the whole run. State grows in place, so it
+    is counted once; of a sliding window the rows that are kept."""
     live_activation_bytes: int
     """What lies there at the worst moment besides, where each tensor is freed as soon as its last
-    reader has run: the least that ops need which run one after another in the graph's order. What
-    cached state grows by is among it; it grows in place, so that the rest is counted once."""
+    reader has run: the least that ops need which run one after another in the graph's order."""
     peak_activation_bytes: int
     """At most so much lies there besides when PyTorch runs the model's own code (eagerly)."""
 
@@ -46,8 +46,10 @@ def memory_need(graph: OpGraph) -> MemoryNeed:
 
     Beside those, an op may need as much workspace as a copy of each activation that it reads, in
     the wider of the dtypes that it reads and makes (a softmax of bfloat16 in float32), and while
-    cached state is renewed by a copy the old and the new of it lie there. What a block hands back
-    and nobody reads is not known, and not counted beyond it.
+    cached state is renewed by a copy the old and the new of it lie there. What is cut off a sliding
+    window stays until the window is made anew, since PyTorch keeps a view of the whole; for what
+    the ops need it lies there until it is read. What a block hands back and nobody reads is not
+    known, and not counted beyond it.
     """
     last = len(graph.ops) - 1
     returns = _returns(graph)
@@ -55,6 +57,10 @@ def memory_need(graph: OpGraph) -> MemoryNeed:
     handed: dict[int, int] = {}  # storage -> when the last module returns that it is handed to
     resident: set[int] = set()
     state = {graph.storage(t).id for t in (*cached_inputs(graph), *cached_outputs(graph))}
+    kept = {t for some in kept_state(graph).values() for t in some}
+    kept.update(t.id for t in cached_outputs(graph))
+    resident.update(state_memory(graph, graph.tensors[t]).id for t in kept)
+    renewed = {new.id for _, new in renewals(graph)}
     born: dict[int, int] = {}  # storage -> the op that makes it; -1 for what is there at first
     workspace: dict[int, int] = {}
     for op in graph.ops:
@@ -64,7 +70,7 @@ def memory_need(graph: OpGraph) -> MemoryNeed:
                 resident.add(owner.id)
             elif owner.op is not None and graph.ops[owner.op].is_constant:
                 resident.update(() if op.is_constant else (owner.id,))
-            elif not op.is_constant:
+            elif not op.is_constant and not (op.kind is Kind.OUTPUT and owner.id in state):
                 read_last[owner.id] = op.id
                 inside = _blocks(graph, owner.op)
                 entered = [b for b in _blocks(graph, op.id) if b not in inside]
@@ -93,23 +99,18 @@ def memory_need(graph: OpGraph) -> MemoryNeed:
         left = returns[made].get(inner[-1], last) if inner else last
         peak[made + 1] += size
         peak[max(freed, left, handed.get(storage, 0)) + 2] -= size
+    for tensor in (graph.tensors[t] for t in kept):
+        owner = graph.storage(tensor)
+        if state_memory(graph, tensor) is tensor is not owner:  # a window of what was written
+            made, size = -1 if owner.op is None else owner.op, owner.bytes - tensor.bytes
+            live[made + 1] += size
+            live[max(read_last.get(owner.id, made), made) + 2] -= size
+            peak[0 if tensor.id in renewed else made + 1] += size
     for op_id, size in workspace.items():
         peak[op_id + 1] += size
         peak[op_id + 2] -= size
     held = sum(graph.tensors[t].bytes for t in resident)
-    before, after = _state_bytes(graph)
-    grown = max(after - before, 0)
-    return MemoryNeed(held + before, highest(live) + grown, highest(peak) + grown)
-
-
-def _state_bytes(graph: OpGraph) -> tuple[int, int]:
-    """Cached state (before a run, after it)."""
-
-    def size(tensors: Iterable[Tensor]) -> int:
-        owners = {graph.storage(t).id: graph.storage(t).bytes for t in tensors}
-        return sum(owners.values())
-
-    return size(cached_inputs(graph)), size(cached_outputs(graph))
+    return MemoryNeed(held, highest(live), highest(peak))
 
 
 def _workspace(graph: OpGraph, op: int) -> int:

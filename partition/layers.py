@@ -4,6 +4,7 @@ What comes before it is at home, the rest away. The parts are those of any modul
 layers of a list, its lists themselves, a block's attention and feed-forward (``tracer.stacks``).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -14,7 +15,7 @@ from partition.mincut import cut_devices, cut_value, fast_cut, network_of
 from partition.placement import Placement
 from partition.problem import InfeasibleError, Problem, candidates, placement_of, recount
 from partition.solve import Solution, SolverError
-from partition.stored import keepers, readers_of_stored, storages
+from partition.stored import keepers, storages
 from tracer.graph import Kind, OpGraph
 from tracer.stacks import Boundary, blocks, boundaries, follows, run_order
 
@@ -165,10 +166,11 @@ class _Order:
             if any(graph.ops[op].kind is Kind.OUTPUT for op in readers):
                 paid.add(0, made, problem.transfer_cost.get((tensor.id, accelerator, home), 0))
         held = {device: _ByCut(end) for device in problem.devices}
-        for owner in sorted(set().union(*storages(graph))):
-            places = [at[op] for op in readers_of_stored(graph, graph.tensors[owner])]
-            if not places:
-                continue
+        needing: dict[int, list[int]] = defaultdict(list)
+        for op, stored in enumerate(storages(graph)):
+            for owner in stored:
+                needing[owner].append(at.get(op, -1))  # inputs and results are at home
+        for owner, places in sorted(needing.items()):
             size = graph.tensors[owner].bytes
             for device, first, until in (
                 (accelerator, 0, max(places)), (home, min(places) + 1, end),

@@ -254,14 +254,14 @@ def memory_of(
     peak of the activations. A tensor lies
 
     - on the device that makes it from the op that makes it to its last reader on any device, since
-      it may have to be handed on until then;
+      it may have to be handed on until then, or to the end where it renews cached state elsewhere;
     - on a device that receives it from the op that makes it to its last reader there, and at home,
-      where home only passes it on (residency ``call``), to its last reader on any device. When in
+      where home only passes it on (residency ``call``), for as long as where it is made. When in
       that time it arrives is not asked, nor what an accelerator may forget between two calls.
 
-    Where a device keeps a tensor as cached state for the next run, it lies there to the end. A view
-    lies in the memory of what it is a view of where it is made, and keeps that there for as long as
-    it is needed itself; where it is received, it is a tensor like any other.
+    What a device keeps as cached state is among the resident bytes, and is not counted again. A
+    view lies in the memory of what it is a view of where it is made, and keeps that there for as
+    long as it is needed itself; where it is received, it is a tensor like any other.
     """
     devices = placement.devices
     renewed = keepers(graph)
@@ -270,9 +270,10 @@ def memory_of(
         if tensor.op is None or not graph.crosses(tensor):
             continue
         needs = [(op, devices[op]) for op in graph.needed_by(tensor.id)]
-        needs += [(len(graph.ops) - 1, devices[op]) for op in renewed.get(tensor.id, ())]
         maker = devices[tensor.op]
         needs += [(max((op for op, _ in needs), default=tensor.op), maker)]
+        if any(devices[op] != maker for op in renewed.get(tensor.id, ())):
+            needs.append((len(graph.ops) - 1, maker))
         for op, device in needs:
             assert device is not None
             until[tensor.id, device] = max(until.get((tensor.id, device), 0), op)

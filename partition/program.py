@@ -294,12 +294,21 @@ class _Program:
             assert tensor.op is not None
             here = self.at(tensor.op, device)
             reads = [(op, self.at(op, device)) for op in graph.needed_by(tensor.id)]
-            reads += [(end, self.at(op, device)) for op in self.renewed.get(tensor.id, ())]
             last = max((op for op, _ in reads), default=tensor.op)
-            reads.append((last, here))
+            holding = [here]
             if device == self.home:
-                reads += [(last, sent) for sent in self.passed.get(tensor.id, ())]
-            until[tensor.id] = max([last, *(until[seen.id] for seen in viewers[tensor.id])])
+                holding += self.passed.get(tensor.id, ())
+            reads += [(last, holds) for holds in holding]
+            if renewed := self.renewed.get(tensor.id, ()):
+                moves_on = self.any_of(
+                    self.above([self.at(tensor.op, place) - self.at(op, place)])
+                    for op in renewed
+                    for place in self.choices[tensor.op]
+                )
+                reads += [(end, self.above([holds + moves_on - 1])) for holds in holding]
+            until[tensor.id] = max(
+                end if renewed else last, *(until[seen.id] for seen in viewers[tensor.id]), 0
+            )
             later = _ZERO
             moments = [op for op in reversed(makers) if tensor.op <= op <= until[tensor.id]]
             for moment, after in zip(moments, [inf, *moments], strict=False):

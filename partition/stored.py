@@ -6,7 +6,7 @@ from functools import lru_cache
 from costmodels.experts import STATE
 from partition.placement import Placement
 from tracer.graph import Kind, OpGraph, Role, Tensor
-from tracer.summary import renewals
+from tracer.summary import cached_outputs, kept_state, renewals, state_memory
 
 
 def keepers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
@@ -50,8 +50,11 @@ def storages(graph: OpGraph) -> tuple[frozenset[int], ...]:
     """By op: the parameters, buffers, constants and cached state that must lie on its device.
 
     Each by the tensor that owns the memory; summed over the ops of a device, each once, they are
-    ``resident_bytes``.
+    ``resident_bytes``. Cached state is what the step leaves of it (``tracer.summary.kept_state``):
+    each op that reads it, before or afterwards, has it on its device; what no op reads lies where
+    it is made.
     """
+    kept = kept_state(graph)
     behind: dict[int, frozenset[int]] = {}  # constant or state op -> what it comes from
     found: list[frozenset[int]] = []
     for op in graph.ops:
@@ -61,23 +64,43 @@ def storages(graph: OpGraph) -> tuple[frozenset[int], ...]:
         needed = {graph.storage(t).id for t in read if graph.storage(t).role in STATE}
         needed.update(*(behind[t.op] for t in read if t.op is not None))
         if op.id in graph.state_ops and not any(t.op in graph.state_ops for t in read):
-            needed.update(t.id for t in graph.outputs(op.id))
+            held = [graph.tensors[k] for t in graph.outputs(op.id) for k in kept[t.id]]
+            needed.update(state_memory(graph, t).id for t in held)
         if graph.is_everywhere(op.id):
             behind[op.id] = frozenset(needed)
             found.append(frozenset())
         else:
             needed.update(graph.storage(t).id for t in read if t.op not in graph.state_ops)
             found.append(frozenset(needed))
+    for op_id, tensors in _left(graph, set().union(*found)).items():
+        found[op_id] |= tensors
     return tuple(found)
 
 
+def _left(graph: OpGraph, held: set[int]) -> dict[int, set[int]]:
+    """Op -> the cached state on its device that is not among ``held``: no op reads it.
+
+    It lies where what is new in it is made; where several ops made that, or not one, at home, where
+    the output op is.
+    """
+    found: dict[int, set[int]] = defaultdict(set)
+    for tensor in cached_outputs(graph):
+        memory, op = state_memory(graph, tensor).id, tensor.op
+        if memory not in held and op is not None:
+            new = [tensor] if graph.crosses(tensor) else graph.flowing(op)
+            makers = {made.op for made in new if made.op is not None}
+            found[makers.pop() if len(makers) == 1 else len(graph.ops) - 1].add(memory)
+    return found
+
+
 def resident_bytes(graph: OpGraph, placement: Placement) -> dict[str, int]:
-    """By device: the parameters, buffers and constants that must lie there during a run.
+    """By device: the parameters, buffers, constants and cached state that must lie there.
 
     A device holds each parameter and buffer that an op on it reads, also those that its constants
     are computed from, each constant that an op on it reads, and the cached state that its ops read,
-    as it is before the run. Storage shared by several tensors (tied weights, views) counts once a
-    device.
+    as it is when the step is over: with its new rows, and of a sliding window the rows that are
+    kept. State that no op reads lies where it is made. Storage shared by several tensors (tied
+    weights, views) counts once a device.
     """
     return {
         device: sum(graph.tensors[t].bytes for t in tensors)

@@ -474,7 +474,8 @@ def oracle_memory(graph: OpGraph, where: Placement, traffic: Traffic, device: st
     def needed(tensor: int, moment: int) -> bool:
         maker = graph.tensors[tensor].op
         reads = [(op, where.devices[op]) for op in graph.needed_by(tensor)]
-        reads += [(end, where.devices[op]) for op in keepers(graph).get(tensor, ())]
+        if any(where.devices[op] != where.devices[maker] for op in keepers(graph).get(tensor, ())):
+            reads.append((end, where.devices[maker]))  # until it has gone to the state elsewhere
         if moment < maker:
             return False
         if moment == maker and where.devices[maker] == device:

@@ -238,8 +238,8 @@ FREE = Policy("free", "anywhere", "free", (), {"bytes": 1})
 SOME = Policy(
     "some", "norms at home, products away", "free",
     (
-        Rule((("kind", ("linear", "matmul", "embedding")),), "accelerator", ""),
-        Rule((("kind", ("norm", "softmax")),), "home", ""),
+        Rule((("kind", ("linear", "matmul", "embedding")),), "accelerator", "", optional=True),
+        Rule((("kind", ("norm", "softmax")),), "home", "", optional=True),
     ),
     {"bytes": 1},
 )  # fmt: skip

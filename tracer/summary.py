@@ -159,6 +159,35 @@ def renewals(graph: OpGraph) -> list[tuple[Tensor, Tensor]]:
     return [(old, pairs[old.id]) for old in before if old.id in pairs]
 
 
+def kept_state(graph: OpGraph) -> dict[int, tuple[int, ...]]:
+    """First tensor of each piece of cached state -> the tensors that a run leaves of it.
+
+    The first is what comes in, or in a prefill what puts the first rows into an empty cache. State
+    that is read and not handed back is left as it came in.
+    """
+    first: dict[int, tuple[int, ...]] = {}  # state op -> the first tensors behind it
+    for op in sorted(graph.state_ops):
+        behind = [first[t.op] for t in graph.inputs(op) if t.op is not None and t.op in first]
+        made = tuple(t.id for t in graph.outputs(op))
+        first[op] = tuple(dict.fromkeys(t for some in behind for t in some)) or made
+    left: dict[int, list[int]] = {tensor: [] for some in first.values() for tensor in some}
+    renewed = {new.id: old.id for old, new in renewals(graph)}
+    for tensor in dict.fromkeys(cached_outputs(graph)):
+        old = (renewed[tensor.id],) if tensor.id in renewed else ()
+        for start in first.get(tensor.op, old) if tensor.op is not None else old:
+            left[start].append(tensor.id)
+    return {start: tuple(tensors) or (start,) for start, tensors in left.items()}
+
+
+def state_memory(graph: OpGraph, state: Tensor) -> Tensor:
+    """The tensor that owns the memory of cached state: its storage where it is all of that.
+
+    A window of what was written is kept by itself.
+    """
+    owner = graph.storage(state)
+    return owner if owner.bytes == state.bytes else state
+
+
 def _leading(graph: OpGraph, new: Tensor, states: Mapping[int, int]) -> dict[int, int]:
     """Each of ``states`` that ``new`` is made of -> the fewest ops between them.
 

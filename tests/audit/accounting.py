@@ -360,7 +360,7 @@ def account(
         calls.setdefault(one.call, [])
     return Account(
         steps, {key: sorted(calls[key]) for key in sorted(calls)}, sorted(moved),
-        resident(trace, placed, where), cut_edges(trace, placed, where),
+        resident(trace, placed, where, home), cut_edges(trace, placed, where),
     )  # fmt: skip
 
 
@@ -554,7 +554,7 @@ def cut_edges(trace: Trace, placed: Mapping[int, str | None], where: Mapping[int
 
 
 def resident(
-    trace: Trace, placed: Mapping[int, str | None], where: Mapping[int, set[str]]
+    trace: Trace, placed: Mapping[int, str | None], where: Mapping[int, set[str]], home: str
 ) -> dict[str, int]:
     """Device -> the bytes that lie there all the time.
 
@@ -562,7 +562,8 @@ def resident(
     count once a device (by storage)." Rule 2: constants "are computed at load on each device that
     needs them [...] They count as resident bytes": those that an op there reads when it runs, by
     storage, and the parameters and buffers that they are computed from. Rule 9: the cache "is
-    counted as resident bytes": as it is when the step is over, on each device that holds it.
+    counted as resident bytes": as it is when the step is over, on each device that holds it. State
+    that no cached rows lead to (a recurrence's, in a prefill) lies where it is made.
     """
     storages: dict[str, set[int]] = {}
 
@@ -589,24 +590,24 @@ def resident(
                 if trace.never_crosses(tensor):
                     hold(tensor, device)
                     load(tensor, device)
-    held = {
-        device: sum(trace.tensors[tensor]["bytes"] for tensor in tensors)
-        for device, tensors in storages.items()
-    }
     for tensor, row in trace.tensors.items():
         if row["role"] != "kv_cache":
             continue
-        readers = trace.readers_of[tensor]
-        if not any(trace.ops[op]["kind"] == "output" for op in readers):
+        if not any(trace.ops[op]["kind"] == "output" for op in trace.readers_of[tensor]):
             continue
         if tensor in trace.state.cell_of:
             devices = where[trace.state.cell_of[tensor]]
         else:
-            read_on = {placed[op] for op in readers if trace.ops[op]["kind"] != "output"}
-            devices = {d for d in read_on or {placed[row["op_id"]]} if d is not None}
+            devices = {placed[row["op_id"]] or home}
+        # The rows that a window keeps are a storage of their own.
+        under = trace.storage(tensor)
+        whole = trace.tensors[under]["bytes"] == row["bytes"]
         for device in devices:
-            held[device] = held.get(device, 0) + row["bytes"]
-    return held
+            storages.setdefault(device, set()).add(under if whole else tensor)
+    return {
+        device: sum(trace.tensors[tensor]["bytes"] for tensor in tensors)
+        for device, tensors in storages.items()
+    }
 
 
 # --- formulas -------------------------------------------------------------------------------------

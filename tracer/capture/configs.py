@@ -167,9 +167,9 @@ def check_sizes(config: Mapping[str, Any], model: str) -> tuple[str, ...]:
     if lost:
         kinds = sorted({table.kind.__name__ for table, _ in lost})
         instead = "; ".join(
-            f"{' or '.join(fields[:3])} for {table.path}{key}"
+            f"{' or '.join(read_for[:3])} for {table.path}{key}"
             for table, key in lost
-            if (fields := meant[table.path, key][1])
+            if (read_for := meant[table.path, key][1])
         ) or ", ".join(field for meaning in _MAIN for t in tables for field in t.of(meaning))
         raise InputError(
             f"{model}: {' and '.join(kinds)} does not read "
@@ -181,8 +181,8 @@ def check_sizes(config: Mapping[str, Any], model: str) -> tuple[str, ...]:
         names: dict[str, list[str]] = {}
         for table, key in unread:
             said = f"{table.path}{key}"
-            if fields := meant[table.path, key][1]:
-                said += f" (what it reads is {' or '.join(fields[:3])})"
+            if read_for := meant[table.path, key][1]:
+                said += f" (what it reads is {' or '.join(read_for[:3])})"
             names.setdefault(table.kind.__name__, []).append(said)
         parts = (f"{kind} has no {', '.join(some)}" for kind, some in names.items())
         notes.append(f"fields of its config that are not read: {'; '.join(parts)}")
@@ -245,8 +245,8 @@ def _meant(
         return (_MEANING.get(found[0]), [table.path + found[0]]) if found else (None, [])
     if meaning in {_MEANING.get(name) for t, name in sized if t in inside}:
         return None, []
-    fields = [field for t in inside for field in t.of(meaning)]
-    return (meaning, fields) if fields else (None, [])  # an encoder of images has no vocabulary
+    read_for = [field for t in inside for field in t.of(meaning)]
+    return (meaning, read_for) if read_for else (None, [])  # an encoder of images has no vocabulary
 
 
 def _refuse_absurd(table: _Table, model: str) -> None:
