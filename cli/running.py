@@ -33,6 +33,7 @@ from tracer.errors import CutedgeError, InputError, choose
 if TYPE_CHECKING:
     from partition.tables import Partition
     from runtime.home import Measured
+    from runtime.leaks import Proof, Secrets
     from runtime.verify import Verdict
     from tracer.capture.runnable import Runnable
     from tracer.graph import OpGraph
@@ -116,6 +117,7 @@ def verify(
     from cutedge._workspace import default_folder, remember
     from partition.policy import load_policy, named_by
     from partition.tables import remove_stale, write_partition
+    from runtime.leaks import Secrets
     from runtime.lineage import carriers
     from runtime.secure import trust
     from runtime.verify import judge, unsplit
@@ -162,19 +164,17 @@ def verify(
         **({"checkpoint": str(weights.resolve())} if weights else {}),
     }  # fmt: skip
     given = given_numbers(graph, seed)
-    measured = []
+    measured, proofs = [], []
     for one, policy in zip(made, chosen.values(), strict=True):
-        secret = carriers(
-            graph, runnable.invocations, {str(s): named_by(graph, s) for s in policy.secrets}
-        )
-        secrets = dict.fromkeys(setting.untrusted, secret)
+        named = {str(s): named_by(graph, s) for s in policy.secrets if setting.untrusted}
+        secrets = Secrets(setting.untrusted, named, carriers(graph, runnable.invocations, named))
         with _progress(one) as progress:
-            measured.append(
-                _run(
-                    one, runnable, given, numbers, transport, remote, trusted, timeout, runs,
-                    machines.memory_bytes, secrets, progress,
-                )
+            found, proof = _run(
+                one, runnable, given, numbers, transport, remote, trusted, timeout, runs,
+                machines.memory_bytes, secrets, progress,
             )  # fmt: skip
+        measured.append(found)
+        proofs.append(proof)
     reference = unsplit(graph, runnable, given, numbers, machines.home)
     verdicts = [
         judge(graph, one.traffic, found, reference, wire_dtype)
@@ -184,11 +184,11 @@ def verify(
     for one, found in zip(made, measured, strict=True):
         files.append(_write(graph, trace_id, one, found, write_partition(one, folder)))
     if as_json:
-        rows = [_row(*found) for found in zip(made, measured, verdicts, files, strict=True)]
+        rows = [_row(*found) for found in zip(made, measured, verdicts, proofs, files, strict=True)]
         print_json(rows[0] if len(rows) == 1 else rows)
     else:
-        _print(graph, made, measured, verdicts, files)
-    _refuse(made, verdicts)
+        _print(graph, made, measured, verdicts, proofs, files)
+    _refuse(made, verdicts, proofs)
     if calibrate is not None:
         _calibrate(graph, made, measured, files, calibrate)
 
@@ -256,10 +256,11 @@ def _run(
     one: "Partition", runnable: "Runnable", given: Mapping[int, Any],
     numbers: Mapping[str, Any], transport: Any, remote: Mapping[str, tuple[str, int]],
     trusted: Any, timeout: float, runs: int, memory: Mapping[str, int],
-    secrets: Mapping[str, Mapping[int, str]], progress: Callable[[int, int], None],
-) -> "Measured":  # fmt: skip
-    """The fastest of a placement's runs."""
+    secrets: "Secrets", progress: Callable[[int, int], None],
+) -> "tuple[Measured, Proof | None]":  # fmt: skip
+    """(the fastest of a placement's runs, what a run before them shows of its secrets)"""
     from runtime.home import load, workers
+    from runtime.leaks import Witness
     from runtime.plan import make_plan
 
     plan = make_plan(
@@ -270,16 +271,21 @@ def _run(
         list(plan.accelerators), transport=transport, timeout=timeout, remote=remote,
         token=os.environ.get(TOKEN) if remote else None, memory_bytes=memory, trust=trusted,
     ) as found:  # fmt: skip
-        for name, forbidden in secrets.items():
+        for name in secrets.untrusted:
             if name in found:
-                found[name].channel.forbidden = forbidden
+                found[name].channel.forbidden = secrets.carriers
         loaded = load(
             plan, found, data=runnable.data, weights=numbers, links=one.links,
             wire_dtype=one.wire_dtype, residency=one.residency,
             memory_bytes=memory.get(plan.home.name),
         )  # fmt: skip
+        proof = None
+        if secrets.named:  # in a run of its own: to look takes time
+            witness = Witness.of(plan, one.graph, secrets, one.wire_dtype)
+            loaded.run(given, progress, witness)
+            proof = witness.prove(runnable, given, numbers, one.links)
         measured = [loaded.run(given, progress) for _ in range(runs)]
-    return min(measured, key=lambda run: run.seconds)
+    return min(measured, key=lambda run: run.seconds), proof
 
 
 def _write(
@@ -323,7 +329,7 @@ def _calibrate(
 
 
 def _row(
-    one: "Partition", found: "Measured", verdict: "Verdict", file: Path
+    one: "Partition", found: "Measured", verdict: "Verdict", proof: "Proof | None", file: Path
 ) -> dict[str, Any]:  # fmt: skip
     """``verify --json``, of one policy."""
     return {
@@ -340,12 +346,13 @@ def _row(
         "accelerator_seconds_measured": sum(c.accelerator_seconds for c in found.calls),
         "load_seconds": found.load_seconds, "peak_memory_bytes": found.peak_memory_bytes,
         "ran_on": found.devices, "measured_calls": str(file),
+        "secrets": None if proof is None else asdict(proof),
     }  # fmt: skip
 
 
 def _print(
     graph: "OpGraph", made: "Sequence[Partition]", measured: "Sequence[Measured]",
-    verdicts: "Sequence[Verdict]", files: Sequence[Path],
+    verdicts: "Sequence[Verdict]", proofs: "Sequence[Proof | None]", files: Sequence[Path],
 ) -> None:  # fmt: skip
     from cli.printing import console, duration, human, mib, print_table
     from tracer.summary import headline
@@ -390,13 +397,22 @@ def _print(
             + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none"),
             soft_wrap=True,
         )
+    for one, proof in zip(made, proofs, strict=True):
+        if proof is not None:
+            out.print(f"{one.policy}, secrets: {proof}", soft_wrap=True)
     for file in files:
         out.print(f"written to {file}", soft_wrap=True)
 
 
-def _refuse(made: "Sequence[Partition]", verdicts: "Sequence[Verdict]") -> None:
-    """Fail where the bytes or the answer are not as they must be."""
-    for one, verdict in zip(made, verdicts, strict=True):
+def _refuse(
+    made: "Sequence[Partition]", verdicts: "Sequence[Verdict]",
+    proofs: "Sequence[Proof | None]",
+) -> None:  # fmt: skip
+    """Fail where a secret was seen, and where the bytes or the answer are not as they must be."""
+    for one, verdict, proof in zip(made, verdicts, proofs, strict=True):
+        if proof is not None and proof.leaks:
+            more = f"; and {len(proof.leaks) - 1} more" if len(proof.leaks) > 1 else ""
+            raise VerifyError(f"{one.policy}: {proof.leaks[0]}{more}")
         if not verdict.bytes_equal:
             more = f" and {len(verdict.unequal) - 1} more" if len(verdict.unequal) > 1 else ""
             raise VerifyError(f"{one.policy}: {verdict.unequal[0]}{more}")

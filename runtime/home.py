@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -32,6 +32,9 @@ from runtime.plan import DevicePlan, Plan
 from runtime.wire import DTYPES, SESSION_BYTES, Carriage, Channel, greet, remove_segments
 from runtime.worker import take_in
 from tracer.interrupts import at_interrupt, uninterrupted
+
+if TYPE_CHECKING:
+    from runtime.leaks import Witness
 
 Transport = Literal["unix", "tcp"]
 
@@ -229,8 +232,12 @@ def load(
 
     ``data`` has the buffers and the constants without an op, ``weights`` says which the others are
     (``runtime.weights``), ``memory_bytes`` is what home's may take, by default what is free. Raises
-    RunError for a link that is not what runs here, and for a device without the memory.
+    RunError for a link that is not what runs here, for a device without the memory, and where
+    something that a device must not see would be made there or lie there.
     """
+    for name, device in plan.accelerators.items():
+        with _explained(found[name], "loading"):
+            _check_there(device, found[name].channel)
     threads = torch.get_num_threads()
     for name, device in plan.accelerators.items():
         worker, carriage = found[name], Carriage.of(links.of(name))
@@ -264,6 +271,19 @@ def load(
         between = Carriage.of(links.between(one, other, plan.home.name))
         _introduce(found[one], found[other], between)
     return Loaded(plan, found, machine, wire_dtype)
+
+
+def _check_there(device: DevicePlan, channel: Channel) -> None:
+    """Raise RunError for what is not to be on a device, and is made there or lies there."""
+    work = device.work
+    made = {t: op for op in device.ops for t in work.made.get(op, ())}
+    for tensor in sorted({*made, *work.everywhere, *device.parameters, *device.data, *device.states}
+                         & channel.forbidden.keys()):  # fmt: skip
+        how = f"is made by op {made[tensor]} on" if tensor in made else "lies with"
+        raise RunError(
+            f"tensor {tensor} {how} {channel.peer}, which is not trusted: it has the values of a "
+            f"secret ({channel.forbidden[tensor]})"
+        )
 
 
 @contextmanager
@@ -327,13 +347,17 @@ class Loaded:
     def run(
         self, inputs: Mapping[int, torch.Tensor],
         progress: Callable[[int, int], None] = lambda call, moved: None,
+        witness: "Witness | None" = None,
     ) -> Measured:  # fmt: skip
         """Run the plan on ``inputs``, by tensor.
 
-        ``progress`` is told of each call and the bytes that it moved. Raises RunError naming the
-        call in which something went wrong.
+        ``progress`` is told of each call and the bytes that it moved; a ``witness`` sees what
+        crosses, and takes time that is measured as the run's. Raises RunError naming the call in
+        which something went wrong.
         """
         plan, machine, measured = self.plan, self.machine, Measured()
+        if witness is not None:
+            machine.sight = witness.sight
         for name in plan.accelerators:
             with _explained(self.workers[name], "starting"):
                 self.workers[name].channel.say(do="begin")
@@ -344,7 +368,7 @@ class Loaded:
         machine.put(inputs)
         rows: list[dict[str, Any]] = []
         for call, ops in zip(plan.calls, plan.home_ops, strict=False):
-            rows.append(self._call(call.number, ops, measured))
+            rows.append(self._call(call.number, ops, measured, witness))
             progress(call.number, rows[-1]["sent_wire_bytes"] + rows[-1]["received_wire_bytes"])
         before = time.perf_counter()
         with _at_home(plan.home.name, "after the last call"):
@@ -354,10 +378,13 @@ class Loaded:
             measured.seconds = time.perf_counter() - start
             measured.results = [machine.value(tensor) for tensor in plan.outputs]
             machine.keep(plan.home.kept)
+        machine.sight = None
         self._report(measured, rows)
         return measured
 
-    def _call(self, number: int, ops: Sequence[int], measured: Measured) -> dict[str, Any]:
+    def _call(
+        self, number: int, ops: Sequence[int], measured: Measured, witness: "Witness | None"
+    ) -> dict[str, Any]:
         """Home's ops before a call, and the call."""
         home = self.plan.home.name
         call, machine = self.plan.calls[number], self.machine
@@ -367,6 +394,10 @@ class Loaded:
         with _at_home(home, f"before {doing}"):
             machine.run(ops)
             leaving = machine.take(call.sent)
+        if witness is not None:
+            witness.see(home, call.device, number, leaving)
+            for source, tensors in call.peers.items():
+                witness.see(source, call.device, number, ((t, None) for t in tensors))
         begun = time.perf_counter()
         with _explained(worker, doing, [self.workers[source] for source in call.peers]):
             for source in call.peers:
@@ -377,6 +408,8 @@ class Loaded:
             specs = {tensor: self.plan.crossing[tensor] for tensor in call.received}
             dtypes = {tensor: machine.work.specs[tensor].dtype for tensor in call.received}
             arrived, came = worker.channel.receive(number, specs, dtypes)
+        if witness is not None:
+            witness.see(call.device, home, number, arrived.items())
         machine.put(arrived)
         for src, dst, message in ((home, call.device, went), (call.device, home, came)):
             measured.crossed += [

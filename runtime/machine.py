@@ -77,6 +77,8 @@ class Machine:
     """What came over the wire and has not been read since."""
     unseen_bytes: int = 0
     """What was made since the device last looked at how much memory is free."""
+    sight: Callable[[int, torch.Tensor], None] | None = None
+    """Is shown each tensor that is read."""
 
     def __post_init__(self) -> None:
         """Refuse work with an op that is in no list, an argument that is not of its type, or a
@@ -136,6 +138,8 @@ class Machine:
             self.resident.update(zip(self.work.made[op], made, strict=True))
             self.derived.update(self.work.made[op])
             found = self.resident[tensor]
+        if self.sight is not None:
+            self.sight(tensor, found)
         return found
 
     def take(self, tensors: Iterable[int]) -> list[tuple[int, torch.Tensor]]:

@@ -202,7 +202,7 @@ def test_what_a_worker_says_of_itself_is_passed_on() -> None:
 
 REPORT = {"unpack_seconds": 0.0, "take_in_seconds": 0.0, "compute_seconds": 0.0,
           "pack_seconds": 0.0, "peer_payload_bytes": 0, "peer_wire_bytes": 0,
-          "peak_memory_bytes": 0}  # fmt: skip
+          "peak_memory_bytes": 0, "peer_tensors": {}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -210,13 +210,16 @@ REPORT = {"unpack_seconds": 0.0, "take_in_seconds": 0.0, "compute_seconds": 0.0,
     [
         ({}, "calls of worker gpu's report is damaged: None"),
         ({"calls": 3, "ops": {}}, "calls of worker gpu's report is damaged: 3"),
-        ({"calls": {}, "ops": {}}, "worker gpu answered what none does"),
+        ({"calls": {}, "ops": {}}, "unread of worker gpu's report is damaged: None"),
+        ({"calls": {}, "ops": {}, "unread": []}, "worker gpu answered what none does"),
+        ({"calls": {}, "ops": {}, "unread": [-1]}, "unread of worker gpu's report is damaged: -1"),
         ({"calls": {}, "ops": {}, "more": 1}, "worker gpu's report is damaged: {'calls': {}, "),
         ({"calls": {}, "ops": {"-1": 0.5}}, "ops of worker gpu's report is damaged: '-1'"),
         ({"calls": {}, "ops": {"1": float("nan")}}, "ops of worker gpu's report is damaged: nan"),
         ({"calls": {}, "ops": {"1": 1e300}}, "ops of worker gpu's report is damaged: 1e+300"),
         ({"calls": {}, "ops": {"1": -1}}, "ops of worker gpu's report is damaged: -1"),
-        ({"calls": {}, "ops": {"1000000": 0.5}}, "worker gpu reports ops that are not its own"),
+        ({"calls": {}, "ops": {"1000000": 0.5}, "unread": []},
+         "worker gpu reports ops that are not its own"),
         ({"calls": {"0": REPORT | {"peak_memory_bytes": 2**63}}, "ops": {}}, "is damaged: 9223372"),
         ({"calls": {"0": REPORT | {"compute_seconds": "1"}}, "ops": {}}, "is damaged: '1'"),
     ],

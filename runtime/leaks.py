@@ -1,0 +1,261 @@
+"""Whether what crossed has a secret's values, by the numbers alone: no graph and no plan is asked.
+
+Two tensors are compared by fingerprints: sums of their values' hashes, which are the same in
+whatever order the values stand. One is taken of the whole tensor, and one of each of its lines: of
+all that differ in one index alone, cut into pieces where another tensor has shorter axes. The lines
+of a tensor are also those of its transpose, its reshape, a permutation of its rows or columns, a
+slice, a concatenation. So that casts are found each is taken in every dtype that occurs.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from costmodels.links import Links
+from partition.placement import Placement
+from runtime.home import load
+from runtime.plan import Plan, make_plan
+from runtime.wire import DTYPES
+from tracer.capture.runnable import Runnable
+from tracer.graph import FLOATING, OpGraph
+from tracer.words import counted
+
+TELLING = 4
+"""So many different values must agree: fewer are equal by chance, like zeros, ones and masks."""
+
+_LOOKED_AT = 64
+"""So many values of a line are looked at to see whether they differ."""
+
+_WHOLE = "int64"
+"""The name of the dtype in which whole numbers are compared with each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """The fingerprints of a tensor's values in one dtype."""
+
+    whole: int | None
+    """Of all values; None where they tell nothing."""
+    lines: Mapping[int, tuple[torch.Tensor, ...]]
+    """Length of a line -> by axis, the different fingerprints of lines that tell something."""
+
+
+Print = Mapping[str, _Values]
+"""Dtype -> what a tensor's values are in it."""
+
+
+@dataclass(slots=True)
+class Sight:
+    """Takes the fingerprints of some tensors of a run, each once, as a machine reads them."""
+
+    tensors: frozenset[int]
+    lengths: frozenset[int]
+    """Of the lines: the axes of all tensors that are to be compared."""
+    dtypes: frozenset[str]
+    """The floating dtypes in which they are to be compared."""
+    prints: dict[int, Print] = field(default_factory=dict)
+
+    def __call__(self, tensor: int, value: torch.Tensor) -> None:
+        """Take that of a tensor, where it is wanted and has not been taken."""
+        if tensor in self.tensors and tensor not in self.prints:
+            self.prints[tensor] = self.of(value)
+
+    def of(self, value: torch.Tensor) -> Print:
+        """The fingerprints of a tensor."""
+        value = value.detach().cpu().resolve_conj().resolve_neg()
+        if value.is_complex():
+            value = torch.view_as_real(value)
+        found = {} if value.is_floating_point() else {_WHOLE: self._values(value.long())}
+        for name in self.dtypes:
+            found[name] = self._values(value.to(DTYPES[name]).double())
+        return found
+
+    def _values(self, value: torch.Tensor) -> _Values:
+        lines: dict[int, tuple[torch.Tensor, ...]] = {}
+        hashes = _hashed(value)
+        for length in self.lengths:
+            for axis, size in enumerate(value.shape):
+                if size % length == 0 and size:
+                    cut = (_lines(t, axis, length) for t in (value, hashes))
+                    lines[length] = (*lines.get(length, ()), _of_lines(*cut))
+        flat = value.reshape(1, -1)
+        tells = flat.numel() > 0 and bool(_tells(flat)[0])
+        return _Values(int(hashes.sum()) if tells else None, lines)
+
+
+def _lines(tensor: torch.Tensor, axis: int, length: int) -> torch.Tensor:
+    return tensor.movedim(axis, -1).reshape(-1, length)
+
+
+def _of_lines(values: torch.Tensor, hashes: torch.Tensor) -> torch.Tensor:
+    return torch.unique(hashes.sum(-1)[_tells(values)])
+
+
+def _hashed(value: torch.Tensor) -> torch.Tensor:
+    """Each value as 64 bits of which every one depends on all of the value's; zero stays zero."""
+    bits = value if value.dtype == torch.int64 else (value + 0.0).view(torch.int64)
+    bits = (bits ^ (bits >> 30)) * -0x40A7B892E31B1A47
+    bits = (bits ^ (bits >> 27)) * -0x6B2FB644ECCEEE15
+    return bits ^ (bits >> 31)
+
+
+def _tells(lines: torch.Tensor) -> torch.Tensor:
+    """By line: whether it has enough different values. Numbers one after another are no such."""
+    size = lines.shape[-1]
+    whole = lines.dtype == torch.int64
+    if size > _LOOKED_AT and not whole:
+        lines = lines[:, torch.arange(_LOOKED_AT) * size // _LOOKED_AT]
+    ordered = lines.sort(-1).values
+    different = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(-1)
+    if whole:
+        return (different >= TELLING) & (ordered[:, -1] - ordered[:, 0] >= different)
+    return different >= TELLING
+
+
+def alike(one: Print, other: Print) -> bool:
+    """Whether a tensor has another's values, or most of either's rows or columns are the other's.
+
+    A single row in common is no more than causal attention gives away: its first output is a row
+    of V.
+    """
+    names = [_WHOLE] if _WHOLE in one and _WHOLE in other else one.keys() & other.keys()
+    return any(_alike(one[name], other[name]) for name in names)
+
+
+def _alike(one: _Values, other: _Values) -> bool:
+    if one.whole is not None and one.whole == other.whole:
+        return True
+    for length, mine in one.lines.items():
+        for lines in mine:
+            for theirs in other.lines.get(length, ()):
+                fewest = min(len(lines), len(theirs))
+                if fewest and 2 * int(torch.isin(lines, theirs).sum()) > fewest:
+                    return True
+    return False
+
+
+# --- a run ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What a policy keeps from devices."""
+
+    untrusted: tuple[str, ...]
+    """These devices."""
+    named: Mapping[str, Collection[int]]
+    """Secret -> the tensors that it names."""
+    carriers: Mapping[int, str]
+    """Tensor that has a secret's values -> how it is called (``runtime.lineage``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A tensor that went to or came from a device that is not trusted."""
+
+    tensor: int
+    src: str
+    dst: str
+    call: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a run has shown of its policy's secrets."""
+
+    secrets: int
+    """Secrets of the policy."""
+    secret_tensors: int
+    """The tensors that have their values, by the ops that move them."""
+    untrusted: tuple[str, ...]
+    """The devices that these were kept from."""
+    tensors_compared: int
+    """What crossed to or from these devices, each tensor as often as it did."""
+    leaks: tuple[str, ...]
+    """What of that has a secret's values: tensor, devices, call and secret, in words."""
+
+    def __str__(self) -> str:
+        found = f"{len(self.leaks):,} are equal" if self.leaks else "not one is equal"
+        return (
+            f"{counted(self.secret_tensors, 'tensor')} of {counted(self.secrets, 'secret')} kept "
+            f"from {', '.join(self.untrusted)}; {counted(self.tensors_compared, 'tensor')} that "
+            f"crossed compared with their values: {found}"
+        )
+
+
+@dataclass(slots=True)
+class Witness:
+    """Sees a run from home: its secrets, and what goes to and comes from untrusted devices."""
+
+    graph: OpGraph
+    secrets: Secrets
+    sight: Sight
+    """Of the secrets, as home reads them."""
+    passed: dict[Passage, Print | None] = field(default_factory=dict)
+    """None where it passed between two accelerators, out of home's sight."""
+
+    @staticmethod
+    def of(plan: Plan, graph: OpGraph, secrets: Secrets, wire_dtype: str | None) -> "Witness":
+        """One for a run of a plan."""
+        named = frozenset[int]().union(*secrets.named.values())
+        compared = [graph.tensors[t] for t in named | plan.crossing.keys()]
+        lengths = {size for tensor in compared for size in tensor.shape if size >= TELLING}
+        dtypes = {t.dtype for t in compared if t.dtype in FLOATING}
+        dtypes |= {wire_dtype} if wire_dtype else set()
+        return Witness(graph, secrets, Sight(named, frozenset(lengths), frozenset(dtypes)))
+
+    def see(
+        self, src: str, dst: str, call: int, tensors: Iterable[tuple[int, torch.Tensor | None]]
+    ) -> None:
+        """Take the fingerprints of tensors in a message."""
+        if {src, dst} & {*self.secrets.untrusted}:
+            for tensor, value in tensors:
+                passage = Passage(tensor, src, dst, call)
+                self.passed[passage] = None if value is None else self.sight.of(value)
+
+    def prove(
+        self, runnable: Runnable, given: Mapping[int, torch.Tensor], weights: Mapping[str, Any],
+        links: Links,
+    ) -> Proof:  # fmt: skip
+        """Compare all that passed with each secret.
+
+        Once as it was in the run, and once as it is where home alone carries out every op: there
+        secrets that home did not read, and what passed between accelerators, are known too.
+        """
+        tensors = self.sight.tensors | {p.tensor for p in self.passed}
+        alone = Sight(tensors, self.sight.lengths, self.sight.dtypes)
+        _run_at_home(self.graph, runnable, given, weights, links, alone)
+        leaks = []
+        for passage, seen in self.passed.items():
+            for secret, named in self.secrets.named.items():
+                pairs = [(seen, self.sight.prints.get(t)) for t in named]
+                pairs += [(alone.prints.get(passage.tensor), alone.prints.get(t)) for t in named]
+                if any(one and other and alike(one, other) for one, other in pairs):
+                    leaks.append(
+                        f"{self.graph.tensors[passage.tensor].name} (tensor {passage.tensor}) "
+                        f"from {passage.src} to {passage.dst} in call {passage.call} has the "
+                        f"values of a secret ({secret})"
+                    )
+        return Proof(
+            len(self.secrets.named), len(self.secrets.carriers), self.secrets.untrusted,
+            len(self.passed), tuple(leaks),
+        )  # fmt: skip
+
+
+def _run_at_home(
+    graph: OpGraph, runnable: Runnable, given: Mapping[int, torch.Tensor],
+    weights: Mapping[str, Any], links: Links, sight: Sight,
+) -> None:  # fmt: skip
+    """Carry out every op at home, and have all that ops read seen."""
+    home = "home"
+    devices = [None if graph.is_everywhere(op.id) else home for op in graph.ops]
+    placement = Placement(home, devices, [False] * len(devices), [""] * len(devices))
+    plan = make_plan(graph, runnable.invocations, placement)
+    loaded = load(
+        plan, {}, data=runnable.data, weights=weights, links=links, wire_dtype=None,
+        residency="run",
+    )  # fmt: skip
+    loaded.machine.sight = sight
+    loaded.run(given)
