@@ -12,8 +12,8 @@ from cutedge._machines import read_machines
 from tracer.errors import CutedgeError, InputError, choose
 
 if TYPE_CHECKING:
-    from exports.split import Split
-    from exports.timeline import Timeline
+    from cutedge.exports.split import Split
+    from cutedge.exports.timeline import Timeline
     from tracer.graph import OpGraph
 
 export = typer.Typer(
@@ -70,7 +70,7 @@ def perfetto(
     from cli.printing import counted, duration, print_json
 
     try:
-        from exports.perfetto import trace_of
+        from cutedge.exports.perfetto import trace_of
     except ImportError as error:
         raise InputError(
             f"export perfetto needs a package ({error}): pip install 'cutedge[export]'"
@@ -107,7 +107,7 @@ def _timelines(
 ) -> "list[Timeline]":
     """What is predicted, where seconds are known, and what was measured; one of them at least."""
     from costmodels.roofline import time_ops
-    from exports.timeline import measured, predicted
+    from cutedge.exports.timeline import measured, predicted
 
     names = split.placement.accelerators
     described = [_described(text, names) for text in accel or names]
@@ -145,7 +145,7 @@ def model_explorer(
     out: Out, directory: Directory = None, policy: PolicyName = None, as_json: Json = False
 ) -> None:
     """Write the graph for Model Explorer, and node data to lay over it: FLOPs, bytes, devices."""
-    from exports.explorer import graph_json, overlays
+    from cutedge.exports.explorer import graph_json, overlays
 
     graph, split = _found(directory, policy)
     _, *data = files = {
@@ -170,7 +170,7 @@ def graphml(
     out: Out, directory: Directory = None, policy: PolicyName = None, as_json: Json = False
 ) -> None:
     """Write the graph as GraphML: ops with kinds, costs and devices, and what flows between."""
-    from exports.graphs import graphml as made
+    from cutedge.exports.graphs import graphml as made
 
     graph, split = _found(directory, policy)
     _report(graph, split, _write(made(graph, split).encode(), out), as_json=as_json)
@@ -181,7 +181,7 @@ def dot(
     out: Out, directory: Directory = None, policy: PolicyName = None, as_json: Json = False
 ) -> None:
     """Write the graph as DOT for Graphviz: a colour a device, cut edges red and wide."""
-    from exports.graphs import dot as made
+    from cutedge.exports.graphs import dot as made
 
     graph, split = _found(directory, policy)
     _report(graph, split, _write(made(graph, split).encode(), out), as_json=as_json)
@@ -206,8 +206,8 @@ def csv(
     out: OutOrPrint = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write a table as CSV; lists and maps are JSON text, null is empty."""
-    from exports.records import csv as made
-    from exports.records import read_any
+    from cutedge.exports.records import csv as made
+    from cutedge.exports.records import read_any
 
     rows = read_any(_table(table, directory, policy))
     _give(made(rows, escape_formulas=escape_formulas), table, out, as_json=as_json)
@@ -222,7 +222,7 @@ def json(
     out: OutOrPrint = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write a table as JSON: a list of objects."""
-    from exports.records import read_any, records
+    from cutedge.exports.records import read_any, records
 
     rows = read_any(_table(table, directory, policy))
     _give(records(rows, lines=lines), table, out, as_json=as_json)
@@ -234,7 +234,7 @@ def json(
 def _found(directory: Path | None, policy: str | None) -> "tuple[OpGraph, Split | None]":
     """The graph of a trace, and its partition if it has one."""
     from cutedge._workspace import find_partition, trace_folder
-    from exports.split import read_split
+    from cutedge.exports.split import read_split
     from tracer.serde import read_trace
 
     trace, partition = find_partition(trace_folder(directory), policy)

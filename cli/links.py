@@ -103,7 +103,7 @@ def calibrate(
     out = out or Path(f"{log.stem}.toml")
     check_out(out, force=force)
     if log.suffix == ".parquet":
-        from runtime.measured import read_measured
+        from cutedge.runtime.measured import read_measured
 
         found = fit(*read_measured(log))
     else:

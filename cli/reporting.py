@@ -57,9 +57,9 @@ def report(
     from cutedge._placing import check_namesakes, compared_on, setting_of
     from cutedge._report import report_of, write_report
     from cutedge._workspace import trace_folder
+    from cutedge.report.page import drawing_library
+    from cutedge.report.pictures import find_browser, take_pictures
     from partition.policy import load_policy, open_policy_names
-    from report.page import drawing_library
-    from report.pictures import find_browser, take_pictures
     from tracer.serde import read_reach, read_trace
 
     drawing_library()  # before any work, where it is missing

@@ -31,10 +31,10 @@ from cutedge._request import Request
 from tracer.errors import CutedgeError, InputError, choose
 
 if TYPE_CHECKING:
+    from cutedge.runtime.home import Measured
+    from cutedge.runtime.leaks import Proof, Secrets
+    from cutedge.runtime.verify import Verdict
     from partition.tables import Partition
-    from runtime.home import Measured
-    from runtime.leaks import Proof, Secrets
-    from runtime.verify import Verdict
     from tracer.capture.runnable import Runnable
     from tracer.graph import OpGraph
 
@@ -115,14 +115,14 @@ def verify(
     from costmodels.flops import annotate
     from cutedge._placing import partition_of, setting_of
     from cutedge._workspace import default_folder, remember
+    from cutedge.runtime.leaks import Secrets
+    from cutedge.runtime.lineage import carriers
+    from cutedge.runtime.secure import trust
+    from cutedge.runtime.verify import judge, unsplit
+    from cutedge.runtime.weights import given_numbers
+    from cutedge.runtime.wire import Carriage
     from partition.policy import load_policy, named_by
     from partition.tables import remove_stale, write_partition
-    from runtime.leaks import Secrets
-    from runtime.lineage import carriers
-    from runtime.secure import trust
-    from runtime.verify import judge, unsplit
-    from runtime.weights import given_numbers
-    from runtime.wire import Carriage
     from tracer.interrupts import uninterrupted
     from tracer.presets import parse_overrides
     from tracer.serde import write_reach, write_trace
@@ -214,7 +214,7 @@ def _addresses(
 
 def _warn_of_clear_text(hosts: Sequence[str], option: str) -> None:
     """Say once where bytes leave this machine without TLS."""
-    from runtime.secure import stays_here
+    from cutedge.runtime.secure import stays_here
 
     if away := [host for host in hosts if not stays_here(host)]:
         typer.echo(
@@ -259,9 +259,9 @@ def _run(
     secrets: "Secrets", progress: Callable[[int, int], None],
 ) -> "tuple[Measured, Proof | None]":  # fmt: skip
     """(the fastest of a placement's runs, what a run before them shows of its secrets)"""
-    from runtime.home import load, workers
-    from runtime.leaks import Witness
-    from runtime.plan import make_plan
+    from cutedge.runtime.home import load, workers
+    from cutedge.runtime.leaks import Witness
+    from cutedge.runtime.plan import make_plan
 
     plan = make_plan(
         one.graph, runnable.invocations, one.placement,
@@ -291,8 +291,8 @@ def _run(
 def _write(
     graph: "OpGraph", trace_id: str, one: "Partition", found: "Measured", folder: Path
 ) -> Path:  # fmt: skip
-    from runtime.measured import write_measured
-    from runtime.wire import MESSAGE_BYTES, TENSOR_BYTES
+    from cutedge.runtime.measured import write_measured
+    from cutedge.runtime.wire import MESSAGE_BYTES, TENSOR_BYTES
     from tracer.serde import trace_metadata
 
     return write_measured(
@@ -310,7 +310,7 @@ def _calibrate(
     """Write the link and the devices as measured into a folder, for --link, --home and --accel."""
     from costmodels.calibrate import fit, write_link
     from costmodels.fit_device import fit_device, write_device
-    from runtime.measured import read_measured
+    from cutedge.runtime.measured import read_measured
 
     folder.mkdir(parents=True, exist_ok=True)
     called = max(range(len(made)), key=lambda n: len(made[n].traffic.calls))
@@ -456,9 +456,9 @@ def worker(
     """Hold weights and carry out calls for `verify --worker` on this or another machine."""
     import socket
 
-    from runtime.secure import identity, trust
-    from runtime.wire import remove_segments
-    from runtime.worker import Service, serve
+    from cutedge.runtime.secure import identity, trust
+    from cutedge.runtime.wire import remove_segments
+    from cutedge.runtime.worker import Service, serve
     from tracer.interrupts import at_interrupt
 
     host, _, port = f":{listen}".rpartition(":")

@@ -18,8 +18,8 @@ from tracer.errors import CutedgeError, InputError
 
 if TYPE_CHECKING:
     from cutedge._grids import Grid, Subject
+    from cutedge.sweeping.points import Program, Work
     from partition.policy import Policy
-    from partition.sweeping.points import Program, Work
 
 Texts = list[str] | None
 Engine = Literal["local", "dask", "ray"]
@@ -158,7 +158,7 @@ class _File:
 
     def placed(self) -> dict[str, int] | None:
         """How its rows were placed; None where it is to be made."""
-        from partition.sweeping.files import whole
+        from cutedge.sweeping.files import whole
 
         return whole(self.path, self.marks)
 
@@ -240,7 +240,7 @@ def _work_out(
     grid: "Grid", files: Sequence[_File], engine: "_Engine", done: Callable[[int], None]
 ) -> None:
     """Make files: trace what they are of, work out their points, write each when it is there."""
-    from partition.sweeping.points import pack
+    from cutedge.sweeping.points import pack
     from tracer.files import write_files
     from tracer.interrupts import uninterrupted
 
@@ -281,20 +281,20 @@ def _work_out(
 
 
 def _made(number: int, work: "Work", marks: Mapping[str, str]) -> tuple[int, bytes]:
-    from partition.sweeping.files import made
+    from cutedge.sweeping.files import made
 
     return number, made(work, marks)
 
 
 def _work(grid: "Grid", file: _File, subject: bytes) -> "Work":
-    from partition.sweeping.points import Work
+    from cutedge.sweeping.points import Work
 
     return Work(subject, file.policy, grid.wires, grid.residencies, grid.time_limit)
 
 
 def _inside(file: _File, programs: "Sequence[Program]") -> "list[Program]":
     """The programs of a file's sizes, with these alone."""
-    from partition.sweeping.points import Program
+    from cutedge.sweeping.points import Program
 
     found = []
     for program in programs:
@@ -311,7 +311,7 @@ def _programs(subject: "Subject") -> "tuple[list[Program], tuple[str, ...], bool
     import numpy as np
 
     from cutedge._grids import all_sizes
-    from partition.sweeping.points import Program
+    from cutedge.sweeping.points import Program
     from tracer.reach import reached
 
     first = {name: values[0] for name, values in subject.sizes.items()}
@@ -362,7 +362,7 @@ class _Engine:
         import joblib
 
         if self.name == "local":
-            from partition.sweeping import processes
+            from cutedge.sweeping import processes
 
             jobs = min(self.jobs or joblib.cpu_count(), count)
             if jobs == 1:

@@ -137,13 +137,9 @@ def models(
     if check:
         if model is None:
             raise InputError("--check needs a model: cutedge models --check llama-3.2-1b")
-        from costmodels.flops import annotate
-        from tracer.capture import check as check_phases
+        from cutedge._request import check as check_phases
 
-        name, config = find_config(model)
-        overrides = parse_overrides(settings or [])
-        kind, found = check_phases(config, model=name, seq=seq, overrides=overrides)
-        graphs = [None if c.captured is None else annotate(c.captured.graph) for c in found]
+        name, kind, found, graphs = check_phases(model, seq, parse_overrides(settings or []))
         show.checked(name, kind, found, graphs, as_json=as_json)
         sys.exit(0 if all(graphs) else 1)
     if model is not None:

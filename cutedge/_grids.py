@@ -17,8 +17,8 @@ from tracer.toml_files import check_keys, read_text, read_toml
 if TYPE_CHECKING:
     from costmodels.many import Sizes
     from cutedge._request import Request
+    from cutedge.sweeping.answers import Machine
     from partition.policy import Policy
-    from partition.sweeping.answers import Machine
 
 COUNTS = ("batch", "seq", "past", "pipeline_depth", "chips")
 """Axes of whole numbers; also ranges: ``64..4096`` (its doubles), ``64..4096:64`` (steps)."""
@@ -239,7 +239,7 @@ def _policies(names: Sequence[str] | None) -> "tuple[Policy, ...]":
 def _machines(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Machine, ...]":
     """Each pair of devices with each link, and where the accelerator is an array each option."""
     from cutedge._machines import array_options, read_machines
-    from partition.sweeping.answers import Machine
+    from cutedge.sweeping.answers import Machine
 
     if "pair" in axes and ("home" in axes or "accel" in axes):
         raise InputError("pair says home and accelerator: leave home and accel out")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from cutedge._placing import Compared, bottlenecks
 from cutedge._words import bottleneck_claim, coverage, relief_claim
-from report.contents import Report, make_report
-from report.page import drawing_library, write_page
+from cutedge.report.contents import Report, make_report
+from cutedge.report.page import drawing_library, write_page
 from tracer.errors import CutedgeError
 from tracer.files import write_whole
 from tracer.reach import Reach

@@ -11,6 +11,7 @@ from tracer.errors import InputError, choose
 if TYPE_CHECKING:
     from tracer.capture.runnable import Runnable
     from tracer.capture.user import Own
+    from tracer.captured import Checked
     from tracer.graph import OpGraph
     from tracer.reach import Reach
 
@@ -162,3 +163,17 @@ def decodes(
         if "past" not in far[0].meta.symbolic:
             far.append(traced(most - 1)[0])
     return near, tuple(far), tuple(said)
+
+
+def check(
+    model: str, seq: int | None, overrides: Mapping[str, Any]
+) -> "tuple[str, str, list[Checked], list[OpGraph | None]]":
+    """(name, class, how far each phase can be traced, its annotated graph or None) of a model."""
+    from costmodels.flops import annotate
+    from tracer.capture import check as check_phases
+    from tracer.presets import find_config
+
+    name, config = find_config(model)
+    kind, found = check_phases(config, model=name, seq=seq, overrides=overrides)
+    graphs = [None if one.captured is None else annotate(one.captured.graph) for one in found]
+    return name, kind, found, graphs

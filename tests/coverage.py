@@ -31,7 +31,7 @@ from transformers import masking_utils
 from transformers.modeling_outputs import BaseModelOutput
 
 from costmodels.flops import annotate, total_flops
-from runtime.ops import refused
+from cutedge.runtime.ops import refused
 from tracer.capture import Capture, as_it_runs, capture, quiet
 from tracer.capture.errors import first_line
 from tracer.capture.models import build

@@ -15,13 +15,13 @@ import torch
 
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from cutedge.runtime.home import Loaded, Measured, Worker, load
+from cutedge.runtime.plan import Plan, make_plan
+from cutedge.runtime.verify import unsplit
+from cutedge.runtime.weights import given_numbers
 from partition.accounting import Residency, Traffic, account
 from partition.placement import Placement
 from partition.policy import apply_policy, load_policy
-from runtime.home import Loaded, Measured, Worker, load
-from runtime.plan import Plan, make_plan
-from runtime.verify import unsplit
-from runtime.weights import given_numbers
 from tests.conftest import BIN
 from tracer.capture import runnable
 from tracer.capture.runnable import Runnable

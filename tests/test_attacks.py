@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from runtime import RunError
-from runtime.home import _spelled, workers
-from runtime.wire import Channel, Spec, greet, remove_segments
+from cutedge.runtime import RunError
+from cutedge.runtime.home import _spelled, workers
+from cutedge.runtime.wire import Channel, Spec, greet, remove_segments
 from tests.running import (
     SHARING,
     TOKEN,
@@ -274,7 +274,7 @@ def test_no_checkpoint_is_read_but_where_it_is_allowed(tmp_path: Path) -> None:
 
 
 def test_an_index_names_files_of_its_own_folder_alone(tmp_path: Path) -> None:
-    from runtime.weights import Checkpoint
+    from cutedge.runtime.weights import Checkpoint
 
     for name in ("../a.safetensors", "/etc/passwd", "b/a.safetensors", "..", ""):
         index = {"weight_map": {"weight": name}}

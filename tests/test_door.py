@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from runtime import RunError
-from runtime.door import BUSY, MOST_KNOCKING, MOST_WAITING, Door
-from runtime.home import workers
-from runtime.secure import identity, stays_here, trust
-from runtime.wire import Channel, greet
+from cutedge.runtime import RunError
+from cutedge.runtime.door import BUSY, MOST_KNOCKING, MOST_WAITING, Door
+from cutedge.runtime.home import workers
+from cutedge.runtime.secure import identity, stays_here, trust
+from cutedge.runtime.wire import Channel, greet
 from tests.inprocess import invoke
 from tests.running import MODEL, TOKEN, is_right, listening, split
 from tracer.errors import InputError

@@ -19,11 +19,11 @@ from costmodels.memory import memory_need
 from costmodels.roofline import time_ops
 from cutedge._machines import read_machines
 from cutedge._workspace import find_partition
-from exports.graphs import as_networkx, dot, graphml
-from exports.split import Split, read_split
-from exports.timeline import measured, predicted
+from cutedge.exports.graphs import as_networkx, dot, graphml
+from cutedge.exports.split import Split, read_split
+from cutedge.exports.timeline import measured, predicted
+from cutedge.runtime.measured import MeasuredCall, write_measured
 from partition.accounting import account
-from runtime.measured import MeasuredCall, write_measured
 from tests.inprocess import invoke
 from tests.trace_processor import MISSING, asking
 from tracer.files import remove_files, write_files
@@ -457,7 +457,7 @@ def test_dot_is_read_back_by_pydot_as_it_was(tmp_path: Path) -> None:
 def test_dot_quotes_what_a_name_may_hold() -> None:
     import pydot
 
-    from exports.graphs import _quoted
+    from cutedge.exports.graphs import _quoted
 
     for name in ('a "b"', "back\\slash", "ends in \\", "two\nlines", "semi; [x]"):
         (back,) = pydot.graph_from_dot_data(f"digraph {{ 1 [label={_quoted(name)}]; }}") or ()

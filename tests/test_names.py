@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from costmodels.tables import COSTS
-from partition.sweeping.files import SWEEP
+from cutedge.runtime.measured import MEASURED_CALLS
+from cutedge.sweeping.files import SWEEP
 from partition.tables import CALLS, PLACEMENT, SUMMARY, TRANSFERS
-from runtime.measured import MEASURED_CALLS
 from tests.inprocess import invoke
 from tracer.serde import EDGES, OPS, TENSORS
 

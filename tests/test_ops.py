@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from runtime import RunError
-from runtime.machine import LOOK_BYTES, Machine, Work
-from runtime.ops import ALLOWED, DRAWN, EQUATION, WORDS, operation, refused
-from runtime.wire import Spec
+from cutedge.runtime import RunError
+from cutedge.runtime.machine import LOOK_BYTES, Machine, Work
+from cutedge.runtime.ops import ALLOWED, DRAWN, EQUATION, WORDS, operation, refused
+from cutedge.runtime.wire import Spec
 from tracer.capture import capture
 from tracer.errors import InputError
 from tracer.graph import OpGraph
@@ -391,7 +391,9 @@ def test_what_is_expanded_is_not_copied_where_there_is_no_room() -> None:
 def test_memory_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many results that are small each: 17 of an eighth of what may be made unseen."""
     looks: list[str] = []
-    monkeypatch.setattr("runtime.machine.free_bytes", lambda device: looks.append(device) or 2**62)
+    monkeypatch.setattr(
+        "cutedge.runtime.machine.free_bytes", lambda device: looks.append(device) or 2**62
+    )
     numel = LOOK_BYTES // 8 // 4
     spec = Spec("float32", (numel,))
     machine = Machine(work_of("aten.zeros.default", [[numel]], made=[spec]))
@@ -399,7 +401,7 @@ def test_memory_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) ->
         machine.unseen_bytes += 0
         machine._carry_out(0)
     assert machine.unseen_bytes == 8 * numel * 4  # counted anew after the ninth
-    monkeypatch.setattr("runtime.machine.free_bytes", lambda device: LOOK_BYTES)
+    monkeypatch.setattr("cutedge.runtime.machine.free_bytes", lambda device: LOOK_BYTES)
     many = Spec("uint8", (LOOK_BYTES + 1,))
     with pytest.raises(RunError, match=r"it makes 67,108,865 bytes, and may take 67,108,864"):
         Machine(work_of("aten.zeros.default", [[LOOK_BYTES + 1]], made=[many],

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutedge.report import figures
+from cutedge.report.axes import byte_ticks, decades, log_byte_ticks, number_ticks
+from cutedge.report.block import block, middle_layer
+from cutedge.report.figures import Missing
+from cutedge.report.layout import GAP, MARGIN, lay_out
+from cutedge.report.machines import cycles, roofline
 from partition.accounting import account
-from report import figures
-from report.axes import byte_ticks, decades, log_byte_ticks, number_ticks
-from report.block import block, middle_layer
-from report.figures import Missing
-from report.layout import GAP, MARGIN, lay_out
-from report.machines import cycles, roofline
 from tests.inprocess import invoke
 from tests.reports import HOST_CHIP, TEE_GPU, TWO_GPUS, UNDESCRIBED, trace_to
 from tracer.reach import graph_at
@@ -341,7 +341,7 @@ def test_without_plotly_one_line_says_what_to_install(small, tmp_path, monkeypat
 
 def test_without_a_browser_there_are_no_pictures(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "playwright.sync_api", ModuleType("playwright.sync_api"))
-    monkeypatch.setattr("report.pictures.BROWSERS", ("no-such-browser",))
+    monkeypatch.setattr("cutedge.report.pictures.BROWSERS", ("no-such-browser",))
     ran = invoke("cutedge", "report", small.folder, "--png", "--out", tmp_path / "page.html")
     assert ran.returncode == 2
     assert "apt-get install chromium" in ran.stderr

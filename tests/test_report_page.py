@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from report.pictures import find_browser
+from cutedge.report.pictures import find_browser
 from tests.inprocess import invoke
 from tests.reports import trace_to
 from tracer.errors import InputError

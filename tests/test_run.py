@@ -19,15 +19,15 @@ from costmodels.fit_device import fit_device
 from costmodels.flops import annotate
 from costmodels.links import Link, Links, load_link
 from costmodels.roofline import time_ops
+from cutedge.runtime.home import Measured, Worker, load, workers
+from cutedge.runtime.plan import make_plan
+from cutedge.runtime.verify import Verdict, judge, tolerance_of, unsplit
+from cutedge.runtime.weights import given_numbers, seeded
+from cutedge.runtime.wire import Spec
 from partition.accounting import Traffic, account
 from partition.optimise import Setting, obstacle, place
 from partition.placement import Placement
 from partition.policy import load_policy, policy_names
-from runtime.home import Measured, Worker, load, workers
-from runtime.plan import make_plan
-from runtime.verify import Verdict, judge, tolerance_of, unsplit
-from runtime.weights import given_numbers, seeded
-from runtime.wire import Spec
 from tests.conftest import BIN
 from tests.inprocess import invoke
 from tracer.capture import runnable, runnable_function

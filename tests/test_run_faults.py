@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from runtime import RunError
-from runtime.door import Door
-from runtime.home import workers
-from runtime.plan import DevicePlan
-from runtime.wire import Channel, Spec
-from runtime.worker import Service, _Session
+from cutedge.runtime import RunError
+from cutedge.runtime.door import Door
+from cutedge.runtime.home import workers
+from cutedge.runtime.plan import DevicePlan
+from cutedge.runtime.wire import Channel, Spec
+from cutedge.runtime.worker import Service, _Session
 from tests.conftest import BIN
 from tests.inprocess import invoke
 from tests.running import (

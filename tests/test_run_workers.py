@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from runtime import RunError
-from runtime.home import workers
-from runtime.weights import numbers_of
-from runtime.wire import Channel, Spec
+from cutedge.runtime import RunError
+from cutedge.runtime.home import workers
+from cutedge.runtime.weights import numbers_of
+from cutedge.runtime.wire import Channel, Spec
 from tests.inprocess import invoke
 from tests.running import (
     MODEL,

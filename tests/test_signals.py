@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cli import main as entry
-from partition.sweeping.processes import each
+from cutedge.sweeping.processes import each
 from tests.conftest import BIN
 from tests.running import MODEL, children, is_alive, until
 from tracer.errors import CutedgeError

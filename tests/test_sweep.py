@@ -28,12 +28,7 @@ from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from costmodels.many import Over, exact_sum
 from costmodels.roofline import time_ops
-from partition.accounting import account
-from partition.optimise import Setting, compute_cycles, compute_seconds, place
-from partition.policy import Policy, Rule, load_policy
-from partition.problem import InfeasibleError
-from partition.run import times_under
-from partition.sweeping.answers import (
+from cutedge.sweeping.answers import (
     ACCELERATOR,
     BETWEEN,
     FIXED,
@@ -44,7 +39,12 @@ from partition.sweeping.answers import (
     Machine,
     Search,
 )
-from partition.sweeping.points import Program, Work, pack, points
+from cutedge.sweeping.points import Program, Work, pack, points
+from partition.accounting import account
+from partition.optimise import Setting, compute_cycles, compute_seconds, place
+from partition.policy import Policy, Rule, load_policy
+from partition.problem import InfeasibleError
+from partition.run import times_under
 from partition.tables import Partition
 from tests.conftest import BIN
 from tests.graphs import Builder, graphs, resized

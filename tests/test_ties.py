@@ -8,12 +8,12 @@ import torch
 
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from cutedge.runtime.home import load
+from cutedge.runtime.plan import make_plan
+from cutedge.runtime.verify import Verdict, judge, unsplit
+from cutedge.runtime.weights import given_numbers
 from partition.accounting import account
 from partition.placement import Placement
-from runtime.home import load
-from runtime.plan import make_plan
-from runtime.verify import Verdict, judge, unsplit
-from runtime.weights import given_numbers
 from tests.inprocess import invoke
 from tracer.capture import runnable_function
 from tracer.graph import Kind, OpGraph, Role

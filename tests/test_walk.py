@@ -13,16 +13,16 @@ import torch
 import partition.accounting
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from cutedge.runtime import RunError
+from cutedge.runtime.home import Measured, workers
+from cutedge.runtime.lineage import carriers
+from cutedge.runtime.machine import Machine, Work
+from cutedge.runtime.verify import judge
+from cutedge.runtime.walk import walk
+from cutedge.runtime.wire import Spec
 from partition.accounting import Residency, account
 from partition.placement import Placement
 from partition.secrets import covered
-from runtime import RunError
-from runtime.home import Measured, workers
-from runtime.lineage import carriers
-from runtime.machine import Machine, Work
-from runtime.verify import judge
-from runtime.walk import walk
-from runtime.wire import Spec
 from tests.running import Split, answer, split, tiny
 from tracer.capture import runnable
 from tracer.capture.runnable import Runnable

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.links import Link, load_link, message_cost
-from runtime import RunError
-from runtime.wire import (
+from cutedge.runtime import RunError
+from cutedge.runtime.wire import (
     HANDLE_BYTES,
     MESSAGE_BYTES,
     TENSOR_BYTES,

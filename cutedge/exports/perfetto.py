@@ -11,7 +11,7 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
     TrackEvent,
 )  # fmt: skip
 
-from exports.timeline import Slice, Timeline
+from cutedge.exports.timeline import Slice, Timeline
 
 NANOSECONDS = 1_000_000_000
 

@@ -23,18 +23,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from costmodels.links import Links
-from runtime import RunError
-from runtime.forms import read
-from runtime.machine import Machine
-from runtime.measured import MeasuredCall
-from runtime.memory import check_memory, peak_memory_bytes
-from runtime.plan import DevicePlan, Plan
-from runtime.wire import DTYPES, SESSION_BYTES, Carriage, Channel, greet, remove_segments
-from runtime.worker import take_in
+from cutedge.runtime import RunError
+from cutedge.runtime.forms import read
+from cutedge.runtime.machine import Machine
+from cutedge.runtime.measured import MeasuredCall
+from cutedge.runtime.memory import check_memory, peak_memory_bytes
+from cutedge.runtime.plan import DevicePlan, Plan
+from cutedge.runtime.wire import DTYPES, SESSION_BYTES, Carriage, Channel, greet, remove_segments
+from cutedge.runtime.worker import take_in
 from tracer.interrupts import at_interrupt, uninterrupted
 
 if TYPE_CHECKING:
-    from runtime.leaks import Witness
+    from cutedge.runtime.leaks import Witness
 
 Transport = Literal["unix", "tcp"]
 
@@ -164,7 +164,7 @@ def _start(
     most = [] if memory_bytes is None else [str(memory_bytes)]
     with listener:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "runtime.worker", str(os.getpid()),
+            [sys.executable, "-P", "-m", "cutedge.runtime.worker", str(os.getpid()),
              str(listener.fileno()), str(timeout), *most],
             pass_fds=(listener.fileno(),), env={**os.environ, "CUTEDGE_TOKEN": token},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -231,7 +231,7 @@ def load(
     """Give every device its part of a plan, and its numbers: parameters, buffers, constants.
 
     ``data`` has the buffers and the constants without an op, ``weights`` says which the others are
-    (``runtime.weights``), ``memory_bytes`` is what home's may take, by default what is free. Raises
+    (``weights``), ``memory_bytes`` is what home's may take, by default what is free. Raises
     RunError for a link that is not what runs here, for a device without the memory, and where
     something that a device must not see would be made there or lie there.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from runtime.machine import read
+from cutedge.runtime.machine import read
 from tracer.graph import OpGraph
 from tracer.kinds import moves
 from tracer.program import Invocation

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from costmodels.links import Link
-from runtime import RunError
+from cutedge.runtime import RunError
 from tracer.graph import ITEM_BYTES
 from tracer.words import plain
 

@@ -1,7 +1,7 @@
 """The side of an accelerator: a process that holds weights and carries out calls.
 
 It listens, and serves one run after another. Who connects proves that it knows the token, and may
-then have it carry out ops of a list (``runtime.ops``), of sizes that it announced, in the memory
+then have it carry out ops of a list (``ops``), of sizes that it announced, in the memory
 that there is. A plan comes as text, buffers and constants as tensors; parameters are made or read
 here. Nothing in a plan is taken on trust: ``_PLAN`` says what it has to look like.
 """
@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from runtime import RunError
-from runtime.door import BUSY_SECONDS, GREETING_SECONDS, Door
-from runtime.forms import Maybe, read
-from runtime.machine import Machine, Work, in_words, is_memory, resident_bytes
-from runtime.memory import check_memory, peak_memory_bytes
-from runtime.weights import numbers_of, state_numbers
-from runtime.wire import (
+from cutedge.runtime import RunError
+from cutedge.runtime.door import BUSY_SECONDS, GREETING_SECONDS, Door
+from cutedge.runtime.forms import Maybe, read
+from cutedge.runtime.machine import Machine, Work, in_words, is_memory, resident_bytes
+from cutedge.runtime.memory import check_memory, peak_memory_bytes
+from cutedge.runtime.weights import numbers_of, state_numbers
+from cutedge.runtime.wire import (
     DTYPES,
     SESSION_BYTES,
     Carriage,

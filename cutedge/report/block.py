@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
+from cutedge.report.figures import Missing
+from cutedge.report.layout import ROW, lay_out
 from partition.accounting import Traffic, Transfer, call_label
 from partition.tables import Partition
-from report.figures import Missing
-from report.layout import ROW, lay_out
 from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.stacks import layer_names
 from tracer.summary import tensor_names

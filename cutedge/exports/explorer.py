@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from exports.graphs import CUT, colours
-from exports.split import Split
+from cutedge.exports.graphs import CUT, colours
+from cutedge.exports.split import Split
 from tracer.graph import Op, OpGraph, Tensor
 from tracer.summary import tensor_names
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from costmodels.flops import numbered
 from costmodels.roofline import DeviceTime
-from exports.split import Split
+from cutedge.exports.split import Split
 from partition.accounting import Call, Transfer, call_label, steps_of
 from partition.run import times_under
 from tracer.errors import InputError

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from runtime import RunError
-from runtime.wire import DTYPES, Spec
+from cutedge.runtime import RunError
+from cutedge.runtime.wire import DTYPES, Spec
 from tracer.kinds import draws, writes_in_place
 from tracer.program import Invocation
 from tracer.words import plain

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from runtime import RunError
-from runtime.draws import Draws
-from runtime.memory import free_bytes
-from runtime.ops import LAYOUTS, MEMORY_FORMATS, Operation, operation
-from runtime.wire import DTYPES, Spec
+from cutedge.runtime import RunError
+from cutedge.runtime.draws import Draws
+from cutedge.runtime.memory import free_bytes
+from cutedge.runtime.ops import LAYOUTS, MEMORY_FORMATS, Operation, operation
+from cutedge.runtime.wire import DTYPES, Spec
 from tracer.program import Invocation, Sharing
 from tracer.words import plain
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from runtime import RunError
+from cutedge.runtime import RunError
 
 SPARE_BYTES = 256 * 2**20
 """What a device leaves free of its memory."""

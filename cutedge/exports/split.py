@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from costmodels.arrays import Options
 from costmodels.links import Links
+from cutedge.runtime.measured import MEASURED_CALLS, MeasuredCall
 from partition import Residency
 from partition.accounting import Call, Transfer, account, steps_of
 from partition.placement import Placement
 from partition.tables import CALLS, PLACEMENT, SUMMARY, TRANSFERS
-from runtime.measured import MEASURED_CALLS, MeasuredCall
 from tracer.graph import OpGraph
 from tracer.serde import TableError, read_table, read_trace
 

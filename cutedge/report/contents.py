@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from costmodels.roofline import DeviceTime
+from cutedge.report import figures, machines
+from cutedge.report.block import Block, block
+from cutedge.report.figures import Bars, Flows, Growth, Missing, Table
+from cutedge.report.machines import Roofline
 from partition.explain import Comparison
 from partition.run import times_under
 from partition.tables import Partition
-from report import figures, machines
-from report.block import Block, block
-from report.figures import Bars, Flows, Growth, Missing, Table
-from report.machines import Roofline
 from tracer.reach import Reach
 
 

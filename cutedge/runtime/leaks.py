@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from costmodels.links import Links
+from cutedge.runtime.home import load
+from cutedge.runtime.plan import Plan, make_plan
+from cutedge.runtime.wire import DTYPES
 from partition.placement import Placement
-from runtime.home import load
-from runtime.plan import Plan, make_plan
-from runtime.wire import DTYPES
 from tracer.capture.runnable import Runnable
 from tracer.graph import FLOATING, OpGraph
 from tracer.words import counted
@@ -148,7 +148,7 @@ class Secrets:
     named: Mapping[str, Collection[int]]
     """Secret -> the tensors that it names."""
     carriers: Mapping[int, str]
-    """Tensor that has a secret's values -> how it is called (``runtime.lineage``)."""
+    """Tensor that has a secret's values -> how it is called (``cutedge.runtime.lineage``)."""
 
 
 @dataclass(frozen=True, slots=True)

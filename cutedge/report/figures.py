@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from cutedge.report.axes import Ticks, byte_ticks, log_byte_ticks
 from partition.accounting import Transfer
 from partition.crossover import best_over
 from partition.explain import Comparison
 from partition.seen import known
 from partition.tables import Partition
-from report.axes import Ticks, byte_ticks, log_byte_ticks
 from tracer.formula import parse
 from tracer.reach import Reach, graph_at
 from tracer.stacks import layer_names

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from runtime import RunError
+from cutedge.runtime import RunError
 from tracer.words import plain
 
 MOST_NAME = 1000

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from partition.sweeping.points import COUNTS, OPTIONAL_COUNTS, SECONDS, Points, Work, points
+from cutedge.sweeping.points import COUNTS, OPTIONAL_COUNTS, SECONDS, Points, Work, points
 from tracer.errors import InputError
 from tracer.files import check_file
 

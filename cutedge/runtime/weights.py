@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from runtime import RunError
-from runtime.wire import DTYPES, Spec
+from cutedge.runtime import RunError
+from cutedge.runtime.wire import DTYPES, Spec
 from tracer.graph import Kind, OpGraph, Role
 from tracer.words import plain
 

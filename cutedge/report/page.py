@@ -7,14 +7,14 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from report.contents import Report
-from report.figures import Table
+from cutedge.report.contents import Report
+from cutedge.report.figures import Table
 from tracer.errors import InputError
 
 
 def write_page(report: Report, library: str) -> str:
     """A report as a page, with the script of ``drawing_library``."""
-    here = files("report")
+    here = files("cutedge.report")
     style, script = (here.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     title = escape(f"{report.model}: cutedge report")
     return (

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from math import log10
 
 from costmodels.roofline import DeviceTime, Share, shares
+from cutedge.report.axes import Ticks, decades, flop_rate, number_ticks
+from cutedge.report.figures import Bars, Missing, Series
 from partition.tables import Partition
-from report.axes import Ticks, decades, flop_rate, number_ticks
-from report.figures import Bars, Missing, Series
 from tracer.graph import Kind, Op
 from tracer.kinds import base_name
 from tracer.words import counted, duration

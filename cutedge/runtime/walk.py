@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cutedge.runtime.machine import read
 from partition import Residency
 from partition.placement import Placement
-from runtime.machine import read
 from tracer.graph import Kind, OpGraph, Role
 from tracer.program import Invocation
 from tracer.summary import renewals

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from cutedge.runtime import RunError
+from cutedge.runtime.draws import Draws
+from cutedge.runtime.home import Measured
+from cutedge.runtime.machine import is_memory
+from cutedge.runtime.weights import numbers_of, state_numbers
+from cutedge.runtime.wire import Spec
 from partition.accounting import Traffic
-from runtime import RunError
-from runtime.draws import Draws
-from runtime.home import Measured
-from runtime.machine import is_memory
-from runtime.weights import numbers_of, state_numbers
-from runtime.wire import Spec
 from tracer.capture.runnable import Runnable
 from tracer.graph import Kind, OpGraph, Role
 

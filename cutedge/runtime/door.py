@@ -10,8 +10,8 @@ from queue import SimpleQueue
 from select import select
 from threading import BoundedSemaphore, Lock, Thread
 
-from runtime import RunError
-from runtime.wire import Channel, welcome
+from cutedge.runtime import RunError
+from cutedge.runtime.wire import Channel, welcome
 
 GREETING_SECONDS = 10.0
 """The whole of a greeting takes no longer, however it is spread."""

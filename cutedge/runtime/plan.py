@@ -4,11 +4,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cutedge.runtime.machine import Work, read, resident_bytes
+from cutedge.runtime.walk import walk
+from cutedge.runtime.wire import Spec
 from partition import Residency
 from partition.placement import Placement
-from runtime.machine import Work, read, resident_bytes
-from runtime.walk import walk
-from runtime.wire import Spec
 from tracer.graph import FLOATING, OpGraph, Role
 from tracer.program import Invocation
 
@@ -73,7 +73,7 @@ def make_plan(
     graph: OpGraph, invocations: Mapping[int, Invocation], placement: Placement, *,
     wire_dtype: str | None = None, residency: Residency = "run",
 ) -> Plan:  # fmt: skip
-    """Spell out a placement for its devices, by what the ops read (``runtime.walk``).
+    """Spell out a placement for its devices, by what the ops read (``cutedge.runtime.walk``).
 
     What the accounting predicts is not asked: it is compared with what this run does.
     """

@@ -28,12 +28,7 @@ from costmodels.many import (
     time_work,
     works,
 )
-from partition import Residency
-from partition.accounting import account
-from partition.policy import Policy
-from partition.problem import memory_of
-from partition.stored import held
-from partition.sweeping.answers import (
+from cutedge.sweeping.answers import (
     ACCELERATOR,
     HOME,
     Devices,
@@ -41,6 +36,11 @@ from partition.sweeping.answers import (
     Search,
     placement_on,
 )
+from partition import Residency
+from partition.accounting import account
+from partition.policy import Policy
+from partition.problem import memory_of
+from partition.stored import held
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
 from tracer.reach import resized
