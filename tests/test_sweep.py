@@ -500,7 +500,7 @@ def test_a_data_set_is_of_one_grid(tmp_path, monkeypatch):
 
 
 def test_two_sweeps_do_not_write_to_one_place(tmp_path, monkeypatch):
-    from cli.sweeping import _alone
+    from cutedge._sweep import _alone
 
     monkeypatch.chdir(tmp_path)
     with _alone(Path("data"), "another"):

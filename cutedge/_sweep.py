@@ -1,0 +1,376 @@
+"""A sweep: every point of a grid, worked out into one data set."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+from cutedge._grids import Grid, Subject
+from cutedge.sweeping import EngineName
+from partition.policy import Policy
+from tracer.errors import CutedgeError, InputError
+
+if TYPE_CHECKING:
+    from cutedge.sweeping.points import Program, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep has made."""
+
+    grid: str
+    """A hash of all that decides the rows."""
+    rows: int
+    """Points."""
+    files: int
+    files_kept: int
+    """Files that were there already."""
+    placed: Mapping[str, int]
+    """How placements are known -> points."""
+    folder: str
+
+
+def sweep(
+    grid: Grid, folder: Path, engine: "Engine",
+    progress: Callable[[int, int], AbstractContextManager[Callable[[int], None]]],
+    warn: Callable[[str], None],
+) -> Swept:  # fmt: skip
+    """Work out every point of a grid into a folder; what is there is not done again.
+
+    ``progress(rows, done)`` gives what is told of each file's rows. Raises InputError for a folder
+    of another grid and for policies that count seconds where these are not known, CutedgeError
+    where the folder cannot be written.
+    """
+    _check_policies(grid)
+    with _alone(folder, grid.id):
+        files = _files(grid, folder)
+        _refuse_strays(folder, files)
+        todo = [file for file in files if file.placed() is None]
+        before = sum(f.rows for f in files) - sum(f.rows for f in todo)
+        with progress(grid.rows, before) as done:
+            _work_out(grid, todo, engine, done, warn)
+        placed: Counter[str] = Counter()
+        for file in files:
+            placed.update(file.placed() or {})
+    return Swept(
+        grid.id, grid.rows, len(files), len(files) - len(todo), dict(sorted(placed.items())),
+        str(folder),
+    )  # fmt: skip
+
+
+def _check_policies(grid: Grid) -> None:
+    """Refuse policies that count seconds where those of a machine are not known."""
+    from costmodels.links import Links
+    from costmodels.memory import MemoryNeed
+    from costmodels.roofline import DeviceTime
+    from partition.optimise import Setting, obstacle
+
+    for policy in grid.policies:
+        for m in grid.machines:
+            described = {m.home: m.home_device, m.accelerator: m.accelerator_device}
+            times = {
+                name: DeviceTime(device, (), MemoryNeed(0, 0, 0), 0.0, {}, 1.0)
+                for name, device in described.items() if device is not None
+            }  # fmt: skip
+            setting = Setting(m.home, (m.accelerator,), Links(m.link), times=times)
+            if why := obstacle(policy, setting):
+                raise InputError(f"{policy.name} {why}")
+
+
+# --- the files ------------------------------------------------------------------------------------
+
+ROWS = 2**17
+"""At most so many points are one piece of work, and one file."""
+
+SEARCHED_ROWS = 2**6
+"""Likewise where each of them takes a search of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One file of the data set: one policy on one model, at some of the sizes."""
+
+    path: Path
+    subject: Subject
+    policy: Policy
+    first: int
+    """Of the sizes of the subject, the first and the one after the last."""
+    last: int
+    rows: int
+    marks: Mapping[str, str]
+    """What its metadata says."""
+
+    def placed(self) -> dict[str, int] | None:
+        """How its rows were placed; None where it is to be made."""
+        from cutedge.sweeping.files import whole
+
+        return whole(self.path, self.marks)
+
+
+def _files(grid: Grid, folder: Path) -> list[_File]:
+    """All files of a grid: the same ones, and the same rows in each, whoever makes them when."""
+    found: list[_File] = []
+    each = len(grid.wires) * len(grid.residencies) * len(grid.machines)
+    for subject in grid.subjects:
+        name = quote(subject.asked({}).name, safe="+@,() ")
+        for policy in grid.policies:
+            searched = "seconds" in (policy.objective or {}) or (
+                policy.objective is not None and "call" in grid.residencies
+            )
+            step = max(1, (SEARCHED_ROWS if searched else ROWS) // each)
+            for part, first in enumerate(range(0, subject.points, step)):
+                last = min(first + step, subject.points)
+                inside = (
+                    f"model={name}/phase={subject.phase}/policy={quote(policy.name, safe='+@,() ')}"
+                )
+                path = folder / inside / f"part={part}" / "sweep.parquet"
+                marks = {"grid": grid.id, "part": f"{inside}/part={part}"}
+                found.append(
+                    _File(path, subject, policy, first, last, (last - first) * each, marks)
+                )
+    paths = [file.path for file in found]
+    if len(set(paths)) < len(paths):
+        raise InputError("two models of the grid have the same name: rename one of the configs")
+    return found
+
+
+def _refuse_strays(folder: Path, files: Iterable[_File]) -> None:
+    known = {file.path for file in files}
+    for path in sorted(folder.rglob("sweep.parquet")):
+        if path not in known:
+            raise InputError(
+                f"{path} is not of this grid, and its rows would be taken for the grid's: choose "
+                "another --out"
+            )
+
+
+@contextmanager
+def _alone(folder: Path, grid: str) -> Iterator[None]:
+    """The data set's directory, marked as that of a grid, for as long as one process writes."""
+    import fcntl
+
+    note = folder / "sweep.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle: IO[str] = note.open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise CutedgeError(
+            f"cannot write {note}: {error.strerror or error}. Choose another place with --out."
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CutedgeError(f"another sweep is writing to {folder}: wait for it") from error
+        handle.seek(0)
+        found = handle.read()
+        if found.strip() not in ("", json.dumps({"grid": grid})):
+            raise InputError(
+                f"{folder} holds the points of another grid, by {note}: choose another --out, or "
+                "remove it"
+            )
+        if not found.strip():
+            handle.write(json.dumps({"grid": grid}) + "\n")
+            handle.flush()
+        for left in folder.rglob(".*.tmp"):  # of a run that was killed
+            left.unlink(missing_ok=True)
+        yield
+
+
+# --- the work -------------------------------------------------------------------------------------
+
+
+def _work_out(
+    grid: Grid, files: Sequence[_File], engine: "Engine", done: Callable[[int], None],
+    warn: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Make files: trace what they are of, work out their points, write each when it is there."""
+    from cutedge.sweeping.points import pack
+    from tracer.files import write_files
+    from tracer.interrupts import uninterrupted
+
+    subjects = {id(f.subject): f.subject for f in files}
+    if not subjects:
+        return
+    ranges: dict[int, list[_File]] = {key: [] for key in subjects}
+    for file in files:
+        ranges[id(file.subject)].append(file)
+    traced = engine.traced(list(subjects.values()))
+    programs: dict[int, list[Program]] = {}
+    for key, (found, notes) in zip(subjects, traced, strict=True):
+        programs[key] = found
+        for warning in notes:
+            warn(warning)
+    packed: dict[tuple[int, int], bytes] = {}
+
+    def tasks() -> "Iterator[tuple[int, Work, Mapping[str, str]]]":
+        for number, file in enumerate(files):
+            key = id(file.subject), file.first
+            if key not in packed:
+                packed.clear()
+                packed[key] = pack(_inside(file, programs[key[0]]), grid.machines)
+            yield number, _work(grid, file, packed[key]), file.marks
+
+    for number, data in engine.each(_made, tasks(), len(files)):
+        file = files[number]
+        try:
+            with uninterrupted():
+                file.path.parent.mkdir(parents=True, exist_ok=True)
+                write_files(file.path.parent, {file.path.name: data})
+        except OSError as error:
+            raise CutedgeError(
+                f"cannot write {file.path}: {error.strerror or error}. Make the place writable, or "
+                "free some space; then run the same again: what is done is kept."
+            ) from error
+        done(file.rows)
+
+
+def _made(number: int, work: Work, marks: Mapping[str, str]) -> tuple[int, bytes]:
+    from cutedge.sweeping.files import made
+
+    return number, made(work, marks)
+
+
+def _work(grid: Grid, file: _File, subject: bytes) -> Work:
+    from cutedge.sweeping.points import Work
+
+    return Work(subject, file.policy, grid.wires, grid.residencies, grid.time_limit)
+
+
+def _inside(file: _File, programs: "Sequence[Program]") -> "list[Program]":
+    """The programs of a file's sizes, with these alone."""
+    from cutedge.sweeping.points import Program
+
+    found = []
+    for program in programs:
+        inside = (program.numbers >= file.first) & (program.numbers < file.last)
+        if inside.any():
+            sizes = {name: many[inside] for name, many in program.sizes.items()}
+            found.append(Program(program.graph, sizes, program.numbers[inside]))
+    return found
+
+
+def _programs(subject: Subject) -> "tuple[list[Program], tuple[str, ...], bool]":
+    """(a subject's programs, warnings, whether the cache had all of them): traced as often as
+    there are programs, and no more."""
+    import numpy as np
+
+    from cutedge._grids import all_sizes
+    from cutedge.sweeping.points import Program
+    from tracer.reach import reached
+
+    first = {name: values[0] for name, values in subject.sizes.items()}
+    graph, _, reach, cached = subject.asked(first).traced(full=False, use_cache=True)
+    sizes = all_sizes(subject, graph.meta.variables)
+    left = np.arange(len(sizes["batch"]))
+    found = []
+    noted: dict[str, None] = {}
+    while True:
+        here = {name: many[left] for name, many in sizes.items()}
+        ok = reached(graph, reach, here)
+        ok[0] = True  # what it was traced at
+        found.append(Program(graph, {n: many[ok] for n, many in here.items()}, left[ok]))
+        largest = {name: int(many[ok].max()) for name, many in here.items()}
+        noted.update(dict.fromkeys(reach.warnings(graph.meta.model, largest)))
+        left = left[~ok]
+        if not len(left):
+            return found, tuple(noted), cached
+        at = {name: int(sizes[name][left[0]]) for name in subject.sizes}
+        graph, _, reach, one = subject.asked(at).traced(full=False, use_cache=True)
+        cached = cached and one
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What carries tasks out: processes here, or those of a cluster by joblib's backends."""
+
+    name: EngineName
+    scheduler: str | None
+    jobs: int | None
+
+    def traced(
+        self, subjects: "Sequence[Subject]"
+    ) -> "list[tuple[list[Program], tuple[str, ...]]]":
+        """The programs of each subject, made on this machine, where configs and cache are."""
+        local = replace(self, name="local", scheduler=None)
+        tasks = [(number, subject) for number, subject in enumerate(subjects)]
+        found: dict[int, Any] = dict(local.each(_traced, tasks, len(tasks)))
+        return [found[number][:2] for number in range(len(subjects))]
+
+    def each(
+        self, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], count: int
+    ) -> Iterator[Result]:
+        """The results, in whatever order they come."""
+        import joblib
+
+        if self.name == "local":
+            from cutedge.sweeping import processes
+
+            jobs = min(self.jobs or joblib.cpu_count(), count)
+            if jobs == 1:
+                yield from (function(*task) for task in tasks)
+            else:
+                yield from processes.each(function, tasks, jobs)
+            return
+        with self._backend():
+            try:
+                if self.name != "ray":
+                    parallel = joblib.Parallel(
+                        return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs"
+                    )
+                    yield from parallel(joblib.delayed(function)(*task) for task in tasks)
+                    return
+                # Its backend gives nothing before all is done: a few at a time, to keep them.
+                left, wave = iter(tasks), 2 * joblib.effective_n_jobs(-1)
+                while some := [joblib.delayed(function)(*task) for task in islice(left, wave)]:
+                    yield from joblib.Parallel(batch_size=1)(some)
+            except Exception as error:
+                if type(error).__name__ != "KilledWorker":
+                    raise
+                raise CutedgeError(
+                    "a worker process ended before its work did (out of memory?): run the same "
+                    "again, what is done is kept; fewer --jobs take less memory"
+                ) from error
+
+    @contextmanager
+    def _backend(self) -> Iterator[None]:
+        """What joblib is to use, connected."""
+        import joblib
+
+        with ExitStack() as open_:
+            options: dict[str, Any] = {"n_jobs": -1}
+            try:
+                if self.name == "dask":
+                    from distributed import Client
+
+                    options["client"] = open_.enter_context(Client(self.scheduler, timeout=30))
+                else:
+                    import ray
+                    from ray.util.joblib import register_ray
+
+                    ray.init(self.scheduler, log_to_driver=False)
+                    open_.callback(ray.shutdown)
+                    register_ray()
+            except ImportError as error:
+                raise InputError(
+                    f"--engine {self.name} needs what is not installed ({error}): pip install "
+                    f"'cutedge[{self.name}]'"
+                ) from error
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"--scheduler {self.scheduler}: {str(error).splitlines()[0]}"
+                ) from error
+            with joblib.parallel_config(self.name, **options):
+                yield
+
+
+def _traced(number: int, subject: Subject) -> tuple[int, Any]:
+    return number, _programs(subject)
