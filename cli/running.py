@@ -167,7 +167,10 @@ def verify(
     measured, proofs = [], []
     for one, policy in zip(made, chosen.values(), strict=True):
         named = {str(s): named_by(graph, s) for s in policy.secrets if setting.untrusted}
-        secrets = Secrets(setting.untrusted, named, carriers(graph, runnable.invocations, named))
+        derived = [str(s) for s in policy.secrets if s.derived]
+        secrets = Secrets(
+            setting.untrusted, named, carriers(graph, runnable.invocations, named, derived)
+        )
         with _progress(one) as progress:
             found, proof = _run(
                 one, runnable, given, numbers, transport, remote, trusted, timeout, runs,

@@ -19,7 +19,10 @@ from costmodels.fit_device import fit_device
 from costmodels.flops import annotate
 from costmodels.links import Link, Links, load_link
 from costmodels.roofline import time_ops
+from cutedge.runtime import RunError
 from cutedge.runtime.home import Measured, Worker, load, workers
+from cutedge.runtime.leaks import Secrets, Witness
+from cutedge.runtime.lineage import carriers
 from cutedge.runtime.plan import make_plan
 from cutedge.runtime.verify import Verdict, judge, tolerance_of, unsplit
 from cutedge.runtime.weights import given_numbers, seeded
@@ -205,6 +208,45 @@ def test_two_accelerators(listening, tmp_path, residency):
     assert {call.device for call in traffic.calls} == {"gpu", "gpu2"}
     assert (traffic.totals.peer_payload_bytes > 0) == (residency == "run")
     assert sum(c.peer_wire_bytes for c in measured.calls) == traffic.totals.peer_wire_bytes
+
+
+def test_a_secret_does_not_pass_between_accelerators(listening):
+    """The first one is trusted and has it, the second is not: home does not let it be sent.
+
+    Where home knows of no ops that move it, the numbers of a run at home alone tell.
+    """
+    model, links = small("llama-3.2-1b"), Links(load_link("unix-socket"))
+    graph, invocations = model.graph, model.runnable.invocations
+    own = [
+        None if graph.is_everywhere(op.id)
+        else "tee" if op.kind in (Kind.INPUT, Kind.OUTPUT)
+        else "gpu2" if op.module_path.endswith("down_proj") else "gpu"
+        for op in graph.ops
+    ]  # fmt: skip
+    placement = Placement("tee", own, [False] * len(own), [""] * len(own))
+    plan = make_plan(graph, invocations, placement)
+    [(call, passed)] = [
+        (c.number, c.peers["gpu"]) for c in plan.calls if c.device == "gpu2"
+    ][:1]  # fmt: skip
+    named = {"that": [passed[0]]}
+    secrets = Secrets(("gpu2",), named, carriers(graph, invocations, named))
+    with workers(["gpu", "gpu2"], remote=listening, token=TOKEN, timeout=60.0) as found:
+        run = loaded(model, plan, found, links)
+        witness = Witness.of(plan, graph, secrets, None)
+        run.run(model.given, witness=witness)
+        proof = witness.prove(model.runnable, model.given, WEIGHTS, links)
+        assert proof.leaks == (
+            f"{graph.tensors[passed[0]].name} (tensor {passed[0]}) from gpu to gpu2 in call {call} "
+            "has the values of a secret (that)",
+        )
+        assert proof.tensors_compared == sum(
+            "gpu2" in (t.src_device, t.dst_device)
+            for t in account(graph, placement, links).transfers
+        )
+        found["gpu2"].channel.forbidden = secrets.carriers
+        with pytest.raises(RunError, match=rf"call {call} of .*: tensor {passed[0]} is not sent to "
+                                           r"worker gpu2, which is not trusted"):  # fmt: skip
+            run.run(model.given)
 
 
 def test_two_accelerators_that_send_to_each_other(listening):

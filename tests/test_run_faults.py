@@ -254,6 +254,87 @@ def test_a_worker_that_never_answers() -> None:
     assert took < 5
 
 
+def slowly(channel: Channel, message: bytes, whole: int = 0) -> None:
+    """Send the first bytes of a message at once, and the others one by one: never is it silent."""
+    channel.connection.sendall(message[:whole])
+    with suppress(OSError):  # home has hung up
+        for place in range(whole, len(message)):
+            channel.connection.sendall(message[place : place + 1])
+            time.sleep(0.02)
+
+
+def slow_reply(whole: int) -> type[_Session]:
+    class Session(_Session):
+        def _call(self, head: tuple[int, ...], number: int) -> None:
+            specs = {t: self.crossing[t] for t in self.calls[number]["received"]}
+            slowly(self.channel, as_bytes(number, zeros(specs)), whole)
+            raise RunError("closed")
+
+    return Session
+
+
+class SlowReport(_Session):
+    def _report(self) -> None:
+        slowly(self.channel, text(b" " * 500 + b"{}"), 24)
+        raise RunError("closed")
+
+
+class SlowLoad(_Session):
+    def _load(self, plan: Any) -> None:
+        slowly(self.channel, text(b'{"sending": true}' + b" " * 500))
+        raise RunError("closed")
+
+
+@pytest.mark.parametrize(
+    ("session", "doing"),
+    [
+        (SlowLoad, "loading"),
+        (slow_reply(0), f"call 0 of {CALLS}"),
+        (slow_reply(24), f"call 0 of {CALLS}"),
+        (SlowReport, "reporting"),
+    ],
+    ids=["loading", "header", "payload", "report"],
+)
+def test_a_worker_that_sends_a_byte_now_and_then(session: type[_Session], doing: str) -> None:
+    """A message has so long in all, however it is spread: 0.3 s, a header 0.6 s."""
+    start = time.monotonic()
+    said = failed(session, split(), 0.3)
+    assert re.fullmatch(rf"{doing}: worker gpu took longer than 0\.[36]\d* s", said), said
+    assert time.monotonic() - start < 5
+
+
+def test_a_worker_that_greets_a_byte_now_and_then() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greeting() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                slowly(Channel(connection, ""), text(b" " * 500 + b'{"challenge": "x"}'), 24)
+
+        thread = Thread(target=greeting, daemon=True)
+        thread.start()
+        start = time.monotonic()
+        with pytest.raises(RunError) as caught:
+            run_at(listener.getsockname(), split(), 0.3)
+        late = r"connecting: worker gpu took longer than 0\.3\d* s"
+        assert re.fullmatch(late, str(caught.value)), caught.value
+        assert time.monotonic() - start < 5
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+class Hoarder(_Session):
+    """Offers, after the run, what home has not asked for."""
+
+    def _fetch(self, tensors: Any) -> None:
+        self.channel.say(found=[0, 1, 2])
+
+
+def test_a_worker_that_offers_what_was_not_asked_for() -> None:
+    said = failed(Hoarder, split())
+    assert said == "reporting: worker gpu has tensors that it was not asked for"
+
+
 # --- a home that does harm ------------------------------------------------------------------------
 
 
