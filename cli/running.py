@@ -152,7 +152,7 @@ def verify(
     ):
         raise VerifyError(f"{graph.meta.model} is traced as another program than it is run as")
     setting = setting_of(graph, machines, residency, max_calls, time_limit)
-    folder = out or default_folder(graph.meta)
+    folder = out or default_folder(graph)
     with uninterrupted():
         trace_id = write_trace(graph, folder)
         write_reach(folder, trace_id, reach)
@@ -299,7 +299,7 @@ def _write(
     from tracer.serde import trace_metadata
 
     return write_measured(
-        graph.meta, found.calls, [call.label for call in one.traffic.calls],
+        graph.meta, found.calls, [call.label for call in one.traffic.calls], one.identity,
         {**trace_metadata(graph.meta, trace_id), "policy": one.policy,
          "run_seconds": repr(found.seconds), "home_seconds": repr(found.home_seconds)},
         {"message": MESSAGE_BYTES, "tensor": TENSOR_BYTES}, folder,

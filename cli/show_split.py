@@ -278,9 +278,8 @@ def partition_dict(
     """``partition --json``, and an entry of ``compare --json``."""
     relief = bottleneck.relief if bottleneck else None
     return {
-        "folder": str(folder), "model": partition.graph.meta.model,
-        "phase": partition.graph.meta.phase, **partition.graph.meta.variables,
-        "wire": partition.wire, **summary_row(partition), **_run_dict(partition.run),
+        "folder": str(folder), **partition.graph.meta.variables, **partition.identity,
+        **summary_row(partition), **_run_dict(partition.run),
         "objective_gap": partition.solution and partition.solution.gap,
         "topological_cut": None if beside is None else {
             "objective_value": beside.objective_value, "after": list(beside.after),

@@ -96,7 +96,7 @@ def trace(
     graph = annotate(traced)
     if strict:
         refuse_unsupported(graph)
-    folder = out or default_folder(graph.meta)
+    folder = out or default_folder(graph)
     notes = list(warnings)
     with uninterrupted():
         trace_id = write_trace(graph, folder)

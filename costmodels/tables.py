@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from costmodels.roofline import DeviceTime
 from tracer.graph import OpGraph
-from tracer.serde import make_tables, trace_metadata, write_tables
+from tracer.serde import make_tables, run_of, trace_metadata, write_tables
 
 COSTS = pa.schema([
     pa.field("op_id", pa.int32(), nullable=False),
@@ -20,7 +20,7 @@ COSTS = pa.schema([
 ])  # fmt: skip
 
 
-def cost_table(graph: OpGraph, times: Sequence[DeviceTime]) -> pa.Table:
+def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa.Table:
     """What ops take on devices: a row for each op and device."""
     rows = [
         (
@@ -30,7 +30,7 @@ def cost_table(graph: OpGraph, times: Sequence[DeviceTime]) -> pa.Table:
         for time in times
         for op, at in enumerate(time.ops)
     ]  # fmt: skip
-    return make_tables(graph.meta, {"costs": (COSTS, rows)})["costs"]
+    return make_tables(graph.meta, {"costs": (COSTS, rows)}, run_of(graph, trace_id))["costs"]
 
 
 def write_costs(
@@ -38,7 +38,7 @@ def write_costs(
 ) -> Path:  # fmt: skip
     """Write ``costs.parquet`` into ``folder``; where it is. Raises TableError where it cannot."""
     write_tables(
-        folder, {"costs": cost_table(graph, times)}, trace_metadata(graph.meta, trace_id),
+        folder, {"costs": cost_table(graph, trace_id, times)}, trace_metadata(graph.meta, trace_id),
         advice="Make the place writable, or free some space.",
     )  # fmt: skip
     return folder / "costs.parquet"

@@ -109,6 +109,7 @@ def partition_of(
         chips_of(graph, placed.placement, setting.times, machines.options),
         covered(graph, secret_tensors(graph, policy)),
         tuple(exposure(graph, placed.placement, traffic, setting.untrusted)) if exposed else (),
+        {name: device.name for name, device in machines.described.items()}, setting.devices,
     )  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from tracer.files import DamagedError, check_file
 def run_sql(sql: str, folder: Path, *, safe: bool = False) -> tuple[list[str], list[Sequence[Any]]]:
     """Column names, each another, and rows of a query over all tables below ``folder``.
 
-    The tables of several runs come as one view, with the parts of their path (model, seq, policy,
-    wire ...) as columns. A ``safe`` query reads and writes no file and loads nothing: the tables
+    The tables of several runs come as one view; their run (model, variant, seq, policy, machine
+    ...) is in columns. A ``safe`` query reads and writes no file and loads nothing: the tables
     are copied into memory before. Raises InputError for SQL that DuckDB refuses, CutedgeError where
     there are no tables or a file is not as it was written.
     """
@@ -37,7 +37,7 @@ def run_sql(sql: str, folder: Path, *, safe: bool = False) -> tuple[list[str], l
         for name, paths in files.items():
             if paths:
                 kind = "TABLE" if safe else "VIEW"
-                connection.execute(f"CREATE {kind} {name} AS SELECT * FROM {_scan(paths)}")
+                connection.execute(f"CREATE {kind} {name} AS SELECT * FROM {_scan(name, paths)}")
         if safe:
             connection.execute("SET enable_external_access = false; SET lock_configuration = true")
         result = connection.execute(sql)
@@ -78,10 +78,14 @@ def _connected(where: str, tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBP
         raise CutedgeError(f"DuckDB cannot read {where}: {error}") from error
 
 
-def _scan(paths: Iterable[Path]) -> str:
-    """The SQL that reads files as one table; DuckDB takes a name for a pattern."""
+def _scan(table: str, paths: Iterable[Path]) -> str:
+    """The SQL that reads files as one table; DuckDB takes a name for a pattern.
+
+    A row says itself what run it is of, wherever its file is. Of a sweep its path says it.
+    """
+    hive = str(table == "sweep").lower()
     names = ", ".join("'" + escape(str(path)).replace("'", "''") + "'" for path in paths)
-    return f"read_parquet([{names}], hive_partitioning = true, union_by_name = true)"
+    return f"read_parquet([{names}], hive_partitioning = {hive}, union_by_name = true)"
 
 
 def _check(path: Path, maker: str) -> None:

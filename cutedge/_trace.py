@@ -238,7 +238,9 @@ class Trace:
         from costmodels.tables import cost_table
 
         chosen = [load_device(name) for name in devices or ("rtx-4090",)]
-        return cost_table(self.graph, [time_graph(self.graph, device) for device in chosen])
+        return cost_table(
+            self.graph, self.id, [time_graph(self.graph, device) for device in chosen]
+        )
 
     def query(self, sql: str) -> "pa.Table":
         """What DuckDB answers over ``ops``, ``tensors`` and ``edges``.

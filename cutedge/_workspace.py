@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
+from partition.tables import PARTITIONS, in_a_path
 from tracer.errors import CutedgeError, InputError
 from tracer.files import DamagedError, check_bytes, write_files
-from tracer.graph import TraceMeta
+from tracer.graph import OpGraph
+from tracer.summary import variant_of
 
 OUT = Path("cutedge-out")
 """The default place of all results, in the current directory."""
@@ -23,13 +25,14 @@ MAKERS = {
 """Every table that may be there, and the command that makes it."""
 
 
-def default_folder(meta: TraceMeta) -> Path:
+def default_folder(graph: OpGraph) -> Path:
     """A trace's place under ``OUT``, in the hive style that DuckDB reads as columns."""
-    name = quote(meta.model, safe="+@,() ")
-    return (
-        OUT / f"model={name}" / f"phase={meta.phase}" / f"batch={meta.batch}"
-        / f"past={meta.past}" / f"seq={meta.seq}"
-    )  # fmt: skip
+    meta = graph.meta
+    levels = {
+        "model": meta.model, "variant": variant_of(graph), "phase": meta.phase,
+        "batch": meta.batch, "past": meta.past, "seq": meta.seq,
+    }  # fmt: skip
+    return OUT.joinpath(*(f"{name}={in_a_path(str(value))}" for name, value in levels.items()))
 
 
 def remember(folder: Path) -> None:
@@ -70,13 +73,11 @@ def find_partition(folder: Path, policy: str | None) -> tuple[Path, Path | None]
     those that there are.
     """
     if (folder / "summary.parquet").exists():
-        trace, found = Path(os.path.normpath(folder / "../../..")), [folder]
+        trace, found = Path(os.path.normpath(folder / "../../../..")), [folder]
     else:
         trace = folder
-        found = sorted(
-            path.parent for path in folder.glob("policy=*/wire=*/residency=*/summary.parquet")
-        )
-    names = {path: unquote(path.absolute().parts[-3].removeprefix("policy=")) for path in found}
+        found = sorted(path.parent for path in folder.glob(f"{PARTITIONS}/summary.parquet"))
+    names = {path: unquote(path.absolute().parts[-4].removeprefix("policy=")) for path in found}
     if policy is not None and policy not in names.values():
         made = ", ".join(dict.fromkeys(names.values())) or "none"
         raise InputError(

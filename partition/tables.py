@@ -22,7 +22,7 @@ from partition.seen import what_is
 from partition.solve import Proof
 from tracer.files import remove_files
 from tracer.graph import FLOATING, OpGraph
-from tracer.serde import make_tables, trace_metadata, write_tables
+from tracer.serde import make_tables, run_of, trace_metadata, write_tables
 
 PLACEMENT = pa.schema([
     pa.field("op_id", pa.int32(), nullable=False),
@@ -141,6 +141,10 @@ class Partition:
     """The tensors that have a value of what the policy keeps secret."""
     exposed: tuple[Exposure, ...] = ()
     """What each accelerator sees that is not trusted."""
+    described: Mapping[str, str] = field(default_factory=dict)
+    """Device -> what it is, where that has another name."""
+    devices: tuple[str, ...] = ()
+    """Home and all accelerators that ops could have been placed on."""
 
     @property
     def run(self) -> Run | None:
@@ -184,10 +188,31 @@ class Partition:
         return "native" if crossing else self.wire_dtype or self.graph.meta.dtype
 
     @property
+    def machine(self) -> str:
+        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``, and options of arrays."""
+        placement = self.placement
+        used = self.devices or (placement.home, *placement.accelerators)
+        devices = [
+            name if self.described.get(name, name) == name else f"{name}={self.described[name]}"
+            for name in used
+        ]
+        options = f", {self.options.text}" if self.options.text else ""
+        return f"{'+'.join(devices)}@{self.links.name}{options}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The run that its tables are of: the values of ``serde.RUN``."""
+        return run_of(
+            self.graph, self.trace_id, policy=self.policy, wire=self.wire,
+            residency=self.residency, machine=self.machine,
+        )  # fmt: skip
+
+    @property
     def folder(self) -> Path:
         """Where the tables go, inside the trace's directory."""
-        policy = quote(self.policy, safe="+@,() ")  # as DuckDB reads it: a name may hold a "="
-        return Path(f"policy={policy}/wire={self.wire}/residency={self.residency}")
+        run = self.identity
+        names = ("policy", "wire", "residency", "machine")
+        return Path(*(f"{name}={in_a_path(run[name])}" for name in names))
 
 
 def partition_tables(partition: Partition) -> dict[str, pa.Table]:
@@ -220,7 +245,7 @@ def partition_tables(partition: Partition) -> dict[str, pa.Table]:
         "summary": (SUMMARY, [tuple(
             _items(value) for value in summary_row(partition).values()
         )]),
-    })  # fmt: skip
+    }, partition.identity)  # fmt: skip
 
 
 def write_partition(partition: Partition, trace: Path) -> Path:
@@ -288,6 +313,15 @@ def summary_row(partition: Partition) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def in_a_path(text: str) -> str:
+    """A value as it stands in a folder's name, where DuckDB reads it: it may hold a "="."""
+    return quote(text, safe="+@,() ")
+
+
+PARTITIONS = "policy=*/wire=*/residency=*/machine=*"
+"""Where the partitions of a trace lie in its directory."""
+
+
 def share(part: int, whole: int) -> float:
     """A part of a whole, 0 of nothing."""
     return part / whole if whole else 0.0
@@ -302,15 +336,16 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
     if not _is_of(trace / "costs.parquet", trace_id):
         remove_files(trace, "costs.parquet")
         removed.add("costs")
-    for summary in trace.glob("policy=*/wire=*/residency=*/summary.parquet"):
+    for summary in trace.glob(f"{PARTITIONS}/summary.parquet"):
         if _is_of(summary, trace_id):
             continue
         folder = summary.parent
-        removed.add(unquote(folder.parent.parent.name.removeprefix("policy=")))
+        levels = (folder, *folder.parents[:3])
+        removed.add(unquote(levels[-1].name.removeprefix("policy=")))
         with suppress(OSError):  # what is not ours stays
             tables = ("placement", "transfers", "calls", "summary", "measured_calls")
             remove_files(folder, *(f"{table}.parquet" for table in tables))
-            for level in (folder, folder.parent, folder.parent.parent):
+            for level in levels:
                 level.rmdir()
     return sorted(removed)
 

@@ -36,8 +36,9 @@ from tracer.graph import (
 )
 from tracer.interrupts import uninterrupted
 from tracer.reach import Reach
+from tracer.summary import variant_of
 
-SCHEMA_VERSION = "4"
+SCHEMA_VERSION = "5"
 """Version of all tables; a reader refuses any other."""
 
 OPS = pa.schema([
@@ -105,25 +106,61 @@ class TableError(CutedgeError):
 Rows = Sequence[Sequence[Any]]
 """Rows in the column order of their schema."""
 
+RUN = pa.schema([
+    pa.field("model", pa.string(), nullable=False),
+    pa.field("variant", pa.string(), nullable=False),
+    pa.field("phase", pa.string(), nullable=False),
+    pa.field("batch", pa.int32(), nullable=False),
+    pa.field("past", pa.int32(), nullable=False),
+    pa.field("seq", pa.int32(), nullable=False),
+    pa.field("policy", pa.string(), nullable=False),
+    pa.field("wire", pa.string(), nullable=False),
+    pa.field("residency", pa.string(), nullable=False),
+    pa.field("machine", pa.string(), nullable=False),
+    pa.field("trace_id", pa.string(), nullable=False),
+])  # fmt: skip
+"""The run that a row is of, in every row: any mix of files reads as one data set. Those of a trace
+alone have no ``policy``, ``wire``, ``residency`` and ``machine``."""
 
-def make_tables(meta: TraceMeta, rows: Mapping[str, tuple[pa.Schema, Rows]]) -> dict[str, pa.Table]:
-    """Arrow tables, by name. Raises InputError when the sizes asked for do not fit a column."""
-    return {name: _table(meta, name, schema, data) for name, (schema, data) in rows.items()}
+
+def run_of(graph: OpGraph, trace_id: str, **partition: str) -> dict[str, Any]:
+    """The values of ``RUN`` for a trace, or for a partition of it."""
+    meta = graph.meta
+    return {
+        "model": meta.model, "variant": variant_of(graph), "phase": meta.phase,
+        "batch": meta.batch, "past": meta.past, "seq": meta.seq, **partition, "trace_id": trace_id,
+    }  # fmt: skip
 
 
-def _table(meta: TraceMeta, name: str, schema: pa.Schema, rows: Rows) -> pa.Table:
+def make_tables(
+    meta: TraceMeta, rows: Mapping[str, tuple[pa.Schema, Rows]], run: Mapping[str, Any]
+) -> dict[str, pa.Table]:
+    """Arrow tables, by name, each with the columns of its ``run`` behind its own.
+
+    Raises InputError when the sizes asked for do not fit a column.
+    """
+    return {name: _table(meta, name, schema, data, run) for name, (schema, data) in rows.items()}
+
+
+def _table(
+    meta: TraceMeta, name: str, schema: pa.Schema, rows: Rows, run: Mapping[str, Any]
+) -> pa.Table:
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    marks = [mark for mark in RUN if mark.name in run and mark.name not in schema.names]
+    columns += [(run[mark.name],) * len(rows) for mark in marks]
+    whole = pa.schema([*schema, *marks])
     arrays = []
-    for column, values in zip(schema, columns, strict=True):
+    for column, values in zip(whole, columns, strict=True):
         try:
             arrays.append(pa.array(values, type=column.type))
-        except OverflowError as error:  # more bytes or FLOPs than 64 bits count
+        except (OverflowError, pa.ArrowInvalid) as error:  # more than the bits of a column count
             sizes = ", ".join(f"{size} {value}" for size, value in meta.variables.items())
+            bits = 31 if column.type == pa.int32() else 63
             raise InputError(
                 f"{meta.model} at {sizes} is too large: {column.name} in {name} would be beyond "
-                "2**63 - 1. Take smaller sizes."
+                f"2**{bits} - 1. Take smaller sizes."
             ) from error
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.Table.from_arrays(arrays, schema=whole)
 
 
 def write_tables(
@@ -202,9 +239,10 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, di
             f"{path} has schema version {found or 'none'}, this cutedge reads {SCHEMA_VERSION}. "
             "Trace the model again."
         )
-    if not table.schema.equals(schema):
+    own = [name for name in table.schema.names if name in schema.names or name not in RUN.names]
+    if not table.select(own).schema.equals(schema):
         raise TableError(f"{path} does not have the columns of a {name} table. Run trace again.")
-    return table, metadata
+    return table.select(own), metadata
 
 
 # --- the trace ------------------------------------------------------------------------------------
@@ -255,8 +293,12 @@ def trace_tables(graph: OpGraph) -> tuple[dict[str, pa.Table], str]:
     Raises InputError when its sizes are beyond what a table holds.
     """
     rows = _rows(graph)
-    tables = make_tables(graph.meta, {name: (TRACE_TABLES[name], rows[name]) for name in rows})
-    return tables, _hash(graph.meta, rows)
+    trace_id = _hash(graph.meta, rows)
+    tables = make_tables(
+        graph.meta, {name: (TRACE_TABLES[name], rows[name]) for name in rows},
+        run_of(graph, trace_id),
+    )  # fmt: skip
+    return tables, trace_id
 
 
 def write_trace(graph: OpGraph, folder: Path) -> str:

@@ -247,3 +247,25 @@ def headline(meta: TraceMeta) -> str:
         f"{meta.model}{what}: {meta.phase} of {read}{past}{source}, {meta.dtype}, "
         f"{meta.attn} attention{logits if meta.seq and meta.phase != 'encoder' else ''}"
     )
+
+
+def variant_of(graph: OpGraph) -> str:
+    """In what a trace is not the model as published, in a short name; ``default`` where in nothing.
+
+    That is its dtype, attention, logits, fields of the config, encoded tokens and a filled cache.
+    """
+    meta = graph.meta
+    (read, _), (kept, _) = cached_state(graph)
+    parts = [
+        *([meta.dtype] if meta.dtype != "float32" else []),
+        *([meta.attn] if meta.attn == "sdpa" else []),
+        *(["all-logits"] if meta.logits == "all" and _has_logits(graph) else []),
+        *(["cache"] if kept and not read else []),
+        *([f"source={meta.source}"] if meta.source else []),
+        *(f"{key}={value}" for key, value in meta.overrides),
+    ]
+    return ", ".join(parts) or "default"
+
+
+def _has_logits(graph: OpGraph) -> bool:
+    return any(tensor.label == "logits" for tensor in graph.tensors)

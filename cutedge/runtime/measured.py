@@ -66,15 +66,16 @@ _FRAMING = {part: f"{part}_framing_bytes" for part in ("message", "tensor")}
 
 
 def write_measured(
-    meta: TraceMeta, calls: Sequence[MeasuredCall], labels: Sequence[str],
+    meta: TraceMeta, calls: Sequence[MeasuredCall], labels: Sequence[str], run: Mapping[str, Any],
     metadata: Mapping[str, str], framing: Mapping[str, int], folder: Path,
 ) -> Path:  # fmt: skip
     """Write ``measured_calls.parquet`` into a partition's directory; where it is.
 
-    ``framing`` has the bytes of a ``message`` and of a ``tensor`` in it.
+    ``run`` is the partition's ``identity``; ``framing`` has the bytes of a ``message`` and of a
+    ``tensor`` in it.
     """
     rows = [(*astuple(call), label) for call, label in zip(calls, labels, strict=True)]
-    tables = make_tables(meta, {"measured_calls": (MEASURED_CALLS, rows)})
+    tables = make_tables(meta, {"measured_calls": (MEASURED_CALLS, rows)}, run)
     noted = {key: str(framing[part]) for part, key in _FRAMING.items()}
     write_tables(
         folder, tables, {**metadata, **noted},
