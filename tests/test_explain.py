@@ -420,6 +420,7 @@ def test_the_bottlenecks_of_llama(traced, policy, residency):
         assert found.relief.saved_bytes == before.totals.payload_bytes - after.totals.payload_bytes
 
 
+@pytest.mark.slow
 def test_fuse_is_named_where_flash_is_the_same(traced):
     """gpt2's heads have K and V each: the two policies are one placement."""
     graph = traced("gpt2", seq=1024)

@@ -75,7 +75,7 @@ def products(graph: OpGraph) -> list[int | None]:
 
 @pytest.mark.parametrize("logits", ["last", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", swept(CAUSAL))
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_causal_models_equal_torch(traced, name, logits):
     graph = traced(name, batch=BATCH, seq=SEQ, logits=logits)
     assert products(graph) == counted_by_torch(name, logits)
@@ -100,7 +100,7 @@ def test_llama_in_closed_form(traced):
 
 
 @pytest.mark.parametrize("name", swept(preset_names()))
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_no_op_of_a_preset_is_unsupported(traced, name):
     graph = traced(name, batch=BATCH, seq=SEQ)
     totals = total_flops(graph)
@@ -116,7 +116,7 @@ def test_no_op_of_a_preset_is_unsupported(traced, name):
 
 
 @pytest.mark.parametrize("name", swept(CAUSAL))
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_no_op_of_a_decode_is_unsupported(traced, name):
     graph = traced(name, phase="decode", past=SEQ, overrides=few_layers(name))
     assert total_flops(graph).unsupported == {}
@@ -196,6 +196,7 @@ def test_sdpa_counts_what_eager_counts(traced):
         ("distilbert", 66_985_530),
     ],
 )
+@pytest.mark.few(2)
 def test_parameters(traced, name, total):
     graph = traced(name, batch=BATCH, seq=SEQ)
     assert graph.meta.parameters == total

@@ -56,7 +56,7 @@ def real_model(kind: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("phase", ["encoder", "prefill", "decode"])
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_products_of_each_phase_equal_torch(kind, phase):
     """The real model on the CPU, its encoder alone, then its decoder over given encoded tokens."""
     batch, seq, past, source = 2, 1 if phase == "decode" else 6, 5, 9
@@ -110,6 +110,7 @@ def test_state_of_a_decoder_is_that_of_a_real_run(kind):
     assert after == {("batch", "4", "past + 1", "8"), ("batch", "4", "source", "8")}
 
 
+@pytest.mark.slow
 def test_formulas_of_a_decoder_are_those_of_other_sizes():
     graph = traced("bart", phase="prefill", batch=2, seq=6, source=9)
     other = {"batch": 3, "seq": 11, "source": 4, "past": 0}
@@ -125,6 +126,7 @@ def test_formulas_of_a_decoder_are_those_of_other_sizes():
     assert [tuple(parse(e).evaluate(other) for e in t.shape_expr) for t in graph.tensors] == wanted
 
 
+@pytest.mark.slow
 def test_a_prefill_over_encoded_tokens_fills_both_caches():
     graph = traced("t5", phase="prefill", seq=6, source=9, cache=True)
     shapes = [t.shape_expr for t in state(graph, Kind.OUTPUT)]

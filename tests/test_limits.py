@@ -205,6 +205,7 @@ def test_llama_off_its_rows(traced):
     assert total_flops(graph).products == at_past
 
 
+@pytest.mark.slow
 def test_experts_are_found(traced):
     graph = traced("mixtral-8x7b", phase="decode", past=16, overrides={"num_hidden_layers": 2})
     model = describe(graph)
@@ -231,7 +232,7 @@ WINDOWS = {
 
 
 @pytest.mark.parametrize("name", WINDOWS)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_windows_of_traced_models(name, tmp_path, monkeypatch):
     """2 x 2 x 16 cached values a token and layer; QK^T and scores*V: 2 x 2 x 64 FLOPs a key."""
     monkeypatch.chdir(tmp_path)
@@ -308,12 +309,13 @@ def test_parts_of_a_llama(traced):
         ("deepseek-v3", {"num_hidden_layers": 4}, None, None),  # keys come from a latent
     ],
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_heads(traced, model, options, attention, heads):
     found = break_down(traced(model, seq=16, overrides=options))
     assert (found.attention, found.heads) == (attention, heads)
 
 
+@pytest.mark.slow
 def test_biases_stand_apart(traced):
     parts = break_down(traced("qwen2.5-3b", seq=16, overrides={"num_hidden_layers": 2})).parts
     assert parts["attention"].weights == 2 * (2 * 2048 * 2048 + 2 * 2048 * 256)
@@ -323,7 +325,7 @@ def test_biases_stand_apart(traced):
 @pytest.mark.parametrize(
     "model", ["bert-base", "gpt2", "mobilebert", "gpt-oss-20b", "gemma-2-2b", "deepseek-v3"]
 )
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_all_parameters_are_somewhere(traced, model):
     graph = traced(model, seq=16, overrides={"num_hidden_layers": 4})
     found = break_down(graph)

@@ -81,7 +81,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "seq", "past"), CASES)
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_pairs_are_those_that_the_real_model_gives_a_probability(name, seq, past):
     graph = traced(name, seq, past)
     attention = [op for op in graph.ops if op.kind is Kind.MATMUL]
