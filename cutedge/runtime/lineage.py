@@ -83,7 +83,7 @@ def _carried(graph: OpGraph, steps: _Steps, marked: Collection[int]) -> set[int]
         ):  # fmt: skip
             sources.add(tensor)
             ways.add(op)
-    sources -= whole
+    sources = _with_tied(graph, sources) - whole
     others = {
         result for tensor, result, op in steps
         if tensor in sources - secret and result not in sources
@@ -95,12 +95,18 @@ def _carried(graph: OpGraph, steps: _Steps, marked: Collection[int]) -> set[int]
 def _ahead(graph: OpGraph, steps: _Steps, starts: Collection[int]) -> set[int]:
     """``starts``, and what steps lead to from there; new cached state is the next run's."""
     found, before = {*starts}, 0
-    tied = [(t.id, t.alias_of) for t in graph.tensors if t.op is None and t.alias_of is not None]
     while len(found) > before:
         before = len(found)
-        found |= {other for pair in tied if {*pair} & found for other in pair}
+        found = _with_tied(graph, found)
         for tensor, result, _ in steps:
             if tensor in found:
                 found.add(result)
         found |= {old.id for old, new in renewals(graph) if new.id in found}
     return found
+
+
+def _with_tied(graph: OpGraph, tensors: Collection[int]) -> set[int]:
+    """Tensors, and what shares a parameter's memory with one of them."""
+    stored = {t.id: graph.storage(t).id for t in graph.tensors if t.op is None}
+    owners = {stored[t] for t in tensors if t in stored}
+    return {*tensors} | {t for t, owner in stored.items() if owner in owners}
