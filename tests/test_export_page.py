@@ -52,7 +52,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_model_explorer_shows_the_graph_with_its_overlays(served: str) -> None:
     from tracer.serde import read_trace
 
-    (folder,) = Path("cutedge-out").glob("model=*/phase=*/batch=*/past=*/seq=*")
+    (folder,) = Path("cutedge-out").glob("model=*/variant=*/phase=*/batch=*/past=*/seq=*")
     graph, _ = read_trace(folder)
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(

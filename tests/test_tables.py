@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
@@ -32,6 +33,15 @@ TEXT, FLOAT, BOOL = pa.string(), pa.float64(), pa.bool_()
 
 Column = tuple[str, pa.DataType, str]
 """Name, Arrow type, and ``null`` where a row may have none."""
+
+OF_A_TRACE: list[Column] = [
+    ("model", TEXT, ""), ("variant", TEXT, ""), ("phase", TEXT, ""), ("batch", I32, ""),
+    ("past", I32, ""), ("seq", I32, ""), ("trace_id", TEXT, ""),
+]  # fmt: skip
+OF_A_PARTITION: list[Column] = [
+    ("policy", TEXT, ""), ("wire", TEXT, ""), ("residency", TEXT, ""), ("machine", TEXT, ""),
+]  # fmt: skip
+"""What run a row is of, in every row."""
 
 COLUMNS: dict[str, list[Column]] = {
     "ops": [
@@ -114,16 +124,19 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int64": 8, "bool": 1}
 # --- what the tests read --------------------------------------------------------------------------
 
 EDGE_10M = ("trace", "edge-10m", "--seq", "8")
-PLACE = "cutedge-out/model=edge-10m/phase=prefill/batch=1/past=0/seq=8"
+PLACE = "cutedge-out/model=edge-10m/variant=default/phase=prefill/batch=1/past=0/seq=8"
+MACHINE = "machine=tee+gpu@zmq-ipc"
 VARIANTS = {
-    "policy=offload-linear/wire=float32/residency=run": ("--policy", "offload-linear"),
-    "policy=fuse-attention/wire=bfloat16/residency=run": (
+    "policy=offload-linear/wire=float32/residency=run/machine=tee+gpu@zmq-ipc": (
+        "--policy", "offload-linear",
+    ),
+    "policy=fuse-attention/wire=bfloat16/residency=run/machine=tee+gpu@zmq-ipc": (
         "--policy", "fuse-attention", "--wire-dtype", "bfloat16",
     ),
-    "policy=offload-linear/wire=float32/residency=call": (
+    "policy=offload-linear/wire=float32/residency=call/machine=tee+gpu@zmq-ipc": (
         "--policy", "offload-linear", "--residency", "call",
     ),
-    "policy=all-home/wire=float32/residency=run": ("--policy", "all-home"),
+    "policy=all-home/wire=float32/residency=run/machine=tee+gpu@zmq-ipc": ("--policy", "all-home"),
 }  # fmt: skip
 
 
@@ -218,7 +231,50 @@ def test_columns_in_order_with_their_types(trace, table):
     for path in found:
         schema = pq.read_schema(path)
         columns = [(f.name, f.type, "null" if f.nullable else "") for f in schema]
-        assert columns == COLUMNS[table]
+        own = [name for name, *_ in COLUMNS[table]]
+        run = OF_A_TRACE if table in TRACE else [*OF_A_TRACE, *OF_A_PARTITION]
+        assert columns[: len(own)] == COLUMNS[table]
+        assert sorted(columns[len(own) :]) == sorted(c for c in run if c[0] not in own)
+
+
+def test_runs_that_differ_in_anything_lie_apart_and_say_in_each_row_what_they_are(copy):
+    """Another dtype, field, machine: no result replaces another, and one glob reads them all."""
+    on = ("--home", "tee-tdx", "--accel", "a=rtx-4090", "--link", "pcie4-x16")
+    command("partition", *on, cwd=copy)
+    command("partition", "--home", "tee-tdx", "--accel", "a=h100-sxm", "--link", "pcie4-x16",
+            cwd=copy)  # fmt: skip
+    command(*EDGE_10M, "--set", "num_hidden_layers=2", cwd=copy)
+    command(*EDGE_10M, "--dtype", "bfloat16", "--out", "cutedge-out/half", cwd=copy)
+    command("partition", "cutedge-out/half", "--residency", "call", cwd=copy)
+    with chdir(copy):
+        everything = "read_parquet('cutedge-out/**/{}.parquet', union_by_name = true)"
+        runs = duckdb.sql(
+            f"SELECT DISTINCT variant, policy, wire, residency, machine FROM "
+            f"{everything.format('summary')} ORDER BY ALL"
+        ).fetchall()
+        variants = duckdb.sql(
+            f"SELECT DISTINCT model, variant, batch, seq, past FROM {everything.format('ops')} "
+            "ORDER BY ALL"
+        ).fetchall()
+        said = invoke("query", "--all", "SELECT count(DISTINCT machine) AS n FROM transfers")
+        together = pads.dataset(
+            [str(path) for path in Path("cutedge-out").rglob("calls.parquet")]
+        ).to_table()
+    assert variants == [
+        ("edge-10m", name, 1, 8, 0) for name in ("bfloat16", "default", "num_hidden_layers=2")
+    ]
+    plain = "tee+gpu@zmq-ipc"
+    assert runs == [
+        ("bfloat16", "offload-linear", "bfloat16", "call", plain),
+        ("default", "all-home", "float32", "run", plain),
+        ("default", "fuse-attention", "bfloat16", "run", plain),
+        ("default", "offload-linear", "float32", "call", plain),
+        ("default", "offload-linear", "float32", "run", plain),
+        ("default", "offload-linear", "float32", "run", "tee-tdx+a=h100-sxm@pcie4-x16"),
+        ("default", "offload-linear", "float32", "run", "tee-tdx+a=rtx-4090@pcie4-x16"),
+    ]
+    assert said.stdout.split() == ["n", "3"]
+    assert set(together["machine"].to_pylist()) == {machine for *_, machine in runs}
 
 
 def test_tables_are_compressed_with_zstd(trace):
@@ -301,7 +357,7 @@ def test_traces_of_other_models_have_other_ids(traced, tmp_path):
 def test_formulas_are_null_in_a_concrete_trace_alone(traced, tmp_path, options, known):
     graph = traced("edge-10m", seq=8, **options)
     write_partition(partition_of(graph, write_trace(graph, tmp_path)), tmp_path)
-    place = next(tmp_path.glob("policy=*/*/*"))
+    place = next(tmp_path.glob("policy=*/*/*/*"))
     for folder, table, column in (
         (tmp_path, "ops", "flops_expr"),
         (tmp_path, "tensors", "shape_expr"),
@@ -349,7 +405,7 @@ def test_tracing_the_same_again_keeps_partitions_and_other_options_remove_them(c
     assert "removed" not in command(*EDGE_10M, cwd=copy)
     assert files(copy) == before
 
-    said = command(*EDGE_10M, "--dtype", "bfloat16", cwd=copy)
+    said = command(*EDGE_10M, "--dtype", "bfloat16", "--out", PLACE, cwd=copy)
     assert "removed what was made from the trace before" in said
     for policy in ("all-home", "fuse-attention", "offload-linear"):
         assert policy in said
@@ -363,7 +419,7 @@ def test_tracing_the_same_again_keeps_partitions_and_other_options_remove_them(c
 
 def test_what_is_not_cutedges_stays_when_partitions_are_removed(copy):
     trace = copy / PLACE
-    notes = trace / "policy=all-home" / "wire=float32" / "residency=run" / "notes.txt"
+    notes = trace / "policy=all-home" / "wire=float32" / "residency=run" / MACHINE / "notes.txt"
     notes.write_text("mine")
     assert remove_stale(trace, "another trace") == ["all-home", "fuse-attention", "offload-linear"]
     assert set(files(trace)) == {
