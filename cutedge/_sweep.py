@@ -7,16 +7,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
 from cutedge._grids import Grid, Subject
 from cutedge.sweeping import EngineName
+from cutedge.sweeping.points import Program, Work, pack
 from partition.policy import Policy
 from tracer.errors import CutedgeError, InputError
-
-if TYPE_CHECKING:
-    from cutedge.sweeping.points import Program, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +188,6 @@ def _work_out(
     warn: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Make files: trace what they are of, work out their points, write each when it is there."""
-    from cutedge.sweeping.points import pack
     from tracer.files import write_files
     from tracer.interrupts import uninterrupted
 
@@ -237,15 +234,11 @@ def _made(number: int, work: Work, marks: Mapping[str, str]) -> tuple[int, bytes
 
 
 def _work(grid: Grid, file: _File, subject: bytes) -> Work:
-    from cutedge.sweeping.points import Work
-
     return Work(subject, file.policy, grid.wires, grid.residencies, grid.time_limit)
 
 
 def _inside(file: _File, programs: "Sequence[Program]") -> "list[Program]":
     """The programs of a file's sizes, with these alone."""
-    from cutedge.sweeping.points import Program
-
     found = []
     for program in programs:
         inside = (program.numbers >= file.first) & (program.numbers < file.last)
@@ -261,7 +254,6 @@ def _programs(subject: Subject) -> "tuple[list[Program], tuple[str, ...], bool]"
     import numpy as np
 
     from cutedge._grids import all_sizes
-    from cutedge.sweeping.points import Program
     from tracer.reach import reached
 
     first = {name: values[0] for name, values in subject.sizes.items()}
@@ -296,9 +288,7 @@ class Engine:
     scheduler: str | None
     jobs: int | None
 
-    def traced(
-        self, subjects: "Sequence[Subject]"
-    ) -> "list[tuple[list[Program], tuple[str, ...]]]":
+    def traced(self, subjects: "Sequence[Subject]") -> list[tuple[list[Program], tuple[str, ...]]]:
         """The programs of each subject, made on this machine, where configs and cache are."""
         local = replace(self, name="local", scheduler=None)
         tasks = [(number, subject) for number, subject in enumerate(subjects)]

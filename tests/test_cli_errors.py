@@ -1052,7 +1052,7 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
                 "resident_bytes"):  # fmt: skip
         assert figures[key] == summary[key], key
     assert figures["seconds"] == summary["seconds"]
-    assert folder.parts[-2] == f"wire={figures['wire']}"
+    assert folder.parts[-3] == f"wire={figures['wire']}"
 
     (sums,) = ask(
         folder,

@@ -1,8 +1,13 @@
 """Everything that README.md and the guide show is what happens, and the guide builds."""
 
+import doctest
+import re
+
 import pytest
 
 from tests.readme import GUIDE, README, ROOT, blocks
+
+PYTHON = ROOT / "docs" / "guide" / "python.md"
 
 LONG = ("commands", "grids", "tour", "seconds", "cookbook", "sweep")
 """Pages whose commands take long; `make test-all` runs them."""
@@ -13,6 +18,7 @@ LONG = ("commands", "grids", "tour", "seconds", "cookbook", "sweep")
     [
         pytest.param(page, id=page.stem, marks=pytest.mark.slow if page.stem in LONG else ())
         for page in (README, *GUIDE)
+        if page != PYTHON
     ],
 )
 def test_every_command_and_query_prints_what_the_page_shows(tmp_path_factory, page):
@@ -20,6 +26,15 @@ def test_every_command_and_query_prints_what_the_page_shows(tmp_path_factory, pa
     assert shown
     for block, now in shown:
         assert block.group(3) == now, f"{block.group(0)}\n--- prints now ---\n{now}"
+
+
+@pytest.mark.parametrize("page", [README, PYTHON], ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page):
+    text = page.read_text(encoding="utf-8")
+    examples = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(examples, {}, page.name, str(page), 0)
+    assert len(test.examples) >= 4
+    assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def test_the_readme_is_a_page():

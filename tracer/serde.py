@@ -122,6 +122,10 @@ RUN = pa.schema([
 """The run that a row is of, in every row: any mix of files reads as one data set. Those of a trace
 alone have no ``policy``, ``wire``, ``residency`` and ``machine``."""
 
+OF_A_TRACE = pa.schema([
+    mark for mark in RUN if mark.name not in ("policy", "wire", "residency", "machine")
+])  # fmt: skip
+
 
 def run_of(graph: OpGraph, trace_id: str, **partition: str) -> dict[str, Any]:
     """The values of ``RUN`` for a trace, or for a partition of it."""
@@ -239,10 +243,13 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, di
             f"{path} has schema version {found or 'none'}, this cutedge reads {SCHEMA_VERSION}. "
             "Trace the model again."
         )
-    own = [name for name in table.schema.names if name in schema.names or name not in RUN.names]
-    if not table.select(own).schema.equals(schema):
+    wholes = [
+        pa.schema([*schema, *(mark for mark in marks if mark.name not in schema.names)])
+        for marks in (OF_A_TRACE, RUN)
+    ]
+    if not any(table.schema.equals(whole) for whole in wholes):
         raise TableError(f"{path} does not have the columns of a {name} table. Run trace again.")
-    return table.select(own), metadata
+    return table.select(schema.names), metadata
 
 
 # --- the trace ------------------------------------------------------------------------------------
