@@ -45,7 +45,8 @@ def memory_need(graph: OpGraph) -> MemoryNeed:
     - and every module that it was handed to has returned.
 
     Beside those, an op may need as much workspace as a copy of each activation that it reads, in
-    the wider of the dtypes that it reads and makes (a softmax of bfloat16 in float32), and while
+    the wider of the dtypes that it reads and makes (a softmax of bfloat16 in float32), and a
+    convolution in half precision the windows that it multiplies, laid out as one operand; while
     cached state is renewed by a copy the old and the new of it lie there. What is cut off a sliding
     window stays until the window is made anew, since PyTorch keeps a view of the whole; for what
     the ops need it lies there until it is read. What a block hands back and nobody reads is not
@@ -116,11 +117,15 @@ def memory_need(graph: OpGraph) -> MemoryNeed:
 def _workspace(graph: OpGraph, op: int) -> int:
     made = graph.outputs(op)
     width = max((ITEM_BYTES[t.dtype] for t in made), default=0)
-    return sum(
+    copies = sum(
         t.numel * max(width, ITEM_BYTES[t.dtype])
         for t in dict.fromkeys(graph.inputs(op))
         if graph.crosses(t)
     )
+    gemm = graph.ops[op].cost.gemm
+    if gemm is not None and width < 4 and graph.ops[op].target.startswith("aten.conv"):
+        copies += gemm.batch * gemm.m * gemm.k * width  # its windows, laid out as one operand
+    return copies
 
 
 def _blocks(graph: OpGraph, op: int | None) -> list[str]:
