@@ -275,7 +275,7 @@ def test_what_a_name_hides_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for words in (
         ["trace", "m.py:model", "--out", STEERING],
         ["partition", STEERING, "--policy", policy, "--accel", STEERING],
-        ["cutedge", "compare", STEERING, "--policy", policy],
+        ["cutedge", "compare", STEERING, "--policy", policy, "--accel", STEERING],
         ["cutedge", "query", "--trace", STEERING, "SELECT name, module_path FROM ops"],
         ["cutedge", "export", "graphml", STEERING, "--policy", STEERING, "--out", "g.graphml"],
         ["cutedge", "export", "dot", STEERING, "--policy", STEERING, "--out", "g.dot"],

@@ -28,7 +28,7 @@ from tests.inprocess import invoke
 from tests.trace_processor import MISSING, asking
 from tracer.files import remove_files, write_files
 from tracer.graph import OpGraph
-from tracer.serde import read_trace
+from tracer.serde import read_trace, run_of
 
 SMALL = (
     "num_hidden_layers=2", "hidden_size=64", "intermediate_size=96", "head_dim=16",
@@ -245,6 +245,7 @@ def measure(case: str) -> None:
     home = sum(call.home_seconds for call in calls) + 0.5
     write_measured(
         split.graph.meta, calls, [call.label for call in split.calls],
+        run_of(split.graph, trace_id, policy="p", wire="w", residency="run", machine="m"),
         {"trace_id": trace_id, "home_seconds": repr(home), "run_seconds": "1.0"},
         {"message": 1, "tensor": 1}, folder,
     )  # fmt: skip

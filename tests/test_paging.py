@@ -101,8 +101,7 @@ def test_all_who_ask_hear_the_same():
         (entry,) = (entry for entry in compared if entry["policy"] == policy)
         assert entry["compute_seconds"]["small"] == home
         shown = asked(
-            "cutedge", "export", "perfetto", "t", "--policy", policy, *MACHINE,
-            "--out", f"{policy}.json",
+            "cutedge", "export", "perfetto", one["folder"], *MACHINE, "--out", f"{policy}.json",
         )  # fmt: skip
         (timeline,) = shown["timelines"]
         assert timeline["seconds"] == pytest.approx(one["run_seconds"])
