@@ -136,12 +136,13 @@ def verdict_of(
 
 
 def placed(model: Model, policy: str, residency: Any, link: Link) -> Placement | None:
-    setting = Setting("tee", ("gpu",), Links(link), residency=residency, time_limit=2.0)
+    setting = Setting("tee", ("gpu",), Links(link), residency=residency, time_limit=60.0)
     if obstacle(load_policy(policy), setting):
         return None
     return place(model.graph, load_policy(policy), setting).placement
 
 
+@pytest.mark.few(4 * len(policy_names()))  # the first model, in both phases
 @pytest.mark.parametrize("residency", ["run", "call"])
 @pytest.mark.parametrize("policy", policy_names())
 @pytest.mark.parametrize(
