@@ -21,8 +21,10 @@ too, and the best of all is the answer, with the bound.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import ceil, floor, fsum, log10
+from time import perf_counter
 
 from costmodels.links import Links
 from costmodels.roofline import DeviceTime
@@ -312,16 +314,35 @@ def _unsaid(problem: Problem, setting: Setting) -> float:
 
 
 def _others(graph: OpGraph, policy: Policy, setting: Setting) -> list[Placement]:
-    """Where other policies place the ops: those without an objective, and those of bytes."""
-    found = []
+    """Where other policies place the ops: those without an objective, and those of bytes.
+
+    Each is what its own search finds: whether that is the best of its kind is not asked here, and
+    all searches together take no longer than one may.
+    """
+    found: list[Placement] = []
+    started = perf_counter()
     for name in policy_names():
         other = load_policy(name)
         if name == policy.name or "seconds" in (other.objective or {}) or obstacle(other, setting):
             continue
-        try:
-            found.append(place(graph, other, setting).placement)
-        except (InputError, InfeasibleError, NotFoundError):
-            continue
+        left = setting
+        if setting.time_limit is not None:
+            seconds = setting.time_limit - (perf_counter() - started)
+            if seconds <= 0:
+                break
+            left = replace(setting, time_limit=seconds)
+        with suppress(InputError, InfeasibleError):
+            check_matches(graph, other)
+            if other.objective is None:
+                fixed = apply_policy(
+                    graph, other, home=setting.home, accelerators=setting.accelerators
+                )
+                check_kept(graph, other, setting, fixed)
+                found.append(fixed)
+                continue
+            best = _best(problems_of(graph, other, left), other, left).placement
+            if best is not None:
+                found.append(best)
     return found
 
 
