@@ -1,7 +1,7 @@
 """The command that shows a traced model and its placements: a page, and pictures of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,9 +10,6 @@ from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpe
 from cli.machines import Accel, Home, LinkNames, Memory
 from cli.splitting import MaxCalls, ResidencyName, Secrets, TimeLimit, WireDtype, caution
 from cutedge._machines import read_machines
-
-if TYPE_CHECKING:
-    pass
 
 
 @command("cutedge report --policy offload-linear --policy min-cut --png")

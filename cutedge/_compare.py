@@ -97,9 +97,7 @@ class Comparison(Sequence[Partition]):
         """
         import pyarrow as pa
 
-        from partition.tables import SUMMARY
-
-        return pa.Table.from_pylist([one.summary for one in self], schema=SUMMARY)
+        return pa.concat_tables([one._tables["summary"] for one in self])
 
     def report(self, page: str | Path) -> Path:
         """Write a page that shows the policies, readable offline; where it is."""
@@ -110,6 +108,9 @@ class Comparison(Sequence[Partition]):
 
     def save(self, folder: str | Path) -> Path:
         """Write the tables of the trace and of all partitions; where the trace is."""
-        for one in self:
-            one.save(folder)
-        return Path(folder)
+        from partition.tables import write_partition
+
+        saved = self.trace.save(folder)
+        for split in self._found.partitions:
+            write_partition(split, saved)
+        return saved

@@ -142,14 +142,10 @@ class Partition:
         >>> p.query("SELECT max(payload_bytes) AS most FROM transfers").to_pylist()
         [{'most': 262144}]
         """
-        import pyarrow as pa
-
         from cutedge._sql import ask
-        from partition.tables import SUMMARY
 
-        summary = pa.Table.from_pylist([self.summary], schema=SUMMARY)
         trace = {"ops": self.trace.ops, "tensors": self.trace.tensors, "edges": self.trace.edges}
-        return ask(sql, {**trace, **self._tables, "summary": summary})
+        return ask(sql, {**trace, **self._tables})
 
     def save(self, folder: str | Path) -> Path:
         """Write the trace's tables and these below it; where these are."""

@@ -81,11 +81,14 @@ class Request:
         return there
 
     def _own(self) -> "Own | None":
+        """The user's own function; None, without a word to torch, for a model by config."""
+        if not self._file and self._module is None:
+            return None
         from tracer.capture import own_function, own_module
 
-        if self._file:
-            return own_function(**self._file)
-        return None if self._module is None else own_module(*self._module, self.name)
+        if self._module is not None:
+            return own_module(*self._module, self.name)
+        return own_function(**self._file)
 
     def traced(
         self, *, full: bool, use_cache: bool
@@ -94,11 +97,9 @@ class Request:
         from tracer import cache
 
         options = {**self._options, "full": full}
-        if self._file or self._module:
+        if own := self._own():
             from tracer.capture import capture_own
 
-            own = self._own()
-            assert own is not None
             made = capture_own(own, **self._sizes, **options)
             return made.graph, made.warnings, made.reach, False
         key = cache.key(self._config, options) if use_cache else None

@@ -15,10 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings as examples
 
-from costmodels.flops import annotate
-from tracer import cache
+import cutedge
 from tracer.graph import OpGraph
-from tracer.presets import preset
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have it from the process that began
     _cache = tempfile.TemporaryDirectory(prefix="cutedge-tests-", ignore_cleanup_errors=True)
@@ -41,16 +39,9 @@ REFERENCE = Path(__file__).parent / "reference"
 
 @lru_cache(64)
 def _traced(name: str, options: tuple[tuple[str, Any], ...]) -> OpGraph:
-    asked = {"model": name, **dict(options)}
-    asked["overrides"] = dict(asked.pop("overrides", ()))
-    sizes = {size: asked.pop(size) for size in ("batch", "seq", "past", "source") if size in asked}
-    key = cache.key(preset(name), asked)
-    if (found := cache.find(key, sizes)) is None:
-        from tracer.capture import capture
-
-        found = capture(preset(name), **asked, **sizes)
-        cache.keep(key, found.graph, found.reach)
-    return annotate(found.graph)
+    settings = dict(options)
+    overrides = dict(settings.pop("overrides", ()))
+    return cutedge.trace(name, overrides=overrides, **settings).graph
 
 
 @pytest.hookimpl(tryfirst=True)  # before what is slow is left out
