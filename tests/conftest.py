@@ -16,7 +16,10 @@ import pytest
 from hypothesis import settings as examples
 
 import cutedge
+from costmodels.flops import annotate
+from tracer.capture import capture
 from tracer.graph import OpGraph
+from tracer.presets import find_config
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have it from the process that began
     _cache = tempfile.TemporaryDirectory(prefix="cutedge-tests-", ignore_cleanup_errors=True)
@@ -40,8 +43,10 @@ REFERENCE = Path(__file__).parent / "reference"
 @lru_cache(64)
 def _traced(name: str, options: tuple[tuple[str, Any], ...]) -> OpGraph:
     settings = dict(options)
-    overrides = dict(settings.pop("overrides", ()))
-    return cutedge.trace(name, overrides=overrides, **settings).graph
+    settings["overrides"] = dict(settings.pop("overrides", ()))
+    if settings.get("symbolic", True):
+        return cutedge.trace(name, **settings).graph
+    return annotate(capture(find_config(name)[1], model=name, **settings).graph)
 
 
 @pytest.hookimpl(tryfirst=True)  # before what is slow is left out
