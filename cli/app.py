@@ -10,7 +10,6 @@ from contextvars import ContextVar
 from functools import wraps
 from inspect import Parameter, signature
 from io import StringIO, TextIOWrapper
-from pathlib import Path
 from time import perf_counter
 from traceback import print_exc
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -18,6 +17,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from cli.options import flattened
 from tracer.errors import CutedgeError
 from tracer.words import visible
 
@@ -115,10 +115,6 @@ def options(
     """What all commands have."""
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-TraceDir = Annotated[
-    Path | None, typer.Argument(help="A trace directory; the last trace when left out.")
-]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -126,7 +122,7 @@ def command(example: str, group: typer.Typer = app) -> Callable[[Command], Comma
     """Register a command, with an example under its help, and the two switches that all have."""
 
     def register(function: Command) -> Command:
-        group.command(epilog=f"Example: [bold]{example}[/bold]")(_switched(function))
+        group.command(epilog=f"Example: [bold]{example}[/bold]")(_switched(flattened(function)))
         return function
 
     return register

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cli.app import Json, command
+from cli.app import command
+from cli.options import Json
 
 
 @command('cutedge query "SELECT label, sum(payload_bytes) FROM transfers GROUP BY ALL"')

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -14,7 +15,7 @@ from cli.printing import (
     wrapped,
 )
 from costmodels.experts import active_parameters, assumptions
-from costmodels.flops import FlopTotals, numbered, total_flops
+from costmodels.flops import numbered, total_flops
 from cutedge._words import known, unknown
 from tracer.captured import Checked
 from tracer.graph import Kind, OpGraph
@@ -28,15 +29,18 @@ from tracer.summary import (
     parameter_bytes,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from cutedge import Trace
+
 
 def _shape(shape: Iterable[object]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
-def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
+def trace_summary(graph: OpGraph, folder: object) -> None:
     """What ``trace`` ends with."""
     out = console()
-    meta = graph.meta
+    meta, flops = graph.meta, total_flops(graph)
     kinds = count_ops(graph)
     views, constants = kinds.pop(Kind.VIEW, 0), kinds.pop(Kind.CONSTANT, 0)
     sorts = [*kinds.items(), (Kind.VIEW, views), (Kind.CONSTANT, constants)]
@@ -97,14 +101,13 @@ def not_run(graph: OpGraph) -> list[str]:
     return [f"{sum(idle.values()):,} of them are not run: {', '.join(some + more)}"]
 
 
-def trace_json(
-    graph: OpGraph, flops: FlopTotals, folder: object, notes: Sequence[str], *, cached: bool
-) -> None:
+def trace_json(traced: "Trace", folder: object) -> None:
     """``trace --json``."""
-    meta = graph.meta
+    graph = traced.graph
+    meta, flops = graph.meta, total_flops(graph)
     before, after = cached_state(graph)
     print_json({
-        "folder": str(folder), "cached": cached,
+        "folder": str(folder), "cached": traced.cached,
         "model": meta.model, "model_class": meta.model_class, "phase": meta.phase,
         **meta.variables, "dtype": meta.dtype, "attn": meta.attn, "logits": meta.logits,
         "symbolic": list(meta.symbolic), "overrides": {k: json.loads(v) for k, v in meta.overrides},
@@ -129,7 +132,7 @@ def trace_json(
             }
             for g in largest_tensors(graph, 6)
         ],
-        "warnings": list(notes),
+        "warnings": list(traced.warnings),
     })  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.app import Json, command, say, warn
+from cli.app import command, say, warn
+from cli.options import Json
 from cutedge.sweeping import EngineName
 from tracer.errors import InputError
 

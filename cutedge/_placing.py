@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from partition.optimise import (
     place,
     prices,
 )
+from partition.placement import Placement
 from partition.policy import (
     Policy,
     apply_policy,
@@ -38,7 +40,7 @@ from partition.problem import InfeasibleError, NotFoundError
 from partition.run import chips_of, times_under
 from partition.secrets import covered, present
 from partition.seen import Derived, derived, known
-from partition.tables import Partition
+from partition.tables import Split
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
@@ -53,8 +55,8 @@ class Compared:
     setting: Setting
     names: Sequence[str]
     """As the user gave the policies."""
-    partitions: Sequence[Partition]
-    baseline: Partition
+    partitions: Sequence[Split]
+    baseline: Split
     comparisons: Sequence[Comparison]
     policies: Sequence[Policy]
     """As they were placed by, secrets of the command line with them."""
@@ -93,7 +95,7 @@ def obstacles(policies: Mapping[str, Policy], setting: Setting) -> dict[str, str
 def partition_of(
     graph: OpGraph, trace_id: str, policy: Policy, setting: Setting, machines: Machines, *,
     exposed: bool = True,
-) -> Partition:  # fmt: skip
+) -> Split:  # fmt: skip
     """A graph placed by a policy, with what the placement moves and, where asked, shows."""
     placed = place(graph, policy, setting)
     traffic = account(
@@ -101,9 +103,10 @@ def partition_of(
         wire_dtype=setting.wire_dtype, residency=setting.residency,
     )  # fmt: skip
     times = times_under(graph, placed.placement, traffic.transfers, setting.times)
-    return Partition(
-        graph, trace_id, policy.name, placed.placement, traffic, setting.links,
-        setting.wire_dtype, setting.residency, compute_seconds(placed.placement, times),
+    return Split(
+        graph, trace_id, policy.name, placed.placement, traffic, setting.links.name,
+        setting.links, setting.wire_dtype, setting.residency,
+        compute_seconds(placed.placement, times),
         placed.solution, " and ".join(policy.objective or ()) or None, placed.unit,
         compute_cycles(placed.placement, setting.times), machines.options,
         chips_of(graph, placed.placement, setting.times, machines.options),
@@ -114,7 +117,7 @@ def partition_of(
 
 
 def explained(
-    graph: OpGraph, policy: Policy, setting: Setting, made: Partition
+    graph: OpGraph, policy: Policy, setting: Setting, made: Split
 ) -> tuple[list[Step], list[Price]]:
     """(the steps from offload-linear, what each rule costs)"""
     start = apply_policy(
@@ -128,7 +131,7 @@ def explained(
 
 
 def bottlenecks(
-    made: Sequence[Partition], setting: Setting, policies: Sequence[Policy]
+    made: Sequence[Split], setting: Setting, policies: Sequence[Policy]
 ) -> list[Bottleneck | None]:
     """Of each partition, with a relief that may be called by the name of a policy of cutedge.
 
@@ -136,12 +139,8 @@ def bottlenecks(
     """
     if not made:
         return []
-    graph, home, accelerators = made[0].graph, setting.home, setting.accelerators
-    placements = {
-        name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)
-        for name in fixed_policy_names()
-    }
-    found = []
+    graph, found = made[0].graph, []
+    placements = _shipped(graph, setting.home, setting.accelerators)
     for one, policy in zip(made, policies, strict=True):
         hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
         able = may_move(graph, setting, hidden)
@@ -159,8 +158,19 @@ def bottlenecks(
     return found
 
 
+@lru_cache(maxsize=2)
+def _shipped(
+    graph: OpGraph, home: str, accelerators: tuple[str, ...]
+) -> Mapping[str, Placement]:  # fmt: skip
+    """A graph's placement by each policy of cutedge that leaves nothing open."""
+    return {
+        name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)
+        for name in fixed_policy_names()
+    }
+
+
 def derived_of(
-    graph: OpGraph, policy: Policy, setting: Setting, made: Partition
+    graph: OpGraph, policy: Policy, setting: Setting, made: Split
 ) -> dict[str, list[Derived]]:
     """By device that is not trusted, what it gets that arithmetic has made of the secrets."""
     secret = covered(graph, secret_tensors(graph, policy))
@@ -181,7 +191,7 @@ def compared_on(
     Not an error where it is for a ``secret`` of the command line that one cannot be. A baseline
     that the user has not ``named`` makes way for the first policy that can be.
     """
-    made: dict[str, Partition] = {}
+    made: dict[str, Split] = {}
     policies = {name: with_secrets(graph, rules, secret) for name, rules in policies.items()}
     impossible = {} if strict else obstacles(policies, setting)
     for name, rules in policies.items():
@@ -225,7 +235,7 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
         ]  # fmt: skip
         if told:
             without[name] = ", ".join(told)
-    rank: dict[str, Callable[[Partition], float]] = {
+    rank: dict[str, Callable[[Split], float]] = {
         "bytes": lambda one: one.traffic.totals.payload_bytes,
         "calls": lambda one: len(one.traffic.calls),
         "seconds": lambda one: inf if one.run_seconds is None else one.run_seconds,

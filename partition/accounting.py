@@ -173,7 +173,7 @@ def account(
     return Traffic(
         calls=_filled(graph, calls, transfers, links),
         transfers=transfers,
-        totals=_totals(transfers, list(used.values()) or [links.common]),
+        totals=totals_of(transfers, list(used.values()) or [links.common]),
         peak_buffer_bytes=peak,
         cut_edges=_cut_edges(graph, placement),
         resident_bytes=resident_bytes(graph, placement),
@@ -401,7 +401,7 @@ def _filled(
         by_call[transfer.call].append(transfer)
     result = []
     for (step, device), (number, ops) in calls.items():
-        totals = _totals(by_call[number], [links.of(device)])
+        totals = totals_of(by_call[number], [links.of(device)])
         result.append(
             Call(
                 number, device, ops, call_label(graph, ops),
@@ -412,7 +412,7 @@ def _filled(
     return tuple(result)
 
 
-def _totals(transfers: Iterable[Transfer], used: Sequence[Link]) -> Totals:
+def totals_of(transfers: Iterable[Transfer], used: Sequence[Link]) -> Totals:
     """The sums; where nothing crosses, the links ``used`` say whether seconds are known."""
     payload = dict.fromkeys(("send", "receive", "peer"), 0)
     wire = dict(payload)

@@ -12,7 +12,7 @@ from cutedge._placing import Compared
 from partition.accounting import account
 from partition.explain import compare_traffic, top_transfers
 from partition.optimise import Setting
-from partition.tables import Partition
+from partition.tables import Split
 from tests.graphs import Builder, place
 from tracer.graph import Kind, OpGraph, TraceMeta
 from tracer.summary import headline
@@ -30,14 +30,14 @@ def wide() -> OpGraph:
     return annotate(build.finish(made))
 
 
-def partition(graph: OpGraph, link: Link | None = None) -> Partition:
+def partition(graph: OpGraph, link: Link | None = None) -> Split:
     links = Links(link or load_link("zmq-ipc"))
     where = place(graph, {"gpu": ["linear"]})
     traffic = account(graph, where, links)
-    return Partition(graph, "id", "a-policy", where, traffic, links, None, "run")
+    return Split(graph, "id", "a-policy", where, traffic, links.name, links, None, "run")
 
 
-def compare(made: Partition) -> None:
+def compare(made: Split) -> None:
     """What ``compare`` prints of one policy, against itself."""
     alike = compare_traffic(made.placement, made.traffic, made.traffic)
     at = Setting("tee", ("gpu",), made.links)
