@@ -1,6 +1,8 @@
 """Commands that trace a model, and that say which can be traced."""
 
+import re
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +11,7 @@ import typer
 from cli import complete
 from cli.app import Json, command, warn
 from cutedge._request import Request
-from tracer.errors import InputError
+from tracer.errors import InputError, alike
 
 if TYPE_CHECKING:
     pass
@@ -115,7 +117,11 @@ def trace(
 @command("cutedge models llama-3.2-1b")
 def models(
     model: Annotated[
-        str | None, typer.Argument(help="Show this one's config.", autocompletion=complete.models)
+        str | None,
+        typer.Argument(
+            help="Only those with this in their name; of one its config.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     check: Annotated[
         bool,
@@ -131,7 +137,7 @@ def models(
 ) -> None:
     """List the models that are known by name; show one's config, or how it can be traced."""
     from cli import show
-    from cli.printing import print_json, print_rows
+    from cli.printing import Column, grouped, print_json, print_table
     from tracer.presets import describe, find_config, parse_overrides, preset, preset_names
 
     if check:
@@ -142,14 +148,23 @@ def models(
         name, kind, found, graphs = check_phases(model, seq, parse_overrides(settings or []))
         show.checked(name, kind, found, graphs, as_json=as_json)
         sys.exit(0 if all(graphs) else 1)
-    if model is not None:
-        print_json(find_config(model)[1])
+    named = [name for name in preset_names() if model is None or model.lower() in name]
+    if model is not None and (len(named) < 2 or alike(model, named)):
+        print_json(find_config(alike(model, named) or [*named, model][0])[1])
         return
-    known = {name: describe(preset(name)) for name in preset_names()}
+    known = {name: describe(preset(name)) for name in named}
     if as_json:
         print_json(known)
-    else:
-        print_rows(
-            ["model", *next(iter(known.values()))],
-            [[name, *figures.values()] for name, figures in known.items()],
-        )
+        return
+    families = groupby(known, lambda name: re.split("[^a-z]", name)[0])
+    print_table(
+        [
+            Column("model"), Column("type", "<", 5), Column("layers", ">", 1),
+            Column("hidden", ">", 1), Column("heads", ">", 2), Column("kv_heads", ">", 2),
+            Column("vocabulary", ">", 3), Column("positions", ">", 3), Column("experts", "<", 4),
+        ],
+        grouped(
+            {family: [*names] for family, names in families},
+            lambda name: [name, *("" if n is None else str(n) for n in known[name].values())],
+        ),
+    )  # fmt: skip
