@@ -59,7 +59,7 @@ def devices(
 
     found = [load_device(one) for one in ([name] if name else device_names())]
     if as_json:
-        print_json(_device_dict(found[0]) if name else [_device_dict(one) for one in found])
+        print_json({"devices": [_device_dict(one) for one in found]})
     elif name:
         _print_device(found[0])
     else:

@@ -29,13 +29,13 @@ def links(
 
     loaded = [load_link(name) for name in ([link] if link else link_names())]
     if as_json:
-        print_json([
+        print_json({"links": [
             {
                 "link": one.name, "description": one.description, **one.figures,
                 "sources": one.sources,
             }
             for one in loaded
-        ])  # fmt: skip
+        ]})  # fmt: skip
     elif link is None:
         print_table(
             (

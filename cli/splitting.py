@@ -233,13 +233,13 @@ def compare(
         caution(one.baseline.graph, dict(zip(one.names, one.policies, strict=True)))
     found = [arranged(one, unseen or (), sort) for one in found]
     if as_json:
-        print_json([
+        print_json({"partitions": [
             show_split.compared_dict(one, number, bottleneck, within)
             for one in found
             for number, bottleneck in enumerate(
                 bottlenecks(one.partitions, one.setting, one.policies)
             )
-        ])  # fmt: skip
+        ]})  # fmt: skip
     elif len(found) == 1:
         show_split.comparison(found[0], within)
     else:
@@ -268,7 +268,7 @@ def policies(
 
     loaded = [load_policy(name) for name in ([policy] if policy else policy_names())]
     if as_json:
-        print_json([
+        print_json({"policies": [
             {
                 "policy": p.name, "description": p.description, "default": p.default,
                 "objective": p.objective, "cut": p.cut,
@@ -285,7 +285,7 @@ def policies(
                 ],
             }
             for p in loaded
-        ])  # fmt: skip
+        ]})  # fmt: skip
     elif policy is None:
         print_rows(["policy", "what it does"], [[p.name, p.description] for p in loaded])
     else:

@@ -1,5 +1,6 @@
 """Commands that trace a model, and that say which can be traced."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import complete
-from cli.app import Json, command, warn
+from cli.app import Json, command, say, warn
 from cutedge._request import Request
 from tracer.errors import InputError
 
@@ -143,13 +144,17 @@ def models(
         show.checked(name, kind, found, graphs, as_json=as_json)
         sys.exit(0 if all(graphs) else 1)
     if model is not None:
-        print_json(find_config(model)[1])
-        return
-    known = {name: describe(preset(name)) for name in preset_names()}
+        known = dict([find_config(model)])
+    else:
+        known = {name: preset(name) for name in preset_names()}
     if as_json:
-        print_json(known)
+        print_json({"models": [
+            {"model": name, **describe(config), "config": config} for name, config in known.items()
+        ]})  # fmt: skip
+    elif model is not None:
+        say(json.dumps(known.popitem()[1], indent=2))
     else:
         print_rows(
-            ["model", *next(iter(known.values()))],
-            [[name, *figures.values()] for name, figures in known.items()],
+            ["model", *describe({})],
+            [[name, *describe(config).values()] for name, config in known.items()],
         )

@@ -45,7 +45,7 @@ def products(folder, model: str) -> list[tuple[int, int, int, int]]:
         "WHERE kind IN ('linear', 'matmul') ORDER BY op_id"
     )
     done = invoke("cutedge", "query", sql, "--trace", folder / model, "--json")
-    return [tuple(row.values()) for row in json.loads(done.stdout)]
+    return [tuple(row.values()) for row in json.loads(done.stdout)["rows"]]
 
 
 def tiles(batch: int, m: int, k: int, n: int) -> int:
@@ -127,7 +127,7 @@ def test_the_linears_of_tinyllama_are_those_that_the_documents_figures_lead_to(h
         "FROM ops WHERE kind = 'linear'"
     )
     asked = invoke("cutedge", "query", sql, "--trace", here / "tinyllama-1.1b", "--json")
-    (linears,) = json.loads(asked.stdout)
+    (linears,) = json.loads(asked.stdout)["rows"]
     seconds = linears["tiles"] * 532 / 100e6
     assert seconds == pytest.approx(float(row["derived_value"]))
     run = partitioned(here, "tinyllama-1.1b")
@@ -138,7 +138,7 @@ def test_the_table_has_cycles_and_options(here):
     partitioned(here, "edge-10m", *FASTER)
     sql = "SELECT cycles['chip-8x8'] AS cycles, array_options FROM summary WHERE wire = 'int8'"
     done = invoke("cutedge", "query", sql, "--trace", here / "edge-10m", "--json")
-    (row,) = json.loads(done.stdout)
+    (row,) = json.loads(done.stdout)["rows"]
     assert row["cycles"] == partitioned(here, "edge-10m", *FASTER)["cycles"]["chip-8x8"]
     assert row["array_options"] == "int8_speedup=2, sparsity=0.9, sparsity_speedup=5, chips=4"
 
@@ -217,7 +217,7 @@ def test_the_documents_verdicts(here):
             "cutedge", "compare", *folders, *HOST_CHIP, *options, "--within", "10", "--json"
         )
         assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
+        found = json.loads(done.stdout)["partitions"]
         assert [one["model"] for one in found] == list(MODELS)
         assert [one["usable"] for one in found] == verdicts
         for one in found:
@@ -240,7 +240,8 @@ def test_models_side_by_side(here):
     ]
     verdicts = [line.split("  ")[-1].strip() for line in lines[3:9]]
     assert verdicts == ["usable"] * 4 + ["8.61 x too slow", "usable"]
-    found = json.loads(invoke("cutedge", "compare", *folders, *options, "--json").stdout)
+    done = invoke("cutedge", "compare", *folders, *options, "--json")
+    found = json.loads(done.stdout)["partitions"]
     for row, one in zip(rows, found, strict=True):
         assert row[6] == str(one["calls"])
         assert f"{sum(one['cycles'].values()):,}" in row
@@ -257,7 +258,7 @@ def test_one_directory_has_a_verdict_too(here):
     unknown = invoke("cutedge", "compare", *undescribed)
     assert unknown.stdout.splitlines()[4].endswith("not known")
     found = invoke("cutedge", "compare", *undescribed, "--json")
-    (one,) = json.loads(found.stdout)
+    (one,) = json.loads(found.stdout)["partitions"]
     assert (one["run_seconds"], one["usable"], one["times_too_slow"]) == (None, None, None)
 
 

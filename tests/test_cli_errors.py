@@ -917,7 +917,7 @@ def test_a_trace_in_an_odd_directory(here, cli, name):
     sql = "SELECT count(*) AS n, count(DISTINCT policy) AS policies FROM summary"
     done = cli("cutedge", "query", sql, "--trace", folder, "--json")
     untimed = len(open_policy_names()) - 1
-    assert json.loads(done.stdout) == [{"n": untimed, "policies": untimed}]
+    assert json.loads(done.stdout)["rows"] == [{"n": untimed, "policies": untimed}]
 
 
 @pytest.mark.parametrize("name", ["[x]", "[/x]", "the phone", "it's"])
@@ -1128,7 +1128,9 @@ def test_json_of_partition(here, cli, options):
 
 
 def test_json_of_compare(here, cli):
-    figures = parsed(cli("cutedge", "compare", "--baseline", "fuse-attention", "--json"))
+    figures = parsed(cli("cutedge", "compare", "--baseline", "fuse-attention", "--json"))[
+        "partitions"
+    ]
     timed = ["fastest"]  # without described devices there are no seconds
     assert [one["policy"] for one in figures] == [n for n in open_policy_names() if n not in timed]
     whole = {one["policy"]: one["total_payload_bytes"] for one in figures}
@@ -1142,17 +1144,19 @@ def test_json_of_compare(here, cli):
     alone = parsed(cli("partition", "--policy", "flash-attention", "--json"))
     beside = ("saved_bytes", "saved_share", "resident_off_home_bytes", "baseline")
     (same,) = (one for one in figures if one["policy"] == "flash-attention")
-    assert {k: v for k, v in same.items() if k not in beside} == alone
+    assert {k: v for k, v in same.items() if k not in beside} | {"version": 1} == alone
 
 
 def test_json_of_query(here, cli):
     sql = """SELECT kind, count(*) AS n, sum(flops) AS flops, avg(flops) AS mean,
              bool_or(is_view) AS any_view, list(DISTINCT layer ORDER BY layer) AS layers
              FROM ops GROUP BY kind ORDER BY kind"""
-    found = parsed(cli("cutedge", "query", sql, "--json"))
+    found = parsed(cli("cutedge", "query", sql, "--json"))["rows"]
     assert found == ask(here / "t", sql)
     assert len(found) > 5
-    assert parsed(cli("cutedge", "query", "SELECT 1 AS a FROM ops WHERE false", "--json")) == []
+    assert parsed(cli("cutedge", "query", "SELECT 1 AS a FROM ops WHERE false", "--json")) == {
+        "version": 1, "columns": ["a"], "rows": [],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -1173,13 +1177,15 @@ def test_json_of_query(here, cli):
     ],
 )
 def test_json_of_every_type_of_column(here, cli, value, expected):
-    (row,) = parsed(cli("cutedge", "query", f"SELECT {value} AS value FROM ops LIMIT 1", "--json"))
+    found = parsed(cli("cutedge", "query", f"SELECT {value} AS value FROM ops LIMIT 1", "--json"))
+    (row,) = found["rows"]
     assert row == {"value": expected}
 
 
 def test_columns_of_one_name_are_told_apart(here, cli):
     """Else JSON would lose all but the last: a join of two tables has most names twice."""
-    (row,) = parsed(cli("cutedge", "query", "SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a", "--json"))
+    found = parsed(cli("cutedge", "query", "SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a", "--json"))
+    (row,) = found["rows"]
     assert row == {"a": 1, "a_1": 2, "a_1_1": 3, "a_2": 4}
 
 
@@ -1195,21 +1201,24 @@ def test_no_number_is_cut_however_wide_the_table_is(here, cli, wide):
 
 
 def test_json_of_models(cli):
-    known = parsed(cli("cutedge", "models", "--json"))
+    listed = parsed(cli("cutedge", "models", "--json"))["models"]
+    known = {one["model"]: one for one in listed}
     assert list(known) == preset_names()
-    assert known["llama-3.2-1b"] == {
-        "type": "llama", "layers": 16, "hidden": 2048, "heads": 32, "kv_heads": 8,
+    llama = known["llama-3.2-1b"]
+    assert {key: value for key, value in llama.items() if key != "config"} == {
+        "model": "llama-3.2-1b", "type": "llama", "layers": 16, "hidden": 2048,
+        "heads": 32, "kv_heads": 8,
         "vocabulary": 128256, "positions": 131072, "experts": None,
     }  # fmt: skip
     for name, figures in known.items():
-        config = parsed(cli("cutedge", "models", name, "--json"))
-        assert config == preset(name)
-        assert figures["type"] == config["model_type"]
+        assert parsed(cli("cutedge", "models", name, "--json"))["models"] == [figures]
+        assert figures["config"] == preset(name) == parsed(cli("cutedge", "models", name))
+        assert figures["type"] == figures["config"]["model_type"]
         assert all(value for key, value in figures.items() if key != "experts"), name
 
 
 def test_the_figures_of_models_are_those_that_are_traced(cli):
-    figures = parsed(cli("cutedge", "models", "--json"))["edge-10m"]
+    (figures,) = parsed(cli("cutedge", "models", "edge-10m", "--json"))["models"]
     folder = parsed(cli("trace", "edge-10m", "--seq", "8", "--json"))["folder"]
     (counted,) = ask(folder, "SELECT max(layer) + 1 AS layers FROM ops")
     assert counted["layers"] == figures["layers"]
@@ -1224,7 +1233,7 @@ def shipped_policies() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_json_of_policies(here, cli):
-    listed = parsed(cli("cutedge", "policies", "--json"))
+    listed = parsed(cli("cutedge", "policies", "--json"))["policies"]
     expected = [
         {
             "policy": name, "description": table["description"], "default": table["default"],
@@ -1249,7 +1258,8 @@ def test_json_of_policies(here, cli):
     ]  # fmt: skip
     assert listed == expected
     for policy in listed:
-        assert parsed(cli("cutedge", "policies", policy["policy"], "--json")) == [policy]
+        alone = parsed(cli("cutedge", "policies", policy["policy"], "--json"))
+        assert alone == {"version": 1, "policies": [policy]}
         if policy["objective"] is not None:
             continue
         written = parsed(cli("partition", "t", "--policy", policy["policy"], "--json"))

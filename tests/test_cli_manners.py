@@ -121,7 +121,7 @@ def test_all_json_is_json(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for words in PRINTING[:12]:
         printed = invoke(words[0], *words[1:], "--json")
         assert printed.returncode == 0
-        assert json.loads(printed.stdout) is not None
+        assert json.loads(printed.stdout)["version"] == 1
 
 
 # --- quiet and verbose ----------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_with_json_a_warning_is_an_object_in_a_line(here: Path, monkeypatch: Any
     done = invoke("trace", "gpt2", "--phase", "decode", "--past", "5000", "--json", "--out", "far")
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
-    assert list(json.loads(line)) == ["warning"]
+    assert list(json.loads(line)) == ["version", "warning"]
 
 
 # --- names that steer a terminal ------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_the_totals_at_other_sizes_are_those_of_the_formulas(here):
     asked = [word for name in names for word in ("--policy", name)]
     formulas = {
         one["policy"]: parse(one["total_bytes_expr"])
-        for one in json.loads(invoke("cutedge", "compare", *asked, "--json").stdout)
+        for one in json.loads(invoke("cutedge", "compare", *asked, "--json").stdout)["partitions"]
     }
     done = invoke("cutedge", "compare", *asked, "--over", "seq", "8..2048", "--json")
     found = json.loads(done.stdout)
@@ -88,7 +88,8 @@ def test_the_totals_at_other_sizes_are_those_of_the_formulas(here):
 def test_seconds_count_where_they_are_known(here):
     devices = ("--home", "ryzen-7950x", "--accel", "rtx-4090", "--link", "pcie4-x16")
     asked = ("--policy", "all-home", "--policy", "min-cut", "--over", "seq", "2..1024")
-    found = json.loads(invoke("cutedge", "compare", *asked, *devices, "--json").stdout)
+    done = invoke("cutedge", "compare", *asked, *devices, "--json")
+    found = json.loads(done.stdout)
     assert found["unit"] == "seconds"
     assert "all-home" in found["points"][0]["values"]
     shown = invoke("cutedge", "compare", *asked, *devices).stdout

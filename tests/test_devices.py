@@ -319,10 +319,11 @@ def parsed(done):
 
 
 def test_devices_lists_them_all():
-    listed = parsed(invoke("cutedge", "devices", "--json"))
+    listed = parsed(invoke("cutedge", "devices", "--json"))["devices"]
     assert [one["device"] for one in listed] == device_names()
     for one in listed:
-        assert one == parsed(invoke("cutedge", "devices", one["device"], "--json"))
+        alone = parsed(invoke("cutedge", "devices", one["device"], "--json"))
+        assert alone == {"version": 1, "devices": [one]}
         device = load_device(one["device"])
         assert one[PEAK] == device.peak_flops_per_second
         assert one["ridge_flops_per_byte"] == {
@@ -361,7 +362,7 @@ def test_devices_shows_every_figure_with_its_source(name):
 def test_a_device_file_of_ones_own(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(dump(SHIPPED["tee-sgx"]), encoding="utf-8")
-    shown = parsed(invoke("cutedge", "devices", path, "--json"))
+    (shown,) = parsed(invoke("cutedge", "devices", path, "--json"))["devices"]
     assert (shown["device"], shown["enclave_bytes"]) == ("mine", 90 * 2**20)
 
 

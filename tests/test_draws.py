@@ -137,7 +137,7 @@ def test_a_run_draws_what_the_unsplit_model_draws(tmp_path, code):
         "--policy", "offload-linear",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    (found,) = json.loads(done.stdout)["runs"]
     assert found["max_abs_difference"] == 0 < found["max_abs_result"]
 
 

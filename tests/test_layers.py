@@ -433,6 +433,6 @@ def test_a_cut_is_said_by_name_with_the_best_one_of_the_graph_beside_it(tmp_path
     }  # fmt: skip
     asked = invoke("cutedge", "query", "SELECT cut, objective_value FROM summary", "--trace", to,
                    "--json")  # fmt: skip
-    assert json.loads(asked.stdout) == [{"cut": "after decoder.0", "objective_value": 1056}]
+    assert json.loads(asked.stdout)["rows"] == [{"cut": "after decoder.0", "objective_value": 1056}]
     whole = json.loads(invoke("partition", to, "--policy", "min-cut", "--json").stdout)
     assert (whole["cut"], whole["topological_cut"]) == (None, None)

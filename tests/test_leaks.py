@@ -189,7 +189,7 @@ def test_verify_proves_a_secret(verified: Verify) -> None:
     """Linears away: scores, what is added, what is scaled and their softmax are at home."""
     done = verified(FIXED.format('["*_proj", "lm_head"]', LABELS), *MODEL, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    (found,) = json.loads(done.stdout)["runs"]
     assert found["secrets"] == {
         "secrets": 1, "secret_tensors": 4, "untrusted": ["gpu"],
         "tensors_compared": found["transfers_measured"], "leaks": [],
@@ -200,7 +200,7 @@ def test_verify_proves_a_secret(verified: Verify) -> None:
 def test_verify_speaks_of_no_secrets_where_there_are_none(verified: Verify) -> None:
     done = verified("offload-linear", *MODEL, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["secrets"] is None
+    assert json.loads(done.stdout)["runs"][0]["secrets"] is None
 
 
 def test_what_a_wrong_placement_shows_is_refused_before_it_is_sent(
@@ -237,7 +237,7 @@ def test_values_alone_give_a_leak_away(
         policy = FIXED.format('["after.*", "other"]', secret)
         done = verified(policy, f"{code}:build", "--json", *option)
         assert done.returncode == 1
-        found = json.loads(done.stdout)["secrets"]
+        found = json.loads(done.stdout)["runs"][0]["secrets"]
         assert len(found["leaks"]) == len(AFTER), found
         assert found["tensors_compared"] == 2 + 2 * len(AFTER)
         assert all("has the values of a secret (module_path = first)" in t for t in found["leaks"])

@@ -449,7 +449,7 @@ def test_links_lists_them():
 def test_links_as_json():
     done = invoke("cutedge", "links", "--json")
     assert (done.returncode, done.stderr) == (0, "")
-    found = {one["link"]: one for one in json.loads(done.stdout)}
+    found = {one["link"]: one for one in json.loads(done.stdout)["links"]}
     assert list(found) == link_names()
     for name, one in found.items():
         link = load_link(name)

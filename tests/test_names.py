@@ -51,7 +51,7 @@ def asked(*words: str | Path) -> Any:
 
 
 def query(sql: str, folder: str | Path = "t") -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = asked("cutedge", "query", sql, "--trace", folder)
+    rows: list[dict[str, Any]] = asked("cutedge", "query", sql, "--trace", folder)["rows"]
     return rows
 
 
@@ -88,16 +88,18 @@ def test_a_partition_says_what_its_summary_says(split):
 
 
 def test_an_entry_of_compare_is_a_partition():
-    (entry,) = asked("cutedge", "compare", "t", *SPLITS["described"], "--baseline", MIN_CUT)
-    found = asked("partition", "t", *SPLITS["described"])
-    assert {key: entry[key] for key in found if key != "topological_cut"} == {
-        key: value for key, value in found.items() if key != "topological_cut"
+    (entry,) = asked("cutedge", "compare", "t", *SPLITS["described"], "--baseline", MIN_CUT)[
+        "partitions"
+    ]
+    found, apart = asked("partition", "t", *SPLITS["described"]), ("version", "topological_cut")
+    assert {key: entry[key] for key in found if key not in apart} == {
+        key: value for key, value in found.items() if key not in apart
     }
 
 
 def test_a_whole_model_lies_on_a_device_as_on_a_home_that_runs_it_all():
     home = asked("partition", "t", "--policy", "all-home", "--home", "rtx-4090")
-    (cost,) = asked("cutedge", "cost", "t", "--device", "rtx-4090")
+    (cost,) = asked("cutedge", "cost", "t", "--device", "rtx-4090")["costs"]
     assert home["resident_bytes"] == {"rtx-4090": cost["resident_bytes"]}
     assert home["home_seconds"] == pytest.approx(cost["seconds"])
 
@@ -139,7 +141,7 @@ def test_a_sweep_has_a_partitions_names_and_values():
 
 def test_the_costs_of_a_trace_are_the_sums_of_their_table():
     for device in ("rtx-4090", "chip-8x8"):
-        (found,) = asked("cutedge", "cost", "t", "--device", device)
+        (found,) = asked("cutedge", "cost", "t", "--device", device)["costs"]
         (row,) = query(
             "SELECT sum(seconds) AS seconds, sum(cycles) AS cycles, sum(tiles) AS tiles, "
             "sum(flops) FILTER (flops_status <> 'zero') AS flops, "
@@ -159,7 +161,7 @@ def test_the_costs_of_a_trace_are_the_sums_of_their_table():
 def test_coverage_is_of_flops_everywhere_and_that_of_seconds_has_its_own_name():
     traced = asked("trace", "edge-10m", "--seq", "8", "--out", "t")
     found = asked("partition", "t", *SPLITS["chip"])
-    (cost,) = asked("cutedge", "cost", "t", "--device", "chip-8x8")
+    (cost,) = asked("cutedge", "cost", "t", "--device", "chip-8x8")["costs"]
     assert traced["coverage"] == found["coverage"] == 1
     assert "coverage" not in cost
     assert 0 < cost["seconds_coverage"] < 1  # of softmax and the like a chip has no seconds

@@ -427,7 +427,7 @@ def test_a_model_that_fits_on_neither_is_split_over_both(here):
     rows = json.loads(invoke(
         "cutedge", "query", "SELECT src_device, dst_device, wire_bytes, seconds FROM transfers",
         "--json",
-    ).stdout)  # fmt: skip
+    ).stdout)["rows"]  # fmt: skip
     links = {"a": load_link("pcie5-x16"), "b": load_link("pcie5-x16"), "ab": load_link("nvlink")}
     for row in rows:
         ends = {row["src_device"], row["dst_device"]} - {"tee-tdx"}

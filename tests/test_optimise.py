@@ -447,7 +447,8 @@ def test_a_partition_says_how_good_it_is(here):
     assert found["ladder"][-1]["total_payload_bytes"] == found["total_payload_bytes"]
     assert [price["ops"] > 0 for price in found["prices"]] == [True, True]
     assert found["exposed"][0]["device"] == "gpu"
-    (row,) = json.loads(invoke("cutedge", "query", "SELECT * FROM summary", "--json").stdout)
+    asked = invoke("cutedge", "query", "SELECT * FROM summary", "--json")
+    (row,) = json.loads(asked.stdout)["rows"]
     assert (row["optimal"], row["objective"], row["solver"]) == (True, "bytes", "cut")
     assert row["objective_value"] == row["objective_bound"] == found["objective_value"]
     shown = invoke("partition", "--policy", "min-cut-norm-home", "--explain").stdout
@@ -458,7 +459,8 @@ def test_a_partition_says_how_good_it_is(here):
 
 def test_a_run_has_seconds_on_described_devices(here):
     devices = ("--home", "tee-tdx", "--accel", "rtx-4090", "--link", "pcie4-x16")
-    found = json.loads(invoke("cutedge", "compare", *devices, "--json").stdout)
+    done = invoke("cutedge", "compare", *devices, "--json")
+    found = json.loads(done.stdout)["partitions"]
     by_name = {one["policy"]: one for one in found}
     assert set(by_name) == set(open_policy_names())
     for one in found:

@@ -98,7 +98,7 @@ def test_all_who_ask_hear_the_same():
         unpaged = asked("partition", "t", "--policy", policy, "--home", "big.toml", *MACHINE[2:])
         assert (home > unpaged["compute_seconds"]["big"]) == paging
         compared = asked("cutedge", "compare", "t", "--policy", policy, *MACHINE)
-        (entry,) = (entry for entry in compared if entry["policy"] == policy)
+        (entry,) = (entry for entry in compared["partitions"] if entry["policy"] == policy)
         assert entry["compute_seconds"]["small"] == home
         shown = asked(
             "cutedge", "export", "perfetto", one["folder"], *MACHINE, "--out", f"{policy}.json",

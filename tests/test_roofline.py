@@ -222,12 +222,12 @@ def test_the_table_joins_with_ops(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert invoke("trace", "edge-10m", "--seq", "16").returncode == 0
     asked = ("--device", "rtx-4090", "--device", "chip-8x8")
-    found = json.loads(invoke("cutedge", "cost", *asked, "--json").stdout)
+    found = json.loads(invoke("cutedge", "cost", *asked, "--json").stdout)["costs"]
     sql = (
         "SELECT device, sum(seconds) AS s, sum(cycles) AS cycles, count(*) AS n FROM costs "
         "JOIN ops USING (op_id) GROUP BY device ORDER BY device"
     )
-    chip, card = json.loads(invoke("cutedge", "query", sql, "--json").stdout)
+    chip, card = json.loads(invoke("cutedge", "query", sql, "--json").stdout)["rows"]
     assert [one["device"] for one in found] == ["rtx-4090", "chip-8x8"]
     assert card["s"] == pytest.approx(found[0]["seconds"])
     assert chip["s"] == pytest.approx(found[1]["seconds"])
@@ -240,7 +240,8 @@ def test_the_table_joins_with_ops(tmp_path, monkeypatch):
             assert sum(s["flops"] for s in one[key]) == one["flops"]
     assert found[1]["link_seconds"] > 0
     faster = ("--chips", "4", "--int8-speedup", "2", "--sparsity", "0.9", "--sparsity-speedup", "5")
-    (quick,) = json.loads(invoke("cutedge", "cost", *asked[2:], *faster, "--json").stdout)
+    done = invoke("cutedge", "cost", *asked[2:], *faster, "--json")
+    (quick,) = json.loads(done.stdout)["costs"]
     assert quick["tiles"] == found[1]["tiles"]
     assert quick["seconds"] == pytest.approx(found[1]["seconds"] / 40, rel=1e-3)
     assert quick["link_seconds"] == pytest.approx(found[1]["link_seconds"] / 4)  # a byte for four

@@ -537,7 +537,7 @@ def test_the_command(tmp_path, monkeypatch):
     devices = ["--home", "here/tee.toml", "--accel", "here/gpu.toml", "--link", "here/link.toml"]
     second = invoke(*command, "--policy", "fuse-attention", *devices, "--json")
     assert second.returncode == 0, second.stderr
-    row = json.loads(second.stdout)
+    (row,) = json.loads(second.stdout)["runs"]
     assert row["bytes_equal"] is True
     assert row["calls_predicted"] == row["calls_measured"] == 12
     assert row["total_payload_bytes_predicted"] == row["total_payload_bytes_measured"]
@@ -547,7 +547,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert Path(row["measured_calls"]).is_file()
     rows = invoke("query", "SELECT policy, count(*), sum(sent_wire_bytes + received_wire_bytes) "
                "FROM measured_calls GROUP BY ALL ORDER BY policy", "--json")  # fmt: skip
-    assert tuple(json.loads(rows.stdout)[0].values()) == (
+    assert tuple(json.loads(rows.stdout)["rows"][0].values()) == (
         "fuse-attention", 12, row["total_wire_bytes_measured"]
     )  # fmt: skip
     sums = invoke(
@@ -555,7 +555,7 @@ def test_the_command(tmp_path, monkeypatch):
         "max(abs(seconds + accelerator_seconds - call_seconds)) AS off FROM measured_calls "
         "WHERE policy = 'fuse-attention'", "--json",
     )  # fmt: skip
-    (measured,) = json.loads(sums.stdout)
+    (measured,) = json.loads(sums.stdout)["rows"]
     assert measured.pop("off") < 1e-9
     assert {f"{key}_measured": pytest.approx(row[f"{key}_measured"]) for key in measured} == {
         f"{key}_measured": value for key, value in measured.items()

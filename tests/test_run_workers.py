@@ -108,7 +108,7 @@ def test_verify_with_a_worker_that_listens(
                    "fuse-attention", "--worker", worker, "--transport", "tcp", "--json", "--out",
                    tmp_path / "out")  # fmt: skip
     assert found.returncode == 0, found.stderr
-    rows = json.loads(found.stdout)
+    rows = json.loads(found.stdout)["runs"]
     assert [row["bytes_equal"] and row["answer_equal"] for row in rows] == [True, True]
 
 
@@ -264,7 +264,7 @@ def test_verify_with_a_checkpoint(
     save_file(seeded(), folder / "model.safetensors")
     found = invoke("cutedge", *words, "--json")
     assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout)["answer_equal"]
+    assert json.loads(found.stdout)["runs"][0]["answer_equal"]
 
 
 # --- nothing stays --------------------------------------------------------------------------------

@@ -23,8 +23,13 @@ def asked(*words: str | Path) -> Any:
 
 
 def query(sql: str, folder: str | Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = asked("cutedge", "query", sql, "--trace", folder)
+    rows: list[dict[str, Any]] = asked("cutedge", "query", sql, "--trace", folder)["rows"]
     return rows
+
+
+def compared(*words: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = asked("cutedge", "compare", "t", *words)["partitions"]
+    return entries
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,20 +86,20 @@ def test_the_tables_say_what_is_secret():
 
 
 def test_compare_sorts_and_filters_by_what_is_seen():
-    found = asked("cutedge", "compare", "t", *POLICIES)
+    found = compared(*POLICIES)
     assert [one["policy"] for one in found] == list(NAMED)
-    by_bytes = asked("cutedge", "compare", "t", *POLICIES, "--sort", "bytes")
+    by_bytes = compared(*POLICIES, "--sort", "bytes")
     assert [one["policy"] for one in by_bytes] == ["all-home", "fuse-attention", "offload-linear"]
-    fewest = asked("cutedge", "compare", "t", *POLICIES, "--sort", "seen")
+    fewest = compared(*POLICIES, "--sort", "seen")
     assert fewest[0]["policy"] == "all-home"
-    (kept,) = asked("cutedge", "compare", "t", *POLICIES, "--unseen", "qkv")
+    (kept,) = compared(*POLICIES, "--unseen", "qkv")
     assert (kept["policy"], kept["baseline"]) == ("all-home", "offload-linear")
     assert kept["saved_bytes"] == found[0]["total_payload_bytes"]
     shown = invoke("cutedge", "compare", "t", *POLICIES, "--unseen", "qkv").stdout
     assert "without fuse-attention: gpu sees q/k/v (plain)" in shown
     none = ("--policy", "offload-linear", "--unseen", "qkv")
-    assert asked("cutedge", "compare", "t", *none) == []
-    trusted = asked("cutedge", "compare", "t", *POLICIES, "--accel", "h100-cc", "--unseen", "qkv")
+    assert compared(*none) == []
+    trusted = compared(*POLICIES, "--accel", "h100-cc", "--unseen", "qkv")
     assert [one["policy"] for one in trusted] == list(NAMED)  # which may see all of it
 
 
@@ -109,9 +114,9 @@ def test_what_is_to_be_unseen_is_a_sort_of_tensor():
 def test_compare_takes_secrets_as_partition_does():
     secret = ("--secret", "attention_scores")
     policies = ("--policy", "offload-linear", "--policy", "free.toml")
-    (entry,) = asked("cutedge", "compare", "t", *policies, *secret)
+    (entry,) = compared(*policies, *secret)
     alone = asked("partition", "t", "--policy", "free.toml", *secret)
-    assert {key: entry[key] for key in alone} == alone
+    assert {"version": 1} | {key: entry[key] for key in alone if key != "version"} == alone
     assert entry["baseline"] == entry["policy"]  # offload-linear shows the scores
     shown = invoke("cutedge", "compare", "t", *policies, *secret).stdout
     assert "without offload-linear: " in shown
