@@ -22,6 +22,9 @@ from cli.terminal import WIDE, broken, room
 from tracer.errors import CutedgeError
 from tracer.words import visible
 
+JSON_VERSION = 1
+"""Of what ``--json`` prints: one more where a key goes, is renamed or means another thing."""
+
 _AS_JSON: ContextVar[bool] = ContextVar("_AS_JSON", default=False)
 """Whether the command that runs was given ``--json``: then its errors are JSON too."""
 
@@ -39,7 +42,7 @@ def warn(text: str) -> None:
 
 def _complain(what: str, text: str, **more: int) -> None:
     if _AS_JSON.get():
-        typer.echo(json.dumps({what: text, **more}), err=True)
+        typer.echo(json.dumps({"version": JSON_VERSION, what: text, **more}), err=True)
     else:
         for line in visible(f"{what}: {text}").split("\n"):
             typer.echo("\n".join(broken(line, room(sys.stderr))), err=True)

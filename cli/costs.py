@@ -93,7 +93,9 @@ def cost(
             refuse_missing(time)
     written = write_costs(graph, trace_id, times, folder)
     if as_json:
-        print_json([{**_cost_dict(graph, time), "table": str(written)} for time in times])
+        print_json({
+            "costs": [{**_cost_dict(graph, time), "table": str(written)} for time in times]
+        })  # fmt: skip
     else:
         _print_costs(graph, times, by)
         say(f"written to {written}")

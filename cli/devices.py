@@ -60,7 +60,7 @@ def devices(
 
     found = [load_device(one) for one in matching(name, "device", device_names())]
     if as_json:
-        print_json(_device_dict(found[0]) if name else [_device_dict(one) for one in found])
+        print_json({"devices": [_device_dict(one) for one in found]})
     elif name and len(found) == 1:
         _print_device(found[0])
     else:

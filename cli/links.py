@@ -32,13 +32,13 @@ def links(
 
     loaded = [load_link(name) for name in matching(link, "link", link_names())]
     if as_json:
-        print_json([
+        print_json({"links": [
             {
                 "link": one.name, "description": one.description, **one.figures,
                 "sources": one.sources,
             }
             for one in loaded
-        ])  # fmt: skip
+        ]})  # fmt: skip
     elif len(loaded) > 1:
 
         def shown(value: float | None, words: Callable[[float], str]) -> str:

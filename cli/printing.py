@@ -16,6 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from cli.app import JSON_VERSION
 from cli.terminal import WIDE, broken, room
 from tracer.words import counted, covered, duration, human, mib, rate, visible
 
@@ -42,9 +43,9 @@ def console() -> Console:
     return _Console(highlight=False, markup=False, emoji=False)
 
 
-def print_json(value: Any) -> None:
-    """A value for machines."""
-    print(json.dumps(_plain(value), indent=2))
+def print_json(value: Mapping[str, Any]) -> None:
+    """What a command found, for machines: one object, results in lists under names of their own."""
+    print(json.dumps(_plain({"version": JSON_VERSION, **value}), indent=2))
 
 
 def _plain(value: Any) -> Any:

@@ -188,7 +188,7 @@ def verify(
         files.append(_write(graph, trace_id, one, found, write_partition(one, folder)))
     if as_json:
         rows = [_row(*found) for found in zip(made, measured, verdicts, proofs, files, strict=True)]
-        print_json(rows[0] if len(rows) == 1 else rows)
+        print_json({"runs": rows})
     else:
         _print(graph, made, measured, verdicts, proofs, files)
     _refuse(made, verdicts, proofs)

@@ -233,13 +233,13 @@ def compare(
         caution(one.baseline.graph, dict(zip(one.names, one.policies, strict=True)))
     found = [arranged(one, unseen or (), sort) for one in found]
     if as_json:
-        print_json([
+        print_json({"partitions": [
             show_split.compared_dict(one, number, bottleneck, within)
             for one in found
             for number, bottleneck in enumerate(
                 bottlenecks(one.partitions, one.setting, one.policies)
             )
-        ])  # fmt: skip
+        ]})  # fmt: skip
     elif len(found) == 1:
         show_split.comparison(found[0], within)
     else:
@@ -273,7 +273,7 @@ def policies(
 
     loaded = [load_policy(name) for name in matching(policy, "policy", policy_names())]
     if as_json:
-        print_json([
+        print_json({"policies": [
             {
                 "policy": p.name, "description": p.description, "default": p.default,
                 "objective": p.objective, "cut": p.cut,
@@ -290,7 +290,7 @@ def policies(
                 ],
             }
             for p in loaded
-        ])  # fmt: skip
+        ]})  # fmt: skip
     elif len(loaded) > 1:
         kinds = {
             "fixed: rules alone say where an op runs": [

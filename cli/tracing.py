@@ -1,5 +1,6 @@
 """Commands that trace a model, and that say which can be traced."""
 
+import json
 import re
 import sys
 from itertools import groupby
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import complete
-from cli.app import Json, command, warn
+from cli.app import Json, command, say, warn
 from cutedge._request import Request
 from tracer.errors import InputError, alike
 
@@ -148,23 +149,30 @@ def models(
         name, kind, found, graphs = check_phases(model, seq, parse_overrides(settings or []))
         show.checked(name, kind, found, graphs, as_json=as_json)
         sys.exit(0 if all(graphs) else 1)
-    named = [name for name in preset_names() if model is None or model.lower() in name]
-    if model is not None and (len(named) < 2 or alike(model, named)):
-        print_json(find_config(alike(model, named) or [*named, model][0])[1])
-        return
-    known = {name: describe(preset(name)) for name in named}
+    names = [name for name in preset_names() if model is None or model.lower() in name]
+    if model is not None and (len(names) < 2 or alike(model, names)):
+        known = dict([find_config(alike(model, names) or [*names, model][0])])
+    else:
+        known = {name: preset(name) for name in names}
     if as_json:
-        print_json(known)
-        return
-    families = groupby(known, lambda name: re.split("[^a-z]", name)[0])
-    print_table(
-        [
-            Column("model"), Column("type", "<", 5), Column("layers", ">", 1),
-            Column("hidden", ">", 1), Column("heads", ">", 2), Column("kv_heads", ">", 2),
-            Column("vocabulary", ">", 3), Column("positions", ">", 3), Column("experts", "<", 4),
-        ],
-        grouped(
-            {family: [*names] for family, names in families},
-            lambda name: [name, *("" if n is None else str(n) for n in known[name].values())],
-        ),
-    )  # fmt: skip
+        print_json({"models": [
+            {"model": name, **describe(config), "config": config} for name, config in known.items()
+        ]})  # fmt: skip
+    elif model is not None and len(known) == 1:
+        say(json.dumps(known.popitem()[1], indent=2))
+    else:
+        families = groupby(known, lambda name: re.split("[^a-z]", name)[0])
+        print_table(
+            [
+                Column("model"), Column("type", "<", 5), Column("layers", ">", 1),
+                Column("hidden", ">", 1), Column("heads", ">", 2), Column("kv_heads", ">", 2),
+                Column("vocabulary", ">", 3), Column("positions", ">", 3),
+                Column("experts", "<", 4),
+            ],
+            grouped(
+                {family: [*members] for family, members in families},
+                lambda name: [
+                    name, *("" if n is None else str(n) for n in describe(known[name]).values())
+                ],
+            ),
+        )  # fmt: skip
