@@ -195,11 +195,7 @@ def _print_devices(found: "Sequence[Device]") -> None:
         return f"{device.ridge(dtype):.1f}" if dtype in device.peak_flops_per_second else ""
 
     out = console()
-    kinds = {
-        "accelerators: other devices call them": [d for d in found if d.host_link and not d.array],
-        "hosts": [d for d in found if not d.host_link and not d.array],
-    }
-    if any(kinds.values()):
+    if processors := [one for one in found if one.peak_flops_per_second]:
         print_table(
             [
                 Column("device"), Column("trusted", "<", 1),
@@ -207,7 +203,8 @@ def _print_devices(found: "Sequence[Device]") -> None:
                 Column("memory", ">", 3), *(Column(f"ridge {dtype}", ">", 4) for dtype in SHOWN),
             ],
             grouped(
-                kinds,
+                processors,
+                lambda one: "accelerators: a host calls them" if one.host_link else "hosts",
                 lambda one: [
                     one.name, "yes" if one.trusted else "no", *(peak(one, d) for d in SHOWN),
                     f"{(one.memory_bandwidth_bytes_per_second or 0) / 1e9:g}",

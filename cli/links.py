@@ -53,10 +53,12 @@ def links(
                 one.description,
             ]  # fmt: skip
 
-        kinds = {
-            "with a bandwidth: seconds are known": [one for one in loaded if one.timed("send")],
-            "without one: bytes alone": [one for one in loaded if not one.timed("send")],
-        }
+        def kind(one: "Link") -> str:
+            timed = one.timed("send")
+            return (
+                "with a bandwidth: seconds are known" if timed else "without one: bytes are known"
+            )
+
         print_table(
             [
                 Column("link"), Column("framing sent", "<", 4), Column("framing received", "<", 4),
@@ -64,7 +66,7 @@ def links(
                 Column("latency sent", ">", 3), Column("latency received", ">", 3),
                 Column("what it is", "~", 2),
             ],
-            grouped(kinds, row),
+            grouped(loaded, kind, row),
         )  # fmt: skip
     else:
         (one,) = loaded

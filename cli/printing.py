@@ -83,7 +83,7 @@ _LEAST = 28
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str] | str]) -> None:
-    """A table; a row that is text is, on a terminal, a heading over those below it.
+    """A table; a row that is text is a heading over those below it.
 
     It is no wider than the terminal, unless --wide is given: bars are left out, then columns by
     their rank, which a line under the table names. Numbers are never broken.
@@ -113,21 +113,24 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str] | str]) 
         for line in lines(heads):
             Console.print(out, Text(line, style="bold"), soft_wrap=True)
     for number, row in enumerate(body):
-        if not isinstance(row, str):
-            print(*lines(row), sep="\n")
-        elif width is not None:  # in a pipe each line is a row
+        if isinstance(row, str):
             out.print(Text(f"\n{row}" if number else row, style="bold"))
+        else:
+            print(*lines(row), sep="\n")
     if left := [column.head for n, column in enumerate(columns) if n not in shown]:
         out.print(f"left out for width: {', '.join(left)} (--wide shows them)")
 
 
 def grouped(
-    kinds: Mapping[str, Sequence[_Thing]], row: Callable[[_Thing], Sequence[str]]
+    things: Iterable[_Thing], kind: Callable[[_Thing], str], row: Callable[[_Thing], Sequence[str]]
 ) -> list[Sequence[str] | str]:
-    """Rows of a table, a thing each, under what their kind is called."""
-    return [
-        line for kind, some in kinds.items() if some for line in [kind, *(row(one) for one in some)]
-    ]
+    """Rows of a table, a thing each; on a terminal those of a kind together, under its name."""
+    if room(sys.stdout) is None:
+        return [row(one) for one in things]
+    kinds: dict[str, list[Sequence[str]]] = {}
+    for one in things:
+        kinds.setdefault(kind(one), []).append(row(one))
+    return [line for name, rows in kinds.items() for line in (name, *rows)]
 
 
 def _fit(columns: Sequence[Column], widths: Sequence[int], most: int | None) -> dict[int, int]:

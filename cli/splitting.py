@@ -292,20 +292,18 @@ def policies(
             for p in loaded
         ]})  # fmt: skip
     elif len(loaded) > 1:
-        kinds = {
-            "fixed: rules alone say where an op runs": [
-                p for p in loaded if not p.objective and not p.secrets
-            ],
-            "searched: the best placement that the rules allow": [
-                p for p in loaded if p.objective and not p.secrets
-            ],
-            "with secrets: no accelerator that is not trusted sees them": [
-                p for p in loaded if p.secrets
-            ],
-        }
+
+        def kind(policy: "Policy") -> str:
+            if policy.secrets:
+                return "with secrets: no accelerator that is not trusted sees them"
+            return (
+                "searched: the best placement that the rules allow" if policy.objective
+                else "fixed: rules alone say where an op runs"
+            )  # fmt: skip
+
         print_table(
             [Column("policy"), Column("what it does", "~")],
-            grouped(kinds, lambda p: (p.name, p.description)),
+            grouped(loaded, kind, lambda p: (p.name, p.description)),
         )
     else:
         for p in loaded:

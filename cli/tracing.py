@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -150,8 +149,9 @@ def models(
         show.checked(name, kind, found, graphs, as_json=as_json)
         sys.exit(0 if all(graphs) else 1)
     names = [name for name in preset_names() if model is None or model.lower() in name]
-    if model is not None and (len(names) < 2 or alike(model, names)):
-        known = dict([find_config(alike(model, names) or [*names, model][0])])
+    exact = None if model is None else alike(model, preset_names())
+    if model is not None and (exact or len(names) < 2):
+        known = dict([find_config(exact or [*names, model][0])])
     else:
         known = {name: preset(name) for name in names}
     if as_json:
@@ -161,7 +161,6 @@ def models(
     elif model is not None and len(known) == 1:
         say(json.dumps(known.popitem()[1], indent=2))
     else:
-        families = groupby(known, lambda name: re.split("[^a-z]", name)[0])
         print_table(
             [
                 Column("model"), Column("type", "<", 5), Column("layers", ">", 1),
@@ -170,7 +169,8 @@ def models(
                 Column("experts", "<", 4),
             ],
             grouped(
-                {family: [*members] for family, members in families},
+                known,
+                lambda name: re.split("[^a-z]", name)[0],
                 lambda name: [
                     name, *("" if n is None else str(n) for n in describe(known[name]).values())
                 ],
