@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from threading import Thread
 from unittest.mock import patch
 
+import pytest
+
 from cli.main import app
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -46,9 +48,11 @@ def on_terminal(width: int, *words: str) -> list[str]:
     """The lines that a command prints on a terminal of that width; it must succeed."""
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     environment |= {"NO_COLOR": "1", "TERM": "xterm-256color"}
-    with terminal(width) as lines, patch.dict(os.environ, environment, clear=True):
-        try:
-            app([*map(str, words)], prog_name="cutedge")
-        except SystemExit as end:
-            assert not end.code, words
+    with (
+        terminal(width) as lines,
+        patch.dict(os.environ, environment, clear=True),
+        pytest.raises(SystemExit) as ended,
+    ):
+        app([*words], prog_name="cutedge")
+    assert not ended.value.code, words
     return lines
