@@ -70,13 +70,13 @@ bench: $(READY)
 	$(BIN)/python bench/torch_partitioners.py
 
 coverage: $(READY)
-	$(BIN)/python -m tests.coverage
+	$(BIN)/python -m tools.coverage
 
 reference: $(READY)
-	$(BIN)/python -m tests.figures
+	$(BIN)/python -m tools.figures
 
 readme: $(READY)
-	$(BIN)/python -m tests.readme
+	$(BIN)/python -m tools.readme
 
 docs: $(READY)
 	$(BIN)/sphinx-build -q -W -b html docs build/docs

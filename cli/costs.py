@@ -50,7 +50,7 @@ def cost(
     )
     written = save_costs(costs, folder)
     if as_json:
-        print_json([{**one.summary, "table": str(written)} for one in costs])
+        print_json({"costs": [{**one.summary, "table": str(written)} for one in costs]})
     else:
         _print_costs(costs, by)
         say(f"written to {written}")
@@ -59,7 +59,7 @@ def cost(
 def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
     from rich.text import Text
 
-    from cli.printing import console, duration, human, print_table
+    from cli.printing import Column, console, duration, human, print_table
     from tracer.summary import headline
 
     out = console()
@@ -68,26 +68,29 @@ def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
         time = cost.time
         out.print()
         name = f"{time.device.name}: {time.device.description}"
-        out.print(Text(name, style="bold"), soft_wrap=True)
+        out.print(Text(name, style="bold"))
         for line in _sentences(cost):
-            out.print(line, soft_wrap=True)
+            out.print(line)
         out.print()
         shares = cost.by(by)
         if by != "layer":
             shares.sort(key=lambda share: -share.seconds)
         print_table(
-            (by, "ops", "FLOPs", "bytes", "FLOPs/byte", "seconds", "share", "bound by"),
+            [
+                Column(by), Column("ops", ">", 4), Column("FLOPs", ">", 2), Column("bytes", ">", 2),
+                Column("FLOPs/byte", ">", 3), Column("share", "%"), Column("seconds", ">"),
+                Column("bound by", "<", 1),
+            ],
             [
                 (
                     share.name, f"{share.ops:,}", f"{share.flops:,}", human(share.traffic_bytes),
                     "" if share.intensity is None else f"{share.intensity:.2f}",
-                    "not here" if share.missing_ops == share.ops else duration(share.seconds),
                     f"{share.seconds / time.seconds:.1%}" if time.seconds else "",
+                    "not here" if share.missing_ops == share.ops else duration(share.seconds),
                     _most(share.seconds_by_bound),
                 )
                 for share in shares
             ],
-            "<>>>>>><",
         )  # fmt: skip
     out.print()
 
@@ -187,7 +190,7 @@ def limits(
 
 
 def _print_limits(figures: Mapping[str, Any], *, binary: bool) -> None:
-    from cli.printing import print_table
+    from cli.printing import Column, print_table
 
     rows = []
     for key, value in figures.items():
@@ -210,7 +213,7 @@ def _print_limits(figures: Mapping[str, Any], *, binary: bool) -> None:
             else f"{value:,.6g}"
         )
         rows.append((key, text, unit))
-    print_table(("limit", "value", "unit"), rows, "<><")
+    print_table([Column("limit"), Column("value", ">"), Column("unit")], rows)
     for key in ("kv_tokens", "decode_W"):
         if (why := figures[f"{key}_reason"]) is not None:
             say(f"no {key}: {why}")
@@ -237,7 +240,7 @@ def params(
 
 
 def _print_params(params: "Parameters", by_layer: bool) -> None:
-    from cli.printing import print_table
+    from cli.printing import Column, print_table
     from cli.show import not_run
 
     graph, found = params.graph, params.found
@@ -247,7 +250,10 @@ def _print_params(params: "Parameters", by_layer: bool) -> None:
     )  # fmt: skip
     say(f"{graph.meta.model} ({graph.meta.model_class}): {total:,} parameters{heads}")
     print_table(
-        ("part", "weights", "biases and scales", "all", "share"),
+        [
+            Column("part"), Column("weights", ">", 1), Column("biases and scales", ">", 2),
+            Column("all", ">"), Column("share", "%"),
+        ],
         [
             (
                 part, f"{count.weights:,}", f"{count.biases:,}", f"{count.total:,}",
@@ -255,7 +261,6 @@ def _print_params(params: "Parameters", by_layer: bool) -> None:
             )
             for part, count in found.parts.items()
         ],
-        "<>>>>",
     )  # fmt: skip
     if active != total:
         say(f"{active:,} are active for one token ({active / max(total, 1):.1%})")
@@ -269,10 +274,9 @@ def _print_params(params: "Parameters", by_layer: bool) -> None:
     if by_layer:
         names = list(dict.fromkeys(part for parts in found.layers.values() for part in parts))
         print_table(
-            ("layer", *names),
+            [Column("layer"), *(Column(name, ">", n) for n, name in enumerate(names))],
             [
                 (layer, *(f"{parts[n].total:,}" if n in parts else "" for n in names))
                 for layer, parts in found.layers.items()
             ],
-            "<" + ">" * len(names),
         )

@@ -93,7 +93,7 @@ def verify(
             {**one.summary, "measured_calls": str(file)}
             for one, file in zip(verified, files, strict=True)
         ]
-        print_json(rows[0] if len(rows) == 1 else rows)
+        print_json({"runs": rows})
     else:
         _print(verified, files)
     for one in verified:
@@ -133,7 +133,7 @@ def _progress(split: "Partition") -> "Iterator[Callable[[int, int], None]]":
 
 
 def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
-    from cli.printing import console, duration, human, mib, print_table
+    from cli.printing import Column, console, duration, human, mib, print_table
     from tracer.summary import headline
 
     def against(predicted: float | None, seconds: float) -> str:
@@ -143,14 +143,18 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
 
     rows = [(each.split, each.measured, each.verdict) for each in verified]
     out = console()
-    out.print(headline(verified[0].trace.graph.meta), soft_wrap=True)
+    out.print(headline(verified[0].trace.graph.meta))
     out.print(
         "predicted / measured, by processes of their own over sockets; the answer against the "
-        "unsplit model's", soft_wrap=True,
-    )  # fmt: skip
+        "unsplit model's"
+    )
     say()
     print_table(
-        ("policy", "calls", "payload", "on the wire", "bytes", "transfers", "run", "answer off by"),
+        [
+            Column("policy"), Column("calls", ">", 1), Column("payload", ">", 2),
+            Column("on the wire", ">", 5), Column("bytes", "<"), Column("transfers", ">", 4),
+            Column("run", ">", 3), Column("answer off by", ">", 1),
+        ],
         [
             (
                 one.policy, f"{v.calls_predicted} / {v.calls_measured}",
@@ -163,7 +167,6 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
             )
             for one, m, v in rows
         ],
-        "<>>><>>>",
     )  # fmt: skip
     say()
     for one, m, v in rows:
@@ -174,14 +177,13 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
         out.print(
             f"{one.policy}: {v.transfers_measured} transfers compared one by one; "
             f"peak memory {held}; longest calls "
-            + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none"),
-            soft_wrap=True,
+            + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none")
         )
     for each in verified:
         if each.proof is not None:
-            out.print(f"{each.split.policy}, secrets: {each.proof}", soft_wrap=True)
+            out.print(f"{each.split.policy}, secrets: {each.proof}")
     for file in files:
-        out.print(f"written to {file}", soft_wrap=True)
+        out.print(f"written to {file}")
 
 
 @command("CUTEDGE_TOKEN=$(openssl rand -hex 32) cutedge worker --listen 127.0.0.1:7411")

@@ -4,7 +4,6 @@ import atexit
 import gc
 import os
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from hypothesis import settings as examples
 
 import cutedge
 from costmodels.flops import annotate
+from tests.support.processes import Run, run_command
 from tracer.capture import capture
 from tracer.graph import OpGraph
 from tracer.presets import find_config
@@ -35,9 +35,6 @@ examples.load_profile("cutedge")
 
 gc.set_threshold(100_000, 50, 50)
 """Graphs live long: looking for cycles among them as often as usual takes a fifth of the time."""
-
-BIN = Path(sys.executable).parent
-REFERENCE = Path(__file__).parent / "reference"
 
 
 @lru_cache(64)
@@ -72,26 +69,6 @@ def traced() -> Callable[..., OpGraph]:
         return _traced(name, tuple(sorted(options.items())))
 
     return trace
-
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def run_command(
-    command: str, *args: str | Path, cwd: Path, **options: Any
-) -> subprocess.CompletedProcess[str]:
-    """Run one of the installed commands as a user does, in ``cwd``."""
-    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
-    return subprocess.run(
-        [BIN / command, *map(str, args)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=240,
-        check=False,
-        **options,
-    )
 
 
 @pytest.fixture

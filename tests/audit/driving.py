@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.inprocess import invoke
+from tests.support.inprocess import invoke
 
 
 def trace(model: str | Path, out: Path, *options: str) -> Path:

@@ -1,0 +1,581 @@
+"""Sweeps: every figure is that of ``trace`` and ``partition``, and a data set survives its makers.
+
+The oracle is the code that does one point: ``graph_at``, ``annotate``, ``place``, ``account``.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+from math import fsum
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from costmodels.arrays import Options
+from costmodels.devices import Device, load_device
+from costmodels.flops import annotate
+from costmodels.links import Links, load_link
+from costmodels.many import Over, exact_sum
+from costmodels.roofline import time_ops
+from cutedge.sweeping.answers import (
+    ACCELERATOR,
+    BETWEEN,
+    FIXED,
+    HERE,
+    HOME,
+    IMPOSSIBLE,
+    NOT_FOUND,
+    Machine,
+    Search,
+)
+from cutedge.sweeping.points import Program, Work, pack, points
+from partition.accounting import account
+from partition.optimise import Setting, compute_cycles, compute_seconds, place
+from partition.policy import Policy, Rule, load_policy
+from partition.problem import InfeasibleError
+from partition.run import times_under
+from partition.tables import Split
+from tests.support import BIN
+from tests.support.graphs import Builder, graphs, resized
+from tests.support.inprocess import invoke
+from tracer.graph import Kind, OpGraph
+from tracer.presets import preset
+from tracer.reach import Reach, graph_at, reached
+
+EXAMPLES = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def machine(home: str, accelerator: str, link: str, **options) -> Machine:
+    described = {"tee": None, "gpu": None}
+    devices = [
+        None if name in described else load_device(name) for name in (home, accelerator)
+    ]  # fmt: skip
+    return Machine(home, accelerator, *devices, load_link(link), Options(**options))
+
+
+def enclave(room: int) -> Device:
+    return replace(load_device("tee-sgx"), enclave_bytes=room)
+
+
+MACHINES = (
+    machine("tee", "gpu", "zmq-ipc"),
+    machine("tee-tdx", "rtx-4090", "pcie5-x16-cc"),
+    machine("tee-sgx", "h100-sxm", "axi-lite"),  # chunks
+    replace(
+        machine("tee-sgx", "tee-sgx", "pcie4-x16"),  # pages, at home more than away
+        home_device=enclave(2**18),
+        accelerator_device=enclave(2**17),
+    ),
+    machine("tee-tdx", "chip-8x8", "zmq-ipc-shm", chips=4, int8_speedup=2.5),
+    machine("ryzen-7950x", "systolic-16x16", "nvlink", sparsity=0.5),
+)
+
+
+def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict | None:
+    """The figures of one point, None where no placement is possible."""
+    times = {p: time_ops(graph, d, options=on.options) for p, d in on.devices.items()}
+    setting = Setting(HOME, (ACCELERATOR,), Links(on.link), wire, residency, times=times)
+    try:
+        placed = place(graph, policy, setting)
+    except InfeasibleError:
+        return None
+    traffic = account(
+        graph, placed.placement, setting.links, wire_dtype=wire, residency=residency
+    )  # fmt: skip
+    times = times_under(graph, placed.placement, traffic.transfers, times)
+    made = Split(
+        graph, "", policy.name, placed.placement, traffic, setting.links.name, setting.links,
+        wire, residency,
+        compute_seconds(placed.placement, times), placed.solution, None, None,
+        compute_cycles(placed.placement, times), on.options,
+    )  # fmt: skip
+    totals = traffic.totals
+    return {
+        "calls": len(traffic.calls), "transfers": len(traffic.transfers),
+        "cut_edges": traffic.cut_edges, "sent_payload_bytes": totals.sent_payload_bytes,
+        "sent_wire_bytes": totals.sent_wire_bytes,
+        "received_payload_bytes": totals.received_payload_bytes,
+        "received_wire_bytes": totals.received_wire_bytes,
+        "total_payload_bytes": totals.payload_bytes, "total_wire_bytes": totals.wire_bytes,
+        "peak_buffer_bytes": traffic.peak_buffer_bytes,
+        "home_resident_bytes": traffic.resident_bytes[HOME],
+        "accelerator_resident_bytes": traffic.resident_bytes.get(ACCELERATOR, 0),
+        "cycles": sum(made.cycles.values()) if made.cycles else None,
+        "seconds": totals.seconds, "home_seconds": made.compute_seconds.get(HOME),
+        "accelerator_seconds": made.compute_seconds.get(ACCELERATOR),
+        "run_seconds": made.run_seconds,
+        "optimal": None if placed.solution is None else placed.solution.proven,
+        "paging": {part for part, time in times.items() if time.paged_share},
+    }  # fmt: skip
+
+
+SMALL_EXPERTS = {
+    "overrides": {
+        "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 6,
+    }
+}  # fmt: skip
+SUBJECTS = {
+    "a prefill": (
+        "edge-10m", {"batch": 2, "seq": 33}, {"seq": [2, 33, 700, 1024], "batch": [2, 5]},
+    ),
+    "a decode": (
+        "edge-10m", {"batch": 2, "seq": 1, "past": 40, "phase": "decode"},
+        {"past": [2, 40, 500], "batch": [2, 7]},
+    ),
+    "fused attention, bfloat16": (
+        "edge-10m", {"batch": 1, "seq": 64, "attn": "sdpa", "dtype": "bfloat16"},
+        {"seq": [3, 64, 400]},
+    ),
+    "experts": (
+        "mixtral-8x7b", {"batch": 1, "seq": 16, **SMALL_EXPERTS}, {"seq": [2, 16, 17, 300]},
+    ),
+}  # fmt: skip
+
+
+def program(graph: OpGraph, reach: Reach, given: dict[str, list[int]]) -> Program:
+    values = {name: given.get(name, [value]) for name, value in graph.meta.variables.items()}
+    grid = np.meshgrid(*values.values(), indexing="ij")
+    sizes = {name: axis.ravel().astype(np.int64) for name, axis in zip(values, grid, strict=True)}
+    assert reached(graph, reach, sizes).all()
+    return Program(graph, sizes, np.arange(len(sizes["seq"])))
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_every_figure_is_that_of_one_point(subject):
+    from tracer.capture import capture
+
+    name, options, given = SUBJECTS[subject]
+    captured = capture(preset(name), model=name, **options)
+    whole = program(captured.graph, captured.reach, given)
+    checked = Counter()
+    for policy_name in ("offload-linear", "flash-attention", "min-cut-norm-home", "layers"):
+        policy = load_policy(policy_name)
+        residencies = ("run",) if policy.objective else ("run", "call")
+        work = Work(pack([whole], MACHINES), policy, (None, "bfloat16"), residencies, 60.0)
+        found = points(work)
+        rows = len(found.placed)
+        assert rows == len(whole.numbers) * 2 * len(residencies) * len(MACHINES)
+        for row in random.Random(policy_name + subject).sample(range(rows), 12):
+            sizes = {size: int(many[row]) for size, many in found.sizes.items()}
+            there = graph_at(captured.graph, captured.reach, sizes)
+            assert there is not None
+            on = MACHINES[found.machine[row]]
+            wire, residency = found.wire_dtype[row], residencies[found.residency[row]]
+            wanted = oracle(annotate(there), policy, on, wire, residency)
+            if wanted is None:
+                assert found.placed[row] == IMPOSSIBLE
+                assert not any(known[row] for _, known in found.figures.values())
+                continue
+            assert found.optimal[row] == wanted.pop("optimal")
+            checked.update(wanted.pop("paging"))
+            got = {
+                figure: values[row].item() if known[row] else None
+                for figure, (values, known) in found.figures.items()
+            }
+            assert got == wanted, f"{policy_name} at {sizes} on {on.home}, {on.accelerator}"
+            checked[found.placed[row]] += 1
+    assert {FIXED, HERE, BETWEEN, HOME, ACCELERATOR} <= set(checked)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+def test_where_a_trace_reaches_is_where_it_has_a_graph(batch, attn):
+    from tracer.capture import capture
+
+    captured = capture(preset("edge-10m"), model="edge-10m", batch=batch, seq=8, attn=attn)
+    sizes = {
+        name: np.array(values, np.int64)
+        for name, values in zip(
+            ("batch", "seq", "past", "source"),
+            zip(*[(b, s, p, 0) for b in (1, 2, 5) for s in (1, 2, 3, 8, 32, 256, 513, 1024)
+                  for p in (0, 1, 9)], strict=True),
+            strict=True,
+        )
+    }  # fmt: skip
+    each = [
+        dict(zip(sizes, map(int, one), strict=True)) for one in zip(*sizes.values(), strict=True)
+    ]
+    graphs = [graph_at(captured.graph, captured.reach, one) for one in each]
+    got = reached(captured.graph, captured.reach, sizes)
+    assert got.tolist() == [graph is not None for graph in graphs]
+    assert 0 < got.sum() < len(got)
+
+
+@pytest.mark.parametrize(
+    ("policy", "residency"), [("fastest", "run"), ("min-cut", "call"), ("fastest", "call")]
+)
+def test_what_no_interval_proves_is_solved_at_each_size(policy, residency):
+    from tracer.capture import capture
+
+    captured = capture(preset("edge-10m"), model="edge-10m", batch=2, seq=33)
+    whole = program(captured.graph, captured.reach, {"seq": [2, 400]})
+    rules = load_policy(policy)
+    on = MACHINES[1:3]
+    found = points(Work(pack([whole], on), rules, (None,), (residency,), 60.0))
+    assert found.placed == [HERE] * 4
+    for row in range(4):
+        sizes = {size: int(many[row]) for size, many in found.sizes.items()}
+        there = annotate(graph_at(captured.graph, captured.reach, sizes))
+        wanted = oracle(there, rules, on[found.machine[row]], None, residency)
+        for figure, (values, known) in found.figures.items():
+            assert (values[row].item() if known[row] else None) == wanted[figure], figure
+
+
+# --- where placements are ---------------------------------------------------------------------
+
+FREE = Policy("free", "anywhere", "free", (), {"bytes": 1})
+SOME = Policy(
+    "some", "norms at home, products away", "free",
+    (
+        Rule((("kind", ("linear", "matmul", "embedding")),), "accelerator", "", optional=True),
+        Rule((("kind", ("norm", "softmax")),), "home", "", optional=True),
+    ),
+    {"bytes": 1},
+)  # fmt: skip
+
+
+def devices_at(graph: OpGraph, policy: Policy, on: Machine, batch: int, seq: int):
+    there = resized(graph, batch, seq)
+    if on.devices:
+        there = annotate(there)
+    times = {p: time_ops(there, d, options=on.options) for p, d in on.devices.items()}
+    setting = Setting(HOME, (ACCELERATOR,), Links(on.link), times=times)
+    try:
+        return tuple(place(there, policy, setting).placement.devices)
+    except InfeasibleError:
+        return None
+
+
+def answers(
+    graph: OpGraph, policy: Policy, on: Machine, batches: list[int], seqs: list[int],
+    time_limit: float = 60.0,
+):  # fmt: skip
+    pairs = [(batch, seq) for batch in batches for seq in seqs]
+    columns = np.array(pairs, np.int64)
+    none = np.zeros(len(pairs), np.int64)
+    over = Over({"batch": columns[:, 0], "seq": columns[:, 1], "past": none, "source": none})
+    start = resized(graph, *pairs[0])
+    start = annotate(start) if on.devices else start
+    return pairs, Search(start, policy, over, "run", time_limit).answers(on, None)
+
+
+@EXAMPLES
+@given(
+    graphs(), st.sampled_from([FREE, SOME]), st.lists(st.integers(1, 40), min_size=1, max_size=9)
+)
+def test_an_answer_between_two_sizes_is_the_one_at_the_size(graph, policy, seqs):
+    pairs, found = answers(graph, policy, MACHINES[0], [1, 3], seqs)
+    for (batch, seq), which in zip(pairs, found.which, strict=True):
+        got = found.placements[which] if which >= 0 else None
+        assert got == devices_at(graph, policy, MACHINES[0], batch, seq), (batch, seq)
+
+
+def crossing(first: str, second: str) -> OpGraph:
+    """A product away, then two ops: the cut is after the first or the second, by their sizes."""
+    build = Builder()
+    x, weight = build.input("x", ("batch", 1)), build.parameter("weight", (1, 1))
+    made = build.op("product", x, weight, shape=("batch", first), kind=Kind.LINEAR)
+    after = build.op("after", made, shape=("batch", second))
+    return build.finish(build.op("norm", after, shape=("batch", 1), kind=Kind.NORM))
+
+
+def test_the_answer_changes_where_costs_cross_and_is_proven_elsewhere():
+    # after is free: seq**2 crosses before it, or 100*seq after it; equal at 100, then at home.
+    graph = crossing("seq*seq", "100*seq")
+    pairs, found = answers(graph, SOME, MACHINES[0], [2], [*range(2, 400, 7), 100, 101])
+    at = {
+        seq: found.placements[which][2] for (_, seq), which in zip(pairs, found.which, strict=True)
+    }
+    assert at == {seq: HOME if seq <= 100 else ACCELERATOR for seq in at}
+    assert Counter(found.placed)[HERE] < 20 < Counter(found.placed)[BETWEEN]
+
+
+def test_what_is_no_polynomial_is_solved_at_every_size():
+    _, found = answers(crossing("seq", "min(seq, 9)"), SOME, MACHINES[0], [1], [*range(2, 30)])
+    assert set(found.placed) == {HERE}
+
+
+def test_what_is_not_found_in_time_says_so():
+    graph = crossing("seq*1024", "seq*1024")
+    on = machine("tee-tdx", "rtx-4090", "nvlink")
+    _, found = answers(graph, SOME, on, [1], [2**13, 2**23], time_limit=0.0)
+    assert found.placed == (HERE, NOT_FOUND)
+    assert list(found.which) == [0, -1]
+
+
+def test_what_does_not_fit_is_solved_there_or_impossible(tmp_path):
+    # 24 GiB: the tensors of 2**17 rows and more do not fit, wherever free ops run
+    graph = crossing("seq*1024", "seq*1024")
+    large = [2**13, 2**20, 2**22, 2**23]
+    pairs, found = answers(graph, SOME, machine("tee-tdx", "rtx-4090", "nvlink"), [1], large)
+    assert found.placed == (HERE, BETWEEN, BETWEEN, IMPOSSIBLE)
+    for (batch, seq), which in zip(pairs, found.which, strict=True):
+        on = machine("tee-tdx", "rtx-4090", "nvlink")
+        got = found.placements[which] if which >= 0 else None
+        assert got == devices_at(graph, SOME, on, batch, seq)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 10**6), st.floats(1e-12, 1e6)), min_size=1, max_size=30
+    )
+)  # fmt: skip
+@EXAMPLES
+def test_sums_are_those_of_fsum(terms):
+    got = exact_sum([(count, np.full(2, value)) for count, value in terms], 2)
+    wanted = float(sum(Fraction(value) * count for count, value in terms))
+    assert got.tolist() == [wanted, wanted]
+    small = [(count % 50, value) for count, value in terms]
+    got = exact_sum([(count, np.array([value])) for count, value in small], 1)
+    assert got[0] == fsum(value for count, value in small for _ in range(count))
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def rows_of(files: str) -> list[dict]:
+    table = duckdb.sql(
+        f"SELECT * FROM read_parquet('{files}', hive_partitioning = true) ORDER BY ALL"
+    )
+    names = [column[0] for column in table.description]
+    return [dict(zip(names, row, strict=True)) for row in table.fetchall()]
+
+
+def sweep(*words: str | Path):
+    return invoke("cutedge", "sweep", *words, "--jobs", "1")
+
+
+GRID = """
+model = "edge-10m"
+phase = ["prefill", "decode"]
+batch = [1, "2..6:2"]
+seq = "16..700"
+past = 40
+policy = ["offload-linear", "min-cut"]
+wire_dtype = ["native", "bfloat16"]
+pair = ["tee-tdx+rtx-4090", "tee-tdx+chip-8x8"]
+link = ["pcie5-x16", "zmq-ipc"]
+chips = [1, 4]
+"""
+
+
+def test_points_are_those_of_trace_and_partition(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("grid.toml").write_text(GRID, encoding="utf-8")
+    done = sweep("--grid", "grid.toml", "--out", "data", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    # 4 batches x (7 lengths, and one past), 2 policies, 2 wires, 2 links x (4090, chip, 4 chips)
+    assert told["rows"] == 4 * (7 + 1) * 2 * 2 * 2 * 3 == sum(told["placed"].values())
+    rows = rows_of("data/**/*.parquet")
+    assert len(rows) == len({tuple(row.values()) for row in rows}) == told["rows"]
+    for point in random.Random(7).sample(rows, 5):
+        sizes = ["--past", point["past"]] if point["phase"] == "decode" else ["--seq", point["seq"]]
+        traced = invoke(
+            "trace", "edge-10m", "--phase", point["phase"], "--batch", str(point["batch"]),
+            *map(str, sizes), "--out", "one",
+        )  # fmt: skip
+        assert traced.returncode == 0, traced.stderr
+        wire = ["--wire-dtype", point["wire_dtype"]] if point["wire_dtype"] else []
+        chips = ["--chips", "4"] if point["array_options"] else []
+        made = invoke(
+            "partition", "one", "--policy", point["policy"], "--home", point["home"],
+            "--accel", point["accelerator"], "--link", point["link"], *wire, *chips, "--json",
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        (wanted,) = rows_of(f"{tmp_path}/one/policy=*/**/summary.parquet")
+        shared = set(wanted) & set(point) - {"policy", "cycles"}
+        assert {n: point[n] for n in shared} == {n: wanted[n] for n in shared}
+        assert len(shared) >= 17
+        assert point["cycles"] == (sum(wanted["cycles"].values()) if wanted["cycles"] else None)
+        seconds, resident = wanted["compute_seconds"], wanted["resident_bytes"]
+        assert point["home_seconds"] == seconds.get(point["home"])
+        assert point["accelerator_seconds"] == seconds.get(point["accelerator"])
+        assert point["home_resident_bytes"] == resident[point["home"]]
+        assert point["accelerator_resident_bytes"] == resident.get(point["accelerator"], 0)
+        subprocess.run(["rm", "-r", tmp_path / "one"], check=True)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*")) if path.is_file()
+    }  # fmt: skip
+
+
+MANY = [
+    "edge-10m", "--seq", "16..800:16", "--batch", "1,2,3", "--home", "tee-tdx", "--accel",
+    "rtx-4090", "--link", "nvlink", "--link", "pcie5-x16", "--policy", "all-home", "--policy",
+    "min-cut-norm-home", "--policy", "offload-linear", "--policy", "layers", "--policy", "min-cut",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, bytes]:
+    """The data set of MANY, made in one go by one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = sweep(*MANY, "--out", folder / "data")
+    assert done.returncode == 0, done.stderr
+    return files(folder / "data")
+
+
+def started(folder: Path, *more: str) -> subprocess.Popen:
+    environment = {**os.environ, "CUTEDGE_CACHE": str(folder / "cache")}
+    command = [BIN / "cutedge", "sweep", *MANY, "--out", folder / "data", *more]
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+
+
+def wait_for_files(folder: Path, process: subprocess.Popen, count: int) -> None:
+    end = time.monotonic() + 200
+    while len([*folder.rglob("sweep.parquet")]) < count:
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path, undisturbed):
+    process = started(tmp_path, "--jobs", "2")
+    wait_for_files(tmp_path / "data", process, 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    there = {n: d for n, d in files(tmp_path / "data").items() if n.endswith("/sweep.parquet")}
+    assert 1 < len(there) < 5, "it was to be killed half way"
+    assert there.items() <= undisturbed.items()
+    one = tmp_path / "data" / max(there)  # and one that a full disk cut off
+    one.write_bytes(one.read_bytes()[:-100])
+    (one.parent / ".sweep.parquet.1.tmp").write_bytes(b"left over")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("sweep.parquet")}
+    assert started(tmp_path, "--jobs", "2").wait() == 0
+    assert files(tmp_path / "data") == undisturbed
+    kept = [p for p, time in before.items() if p != one and p.stat().st_mtime_ns == time]
+    assert len(kept) == len(before) - 1, "what was whole was made again"
+
+
+@pytest.mark.slow
+def test_dask_gives_the_same_though_a_worker_is_killed(tmp_path, undisturbed):
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+        silence_logs=50,
+    ) as cluster:  # fmt: skip
+        process = started(
+            tmp_path, "--engine", "dask", "--scheduler", cluster.scheduler_address
+        )  # fmt: skip
+        wait_for_files(tmp_path / "data", process, 1)
+        first = next(iter(cluster.workers.values()))
+        os.kill(first.pid, signal.SIGKILL)
+        assert process.wait(timeout=200) == 0
+    assert files(tmp_path / "data") == undisturbed
+
+
+def test_a_data_set_is_of_one_grid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = ["edge-10m", "--seq", "16", "--out", "data"]
+    assert sweep(*few).returncode == 0
+    before = files(tmp_path)
+    again = sweep(*few, "--json")
+    assert json.loads(again.stdout)["files_kept"] == 1
+    other = sweep(*few, "--batch", "2")
+    assert other.returncode == 2
+    assert "data holds the points of another grid" in other.stderr
+    assert files(tmp_path) == before
+    stray = tmp_path / "data" / "model=x" / "sweep.parquet"
+    stray.parent.mkdir()
+    stray.write_bytes(b"")
+    assert f"{Path('data/model=x/sweep.parquet')} is not of this grid" in sweep(*few).stderr
+
+
+def test_two_sweeps_do_not_write_to_one_place(tmp_path, monkeypatch):
+    from cutedge._sweep import _alone
+
+    monkeypatch.chdir(tmp_path)
+    with _alone(Path("data"), "another"):
+        done = sweep("edge-10m", "--seq", "16", "--out", "data")
+    assert (done.returncode, "another sweep is writing to data" in done.stderr) == (1, True)
+
+
+@pytest.mark.slow
+def test_sizes_that_are_another_program_are_traced_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = sweep("edge-10m", "--batch", "1,2,3", "--seq", "1,2,8,1000", "--out", "data")
+    assert done.returncode == 0, done.stderr
+    rows = duckdb.sql(
+        "SELECT batch, seq, total_payload_bytes FROM 'data/**/*.parquet' ORDER BY ALL"
+    ).fetchall()
+    for batch, seq in ((1, 1), (3, 1), (1, 8), (2, 1000)):
+        invoke("trace", "edge-10m", "--batch", str(batch), "--seq", str(seq), "--out", "one")
+        made = json.loads(invoke("partition", "one", "--json").stdout)
+        (total,) = [r[2] for r in rows if r[:2] == (batch, seq)]
+        assert total == made["total_payload_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no model"),
+        ("modle = 'edge-10m'", "unknown key 'modle'"),
+        ("model = []", "grid.toml: model is empty"),
+        ("model = 3", "grid.toml: model: 3 is no text"),
+        ("model = ['edge-10m', '']", "model: '' is no text"),
+        ("model = 'edge-11m'", "unknown model 'edge-11m'"),
+        ("model = 'edge-10m'\nseq = true", "seq: True is no whole number"),
+        ("model = 'edge-10m'\nseq = 1.5", "seq: 1.5 is no whole number"),
+        ("model = 'edge-10m'\nseq = 0", "seq: 0 is less than 1"),
+        ("model = 'edge-10m'\nseq = '8..4'", "the range 8..4 goes down"),
+        ("model = 'edge-10m'\nseq = '1..99999999:1'", "too many steps"),
+        ("model = 'edge-10m'\nseq = '8..16:0'", "too many steps"),
+        ("model = 'edge-10m'\nseq = '8-16'", "'8-16' is no whole number, nor a range"),
+        ("model = 'edge-10m'\nphase = 'train'", "phase 'train' is none of prefill"),
+        ("model = 'edge-10m'\nphase = 'decode'\nseq = 8", "a decode has one new token"),
+        ("model = 'edge-10m'\npolicy = 'min-cot'", "unknown policy 'min-cot'"),
+        ("model = 'edge-10m'\npolicy = 'fastest'", "fastest counts seconds, and tee, gpu is no"),
+        ("model = 'edge-10m'\nwire_dtype = 'int4'", "wire_dtype 'int4' is none of native"),
+        ("model = 'edge-10m'\nresidency = 'never'", "residency 'never' is none of run, call"),
+        ("model = 'edge-10m'\npair = 'tee'", "pair 'tee': write HOME+ACCELERATOR"),
+        ("model = 'edge-10m'\npair = 'a+b'\nhome = 'c'", "leave home and accel out"),
+        ("model = 'edge-10m'\nhome = 'gpu'", "two different devices"),
+        ("model = 'edge-10m'\nlink = 'pcie9'", "unknown link 'pcie9'"),
+        ("model = 'edge-10m'\nchips = 4", "are of arrays like chip-8x8"),
+        ("model = 'edge-10m'\naccel = 'chip-8x8'\nsparsity = 'half'", "'half' is no number"),
+        ("model = 'edge-10m'\naccel = 'chip-8x8'\nsparsity = 1.5", "sparsity must be from 0"),
+        ("model = 'edge-10m'\nattn = 'flash'", "attn 'flash' is none of eager, sdpa"),
+        ("model = 'edge-10m'\ndtype = 'float31'", "--dtype 'float31' is none of"),
+    ],
+)
+def test_what_is_wrong_with_a_grid_is_said_and_nothing_written(text, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("grid.toml").write_text(text, encoding="utf-8")
+    done = sweep("--grid", "grid.toml", "--out", "data")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not Path("data").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--engine", "dask"], "--scheduler is the address of a cluster"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "--scheduler is the address of a cluster"),
+        (["--engine", "dask", "--scheduler", "nowhere://x"], "--scheduler nowhere://x: "),
+    ],
+)
+def test_a_cluster_has_an_address(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = sweep("edge-10m", "--seq", "8", *words)
+    assert done.returncode == 2
+    assert said in done.stderr

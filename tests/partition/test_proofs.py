@@ -1,0 +1,71 @@
+"""Proofs are of the printed figure: against every placement, on links of all kinds."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+
+from costmodels.links import Link, Links
+from costmodels.roofline import time_ops
+from partition.optimise import Setting, figure, place
+from partition.placement import Placement
+from partition.policy import load_policy
+from tests.support.costs import costed, device
+from tests.support.graphs import describe, graphs
+from tracer.graph import Kind, OpGraph
+
+LINKS = st.builds(
+    lambda framing, bandwidth, latency, toll, threshold, handle, chunk: Link(
+        "any", "", *framing, *bandwidth, *latency, *toll, 0.0, 0.0, threshold, handle, chunk
+    ),
+    st.tuples(*[st.sampled_from([0, 7, 90])] * 4),
+    st.tuples(*[st.sampled_from([10**3, 3 * 10**4, 10**6])] * 2),
+    st.tuples(*[st.sampled_from([0.0, 1e-4, 0.013])] * 2),
+    st.tuples(*[st.sampled_from([0.0, 3e-6])] * 2),
+    st.sampled_from([0, 20, 10**6]), st.sampled_from([0, 4, 16]),
+    st.none() | st.sampled_from([5, 30, 200]),
+)  # fmt: skip
+
+
+def least(graph: OpGraph, setting: Setting, placed: Placement) -> float:
+    """The least figure of all placements, each counted as it is printed."""
+    free = [
+        op.id for op in graph.ops
+        if not graph.is_everywhere(op.id) and op.kind not in (Kind.INPUT, Kind.OUTPUT)
+    ]  # fmt: skip
+    best = float("inf")
+    for choice in product(setting.devices, repeat=len(free)):
+        devices = list(placed.devices)
+        for op, where in zip(free, choice, strict=True):
+            devices[op] = where
+        one = replace(placed, devices=tuple(devices))
+        best = min(best, figure(graph, load_policy("fastest"), setting, one))
+    return best
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    graphs(max_ops=8), LINKS, st.sampled_from(["run", "call"]), st.sampled_from([1, 1, 1, 2]),
+    st.sampled_from([1e4, 1e6]),
+)  # fmt: skip
+def test_what_is_called_optimal_is_and_a_bound_is_below_all(graph, link, residency, many, slow):
+    plain = {"kind": Kind.ELEMENTWISE, "dtype": "float32"}  # every device has seconds for these
+    working = (Kind.INPUT, Kind.OUTPUT, Kind.VIEW, Kind.CONSTANT)
+    graph = costed(graph.with_ops(
+        op if op.kind in working else replace(op, **plain) for op in graph.ops
+    ))  # fmt: skip
+    speeds = {"tee": slow, "gpu": 1e6, "npu": 3e5}
+    away = ("gpu", "npu")[:many]
+    times = {name: time_ops(graph, device(name, speeds[name])) for name in ("tee", *away)}
+    at = Setting("tee", away, Links(link), residency=residency, times=times)
+    placed = place(graph, load_policy("fastest"), at)
+    best = least(graph, at, placed.placement)
+    ours = figure(graph, load_policy("fastest"), at, placed.placement)
+    note(f"{describe(graph, placed.placement)}\n{placed.solution} {ours} {best}")
+    assert placed.solution is not None
+    assert placed.solution.objective == pytest.approx(ours, abs=0.5)
+    assert placed.solution.bound <= best * (1 + 1e-6) + 1
+    if placed.solution.proven:
+        assert ours <= best * (1 + 1e-6)

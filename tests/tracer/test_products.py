@@ -1,0 +1,133 @@
+"""What is a product, in users' own modules: of integers, in one op or in many, or not known."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+import pytest
+
+from costmodels.devices import load_device
+from costmodels.flops import annotate, total_flops
+from costmodels.roofline import time_ops
+from tests.support.inprocess import invoke
+from tracer.capture import capture_function
+from tracer.graph import Gemm, Kind, Op, OpGraph
+
+HEADER = """
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+class Of(nn.Module):
+    def __init__(self, function, **buffers):
+        super().__init__()
+        self.function = function
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+    def forward(self, *args):
+        return self.function(*args, *self.buffers())
+"""
+
+Traced = Callable[[str], OpGraph]
+
+
+@pytest.fixture
+def of(tmp_path) -> Traced:
+    """``of("nn.Linear(8, 8), torch.randn(2, 8)")``: the annotated graph of a module on inputs."""
+
+    def trace(returned: str) -> OpGraph:
+        return annotate(capture_function(str(written(tmp_path, returned)), "build").graph)
+
+    return trace
+
+
+def written(folder: Path, returned: str) -> Path:
+    file = folder / "own.py"
+    file.write_text(f"{HEADER}\n\ndef build():\n    return {returned}\n", encoding="utf-8")
+    return file
+
+
+def products(graph: OpGraph) -> list[Op]:
+    return [op for op in graph.ops if op.kind in (Kind.LINEAR, Kind.MATMUL)]
+
+
+def of_integers(call: str, dtype: str) -> str:
+    """[32, 64] x [64, 32], the second a buffer."""
+    made = f"torch.zeros(64, 32, dtype=torch.{dtype})"
+    return f"Of({call}, w={made}), torch.zeros(32, 64, dtype=torch.{dtype})"
+
+
+INTEGERS = [
+    ("lambda x, w: x @ w", "int32"),
+    ("lambda x, w: x @ w", "int64"),
+    ("lambda x, w: x @ w", "uint8"),
+    ("torch.mm", "int16"),
+    ("torch._int_mm", "int8"),
+    ("lambda x, w: F.linear(x, w.T)", "int32"),
+    ("lambda x, w: torch.bmm(x[None], w[None])", "int32"),
+    ("lambda x, w: torch.addmm(x[:, :32], x, w)", "int64"),
+    ("lambda x, w: torch.einsum('ik,kj->ij', x, w)", "int32"),
+    ("lambda x, w: F.conv1d(x.T[None], w.T[:, :, None])", "int32"),
+]
+
+
+@pytest.mark.parametrize(("call", "dtype"), INTEGERS)
+def test_a_product_of_integers_counts_its_operations(of, call, dtype):
+    """2 x 32 x 32 x 64 = 131,072 operations, whatever is multiplied."""
+    graph = of(of_integers(call, dtype))
+    (product,) = products(graph)
+    assert product.cost.flops == total_flops(graph).products == 2 * 32 * 32 * 64 == 131_072
+    assert product.cost.gemm == Gemm(1, 32, 32, 64)
+
+
+@pytest.mark.parametrize(("call", "dtype"), INTEGERS)
+def test_a_chip_multiplies_integers(of, call, dtype):
+    """4 x 8 x 4 tiles of 8 x 8 x 8, 532 cycles each."""
+    graph = of(of_integers(call, dtype))
+    (product,) = products(graph)
+    time = time_ops(graph, load_device("chip-8x8"))
+    tiles = ceil(32 / 8) * ceil(64 / 8) * ceil(32 / 8)
+    assert time.ops[product.id].gemm.tiles == tiles == 128
+    assert time.ops[product.id].gemm.cycles == 128 * 532 == 68_096
+
+
+def test_seconds_need_a_peak_for_the_integers_that_are_multiplied(of):
+    """Not for those that the products are summed up in: int8 x int8 makes int32."""
+    small, large = (of(of_integers("torch._int_mm", "int8")), of(of_integers("torch.mm", "int32")))
+    card = replace(load_device("rtx-4090"), memory_bandwidth_bytes_per_second=1e15)
+    assert set(card.peak_flops_per_second).isdisjoint(("int32", "int64"))
+    (product,) = products(small)
+    taken = time_ops(small, card).ops[product.id].seconds
+    assert taken == pytest.approx(131_072 / card.peak_flops_per_second["int8"])
+    (product,) = products(large)
+    time = time_ops(large, card)
+    assert time.ops[product.id].seconds is None
+    assert time.missing == {"aten.mm.default": 1}
+    # What floats are multiplied in is nothing to integers.
+    assert time_ops(large, card, products_dtype="tfloat32").ops[product.id].seconds is None
+
+
+def test_the_commands_count_integer_products(tmp_path):
+    file = written(tmp_path, of_integers("lambda x, w: x @ w", "int32"))
+    traced = invoke("trace", f"{file}:build", "--out", tmp_path / "out")
+    assert "131,072 in matrix products (exact)" in traced.stdout
+    chip = ("--home", "ryzen-7950x", "--accel", "chip-8x8", "--link", "axi-lite")
+    split = invoke("partition", tmp_path / "out", "--policy", "host-chip", *chip)
+    assert "chip-8x8: 68,096 cycles" in split.stdout
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "nn.Bilinear(5, 6, 7), (torch.randn(3, 5), torch.randn(3, 6))",
+        "Of(torch.cdist), (torch.randn(30, 4), torch.randn(40, 4))",
+        "Of(torch.linalg.inv), torch.randn(4, 4)",
+        "Of(torch.linalg.svd), torch.randn(4, 4)",
+    ],
+)
+def test_products_that_are_not_known_are_no_zero(of, returned):
+    graph = of(returned)
+    totals = total_flops(graph)
+    assert totals.products_missing or totals.products

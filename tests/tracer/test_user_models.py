@@ -1,0 +1,309 @@
+"""A module of the user's own, and how far a model can be traced."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from costmodels.flops import annotate, total_flops
+from tests.support.inprocess import invoke
+from tests.support.processes import run_command
+from tracer.capture import capture_function, check
+from tracer.errors import InputError
+from tracer.formula import parse
+from tracer.graph import Kind
+
+FILE = """
+import torch
+from beside import WIDTH
+
+
+class Block(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.query, self.out = torch.nn.Linear(width, width), torch.nn.Linear(width, width)
+
+    def forward(self, x, mask):
+        scores = self.query(x) @ x.transpose(1, 2) + mask
+        return x + self.out(torch.softmax(scores, -1) @ x)
+
+
+class Model(torch.nn.Module):
+    def __init__(self, width, depth):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Block(width) for _ in range(depth))
+
+    def forward(self, x, masks, scale=1.0):
+        for layer in self.layers:
+            x = layer(x, masks["causal"])
+        return {"y": x * scale, "depth": len(self.layers)}
+
+
+def build(batch=1, seq=16, width=WIDTH, depth=8):
+    print("not for stdout")
+    mask = torch.full((seq, seq), -1e9).triu(1)
+    return Model(width, depth), {"x": torch.randn(batch, seq, width), "masks": {"causal": mask}}
+
+
+def fixed():
+    return Block(8), (torch.randn(2, 5, 8), torch.zeros(5, 5))
+
+
+def longer(seq):
+    return Block(8), (torch.randn(2, seq + 1, 8), torch.zeros(seq + 1, seq + 1))
+
+
+class Odd(torch.nn.Module):
+    # Its input is called like its parameter; what it makes itself names no device.
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.plain = torch.nn.Parameter(torch.zeros(8, 8)), torch.ones(8)
+
+    def forward(self, weight):
+        return weight @ self.weight + self.plain * torch.ones(8)
+
+
+def odd(batch=3, seq=5):
+    return Odd(), torch.randn(batch, seq, 8)
+
+
+class InPlace(torch.nn.Module):
+    def forward(self, x, y):
+        x += y
+        return x
+
+
+def in_place(seq):
+    return InPlace(), (torch.zeros(seq, 8), torch.zeros(seq, 8))
+
+
+class Memory(torch.nn.Module):
+    def forward(self, x, memory, *more):
+        return x @ memory.transpose(1, 2)
+
+
+def half(seq):
+    return Memory(), (torch.zeros(1, seq, 8), torch.zeros(1, seq // 2, 8))
+
+
+def table(seq):
+    return torch.nn.Linear(8, seq), torch.zeros(2, seq, 8)
+
+
+def listed(batch, seq):
+    return Memory(), [torch.zeros(1, seq, 8) for _ in range(batch + 2)]
+
+
+def leaves():
+    raise SystemExit(3)
+
+
+def number():
+    return 3
+
+
+def fails():
+    raise RuntimeError("no way")
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "beside.py").write_text("WIDTH = 32\n")
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+def products(path, name, **arguments):
+    """What torch counts while the module that the function returns runs."""
+    scope: dict[str, object] = {}
+    exec(FILE.replace("from beside import WIDTH", "WIDTH = 32"), scope)
+    module, inputs = scope[name](**arguments)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        match inputs:
+            case dict():
+                module(**inputs)
+            case torch.Tensor():
+                module(inputs)
+            case _:
+                module(*inputs)
+    return counter.get_total_flops()
+
+
+def test_sizes_that_the_inputs_follow_are_symbols(file):
+    captured = capture_function(file, "build", batch=2, seq=16)
+    graph = annotate(captured.graph)
+    assert (graph.meta.model, graph.meta.symbolic) == ("mine.build", ("batch", "seq"))
+    assert graph.meta.repeated_layers == 4
+    inputs = {t.name: t.shape_expr for op in graph.ops if op.kind is Kind.INPUT
+              for t in graph.outputs(op.id)}  # fmt: skip
+    assert inputs == {"x": ("batch", "seq", "32"), "masks.causal": ("seq", "seq")}
+    totals = total_flops(graph)
+    assert totals.products == products(file, "build", batch=2, seq=16)
+    elsewhere = parse(totals.products_expr or "").evaluate({"batch": 3, "seq": 9})
+    assert elsewhere == products(file, "build", batch=3, seq=9)
+    assert next(t.shape_expr for t in graph.tensors if t.label == "attention_scores") == (
+        "batch", "seq", "seq",
+    )  # fmt: skip
+
+
+def test_other_parameters_are_set_and_the_dtype_is_the_users(file):
+    captured = capture_function(
+        file, "build", seq=4, overrides={"width": 64, "depth": 2}, dtype="bfloat16"
+    )
+    meta = captured.graph.meta
+    assert (meta.parameters, meta.dtype) == (2 * 2 * (64 * 64 + 64), "bfloat16")
+    assert {t.dtype for t in captured.graph.tensors} == {"bfloat16"}
+
+
+def test_an_input_called_like_a_parameter_is_an_input(file):
+    graph = annotate(capture_function(file, "odd").graph)
+    (given,) = [t for op in graph.ops if op.kind is Kind.INPUT for t in graph.outputs(op.id)]
+    assert (given.name, given.shape_expr) == ("weight", ("batch", "seq", "8"))
+    assert (graph.meta.batch, graph.meta.seq) == (3, 5)  # the function's own defaults
+    assert total_flops(graph).products_expr == "128*batch*seq"
+
+
+def test_an_input_that_is_written_into_is_a_result(file):
+    graph = capture_function(file, "in_place", seq=4).graph
+    (result,) = graph.inputs(len(graph.ops) - 1)
+    assert result.op is not None
+    assert graph.ops[result.op].target.startswith("aten.add_")
+
+
+@pytest.mark.parametrize(
+    ("function", "sizes"),
+    [
+        ("fixed", {}), ("longer", {"seq": 4}), ("half", {"seq": 64}), ("table", {"seq": 4}),
+        ("listed", {"batch": 1, "seq": 4}),
+    ],
+)  # fmt: skip
+def test_inputs_that_follow_no_size_are_traced_as_they_are(file, function, sizes):
+    captured = capture_function(file, function, **sizes)
+    assert captured.graph.meta.symbolic == ()
+    assert any("formulas are null" in warning for warning in captured.warnings)
+    assert total_flops(annotate(captured.graph)).products == products(file, function, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["mine.py:number"], "number returns int: it must return (module, example inputs)"),
+        (["mine.py:fails"], "mine.py:fails fails at no arguments: RuntimeError: no way"),
+        (["mine.py:leaves"], "mine.py:leaves fails at no arguments: SystemExit: 3"),
+        (["mine.py:buld"], "mine.py has no function buld. Did you mean build?"),
+        (["gone.py:build"], "gone.py is no Python file that exists"),
+        (["broken.py:build"], "broken.py cannot be imported: ModuleNotFoundError"),
+        (["mine.py:fixed", "--seq", "4"], "leave --seq out: mine.py:fixed takes no seq"),
+        (["mine.py:build", "--set", "widht=8"], "no such parameter to set. Did you mean width?"),
+        (["mine.py:build", "--phase", "decode"], "says itself what runs: leave --phase"),
+    ],
+)
+def test_what_is_no_such_function(file, tmp_path, monkeypatch, arguments, says):
+    (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
+    monkeypatch.chdir(tmp_path)
+    done = invoke("trace", *arguments)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
+    assert not done.stdout
+    assert not (tmp_path / "cutedge-out").exists()
+
+
+def test_a_users_module_on_the_command_line(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("trace", "mine.py:build", "--seq", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["model"], said["seq"], said["cached"]) == ("mine.build", 8, False)
+    assert invoke("partition", "--policy", "fuse-attention").returncode == 0
+
+
+# --- how far a model can be traced ----------------------------------------------------------------
+
+
+def test_every_phase_and_every_way_that_was_tried():
+    small = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 1,
+             "num_decoder_layers": 1, "vocab_size": 64}  # fmt: skip
+    kind, found = check({"model_type": "t5", **small}, model="t5")
+    assert kind == "T5ForConditionalGeneration"
+    assert [c.phase for c in found] == ["encoder", "prefill", "decode"]
+    assert [[failure for _, failure in c.tried] for c in found] == [[None]] * 3
+    symbolic = [c.captured.graph.meta.symbolic for c in found if c.captured]
+    assert symbolic == [
+        ("batch", "seq"), ("batch", "seq", "source"), ("batch", "past", "source"),
+    ]  # fmt: skip
+
+
+def test_a_ladder_to_the_concrete_and_one_to_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loops = {"model_type": "mamba", "hidden_size": 8, "state_size": 2, "num_hidden_layers": 1,
+             "vocab_size": 16, "intermediate_size": 8}  # fmt: skip
+    looks = {"model_type": "jetmoe", "hidden_size": 32, "num_hidden_layers": 1,
+             "num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 32,
+             "num_local_experts": 4, "vocab_size": 64}  # fmt: skip
+    _, (prefill, decode) = check(loops, model="loops", seq=9)
+    assert [failure and failure[:18] for _, failure in prefill.tried] == [
+        "its code fixes seq", "its code fixes seq", None,
+    ]  # fmt: skip
+    assert [failure for _, failure in decode.tried] == [None]
+    (tmp_path / "looks.json").write_text(json.dumps(looks))
+    done = invoke("models", "looks.json", "--check")
+    assert done.returncode == 1
+    assert "JetMoeForCausalLM" in done.stdout
+    assert done.stdout.count("modeling_jetmoe.py") >= 4
+    assert "Traceback" not in done.stdout + done.stderr
+    said = json.loads(invoke("models", "gpt2", "--check", "--set", "n_layer=1", "--json").stdout)
+    assert [phase["symbolic"] for phase in said["phases"]] == [["batch", "seq"], ["batch", "past"]]
+
+
+OURS = {
+    "partition.py": "BLOCK = 16\n",
+    "tracer.py": "from partition import BLOCK\nTWICE = 2 * BLOCK\n",
+    "costmodels.py": "import cli\nNEXT = cli.deep.ONE\n",
+    "cli/__init__.py": "from cli.deep import ONE\nfrom . import deep\n",
+    "cli/deep.py": "from helper import ONE\n",
+    "helper.py": "from partition import BLOCK\nONE = BLOCK // 16\n",
+    "cutedge.py": "LAST = 3\n",
+}
+"""A user's files that are called as the packages of cutedge are, and what they import."""
+
+MODEL = """
+import torch
+import cli, cli.deep, json
+from costmodels import NEXT
+from partition import BLOCK
+from tracer import TWICE
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(BLOCK, TWICE)
+
+    def forward(self, x):
+        from cutedge import LAST  # when it runs
+        return self.linear(x) * LAST * NEXT * cli.ONE
+
+def build(batch=1, seq=8):
+    return Net(), torch.randn(batch, seq, BLOCK)
+"""
+
+
+def test_files_beside_a_model_win_over_packages_of_the_same_name(tmp_path):
+    for name, text in {**OURS, "net.py": MODEL}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    done = run_command("cutedge", "trace", "net.py:build", "--seq", "8", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters"] == 16 * 32 + 32
+    done = run_command("cutedge", "verify", "net.py:build", "--seq", "8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_name_of_a_file_beside_a_model_is_said(tmp_path):
+    (tmp_path / "partition.py").write_text("BLOCK = 16\n")
+    (tmp_path / "net.py").write_text("from partition import NO_SUCH\n")
+    with pytest.raises(InputError, match=r"net\.py cannot be imported: ImportError: .*NO_SUCH"):
+        capture_function(str(tmp_path / "net.py"), "build")

@@ -1,0 +1,432 @@
+"""How far the tracer reaches: the model types of transformers by head, default configs cut short.
+
+``python -m tools.coverage`` (`make coverage`, many minutes) writes docs/coverage.md. With ``--head
+NAME`` it sweeps that head alone and leaves the other tables of the page as they are; with model
+types after that it prints their rows and writes nothing.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import transformers
+from torch.utils import module_tracker
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import masking_utils
+from transformers.modeling_outputs import BaseModelOutput
+
+from costmodels.flops import annotate, total_flops
+from cutedge.runtime.ops import refused
+from tracer.capture import Capture, as_it_runs, capture, quiet
+from tracer.capture.errors import first_line
+from tracer.capture.models import build
+from tracer.errors import CutedgeError
+from tracer.graph import Kind, Op, OpGraph, Status
+from tracer.kinds import MATRIX_PRODUCTS, base_name
+
+PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
+LAYERS, BATCH, SEQ, SOURCE = 2, 8, 64, 96
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What model types are swept with."""
+
+    title: str
+    classes: Mapping[Any, Any]
+    """Class of the config -> class of the model, or several, of which the first is swept."""
+    phases: tuple[str, ...] = ("prefill",)
+    """What is traced of models with an encoder apart; of others, a prefill."""
+
+
+HEADS = {
+    "causal-lm": Head("Causal LM", transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+    "masked-lm": Head("Masked LM", transformers.MODEL_FOR_MASKED_LM_MAPPING),
+    "seq2seq-lm": Head(
+        "Sequence to sequence",
+        transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        ("prefill", "encoder", "decode"),
+    ),
+    "image-classification": Head(
+        "Image classification", transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    ),
+}
+DEPTHS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
+    "num_decoder_layers", "encoder_layers", "num_encoder_layers",
+)  # fmt: skip
+GAPS: dict[tuple[str, str], dict[str, Any]] = {
+    ("causal-lm", "cohere_compass_text"): {
+        "rope_parameters.full_attention": {"rope_theta": 10_000.0}
+    },
+    ("causal-lm", "blt"): {"patch_in_forward": False},
+    ("causal-lm", "dbrx"): {"attn_config.rope_theta": 10_000.0, "attn_config.clip_qkv": 8},
+    ("causal-lm", "deepseek_v2"): {"num_experts_per_tok": 6},
+    ("causal-lm", "dots1"): {
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+    },
+    ("causal-lm", "gemma3n_text"): {"num_kv_shared_layers": 0},
+    ("causal-lm", "hunyuan_v1_dense"): {"head_dim": 128},
+    ("causal-lm", "hunyuan_v1_moe"): {"head_dim": 128},
+    ("causal-lm", "lfm2_moe"): {"layer_types": ["conv", "full_attention"]},
+    ("causal-lm", "ministral"): {"head_dim": 128},
+    ("causal-lm", "nemotron"): {"num_key_value_heads": 48},
+    ("causal-lm", "reformer"): {"is_decoder": True, "axial_pos_embds": False},
+    ("causal-lm", "xmod"): {"default_language": "en_XX"},
+    ("masked-lm", "esm"): {"vocab_size": 33, "pad_token_id": 1},
+    ("masked-lm", "reformer"): {"axial_pos_embds": False},
+    ("masked-lm", "xmod"): {"default_language": "en_XX"},
+    # Among so few layers there would be none with experts.
+    ("seq2seq-lm", "nllb-moe"): {"encoder_sparse_step": 2, "decoder_sparse_step": 2},
+    ("seq2seq-lm", "switch_transformers"): {
+        "num_sparse_encoder_layers": 1,
+        "num_sparse_decoder_layers": 1,
+    },
+}
+"""What the default config of a type leaves open for a head, and a value for it."""
+REASONS = {
+    "gemma3n": "its text part is gemma3n_text",
+    "gemma4_assistant": "a drafter: its layers read the cache of another model",
+    "gemma4_unified_assistant": "a drafter: its layers read the cache of another model",
+    "nllb-moe": "its experts are run one by one, by the values of the routing",
+    "switch_transformers": "its experts are run one by one, by the values of the routing",
+    "siglip2": "it reads patches and goes by the values of their places",
+}
+"""Why a type cannot be built, where the error alone does not say it."""
+SENSED = ("pixel_values", "input_features", "input_values")
+"""What a model may read beside tokens; it is traced over the tokens alone then."""
+LACKING = "no formula"
+FREE = (Kind.VIEW, Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of one model type."""
+
+    model_type: str
+    traced: tuple[str, ...]
+    """How, a phase of the head each: symbolic, bounded, concrete, no, ``no config`` where
+    transformers itself builds none, ``-`` for a phase that such a model does not have."""
+    ops: int = 0
+    exact: float = 0.0
+    """Share of the ops that work whose FLOPs are exact, none at all included."""
+    torch: str = ""
+    """``equal``, ``explained`` or ``differs``, ``-`` where torch's counter cannot run."""
+    notes: str = ""
+
+    def __str__(self) -> str:
+        exact = f"{self.exact:.0%}" if self.ops else ""
+        ops = f"{self.ops:,}" if self.ops else ""
+        said = self.notes.replace("|", "\\|").replace("<", "&lt;")
+        return f"| {' | '.join([self.model_type, *self.traced, ops, exact, self.torch, said])} |"
+
+    @classmethod
+    def of(cls, line: str) -> "Row":
+        """The row that a line of the page shows."""
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        model_type, *traced, ops, exact, equal, said = cells
+        return cls(
+            model_type, tuple(traced), int(ops.replace(",", "") or 0),
+            int(exact.strip("%") or 0) / 100, equal,
+            said.replace("\\|", "|").replace("&lt;", "<"),
+        )  # fmt: skip
+
+
+def model_types(head: str) -> list[str]:
+    return sorted({config.model_type for config in HEADS[head].classes})
+
+
+def depths(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Where a config says how many layers its parts have, as ``--set`` calls it."""
+    here = [f"{prefix}{name}" for name in DEPTHS if type(config.get(name)) is int]
+    yield from here
+    for name in () if here else ("text_config", "vision_config", "encoder", "decoder"):
+        if isinstance(config.get(name), dict):
+            yield from depths(config[name], f"{prefix}{name}.")
+
+
+def sweep(head: str, model_type: str) -> Row:
+    """The row of a model type."""
+    config_class = transformers.CONFIG_MAPPING[model_type]
+    with quiet():
+        try:
+            default = config_class().to_dict()
+        except Exception:  # a config class may raise anything over its own defaults
+            default = {}
+    named = HEADS[head].classes[config_class]
+    model_class = named[0] if isinstance(named, tuple) else named
+    config = {"model_type": model_type, "architectures": [model_class.__name__]}
+    gap = GAPS.get((head, model_type), {})
+    overrides = {**dict.fromkeys(depths(default), LAYERS), **gap}
+    reads = inspect.signature(model_class.forward).parameters
+    made = {p: traced(config, overrides, p, reads) for p in HEADS[head].phases}
+    notes = [f"without {name}" for name in SENSED if {name, "input_ids"} <= {*reads}]
+    notes += [f"--set {key}={json.dumps(value)}" for key, value in gap.items()]
+    if isinstance(made["prefill"], CutedgeError) and model_type in REASONS:
+        notes.append(REASONS[model_type])
+    for phase, one in made.items():
+        why = how(one)[1]
+        notes += why if phase == "prefill" else [f"{phase}: {w}" for w in why if w not in notes]
+    graphs = {p: annotate(one.graph) for p, one in made.items() if isinstance(one, Capture)}
+    found: dict[str, Any] = {}
+    if (graph := graphs.get("prefill")) is not None:
+        working = [op for op in graph.ops if op.kind not in FREE]
+        exact = sum(  # what is assumed of the routing to experts changes no FLOPs
+            op.cost.flops_status in (Status.EXACT, Status.ZERO) or op.cost.assumption is not None
+            for op in working
+        )
+        equal, why = against_torch(graph, graphs.get("encoder"), config, overrides)
+        found = {"ops": len(graph.ops), "exact": exact / len(working), "torch": equal}
+        notes += why
+    lacking: Counter[str] = Counter()
+    for graph in graphs.values():
+        lacking.update(total_flops(graph).unsupported)
+    notes += [f"{LACKING}: {n} x {target}" for target, n in sorted(lacking.items())]
+    targets = (op.target for graph in graphs.values() for op in graph.ops)
+    notes += [f"verify cannot run it: {target}" for target in refused(targets)]
+    ways = tuple(how(one)[0] for one in made.values())
+    return Row(model_type, ways, notes="; ".join(notes), **found)
+
+
+def traced(
+    config: Mapping[str, Any], overrides: Mapping[str, Any], phase: str, reads: Iterable[str]
+) -> Capture | CutedgeError | None:
+    """A phase of a model with such inputs: None where it has none, an error that says why not."""
+    apart = "decoder_input_ids" in reads
+    if phase != "prefill" and not apart:
+        return None
+    sizes = {
+        "prefill": {"seq": SEQ} if apart or "input_ids" in reads else {},
+        "encoder": {"seq": SOURCE},
+        "decode": {"past": SEQ},
+    }[phase]
+    if apart and phase != "encoder":
+        sizes["source"] = SOURCE
+    options: dict[str, Any] = {"phase": phase, "batch": BATCH, "overrides": overrides, **sizes}
+    try:
+        return capture(config, model=config["model_type"], **options)
+    except CutedgeError as error:
+        return error
+
+
+def how(made: Capture | CutedgeError | None) -> tuple[str, tuple[str, ...]]:
+    """How a model was traced, and the warning or the error that says why no better."""
+    if made is None:
+        return "-", ()
+    if isinstance(made, CutedgeError):
+        said = re.sub(r"^[\w-]+:? (?=cannot be traced|no model)", "", str(made))
+        return "no config" if said.startswith("no model") else "no", (said,)
+    reasons = tuple(w for w in made.warnings if "formulas" in w and "positions of" not in w)
+    if not made.graph.meta.symbolic:
+        return "concrete", reasons
+    return ("bounded" if reasons else "symbolic"), reasons
+
+
+# --- torch's own count ----------------------------------------------------------------------------
+
+
+def against_torch(
+    graph: OpGraph,
+    encoder: OpGraph | None,
+    config: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+) -> tuple[str, tuple[str, ...]]:
+    """Whether torch counts the same FLOPs when the model itself runs, and why not.
+
+    The whole model runs where there is a trace of its encoder too, else its decoder alone.
+    """
+    graphs = [graph] if encoder is None else [graph, encoder]
+    inputs = given(graph)
+    encoded = inputs.pop("encoder_hidden_states", None)
+    if encoder is not None:
+        inputs.update(given(encoder))
+    elif encoded is not None:
+        inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
+    ours = sum(total_flops(part).products for part in graphs)
+    try:
+        counted = counted_by_torch(config, overrides, graph.meta.model, inputs)
+    except Exception as error:  # code that looks at values, which no meta tensor has
+        return "-", (f"torch cannot count: {first_line(error)}",)
+    if counted == ours:
+        return "equal", ()
+    constants = sum(op.cost.flops or 0 for part in graphs for op in constant_products(part))
+    if counted == ours + constants:
+        return "explained", (f"torch counts {constants:,} FLOPs of constants, computed at load",)
+    return "differs", (f"torch counts {counted:,}, the trace {ours:,}",)
+
+
+def given(graph: OpGraph) -> dict[str, Any]:
+    """Inputs without data of the sizes that a graph was traced at."""
+    tensors = [t for op in graph.ops if op.kind is Kind.INPUT for t in graph.outputs(op.id)]
+    return {
+        t.name: torch.zeros(t.shape, dtype=getattr(torch, t.dtype), device="meta") for t in tensors
+    }
+
+
+def tokens(seq: int = SEQ) -> dict[str, Any]:
+    """What a causal LM reads in a prefill."""
+    return {"input_ids": torch.zeros(BATCH, seq, dtype=torch.int64, device="meta")}
+
+
+def constant_products(graph: OpGraph) -> list[Op]:
+    """The matrix products that no input reaches, with what they cost where they are computed."""
+    running = annotate(
+        graph.with_ops(
+            replace(op, kind=Kind.MATMUL)
+            if op.is_constant and base_name(op.target) in MATRIX_PRODUCTS
+            else op
+            for op in graph.ops
+        )
+    )
+    return [op for op in running.ops if op.is_constant and op.kind is Kind.MATMUL]
+
+
+def counted_by_torch(
+    config: Mapping[str, Any], overrides: Mapping[str, Any], name: str, inputs: Mapping[str, Any]
+) -> int:
+    """FLOPs that torch counts while the model runs eagerly, on tensors without data if it can."""
+    with quiet(), as_it_runs():
+        module = build(config, overrides, model=name, dtype="float32", attn="eager")
+        for part in module.modules():  # some models ask their config alone
+            if getattr(getattr(part, "config", None), "use_cache", None):
+                part.config.use_cache = False
+            # A warning alone, which looks at the tokens.
+            part.warn_if_padding_and_no_attention_mask = lambda *args, **kwargs: None
+        if "grouped_mm" in module.get_experts_implementation().values():
+            # Needs bfloat16 where there is no data; a product a row of tokens is as many FLOPs.
+            module.set_experts_implementation("batched_mm")
+        accepted = inspect.signature(module.forward).parameters
+        options = {"use_cache": False, "logits_to_keep": 1}
+        inputs = {**inputs, **{key: value for key, value in options.items() if key in accepted}}
+        try:
+            return _counted(module, **inputs)
+        except RuntimeError:  # it looks at its position ids, unless there is a mask
+            if "input_ids" in inputs:
+                mask = torch.ones_like(inputs["input_ids"])
+                with suppress(RuntimeError):
+                    return _counted(module, attention_mask=mask, **inputs)
+        # It looks at values, which no product depends on: let all be zero.
+        module.to_empty(device="cpu")
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data.zero_()
+        return _counted(module, **tree_map_only(torch.Tensor, _zeros, inputs))
+
+
+def _zeros(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+
+def _counted(module: torch.nn.Module, **inputs: Any) -> int:
+    with (
+        next(module.parameters()).device,
+        # What it notes for a backward pass, which there is none of.
+        patch.object(module_tracker, "register_multi_grad_hook"),
+        # Whether a mask hides anything, which its values say: no matter to a product.
+        patch.object(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *args: False),
+        FlopCounterMode(display=False) as counter,
+    ):
+        module(**inputs)
+    return int(counter.get_total_flops())
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+COUNTS: dict[str, Callable[[Row], bool]] = {
+    "model types": lambda row: True,
+    "traced": lambda row: row.ops > 0,
+    "- with formulas in its sizes": lambda row: row.traced[0] == "symbolic",
+    "- with formulas that hold within a bound": lambda row: row.traced[0] == "bounded",
+    "- at the given sizes alone": lambda row: row.traced[0] == "concrete",
+    "not traced": lambda row: row.traced[0] == "no",
+    "no model can be built from the default config": lambda row: row.traced[0] == "no config",
+    "every op that works has known FLOPs": lambda row: row.ops > 0 and LACKING not in row.notes,
+    "FLOPs of matrix products equal torch's FlopCounterMode": lambda row: row.torch == "equal",
+    "they differ by what no input reaches (counted as constants)":
+        lambda row: row.torch == "explained",
+    "they differ otherwise": lambda row: row.torch == "differs",
+    "torch's counter cannot run the model without data": lambda row: row.torch == "-",
+}  # fmt: skip
+
+
+def page(swept: Mapping[str, Sequence[Row]]) -> str:
+    """docs/coverage.md, from the rows of each head."""
+    counts = "".join(
+        f"| {what} | {' | '.join(str(sum(map(counted, rows))) for rows in swept.values())} |\n"
+        for what, counted in COUNTS.items()
+    )
+    tables = "".join(
+        f"""
+## {HEADS[head].title}
+
+| model type | {" | ".join(HEADS[head].phases)} | ops | exact | torch | notes |
+|---|{"---|" * len(HEADS[head].phases)}--:|--:|---|---|
+"""
+        + "".join(f"{row}\n" for row in rows)
+        for head, rows in swept.items()
+    )
+    return f"""\
+# Coverage
+
+Every model type of transformers {version("transformers")} with these heads, its default config cut
+to {LAYERS} layers where it has a number of them: a prefill of {BATCH} x {SEQ} tokens, or {BATCH}
+images. `make coverage` writes this page.
+
+| | {" | ".join(HEADS[head].title for head in swept)} |
+|---|{"--:|" * len(swept)}
+{counts}
+The prefill of a model with an encoder apart is its decoder's, over {SOURCE} encoded tokens; the
+encoder reads {SOURCE} tokens, a decode one token over {SEQ} cached ones. `exact` is the share of
+the ops in the prefill that compute or move data whose FLOPs are exact (the others are estimates: a
+softmax, a sine). `torch` compares the FLOPs of linears and other matrix products with torch's
+counter on the model itself, run eagerly: the whole of it where its encoder is traced too, else the
+decoder alone. `without` names what a model can read beside tokens and is not given.
+{tables}"""
+
+
+def rows_of(text: str) -> dict[str, list[Row]]:
+    """The rows of each head that a page shows."""
+    swept = {}
+    for head, about in HEADS.items():
+        table = text.partition(f"## {about.title}\n")[2].partition("\n## ")[0]
+        swept[head] = [Row.of(line) for line in table.splitlines()[3:]]
+    return swept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--head", choices=HEADS)
+    parser.add_argument("model_types", nargs="*")
+    asked = parser.parse_args()
+    if asked.model_types and not asked.head:
+        parser.error("name a --head for these model types")
+    swept = rows_of(PAGE.read_text(encoding="utf-8")) if asked.head else {}
+    with get_context("spawn").Pool(os.cpu_count() or 1, maxtasksperchild=16) as pool:
+        for head in [asked.head] if asked.head else HEADS:
+            swept[head] = []
+            types = asked.model_types or model_types(head)
+            for row in pool.imap(partial(sweep, head), types):
+                print(row, file=sys.stdout if asked.head else sys.stderr, flush=True)
+                swept[head].append(row)
+    if not asked.model_types:
+        PAGE.write_text(page(swept), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
