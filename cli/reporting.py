@@ -31,12 +31,13 @@ def report(
     """Show policies on one page, readable offline: flows, layers, a block, growth, rooflines."""
     import cutedge
     from cli.printing import print_json
+    from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
+    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folder = trace_folder(directory)
-    compared = cutedge.load(folder).compare(
-        policies, baseline=baseline, **asdict(machine), **asdict(arrays), **asdict(search)
-    )
+    compared = cutedge.load(folder).compare(policies, baseline=baseline, **options)
     for warning in compared.warnings:
         warn(warning)
     written = compared.report(out or folder / "report.html", png=png)

@@ -67,12 +67,14 @@ def verify(
     import cutedge
     from cli.printing import print_json
     from cutedge._verify import calibrate as write_devices
-    from cutedge._verify import socket_link
+    from cutedge._verify import check_verify, socket_link
     from cutedge._workspace import default_folder
 
     options = socket_link(asdict(machine), transport) | asdict(search)
+    chosen = policies or ["offload-linear"]
+    check_verify(chosen, workers or (), tls_ca, options)
     traced = cutedge.trace(model, **asdict(tracing))
-    splits = [traced.partition(one, **options) for one in policies or ["offload-linear"]]
+    splits = [traced.partition(one, **options) for one in chosen]
     for warning in traced.warnings:
         warn(warning)
     folder = out or default_folder(traced.graph)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from cli.printing import Column, console, counted, human, print_json, print_table
 from costmodels.experts import active_parameters, assumptions
-from costmodels.flops import numbered, total_flops
+from costmodels.flops import FlopTotals, numbered, total_flops
 from cutedge._words import known, unknown
 from tracer.captured import Checked
 from tracer.graph import Kind, OpGraph
@@ -30,10 +30,10 @@ def _shape(shape: Iterable[object]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
-def trace_summary(graph: OpGraph, folder: object) -> None:
+def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     """What ``trace`` ends with."""
     out = console()
-    meta, flops = graph.meta, total_flops(graph)
+    meta = graph.meta
     kinds = count_ops(graph)
     views, constants = kinds.pop(Kind.VIEW, 0), kinds.pop(Kind.CONSTANT, 0)
     sorts = [*kinds.items(), (Kind.VIEW, views), (Kind.CONSTANT, constants)]

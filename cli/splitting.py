@@ -38,12 +38,13 @@ def partition(
     import cutedge
     from cli import show_split
     from cli.printing import print_json
+    from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
+    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    check_words([policy], **options)
     folder = trace_folder(directory)
-    split = cutedge.load(folder).partition(
-        policy, **asdict(machine), **asdict(arrays), **asdict(search)
-    )
+    split = cutedge.load(folder).partition(policy, **options)
     written = split.save(folder)
     for warning in split.warnings:
         warn(f"{policy}: {warning}")
@@ -93,10 +94,13 @@ def compare(
     import cutedge
     from cli import show_split
     from cli.printing import print_json
+    from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
     if within is not None and not 0 < within < float("inf"):
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
+    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folders = (
         [*dict.fromkeys(map(trace_folder, directories))] if directories else [trace_folder(None)]
     )
@@ -105,7 +109,6 @@ def compare(
             "--over is of one trace directory and goes without --within, --unseen and --sort"
         )
     traces = [cutedge.load(folder) for folder in folders]
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
     if over is not None:
         found = traces[0].crossovers(*over, policies, **options)
         show_split.over(traces[0].graph.meta, over[0], *found, as_json=as_json)

@@ -38,6 +38,7 @@ def trace(
     """Trace a model into an op graph and write it as Parquet."""
     import cutedge
     from cli import show
+    from costmodels.flops import total_flops
     from cutedge._workspace import default_folder, remember
 
     traced = cutedge.trace(
@@ -51,7 +52,7 @@ def trace(
     if as_json:
         show.trace_json(traced, folder)
     else:
-        show.trace_summary(traced.graph, folder)
+        show.trace_summary(traced.graph, total_flops(traced.graph), folder)
 
 
 @command("cutedge models llama-3.2-1b")

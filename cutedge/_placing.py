@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from costmodels.flops import annotate
 from costmodels.roofline import DeviceTime, time_ops
-from cutedge._machines import Machines
+from cutedge._machines import Machines, machines_of
 from partition import Order, Residency
 from partition.accounting import account
 from partition.crossover import Crossover, Point, best_over
@@ -64,6 +65,18 @@ class Compared:
     """What untrusted devices get that arithmetic has made of each policy's secrets."""
     without: Mapping[str, str]
     """Policy that is left out -> why."""
+
+
+def check_words(
+    policies: Sequence[str | Path | Policy] = (), *, residency: Residency = "run",
+    secrets: Sequence[str] | None = (), max_calls: int | None = None, time_limit: float = 0.0,
+    **machines: Any,
+) -> None:  # fmt: skip
+    """Raise InputError for options that cannot be understood, before a model is traced or read."""
+    for policy in policies:
+        if not isinstance(policy, Policy):
+            load_policy(str(policy))
+    machines_of(**machines)
 
 
 def setting_of(

@@ -287,7 +287,7 @@ class Trace:
         >>> import cutedge
         >>> (cost,) = cutedge.trace("edge-10m", seq=64).costs("rtx-4090")
         >>> cost.summary["flops"]
-        1241614400
+        434855936
         """
         from cutedge._cost import costs
 

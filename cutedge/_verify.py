@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
-from cutedge._machines import read_size
+from cutedge._machines import machines_of, read_size
+from cutedge._placing import check_words
 from cutedge.runtime import RunError
 from cutedge.runtime.home import Measured, load, workers
 from cutedge.runtime.leaks import Proof, Secrets, Witness
@@ -263,6 +264,18 @@ def calibrate(verified: Sequence[Verification], folder: Path) -> tuple[str, ...]
         about = f"{graph.meta.model} ({policies})"
         write_device(fit_device(graph, here[device]), about, folder / f"{name}.toml")
     return fitted.warnings
+
+
+def check_verify(
+    policies: Sequence[str], addresses: Sequence[str], tls_ca: Path | None,
+    options: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Raise InputError for options that cannot be understood, before a model is traced."""
+    check_words(policies, **options)
+    named = {key: options[key] for key in ("machine", "home", "accel", "link", "memory")}
+    _addresses(addresses, machines_of(**named).accelerators)
+    if tls_ca is not None:
+        trust(tls_ca)
 
 
 def socket_link(machine: Mapping[str, Any], transport: Transport) -> dict[str, Any]:
