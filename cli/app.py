@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from cli.terminal import WIDE, broken, room
 from tracer.errors import CutedgeError
 from tracer.words import visible
 
@@ -29,8 +30,9 @@ _AS_JSON: ContextVar[bool] = ContextVar("_AS_JSON", default=False)
 
 
 def say(text: str = "") -> None:
-    """Print a line for people; what a name hides in it is seen."""
-    typer.echo(visible(text))
+    """Print text for people; what a name hides in it is seen."""
+    for line in visible(text).split("\n"):
+        typer.echo("\n".join(broken(line, room(sys.stdout))))
 
 
 def warn(text: str) -> None:
@@ -42,7 +44,8 @@ def _complain(what: str, text: str, **more: int) -> None:
     if _AS_JSON.get():
         typer.echo(json.dumps({"version": JSON_VERSION, what: text, **more}), err=True)
     else:
-        typer.echo(visible(f"{what}: {text}"), err=True)
+        for line in visible(f"{what}: {text}").split("\n"):
+            typer.echo("\n".join(broken(line, room(sys.stderr))), err=True)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -125,11 +128,17 @@ TraceDir = Annotated[
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def command(example: str, group: typer.Typer = app) -> Callable[[Command], Command]:
-    """Register a command, with an example under its help, and the two switches that all have."""
+def command(
+    example: str, group: typer.Typer = app, *, tables: bool = True
+) -> Callable[[Command], Command]:
+    """Register a command, with an example under its help, and the switches that all have.
+
+    One that prints ``tables`` has --wide too.
+    """
 
     def register(function: Command) -> Command:
-        group.command(epilog=f"Example: [bold]{example}[/bold]")(_switched(function))
+        switches = {"quiet": Quiet, "verbose": Verbose, **({"wide": Wide} if tables else {})}
+        group.command(epilog=f"Example: [bold]{example}[/bold]")(_switched(function, switches))
         return function
 
     return register
@@ -145,14 +154,18 @@ Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Say how long it took, and of an error where it arose."),
 ]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Whole tables, also where the terminal is narrower.")
+]
 
 
-def _switched(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that may be quiet or verbose."""
+def _switched(function: Callable[..., Any], switches: dict[str, Any]) -> Callable[..., Any]:
+    """A command that may be quiet, verbose or wide."""
 
     @wraps(function)
-    def run(*args: Any, quiet: bool, verbose: bool, **options: Any) -> Any:
+    def run(*args: Any, quiet: bool, verbose: bool, wide: bool = False, **options: Any) -> Any:
         begun = perf_counter()
+        WIDE.set(wide)
         try:
             with redirect_stderr(StringIO()) if quiet else nullcontext():
                 return function(*args, **options)
@@ -164,7 +177,6 @@ def _switched(function: Callable[..., Any]) -> Callable[..., Any]:
             if verbose:
                 typer.echo(f"{perf_counter() - begun:.2f} s", err=True)
 
-    switches = {"quiet": Quiet, "verbose": Verbose}
     shown = signature(function)
     run.__signature__ = shown.replace(parameters=[  # type: ignore[attr-defined]  # as inspect has it
         *shown.parameters.values(),

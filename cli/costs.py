@@ -156,7 +156,7 @@ def _cost_dict(graph: "OpGraph", time: "DeviceTime") -> dict[str, Any]:
 def _print_costs(graph: "OpGraph", times: "Sequence[DeviceTime]", by: str) -> None:
     from rich.text import Text
 
-    from cli.printing import console, duration, human, print_table
+    from cli.printing import Column, console, duration, human, print_table
     from costmodels.roofline import shares
     from tracer.summary import headline
 
@@ -165,26 +165,29 @@ def _print_costs(graph: "OpGraph", times: "Sequence[DeviceTime]", by: str) -> No
     for time in times:
         out.print()
         name = f"{time.device.name}: {time.device.description}"
-        out.print(Text(name, style="bold"), soft_wrap=True)
+        out.print(Text(name, style="bold"))
         for line in _summary(graph, time):
-            out.print(line, soft_wrap=True)
+            out.print(line)
         out.print()
         found = shares(graph, time, _keys(graph)[by])
         if by != "layer":
             found.sort(key=lambda share: -share.seconds)
         print_table(
-            (by, "ops", "FLOPs", "bytes", "FLOPs/byte", "seconds", "share", "bound by"),
+            [
+                Column(by), Column("ops", ">", 4), Column("FLOPs", ">", 2), Column("bytes", ">", 2),
+                Column("FLOPs/byte", ">", 3), Column("share", "%"), Column("seconds", ">"),
+                Column("bound by", "<", 1),
+            ],
             [
                 (
                     share.name, f"{share.ops:,}", f"{share.flops:,}", human(share.traffic_bytes),
                     "" if share.intensity is None else f"{share.intensity:.2f}",
-                    "not here" if share.missing_ops == share.ops else duration(share.seconds),
                     f"{share.seconds / time.seconds:.1%}" if time.seconds else "",
+                    "not here" if share.missing_ops == share.ops else duration(share.seconds),
                     _most(share.seconds_by_bound),
                 )
                 for share in found
             ],
-            "<>>>>>><",
         )  # fmt: skip
     out.print()
 
@@ -301,7 +304,7 @@ def limits(
 
 
 def _print_limits(figures: Mapping[str, Any], *, binary: bool) -> None:
-    from cli.printing import print_table
+    from cli.printing import Column, print_table
 
     rows = []
     for key, value in figures.items():
@@ -324,7 +327,7 @@ def _print_limits(figures: Mapping[str, Any], *, binary: bool) -> None:
             else f"{value:,.6g}"
         )
         rows.append((key, text, unit))
-    print_table(("limit", "value", "unit"), rows, "<><")
+    print_table([Column("limit"), Column("value", ">"), Column("unit")], rows)
     for key in ("kv_tokens", "decode_W"):
         if (why := figures[f"{key}_reason"]) is not None:
             say(f"no {key}: {why}")
@@ -374,7 +377,7 @@ def _params_dict(graph: "OpGraph", found: "Breakdown") -> dict[str, Any]:
 
 
 def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
-    from cli.printing import print_table
+    from cli.printing import Column, print_table
     from cli.show import not_run
     from costmodels.experts import active_parameters
 
@@ -384,7 +387,10 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
     )  # fmt: skip
     say(f"{graph.meta.model} ({graph.meta.model_class}): {total:,} parameters{heads}")
     print_table(
-        ("part", "weights", "biases and scales", "all", "share"),
+        [
+            Column("part"), Column("weights", ">", 1), Column("biases and scales", ">", 2),
+            Column("all", ">"), Column("share", "%"),
+        ],
         [
             (
                 part, f"{count.weights:,}", f"{count.biases:,}", f"{count.total:,}",
@@ -392,7 +398,6 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
             )
             for part, count in found.parts.items()
         ],
-        "<>>>>",
     )  # fmt: skip
     if active != total:
         say(f"{active:,} are active for one token ({active / max(total, 1):.1%})")
@@ -406,10 +411,9 @@ def _print_params(graph: "OpGraph", found: "Breakdown", by_layer: bool) -> None:
     if by_layer:
         names = list(dict.fromkeys(part for parts in found.layers.values() for part in parts))
         print_table(
-            ("layer", *names),
+            [Column("layer"), *(Column(name, ">", n) for n, name in enumerate(names))],
             [
                 (layer, *(f"{parts[n].total:,}" if n in parts else "" for n in names))
                 for layer, parts in found.layers.items()
             ],
-            "<" + ">" * len(names),
         )

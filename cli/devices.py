@@ -47,20 +47,21 @@ def devices(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Show all figures of this device, or of a .toml file.",
+            help="Only those with this in their name; of one, or of a .toml file, all figures.",
             autocompletion=complete.devices,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the devices that cutedge knows, or show one with the source of every figure."""
+    """List the devices that cutedge knows; show one with the source of every figure."""
     from cli.printing import print_json
     from costmodels.devices import device_names, load_device
+    from tracer.toml_files import matching
 
-    found = [load_device(one) for one in ([name] if name else device_names())]
+    found = [load_device(one) for one in matching(name, "device", device_names())]
     if as_json:
         print_json({"devices": [_device_dict(one) for one in found]})
-    elif name:
+    elif name and len(found) == 1:
         _print_device(found[0])
     else:
         _print_devices(found)
@@ -184,7 +185,7 @@ def _device_dict(device: "Device") -> dict[str, Any]:
 
 
 def _print_devices(found: "Sequence[Device]") -> None:
-    from cli.printing import console, human, print_table
+    from cli.printing import Column, console, grouped, human, print_table
 
     def peak(device: "Device", dtype: str) -> str:
         rate = device.peak_flops_per_second.get(dtype)
@@ -194,53 +195,66 @@ def _print_devices(found: "Sequence[Device]") -> None:
         return f"{device.ridge(dtype):.1f}" if dtype in device.peak_flops_per_second else ""
 
     out = console()
-    print_table(
-        ("device", "trusted", *SHOWN, "GB/s", "memory", *(f"ridge {dtype}" for dtype in SHOWN)),
-        [
-            (
-                one.name, "yes" if one.trusted else "no", *(peak(one, dtype) for dtype in SHOWN),
-                f"{(one.memory_bandwidth_bytes_per_second or 0) / 1e9:g}",
-                human(one.memory_bytes) if one.memory_bytes else "",
-                *(ridge(one, dtype) for dtype in SHOWN),
-            )
-            for one in found
-            if one.peak_flops_per_second
-        ],
-        "<<" + ">" * (2 * len(SHOWN) + 2),
-    )  # fmt: skip
-    out.print("peaks in TFLOPS, dense; ridge points in FLOPs a byte; GB/s and TFLOPS are decimal")
-    out.print()
-    print_table(
-        ("array", "trusted", "dataflow", "size", "cycles a tile", "MHz", "peak GFLOPS"),
-        [
-            (
-                one.name, "yes" if one.trusted else "no", array.dataflow, _size(array),
-                str(array.tile_cycles or ""), f"{array.clock_hertz / 1e6:g}",
-                f"{array.peak_flops_per_second / 1e9:.6g}",
-            )
-            for one in found
-            if (array := one.array)
-        ],
-        "<<<<>>>",
-    )  # fmt: skip
-    out.print()
+    if processors := [one for one in found if one.peak_flops_per_second]:
+        print_table(
+            [
+                Column("device"), Column("trusted", "<", 1),
+                *(Column(dtype, ">", 2) for dtype in SHOWN), Column("GB/s", ">", 3),
+                Column("memory", ">", 3), *(Column(f"ridge {dtype}", ">", 4) for dtype in SHOWN),
+            ],
+            grouped(
+                processors,
+                lambda one: "accelerators: a host calls them" if one.host_link else "hosts",
+                lambda one: [
+                    one.name, "yes" if one.trusted else "no", *(peak(one, d) for d in SHOWN),
+                    f"{(one.memory_bandwidth_bytes_per_second or 0) / 1e9:g}",
+                    human(one.memory_bytes) if one.memory_bytes else "",
+                    *(ridge(one, dtype) for dtype in SHOWN),
+                ],
+            ),
+        )  # fmt: skip
+        out.print(
+            "peaks in TFLOPS, dense; ridge points in FLOPs a byte; GB/s and TFLOPS are decimal"
+        )
+        out.print()
+    if any(one.array for one in found):
+        print_table(
+            [
+                Column("array"), Column("trusted", "<", 1), Column("dataflow", "<", 2),
+                Column("size", ">", 1), Column("cycles a tile", ">", 3), Column("MHz", ">", 3),
+                Column("peak GFLOPS", ">", 1),
+            ],
+            [
+                (
+                    one.name, "yes" if one.trusted else "no", array.dataflow, _size(array),
+                    str(array.tile_cycles or ""), f"{array.clock_hertz / 1e6:g}",
+                    f"{array.peak_flops_per_second / 1e9:.6g}",
+                )
+                for one in found
+                if (array := one.array)
+            ],
+        )  # fmt: skip
+        out.print()
     out.print("cutedge devices NAME has every figure of one, with its source")
 
 
 def _print_device(device: "Device") -> None:
     from rich.text import Text
 
-    from cli.printing import console, human, print_table
+    from cli.printing import Column, console, human, print_table
     from costmodels.devices import ARRAY_FIGURES, FIGURES, PEAK, TILE_FIGURES
 
     out, array = console(), device.array
-    out.print(Text(f"{device.name}: {device.description}", style="bold"), soft_wrap=True)
+    out.print(Text(f"{device.name}: {device.description}", style="bold"))
     out.print(f"{'trusted' if device.trusted else 'not trusted'}", end="")
     out.print(f"; its host link is {device.host_link}" if device.host_link else "")
     out.print()
     if device.peak_flops_per_second:
         print_table(
-            ("dense peak", "TFLOPS", "ridge (FLOPs a byte)", "source"),
+            [
+                Column("dense peak"), Column("TFLOPS", ">"),
+                Column("ridge (FLOPs a byte)", ">", 1), Column("source", "~"),
+            ],
             [
                 (
                     dtype, f"{rate / 1e12:.8g}", f"{device.ridge(dtype):.2f}",
@@ -248,7 +262,6 @@ def _print_device(device: "Device") -> None:
                 )
                 for dtype, rate in device.peak_flops_per_second.items()
             ],
-            "<>><",
         )  # fmt: skip
         out.print()
     known = asdict(device) | (
@@ -262,7 +275,7 @@ def _print_device(device: "Device") -> None:
     )  # fmt: skip
     figures = [key for key in (*FIGURES, *ARRAY_FIGURES, *TILE_FIGURES) if key in device.sources]
     print_table(
-        ("figure", "value", "", "source"),
+        [Column("figure"), Column("value", ">"), Column("size", ">", 1), Column("source", "~")],
         [
             (
                 key, f"{known[key]:,}" if key.endswith("_bytes") else f"{known[key]:g}",
@@ -270,7 +283,6 @@ def _print_device(device: "Device") -> None:
             )
             for key in figures
         ],
-        "<>><",
     )  # fmt: skip
     if array:
         out.print()
@@ -296,7 +308,7 @@ def _print_gemm(
 ) -> None:  # fmt: skip
     from rich.text import Text
 
-    from cli.printing import console, human, print_table
+    from cli.printing import Column, console, human, print_table
 
     out = console()
     out.print(Text(f"{product} on {device.name}", style="bold"))
@@ -305,8 +317,9 @@ def _print_gemm(
         f"{share:.1%} of {axis}"
         for axis, share in (("M", cost.lost_by_m), ("K", cost.lost_by_k), ("N", cost.lost_by_n))
     )
+    out.print()
     print_table(
-        ("", "", ""),
+        [Column(""), Column("", ">"), Column("", "~")],
         [
             ("tiles" if array.dataflow == "fixed" else "folds", f"{cost.tiles:,}", ""),
             ("cycles", f"{cost.cycles:,}", counting),
@@ -326,7 +339,6 @@ def _print_gemm(
             ("sent", human(cost.sent_bytes), "both operands, each element once"),
             ("received", human(cost.received_bytes), "the result"),
         ],
-        "<><",
     )
     if device.host_link:
         out.print(f"chips share one host link, {device.host_link}, which must carry these bytes")

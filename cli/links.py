@@ -1,5 +1,6 @@
 """Commands about links: which there are, and making one from measured calls."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,16 +19,18 @@ def links(
     link: Annotated[
         str | None,
         typer.Argument(
-            help="Show this one's figures: a name, or a .toml file.", autocompletion=complete.links
+            help="Only those with this in their name; of one, or of a .toml file, all figures.",
+            autocompletion=complete.links,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """List the links between devices, or show the figures of one and where they come from."""
-    from cli.printing import console, duration, print_json, print_rows, print_table, rate
+    from cli.printing import Column, console, duration, grouped, print_json, print_table, rate
     from costmodels.links import link_names, load_link
+    from tracer.toml_files import matching
 
-    loaded = [load_link(name) for name in ([link] if link else link_names())]
+    loaded = [load_link(name) for name in matching(link, "link", link_names())]
     if as_json:
         print_json({"links": [
             {
@@ -36,36 +39,41 @@ def links(
             }
             for one in loaded
         ]})  # fmt: skip
-    elif link is None:
+    elif len(loaded) > 1:
+
+        def shown(value: float | None, words: Callable[[float], str]) -> str:
+            return "" if value is None else words(value)
+
+        def row(one: "Link") -> list[str]:
+            ways = {"sent": one.payload_rate("send"), "received": one.payload_rate("receive")}
+            return [
+                one.name, *(_framing(one, way) for way in ways),
+                *(shown(value, rate) for value in ways.values()),
+                *(shown(one.figures[f"{way}_latency_seconds"], duration) for way in ways),
+                one.description,
+            ]  # fmt: skip
+
+        def kind(one: "Link") -> str:
+            timed = one.timed("send")
+            return (
+                "with a bandwidth: seconds are known" if timed else "without one: bytes are known"
+            )
+
         print_table(
-            (
-                "link", "framing sent", "received", "payload rate sent", "received",
-                "latency sent", "received", "what it is",
-            ),
             [
-                (
-                    one.name, *(_framing(one, way) for way in ("sent", "received")),
-                    *(
-                        "" if value is None else rate(value)
-                        for value in (one.payload_rate("send"), one.payload_rate("receive"))
-                    ),
-                    *(
-                        "" if value is None else duration(value)
-                        for way in ("sent", "received")
-                        for value in [one.figures[f"{way}_latency_seconds"]]
-                    ),
-                    one.description,
-                )
-                for one in loaded
+                Column("link"), Column("framing sent", "<", 4), Column("framing received", "<", 4),
+                Column("rate sent", ">", 1), Column("rate received", ">", 1),
+                Column("latency sent", ">", 3), Column("latency received", ">", 3),
+                Column("what it is", "~", 2),
             ],
-            "<<<>>>><",
+            grouped(loaded, kind, row),
         )  # fmt: skip
     else:
         (one,) = loaded
-        console().print(f"{one.name}: {one.description}", soft_wrap=True)
-        print_rows(
-            ["figure", "value", "source"],
-            [[key, one.figures[key], source] for key, source in one.sources.items()],
+        console().print(f"{one.name}: {one.description}")
+        print_table(
+            [Column("figure"), Column("value", ">"), Column("source", "~")],
+            [(key, f"{one.figures[key]:.10g}", source) for key, source in one.sources.items()],
         )
 
 
@@ -97,7 +105,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Fit latency, bandwidth and serialisation to measured calls; write them as a link file."""
-    from cli.printing import console, counted, duration, print_json, print_table
+    from cli.printing import Column, console, counted, duration, print_json, print_table
     from costmodels.calibrate import check_out, fit, read_log, write_link
 
     out = out or Path(f"{log.stem}.toml")
@@ -118,12 +126,12 @@ def calibrate(
             "fitted_total_seconds": found.fitted_total_seconds,
         })  # fmt: skip
         return
-    console().print(f"{log}: {counted(found.calls, 'call')}", soft_wrap=True)
+    console().print(f"{log}: {counted(found.calls, 'call')}")
     for one in found.equations:
         say()
-        console().print(one.equation, soft_wrap=True)
+        console().print(one.equation)
         print_table(
-            ("term", "value", "standard error"),
+            [Column("term"), Column("value", ">"), Column("standard error", ">", 1)],
             [
                 (
                     term.name, "not known" if term.value is None else f"{term.value:.6g}",
@@ -131,13 +139,15 @@ def calibrate(
                 )
                 for term in one.terms
             ],
-            "<>>",
         )  # fmt: skip
         r2 = "" if one.r_squared is None else f"R^2 {one.r_squared:.6f}; "
         half, most = one.relative_residual_quantiles
         say(f"{r2}half of the calls are off by {half:.2%} at most, 90% by {most:.2%}")
         print_table(
-            ("furthest off", "measured", "fitted", "off by"),
+            [
+                Column("furthest off"), Column("measured", ">", 1), Column("fitted", ">", 1),
+                Column("off by", ">"),
+            ],
             [
                 (
                     f"line {off.line}", duration(off.measured_seconds),
@@ -145,11 +155,10 @@ def calibrate(
                 )
                 for off in one.furthest
             ],
-            "<>>>",
         )  # fmt: skip
     off = found.fitted_total_seconds / found.measured_total_seconds - 1
     say(
         f"all calls: {duration(found.measured_total_seconds)} measured, "
         f"{duration(found.fitted_total_seconds)} fitted ({off:+.2%})"
     )
-    console().print(f"\nwritten to {out}", soft_wrap=True)
+    console().print(f"\nwritten to {out}")

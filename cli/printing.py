@@ -1,49 +1,46 @@
-"""How any table or JSON value is printed; figures are as in ``tracer.words``."""
+"""How any table or JSON value is printed; figures are as in ``tracer.words``.
+
+In a pipe a line is as wide as what is in it. On a terminal nothing is wider than the terminal:
+sentences are broken between words, and tables lose columns, which they name.
+"""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import zip_longest
 from math import isfinite
-from textwrap import wrap
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from cli.app import JSON_VERSION
+from cli.terminal import WIDE, broken, room
 from tracer.words import counted, covered, duration, human, mib, rate, visible
 
 __all__ = [
-    "console", "counted", "covered", "duration", "human", "mib", "print_json", "print_rows",
-    "print_table", "rate", "wrapped",
+    "Column", "console", "counted", "covered", "duration", "grouped", "human", "mib",
+    "print_json", "print_rows", "print_table", "rate",
 ]  # fmt: skip
 
 
 class _Console(Console):
-    """Prints what a name hides, rather than sending it to the terminal."""
+    """Prints what a name hides, rather than sending it to the terminal; breaks lines at words."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*map(_visible, objects), **options)
-
-
-def _visible(value: Any) -> Any:
-    match value:
-        case str():
-            return visible(value)
-        case Text():
-            return Text(visible(value.plain), style=value.style)
-    return value
+        for value in objects or ("",):
+            text, style = (value.plain, value.style) if isinstance(value, Text) else (value, "")
+            for line in visible(str(text)).split("\n"):
+                for part in broken(line, room(sys.stdout)):
+                    super().print(Text(part, style=style), **{**options, "soft_wrap": True})
 
 
 def console() -> Console:
-    """Standard output; wide enough for a line of figures where it is not a terminal."""
+    """Standard output, for lines of text."""
     # No markup: a directory or a device may be called [x].
-    out = _Console(highlight=False, markup=False, emoji=False)
-    if not out.is_terminal:
-        out.width = 120
-    return out
+    return _Console(highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -67,49 +64,156 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def wrapped(head: str, items: Iterable[str], width: int) -> list[str]:
-    """``head`` and a list in lines that end between items, never inside one."""
-    whole = ", ".join(item.replace(" ", "\0") for item in items)
-    lines = wrap(whole, width, initial_indent=head, subsequent_indent=" " * 12)
-    return [line.replace("\0", " ") for line in lines]
+class Column(NamedTuple):
+    """A column of a table: its head, and how it is shown."""
+
+    head: str
+    side: str = "<"
+    """``<``: text. ``>``: numbers with their units. ``%``: shares, on a terminal with a bar.
+    ``~``: sentences, which break between words where the terminal is narrow."""
+    rank: int = 0
+    """Where the terminal is narrow, those with 0 are shown, then as many others as there is room
+    for, the lowest first. Those of one rank are shown together or not at all."""
+
+
+_Thing = TypeVar("_Thing")
+
+_LEAST = 28
+"""Characters that a column of sentences has, where it has that many."""
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str] | str]) -> None:
+    """A table; a row that is text is a heading over those below it.
+
+    It is no wider than the terminal, unless --wide is given: bars are left out, then columns by
+    their rank, which a line under the table names. Numbers are never broken.
+    """
+    body = [row if isinstance(row, str) else [visible(cell) for cell in row] for row in rows]
+    heads, width = [column.head for column in columns], room(sys.stdout)
+    cells = [heads, *(row for row in body if not isinstance(row, str))]
+    widths = [max(cell_len(line) for row in cells for line in row[n].split("\n"))
+              for n in range(len(columns))]  # fmt: skip
+    bars = {n: _BAR + 1 for n, column in enumerate(columns) if column.side == "%"}
+    wanted = sum(widths) + 2 * len(widths) - 2 + sum(bars.values())
+    if width is None or not _encodes(_EIGHTHS) or (wanted > width and not WIDE.get()):
+        bars = {}
+    shown = _fit(columns, widths, None if WIDE.get() else width)
+    out = console()
+
+    def lines(row: Sequence[str]) -> Iterable[str]:
+        parts = [_cell_lines(row[n], columns[n].side, size) for n, size in shown.items()]
+        for line in zip_longest(*parts, fillvalue=""):
+            padded = [
+                _padded(part, columns[n].side, size) + (_bar(part) if n in bars else "")
+                for part, (n, size) in zip(line, shown.items(), strict=True)
+            ]
+            yield "  ".join(padded).rstrip()
+
+    if any(heads):
+        for line in lines(heads):
+            Console.print(out, Text(line, style="bold"), soft_wrap=True)
+    for number, row in enumerate(body):
+        if isinstance(row, str):
+            out.print(Text(f"\n{row}" if number else row, style="bold"))
+        else:
+            print(*lines(row), sep="\n")
+    if left := [column.head for n, column in enumerate(columns) if n not in shown]:
+        out.print(f"left out for width: {', '.join(left)} (--wide shows them)")
+
+
+def grouped(
+    things: Iterable[_Thing], kind: Callable[[_Thing], str], row: Callable[[_Thing], Sequence[str]]
+) -> list[Sequence[str] | str]:
+    """Rows of a table, a thing each; on a terminal those of a kind together, under its name."""
+    if room(sys.stdout) is None:
+        return [row(one) for one in things]
+    kinds: dict[str, list[Sequence[str]]] = {}
+    for one in things:
+        kinds.setdefault(kind(one), []).append(row(one))
+    return [line for name, rows in kinds.items() for line in (name, *rows)]
+
+
+def _fit(columns: Sequence[Column], widths: Sequence[int], most: int | None) -> dict[int, int]:
+    """The columns that are shown, and how wide each is, so that all are ``most`` wide together."""
+    if most is None:
+        return dict(enumerate(widths))
+    least = [min(w, _LEAST) if columns[n].side == "~" else w for n, w in enumerate(widths)]
+    shown: dict[int, int] = {}
+
+    def spare() -> int:
+        return most + 2 - sum(width + 2 for width in shown.values())
+
+    for rank in sorted({column.rank for column in columns}):
+        more = {n: least[n] for n, column in enumerate(columns) if column.rank == rank}
+        if not rank or sum(width + 2 for width in more.values()) <= spare():
+            shown |= more
+    for n in shown:
+        if columns[n].side == "~":
+            shown[n] = min(widths[n], shown[n] + max(spare(), 0))
+    texts = [n for n in shown if columns[n].side in "<~"]
+    while spare() < 0 and any(shown[n] > 1 for n in texts):  # names wider than the terminal
+        widest = max(texts, key=lambda n: shown[n])
+        shown[widest] = max(shown[widest] + spare(), shown[widest] // 2)
+    return dict(sorted(shown.items()))
+
+
+def _cell_lines(cell: str, side: str, width: int) -> list[str]:
+    lines = cell.split("\n")
+    return lines if side in ">%" else [part for line in lines for part in broken(line, width)]
+
+
+def _padded(part: str, side: str, width: int) -> str:
+    space = " " * (width - cell_len(part))
+    return space + part if side in ">%" else part + space
+
+
+_BAR = 8
+"""Characters of the bar of 100%."""
+
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def _bar(share: str) -> str:
+    """A bar as long as a share that is printed as ``12.5%``; of what is no share, or none, spaces.
+
+    >>> _bar("50.0%")
+    ' ████    '
+    """
+    try:
+        eighths = round(8 * _BAR * min(max(float(share.removesuffix("%")) / 100, 0), 1))
+    except ValueError:
+        eighths = 0
+    whole, rest = divmod(eighths, 8)
+    return f" {_EIGHTHS[8] * whole + (_EIGHTHS[rest] if rest else ''):{_BAR}}"
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def print_rows(columns: Sequence[str], values: Iterable[Sequence[Any]]) -> None:
-    """Any table, as wide as it is: a terminal may wrap its lines, but nothing is cut."""
+    """Any table of values. The first column counts most, then a last one of numbers, a result."""
     data = [*values]
+    last = len(columns) - 1
     numeric = [all(_is_number(row[n]) for row in data) for n in range(len(columns))]
     print_table(
-        columns,
-        [[_cell(value) for value in row] for row in data],
-        "".join(">" if number else "<" for number in numeric),
+        [
+            Column(head, ">" if numeric[n] else "<", 1 if n == last and n and numeric[n] else 2 * n)
+            for n, head in enumerate(columns)
+        ],
+        [[_text(value) for value in row] for row in data],
     )
-
-
-def print_table(columns: Sequence[str], body: Iterable[Sequence[str]], align: str) -> None:
-    """A table as wide as it is; ``align`` has a ``<`` or ``>`` for each column."""
-    cells = [[visible(cell) for cell in row] for row in (columns, *body)]
-    pads = [str.rjust if side == ">" else str.ljust for side in align]
-    widths = [
-        max(cell_len(line) for row in cells for line in row[n].split("\n"))
-        for n in range(len(columns))
-    ]
-    for number, row in enumerate(cells):
-        for parts in zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
-            line = "  ".join(
-                pad(part, width - cell_len(part) + len(part))
-                for part, pad, width in zip(parts, pads, widths, strict=True)
-            ).rstrip()
-            if number:
-                print(line)
-            else:
-                console().print(Text(line, style="bold"), soft_wrap=True)
 
 
 def _is_number(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, int | float | Decimal | None)
 
 
-def _cell(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):

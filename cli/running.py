@@ -357,7 +357,7 @@ def _print(
     graph: "OpGraph", made: "Sequence[Partition]", measured: "Sequence[Measured]",
     verdicts: "Sequence[Verdict]", proofs: "Sequence[Proof | None]", files: Sequence[Path],
 ) -> None:  # fmt: skip
-    from cli.printing import console, duration, human, mib, print_table
+    from cli.printing import Column, console, duration, human, mib, print_table
     from tracer.summary import headline
 
     def against(predicted: float | None, seconds: float) -> str:
@@ -366,14 +366,18 @@ def _print(
         return f"{duration(predicted)} / {duration(seconds)} ({predicted / seconds - 1:+.1%})"
 
     out = console()
-    out.print(headline(graph.meta), soft_wrap=True)
+    out.print(headline(graph.meta))
     out.print(
         "predicted / measured, by processes of their own over sockets; the answer against the "
-        "unsplit model's", soft_wrap=True,
-    )  # fmt: skip
+        "unsplit model's"
+    )
     say()
     print_table(
-        ("policy", "calls", "payload", "on the wire", "bytes", "transfers", "run", "answer off by"),
+        [
+            Column("policy"), Column("calls", ">", 1), Column("payload", ">", 2),
+            Column("on the wire", ">", 5), Column("bytes", "<"), Column("transfers", ">", 4),
+            Column("run", ">", 3), Column("answer off by", ">", 1),
+        ],
         [
             (
                 one.policy, f"{v.calls_predicted} / {v.calls_measured}",
@@ -386,7 +390,6 @@ def _print(
             )
             for one, m, v in zip(made, measured, verdicts, strict=True)
         ],
-        "<>>><>>>",
     )  # fmt: skip
     say()
     for one, m, v in zip(made, measured, verdicts, strict=True):
@@ -397,14 +400,13 @@ def _print(
         out.print(
             f"{one.policy}: {v.transfers_measured} transfers compared one by one; "
             f"peak memory {held}; longest calls "
-            + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none"),
-            soft_wrap=True,
+            + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none")
         )
     for one, proof in zip(made, proofs, strict=True):
         if proof is not None:
-            out.print(f"{one.policy}, secrets: {proof}", soft_wrap=True)
+            out.print(f"{one.policy}, secrets: {proof}")
     for file in files:
-        out.print(f"written to {file}", soft_wrap=True)
+        out.print(f"written to {file}")
 
 
 def _refuse(

@@ -5,14 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
-from cli.printing import (
-    console,
-    counted,
-    human,
-    print_json,
-    print_table,
-    wrapped,
-)
+from cli.printing import Column, console, counted, human, print_json, print_table
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops
 from cutedge._words import known, unknown
@@ -41,38 +34,40 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     views, constants = kinds.pop(Kind.VIEW, 0), kinds.pop(Kind.CONSTANT, 0)
     sorts = [*kinds.items(), (Kind.VIEW, views), (Kind.CONSTANT, constants)]
     out.print(Text(headline(meta), style="bold"))
-    for line in wrapped(
-        f"ops         {len(graph.ops):,}: ", [f"{n} {kind.value}" for kind, n in sorts], out.width
-    ):
-        out.print(line, soft_wrap=True)
-    out.print(f"parameters  {meta.parameters:,} ({human(parameter_bytes(graph))} in {meta.dtype})")
-    for line in not_run(graph):
-        out.print(f"            {line}", soft_wrap=True)
+    said = [("ops", f"{len(graph.ops):,}: {', '.join(f'{n} {kind.value}' for kind, n in sorts)}")]
+    size = human(parameter_bytes(graph))
+    said.append(("parameters", f"{meta.parameters:,} ({size} in {meta.dtype})"))
+    said += [("", line) for line in not_run(graph)]
     assumed, active = assumptions(graph), active_parameters(graph)
     if assumed or active != meta.parameters:
         share = active / max(meta.parameters, 1)
-        out.print(f"            {active:,} active for one token ({share:.1%})")
-        for n, text in enumerate(assumed):
-            out.print(f"{'' if n else 'assumed':12}{text}", soft_wrap=True)
+        said.append(("", f"{active:,} active for one token ({share:.1%})"))
+        said += [("" if n else "assumed", text) for n, text in enumerate(assumed)]
     missing = numbered(flops.products_missing)
     which = f", those of {missing} not known" if missing else f" ({flops.products_status})"
-    out.print(f"FLOPs       {flops.products:,} in matrix products{which}", soft_wrap=True)
+    said.append(("FLOPs", f"{flops.products:,} in matrix products{which}"))
     if flops.products_expr:
-        out.print(f"            = {flops.products_expr}", soft_wrap=True)
+        said.append(("", f"= {flops.products_expr}"))
     if flops.causal is not None and flops.causal != flops.products:
-        out.print(f"            {flops.causal:,} of them where attention skips what its mask hides")
+        causal = f"{flops.causal:,} of them where attention skips what its mask hides"
+        said.append(("", causal))
         if flops.causal_expr:
-            out.print(f"            = {flops.causal_expr}", soft_wrap=True)
-    out.print(f"            {flops.other:,} in all other ops (estimates among them)")
+            said.append(("", f"= {flops.causal_expr}"))
+    said.append(("", f"{flops.other:,} in all other ops (estimates among them)"))
     before, after = cached_state(graph)
-    out.print(f"            {known(flops)} of the ops that work{unknown(flops)}", soft_wrap=True)
-    for what, (size, formula) in (("is read", before), ("afterwards", after)):
-        if size:
+    said.append(("", f"{known(flops)} of the ops that work{unknown(flops)}"))
+    for what, (bytes_, formula) in (("is read", before), ("afterwards", after)):
+        if bytes_:
             closed = f" = {formula}" if formula else ""
-            out.print(f"cache       {human(size)} {what}{closed}", soft_wrap=True)
+            said.append(("cache", f"{human(bytes_)} {what}{closed}"))
+    print_table([Column(""), Column("", "~")], said)
     out.print()
     print_table(
-        ("largest tensors", "count", "shape", "bytes", "size", "formula", "growth"),
+        [
+            Column("largest tensors"), Column("count", ">", 2), Column("shape", "<", 3),
+            Column("bytes", ">", 1), Column("size", ">"), Column("formula", "<", 5),
+            Column("growth", "<", 4),
+        ],
         [
             (
                 group.name, str(group.count), _shape(t.shape), f"{t.bytes:,}", human(t.bytes),
@@ -81,10 +76,9 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
             for group in largest_tensors(graph, 6)
             for t in [group.example]
         ],
-        "<><>><<",
     )  # fmt: skip
     out.print()
-    out.print(f"written to {folder}", soft_wrap=True)
+    out.print(f"written to {folder}")
 
 
 def not_run(graph: OpGraph) -> list[str]:
@@ -163,9 +157,9 @@ def checked(
         out.print()
         out.print(Text(c.phase, style="bold"))
         for way, failure in c.tried:
-            out.print(f"  {way}: {failure or 'traced'}", soft_wrap=True)
+            out.print(f"  {way}: {failure or 'traced'}")
         if graph is None or c.captured is None:
-            out.print(f"  {c.refused}", soft_wrap=True)
+            out.print(f"  {c.refused}")
             continue
         formulas = ", ".join(graph.meta.symbolic) or "nothing: sizes are fixed"
         totals, repeated = total_flops(graph), counted(graph.meta.repeated_layers, "layer")
@@ -175,6 +169,6 @@ def checked(
             f"every layer is traced: {whole}" if whole else f"{repeated} repeated",
             f"FLOPs are {known(totals)} of the ops that work{unknown(totals)}",
         ):
-            out.print(f"  {line}", soft_wrap=True)
+            out.print(f"  {line}")
         for note in c.captured.reach.notes:
-            out.print(f"  {note}", soft_wrap=True)
+            out.print(f"  {note}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from cli.printing import console, counted, duration, human, mib, print_json, print_table
+from cli.printing import Column, console, counted, duration, human, mib, print_json, print_table
 from costmodels.flops import total_flops
 from cutedge._placing import Compared
 from cutedge._words import bottleneck_sentence, coverage
@@ -59,19 +59,17 @@ def partition_summary(
     ]  # fmt: skip
     timed = any(seconds is not None for *_, seconds in ways)
     print_table(
-        (
-            "",
-            "payload",
-            f"on the wire ({partition.links.name})",
-            *(["transfer time"] if timed else []),
-        ),
+        [
+            Column(""), Column("payload", ">"),
+            Column(f"on the wire ({partition.links.name})", ">", 1),
+            *([Column("transfer time", ">", 2)] if timed else []),
+        ],
         [
             (name, mib(payload), mib(framed), *([_time(seconds)] if timed else []))
             for name, payload, framed, seconds in ways
             if name != "between accelerators" or payload
         ],
-        "<>>>" if timed else "<>>",
-    )
+    )  # fmt: skip
     for link in dict.fromkeys(
         partition.links.among(placement.home, placement.accelerators).values()
     ):
@@ -81,24 +79,28 @@ def partition_summary(
                 f"the peak buffer is {human(traffic.peak_buffer_bytes)}"
             )
     if traffic.total_expr is not None:
-        out.print(f"total payload bytes = {traffic.total_expr}", soft_wrap=True)
+        out.print(f"total payload bytes = {traffic.total_expr}")
     for line in (*_times(partition), *_proof(partition, beside)):
-        out.print(line, soft_wrap=True)
+        out.print(line)
     for device, size in traffic.resident_bytes.items():
         out.print(f"resident on {device}: {human(size)} of parameters and constants")
     for one in partition.exposed:
         for line in _seen(one):
-            out.print(line, soft_wrap=True)
+            out.print(line)
     for device, found in (told or {}).items():
         for line in _nearness(partition.graph, device, found):
-            out.print(line, soft_wrap=True)
-    out.print(coverage(partition.graph), soft_wrap=True)
+            out.print(line)
+    out.print(coverage(partition.graph))
     out.print()
     if why is not None:
         _print_why(partition, *why)
     if top:
         print_table(
-            ("top transfers", "direction", "count", "each", "all", "share", "growth"),
+            [
+                Column("top transfers"), Column("direction", "<", 1), Column("count", ">", 3),
+                Column("each", ">", 2), Column("all", ">"), Column("share", "%"),
+                Column("growth", "<", 4),
+            ],
             [
                 (
                     group.name, group.direction, str(group.count),
@@ -107,11 +109,10 @@ def partition_summary(
                 )
                 for group in top[:8]
             ],
-            "<<>>>><",
         )  # fmt: skip
         out.print()
-    out.print(bottleneck_sentence(bottleneck), soft_wrap=True)
-    out.print(f"written to {folder}", soft_wrap=True)
+    out.print(bottleneck_sentence(bottleneck))
+    out.print(f"written to {folder}")
 
 
 def _times(partition: Partition) -> Iterable[str]:
@@ -236,7 +237,10 @@ def _nearness(graph: OpGraph, device: str, found: Sequence[Derived]) -> Iterable
 
 def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Price]) -> None:
     print_table(
-        ("step from offload-linear", "ops", "to", "saves", "calls", "left"),
+        [
+            Column("step from offload-linear", "~"), Column("ops", ">", 2), Column("to", "<", 1),
+            Column("saves", ">"), Column("calls", ">"), Column("left", ">", 3),
+        ],
         [
             (
                 step.ops, str(step.count), step.device, mib(step.saved_bytes),
@@ -244,12 +248,14 @@ def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Pri
             )
             for step in steps
         ],
-        "<><>>>",
     )  # fmt: skip
     console().print()
     if prices:
         print_table(
-            ("price of a rule or secret", "ops", "costs", ""),
+            [
+                Column("price of a rule or secret", "~"), Column("ops", ">", 1),
+                Column("costs", ">"), Column(""),
+            ],
             [
                 (
                     price.reason or price.rule, str(price.ops),
@@ -257,7 +263,6 @@ def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Pri
                 )
                 for price in prices
             ],
-            "<>><",
         )  # fmt: skip
         console().print()
 
@@ -335,41 +340,46 @@ def comparison(found: Compared, within: float | None) -> None:
     out.print(Text(headline(meta), style="bold"))
     out.print(
         f"{_between(found.setting)}, {baseline.wire} on the wire, residency {baseline.residency}; "
-        f"saved is against {baseline.policy}",
-        soft_wrap=True,
+        f"saved is against {baseline.policy}"
     )
     out.print()
     columns = {
-        "policy": [p.policy for p in partitions],
-        "calls": [str(len(p.traffic.calls)) for p in partitions],
-        "sent": [mib(p.traffic.totals.sent_payload_bytes) for p in partitions],
-        "received": [mib(p.traffic.totals.received_payload_bytes) for p in partitions],
-        "total": [mib(p.traffic.totals.payload_bytes) for p in partitions],
-        "saved": [mib(c.saved_bytes) for c in compared],
-        "saved %": ["" if c.saved_share is None else f"{c.saved_share:.1%}" for c in compared],
-        "resident off home": [human(c.resident_off_home_bytes) for c in compared],
+        Column("policy"): [p.policy for p in partitions],
+        Column("calls", ">", 1): [str(len(p.traffic.calls)) for p in partitions],
+        Column("sent", ">", 3): [mib(p.traffic.totals.sent_payload_bytes) for p in partitions],
+        Column("received", ">", 3): [
+            mib(p.traffic.totals.received_payload_bytes) for p in partitions
+        ],
+        Column("total", ">", 1): [mib(p.traffic.totals.payload_bytes) for p in partitions],
+        Column("saved", ">", 6): [mib(c.saved_bytes) for c in compared],
+        Column("saved %", ">", 4): [
+            "" if c.saved_share is None else f"{c.saved_share:.1%}" for c in compared
+        ],
+        Column("resident off home", ">", 8): [human(c.resident_off_home_bytes) for c in compared],
     }
     if any(p.traffic.totals.seconds is not None for p in partitions):
-        columns["transfer time"] = [_time(p.traffic.totals.seconds) for p in partitions]
+        columns[Column("transfer time", ">", 5)] = [
+            _time(p.traffic.totals.seconds) for p in partitions
+        ]
     if any(p.run_seconds is not None for p in partitions):
-        columns["run"] = [_time(p.run_seconds) for p in partitions]
+        columns[Column("run", ">", 2)] = [_time(p.run_seconds) for p in partitions]
     if any(p.exposed for p in partitions):
-        columns["seen"] = [sees(p.exposed) for p in partitions]
+        columns[Column("seen", "<", 9)] = [sees(p.exposed) for p in partitions]
     if any(p.solution is not None for p in partitions):
-        columns["best for"] = [_best(p) for p in partitions]
+        columns[Column("best for", "<", 7)] = [_best(p) for p in partitions]
     if within is not None:
-        columns[_within(within)] = [_verdict(p, within) for p in partitions]
-    _print_columns(columns, left=("policy", "seen", "best for", _within(within)))
+        columns[Column(_within(within), "<", 2)] = [_verdict(p, within) for p in partitions]
+    print_table([*columns], zip(*columns.values(), strict=True))
     for name, reason in found.without.items():
-        out.print(f"without {name}: {reason}", soft_wrap=True)
+        out.print(f"without {name}: {reason}")
     if meta.symbolic:
         out.print()
         out.print(f"Total payload bytes in {' and '.join(meta.symbolic)}:")
         for partition in partitions:
-            out.print(f"  {partition.policy} = {partition.traffic.total_expr}", soft_wrap=True)
+            out.print(f"  {partition.policy} = {partition.traffic.total_expr}")
     out.print()
-    out.print(coverage(baseline.graph), soft_wrap=True)
-    out.print(f"written to {found.folder}", soft_wrap=True)
+    out.print(coverage(baseline.graph))
+    out.print(f"written to {found.folder}")
 
 
 def runs(found: Sequence[Compared], within: float | None) -> None:
@@ -379,56 +389,48 @@ def runs(found: Sequence[Compared], within: float | None) -> None:
     faster = first.baseline.options.text
     out.print(
         f"{_between(first.setting)} over {first.setting.links.name}, residency "
-        f"{first.setting.residency}{f'; {faster}' if faster else ''}",
-        soft_wrap=True,
+        f"{first.setting.residency}{f'; {faster}' if faster else ''}"
     )
     out.print()
     rows = [(p, p.graph.meta, p.run) for one in found for p in one.partitions]
     columns = {
-        "model": [meta.model for _, meta, _ in rows],
-        "phase": [meta.phase for _, meta, _ in rows],
+        Column("model"): [meta.model for _, meta, _ in rows],
+        Column("phase", "<", 4): [meta.phase for _, meta, _ in rows],
         **{
-            size: [str(meta.variables[size]) for _, meta, _ in rows]
+            Column(size, ">", 5): [str(meta.variables[size]) for _, meta, _ in rows]
             for size in ("batch", "seq", "past")
         },
-        "policy": [p.policy for p, *_ in rows],
-        "calls": [str(len(p.traffic.calls)) for p, *_ in rows],
-        "bytes": [human(p.traffic.totals.payload_bytes) for p, *_ in rows],
-        "cycles": [f"{sum(p.cycles.values()):,}" for p, *_ in rows],
-        "run": [_time(p.run_seconds) for p, *_ in rows],
+        Column("policy"): [p.policy for p, *_ in rows],
+        Column("calls", ">", 1): [str(len(p.traffic.calls)) for p, *_ in rows],
+        Column("total", ">", 1): [human(p.traffic.totals.payload_bytes) for p, *_ in rows],
         **{
-            part: ["" if run is None else f"{run.shares[n]:.2%}" for *_, run in rows]
+            Column(part, "%", 6): ["" if r is None else f"{r.shares[n]:.2%}" for *_, r in rows]
             for n, part in enumerate(("home", "accelerators", "links"))
         },
-        "tokens/s": ["" if run is None or not run.seconds else _speed(run) for *_, run in rows],
+        Column("cycles", ">", 7): [f"{sum(p.cycles.values()):,}" for p, *_ in rows],
+        Column("run", ">", 2): [_time(p.run_seconds) for p, *_ in rows],
+        Column("tokens/s", ">", 3): [
+            "" if run is None or not run.seconds else _speed(run) for *_, run in rows
+        ],
     }
     if not any(p.cycles for p, *_ in rows):
-        del columns["cycles"]
+        del columns[Column("cycles", ">", 7)]
     if any(p.exposed for p, *_ in rows):
-        columns["seen"] = [sees(p.exposed) for p, *_ in rows]
+        columns[Column("seen", "<", 9)] = [sees(p.exposed) for p, *_ in rows]
     if within is not None:
-        columns[_within(within)] = [_verdict(p, within) for p, *_ in rows]
-    _print_columns(columns, left=("model", "phase", "policy", "seen", _within(within)))
+        columns[Column(_within(within), "<", 2)] = [_verdict(p, within) for p, *_ in rows]
+    print_table([*columns], zip(*columns.values(), strict=True))
     for one in found:
         for name, reason in one.without.items():
             model = one.baseline.graph.meta.model
-            out.print(f"{model} without {name}: {reason}", soft_wrap=True)
+            out.print(f"{model} without {name}: {reason}")
     out.print()
     for one in found:
-        out.print(
-            f"{one.baseline.graph.meta.model}: {coverage(one.baseline.graph)}", soft_wrap=True
-        )
+        out.print(f"{one.baseline.graph.meta.model}: {coverage(one.baseline.graph)}")
 
 
 def _between(setting: Setting) -> str:
     return f"{setting.home} as home, {' and '.join(setting.accelerators)} called"
-
-
-def _print_columns(columns: Mapping[str, Sequence[str]], left: Sequence[str]) -> None:
-    print_table(
-        list(columns), zip(*columns.values(), strict=True),
-        "".join("<" if name in left else ">" for name in columns),
-    )  # fmt: skip
 
 
 def _within(seconds: float | None) -> str:
@@ -469,7 +471,10 @@ def over(
     out.print()
     names = list(dict.fromkeys(name for p in points for name in p.values))
     print_table(
-        (variable, *names, "best"),
+        [
+            Column(variable, ">"), *(Column(name, ">", 1 + n) for n, name in enumerate(names)),
+            Column("best"),
+        ],
         [
             (
                 f"{p.size:,}",
@@ -478,8 +483,7 @@ def over(
             )
             for p in points
         ],
-        ">" * (len(names) + 1) + "<",
-    )
+    )  # fmt: skip
     out.print()
     best = [(points[0].size, points[0].best), *((c.size, c.after) for c in changes)]
     ends = [size - 1 for size, _ in best[1:]] + [points[-1].size]

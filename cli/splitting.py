@@ -258,15 +258,20 @@ def caution(graph: "OpGraph", policies: "Mapping[str, Policy]") -> None:
 @command("cutedge policies fuse-attention")
 def policies(
     policy: Annotated[
-        str | None, typer.Argument(help="Show this one's rules.", autocompletion=complete.policies)
+        str | None,
+        typer.Argument(
+            help="Only those with this in their name; of one, or of a .toml file, the rules.",
+            autocompletion=complete.policies,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """List the policies, or show the rules of one."""
-    from cli.printing import print_json, print_rows
+    from cli.printing import Column, grouped, print_json, print_table
     from partition.policy import load_policy, policy_names
+    from tracer.toml_files import matching
 
-    loaded = [load_policy(name) for name in ([policy] if policy else policy_names())]
+    loaded = [load_policy(name) for name in matching(policy, "policy", policy_names())]
     if as_json:
         print_json({"policies": [
             {
@@ -286,21 +291,37 @@ def policies(
             }
             for p in loaded
         ]})  # fmt: skip
-    elif policy is None:
-        print_rows(["policy", "what it does"], [[p.name, p.description] for p in loaded])
+    elif len(loaded) > 1:
+
+        def kind(policy: "Policy") -> str:
+            if policy.secrets:
+                return "with secrets: no accelerator that is not trusted sees them"
+            return (
+                "searched: the best placement that the rules allow" if policy.objective
+                else "fixed: rules alone say where an op runs"
+            )  # fmt: skip
+
+        print_table(
+            [Column("policy"), Column("what it does", "~")],
+            grouped(loaded, kind, lambda p: (p.name, p.description)),
+        )
     else:
         for p in loaded:
             say(f"{p.name}: {p.description}")
-            print_rows(
-                ["rule", "ops", "place", "reason"],
+            print_table(
+                [Column("rule"), Column("ops", "~"), Column("place"), Column("reason", "~", 1)],
                 [
-                    *([n, r, r.place, r.reason] for n, r in enumerate(p.rules, 1)),
-                    ["", "all others", p.default, ""],
+                    *((str(n), str(r), r.place, r.reason) for n, r in enumerate(p.rules, 1)),
+                    ("", "all others", p.default, ""),
                 ],
             )
             if p.secrets:
-                typer.echo()
-                print_rows(
-                    ["secret", "tensors, with all that carries their values", "reason"],
-                    [[n, secret, secret.reason] for n, secret in enumerate(p.secrets, 1)],
-                )
+                say()
+                print_table(
+                    [
+                        Column("secret"),
+                        Column("tensors, with all that carries their values", "~"),
+                        Column("reason", "~", 1),
+                    ],
+                    [(str(n), str(one), one.reason) for n, one in enumerate(p.secrets, 1)],
+                )  # fmt: skip

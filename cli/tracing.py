@@ -1,6 +1,7 @@
 """Commands that trace a model, and that say which can be traced."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +11,7 @@ import typer
 from cli import complete
 from cli.app import Json, command, say, warn
 from cutedge._request import Request
-from tracer.errors import InputError
+from tracer.errors import InputError, alike
 
 if TYPE_CHECKING:
     pass
@@ -116,7 +117,11 @@ def trace(
 @command("cutedge models llama-3.2-1b")
 def models(
     model: Annotated[
-        str | None, typer.Argument(help="Show this one's config.", autocompletion=complete.models)
+        str | None,
+        typer.Argument(
+            help="Only those with this in their name; of one its config.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     check: Annotated[
         bool,
@@ -132,7 +137,7 @@ def models(
 ) -> None:
     """List the models that are known by name; show one's config, or how it can be traced."""
     from cli import show
-    from cli.printing import print_json, print_rows
+    from cli.printing import Column, grouped, print_json, print_table
     from tracer.presets import describe, find_config, parse_overrides, preset, preset_names
 
     if check:
@@ -143,18 +148,31 @@ def models(
         name, kind, found, graphs = check_phases(model, seq, parse_overrides(settings or []))
         show.checked(name, kind, found, graphs, as_json=as_json)
         sys.exit(0 if all(graphs) else 1)
-    if model is not None:
-        known = dict([find_config(model)])
+    names = [name for name in preset_names() if model is None or model.lower() in name]
+    exact = None if model is None else alike(model, preset_names())
+    if model is not None and (exact or len(names) < 2):
+        known = dict([find_config(exact or [*names, model][0])])
     else:
-        known = {name: preset(name) for name in preset_names()}
+        known = {name: preset(name) for name in names}
     if as_json:
         print_json({"models": [
             {"model": name, **describe(config), "config": config} for name, config in known.items()
         ]})  # fmt: skip
-    elif model is not None:
+    elif model is not None and len(known) == 1:
         say(json.dumps(known.popitem()[1], indent=2))
     else:
-        print_rows(
-            ["model", *describe({})],
-            [[name, *describe(config).values()] for name, config in known.items()],
-        )
+        print_table(
+            [
+                Column("model"), Column("type", "<", 5), Column("layers", ">", 1),
+                Column("hidden", ">", 1), Column("heads", ">", 2), Column("kv_heads", ">", 2),
+                Column("vocabulary", ">", 3), Column("positions", ">", 3),
+                Column("experts", "<", 4),
+            ],
+            grouped(
+                known,
+                lambda name: re.split("[^a-z]", name)[0],
+                lambda name: [
+                    name, *("" if n is None else str(n) for n in describe(known[name]).values())
+                ],
+            ),
+        )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 
 from costmodels import Dataflow
 from costmodels.figures import Figure, check_figure_keys
-from tracer.errors import InputError
+from tracer.errors import InputError, alike
 from tracer.graph import FLOATING, ITEM_BYTES
 from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names
 
@@ -131,8 +131,15 @@ def device_names() -> list[str]:
 
 
 def load_device(name: str) -> Device:
-    """A device by its name, or a TOML file by its path. Raises InputError naming file and key."""
-    return _parse(*find_toml(name, "device", _FOLDER, device_names()))
+    """A device by its name, or a TOML file by its path. Raises InputError naming file and key.
+
+    Case, hyphens, spaces and underscores of a name are no matter.
+
+    >>> load_device("RTX 4090").name
+    'rtx-4090'
+    """
+    known = device_names()
+    return _parse(*find_toml(alike(name, known) or name, "device", _FOLDER, known))
 
 
 def _parse(path: Path, text: str) -> Device:

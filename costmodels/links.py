@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.figures import Figure, check_figure_keys
-from tracer.errors import InputError
+from tracer.errors import InputError, alike
 from tracer.toml_files import find_toml, read_toml, shipped_names
 
 
@@ -260,8 +260,15 @@ def link_names() -> list[str]:
 
 
 def load_link(name: str) -> Link:
-    """A link by its name, or by the path of a TOML file. Raises InputError naming file and key."""
-    return _parse(*find_toml(name, "link", _FOLDER, link_names()))
+    """A link by its name, or by the path of a TOML file. Raises InputError naming file and key.
+
+    Case, hyphens, spaces and underscores of a name are no matter.
+
+    >>> load_link("PCIe5_x16").name
+    'pcie5-x16'
+    """
+    known = link_names()
+    return _parse(*find_toml(alike(name, known) or name, "link", _FOLDER, known))
 
 
 def _parse(path: Path, text: str) -> Link:

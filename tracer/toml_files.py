@@ -7,7 +7,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from tracer.errors import InputError, suggest
+from tracer.errors import InputError, alike, suggest
 
 
 def read_text(path: Path, what: str) -> str:
@@ -31,14 +31,39 @@ def find_toml(name: str, what: str, folder: Traversable, known: Sequence[str]) -
     ``known`` are the names in ``folder``, in the order that an error lists them. Raises InputError
     that calls the thing ``what``.
     """
-    if name.endswith(".toml") or "/" in name:
+    if is_path(name):
         return Path(name), read_text(Path(name), f"{what} file")
     if name not in known:
-        raise InputError(
-            f"unknown {what} {name!r}; known are {', '.join(known)}, or the path of a .toml file."
-            + suggest(name, known)
-        )
+        raise _unknown(name, what, known)
     return Path(f"{name}.toml"), (folder / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def is_path(name: str) -> bool:
+    """Whether a user means a file by what may be a name of the package's."""
+    return name.endswith(".toml") or "/" in name
+
+
+def matching(part: str | None, what: str, known: Sequence[str]) -> list[str]:
+    """The known names with ``part`` in them, or the one that it is; a path as it is.
+
+    Raises InputError where there are none.
+    """
+    if part is None:
+        return [*known]
+    if is_path(part) or part in known:
+        return [part]
+    if there := alike(part, known):
+        return [there]
+    if not (found := [name for name in known if part.lower() in name]):
+        raise _unknown(part, what, known)
+    return found
+
+
+def _unknown(name: str, what: str, known: Sequence[str]) -> InputError:
+    return InputError(
+        f"unknown {what} {name!r}; known are {', '.join(known)}, or the path of a .toml file."
+        + suggest(name, known)
+    )
 
 
 def read_toml(path: Path, text: str) -> dict[str, Any]:

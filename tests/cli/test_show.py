@@ -47,7 +47,7 @@ def compare(made: Partition) -> None:
 
 @pytest.fixture(params=[None, 40, 80])
 def columns(request, monkeypatch):
-    """A pipe, and narrow terminals."""
+    """A pipe, also where the environment speaks of a narrow terminal with colours."""
     if request.param is not None:
         monkeypatch.setenv("COLUMNS", str(request.param))
         monkeypatch.setenv("FORCE_COLOR", "1")
@@ -119,11 +119,6 @@ def test_durations(seconds, text):
 )
 def test_rates_are_in_powers_of_ten(rate, text):
     assert printing.rate(rate) == text
-
-
-def test_a_list_breaks_between_its_items():
-    lines = printing.wrapped("ops   99: ", ["11 one", "22 two", "66 three-four"], width=26)
-    assert lines == ["ops   99: 11 one, 22 two,", " " * 12 + "66 three-four"]
 
 
 @pytest.mark.parametrize(

@@ -369,7 +369,7 @@ def test_a_device_file_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("rtx4090", ["unknown device 'rtx4090'", "mean rtx-4090"]),
+        ("rtx-4080", ["unknown device 'rtx-4080'", "mean rtx-4090"]),
         ("gone.toml", ["device file gone.toml", "No such file"]),
     ],
 )

@@ -1,0 +1,216 @@
+"""On a terminal nothing is wider than it is, and what is left out is named; in a pipe all is whole.
+
+The terminal is a real one (a pty).
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.printing import Column, print_rows, print_table
+from cli.terminal import broken
+from tests.support.inprocess import invoke
+from tests.support.terminals import on_terminal, terminal
+
+DESCRIBED = ("--home", "tee-tdx", "--accel", "rtx-4090", "--link", "pcie4-x16")
+
+TABLES = {
+    "compare": ("compare", *DESCRIBED),
+    "partition": ("partition", "--policy", "min-cut", "--explain", *DESCRIBED),
+    "devices": ("devices",),
+    "one device": ("devices", "rtx-4090"),
+    "links": ("links",),
+    "one link": ("links", "pcie5-x16"),
+    "query": ("query", "SELECT * FROM ops"),
+    "models": ("models",),
+    "policies": ("policies",),
+    "one policy": ("policies", "fuse-attention"),
+    "cost": ("cost", "--by", "module"),
+    "limits": ("limits", "edge-10m"),
+    "params": ("params", "edge-10m", "--layers"),
+    "gemm": ("gemm", "1", "2048", "2048"),
+}
+
+WIDTHS = (80, 120, 200)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("terminal")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert invoke("trace", "edge-10m", "--seq", "16").returncode == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\S+", text)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", TABLES)
+def test_what_is_printed_fits_the_terminal(name: str, width: int) -> None:
+    """No line is wider, each word is one of the whole output's, and what is left out is named."""
+    lines = on_terminal(width, *TABLES[name])
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+    whole = invoke("cutedge", *TABLES[name]).stdout
+    known = {*words(whole)}
+    shown = " ".join(lines)
+    numbers = [word for word in words(shown) if re.fullmatch(r"-?[\d.,]*\d[\d.,]*%?", word)]
+    assert {number.rstrip(".,") for number in numbers} <= {w.strip("(),;:.") for w in known}
+    left = re.findall(r"left out for width: (.*?) \(--wide shows them\)", shown)
+    heads = {head for line in left for head in line.split(", ")}
+    assert all(head and head in whole for head in heads)
+    assert len(words(shown)) > 10
+
+
+@pytest.mark.parametrize("name", ["compare", "devices", "links", "query"])
+def test_wide_shows_all_that_a_pipe_gets(name: str) -> None:
+    narrow, wide = on_terminal(80, *TABLES[name]), on_terminal(80, *TABLES[name], "--wide")
+    whole = invoke("cutedge", *TABLES[name]).stdout.splitlines()
+    assert any(line.startswith("left out for width: ") for line in narrow)
+    assert not any(line.startswith("left out") for line in [*wide, *whole])
+    tables = [line for line in whole if re.search(r"\S  \S", line)]
+    assert {line.rstrip() for line in tables} <= {line.rstrip() for line in wide}
+
+
+def test_columns_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("a" * 30, "b" * 30, "c" * 30)]
+    with terminal(200) as at_200:
+        print_rows(["x", "y", "z"], rows)
+    monkeypatch.setenv("COLUMNS", "70")
+    with terminal(200) as at_70:
+        print_rows(["x", "y", "z"], rows)
+    assert len(at_200) == 2
+    assert at_70[-1] == "left out for width: z (--wide shows them)"
+
+
+def test_columns_stay_by_rank_and_alike_ones_together() -> None:
+    columns = [
+        Column("name"), Column("low", ">", 3), Column("one", ">", 2), Column("two", ">", 2),
+        Column("high", ">", 1),
+    ]  # fmt: skip
+    rows = [("a", "1234567890", "12345", "12345", "12")]
+
+    def heads(width: int) -> list[str]:
+        with terminal(width) as lines:
+            print_table(columns, rows)
+        return lines[0].split()
+
+    assert heads(40) == ["name", "low", "one", "two", "high"]
+    assert heads(34) == ["name", "one", "two", "high"]
+    assert heads(23) == ["name", "low", "high"]  # the two have no room, a later one has
+    assert heads(12) == ["name", "high"]
+    assert heads(4) == ["name"]
+
+
+def test_a_query_keeps_its_first_column_and_its_result() -> None:
+    label = "SELECT name, module_path, target, 1234567890123 AS total FROM ops WHERE op_id = 111"
+    lines = on_terminal(30, "query", label)
+    assert lines[0].split() == ["name", "total"]
+    assert lines[1].split()[-1] == "1234567890123"
+    assert " ".join(lines[2:]) == "left out for width: module_path, target (--wide shows them)"
+
+
+def test_sentences_break_in_their_column_and_numbers_never() -> None:
+    with terminal(46) as lines:
+        print_table(
+            [Column("figure"), Column("value", ">"), Column("source", "~")],
+            [("bytes", "12,345 B", "a sentence that is longer than there is room for it")],
+        )
+    assert lines[1:] == [
+        "bytes   12,345 B  a sentence that is longer",
+        "                  than there is room for it",
+    ]
+
+
+def test_shares_have_a_bar_on_a_terminal_that_can_show_it(capsys: Any) -> None:
+    columns = [Column("part"), Column("share", "%")]
+    rows = [("a", "100.0%"), ("b", "50.0%"), ("c", "1.6%"), ("d", "0.0%"), ("e", "")]
+    with terminal(80) as bars:
+        print_table(columns, rows)
+    assert bars == [
+        "part   share", "a     100.0% ████████", "b      50.0% ████", "c       1.6% ▏",
+        "d       0.0%", "e",
+    ]  # fmt: skip
+    with terminal(80, "ascii") as plain:
+        print_table(columns, rows)
+    with terminal(15) as narrow:
+        print_table(columns, rows)
+    print_table(columns, rows)
+    assert plain == narrow == capsys.readouterr().out.splitlines()
+    assert not any("█" in line for line in plain)
+
+
+@pytest.mark.parametrize(
+    ("line", "width", "parts"),
+    [
+        ("short", 80, ["short"]),
+        ("no width at all", None, ["no width at all"]),
+        ("one two three", 8, ["one two", "three"]),
+        ("  one two three", 10, ["  one two", "  three"]),
+        ("takes 16.5 MiB here", 11, ["takes", "16.5 MiB", "here"]),
+        ("in a/path/that/is/long", 12, ["in", "a/path/that/", "is/long"]),
+        ("x" * 25, 10, ["x" * 10, "x" * 10, "x" * 5]),
+    ],
+)
+def test_lines_break_between_words(line: str, width: int | None, parts: list[str]) -> None:
+    assert broken(line, width) == parts
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "part", "wanted", "unwanted"),
+    [
+        ("devices", "h100", {"h100-cc", "h100-sxm"}, {"h200", "chip-8x8"}),
+        ("devices", "systolic", {"systolic-8x8", "systolic-32x32"}, {"h200", "rtx-4090"}),
+        ("links", "pcie", {"pcie4-x16", "pcie5-x16-cc"}, {"nvlink", "zmq-ipc"}),
+        ("models", "Qwen3", {"qwen3-0.6b", "qwen3-235b-a22b"}, {"qwen2.5-7b", "gpt2"}),
+        ("policies", "private", {"kv-private", "prompt-private"}, {"min-cut"}),
+    ],
+)
+def test_a_list_is_searched_by_a_part_of_a_name(
+    command: str, part: str, wanted: set[str], unwanted: set[str]
+) -> None:
+    rows = {line.split()[0] for line in invoke(command, part).stdout.splitlines() if line.strip()}
+    assert wanted <= rows
+    assert not unwanted & rows
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "says"),
+    [
+        ("devices", "RTX 4090", "rtx-4090: "),
+        ("devices", "h200", "h200: "),
+        ("links", "PCIe5_x16", "pcie5-x16: "),
+        ("links", "axi", "axi-lite: "),
+        ("policies", "kv", "kv-private: "),
+        ("models", "Llama 3.2 1B", "{"),
+    ],
+)
+def test_a_full_name_however_spelt_and_a_part_of_one_alone_show_one(
+    command: str, name: str, says: str
+) -> None:
+    assert invoke(command, name).stdout.startswith(says)
+
+
+@pytest.mark.parametrize("command", ["devices", "links", "policies", "models"])
+def test_a_terminal_gets_a_list_in_groups_and_a_pipe_the_same_rows_in_order(command: str) -> None:
+    piped = [line.rstrip() for line in invoke(command).stdout.splitlines()]
+    shown = [line.rstrip() for line in on_terminal(250, command)]
+    assert {line for line in piped if line} <= {*shown}
+    headings = [line for line in shown if line and line not in piped]
+    assert len(headings) > 1
+    names = [line.split()[0] for line in piped[1:] if line]
+    if command == "links":
+        assert names == sorted(names)
