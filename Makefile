@@ -42,7 +42,7 @@ demo: $(READY)
 	$(BIN)/trace llama-3.2-1b --seq 1024
 	$(BIN)/partition --policy offload-linear
 	$(BIN)/cutedge compare
-	$(BIN)/cutedge query "SELECT coalesce(label, 'other') AS label, count(*) AS transfers, \
+	$(BIN)/cutedge query "SELECT tensor_group, count(*) AS transfers, \
 	  sum(payload_bytes) AS bytes FROM transfers \
 	  WHERE policy = 'offload-linear' GROUP BY ALL ORDER BY bytes DESC"
 

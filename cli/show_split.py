@@ -314,7 +314,7 @@ def partition_dict(
         "unsupported": dict(total_flops(partition.graph).unsupported),
         "top_transfers": [
             {
-                "name": g.name, "direction": g.direction, "count": g.count,
+                "tensor_group": g.name, "direction": g.direction, "count": g.count,
                 "each_payload_bytes": g.example.payload_bytes, "payload_bytes": g.payload_bytes,
                 "share": g.share, "seq_degree": g.example.tensor.seq_degree,
             }
