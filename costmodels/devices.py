@@ -17,7 +17,7 @@ from costmodels import Dataflow
 from costmodels.figures import Figure, check_figure_keys
 from tracer.errors import InputError, alike, near
 from tracer.graph import FLOATING, ITEM_BYTES
-from tracer.toml_files import check_keys, find_toml, is_path, read_toml, shipped_names
+from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names
 
 SYSTOLIC = ("os", "ws", "is")
 
@@ -153,7 +153,7 @@ def described(name: str) -> Device | None:
     ('rtx-4090', None, None)
     """
     known = device_names()
-    if is_path(name) or alike(name, known):
+    if name.endswith(".toml") or alike(name, known):
         return load_device(name)
     if re.sub(r"[-_\s]?[\da-z]?$", "", name.lower()) in _ROLES or name.lower() in _ROLES:
         return None
