@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import complete
-from cli.app import Json, app, command, say, warn
+from cli.app import Json, app, command, no_model, say, warn
 from cli.machines import LinkNames
 from cutedge._machines import read_machines
 from tracer.errors import CutedgeError, InputError, choose
@@ -24,7 +24,9 @@ app.add_typer(export, name="export")
 Directory = Annotated[
     Path | None,
     typer.Argument(
-        metavar="DIR", help="A trace or partition directory; the last trace when left out."
+        metavar="DIR",
+        help="A trace or partition directory; the last trace when left out.",
+        callback=no_model,
     ),
 ]
 PolicyName = Annotated[

@@ -9,7 +9,7 @@ from rich.text import Text
 from cli.printing import Column, console, counted, duration, human, mib, print_json, print_table
 from costmodels.flops import total_flops
 from cutedge._placing import Compared
-from cutedge._words import bottleneck_sentence, coverage
+from cutedge._words import bottleneck_sentence, coverage, no_figures
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, TransferGroup, top_transfers
 from partition.ladder import Exposure, Step
@@ -41,6 +41,8 @@ def partition_summary(
         f"policy {partition.policy}: {placement.home} calls {accelerators}, "
         f"{partition.wire} on the wire, residency {partition.residency}"
     )
+    if bare := no_figures(partition):
+        out.print(bare)
     out.print()
     out.print(
         f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}"
@@ -342,6 +344,8 @@ def comparison(found: Compared, within: float | None) -> None:
         f"{_between(found.setting)}, {baseline.wire} on the wire, residency {baseline.residency}; "
         f"saved is against {baseline.policy}"
     )
+    if bare := no_figures(baseline):
+        out.print(bare)
     out.print()
     columns = {
         Column("policy"): [p.policy for p in partitions],

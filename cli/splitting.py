@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import complete
-from cli.app import Json, TraceDir, command, say, warn
+from cli.app import Json, TraceDir, command, no_model, say, warn
 from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
 from cli.machines import Accel, Home, LinkNames, Memory
 from cutedge._machines import read_machines
@@ -114,7 +114,10 @@ def partition(
 def compare(
     directories: Annotated[
         list[Path] | None,
-        typer.Argument(help="Trace directories, side by side; the last trace when left out."),
+        typer.Argument(
+            help="Trace directories, side by side; the last trace when left out.",
+            callback=no_model,
+        ),
     ] = None,
     policies: Annotated[
         list[str] | None,

@@ -147,7 +147,7 @@ def test_the_command_line_itself(refuse, command, says):
 # --- the model ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["trace"], ["cutedge", "models"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["trace"], ["models", "--check"]], ids=" ".join)
 @pytest.mark.parametrize(
     ("model", "near"),
     [
@@ -189,7 +189,7 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize("command", [["trace"], ["cutedge", "models"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["trace"], ["models", "--check"]], ids=" ".join)
 @pytest.mark.parametrize(("content", "why"), DAMAGED)
 def test_a_damaged_config(refuse, tmp_path, command, content, why):
     (tmp_path / "mine").mkdir()

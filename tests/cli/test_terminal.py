@@ -3,6 +3,7 @@
 The terminal is a real one (a pty).
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -214,3 +215,94 @@ def test_a_terminal_gets_a_list_in_groups_and_a_pipe_the_same_rows_in_order(comm
     names = [line.split()[0] for line in piped[1:] if line]
     if command == "links":
         assert names == sorted(names)
+
+
+# --- slips ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("slip", "says"),
+    [
+        (
+            "partition edge-10m --policy min-cut",
+            "cutedge trace edge-10m && cutedge partition --policy min-cut",
+        ),
+        ("cost Edge_10M", "cutedge trace edge-10m && cutedge cost"),
+        ("report my.py:model", "cutedge trace my.py:model && cutedge report"),
+        ("compare edge-10m gpt2", "Trace it first: cutedge trace edge-10m"),
+        ("query --trace gpt2 SELECT", "cutedge trace gpt2 && cutedge query SELECT"),
+        ("export dot gpt2 --out x", "cutedge trace gpt2 && cutedge export dot --out x"),
+        ("partition --policy flash", "Did you mean flash-attention?"),
+        ("partition --policy min", "Did you mean min-cut-nonlinear-home, min-cut"),
+        ("partition --link pcie5x17", "Did you mean pcie5-x16"),
+        ("trace llama-3.2-1B", "Did you mean llama-3.2-1b"),
+        ("trace edge-10m --dtype bf16", "Did you mean bfloat16"),
+        ("limits edge-10m --device chip-8x8", "chip-8x8 is an array"),
+        ("prtition", "Did you mean 'partition'?"),
+        ("partition --polcy x", "--policy"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(slip: str, says: str) -> None:
+    done = invoke("cutedge", *slip.split())
+    assert done.returncode == 2
+    assert says in " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split())
+
+
+def test_a_table_that_is_not_there_is_answered_with_the_command_that_makes_it() -> None:
+    for table, says in {
+        "sweep": "cutedge sweep llama-3.2-1b --seq 64..4096",
+        "measured_calls": "run verify first",
+        "costs": "run cost first",
+    }.items():
+        done = invoke("query", f"SELECT * FROM {table}")
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert "sqlite_temp_master" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["rtx4090", "RTX-4090", "RTX 4090", "rtx_4090"])
+def test_a_device_is_known_however_it_is_spelt(name: str) -> None:
+    rows = json.loads(invoke("partition", "--accel", name, "--home", "TEE tdx", "--json").stdout)
+    assert list(rows["compute_seconds"]) == ["tee-tdx", "rtx-4090"]
+
+
+NEAR = {
+    "h100": "h100-cc, h100-sxm", "nvidia-h100": "h100-cc, h100-sxm", "a100": "a100-80g",
+    "rtx-4080": "rtx-4090", "4090": "rtx-4090", "mi300": "mi300x", "tdx": "tee-tdx",
+    "tee-tdz": "tee-tdx", "systolic": "systolic-128x128", "ryzen": "ryzen-7950x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_a_name_near_to_a_known_device_is_refused(name: str) -> None:
+    for option in ("--accel", "--home"):
+        done = invoke("partition", option, name)
+        assert done.returncode == 2
+        assert f"device {name!r} is not known. Did you mean {NEAR[name]}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpu",
+        "npu",
+        "tee",
+        "left",
+        "right",
+        "cpu",
+        "host",
+        "server",
+        "phone",
+        "gpu1",
+        "gpu-b",
+        "tee2",
+        "chip0",
+        "accel3",
+        "x",
+    ],
+)
+def test_a_name_of_the_users_own_is_a_device_without_figures(name: str) -> None:
+    home = "tee-tdx"
+    said = invoke("partition", "--home", home, "--accel", name).stdout
+    assert f"no figures for all that runs on {name}: its seconds are not known" in said
+    assert "no figures" not in invoke("partition", *DESCRIBED).stdout
