@@ -41,7 +41,8 @@ def terminal(width: int, encoding: str = "utf-8", stream: str = "stdout") -> Ite
     finally:
         reader.join()
         os.close(ours)
-        said.extend(ESCAPE.sub("", sent.decode(encoding)).replace("\r\n", "\n").splitlines())
+        text = ESCAPE.sub("", sent.decode(encoding)).replace("\r\n", "\n")
+        said.extend(text.removesuffix("\n").split("\n") if text else ())
 
 
 def on_terminal(width: int, *words: str) -> list[str]:
