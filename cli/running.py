@@ -29,6 +29,7 @@ from cli.tracing import (
 from cutedge._machines import read_machines, read_size
 from cutedge._request import Request
 from tracer.errors import CutedgeError, InputError, choose
+from tracer.stages import stage
 
 if TYPE_CHECKING:
     from cutedge.runtime.home import Measured
@@ -228,31 +229,9 @@ def _warn_of_clear_text(hosts: Sequence[str], option: str) -> None:
 
 @contextmanager
 def _progress(one: "Partition") -> "Iterator[Callable[[int, int], None]]":
-    """A bar over the calls on a terminal, with bytes a second; else nothing."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )  # fmt: skip
-
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[calls]} calls"),
-        TransferSpeedColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        total, count = one.traffic.totals.wire_bytes, len(one.traffic.calls)
-        task = bar.add_task(one.policy, total=total or 1, calls=f"0/{count}")
-
-        def advance(call: int, moved: int) -> None:
-            if call == 0:  # a run may be repeated
-                bar.reset(task, total=total or 1, calls=f"0/{count}")
-            bar.update(task, advance=moved, calls=f"{call + 1}/{count}")
-
-        yield advance
+    """A stage of as many calls as a placement makes."""
+    with stage(f"running {one.policy}", len(one.traffic.calls)) as done:
+        yield lambda call, moved: done(call + 1)
 
 
 def _run(

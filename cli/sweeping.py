@@ -1,6 +1,5 @@
 """The command that goes over a grid of models, sizes, policies and machines."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import typer
 from cli.app import Json, command, say, warn
 from cutedge.sweeping import EngineName
 from tracer.errors import InputError
+from tracer.stages import stage
 
 Texts = list[str] | None
 
@@ -90,27 +90,14 @@ def sweep(
 
 @contextmanager
 def _progress(rows: int, before: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr with rate and time left; nothing where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda made: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
+    """A stage of so many points, of which some are there already."""
+    done = before
+    with stage("working out points", rows) as at:
 
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f} points/s" if task.speed else "")
+        def more(made: int) -> None:
+            nonlocal done
+            done += made
+            at(done)
 
-    columns = TextColumn("points"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("points", total=rows, completed=before)
-        yield lambda made: bar.advance(task, made)
+        more(0)
+        yield more

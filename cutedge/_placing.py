@@ -42,6 +42,7 @@ from partition.tables import Partition
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
+from tracer.stages import stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ def explained(
     return steps, prices(graph, policy, setting, made.solution)
 
 
+@stage("finding what would relieve the bottleneck")
 def bottlenecks(
     made: Sequence[Partition], setting: Setting, policies: Sequence[Policy]
 ) -> list[Bottleneck | None]:

@@ -9,6 +9,7 @@ from cutedge.report.page import drawing_library, write_page
 from tracer.errors import CutedgeError
 from tracer.files import write_whole
 from tracer.reach import Reach
+from tracer.stages import stage
 from tracer.summary import headline
 from tracer.words import duration, human
 
@@ -22,6 +23,7 @@ def write_report(made: Report, page: Path) -> None:
         raise CutedgeError(f"cannot write {page}: {error.strerror or error}") from error
 
 
+@stage("drawing the report")
 def report_of(found: Compared, reach: Reach, shown: int) -> Report:
     """The report of what was compared."""
     setting, baseline = found.setting, found.baseline

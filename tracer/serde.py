@@ -36,6 +36,7 @@ from tracer.graph import (
 )
 from tracer.interrupts import uninterrupted
 from tracer.reach import Reach
+from tracer.stages import stage
 from tracer.summary import variant_of
 
 SCHEMA_VERSION = "6"
@@ -506,6 +507,7 @@ def read_reach(folder: Path, trace_id: str) -> Reach:
     raise TableError(f"{folder / _REACH} is of another trace. Trace the model again.")
 
 
+@stage("reading the trace")
 def read_trace(folder: Path) -> tuple[OpGraph, str]:
     """The op graph in a trace directory, and its trace id.
 

@@ -16,6 +16,7 @@ from cutedge.runtime.wire import Spec
 from partition.accounting import Traffic
 from tracer.capture.runnable import Runnable
 from tracer.graph import Kind, OpGraph, Role
+from tracer.stages import stage
 
 _COMPARED = (
     "sent_payload_bytes", "sent_wire_bytes", "received_payload_bytes", "received_wire_bytes",
@@ -65,6 +66,7 @@ class Verdict:
         return self.max_abs_difference <= self.tolerance
 
 
+@stage("running the unsplit model")
 def unsplit(
     graph: OpGraph, runnable: Runnable, given: Mapping[int, torch.Tensor],
     weights: Mapping[str, Any], home: str,

@@ -5,15 +5,21 @@ The terminal is a real one (a pty).
 
 import json
 import re
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli.app import warn
 from cli.printing import Column, print_rows, print_table
-from cli.terminal import broken
+from cli.terminal import broken, progress
 from tests.support.inprocess import invoke
 from tests.support.terminals import on_terminal, terminal
+from tracer.capture import capture
+from tracer.presets import preset
+from tracer.stages import At, listening, stage
 
 DESCRIBED = ("--home", "tee-tdx", "--accel", "rtx-4090", "--link", "pcie4-x16")
 
@@ -217,6 +223,68 @@ def test_a_terminal_gets_a_list_in_groups_and_a_pipe_the_same_rows_in_order(comm
         assert names == sorted(names)
 
 
+# --- progress -------------------------------------------------------------------------------------
+
+
+def test_stages_tell_what_work_is_at_and_what_it_is_within() -> None:
+    told: list[At | None] = []
+    with listening(told.append), stage("outer"), stage("inner", total=2) as done:
+        done(1)
+    with stage("nobody listens"):
+        pass
+    outer = At("outer")
+    assert told == [outer, At("inner", 0, 2), At("inner", 1, 2), outer, None]
+
+
+def test_a_trace_has_stages() -> None:
+    told: list[At | None] = []
+    with listening(told.append):
+        capture({**preset("edge-10m"), "num_hidden_layers": 1}, model="m", seq=4)
+    names = list(dict.fromkeys(at.name for at in told if at))
+    assert names == ["building the model", "exporting", "lowering", "building the graph"]
+    assert told[-1] is None
+
+
+def test_a_partition_has_stages() -> None:
+    told: list[At | None] = []
+    with listening(told.append):
+        assert invoke("partition", "--policy", "min-cut").returncode == 0
+    names = {at.name for at in told if at}
+    assert names >= {"reading the trace", "placing by min-cut", "finding a minimum cut"}
+
+
+def test_progress_is_shown_after_a_while_and_gone_when_done() -> None:
+    with terminal(40, stream="stderr") as quick, progress(patience=60), stage("exporting"):
+        time.sleep(0.3)
+    assert quick == []
+    with terminal(40, stream="stderr") as shown, progress(patience=0.2):
+        with stage("exporting with a name that is wider than the terminal"):
+            time.sleep(0.7)
+        warn("look")
+        with stage("placing", total=10) as done:
+            warn("again")
+            done(5)
+    lines = [line for line in "\n".join(shown).replace("\r", "\n").split("\n") if line]
+    assert lines[0] == "exporting with a name that is wider tha"
+    assert [line for line in lines if "look" in line or "again" in line] == [
+        "warning: look", "warning: again",
+    ]  # fmt: skip
+    assert any(line.startswith("placing [==========          ] 5/10") for line in lines)
+    assert shown[-1].endswith("\r")  # and what was in the line is erased
+
+
+def test_no_progress_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.app.progress", partial(progress, 0))
+
+    def told(*switches: str) -> list[str]:
+        with terminal(80, stream="stderr") as shown:
+            on_terminal(80, "partition", *switches)
+        return shown
+
+    assert "reading the trace" in " ".join(told())
+    assert told("--quiet") == told("--json") == []
+
+
 # --- slips ----------------------------------------------------------------------------------------
 
 
@@ -252,7 +320,6 @@ def test_a_table_that_is_not_there_is_answered_with_the_command_that_makes_it() 
     for table, says in {
         "sweep": "cutedge sweep llama-3.2-1b --seq 64..4096",
         "measured_calls": "run verify first",
-        "costs": "run cost first",
     }.items():
         done = invoke("query", f"SELECT * FROM {table}")
         assert done.returncode == 2
