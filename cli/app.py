@@ -17,8 +17,8 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from cli.options import flattened
-from cli.terminal import WIDE, broken, room
+from cli.options import WORDS, flattened
+from cli.terminal import WIDE, broken, hide_progress, progress, room
 from tracer.errors import CutedgeError
 from tracer.words import visible
 
@@ -44,6 +44,7 @@ def _complain(what: str, text: str, **more: int) -> None:
     if _AS_JSON.get():
         typer.echo(json.dumps({"version": JSON_VERSION, what: text, **more}), err=True)
     else:
+        hide_progress()
         for line in visible(f"{what}: {text}").split("\n"):
             typer.echo("\n".join(broken(line, room(sys.stderr))), err=True)
 
@@ -62,6 +63,7 @@ class Commands(TyperGroup):
             sys.stdout.reconfigure(errors="backslashreplace")
         words = sys.argv[1:] if args is None else list(args)
         _AS_JSON.set("--json" in words)
+        WORDS.set(words)
         try:
             try:
                 return self._run(words, *more, **options)
@@ -164,8 +166,9 @@ def _switched(function: Callable[..., Any], switches: dict[str, Any]) -> Callabl
     def run(*args: Any, quiet: bool, verbose: bool, wide: bool = False, **options: Any) -> Any:
         begun = perf_counter()
         WIDE.set(wide)
+        told = nullcontext() if quiet or _AS_JSON.get() else progress()
         try:
-            with redirect_stderr(StringIO()) if quiet else nullcontext():
+            with redirect_stderr(StringIO()) if quiet else nullcontext(), told:
                 return function(*args, **options)
         except CutedgeError:
             if verbose:

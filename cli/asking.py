@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.app import command
-from cli.options import Json
+from cli.options import Json, no_model
 
 
 @command('cutedge query "SELECT label, sum(payload_bytes) FROM transfers GROUP BY ALL"')
@@ -18,7 +18,10 @@ def query(
         ),
     ],
     directory: Annotated[
-        Path | None, typer.Option("--trace", help="A trace directory; the last when left out.")
+        Path | None,
+        typer.Option(
+            "--trace", help="A trace directory; the last when left out.", callback=no_model
+        ),
     ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Over every run in cutedge-out, not one trace alone.")

@@ -7,7 +7,7 @@ import typer
 
 from cli import complete
 from cli.app import app, command, say, warn
-from cli.options import Accelerators, Json, Link
+from cli.options import Accelerators, Json, Link, no_model
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ app.add_typer(export, name="export")
 Directory = Annotated[
     Path | None,
     typer.Argument(
-        metavar="DIR", help="A trace or partition directory; the last trace when left out."
+        metavar="DIR",
+        help="A trace or partition directory; the last trace when left out.",
+        callback=no_model,
     ),
 ]
 PolicyName = Annotated[

@@ -4,24 +4,52 @@ A command takes a group of them as one parameter, whose annotation is the group'
 fields are options of the command (``flattened``). ``asdict`` gives the keywords of the library.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
+from shlex import join, quote
 from typing import Annotated, Any, Literal
 
 import typer
 
 from cli import complete
 from partition import Residency
+from tracer.errors import InputError, alike
 
 MOST = 2**31 - 1
 """The largest size that an option takes."""
 
+WORDS: ContextVar[Sequence[str]] = ContextVar("WORDS", default=())
+"""What the command that runs was given."""
+
+
+def no_model(given: Any) -> Any:
+    """What is given as trace directories; raises InputError where one is a model's name."""
+    from tracer.presets import FUNCTION, preset_names
+
+    folders = given if isinstance(given, list | tuple) else [given]
+    for folder in map(str, filter(None, folders)):
+        model = alike(folder, preset_names())
+        if Path(folder).is_dir() or not (
+            model or folder.endswith(".json") or FUNCTION.fullmatch(folder)
+        ):
+            continue
+        rest = [word for word in WORDS.get() if word not in (folder, "--trace")]
+        then = f" && cutedge {join(rest)}" if len(folders) == 1 else ""
+        raise InputError(
+            f"{folder} is a model, and this command takes the directory of its trace. Trace it "
+            f"first: cutedge trace {quote(model or folder)}{then}"
+        )
+    return given
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 TraceDir = Annotated[
-    Path | None, typer.Argument(help="A trace directory; the last trace when left out.")
+    Path | None,
+    typer.Argument(help="A trace directory; the last trace when left out.", callback=no_model),
 ]
 Model = Annotated[
     str,

@@ -1,7 +1,6 @@
 """Commands that run a placement for real: verify, and the worker for another machine."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +11,6 @@ from cli.app import command, say, warn
 from cli.options import Json, Machine, Model, Search, Tracing
 
 if TYPE_CHECKING:
-    from cutedge._partition import Partition
     from cutedge._verify import Verification
 
 TlsCa = Annotated[
@@ -78,15 +76,13 @@ def verify(
     for warning in traced.warnings:
         warn(warning)
     folder = out or default_folder(traced.graph)
-    verified, files = [], []
-    for split in splits:
-        with _progress(split) as progress:
-            verified.append(
-                split.verify(
-                    seed=seed, weights=weights, transport=transport, workers=workers or (),
-                    tls_ca=tls_ca, runs=runs, timeout=timeout, progress=progress,
-                )
-            )  # fmt: skip
+    verified = [
+        split.verify(
+            seed=seed, weights=weights, transport=transport, workers=workers or (),
+            tls_ca=tls_ca, runs=runs, timeout=timeout,
+        )
+        for split in splits
+    ]  # fmt: skip
     for warning in dict.fromkeys(one for each in verified for one in each.warnings):
         warn(warning)
     files = [one.save(folder) for one in verified]
@@ -103,35 +99,6 @@ def verify(
     if calibrate is not None:
         for warning in write_devices(verified, calibrate):
             warn(warning)
-
-
-@contextmanager
-def _progress(split: "Partition") -> "Iterator[Callable[[int, int], None]]":
-    """A bar over the calls on a terminal, with bytes a second; else nothing."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )  # fmt: skip
-
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[calls]} calls"),
-        TransferSpeedColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        total, count = split.split.traffic.totals.wire_bytes, len(split.split.traffic.calls)
-        task = bar.add_task(split.policy, total=total or 1, calls=f"0/{count}")
-
-        def advance(call: int, moved: int) -> None:
-            if call == 0:  # a run may be repeated
-                bar.reset(task, total=total or 1, calls=f"0/{count}")
-            bar.update(task, advance=moved, calls=f"{call + 1}/{count}")
-
-        yield advance
 
 
 def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:

@@ -120,7 +120,7 @@ def trace_json(traced: "Trace", folder: object) -> None:
         "cache_bytes_after": after[0], "cache_bytes_after_expr": after[1],
         "largest_tensors": [
             {
-                "name": g.name, "count": g.count, "shape": list(g.example.shape),
+                "tensor_group": g.name, "count": g.count, "shape": list(g.example.shape),
                 "bytes": g.example.bytes, "bytes_expr": g.example.bytes_expr,
                 "seq_degree": g.example.seq_degree,
             }

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cli.printing import Column, console, counted, duration, human, mib, print_json, print_table
 from costmodels.flops import total_flops
-from cutedge._words import bottleneck_sentence, coverage
+from cutedge._words import bottleneck_sentence, coverage, no_figures
 from partition.crossover import Crossover, Point
 from partition.ladder import Exposure, Step
 from partition.layers import TopologicalCut
@@ -36,6 +36,8 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
         f"policy {partition.policy}: {placement.home} calls {accelerators}, "
         f"{partition.wire} on the wire, residency {partition.residency}"
     )
+    if bare := no_figures(partition):
+        out.print(bare)
     out.print()
     out.print(
         f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}"
@@ -300,7 +302,7 @@ def partition_dict(
         "unsupported": dict(total_flops(partition.graph).unsupported),
         "top_transfers": [
             {
-                "name": g.name, "direction": g.direction, "count": g.count,
+                "tensor_group": g.name, "direction": g.direction, "count": g.count,
                 "each_payload_bytes": g.example.payload_bytes, "payload_bytes": g.payload_bytes,
                 "share": g.share, "seq_degree": g.example.tensor.seq_degree,
             }
@@ -330,6 +332,8 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
         f"{_between(found.setting)}, {baseline.wire} on the wire, residency {baseline.residency}; "
         f"saved is against {baseline.policy}"
     )
+    if bare := no_figures(baseline):
+        out.print(bare)
     out.print()
     columns = {
         Column("policy"): [p.policy for p in partitions],

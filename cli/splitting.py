@@ -8,7 +8,7 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Arrays, Baseline, Json, Machine, Policies, Search, TraceDir
+from cli.options import Arrays, Baseline, Json, Machine, Policies, Search, TraceDir, no_model
 from partition import Order
 from tracer.errors import InputError
 
@@ -61,7 +61,10 @@ def compare(
     search: Search,
     directories: Annotated[
         list[Path] | None,
-        typer.Argument(help="Trace directories, side by side; the last trace when left out."),
+        typer.Argument(
+            help="Trace directories, side by side; the last trace when left out.",
+            callback=no_model,
+        ),
     ] = None,
     policies: Policies = None,
     baseline: Baseline = None,

@@ -1,8 +1,5 @@
 """The command that goes over a grid of models, sizes, policies and machines."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,9 +74,7 @@ def sweep(
         raise InputError("--scheduler is the address of a cluster: give it with --engine dask|ray")
     options = locals()
     asked = read_grid(grid, {key: options[key] for key in (*AXES, *SINGLE)}, time_limit)
-    made = run_sweep(
-        asked, out or OUT / f"grid={asked.id}", Engine(engine, scheduler, jobs), _progress, warn
-    )
+    made = run_sweep(asked, out or OUT / f"grid={asked.id}", Engine(engine, scheduler, jobs), warn)
     if as_json:
         print_json(asdict(made))
         return
@@ -87,31 +82,3 @@ def sweep(
     for how, count in made.placed.items():
         say(f"  {how:<16} {count:>13,}")
     say(f"written to {made.folder}")
-
-
-@contextmanager
-def _progress(rows: int, before: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr with rate and time left; nothing where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda made: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f} points/s" if task.speed else "")
-
-    columns = TextColumn("points"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("points", total=rows, completed=before)
-        yield lambda made: bar.advance(task, made)

@@ -1,10 +1,17 @@
-"""What a terminal has room for: its width, and lines that are broken to it."""
+"""What a terminal has room for: lines that are broken to its width, and a line of progress."""
 
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from textwrap import wrap
+from threading import Event, RLock, Thread
+from time import monotonic
 from typing import TextIO
+
+from tracer.stages import At, listening
 
 WIDE: ContextVar[bool] = ContextVar("WIDE", default=False)
 """Whether the command that runs was given ``--wide``: then tables are whole, whatever the width."""
@@ -48,3 +55,97 @@ def broken(line: str, width: int | None) -> list[str]:
             part = part[end:]
         parts.append(part)
     return [indent + part.replace("\0", " ") for part in parts]
+
+
+PATIENCE_SECONDS = 2.0
+"""What takes no longer is not told of."""
+
+_BAR = 20
+
+
+class _Progress:
+    """A line on a terminal that says what work is at, from when it has taken a while."""
+
+    def __init__(self, stream: TextIO, patience: float) -> None:
+        self._stream, self._begins = stream, monotonic() + patience
+        self._lock = RLock()
+        self._at: At | None = None
+        self._since, self._first = 0.0, 0
+        self._shown = ""
+        self._ended = Event()
+
+    def tell(self, at: At | None) -> None:
+        """A listener of stages."""
+        with self._lock:
+            if at is None:
+                self.hide()
+            elif self._at is None or at.name != self._at.name:
+                self._since, self._first = monotonic(), at.done
+            self._at = at
+            self._draw()
+
+    def hide(self) -> None:
+        """Make room for what is printed."""
+        with self._lock:
+            if self._shown:
+                self._stream.write("\r\x1b[K")
+                self._stream.flush()
+            self._shown = ""
+
+    def _draw(self) -> None:
+        with self._lock:
+            if self._at is None or monotonic() < self._begins:
+                return
+            line = self._text(self._at)[: (room(self._stream) or 80) - 1]
+            if line != self._shown:
+                self._stream.write(f"\r{line}\x1b[K")
+                self._stream.flush()
+                self._shown = line
+
+    def _text(self, at: At) -> str:
+        taken = monotonic() - self._since
+        if not at.total:
+            return f"{at.name} ..." + (f" {taken:.0f} s" if taken >= 1 else "")
+        full = _BAR * at.done // at.total
+        speed = (at.done - self._first) / taken if taken > 0 else 0
+        left = f", {(at.total - at.done) / speed:.0f} s left" if speed else ""
+        return (
+            f"{at.name} [{'=' * full}{' ' * (_BAR - full)}] {at.done:,}/{at.total:,}, "
+            f"{speed:,.0f}/s{left}"
+        )
+
+    def run(self) -> None:
+        """Keep the line true until the work has ended."""
+        while not self._ended.wait(0.2):
+            self._draw()
+
+    def end(self) -> None:
+        """Leave the terminal as it was."""
+        self._ended.set()
+        self.tell(None)
+
+
+_PROGRESS: ContextVar[_Progress | None] = ContextVar("_PROGRESS", default=None)
+
+
+@contextmanager
+def progress(patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Show on standard error the stages of work within; nothing where that is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    shown = _Progress(sys.stderr, patience)
+    token = _PROGRESS.set(shown)
+    Thread(target=shown.run, daemon=True).start()
+    try:
+        with listening(shown.tell):
+            yield
+    finally:
+        shown.end()
+        _PROGRESS.reset(token)
+
+
+def hide_progress() -> None:
+    """Before something else is written on the terminal."""
+    if (shown := _PROGRESS.get()) is not None:
+        shown.hide()

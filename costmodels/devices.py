@@ -6,6 +6,7 @@ and ``source`` under a key that carries its unit. Peaks are dense and stand by d
 bandwidth too), or it is an array for matrix products (``array_dataflow`` and its figures).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -14,7 +15,7 @@ from typing import Any, cast, get_args
 
 from costmodels import Dataflow
 from costmodels.figures import Figure, check_figure_keys
-from tracer.errors import InputError, alike
+from tracer.errors import InputError, alike, near
 from tracer.graph import FLOATING, ITEM_BYTES
 from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names
 
@@ -30,6 +31,8 @@ class Array:
     """An array of multipliers that computes matrix products and nothing else."""
 
     dataflow: Dataflow
+    """``fixed`` tiles, or what a systolic array keeps in place: outputs (``os``), weights (``ws``)
+    or inputs (``is``)."""
     rows: int
     """Of the array; of fixed tiles M, the rows of the first operand."""
     columns: int
@@ -39,6 +42,7 @@ class Array:
     tile_cycles: int | None
     """What a fixed tile takes; None for systolic arrays."""
     clock_hertz: float
+    """Cycles a second."""
 
     def __post_init__(self) -> None:
         """Raise InputError where depth and tile_cycles do not go with the dataflow."""
@@ -64,13 +68,17 @@ class Device:
     """What a device can do at best, and what it adds to each op."""
 
     name: str
+    """What users call it; of a file, its name without .toml."""
     description: str
+    """What it is, in a line."""
     trusted: bool
     """Whether it keeps what it computes from the owner of the machine."""
     peak_flops_per_second: Mapping[str, float]
     """Dense peak by dtype; empty for arrays. An op of any other dtype has no cost here."""
     memory_bandwidth_bytes_per_second: float | None = None
+    """Bytes a second to and from its memory; None for arrays."""
     memory_bytes: int | None = None
+    """What its memory holds; None where that is not known."""
     on_chip_bytes: int | None = None
     """The last cache that all of the device shares."""
     launch_seconds: float = 0.0
@@ -82,6 +90,7 @@ class Device:
     paging_bytes_per_second: float | None = None
     """At what rate data beyond ``enclave_bytes`` is paged in, with as much paged out for it."""
     array: Array | None = None
+    """Its array of multipliers, of one that is nothing else; None for others."""
     host_link: str | None = None
     """Name of the link (``costmodels.links``) to its host."""
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -140,6 +149,36 @@ def load_device(name: str) -> Device:
     """
     known = device_names()
     return _parse(*find_toml(alike(name, known) or name, "device", _FOLDER, known))
+
+
+def described(name: str) -> Device | None:
+    """The device that a user means by a name, None where it is one of the user's own (``gpu``).
+
+    Raises InputError for a name that is near to a known one: without figures nothing would be
+    known of its seconds, and no word would tell why.
+
+    >>> described("rtx4090").name, described("gpu"), described("left")
+    ('rtx-4090', None, None)
+    """
+    known = device_names()
+    if name.endswith(".toml") or alike(name, known):
+        return load_device(name)
+    if re.sub(r"[-_\s]?[\da-z]?$", "", name.lower()) in _ROLES or name.lower() in _ROLES:
+        return None
+    parts = {part for part in re.split(r"[-_\s]", name.lower()) if re.search(r"..\d|\d..", part)}
+    akin = [one for one in known if parts & {*one.split("-")}]
+    spelt = near(name, known, cutoff=0.7 if re.search(r"\d", name) else 0.8)
+    if found := list(dict.fromkeys([*akin, *spelt])):
+        raise InputError(
+            f"device {name!r} is not known. Did you mean {', '.join(found[:3])}? (cutedge devices "
+            "lists those that are known; one of your own has figures in a .toml file, or a name "
+            "less near, such as gpu, and no seconds)"
+        )
+    return None
+
+
+_ROLES = ("tee", "host", "home", "cpu", "gpu", "npu", "tpu", "chip", "accel", "accelerator")
+"""What a user may call a device whatever is known, also with a number or a letter behind."""
 
 
 def _parse(path: Path, text: str) -> Device:

@@ -19,6 +19,7 @@ from tracer.errors import CutedgeError
 from tracer.formula import formula, parse
 from tracer.graph import Gemm, Kind, Op, OpCost, OpGraph, Status, Tensor
 from tracer.kinds import base_name
+from tracer.stages import stage
 
 FREE = frozenset({Kind.VIEW, Kind.CONSTANT, Kind.INPUT, Kind.OUTPUT})
 """What costs nothing at run time."""
@@ -38,6 +39,7 @@ def computed_in(graph: OpGraph, op: Op) -> str | None:
     return _REAL.get(dtype or "", dtype)
 
 
+@stage("counting FLOPs")
 def annotate(graph: OpGraph) -> OpGraph:
     """The graph with every op's cost filled in.
 

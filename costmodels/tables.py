@@ -7,16 +7,35 @@ import pyarrow as pa
 
 from costmodels.roofline import DeviceTime
 from tracer.graph import OpGraph
-from tracer.serde import make_tables, run_of, trace_metadata, write_tables
+from tracer.serde import column, make_tables, run_of, trace_metadata, write_tables
 
 COSTS = pa.schema([
-    pa.field("op_id", pa.int32(), nullable=False),
-    pa.field("device", pa.string(), nullable=False),
-    pa.field("cycles", pa.int64()),
-    pa.field("seconds", pa.float64()),
-    pa.field("bound", pa.string()),
-    pa.field("tiles", pa.int64()),
-    pa.field("utilisation", pa.float64()),
+    column("op_id", pa.int32(), "The op; joins with `ops`."),
+    column("device", pa.string(), "The device that it is costed on."),
+    column(
+        "cycles", pa.int64(),
+        "Of a matrix product on an array of multipliers, options included; null elsewhere.",
+        null=True,
+    ),
+    column(
+        "seconds", pa.float64(),
+        "What it takes there; null where the device has no figure for it or its FLOPs are not "
+        "known.", null=True,
+    ),
+    column(
+        "bound", pa.string(),
+        "What the seconds are spent on most: compute, memory or overhead; null for an op without "
+        "work or without seconds.", null=True,
+    ),
+    column(
+        "tiles", pa.int64(),
+        "Tiles or folds of a matrix product on an array of multipliers; null elsewhere.", null=True,
+    ),
+    column(
+        "utilisation", pa.float64(),
+        "Useful multiply-accumulates over those that the array could do in this time, from 0 to 1; "
+        "null elsewhere.", null=True,
+    ),
 ])  # fmt: skip
 
 

@@ -125,17 +125,15 @@ def _several(given: str | Sequence[str] | None) -> Sequence[str] | None:
 
 def _device(text: str) -> "tuple[str, Device | None]":
     """What a device is called, and its description if it has one."""
-    from costmodels.devices import device_names, load_device
+    from costmodels.devices import described, load_device
 
     name, given, kind = text.partition("=")
     if given and not Path(text).is_file():
         if not name or not kind:
             raise InputError(f"device {text!r}: write NAME=DEVICE, as in a=rtx-4090")
         return name, load_device(kind)
-    if text in device_names() or text.endswith(".toml"):
-        device = load_device(text)
-        return device.name, device
-    return text, None
+    device = described(text)
+    return (text if device is None else device.name), device
 
 
 def _links(given: Iterable[str], accelerators: Sequence[str]) -> "Links":

@@ -1,6 +1,6 @@
 """A traced model that is split between devices, and what crosses."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -169,7 +169,7 @@ class Partition:
     def verify(
         self, *, seed: int = 0, weights: str | Path | None = None, transport: "Transport" = "unix",
         workers: Sequence[str] = (), tls_ca: str | Path | None = None, runs: int = 1,
-        timeout: float = 300.0, progress: Callable[[int, int], None] | None = None,
+        timeout: float = 300.0,
     ) -> "Verification":  # fmt: skip
         """Run the split for real, by processes over sockets, and count what crosses.
 
@@ -177,8 +177,7 @@ class Partition:
         .safetensors. ``workers`` listen elsewhere, as ``gpu=HOST:PORT``, ``tls_ca`` signs their
         certificates; else each accelerator is a process here, behind ``unix`` or ``tcp`` sockets.
         Of several ``runs`` the fastest is what is measured. A worker may be silent for ``timeout``
-        seconds; ``progress(call, bytes)`` is told of each call. What was found wrong is in
-        ``failure``; ``check`` raises it.
+        seconds. What was found wrong is in ``failure``; ``check`` raises it.
 
         Raises InputError for a trace that was loaded (its model is not there), RunError for a run
         that fails.
@@ -193,7 +192,6 @@ class Partition:
         return verify(
             self, seed, None if weights is None else Path(weights), transport, workers,
             None if tls_ca is None else Path(tls_ca), runs, timeout,
-            progress or (lambda call, moved: None),
         )  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:

@@ -45,6 +45,7 @@ from partition.tables import Split
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
+from tracer.stages import stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,7 @@ def explained(
     return steps, prices(graph, policy, setting, made.solution)
 
 
+@stage("finding what would relieve the bottleneck")
 def bottlenecks(
     made: Sequence[Split], setting: Setting, policies: Sequence[Policy]
 ) -> list[Bottleneck | None]:

@@ -12,6 +12,7 @@ from cutedge.report.pictures import find_browser, take_pictures
 from tracer.errors import CutedgeError
 from tracer.files import write_whole
 from tracer.reach import Reach
+from tracer.stages import stage
 from tracer.summary import headline
 from tracer.words import duration, human
 
@@ -46,6 +47,7 @@ def write_report(found: Compared, reach: Reach, shown: int, page: Path, *, png: 
     )  # fmt: skip
 
 
+@stage("drawing the report")
 def report_of(found: Compared, reach: Reach, shown: int) -> Report:
     """The report of what was compared."""
     setting, baseline = found.setting, found.baseline

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracer.errors import InputError, choose
+from tracer.stages import stage
 
 if TYPE_CHECKING:
     from tracer.capture.runnable import Runnable
@@ -99,7 +100,8 @@ class Request:
         """The user's own function; None, without a word to torch, for a model by config."""
         if not self._file and self._module is None:
             return None
-        from tracer.capture import own_function, own_module
+        with stage("loading torch"):
+            from tracer.capture import own_function, own_module
 
         if self._module is not None:
             return own_module(*self._module, self.name)
@@ -120,7 +122,8 @@ class Request:
         key = cache.key(self._config, options) if use_cache else None
         if key is not None and (found := cache.find(key, self._sizes)):
             return found.graph, found.warnings, found.reach, True
-        from tracer.capture import capture
+        with stage("loading torch"):
+            from tracer.capture import capture
 
         captured = capture(self._config, **self._sizes, **options)
         if key is not None:
@@ -129,7 +132,8 @@ class Request:
 
     def runnable(self) -> "Runnable":
         """The same model, to be run."""
-        from tracer.capture import runnable, runnable_own
+        with stage("loading torch"):
+            from tracer.capture import runnable, runnable_own
 
         if own := self._own():
             return runnable_own(own, **self._sizes, **self._options)

@@ -1,6 +1,7 @@
 """SQL over the tables: DuckDB with every table as a view."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
@@ -66,16 +67,24 @@ def _connected(where: str, tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBP
         yield connection
     except duckdb.Error as error:
         said = str(error).partition("\nTraceback")[0].strip().replace("\n\n", "\n")
-        early = [
-            f"\nThere is no {name} table yet: run partition first."
-            for name, maker in MAKERS.items()
-            if maker == "partition"
-            and not len(tables.get(name, ()))
-            and f"name {name} " in said.lower()
-        ]
-        raise InputError(said + "".join(early)) from error
+        asked = re.search(r"Table with name (\w+) does not exist", said)
+        name = asked[1].lower() if asked else ""
+        if asked and name in MAKERS and not len(tables.get(name, ())):
+            how = _how(MAKERS[name])
+            raise InputError(f"table {asked[1]} does not exist here: {how}") from error
+        raise InputError(said) from error
     except RuntimeError as error:  # DuckDB wants names that are UTF-8
         raise CutedgeError(f"DuckDB cannot read {where}: {error}") from error
+
+
+def _how(maker: str) -> str:
+    """What a user does to have the tables that a command makes."""
+    if maker == "sweep":
+        return (
+            "make one, as in cutedge sweep llama-3.2-1b --seq 64..4096, and ask all that is in "
+            "cutedge-out with query --all"
+        )
+    return f"run {maker} first"
 
 
 def _scan(table: str, paths: Iterable[Path]) -> str:

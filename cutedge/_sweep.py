@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from cutedge.sweeping import EngineName
 from cutedge.sweeping.points import Program, Work, pack
 from partition.policy import Policy
 from tracer.errors import CutedgeError, InputError
+from tracer.stages import stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +27,21 @@ class Swept:
     rows: int
     """Points."""
     files: int
+    """Files of the data set."""
     files_kept: int
     """Files that were there already."""
     placed: Mapping[str, int]
     """How placements are known -> points."""
     folder: str
+    """Where the data set is."""
 
 
 def sweep(
-    grid: Grid, folder: Path, engine: "Engine",
-    progress: Callable[[int, int], AbstractContextManager[Callable[[int], None]]],
-    warn: Callable[[str], None],
+    grid: Grid, folder: Path, engine: "Engine", warn: Callable[[str], None]
 ) -> Swept:  # fmt: skip
     """Work out every point of a grid into a folder; what is there is not done again.
 
-    ``progress(rows, done)`` gives what is told of each file's rows. Raises InputError for a folder
+    Raises InputError for a folder
     of another grid and for policies that count seconds where these are not known, CutedgeError
     where the folder cannot be written.
     """
@@ -50,7 +51,7 @@ def sweep(
         _refuse_strays(folder, files)
         todo = [file for file in files if file.placed() is None]
         before = sum(f.rows for f in files) - sum(f.rows for f in todo)
-        with progress(grid.rows, before) as done:
+        with _counting(grid.rows, before) as done:
             _work_out(grid, todo, engine, done, warn)
         placed: Counter[str] = Counter()
         for file in files:
@@ -59,6 +60,21 @@ def sweep(
         grid.id, grid.rows, len(files), len(files) - len(todo), dict(sorted(placed.items())),
         str(folder),
     )  # fmt: skip
+
+
+@contextmanager
+def _counting(rows: int, before: int) -> Iterator[Callable[[int], None]]:
+    """A stage of so many points, some of which are there already."""
+    done = before
+    with stage("working out points", rows) as at:
+
+        def more(made: int) -> None:
+            nonlocal done
+            done += made
+            at(done)
+
+        more(0)
+        yield more
 
 
 def _check_policies(grid: Grid) -> None:

@@ -24,6 +24,7 @@ from cutedge.runtime.wire import MESSAGE_BYTES, TENSOR_BYTES, Carriage
 from partition.policy import named_by
 from partition.tables import Split, write_partition
 from tracer.errors import CutedgeError, InputError, choose
+from tracer.stages import stage
 
 if TYPE_CHECKING:
     from cutedge._partition import Partition
@@ -122,7 +123,6 @@ class Verification:
 def verify(
     partition: "Partition", seed: int, weights: Path | None, transport: Transport,
     addresses: Sequence[str], tls_ca: Path | None, runs: int, timeout: float,
-    progress: Callable[[int, int], None],
 ) -> Verification:  # fmt: skip
     """Run a partition: ``Partition.verify``."""
     trace, machines = partition.trace, partition.machines
@@ -150,13 +150,18 @@ def verify(
             memory_bytes=memory.get(plan.home.name),
         )  # fmt: skip
         proof = None
-        if secrets.named:  # in a run of its own: to look takes time
-            witness = Witness.of(plan, split.graph, secrets, split.wire_dtype)
-            loaded.run(given, progress, witness)
-            proof = witness.prove(runnable, given, numbers, links)
-        measured = min(
-            (loaded.run(given, progress) for _ in range(runs)), key=lambda run: run.seconds
-        )
+        with stage(f"running {split.policy}", len(split.traffic.calls)) as done:
+
+            def progress(call: int, moved: int) -> None:
+                done(call + 1)
+
+            if secrets.named:  # in a run of its own: to look takes time
+                witness = Witness.of(plan, split.graph, secrets, split.wire_dtype)
+                loaded.run(given, progress, witness)
+                proof = witness.prove(runnable, given, numbers, links)
+            measured = min(
+                (loaded.run(given, progress) for _ in range(runs)), key=lambda run: run.seconds
+            )
     reference = _unsplit(trace, seed, weights, machines.home)
     verdict = judge(trace.graph, split.traffic, measured, reference, split.wire_dtype)
     return Verification(split, measured, verdict, proof, trace, (*warnings, *said))

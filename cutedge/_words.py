@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from costmodels.flops import FlopTotals, numbered, total_flops
 from partition.explain import Bottleneck
+from partition.tables import Split
 from tracer.graph import OpGraph
 from tracer.summary import growth
 from tracer.words import counted, covered, mib
@@ -26,6 +27,18 @@ def known(flops: FlopTotals) -> str:
 def unknown(flops: FlopTotals) -> str:
     """What no total of FLOPs includes."""
     return f"; not for {numbered(flops.unsupported)}" if flops.unsupported else ""
+
+
+def no_figures(partition: Split) -> str | None:
+    """On which devices of a placement the seconds of ops are not known; None where all are."""
+    where = partition.placement
+    bare = [d for d in (where.home, *where.accelerators) if d not in partition.compute_seconds]
+    if not bare:
+        return None
+    return (
+        f"no figures for all that runs on {' and '.join(bare)}: its seconds are not known "
+        "(cutedge devices lists devices with figures)"
+    )
 
 
 def bottleneck_sentence(found: Bottleneck | None) -> str:

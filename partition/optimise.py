@@ -60,6 +60,7 @@ from partition.solve import Proof, Solution, solve
 from partition.stored import keepers
 from tracer.errors import InputError
 from tracer.graph import Kind, OpGraph
+from tracer.stages import stage
 from tracer.words import counted
 
 
@@ -162,13 +163,14 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     if why := obstacle(policy, setting):
         raise InputError(f"{policy.name} {why}")
     problem, *others = problems = problems_of(graph, policy, setting)
-    found = _best([problem, *others], policy, setting)
-    if found.placement is None:
-        raise NotFoundError(
-            f"no placement was found in {setting.time_limit:g} s: take a longer "
-            "--time-limit or fewer limits"
-        )
-    best, solution = _proven(graph, policy, setting, problems, found, found.placement)
+    with stage(f"placing by {policy.name}"):
+        found = _best([problem, *others], policy, setting)
+        if found.placement is None:
+            raise NotFoundError(
+                f"no placement was found in {setting.time_limit:g} s: take a longer "
+                "--time-limit or fewer limits"
+            )
+        best, solution = _proven(graph, policy, setting, problems, found, found.placement)
     proof = "the optimum" if solution.proven else "the best found"
     chosen = f"{proof} for {' and '.join(policy.objective)}"
     free = free_ops(graph, policy)
@@ -530,6 +532,7 @@ class Price:
     rule: str
     """As the policy has it; of a secret ``secret`` and its conditions."""
     reason: str
+    """Why it is kept, in the policy's words."""
     ops: int
     """How many it pins; of a secret, how many it keeps from a device that they could be on."""
     saved: int

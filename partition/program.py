@@ -29,6 +29,7 @@ from math import ceil, gcd, inf, isfinite
 from partition.problem import Problem, candidates, viewed
 from partition.stored import keepers, storages
 from tracer.graph import Role, Tensor
+from tracer.stages import stage
 
 _LARGEST_COST = 10**13
 """The largest cost of a variable that ties are broken beside: HiGHS computes in 53 bits."""
@@ -48,6 +49,7 @@ class Outcome:
     """Whether the search came to its end: what was found is optimal, or nothing exists."""
 
 
+@stage("solving a mixed-integer program")
 def solve_program(problem: Problem, time_limit: float | None = None) -> Outcome:
     """The best placement that HiGHS finds in ``time_limit`` seconds, without recounting it."""
     start = time.perf_counter()

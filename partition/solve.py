@@ -27,6 +27,7 @@ from partition.problem import (
 )
 from partition.program import solve_program
 from partition.stored import storages
+from tracer.stages import stage
 
 Solver = Literal["auto", "cut", "networkx", "program"]
 
@@ -138,6 +139,7 @@ def solve(
     return Solution(placement, counted, value, time.perf_counter() - start, solver)
 
 
+@stage("finding a minimum cut")
 def _cut(problem: Problem, *, reference: bool = False) -> tuple[list[str | None], int]:
     network = network_of(problem)
     side = reference_cut(network) if reference else fast_cut(network)

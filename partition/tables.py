@@ -25,6 +25,7 @@ from tracer.files import remove_files
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import (
     TableError,
+    column,
     make_tables,
     read_table,
     read_trace,
@@ -32,90 +33,238 @@ from tracer.serde import (
     trace_metadata,
     write_tables,
 )
+from tracer.summary import tensor_names
 
 PLACEMENT = pa.schema([
-    pa.field("op_id", pa.int32(), nullable=False),
-    pa.field("device", pa.string()),
-    pa.field("pinned", pa.bool_(), nullable=False),
-    pa.field("reason", pa.string(), nullable=False),
+    column("op_id", pa.int32(), "The op; joins with `ops`."),
+    column(
+        "device", pa.string(),
+        "The device that it runs on; null for constants and cached state, which are on every "
+        "device that needs them.", null=True,
+    ),
+    column(
+        "pinned", pa.bool_(),
+        "Whether a rule put it there; false where the default or the search for the best did.",
+    ),
+    column("reason", pa.string(), "The rule's reason, or what else decided."),
 ])  # fmt: skip
 
 TRANSFERS = pa.schema([
-    pa.field("transfer_id", pa.int32(), nullable=False),
-    pa.field("tensor_id", pa.int32(), nullable=False),
-    pa.field("tensor_name", pa.string(), nullable=False),
-    pa.field("label", pa.string()),
-    pa.field("what", pa.string()),
-    pa.field("secret", pa.bool_(), nullable=False),
-    pa.field("src_op", pa.int32(), nullable=False),
-    pa.field("src_device", pa.string(), nullable=False),
-    pa.field("dst_device", pa.string(), nullable=False),
-    pa.field("call_id", pa.int32(), nullable=False),
-    pa.field("direction", pa.string(), nullable=False),
-    pa.field("wire_dtype", pa.string(), nullable=False),
-    pa.field("payload_bytes", pa.int64(), nullable=False),
-    pa.field("wire_bytes", pa.int64(), nullable=False),
-    pa.field("bytes_expr", pa.string()),
-    pa.field("seq_degree", pa.int8()),
-    pa.field("share", pa.float64(), nullable=False),
-    pa.field("seconds", pa.float64()),
-    pa.field("module_path", pa.string(), nullable=False),
-    pa.field("stack", pa.string()),
-    pa.field("layer", pa.int32()),
+    column("transfer_id", pa.int32(), "Order of execution, from 0."),
+    column("tensor_id", pa.int32(), "The tensor that crosses; joins with `tensors`."),
+    column("tensor_name", pa.string(), "That tensor's own name (`linear_4`)."),
+    column(
+        "label", pa.string(),
+        "What it is in an attention, or `logits`, as in `tensors`; null for all others.", null=True,
+    ),
+    column(
+        "tensor_group", pa.string(),
+        "What like tensors of all layers are called together: the label, else the end of the path "
+        "of the module that makes them (`gate_proj`, `mlp`). Never null: group by this.",
+    ),
+    column(
+        "what", pa.string(),
+        "The sort of tensor that a device sees in it (`prompt_tokens`, `hidden_states`, `qkv`, "
+        "`logits` ...); null for what tells nothing of prompt or answer.", null=True,
+    ),
+    column("secret", pa.bool_(), "Whether it has values that the policy keeps secret."),
+    column("src_op", pa.int32(), "The op that makes it; joins with `ops`."),
+    column("src_device", pa.string(), "The device that it leaves."),
+    column("dst_device", pa.string(), "The device that it is for."),
+    column(
+        "call_id", pa.int32(),
+        "The call that it belongs to: the first that needs it or, for what goes home, the one that "
+        "makes it.",
+    ),
+    column(
+        "direction", pa.string(),
+        "send (from home), receive (to home) or peer (between accelerators).",
+    ),
+    column("wire_dtype", pa.string(), "The dtype that it crosses in."),
+    column("payload_bytes", pa.int64(), "Elements times item size on the wire."),
+    column(
+        "wire_bytes", pa.int64(),
+        "Payload and framing; a message's own framing is with its first tensor. Of what lies in "
+        "shared memory, its handle and framing.",
+    ),
+    column(
+        "bytes_expr", pa.string(),
+        "`payload_bytes` as a formula; null in a trace at fixed sizes.", null=True,
+    ),
+    column(
+        "seq_degree", pa.int8(),
+        "The growth order of the tensor's bytes in seq; null in a trace at fixed sizes.", null=True,
+    ),
+    column("share", pa.float64(), "Its part of all payload bytes of the run, from 0 to 1."),
+    column(
+        "seconds", pa.float64(),
+        "On its link, packing and encryption included; a message's latency is with its first "
+        "tensor. Null where the link has no bandwidth in this direction.", null=True,
+    ),
+    column("module_path", pa.string(), "The module that made it, as in `ops`."),
+    column(
+        "stack", pa.string(),
+        "The list of blocks that it was made in, as in `ops`; null outside of all.", null=True,
+    ),
+    column(
+        "layer", pa.int32(),
+        "The block of `stack` that it was made in; null outside of all.", null=True,
+    ),
 ])  # fmt: skip
 
 CALLS = pa.schema([
-    pa.field("call_id", pa.int32(), nullable=False),
-    pa.field("device", pa.string(), nullable=False),
-    pa.field("label", pa.string(), nullable=False),
-    pa.field("ops", pa.list_(pa.int32()), nullable=False),
-    pa.field("sent_payload_bytes", pa.int64(), nullable=False),
-    pa.field("sent_wire_bytes", pa.int64(), nullable=False),
-    pa.field("received_payload_bytes", pa.int64(), nullable=False),
-    pa.field("received_wire_bytes", pa.int64(), nullable=False),
-    pa.field("seconds", pa.float64()),
+    column(
+        "call_id", pa.int32(),
+        "Order of execution, from 0; joins with `transfers` and `measured_calls`.",
+    ),
+    column("device", pa.string(), "The accelerator that is called."),
+    column(
+        "label", pa.string(),
+        "The modules of its ops (`q_proj+k_proj+v_proj`), or what they are to an attention "
+        "(`QK^T`).",
+    ),
+    column(
+        "ops", pa.list_(pa.int32()),
+        "The ops that run in it, in order of execution; they join with `ops.op_id`.",
+    ),
+    column("sent_payload_bytes", pa.int64(), "Bytes from home, without framing."),
+    column("sent_wire_bytes", pa.int64(), "Bytes from home, with framing."),
+    column("received_payload_bytes", pa.int64(), "Bytes to home, without framing."),
+    column("received_wire_bytes", pa.int64(), "Bytes to home, with framing."),
+    column(
+        "seconds", pa.float64(),
+        "Of its transfers, one after another, without computing; null where one of them is not "
+        "known.", null=True,
+    ),
 ])  # fmt: skip
 
 SUMMARY = pa.schema([
-    pa.field("policy", pa.string(), nullable=False),
-    pa.field("home", pa.string(), nullable=False),
-    pa.field("accelerators", pa.list_(pa.string()), nullable=False),
-    pa.field("link", pa.string(), nullable=False),
-    pa.field("wire_dtype", pa.string()),
-    pa.field("residency", pa.string(), nullable=False),
-    pa.field("calls", pa.int32(), nullable=False),
-    pa.field("transfers", pa.int32(), nullable=False),
-    pa.field("cut_edges", pa.int32(), nullable=False),
-    pa.field("sent_payload_bytes", pa.int64(), nullable=False),
-    pa.field("sent_wire_bytes", pa.int64(), nullable=False),
-    pa.field("received_payload_bytes", pa.int64(), nullable=False),
-    pa.field("received_wire_bytes", pa.int64(), nullable=False),
-    pa.field("peer_payload_bytes", pa.int64(), nullable=False),
-    pa.field("peer_wire_bytes", pa.int64(), nullable=False),
-    pa.field("total_payload_bytes", pa.int64(), nullable=False),
-    pa.field("total_wire_bytes", pa.int64(), nullable=False),
-    pa.field("total_bytes_expr", pa.string()),
-    pa.field("peak_buffer_bytes", pa.int64(), nullable=False),
-    pa.field("seconds", pa.float64()),
-    pa.field("resident_bytes", pa.map_(pa.string(), pa.int64()), nullable=False),
-    pa.field("coverage", pa.float64(), nullable=False),
-    pa.field("compute_seconds", pa.map_(pa.string(), pa.float64()), nullable=False),
-    pa.field("home_seconds", pa.float64()),
-    pa.field("accelerator_seconds", pa.float64()),
-    pa.field("run_seconds", pa.float64()),
-    pa.field("seconds_per_token", pa.float64()),
-    pa.field("link_bound_chips", pa.int64()),
-    pa.field("many_chips_seconds", pa.float64()),
-    pa.field("objective", pa.string()),
-    pa.field("objective_value", pa.int64()),
-    pa.field("objective_bound", pa.int64()),
-    pa.field("objective_unit", pa.string()),
-    pa.field("optimal", pa.bool_()),
-    pa.field("solver", pa.string()),
-    pa.field("cut", pa.string()),
-    pa.field("cycles", pa.map_(pa.string(), pa.int64()), nullable=False),
-    pa.field("array_options", pa.string()),
-    pa.field("seen", pa.map_(pa.string(), pa.map_(pa.string(), pa.string())), nullable=False),
+    column("policy", pa.string(), "The policy that placed the ops."),
+    column("home", pa.string(), "The device with the inputs and the outputs."),
+    column("accelerators", pa.list_(pa.string()), "The devices that home calls."),
+    column(
+        "link", pa.string(),
+        "The link between them, or the links where they differ (`pcie5-x16, a+b=nvlink`).",
+    ),
+    column(
+        "wire_dtype", pa.string(),
+        "The dtype asked for on the wire; null for the tensors' own.", null=True,
+    ),
+    column("residency", pa.string(), "run or call, as in every row."),
+    column("calls", pa.int32(), "Round trips, the fewest that the placement allows."),
+    column(
+        "transfers", pa.int32(),
+        "Tensors that cross, once for each tensor, source device and destination device.",
+    ),
+    column(
+        "cut_edges", pa.int32(),
+        "Edges whose two ops are on different devices: several for a tensor that several ops read.",
+    ),
+    column("sent_payload_bytes", pa.int64(), "Bytes from home, without framing."),
+    column("sent_wire_bytes", pa.int64(), "Bytes from home, with framing."),
+    column("received_payload_bytes", pa.int64(), "Bytes to home, without framing."),
+    column("received_wire_bytes", pa.int64(), "Bytes to home, with framing."),
+    column("peer_payload_bytes", pa.int64(), "Bytes between accelerators, without framing."),
+    column("peer_wire_bytes", pa.int64(), "Bytes between accelerators, with framing."),
+    column("total_payload_bytes", pa.int64(), "Bytes of all transfers, without framing."),
+    column("total_wire_bytes", pa.int64(), "Bytes of all transfers, with framing."),
+    column(
+        "total_bytes_expr", pa.string(),
+        "`total_payload_bytes` as a formula in batch, seq, past and source; null in a trace at "
+        "fixed sizes.", null=True,
+    ),
+    column(
+        "peak_buffer_bytes", pa.int64(),
+        "The most payload that either end must hold at one time to pass a message on.",
+    ),
+    column(
+        "seconds", pa.float64(),
+        "Of all transfers, one after another; null where one of them is not known.", null=True,
+    ),
+    column(
+        "resident_bytes", pa.map_(pa.string(), pa.int64()),
+        "Device -> bytes of parameters, buffers, constants and cached state that lie there.",
+    ),
+    column(
+        "coverage", pa.float64(),
+        "Share of the ops that work whose FLOPs are known, from 0 to 1.",
+    ),
+    column(
+        "compute_seconds", pa.map_(pa.string(), pa.float64()),
+        "Described device -> what its ops take there, one after another.",
+    ),
+    column(
+        "home_seconds", pa.float64(),
+        "Computing at home; null where home is not described or cannot run all that is there.",
+        null=True,
+    ),
+    column(
+        "accelerator_seconds", pa.float64(),
+        "Computing on the accelerators that are used, all together; null where one is not known.",
+        null=True,
+    ),
+    column(
+        "run_seconds", pa.float64(),
+        "Computing and transfers, one after another; null where one of them is not known.",
+        null=True,
+    ),
+    column(
+        "seconds_per_token", pa.float64(),
+        "`run_seconds` over the new tokens of the batch; null likewise.", null=True,
+    ),
+    column(
+        "link_bound_chips", pa.int64(),
+        "From so many equal chips on, they compute no longer than their shared link takes; null "
+        "without chips, and where any number of them takes longer.", null=True,
+    ),
+    column(
+        "many_chips_seconds", pa.float64(),
+        "What the run takes with one chip for each tile of its largest product; null without "
+        "chips.", null=True,
+    ),
+    column(
+        "objective", pa.string(),
+        "What the placement is best for: bytes, seconds, or both; null where the policy left "
+        "nothing free.", null=True,
+    ),
+    column(
+        "objective_value", pa.int64(),
+        "What the placement costs, in `objective_unit`; null likewise.", null=True,
+    ),
+    column(
+        "objective_bound", pa.int64(),
+        "No placement that is allowed costs less; equal to `objective_value` where that is proven "
+        "best.", null=True,
+    ),
+    column("objective_unit", pa.string(), "bytes, ns, or weighted; null likewise.", null=True),
+    column(
+        "optimal", pa.bool_(),
+        "Whether no placement that is allowed costs less; null likewise.", null=True,
+    ),
+    column(
+        "solver", pa.string(),
+        "What found the placement: cut, networkx, program, layers or candidates; null likewise.",
+        null=True,
+    ),
+    column(
+        "cut", pa.string(),
+        "Where the one cut lies of a policy that cuts between two layers (`after encoder.2`); null "
+        "for others.", null=True,
+    ),
+    column(
+        "cycles", pa.map_(pa.string(), pa.int64()),
+        "Device -> cycles of its matrix products; arrays of multipliers alone.",
+    ),
+    column(
+        "array_options", pa.string(),
+        "What makes the arrays faster than their descriptions (`int8_speedup=2, chips=4`); null "
+        "where nothing does.", null=True,
+    ),
+    column(
+        "seen", pa.map_(pa.string(), pa.map_(pa.string(), pa.string())),
+        "Accelerator that is not trusted -> sort of tensor -> how it sees it: plain, recoverable, "
+        "masked or not at all.",
+    ),
 ])  # fmt: skip
 
 
@@ -243,6 +392,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
     """The four tables of a partition, by name."""
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
     whole, sorts = traffic.totals.payload_bytes, what_is(graph)
+    groups = tensor_names(graph)
     return make_tables(graph.meta, {
         "placement": (PLACEMENT, [
             (op.id, placement.devices[op.id], placement.pinned[op.id], placement.reasons[op.id])
@@ -250,7 +400,8 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
         ]),
         "transfers": (TRANSFERS, [
             (
-                t.id, t.tensor.id, t.tensor.name, t.tensor.label, sorts[t.tensor.id],
+                t.id, t.tensor.id, t.tensor.name, t.tensor.label, groups[t.tensor.id],
+                sorts[t.tensor.id],
                 t.tensor.id in partition.secret, t.tensor.op, t.src_device, t.dst_device,
                 t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
                 t.bytes_expr, t.tensor.seq_degree, share(t.payload_bytes, whole),

@@ -32,13 +32,16 @@ def alike(word: str, known: Iterable[str]) -> str | None:
 
 
 def near(word: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
-    """Up to three known names near ``word``: those that it is a part of, then those spelt alike."""
-    by_plain = {_plain(name): name for name in known}
-    asked = _plain(word)
-    begun = [name for plain, name in by_plain.items() if plain.startswith(asked)]
-    within = [name for plain, name in by_plain.items() if asked in plain]
-    spelt = [by_plain[plain] for plain in get_close_matches(asked, by_plain, n=3, cutoff=cutoff)]
-    return list(dict.fromkeys([*begun, *within, *spelt] if len(asked) > 2 else spelt))[:3]
+    """Up to three known names: those that ``word`` is a part of, else those spelt nearly alike.
+
+    >>> near("flash", ["layers", "flash-attention", "fastest"])
+    ['flash-attention']
+    """
+    asked, names = _plain(word), {_plain(name): name for name in known}
+    within = [name for plain, name in names.items() if len(asked) > 2 and asked in plain]
+    within.sort(key=lambda name: not _plain(name).startswith(asked))
+    spelt = get_close_matches(asked, names, n=3, cutoff=cutoff)
+    return within[:3] or [names[plain] for plain in spelt]
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

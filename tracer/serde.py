@@ -36,61 +36,196 @@ from tracer.graph import (
 )
 from tracer.interrupts import uninterrupted
 from tracer.reach import Reach
+from tracer.stages import stage
 from tracer.summary import variant_of
 
-SCHEMA_VERSION = "5"
+SCHEMA_VERSION = "6"
 """Version of all tables; a reader refuses any other."""
 
+
+def column(name: str, kind: pa.DataType, about: str, *, null: bool = False) -> pa.Field:
+    """A column of a table, with what it says in its metadata; with ``null`` it may have no value.
+
+    >>> column("seconds", pa.float64(), "Of all transfers.", null=True).metadata
+    {b'description': b'Of all transfers.'}
+    """
+    return pa.field(name, kind, nullable=null, metadata={"description": about})
+
+
+def description(column: pa.Field) -> str:
+    """What a column says."""
+    return str(column.metadata[b"description"].decode())
+
+
 OPS = pa.schema([
-    pa.field("op_id", pa.int32(), nullable=False),
-    pa.field("name", pa.string(), nullable=False),
-    pa.field("target", pa.string(), nullable=False),
-    pa.field("stack", pa.string()),
-    pa.field("kind", pa.string(), nullable=False),
-    pa.field("module_path", pa.string(), nullable=False),
-    pa.field("module_type", pa.string(), nullable=False),
-    pa.field("layer", pa.int32()),
-    pa.field("is_constant", pa.bool_(), nullable=False),
-    pa.field("is_view", pa.bool_(), nullable=False),
-    pa.field("is_identity", pa.bool_(), nullable=False),
-    pa.field("dtype", pa.string()),
-    pa.field("extent_expr", pa.string()),
-    pa.field("arguments", pa.map_(pa.string(), pa.string()), nullable=False),
-    pa.field("gemm_batch", pa.int64()),
-    pa.field("gemm_m", pa.int64()),
-    pa.field("gemm_n", pa.int64()),
-    pa.field("gemm_k", pa.int64()),
-    pa.field("flops", pa.int64()),
-    pa.field("flops_expr", pa.string()),
-    pa.field("causal_flops", pa.int64()),
-    pa.field("causal_flops_expr", pa.string()),
-    pa.field("flops_status", pa.string(), nullable=False),
-    pa.field("read_bytes", pa.int64(), nullable=False),
-    pa.field("write_bytes", pa.int64(), nullable=False),
-    pa.field("param_bytes", pa.int64(), nullable=False),
-    pa.field("assumption", pa.string()),
+    column(
+        "op_id", pa.int32(),
+        "Position in the order of execution, from 0; joins with `edges`, `placement`, `costs` and "
+        "`calls.ops`.",
+    ),
+    column(
+        "name", pa.string(),
+        "The target's base name with a running number (`linear_3`), unique in the graph.",
+    ),
+    column(
+        "target", pa.string(),
+        "The ATen overload (`aten.linear.default`), or `input` / `output`.",
+    ),
+    column(
+        "stack", pa.string(),
+        "Path of the list of blocks that the op is in (`model.layers`), the outermost of several; "
+        "null outside of all.", null=True,
+    ),
+    column(
+        "kind", pa.string(),
+        "What the op does: linear, matmul, attention, softmax, norm, embedding, elementwise, "
+        "reduction, copy, view, constant, input, output or other.",
+    ),
+    column(
+        "module_path", pa.string(),
+        "The module whose code called it (`model.layers.0.mlp`); empty for the model itself.",
+    ),
+    column("module_type", pa.string(), "The class name of that module (`LlamaMLP`)."),
+    column(
+        "layer", pa.int32(),
+        "Which block of `stack` it is in, from 0; null outside of all.", null=True,
+    ),
+    column(
+        "is_constant", pa.bool_(),
+        "Whether it depends on no graph input: it is computed at load on each device that needs "
+        "it.",
+    ),
+    column("is_view", pa.bool_(), "Whether it makes an alias of what it reads and moves no data."),
+    column(
+        "is_identity", pa.bool_(),
+        "Whether its arithmetic leaves values as they are: times 1, plus 0.",
+    ),
+    column("dtype", pa.string(), "The dtype of its (first) result; null for `output`.", null=True),
+    column(
+        "extent_expr", pa.string(),
+        "Of the products and the softmax of an attention: the pairs of query and key that its mask "
+        "lets through, in one sequence and head, as a formula; null elsewhere and where that is "
+        "not known.", null=True,
+    ),
+    column(
+        "arguments", pa.map_(pa.string(), pa.string()),
+        "What it is told beside its tensors that may decide how much it does: name -> JSON, "
+        "without defaults.",
+    ),
+    column(
+        "gemm_batch", pa.int64(),
+        "Of a matrix product [batch, m, k] x [batch, k, n]: the number of products; null for other "
+        "ops.", null=True,
+    ),
+    column(
+        "gemm_m", pa.int64(),
+        "Of a matrix product: rows of the left matrix and of the result; null for other ops.",
+        null=True,
+    ),
+    column(
+        "gemm_n", pa.int64(),
+        "Of a matrix product: columns of the right matrix and of the result; null for other ops.",
+        null=True,
+    ),
+    column(
+        "gemm_k", pa.int64(),
+        "Of a matrix product: columns of the left matrix, which is the length of each sum; null "
+        "for other ops.", null=True,
+    ),
+    column(
+        "flops", pa.int64(),
+        "Floating-point operations, 2 for a multiply-accumulate; null where the status is "
+        "unsupported.", null=True,
+    ),
+    column(
+        "flops_expr", pa.string(),
+        "`flops` as a formula in batch, seq, past and source; null in a trace at fixed sizes.",
+        null=True,
+    ),
+    column(
+        "causal_flops", pa.int64(),
+        "Of an op of an attention with an `extent_expr`: `flops` over the pairs that its mask lets "
+        "through; null elsewhere.", null=True,
+    ),
+    column(
+        "causal_flops_expr", pa.string(),
+        "`causal_flops` as a formula; null likewise, and in a trace at fixed sizes.", null=True,
+    ),
+    column(
+        "flops_status", pa.string(),
+        "How far the op's figures can be trusted: exact, estimate, zero or unsupported.",
+    ),
+    column(
+        "read_bytes", pa.int64(),
+        "Bytes that it reads, parameters included, each distinct input once.",
+    ),
+    column("write_bytes", pa.int64(), "Bytes of all its results."),
+    column("param_bytes", pa.int64(), "Bytes of the parameters and buffers among what it reads."),
+    column(
+        "assumption", pa.string(),
+        "What is taken to hold of values where figures depend on them (how a router spreads tokens "
+        "over experts); null where shapes alone decide.", null=True,
+    ),
 ])  # fmt: skip
 
 TENSORS = pa.schema([
-    pa.field("tensor_id", pa.int32(), nullable=False),
-    pa.field("op_id", pa.int32()),
-    pa.field("name", pa.string(), nullable=False),
-    pa.field("role", pa.string(), nullable=False),
-    pa.field("label", pa.string()),
-    pa.field("dtype", pa.string(), nullable=False),
-    pa.field("shape", pa.list_(pa.int64()), nullable=False),
-    pa.field("shape_expr", pa.list_(pa.string())),
-    pa.field("bytes", pa.int64(), nullable=False),
-    pa.field("bytes_expr", pa.string()),
-    pa.field("seq_degree", pa.int8()),
-    pa.field("alias_of", pa.int32()),
+    column(
+        "tensor_id", pa.int32(),
+        "Position among the tensors, from 0; joins with `edges` and `transfers`.",
+    ),
+    column(
+        "op_id", pa.int32(),
+        "The op that makes it; null for parameters and buffers.", null=True,
+    ),
+    column(
+        "name", pa.string(),
+        "The name of the parameter, buffer or input, else that of the op that makes it.",
+    ),
+    column(
+        "role", pa.string(),
+        "What it is to the model: input, parameter, buffer, constant, activation, kv_cache or "
+        "output.",
+    ),
+    column(
+        "label", pa.string(),
+        "What it is in an attention (`q`, `k`, `v`, `attention_scores`, `attention_probs`, "
+        "`attention_output`), or `logits`; null for all others.", null=True,
+    ),
+    column("dtype", pa.string(), "The dtype of its elements."),
+    column("shape", pa.list_(pa.int64()), "Elements along each axis."),
+    column(
+        "shape_expr", pa.list_(pa.string()),
+        "`shape` as formulas in batch, seq, past and source; null in a trace at fixed sizes.",
+        null=True,
+    ),
+    column(
+        "bytes", pa.int64(),
+        "Elements times item size, whether or not it shares memory with another tensor.",
+    ),
+    column(
+        "bytes_expr", pa.string(),
+        "`bytes` as a formula; null in a trace at fixed sizes.", null=True,
+    ),
+    column(
+        "seq_degree", pa.int8(),
+        "The growth order of `bytes` in seq: 0 constant, 1 linear, 2 quadratic; null in a trace at "
+        "fixed sizes.", null=True,
+    ),
+    column(
+        "alias_of", pa.int32(),
+        "The tensor whose storage it shares (tied weights, views); null where it has its own.",
+        null=True,
+    ),
 ])  # fmt: skip
 
 EDGES = pa.schema([
-    pa.field("src_op", pa.int32()),
-    pa.field("dst_op", pa.int32(), nullable=False),
-    pa.field("tensor_id", pa.int32(), nullable=False),
-    pa.field("arg_index", pa.int16(), nullable=False),
+    column(
+        "src_op", pa.int32(),
+        "The op that makes the tensor; null for parameters and buffers.", null=True,
+    ),
+    column("dst_op", pa.int32(), "The op that reads it."),
+    column("tensor_id", pa.int32(), "The tensor that flows."),
+    column("arg_index", pa.int16(), "Its position among the tensor arguments of `dst_op`, from 0."),
 ])  # fmt: skip
 
 TRACE_TABLES = {"ops": OPS, "tensors": TENSORS, "edges": EDGES}
@@ -107,17 +242,40 @@ Rows = Sequence[Sequence[Any]]
 """Rows in the column order of their schema."""
 
 RUN = pa.schema([
-    pa.field("model", pa.string(), nullable=False),
-    pa.field("variant", pa.string(), nullable=False),
-    pa.field("phase", pa.string(), nullable=False),
-    pa.field("batch", pa.int32(), nullable=False),
-    pa.field("past", pa.int32(), nullable=False),
-    pa.field("seq", pa.int32(), nullable=False),
-    pa.field("policy", pa.string(), nullable=False),
-    pa.field("wire", pa.string(), nullable=False),
-    pa.field("residency", pa.string(), nullable=False),
-    pa.field("machine", pa.string(), nullable=False),
-    pa.field("trace_id", pa.string(), nullable=False),
+    column(
+        "model", pa.string(),
+        "The preset's name, or the name of the user's config or function.",
+    ),
+    column(
+        "variant", pa.string(),
+        "What differs from the model as it is published, in short (`bfloat16`, "
+        "`num_hidden_layers=2`); `default` where nothing does.",
+    ),
+    column(
+        "phase", pa.string(),
+        "prefill (many new tokens), decode (one over a cache) or encoder (an encoder alone).",
+    ),
+    column("batch", pa.int32(), "Sequences, or images."),
+    column("past", pa.int32(), "Tokens a sequence that are cached already."),
+    column("seq", pa.int32(), "New tokens a sequence."),
+    column("policy", pa.string(), "The policy that placed the ops."),
+    column(
+        "wire", pa.string(),
+        "The dtype that floating tensors cross in; `native` where they cross in several.",
+    ),
+    column(
+        "residency", pa.string(),
+        "run: a device keeps what it received or made until the run ends; call: an accelerator "
+        "keeps weights and cached state alone between calls.",
+    ),
+    column(
+        "machine", pa.string(),
+        "Devices, links and options of arrays in one text (`tee-tdx+rtx-4090@pcie4-x16`).",
+    ),
+    column(
+        "trace_id", pa.string(),
+        "Hash of the trace's rows and of what it is a trace of: tables with the same one join.",
+    ),
 ])  # fmt: skip
 """The run that a row is of, in every row: any mix of files reads as one data set. Those of a trace
 alone have no ``policy``, ``wire``, ``residency`` and ``machine``."""
@@ -349,6 +507,7 @@ def read_reach(folder: Path, trace_id: str) -> Reach:
     raise TableError(f"{folder / _REACH} is of another trace. Trace the model again.")
 
 
+@stage("reading the trace")
 def read_trace(folder: Path) -> tuple[OpGraph, str]:
     """The op graph in a trace directory, and its trace id.
 

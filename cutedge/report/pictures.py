@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tracer.errors import CutedgeError, InputError
 from tracer.files import write_whole
+from tracer.stages import stage
 
 BROWSERS = (
     "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
@@ -32,6 +33,7 @@ def find_browser() -> str:
     return found
 
 
+@stage("taking pictures")
 def take_pictures(browser: str, page: Path) -> list[Path]:
     """Write a picture of each part of a page that shows something; where they are.
 

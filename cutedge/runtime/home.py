@@ -32,6 +32,7 @@ from cutedge.runtime.plan import DevicePlan, Plan
 from cutedge.runtime.wire import DTYPES, SESSION_BYTES, Carriage, Channel, greet, remove_segments
 from cutedge.runtime.worker import take_in
 from tracer.interrupts import at_interrupt, uninterrupted
+from tracer.stages import stage
 
 if TYPE_CHECKING:
     from cutedge.runtime.leaks import Witness
@@ -223,6 +224,7 @@ _REPORT = {
 """What a worker has measured."""
 
 
+@stage("loading the workers")
 def load(
     plan: Plan, found: Mapping[str, Worker], *, data: Mapping[int, torch.Tensor],
     weights: Mapping[str, Any], links: Links, wire_dtype: str | None, residency: str,

@@ -1,7 +1,7 @@
 """Measured calls: what there is to say of one, and all of a run's on disk; torch-free."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +12,55 @@ from costmodels.calibrate import Log
 from partition.accounting import Call
 from tracer.errors import InputError
 from tracer.graph import TraceMeta
-from tracer.serde import TableError, make_tables, read_file, read_table, write_tables
+from tracer.serde import TableError, column, make_tables, read_file, read_table, write_tables
+
+
+def _says(about: str) -> Any:
+    """A field that is a column, with its description."""
+    return field(metadata={"description": about})
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCall:
-    """What a call took; seconds by home's clock, the worker's own by its clock."""
+    """What a call took: the columns of ``measured_calls``, each with what it says."""
 
-    call_id: int
-    device: str
-    sent_tensors: int
-    received_tensors: int
-    sent_payload_bytes: int
-    sent_wire_bytes: int
-    """Counted at the socket; of a request without tensors 0, see ``control_bytes``."""
-    received_payload_bytes: int
-    received_wire_bytes: int
-    peer_payload_bytes: int
-    """From other accelerators, as the worker counted them."""
-    peer_wire_bytes: int
-    control_bytes: int
-    """Of a request or a reply that carries no tensor."""
-    home_seconds: float
-    """Home's own ops before it, since the call before."""
-    serialise_seconds: float
-    """At both ends: into the dtype and order that tensors cross in."""
-    send_seconds: float
-    """Until the socket has taken the last byte."""
-    accelerator_seconds: float
-    """The worker's ops."""
-    receive_seconds: float
-    """From the reply's first byte to its last."""
-    deserialise_seconds: float
-    """At both ends: out of what they crossed in."""
-    seconds: float
-    """Of its transfers, as in ``calls``: those of ``call_seconds`` that the worker's ops did not
-    take."""
-    call_seconds: float
-    """From the request's first step to the reply's last."""
-    peak_memory_bytes: int
-    """The most that the worker has had by then."""
-    home_peak_memory_bytes: int
+    call_id: int = _says("Order of execution, from 0; joins with `calls`.")
+    device: str = _says("The accelerator that was called.")
+    sent_tensors: int = _says("Tensors that were sent with it.")
+    received_tensors: int = _says("Tensors that came back from it.")
+    sent_payload_bytes: int = _says("Bytes from home, without framing.")
+    sent_wire_bytes: int = _says(
+        "Bytes from home with framing, counted at the socket; 0 of a request without tensors, see "
+        "`control_bytes`."
+    )
+    received_payload_bytes: int = _says("Bytes to home, without framing.")
+    received_wire_bytes: int = _says(
+        "Bytes to home with framing, counted at the socket; 0 of a reply without tensors."
+    )
+    peer_payload_bytes: int = _says(
+        "Bytes from other accelerators without framing, as the worker counted them."
+    )
+    peer_wire_bytes: int = _says(
+        "Bytes from other accelerators with framing, as the worker counted them."
+    )
+    control_bytes: int = _says("Bytes of a request or a reply that carries no tensor.")
+    home_seconds: float = _says("Home's own ops before it, since the call before.")
+    serialise_seconds: float = _says(
+        "At both ends: into the dtype and order that tensors cross in."
+    )
+    send_seconds: float = _says("Until the socket has taken the last byte.")
+    accelerator_seconds: float = _says("The worker's ops, by its own clock.")
+    receive_seconds: float = _says("From the reply's first byte to its last.")
+    deserialise_seconds: float = _says("At both ends: out of what tensors crossed in.")
+    seconds: float = _says(
+        "Of its transfers, as in `calls`: those of `call_seconds` that the worker's ops did not "
+        "take."
+    )
+    call_seconds: float = _says(
+        "From the request's first step to the reply's last, by home's clock."
+    )
+    peak_memory_bytes: int = _says("The most memory that the worker has had by then.")
+    home_peak_memory_bytes: int = _says("The most memory that home has had by then.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +76,12 @@ class MeasuredRun:
 _TYPES: Mapping[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 MEASURED_CALLS = pa.schema([
-    pa.field(field.name, pa.int32() if field.name == "call_id" else _TYPES[field.type],
-             nullable=False)
-    for field in fields(MeasuredCall)
-] + [pa.field("label", pa.string(), nullable=False)])  # fmt: skip
+    column(
+        one.name, pa.int32() if one.name == "call_id" else _TYPES[one.type],
+        one.metadata["description"],
+    )
+    for one in fields(MeasuredCall)
+] + [column("label", pa.string(), "As in `calls`.")])  # fmt: skip
 
 _FRAMING = {part: f"{part}_framing_bytes" for part in ("message", "tensor")}
 

@@ -16,6 +16,7 @@ from cutedge.runtime.wire import Spec
 from partition.accounting import Traffic
 from tracer.capture.runnable import Runnable
 from tracer.graph import Kind, OpGraph, Role
+from tracer.stages import stage
 
 _COMPARED = (
     "sent_payload_bytes", "sent_wire_bytes", "received_payload_bytes", "received_wire_bytes",
@@ -27,13 +28,21 @@ class Verdict:
     """A run against its prediction. Bytes are of all calls, peer transfers with them."""
 
     calls_predicted: int
+    """Round trips as the placement has them."""
     calls_measured: int
+    """Round trips that were made."""
     transfers_predicted: int
+    """Tensors that were to cross."""
     transfers_measured: int
+    """Tensors that crossed."""
     total_payload_bytes_predicted: int
+    """Bytes that were to cross, without framing."""
     total_payload_bytes_measured: int
+    """Bytes that crossed, without framing."""
     total_wire_bytes_predicted: int
+    """Bytes that were to cross, with framing."""
     total_wire_bytes_measured: int
+    """Bytes that crossed the sockets, with framing."""
     unequal: tuple[str, ...]
     """Each transfer that is not as predicted, each tensor that came for no op, and each figure of a
     call that is off, in words."""
@@ -57,6 +66,7 @@ class Verdict:
         return self.max_abs_difference <= self.tolerance
 
 
+@stage("running the unsplit model")
 def unsplit(
     graph: OpGraph, runnable: Runnable, given: Mapping[int, torch.Tensor],
     weights: Mapping[str, Any], home: str,

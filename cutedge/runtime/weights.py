@@ -15,6 +15,7 @@ import torch
 from cutedge.runtime import RunError
 from cutedge.runtime.wire import DTYPES, Spec
 from tracer.graph import Kind, OpGraph, Role
+from tracer.stages import stage
 from tracer.words import plain
 
 Numbers = Callable[[str, Spec], torch.Tensor]
@@ -66,6 +67,7 @@ def state_numbers(name: str, spec: Spec, weights: Mapping[str, Any]) -> torch.Te
     return inputs(name, spec, int(weights.get("seed", 0)), 1)
 
 
+@stage("making the weights")
 def given_numbers(graph: OpGraph, seed: int) -> dict[int, torch.Tensor]:
     """Numbers for what home is given, by tensor; token ids that every embedding has a row for."""
     rows = [

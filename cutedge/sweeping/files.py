@@ -12,25 +12,62 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cutedge.sweeping.points import COUNTS, OPTIONAL_COUNTS, SECONDS, Points, Work, points
+from partition.tables import SUMMARY
 from tracer.errors import InputError
 from tracer.files import check_file
+from tracer.serde import column, description
+
+_OWN = {
+    "home_resident_bytes": "Bytes of parameters, buffers, constants and cached state at home.",
+    "accelerator_resident_bytes": "Such bytes on the accelerator.",
+    "cycles": "Of the matrix products on an array of multipliers; null elsewhere.",
+}
+
+
+def _figure(name: str, kind: pa.DataType) -> pa.Field:
+    """A column of ``summary``, or one of a point alone; null where no placement is possible."""
+    return column(name, kind, _OWN.get(name) or description(SUMMARY.field(name)), null=True)
+
 
 SWEEP = pa.schema([
-    pa.field("batch", pa.int64(), nullable=False),
-    pa.field("seq", pa.int64(), nullable=False),
-    pa.field("past", pa.int64(), nullable=False),
-    pa.field("source", pa.int64(), nullable=False),
-    pa.field("wire_dtype", pa.string()),
-    pa.field("residency", pa.string(), nullable=False),
-    pa.field("home", pa.string(), nullable=False),
-    pa.field("accelerator", pa.string(), nullable=False),
-    pa.field("link", pa.string(), nullable=False),
-    pa.field("array_options", pa.string()),
-    pa.field("placed", pa.string(), nullable=False),
-    pa.field("optimal", pa.bool_()),
-    pa.field("coverage", pa.float64(), nullable=False),
-    *(pa.field(name, pa.int64()) for name in (*COUNTS, *OPTIONAL_COUNTS)),
-    *(pa.field(name, pa.float64()) for name in SECONDS),
+    column("batch", pa.int64(), "Sequences."),
+    column("seq", pa.int64(), "New tokens a sequence."),
+    column("past", pa.int64(), "Tokens a sequence that are cached already."),
+    column(
+        "source", pa.int64(),
+        "Tokens that an encoder has read, for a decoder that attends to them; else 0.",
+    ),
+    column(
+        "wire_dtype", pa.string(),
+        "The dtype asked for on the wire (int8 of arrays with an int8 speedup); null for the "
+        "tensors' own.", null=True,
+    ),
+    column("residency", pa.string(), "run or call, as for `partition`."),
+    column("home", pa.string(), "The device with the inputs and the outputs."),
+    column("accelerator", pa.string(), "The device that home calls."),
+    column("link", pa.string(), "The link between them."),
+    column(
+        "array_options", pa.string(),
+        "What makes an array faster than its description (`int8_speedup=2, chips=4`); null where "
+        "nothing does.", null=True,
+    ),
+    column(
+        "placed", pa.string(),
+        "How the placement is known: `fixed` (by rules alone), `solved here`, `as at both ends` (a "
+        "smaller and a larger size with the same answer prove it), `impossible`, or `not found in "
+        "time`.",
+    ),
+    column(
+        "optimal", pa.bool_(),
+        "Whether no placement that is allowed costs less; null where the policy left nothing free.",
+        null=True,
+    ),
+    column(
+        "coverage", pa.float64(),
+        "Share of the ops that work whose FLOPs are known, from 0 to 1.",
+    ),
+    *(_figure(name, pa.int64()) for name in (*COUNTS, *OPTIONAL_COUNTS)),
+    *(_figure(name, pa.float64()) for name in SECONDS),
 ])  # fmt: skip
 """A row is a point; model, phase and policy stand in the path."""
 

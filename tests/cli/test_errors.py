@@ -147,7 +147,7 @@ def test_the_command_line_itself(refuse, command, says):
 # --- the model ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["trace"], ["cutedge", "models"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["trace"], ["models", "--check"]], ids=" ".join)
 @pytest.mark.parametrize(
     ("model", "near"),
     [
@@ -189,7 +189,7 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize("command", [["trace"], ["cutedge", "models"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["trace"], ["models", "--check"]], ids=" ".join)
 @pytest.mark.parametrize(("content", "why"), DAMAGED)
 def test_a_damaged_config(refuse, tmp_path, command, content, why):
     (tmp_path / "mine").mkdir()
@@ -1094,14 +1094,17 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
         assert group["share"] == group["payload_bytes"] / sums["payload"]
     grouped = ask(
         folder,
-        """SELECT direction, payload_bytes AS each, seq_degree, count(*) AS n FROM transfers
-           GROUP BY ALL""",
+        """SELECT tensor_group, direction, payload_bytes AS each, seq_degree, count(*) AS n
+           FROM transfers GROUP BY ALL""",
     )
     counted: dict[tuple[Any, ...], int] = {}
     for group in groups:
-        key = (group["direction"], group["each_payload_bytes"], group["seq_degree"])
+        key = tuple(
+            group[what]
+            for what in ("tensor_group", "direction", "each_payload_bytes", "seq_degree")
+        )
         counted[key] = counted.get(key, 0) + group["count"]
-    assert counted == {(r["direction"], r["each"], r["seq_degree"]): r["n"] for r in grouped}
+    assert counted == {tuple(row.values())[:4]: row["n"] for row in grouped}
 
 
 @pytest.mark.parametrize(

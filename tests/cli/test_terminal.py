@@ -3,16 +3,23 @@
 The terminal is a real one (a pty).
 """
 
+import json
 import re
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli.app import warn
 from cli.printing import Column, print_rows, print_table
-from cli.terminal import broken
+from cli.terminal import broken, progress
 from tests.support.inprocess import invoke
 from tests.support.terminals import on_terminal, terminal
+from tracer.capture import capture
+from tracer.presets import preset
+from tracer.stages import At, listening, stage
 
 DESCRIBED = ("--home", "tee-tdx", "--accel", "rtx-4090", "--link", "pcie4-x16")
 
@@ -214,3 +221,155 @@ def test_a_terminal_gets_a_list_in_groups_and_a_pipe_the_same_rows_in_order(comm
     names = [line.split()[0] for line in piped[1:] if line]
     if command == "links":
         assert names == sorted(names)
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+def test_stages_tell_what_work_is_at_and_what_it_is_within() -> None:
+    told: list[At | None] = []
+    with listening(told.append), stage("outer"), stage("inner", total=2) as done:
+        done(1)
+    with stage("nobody listens"):
+        pass
+    outer = At("outer")
+    assert told == [outer, At("inner", 0, 2), At("inner", 1, 2), outer, None]
+
+
+def test_a_trace_has_stages() -> None:
+    told: list[At | None] = []
+    with listening(told.append):
+        capture({**preset("edge-10m"), "num_hidden_layers": 1}, model="m", seq=4)
+    names = list(dict.fromkeys(at.name for at in told if at))
+    assert names == ["building the model", "exporting", "lowering", "building the graph"]
+    assert told[-1] is None
+
+
+def test_a_partition_has_stages() -> None:
+    told: list[At | None] = []
+    with listening(told.append):
+        assert invoke("partition", "--policy", "min-cut").returncode == 0
+    names = {at.name for at in told if at}
+    assert names >= {"reading the trace", "placing by min-cut", "finding a minimum cut"}
+
+
+def test_progress_is_shown_after_a_while_and_gone_when_done() -> None:
+    with terminal(40, stream="stderr") as quick, progress(patience=60), stage("exporting"):
+        time.sleep(0.3)
+    assert quick == []
+    with terminal(40, stream="stderr") as shown, progress(patience=0.2):
+        with stage("exporting with a name that is wider than the terminal"):
+            time.sleep(0.7)
+        warn("look")
+        with stage("placing", total=10) as done:
+            warn("again")
+            done(5)
+    lines = [line for line in "\n".join(shown).replace("\r", "\n").split("\n") if line]
+    assert lines[0] == "exporting with a name that is wider tha"
+    assert [line for line in lines if "look" in line or "again" in line] == [
+        "warning: look", "warning: again",
+    ]  # fmt: skip
+    assert any(line.startswith("placing [==========          ] 5/10") for line in lines)
+    assert shown[-1].endswith("\r")  # and what was in the line is erased
+
+
+def test_no_progress_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.app.progress", partial(progress, 0))
+
+    def told(*switches: str) -> list[str]:
+        with terminal(80, stream="stderr") as shown:
+            on_terminal(80, "partition", *switches)
+        return shown
+
+    assert "reading the trace" in " ".join(told())
+    assert told("--quiet") == told("--json") == []
+
+
+# --- slips ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("slip", "says"),
+    [
+        (
+            "partition edge-10m --policy min-cut",
+            "cutedge trace edge-10m && cutedge partition --policy min-cut",
+        ),
+        ("cost Edge_10M", "cutedge trace edge-10m && cutedge cost"),
+        ("report my.py:model", "cutedge trace my.py:model && cutedge report"),
+        ("compare edge-10m gpt2", "Trace it first: cutedge trace edge-10m"),
+        ("query --trace gpt2 SELECT", "cutedge trace gpt2 && cutedge query SELECT"),
+        ("export dot gpt2 --out x", "cutedge trace gpt2 && cutedge export dot --out x"),
+        ("partition --policy flash", "Did you mean flash-attention?"),
+        ("partition --policy min", "Did you mean min-cut-nonlinear-home, min-cut"),
+        ("partition --link pcie5x17", "Did you mean pcie5-x16"),
+        ("trace llama-3.2-1B", "Did you mean llama-3.2-1b"),
+        ("trace edge-10m --dtype bf16", "Did you mean bfloat16"),
+        ("limits edge-10m --device chip-8x8", "chip-8x8 is an array"),
+        ("prtition", "Did you mean 'partition'?"),
+        ("partition --polcy x", "--policy"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(slip: str, says: str) -> None:
+    done = invoke("cutedge", *slip.split())
+    assert done.returncode == 2
+    assert says in " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split())
+
+
+def test_a_table_that_is_not_there_is_answered_with_the_command_that_makes_it() -> None:
+    for table, says in {
+        "sweep": "cutedge sweep llama-3.2-1b --seq 64..4096",
+        "measured_calls": "run verify first",
+    }.items():
+        done = invoke("query", f"SELECT * FROM {table}")
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert "sqlite_temp_master" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["rtx4090", "RTX-4090", "RTX 4090", "rtx_4090"])
+def test_a_device_is_known_however_it_is_spelt(name: str) -> None:
+    rows = json.loads(invoke("partition", "--accel", name, "--home", "TEE tdx", "--json").stdout)
+    assert list(rows["compute_seconds"]) == ["tee-tdx", "rtx-4090"]
+
+
+NEAR = {
+    "h100": "h100-cc, h100-sxm", "nvidia-h100": "h100-cc, h100-sxm", "a100": "a100-80g",
+    "rtx-4080": "rtx-4090", "4090": "rtx-4090", "mi300": "mi300x", "tdx": "tee-tdx",
+    "tee-tdz": "tee-tdx", "systolic": "systolic-128x128", "ryzen": "ryzen-7950x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_a_name_near_to_a_known_device_is_refused(name: str) -> None:
+    for option in ("--accel", "--home"):
+        done = invoke("partition", option, name)
+        assert done.returncode == 2
+        assert f"device {name!r} is not known. Did you mean {NEAR[name]}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpu",
+        "npu",
+        "tee",
+        "left",
+        "right",
+        "cpu",
+        "host",
+        "server",
+        "phone",
+        "gpu1",
+        "gpu-b",
+        "tee2",
+        "chip0",
+        "accel3",
+        "x",
+    ],
+)
+def test_a_name_of_the_users_own_is_a_device_without_figures(name: str) -> None:
+    home = "tee-tdx"
+    said = invoke("partition", "--home", home, "--accel", name).stdout
+    assert f"no figures for all that runs on {name}: its seconds are not known" in said
+    assert "no figures" not in invoke("partition", *DESCRIBED).stdout

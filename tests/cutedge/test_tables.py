@@ -77,7 +77,7 @@ COLUMNS: dict[str, list[Column]] = {
     ],
     "transfers": [
         ("transfer_id", I32, ""), ("tensor_id", I32, ""), ("tensor_name", TEXT, ""),
-        ("label", TEXT, "null"),
+        ("label", TEXT, "null"), ("tensor_group", TEXT, ""),
         ("what", TEXT, "null"),  # a constant that all know
         ("secret", BOOL, ""), ("src_op", I32, ""), ("src_device", TEXT, ""),
         ("dst_device", TEXT, ""), ("call_id", I32, ""), ("direction", TEXT, ""),
@@ -235,6 +235,7 @@ def test_columns_in_order_with_their_types(trace, table):
         own = [name for name, *_ in COLUMNS[table]]
         run = OF_A_TRACE if table in TRACE else [*OF_A_TRACE, *OF_A_PARTITION]
         assert columns[: len(own)] == COLUMNS[table]
+        assert all((field.metadata or {}).get(b"description") for field in schema)
         assert sorted(columns[len(own) :]) == sorted(c for c in run if c[0] not in own)
 
 

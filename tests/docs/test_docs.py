@@ -54,7 +54,7 @@ def test_the_policies_and_commands_are_all_in_the_guide():
 
 def test_the_pages_ask_what_analysts_ask():
     text = (ROOT / "docs" / "guide" / "tables.md").read_text(encoding="utf-8")
-    for wanted in ("LIMIT", "GROUP BY label", "GROUP BY layer", "attention_scores"):
+    for wanted in ("LIMIT", "GROUP BY tensor_group", "GROUP BY layer", "attention_scores"):
         assert wanted in text
 
 

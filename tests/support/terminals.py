@@ -20,8 +20,8 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @contextmanager
-def terminal(width: int, encoding: str = "utf-8") -> Iterator[list[str]]:
-    """Standard output is a terminal as wide as that; afterwards the list has what it was sent."""
+def terminal(width: int, encoding: str = "utf-8", stream: str = "stdout") -> Iterator[list[str]]:
+    """A stream is a terminal as wide as that; afterwards the list has the lines it was sent."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     sent, said = bytearray(), []
@@ -36,12 +36,13 @@ def terminal(width: int, encoding: str = "utf-8") -> Iterator[list[str]]:
     reader = Thread(target=read)
     reader.start()
     try:
-        with open(theirs, "w", encoding=encoding) as out, patch.object(sys, "stdout", out):
+        with open(theirs, "w", encoding=encoding) as out, patch.object(sys, stream, out):
             yield said
     finally:
         reader.join()
         os.close(ours)
-        said.extend(ESCAPE.sub("", sent.decode(encoding)).replace("\r\n", "\n").splitlines())
+        text = ESCAPE.sub("", sent.decode(encoding)).replace("\r\n", "\n")
+        said.extend(text.removesuffix("\n").split("\n") if text else ())
 
 
 def on_terminal(width: int, *words: str) -> list[str]:

@@ -40,6 +40,7 @@ from tracer.errors import CutedgeError, InputError
 from tracer.graph import TraceMeta
 from tracer.program import Program, build_graph, invocations, tensor_ids, written_state
 from tracer.reach import Reach
+from tracer.stages import stage
 from tracer.stamp import Stack, stamp
 from tracer.summary import attention_kind
 
@@ -95,6 +96,7 @@ def capture(
         return _captured(task, dtype, attn, overrides, notes, symbolic=symbolic, full=full)
 
 
+@stage("building the model")
 def _task(
     config: Mapping[str, Any], model: str, phase: str, sizes: Mapping[str, int | None],
     cache: bool, dtype: str, attn: str, logits: str, overrides: Mapping[str, Any],
@@ -146,6 +148,7 @@ def capture_own(
         return _captured(task, floating, attn, overrides, (), symbolic=symbolic, full=full)
 
 
+@stage("building the model")
 def _own_task(
     own: Own, dtype: str | None, attn: str, sizes: Mapping[str, int | None],
     overrides: Mapping[str, Any],
@@ -306,7 +309,8 @@ def _captured(
         versions=tuple((name, version(name)) for name in ("cutedge", "torch", "transformers")),
         repeated_layers=program.repeated, model_class=task.name,
     )  # fmt: skip
-    graph = build_graph(program, meta)
+    with stage("building the graph"):
+        graph = build_graph(program, meta)
     if (kind := attention_kind(graph)) != attn:
         graph = graph.with_meta(replace(meta, attn=kind))
         if kind != "no":
@@ -428,12 +432,14 @@ def _program(task: Task, way: Way, full: bool, runnable: bool = False) -> Progra
     return program
 
 
+@stage("checking the formulas")
 def _confirm(program: Program, concrete: Program, sizes: Mapping[str, int]) -> None:
     """Raise Untraceable unless a program does at ``sizes`` what one of these sizes alone does."""
     if not same_work(program, concrete, sizes):
         raise Untraceable(f"its code takes another way where {program.unsure}")
 
 
+@stage("lowering")
 def _lowered(
     exported: ExportedProgram,
     task: Task,
@@ -464,6 +470,7 @@ def _states_returned(exported: ExportedProgram) -> int:
     return count
 
 
+@stage("repeating layers")
 def _stamped(program: Program, stacks: Iterable[Stack]) -> Program | None:
     for stack in stacks:
         whole = stamp(program, stack)
@@ -473,6 +480,7 @@ def _stamped(program: Program, stacks: Iterable[Stack]) -> Program | None:
     return program
 
 
+@stage("exporting")
 def _export(
     task: Task,
     way: Way,
