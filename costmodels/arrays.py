@@ -107,12 +107,15 @@ class GemmCost:
     seconds: Ratio
     """Cycles by the clock; the host link is not in it."""
     useful_macs: Count
+    """Multiply-accumulates of the product itself."""
     padded_macs: Count
     """What the tiles hold, the padding of their last row, column and depth included."""
     lost_by_m: Ratio
     """Share of the padded m that is padding; likewise k and n."""
     lost_by_k: Ratio
+    """Share of the padded k that is padding."""
     lost_by_n: Ratio
+    """Share of the padded n that is padding."""
     utilisation: Ratio
     """Useful MACs by those that the arrays could do in this time: of fixed tiles what the tiles
     of every chip hold, of systolic arrays one a cell and cycle. Speedups make both faster and

@@ -89,7 +89,9 @@ class Residual:
     line: int
     """In the log."""
     measured_seconds: float
+    """What the call took."""
     fitted_seconds: float
+    """What the model says of it."""
     relative: float
     """``measured_seconds`` over what was fitted, in parts of the measured: positive is slow."""
 

@@ -31,6 +31,8 @@ class Array:
     """An array of multipliers that computes matrix products and nothing else."""
 
     dataflow: Dataflow
+    """``fixed`` tiles, or what a systolic array keeps in place: outputs (``os``), weights (``ws``)
+    or inputs (``is``)."""
     rows: int
     """Of the array; of fixed tiles M, the rows of the first operand."""
     columns: int
@@ -40,6 +42,7 @@ class Array:
     tile_cycles: int | None
     """What a fixed tile takes; None for systolic arrays."""
     clock_hertz: float
+    """Cycles a second."""
 
     def __post_init__(self) -> None:
         """Raise InputError where depth and tile_cycles do not go with the dataflow."""
@@ -65,13 +68,17 @@ class Device:
     """What a device can do at best, and what it adds to each op."""
 
     name: str
+    """What users call it; of a file, its name without .toml."""
     description: str
+    """What it is, in a line."""
     trusted: bool
     """Whether it keeps what it computes from the owner of the machine."""
     peak_flops_per_second: Mapping[str, float]
     """Dense peak by dtype; empty for arrays. An op of any other dtype has no cost here."""
     memory_bandwidth_bytes_per_second: float | None = None
+    """Bytes a second to and from its memory; None for arrays."""
     memory_bytes: int | None = None
+    """What its memory holds; None where that is not known."""
     on_chip_bytes: int | None = None
     """The last cache that all of the device shares."""
     launch_seconds: float = 0.0
@@ -83,6 +90,7 @@ class Device:
     paging_bytes_per_second: float | None = None
     """At what rate data beyond ``enclave_bytes`` is paged in, with as much paged out for it."""
     array: Array | None = None
+    """Its array of multipliers, of one that is nothing else; None for others."""
     host_link: str | None = None
     """Name of the link (``costmodels.links``) to its host."""
     sources: Mapping[str, str] = field(default_factory=dict)

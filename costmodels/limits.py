@@ -278,7 +278,9 @@ class Limits:
     """Limits of one user's inference; params and values are counts, times milliseconds."""
 
     decoder_layers_params: float
+    """What the linears before the head read for one token."""
     lm_head_params: float
+    """What the head reads."""
     activated_params: float
     """What the linears of one token read, as the analysis counts it: norms and the embedding are
     left out, which are among a model's active parameters (``experts.active_parameters``)."""
@@ -293,14 +295,20 @@ class Limits:
     kv_tokens_reason: str | None
     """Why there is no such number; None where there is one."""
     read_ms: float
+    """Reading weights and cache for the prompt, each once."""
     compute_ms_coarse: float
+    """Computing the prompt, with the head for every token and a constant for attention."""
     compute_ms_fine: float
+    """As ``compute_ms_coarse``, with the head for the last token alone."""
     compute_ms_causal: float
+    """Computing the prompt, with each token attending to those before it."""
     first_token_ms: float
     """The larger of ``read_ms`` and ``compute_ms_fine``."""
     knee_tokens_coarse: float | None
-    """None where computing never takes longer than reading."""
+    """Tokens of a prompt from which on ``compute_ms_coarse`` is more than ``read_ms``.
+    None where computing never takes longer than reading."""
     knee_tokens_fine: float | None
+    """The same of ``compute_ms_fine``."""
     decode_W_tokens_per_ms: float | None
     """Cached tokens that add a millisecond to each new token, far out; None for a reason."""
     decode_W_reason: str | None

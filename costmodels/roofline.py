@@ -213,6 +213,7 @@ class Share:
     ops: int
     """Ops that work."""
     flops: int
+    """FLOPs of the ops that have them."""
     traffic_bytes: int
     """Read and written."""
     seconds: float

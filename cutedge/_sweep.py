@@ -27,11 +27,13 @@ class Swept:
     rows: int
     """Points."""
     files: int
+    """Files of the data set."""
     files_kept: int
     """Files that were there already."""
     placed: Mapping[str, int]
     """How placements are known -> points."""
     folder: str
+    """Where the data set is."""
 
 
 def sweep(

@@ -15,8 +15,11 @@ class Point:
     """What the policies cost at one size."""
 
     size: int
+    """Of what is varied."""
     best: str
+    """The policy that costs least there."""
     values: Values
+    """Policy -> what it costs there; those that are possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,9 @@ class Crossover:
     size: int
     """The first at which ``after`` is best; one less, and ``before`` is."""
     before: str
+    """The policy that is best below."""
     after: str
+    """The policy that is best from there on."""
 
 
 def best_over(

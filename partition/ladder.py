@@ -26,6 +26,7 @@ class Step:
     saved_bytes: int
     """Payload that no longer crosses once they have moved; negative where more does."""
     saved_calls: int
+    """Calls that fall away; negative where there are more."""
     total_payload_bytes: int
     """What still crosses."""
 
@@ -129,14 +130,17 @@ class Exposure:
     """What an accelerator has in plain: it is sent there, made there or lies there."""
 
     device: str
+    """The accelerator."""
     sent: Mapping[str, int]
     """What is sent there -> how many tensors, by ``tracer.summary.tensor_names``."""
     made: Mapping[str, int]
     """What is made there -> how many tensors, views left out."""
     sent_bytes: int
+    """Bytes of what is sent there, in the tensors' own dtypes."""
     made_bytes: int
+    """Bytes of what is made there, likewise."""
     parameter_bytes: int
-    """Of the parameters that its ops read."""
+    """Bytes of the parameters that its ops read."""
     seen: Sequence[Seen] = ()
     """What it sees of each sort of tensor, and how."""
 

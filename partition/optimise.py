@@ -532,6 +532,7 @@ class Price:
     rule: str
     """As the policy has it; of a secret ``secret`` and its conditions."""
     reason: str
+    """Why it is kept, in the policy's words."""
     ops: int
     """How many it pins; of a secret, how many it keeps from a device that they could be on."""
     saved: int

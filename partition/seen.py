@@ -385,8 +385,11 @@ class Seen:
     """What a device sees of one sort of tensor."""
 
     device: str
+    """The device that sees it."""
     what: What
+    """The sort of tensor."""
     how: How
+    """In plain, or in which other way."""
     sent: int
     """Tensors that come to the device."""
     made: int

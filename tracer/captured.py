@@ -36,6 +36,7 @@ class Checked:
     """How far a phase of a model can be traced."""
 
     phase: str
+    """``prefill``, ``decode`` or ``encoder``."""
     tried: tuple[tuple[str, str | None], ...]
     """(way of tracing, why it failed or None), one after the other until one held."""
     captured: Capture | None

@@ -28,13 +28,21 @@ class Verdict:
     """A run against its prediction. Bytes are of all calls, peer transfers with them."""
 
     calls_predicted: int
+    """Round trips as the placement has them."""
     calls_measured: int
+    """Round trips that were made."""
     transfers_predicted: int
+    """Tensors that were to cross."""
     transfers_measured: int
+    """Tensors that crossed."""
     total_payload_bytes_predicted: int
+    """Bytes that were to cross, without framing."""
     total_payload_bytes_measured: int
+    """Bytes that crossed, without framing."""
     total_wire_bytes_predicted: int
+    """Bytes that were to cross, with framing."""
     total_wire_bytes_measured: int
+    """Bytes that crossed the sockets, with framing."""
     unequal: tuple[str, ...]
     """Each transfer that is not as predicted, each tensor that came for no op, and each figure of a
     call that is off, in words."""
