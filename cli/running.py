@@ -443,7 +443,7 @@ def worker(
     from cutedge.runtime.secure import identity, trust
     from cutedge.runtime.wire import remove_segments
     from cutedge.runtime.worker import Service, serve
-    from tracer.interrupts import at_interrupt
+    from tracer.interrupts import at_interrupt, say_at_interrupt
 
     host, _, port = f":{listen}".rpartition(":")
     host = host.removeprefix(":") or "127.0.0.1"
@@ -478,6 +478,7 @@ def worker(
             ) from error
         listener.listen()
         typer.echo(f"listening on {':'.join(map(str, listener.getsockname()))}", err=True)
+        say_at_interrupt("stopped")
         sessions: list[bytes] = []
         with at_interrupt(lambda: [*map(remove_segments, sessions)]):
             serve(listener, service, begun=sessions.append)
