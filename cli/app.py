@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from cli.options import WORDS, flattened
 from cli.terminal import WIDE, broken, hide_progress, progress, room
 from tracer.errors import CutedgeError
+from tracer.interrupts import say_as
 from tracer.words import visible
 
 JSON_VERSION = 1
@@ -42,11 +43,15 @@ def warn(text: str) -> None:
 
 def _complain(what: str, text: str, **more: int) -> None:
     if _AS_JSON.get():
-        typer.echo(json.dumps({"version": JSON_VERSION, what: text, **more}), err=True)
+        typer.echo(_as_json(what, text, **more), err=True)
     else:
         hide_progress()
         for line in visible(f"{what}: {text}").split("\n"):
             typer.echo("\n".join(broken(line, room(sys.stderr))), err=True)
+
+
+def _as_json(what: str, text: str, **more: int) -> str:
+    return json.dumps({"version": JSON_VERSION, what: text, **more})
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -64,6 +69,8 @@ class Commands(TyperGroup):
         words = sys.argv[1:] if args is None else list(args)
         _AS_JSON.set("--json" in words)
         WORDS.set(words)
+        if "--json" in words:
+            say_as(lambda text: _as_json("error", text, exit_code=130))
         try:
             try:
                 return self._run(words, *more, **options)

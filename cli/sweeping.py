@@ -64,7 +64,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Work out every point of a grid into one data set; what is there is not done again."""
-    from cli.printing import counted, print_json
+    from cli.printing import Column, counted, print_json, print_table
     from cutedge._grids import AXES, SINGLE, read_grid
     from cutedge._sweep import Engine
     from cutedge._sweep import sweep as run_sweep
@@ -78,7 +78,12 @@ def sweep(
     if as_json:
         print_json(asdict(made))
         return
-    say(f"{made.rows:,} points in {counted(made.files, 'file')}, {made.files_kept} of them kept")
-    for how, count in made.placed.items():
-        say(f"  {how:<16} {count:>13,}")
+    say(
+        f"{made.rows:,} points in {counted(made.files, 'file')}; {made.files_kept} of these files "
+        "were there already"
+    )
+    print_table(
+        [Column("placement"), Column("points", ">")],
+        [(how, f"{count:,}") for how, count in made.placed.items()],
+    )
     say(f"written to {made.folder}")

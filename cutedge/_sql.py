@@ -13,6 +13,7 @@ import duckdb
 from cutedge._workspace import MAKERS
 from tracer.errors import CutedgeError, InputError
 from tracer.files import DamagedError, check_file
+from tracer.interrupts import say_at_interrupt
 
 
 def run_sql(sql: str, folder: Path, *, safe: bool = False) -> tuple[list[str], list[Sequence[Any]]]:
@@ -41,6 +42,7 @@ def run_sql(sql: str, folder: Path, *, safe: bool = False) -> tuple[list[str], l
                 connection.execute(f"CREATE {kind} {name} AS SELECT * FROM {_scan(name, paths)}")
         if safe:
             connection.execute("SET enable_external_access = false; SET lock_configuration = true")
+        say_at_interrupt("interrupted")  # SQL may write whatever it likes
         result = connection.execute(sql)
         if result is None:
             raise InputError("there is no SQL in the query; try 'SELECT * FROM ops LIMIT 5'")

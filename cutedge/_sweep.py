@@ -15,6 +15,7 @@ from cutedge.sweeping import EngineName
 from cutedge.sweeping.points import Program, Work, pack
 from partition.policy import Policy
 from tracer.errors import CutedgeError, InputError
+from tracer.interrupts import say_at_interrupt
 from tracer.stages import stage
 
 
@@ -46,6 +47,9 @@ def sweep(
     where the folder cannot be written.
     """
     _check_policies(grid)
+    say_at_interrupt(
+        f"interrupted; what is in {folder} is whole, and the same command goes on from there"
+    )
     with _alone(folder, grid.id):
         files = _files(grid, folder)
         _refuse_strays(folder, files)

@@ -305,7 +305,7 @@ def serve(
     from cutedge.runtime.wire import remove_segments
     from cutedge.runtime.worker import Service
     from cutedge.runtime.worker import serve as answer
-    from tracer.interrupts import at_interrupt
+    from tracer.interrupts import at_interrupt, say_at_interrupt
 
     host, _, port = f":{listen}".rpartition(":")
     host = host.removeprefix(":") or "127.0.0.1"
@@ -339,6 +339,7 @@ def serve(
             ) from error
         listener.listen()
         listening(f"listening on {':'.join(map(str, listener.getsockname()))}")
+        say_at_interrupt("stopped")
         sessions: list[bytes] = []
         with at_interrupt(lambda: [*map(remove_segments, sessions)]):
             answer(listener, service, begun=sessions.append)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tracer.interrupts import uninterrupted
+from tracer.interrupts import uninterrupted, wrote
 
 MANIFEST = "_manifest.sha256"
 """Its name begins as that of a file which Arrow and Spark pass over in a folder of tables."""
@@ -125,6 +125,7 @@ class _Staged:
 
     def commit(self) -> None:
         """Give the data its name, or send it to what is no regular file."""
+        wrote()
         if self._temporary is not None:
             self._temporary.replace(self._final)
             return

@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM and a closed terminal end a command: at once, in silence, with nothing half done.
+"""Ctrl-C, SIGTERM and a closed terminal end a command: at once, with nothing half done.
+
+Of Ctrl-C a line says what has been written; the others are silent.
 
 Python's own way is an exception in whatever the main thread is doing. Callbacks and imports of C
 code lose it or make another error of it, and a long call into C keeps it waiting. Here a thread
@@ -22,6 +24,30 @@ _writing = threading.RLock()
 
 _endings: list[Callable[[], object]] = []
 """What to call before the process ends, the newest first."""
+
+_last_words = "interrupted; nothing was written"
+"""What Ctrl-C says."""
+
+_form: Callable[[str], str] = str
+"""How it says it."""
+
+
+def say_at_interrupt(text: str) -> None:
+    """What Ctrl-C says from now on, where that is not known by what was written."""
+    global _last_words
+    _last_words = text
+
+
+def say_as(form: Callable[[str], str]) -> None:
+    """Have ``form`` make a line of what Ctrl-C says; it is called in another thread."""
+    global _form
+    _form = form
+
+
+def wrote() -> None:
+    """A file of the user's has been written, whole."""
+    if _last_words == "interrupted; nothing was written":
+        say_at_interrupt("interrupted; what was written before is whole")
 
 
 def watch() -> None:
@@ -89,7 +115,9 @@ def _wait(reader: int, wanted: list[signal.Signals]) -> None:
     _writing.acquire(timeout=_PATIENCE_SECONDS)
     with suppress(OSError):
         if os.isatty(2):
-            os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
+            os.write(2, b"\r\x1b[K")  # ^C, and a line of progress
+        if number == signal.SIGINT:
+            os.write(2, f"{_form(_last_words)}\n".encode(errors="backslashreplace"))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what fails from here on is no news
     for ending in _endings[::-1]:
         with suppress(Exception):

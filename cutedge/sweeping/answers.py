@@ -43,7 +43,7 @@ from tracer.reach import resized
 HOME, ACCELERATOR = "home", "accelerator"
 """What the two devices are called here, whatever they are."""
 
-FIXED, HERE, BETWEEN = "fixed", "solved here", "as at both ends"
+FIXED, HERE, BETWEEN = "fixed", "solved", "proven between sizes"
 IMPOSSIBLE, NOT_FOUND = "impossible", "not found in time"
 
 
@@ -82,8 +82,9 @@ class Answers:
     which: NDArray[np.int64]
     """By size: the position among ``placements``, -1 where there is none."""
     placed: tuple[str, ...]
-    """By size: how the placement is known. ``fixed``: by rules alone; ``solved here``: at this very
-    size; ``as at both ends``: that of a smaller and a larger size, and proven to be;
+    """By size: how the placement is known. ``fixed``: by rules alone; ``solved``: at this very
+    size; ``proven between sizes``: a smaller and a larger size have the same answer, which proves
+    it;
     ``impossible``: no placement meets the limits."""
     optimal: tuple[bool | None, ...]
     """By size: whether it is proven to be the best; None without an objective."""

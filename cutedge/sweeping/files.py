@@ -53,9 +53,9 @@ SWEEP = pa.schema([
     ),
     column(
         "placed", pa.string(),
-        "How the placement is known: `fixed` (by rules alone), `solved here`, `as at both ends` (a "
-        "smaller and a larger size with the same answer prove it), `impossible`, or `not found in "
-        "time`.",
+        "How the placement is known: `fixed` (by rules alone), `solved`, `proven between "
+        "sizes` (a smaller and a larger size have the same answer, which proves it), `impossible`, "
+        "or `not found in time`.",
     ),
     column(
         "optimal", pa.bool_(),

@@ -3,7 +3,9 @@
 The slow tests end each command at many random moments; the fast ones at the moments that matter.
 """
 
+import json
 import os
+import pty
 import random
 import re
 import signal
@@ -46,6 +48,15 @@ def interrupted(process: subprocess.Popen, how: signal.Signals = signal.SIGINT) 
     return process.returncode, out, err
 
 
+LINES = {
+    "interrupted; nothing was written\n",
+    "interrupted; what was written before is whole\n",
+    "interrupted; what is in out is whole, and the same command goes on from there\n",
+}
+"""What Ctrl-C says of a command that writes files."""
+
+NOTHING = "interrupted; nothing was written\n"
+
 HERE = "print('here', flush=True)\n"
 
 BUSY = {
@@ -73,7 +84,7 @@ interrupts.leave(0)
 
 @pytest.mark.parametrize("busy", BUSY)
 def test_ctrl_c_ends_a_process_whatever_it_does(busy):
-    assert interrupted(script(HERE + BUSY[busy])) == (130, "", "")
+    assert interrupted(script(HERE + BUSY[busy])) == (130, "", NOTHING)
 
 
 @pytest.mark.parametrize("how", ENDS)
@@ -87,7 +98,8 @@ with interrupts.at_interrupt(lambda: 1 / 0), interrupts.at_interrupt(end):
     print('here', flush=True)
     time.sleep(60)
 """
-    assert interrupted(script(text), how) == (ENDS[how], "called\n", "")
+    said = NOTHING if how == signal.SIGINT else ""
+    assert interrupted(script(text), how) == (ENDS[how], "called\n", said)
 
 
 def test_a_write_that_has_begun_comes_to_its_end():
@@ -98,7 +110,68 @@ with interrupts.uninterrupted(), interrupts.uninterrupted():
     os.write(1, b"written\\n")
 time.sleep(60)
 """
-    assert interrupted(script(text)) == (130, "written\n", "")
+    assert interrupted(script(text)) == (130, "written\n", NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("pass", NOTHING),
+        ("write_whole(Path('x'), b'')", "interrupted; what was written before is whole\n"),
+        ("write_files(Path(), {'x': b''})", "interrupted; what was written before is whole\n"),
+        ("write_whole(Path('no/x'), b'')", NOTHING),
+        ("interrupts.say_at_interrupt('stopped'); write_whole(Path('x'), b'')", "stopped\n"),
+        ("interrupts.say_as(lambda text: text.upper())", NOTHING.upper()),
+    ],
+)
+def test_ctrl_c_says_what_has_been_written(before, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = f"""
+from pathlib import Path
+from contextlib import suppress
+from tracer.files import write_files, write_whole
+with suppress(OSError):
+    {before}
+"""
+    assert interrupted(script(text + HERE + "time.sleep(60)")) == (130, "", said)
+
+
+@pytest.mark.parametrize("words", [("--json",), ()])
+def test_a_command_that_is_interrupted_says_so_in_a_line(words, traced, tmp_path):
+    command = ["query", "--trace", traced, "SELECT count(*) FROM range(100000) a, range(100000000)"]
+    process = subprocess.Popen(
+        [BIN / "cutedge", *command, *words], cwd=tmp_path, text=True, preexec_fn=heed,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert until(lambda: watches(process.pid), 20)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.count("\n")) == (130, "", 1)
+    if words:
+        assert json.loads(err)["error"].startswith("interrupted")
+        assert json.loads(err)["exit_code"] == 130
+    else:
+        assert err.startswith("interrupted")
+
+
+def test_on_a_terminal_the_line_of_progress_goes_first(tmp_path):
+    text = HERE + "os.write(2, b'exporting ... 3 s')\ntime.sleep(60)"
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import os, time\nfrom tracer import interrupts\n"
+         "interrupts.watch()\n" + text],
+        stdout=subprocess.PIPE, stderr=theirs, text=True, preexec_fn=heed,
+    )  # fmt: skip
+    os.close(theirs)
+    assert process.stdout.readline() == "here\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    said = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert said == "exporting ... 3 s\r\x1b[Kinterrupted; nothing was written\r\n"
 
 
 def test_what_its_starter_ignores_stays_ignored():
@@ -206,7 +279,9 @@ def end_at(delay: float, name: str, folder: Path, how: signal.Signals, *, group:
         (os.killpg if group else os.kill)(process.pid, how)
     out, err = process.communicate(timeout=60)
     if running and how != signal.SIGKILL:
-        assert (process.returncode, err) == (ENDS[how], ""), f"after {delay} s: {out}"
+        said = LINES if how == signal.SIGINT else {""}
+        assert process.returncode == ENDS[how], f"after {delay} s: {out}{err}"
+        assert err in said
     if how != signal.SIGKILL:
         check_nothing_is_left(folder, started, before)
     assert until(lambda: not any(map(is_alive, started)), 20), "a process lives on"

@@ -324,9 +324,9 @@ def test_a_sweep_makes_a_damaged_part_anew(made, tmp_path, monkeypatch):
     whole[len(whole) // 2] ^= 1
     path.write_bytes(whole)
     words = KINDS["a sweep's note"][1]
-    assert "0 of them kept" in invoke(*words).stdout
+    assert "0 of these files were there already" in invoke(*words).stdout
     check_file(path)
-    assert "1 of them kept" in invoke(*words).stdout
+    assert "1 of these files were there already" in invoke(*words).stdout
 
 
 # --- a query that may reach nothing else ----------------------------------------------------------

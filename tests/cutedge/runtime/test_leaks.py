@@ -386,7 +386,7 @@ def test_no_placement_shows_a_secret_and_the_runtime_would_refuse_it(tmp_path: P
                 file.unlink()
             traffic = account(graph, placement, link)
             trace_id = write_trace(graph, tmp_path)
-            made = Split(graph, trace_id, "mine", placement, traffic, link, None, "run")
+            made = Split(graph, trace_id, "mine", placement, traffic, link.name, link, None, "run")
             write_partition(made, tmp_path)
             taint = tainted(tmp_path, names)
             assert taint <= covered(graph, named), describe(graph, placement)
