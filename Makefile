@@ -74,6 +74,7 @@ coverage: $(READY)
 
 reference: $(READY)
 	$(BIN)/python -m tools.schemas
+	$(BIN)/python -m tools.reference
 	$(BIN)/python -m tools.figures
 
 readme: $(READY)

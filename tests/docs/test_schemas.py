@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 
 from cli.main import app
 from tests.support.inprocess import invoke
+from tools import reference
 from tools.describe import ROOT
 from tools.schemas import FOLDER, schemas, texts
 
@@ -166,3 +167,9 @@ def test_a_key_that_no_schema_has_is_found():
     ]
     del shown["links"][0]["speed"], shown["links"][0]["sources"]
     assert problems("links", shown) == ["$.links[0]: 'sources' is a required property"]
+
+
+@pytest.mark.parametrize("page", reference.texts())
+def test_the_reference_is_that_of_the_code(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text == reference.texts()[page], f"{page}: run `python -m tools.reference`"
