@@ -97,12 +97,11 @@ def sweep(
 def _progress(rows: int, before: int) -> Iterator[Callable[[int], None]]:
     """A stage of so many points, of which some are there already."""
     done = before
-    with stage("working out points", rows) as at:
+    with stage("working out points", rows, before) as at:
 
         def more(made: int) -> None:
             nonlocal done
             done += made
             at(done)
 
-        more(0)
         yield more
