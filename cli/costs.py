@@ -68,9 +68,9 @@ def cost(
 ) -> None:
     """Say what each op of a trace takes on devices: seconds, what bounds it, cycles on a chip."""
     from cli.printing import print_json
+    from costmodels.cost_table import write_costs
     from costmodels.devices import load_device
     from costmodels.roofline import refuse_missing, time_graph
-    from costmodels.tables import write_costs
     from cutedge._workspace import trace_folder
     from tracer.serde import read_trace
 

@@ -111,7 +111,7 @@ class _File:
 
     def placed(self) -> dict[str, int] | None:
         """How its rows were placed; None where it is to be made."""
-        from cutedge.sweeping.files import whole
+        from cutedge.sweeping.point_files import whole
 
         return whole(self.path, self.marks)
 
@@ -234,7 +234,7 @@ def _work_out(
 
 
 def _made(number: int, work: Work, marks: Mapping[str, str]) -> tuple[int, bytes]:
-    from cutedge.sweeping.files import made
+    from cutedge.sweeping.point_files import made
 
     return number, made(work, marks)
 

@@ -233,9 +233,9 @@ class Trace:
         >>> cutedge.trace("edge-10m", seq=64).cost("rtx-4090").num_rows
         152
         """
+        from costmodels.cost_table import cost_table
         from costmodels.devices import load_device
         from costmodels.roofline import time_graph
-        from costmodels.tables import cost_table
 
         chosen = [load_device(name) for name in devices or ("rtx-4090",)]
         return cost_table(
