@@ -70,18 +70,21 @@ class _Progress:
         self._stream, self._begins = stream, monotonic() + patience
         self._lock = RLock()
         self._at: At | None = None
-        self._since, self._first = 0.0, 0
+        self._since, self._first, self._drawn = 0.0, 0, 0.0
         self._shown = ""
         self._ended = Event()
 
     def tell(self, at: At | None) -> None:
         """A listener of stages."""
         with self._lock:
+            before, self._at = self._at, at
             if at is None:
                 self.hide()
-            elif self._at is None or at.name != self._at.name:
+                return
+            if before is None or at.name != before.name:
                 self._since, self._first = monotonic(), at.done
-            self._at = at
+            elif at.done < at.total and monotonic() < self._drawn + 0.1:
+                return  # the line need not change so often
             self._draw()
 
     def hide(self) -> None:
@@ -100,7 +103,7 @@ class _Progress:
             if line != self._shown:
                 self._stream.write(f"\r{line}\x1b[K")
                 self._stream.flush()
-                self._shown = line
+                self._shown, self._drawn = line, monotonic()
 
     def _text(self, at: At) -> str:
         taken = monotonic() - self._since

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from costmodels.figures import rounded
+from costmodels.described import rounded
 from costmodels.links import REQUIRED
 from tracer.errors import CutedgeError, InputError
 from tracer.files import write_whole

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from costmodels import Dataflow
-from costmodels.figures import Figure, check_figure_keys
+from costmodels.described import Figure, check_figure_keys
 from tracer.errors import InputError, alike, near
 from tracer.graph import FLOATING, ITEM_BYTES
 from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from costmodels.figures import rounded
+from costmodels.described import rounded
 from costmodels.flops import FREE
 from tracer.errors import CutedgeError, InputError
 from tracer.files import write_whole

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from costmodels.figures import Figure, check_figure_keys
+from costmodels.described import Figure, check_figure_keys
 from tracer.errors import InputError, alike
 from tracer.toml_files import find_toml, read_toml, shipped_names
 

@@ -107,7 +107,7 @@ def costs(
 
 def cost_table(found: Sequence[Cost]) -> "pa.Table":
     """A row for each op and device, as in ``costs.parquet``."""
-    from costmodels import tables
+    from costmodels import cost_table as tables
 
     trace = found[0].trace
     return tables.cost_table(trace.graph, trace.id, [one.time for one in found])
@@ -115,7 +115,7 @@ def cost_table(found: Sequence[Cost]) -> "pa.Table":
 
 def save_costs(found: Sequence[Cost], folder: Path) -> Path:
     """Write ``costs.parquet`` into a trace's directory; where it is."""
-    from costmodels.tables import write_costs
+    from costmodels.cost_table import write_costs
 
     trace = found[0].trace
     return write_costs(trace.graph, trace.id, [one.time for one in found], folder)

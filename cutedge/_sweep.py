@@ -70,14 +70,13 @@ def sweep(
 def _counting(rows: int, before: int) -> Iterator[Callable[[int], None]]:
     """A stage of so many points, some of which are there already."""
     done = before
-    with stage("working out points", rows) as at:
+    with stage("working out points", rows, before) as at:
 
         def more(made: int) -> None:
             nonlocal done
             done += made
             at(done)
 
-        more(0)
         yield more
 
 
@@ -125,7 +124,7 @@ class _File:
 
     def placed(self) -> dict[str, int] | None:
         """How its rows were placed; None where it is to be made."""
-        from cutedge.sweeping.files import whole
+        from cutedge.sweeping.point_files import whole
 
         return whole(self.path, self.marks)
 
@@ -248,7 +247,7 @@ def _work_out(
 
 
 def _made(number: int, work: Work, marks: Mapping[str, str]) -> tuple[int, bytes]:
-    from cutedge.sweeping.files import made
+    from cutedge.sweeping.point_files import made
 
     return number, made(work, marks)
 

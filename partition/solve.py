@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from partition.integer_program import solve_program
 from partition.mincut import (
     cut_devices,
     cut_value,
@@ -25,7 +26,6 @@ from partition.problem import (
     placement_of,
     recount,
 )
-from partition.program import solve_program
 from partition.stored import storages
 from tracer.stages import stage
 

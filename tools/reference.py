@@ -13,12 +13,12 @@ import pyarrow as pa
 import typer
 
 from cli.main import app
+from costmodels.cost_table import COSTS
+from costmodels.described import Figure
 from costmodels.devices import ARRAY_FIGURES, TILE_FIGURES, Array, Device, device_names, load_device
-from costmodels.figures import Figure
 from costmodels.links import FIGURES, Link, link_names, load_link
-from costmodels.tables import COSTS
 from cutedge.runtime.measured import MEASURED_CALLS
-from cutedge.sweeping.files import SWEEP
+from cutedge.sweeping.point_files import SWEEP
 from partition.policy import Policy, load_policy, policy_names
 from partition.tables import CALLS, PLACEMENT, SUMMARY, TRANSFERS
 from tools.describe import field_words, plain, write

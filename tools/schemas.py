@@ -11,6 +11,7 @@ from typing import Any
 from cli.app import JSON_VERSION
 from costmodels.arrays import GemmCost, Options
 from costmodels.calibrate import Calibration
+from costmodels.cost_table import COSTS
 from costmodels.devices import Array, Device
 from costmodels.flops import FlopTotals
 from costmodels.limits import Limits
@@ -18,11 +19,10 @@ from costmodels.links import FIGURES, Link
 from costmodels.memory import MemoryNeed
 from costmodels.parameters import Breakdown, Count
 from costmodels.roofline import DeviceTime, Share
-from costmodels.tables import COSTS
 from cutedge._sweep import Swept
 from cutedge.runtime.leaks import Proof
 from cutedge.runtime.verify import Verdict
-from cutedge.sweeping.files import SWEEP
+from cutedge.sweeping.point_files import SWEEP
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, Comparison, Relief, TransferGroup
 from partition.ladder import Exposure, Step

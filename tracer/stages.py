@@ -36,8 +36,8 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def stage(name: str, total: int = 0) -> Iterator[Callable[[int], None]]:
-    """A stretch of work, one inside another where it is so; what it yields says how much is done.
+def stage(name: str, total: int = 0, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A stretch of work, which may be within another; what it yields says how much is done.
 
     >>> with listening(print), stage("running", total=2) as done:
     ...     done(1)
@@ -47,10 +47,15 @@ def stage(name: str, total: int = 0) -> Iterator[Callable[[int], None]]:
     """
     tell = _LISTENER.get() or (lambda at: None)
     around = _OPEN.get()
-    token = _OPEN.set(At(name, 0, total))
-    tell(At(name, 0, total))
+
+    def say(done: int) -> None:
+        at = At(name, done, total)
+        _OPEN.set(at)
+        tell(at)
+
+    say(done)
     try:
-        yield lambda done: tell(At(name, done, total))
+        yield say
     finally:
-        _OPEN.reset(token)
+        _OPEN.set(around)
         tell(around)

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from costmodels.roofline import DeviceTime
-from cutedge.report import figures, machines
+from cutedge.report import figures, rooflines
 from cutedge.report.block import Block, block
 from cutedge.report.figures import Bars, Flows, Growth, Missing, Table
-from cutedge.report.machines import Roofline
+from cutedge.report.rooflines import Roofline
 from partition.explain import Comparison
 from partition.run import times_under
 from partition.tables import Split
@@ -75,8 +75,8 @@ def make_report(
         Sheet(
             one.policy, headline, more, figures.flows(one), figures.by_layer(one),
             figures.by_call(one), block(one),
-            [machines.roofline(one, device, taken.get(device)) for device in devices],
-            [machines.cycles(one, device, taken.get(device)) for device in devices],
+            [rooflines.roofline(one, device, taken.get(device)) for device in devices],
+            [rooflines.cycles(one, device, taken.get(device)) for device in devices],
         )
         for one, (headline, more) in zip(partitions, headlines, strict=True)
         for taken in [times_under(one.graph, one.placement, one.traffic.transfers, times)]

@@ -228,12 +228,14 @@ def test_a_terminal_gets_a_list_in_groups_and_a_pipe_the_same_rows_in_order(comm
 
 def test_stages_tell_what_work_is_at_and_what_it_is_within() -> None:
     told: list[At | None] = []
-    with listening(told.append), stage("outer"), stage("inner", total=2) as done:
-        done(1)
+    with listening(told.append), stage("outer", 9, 4) as more:
+        more(5)
+        with stage("inner", total=2) as done:
+            done(1)
     with stage("nobody listens"):
         pass
-    outer = At("outer")
-    assert told == [outer, At("inner", 0, 2), At("inner", 1, 2), outer, None]
+    outer = [At("outer", 4, 9), At("outer", 5, 9)]
+    assert told == [*outer, At("inner", 0, 2), At("inner", 1, 2), outer[1], None]
 
 
 def test_a_trace_has_stages() -> None:
@@ -264,6 +266,7 @@ def test_progress_is_shown_after_a_while_and_gone_when_done() -> None:
         with stage("placing", total=10) as done:
             warn("again")
             done(5)
+            time.sleep(0.5)
     lines = [line for line in "\n".join(shown).replace("\r", "\n").split("\n") if line]
     assert lines[0] == "exporting with a name that is wider tha"
     assert [line for line in lines if "look" in line or "again" in line] == [

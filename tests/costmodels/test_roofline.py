@@ -207,7 +207,7 @@ def test_constants_tied_weights_and_state_are_resident_once():
 
 
 def test_costs_of_another_trace_are_removed(tmp_path, graph):
-    from costmodels.tables import write_costs
+    from costmodels.cost_table import write_costs
     from partition.tables import remove_stale
 
     write_costs(graph, "first", [time_ops(graph, CARD), time_ops(graph, CARD)], tmp_path)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from costmodels.tables import COSTS
+from costmodels.cost_table import COSTS
 from cutedge.runtime.measured import MEASURED_CALLS
-from cutedge.sweeping.files import SWEEP
+from cutedge.sweeping.point_files import SWEEP
 from partition.tables import CALLS, PLACEMENT, SUMMARY, TRANSFERS
 from tests.support.inprocess import invoke
 from tracer.serde import EDGES, OPS, TENSORS

@@ -16,7 +16,7 @@ from cutedge.report.axes import byte_ticks, decades, log_byte_ticks, number_tick
 from cutedge.report.block import block, middle_layer
 from cutedge.report.figures import Missing
 from cutedge.report.layout import GAP, MARGIN, lay_out
-from cutedge.report.machines import cycles, roofline
+from cutedge.report.rooflines import cycles, roofline
 from partition.accounting import account
 from tests.support.inprocess import invoke
 from tests.support.reports import HOST_CHIP, TEE_GPU, TWO_GPUS, UNDESCRIBED, trace_to

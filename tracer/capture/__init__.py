@@ -23,11 +23,11 @@ from transformers.integrations import moe
 from transformers.utils import import_utils
 
 from tracer.capture.blocks import find_stacks, shortened, unlike
-from tracer.capture.cache import WRAPPED
 from tracer.capture.configs import unused
 from tracer.capture.errors import Untraceable, failure, first_line
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
 from tracer.capture.inputs import MANY_TOKENS, phases, reading
+from tracer.capture.kv_cache import WRAPPED
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.memory import parameter_count
 from tracer.capture.models import architectures, build, build_with_memory, settle

@@ -18,11 +18,11 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
 from tracer.capture.arguments import Counted, arguments, draws
-from tracer.capture.cache import State
 from tracer.capture.errors import Untraceable, place, within
 from tracer.capture.extents import find_extents
 from tracer.capture.inputs import Axis
 from tracer.capture.invocations import invocation
+from tracer.capture.kv_cache import State
 from tracer.capture.memory import Held, held, layout_of, memory_of
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from tracer.capture.cache import CacheKind, State, Step, cache_kind
 from tracer.capture.errors import Untraceable, first_line
 from tracer.capture.inputs import Axis, Input, Reading, cache_argument, is_encoder, shape
+from tracer.capture.kv_cache import CacheKind, State, Step, cache_kind
 from tracer.errors import CutedgeError, InputError
 from tracer.reach import UNLIMITED, run_sizes
 
