@@ -465,7 +465,7 @@ def _lowered(
 
 
 def _states_returned(exported: ExportedProgram) -> int:
-    """How many of the results of a ``Step`` are state: it returns (results, states)."""
+    """How many of the results of a ``StatelessModel`` are state: it returns (results, states)."""
     count: int = exported.call_spec.out_spec.child(1).num_leaves
     return count
 
