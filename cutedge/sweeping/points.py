@@ -169,8 +169,8 @@ def points(work: Work) -> Points:
 class _Part:
     """Sizes at which the same ops of a program work, and what they cost."""
 
-    def __init__(self, graph: OpGraph, over: Over, work: OpGroups) -> None:
-        self.graph, self.over, self.work = graph, over, work
+    def __init__(self, graph: OpGraph, over: Over, groups: OpGroups) -> None:
+        self.graph, self.over, self.op_groups = graph, over, groups
         self.coverage = total_flops(graph).coverage
         self._times: dict[Any, tuple[GroupTime, ...]] = {}
         self._plans: dict[Any, _Plan] = {}
@@ -182,7 +182,7 @@ class _Part:
             key = id(device), machine.options
             if key not in self._times:
                 self._times[key] = tuple(
-                    time_group(device, group, machine.options) for group in self.work.groups
+                    time_group(device, group, machine.options) for group in self.op_groups.groups
                 )
             found[part] = self._times[key]
         return found
@@ -199,10 +199,10 @@ def _alike(program: Program) -> list[_Part]:
     """A program in parts: where an op has FLOPs at some sizes only, these are apart."""
     over = Over(program.sizes)
     graph = annotate(program.graph)
-    work = op_groups(graph, over)
-    idle = [one.flops == 0 for one in work.groups if one.flops is not None]
+    costs = op_groups(graph, over)
+    idle = [one.flops == 0 for one in costs.groups if one.flops is not None]
     if all(every.all() or not every.any() for every in idle):
-        return [_Part(graph, over, work)]
+        return [_Part(graph, over, costs)]
     kinds, which = np.unique(np.stack(idle), axis=1, return_inverse=True)
     parts = []
     for kind in range(kinds.shape[1]):
@@ -303,7 +303,7 @@ class _Plan:
         }  # fmt: skip
         self._ops = {
             place: Counter(
-                group for op, group in enumerate(part.work.of)
+                group for op, group in enumerate(part.op_groups.of)
                 if group is not None and devices[op] == place
             )
             for place in (HOME, ACCELERATOR)
@@ -370,8 +370,8 @@ class _Plan:
                 taken = self._part.times(machine)[place][group].seconds
                 taken = None if taken is None else taken[self._rows]
             else:
-                work = self._part.work.groups[group].at(self._rows)
-                taken = time_group(device, work, machine.options, self._lying(place)).seconds
+                costs = self._part.op_groups.groups[group].at(self._rows)
+                taken = time_group(device, costs, machine.options, self._lying(place)).seconds
             if taken is None:
                 return None
             terms.append((count, taken))

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
-from transformers import DynamicCache, EncoderDecoderCache
 
+from tracer.capture.compat import DynamicCache, EncoderDecoderCache
 from tracer.capture.errors import failure
 from tracer.capture.inputs import Axis, Reading, shape
 from tracer.capture.runs import run_on_meta

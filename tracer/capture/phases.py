@@ -10,8 +10,8 @@ from itertools import product
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
+from tracer.capture.compat import PreTrainedConfig
 from tracer.capture.errors import Untraceable, first_line
 from tracer.capture.inputs import Axis, Input, Reading, cache_argument, is_encoder, shape
 from tracer.capture.kv_cache import CacheKind, State, StatelessModel, cache_kind
