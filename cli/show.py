@@ -1,12 +1,11 @@
 """What trace and models --check print, and what all commands say of a traced model."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from cli.printing import Column, console, counted, human, print_json, print_table
+from cli.printing import Column, console, counted, human, print_table
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops
 from cutedge._words import known, unknown
@@ -23,7 +22,7 @@ from tracer.summary import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from cutedge import Trace
+    pass
 
 
 def _shape(shape: Iterable[object]) -> str:
@@ -95,65 +94,10 @@ def not_run(graph: OpGraph) -> list[str]:
     return [f"{sum(idle.values()):,} of them are not run: {', '.join(some + more)}"]
 
 
-def trace_json(traced: "Trace", folder: object) -> None:
-    """``trace --json``."""
-    graph = traced.graph
-    meta, flops = graph.meta, total_flops(graph)
-    before, after = cached_state(graph)
-    print_json({
-        "folder": str(folder), "cached": traced.cached,
-        "model": meta.model, "model_class": meta.model_class, "phase": meta.phase,
-        **meta.variables, "dtype": meta.dtype, "attn": meta.attn, "logits": meta.logits,
-        "symbolic": list(meta.symbolic), "overrides": {k: json.loads(v) for k, v in meta.overrides},
-        "ops": len(graph.ops),
-        "ops_by_kind": {kind.value: n for kind, n in count_ops(graph).items()},
-        "parameters": meta.parameters, "parameter_bytes": parameter_bytes(graph),
-        "active_parameters": active_parameters(graph), "not_run": modules_not_run(graph),
-        "assumptions": list(assumptions(graph)),
-        "product_flops": flops.products, "product_flops_status": flops.products_status.value,
-        "product_flops_expr": flops.products_expr,
-        "causal_product_flops": flops.causal, "causal_product_flops_expr": flops.causal_expr,
-        "other_flops": flops.other, "coverage": flops.coverage,
-        "unsupported": dict(flops.unsupported),
-        "products_missing": dict(flops.products_missing),
-        "cache_bytes": before[0], "cache_bytes_expr": before[1],
-        "cache_bytes_after": after[0], "cache_bytes_after_expr": after[1],
-        "largest_tensors": [
-            {
-                "tensor_group": g.name, "count": g.count, "shape": list(g.example.shape),
-                "bytes": g.example.bytes, "bytes_expr": g.example.bytes_expr,
-                "seq_degree": g.example.seq_degree,
-            }
-            for g in largest_tensors(graph, 6)
-        ],
-        "warnings": list(traced.warnings),
-    })  # fmt: skip
-
-
 def checked(
-    model: str, kind: str, found: Sequence[Checked], graphs: Sequence[OpGraph | None], *,
-    as_json: bool,
+    model: str, kind: str, found: Sequence[Checked], graphs: Sequence[OpGraph | None]
 ) -> None:  # fmt: skip
     """``models --check``: how far each phase can be traced."""
-    if as_json:
-        print_json({
-            "model": model, "model_class": kind,
-            "phases": [
-                {
-                    "phase": c.phase, "refused": c.refused,
-                    "tried": [{"way": way, "failure": failure} for way, failure in c.tried],
-                    "symbolic": list(graph.meta.symbolic) if graph else None,
-                    "ops": len(graph.ops) if graph else None,
-                    "repeated_layers": graph.meta.repeated_layers if graph else None,
-                    "whole": c.captured.whole if c.captured else None,
-                    "coverage": total_flops(graph).coverage if graph else None,
-                    "unsupported": dict(total_flops(graph).unsupported) if graph else None,
-                    "notes": list(c.captured.reach.notes) if c.captured else [],
-                }
-                for c, graph in zip(found, graphs, strict=True)
-            ],
-        })  # fmt: skip
-        return
     out = console()
     out.print(Text(f"{model}: {kind}", style="bold"))
     for c, graph in zip(found, graphs, strict=True):

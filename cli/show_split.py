@@ -1,25 +1,29 @@
 """What partition and compare print."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from cli.printing import Column, console, counted, duration, human, mib, print_json, print_table
-from costmodels.flops import total_flops
-from cutedge._words import bottleneck_sentence, coverage, no_figures
+from cli.printing import Column, console, counted, duration, human, mib, print_table
+from cutedge._words import (
+    amount,
+    bottleneck_sentence,
+    coverage,
+    derived_sentences,
+    no_figures,
+    proof_sentences,
+    run_sentences,
+    seen_sentences,
+    sees,
+    speed,
+)
 from partition.crossover import Crossover, Point
-from partition.ladder import Exposure, Step
-from partition.layers import TopologicalCut
+from partition.ladder import Step
 from partition.optimise import Price, Setting
-from partition.run import Run
-from partition.seen import Derived, What, known
-from partition.tables import Split, summary_row
-from tracer.graph import OpGraph, TraceMeta
-from tracer.kinds import base_name
-from tracer.summary import growth, headline, tensor_names
+from partition.tables import Split
+from tracer.graph import TraceMeta
+from tracer.summary import growth, headline
 
 if TYPE_CHECKING:
     import cutedge
@@ -76,18 +80,18 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
         out.print(f"total payload bytes = {traffic.total_expr}")
     bare = no_figures(partition)
     for line in (
-        *_times(partition),
+        *run_sentences(partition),
         *([bare] if bare else []),
-        *_proof(partition, made.topological_cut),
+        *proof_sentences(partition, made.topological_cut),
     ):
         out.print(line)
     for device, size in traffic.resident_bytes.items():
         out.print(f"resident on {device}: {human(size)} of parameters and constants")
     for one in partition.exposed:
-        for line in _seen(one):
+        for line in seen_sentences(one):
             out.print(line)
     for device, found in made.derived.items():
-        for line in _nearness(partition.graph, device, found):
+        for line in derived_sentences(partition.graph, device, found):
             out.print(line)
     out.print(coverage(partition.graph))
     out.print()
@@ -112,126 +116,6 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
         out.print()
     out.print(bottleneck_sentence(made.bottleneck))
     out.print(f"written to {folder}")
-
-
-def _times(partition: Split) -> Iterable[str]:
-    """What the run takes and on what, where the devices or the link are known."""
-    parts = dict(partition.compute_seconds)
-    run, moving = partition.run, partition.traffic.totals.seconds
-    if parts and moving is not None:
-        parts[partition.link] = moving
-    each = [f"{name} {duration(seconds)}" for name, seconds in parts.items()]
-    if run is not None and run.seconds:
-        shares = [seconds / run.seconds for seconds in parts.values()]
-        each = [f"{one} ({share:.2%})" for one, share in zip(each, shares, strict=True)]
-        yield f"run: {duration(run.seconds)} = {' + '.join(each)}, one after another"
-        yield f"{duration(run.seconds_per_token)} a token, {_speed(run)} tokens a second"
-    elif parts:
-        yield f"computing: {', '.join(each)}"
-    for name, cycles in partition.cycles.items():
-        faster = f" ({partition.options.text})" if partition.options.text else ""
-        yield f"{name}: {cycles:,} cycles{faster}"
-    if run is not None and run.link_bound_chips is not None:
-        yield (
-            f"from {counted(run.link_bound_chips, 'chip')} on, {partition.link}, which they "
-            "share, takes longer than they compute; with ever more of them the run takes "
-            f"{duration(run.many_chips_seconds or 0.0)}"
-        )
-    elif run is not None and run.many_chips_seconds is not None:
-        yield (
-            f"with ever more chips the run takes {duration(run.many_chips_seconds)}: one tile of "
-            f"each product takes longer than {partition.link}"
-        )
-
-
-def _speed(run: Run) -> str:
-    """Tokens a second, of a run that takes time, to four digits or to one."""
-    rate = 1 / run.seconds_per_token
-    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
-
-
-def amount(value: int, unit: str | None) -> str:
-    """A solution's objective or bound."""
-    if unit == "ns":
-        return duration(value / 1e9)
-    return f"{value:,} bytes ({mib(value)})" if unit == "bytes" else f"{value:,} (weighted)"
-
-
-def _proof(partition: Split, beside: TopologicalCut | None) -> Iterable[str]:
-    """How good a placement is that was searched for."""
-    solution = partition.solution
-    if solution is None or solution.objective is None:
-        return
-    found = f"{amount(solution.objective, partition.unit)} by {SOLVERS[solution.solver]}"
-    what = "cut between two layers" if solution.cut else "placement"
-    if solution.proven:
-        yield f"optimal for {partition.objective}: {found}; no {what} that is allowed has less"
-    else:
-        yield (
-            f"best found for {partition.objective}: {found}; the optimum is not below "
-            f"{amount(solution.bound, partition.unit)} (gap {solution.gap or 0:.2%})"
-        )
-    if beside is not None:
-        where = ", ".join(beside.after[:_NAMED]) or "the inputs"
-        more = f" and {len(beside.after) - _NAMED} more" if len(beside.after) > _NAMED else ""
-        yield (
-            f"the cut is {solution.cut}; the best one of the op graph, at any op, is "
-            f"{amount(beside.objective_value, partition.unit)}, after {where}{more}"
-        )
-
-
-_NAMED = 4
-"""Tensors that a sentence names."""
-
-
-SOLVERS = {
-    "cut": "minimum cut", "networkx": "minimum cut", "program": "mixed-integer program",
-    "layers": "trying every cut", "candidates": "comparing policies",
-}  # fmt: skip
-"""What solvers are called."""
-
-
-def _seen(one: Exposure) -> Iterable[str]:
-    """What an accelerator sees, in words; how many bytes of it is a detail."""
-    yield f"{one.device} sees {one.words}"
-    yield (
-        f"{one.device} is sent {human(one.sent_bytes)}, computes {human(one.made_bytes)} and holds "
-        f"{human(one.parameter_bytes)} of parameters, in plain"
-    )
-    seen = known(one.seen)
-    if What.EMBEDDINGS in seen:
-        yield f"{one.device}: who has the table of the embeddings has the tokens; it may be public"
-    if What.LOGITS in seen:
-        yield f"{one.device}: the logits tell the next token"
-
-
-def sees(exposed: Sequence[Exposure]) -> str:
-    """The sorts of tensor that devices see or can work out, in a cell of a table."""
-    found = known(sort for one in exposed for sort in one.seen)
-    return ", ".join(what.words for what in found) or "nothing"
-
-
-_TOLD = 6
-"""So many groups of derived tensors are told of a device."""
-
-
-def _nearness(graph: OpGraph, device: str, found: Sequence[Derived]) -> Iterable[str]:
-    """What arithmetic makes of secrets on a device, the nearest first, alike ones together."""
-    names = tensor_names(graph)
-    groups: dict[tuple[str, tuple[str, ...], bool, bool], int] = {}
-    for one in found:
-        ops = tuple(base_name(graph.ops[op].target) for op in one.ops)
-        key = names[one.tensor.id], ops, one.linear, one.recoverable
-        groups[key] = groups.get(key, 0) + 1
-    for (name, ops, linear, back), count in [*groups.items()][:_TOLD]:
-        through = ", ".join(ops[:_NAMED]) + (" ..." if len(ops) > _NAMED else "")
-        how = f"{counted(len(ops), 'op')} away ({through}){', linear' if linear else ''}"
-        undone = ", and can be undone with what is there" if back else ""
-        yield f"{device} gets {count} x {name} of what is secret: {how}{undone}"
-    if len(groups) > _TOLD:
-        yield f"{device} gets {len(groups) - _TOLD} more sorts of what is made of secrets"
-    if not found:
-        yield f"{device} gets nothing that is made of what is secret"
 
 
 def _print_why(partition: Split, steps: Sequence[Step], prices: Sequence[Price]) -> None:
@@ -268,61 +152,6 @@ def _print_why(partition: Split, steps: Sequence[Step], prices: Sequence[Price])
 
 def _time(seconds: float | None) -> str:
     return "not known" if seconds is None else duration(seconds)
-
-
-def partition_dict(
-    made: "cutedge.Partition", folder: object, *, explain: bool = False
-) -> dict[str, Any]:
-    """``partition --json``, and an entry of ``compare --json``."""
-    partition, bottleneck, beside = made.split, made.bottleneck, made.topological_cut
-    why = made.explain() if explain else None
-    relief = bottleneck.relief if bottleneck else None
-    return {
-        "folder": str(folder), **partition.graph.meta.variables, **partition.identity,
-        **summary_row(partition), **_run_dict(partition.run),
-        "objective_gap": partition.solution and partition.solution.gap,
-        "topological_cut": None if beside is None else {
-            "objective_value": beside.objective_value, "after": list(beside.after),
-        },
-        "exposed": [{**asdict(one), "words": one.words} for one in partition.exposed],
-        "derived": {
-            device: [
-                {
-                    "tensor_id": one.tensor.id, "tensor_name": one.tensor.name,
-                    "label": one.tensor.label, "secret_tensor_name": one.source.name,
-                    "ops": list(one.ops), "linear": one.linear,
-                    "targets": [partition.graph.ops[op].target for op in one.ops],
-                    "recoverable": one.recoverable,
-                }
-                for one in found
-            ]
-            for device, found in made.derived.items()
-        },
-        **({} if why is None else {
-            "ladder": [asdict(step) for step in why[0]],
-            "prices": [asdict(price) for price in why[1]],
-        }),
-        "unsupported": dict(total_flops(partition.graph).unsupported),
-        "top_transfers": [
-            {
-                "tensor_group": g.name, "direction": g.direction, "count": g.count,
-                "each_payload_bytes": g.example.payload_bytes, "payload_bytes": g.payload_bytes,
-                "share": g.share, "seq_degree": g.example.tensor.seq_degree,
-            }
-            for g in made.top_transfers
-        ],
-        "bottleneck": None if bottleneck is None else {
-            "name": bottleneck.name, "transfers": bottleneck.transfers,
-            "payload_bytes": bottleneck.payload_bytes, "share": bottleneck.share,
-            "seq_degree": bottleneck.example.seq_degree,
-            "relief": None if relief is None else {
-                "saved_bytes": relief.saved_bytes, "saved_calls": relief.saved_calls,
-                "moved_ops": list(relief.moved_ops), "device": relief.device,
-                "policy": relief.policy, "wire_dtype": relief.wire_dtype,
-                "elsewhere": relief.elsewhere,
-            },
-        },
-    }  # fmt: skip
 
 
 def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
@@ -405,7 +234,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
         Column("cycles", ">", 7): [f"{sum(p.cycles.values()):,}" for p, *_ in rows],
         Column("run", ">", 2): [_time(p.run_seconds) for p, *_ in rows],
         Column("tokens/s", ">", 3): [
-            "" if run is None or not run.seconds else _speed(run) for *_, run in rows
+            "" if run is None or not run.seconds else speed(run) for *_, run in rows
         ],
     }
     if not any(p.cycles for p, *_ in rows):
@@ -442,20 +271,9 @@ def _verdict(partition: Split, within: float) -> str:
 
 def over(
     meta: TraceMeta, variable: str, unit: str, points: Sequence[Point],
-    changes: Sequence[Crossover], *, as_json: bool,
+    changes: Sequence[Crossover],
 ) -> None:  # fmt: skip
     """``compare --over``: which policy is best at which size."""
-    if as_json:
-        print_json({
-            "model": meta.model, "over": variable, "unit": unit,
-            "points": [
-                {variable: p.size, "best": p.best, "values": dict(p.values)} for p in points
-            ],
-            "crossovers": [
-                {variable: c.size, "before": c.before, "after": c.after} for c in changes
-            ],
-        })  # fmt: skip
-        return
 
     def shown(value: float) -> str:
         return duration(value) if unit == "seconds" else mib(int(value))
@@ -492,29 +310,3 @@ def _best(partition: Split) -> str:
         return ""
     proof = "proven" if solution.proven else f"gap {solution.gap or 0:.2%}"
     return f"{partition.objective} ({proof})"
-
-
-def _run_dict(run: Run | None) -> dict[str, Any]:
-    """What ``summary`` does not say of a run."""
-    shares = (None,) * 3 if run is None else run.shares
-    return {
-        "tokens": run and run.tokens,
-        "chips": run and run.chips,
-        **dict(zip(("home_share", "accelerator_share", "link_share"), shares, strict=True)),
-    }
-
-
-def comparison_rows(compared: "cutedge.Comparison", within: float | None) -> list[dict[str, Any]]:
-    """``compare --json``, of one trace: for each policy as ``partition --json``, and savings."""
-    return [
-        {
-            **partition_dict(made, Path(compared.trace.folder or "", made.split.folder)),
-            **asdict(saving), "baseline": compared.compared.baseline.policy,
-            **({} if within is None else {
-                "usable": None if made.split.run is None else slower is None,
-                "times_too_slow": slower,
-            }),
-        }
-        for made, saving in zip(compared, compared.compared.comparisons, strict=True)
-        for slower in [within and made.split.run and made.split.run.too_slow(within)]
-    ]  # fmt: skip

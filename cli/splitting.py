@@ -38,6 +38,7 @@ def partition(
     import cutedge
     from cli import show_split
     from cli.printing import print_json
+    from cutedge._json import partition_object
     from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
@@ -49,7 +50,7 @@ def partition(
     for warning in split.warnings:
         warn(f"{policy}: {warning}")
     if as_json:
-        print_json(show_split.partition_dict(split, written, explain=explain))
+        print_json(partition_object(split, written, explain=explain))
     else:
         show_split.partition_summary(split, written, explain=explain)
 
@@ -97,6 +98,7 @@ def compare(
     import cutedge
     from cli import show_split
     from cli.printing import print_json
+    from cutedge._json import comparison_objects, crossovers_object
     from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
@@ -114,7 +116,10 @@ def compare(
     traces = [cutedge.load(folder) for folder in folders]
     if over is not None:
         found = traces[0].crossovers(*over, policies, **options)
-        show_split.over(traces[0].graph.meta, over[0], *found, as_json=as_json)
+        if as_json:
+            print_json(crossovers_object(traces[0].graph.meta, over[0], *found))
+        else:
+            show_split.over(traces[0].graph.meta, over[0], *found)
         return
     compared = [traced.compare(policies, baseline=baseline, **options) for traced in traces]
     for one, folder in zip(compared, folders, strict=True):
@@ -123,7 +128,7 @@ def compare(
             warn(warning)
     compared = [one.arranged(unseen or (), sort) for one in compared]
     if as_json:
-        rows = [row for one in compared for row in show_split.comparison_rows(one, within)]
+        rows = [row for one in compared for row in comparison_objects(one, within)]
         print_json({"partitions": rows})
     elif len(compared) == 1:
         show_split.comparison(compared[0], within)
@@ -144,29 +149,13 @@ def policies(
 ) -> None:
     """List the policies, or show the rules of one."""
     from cli.printing import Column, grouped, print_json, print_table
+    from cutedge._json import policy_object
     from partition.policy import load_policy, policy_names
     from tracer.toml_files import matching
 
     loaded = [load_policy(name) for name in matching(policy, "policy", policy_names())]
     if as_json:
-        print_json({"policies": [
-            {
-                "policy": p.name, "description": p.description, "default": p.default,
-                "objective": p.objective, "cut": p.cut,
-                "secrets": [
-                    {**{key: list(values) for key, values in secret.conditions},
-                     "reason": secret.reason, "optional": secret.optional,
-                     **({"derived": True} if secret.derived else {})}
-                    for secret in p.secrets
-                ],
-                "rules": [
-                    {**{key: list(values) for key, values in rule.conditions},
-                     "place": rule.place, "reason": rule.reason, "optional": rule.optional}
-                    for rule in p.rules
-                ],
-            }
-            for p in loaded
-        ]})  # fmt: skip
+        print_json({"policies": [policy_object(one) for one in loaded]})
     elif len(loaded) > 1:
 
         def kind(policy: "Policy") -> str:

@@ -38,7 +38,9 @@ def trace(
     """Trace a model into an op graph and write it as Parquet."""
     import cutedge
     from cli import show
+    from cli.printing import print_json
     from costmodels.flops import total_flops
+    from cutedge._json import trace_object
     from cutedge._workspace import default_folder, remember
 
     traced = cutedge.trace(
@@ -50,7 +52,7 @@ def trace(
     for warning in traced.warnings:
         warn(warning)
     if as_json:
-        show.trace_json(traced, folder)
+        print_json(trace_object(traced, folder))
     else:
         show.trace_summary(traced.graph, total_flops(traced.graph), folder)
 
@@ -82,10 +84,14 @@ def models(
     if check:
         if model is None:
             raise InputError("--check needs a model: cutedge models --check llama-3.2-1b")
+        from cutedge._json import checked_object
         from cutedge._request import check as check_phases
 
         name, kind, found, graphs = check_phases(model, seq, settings)
-        show.checked(name, kind, found, graphs, as_json=as_json)
+        if as_json:
+            print_json(checked_object(name, kind, found, graphs))
+        else:
+            show.checked(name, kind, found, graphs)
         sys.exit(0 if all(graphs) else 1)
     names = [name for name in preset_names() if model is None or model.lower() in name]
     exact = None if model is None else alike(model, preset_names())
