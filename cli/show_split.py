@@ -41,8 +41,6 @@ def partition_summary(
         f"policy {partition.policy}: {placement.home} calls {accelerators}, "
         f"{partition.wire} on the wire, residency {partition.residency}"
     )
-    if bare := no_figures(partition):
-        out.print(bare)
     out.print()
     out.print(
         f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}"
@@ -82,7 +80,8 @@ def partition_summary(
             )
     if traffic.total_expr is not None:
         out.print(f"total payload bytes = {traffic.total_expr}")
-    for line in (*_times(partition), *_proof(partition, beside)):
+    bare = no_figures(partition)
+    for line in (*_times(partition), *([bare] if bare else []), *_proof(partition, beside)):
         out.print(line)
     for device, size in traffic.resident_bytes.items():
         out.print(f"resident on {device}: {human(size)} of parameters and constants")
@@ -344,8 +343,6 @@ def comparison(found: Compared, within: float | None) -> None:
         f"{_between(found.setting)}, {baseline.wire} on the wire, residency {baseline.residency}; "
         f"saved is against {baseline.policy}"
     )
-    if bare := no_figures(baseline):
-        out.print(bare)
     out.print()
     columns = {
         Column("policy"): [p.policy for p in partitions],
@@ -374,6 +371,8 @@ def comparison(found: Compared, within: float | None) -> None:
     if within is not None:
         columns[Column(_within(within), "<", 2)] = [_verdict(p, within) for p in partitions]
     print_table([*columns], zip(*columns.values(), strict=True))
+    if bare := no_figures(baseline):
+        out.print(bare)
     for name, reason in found.without.items():
         out.print(f"without {name}: {reason}")
     if meta.symbolic:
