@@ -61,7 +61,7 @@ def closed(graph: OpGraph) -> OpGraph:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class OpGroup:
     """What ops that are alike cost each, by size."""
 
     dtype: str | None
@@ -73,27 +73,27 @@ class Work:
     gemm: tuple[Ints, Ints, Ints, Ints] | None
     """(batch, m, n, k) of a matrix product."""
 
-    def at(self, rows: Ints) -> "Work":
+    def at(self, rows: Ints) -> "OpGroup":
         """At some of the sizes."""
         batch_m_n_k: Any = None if self.gemm is None else tuple(axis[rows] for axis in self.gemm)
         flops = None if self.flops is None else self.flops[rows]
-        return Work(self.dtype, flops, self.moved_bytes[rows], batch_m_n_k)
+        return OpGroup(self.dtype, flops, self.moved_bytes[rows], batch_m_n_k)
 
 
 @dataclass(frozen=True, slots=True)
-class Works:
+class OpGroups:
     """The ops of a graph that work, in groups of equal ones."""
 
     of: tuple[int | None, ...]
     """By op: its group; None for an op that costs nothing."""
-    groups: tuple[Work, ...]
+    groups: tuple[OpGroup, ...]
 
 
-def works(graph: OpGraph, over: Over) -> Works:
+def op_groups(graph: OpGraph, over: Over) -> OpGroups:
     """What each op of an annotated graph costs at many sizes that it reaches."""
     formulas = closed(graph)
     numbers: dict[Any, int] = {}
-    groups: list[Work] = []
+    groups: list[OpGroup] = []
     of: list[int | None] = []
     for op in graph.ops:
         if op.is_view or op.kind in FREE:
@@ -120,14 +120,14 @@ def works(graph: OpGraph, over: Over) -> Works:
         if key not in numbers:
             numbers[key] = len(groups)
             groups.append(
-                Work(
+                OpGroup(
                     dtype, _flops(graph, op, shapes, over),
                     over(moved) + (0 if routing is None else _routed(graph, routing, over)),
                     None if gemm is None else tuple(over(formula(axis)) for axis in gemm),  # type: ignore[arg-type]
                 )
             )  # fmt: skip
         of.append(numbers[key])
-    return Works(tuple(of), tuple(groups))
+    return OpGroups(tuple(of), tuple(groups))
 
 
 def _flops(graph: OpGraph, op: Op, shapes: Sequence[Any], over: Over) -> Ints | None:
@@ -161,7 +161,7 @@ def _routed(graph: OpGraph, routing: tuple[Tensor, Any, Any, Any], over: Over) -
 
 
 @dataclass(frozen=True, slots=True)
-class WorkTime:
+class GroupTime:
     """What ops that are alike take each on one device, by size."""
 
     seconds: Floats | None
@@ -170,37 +170,37 @@ class WorkTime:
     """Cycles and tiles, on an array of multipliers."""
 
 
-def time_work(
-    device: Device, work: Work, options: Options, lying_bytes: Ints | int = 0
-) -> WorkTime:
+def time_group(
+    device: Device, group: OpGroup, options: Options, lying_bytes: Ints | int = 0
+) -> GroupTime:
     """What ops that are alike take each, as ``roofline`` counts it where so many bytes lie there.
 
     A device has seconds for a group at all sizes or at none: sizes at which FLOPs are nothing and
     sizes at which they are something are not to be asked for together.
     """
     if device.array is not None:
-        return _on_array(device, work, options)
-    return _on_roofline(device, work, paged_share(device, lying_bytes))
+        return _on_array(device, group, options)
+    return _on_roofline(device, group, paged_share(device, lying_bytes))
 
 
-def _on_array(device: Device, work: Work, options: Options) -> WorkTime:
-    if work.gemm is None or device.array is None:
-        return WorkTime(None)
-    batch, m, n, k = work.gemm
+def _on_array(device: Device, group: OpGroup, options: Options) -> GroupTime:
+    if group.gemm is None or device.array is None:
+        return GroupTime(None)
+    batch, m, n, k = group.gemm
     cost = gemm_cost(device.array, m, k, n, batch=batch, options=options)
-    return WorkTime(cost.seconds, cost)
+    return GroupTime(cost.seconds, cost)
 
 
-def _on_roofline(device: Device, work: Work, paged: Floats | float) -> WorkTime:
+def _on_roofline(device: Device, group: OpGroup, paged: Floats | float) -> GroupTime:
     bandwidth = device.memory_bandwidth_bytes_per_second
-    peak = device.peak_flops_per_second.get(work.dtype or "")
-    if work.flops is None or bandwidth is None or (work.flops.any() and peak is None):
-        return WorkTime(None)
-    compute = work.flops / (peak * device.efficiency_ratio) if peak else 0.0
-    memory = work.moved_bytes / (bandwidth * device.efficiency_ratio)
+    peak = device.peak_flops_per_second.get(group.dtype or "")
+    if group.flops is None or bandwidth is None or (group.flops.any() and peak is None):
+        return GroupTime(None)
+    compute = group.flops / (peak * device.efficiency_ratio) if peak else 0.0
+    memory = group.moved_bytes / (bandwidth * device.efficiency_ratio)
     if device.paging_bytes_per_second:
-        memory = memory + work.moved_bytes * paged / device.paging_bytes_per_second
-    return WorkTime(np.maximum(compute, memory) + device.launch_seconds)
+        memory = memory + group.moved_bytes * paged / device.paging_bytes_per_second
+    return GroupTime(np.maximum(compute, memory) + device.launch_seconds)
 
 
 def exact_sum(terms: Sequence[tuple[int, Floats | float]], length: int) -> Floats:

@@ -55,7 +55,7 @@ def _flows(graph: OpGraph, tensor: Tensor) -> bool:
     return tensor.op is not None and not graph.ops[tensor.op].is_constant
 
 
-Step = Callable[[OpGraph, int], Iterable[int]]
+Neighbours = Callable[[OpGraph, int], Iterable[int]]
 """The ops next to an op, in one direction."""
 
 
@@ -67,7 +67,9 @@ def _readers(graph: OpGraph, op: int) -> Iterable[int]:
     return (reader for t in graph.outputs(op) for reader in graph.readers(t.id))
 
 
-def _reach(graph: OpGraph, starts: Iterable[int], step: Step, through: frozenset[Kind]) -> set[int]:
+def _reach(
+    graph: OpGraph, starts: Iterable[int], step: Neighbours, through: frozenset[Kind]
+) -> set[int]:
     """The ops met step by step from ``starts`` on, where only kinds in ``through`` lead on."""
     met: set[int] = set()
     stack = list(starts)
@@ -78,7 +80,9 @@ def _reach(graph: OpGraph, starts: Iterable[int], step: Step, through: frozenset
     return met
 
 
-def _matmuls(graph: OpGraph, softmax: int, step: Step, back: Step) -> tuple[set[int], set[int]]:
+def _matmuls(
+    graph: OpGraph, softmax: int, step: Neighbours, back: Neighbours
+) -> tuple[set[int], set[int]]:
     """(matmuls that pointwise ops alone link to a softmax in one direction, the ops between).
 
     A reduction is no link, but one of what lies between (its maximum, subtracted) is between too.

@@ -103,11 +103,11 @@
         line: { color: css("--soft"), width: 2 }, ...hover(roof.rates.map(() => roof.text)),
       }));
       for (const [bound, name, tone] of kinds) {
-        const works = at.works.filter(one => one.bound === bound);
-        if (works.length) traces.push({
-          type: "scatter", mode: "markers", name, x: works.map(one => one.intensity), y: works.map(one => one.rate),
-          ...hover(works.map(one => one.text)),
-          marker: { color: css(tone), opacity: 0.85, sizemode: "area", sizeref: 1 / 900, sizemin: 3.5, size: works.map(one => one.share) },
+        const marks = at.marks.filter(one => one.bound === bound);
+        if (marks.length) traces.push({
+          type: "scatter", mode: "markers", name, x: marks.map(one => one.intensity), y: marks.map(one => one.rate),
+          ...hover(marks.map(one => one.text)),
+          marker: { color: css(tone), opacity: 0.85, sizemode: "area", sizeref: 1 / 900, sizemin: 3.5, size: marks.map(one => one.share) },
         });
       }
       return [traces, layout({
@@ -117,7 +117,7 @@
         shapes: at.roofs.map(roof => ({ type: "line", x0: roof.ridge, x1: roof.ridge, yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), width: 1, dash: "dot" } })),
         annotations: [
           ...at.roofs.map((roof, n) => ({ x: Math.log10(roof.ridge), yref: "paper", y: 0.02 + 0.07 * n, yanchor: "bottom", xanchor: "right", text: plain(roof.label) + " ", showarrow: false, font: { color: css("--soft") } })),
-          ...at.works.filter(one => one.labelled).map(one => ({
+          ...at.marks.filter(one => one.labelled).map(one => ({
             x: Math.log10(one.intensity), y: Math.log10(one.rate), text: plain(one.name), showarrow: false,
             xanchor: "right", yanchor: "bottom", xshift: -6, yshift: 5, font: { size: 12, color: css("--ink") },
           })),

@@ -30,7 +30,7 @@ class Roof:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Mark:
     """Ops that are alike, on a device."""
 
     name: str
@@ -52,7 +52,7 @@ class Roofline:
     """The ops of a placement on one device, under its roofs."""
 
     roofs: Sequence[Roof]
-    works: Sequence[Work]
+    marks: Sequence[Mark]
     x_range: tuple[float, float]
     """FLOPs a byte, with room for names on the left."""
     y_range: tuple[float, float]
@@ -82,37 +82,37 @@ def roofline(partition: Partition, device: str, time: DeviceTime | None) -> Roof
     if not drawn:
         return Missing(f"No op with FLOPs runs on {device} under this policy.")
     whole = sum(one.seconds for one in found)
-    works = _works(drawn, whole)
+    marks = _marks(drawn, whole)
     dtypes = dict.fromkeys(
         op.dtype for op in graph.ops if placed[op.id] == device and op.cost.flops and op.dtype
     )
-    low, high = min(w.intensity for w in works), max(w.intensity for w in works)
+    low, high = min(w.intensity for w in marks), max(w.intensity for w in marks)
     roofs = [_roof(time, dtype, low, high) for dtype in dtypes if dtype in _peaks(time)]
     rest = [one for one in found if one not in drawn]
     left = f"{counted(sum(one.ops for one in rest), 'op')} without FLOPs or seconds not drawn"
     taken = sum(one.seconds for one in rest)
     x_range = min(low, *(r.ridge for r in roofs)) / 8, max(high, *(r.ridge for r in roofs)) * 2
-    y_range = min(w.rate for w in works) / 3, max(r.flops_per_second for r in roofs) * 3
+    y_range = min(w.rate for w in marks) / 3, max(r.flops_per_second for r in roofs) * 3
     return Roofline(
-        roofs, works, x_range, y_range, decades(*x_range), decades(*y_range),
+        roofs, marks, x_range, y_range, decades(*x_range), decades(*y_range),
         f"{left}: {duration(taken)}." if rest else "",
     )  # fmt: skip
 
 
-def _works(drawn: Sequence[Share], whole: float) -> list[Work]:
+def _marks(drawn: Sequence[Share], whole: float) -> list[Mark]:
     """A point for all sorts of op that would be one on top of the other; the longest first."""
     points: dict[tuple[str, str], list[Share]] = {}
     for one in sorted(drawn, key=lambda one: -one.seconds):
         place = f"{one.intensity or 0.0:.1e}", f"{one.flops / one.seconds:.1e}"
         points.setdefault(place, []).append(one)
-    works: list[Work] = []
+    marks: list[Mark] = []
     for alike in sorted(points.values(), key=lambda alike: -sum(one.seconds for one in alike)):
         first, taken = alike[0], sum(one.seconds for one in alike)
         intensity, rate = first.intensity or 0.0, first.flops / first.seconds
         bound = max(first.seconds_by_bound, key=lambda what: first.seconds_by_bound[what])
         clear = all(
             abs(log10(rate / other.rate)) > 0.4 or abs(log10(intensity / other.intensity)) > 1.4
-            for other in works if other.labelled
+            for other in marks if other.labelled
         )  # fmt: skip
         text = "\n".join([
             f"{intensity:,.3g} FLOPs a byte, {flop_rate(rate)}; most of it {_BOUNDS[bound]}",
@@ -123,9 +123,9 @@ def _works(drawn: Sequence[Share], whole: float) -> list[Work]:
             ),
         ])  # fmt: skip
         more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
-        labelled = clear and sum(one.labelled for one in works) < MOST_LABELS
-        works.append(Work(first.name + more, intensity, rate, taken / whole, bound, labelled, text))
-    return works
+        labelled = clear and sum(one.labelled for one in marks) < MOST_LABELS
+        marks.append(Mark(first.name + more, intensity, rate, taken / whole, bound, labelled, text))
+    return marks
 
 
 MOST_LABELS = 6

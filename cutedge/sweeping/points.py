@@ -18,15 +18,15 @@ from costmodels.flops import annotate, total_flops
 from costmodels.links import Link, Links, load_link, message_cost
 from costmodels.many import (
     Floats,
+    GroupTime,
     Ints,
+    OpGroups,
     Over,
     Sizes,
-    Works,
-    WorkTime,
     bytes_of,
     exact_sum,
-    time_work,
-    works,
+    op_groups,
+    time_group,
 )
 from cutedge.sweeping.answers import (
     ACCELERATOR,
@@ -135,16 +135,16 @@ def points(work: Work) -> Points:
         (residency, number): Search(part.graph, work.policy, part.over, residency, work.time_limit)
         for residency in work.residencies for number, part in enumerate(parts)
     }  # fmt: skip
-    blocks: list[_Block] = []
+    row_sets: list[_Rows] = []
     keys: list[tuple[int, int, int]] = []
     for w, wire in enumerate(work.wires):
         for r, residency in enumerate(work.residencies):
             for m, machine in enumerate(machines):
                 made = [
-                    _block(part, searches[residency, number], machine, wire, residency)
+                    _rows(part, searches[residency, number], machine, wire, residency)
                     for number, part in enumerate(parts)
                 ]
-                blocks.append(_joined(made, order))
+                row_sets.append(_joined(made, order))
                 keys.append((w, r, m))
     length = len(order)
     numbers = np.repeat(np.array(keys, np.int64), length, axis=0)
@@ -152,14 +152,14 @@ def points(work: Work) -> Points:
     return Points(
         {name: np.tile(many[order], len(keys)) for name, many in sizes.items()},
         numbers[:, 0], numbers[:, 1], numbers[:, 2], machines,
-        [dtype for block in blocks for dtype in (block.wire_dtype,) * length],
-        [placed for block in blocks for placed in block.placed],
-        [optimal for block in blocks for optimal in block.optimal],
+        [dtype for rows in row_sets for dtype in (rows.wire_dtype,) * length],
+        [placed for rows in row_sets for placed in rows.placed],
+        [optimal for rows in row_sets for optimal in rows.optimal],
         np.tile(coverage, len(keys)),
         {
             name: (
-                np.concatenate([block.figures[name] for block in blocks]),
-                np.concatenate([block.known[name] for block in blocks]),
+                np.concatenate([rows.figures[name] for rows in row_sets]),
+                np.concatenate([rows.known[name] for rows in row_sets]),
             )
             for name in (*COUNTS, *OPTIONAL_COUNTS, *SECONDS)
         },
@@ -169,20 +169,20 @@ def points(work: Work) -> Points:
 class _Part:
     """Sizes at which the same ops of a program work, and what they cost."""
 
-    def __init__(self, graph: OpGraph, over: Over, work: Works) -> None:
-        self.graph, self.over, self.work = graph, over, work
+    def __init__(self, graph: OpGraph, over: Over, groups: OpGroups) -> None:
+        self.graph, self.over, self.op_groups = graph, over, groups
         self.coverage = total_flops(graph).coverage
-        self._times: dict[Any, tuple[WorkTime, ...]] = {}
+        self._times: dict[Any, tuple[GroupTime, ...]] = {}
         self._plans: dict[Any, _Plan] = {}
 
-    def times(self, machine: Machine) -> dict[str, tuple[WorkTime, ...]]:
+    def times(self, machine: Machine) -> dict[str, tuple[GroupTime, ...]]:
         """By part of the machine: what the groups of ops take there, paging left out."""
         found = {}
         for part, device in machine.devices.items():
             key = id(device), machine.options
             if key not in self._times:
                 self._times[key] = tuple(
-                    time_work(device, group, machine.options) for group in self.work.groups
+                    time_group(device, group, machine.options) for group in self.op_groups.groups
                 )
             found[part] = self._times[key]
         return found
@@ -199,10 +199,10 @@ def _alike(program: Program) -> list[_Part]:
     """A program in parts: where an op has FLOPs at some sizes only, these are apart."""
     over = Over(program.sizes)
     graph = annotate(program.graph)
-    work = works(graph, over)
-    idle = [one.flops == 0 for one in work.groups if one.flops is not None]
+    costs = op_groups(graph, over)
+    idle = [one.flops == 0 for one in costs.groups if one.flops is not None]
     if all(every.all() or not every.any() for every in idle):
-        return [_Part(graph, over, work)]
+        return [_Part(graph, over, costs)]
     kinds, which = np.unique(np.stack(idle), axis=1, return_inverse=True)
     parts = []
     for kind in range(kinds.shape[1]):
@@ -210,7 +210,7 @@ def _alike(program: Program) -> list[_Part]:
         some = Over({name: many[rows] for name, many in program.sizes.items()})
         first = {name: int(many[0]) for name, many in some.sizes.items()}
         there = annotate(resized(program.graph, first) if graph.meta.symbolic else program.graph)
-        parts.append(_Part(there, some, works(there, some)))
+        parts.append(_Part(there, some, op_groups(there, some)))
     return parts
 
 
@@ -218,7 +218,7 @@ def _alike(program: Program) -> list[_Part]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class _Rows:
     wire_dtype: str | None
     placed: Sequence[str]
     optimal: Sequence[bool | None]
@@ -226,9 +226,9 @@ class _Block:
     known: dict[str, NDArray[np.bool_]]
 
 
-def _block(
+def _rows(
     part: _Part, search: Search, machine: Machine, wire: str | None, residency: Residency
-) -> _Block:
+) -> _Rows:
     if wire is None and machine.options.int8_speedup is not None:
         wire = "int8"
     answers = search.answers(machine, wire)
@@ -243,17 +243,17 @@ def _block(
         plan = part.plan(devices, rows, wire, residency)
         for name, values in plan.figures(machine).items():
             figures[name][rows], known[name][rows] = values, True
-    return _Block(wire, answers.placed, answers.optimal, figures, known)
+    return _Rows(wire, answers.placed, answers.optimal, figures, known)
 
 
-def _joined(blocks: Sequence[_Block], order: Ints) -> _Block:
-    placed = [one for block in blocks for one in block.placed]
-    optimal = [one for block in blocks for one in block.optimal]
-    names = blocks[0].figures
-    return _Block(
-        blocks[0].wire_dtype, [placed[n] for n in order], [optimal[n] for n in order],
-        {name: np.concatenate([block.figures[name] for block in blocks])[order] for name in names},
-        {name: np.concatenate([block.known[name] for block in blocks])[order] for name in names},
+def _joined(row_sets: Sequence[_Rows], order: Ints) -> _Rows:
+    placed = [one for rows in row_sets for one in rows.placed]
+    optimal = [one for rows in row_sets for one in rows.optimal]
+    names = row_sets[0].figures
+    return _Rows(
+        row_sets[0].wire_dtype, [placed[n] for n in order], [optimal[n] for n in order],
+        {name: np.concatenate([rows.figures[name] for rows in row_sets])[order] for name in names},
+        {name: np.concatenate([rows.known[name] for rows in row_sets])[order] for name in names},
     )  # fmt: skip
 
 
@@ -303,7 +303,7 @@ class _Plan:
         }  # fmt: skip
         self._ops = {
             place: Counter(
-                group for op, group in enumerate(part.work.of)
+                group for op, group in enumerate(part.op_groups.of)
                 if group is not None and devices[op] == place
             )
             for place in (HOME, ACCELERATOR)
@@ -370,8 +370,8 @@ class _Plan:
                 taken = self._part.times(machine)[place][group].seconds
                 taken = None if taken is None else taken[self._rows]
             else:
-                work = self._part.work.groups[group].at(self._rows)
-                taken = time_work(device, work, machine.options, self._lying(place)).seconds
+                costs = self._part.op_groups.groups[group].at(self._rows)
+                taken = time_group(device, costs, machine.options, self._lying(place)).seconds
             if taken is None:
                 return None
             terms.append((count, taken))

@@ -152,12 +152,12 @@ def test_ops_are_under_their_roof(small):
         (roof,) = found.roofs
         assert roof.ridge == time.device.ridge("float32")
         bandwidth = time.device.memory_bandwidth_bytes_per_second * time.device.efficiency_ratio
-        for work in found.works:
-            limit = min(roof.flops_per_second, bandwidth * work.intensity)
-            assert work.rate <= limit * (1 + 1e-9)
-            assert found.x_range[0] < work.intensity < found.x_range[1]
-            assert found.y_range[0] < work.rate < found.y_range[1]
-        drawn = sum(work.share for work in found.works)
+        for mark in found.marks:
+            limit = min(roof.flops_per_second, bandwidth * mark.intensity)
+            assert mark.rate <= limit * (1 + 1e-9)
+            assert found.x_range[0] < mark.intensity < found.x_range[1]
+            assert found.y_range[0] < mark.rate < found.y_range[1]
+        drawn = sum(mark.share for mark in found.marks)
         assert drawn <= 1 + 1e-9
         # What is drawn and what is not are all that the device does.
         rest = [

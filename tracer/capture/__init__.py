@@ -18,11 +18,9 @@ from unittest.mock import patch
 
 import torch
 from torch.export import Dim, ExportedProgram
-from transformers import PreTrainedModel, masking_utils
-from transformers.integrations import moe
-from transformers.utils import import_utils
 
 from tracer.capture.blocks import find_stacks, shortened, unlike
+from tracer.capture.compat import PreTrainedModel, without_detours
 from tracer.capture.configs import unused
 from tracer.capture.errors import Untraceable, failure, first_line
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
@@ -364,45 +362,13 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_it_runs() -> Iterator[None]:
-    """Trace what a model does when it runs, not what transformers does for an export's sake.
+    """Trace what a model does when it runs.
 
-    While exporting, transformers makes a mask where a run needs none (is_causal does for sdpa),
-    solves triangular systems by hand, and looks for sequences packed in one row, which inputs
-    without position ids never are. Only the grouped product of experts is the one of an export:
-    the kernel of a run takes bfloat16 alone where there is no data. An einsum is what torch makes
-    of it, since no shape tells what it multiplies, and a mask is made by broadcasting its indices,
-    since an export hides what a vmap makes.
+    Without what transformers does for an export alone (``compat.without_detours``). An einsum is
+    what torch makes of it, since no shape tells what it multiplies.
     """
-    with (
-        _denying(import_utils.is_torchdynamo_exporting),
-        _denying(import_utils.is_torchdynamo_compiling),
-        patch.object(moe, "is_torchdynamo_compiling", lambda: True),
-        patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
-        patch.object(masking_utils, "_vmap_expansion_sdpa", _broadcasting),
-        patch.object(torch, "einsum", spelled_out),
-    ):
+    with without_detours(), patch.object(torch, "einsum", spelled_out):
         yield
-
-
-def _broadcasting(mask: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A function of the indices of (batch, head, query, key), of all of each at once."""
-
-    def whole(*indices: torch.Tensor) -> torch.Tensor:
-        made = mask(*masking_utils._non_vmap_expansion_sdpa(*indices))
-        return made.expand([index.shape[0] for index in indices])
-
-    return whole
-
-
-@contextlib.contextmanager
-def _denying(question: Any) -> Iterator[None]:
-    """A function that says no, also where modules have imported it by name."""
-    code = question.__code__
-    question.__code__ = (lambda: False).__code__
-    try:
-        yield
-    finally:
-        question.__code__ = code
 
 
 def _program(task: Task, way: Way, full: bool, runnable: bool = False) -> Program:
@@ -465,7 +431,7 @@ def _lowered(
 
 
 def _states_returned(exported: ExportedProgram) -> int:
-    """How many of the results of a ``Step`` are state: it returns (results, states)."""
+    """How many of the results of a ``StatelessModel`` are state: it returns (results, states)."""
     count: int = exported.call_spec.out_spec.child(1).num_leaves
     return count
 

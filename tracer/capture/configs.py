@@ -11,9 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import transformers
-from transformers.generation import GenerationConfig
-
+from tracer.capture.compat import CONFIG_MAPPING, GenerationConfig
 from tracer.errors import InputError, suggest
 
 LAYERS, WIDTH, HEADS, VOCABULARY = "layers", "width", "heads", "vocabulary"
@@ -62,12 +60,12 @@ _WITHOUT_USE = {
 def config_class(config: Mapping[str, Any], model: str) -> Any:
     """The class of transformers that reads a config. Raises InputError where there is no such."""
     kind = config.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
+    if kind not in CONFIG_MAPPING:
         raise InputError(
             f"{model}: transformers {version('transformers')} knows no model_type {kind!r}."
-            + suggest(str(kind), transformers.CONFIG_MAPPING.keys())
+            + suggest(str(kind), CONFIG_MAPPING.keys())
         )
-    return transformers.CONFIG_MAPPING[kind]
+    return CONFIG_MAPPING[kind]
 
 
 def described(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,9 +201,9 @@ def _tables(config: Mapping[str, Any], kind: Any, path: str = "") -> list[_Table
         inside = config.get(name)
         inside = inside if isinstance(inside, dict) else {}
         kinds = (inside.get("model_type"), (complete.get(name) or {}).get("model_type"))
-        inner = next((k for k in kinds if k in transformers.CONFIG_MAPPING), None)
+        inner = next((k for k in kinds if k in CONFIG_MAPPING), None)
         if inner is not None:
-            found += _tables(inside, transformers.CONFIG_MAPPING[inner], f"{path}{name}.")
+            found += _tables(inside, CONFIG_MAPPING[inner], f"{path}{name}.")
     return found
 
 

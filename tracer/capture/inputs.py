@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.modeling_outputs import BaseModelOutput
 
+from tracer.capture.compat import MODEL_FOR_CAUSAL_LM_MAPPING, BaseModelOutput
 from tracer.capture.runs import run_on_meta
 from tracer.errors import CutedgeError, InputError
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
-from transformers import DynamicCache, EncoderDecoderCache
 
+from tracer.capture.compat import DynamicCache, EncoderDecoderCache
 from tracer.capture.errors import failure
 from tracer.capture.inputs import Axis, Reading, shape
 from tracer.capture.runs import run_on_meta
@@ -199,10 +199,10 @@ _GIVEN = ("encoder_last_hidden_state",)
 """What models hand back as they were given it."""
 
 WRAPPED = "module"
-"""The name of the model inside a ``Step``."""
+"""The name of the model inside a ``StatelessModel``."""
 
 
-class Step(torch.nn.Module):
+class StatelessModel(torch.nn.Module):
     """A model that takes inputs and state as plain tensors and returns them so.
 
     Without ``argument`` it neither takes nor makes state; without a ``kind`` it fills a new cache.
@@ -224,7 +224,7 @@ class Step(torch.nn.Module):
             fills = argument is not None and kind is None
             self._empty = empty_cache(copy.deepcopy(module.config)) if fills else None
 
-    def over(self, module: torch.nn.Module) -> "Step":
+    def over(self, module: torch.nn.Module) -> "StatelessModel":
         """The same step of another module that is built alike."""
         other = copy.copy(self)
         other._modules = {WRAPPED: module}

@@ -9,10 +9,20 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-import transformers
-from transformers.initialization import no_init_weights
-from transformers.models.auto import modeling_auto as auto
 
+from tracer.capture.compat import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    MODEL_MAPPING,
+    PreTrainedModel,
+    auto,
+    class_named,
+    no_init_weights,
+)
 from tracer.capture.configs import check_sizes, config_class, described, without_options
 from tracer.capture.errors import first_line
 from tracer.errors import InputError, suggest
@@ -66,7 +76,7 @@ def build_with_memory(
     merged, _ = settle(config, overrides, model=model)
     with no_init_weights():
         module = _module(merged, model, dtype, attn, device="cpu")
-    if isinstance(module, transformers.PreTrainedModel):  # which goes with what was left out
+    if isinstance(module, PreTrainedModel):  # which goes with what was left out
         module.tie_weights(recompute_mapping=False)
     return _in_dtype(module, dtype).eval()
 
@@ -202,8 +212,8 @@ def _model_class(settings: Any, config: Mapping[str, Any], model: str) -> Any:
     """The class that the config names, else the first head there is of its type, else no head."""
     named = architectures(config)
     for name in named:
-        found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        found = class_named(name)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
             return found
     fitting = [m[type(settings)] for m in _HEADS if type(settings) in m]
     if getattr(settings, "is_encoder_decoder", False):
@@ -223,16 +233,16 @@ def _model_class(settings: Any, config: Mapping[str, Any], model: str) -> Any:
 
 
 _ENCODER_DECODERS = (
-    transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
 )
 _HEADS = (
-    transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     *_ENCODER_DECODERS,
-    transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    transformers.MODEL_FOR_MASKED_LM_MAPPING,
-    transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    transformers.MODEL_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
 )
 
 

@@ -10,11 +10,11 @@ from itertools import product
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
+from tracer.capture.compat import PreTrainedConfig
 from tracer.capture.errors import Untraceable, first_line
 from tracer.capture.inputs import Axis, Input, Reading, cache_argument, is_encoder, shape
-from tracer.capture.kv_cache import CacheKind, State, Step, cache_kind
+from tracer.capture.kv_cache import CacheKind, State, StatelessModel, cache_kind
 from tracer.errors import CutedgeError, InputError
 from tracer.reach import UNLIMITED, run_sizes
 
@@ -97,7 +97,7 @@ class Task:
             options["use_cache"] = False
         self.states: tuple[State, ...] = kind.states if kind is not None else ()
         try:
-            self.exported = Step(module, reading, options, argument, kind, self.sizes)
+            self.exported = StatelessModel(module, reading, options, argument, kind, self.sizes)
         except Exception as error:  # a config that no cache can be made for
             raise CutedgeError(f"{model}: no cache can be made: {first_line(error)}") from error
 
@@ -107,7 +107,7 @@ class Task:
             if hasattr(getattr(part, "config", None), "use_cache"):
                 part.config.use_cache = self._cached
 
-    def over(self, module: torch.nn.Module) -> Step:
+    def over(self, module: torch.nn.Module) -> StatelessModel:
         """What is exported, of another module that is built alike."""
         self._settle(module)
         return self.exported.over(module)
@@ -268,7 +268,7 @@ class Task:
         return self.sorted(tensors)
 
     def sorted(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What is given for each tensor input, as the arguments of a ``Step``."""
+        """What is given for each tensor input, as the arguments of a ``StatelessModel``."""
         read = {tensor.name for tensor in self.reading.inputs}
         return {
             "inputs": {name: value for name, value in given.items() if name in read},
