@@ -10,8 +10,6 @@ from contextvars import ContextVar
 from functools import wraps
 from inspect import Parameter, signature
 from io import StringIO, TextIOWrapper
-from pathlib import Path
-from shlex import join, quote
 from time import perf_counter
 from traceback import print_exc
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -19,8 +17,9 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from cli.options import WORDS, flattened
 from cli.terminal import WIDE, broken, hide_progress, progress, room
-from tracer.errors import CutedgeError, InputError, alike
+from tracer.errors import CutedgeError
 from tracer.interrupts import say_as
 from tracer.words import visible
 
@@ -29,9 +28,6 @@ JSON_VERSION = 1
 
 _AS_JSON: ContextVar[bool] = ContextVar("_AS_JSON", default=False)
 """Whether the command that runs was given ``--json``: then its errors are JSON too."""
-
-_WORDS: ContextVar[Sequence[str]] = ContextVar("_WORDS", default=())
-"""What follows ``cutedge`` on the command line."""
 
 
 def say(text: str = "") -> None:
@@ -72,7 +68,7 @@ class Commands(TyperGroup):
             sys.stdout.reconfigure(errors="backslashreplace")
         words = sys.argv[1:] if args is None else list(args)
         _AS_JSON.set("--json" in words)
-        _WORDS.set(words)
+        WORDS.set(words)
         if "--json" in words:
             say_as(lambda text: _as_json("error", text, exit_code=130))
         try:
@@ -134,33 +130,6 @@ def options(
     """What all commands have."""
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-
-def no_model(given: Any) -> Any:
-    """What is given as trace directories; raises InputError where one is a model's name."""
-    from tracer.presets import FUNCTION, preset_names
-
-    folders = given if isinstance(given, list | tuple) else [given]
-    for folder in map(str, filter(None, folders)):
-        model = alike(folder, preset_names())
-        if Path(folder).is_dir() or not (
-            model or folder.endswith(".json") or FUNCTION.fullmatch(folder)
-        ):
-            continue
-        rest = [word for word in _WORDS.get() if word not in (folder, "--trace")]
-        then = f" && cutedge {join(rest)}" if len(folders) == 1 else ""
-        raise InputError(
-            f"{folder} is a model, and this command takes the directory of its trace. Trace it "
-            f"first: cutedge trace {quote(model or folder)}{then}"
-        )
-    return given
-
-
-TraceDir = Annotated[
-    Path | None,
-    typer.Argument(help="A trace directory; the last trace when left out.", callback=no_model),
-]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -174,7 +143,9 @@ def command(
 
     def register(function: Command) -> Command:
         switches = {"quiet": Quiet, "verbose": Verbose, **({"wide": Wide} if tables else {})}
-        group.command(epilog=f"Example: [bold]{example}[/bold]")(_switched(function, switches))
+        group.command(epilog=f"Example: [bold]{example}[/bold]")(
+            _switched(flattened(function), switches)
+        )
         return function
 
     return register

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cli.app import Json, command, no_model
+from cli.app import command
+from cli.options import Json, no_model
 
 
 @command('cutedge query "SELECT label, sum(payload_bytes) FROM transfers GROUP BY ALL"')

@@ -7,36 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import complete
-from cli.app import Json, command
+from cli.app import command
+from cli.options import MOST, Arrays, Device, Json
 from costmodels import CountAs, Dataflow, Overlap
-from tracer.errors import InputError, choose
 
 if TYPE_CHECKING:
-    from costmodels.arrays import GemmCost
-    from costmodels.devices import Array, Device
+    from costmodels import devices as described
+    from cutedge._cost import Gemm
 
-MOST = 2**31 - 1
 M = Annotated[int, typer.Argument(min=1, max=MOST, help="Rows of the first operand.")]
 K = Annotated[int, typer.Argument(min=1, max=MOST, help="Its columns, rows of the second.")]
 N = Annotated[int, typer.Argument(min=1, max=MOST, help="Columns of the second operand.")]
-PipelineDepth = Annotated[
-    int,
-    typer.Option(min=1, max=MOST, help="Fixed tiles in flight at once: divides their cycles."),
-]
-Int8Speedup = Annotated[
-    float | None,
-    typer.Option(help="Compute in int8, so much faster; elements cross as one byte."),
-]
-Sparsity = Annotated[
-    float, typer.Option(help="Share of multiplications skipped: divides cycles by 1/(1-s).")
-]
-SparsitySpeedup = Annotated[
-    float | None, typer.Option(help="The actual speedup by sparsity, not the theoretical.")
-]
-Chips = Annotated[
-    int, typer.Option(min=1, max=MOST, help="Chips that share the tiles, on one host link.")
-]
-
 
 SHOWN = ("float32", "bfloat16", "int8")
 """The dtypes that the list of devices has room for; JSON and ``devices NAME`` have all."""
@@ -72,9 +53,8 @@ def gemm(
     m: M,
     k: K,
     n: N,
-    device: Annotated[
-        str, typer.Option(help="A device's name, or a .toml file.", autocompletion=complete.devices)
-    ] = "chip-8x8",
+    arrays: Arrays,
+    device: Device = "chip-8x8",
     mode: Annotated[
         Dataflow | None, typer.Option(help="Another dataflow than the device's.")
     ] = None,
@@ -98,82 +78,24 @@ def gemm(
         Overlap | None,
         typer.Option(help="Whether a systolic array loads a fold while the one before streams."),
     ] = None,
-    pipeline_depth: PipelineDepth = 1,
-    int8_speedup: Int8Speedup = None,
-    sparsity: Sparsity = 0.0,
-    sparsity_speedup: SparsitySpeedup = None,
-    chips: Chips = 1,
     dtype: Annotated[str, typer.Option(help="Of the elements on the host link.")] = "float32",
     as_json: Json = False,
 ) -> None:
     """Cost one matrix product [M, K] x [K, N] on an array: tiles, cycles, seconds, utilisation."""
+    import cutedge
     from cli.printing import print_json
-    from costmodels.arrays import Options, gemm_cost
-    from costmodels.devices import load_device
-    from costmodels.links import load_link, round_trip_seconds
-    from tracer.graph import ITEM_BYTES
 
-    choose(dtype, tuple(ITEM_BYTES), "--dtype")
-    chosen = load_device(device)
-    array = _array(chosen, mode, rows, cols)
-    if array.dataflow == "fixed" and (count or overlap):
-        raise InputError("--count and --overlap are of systolic arrays (--mode os, ws or is)")
-    options = Options(pipeline_depth, int8_speedup, sparsity, sparsity_speedup, chips)
-    counted, overlapped = count or "scalesim", overlap or "none"
-    cost = gemm_cost(
-        array, m, k, n, batch=batch, options=options, count=counted, overlap=overlapped,
-        element_bytes=ITEM_BYTES[dtype],
+    product = cutedge.gemm(
+        m, k, n, device, batch=batch, mode=mode, rows=rows, cols=cols, count=count, overlap=overlap,
+        dtype=dtype, **asdict(arrays),
     )  # fmt: skip
-    link = chosen.host_link and load_link(chosen.host_link)
-    over_link = (
-        round_trip_seconds(link, int(cost.sent_bytes), int(cost.received_bytes)) if link else None
-    )
     if as_json:
-        systolic = array.dataflow != "fixed"
-        print_json({
-            "device": chosen.name, "m": m, "k": k, "n": n, "batch": batch, **asdict(array),
-            "count": counted if systolic else "true", "overlap": overlapped if systolic else None,
-            **asdict(options), "host_link": chosen.host_link, **asdict(cost),
-            "link_seconds": over_link,
-            "run_seconds": None if over_link is None else cost.seconds + over_link,
-            "overlapped_seconds": None if over_link is None else max(cost.seconds, over_link),
-        })  # fmt: skip
+        print_json(product.summary)
     else:
-        product = f"[{m} x {k}] x [{k} x {n}]"
-        counting = "the number of the last, from 0, as SCALE-Sim prints it"
-        _print_gemm(
-            f"{batch} x {product}" if batch > 1 else product, chosen, array, cost,
-            counting if array.dataflow != "fixed" and counted == "scalesim" else "", over_link,
-        )  # fmt: skip
+        _print_gemm(product)
 
 
-def _array(device: "Device", mode: Dataflow | None, rows: int | None, cols: int | None) -> "Array":
-    """The device's array, or one of another dataflow or size at its clock."""
-    from costmodels.devices import Array
-
-    array = device.array
-    if array is None:
-        raise InputError(
-            f"{device.name} is no array with tiles and cycles: `cutedge cost --device "
-            f"{device.name}` has its seconds by peaks and bandwidth"
-        )
-    flow = mode or array.dataflow
-    if flow == "fixed":
-        if array.dataflow != "fixed":
-            raise InputError(f"--mode fixed: {device.name} has no tile_cycles, as chip-8x8 has")
-        if (rows or array.rows, cols or array.columns) != (array.rows, array.columns):
-            raise InputError(
-                "--rows and --cols are of systolic arrays (--mode os, ws or is): what a fixed "
-                f"tile takes is known of that of {device.name} alone"
-            )
-        return array
-    return Array(
-        flow, rows or array.rows, cols or array.columns, depth=None, tile_cycles=None,
-        clock_hertz=array.clock_hertz,
-    )  # fmt: skip
-
-
-def _device_dict(device: "Device") -> dict[str, Any]:
+def _device_dict(device: "described.Device") -> dict[str, Any]:
     """``devices --json``: all fields, and what follows from them."""
     array, figures = device.array, asdict(device)
     return {
@@ -184,14 +106,14 @@ def _device_dict(device: "Device") -> dict[str, Any]:
     }
 
 
-def _print_devices(found: "Sequence[Device]") -> None:
+def _print_devices(found: "Sequence[described.Device]") -> None:
     from cli.printing import Column, console, grouped, human, print_table
 
-    def peak(device: "Device", dtype: str) -> str:
+    def peak(device: "described.Device", dtype: str) -> str:
         rate = device.peak_flops_per_second.get(dtype)
         return "" if rate is None else f"{rate / 1e12:.6g}"
 
-    def ridge(device: "Device", dtype: str) -> str:
+    def ridge(device: "described.Device", dtype: str) -> str:
         return f"{device.ridge(dtype):.1f}" if dtype in device.peak_flops_per_second else ""
 
     out = console()
@@ -238,7 +160,7 @@ def _print_devices(found: "Sequence[Device]") -> None:
     out.print("cutedge devices NAME has every figure of one, with its source")
 
 
-def _print_device(device: "Device") -> None:
+def _print_device(device: "described.Device") -> None:
     from rich.text import Text
 
     from cli.printing import Column, console, human, print_table
@@ -289,12 +211,12 @@ def _print_device(device: "Device") -> None:
         out.print(f"{_array_words(array)}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
 
 
-def _size(array: "Array") -> str:
+def _size(array: "described.Array") -> str:
     sides = (array.rows, array.depth, array.columns)
     return " x ".join(str(side) for side in sides if side is not None)
 
 
-def _array_words(array: "Array") -> str:
+def _array_words(array: "described.Array") -> str:
     clock = f"{array.clock_hertz / 1e6:g} MHz"
     if array.tile_cycles is not None:
         return f"tiles of M x K x N = {_size(array)}, {array.tile_cycles} cycles each, {clock}"
@@ -302,16 +224,17 @@ def _array_words(array: "Array") -> str:
     return f"{kept}-stationary systolic array of {_size(array)} cells, {clock}"
 
 
-def _print_gemm(
-    product: str, device: "Device", array: "Array", cost: "GemmCost", counting: str,
-    over_link: float | None,
-) -> None:  # fmt: skip
+def _print_gemm(product: "Gemm") -> None:
     from rich.text import Text
 
     from cli.printing import Column, console, human, print_table
 
-    out = console()
-    out.print(Text(f"{product} on {device.name}", style="bold"))
+    out, device, array, cost = console(), product.device, product.array, product.cost
+    m, k, n, batch = product.sizes
+    what = f"{batch} x [{m} x {k}] x [{k} x {n}]" if batch > 1 else f"[{m} x {k}] x [{k} x {n}]"
+    scalesim = product.count == "scalesim"
+    counting = "the number of the last, from 0, as SCALE-Sim prints it" if scalesim else ""
+    out.print(Text(f"{what} on {device.name}", style="bold"))
     out.print(_array_words(array))
     lost = ", ".join(
         f"{share:.1%} of {axis}"
@@ -326,11 +249,11 @@ def _print_gemm(
             ("seconds", f"{cost.seconds:.9g}", "without the host link"),
             *(
                 [
-                    ("link seconds", f"{over_link:.9g}", f"on {device.host_link}"),
-                    ("run seconds", f"{cost.seconds + over_link:.9g}", "one after another"),
-                    ("overlapped", f"{max(cost.seconds, over_link):.9g}", "both at once, at best"),
+                    ("link seconds", f"{product.link_seconds:.9g}", f"on {device.host_link}"),
+                    ("run seconds", f"{product.run_seconds:.9g}", "one after another"),
+                    ("overlapped", f"{product.overlapped_seconds:.9g}", "both at once, at best"),
                 ]
-                if over_link is not None
+                if product.link_seconds is not None
                 else []
             ),
             ("useful MACs", f"{cost.useful_macs:,}", ""),

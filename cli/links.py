@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import complete
-from cli.app import Json, command, say, warn
+from cli.app import command, say, warn
+from cli.options import Json
 
 if TYPE_CHECKING:
     from costmodels.links import Link

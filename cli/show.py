@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -20,6 +21,9 @@ from tracer.summary import (
     modules_not_run,
     parameter_bytes,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from cutedge import Trace
 
 
 def _shape(shape: Iterable[object]) -> str:
@@ -91,14 +95,13 @@ def not_run(graph: OpGraph) -> list[str]:
     return [f"{sum(idle.values()):,} of them are not run: {', '.join(some + more)}"]
 
 
-def trace_json(
-    graph: OpGraph, flops: FlopTotals, folder: object, notes: Sequence[str], *, cached: bool
-) -> None:
+def trace_json(traced: "Trace", folder: object) -> None:
     """``trace --json``."""
-    meta = graph.meta
+    graph = traced.graph
+    meta, flops = graph.meta, total_flops(graph)
     before, after = cached_state(graph)
     print_json({
-        "folder": str(folder), "cached": cached,
+        "folder": str(folder), "cached": traced.cached,
         "model": meta.model, "model_class": meta.model_class, "phase": meta.phase,
         **meta.variables, "dtype": meta.dtype, "attn": meta.attn, "logits": meta.logits,
         "symbolic": list(meta.symbolic), "overrides": {k: json.loads(v) for k, v in meta.overrides},
@@ -123,7 +126,7 @@ def trace_json(
             }
             for g in largest_tensors(graph, 6)
         ],
-        "warnings": list(notes),
+        "warnings": list(traced.warnings),
     })  # fmt: skip
 
 

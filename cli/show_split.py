@@ -1,38 +1,33 @@
 """What partition and compare print."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from cli.printing import Column, console, counted, duration, human, mib, print_json, print_table
 from costmodels.flops import total_flops
-from cutedge._placing import Compared
 from cutedge._words import bottleneck_sentence, coverage, no_figures
 from partition.crossover import Crossover, Point
-from partition.explain import Bottleneck, TransferGroup, top_transfers
 from partition.ladder import Exposure, Step
 from partition.layers import TopologicalCut
 from partition.optimise import Price, Setting
 from partition.run import Run
 from partition.seen import Derived, What, known
-from partition.tables import Partition, summary_row
+from partition.tables import Split, summary_row
 from tracer.graph import OpGraph, TraceMeta
 from tracer.kinds import base_name
 from tracer.summary import growth, headline, tensor_names
 
+if TYPE_CHECKING:
+    import cutedge
 
-def partition_summary(
-    partition: Partition,
-    top: Sequence[TransferGroup],
-    bottleneck: Bottleneck | None,
-    folder: object,
-    why: tuple[Sequence[Step], Sequence[Price]] | None = None,
-    told: Mapping[str, Sequence[Derived]] | None = None,
-    beside: TopologicalCut | None = None,
-) -> None:
+
+def partition_summary(made: "cutedge.Partition", folder: object, *, explain: bool) -> None:
     """What ``partition`` ends with."""
+    partition, why = made.split, made.explain() if explain else None
     out = console()
     traffic, totals, placement = partition.traffic, partition.traffic.totals, partition.placement
     out.print(Text(headline(partition.graph.meta), style="bold"))
@@ -61,7 +56,7 @@ def partition_summary(
     print_table(
         [
             Column(""), Column("payload", ">"),
-            Column(f"on the wire ({partition.links.name})", ">", 1),
+            Column(f"on the wire ({partition.link})", ">", 1),
             *([Column("transfer time", ">", 2)] if timed else []),
         ],
         [
@@ -70,9 +65,8 @@ def partition_summary(
             if name != "between accelerators" or payload
         ],
     )  # fmt: skip
-    for link in dict.fromkeys(
-        partition.links.among(placement.home, placement.accelerators).values()
-    ):
+    used = partition.links and partition.links.among(placement.home, placement.accelerators)
+    for link in dict.fromkeys((used or {}).values()):
         if link.chunk_bytes is not None:
             out.print(
                 f"sent in chunks of {human(link.chunk_bytes)} at most: "
@@ -81,21 +75,25 @@ def partition_summary(
     if traffic.total_expr is not None:
         out.print(f"total payload bytes = {traffic.total_expr}")
     bare = no_figures(partition)
-    for line in (*_times(partition), *([bare] if bare else []), *_proof(partition, beside)):
+    for line in (
+        *_times(partition),
+        *([bare] if bare else []),
+        *_proof(partition, made.topological_cut),
+    ):
         out.print(line)
     for device, size in traffic.resident_bytes.items():
         out.print(f"resident on {device}: {human(size)} of parameters and constants")
     for one in partition.exposed:
         for line in _seen(one):
             out.print(line)
-    for device, found in (told or {}).items():
+    for device, found in made.derived.items():
         for line in _nearness(partition.graph, device, found):
             out.print(line)
     out.print(coverage(partition.graph))
     out.print()
     if why is not None:
         _print_why(partition, *why)
-    if top:
+    if made.top_transfers:
         print_table(
             [
                 Column("top transfers"), Column("direction", "<", 1), Column("count", ">", 3),
@@ -108,20 +106,20 @@ def partition_summary(
                     human(group.example.payload_bytes), human(group.payload_bytes),
                     f"{group.share:.1%}", growth(group.example.tensor),
                 )
-                for group in top[:8]
+                for group in made.top_transfers[:8]
             ],
         )  # fmt: skip
         out.print()
-    out.print(bottleneck_sentence(bottleneck))
+    out.print(bottleneck_sentence(made.bottleneck))
     out.print(f"written to {folder}")
 
 
-def _times(partition: Partition) -> Iterable[str]:
+def _times(partition: Split) -> Iterable[str]:
     """What the run takes and on what, where the devices or the link are known."""
     parts = dict(partition.compute_seconds)
     run, moving = partition.run, partition.traffic.totals.seconds
     if parts and moving is not None:
-        parts[partition.links.name] = moving
+        parts[partition.link] = moving
     each = [f"{name} {duration(seconds)}" for name, seconds in parts.items()]
     if run is not None and run.seconds:
         shares = [seconds / run.seconds for seconds in parts.values()]
@@ -135,14 +133,14 @@ def _times(partition: Partition) -> Iterable[str]:
         yield f"{name}: {cycles:,} cycles{faster}"
     if run is not None and run.link_bound_chips is not None:
         yield (
-            f"from {counted(run.link_bound_chips, 'chip')} on, {partition.links.name}, which they "
+            f"from {counted(run.link_bound_chips, 'chip')} on, {partition.link}, which they "
             "share, takes longer than they compute; with ever more of them the run takes "
             f"{duration(run.many_chips_seconds or 0.0)}"
         )
     elif run is not None and run.many_chips_seconds is not None:
         yield (
             f"with ever more chips the run takes {duration(run.many_chips_seconds)}: one tile of "
-            f"each product takes longer than {partition.links.name}"
+            f"each product takes longer than {partition.link}"
         )
 
 
@@ -159,7 +157,7 @@ def amount(value: int, unit: str | None) -> str:
     return f"{value:,} bytes ({mib(value)})" if unit == "bytes" else f"{value:,} (weighted)"
 
 
-def _proof(partition: Partition, beside: TopologicalCut | None) -> Iterable[str]:
+def _proof(partition: Split, beside: TopologicalCut | None) -> Iterable[str]:
     """How good a placement is that was searched for."""
     solution = partition.solution
     if solution is None or solution.objective is None:
@@ -236,7 +234,7 @@ def _nearness(graph: OpGraph, device: str, found: Sequence[Derived]) -> Iterable
         yield f"{device} gets nothing that is made of what is secret"
 
 
-def _print_why(partition: Partition, steps: Sequence[Step], prices: Sequence[Price]) -> None:
+def _print_why(partition: Split, steps: Sequence[Step], prices: Sequence[Price]) -> None:
     print_table(
         [
             Column("step from offload-linear", "~"), Column("ops", ">", 2), Column("to", "<", 1),
@@ -273,15 +271,11 @@ def _time(seconds: float | None) -> str:
 
 
 def partition_dict(
-    partition: Partition,
-    top: Sequence[TransferGroup],
-    bottleneck: Bottleneck | None,
-    folder: object,
-    why: tuple[Sequence[Step], Sequence[Price]] | None = None,
-    told: Mapping[str, Sequence[Derived]] | None = None,
-    beside: TopologicalCut | None = None,
+    made: "cutedge.Partition", folder: object, *, explain: bool = False
 ) -> dict[str, Any]:
     """``partition --json``, and an entry of ``compare --json``."""
+    partition, bottleneck, beside = made.split, made.bottleneck, made.topological_cut
+    why = made.explain() if explain else None
     relief = bottleneck.relief if bottleneck else None
     return {
         "folder": str(folder), **partition.graph.meta.variables, **partition.identity,
@@ -291,21 +285,19 @@ def partition_dict(
             "objective_value": beside.objective_value, "after": list(beside.after),
         },
         "exposed": [{**asdict(one), "words": one.words} for one in partition.exposed],
-        **({} if told is None else {
-            "derived": {
-                device: [
-                    {
-                        "tensor_id": one.tensor.id, "tensor_name": one.tensor.name,
-                        "label": one.tensor.label, "secret_tensor_name": one.source.name,
-                        "ops": list(one.ops), "linear": one.linear,
-                        "targets": [partition.graph.ops[op].target for op in one.ops],
-                        "recoverable": one.recoverable,
-                    }
-                    for one in found
-                ]
-                for device, found in told.items()
-            },
-        }),
+        "derived": {
+            device: [
+                {
+                    "tensor_id": one.tensor.id, "tensor_name": one.tensor.name,
+                    "label": one.tensor.label, "secret_tensor_name": one.source.name,
+                    "ops": list(one.ops), "linear": one.linear,
+                    "targets": [partition.graph.ops[op].target for op in one.ops],
+                    "recoverable": one.recoverable,
+                }
+                for one in found
+            ]
+            for device, found in made.derived.items()
+        },
         **({} if why is None else {
             "ladder": [asdict(step) for step in why[0]],
             "prices": [asdict(price) for price in why[1]],
@@ -317,7 +309,7 @@ def partition_dict(
                 "each_payload_bytes": g.example.payload_bytes, "payload_bytes": g.payload_bytes,
                 "share": g.share, "seq_degree": g.example.tensor.seq_degree,
             }
-            for g in top
+            for g in made.top_transfers
         ],
         "bottleneck": None if bottleneck is None else {
             "name": bottleneck.name, "transfers": bottleneck.transfers,
@@ -333,10 +325,10 @@ def partition_dict(
     }  # fmt: skip
 
 
-def comparison(found: Compared, within: float | None) -> None:
+def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
     """What ``compare`` prints of one trace: the policies side by side."""
-    out = console()
-    partitions, baseline, compared = found.partitions, found.baseline, found.comparisons
+    out, found = console(), compared.compared
+    partitions, baseline, savings = found.partitions, found.baseline, found.comparisons
     meta = baseline.graph.meta
     out.print(Text(headline(meta), style="bold"))
     out.print(
@@ -352,11 +344,11 @@ def comparison(found: Compared, within: float | None) -> None:
             mib(p.traffic.totals.received_payload_bytes) for p in partitions
         ],
         Column("total", ">", 1): [mib(p.traffic.totals.payload_bytes) for p in partitions],
-        Column("saved", ">", 6): [mib(c.saved_bytes) for c in compared],
+        Column("saved", ">", 6): [mib(c.saved_bytes) for c in savings],
         Column("saved %", ">", 4): [
-            "" if c.saved_share is None else f"{c.saved_share:.1%}" for c in compared
+            "" if c.saved_share is None else f"{c.saved_share:.1%}" for c in savings
         ],
-        Column("resident off home", ">", 8): [human(c.resident_off_home_bytes) for c in compared],
+        Column("resident off home", ">", 8): [human(c.resident_off_home_bytes) for c in savings],
     }
     if any(p.traffic.totals.seconds is not None for p in partitions):
         columns[Column("transfer time", ">", 5)] = [
@@ -382,12 +374,12 @@ def comparison(found: Compared, within: float | None) -> None:
             out.print(f"  {partition.policy} = {partition.traffic.total_expr}")
     out.print()
     out.print(coverage(baseline.graph))
-    out.print(f"written to {found.folder}")
+    out.print(f"written to {compared.trace.folder}")
 
 
-def runs(found: Sequence[Compared], within: float | None) -> None:
+def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None:
     """What ``compare`` prints of several traces: a row for each model and policy."""
-    out = console()
+    out, found = console(), [one.compared for one in compared]
     first = found[0]
     faster = first.baseline.options.text
     out.print(
@@ -440,7 +432,7 @@ def _within(seconds: float | None) -> str:
     return "" if seconds is None else f"within {duration(seconds)} a token"
 
 
-def _verdict(partition: Partition, within: float) -> str:
+def _verdict(partition: Split, within: float) -> str:
     """Whether a run is usable."""
     if partition.run is None:
         return "not known"
@@ -494,7 +486,7 @@ def over(
         out.print(f"from {variable} {size:,} to {end:,}: {name} is best")
 
 
-def _best(partition: Partition) -> str:
+def _best(partition: Split) -> str:
     solution = partition.solution
     if solution is None:
         return ""
@@ -512,20 +504,17 @@ def _run_dict(run: Run | None) -> dict[str, Any]:
     }
 
 
-def compared_dict(
-    found: Compared, number: int, bottleneck: Bottleneck | None, within: float | None
-) -> dict[str, Any]:
-    """An entry of ``compare --json``: that of ``partition --json``, and what is compared."""
-    partition = found.partitions[number]
-    run = partition.run
-    return {
-        **partition_dict(
-            partition, top_transfers(partition.graph, partition.traffic), bottleneck,
-            found.folder / partition.folder, told=found.derived[number],
-        ),
-        **asdict(found.comparisons[number]), "baseline": found.baseline.policy,
-        **({} if within is None else {
-            "usable": None if run is None else run.too_slow(within) is None,
-            "times_too_slow": None if run is None else run.too_slow(within),
-        }),
-    }  # fmt: skip
+def comparison_rows(compared: "cutedge.Comparison", within: float | None) -> list[dict[str, Any]]:
+    """``compare --json``, of one trace: for each policy as ``partition --json``, and savings."""
+    return [
+        {
+            **partition_dict(made, Path(compared.trace.folder or "", made.split.folder)),
+            **asdict(saving), "baseline": compared.compared.baseline.policy,
+            **({} if within is None else {
+                "usable": None if made.split.run is None else slower is None,
+                "times_too_slow": slower,
+            }),
+        }
+        for made, saving in zip(compared, compared.compared.comparisons, strict=True)
+        for slower in [within and made.split.run and made.split.run.too_slow(within)]
+    ]  # fmt: skip

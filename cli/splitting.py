@@ -1,117 +1,64 @@
 """Commands that place a traced model on devices and count what crosses."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import complete
-from cli.app import Json, TraceDir, command, no_model, say, warn
-from cli.devices import Chips, Int8Speedup, PipelineDepth, Sparsity, SparsitySpeedup
-from cli.machines import Accel, Home, LinkNames, Memory
-from cutedge._machines import read_machines
-from partition import Order, Residency
-from tracer.errors import InputError, choose
+from cli.app import command, say, warn
+from cli.options import Arrays, Baseline, Json, Machine, Policies, Search, TraceDir, no_model
+from partition import Order
+from tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from cutedge._placing import Compared
     from partition.policy import Policy
-    from tracer.graph import OpGraph
-
-MaxCalls = Annotated[
-    int | None, typer.Option(min=0, help="At most so many calls; for policies with an objective.")
-]
-TimeLimit = Annotated[
-    float, typer.Option(min=0.1, help="Seconds that a search for the optimum may take.")
-]
-WireDtype = Annotated[
-    str | None,
-    typer.Option(help="Dtype of floating tensors while they cross; their own when left out."),
-]
-ResidencyName = Annotated[
-    Residency,
-    typer.Option(
-        "--residency", help="run: a device keeps what it has; call: an accelerator forgets it."
-    ),
-]
-
-Secrets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--secret",
-        help="What no accelerator may see that is not trusted: a label, a sort (qkv), a name.",
-    ),
-]
 
 
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
 def partition(
+    machine: Machine,
+    arrays: Arrays,
+    search: Search,
     directory: TraceDir = None,
     policy: Annotated[
         str,
         typer.Option(help="A policy's name, or a .toml file.", autocompletion=complete.policies),
     ] = "offload-linear",
-    home: Home = "tee",
-    accel: Accel = None,
-    wire_dtype: WireDtype = None,
-    residency: ResidencyName = "run",
-    link: LinkNames = None,
-    pipeline_depth: PipelineDepth = 1,
-    int8_speedup: Int8Speedup = None,
-    sparsity: Sparsity = 0.0,
-    sparsity_speedup: SparsitySpeedup = None,
-    chips: Chips = 1,
-    max_calls: MaxCalls = None,
-    memory: Memory = None,
-    time_limit: TimeLimit = 60.0,
     explain: Annotated[
         bool,
         typer.Option(
             "--explain", help="Show the steps from offload-linear, and what rules and secrets cost."
         ),
     ] = False,
-    secret: Secrets = None,
     as_json: Json = False,
 ) -> None:
     """Place every op of a trace on a device and count what crosses."""
+    import cutedge
     from cli import show_split
     from cli.printing import print_json
-    from cutedge._placing import bottlenecks, derived_of, explained, partition_of, setting_of
+    from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
-    from partition.explain import top_transfers
-    from partition.optimise import beside_layers
-    from partition.policy import load_policy, with_secrets
-    from partition.tables import write_partition
-    from tracer.serde import read_trace
 
-    chosen = load_policy(policy)
-    machines = read_machines(
-        home, accel, link, memory, wire_dtype, pipeline_depth=pipeline_depth,
-        int8_speedup=int8_speedup, sparsity=sparsity, sparsity_speedup=sparsity_speedup,
-        chips=chips,
-    )  # fmt: skip
+    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    check_words([policy], **options)
     folder = trace_folder(directory)
-    graph, trace_id = read_trace(folder)
-    chosen = with_secrets(graph, chosen, secret or ())
-    setting = setting_of(graph, machines, residency, max_calls, time_limit)
-    made = partition_of(graph, trace_id, chosen, setting, machines)
-    written = write_partition(made, folder)
-    caution(graph, {policy: chosen})
-    top = top_transfers(graph, made.traffic)
-    (bottleneck,) = bottlenecks([made], setting, [chosen])
-    told = derived_of(graph, chosen, setting, made)
-    beside = beside_layers(graph, chosen, setting)
-    why = explained(graph, chosen, setting, made) if explain else None
+    split = cutedge.load(folder).partition(policy, **options)
+    written = split.save(folder)
+    for warning in split.warnings:
+        warn(f"{policy}: {warning}")
     if as_json:
-        print_json(show_split.partition_dict(made, top, bottleneck, written, why, told, beside))
+        print_json(show_split.partition_dict(split, written, explain=explain))
     else:
-        show_split.partition_summary(made, top, bottleneck, written, why, told, beside)
+        show_split.partition_summary(split, written, explain=explain)
 
 
 @command("cutedge compare --wire-dtype bfloat16")
 def compare(
+    machine: Machine,
+    arrays: Arrays,
+    search: Search,
     directories: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -119,34 +66,8 @@ def compare(
             callback=no_model,
         ),
     ] = None,
-    policies: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--policy",
-            help="A policy to compare, again and again; all without secrets when left out.",
-            autocompletion=complete.policies,
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            help="The policy that savings are against; offload-linear.",
-            autocompletion=complete.policies,
-        ),
-    ] = None,
-    home: Home = "tee",
-    accel: Accel = None,
-    wire_dtype: WireDtype = None,
-    residency: ResidencyName = "run",
-    link: LinkNames = None,
-    pipeline_depth: PipelineDepth = 1,
-    int8_speedup: Int8Speedup = None,
-    sparsity: Sparsity = 0.0,
-    sparsity_speedup: SparsitySpeedup = None,
-    chips: Chips = 1,
-    max_calls: MaxCalls = None,
-    memory: Memory = None,
-    time_limit: TimeLimit = 60.0,
+    policies: Policies = None,
+    baseline: Baseline = None,
     within: Annotated[
         float | None,
         typer.Option(help="Seconds a token that are usable: says which runs are, or how far off."),
@@ -157,7 +78,6 @@ def compare(
             help="Say which policy is best over a size, and where that changes: seq 64..131072."
         ),
     ] = None,
-    secret: Secrets = None,
     unseen: Annotated[
         list[str] | None,
         typer.Option(
@@ -174,88 +94,41 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Put policies side by side: calls, bytes, seconds, savings, proofs, closed forms, verdicts."""
+    import cutedge
     from cli import show_split
     from cli.printing import print_json
-    from cutedge._placing import (
-        arranged,
-        bottlenecks,
-        check_namesakes,
-        compared_on,
-        compared_over,
-        obstacles,
-        setting_of,
-    )
+    from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
-    from partition.policy import load_policy, open_policy_names, with_secrets
-    from partition.seen import What
-    from partition.tables import write_partition
-    from tracer.serde import read_reach, read_trace
 
-    machines = read_machines(
-        home, accel, link, memory, wire_dtype, pipeline_depth=pipeline_depth,
-        int8_speedup=int8_speedup, sparsity=sparsity, sparsity_speedup=sparsity_speedup,
-        chips=chips,
-    )  # fmt: skip
     if within is not None and not 0 < within < float("inf"):
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
-    names = list(dict.fromkeys(policies or open_policy_names()))
-    against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
-    if against not in names:
-        names.insert(0, against)
-    chosen = {name: load_policy(name) for name in names}
-    check_namesakes(chosen)
-    for what in unseen or ():
-        choose(what, [one.value for one in What], "--unseen")
-    folders = [trace_folder(folder) for folder in directories] if directories else [
-        trace_folder(None)
-    ]  # fmt: skip
+    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
+    folders = (
+        [*dict.fromkeys(map(trace_folder, directories))] if directories else [trace_folder(None)]
+    )
     if over is not None and (len(folders) > 1 or within is not None or unseen or sort):
         raise InputError(
             "--over is of one trace directory and goes without --within, --unseen and --sort"
         )
-    found: list[Compared] = []
-    for folder in dict.fromkeys(folders):
-        graph, trace_id = read_trace(folder)
-        setting = setting_of(graph, machines, residency, max_calls, time_limit)
-        if over is not None:
-            reach = read_reach(folder, trace_id)
-            kept = {name: with_secrets(graph, one, secret or ()) for name, one in chosen.items()}
-            without = {} if policies else obstacles(kept, setting)
-            possible = {name: rules for name, rules in kept.items() if name not in without}
-            unit, points, changes = compared_over(graph, reach, over, possible, setting, machines)
-            show_split.over(graph.meta, over[0], unit, points, changes, as_json=as_json)
-            return
-        one = compared_on(
-            graph, trace_id, chosen, baseline or against, setting, machines,
-            strict=bool(policies), secret=secret or (), named=baseline is not None,
-        )  # fmt: skip
-        found.append(replace(one, folder=folder))
-    for one in found:
-        for partition in one.partitions:
-            write_partition(partition, one.folder)
-        caution(one.baseline.graph, dict(zip(one.names, one.policies, strict=True)))
-    found = [arranged(one, unseen or (), sort) for one in found]
+    traces = [cutedge.load(folder) for folder in folders]
+    if over is not None:
+        found = traces[0].crossovers(*over, policies, **options)
+        show_split.over(traces[0].graph.meta, over[0], *found, as_json=as_json)
+        return
+    compared = [traced.compare(policies, baseline=baseline, **options) for traced in traces]
+    for one, folder in zip(compared, folders, strict=True):
+        one.save(folder)
+        for warning in one.warnings:
+            warn(warning)
+    compared = [one.arranged(unseen or (), sort) for one in compared]
     if as_json:
-        print_json({"partitions": [
-            show_split.compared_dict(one, number, bottleneck, within)
-            for one in found
-            for number, bottleneck in enumerate(
-                bottlenecks(one.partitions, one.setting, one.policies)
-            )
-        ]})  # fmt: skip
-    elif len(found) == 1:
-        show_split.comparison(found[0], within)
+        rows = [row for one in compared for row in show_split.comparison_rows(one, within)]
+        print_json({"partitions": rows})
+    elif len(compared) == 1:
+        show_split.comparison(compared[0], within)
     else:
-        show_split.runs(found, within)
-
-
-def caution(graph: "OpGraph", policies: "Mapping[str, Policy]") -> None:
-    """Warn of policies, by what the user called them, that do less than they say."""
-    from partition.policy import cautions
-
-    for given, policy in policies.items():
-        for caution in cautions(graph, policy):
-            warn(f"{given}: {caution}")
+        show_split.runs(compared, within)
 
 
 @command("cutedge policies fuse-attention")

@@ -1,17 +1,15 @@
 """The command that goes over a grid of models, sizes, policies and machines."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.app import Json, command, say, warn
+from cli.app import command, say, warn
+from cli.options import Json
 from cutedge.sweeping import EngineName
 from tracer.errors import InputError
-from tracer.stages import stage
 
 Texts = list[str] | None
 
@@ -76,9 +74,7 @@ def sweep(
         raise InputError("--scheduler is the address of a cluster: give it with --engine dask|ray")
     options = locals()
     asked = read_grid(grid, {key: options[key] for key in (*AXES, *SINGLE)}, time_limit)
-    made = run_sweep(
-        asked, out or OUT / f"grid={asked.id}", Engine(engine, scheduler, jobs), _progress, warn
-    )
+    made = run_sweep(asked, out or OUT / f"grid={asked.id}", Engine(engine, scheduler, jobs), warn)
     if as_json:
         print_json(asdict(made))
         return
@@ -91,17 +87,3 @@ def sweep(
         [(how, f"{count:,}") for how, count in made.placed.items()],
     )
     say(f"written to {made.folder}")
-
-
-@contextmanager
-def _progress(rows: int, before: int) -> Iterator[Callable[[int], None]]:
-    """A stage of so many points, of which some are there already."""
-    done = before
-    with stage("working out points", rows, before) as at:
-
-        def more(made: int) -> None:
-            nonlocal done
-            done += made
-            at(done)
-
-        yield more

@@ -3,115 +3,56 @@
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from cli import complete
-from cli.app import Json, command, say, warn
-from cutedge._request import Request
+from cli.app import command, say, warn
+from cli.options import Json, Model, Settings, Tracing
 from tracer.errors import InputError, alike
-
-if TYPE_CHECKING:
-    pass
-
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="A preset, a config.json or its folder, org/name on the hub, or file.py:function.",
-        autocompletion=complete.models,
-    ),
-]
-Seq = Annotated[
-    int | None,
-    typer.Option(min=1, help="New tokens a sequence; 1024 when left out, 1 in decode."),
-]
-Batch = Annotated[int, typer.Option(min=1, help="Sequences, or images.")]
-Phase = Annotated[
-    Literal["prefill", "decode", "encoder"],
-    typer.Option(help="decode: one new token over a cache; encoder: the encoder alone."),
-]
-Past = Annotated[
-    int | None, typer.Option(min=0, help="Cached tokens a sequence, before the new ones.")
-]
-Source = Annotated[
-    int | None,
-    typer.Option(min=1, help="Tokens that the encoder has read; 1024 when left out."),
-]
-Cache = Annotated[bool, typer.Option(help="Fill a cache in a prefill without one.")]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="Dtype of parameters and activations; float32 for a config."),
-]
-Attn = Annotated[
-    Literal["eager", "sdpa"],
-    typer.Option(help="eager: the attention's matmuls are ops; sdpa: it is one op."),
-]
-Logits = Annotated[
-    Literal["last", "all"], typer.Option(help="Logits of the last token or of every token.")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a config field: key=value.")
-]
 
 
 @command("cutedge trace llama-3.2-1b --seq 1024")
 def trace(
     model: Model,
-    seq: Seq = None,
-    batch: Batch = 1,
-    phase: Phase = "prefill",
-    past: Past = None,
-    source: Source = None,
-    cache: Cache = False,
-    dtype: Dtype = None,
-    attn: Attn = "eager",
-    logits: Logits = "last",
-    settings: Settings = None,
+    tracing: Tracing,
     full: Annotated[bool, typer.Option(help="Trace every layer, even when all are alike.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where an op that works has no cost formula.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Directory for the tables.")] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Trace anew; neither read nor write the cache.")
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the tables; name it to the commands that follow."),
+    ] = None,
+    no_trace_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-trace-cache", help="Trace anew; neither read nor write the cache of traces."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Trace a model into an op graph and write it as Parquet."""
+    import cutedge
     from cli import show
-    from costmodels.flops import annotate, refuse_unsupported, total_flops
+    from costmodels.flops import total_flops
     from cutedge._workspace import default_folder, remember
-    from partition.tables import remove_stale
-    from tracer.interrupts import uninterrupted
-    from tracer.presets import parse_overrides
-    from tracer.serde import write_reach, write_trace
 
-    asked = Request(
-        model, {"batch": batch, "seq": seq, "past": past, "source": source}, phase=phase,
-        cache=cache, dtype=dtype, attn=attn, logits=logits,
-        overrides=parse_overrides(settings or []),
-    )  # fmt: skip
-    traced, warnings, reach, cached = asked.traced(full=full, use_cache=not no_cache)
-    graph = annotate(traced)
-    if strict:
-        refuse_unsupported(graph)
-    folder = out or default_folder(graph)
-    notes = list(warnings)
-    with uninterrupted():
-        trace_id = write_trace(graph, folder)
-        write_reach(folder, trace_id, reach)
-        if removed := remove_stale(folder, trace_id):
-            notes.append(f"removed what was made from the trace before: {', '.join(removed)}")
+    traced = cutedge.trace(
+        model, **asdict(tracing), full=full, strict=strict, use_cache=not no_trace_cache
+    )
+    folder = traced.save(out or default_folder(traced.graph))
+    if out is None:
         remember(folder)
-    for note in notes:
-        warn(note)
+    for warning in traced.warnings:
+        warn(warning)
     if as_json:
-        show.trace_json(graph, total_flops(graph), folder, notes, cached=cached)
+        show.trace_json(traced, folder)
     else:
-        show.trace_summary(graph, total_flops(graph), folder)
+        show.trace_summary(traced.graph, total_flops(traced.graph), folder)
 
 
 @command("cutedge models llama-3.2-1b")
@@ -130,22 +71,20 @@ def models(
     seq: Annotated[
         int | None, typer.Option(min=1, help="For --check: new tokens, or cached ones in decode.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="For --check: override a field, key=value.")
-    ] = None,
+    settings: Settings = None,
     as_json: Json = False,
 ) -> None:
     """List the models that are known by name; show one's config, or how it can be traced."""
     from cli import show
     from cli.printing import Column, grouped, print_json, print_table
-    from tracer.presets import describe, find_config, parse_overrides, preset, preset_names
+    from tracer.presets import describe, find_config, preset, preset_names
 
     if check:
         if model is None:
             raise InputError("--check needs a model: cutedge models --check llama-3.2-1b")
         from cutedge._request import check as check_phases
 
-        name, kind, found, graphs = check_phases(model, seq, parse_overrides(settings or []))
+        name, kind, found, graphs = check_phases(model, seq, settings)
         show.checked(name, kind, found, graphs, as_json=as_json)
         sys.exit(0 if all(graphs) else 1)
     names = [name for name in preset_names() if model is None or model.lower() in name]

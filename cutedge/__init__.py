@@ -18,6 +18,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # as type checkers take it; ``typing`` takes half of the import's time
 if TYPE_CHECKING:
     from cutedge._compare import Comparison
+    from cutedge._cost import gemm, limits, params
     from cutedge._partition import Partition
     from cutedge._trace import Trace, load, trace
     from tracer.errors import CutedgeError, InputError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = [  # noqa: RUF022  # in groups
     # begin
     "load", "trace",
+    # ask of a model or a device alone
+    "gemm", "limits", "params",
     # what there is then
     "Comparison", "Partition", "Trace",
     # what is raised
@@ -33,7 +36,8 @@ __all__ = [  # noqa: RUF022  # in groups
 
 _PLACES = {
     "Comparison": "cutedge._compare", "Partition": "cutedge._partition",
-    "Trace": "cutedge._trace", "load": "cutedge._trace", "trace": "cutedge._trace",
+    "Trace": "cutedge._trace", "gemm": "cutedge._cost", "limits": "cutedge._cost",
+    "load": "cutedge._trace", "params": "cutedge._cost", "trace": "cutedge._trace",
     "CutedgeError": "tracer.errors", "InputError": "tracer.errors",
 }  # fmt: skip
 

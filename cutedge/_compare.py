@@ -7,14 +7,25 @@ from typing import TYPE_CHECKING
 
 from cutedge._machines import Machines
 from cutedge._partition import Asked, Partition, asked_of
-from cutedge._placing import Compared, check_namesakes, compared_on
-from partition import Residency
+from cutedge._placing import (
+    Compared,
+    arranged,
+    check_namesakes,
+    compared_on,
+    compared_over,
+    obstacles,
+)
+from partition import Order, Residency
 from partition.policy import Policy, load_policy, open_policy_names
+from partition.seen import What
+from tracer.errors import choose
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cutedge._report import Written
     from cutedge._trace import Trace
+    from partition.crossover import Crossover, Point
 
 
 def compare(
@@ -33,22 +44,40 @@ def compare(
     check_namesakes(asked.policies)
     found = compared_on(
         trace.graph, trace.id, asked.policies, against, asked.setting, machines,
-        strict=policies is not None, secret=secrets, named=baseline is not None,
+        strict=bool(policies), secret=secrets, named=baseline is not None,
     )  # fmt: skip
-    return Comparison(trace, found, asked)
+    return Comparison(trace, found, asked, names[0] if policies else against)
+
+
+def crossovers(
+    trace: "Trace", over: tuple[str, str], policies: Sequence[str | Path | Policy] | None,
+    machines: Machines, residency: Residency, secrets: Sequence[str], max_calls: int | None,
+    time_limit: float,
+) -> "tuple[str, list[Point], list[Crossover]]":  # fmt: skip
+    """(unit, the best policy at sizes of a range, where that changes): ``Trace.crossovers``."""
+    graph = trace.graph
+    asked = asked_of(
+        graph, policies or open_policy_names(), machines, residency, secrets, max_calls, time_limit
+    )
+    check_namesakes(asked.policies)
+    without = {} if policies else obstacles(asked.policies, asked.setting)
+    possible = {name: rules for name, rules in asked.policies.items() if name not in without}
+    return compared_over(graph, trace.reach, over, possible, asked.setting, machines)
 
 
 class Comparison(Sequence[Partition]):
     """Partitions of one trace by several policies, one after another, or by name."""
 
-    def __init__(self, trace: "Trace", found: Compared, asked: Asked) -> None:
-        """Made by ``Trace.compare``."""
+    def __init__(self, trace: "Trace", compared: Compared, asked: Asked, first: str) -> None:
+        """Made by ``Trace.compare``; ``first`` is the policy that a report shows first."""
         self.trace = trace
         """The traced model."""
-        self._found = found
+        self.compared = compared
+        """What was found of the policies, as the tables and reports are made from it."""
+        self._asked, self._first = asked, first
         self._partitions = [
             Partition(trace, split, asked, policy)
-            for split, policy in zip(found.partitions, found.policies, strict=True)
+            for split, policy in zip(compared.partitions, compared.policies, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -59,11 +88,11 @@ class Comparison(Sequence[Partition]):
 
     def __getitem__(self, which: int | str) -> Partition:  # type: ignore[override]  # no slices
         if isinstance(which, str):
-            return self._partitions[list(self._found.names).index(which)]
+            return self._partitions[list(self.compared.names).index(which)]
         return self._partitions[which]
 
     def __repr__(self) -> str:
-        return f"<cutedge.Comparison {', '.join(self._found.names)}>"
+        return f"<cutedge.Comparison {', '.join(self.compared.names)}>"
 
     def _repr_html_(self) -> str:
         from cutedge._html import rows
@@ -78,13 +107,21 @@ class Comparison(Sequence[Partition]):
         """By policy, the payload that it saves against the baseline."""
         return {
             name: one.saved_bytes
-            for name, one in zip(self._found.names, self._found.comparisons, strict=True)
+            for name, one in zip(self.compared.names, self.compared.comparisons, strict=True)
         }
 
     @property
     def without(self) -> Mapping[str, str]:
         """Policy that is not possible here -> why."""
-        return self._found.without
+        return self.compared.without
+
+    @property
+    def warnings(self) -> list[str]:
+        """Where the policies do less than they say."""
+        return [
+            f"{name}: {warning}"
+            for name, one in zip(self.compared.names, self, strict=True) for warning in one.warnings
+        ]  # fmt: skip
 
     @property
     def summary(self) -> "pa.Table":
@@ -99,18 +136,39 @@ class Comparison(Sequence[Partition]):
 
         return pa.concat_tables([one._tables["summary"] for one in self])
 
-    def report(self, page: str | Path) -> Path:
-        """Write a page that shows the policies, readable offline; where it is."""
-        from cutedge._report import report_of, write_report
+    def arranged(self, unseen: Sequence[str] = (), sort: Order | None = None) -> "Comparison":
+        """Those under which no untrusted device sees ``unseen`` sorts of tensor, in an order.
 
-        write_report(report_of(self._found, self.trace._reach, 0), Path(page))
-        return Path(page)
+        ``sort`` puts the fewest ``bytes``, ``calls``, ``seconds`` or sorts ``seen`` first. Savings
+        stay against the same baseline. Raises InputError for what is no sort of tensor.
+
+        >>> import cutedge
+        >>> found = cutedge.trace("edge-10m", seq=64).compare(["offload-linear", "min-cut"])
+        >>> [one.policy for one in found.arranged(sort="calls")]
+        ['min-cut', 'offload-linear']
+        """
+        for what in unseen:
+            choose(what, [sort.value for sort in What], "--unseen")
+        return Comparison(
+            self.trace, arranged(self.compared, unseen, sort), self._asked, self._first
+        )
+
+    def report(self, page: str | Path, *, png: bool = False) -> "Written":
+        """Write a page that shows the policies, readable offline; what was written.
+
+        With ``png`` its drawings too, as pictures beside it, by a Chromium that is installed.
+        """
+        from cutedge._report import write_report
+
+        names = self.compared.names
+        shown = names.index(self._first) if self._first in names else 0
+        return write_report(self.compared, self.trace.reach, shown, Path(page), png=png)
 
     def save(self, folder: str | Path) -> Path:
         """Write the tables of the trace and of all partitions; where the trace is."""
         from partition.tables import write_partition
 
         saved = self.trace.save(folder)
-        for split in self._found.partitions:
+        for split in self.compared.partitions:
             write_partition(split, saved)
         return saved

@@ -104,16 +104,16 @@ def machines_of(
     ('rtx-4090',)
     """
     if machine is not None:
-        if home or accel or link:
-            raise InputError(f"machine {machine!r} says home, accel and link: leave them out")
         devices, at, named = machine.partition("@")
+        if home or accel or (link and named):
+            raise InputError(f"machine {machine!r} says home, accel and link: leave them out")
         home, *others = devices.split("+")
         if not home or not all(others) or (at and not named):
             raise InputError(
                 f"machine {machine!r}: write HOME+ACCELERATOR@LINK, as in "
                 "tee-tdx+rtx-4090@pcie4-x16"
             )
-        accel, link = others, named or None
+        accel, link = others, named or link
     return read_machines(
         home or "tee", _several(accel), _several(link), _several(memory), wire_dtype, **options
     )

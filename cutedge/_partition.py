@@ -11,16 +11,17 @@ from cutedge._placing import bottlenecks, derived_of, explained, partition_of, s
 from partition import Residency
 from partition.optimise import Setting
 from partition.policy import Policy, cautions, load_policy, with_secrets
-from partition.tables import Partition as Split
-from partition.tables import partition_tables, summary_row
+from partition.tables import Split, partition_tables, summary_row
 from tracer.graph import OpGraph
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from cutedge._trace import Trace
-    from partition.explain import Bottleneck
+    from cutedge._verify import Transport, Verification
+    from partition.explain import Bottleneck, TransferGroup
     from partition.ladder import Step
+    from partition.layers import TopologicalCut
     from partition.optimise import Price
     from partition.seen import Derived
 
@@ -58,7 +59,11 @@ class Partition:
         """The traced model."""
         self.policy = split.policy
         """What placed it, by name."""
-        self._split, self._asked, self._policy = split, asked, policy
+        self.split = split
+        """The placement and what it moves, as the tables are made from it."""
+        self.rules = policy
+        """The policy itself, secrets that were asked for with it."""
+        self.machines, self.setting = asked.machines, asked.setting
 
     @classmethod
     def placed(cls, trace: "Trace", asked: Asked, name: str) -> "Partition":
@@ -68,11 +73,11 @@ class Partition:
         return cls(trace, split, asked, policy)
 
     def __repr__(self) -> str:
-        totals, placement = self._split.traffic.totals, self._split.placement
+        totals, placement = self.split.traffic.totals, self.split.placement
         called = ", ".join(placement.accelerators) or "no accelerator"
         return (
             f"<cutedge.Partition {self.policy} of {self.trace.graph.meta.model}: "
-            f"{placement.home} calls {called} {len(self._split.traffic.calls)} times, "
+            f"{placement.home} calls {called} {len(self.split.traffic.calls)} times, "
             f"{totals.payload_bytes:,} bytes>"
         )
 
@@ -86,7 +91,7 @@ class Partition:
 
     @cached_property
     def _tables(self) -> "dict[str, pa.Table]":
-        return partition_tables(self._split)
+        return partition_tables(self.split)
 
     @property
     def placement(self) -> "pa.Table":
@@ -112,27 +117,41 @@ class Partition:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The whole run in a row: column -> value, as in ``summary.parquet``."""
-        return summary_row(self._split)
+        return summary_row(self.split)
 
     @cached_property
     def bottleneck(self) -> "Bottleneck | None":
         """What makes most of the traffic and what would relieve it; None where nothing crosses."""
-        (found,) = bottlenecks([self._split], self._asked.setting, [self._policy])
+        (found,) = bottlenecks([self.split], self.setting, [self.rules])
         return found
 
-    @property
+    @cached_property
+    def top_transfers(self) -> "list[TransferGroup]":
+        """What crosses, alike tensors together, those of most bytes first."""
+        from partition.explain import top_transfers
+
+        return top_transfers(self.trace.graph, self.split.traffic)
+
+    @cached_property
+    def topological_cut(self) -> "TopologicalCut | None":
+        """The best cut of the op graph at any op, beside that of a policy of layers."""
+        from partition.optimise import beside_layers
+
+        return beside_layers(self.trace.graph, self.rules, self.setting)
+
+    @cached_property
     def derived(self) -> "dict[str, list[Derived]]":
         """By device that is not trusted, what it gets that arithmetic has made of secrets."""
-        return derived_of(self.trace.graph, self._policy, self._asked.setting, self._split)
+        return derived_of(self.trace.graph, self.rules, self.setting, self.split)
 
     @property
     def warnings(self) -> list[str]:
         """Where the policy does less than it says."""
-        return list(cautions(self.trace.graph, self._policy))
+        return list(cautions(self.trace.graph, self.rules))
 
     def explain(self) -> "tuple[list[Step], list[Price]]":
         """(the steps from offload-linear, what each rule and secret costs)"""
-        return explained(self.trace.graph, self._policy, self._asked.setting, self._split)
+        return explained(self.trace.graph, self.rules, self.setting, self.split)
 
     def query(self, sql: str) -> "pa.Table":
         """What DuckDB answers over the trace's tables and these of the partition.
@@ -147,8 +166,36 @@ class Partition:
         trace = {"ops": self.trace.ops, "tensors": self.trace.tensors, "edges": self.trace.edges}
         return ask(sql, {**trace, **self._tables})
 
+    def verify(
+        self, *, seed: int = 0, weights: str | Path | None = None, transport: "Transport" = "unix",
+        workers: Sequence[str] = (), tls_ca: str | Path | None = None, runs: int = 1,
+        timeout: float = 300.0,
+    ) -> "Verification":  # fmt: skip
+        """Run the split for real, by processes over sockets, and count what crosses.
+
+        Numbers are random, from a ``seed``; with ``weights``, parameters are those of a folder with
+        .safetensors. ``workers`` listen elsewhere, as ``gpu=HOST:PORT``, ``tls_ca`` signs their
+        certificates; else each accelerator is a process here, behind ``unix`` or ``tcp`` sockets.
+        Of several ``runs`` the fastest is what is measured. A worker may be silent for ``timeout``
+        seconds. What was found wrong is in ``failure``; ``check`` raises it.
+
+        Raises InputError for a trace that was loaded (its model is not there), RunError for a run
+        that fails.
+
+        >>> import cutedge
+        >>> p = cutedge.trace("edge-10m", seq=4).partition("fuse-attention")
+        >>> p.verify().check().verdict.bytes_equal
+        True
+        """
+        from cutedge._verify import verify
+
+        return verify(
+            self, seed, None if weights is None else Path(weights), transport, workers,
+            None if tls_ca is None else Path(tls_ca), runs, timeout,
+        )  # fmt: skip
+
     def save(self, folder: str | Path) -> Path:
         """Write the trace's tables and these below it; where these are."""
         from partition.tables import write_partition
 
-        return write_partition(self._split, self.trace.save(folder))
+        return write_partition(self.split, self.trace.save(folder))

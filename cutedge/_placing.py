@@ -4,12 +4,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from costmodels.flops import annotate
 from costmodels.roofline import DeviceTime, time_ops
-from cutedge._machines import Machines
+from cutedge._machines import Machines, machines_of
 from partition import Order, Residency
 from partition.accounting import account
 from partition.crossover import Crossover, Point, best_over
@@ -26,6 +28,7 @@ from partition.optimise import (
     place,
     prices,
 )
+from partition.placement import Placement
 from partition.policy import (
     Policy,
     apply_policy,
@@ -38,7 +41,7 @@ from partition.problem import InfeasibleError, NotFoundError
 from partition.run import chips_of, times_under
 from partition.secrets import covered, present
 from partition.seen import Derived, derived, known
-from partition.tables import Partition
+from partition.tables import Split
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
@@ -54,8 +57,8 @@ class Compared:
     setting: Setting
     names: Sequence[str]
     """As the user gave the policies."""
-    partitions: Sequence[Partition]
-    baseline: Partition
+    partitions: Sequence[Split]
+    baseline: Split
     comparisons: Sequence[Comparison]
     policies: Sequence[Policy]
     """As they were placed by, secrets of the command line with them."""
@@ -63,6 +66,18 @@ class Compared:
     """What untrusted devices get that arithmetic has made of each policy's secrets."""
     without: Mapping[str, str]
     """Policy that is left out -> why."""
+
+
+def check_words(
+    policies: Sequence[str | Path | Policy] = (), *, residency: Residency = "run",
+    secrets: Sequence[str] | None = (), max_calls: int | None = None, time_limit: float = 0.0,
+    **machines: Any,
+) -> None:  # fmt: skip
+    """Raise InputError for options that cannot be understood, before a model is traced or read."""
+    for policy in policies:
+        if not isinstance(policy, Policy):
+            load_policy(str(policy))
+    machines_of(**machines)
 
 
 def setting_of(
@@ -94,7 +109,7 @@ def obstacles(policies: Mapping[str, Policy], setting: Setting) -> dict[str, str
 def partition_of(
     graph: OpGraph, trace_id: str, policy: Policy, setting: Setting, machines: Machines, *,
     exposed: bool = True,
-) -> Partition:  # fmt: skip
+) -> Split:  # fmt: skip
     """A graph placed by a policy, with what the placement moves and, where asked, shows."""
     placed = place(graph, policy, setting)
     traffic = account(
@@ -102,9 +117,10 @@ def partition_of(
         wire_dtype=setting.wire_dtype, residency=setting.residency,
     )  # fmt: skip
     times = times_under(graph, placed.placement, traffic.transfers, setting.times)
-    return Partition(
-        graph, trace_id, policy.name, placed.placement, traffic, setting.links,
-        setting.wire_dtype, setting.residency, compute_seconds(placed.placement, times),
+    return Split(
+        graph, trace_id, policy.name, placed.placement, traffic, setting.links.name,
+        setting.links, setting.wire_dtype, setting.residency,
+        compute_seconds(placed.placement, times),
         placed.solution, " and ".join(policy.objective or ()) or None, placed.unit,
         compute_cycles(placed.placement, setting.times), machines.options,
         chips_of(graph, placed.placement, setting.times, machines.options),
@@ -115,7 +131,7 @@ def partition_of(
 
 
 def explained(
-    graph: OpGraph, policy: Policy, setting: Setting, made: Partition
+    graph: OpGraph, policy: Policy, setting: Setting, made: Split
 ) -> tuple[list[Step], list[Price]]:
     """(the steps from offload-linear, what each rule costs)"""
     start = apply_policy(
@@ -130,7 +146,7 @@ def explained(
 
 @stage("finding what would relieve the bottleneck")
 def bottlenecks(
-    made: Sequence[Partition], setting: Setting, policies: Sequence[Policy]
+    made: Sequence[Split], setting: Setting, policies: Sequence[Policy]
 ) -> list[Bottleneck | None]:
     """Of each partition, with a relief that may be called by the name of a policy of cutedge.
 
@@ -138,12 +154,8 @@ def bottlenecks(
     """
     if not made:
         return []
-    graph, home, accelerators = made[0].graph, setting.home, setting.accelerators
-    placements = {
-        name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)
-        for name in fixed_policy_names()
-    }
-    found = []
+    graph, found = made[0].graph, []
+    placements = _shipped(graph, setting.home, setting.accelerators)
     for one, policy in zip(made, policies, strict=True):
         hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
         able = may_move(graph, setting, hidden)
@@ -161,8 +173,19 @@ def bottlenecks(
     return found
 
 
+@lru_cache(maxsize=2)
+def _shipped(
+    graph: OpGraph, home: str, accelerators: tuple[str, ...]
+) -> Mapping[str, Placement]:  # fmt: skip
+    """A graph's placement by each policy of cutedge that leaves nothing open."""
+    return {
+        name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)
+        for name in fixed_policy_names()
+    }
+
+
 def derived_of(
-    graph: OpGraph, policy: Policy, setting: Setting, made: Partition
+    graph: OpGraph, policy: Policy, setting: Setting, made: Split
 ) -> dict[str, list[Derived]]:
     """By device that is not trusted, what it gets that arithmetic has made of the secrets."""
     secret = covered(graph, secret_tensors(graph, policy))
@@ -183,7 +206,7 @@ def compared_on(
     Not an error where it is for a ``secret`` of the command line that one cannot be. A baseline
     that the user has not ``named`` makes way for the first policy that can be.
     """
-    made: dict[str, Partition] = {}
+    made: dict[str, Split] = {}
     policies = {name: with_secrets(graph, rules, secret) for name, rules in policies.items()}
     impossible = {} if strict else obstacles(policies, setting)
     for name, rules in policies.items():
@@ -227,7 +250,7 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
         ]  # fmt: skip
         if told:
             without[name] = ", ".join(told)
-    rank: dict[str, Callable[[Partition], float]] = {
+    rank: dict[str, Callable[[Split], float]] = {
         "bytes": lambda one: one.traffic.totals.payload_bytes,
         "calls": lambda one: len(one.traffic.calls),
         "seconds": lambda one: inf if one.run_seconds is None else one.run_seconds,

@@ -1,11 +1,14 @@
 """Policies side by side as a page."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cutedge._placing import Compared, bottlenecks
 from cutedge._words import bottleneck_claim, coverage, relief_claim
 from cutedge.report.contents import Report, make_report
 from cutedge.report.page import drawing_library, write_page
+from cutedge.report.pictures import find_browser, take_pictures
 from tracer.errors import CutedgeError
 from tracer.files import write_whole
 from tracer.reach import Reach
@@ -14,13 +17,34 @@ from tracer.summary import headline
 from tracer.words import duration, human
 
 
-def write_report(made: Report, page: Path) -> None:
-    """Write a report as a page. Raises CutedgeError where it cannot be written."""
-    data = write_page(made, drawing_library()).encode()
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A report that was written."""
+
+    page: Path
+    pictures: tuple[Path, ...]
+    """Of its drawings, beside it."""
+    headlines: Mapping[str, str]
+    """By policy, the sentence that it begins with; the one that is shown first comes first."""
+
+
+def write_report(found: Compared, reach: Reach, shown: int, page: Path, *, png: bool) -> Written:
+    """Write what was compared as a page. Raises CutedgeError where it cannot be written.
+
+    ``shown`` is the policy that comes up first.
+    """
+    library = drawing_library()
+    browser = find_browser() if png else None  # before any work, where one is missing
+    made = report_of(found, reach, shown)
     try:
-        write_whole(page, data)
+        write_whole(page, write_page(made, library).encode())
     except OSError as error:
         raise CutedgeError(f"cannot write {page}: {error.strerror or error}") from error
+    sheets = [made.sheets[shown], *made.sheets]
+    return Written(
+        page, tuple(take_pictures(browser, page)) if browser else (),
+        {sheet.policy: sheet.headline for sheet in sheets},
+    )  # fmt: skip
 
 
 @stage("drawing the report")

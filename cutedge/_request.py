@@ -1,7 +1,7 @@
 """What is asked of ``trace``: a model, its sizes and options; and how it is answered."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from tracer.reach import Reach
 
 
+Overrides = Mapping[str, Any] | Sequence[str] | None
+"""Fields of a config and their values, or texts ``key=value``."""
+
+
+def _fields(overrides: Overrides) -> dict[str, Any]:
+    """Overrides as fields and values."""
+    from tracer.presets import parse_overrides
+
+    if overrides is None or isinstance(overrides, Mapping):
+        return dict(overrides or {})
+    return parse_overrides(list(overrides))
+
+
 class Request:
     """A model, and how it is to be traced: what the options of ``trace`` come to.
 
@@ -25,8 +38,9 @@ class Request:
     """
 
     def __init__(
-        self, model: Any, sizes: Mapping[str, int | None], *, phase: str, cache: bool,
-        dtype: str | None, attn: str, logits: str, overrides: Mapping[str, Any], inputs: Any = None,
+        self, model: Any, sizes: Mapping[str, int | None], *, phase: str, cache: bool = False,
+        dtype: str | None = None, attn: str = "eager", logits: str = "last",
+        overrides: Overrides = None, inputs: Any = None,
     ) -> None:  # fmt: skip
         """Raises InputError for options that do not go together."""
         from tracer.graph import MODEL_DTYPES
@@ -36,7 +50,8 @@ class Request:
             choose(dtype, MODEL_DTYPES, "--dtype")
         self._sizes: dict[str, Any] = {size: n for size, n in sizes.items() if n is not None}
         self._options: dict[str, Any] = {
-            "dtype": dtype, "attn": attn, "overrides": dict(overrides),
+            "dtype": dtype, "attn": attn,
+            "overrides": _fields(overrides),
         }  # fmt: skip
         self._file: dict[str, str] = {}
         self._module: tuple[Any, Any] | None = None
@@ -126,21 +141,18 @@ class Request:
 
 
 def traced_model(
-    model: str, overrides: Mapping[str, Any], *, phase: str, **sizes: int
+    model: str, overrides: Overrides, *, phase: str, **sizes: int
 ) -> "tuple[OpGraph, tuple[str, ...]]":
     """(the annotated graph of a model as its config has it, warnings)."""
     from costmodels.flops import annotate
 
-    asked = Request(
-        model, sizes, phase=phase, cache=False, dtype=None, attn="eager", logits="last",
-        overrides=overrides,
-    )  # fmt: skip
+    asked = Request(model, sizes, phase=phase, overrides=overrides)
     graph, warnings, *_ = asked.traced(full=False, use_cache=True)
     return annotate(graph), warnings
 
 
 def decodes(
-    model: str, overrides: Mapping[str, Any]
+    model: str, overrides: Overrides
 ) -> "tuple[OpGraph, tuple[OpGraph, ...], tuple[str, ...]]":
     """(annotated decode over few cached tokens, others beyond all windows, warnings).
 
@@ -151,10 +163,7 @@ def decodes(
     from costmodels.flops import annotate
 
     def traced(past: int) -> "tuple[OpGraph, Reach]":
-        asked = Request(
-            model, {"past": past}, phase="decode", cache=False, dtype=None, attn="eager",
-            logits="last", overrides=overrides,
-        )  # fmt: skip
+        asked = Request(model, {"past": past}, phase="decode", overrides=overrides)
         graph, warnings, reach, _ = asked.traced(full=False, use_cache=True)
         said.update(dict.fromkeys(one for one in warnings if one not in reach.notes))
         return annotate(graph), reach
@@ -171,7 +180,7 @@ def decodes(
 
 
 def check(
-    model: str, seq: int | None, overrides: Mapping[str, Any]
+    model: str, seq: int | None, overrides: Overrides
 ) -> "tuple[str, str, list[Checked], list[OpGraph | None]]":
     """(name, class, how far each phase can be traced, its annotated graph or None) of a model."""
     from costmodels.flops import annotate
@@ -179,6 +188,6 @@ def check(
     from tracer.presets import find_config
 
     name, config = find_config(model)
-    kind, found = check_phases(config, model=name, seq=seq, overrides=overrides)
+    kind, found = check_phases(config, model=name, seq=seq, overrides=_fields(overrides))
     graphs = [None if one.captured is None else annotate(one.captured.graph) for one in found]
     return name, kind, found, graphs

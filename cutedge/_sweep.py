@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from cutedge.sweeping.points import Program, Work, pack
 from partition.policy import Policy
 from tracer.errors import CutedgeError, InputError
 from tracer.interrupts import say_at_interrupt
+from tracer.stages import stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,11 @@ class Swept:
 
 
 def sweep(
-    grid: Grid, folder: Path, engine: "Engine",
-    progress: Callable[[int, int], AbstractContextManager[Callable[[int], None]]],
-    warn: Callable[[str], None],
+    grid: Grid, folder: Path, engine: "Engine", warn: Callable[[str], None]
 ) -> Swept:  # fmt: skip
     """Work out every point of a grid into a folder; what is there is not done again.
 
-    ``progress(rows, done)`` gives what is told of each file's rows. Raises InputError for a folder
+    Raises InputError for a folder
     of another grid and for policies that count seconds where these are not known, CutedgeError
     where the folder cannot be written.
     """
@@ -56,7 +55,7 @@ def sweep(
         _refuse_strays(folder, files)
         todo = [file for file in files if file.placed() is None]
         before = sum(f.rows for f in files) - sum(f.rows for f in todo)
-        with progress(grid.rows, before) as done:
+        with _counting(grid.rows, before) as done:
             _work_out(grid, todo, engine, done, warn)
         placed: Counter[str] = Counter()
         for file in files:
@@ -65,6 +64,20 @@ def sweep(
         grid.id, grid.rows, len(files), len(files) - len(todo), dict(sorted(placed.items())),
         str(folder),
     )  # fmt: skip
+
+
+@contextmanager
+def _counting(rows: int, before: int) -> Iterator[Callable[[int], None]]:
+    """A stage of so many points, some of which are there already."""
+    done = before
+    with stage("working out points", rows, before) as at:
+
+        def more(made: int) -> None:
+            nonlocal done
+            done += made
+            at(done)
+
+        yield more
 
 
 def _check_policies(grid: Grid) -> None:

@@ -1,13 +1,13 @@
 """A traced model, and how it is made or read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodels.flops import annotate
 from cutedge._machines import machines_of
-from cutedge._request import Request
+from cutedge._request import Overrides, Request
 from partition import Residency
 from tracer.errors import InputError
 from tracer.graph import OpGraph
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from cutedge._compare import Comparison
+    from cutedge._cost import Cost
     from cutedge._partition import Partition
+    from partition.crossover import Crossover, Point
     from partition.policy import Policy
+    from tracer.capture.runnable import Runnable
 
 
 def trace(
@@ -35,8 +38,9 @@ def trace(
     dtype: str | None = None,
     attn: str = "eager",
     logits: str = "last",
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Overrides = None,
     full: bool = False,
+    strict: bool = False,
     use_cache: bool = True,
 ) -> "Trace":
     """Trace a model into an op graph. No weights are needed, and no data is computed.
@@ -48,25 +52,30 @@ def trace(
     ``seq`` tokens are new in each of ``batch`` sequences, after ``past`` cached ones; a decoder of
     an encoder-decoder model reads ``source`` encoded ones. ``phase`` is ``prefill``, ``decode`` or
     ``encoder``; ``cache`` has a prefill fill a cache. ``attn`` is ``eager`` (its products are ops)
-    or ``sdpa`` (one op). ``overrides`` change fields of the config. ``full`` traces every layer,
-    also where all are alike. A trace that was made before comes out of the trace cache, unless
-    ``use_cache`` is False.
+    or ``sdpa`` (one op). ``overrides`` change fields of the config: a dict, or texts
+    ``key=value``. ``full`` traces every layer, also where all are alike. A trace that was made
+    before comes out of the trace cache, unless ``use_cache`` is False.
 
     Raises InputError for a model or options that cannot be, CutedgeError for a model that cannot be
-    traced.
+    traced, and with ``strict`` for one with an op that works and has no cost formula.
 
     >>> import cutedge
     >>> cutedge.trace("edge-10m", seq=64)
     <cutedge.Trace edge-10m (OPTForCausalLM): prefill of 1 x 64 tokens, float32, eager attention, \
 logits of the last token>
     """
+    from costmodels.flops import refuse_unsupported
+
     request = Request(
         model, {"batch": batch, "seq": seq, "past": past, "source": source}, phase=phase,
-        cache=cache, dtype=dtype, attn=attn, logits=logits, overrides=overrides or {},
+        cache=cache, dtype=dtype, attn=attn, logits=logits, overrides=overrides,
         inputs=inputs,
     )  # fmt: skip
-    graph, warnings, reach, _ = request.traced(full=full, use_cache=use_cache)
-    return Trace(annotate(graph), reach, warnings, request)
+    graph, warnings, reach, cached = request.traced(full=full, use_cache=use_cache)
+    traced = Trace(annotate(graph), reach, warnings, request, cached=cached)
+    if strict:
+        refuse_unsupported(traced.graph)
+    return traced
 
 
 def load(folder: str | Path) -> "Trace":
@@ -83,21 +92,28 @@ def load(folder: str | Path) -> "Trace":
     from tracer.serde import read_reach, read_trace
 
     graph, trace_id = read_trace(Path(folder))
-    return Trace(graph, read_reach(Path(folder), trace_id), ())
+    return Trace(graph, read_reach(Path(folder), trace_id), (), folder=Path(folder))
 
 
 class Trace:
     """A traced model: ops, tensors and edges, with sizes and costs as numbers and as formulas."""
 
     def __init__(
-        self, graph: OpGraph, reach: Reach, warnings: Sequence[str], request: Request | None = None
-    ) -> None:
+        self, graph: OpGraph, reach: Reach, warnings: Sequence[str],
+        request: Request | None = None, *, cached: bool = False, folder: Path | None = None,
+    ) -> None:  # fmt: skip
         """Made by ``trace`` and ``load``."""
         self.graph = graph
         """The op graph; ``graph.nx`` is a networkx graph of it."""
         self.warnings = tuple(warnings)
         """What a user must know before trusting the figures, a line each."""
-        self._reach, self._request = reach, request
+        self.cached = cached
+        """Whether it came out of the trace cache."""
+        self.folder = folder
+        """The directory that it was read from; None where it was traced."""
+        self.reach = reach
+        """The sizes at which it is the same program."""
+        self._request = request
 
     def __repr__(self) -> str:
         return f"<cutedge.Trace {headline(self.graph.meta)}>"
@@ -160,23 +176,32 @@ class Trace:
             if size not in meta.variables:
                 raise InputError(f"at({size}=...): {meta.model} has {', '.join(meta.variables)}")
         asked = {**meta.variables, **sizes}
-        there = graph_at(self.graph, self._reach, asked)
+        there = graph_at(self.graph, self.reach, asked)
+        request = self._request and self._request.at(asked)
         if there is not None:
-            return Trace(annotate(there), self._reach, self._reach.warnings(meta.model, asked),
-                         self._request)  # fmt: skip
-        if self._request is None:
+            warnings = self.reach.warnings(meta.model, asked)
+            return Trace(annotate(there), self.reach, warnings, request)
+        if request is None:
             raise InputError(
                 f"at {', '.join(f'{k} {v}' for k, v in sizes.items())} {meta.model} is another "
                 "program than in these tables: trace it there"
             )
-        request = self._request.at(asked)
-        graph, warnings, reach, _ = request.traced(full=False, use_cache=True)
-        return Trace(annotate(graph), reach, warnings, request)
+        graph, warnings, reach, cached = request.traced(full=False, use_cache=True)
+        return Trace(annotate(graph), reach, warnings, request, cached=cached)
+
+    def runnable(self) -> "Runnable":
+        """The model itself, to be run. Raises InputError for a trace that was read from a file."""
+        if self._request is None:
+            raise InputError(
+                f"{self.graph.meta.model} was read from tables, and they have no model to run: "
+                "trace it with cutedge.trace"
+            )
+        return self._request.runnable()
 
     def partition(
         self, policy: "str | Path | Policy" = "offload-linear", *, machine: str | None = None,
-        residency: Residency = "run", secrets: Sequence[str] = (), max_calls: int | None = None,
-        time_limit: float = 60.0, **machines: Any,
+        residency: Residency = "run", secrets: Sequence[str] | None = (),
+        max_calls: int | None = None, time_limit: float = 60.0, **machines: Any,
     ) -> "Partition":  # fmt: skip
         """Place every op on a device by a policy, and count what crosses.
 
@@ -197,15 +222,15 @@ class Trace:
         from cutedge._partition import Partition, asked_of
 
         chosen = asked_of(
-            self.graph, [policy], machines_of(machine, **machines), residency, secrets, max_calls,
-            time_limit,
+            self.graph, [policy], machines_of(machine, **machines), residency, secrets or (),
+            max_calls, time_limit,
         )  # fmt: skip
         return Partition.placed(self, chosen, next(iter(chosen.policies)))
 
     def compare(
         self, policies: "Sequence[str | Path | Policy] | None" = None, *,
         baseline: str | None = None, machine: str | None = None, residency: Residency = "run",
-        secrets: Sequence[str] = (), max_calls: int | None = None, time_limit: float = 60.0,
+        secrets: Sequence[str] | None = (), max_calls: int | None = None, time_limit: float = 60.0,
         **machines: Any,
     ) -> "Comparison":  # fmt: skip
         """Policies side by side; all that are shipped and keep no secret when left out.
@@ -222,25 +247,62 @@ class Trace:
         from cutedge._compare import compare
 
         return compare(
-            self, policies, baseline, machines_of(machine, **machines), residency, secrets,
-            max_calls, time_limit,
+            self, policies, baseline, machines_of(machine, **machines), residency,
+            secrets or (), max_calls, time_limit,
         )  # fmt: skip
 
-    def cost(self, *devices: str) -> "pa.Table":
-        """What each op takes on devices, a row for each op and device; on an rtx-4090 by default.
+    def crossovers(
+        self, variable: str, sizes: str, policies: "Sequence[str | Path | Policy] | None" = None, *,
+        machine: str | None = None, residency: Residency = "run",
+        secrets: Sequence[str] | None = (), max_calls: int | None = None, time_limit: float = 60.0,
+        **machines: Any,
+    ) -> "tuple[str, list[Point], list[Crossover]]":  # fmt: skip
+        """(unit, the best policy at sizes of a range, where that changes).
+
+        The unit is ``seconds`` of the run where they are known, else ``bytes`` of payload. Each
+        policy is placed anew at each size of a ``variable`` of the trace's formulas. All else is as
+        for ``compare``.
+
+        >>> import cutedge
+        >>> t = cutedge.trace("edge-10m", seq=64)
+        >>> unit, points, changes = t.crossovers("seq", "64..256", ["layers", "min-cut"])
+        >>> unit, points[0].best
+        ('bytes', 'min-cut')
+        """
+        from cutedge._compare import crossovers
+
+        return crossovers(
+            self, (variable, sizes), policies, machines_of(machine, **machines), residency,
+            secrets or (), max_calls, time_limit,
+        )  # fmt: skip
+
+    def costs(
+        self, *devices: str, products_dtype: str | None = None, strict: bool = False, **arrays: Any
+    ) -> "list[Cost]":
+        """What the trace takes on each of the devices; on an rtx-4090 when left out.
+
+        Matrix products are computed in ``products_dtype``, where the device has it; ``arrays`` are
+        the options of arrays. Raises CutedgeError with ``strict`` where an op has no cost.
+
+        >>> import cutedge
+        >>> (cost,) = cutedge.trace("edge-10m", seq=64).costs("rtx-4090")
+        >>> cost.summary["flops"]
+        434855936
+        """
+        from cutedge._cost import costs
+
+        return costs(self, devices, products_dtype, strict=strict, **arrays)
+
+    def cost(self, *devices: str, **options: Any) -> "pa.Table":
+        """What each op takes on devices, a row for each op and device. Options: ``costs``.
 
         >>> import cutedge
         >>> cutedge.trace("edge-10m", seq=64).cost("rtx-4090").num_rows
         152
         """
-        from costmodels.cost_table import cost_table
-        from costmodels.devices import load_device
-        from costmodels.roofline import time_graph
+        from cutedge._cost import cost_table
 
-        chosen = [load_device(name) for name in devices or ("rtx-4090",)]
-        return cost_table(
-            self.graph, self.id, [time_graph(self.graph, device) for device in chosen]
-        )
+        return cost_table(self.costs(*devices, **options))
 
     def query(self, sql: str) -> "pa.Table":
         """What DuckDB answers over ``ops``, ``tensors`` and ``edges``.
@@ -261,16 +323,24 @@ class Trace:
         **options: Any,
     ) -> Path:  # fmt: skip
         """Write a page that shows policies, readable offline; where it is. Options: ``compare``."""
-        return self.compare(policies, **options).report(page)
+        return self.compare(policies, **options).report(page).page
 
     def save(self, folder: str | Path) -> Path:
-        """Write the tables as Parquet into a folder; where they are."""
+        """Write the tables as Parquet into a folder; where they are.
+
+        What was made there from another trace is removed, and ``warnings`` says so.
+        """
         from partition.tables import remove_stale
         from tracer.interrupts import uninterrupted
         from tracer.serde import write_reach, write_trace
 
+        if Path(folder) == self.folder:  # it was read from there
+            return self.folder
         with uninterrupted():
             trace_id = write_trace(self.graph, Path(folder))
-            write_reach(Path(folder), trace_id, self._reach)
-            remove_stale(Path(folder), trace_id)
+            write_reach(Path(folder), trace_id, self.reach)
+            removed = remove_stale(Path(folder), trace_id)
+        if removed:
+            said = f"removed what was made from the trace before: {', '.join(removed)}"
+            self.warnings = (*self.warnings, said)
         return Path(folder)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from costmodels.flops import FlopTotals, numbered, total_flops
 from partition.explain import Bottleneck
-from partition.tables import Partition
+from partition.tables import Split
 from tracer.graph import OpGraph
 from tracer.summary import growth
 from tracer.words import counted, covered, mib
@@ -29,7 +29,7 @@ def unknown(flops: FlopTotals) -> str:
     return f"; not for {numbered(flops.unsupported)}" if flops.unsupported else ""
 
 
-def no_figures(partition: Partition) -> str | None:
+def no_figures(partition: Split) -> str | None:
     """On which devices of a placement the seconds of ops are not known; None where all are."""
     where = partition.placement
     bare = [d for d in (where.home, *where.accelerators) if d not in partition.compute_seconds]

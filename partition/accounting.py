@@ -26,7 +26,7 @@ from math import fsum
 from costmodels.links import Link, Links, message_cost
 from partition import Residency
 from partition.placement import Placement, validate
-from partition.stored import keepers, resident_bytes
+from partition.stored import keepers, resident_bytes, state_devices
 from tracer.formula import Formula, const, parse
 from tracer.graph import FLOATING, ITEM_BYTES, Kind, Op, OpGraph, Role, Tensor
 
@@ -174,7 +174,7 @@ def account(
     return Traffic(
         calls=_filled(graph, calls, transfers, links),
         transfers=transfers,
-        totals=_totals(transfers, of_home or [links.common]),
+        totals=totals_of(transfers, of_home or [links.common]),
         peak_buffer_bytes=peak,
         cut_edges=_cut_edges(graph, placement),
         resident_bytes=resident_bytes(graph, placement),
@@ -204,25 +204,26 @@ def steps_of(graph: OpGraph, placement: Placement) -> list[int]:
 
 
 def _cut_edges(graph: OpGraph, placement: Placement) -> int:
-    devices = placement.devices
-    ends = [
-        (devices[edge.src], devices[edge.dst]) for edge in graph.edges
+    """Edges whose reader sits on a device where their producer does not.
+
+    An op of cached state sits on every device that holds the state. The state of the next run is
+    not taken home.
+    """
+    state = state_devices(graph, placement)
+
+    def sits_on(op: int) -> set[str]:
+        here = placement.devices[op]
+        return state.get(op, set()) if here is None else {here}
+
+    return sum(
+        bool(sits_on(edge.dst) - sits_on(edge.src)) and graph.crosses(graph.tensors[edge.tensor])
+        for edge in graph.edges
         if edge.src is not None
         and not (
-            # The state of the next run is not taken home.
             graph.ops[edge.dst].kind is Kind.OUTPUT
             and graph.tensors[edge.tensor].role is Role.KV_CACHE
         )
-    ]  # fmt: skip
-    # What is appended to cached state flows on to where the state is read.
-    for op in graph.ops:
-        read = {tensor.id for tensor in graph.inputs(op.id)}
-        ends += [
-            (devices[tensor.op], devices[op.id])
-            for tensor in graph.flowing(op.id)
-            if tensor.op is not None and tensor.id not in read
-        ]
-    return sum(None not in pair and pair[0] != pair[1] for pair in ends)
+    )
 
 
 _CallKey = tuple[int, str]
@@ -402,7 +403,7 @@ def _filled(
         by_call[transfer.call].append(transfer)
     result = []
     for (step, device), (number, ops) in calls.items():
-        totals = _totals(by_call[number], [links.of(device)])
+        totals = totals_of(by_call[number], [links.of(device)])
         result.append(
             Call(
                 number, device, ops, call_label(graph, ops),
@@ -413,7 +414,7 @@ def _filled(
     return tuple(result)
 
 
-def _totals(transfers: Iterable[Transfer], of_home: Sequence[Link]) -> Totals:
+def totals_of(transfers: Iterable[Transfer], of_home: Sequence[Link]) -> Totals:
     """The sums; where nothing crosses, the links of home say whether seconds are known."""
     payload = dict.fromkeys(("send", "receive", "peer"), 0)
     wire = dict(payload)

@@ -45,6 +45,37 @@ def readers_of_stored(graph: OpGraph, tensor: Tensor) -> set[int]:
     return found
 
 
+def state_devices(graph: OpGraph, placement: Placement) -> dict[int, set[str]]:
+    """Op of cached state -> the devices that hold it: those of the ops that read the state.
+
+    What no op reads lies where what is new in it is made; where several ops made that, at home.
+    """
+    found: dict[int, set[str]] = defaultdict(set)
+    for start in kept_state(graph):
+        first = graph.tensors[start]
+        pieces, new = {first.op} & graph.state_ops, {first.op} - graph.state_ops
+        front = [*pieces, *graph.readers(start)]
+        while front:
+            op = front.pop()
+            if op in graph.state_ops:
+                pieces.add(op)
+                makers = [graph.tensors[t.id].op for t in graph.inputs(op) if graph.crosses(t)]
+                new.update(makers)
+                front += [
+                    reader for made in graph.outputs(op) for reader in graph.readers(made.id)
+                    if reader not in pieces
+                ]  # fmt: skip
+        readers = readers_of_stored(graph, first)
+        devices = {placement.devices[op] for op in readers} or {
+            placement.devices[op] for op in new if op is not None
+        }
+        here = {device for device in devices if device is not None}
+        for op in pieces:
+            if op is not None:
+                found[op] |= here if readers or len(here) == 1 else {placement.home}
+    return dict(found)
+
+
 @lru_cache(maxsize=4)
 def storages(graph: OpGraph) -> tuple[frozenset[int], ...]:
     """By op: the parameters, buffers, constants and cached state that must lie on its device.

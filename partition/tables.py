@@ -1,9 +1,9 @@
 """A partition on disk: placement, transfers, calls and summary as Parquet in the trace's folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from costmodels.arrays import Options
 from costmodels.flops import total_flops
 from costmodels.links import Links
-from partition.accounting import Traffic
+from partition import Residency
+from partition.accounting import Call, Traffic, Transfer, account, steps_of, totals_of
 from partition.ladder import Exposure
 from partition.placement import Placement
 from partition.run import Chips, Run
@@ -22,7 +23,16 @@ from partition.seen import what_is
 from partition.solve import Proof
 from tracer.files import remove_files
 from tracer.graph import FLOATING, OpGraph
-from tracer.serde import column, make_tables, run_of, trace_metadata, write_tables
+from tracer.serde import (
+    TableError,
+    column,
+    make_tables,
+    read_table,
+    read_trace,
+    run_of,
+    trace_metadata,
+    write_tables,
+)
 from tracer.summary import tensor_names
 
 PLACEMENT = pa.schema([
@@ -259,7 +269,7 @@ SUMMARY = pa.schema([
 
 
 @dataclass(frozen=True, slots=True)
-class Partition:
+class Split:
     """A placement of a traced model with what it moves, and the options it was counted under."""
 
     graph: OpGraph
@@ -267,10 +277,13 @@ class Partition:
     policy: str
     placement: Placement
     traffic: Traffic
-    links: Links
+    link: str
+    """What the links are called."""
+    links: Links | None
+    """None of a split that was read from its tables, which name them alone."""
     wire_dtype: str | None
     """What floating tensors were turned into on the wire, None for their own dtypes."""
-    residency: str
+    residency: Residency
     compute_seconds: Mapping[str, float] = field(default_factory=dict)
     """Device -> what its ops take there, one after another; described devices alone."""
     solution: Proof | None = None
@@ -293,6 +306,18 @@ class Partition:
     """Device -> what it is, where that has another name."""
     devices: tuple[str, ...] = ()
     """Home and all accelerators that ops could have been placed on."""
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Home, then the accelerators that run anything."""
+        return (self.placement.home, *self.placement.accelerators)
+
+    def over(self, links: Links) -> "Split":
+        """The same placement, counted over other links."""
+        traffic = account(
+            self.graph, self.placement, links, wire_dtype=self.wire_dtype, residency=self.residency
+        )
+        return replace(self, link=links.name, links=links, traffic=traffic)
 
     @property
     def run(self) -> Run | None:
@@ -345,7 +370,7 @@ class Partition:
             for name in used
         ]
         options = f", {self.options.text}" if self.options.text else ""
-        return f"{'+'.join(devices)}@{self.links.name}{options}"
+        return f"{'+'.join(devices)}@{self.link}{options}"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -363,7 +388,7 @@ class Partition:
         return Path(*(f"{name}={in_a_path(run[name])}" for name in names))
 
 
-def partition_tables(partition: Partition) -> dict[str, pa.Table]:
+def partition_tables(partition: Split) -> dict[str, pa.Table]:
     """The four tables of a partition, by name."""
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
     whole, sorts = traffic.totals.payload_bytes, what_is(graph)
@@ -398,13 +423,13 @@ def partition_tables(partition: Partition) -> dict[str, pa.Table]:
     }, partition.identity)  # fmt: skip
 
 
-def write_partition(partition: Partition, trace: Path) -> Path:
+def write_partition(partition: Split, trace: Path) -> Path:
     """Write the four tables of a partition into its trace's directory; where they are."""
     metadata = {
         **trace_metadata(partition.graph.meta, partition.trace_id), "policy": partition.policy,
         "home": partition.placement.home,
         "accelerators": json.dumps(partition.placement.accelerators),
-        "link": partition.links.name, "wire_dtype": partition.wire,
+        "link": partition.link, "wire_dtype": partition.wire,
         "residency": partition.residency,
     }  # fmt: skip
     folder = trace / partition.folder
@@ -422,13 +447,13 @@ def _items(value: Any) -> Any:
     return [(key, _items(inner)) for key, inner in sorted(value.items())]
 
 
-def summary_row(partition: Partition) -> dict[str, Any]:
+def summary_row(partition: Split) -> dict[str, Any]:
     """The one row of ``summary.parquet``: column -> value, in the order of ``SUMMARY``."""
     placement, traffic, totals = partition.placement, partition.traffic, partition.traffic.totals
     run, solution = partition.run, partition.solution
     return {
         "policy": partition.policy, "home": placement.home,
-        "accelerators": list(placement.accelerators), "link": partition.links.name,
+        "accelerators": list(placement.accelerators), "link": partition.link,
         "wire_dtype": partition.wire_dtype, "residency": partition.residency,
         "calls": len(traffic.calls), "transfers": len(traffic.transfers),
         "cut_edges": traffic.cut_edges,
@@ -475,6 +500,76 @@ PARTITIONS = "policy=*/wire=*/residency=*/machine=*"
 def share(part: int, whole: int) -> float:
     """A part of a whole, 0 of nothing."""
     return part / whole if whole else 0.0
+
+
+def read_split(trace: Path, folder: Path) -> Split:
+    """The split whose tables are in ``folder``, of the trace in ``trace``.
+
+    Raises TableError where a table is missing or damaged, or is of another trace.
+    """
+    graph, trace_id = read_trace(trace)
+    rows = {
+        name: _rows(folder, name, schema, trace_id)
+        for name, schema in (
+            ("placement", PLACEMENT), ("transfers", TRANSFERS), ("calls", CALLS),
+            ("summary", SUMMARY),
+        )
+    }  # fmt: skip
+    if len(rows["summary"]) != 1 or len(rows["placement"]) != len(graph.ops):
+        raise TableError(f"{folder} is damaged. Run partition again.")
+    (summary,) = rows["summary"]
+    placement = Placement(
+        summary["home"], *(
+            tuple(row[column] for row in rows["placement"])
+            for column in ("device", "pinned", "reason")
+        )
+    )  # fmt: skip
+    transfers = tuple(_transfer(graph, row) for row in rows["transfers"])
+    traffic = Traffic(
+        _calls(graph, placement, rows["calls"], transfers), transfers, totals_of(transfers, ()),
+        summary["peak_buffer_bytes"], summary["cut_edges"], dict(summary["resident_bytes"]),
+        summary["total_bytes_expr"],
+    )  # fmt: skip
+    return Split(
+        graph, trace_id, summary["policy"], placement, traffic, summary["link"], None,
+        summary["wire_dtype"], summary["residency"],
+        options=Options.parse(summary["array_options"] or ""),
+    )  # fmt: skip
+
+
+def _rows(folder: Path, name: str, schema: pa.Schema, trace_id: str) -> list[dict[str, Any]]:
+    table, metadata = read_table(folder, name, schema)
+    if metadata.get("trace_id") != trace_id:
+        raise TableError(f"{folder / name}.parquet is of another trace. Run partition again.")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _transfer(graph: OpGraph, row: Mapping[str, Any]) -> Transfer:
+    return Transfer(
+        row["transfer_id"], graph.tensors[row["tensor_id"]], row["src_device"], row["dst_device"],
+        row["call_id"], row["direction"], row["wire_dtype"], row["payload_bytes"],
+        row["wire_bytes"], row["seconds"], row["bytes_expr"],
+    )  # fmt: skip
+
+
+def _calls(
+    graph: OpGraph, placement: Placement, rows: Sequence[Mapping[str, Any]],
+    transfers: Sequence[Transfer],
+) -> tuple[Call, ...]:  # fmt: skip
+    """The calls; their steps are not in the table, and follow from the placement."""
+    steps = steps_of(graph, placement)
+    brought = {t.call: steps[t.tensor.op or 0] + 1 for t in transfers if t.direction != "receive"}
+    return tuple(
+        Call(
+            row["call_id"], row["device"], tuple(row["ops"]), row["label"],
+            row["sent_payload_bytes"], row["sent_wire_bytes"], row["received_payload_bytes"],
+            row["received_wire_bytes"], row["seconds"],
+            # One without ops brings new state, right after it is made.
+            steps[row["ops"][0]] if row["ops"] else brought[row["call_id"]],
+        )
+        for row in rows
+    )  # fmt: skip
 
 
 def remove_stale(trace: Path, trace_id: str) -> list[str]:

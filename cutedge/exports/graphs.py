@@ -6,7 +6,7 @@ from typing import Any
 
 import networkx as nx
 
-from cutedge.exports.split import Split
+from partition.tables import Split
 from tracer.graph import OpGraph
 from tracer.summary import tensor_names
 from tracer.words import visible
@@ -72,7 +72,7 @@ def graphml(graph: OpGraph, split: Split | None) -> str:
 def dot(graph: OpGraph, split: Split | None) -> str:
     """DOT, for Graphviz: an op is filled with its device's colour, a cut edge is red and wide."""
     drawn, names = as_networkx(graph, split), tensor_names(graph)
-    colour = colours(split.devices) if split else {}
+    colour = colours(split.used) if split else {}
     lines = ["digraph {", "  node [shape=box, style=filled, fillcolor=white];"]
     for op, said in drawn.nodes(data=True):
         label = f"{said['name']}\n{said['module_path']}".strip()

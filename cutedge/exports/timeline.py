@@ -14,9 +14,10 @@ from typing import Literal
 
 from costmodels.flops import numbered
 from costmodels.roofline import DeviceTime
-from cutedge.exports.split import Split
+from cutedge.runtime.measured import MeasuredRun
 from partition.accounting import Call, Transfer, call_label, steps_of
 from partition.run import times_under
+from partition.tables import Split
 from tracer.errors import InputError
 from tracer.graph import Kind, Op, Tensor
 from tracer.summary import tensor_names
@@ -69,6 +70,14 @@ class Timeline:
     """In order of time; none of what is measured."""
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many calls, transfers and ops it has."""
+        return {
+            category: sum(one.category == category for one in self.slices)
+            for category in ("call", "transfer", "op")
+        }
+
+    @property
     def seconds(self) -> float:
         """When the last slice ends."""
         return max((s.start + s.seconds for s in self.slices), default=0.0)
@@ -80,7 +89,7 @@ def way(src: str, dst: str) -> str:
 
 
 def _tracks(split: Split, slices: Sequence[Slice]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*split.devices, *(s.track for s in slices))))
+    return tuple(dict.fromkeys((*split.used, *(s.track for s in slices))))
 
 
 # --- predicted ------------------------------------------------------------------------------------
@@ -93,13 +102,13 @@ def predicted(split: Split, times: Mapping[str, DeviceTime]) -> Timeline:
     seconds are not known, and what to give.
     """
     _check_known(split, times)
-    walked = _walk(split, times_under(split.graph, split.placement, split.transfers, times))
+    walked = _walk(split, times_under(split.graph, split.placement, split.traffic.transfers, times))
     slices = _with_flows(split, walked)
     return Timeline("predicted", _tracks(split, slices), slices, tuple(_levels(split, walked)))
 
 
 def _check_known(split: Split, times: Mapping[str, DeviceTime]) -> None:
-    used = [device for device in split.devices if device in split.placement.devices]
+    used = [device for device in split.used if device in split.placement.devices]
     for device in used:
         option, such = (
             ("--home", "tee-tdx") if device == split.placement.home else ("--accel", "h100-cc")
@@ -118,7 +127,7 @@ def _check_known(split: Split, times: Mapping[str, DeviceTime]) -> None:
                 f"{times[device].device.name} has no seconds for {numbered(missing)}, which run on "
                 f"{device}: say with {option} {device}=... that it is another device"
             )
-    if any(t.seconds is None for t in split.transfers):
+    if any(t.seconds is None for t in split.traffic.transfers):
         raise InputError(
             f"the link {split.link} has no bandwidth, so that the seconds of transfers are not "
             "known: name another with --link (`cutedge links` lists them)"
@@ -191,10 +200,10 @@ def _walk(split: Split, times: Mapping[str, DeviceTime]) -> _Walked:
         if placement.devices[op.id] == home:
             at_home[steps[op.id]].append(op)
     calls: dict[int, list[Call]] = defaultdict(list)
-    for call in split.calls:
+    for call in split.traffic.calls:
         calls[call.step].append(call)
     moves: dict[int, list[Transfer]] = defaultdict(list)
-    for transfer in split.transfers:
+    for transfer in split.traffic.transfers:
         moves[transfer.call].append(transfer)
     for step in sorted({*at_home, *calls}):
         for call in calls[step]:
@@ -246,7 +255,7 @@ def _with_flows(split: Split, walked: _Walked) -> tuple[Slice, ...]:
         out[src].append(number)
         into[dst].append(number)
 
-    for transfer in split.transfers:
+    for transfer in split.traffic.transfers:
         tensor, here = transfer.tensor, walked.transfers[transfer.id]
         made_there = tensor.op is not None and devices[tensor.op] == transfer.src_device
         flow(
@@ -254,7 +263,7 @@ def _with_flows(split: Split, walked: _Walked) -> tuple[Slice, ...]:
         )
         came[tensor.id, transfer.dst_device] = here
         forgets = split.residency == "call" and transfer.dst_device != home
-        within = set(split.calls[transfer.call].ops)
+        within = set(split.traffic.calls[transfer.call].ops)
         for reader in graph.needed_by(tensor.id):
             if devices[reader] == transfer.dst_device and (not forgets or reader in within):
                 flow(here, walked.ops[reader])
@@ -271,7 +280,7 @@ def _levels(split: Split, walked: _Walked) -> Iterator[Level]:
     brings it to the last op or transfer that reads it or a view of it; with residency ``call`` on
     an accelerator to the end of a call at most.
     """
-    now = {device: split.resident_bytes.get(device, 0) for device in split.devices}
+    now = {device: split.traffic.resident_bytes.get(device, 0) for device in split.used}
     changes: dict[tuple[int, bool], dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for (device, size), (first, last) in _stays(split, walked):
         changes[first, False][device] += size
@@ -289,7 +298,7 @@ def _stays(split: Split, walked: _Walked) -> Iterator[tuple[tuple[str, int], tup
     graph, devices = split.graph, split.placement.devices
     touched: dict[tuple[int, str, int | None], list[int]] = defaultdict(list)
     sizes: dict[tuple[int, str, int | None], dict[int, int]] = defaultdict(dict)
-    call_of = {op: call.id for call in split.calls for op in call.ops}
+    call_of = {op: call.id for call in split.traffic.calls for op in call.ops}
 
     def touch(tensor: Tensor, device: str, call: int | None, number: int, *, new: bool) -> None:
         owner = graph.storage(tensor)
@@ -311,7 +320,7 @@ def _stays(split: Split, walked: _Walked) -> Iterator[tuple[tuple[str, int], tup
                 first = 0 if op.kind is Kind.INPUT else number
                 touch(tensor, device, call_of.get(op.id), first, new=tensor.alias_of is None)
                 touch(tensor, device, call_of.get(op.id), number, new=False)
-    for transfer in split.transfers:
+    for transfer in split.traffic.transfers:
         number = walked.transfers[transfer.id]
         touch(transfer.tensor, transfer.src_device, transfer.call, number, new=False)
         touch(transfer.tensor, transfer.dst_device, transfer.call, number, new=True)
@@ -322,14 +331,12 @@ def _stays(split: Split, walked: _Walked) -> Iterator[tuple[tuple[str, int], tup
 # --- measured -------------------------------------------------------------------------------------
 
 
-def measured(split: Split) -> Timeline | None:
-    """The run that ``verify`` has measured; None where it has not."""
-    if split.measured is None:
-        return None
+def measured(split: Split, run: MeasuredRun) -> Timeline:
+    """The run that ``verify`` has measured."""
     home = split.placement.home
     slices: list[Slice] = []
     clock = 0.0
-    for took, call in zip(split.measured.calls, split.calls, strict=True):
+    for took, call in zip(run.calls, split.traffic.calls, strict=True):
         slices.append(_slice(home, "ops at home", "home", clock, took.home_seconds, {
             "call_id": call.id, "seconds": took.home_seconds,
         }))  # fmt: skip
@@ -368,7 +375,7 @@ def measured(split: Split) -> Timeline | None:
                 },
             ))  # fmt: skip
         clock = end
-    rest = split.measured.home_seconds - sum(call.home_seconds for call in split.measured.calls)
+    rest = run.home_seconds - sum(call.home_seconds for call in run.calls)
     if rest > 0:
         slices.append(_slice(home, "ops at home", "home", clock, rest, {"seconds": rest}))
     return Timeline("measured", _tracks(split, slices), tuple(slices))

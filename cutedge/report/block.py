@@ -14,7 +14,7 @@ import networkx as nx
 from cutedge.report.figures import Missing
 from cutedge.report.layout import ROW, lay_out
 from partition.accounting import Traffic, Transfer, call_label
-from partition.tables import Partition
+from partition.tables import Split
 from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.stacks import layer_names
 from tracer.summary import tensor_names
@@ -97,7 +97,7 @@ def middle_layer(graph: OpGraph) -> str | None:
     return longest[sorted(longest)[len(longest) // 2]]
 
 
-def block(partition: Partition) -> Block | Missing:
+def block(partition: Split) -> Block | Missing:
     """The middle layer of a model under a placement."""
     graph = partition.graph
     layer, names = middle_layer(graph), layer_names(graph)
@@ -136,7 +136,7 @@ _Key = tuple[str, int | str]
 class _Drawing:
     """Collects nodes and the lines between them, of the ops inside of a block."""
 
-    partition: Partition
+    partition: Split
     inside: set[int]
     nodes: dict[_Key, _Node] = field(default_factory=dict)
     lines: dict[tuple[_Key, _Key], None] = field(default_factory=dict)
@@ -308,7 +308,7 @@ _LETTER, _PADDING, _HEIGHT, _HEAD = 6.7, 18.0, 26.0, 34.0
 """What a letter takes, what is left around a text, the height of a box and of the lanes' heads."""
 
 
-def _drawn(partition: Partition, drawing: _Drawing, title: str) -> Block:
+def _drawn(partition: Split, drawing: _Drawing, title: str) -> Block:
     graph, nodes = drawing.merged(), drawing.nodes
     placement = partition.placement
     used = {node.device for key in graph if (node := nodes[key]).sort != "transfer"}

@@ -10,7 +10,7 @@ from cutedge.report.figures import Bars, Flows, Growth, Missing, Table
 from cutedge.report.rooflines import Roofline
 from partition.explain import Comparison
 from partition.run import times_under
-from partition.tables import Partition
+from partition.tables import Split
 from tracer.reach import Reach
 
 
@@ -54,7 +54,7 @@ class Report:
 
 
 def make_report(
-    partitions: Sequence[Partition],
+    partitions: Sequence[Split],
     *,
     of: str,
     headlines: Sequence[tuple[str, str]],

@@ -14,7 +14,7 @@ from partition.accounting import Transfer
 from partition.crossover import best_over
 from partition.explain import Comparison
 from partition.seen import known
-from partition.tables import Partition
+from partition.tables import Split
 from tracer.formula import parse
 from tracer.reach import Reach, graph_at
 from tracer.stacks import layer_names
@@ -132,7 +132,7 @@ class Growth:
 
 
 def policies_table(
-    partitions: Sequence[Partition],
+    partitions: Sequence[Split],
     compared: Sequence[Comparison],
     baseline: str,
 ) -> Table:
@@ -141,7 +141,7 @@ def policies_table(
     def text(value: float | None, write: Callable[[float], str]) -> str:
         return "–" if value is None else write(value)
 
-    def column(write: Callable[[Partition], str]) -> list[str]:
+    def column(write: Callable[[Split], str]) -> list[str]:
         return [write(one) for one in partitions]
 
     columns = {
@@ -162,12 +162,12 @@ def policies_table(
     return Table(list(columns), list(zip(*columns.values(), strict=True)), baseline)
 
 
-def _seen(partition: Partition) -> str:
+def _seen(partition: Split) -> str:
     found = known(sort for one in partition.exposed for sort in one.seen)
     return ", ".join(what.words for what in found) or "nothing"
 
 
-def _optimal(partition: Partition) -> str:
+def _optimal(partition: Split) -> str:
     solution = partition.solution
     if solution is None:
         return "fixed rules"
@@ -181,7 +181,7 @@ def _optimal(partition: Partition) -> str:
 _NOTHING = Missing("Nothing crosses between devices under this policy.")
 
 
-def flows(partition: Partition) -> Flows | Missing:
+def flows(partition: Split) -> Flows | Missing:
     """Traffic between devices by what the tensors are."""
     transfers = partition.traffic.transfers
     if not partition.traffic.totals.payload_bytes:
@@ -224,7 +224,7 @@ def _passing(column: int, links: Iterable[Flow], node: int) -> int:
     return sum(one.payload_bytes for one in links if node == (one.target if column else one.source))
 
 
-def by_layer(partition: Partition) -> Bars | Missing:
+def by_layer(partition: Split) -> Bars | Missing:
     """Traffic by the layer that makes what moves."""
     names = layer_names(partition.graph)
     layers = [names[t.tensor.op or 0] or "outside" for t in partition.traffic.transfers]
@@ -237,7 +237,7 @@ def by_layer(partition: Partition) -> Bars | Missing:
     )  # fmt: skip
 
 
-def by_call(partition: Partition) -> Bars | Missing:
+def by_call(partition: Split) -> Bars | Missing:
     """Traffic by the sort of call: calls with the same ops and device, taken together."""
     traffic = partition.traffic
     if not traffic.totals.payload_bytes:
@@ -262,7 +262,7 @@ def by_call(partition: Partition) -> Bars | Missing:
 
 
 def _bars(
-    partition: Partition, keys: Sequence[str], categories: Sequence[str],
+    partition: Split, keys: Sequence[str], categories: Sequence[str],
     say: Callable[[str], str],
 ) -> Bars:  # fmt: skip
     """Transfers by a key each, a series for each pair of devices."""
@@ -301,7 +301,7 @@ def _heaviest(
     return dict(order if len(order) <= count + 1 else order[:count])
 
 
-def _devices(partition: Partition) -> list[str]:
+def _devices(partition: Split) -> list[str]:
     return [partition.placement.home, *partition.placement.accelerators]
 
 
@@ -315,7 +315,7 @@ LENGTHS = ("seq", "past", "source", "batch")
 """What a growth is drawn over: the first of these that the trace has formulas in."""
 
 
-def growth(partitions: Sequence[Partition], reach: Reach) -> Growth | Missing:
+def growth(partitions: Sequence[Split], reach: Reach) -> Growth | Missing:
     """The bytes of each placement at other sizes, as long as the trace is the same program there.
 
     A placement that was searched for is the best one where it was traced, and is kept elsewhere.

@@ -7,7 +7,7 @@ from math import log10
 from costmodels.roofline import DeviceTime, Share, shares
 from cutedge.report.axes import Ticks, decades, flop_rate, number_ticks
 from cutedge.report.figures import Bars, Missing, Series
-from partition.tables import Partition
+from partition.tables import Split
 from tracer.graph import Kind, Op
 from tracer.kinds import base_name
 from tracer.words import counted, duration
@@ -63,7 +63,7 @@ class Roofline:
     """What is not drawn; may be empty."""
 
 
-def roofline(partition: Partition, device: str, time: DeviceTime | None) -> Roofline | Missing:
+def roofline(partition: Split, device: str, time: DeviceTime | None) -> Roofline | Missing:
     """The ops that a placement has on a device: FLOPs a byte and FLOPs a second, and its roofs."""
     if time is None:
         return Missing(
@@ -154,7 +154,7 @@ def _roof(time: DeviceTime, dtype: str, low: float, high: float) -> Roof:
     )
 
 
-def cycles(partition: Partition, device: str, time: DeviceTime | None) -> Bars | Missing:
+def cycles(partition: Split, device: str, time: DeviceTime | None) -> Bars | Missing:
     """Where the cycles of an array go, by sort of product: useful ones, and those of padding."""
     if time is None or time.device.array is None:
         return Missing(f"{device} is no array of multipliers: it has no cycles of its own.")

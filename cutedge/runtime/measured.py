@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from costmodels.calibrate import Log
+from partition.accounting import Call
 from tracer.errors import InputError
 from tracer.graph import TraceMeta
-from tracer.serde import column, make_tables, read_file, write_tables
+from tracer.serde import TableError, column, make_tables, read_file, read_table, write_tables
 
 
 def _says(about: str) -> Any:
@@ -62,6 +63,16 @@ class MeasuredCall:
     home_peak_memory_bytes: int = _says("The most memory that home has had by then.")
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """What ``verify`` has measured of a partition."""
+
+    calls: tuple[MeasuredCall, ...]
+    """In order of execution."""
+    home_seconds: float
+    """Home's own ops, before, between and after the calls."""
+
+
 _TYPES: Mapping[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 MEASURED_CALLS = pa.schema([
@@ -94,25 +105,50 @@ def write_measured(
     return folder / "measured_calls.parquet"
 
 
-def read_measured(path: Path) -> tuple[Log, dict[str, int]]:
-    """(measured calls as ``calibrate`` fits them, the framing of their messages) of a file.
+def read_run(folder: Path, trace_id: str, calls: Sequence[Call]) -> MeasuredRun | None:
+    """What was measured of a partition; None where nothing was, or of other calls than these.
 
-    Raises InputError for a file that is no such table.
+    Raises TableError for a table that is damaged, or of another trace.
     """
+    if not (folder / "measured_calls.parquet").exists():
+        return None
+    table, metadata = read_table(folder, "measured_calls", MEASURED_CALLS)
+    if metadata.get("trace_id") != trace_id:
+        raise TableError(f"{folder}/measured_calls.parquet is of another trace. Run verify again.")
+    rows = table.to_pylist()
+    if [(r["device"], r["label"]) for r in rows] != [(call.device, call.label) for call in calls]:
+        return None
+    for row in rows:
+        del row["label"]
+    return MeasuredRun(tuple(MeasuredCall(**row) for row in rows), float(metadata["home_seconds"]))
+
+
+def measured_log(
+    name: str, calls: Sequence[MeasuredCall], framing: Mapping[str, int]
+) -> tuple[Log, dict[str, int]]:  # fmt: skip
+    """(measured calls as ``calibrate`` fits them, the framing of their messages) of a run."""
+    if len(calls) < 4:
+        raise InputError(f"{name}: {len(calls)} calls are too few: three terms take 4 or more")
+    column = {
+        figure: np.array([getattr(call, figure) for call in calls], float)
+        for figure in ("sent_payload_bytes", "received_payload_bytes", "seconds")
+    }
+    return Log(
+        name, tuple(range(1, len(calls) + 1)),
+        {"sent": column["sent_payload_bytes"], "received": column["received_payload_bytes"],
+         "seconds": column["seconds"]},
+    ), dict(framing)  # fmt: skip
+
+
+def read_measured(path: Path) -> tuple[Log, dict[str, int]]:
+    """``measured_log`` of a file. Raises InputError for one that is no such table."""
+    names = [field.name for field in fields(MeasuredCall)]
     try:
         table = read_file(path)
         framing = {
             part: int((table.schema.metadata or {})[key.encode()]) for part, key in _FRAMING.items()
         }
-        column = {name: np.array(table[name].to_pylist(), float) for name in (
-            "sent_payload_bytes", "received_payload_bytes", "seconds", "call_seconds",
-        )}  # fmt: skip
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        calls = [MeasuredCall(**row) for row in table.select(names).to_pylist()]
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no table of measured calls, as verify writes it") from error
-    if len(table) < 4:
-        raise InputError(f"{path}: {len(table)} calls are too few: three terms take 4 or more")
-    return Log(
-        path.name, tuple(range(1, len(table) + 1)),
-        {"sent": column["sent_payload_bytes"], "received": column["received_payload_bytes"],
-         "seconds": column["seconds"]},
-    ), framing  # fmt: skip
+    return measured_log(path.name, calls, framing)

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,26 @@ def compare_trace(trace: Trace) -> Comparison:
                 for storage, tensor in weights.items()
                 if trace.tensors[storage]["op_id"] is None
             )
+            if op["assumption"] is not None:
+                read = _experts_read(trace, op, read)
             found.same(f"{name} param_bytes", op["param_bytes"], read)
     return found
+
+
+def _experts_read(trace: Trace, op: Row, whole: int) -> int:
+    """Of ``whole`` bytes of experts' weights, those of the experts that are reached on average.
+
+    A product runs a row for each token and expert that it goes to, so that rows / tokens is the k
+    of E(1 - (1 - k/E)^tokens).
+    """
+    shapes = {
+        trace.tensors[trace.storage(t)]["role"] == "parameter": trace.tensors[t]["shape"]
+        for t in reversed(trace.read_by[op["op_id"]]) if len(trace.tensors[t]["shape"]) > 1
+    }  # fmt: skip
+    sizes = sizes_of(trace.about)
+    experts, rows, tokens = shapes[True][0], shapes[False][0], sizes["batch"] * sizes["seq"]
+    missed = (1 - Fraction(rows // tokens, experts)) ** tokens
+    return round(whole * (1 - missed))
 
 
 DRAWS = {

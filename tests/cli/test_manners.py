@@ -348,9 +348,9 @@ def test_progress_is_for_terminals_and_on_stderr() -> None:
 
 _PROGRESS = """
 import time
-from cli.sweeping import _progress
+from cutedge._sweep import _counting
 from cli.terminal import progress
-with progress(patience=0), _progress(100, 40) as done:
+with progress(patience=0), _counting(100, 40) as done:
     for _ in range(6):
         time.sleep(0.05)
         done(10)

@@ -2,17 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from cli import printing, show, show_split
 from costmodels.flops import FlopTotals, annotate, total_flops
 from costmodels.links import Link, Links, load_link
+from cutedge import Comparison, Partition
 from cutedge._placing import Compared
 from partition.accounting import account
 from partition.explain import compare_traffic, top_transfers
 from partition.optimise import Setting
-from partition.tables import Partition
+from partition.tables import Split
 from tests.support.graphs import Builder, place
 from tracer.graph import Kind, OpGraph, TraceMeta
 from tracer.summary import headline
@@ -30,19 +33,29 @@ def wide() -> OpGraph:
     return annotate(build.finish(made))
 
 
-def partition(graph: OpGraph, link: Link | None = None) -> Partition:
+def partition(graph: OpGraph, link: Link | None = None) -> Split:
     links = Links(link or load_link("zmq-ipc"))
     where = place(graph, {"gpu": ["linear"]})
     traffic = account(graph, where, links)
-    return Partition(graph, "id", "a-policy", where, traffic, links, None, "run")
+    return Split(graph, "id", "a-policy", where, traffic, links.name, links, None, "run")
 
 
-def compare(made: Partition) -> None:
+def summarise(made: Split) -> None:
+    """What ``partition`` prints of a split."""
+    told = SimpleNamespace(
+        split=made, top_transfers=top_transfers(made.graph, made.traffic), bottleneck=None,
+        derived={}, topological_cut=None,
+    )  # fmt: skip
+    show_split.partition_summary(cast(Partition, told), "here", explain=False)
+
+
+def compare(made: Split) -> None:
     """What ``compare`` prints of one policy, against itself."""
     alike = compare_traffic(made.placement, made.traffic, made.traffic)
     at = Setting("tee", ("gpu",), made.links)
     found = Compared(Path("here"), at, [made.policy], [made], made, [alike], [[]], [{}], {})
-    show_split.comparison(found, None)
+    told = SimpleNamespace(compared=found, trace=SimpleNamespace(folder="here"))
+    show_split.comparison(cast(Comparison, told), None)
 
 
 @pytest.fixture(params=[None, 40, 80])
@@ -59,7 +72,7 @@ def test_tables_are_never_cut(columns, capsys):
     graph = wide()
     made = partition(graph)
     show.trace_summary(graph, total_flops(graph), "here")
-    show_split.partition_summary(made, top_transfers(graph, made.traffic), None, "here")
+    summarise(made)
     compare(made)
     printed = capsys.readouterr().out
     assert "…" not in printed
@@ -85,7 +98,7 @@ def test_transfer_times_are_shown_where_they_are_known(capsys):
         (load_link("zmq-ipc"), None),
     ):
         made = partition(graph, link)
-        show_split.partition_summary(made, [], None, "here")
+        summarise(made)
         printed = capsys.readouterr().out
         assert ("transfer time" in printed) == (shown is not None)
         rows = [line for line in printed.splitlines() if line.startswith(("sent", "rec", "total "))]
@@ -98,7 +111,7 @@ def test_transfer_times_are_shown_where_they_are_known(capsys):
 
 def test_a_link_with_chunks_says_its_peak_buffer(capsys):
     link = replace(load_link("none"), chunk_bytes=3 * 2**20)
-    show_split.partition_summary(partition(wide(), link), [], None, "here")
+    summarise(partition(wide(), link))
     assert "in chunks of 3.0 MiB at most: the peak buffer is 3.0 MiB\n" in capsys.readouterr().out
 
 
@@ -139,7 +152,7 @@ def test_only_all_is_a_hundred_percent(share, text):
 def test_every_printed_total_says_what_it_is_of(capsys):
     graph = wide()
     made = partition(graph)
-    show_split.partition_summary(made, [], None, "here")
+    summarise(made)
     compare(made)
     line = "coverage: bytes are exact for all 3 ops; FLOPs are known for 100.0% of those that work"
     assert capsys.readouterr().out.splitlines().count(line) == 2

@@ -20,10 +20,10 @@ from costmodels.roofline import time_ops
 from cutedge._machines import read_machines
 from cutedge._workspace import find_partition
 from cutedge.exports.graphs import as_networkx, dot, graphml
-from cutedge.exports.split import Split, read_split
 from cutedge.exports.timeline import measured, predicted
-from cutedge.runtime.measured import MeasuredCall, write_measured
+from cutedge.runtime.measured import MeasuredCall, MeasuredRun, read_run, write_measured
 from partition.accounting import account
+from partition.tables import Split, read_split
 from tests.support.inprocess import invoke
 from tests.support.trace_processor import MISSING, asking
 from tracer.files import remove_files, write_files
@@ -98,10 +98,15 @@ def split_of(case: str) -> Split:
     return read_split(trace, folder)
 
 
+def run_in(case: str) -> MeasuredRun | None:
+    split = split_of(case)
+    return read_run(folder_of(case), split.trace_id, split.traffic.calls)
+
+
 def times_of(split: Split) -> dict[str, Any]:
     named = {"tee": "tee-tdx", "gpu": "h100-cc", "a": "h100-cc", "b": "rtx-4090"}
     return {
-        device: time_ops(split.graph, load_device(named[device])) for device in split.devices
+        device: time_ops(split.graph, load_device(named[device])) for device in split.used
     }  # fmt: skip
 
 
@@ -129,11 +134,14 @@ def test_what_is_read_back_is_what_the_accounting_says(case: str) -> None:
         split.graph, split.placement, machines.links,
         wire_dtype=split.wire_dtype, residency=split.residency,
     )  # fmt: skip
-    assert split.calls == traffic.calls  # steps among them, which no table has
-    assert split.transfers == traffic.transfers
-    assert split.resident_bytes == traffic.resident_bytes
+    assert split.traffic.calls == traffic.calls  # steps among them, which no table has
+    assert split.traffic.transfers == traffic.transfers
+    assert split.traffic.resident_bytes == traffic.resident_bytes
     again = split.over(machines.links)
-    assert (again.calls, again.transfers) == (split.calls, split.transfers)
+    assert (again.traffic.calls, again.traffic.transfers) == (
+        split.traffic.calls,
+        split.traffic.transfers,
+    )
 
 
 @pytest.mark.parametrize("residency", ["run", "call"])
@@ -149,7 +157,7 @@ def test_a_decode_with_a_cache_is_read_back_and_laid_out(
     assert folder is not None
     split = read_split(trace, folder)
     links = Links(load_link("pcie5-x16-cc"))
-    assert split.over(links).calls == split.calls
+    assert split.over(links).traffic.calls == split.traffic.calls
     timeline = predicted(split, times_of(split))
     (summary,) = pq.ParquetFile(folder / "summary.parquet").read().to_pylist()
     assert timeline.seconds == pytest.approx(summary["run_seconds"])
@@ -208,7 +216,7 @@ def test_an_op_begins_when_all_that_it_reads_is_there(case: str) -> None:
 
 def test_bytes_on_the_only_device_peak_where_the_memory_model_says() -> None:
     split = split_of("home")
-    (resident,) = split.resident_bytes.values()
+    (resident,) = split.traffic.resident_bytes.values()
     levels = [level.bytes for level in predicted(split, times_of(split)).levels]
     assert max(levels) - resident == memory_need(split.graph).live_activation_bytes
     assert levels[0] == levels[-1] == resident
@@ -217,7 +225,7 @@ def test_bytes_on_the_only_device_peak_where_the_memory_model_says() -> None:
 def test_an_accelerator_that_forgets_holds_nothing_between_calls() -> None:
     split = split_of("forgets")
     timeline = predicted(split, times_of(split))
-    idle = split.resident_bytes["gpu"]
+    idle = split.traffic.resident_bytes["gpu"]
     calls = [one for one in timeline.slices if one.category == "call"]
     for call in calls:
         levels = [level for level in timeline.levels if level.device == "gpu"]
@@ -242,10 +250,10 @@ def measure(case: str) -> None:
     """What verify would leave in a partition's directory, with made-up figures."""
     split, folder = split_of(case), folder_of(case)
     _, trace_id = read_trace(find_partition(folder, None)[0])
-    calls = [call_took(call.id, call.device) for call in split.calls]
+    calls = [call_took(call.id, call.device) for call in split.traffic.calls]
     home = sum(call.home_seconds for call in calls) + 0.5
     write_measured(
-        split.graph.meta, calls, [call.label for call in split.calls],
+        split.graph.meta, calls, [call.label for call in split.traffic.calls],
         run_of(split.graph, trace_id, policy="p", wire="w", residency="run", machine="m"),
         {"trace_id": trace_id, "home_seconds": repr(home), "run_seconds": "1.0"},
         {"message": 1, "tensor": 1}, folder,
@@ -255,15 +263,16 @@ def measure(case: str) -> None:
 def test_what_was_measured_is_laid_out_call_by_call() -> None:
     measure("narrow")
     split = split_of("narrow")
-    timeline = measured(split)
+    run = run_in("narrow")
+    assert run is not None
+    timeline = measured(split, run)
     assert timeline is not None
     by = Counter(one.category for one in timeline.slices)
-    count = len(split.calls)
+    count = len(split.traffic.calls)
     assert by["call"] == by["remote"] == count
     assert by["home"] == count + 1  # and what comes after the last call
     assert by["transfer"] == count + count // 2
-    assert split.measured is not None
-    whole = sum(call.call_seconds for call in split.measured.calls) + split.measured.home_seconds
+    whole = sum(call.call_seconds for call in run.calls) + run.home_seconds
     assert timeline.seconds == pytest.approx(whole)
     calls = {
         one.arguments["call_id"]: one for one in timeline.slices if one.category == "call"
@@ -280,7 +289,7 @@ def test_what_was_measured_of_other_calls_is_left_out(tmp_path: Path) -> None:
     kept = (folder_of("narrow") / "measured_calls.parquet").read_bytes()
     write_files(folder_of("forgets"), {"measured_calls.parquet": kept})
     try:
-        assert split_of("forgets").measured is None
+        assert run_in("forgets") is None
     finally:
         remove_files(folder_of("forgets"), "measured_calls.parquet")
 

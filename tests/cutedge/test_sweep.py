@@ -44,7 +44,7 @@ from partition.optimise import Setting, compute_cycles, compute_seconds, place
 from partition.policy import Policy, Rule, load_policy
 from partition.problem import InfeasibleError
 from partition.run import times_under
-from partition.tables import Partition
+from partition.tables import Split
 from tests.support import BIN
 from tests.support.examples import examples
 from tests.support.graphs import Builder, graphs, resized
@@ -95,8 +95,9 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         graph, placed.placement, setting.links, wire_dtype=wire, residency=residency
     )  # fmt: skip
     times = times_under(graph, placed.placement, traffic.transfers, times)
-    made = Partition(
-        graph, "", policy.name, placed.placement, traffic, setting.links, wire, residency,
+    made = Split(
+        graph, "", policy.name, placed.placement, traffic, setting.links.name, setting.links,
+        wire, residency,
         compute_seconds(placed.placement, times), placed.solution, None, None,
         compute_cycles(placed.placement, times), on.options,
     )  # fmt: skip

@@ -20,7 +20,7 @@ import pytest
 from costmodels.links import Links, load_link
 from partition.accounting import account
 from partition.policy import apply_policy, load_policy
-from partition.tables import Partition, remove_stale, write_partition
+from partition.tables import Split, remove_stale, write_partition
 from tests.support.inprocess import invoke
 from tracer.files import MANIFEST, check_file, write_files
 from tracer.graph import OpGraph
@@ -199,13 +199,14 @@ def parquet_files(folder: Path) -> Iterator[tuple[str, Path]]:
         yield path.stem, path
 
 
-def partition_of(graph: OpGraph, trace_id: str, **changes: Any) -> Partition:
+def partition_of(graph: OpGraph, trace_id: str, **changes: Any) -> Split:
     placement = apply_policy(
         graph, load_policy("offload-linear"), home="tee", accelerators=("gpu",)
     )
     links = Links(load_link("zmq-ipc"))
-    made = Partition(
-        graph, trace_id, "offload-linear", placement, account(graph, placement, links), links,
+    made = Split(
+        graph, trace_id, "offload-linear", placement, account(graph, placement, links), links.name,
+        links,
         None, "run",
     )  # fmt: skip
     return replace(made, **changes)

@@ -94,3 +94,19 @@ def test_the_guide_builds_without_a_warning(tmp_path):
     for name in ("cookbook", "grids"):
         page = (tmp_path / "html" / "guide" / f"{name}.html").read_text(encoding="utf-8")
         assert page.count("<h2>") == 15
+
+
+def test_each_place_that_the_developers_page_names_is_there():
+    """Of its ten questions: the files, and what is named in them."""
+    text = (ROOT / "docs" / "developers.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in text.split("## Ten questions")[1].splitlines()
+            if line.startswith("| ")][1:]  # fmt: skip
+    assert len(rows) == 10
+    for question, here, _ in rows:
+        named = re.findall(r"`([^`]+)`", here)
+        files = [ROOT / name.replace("NAME", "min-cut") for name in named if "/" in name]
+        assert files, question
+        assert all(path.is_file() for path in files), question
+        code = "".join(path.read_text(encoding="utf-8") for path in files)
+        for name in named:
+            assert "/" in name or name in code, (question, name)

@@ -7,7 +7,7 @@ from cutedge._machines import Machines, read_machines
 from cutedge._placing import partition_of, setting_of
 from partition.optimise import Setting
 from partition.policy import load_policy
-from partition.tables import Partition
+from partition.tables import Split
 from tests.support.inprocess import invoke
 from tracer.graph import OpGraph
 from tracer.reach import Reach
@@ -29,7 +29,7 @@ class Traced:
     def split(
         self, policy: str, home: str, accelerators: list[str], links: list[str],
         residency: str = "run",
-    ) -> tuple[Partition, Setting]:  # fmt: skip
+    ) -> tuple[Split, Setting]:  # fmt: skip
         machines: Machines = read_machines(home, accelerators, links, None, None)
         setting = setting_of(self.graph, machines, residency, None, 60.0)
         made = partition_of(self.graph, self.trace_id, load_policy(policy), setting, machines)

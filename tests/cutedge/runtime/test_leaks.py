@@ -27,7 +27,7 @@ from partition.placement import Placement
 from partition.policy import Policy, Rule, Secret
 from partition.problem import InfeasibleError
 from partition.secrets import covered
-from partition.tables import Partition, write_partition
+from partition.tables import Split, write_partition
 from tests.support.examples import examples
 from tests.support.graphs import HOME, describe, graphs, placements
 from tests.support.inprocess import invoke
@@ -387,7 +387,7 @@ def test_no_placement_shows_a_secret_and_the_runtime_would_refuse_it(tmp_path: P
                 file.unlink()
             traffic = account(graph, placement, link)
             trace_id = write_trace(graph, tmp_path)
-            made = Partition(graph, trace_id, "mine", placement, traffic, link, None, "run")
+            made = Split(graph, trace_id, "mine", placement, traffic, link.name, link, None, "run")
             write_partition(made, tmp_path)
             taint = tainted(tmp_path, names)
             assert taint <= covered(graph, named), describe(graph, placement)

@@ -1,0 +1,248 @@
+"""The options that several commands take, each written once.
+
+A command takes a group of them as one parameter, whose annotation is the group's dataclass; its
+fields are options of the command (``flattened``). ``asdict`` gives the keywords of the library.
+"""
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from shlex import join, quote
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cli import complete
+from partition import Residency
+from tracer.errors import InputError, alike
+
+MOST = 2**31 - 1
+"""The largest size that an option takes."""
+
+WORDS: ContextVar[Sequence[str]] = ContextVar("WORDS", default=())
+"""What the command that runs was given."""
+
+
+def no_model(given: Any) -> Any:
+    """What is given as trace directories; raises InputError where one is a model's name."""
+    from tracer.presets import FUNCTION, preset_names
+
+    folders = given if isinstance(given, list | tuple) else [given]
+    for folder in map(str, filter(None, folders)):
+        model = alike(folder, preset_names())
+        if Path(folder).is_dir() or not (
+            model or folder.endswith(".json") or FUNCTION.fullmatch(folder)
+        ):
+            continue
+        rest = [word for word in WORDS.get() if word not in (folder, "--trace")]
+        then = f" && cutedge {join(rest)}" if len(folders) == 1 else ""
+        raise InputError(
+            f"{folder} is a model, and this command takes the directory of its trace. Trace it "
+            f"first: cutedge trace {quote(model or folder)}{then}"
+        )
+    return given
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+TraceDir = Annotated[
+    Path | None,
+    typer.Argument(help="A trace directory; the last trace when left out.", callback=no_model),
+]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A preset, a config.json or its folder, org/name on the hub, or file.py:function.",
+        autocompletion=complete.models,
+    ),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a config field: key=value.")
+]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        help="A policy's name, or a .toml file; again for another. All that keep no secret when "
+        "left out.",
+        autocompletion=complete.policies,
+    ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        help="The policy that savings are against; offload-linear.",
+        autocompletion=complete.policies,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """How a model is traced."""
+
+    seq: Annotated[
+        int | None,
+        typer.Option(min=1, help="New tokens a sequence; 1024 when left out, 1 in decode."),
+    ] = None
+    batch: Annotated[int, typer.Option(min=1, help="Sequences, or images.")] = 1
+    phase: Annotated[
+        Literal["prefill", "decode", "encoder"],
+        typer.Option(help="decode: one new token over a cache; encoder: the encoder alone."),
+    ] = "prefill"
+    past: Annotated[
+        int | None, typer.Option(min=0, help="Cached tokens a sequence, before the new ones.")
+    ] = None
+    source: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens that the encoder has read; 1024 when left out."),
+    ] = None
+    cache: Annotated[
+        bool, typer.Option(help="Whether a prefill over no cached tokens keeps a KV cache.")
+    ] = False
+    dtype: Annotated[
+        str | None, typer.Option(help="Dtype of parameters and activations; float32 for a config.")
+    ] = None
+    attn: Annotated[
+        Literal["eager", "sdpa"],
+        typer.Option(help="eager: the attention's matmuls are ops; sdpa: it is one op."),
+    ] = "eager"
+    logits: Annotated[
+        Literal["last", "all"], typer.Option(help="Logits of the last token or of every token.")
+    ] = "last"
+    overrides: Settings = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """What makes arrays of multipliers faster than their descriptions."""
+
+    pipeline_depth: Annotated[
+        int,
+        typer.Option(min=1, max=MOST, help="Fixed tiles in flight at once: divides their cycles."),
+    ] = 1
+    int8_speedup: Annotated[
+        float | None,
+        typer.Option(help="Compute in int8, so much faster; elements cross as one byte."),
+    ] = None
+    sparsity: Annotated[
+        float, typer.Option(help="Share of multiplications skipped: divides cycles by 1/(1-s).")
+    ] = 0.0
+    sparsity_speedup: Annotated[
+        float | None, typer.Option(help="The actual speedup by sparsity, not the theoretical.")
+    ] = None
+    chips: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Chips that share the tiles, on one host link.")
+    ] = 1
+
+
+Link = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A link's name, or a .toml file: of home and every accelerator; GPU=LINK is of home "
+        "and that one, A+B=LINK of two accelerators (else the slower of their two). zmq-ipc when "
+        "left out.",
+        autocompletion=complete.links,
+    ),
+]
+Accelerators = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A device that home calls, as --home; again for another. gpu when left out.",
+        autocompletion=complete.devices,
+    ),
+]
+
+
+Device = Annotated[
+    str, typer.Option(help="A device's name, or a .toml file.", autocompletion=complete.devices)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The devices of a run, the links between them, and what they hold."""
+
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            help="Home, accelerators and link in one: tee-tdx+h100-cc@pcie5-x16-cc; in place of "
+            "--home, --accel and --link."
+        ),
+    ] = None
+    home: Annotated[
+        str | None,
+        typer.Option(
+            help="The device that holds inputs and outputs: any name; one of `devices`, or a .toml "
+            "file, has seconds. NAME=DEVICE calls it NAME. tee when left out.",
+            autocompletion=complete.devices,
+        ),
+    ] = None
+    accel: Accelerators = None
+    link: Link = None
+    memory: Annotated[
+        list[str] | None,
+        typer.Option(help="At most so much on a device: gpu=4GiB; for policies with an objective."),
+    ] = None
+    wire_dtype: Annotated[
+        str | None,
+        typer.Option(help="Dtype of floating tensors while they cross; their own when left out."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a placement must keep to."""
+
+    residency: Annotated[
+        Residency,
+        typer.Option(help="run: a device keeps what it has; call: an accelerator forgets it."),
+    ] = "run"
+    secrets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--secret",
+            help="What no accelerator may see that is not trusted: a label, a sort (qkv), a name.",
+        ),
+    ] = None
+    max_calls: Annotated[
+        int | None,
+        typer.Option(min=0, help="At most so many calls; for policies with an objective."),
+    ] = None
+    time_limit: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a search for the optimum may take.")
+    ] = 60.0
+
+
+def flattened(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command with the fields of its groups in place of the groups, as Typer takes it."""
+    groups: dict[str, Any] = {
+        name: parameter.annotation
+        for name, parameter in signature(function).parameters.items()
+        if is_dataclass(parameter.annotation)
+    }
+
+    @wraps(function)
+    def run(**options: Any) -> Any:
+        for name, group in groups.items():
+            options[name] = group(
+                **{field.name: options.pop(field.name) for field in fields(group)}
+            )
+        return function(**options)
+
+    shown: list[Parameter] = []
+    for name, parameter in signature(function).parameters.items():
+        if name not in groups:
+            shown.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+            continue
+        shown += [
+            Parameter(
+                field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
+            )
+            for field in fields(groups[name])
+        ]
+    run.__signature__ = signature(function).replace(parameters=shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return run

@@ -1,0 +1,181 @@
+"""Traces and splits as files for other tools: timelines, graphs, tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from costmodels.roofline import time_ops
+from cutedge._machines import read_machines
+from cutedge._workspace import MAKERS, find_partition, trace_folder
+from cutedge.runtime.measured import MeasuredRun, read_run
+from partition.tables import Split, read_split
+from tracer.errors import CutedgeError, InputError, choose
+from tracer.files import write_whole
+from tracer.graph import OpGraph
+from tracer.serde import read_trace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cutedge.exports.timeline import Timeline
+
+GraphKind = Literal["graphml", "dot", "model-explorer"]
+"""A graph for yEd or Gephi, for Graphviz, and for Google's Model Explorer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Files that were written."""
+
+    files: Mapping[Path, int]
+    """Their sizes in bytes; the first one is what was asked for."""
+    graph: OpGraph
+    split: Split | None
+    """None of a trace without devices."""
+    timelines: "tuple[Timeline, ...]" = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was written of what, by name."""
+        files = [{"file": str(path), "bytes": size} for path, size in self.files.items()]
+        about: dict[str, Any] = {"policy": self.split and self.split.policy}
+        if self.timelines:
+            about["timelines"] = [
+                {"name": one.name, "seconds": one.seconds, "tracks": one.tracks,
+                 **{f"{category}s": count for category, count in one.counts.items()}}
+                for one in self.timelines
+            ]  # fmt: skip
+        else:
+            about = {
+                "model": self.graph.meta.model, **about, "ops": len(self.graph.ops),
+                "edges": sum(edge.src is not None for edge in self.graph.edges),
+            }  # fmt: skip
+        return {**about, **(files[0] if len(files) == 1 else {"files": files})}
+
+
+def export_graph(kind: GraphKind, graph: OpGraph, split: Split | None, out: Path) -> Exported:
+    """Write the graph; for Model Explorer node data too, beside it.
+
+    Raises InputError for a name that node data would have too, CutedgeError for a place that cannot
+    be written.
+    """
+    from cutedge.exports import explorer, graphs
+
+    if kind == "model-explorer":
+        data = {
+            out.with_suffix(f".{what}.json"): text
+            for what, text in explorer.overlays(graph, split).items()
+        }
+        if out in data:
+            raise InputError(f"--out {out}: another name: its node data would have the same")
+        texts = {out: explorer.graph_json(graph, split), **data}
+    else:
+        write = {"graphml": graphs.graphml, "dot": graphs.dot}[kind]
+        texts = {out: write(graph, split)}
+    return Exported({path: write_file(text.encode(), path) for path, text in texts.items()},
+                    graph, split)  # fmt: skip
+
+
+def export_timeline(
+    split: Split | None, run: MeasuredRun | None, out: Path, home: str | None = None,
+    accel: Sequence[str] | None = None, link: Sequence[str] | None = None,
+) -> Exported:  # fmt: skip
+    """Write a timeline for ui.perfetto.dev: what is predicted, and what was measured in ``run``.
+
+    ``home``, ``accel`` and ``link`` say what the devices and links are, where the split does not.
+    Raises InputError where there is no split, and where neither seconds nor a run are known.
+    """
+    try:
+        from cutedge.exports.perfetto import trace_of
+    except ImportError as error:
+        raise InputError(
+            f"export perfetto needs a package ({error}): pip install 'cutedge[export]'"
+        ) from error
+    if split is None:
+        raise InputError("a timeline is of a partition, and there is none: run partition first")
+    timelines, warnings = _timelines(split, run, home, accel, link)
+    meta = split.graph.meta
+    about = f"{meta.model}, {meta.phase} of {meta.batch} x {meta.seq} tokens, {split.policy}"
+    size = write_file(trace_of(timelines, about), out)
+    return Exported({out: size}, split.graph, split, tuple(timelines), tuple(warnings))
+
+
+def _timelines(
+    split: Split, run: MeasuredRun | None, home: str | None, accel: Sequence[str] | None,
+    link: Sequence[str] | None,
+) -> "tuple[list[Timeline], list[str]]":  # fmt: skip
+    """(what is predicted, where seconds are known, and what was measured; warnings)"""
+    from cutedge.exports.timeline import measured, predicted
+
+    names = split.placement.accelerators
+    described = [_described(text, names) for text in accel or names]
+    machines = read_machines(
+        _described(home or split.placement.home, (split.placement.home,)),
+        described or None, link, None, None,
+    )  # fmt: skip
+    for name in names:
+        choose(name, machines.accelerators, "--accel leaves out")
+    if link:
+        split = split.over(machines.links)
+    times = {
+        name: time_ops(split.graph, device, options=split.options)
+        for name, device in machines.described.items()
+    }
+    ran = [] if run is None else [measured(split, run)]
+    try:
+        return [predicted(split, times), *ran], []
+    except InputError as error:
+        if not ran or home or accel or link:
+            raise
+        return ran, [f"nothing is predicted: {error}"]
+
+
+def _described(text: str, names: Sequence[str]) -> str:
+    """``rtx-4090`` of the only device that it can be as ``gpu=rtx-4090``."""
+    if len(names) != 1 or text in names or text.startswith(f"{names[0]}="):
+        return text
+    return f"{names[0]}={text}"
+
+
+def opened(
+    directory: Path | None, policy: str | None
+) -> tuple[OpGraph, Split | None, MeasuredRun | None]:
+    """(a trace's graph, its split if it has one, what was measured of that) of a directory.
+
+    It is a trace's or a partition's; ``policy`` is for a trace that has several partitions.
+    """
+    trace, folder = find_partition(trace_folder(directory), policy)
+    if folder is None:
+        return read_trace(trace)[0], None, None
+    split = read_split(trace, folder)
+    return split.graph, split, read_run(folder, split.trace_id, split.traffic.calls)
+
+
+def opened_table(name: str, directory: Path | None, policy: str | None) -> "pa.Table":
+    """A table by its name. Raises InputError that says which command makes it."""
+    from cutedge.exports.records import read_any
+
+    choose(name, list(MAKERS), "TABLE")
+    folder = trace_folder(directory)
+    if MAKERS[name] in ("partition", "verify"):
+        folder = find_partition(folder, policy)[1] or folder
+    elif (folder / "summary.parquet").exists():
+        folder = find_partition(folder, None)[0]
+    path = folder / f"{name}.parquet"
+    if not path.exists():
+        raise InputError(f"there is no {name} table in {folder}: run {MAKERS[name]} first")
+    return read_any(path)
+
+
+def write_file(data: bytes, path: Path) -> int:
+    """Write a whole file; its size. Raises CutedgeError for a place that cannot be written."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise CutedgeError(
+            f"cannot write {path}: {error.strerror or error}. Choose another place with --out, or "
+            "free some space."
+        ) from error
+    return len(data)

@@ -1,0 +1,345 @@
+"""A split that is run for real: what crossed and what came out, beside what was predicted."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from costmodels.flops import annotate
+from costmodels.links import Links, load_link
+from cutedge._machines import machines_of, read_size
+from cutedge._placing import check_words
+from cutedge.runtime import RunError
+from cutedge.runtime.home import Measured, load, workers
+from cutedge.runtime.leaks import Proof, Secrets, Witness
+from cutedge.runtime.lineage import carriers
+from cutedge.runtime.plan import make_plan
+from cutedge.runtime.secure import stays_here, trust
+from cutedge.runtime.verify import Verdict, judge, unsplit
+from cutedge.runtime.weights import given_numbers
+from cutedge.runtime.wire import MESSAGE_BYTES, TENSOR_BYTES, Carriage
+from partition.policy import named_by
+from partition.tables import Split, write_partition
+from tracer.errors import CutedgeError, InputError, choose
+from tracer.stages import stage
+
+if TYPE_CHECKING:
+    from cutedge._partition import Partition
+    from cutedge._trace import Trace
+    from tracer.capture.runnable import Runnable
+
+Transport = Literal["unix", "tcp"]
+"""The sockets to workers on this machine."""
+
+_SOCKETS = {"unix": "unix-socket", "tcp": "tcp-loopback"}
+
+TOKEN = "CUTEDGE_TOKEN"
+"""The environment variable that has the token which home and its workers share."""
+
+LEAST_TOKEN = 16
+
+
+class VerifyError(CutedgeError):
+    """What ran is not what was predicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A split that was run, by processes of its own over sockets."""
+
+    split: Split
+    """As it was counted for the sockets that it ran over."""
+    measured: Measured
+    """The fastest of its runs."""
+    verdict: Verdict
+    """What was counted and what came out, beside prediction and unsplit model."""
+    proof: Proof | None
+    """What a run before them showed of its secrets; None where it has none."""
+    trace: "Trace"
+    warnings: tuple[str, ...]
+    """What a user must know before trusting the figures, a line each."""
+
+    @property
+    def failure(self) -> str | None:
+        """What is not as it must be: a secret that was seen, bytes, the answer; None if nothing."""
+        verdict, proof, policy = self.verdict, self.proof, self.split.policy
+        wrong = verdict.unequal if proof is None or not proof.leaks else proof.leaks
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            return f"{policy}: {wrong[0]}{more}"
+        if verdict.answer_equal:
+            return None
+        name, apart = verdict.largest_differences[0]
+        return (
+            f"{policy}: {name} is off the unsplit model's by {apart:.3g}, and its largest is "
+            f"{verdict.max_abs_result:.3g}: {verdict.tolerance:.3g} would be rounding"
+        )
+
+    def check(self) -> "Verification":
+        """Itself, where all is as predicted. Raises VerifyError saying what is not."""
+        if self.failure is not None:
+            raise VerifyError(self.failure)
+        return self
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Predicted and measured figures by name, as ``verify --json`` has them."""
+        one, run, verdict = self.split, self.measured, self.verdict
+        return {
+            "policy": one.policy, "link": one.link, "wire": one.wire,
+            "wire_dtype": one.wire_dtype, "residency": one.residency, **asdict(verdict),
+            "bytes_equal": verdict.bytes_equal,
+            "answer_equal": verdict.answer_equal, "run_seconds_predicted": one.run_seconds,
+            "run_seconds_measured": run.seconds,
+            "seconds_predicted": one.traffic.totals.seconds,
+            "seconds_measured": sum(c.seconds for c in run.calls),
+            "home_seconds_predicted": one.home_seconds,
+            "home_seconds_measured": run.home_seconds,
+            "accelerator_seconds_predicted": one.accelerator_seconds,
+            "accelerator_seconds_measured": sum(c.accelerator_seconds for c in run.calls),
+            "load_seconds": run.load_seconds, "peak_memory_bytes": run.peak_memory_bytes,
+            "ran_on": run.devices,
+            "secrets": None if self.proof is None else asdict(self.proof),
+        }  # fmt: skip
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the tables of the trace, of the split and of its calls; where the last are."""
+        from cutedge.runtime.measured import write_measured
+        from tracer.serde import trace_metadata
+
+        one, run, meta = self.split, self.measured, self.trace.graph.meta
+        return write_measured(
+            meta, run.calls, [call.label for call in one.traffic.calls], one.identity,
+            {**trace_metadata(meta, self.trace.id), "policy": one.policy,
+             "run_seconds": repr(run.seconds), "home_seconds": repr(run.home_seconds)},
+            {"message": MESSAGE_BYTES, "tensor": TENSOR_BYTES},
+            write_partition(one, self.trace.save(folder)),
+        )  # fmt: skip
+
+
+def verify(
+    partition: "Partition", seed: int, weights: Path | None, transport: Transport,
+    addresses: Sequence[str], tls_ca: Path | None, runs: int, timeout: float,
+) -> Verification:  # fmt: skip
+    """Run a partition: ``Partition.verify``."""
+    trace, machines = partition.trace, partition.machines
+    remote = _addresses(addresses, machines.accelerators)
+    trusted = None if tls_ca is None else trust(tls_ca)
+    warnings = [] if trusted else clear_text([host for host, _ in remote.values()], "--tls-ca")
+    split, links, said = _over_sockets(partition.split, transport)
+    runnable, numbers = _runnable(trace), _numbers(trace, seed, weights)
+    given = given_numbers(trace.graph, seed)
+    plan = make_plan(
+        split.graph, runnable.invocations, split.placement,
+        wire_dtype=split.wire_dtype, residency=split.residency,
+    )  # fmt: skip
+    secrets, memory = _secrets(partition, runnable), machines.memory_bytes
+    with workers(
+        list(plan.accelerators), transport=transport, timeout=timeout, remote=remote,
+        token=os.environ.get(TOKEN) if remote else None, memory_bytes=memory, trust=trusted,
+    ) as running:  # fmt: skip
+        for name in secrets.untrusted:
+            if name in running:
+                running[name].channel.forbidden = secrets.carriers
+        loaded = load(
+            plan, running, data=runnable.data, weights=numbers, links=links,
+            wire_dtype=split.wire_dtype, residency=split.residency,
+            memory_bytes=memory.get(plan.home.name),
+        )  # fmt: skip
+        proof = None
+        with stage(f"running {split.policy}", len(split.traffic.calls)) as done:
+
+            def progress(call: int, moved: int) -> None:
+                done(call + 1)
+
+            if secrets.named:  # in a run of its own: to look takes time
+                witness = Witness.of(plan, split.graph, secrets, split.wire_dtype)
+                loaded.run(given, progress, witness)
+                proof = witness.prove(runnable, given, numbers, links)
+            measured = min(
+                (loaded.run(given, progress) for _ in range(runs)), key=lambda run: run.seconds
+            )
+    reference = _unsplit(trace, seed, weights, machines.home)
+    verdict = judge(trace.graph, split.traffic, measured, reference, split.wire_dtype)
+    return Verification(split, measured, verdict, proof, trace, (*warnings, *said))
+
+
+def _over_sockets(split: Split, transport: Transport) -> tuple[Split, Links, list[str]]:
+    """(a split counted for the sockets that it runs over, these, what there is to say of that)."""
+    links, placement = split.links, split.placement
+    assert links is not None  # the split was just made
+    try:
+        for link in links.among(placement.home, placement.accelerators).values():
+            Carriage.of(link)
+        return split, links, []
+    except RunError as error:
+        links = Links(load_link(_SOCKETS[transport]))
+        said = f"bytes on the wire are those of {links.name}, which runs here: {error}"
+        return split.over(links), links, [said]
+
+
+@lru_cache(maxsize=1)
+def _runnable(trace: "Trace") -> "Runnable":
+    """The model of a trace, to be run. Raises InputError for a trace that was read from a file."""
+    made, graph = trace.runnable(), trace.graph
+    runs = annotate(made.graph)
+    if (graph.ops, graph.tensors, graph.edges) != (runs.ops, runs.tensors, runs.edges):
+        raise VerifyError(f"{graph.meta.model} is traced as another program than it is run as")
+    return made
+
+
+def _numbers(trace: "Trace", seed: int, weights: Path | None) -> dict[str, Any]:
+    """Which numbers the parameters have: random ones, or those of a checkpoint."""
+    checkpoint = {} if weights is None else {"checkpoint": str(weights.resolve())}
+    return {"seed": seed, "spread": _runnable(trace).spread, **checkpoint}
+
+
+@lru_cache(maxsize=1)
+def _unsplit(trace: "Trace", seed: int, weights: Path | None, home: str) -> "Mapping[int, Any]":
+    """What the whole model answers, by itself."""
+    return unsplit(
+        trace.graph, _runnable(trace), given_numbers(trace.graph, seed),
+        _numbers(trace, seed, weights), home,
+    )  # fmt: skip
+
+
+def _secrets(partition: "Partition", runnable: "Runnable") -> Secrets:
+    """What the policy of a partition keeps from its devices, and every tensor that carries it."""
+    graph, secrets = partition.trace.graph, partition.rules.secrets
+    untrusted = partition.setting.untrusted
+    named = {str(secret): named_by(graph, secret) for secret in secrets if untrusted}
+    derived = [str(secret) for secret in secrets if secret.derived]
+    return Secrets(untrusted, named, carriers(graph, runnable.invocations, named, derived))
+
+
+def _addresses(
+    given: Sequence[str], accelerators: Sequence[str]
+) -> dict[str, tuple[str, int]]:  # fmt: skip
+    """``gpu=10.0.0.2:7411`` as where a worker listens."""
+    addresses: dict[str, tuple[str, int]] = {}
+    for text in given:
+        match = re.fullmatch(r"(.+)=(.+):(\d{1,5})", text)
+        if match is None or int(match[3]) > 65535:
+            raise InputError(f"--worker {text!r}: write DEVICE=HOST:PORT, as in gpu=10.0.0.2:7411")
+        choose(match[1], accelerators, "--worker of")
+        address = match[2], int(match[3])
+        if match[1] in addresses or address in addresses.values():
+            raise InputError(f"--worker {text!r}: each device has one worker, and each worker one")
+        addresses[match[1]] = address
+    if addresses and len(os.environ.get(TOKEN, "")) < LEAST_TOKEN:
+        raise InputError(
+            f"--worker: put the workers' token, {LEAST_TOKEN} characters or more, into {TOKEN}"
+        )
+    return addresses
+
+
+def clear_text(hosts: Sequence[str], option: str) -> list[str]:
+    """A warning where bytes leave this machine without TLS, and which ``option`` gives that."""
+    away = [host for host in hosts if not stays_here(host)]
+    return [
+        f"what goes to and from {', '.join(away)} is in the clear, and whoever is on the way can "
+        f"change it: give {option}"
+    ] if away else []  # fmt: skip
+
+
+def calibrate(verified: Sequence[Verification], folder: Path) -> tuple[str, ...]:
+    """Write the link and the devices as measured into a folder, for --link, --home and --accel.
+
+    The link is that of the split with most calls. What a user must know of the fits comes back.
+    """
+    from costmodels.calibrate import fit, write_link
+    from costmodels.fit_device import fit_device, write_device
+    from cutedge.runtime.measured import measured_log
+
+    folder.mkdir(parents=True, exist_ok=True)
+    most = max(verified, key=lambda one: len(one.split.traffic.calls))
+    framing = {"message": MESSAGE_BYTES, "tensor": TENSOR_BYTES}
+    fitted = fit(*measured_log("the run", most.measured.calls, framing))
+    write_link(fitted, folder / "link.toml")
+    here: dict[str, list[Mapping[int, float]]] = {}
+    for one in verified:  # what torch runs on one processor here is one device
+        for name, seconds in one.measured.op_seconds.items():
+            here.setdefault(one.measured.devices[name], []).append(seconds)
+    graph = verified[0].trace.graph
+    policies = ", ".join(one.split.policy for one in verified)
+    for name, device in verified[0].measured.devices.items():
+        about = f"{graph.meta.model} ({policies})"
+        write_device(fit_device(graph, here[device]), about, folder / f"{name}.toml")
+    return fitted.warnings
+
+
+def check_verify(
+    policies: Sequence[str], addresses: Sequence[str], tls_ca: Path | None,
+    options: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Raise InputError for options that cannot be understood, before a model is traced."""
+    check_words(policies, **options)
+    named = {key: options[key] for key in ("machine", "home", "accel", "link", "memory")}
+    _addresses(addresses, machines_of(**named).accelerators)
+    if tls_ca is not None:
+        trust(tls_ca)
+
+
+def socket_link(machine: Mapping[str, Any], transport: Transport) -> dict[str, Any]:
+    """The options of a machine, with the sockets of ``transport`` where they name no link."""
+    named = machine["link"] or "@" in (machine["machine"] or "")
+    return {**machine, "link": machine["link"] if named else [_SOCKETS[transport]]}
+
+
+def serve(
+    listen: str, *, memory: str | None, timeout: float, idle: float, weights: tuple[Path, ...],
+    identity: tuple[Path, Path] | None, tls_ca: Path | None, warn: Callable[[str], None],
+    listening: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Be a worker on ``HOST:PORT`` for whoever has its token: ``cutedge worker``.
+
+    ``identity`` is the certificate and key that TLS is taken with. Raises InputError for what
+    cannot be understood, CutedgeError where it cannot listen.
+    """
+    import socket
+
+    from cutedge.runtime import secure
+    from cutedge.runtime.wire import remove_segments
+    from cutedge.runtime.worker import Service
+    from cutedge.runtime.worker import serve as answer
+    from tracer.interrupts import at_interrupt, say_at_interrupt
+
+    host, _, port = f":{listen}".rpartition(":")
+    host = host.removeprefix(":") or "127.0.0.1"
+    if not port.isdigit() or int(port) > 65535:
+        raise InputError(f"--listen {listen!r}: write HOST:PORT, as in 127.0.0.1:7411")
+    token = os.environ.pop(TOKEN, "")
+    if len(token) < LEAST_TOKEN:
+        raise InputError(
+            f"a worker runs what it is sent by whoever has its token: put one of {LEAST_TOKEN} "
+            f"characters or more into {TOKEN}, here and where verify runs"
+        )
+    most = None if memory is None else read_size(memory)
+    if memory is not None and most is None:
+        raise InputError(f"--memory {memory!r}: write a size, as in 4GiB or 1000000")
+    service = Service(
+        token, timeout, idle, most, weights,
+        None if identity is None else secure.identity(*identity),
+        None if tls_ca is None else trust(tls_ca),
+    )  # fmt: skip
+    if identity is None:
+        for warning in clear_text([host], "--tls-cert and --tls-key"):
+            warn(warning)
+    listener = socket.socket()
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, int(port)))
+        except OSError as error:
+            raise CutedgeError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}"
+            ) from error
+        listener.listen()
+        listening(f"listening on {':'.join(map(str, listener.getsockname()))}")
+        say_at_interrupt("stopped")
+        sessions: list[bytes] = []
+        with at_interrupt(lambda: [*map(remove_segments, sessions)]):
+            answer(listener, service, begun=sessions.append)
