@@ -186,12 +186,14 @@ def _switched(function: Callable[..., Any], switches: dict[str, Any]) -> Callabl
                 typer.echo(f"{perf_counter() - begun:.2f} s", err=True)
 
     shown = signature(function)
-    run.__signature__ = shown.replace(parameters=[  # type: ignore[attr-defined]  # as inspect has it
-        *shown.parameters.values(),
-        *(
-            Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind)
-            for name, kind in switches.items()
-        ),
-    ])  # fmt: skip
+    run.__signature__ = shown.replace(  # type: ignore[attr-defined]
+        parameters=[
+            *shown.parameters.values(),
+            *(
+                Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+                for name, kind in switches.items()
+            ),
+        ]
+    )
     run.__annotations__ = {**function.__annotations__, **switches}
     return run

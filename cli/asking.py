@@ -43,8 +43,11 @@ def query(
 
     columns, rows = run_sql(sql, OUT if every else trace_folder(directory), safe=safe)
     if as_json:
-        print_json({
-            "columns": columns, "rows": [dict(zip(columns, row, strict=True)) for row in rows],
-        })  # fmt: skip
+        print_json(
+            {
+                "columns": columns,
+                "rows": [dict(zip(columns, row, strict=True)) for row in rows],
+            }
+        )
     else:
         print_rows(columns, rows)

@@ -6,6 +6,15 @@ from cli import exporting, costs, devices, links, asking  # isort: skip
 from cli.app import app
 
 __all__ = [
-    "app", "asking", "costs", "devices", "exporting", "links", "reporting", "running", "splitting",
-    "sweeping", "tracing",
-]  # fmt: skip
+    "app",
+    "asking",
+    "costs",
+    "devices",
+    "exporting",
+    "links",
+    "reporting",
+    "running",
+    "splitting",
+    "sweeping",
+    "tracing",
+]

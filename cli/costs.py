@@ -1,8 +1,8 @@
 """Commands that say what a traced model costs on a device, and what its limits are there."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,7 +11,7 @@ from cli.app import command, say, warn
 from cli.options import Arrays, Device, Json, Model, Settings, TraceDir
 
 if TYPE_CHECKING:
-    from cutedge._cost import By, Cost, Parameters
+    from cutedge._cost import By, Cost, Limits, Parameters
 
 
 @command("cutedge cost --device rtx-4090 --by module")
@@ -59,7 +59,8 @@ def cost(
 def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
     from rich.text import Text
 
-    from cli.printing import Column, console, duration, human, print_table
+    from cli.printing import console, duration, human, print_table
+    from cutedge._words import cost_sentences
     from tracer.summary import headline
 
     out = console()
@@ -69,21 +70,20 @@ def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
         out.print()
         name = f"{time.device.name}: {time.device.description}"
         out.print(Text(name, style="bold"))
-        for line in _sentences(cost):
+        for line in cost_sentences(cost):
             out.print(line)
         out.print()
         shares = cost.by(by)
         if by != "layer":
             shares.sort(key=lambda share: -share.seconds)
         print_table(
-            [
-                Column(by), Column("ops", ">", 4), Column("FLOPs", ">", 2), Column("bytes", ">", 2),
-                Column("FLOPs/byte", ">", 3), Column("share", "%"), Column("seconds", ">"),
-                Column("bound by", "<", 1),
-            ],
+            f"{by}, ops>4, FLOPs>2, bytes>2, FLOPs/byte>3, share%, seconds>, bound by<1",
             [
                 (
-                    share.name, f"{share.ops:,}", f"{share.flops:,}", human(share.traffic_bytes),
+                    share.name,
+                    f"{share.ops:,}",
+                    f"{share.flops:,}",
+                    human(share.traffic_bytes),
                     "" if share.intensity is None else f"{share.intensity:.2f}",
                     f"{share.seconds / time.seconds:.1%}" if time.seconds else "",
                     "not here" if share.missing_ops == share.ops else duration(share.seconds),
@@ -91,7 +91,7 @@ def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
                 )
                 for share in shares
             ],
-        )  # fmt: skip
+        )
     out.print()
 
 
@@ -99,73 +99,33 @@ def _most(seconds: Mapping[str, float]) -> str:
     return max(seconds, key=lambda bound: seconds[bound], default="")
 
 
-def _sentences(cost: "Cost") -> Iterator[str]:
-    """What a graph takes on a device, in sentences."""
-    from cli.printing import covered, duration, human
-    from costmodels.flops import numbered
+@dataclass(frozen=True, slots=True)
+class User:
+    """What one user asks of a device."""
 
-    time, whole = cost.time, cost.whole
-    device, need = time.device, time.need
-    spent = "".join(
-        f", {value / time.seconds:.1%} bound by {bound}"
-        for share in ([whole] if whole else [])
-        for bound, value in sorted(share.seconds_by_bound.items(), key=lambda item: -item[1])
-        if value
-    )
-    known = "all ops" if not time.missing else "the ops that run here"
-    yield f"{duration(time.seconds)} for {known}, one after another{spent}"
-    if padded := time.on_array("padded_macs"):
-        useful = (time.on_array("useful_macs") or 0) / padded
-        yield (
-            f"{time.on_array('cycles'):,} cycles in {time.on_array('tiles'):,} tiles; "
-            f"{useful:.1%} of {padded:,} multiply-accumulates are useful"
-        )
-        link = cost.host_link
-        taken = None if link is None else time.link_seconds(link)
-        if link is not None and taken is not None:
-            sent, received = (time.on_array(f"{way}_bytes") or 0 for way in ("sent", "received"))
-            yield (
-                f"beside that, {link.name} takes {duration(taken)} for their operands "
-                f"({human(sent)}) and results ({human(received)})"
-            )
-    fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[time.fits]
-    size = "" if device.memory_bytes is None else f" in {human(device.memory_bytes)}"
-    yield (
-        f"memory: {human(need.resident_bytes)} resident, {human(need.live_activation_bytes)} of "
-        f"activations where each is freed once read, {human(need.peak_activation_bytes)} at most: "
-        f"{fits}{size}"
-    )
-    if time.paged_share:
-        yield (
-            f"{time.paged_share:.1%} of that is beyond the secure memory of "
-            f"{human(device.enclave_bytes or 0)} and is paged (an estimate)"
-        )
-    yield (
-        f"coverage: seconds are known for {covered(time.coverage)} of the ops that work"
-        + (f"; not for {numbered(time.missing)}" if time.missing else "")
-    )
-
-
-@command("cutedge limits qwen1.5-7b --device rtx-4090 --weight-bits 8 --prompt 1000")
-def limits(
-    model: Model,
-    device: Device = "rtx-4090",
-    weight_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a parameter.")] = 16,
-    kv_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a cached value.")] = 16,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024,
+    weight_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a parameter.")] = 16
+    kv_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a cached value.")] = 16
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024
     dtype: Annotated[
         str | None,
         typer.Option(
             help="The dtype whose peak the device computes at; when left out that of the wider of "
             "weights and cache: bfloat16 of 16 bits, 8-bit of 8, where the device has it."
         ),
-    ] = None,
+    ] = None
     units: Annotated[
         Literal["true", "reference"],
         typer.Option(
             help="true: counts, decimal giga and tera; reference: M, G, T as powers of two."
         ),
-    ] = "true",
+    ] = "true"
+
+
+@command("cutedge limits qwen1.5-7b --device rtx-4090 --weight-bits 8 --prompt 1000")
+def limits(
+    model: Model,
+    user: User,
+    device: Device = "rtx-4090",
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
@@ -173,50 +133,22 @@ def limits(
     import cutedge
     from cli.printing import print_json
 
-    limits = cutedge.limits(
-        model, device, weight_bits=weight_bits, kv_bits=kv_bits, prompt=prompt, dtype=dtype,
-        units=units, overrides=settings,
-    )  # fmt: skip
+    limits = cutedge.limits(model, device, overrides=settings, **asdict(user))
     for warning in limits.warnings:
         warn(warning)
     if as_json:
         print_json(limits.summary)
         return
-    say(
-        f"{limits.about['model']} on {limits.about['device']}: {weight_bits:g}-bit weights, "
-        f"{kv_bits:g}-bit cache, {prompt} tokens of prompt, peak of {limits.about['compute_dtype']}"
-    )
-    _print_limits(limits.figures, binary=units == "reference")
+    say(limits.headline)
+    _print_limits(limits)
 
 
-def _print_limits(figures: Mapping[str, Any], *, binary: bool) -> None:
-    from cli.printing import Column, print_table
+def _print_limits(limits: "Limits") -> None:
+    from cli.printing import print_table
 
-    rows = []
-    for key, value in figures.items():
-        if key.endswith("_reason"):
-            continue
-        unit = ""
-        if key.endswith("params"):
-            unit = "Gi" if binary else ""
-        elif key in ("kv_cache_params_per_token", "kv_cache_params_fixed"):
-            unit = "Mi" if binary else ""
-        elif key == "decode_W_tokens_per_ms":
-            unit = "tokens/ms"
-        elif "_ms" in key:
-            unit = "ms"
-        text = (
-            "no limit"
-            if value is None
-            else f"{value:,}"
-            if isinstance(value, int)
-            else f"{value:,.6g}"
-        )
-        rows.append((key, text, unit))
-    print_table([Column("limit"), Column("value", ">"), Column("unit")], rows)
-    for key in ("kv_tokens", "decode_W"):
-        if (why := figures[f"{key}_reason"]) is not None:
-            say(f"no {key}: {why}")
+    print_table("limit, value>, unit", limits.lines)
+    for what, why in limits.reasons.items():
+        say(f"no {what}: {why}")
 
 
 @command("cutedge params mistral-7b")
@@ -240,41 +172,31 @@ def params(
 
 
 def _print_params(params: "Parameters", by_layer: bool) -> None:
-    from cli.printing import Column, print_table
-    from cli.show import not_run
+    from cli.printing import print_table
+    from cutedge._words import parameter_sentences
 
     graph, found = params.graph, params.found
-    total, active = graph.meta.parameters, params.active
-    heads = "" if found.heads is None else (
-        f", {found.attention} with {found.heads[0]} query and {found.heads[1]} key/value heads"
-    )  # fmt: skip
-    say(f"{graph.meta.model} ({graph.meta.model_class}): {total:,} parameters{heads}")
+    total = graph.meta.parameters
+    say(params.headline)
     print_table(
-        [
-            Column("part"), Column("weights", ">", 1), Column("biases and scales", ">", 2),
-            Column("all", ">"), Column("share", "%"),
-        ],
+        "part, weights>1, biases and scales>2, all>, share%",
         [
             (
-                part, f"{count.weights:,}", f"{count.biases:,}", f"{count.total:,}",
+                part,
+                f"{count.weights:,}",
+                f"{count.biases:,}",
+                f"{count.total:,}",
                 f"{count.total / total:.2%}",
             )
             for part, count in found.parts.items()
         ],
-    )  # fmt: skip
-    if active != total:
-        say(f"{active:,} are active for one token ({active / max(total, 1):.1%})")
-    if found.tied:
-        say(f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)")
-    idle = not_run(graph)
-    if found.unread and not idle:
-        idle = [f"{found.unread:,} parameters are read by no op of a prefill"]
-    for line in idle:
+    )
+    for line in parameter_sentences(params):
         say(line)
     if by_layer:
         names = list(dict.fromkeys(part for parts in found.layers.values() for part in parts))
         print_table(
-            [Column("layer"), *(Column(name, ">", n) for n, name in enumerate(names))],
+            ["layer", *(f"{name}>{n}" for n, name in enumerate(names))],
             [
                 (layer, *(f"{parts[n].total:,}" if n in parts else "" for n in names))
                 for layer, parts in found.layers.items()

@@ -1,8 +1,8 @@
 """Commands about devices alone: what they are, and what one matrix product costs on an array."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -37,15 +37,46 @@ def devices(
     """List the devices that cutedge knows; show one with the source of every figure."""
     from cli.printing import print_json
     from costmodels.devices import device_names, load_device
+    from cutedge._json import device_object
     from tracer.toml_files import matching
 
     found = [load_device(one) for one in matching(name, "device", device_names())]
     if as_json:
-        print_json({"devices": [_device_dict(one) for one in found]})
+        print_json({"devices": [device_object(one) for one in found]})
     elif name and len(found) == 1:
         _print_device(found[0])
     else:
         _print_devices(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """How a product is carried out, and how its cycles are counted."""
+
+    mode: Annotated[Dataflow | None, typer.Option(help="Another dataflow than the device's.")] = (
+        None
+    )
+    rows: Annotated[int | None, typer.Option(min=1, max=MOST, help="Rows of a systolic array.")] = (
+        None
+    )
+    cols: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Columns of a systolic array.")
+    ] = None
+    batch: Annotated[
+        int, typer.Option(min=1, max=MOST, help="So many products, one after another.")
+    ] = 1
+    count: Annotated[
+        CountAs | None,
+        typer.Option(
+            help="Cycles of a systolic array: as SCALE-Sim prints them (the number of the last, "
+            "from 0; the default) or as many as there are."
+        ),
+    ] = None
+    overlap: Annotated[
+        Overlap | None,
+        typer.Option(help="Whether a systolic array loads a fold while the one before streams."),
+    ] = None
+    dtype: Annotated[str, typer.Option(help="Of the elements on the host link.")] = "float32"
 
 
 @command("cutedge gemm 1 2048 2048 --device chip-8x8")
@@ -54,60 +85,24 @@ def gemm(
     k: K,
     n: N,
     arrays: Arrays,
+    how: Product,
     device: Device = "chip-8x8",
-    mode: Annotated[
-        Dataflow | None, typer.Option(help="Another dataflow than the device's.")
-    ] = None,
-    rows: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Rows of a systolic array.")
-    ] = None,
-    cols: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Columns of a systolic array.")
-    ] = None,
-    batch: Annotated[
-        int, typer.Option(min=1, max=MOST, help="So many products, one after another.")
-    ] = 1,
-    count: Annotated[
-        CountAs | None,
-        typer.Option(
-            help="Cycles of a systolic array: as SCALE-Sim prints them (the number of the last, "
-            "from 0; the default) or as many as there are."
-        ),
-    ] = None,
-    overlap: Annotated[
-        Overlap | None,
-        typer.Option(help="Whether a systolic array loads a fold while the one before streams."),
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the elements on the host link.")] = "float32",
     as_json: Json = False,
 ) -> None:
     """Cost one matrix product [M, K] x [K, N] on an array: tiles, cycles, seconds, utilisation."""
     import cutedge
     from cli.printing import print_json
 
-    product = cutedge.gemm(
-        m, k, n, device, batch=batch, mode=mode, rows=rows, cols=cols, count=count, overlap=overlap,
-        dtype=dtype, **asdict(arrays),
-    )  # fmt: skip
+    product = cutedge.gemm(m, k, n, device, **asdict(how), **asdict(arrays))
     if as_json:
         print_json(product.summary)
     else:
         _print_gemm(product)
 
 
-def _device_dict(device: "described.Device") -> dict[str, Any]:
-    """``devices --json``: all fields, and what follows from them."""
-    array, figures = device.array, asdict(device)
-    return {
-        "device": figures.pop("name"),
-        **figures,
-        "array": array and {**asdict(array), "peak_flops_per_second": array.peak_flops_per_second},
-        "ridge_flops_per_byte": {one: device.ridge(one) for one in device.peak_flops_per_second},
-    }
-
-
 def _print_devices(found: "Sequence[described.Device]") -> None:
-    from cli.printing import Column, console, grouped, human, print_table
+    from cli.printing import console, grouped, human, print_table
+    from cutedge._words import array_size
 
     def peak(device: "described.Device", dtype: str) -> str:
         rate = device.peak_flops_per_second.get(dtype)
@@ -119,43 +114,42 @@ def _print_devices(found: "Sequence[described.Device]") -> None:
     out = console()
     if processors := [one for one in found if one.peak_flops_per_second]:
         print_table(
-            [
-                Column("device"), Column("trusted", "<", 1),
-                *(Column(dtype, ">", 2) for dtype in SHOWN), Column("GB/s", ">", 3),
-                Column("memory", ">", 3), *(Column(f"ridge {dtype}", ">", 4) for dtype in SHOWN),
-            ],
+            f"device, trusted<1, {', '.join(f'{dtype}>2' for dtype in SHOWN)}, GB/s>3, memory>3, "
+            + ", ".join(f"ridge {dtype}>4" for dtype in SHOWN),
             grouped(
                 processors,
                 lambda one: "accelerators: a host calls them" if one.host_link else "hosts",
                 lambda one: [
-                    one.name, "yes" if one.trusted else "no", *(peak(one, d) for d in SHOWN),
+                    one.name,
+                    "yes" if one.trusted else "no",
+                    *(peak(one, d) for d in SHOWN),
                     f"{(one.memory_bandwidth_bytes_per_second or 0) / 1e9:g}",
                     human(one.memory_bytes) if one.memory_bytes else "",
                     *(ridge(one, dtype) for dtype in SHOWN),
                 ],
             ),
-        )  # fmt: skip
+        )
         out.print(
             "peaks in TFLOPS, dense; ridge points in FLOPs a byte; GB/s and TFLOPS are decimal"
         )
         out.print()
     if any(one.array for one in found):
         print_table(
-            [
-                Column("array"), Column("trusted", "<", 1), Column("dataflow", "<", 2),
-                Column("size", ">", 1), Column("cycles a tile", ">", 3), Column("MHz", ">", 3),
-                Column("peak GFLOPS", ">", 1),
-            ],
+            "array, trusted<1, dataflow<2, size>1, cycles a tile>3, MHz>3, peak GFLOPS>1",
             [
                 (
-                    one.name, "yes" if one.trusted else "no", array.dataflow, _size(array),
-                    str(array.tile_cycles or ""), f"{array.clock_hertz / 1e6:g}",
+                    one.name,
+                    "yes" if one.trusted else "no",
+                    array.dataflow,
+                    array_size(array),
+                    str(array.tile_cycles or ""),
+                    f"{array.clock_hertz / 1e6:g}",
                     f"{array.peak_flops_per_second / 1e9:.6g}",
                 )
                 for one in found
                 if (array := one.array)
             ],
-        )  # fmt: skip
+        )
         out.print()
     out.print("cutedge devices NAME has every figure of one, with its source")
 
@@ -163,8 +157,9 @@ def _print_devices(found: "Sequence[described.Device]") -> None:
 def _print_device(device: "described.Device") -> None:
     from rich.text import Text
 
-    from cli.printing import Column, console, human, print_table
+    from cli.printing import console, human, print_table
     from costmodels.devices import ARRAY_FIGURES, FIGURES, PEAK, TILE_FIGURES
+    from cutedge._words import array_words
 
     out, array = console(), device.array
     out.print(Text(f"{device.name}: {device.description}", style="bold"))
@@ -173,61 +168,52 @@ def _print_device(device: "described.Device") -> None:
     out.print()
     if device.peak_flops_per_second:
         print_table(
-            [
-                Column("dense peak"), Column("TFLOPS", ">"),
-                Column("ridge (FLOPs a byte)", ">", 1), Column("source", "~"),
-            ],
+            "dense peak, TFLOPS>, ridge (FLOPs a byte)>1, source~",
             [
                 (
-                    dtype, f"{rate / 1e12:.8g}", f"{device.ridge(dtype):.2f}",
+                    dtype,
+                    f"{rate / 1e12:.8g}",
+                    f"{device.ridge(dtype):.2f}",
                     device.sources[f"{PEAK}.{dtype}"],
                 )
                 for dtype, rate in device.peak_flops_per_second.items()
             ],
-        )  # fmt: skip
+        )
         out.print()
     known = asdict(device) | (
         {
-            "array_rows_elements": array.rows, "array_columns_elements": array.columns,
-            "array_depth_elements": array.depth, "tile_cycles": array.tile_cycles,
+            "array_rows_elements": array.rows,
+            "array_columns_elements": array.columns,
+            "array_depth_elements": array.depth,
+            "tile_cycles": array.tile_cycles,
             "clock_hertz": array.clock_hertz,
         }
         if array
         else {}
-    )  # fmt: skip
+    )
     figures = [key for key in (*FIGURES, *ARRAY_FIGURES, *TILE_FIGURES) if key in device.sources]
     print_table(
-        [Column("figure"), Column("value", ">"), Column("size", ">", 1), Column("source", "~")],
+        "figure, value>, size>1, source~",
         [
             (
-                key, f"{known[key]:,}" if key.endswith("_bytes") else f"{known[key]:g}",
-                human(known[key]) if key.endswith("_bytes") else "", device.sources[key],
+                key,
+                f"{known[key]:,}" if key.endswith("_bytes") else f"{known[key]:g}",
+                human(known[key]) if key.endswith("_bytes") else "",
+                device.sources[key],
             )
             for key in figures
         ],
-    )  # fmt: skip
+    )
     if array:
         out.print()
-        out.print(f"{_array_words(array)}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
-
-
-def _size(array: "described.Array") -> str:
-    sides = (array.rows, array.depth, array.columns)
-    return " x ".join(str(side) for side in sides if side is not None)
-
-
-def _array_words(array: "described.Array") -> str:
-    clock = f"{array.clock_hertz / 1e6:g} MHz"
-    if array.tile_cycles is not None:
-        return f"tiles of M x K x N = {_size(array)}, {array.tile_cycles} cycles each, {clock}"
-    kept = {"os": "output", "ws": "weight", "is": "input"}[array.dataflow]
-    return f"{kept}-stationary systolic array of {_size(array)} cells, {clock}"
+        out.print(f"{array_words(array)}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
 
 
 def _print_gemm(product: "Gemm") -> None:
     from rich.text import Text
 
-    from cli.printing import Column, console, human, print_table
+    from cli.printing import console, human, print_table
+    from cutedge._words import array_words
 
     out, device, array, cost = console(), product.device, product.array, product.cost
     m, k, n, batch = product.sizes
@@ -235,14 +221,14 @@ def _print_gemm(product: "Gemm") -> None:
     scalesim = product.count == "scalesim"
     counting = "the number of the last, from 0, as SCALE-Sim prints it" if scalesim else ""
     out.print(Text(f"{what} on {device.name}", style="bold"))
-    out.print(_array_words(array))
+    out.print(array_words(array))
     lost = ", ".join(
         f"{share:.1%} of {axis}"
         for axis, share in (("M", cost.lost_by_m), ("K", cost.lost_by_k), ("N", cost.lost_by_n))
     )
     out.print()
     print_table(
-        [Column(""), Column("", ">"), Column("", "~")],
+        ", >, ~",
         [
             ("tiles" if array.dataflow == "fixed" else "folds", f"{cost.tiles:,}", ""),
             ("cycles", f"{cost.cycles:,}", counting),

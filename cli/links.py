@@ -27,19 +27,14 @@ def links(
     as_json: Json = False,
 ) -> None:
     """List the links between devices, or show the figures of one and where they come from."""
-    from cli.printing import Column, console, duration, grouped, print_json, print_table, rate
+    from cli.printing import console, duration, grouped, print_json, print_table, rate
     from costmodels.links import link_names, load_link
+    from cutedge._json import link_object
     from tracer.toml_files import matching
 
     loaded = [load_link(name) for name in matching(link, "link", link_names())]
     if as_json:
-        print_json({"links": [
-            {
-                "link": one.name, "description": one.description, **one.figures,
-                "sources": one.sources,
-            }
-            for one in loaded
-        ]})  # fmt: skip
+        print_json({"links": [link_object(one) for one in loaded]})
     elif len(loaded) > 1:
 
         def shown(value: float | None, words: Callable[[float], str]) -> str:
@@ -48,11 +43,12 @@ def links(
         def row(one: "Link") -> list[str]:
             ways = {"sent": one.payload_rate("send"), "received": one.payload_rate("receive")}
             return [
-                one.name, *(_framing(one, way) for way in ways),
+                one.name,
+                *(_framing(one, way) for way in ways),
                 *(shown(value, rate) for value in ways.values()),
                 *(shown(one.figures[f"{way}_latency_seconds"], duration) for way in ways),
                 one.description,
-            ]  # fmt: skip
+            ]
 
         def kind(one: "Link") -> str:
             timed = one.timed("send")
@@ -61,19 +57,15 @@ def links(
             )
 
         print_table(
-            [
-                Column("link"), Column("framing sent", "<", 4), Column("framing received", "<", 4),
-                Column("rate sent", ">", 1), Column("rate received", ">", 1),
-                Column("latency sent", ">", 3), Column("latency received", ">", 3),
-                Column("what it is", "~", 2),
-            ],
+            "link, framing sent<4, framing received<4, rate sent>1, rate received>1, "
+            "latency sent>3, latency received>3, what it is~2",
             grouped(loaded, kind, row),
-        )  # fmt: skip
+        )
     else:
         (one,) = loaded
         console().print(f"{one.name}: {one.description}")
         print_table(
-            [Column("figure"), Column("value", ">"), Column("source", "~")],
+            "figure, value>, source~",
             [(key, f"{one.figures[key]:.10g}", source) for key, source in one.sources.items()],
         )
 
@@ -86,6 +78,9 @@ def _framing(link: "Link", way: str) -> str:
         if figures[f"{way}_{part}_framing_bytes"]
     ]
     return ", ".join(parts) or "none"
+
+
+TOTALS = ("measured_total_seconds", "fitted_total_seconds")
 
 
 @command("cutedge calibrate calls.csv --out my-link.toml")
@@ -106,57 +101,50 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Fit latency, bandwidth and serialisation to measured calls; write them as a link file."""
-    from cli.printing import Column, console, counted, duration, print_json, print_table
+    from cli.printing import console, counted, duration, print_json, print_table
     from costmodels.calibrate import check_out, fit, read_log, write_link
+    from cutedge.runtime.measured import read_measured
 
     out = out or Path(f"{log.stem}.toml")
     check_out(out, force=force)
-    if log.suffix == ".parquet":
-        from cutedge.runtime.measured import read_measured
-
-        found = fit(*read_measured(log))
-    else:
-        found = fit(read_log(log))
+    found = fit(*(read_measured(log) if log.suffix == ".parquet" else (read_log(log),)))
     write_link(found, out)
     for warning in found.warnings:
         warn(warning)
     if as_json:
-        print_json({
-            "link_file": str(out), **asdict(found),
-            "measured_total_seconds": found.measured_total_seconds,
-            "fitted_total_seconds": found.fitted_total_seconds,
-        })  # fmt: skip
+        totals = {key: getattr(found, key) for key in TOTALS}
+        print_json({"link_file": str(out), **asdict(found), **totals})
         return
     console().print(f"{log}: {counted(found.calls, 'call')}")
     for one in found.equations:
         say()
         console().print(one.equation)
         print_table(
-            [Column("term"), Column("value", ">"), Column("standard error", ">", 1)],
+            "term, value>, standard error>1",
             [
                 (
-                    term.name, "not known" if term.value is None else f"{term.value:.6g}",
+                    term.name,
+                    "not known" if term.value is None else f"{term.value:.6g}",
                     "" if term.standard_error is None else f"{term.standard_error:.2g}",
                 )
                 for term in one.terms
             ],
-        )  # fmt: skip
+        )
         r2 = "" if one.r_squared is None else f"R^2 {one.r_squared:.6f}; "
         half, most = one.relative_residual_quantiles
         say(f"{r2}half of the calls are off by {half:.2%} at most, 90% by {most:.2%}")
         print_table(
-            [
-                Column("furthest off"), Column("measured", ">", 1), Column("fitted", ">", 1),
-                Column("off by", ">"),
-            ],
+            "furthest off, measured>1, fitted>1, off by>",
             [
                 (
-                    f"line {off.line}", duration(off.measured_seconds),
-                    duration(off.fitted_seconds), f"{off.relative:+.2%}",
+                    f"line {off.line}",
+                    duration(off.measured_seconds),
+                    duration(off.fitted_seconds),
+                    f"{off.relative:+.2%}",
                 )
                 for off in one.furthest
             ],
-        )  # fmt: skip
+        )
     off = found.fitted_total_seconds / found.measured_total_seconds - 1
     say(
         f"all calls: {duration(found.measured_total_seconds)} measured, "

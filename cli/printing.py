@@ -5,6 +5,7 @@ sentences are broken between words, and tables lose columns, which they name.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -21,9 +22,19 @@ from cli.terminal import WIDE, broken, room
 from tracer.words import counted, covered, duration, human, mib, rate, visible
 
 __all__ = [
-    "Column", "console", "counted", "covered", "duration", "grouped", "human", "mib",
-    "print_json", "print_rows", "print_table", "rate",
-]  # fmt: skip
+    "Column",
+    "console",
+    "counted",
+    "covered",
+    "duration",
+    "grouped",
+    "human",
+    "mib",
+    "print_json",
+    "print_rows",
+    "print_table",
+    "rate",
+]
 
 
 class _Console(Console):
@@ -76,23 +87,37 @@ class Column(NamedTuple):
     for, the lowest first. Those of one rank are shown together or not at all."""
 
 
+def _column(text: str) -> Column:
+    """A head, then its side where it is not text, then its rank.
+
+    >>> _column("share%"), _column("calls>1")
+    (Column(head='share', side='%', rank=0), Column(head='calls', side='>', rank=1))
+    """
+    match = re.fullmatch("(.*?)(?:([<>%~])([0-9]*))?", text)
+    return Column(match[1], match[2] or "<", int(match[3] or 0)) if match else Column(text)
+
+
 _Thing = TypeVar("_Thing")
 
 _LEAST = 28
 """Characters that a column of sentences has, where it has that many."""
 
 
-def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str] | str]) -> None:
-    """A table; a row that is text is a heading over those below it.
+def print_table(heads: str | Sequence[str | Column], rows: Iterable[Sequence[str] | str]) -> None:
+    """A table, with columns as in ``"policy, calls>1, share%"``; a row of text is a heading.
 
     It is no wider than the terminal, unless --wide is given: bars are left out, then columns by
     their rank, which a line under the table names. Numbers are never broken.
     """
+    given = heads.split(", ") if isinstance(heads, str) else heads
+    columns = [head if isinstance(head, Column) else _column(head) for head in given]
     body = [row if isinstance(row, str) else [visible(cell) for cell in row] for row in rows]
-    heads, width = [column.head for column in columns], room(sys.stdout)
-    cells = [heads, *(row for row in body if not isinstance(row, str))]
-    widths = [max(cell_len(line) for row in cells for line in row[n].split("\n"))
-              for n in range(len(columns))]  # fmt: skip
+    names, width = [column.head for column in columns], room(sys.stdout)
+    cells = [names, *(row for row in body if not isinstance(row, str))]
+    widths = [
+        max(cell_len(line) for row in cells for line in row[n].split("\n"))
+        for n in range(len(columns))
+    ]
     bars = {n: _BAR + 1 for n, column in enumerate(columns) if column.side == "%"}
     wanted = sum(widths) + 2 * len(widths) - 2 + sum(bars.values())
     if width is None or not _encodes(_EIGHTHS) or (wanted > width and not WIDE.get()):
@@ -109,8 +134,8 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str] | str]) 
             ]
             yield "  ".join(padded).rstrip()
 
-    if any(heads):
-        for line in lines(heads):
+    if any(names):
+        for line in lines(names):
             Console.print(out, Text(line, style="bold"), soft_wrap=True)
     for number, row in enumerate(body):
         if isinstance(row, str):

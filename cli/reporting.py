@@ -42,10 +42,13 @@ def report(
         warn(warning)
     written = compared.report(out or folder / "report.html", png=png)
     if as_json:
-        print_json({
-            "page": str(written.page), "pictures": [str(one) for one in written.pictures],
-            "headlines": written.headlines,
-        })  # fmt: skip
+        print_json(
+            {
+                "page": str(written.page),
+                "pictures": [str(one) for one in written.pictures],
+                "headlines": written.headlines,
+            }
+        )
     else:
         say(next(iter(written.headlines.values())))
         for path in (written.page, *written.pictures):

@@ -1,7 +1,7 @@
 """Commands that run a placement for real: verify, and the worker for another machine."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,10 +16,39 @@ if TYPE_CHECKING:
 TlsCa = Annotated[
     Path | None,
     typer.Option(
-        exists=True, dir_okay=False,
+        exists=True,
+        dir_okay=False,
         help="Connect to workers elsewhere by TLS, and believe certificates that this one signed.",
     ),
-]  # fmt: skip
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How splits are run."""
+
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="A folder with .safetensors; random numbers when left out."),
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="Of random weights, inputs and cache.")] = 0
+    transport: Annotated[
+        Literal["unix", "tcp"], typer.Option(help="Sockets to workers on this machine.")
+    ] = "unix"
+    workers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--worker",
+            help="A worker that listens elsewhere: gpu=HOST:PORT; CUTEDGE_TOKEN has its token.",
+        ),
+    ] = None
+    tls_ca: TlsCa = None
+    runs: Annotated[
+        int, typer.Option(min=1, help="Run so often; the fastest is what is measured.")
+    ] = 1
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a worker may be silent.")
+    ] = 300.0
 
 
 @command("cutedge verify llama-3.2-1b --seq 1024 --policy offload-linear")
@@ -28,32 +57,11 @@ def verify(
     tracing: Tracing,
     machine: Machine,
     search: Search,
+    running: Running,
     policies: Annotated[
         list[str] | None,
         typer.Option("--policy", help="A policy to run, again and again; offload-linear."),
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="A folder with .safetensors; random numbers when left out."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of random weights, inputs and cache.")] = 0,
-    transport: Annotated[
-        Literal["unix", "tcp"], typer.Option(help="Sockets to workers on this machine.")
-    ] = "unix",
-    workers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--worker",
-            help="A worker that listens elsewhere: gpu=HOST:PORT; CUTEDGE_TOKEN has its token.",
-        ),
-    ] = None,
-    tls_ca: TlsCa = None,
-    runs: Annotated[
-        int, typer.Option(min=1, help="Run so often; the fastest is what is measured.")
-    ] = 1,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a worker may be silent.")
-    ] = 300.0,
     calibrate: Annotated[
         Path | None,
         typer.Option(help="Write link.toml and a device file each, fitted to what was measured."),
@@ -68,30 +76,21 @@ def verify(
     from cutedge._verify import check_verify, socket_link
     from cutedge._workspace import default_folder
 
-    options = socket_link(asdict(machine), transport) | asdict(search)
+    options = socket_link(asdict(machine), running.transport) | asdict(search)
     chosen = policies or ["offload-linear"]
-    check_verify(chosen, workers or (), tls_ca, options)
+    check_verify(chosen, running.workers or (), running.tls_ca, options)
     traced = cutedge.trace(model, **asdict(tracing))
     splits = [traced.partition(one, **options) for one in chosen]
     for warning in traced.warnings:
         warn(warning)
     folder = out or default_folder(traced.graph)
-    verified = [
-        split.verify(
-            seed=seed, weights=weights, transport=transport, workers=workers or (),
-            tls_ca=tls_ca, runs=runs, timeout=timeout,
-        )
-        for split in splits
-    ]  # fmt: skip
+    verified = [split.verify(**asdict(running)) for split in splits]
     for warning in dict.fromkeys(one for each in verified for one in each.warnings):
         warn(warning)
     files = [one.save(folder) for one in verified]
     if as_json:
-        rows = [
-            {**one.summary, "measured_calls": str(file)}
-            for one, file in zip(verified, files, strict=True)
-        ]
-        print_json({"runs": rows})
+        pairs = zip(verified, files, strict=True)
+        print_json({"runs": [{**one.summary, "measured_calls": str(at)} for one, at in pairs]})
     else:
         _print(verified, files)
     for one in verified:
@@ -102,7 +101,7 @@ def verify(
 
 
 def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
-    from cli.printing import Column, console, duration, human, mib, print_table
+    from cli.printing import console, duration, human, mib, print_table
     from tracer.summary import headline
 
     def against(predicted: float | None, seconds: float) -> str:
@@ -119,14 +118,11 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
     )
     say()
     print_table(
-        [
-            Column("policy"), Column("calls", ">", 1), Column("payload", ">", 2),
-            Column("on the wire", ">", 5), Column("bytes", "<"), Column("transfers", ">", 4),
-            Column("run", ">", 3), Column("answer off by", ">", 1),
-        ],
+        "policy, calls>1, payload>2, on the wire>5, bytes, transfers>4, run>3, answer off by>1",
         [
             (
-                one.policy, f"{v.calls_predicted} / {v.calls_measured}",
+                one.policy,
+                f"{v.calls_predicted} / {v.calls_measured}",
                 f"{mib(v.total_payload_bytes_predicted)} / {mib(v.total_payload_bytes_measured)}",
                 f"{v.total_wire_bytes_predicted:,} / {v.total_wire_bytes_measured:,} B",
                 "equal" if v.bytes_equal else "NOT EQUAL",
@@ -136,7 +132,7 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
             )
             for one, m, v in rows
         ],
-    )  # fmt: skip
+    )
     say()
     for one, m, v in rows:
         slowest = sorted(
@@ -191,7 +187,13 @@ def worker(
     if (tls_cert is None) != (tls_key is None):
         raise InputError("--tls-cert and --tls-key go together: give both")
     serve(
-        listen, memory=memory, timeout=timeout, idle=idle, weights=tuple(weights or ()),
+        listen,
+        memory=memory,
+        timeout=timeout,
+        idle=idle,
+        weights=tuple(weights or ()),
         identity=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
-        tls_ca=tls_ca, warn=warn, listening=lambda text: typer.echo(text, err=True),
-    )  # fmt: skip
+        tls_ca=tls_ca,
+        warn=warn,
+        listening=lambda text: typer.echo(text, err=True),
+    )

@@ -5,21 +5,16 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from cli.printing import Column, console, counted, human, print_table
-from costmodels.experts import active_parameters, assumptions
-from costmodels.flops import FlopTotals, numbered, total_flops
-from cutedge._words import known, unknown
+from cli.printing import console, counted, human, print_table
+from costmodels.flops import FlopTotals, total_flops
+from cutedge._words import known, trace_lines, unknown
 from tracer.captured import Checked
-from tracer.graph import Kind, OpGraph
+from tracer.graph import OpGraph
 from tracer.summary import (
-    cached_state,
-    count_ops,
     growth,
     headline,
     largest_tensors,
-    modules_not_run,
-    parameter_bytes,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     pass
@@ -32,71 +27,32 @@ def _shape(shape: Iterable[object]) -> str:
 def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     """What ``trace`` ends with."""
     out = console()
-    meta = graph.meta
-    kinds = count_ops(graph)
-    views, constants = kinds.pop(Kind.VIEW, 0), kinds.pop(Kind.CONSTANT, 0)
-    sorts = [*kinds.items(), (Kind.VIEW, views), (Kind.CONSTANT, constants)]
-    out.print(Text(headline(meta), style="bold"))
-    said = [("ops", f"{len(graph.ops):,}: {', '.join(f'{n} {kind.value}' for kind, n in sorts)}")]
-    size = human(parameter_bytes(graph))
-    said.append(("parameters", f"{meta.parameters:,} ({size} in {meta.dtype})"))
-    said += [("", line) for line in not_run(graph)]
-    assumed, active = assumptions(graph), active_parameters(graph)
-    if assumed or active != meta.parameters:
-        share = active / max(meta.parameters, 1)
-        said.append(("", f"{active:,} active for one token ({share:.1%})"))
-        said += [("" if n else "assumed", text) for n, text in enumerate(assumed)]
-    missing = numbered(flops.products_missing)
-    which = f", those of {missing} not known" if missing else f" ({flops.products_status})"
-    said.append(("FLOPs", f"{flops.products:,} in matrix products{which}"))
-    if flops.products_expr:
-        said.append(("", f"= {flops.products_expr}"))
-    if flops.causal is not None and flops.causal != flops.products:
-        causal = f"{flops.causal:,} of them where attention skips what its mask hides"
-        said.append(("", causal))
-        if flops.causal_expr:
-            said.append(("", f"= {flops.causal_expr}"))
-    said.append(("", f"{flops.other:,} in all other ops (estimates among them)"))
-    before, after = cached_state(graph)
-    said.append(("", f"{known(flops)} of the ops that work{unknown(flops)}"))
-    for what, (bytes_, formula) in (("is read", before), ("afterwards", after)):
-        if bytes_:
-            closed = f" = {formula}" if formula else ""
-            said.append(("cache", f"{human(bytes_)} {what}{closed}"))
-    print_table([Column(""), Column("", "~")], said)
+    out.print(Text(headline(graph.meta), style="bold"))
+    print_table(", ~", trace_lines(graph, flops))
     out.print()
     print_table(
-        [
-            Column("largest tensors"), Column("count", ">", 2), Column("shape", "<", 3),
-            Column("bytes", ">", 1), Column("size", ">"), Column("formula", "<", 5),
-            Column("growth", "<", 4),
-        ],
+        "largest tensors, count>2, shape<3, bytes>1, size>, formula<5, growth<4",
         [
             (
-                group.name, str(group.count), _shape(t.shape), f"{t.bytes:,}", human(t.bytes),
-                t.bytes_expr or "", growth(t),
+                group.name,
+                str(group.count),
+                _shape(t.shape),
+                f"{t.bytes:,}",
+                human(t.bytes),
+                t.bytes_expr or "",
+                growth(t),
             )
             for group in largest_tensors(graph, 6)
             for t in [group.example]
         ],
-    )  # fmt: skip
+    )
     out.print()
     out.print(f"written to {folder}")
 
 
-def not_run(graph: OpGraph) -> list[str]:
-    """Which modules of a model a trace does not run, in a line; nothing where all are run."""
-    idle = modules_not_run(graph)
-    if not idle:
-        return []
-    some = [f"{path} ({size:,})" for path, size in list(idle.items())[:3]]
-    more = [f"{len(idle) - 3} more"] if len(idle) > 3 else []
-    return [f"{sum(idle.values()):,} of them are not run: {', '.join(some + more)}"]
-
-
 def checked(
     model: str, kind: str, found: Sequence[Checked], graphs: Sequence[OpGraph | None]
-) -> None:  # fmt: skip
+) -> None:
     """``models --check``: how far each phase can be traced."""
     out = console()
     out.print(Text(f"{model}: {kind}", style="bold"))

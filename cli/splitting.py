@@ -148,7 +148,7 @@ def policies(
     as_json: Json = False,
 ) -> None:
     """List the policies, or show the rules of one."""
-    from cli.printing import Column, grouped, print_json, print_table
+    from cli.printing import grouped, print_json, print_table
     from cutedge._json import policy_object
     from partition.policy import load_policy, policy_names
     from tracer.toml_files import matching
@@ -162,19 +162,20 @@ def policies(
             if policy.secrets:
                 return "with secrets: no accelerator that is not trusted sees them"
             return (
-                "searched: the best placement that the rules allow" if policy.objective
+                "searched: the best placement that the rules allow"
+                if policy.objective
                 else "fixed: rules alone say where an op runs"
-            )  # fmt: skip
+            )
 
         print_table(
-            [Column("policy"), Column("what it does", "~")],
+            "policy, what it does~",
             grouped(loaded, kind, lambda p: (p.name, p.description)),
         )
     else:
         for p in loaded:
             say(f"{p.name}: {p.description}")
             print_table(
-                [Column("rule"), Column("ops", "~"), Column("place"), Column("reason", "~", 1)],
+                "rule, ops~, place, reason~1",
                 [
                     *((str(n), str(r), r.place, r.reason) for n, r in enumerate(p.rules, 1)),
                     ("", "all others", p.default, ""),
@@ -183,10 +184,6 @@ def policies(
             if p.secrets:
                 say()
                 print_table(
-                    [
-                        Column("secret"),
-                        Column("tensors, with all that carries their values", "~"),
-                        Column("reason", "~", 1),
-                    ],
+                    ["secret", "tensors, with all that carries their values~", "reason~1"],
                     [(str(n), str(one), one.reason) for n, one in enumerate(p.secrets, 1)],
-                )  # fmt: skip
+                )

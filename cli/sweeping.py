@@ -64,7 +64,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Work out every point of a grid into one data set; what is there is not done again."""
-    from cli.printing import Column, counted, print_json, print_table
+    from cli.printing import counted, print_json, print_table
     from cutedge._grids import AXES, SINGLE, read_grid
     from cutedge._sweep import Engine
     from cutedge._sweep import sweep as run_sweep
@@ -83,7 +83,7 @@ def sweep(
         "were there already"
     )
     print_table(
-        [Column("placement"), Column("points", ">")],
+        "placement, points>",
         [(how, f"{count:,}") for how, count in made.placed.items()],
     )
     say(f"written to {made.folder}")

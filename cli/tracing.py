@@ -12,7 +12,7 @@ import typer
 from cli import complete
 from cli.app import command, say, warn
 from cli.options import Json, Model, Settings, Tracing
-from tracer.errors import InputError, alike
+from tracer.errors import InputError
 
 
 @command("cutedge trace llama-3.2-1b --seq 1024")
@@ -78,8 +78,8 @@ def models(
 ) -> None:
     """List the models that are known by name; show one's config, or how it can be traced."""
     from cli import show
-    from cli.printing import Column, grouped, print_json, print_table
-    from tracer.presets import describe, find_config, preset, preset_names
+    from cli.printing import grouped, print_json, print_table
+    from tracer.presets import describe, matching_configs
 
     if check:
         if model is None:
@@ -93,31 +93,22 @@ def models(
         else:
             show.checked(name, kind, found, graphs)
         sys.exit(0 if all(graphs) else 1)
-    names = [name for name in preset_names() if model is None or model.lower() in name]
-    exact = None if model is None else alike(model, preset_names())
-    if model is not None and (exact or len(names) < 2):
-        known = dict([find_config(exact or [*names, model][0])])
-    else:
-        known = {name: preset(name) for name in names}
+    known = matching_configs(model)
     if as_json:
-        print_json({"models": [
-            {"model": name, **describe(config), "config": config} for name, config in known.items()
-        ]})  # fmt: skip
+        models = [{"model": name, **describe(one), "config": one} for name, one in known.items()]
+        print_json({"models": models})
     elif model is not None and len(known) == 1:
         say(json.dumps(known.popitem()[1], indent=2))
     else:
         print_table(
-            [
-                Column("model"), Column("type", "<", 5), Column("layers", ">", 1),
-                Column("hidden", ">", 1), Column("heads", ">", 2), Column("kv_heads", ">", 2),
-                Column("vocabulary", ">", 3), Column("positions", ">", 3),
-                Column("experts", "<", 4),
-            ],
+            "model, type<5, layers>1, hidden>1, heads>2, kv_heads>2, vocabulary>3, positions>3, "
+            "experts<4",
             grouped(
                 known,
                 lambda name: re.split("[^a-z]", name)[0],
                 lambda name: [
-                    name, *("" if n is None else str(n) for n in describe(known[name]).values())
+                    name,
+                    *("" if n is None else str(n) for n in describe(known[name]).values()),
                 ],
             ),
-        )  # fmt: skip
+        )

@@ -154,6 +154,47 @@ class Limits:
         """All of it, as ``limits --json`` has it."""
         return {**self.about, **self.figures}
 
+    @property
+    def headline(self) -> str:
+        """What the limits are of."""
+        of = self.about
+        return (
+            f"{of['model']} on {of['device']}: {of['weight_bits']:g}-bit weights, "
+            f"{of['kv_bits']:g}-bit cache, {of['prompt']} tokens of prompt, peak of "
+            f"{of['compute_dtype']}"
+        )
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """What has no limit -> why."""
+        whys = {what: self.figures[f"{what}_reason"] for what in ("kv_tokens", "decode_W")}
+        return {what: why for what, why in whys.items() if why is not None}
+
+    @property
+    def lines(self) -> list[tuple[str, str, str]]:
+        """(name, value, unit) of each figure, to read."""
+        binary = self.about["units"] == "reference"
+        return [
+            (name, _shown(value), _unit(name, binary))
+            for name, value in self.figures.items() if not name.endswith("_reason")
+        ]  # fmt: skip
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "no limit"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+
+
+def _unit(name: str, binary: bool) -> str:
+    if name.endswith("params"):
+        return "Gi" if binary else ""
+    if name in ("kv_cache_params_per_token", "kv_cache_params_fixed"):
+        return "Mi" if binary else ""
+    if name == "decode_W_tokens_per_ms":
+        return "tokens/ms"
+    return "ms" if "_ms" in name else ""
+
 
 def limits(
     model: str, device: str = "rtx-4090", *, weight_bits: float = 16, kv_bits: float = 16,
@@ -201,6 +242,15 @@ class Parameters:
     """Of a prefill."""
     found: "Breakdown"
     warnings: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """The model, its class, how many parameters it has, and its heads."""
+        meta, found = self.graph.meta, self.found
+        heads = "" if found.heads is None else (
+            f", {found.attention} with {found.heads[0]} query and {found.heads[1]} key/value heads"
+        )  # fmt: skip
+        return f"{meta.model} ({meta.model_class}): {meta.parameters:,} parameters{heads}"
 
     @property
     def active(self) -> int:

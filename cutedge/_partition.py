@@ -168,7 +168,7 @@ class Partition:
 
     def verify(
         self, *, seed: int = 0, weights: str | Path | None = None, transport: "Transport" = "unix",
-        workers: Sequence[str] = (), tls_ca: str | Path | None = None, runs: int = 1,
+        workers: Sequence[str] | None = (), tls_ca: str | Path | None = None, runs: int = 1,
         timeout: float = 300.0,
     ) -> "Verification":  # fmt: skip
         """Run the split for real, by processes over sockets, and count what crosses.
@@ -190,7 +190,7 @@ class Partition:
         from cutedge._verify import verify
 
         return verify(
-            self, seed, None if weights is None else Path(weights), transport, workers,
+            self, seed, None if weights is None else Path(weights), transport, workers or (),
             None if tls_ca is None else Path(tls_ca), runs, timeout,
         )  # fmt: skip
 

@@ -1,18 +1,33 @@
 """What command line, reports and notebooks say in one way of figures."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
+from costmodels.devices import Array
+from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops
 from partition import seen as sorts
 from partition.explain import Bottleneck
 from partition.ladder import Exposure
 from partition.layers import TopologicalCut
+from partition.optimise import Setting
 from partition.run import Run
 from partition.tables import Split
-from tracer.graph import OpGraph
+from tracer.graph import Kind, OpGraph
 from tracer.kinds import base_name
-from tracer.summary import growth, tensor_names
+from tracer.summary import (
+    cached_state,
+    count_ops,
+    growth,
+    modules_not_run,
+    parameter_bytes,
+    tensor_names,
+)
 from tracer.words import counted, covered, duration, human, mib
+
+if TYPE_CHECKING:
+    from cutedge._cost import Cost, Parameters
+    from cutedge._partition import Partition
 
 
 def coverage(graph: OpGraph) -> str:
@@ -79,6 +94,32 @@ def relief_claim(found: Bottleneck, size: Callable[[int], str] = mib) -> str:
     how = f" (--policy {relief.policy})" if relief.policy else ""
     ops = ", ".join(relief.moved_ops)
     return f"running {ops} on {relief.device} too{how} would save {saved}"
+
+
+def split_sentences(made: "Partition") -> Iterator[str]:
+    """What there is to say of a split model: chunks, time, proof, memory, what is seen."""
+    split = made.split
+    placement, traffic = split.placement, split.traffic
+    used = split.links and split.links.among(placement.home, placement.accelerators)
+    for link in dict.fromkeys((used or {}).values()):
+        if link.chunk_bytes is not None:
+            yield (
+                f"sent in chunks of {human(link.chunk_bytes)} at most: "
+                f"the peak buffer is {human(traffic.peak_buffer_bytes)}"
+            )
+    if traffic.total_expr is not None:
+        yield f"total payload bytes = {traffic.total_expr}"
+    yield from run_sentences(split)
+    if bare := no_figures(split):
+        yield bare
+    yield from proof_sentences(split, made.topological_cut)
+    for device, size in traffic.resident_bytes.items():
+        yield f"resident on {device}: {human(size)} of parameters and constants"
+    for one in split.exposed:
+        yield from seen_sentences(one)
+    for device, found in made.derived.items():
+        yield from derived_sentences(split.graph, device, found)
+    yield coverage(split.graph)
 
 
 def run_sentences(split: Split) -> Iterable[str]:
@@ -199,3 +240,145 @@ def derived_sentences(graph: OpGraph, device: str, found: Sequence[sorts.Derived
         yield f"{device} gets {len(groups) - _TOLD} more sorts of what is made of secrets"
     if not found:
         yield f"{device} gets nothing that is made of what is secret"
+
+
+def trace_lines(graph: OpGraph, flops: FlopTotals) -> list[tuple[str, str]]:
+    """What there is to say of a traced model, each with the word that it stands under."""
+    meta = graph.meta
+    kinds = count_ops(graph)
+    views, constants = kinds.pop(Kind.VIEW, 0), kinds.pop(Kind.CONSTANT, 0)
+    sorts = [*kinds.items(), (Kind.VIEW, views), (Kind.CONSTANT, constants)]
+    said = [("ops", f"{len(graph.ops):,}: {', '.join(f'{n} {kind.value}' for kind, n in sorts)}")]
+    size = human(parameter_bytes(graph))
+    said.append(("parameters", f"{meta.parameters:,} ({size} in {meta.dtype})"))
+    said += [("", line) for line in not_run(graph)]
+    assumed, active = assumptions(graph), active_parameters(graph)
+    if assumed or active != meta.parameters:
+        share = active / max(meta.parameters, 1)
+        said.append(("", f"{active:,} active for one token ({share:.1%})"))
+        said += [("" if n else "assumed", text) for n, text in enumerate(assumed)]
+    missing = numbered(flops.products_missing)
+    which = f", those of {missing} not known" if missing else f" ({flops.products_status})"
+    said.append(("FLOPs", f"{flops.products:,} in matrix products{which}"))
+    if flops.products_expr:
+        said.append(("", f"= {flops.products_expr}"))
+    if flops.causal is not None and flops.causal != flops.products:
+        causal = f"{flops.causal:,} of them where attention skips what its mask hides"
+        said.append(("", causal))
+        if flops.causal_expr:
+            said.append(("", f"= {flops.causal_expr}"))
+    said.append(("", f"{flops.other:,} in all other ops (estimates among them)"))
+    before, after = cached_state(graph)
+    said.append(("", f"{known(flops)} of the ops that work{unknown(flops)}"))
+    for what, (bytes_, formula) in (("is read", before), ("afterwards", after)):
+        if bytes_:
+            closed = f" = {formula}" if formula else ""
+            said.append(("cache", f"{human(bytes_)} {what}{closed}"))
+    return said
+
+
+def not_run(graph: OpGraph) -> list[str]:
+    """Which modules of a model a trace does not run, in a line; nothing where all are run."""
+    idle = modules_not_run(graph)
+    if not idle:
+        return []
+    some = [f"{path} ({size:,})" for path, size in list(idle.items())[:3]]
+    more = [f"{len(idle) - 3} more"] if len(idle) > 3 else []
+    return [f"{sum(idle.values()):,} of them are not run: {', '.join(some + more)}"]
+
+
+def cost_sentences(cost: "Cost") -> Iterator[str]:
+    """What a graph takes on a device, in sentences."""
+    time, whole = cost.time, cost.whole
+    device, need = time.device, time.need
+    spent = "".join(
+        f", {value / time.seconds:.1%} bound by {bound}"
+        for share in ([whole] if whole else [])
+        for bound, value in sorted(share.seconds_by_bound.items(), key=lambda item: -item[1])
+        if value
+    )
+    which = "all ops" if not time.missing else "the ops that run here"
+    yield f"{duration(time.seconds)} for {which}, one after another{spent}"
+    if padded := time.on_array("padded_macs"):
+        useful = (time.on_array("useful_macs") or 0) / padded
+        yield (
+            f"{time.on_array('cycles'):,} cycles in {time.on_array('tiles'):,} tiles; "
+            f"{useful:.1%} of {padded:,} multiply-accumulates are useful"
+        )
+        link = cost.host_link
+        taken = None if link is None else time.link_seconds(link)
+        if link is not None and taken is not None:
+            sent, received = (time.on_array(f"{way}_bytes") or 0 for way in ("sent", "received"))
+            yield (
+                f"beside that, {link.name} takes {duration(taken)} for their operands "
+                f"({human(sent)}) and results ({human(received)})"
+            )
+    fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[time.fits]
+    size = "" if device.memory_bytes is None else f" in {human(device.memory_bytes)}"
+    yield (
+        f"memory: {human(need.resident_bytes)} resident, {human(need.live_activation_bytes)} of "
+        f"activations where each is freed once read, {human(need.peak_activation_bytes)} at most: "
+        f"{fits}{size}"
+    )
+    if time.paged_share:
+        yield (
+            f"{time.paged_share:.1%} of that is beyond the secure memory of "
+            f"{human(device.enclave_bytes or 0)} and is paged (an estimate)"
+        )
+    yield (
+        f"coverage: seconds are known for {covered(time.coverage)} of the ops that work"
+        + (f"; not for {numbered(time.missing)}" if time.missing else "")
+    )
+
+
+def array_size(array: Array) -> str:
+    sides = (array.rows, array.depth, array.columns)
+    return " x ".join(str(side) for side in sides if side is not None)
+
+
+def array_words(array: Array) -> str:
+    clock = f"{array.clock_hertz / 1e6:g} MHz"
+    if array.tile_cycles is not None:
+        return f"tiles of M x K x N = {array_size(array)}, {array.tile_cycles} cycles each, {clock}"
+    kept = {"os": "output", "ws": "weight", "is": "input"}[array.dataflow]
+    return f"{kept}-stationary systolic array of {array_size(array)} cells, {clock}"
+
+
+def devices_of(setting: Setting) -> str:
+    """Home and what it calls."""
+    return f"{setting.home} as home, {' and '.join(setting.accelerators)} called"
+
+
+def within_words(seconds: float | None) -> str:
+    """The head of a column of verdicts."""
+    return "" if seconds is None else f"within {duration(seconds)} a token"
+
+
+def verdict(split: Split, within: float) -> str:
+    """Whether a run is usable."""
+    if split.run is None:
+        return "not known"
+    ratio = split.run.too_slow(within)
+    return "usable" if ratio is None else f"{ratio:,.3g} x too slow"
+
+
+def best_for(split: Split) -> str:
+    """What a placement was searched for, and how sure it is."""
+    solution = split.solution
+    if solution is None:
+        return ""
+    proof = "proven" if solution.proven else f"gap {solution.gap or 0:.2%}"
+    return f"{split.objective} ({proof})"
+
+
+def parameter_sentences(params: "Parameters") -> Iterator[str]:
+    """What there is to say of where a model's parameters are."""
+    graph, found = params.graph, params.found
+    total, active, idle = graph.meta.parameters, params.active, not_run(graph)
+    if active != total:
+        yield f"{active:,} are active for one token ({active / max(total, 1):.1%})"
+    if found.tied:
+        yield f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)"
+    if found.unread and not idle:
+        yield f"{found.unread:,} parameters are read by no op of a prefill"
+    yield from idle

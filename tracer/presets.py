@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tracer.errors import CutedgeError, InputError, suggest
+from tracer.errors import CutedgeError, InputError, alike, suggest
 
 _FOLDER = files("tracer") / "presets"
 
@@ -57,6 +57,18 @@ def find_config(model: str) -> tuple[str, dict[str, Any]]:
 
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.json)(?<!\.py)(@[\w./-]+)?")
+
+
+def matching_configs(part: str | None) -> dict[str, dict[str, Any]]:
+    """The presets with ``part`` in their name, all where it is None, with their configs by name.
+
+    Where one or no preset has it, ``part`` may be all that ``find_config`` takes.
+    """
+    names = [name for name in preset_names() if part is None or part.lower() in name]
+    exact = None if part is None else alike(part, preset_names())
+    if part is not None and (exact or len(names) < 2):
+        return dict([find_config(exact or [*names, part][0])])
+    return {name: preset(name) for name in names}
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
