@@ -22,7 +22,7 @@ def cost(
         list[str] | None,
         typer.Option(
             "--device",
-            help="A device or .toml file, again and again.",
+            help="A device's name, or a .toml file; again for another.",
             autocompletion=complete.devices,
         ),
     ] = None,
@@ -31,7 +31,10 @@ def cost(
     ] = "kind",
     products_dtype: Annotated[
         str | None,
-        typer.Option(help="Compute matrix products in another dtype: tfloat32, bfloat16."),
+        typer.Option(
+            help="Compute matrix products in another dtype that the device has a peak for: "
+            "tfloat32, bfloat16, float16, int8."
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail when any op has no cost on a device.")

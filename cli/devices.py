@@ -10,6 +10,7 @@ from cli import complete
 from cli.app import command
 from cli.options import MOST, Arrays, Device, Json
 from costmodels import CountAs, Dataflow, Overlap
+from tracer.graph import ITEM_BYTES
 
 if TYPE_CHECKING:
     from costmodels import devices as described
@@ -78,7 +79,10 @@ def gemm(
         Overlap | None,
         typer.Option(help="Whether a systolic array loads a fold while the one before streams."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the elements on the host link.")] = "float32",
+    dtype: Annotated[
+        str,
+        typer.Option(help=f"Dtype of the elements on the host link: {', '.join(ITEM_BYTES)}."),
+    ] = "float32",
     as_json: Json = False,
 ) -> None:
     """Cost one matrix product [M, K] x [K, N] on an array: tiles, cycles, seconds, utilisation."""

@@ -121,7 +121,7 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
     print_table(
         [
             Column("policy"), Column("calls", ">", 1), Column("payload", ">", 2),
-            Column("on the wire", ">", 5), Column("bytes", "<"), Column("transfers", ">", 4),
+            Column("on the wire", ">", 5), Column("bytes", "<"), Column("transfer time", ">", 4),
             Column("run", ">", 3), Column("answer off by", ">", 1),
         ],
         [
@@ -155,13 +155,18 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
         out.print(f"written to {file}")
 
 
-@command("CUTEDGE_TOKEN=$(openssl rand -hex 32) cutedge worker --listen 127.0.0.1:7411")
+@command(
+    "CUTEDGE_TOKEN=$(openssl rand -hex 32) cutedge worker --listen 127.0.0.1:7411", tables=False
+)
 def worker(
     listen: Annotated[
         str, typer.Option(help="HOST:PORT, or a port of this machine alone.")
     ] = "127.0.0.1:7411",
     memory: Annotated[
-        str | None, typer.Option(help="Take at most so much weights, as in 4GiB; what is free.")
+        str | None,
+        typer.Option(
+            help="Take at most so many bytes of weights, as in 4GiB; what is free when left out."
+        ),
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds that another accelerator may be silent.")
@@ -172,7 +177,8 @@ def worker(
     weights: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A folder that checkpoints may be read from; again for another; nowhere."
+            help="A folder that checkpoints may be read from; again for another. No folder when "
+            "left out."
         ),
     ] = None,
     tls_cert: Annotated[
