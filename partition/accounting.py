@@ -169,11 +169,12 @@ def account(
     calls = _calls(graph, placement, steps, updates)
     moves = _moves(graph, placement, steps, calls, updates, residency)
     transfers, peak = _transfers(graph, placement, moves, links, wire_dtype)
-    used = links.among(placement.home, placement.accelerators)
+    links_by_pair = links.among(placement.home, placement.accelerators)
+    of_home = [link for pair, link in links_by_pair.items() if placement.home in pair]
     return Traffic(
         calls=_filled(graph, calls, transfers, links),
         transfers=transfers,
-        totals=totals_of(transfers, list(used.values()) or [links.common]),
+        totals=totals_of(transfers, of_home or [links.common]),
         peak_buffer_bytes=peak,
         cut_edges=_cut_edges(graph, placement),
         resident_bytes=resident_bytes(graph, placement),
@@ -413,8 +414,8 @@ def _filled(
     return tuple(result)
 
 
-def totals_of(transfers: Iterable[Transfer], used: Sequence[Link]) -> Totals:
-    """The sums; where nothing crosses, the links ``used`` say whether seconds are known."""
+def totals_of(transfers: Iterable[Transfer], of_home: Sequence[Link]) -> Totals:
+    """The sums; where nothing crosses, the links of home say whether seconds are known."""
     payload = dict.fromkeys(("send", "receive", "peer"), 0)
     wire = dict(payload)
     times: dict[str, list[float | None]] = {direction: [] for direction in payload}
@@ -425,7 +426,7 @@ def totals_of(transfers: Iterable[Transfer], used: Sequence[Link]) -> Totals:
     seconds: dict[str, float | None] = {}
     for way, each in times.items():
         known = [one for one in each if one is not None]
-        complete = len(known) == len(each) if each else all(link.timed(way) for link in used)
+        complete = len(known) == len(each) if each else all(link.timed(way) for link in of_home)
         seconds[way] = fsum(known) if complete else None
     return Totals(
         payload["send"], wire["send"], payload["receive"], wire["receive"], payload["peer"],

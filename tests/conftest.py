@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings as examples
+from hypothesis import settings
 
 import cutedge
 from costmodels.flops import annotate
+from tests.support import examples  # noqa: F401  # registers the profiles
 from tests.support.processes import Run, run_command
-from tracer.capture import capture
 from tracer.graph import OpGraph
 from tracer.presets import find_config
 
@@ -30,8 +30,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have it from the proc
 What a capture gives, whatever lies in a cache, is for the tests that call ``capture``.
 """
 
-examples.register_profile("cutedge", deadline=None)  # machines are noisy
-examples.load_profile("cutedge")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Tests run side by side already: threads of torch's would wait for those of the others."""
 
 gc.set_threshold(100_000, 50, 50)
 """Graphs live long: looking for cycles among them as often as usual takes a fifth of the time."""
@@ -39,11 +39,20 @@ gc.set_threshold(100_000, 50, 50)
 
 @lru_cache(64)
 def _traced(name: str, options: tuple[tuple[str, Any], ...]) -> OpGraph:
-    settings = dict(options)
-    settings["overrides"] = dict(settings.pop("overrides", ()))
-    if settings.get("symbolic", True):
-        return cutedge.trace(name, **settings).graph
-    return annotate(capture(find_config(name)[1], model=name, **settings).graph)
+    asked = dict(options)
+    asked["overrides"] = dict(asked.pop("overrides", ()))
+    if asked.get("symbolic", True):
+        return cutedge.trace(name, **asked).graph
+
+    from tracer.capture import capture
+
+    return annotate(capture(find_config(name)[1], model=name, **asked).graph)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Who runs the slow tests has many examples tried of each property too."""
+    quick = "not slow" in config.option.markexpr
+    settings.load_profile("quick" if quick else "thorough")
 
 
 @pytest.hookimpl(tryfirst=True)  # before what is slow is left out
@@ -79,3 +88,12 @@ def run(tmp_path: Path) -> Run:
         return run_command(command, *args, cwd=options.pop("cwd", tmp_path), **options)
 
     return call
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """As ``run``, without a process: for all that a process adds nothing to."""
+    from tests.support.inprocess import invoke
+
+    monkeypatch.chdir(tmp_path)
+    return invoke

@@ -13,9 +13,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import cutedge
 from costmodels.arrays import Options, gemm_cost
 from costmodels.devices import load_device
-from costmodels.flops import annotate
 from costmodels.limits import describe, in_units, limits, machine
 from costmodels.links import Links, load_link
 from costmodels.parameters import Breakdown, break_down
@@ -23,7 +23,6 @@ from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.policy import apply_policy, load_policy
 from tracer.graph import Kind, OpGraph
-from tracer.presets import preset
 
 HERE = Path(__file__).parents[1] / "tests" / "reference"
 PAGE = Path(__file__).parents[1] / "docs" / "reference-figures.md"
@@ -70,13 +69,8 @@ def digits(value: float, like: str) -> str:
 @cache
 def traced(model: str, phase: str, size: int, overrides: tuple[tuple[str, Any], ...]) -> OpGraph:
     """The annotated graph of a preset: ``size`` new tokens, or cached ones in a decode."""
-    from tracer.capture import capture
-
     sizes = {"past": size} if phase == "decode" else {"seq": size}
-    config = dict(overrides)
-    return annotate(
-        capture(preset(model), model=model, phase=phase, overrides=config, **sizes).graph
-    )
+    return cutedge.trace(model, phase=phase, overrides=dict(overrides), **sizes).graph
 
 
 # --- 004: limits of single-user inference ---------------------------------------------------------

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -18,24 +18,30 @@ import duckdb
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
+Run = Callable[[str, Path], str]
 BLOCK = re.compile(r"^```(console|sql|toml|text)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def run_commands(block: str, folder: Path) -> str:
-    """A console block with what its ``$`` lines print now."""
+def in_a_shell(line: str, folder: Path) -> str:
+    """What a line prints, carried out as a user does."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {
         **os.environ, "PATH": path, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120",
         "CUTEDGE_CACHE": os.environ.get("CUTEDGE_CACHE") or f"{folder.parent}/cache-of-pages",
     }  # fmt: skip
+    ran = subprocess.run(
+        line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    return ran.stdout + ran.stderr
+
+
+def run_commands(block: str, folder: Path, run: Run) -> str:
+    """A console block with what its ``$`` lines print now."""
     lines = []
     for line in block.splitlines():
         if line.startswith("$ "):
-            ran = subprocess.run(
-                line[2:], shell=True, cwd=folder, env=environment, capture_output=True, text=True,
-                timeout=120, check=False,
-            )  # fmt: skip
-            printed = (ran.stdout + ran.stderr).rstrip().splitlines()
+            printed = run(line[2:], folder).rstrip().splitlines()
             lines += [line, *(text.rstrip() for text in printed)]
     return "\n".join(lines) + "\n"
 
@@ -50,8 +56,8 @@ def run_query(sql: str, folder: Path) -> str:
         os.chdir(here)
 
 
-def blocks(text: str, folder: Path) -> Iterator[tuple[re.Match[str], str]]:
-    """Every block of the page with what stands in it after a real run.
+def blocks(text: str, folder: Path, run: Run = in_a_shell) -> Iterator[tuple[re.Match[str], str]]:
+    """Every block of the page with what stands in it after a real run, in ``folder``, of its lines.
 
     A ``toml`` block that names a file is written there; a ``text`` block is the result of the
     ``sql`` block before it.
@@ -61,7 +67,7 @@ def blocks(text: str, folder: Path) -> Iterator[tuple[re.Match[str], str]]:
         kind, name, content = block.groups()
         match kind:
             case "console":
-                yield block, run_commands(content, folder)
+                yield block, run_commands(content, folder, run)
             case "sql":
                 result = run_query(content, folder)
                 yield block, content

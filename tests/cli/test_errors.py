@@ -32,13 +32,6 @@ Done = CompletedProcess[str]
 # --- how commands are run and what is checked of them ---------------------------------------------
 
 
-@pytest.fixture
-def cli(tmp_path, monkeypatch) -> Callable[..., Done]:
-    """As ``run``, without a process: for all that a process adds nothing to."""
-    monkeypatch.chdir(tmp_path)
-    return invoke
-
-
 def plain(text: str) -> str:
     """Text without the frames and line breaks that a terminal's width puts in."""
     return " ".join(text.translate(str.maketrans("│╭╮╰╯─", "      ")).split())
@@ -102,14 +95,15 @@ def here(store, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("code", "command", "says"),
     [
-        (2, ["trace", "lama-3.2-1b"], ["error: ", "'lama-3.2-1b'", "Did you mean llama-3.2-1b"]),
         (2, ["trace", "gpt2", "--seq", "0"], ["--seq", "greater than or equal to 1"]),
-        (2, ["partition", "--policy", "ofload-linear"], ["error: ", "mean offload-linear"]),
         (1, ["partition", "damaged"], ["error: damaged/tensors.parquet is damaged", "Run trace"]),
+        (2, ["trace", "lama-3.2-1b"], ["error: ", "'lama-3.2-1b'", "Did you mean llama-3.2-1b"]),
+        (2, ["partition", "--policy", "ofload-linear"], ["error: ", "mean offload-linear"]),
         (2, ["cutedge", "query", "SELEC 1"], ["error: ", "syntax error", "SELEC"]),
         (2, ["cutedge", "trase"], ["No such command 'trase'", "--help"]),
     ],
 )
+@pytest.mark.few(2)
 def test_a_process_says_it_on_stderr_and_by_its_exit_code(here, run, refuse, code, command, says):
     shutil.copytree(here / "t", here / "damaged")
     (here / "damaged/tensors.parquet").write_bytes(b"PAR1")
@@ -264,7 +258,11 @@ def test_the_setting_at_fault_is_named_among_others(refuse):
         ("--batch two", ["'--batch'", "valid integer"]),
         # Sizes whose tensors have more bytes than a table's 64 bits count.
         ("--seq 99999999999999999999", ["seq", "99999999999999999999"]),
-        ("--seq 8 --batch 9999999999999999", ["batch", "9999999999999999"]),
+        pytest.param(
+            "--seq 8 --batch 9999999999999999",
+            ["batch", "9999999999999999"],
+            marks=pytest.mark.slow,
+        ),
         ("--dtype f32", ["--dtype 'f32'", "bfloat16", "Did you mean float32"]),
         ("--dtype int8", ["--dtype 'int8'", "float32, float16, bfloat16"]),
         ("--attn flash", ["'--attn'", "'flash'", "'eager', 'sdpa'"]),
@@ -276,6 +274,7 @@ def test_trace_options(refuse, options, says):
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.few(1)
 def test_a_dtype_that_is_offered_works_or_is_blamed(cli, tmp_path, dtype):
     done = cli("trace", "edge-10m", "--seq", "8", "--dtype", dtype, "--out", "t8")
     if done.returncode == 0:
@@ -326,10 +325,11 @@ def test_a_baseline_that_is_not_possible(here, refuse, options, says):
 
 def test_more_tokens_than_positions_are_warned_of(cli):
     model, positions = "bert-base", 512
-    within = cli("trace", model, "--seq", str(positions), "--json")
+    shallow = ("--set", "num_hidden_layers=1", "--json")
+    within = cli("trace", model, "--seq", str(positions), *shallow)
     assert (within.returncode, within.stderr) == (0, "")
     assert json.loads(within.stdout)["warnings"] == []
-    beyond = cli("trace", model, "--seq", str(positions + 1), "--json")
+    beyond = cli("trace", model, "--seq", str(positions + 1), *shallow)
     assert beyond.returncode == 0
     for words in ("warning", f"seq {positions + 1}", f"{positions} positions of {model}"):
         assert words in plain(beyond.stderr)
@@ -808,11 +808,12 @@ def test_no_space_for_the_name_of_the_last_trace(here, cli, monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        ["partition", "t"], ["cutedge", "models", "--json"], ["cutedge", "query", "SELECT 1"],
+        ["cutedge", "query", "SELECT 1"], ["cutedge", "models", "--json"], ["partition", "t"],
         ["cutedge", "--help"],
     ],
     ids=" ".join,
 )  # fmt: skip
+@pytest.mark.few(2)
 def test_an_output_that_cannot_be_printed(here, run, command):
     def to(where: str) -> Done:
         return run("/bin/sh", "-c", f'"$@" {where}', "sh", BIN / command[0], *command[1:])
@@ -897,12 +898,13 @@ def test_a_damaged_table_is_queried(here, refuse, table, how):
 # --- names that are not plain words ---------------------------------------------------------------
 
 NAMES = [
-    "two words", "it's", 'a "quote"', "[x]", "[/x]", "[bold red]", "a=b", "*?", "ü", ":smile:",
+    "[bold red]", 'a "quote"', "a=b", "ü", "two words", "it's", "[x]", "[/x]", "*?", ":smile:",
     "s3:x",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.few(3)
 def test_a_trace_in_an_odd_directory(here, cli, name):
     folder = f"./{name}"
     shutil.copytree(here / "t", here / name)
@@ -922,7 +924,8 @@ def test_a_trace_in_an_odd_directory(here, cli, name):
     assert json.loads(done.stdout)["rows"] == [{"n": untimed, "policies": untimed}]
 
 
-@pytest.mark.parametrize("name", ["[x]", "[/x]", "the phone", "it's"])
+@pytest.mark.parametrize("name", ["[/x]", "the phone", "[x]", "it's"])
+@pytest.mark.few(1)
 def test_an_odd_device(here, cli, name):
     done = cli("partition", "--home", name, "--accel", "gpu")
     assert (done.returncode, done.stderr) == (0, "")
@@ -982,8 +985,8 @@ def metadata(path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     "options",
     [
-        ["gpt2", "--seq", "8"],
         ["edge-10m", "--seq", "600", "--batch", "2", "--dtype", "bfloat16", "--logits", "all"],
+        ["gpt2", "--seq", "8"],
         ["llama-3.2-1b", "--seq", "8", "--set", "num_hidden_layers=2", "--attn", "sdpa"],
     ],
     ids=lambda options: options[0],

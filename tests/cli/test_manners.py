@@ -185,6 +185,7 @@ def test_the_commands_on_path_take_the_switches_too(run: Run) -> None:
         ("partition --res", {"--residency"}, {"--policy"}),
     ],
 )
+@pytest.mark.few(4)
 def test_a_shell_completes_commands_options_and_names(
     line: str, wanted: set[str], unwanted: set[str]
 ) -> None:
@@ -245,7 +246,8 @@ def test_with_json_an_error_is_one_object_on_standard_error(
 
 def test_with_json_a_warning_is_an_object_in_a_line(here: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(here)
-    done = invoke("trace", "gpt2", "--phase", "decode", "--past", "5000", "--json", "--out", "far")
+    far = ("--past", "5000", "--set", "n_layer=1", "--json", "--out", "far")
+    done = invoke("trace", "gpt2", "--phase", "decode", *far)
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
     assert list(json.loads(line)) == ["version", "warning"]

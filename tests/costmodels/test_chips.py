@@ -65,6 +65,7 @@ def shared_out(each: list[int], chips: int, speedup: int = 1) -> float:
     ("options", "chips", "speedup"),
     [((), 1, 1), (("--chips", "4"), 4, 1), (("--pipeline-depth", "4"), 1, 4), (FASTER, 4, 10)],
 )
+@pytest.mark.few(4)
 def test_cycles_are_tiles_of_532(here, model, options, chips, speedup):
     """Of each product the chip with most tiles, 532 cycles each by the speedup, at 100 MHz."""
     each = [
@@ -96,7 +97,8 @@ def test_shares_by_hand(here, options):
     assert found["many_chips_seconds"] == pytest.approx(host + link + one_tile_each)
 
 
-@pytest.mark.parametrize("chips", ["1", "1000", "5149", "6000"])
+@pytest.mark.parametrize("chips", ["1", "5149", "1000", "6000"])
+@pytest.mark.few(2)
 def test_where_the_link_takes_longer_is_the_same_for_any_number_of_chips(here, chips):
     """5,150 chips compute 17.27 ms, one less 17.28 ms; axi-lite takes 17.28 ms.
 
@@ -183,6 +185,7 @@ def test_a_run_is_usable_within_so_many_seconds_a_token(run, within, ratio):
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.few(5)
 def test_where_more_chips_end_by_trying_every_number(seed):
     """Products of a few tiles each, some of which are not shared out evenly."""
     rng = random.Random(seed)

@@ -182,13 +182,13 @@ ALWAYS = ("description", "trusted", "array_dataflow", *ARRAY_FIGURES, *TILE_FIGU
           "paging_bytes_per_second")  # fmt: skip
 """Keys that every shipped file which has them must have."""
 
-EVERY_KEY = [(name, key) for name, table in SHIPPED.items() for key in table]
+# One reader reads all files: each key in a file that has it.
+EVERY_KEY = list({key: (name, key) for name, table in SHIPPED.items() for key in table}.values())
 EVERY_FIGURE = [
     (name, (key, *inner))
-    for name, table in SHIPPED.items()
-    for key, value in table.items()
-    if isinstance(value, dict)
-    for inner in ([(dtype,) for dtype in value] if key == PEAK else [()])
+    for name, key in EVERY_KEY
+    if isinstance(value := SHIPPED[name][key], dict)
+    for inner in ([(next(iter(value)),)] if key == PEAK else [()])
 ]
 
 

@@ -223,7 +223,8 @@ ROUTED = {**SMALL, "model_type": "qwen3_moe", "num_experts": 16, "num_experts_pe
 
 
 def small(config: dict[str, object], **sizes: object) -> OpGraph:
-    return annotate(capture(config, model="small", **{"batch": 2, "seq": 8, **sizes}).graph)
+    sizes = {"batch": 2, "seq": 8, "symbolic": False, **sizes}
+    return annotate(capture(config, model="small", **sizes).graph)
 
 
 EMBEDDINGS = {"gpt-oss-20b", "gpt-oss-120b", "deepseek-v3"}

@@ -176,13 +176,13 @@ def test_sdpa_counts_what_eager_counts(traced):
     ("name", "total"),
     [
         ("llama-3.2-1b", 1_235_814_400),
+        ("distilbert", 66_985_530),
         ("mistral-7b", 7_241_732_096),
         ("qwen2.5-3b", 3_085_938_688),
         ("tinyllama-1.1b", 1_100_048_384),
         ("llama-2-7b", 6_738_415_616),
         ("gpt2", 124_439_808),
         ("bert-base", 109_514_298),
-        ("distilbert", 66_985_530),
     ],
 )
 @pytest.mark.few(2)

@@ -20,11 +20,11 @@ from tracer.capture import capture
 from tracer.graph import OpGraph, Role
 from tracer.summary import cached_outputs
 
-FAST = [("llama", "prefill"), ("llama", "decode"), ("resnet", "prefill")]
+FAST = [("llama", "decode"), ("resnet", "prefill"), ("llama", "prefill")]
 
 
 @pytest.mark.parametrize(("name", "phase"), FAST)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_torch_allocates_no_more_than_the_peak(name, phase):
     found = compared(name, phase)
     assert found.measured_bytes <= found.need.peak_bytes
@@ -138,7 +138,7 @@ def lying_at_home(graph: OpGraph) -> int:
 
 
 def small(model: str, sizes: dict[str, Any]) -> OpGraph:
-    return annotate(capture(CONFIGS[model], model=model, **sizes).graph)
+    return annotate(capture(CONFIGS[model], model=model, symbolic=False, **sizes).graph)
 
 
 def all_home(graph: OpGraph) -> Placement:

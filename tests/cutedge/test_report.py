@@ -8,7 +8,7 @@ from types import ModuleType
 
 import networkx as nx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cutedge.report import figures
@@ -18,6 +18,7 @@ from cutedge.report.figures import Missing
 from cutedge.report.layout import GAP, MARGIN, lay_out
 from cutedge.report.rooflines import cycles, roofline
 from partition.accounting import account
+from tests.support.examples import examples
 from tests.support.inprocess import invoke
 from tests.support.reports import HOST_CHIP, TEE_GPU, TWO_GPUS, UNDESCRIBED, trace_to
 from tracer.reach import graph_at
@@ -248,7 +249,7 @@ def test_lines_are_as_wide_as_their_bytes(small):
     st.lists(st.tuples(st.integers(0, 25), st.integers(0, 25)), max_size=50),
     st.lists(st.tuples(st.integers(0, 2), st.integers(20, 120)), min_size=26, max_size=26),
 )
-@settings(max_examples=40, deadline=None)
+@examples(15)
 def test_any_graph_is_laid_out_downwards_in_its_lanes(ends, nodes):
     graph = nx.DiGraph()
     graph.add_nodes_from(range(26))

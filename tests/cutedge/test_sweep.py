@@ -18,7 +18,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodels.arrays import Options
@@ -46,13 +46,15 @@ from partition.problem import InfeasibleError
 from partition.run import times_under
 from partition.tables import Split
 from tests.support import BIN
+from tests.support.examples import examples
 from tests.support.graphs import Builder, graphs, resized
 from tests.support.inprocess import invoke
+from tests.support.traces import captured
 from tracer.graph import Kind, OpGraph
 from tracer.presets import preset
 from tracer.reach import Reach, graph_at, reached
 
-EXAMPLES = settings(derandomize=True, deadline=None, max_examples=60)
+EXAMPLES = examples(20, derandomize=True)
 
 
 def machine(home: str, accelerator: str, link: str, **options) -> Machine:
@@ -152,12 +154,11 @@ def program(graph: OpGraph, reach: Reach, given: dict[str, list[int]]) -> Progra
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.few(2)
 def test_every_figure_is_that_of_one_point(subject):
-    from tracer.capture import capture
-
     name, options, given = SUBJECTS[subject]
-    captured = capture(preset(name), model=name, **options)
-    whole = program(captured.graph, captured.reach, given)
+    subject_trace = captured(preset(name), model=name, **options)
+    whole = program(subject_trace.graph, subject_trace.reach, given)
     checked = Counter()
     for policy_name in ("offload-linear", "flash-attention", "min-cut-norm-home", "layers"):
         policy = load_policy(policy_name)
@@ -168,7 +169,7 @@ def test_every_figure_is_that_of_one_point(subject):
         assert rows == len(whole.numbers) * 2 * len(residencies) * len(MACHINES)
         for row in random.Random(policy_name + subject).sample(range(rows), 12):
             sizes = {size: int(many[row]) for size, many in found.sizes.items()}
-            there = graph_at(captured.graph, captured.reach, sizes)
+            there = graph_at(subject_trace.graph, subject_trace.reach, sizes)
             assert there is not None
             on = MACHINES[found.machine[row]]
             wire, residency = found.wire_dtype[row], residencies[found.residency[row]]
@@ -189,11 +190,10 @@ def test_every_figure_is_that_of_one_point(subject):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.few(1)
 def test_where_a_trace_reaches_is_where_it_has_a_graph(batch, attn):
-    from tracer.capture import capture
-
-    captured = capture(preset("edge-10m"), model="edge-10m", batch=batch, seq=8, attn=attn)
+    trace = captured(preset("edge-10m"), model="edge-10m", batch=batch, seq=8, attn=attn)
     sizes = {
         name: np.array(values, np.int64)
         for name, values in zip(
@@ -206,27 +206,26 @@ def test_where_a_trace_reaches_is_where_it_has_a_graph(batch, attn):
     each = [
         dict(zip(sizes, map(int, one), strict=True)) for one in zip(*sizes.values(), strict=True)
     ]
-    graphs = [graph_at(captured.graph, captured.reach, one) for one in each]
-    got = reached(captured.graph, captured.reach, sizes)
+    graphs = [graph_at(trace.graph, trace.reach, one) for one in each]
+    got = reached(trace.graph, trace.reach, sizes)
     assert got.tolist() == [graph is not None for graph in graphs]
     assert 0 < got.sum() < len(got)
 
 
 @pytest.mark.parametrize(
-    ("policy", "residency"), [("fastest", "run"), ("min-cut", "call"), ("fastest", "call")]
+    ("policy", "residency"), [("fastest", "call"), ("min-cut", "call"), ("fastest", "run")]
 )
+@pytest.mark.few(1)
 def test_what_no_interval_proves_is_solved_at_each_size(policy, residency):
-    from tracer.capture import capture
-
-    captured = capture(preset("edge-10m"), model="edge-10m", batch=2, seq=33)
-    whole = program(captured.graph, captured.reach, {"seq": [2, 400]})
+    trace = captured(preset("edge-10m"), model="edge-10m", batch=2, seq=33)
+    whole = program(trace.graph, trace.reach, {"seq": [2, 400]})
     rules = load_policy(policy)
     on = MACHINES[1:3]
     found = points(Work(pack([whole], on), rules, (None,), (residency,), 60.0))
     assert found.placed == [HERE] * 4
     for row in range(4):
         sizes = {size: int(many[row]) for size, many in found.sizes.items()}
-        there = annotate(graph_at(captured.graph, captured.reach, sizes))
+        there = annotate(graph_at(trace.graph, trace.reach, sizes))
         wanted = oracle(there, rules, on[found.machine[row]], None, residency)
         for figure, (values, known) in found.figures.items():
             assert (values[row].item() if known[row] else None) == wanted[figure], figure
@@ -359,8 +358,8 @@ def sweep(*words: str | Path):
 GRID = """
 model = "edge-10m"
 phase = ["prefill", "decode"]
-batch = [1, "2..6:2"]
-seq = "16..700"
+batch = [1, "2..4:2"]
+seq = "16..70"
 past = 40
 policy = ["offload-linear", "min-cut"]
 wire_dtype = ["native", "bfloat16"]
@@ -376,11 +375,11 @@ def test_points_are_those_of_trace_and_partition(tmp_path, monkeypatch):
     done = sweep("--grid", "grid.toml", "--out", "data", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    # 4 batches x (7 lengths, and one past), 2 policies, 2 wires, 2 links x (4090, chip, 4 chips)
-    assert told["rows"] == 4 * (7 + 1) * 2 * 2 * 2 * 3 == sum(told["placed"].values())
+    # 3 batches x (4 lengths, and one past), 2 policies, 2 wires, 2 links x (4090, chip, 4 chips)
+    assert told["rows"] == 3 * (4 + 1) * 2 * 2 * 2 * 3 == sum(told["placed"].values())
     rows = rows_of("data/**/*.parquet")
     assert len(rows) == len({tuple(row.values()) for row in rows}) == told["rows"]
-    for point in random.Random(7).sample(rows, 5):
+    for point in random.Random(7).sample(rows, 3):
         sizes = ["--past", point["past"]] if point["phase"] == "decode" else ["--seq", point["seq"]]
         traced = invoke(
             "trace", "edge-10m", "--phase", point["phase"], "--batch", str(point["batch"]),
@@ -431,11 +430,8 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
 
 
 def started(folder: Path, *more: str) -> subprocess.Popen:
-    environment = {**os.environ, "CUTEDGE_CACHE": str(folder / "cache")}
     command = [BIN / "cutedge", "sweep", *MANY, "--out", folder / "data", *more]
-    return subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
-    )
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
 
 
 def wait_for_files(folder: Path, process: subprocess.Popen, count: int) -> None:

@@ -2,28 +2,52 @@
 
 import doctest
 import re
+import shlex
+from contextlib import chdir
+from pathlib import Path
 
 import pytest
 
-from tests.support.inprocess import command_names
-from tools.readme import GUIDE, README, ROOT, blocks
+from tests.support.inprocess import command_names, invoke
+from tools.readme import GUIDE, README, ROOT, blocks, in_a_shell
 
 PYTHON = ROOT / "docs" / "guide" / "python.md"
 
-LONG = ("commands", "grids", "tour", "seconds", "cookbook", "sweep")
-"""Pages whose commands take long; `make test-all` runs them."""
+QUICK = ("README", "accounting", "chips", "security")
+"""Pages that `make test` runs, in its own process; `make test-all` runs all as a user does."""
+WORD = r"""(?:"[^"]*"|'[^']*'|[^\s"'|<>;&$`*]+)"""
+PLAIN = re.compile(rf"((?:cutedge|trace|partition)(?: {WORD})*)( (?:\||>|2>).*)?")
+"""A command of ours, and where what it prints goes."""
+
+
+def in_this_process(line: str, folder: Path) -> str:
+    """What a line of a page prints, without a process for a command of ours."""
+    plain = PLAIN.fullmatch(line)
+    if plain is None:
+        return in_a_shell(line, folder)
+    with chdir(folder):
+        done = invoke(*shlex.split(plain[1]))
+    if plain[2] is None:
+        return done.stdout + done.stderr
+    out, err = folder.parent / "out", folder.parent / "err"
+    out.write_text(done.stdout)
+    err.write_text(done.stderr)
+    return in_a_shell(f"(cat '{out}'; cat '{err}' >&2){plain[2]}", folder)
 
 
 @pytest.mark.parametrize(
-    "page",
+    ("page", "run"),
     [
-        pytest.param(page, id=page.stem, marks=pytest.mark.slow if page.stem in LONG else ())
-        for page in (README, *GUIDE)
-        if page != PYTHON
+        *(pytest.param(page, in_this_process, id=page.stem)
+          for page in (README, *GUIDE) if page.stem in QUICK),
+        *(pytest.param(page, in_a_shell, id=f"{page.stem} in a shell", marks=pytest.mark.slow)
+          for page in (README, *GUIDE) if page != PYTHON),
     ],
-)
-def test_every_command_and_query_prints_what_the_page_shows(tmp_path_factory, page):
-    shown = list(blocks(page.read_text(encoding="utf-8"), tmp_path_factory.mktemp("page")))
+)  # fmt: skip
+def test_every_command_and_query_prints_what_the_page_shows(tmp_path, page, run):
+    folder = tmp_path / "page"
+    folder.mkdir()
+    shown = list(blocks(page.read_text(encoding="utf-8"), folder, run))
     assert shown
     for block, now in shown:
         assert block.group(3) == now, f"{block.group(0)}\n--- prints now ---\n{now}"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import chain
 
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from costmodels.links import Links, load_link
@@ -16,6 +16,7 @@ from partition.accounting import account
 from partition.explain import Bottleneck, compare_traffic, find_bottleneck, top_transfers
 from partition.placement import Placement, validate
 from partition.policy import apply_policy, fixed_policy_names, load_policy
+from tests.support.examples import examples
 from tests.support.graphs import Builder, describe, graphs, place, placements
 from tracer.graph import Kind, OpGraph
 from tracer.summary import largest_tensors, tensor_names
@@ -341,7 +342,7 @@ def family(graph: OpGraph, tensor: int) -> tuple[str, tuple[int, ...]]:
     return re.sub(r"\d+", "", path), made.shape
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@examples(25, derandomize=True)
 @given(
     cases(),
     st.sampled_from(["run", "call"]),

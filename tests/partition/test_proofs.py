@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from costmodels.links import Link, Links
@@ -13,6 +13,7 @@ from partition.optimise import Setting, figure, place
 from partition.placement import Placement
 from partition.policy import load_policy
 from tests.support.costs import costed, device
+from tests.support.examples import examples
 from tests.support.graphs import describe, graphs
 from tracer.graph import Kind, OpGraph
 
@@ -45,7 +46,7 @@ def least(graph: OpGraph, setting: Setting, placed: Placement) -> float:
     return best
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@examples(15, derandomize=True)
 @given(
     graphs(max_ops=8), LINKS, st.sampled_from(["run", "call"]), st.sampled_from([1, 1, 1, 2]),
     st.sampled_from([1e4, 1e6]),

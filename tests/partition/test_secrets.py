@@ -131,16 +131,24 @@ def checked(trace: Path, text: str, folder: Path, link: str = "none") -> str:
     return "kept"
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_no_policy_sends_what_a_secret_was_moved_into(traces, tmp_path, phase):
-    """It is kept, or refused; never half."""
+@pytest.mark.parametrize(
+    ("phase", "each"),
+    [
+        ("decode", 4),
+        pytest.param("decode", 1, marks=pytest.mark.slow),
+        pytest.param("prefill", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_no_policy_sends_what_a_secret_was_moved_into(traces, tmp_path, phase, each):
+    """It is kept, or refused; never half. Each so manieth pair of a rule and a secret is tried."""
+    secrets = SECRETS + IN_DECODE * (phase == "decode")
+    pairs = [(places, secret) for places in PLACES for secret in secrets]
     outcomes = Counter(
         checked(traces[f"tiny {phase}"], f"{FREE}{places}[[secret]]\n{secret}\n", tmp_path)
-        for places in PLACES
-        for secret in SECRETS + IN_DECODE * (phase == "decode")
+        for places, secret in pairs[::each]
     )
     assert set(outcomes) == {"kept", "refused"}
-    assert min(outcomes.values()) > 5
+    assert min(outcomes.values()) > 5 / each
 
 
 def test_a_secret_next_to_a_fixed_policy_is_checked(traces, tmp_path):

@@ -1,29 +1,19 @@
 """Commands without a process: for all tests that a process adds nothing to but seconds."""
 
-import json
 import traceback
+from functools import cache
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 from unittest.mock import patch
 
+from typer.main import get_command
 from typer.testing import CliRunner
 
-import tracer.capture
 from cli.main import app
-from tracer.capture import Capture
+from tests.support.traces import captured, made_runnable
 
-_captured: dict[str, Capture] = {}
-
-
-def _capture_once(config: Any, **options: Any) -> Capture:
-    key = json.dumps([config, options], sort_keys=True)
-    if key not in _captured:
-        _captured[key] = _capture(config, **options)
-    return _captured[key]
-
-
-_capture = tracer.capture.capture
+_command = cache(get_command)
+"""Typer would make all commands anew each time, which takes as long as what most of them do."""
 
 
 def invoke(command: str, *args: str | Path) -> CompletedProcess[str]:
@@ -33,7 +23,11 @@ def invoke(command: str, *args: str | Path) -> CompletedProcess[str]:
     """
     words = [*([] if command == "cutedge" else [command]), *map(str, args)]
     environment = {"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
-    with patch("tracer.capture.capture", _capture_once):
+    with (
+        patch("tracer.capture.capture", captured),
+        patch("tracer.capture.runnable", made_runnable),
+        patch("typer.testing._get_command", _command),
+    ):
         result = CliRunner().invoke(app, words, env=environment, prog_name="cutedge")
     stderr = result.stderr
     if result.exception is not None and not isinstance(result.exception, SystemExit):

@@ -3,20 +3,20 @@
 from collections import defaultdict
 from typing import get_args
 
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from costmodels.links import Link
 from partition import Residency
 from partition.accounting import Traffic
 from partition.placement import Placement
+from tests.support.examples import examples
 from tests.support.graphs import HOME
 from tracer.graph import ITEM_BYTES, OpGraph, Tensor
 
 # Four figures that no sum of a few can mistake for one another.
 LINK = Link("framed", "by hand", 1_000_003, 10_007, 100_000_007, 1_000_000_007)
 
-EXAMPLES = settings(derandomize=True, deadline=None, max_examples=30)
+EXAMPLES = examples(12, derandomize=True)
 
 RESIDENCY = st.sampled_from(get_args(Residency))
 

@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
-QUICK = {
-    *("distilbert", "edge-10m", "gpt2", "llama-3.2-1b", "qwen1.5-0.5b", "tinyllama-1.1b"),
+QUICK = (
+    *("edge-10m", "llama-3.2-1b", "distilbert", "gpt2", "qwen1.5-0.5b", "tinyllama-1.1b"),
     "gemma-3-270m",  # layers that take turns, norms on both sides of each part
     "mobilebert",  # bottlenecks
-}
-"""The presets that every run of the tests sweeps over; the others are swept over as slow tests."""
+)
+"""The presets that are not slow, those that other tests trace as well first."""
 
 
 def swept(names: list[str]) -> list[Any]:
-    """The names as parameters of a test, slow where they are not quick."""
-    return [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in names]
+    """The names as parameters of a test, the quick ones first and the others slow."""
+    quick = [name for name in QUICK if name in names]
+    return [*quick, *(pytest.param(n, marks=pytest.mark.slow) for n in names if n not in quick)]

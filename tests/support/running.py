@@ -23,7 +23,7 @@ from partition.accounting import Residency, Traffic, account
 from partition.placement import Placement
 from partition.policy import apply_policy, load_policy
 from tests.support import BIN
-from tracer.capture import runnable
+from tests.support.traces import made_runnable
 from tracer.capture.runnable import Runnable
 from tracer.graph import OpGraph
 from tracer.presets import preset
@@ -54,7 +54,7 @@ SHARING = 'description = "Tensors in shared memory"\n' + "".join(
 
 @cache
 def tiny() -> Runnable:
-    return runnable(preset("llama-3.2-1b"), model="llama-3.2-1b", seq=8, overrides=SIZES)
+    return made_runnable(preset("llama-3.2-1b"), model="llama-3.2-1b", seq=8, overrides=SIZES)
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,19 @@ def sparing(names: Iterable[str]) -> list[object]:
     return [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in names]
 
 
-@pytest.mark.parametrize("name", sparing(FAMILIES))
-@pytest.mark.few(1)
-def test_formulas_equal_fresh_concrete_traces(name):
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("edge-10m", [(3, 2048)]),
+        *(pytest.param(name, SIZES, marks=pytest.mark.slow) for name in FAMILIES),
+    ],
+)
+def test_formulas_equal_fresh_concrete_traces(name, sizes):
     """No op aside from views may be in one trace and not in the other, at any of the sizes."""
     options = {"model": name, "overrides": shortened(name)}
     formulas = capture(preset(name), batch=2, seq=48, **options).graph
     assert formulas.meta.symbolic == ("batch", "seq")
-    for batch, seq in SIZES:
+    for batch, seq in sizes:
         fresh = capture(preset(name), batch=batch, seq=seq, symbolic=False, **options).graph
         assert fresh.meta.symbolic == ()
         assert all(t.shape_expr is None and t.seq_degree is None for t in fresh.tensors)
@@ -89,7 +94,7 @@ def test_formulas_equal_fresh_concrete_traces(name):
         assert work(formulas, evaluated) == work(fresh, lambda t: t.shape), (batch, seq)
 
 
-SMALL = ["edge-10m", "distilbert", "gpt2"]
+SMALL = ["distilbert", "edge-10m", "gpt2"]
 
 
 def untraced(config: dict[str, object], whole: OpGraph) -> int:
@@ -127,8 +132,8 @@ def test_repeated_layers_equal_the_whole_trace(name):
     same_tables(name)
 
 
-@pytest.mark.parametrize("options", [{"attn": "sdpa"}, {"dtype": "bfloat16"}, {"symbolic": False}])
-@pytest.mark.few(1)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"symbolic": False}, {"attn": "sdpa"}, {"dtype": "bfloat16"}])
 def test_repeated_layers_equal_the_whole_trace_under_options(options):
     same_tables("llama-3.2-1b", overrides={"num_hidden_layers": 6}, **options)
 
@@ -197,12 +202,12 @@ class Toy(torch.nn.Module):
 LOOKS: dict[str, tuple[Odd, int]] = {
     "never": (lambda index, count: False, 0),
     "always": (lambda index, count: True, 13),
+    "one": (lambda index, count: index == 7, 1),
+    "the next but one is the last": (lambda index, count: index + 2 == count - 1, 1),
     "every second": (lambda index, count: index % 2 == 1, 6),
     "every sixth": (lambda index, count: index % 6 == 5, 2),
-    "one": (lambda index, count: index == 7, 1),
     "the later ones": (lambda index, count: index >= 5, 8),
     "the last": (lambda index, count: index == count - 1, 1),
-    "the next but one is the last": (lambda index, count: index + 2 == count - 1, 1),
 }
 
 
@@ -224,6 +229,7 @@ def count_targets(module: torch.nn.Module) -> tuple[Counter[str], int]:
 
 
 @pytest.mark.parametrize(("odd", "count"), LOOKS.values(), ids=LOOKS.keys())
+@pytest.mark.few(4)
 def test_blocks_that_look_at_their_index_are_noticed(odd, count):
     targets, repeated = count_targets(Toy(odd, LOOKS["never"][0]))
     assert (targets["aten.relu.default"], targets["aten.tanh.default"]) == (count, 1)
@@ -232,6 +238,7 @@ def test_blocks_that_look_at_their_index_are_noticed(odd, count):
 
 
 @pytest.mark.parametrize(("odd", "count"), LOOKS.values(), ids=LOOKS.keys())
+@pytest.mark.few(4)
 def test_a_model_that_looks_at_the_index_of_a_block_is_noticed(odd, count):
     targets, repeated = count_targets(Toy(LOOKS["never"][0], odd))
     assert targets["aten.sigmoid.default"] == count
@@ -301,21 +308,23 @@ def same_toys(module: torch.nn.Module, repeated: int) -> None:
     ("source", "kinds", "repeated"),
     [
         (lambda index, depth: 0, "aaaaaaaaaaaaa", 13 - 4),
+        # The seventh alone reads. Of 7 blocks (0, 1, 3, 4, 6, 8, 12) it would read another's.
+        (lambda index, depth: index - 2 if index == (6 if depth > 9 else 4) else None,
+         "aaabcadaaaaaa", 0),
         (lambda index, depth: 0, "aaaaabbbbbbbb", 13 - 6),
         (lambda index, depth: [0, 1][index % 2], "aaaaaaaaaaaaa", 0),
         (lambda index, depth: depth - 9, "aaaabcccccccc", 0),  # of few blocks, there is none
         (lambda index, depth: index - 2, "aaaaaaaaaaaaa", 0),
-        # The seventh alone reads. Of 7 blocks (0, 1, 3, 4, 6, 8, 12) it would read another's.
-        (lambda index, depth: index - 2 if index == (6 if depth > 9 else 4) else None,
-         "aaabcadaaaaaa", 0),
     ],
-    ids=["the first", "the first by two kinds", "two", "from the end", "relative", "one reader"],
+    ids=["the first", "one reader", "the first by two kinds", "two", "from the end", "relative"],
 )  # fmt: skip
+@pytest.mark.few(2)
 def test_what_one_block_makes_may_be_read_by_all(source, kinds, repeated):
     same_toys(Sharing(source, kinds), repeated)
 
 
 @pytest.mark.parametrize(("alone", "repeated"), [(True, 13 - 7), (False, 0)])
+@pytest.mark.few(1)
 def test_what_a_block_alone_of_its_kind_makes_may_be_read_by_all_of_another(alone, repeated):
     """Of 13 blocks, 0, 1, 2, 4, 5, 6 and 12 show all; of those, the giver is the fourth."""
     kinds = "aaaabcccccccc" if alone else "aaaaacccccccc"
@@ -378,19 +387,22 @@ def test_tied_weights_are_one_storage(traced):
     assert readers == ["model.embed_tokens", "lm_head"]
 
 
-@pytest.mark.parametrize(("kv_heads", "width"), [(None, 256), (32, 2048)])
+@pytest.mark.parametrize(("kv_heads", "width"), [(32, 2048), (None, 256)])
 @pytest.mark.few(1)
 def test_set_changes_the_model(traced, kv_heads, width):
     """TinyLlama has 4 heads of K and V, 64 wide: k_proj is 2048 x 256."""
     overrides = {"num_key_value_heads": kv_heads} if kv_heads else {}
-    graph = traced("tinyllama-1.1b", seq=16, overrides=overrides)
+    overrides["num_hidden_layers"] = 1
+    graph = traced("tinyllama-1.1b", seq=16, overrides=overrides, symbolic=False)
     k_proj = [op for op in graph.ops if op.module_path.endswith("k_proj")]
-    assert len(k_proj) == 22
+    assert len(k_proj) == 1
     assert {(op.cost.gemm.k, op.cost.gemm.n) for op in k_proj} == {(2048, width)}
-    assert graph.meta.overrides == ((("num_key_value_heads", "32"),) if kv_heads else ())
+    assert graph.meta.overrides == (
+        ("num_hidden_layers", "1"), *((("num_key_value_heads", "32"),) if kv_heads else ()),
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sparing(FAMILIES))
+@pytest.mark.parametrize("name", ["edge-10m", *sparing(n for n in FAMILIES if n != "edge-10m")])
 @pytest.mark.few(1)
 def test_noise_is_gone_and_all_else_is_classified(traced, name):
     graph = traced(name, seq=48, batch=2)
@@ -406,7 +418,7 @@ def test_noise_is_gone_and_all_else_is_classified(traced, name):
 
 def test_a_constant_depends_on_no_input(traced):
     """By networkx's own reachability: constants are exactly what no graph input leads to."""
-    graph = traced("gpt2", seq=48, batch=2)
+    graph = traced("edge-10m", seq=48, batch=2)
     inputs = [op.id for op in graph.ops if op.kind is Kind.INPUT]
     reached = set(inputs).union(*(nx.descendants(graph.nx, op) for op in inputs))
     assert {op.id for op in graph.ops if op.is_constant} == set(range(len(graph.ops))) - reached
@@ -423,14 +435,15 @@ def test_one_token_has_no_formula_in_seq():
 
 def test_last_token_logits(traced):
     for logits, rows in (("last", 1), ("all", 48)):
-        graph = traced("gpt2", seq=48, batch=2, logits=logits)
+        graph = traced("edge-10m", seq=48, batch=2, logits=logits)
         (result,) = [t for t in graph.tensors if t.role is Role.OUTPUT]
-        assert result.shape == (2, rows, 50257)
+        assert result.shape == (2, rows, preset("edge-10m")["vocab_size"])
         assert result.label == "logits"
 
 
 def test_beyond_the_positions_is_a_warning():
-    captured = capture(preset("bert-base"), model="bert-base", seq=600)
+    small = {"num_hidden_layers": 1}
+    captured = capture(preset("bert-base"), model="bert-base", seq=600, overrides=small)
     (warning,) = captured.warnings
     assert "600" in warning
     assert "512" in warning
@@ -439,7 +452,7 @@ def test_beyond_the_positions_is_a_warning():
 
 def test_a_branch_on_the_length_bounds_the_formulas():
     """BigBird looks at the length of the sequence to choose between two kinds of attention."""
-    config = {"model_type": "big_bird", "num_hidden_layers": 2,
+    config = {"model_type": "big_bird", "num_hidden_layers": 1,
               "architectures": ["BigBirdForCausalLM"]}  # fmt: skip
     captured = capture(config, model="big_bird", seq=64)
     assert captured.warnings == ("the formulas hold where seq <= 704",)
@@ -448,8 +461,9 @@ def test_a_branch_on_the_length_bounds_the_formulas():
 
 def test_a_model_that_only_traces_at_concrete_sizes_says_so():
     """Mamba without its kernels goes through the sequence token by token."""
-    captured = capture({"model_type": "mamba", "num_hidden_layers": 1,
-                        "architectures": ["MambaForCausalLM"]}, model="mamba", seq=9)  # fmt: skip
+    config = {"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 16, "state_size": 4,
+              "vocab_size": 32, "architectures": ["MambaForCausalLM"]}  # fmt: skip
+    captured = capture(config, model="mamba", seq=4)
     (warning,) = captured.warnings
     assert "mamba cannot be traced for every batch and seq" in warning
     assert "its code fixes seq at modeling_mamba.py:" in warning
@@ -533,19 +547,19 @@ def test_a_run_on_meta_works_out_each_op_once(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "masked"),
     [
-        ({"model_type": "llama", "num_key_value_heads": 8}, False),
         ({"model_type": "mistral", "num_key_value_heads": 8, "sliding_window": 16}, False),
         ({"model_type": "mistral", "num_key_value_heads": 8, "sliding_window": 8}, True),
+        ({"model_type": "llama", "num_key_value_heads": 8}, False),
         ({"model_type": "bert"}, False),
     ],
-    ids=["llama", "mistral within the window", "mistral beyond the window", "bert"],
+    ids=["mistral within the window", "mistral beyond the window", "llama", "bert"],
 )
 @pytest.mark.few(1)
 def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeypatch):
     """transformers masks an export where a run needs no mask: the trace must follow the run."""
-    config = {**config, "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 16,
+    config = {**config, "num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 16,
               "intermediate_size": 64, "vocab_size": 99}  # fmt: skip
-    graph = capture(config, model="tiny", batch=1, seq=12, attn="sdpa").graph
+    graph = capture(config, model="tiny", batch=1, seq=12, attn="sdpa", symbolic=False).graph
     traced = [
         [t.shape for t in graph.inputs(op.id)] for op in graph.ops if op.kind is Kind.ATTENTION
     ]
@@ -566,14 +580,15 @@ def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeyp
     assert {len(operands) for operands in real} == {4 if masked else 3}
 
 
-def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas():
-    config = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 100,
+@pytest.mark.parametrize(("seq", "said"), [(64, "seq <= 99"), (100, "seq >= 100")])
+@pytest.mark.few(1)
+def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas(seq, said):
+    config = {"model_type": "mistral", "num_hidden_layers": 1, "sliding_window": 100,
               "architectures": ["MistralForCausalLM"]}  # fmt: skip
-    for seq, said in ((64, "seq <= 99"), (100, "seq >= 100")):
-        captured = capture(config, model="mistral", seq=seq, attn="sdpa")
-        (warning,) = captured.warnings
-        assert f"the formulas hold where {said}" in warning
-        assert captured.graph.meta.symbolic == ("batch", "seq")
+    captured = capture(config, model="mistral", seq=seq, attn="sdpa")
+    (warning,) = captured.warnings
+    assert f"the formulas hold where {said}" in warning
+    assert captured.graph.meta.symbolic == ("batch", "seq")
 
 
 @pytest.mark.slow
@@ -591,16 +606,16 @@ def test_buffers_keep_the_precision_of_their_code():
 @pytest.mark.few(1)
 def test_a_dropout_hands_on_the_memory_of_its_input(kind):
     """What follows a dropout in evaluation is still a view of what went in: attention is found."""
-    graph = capture({"model_type": kind, "num_hidden_layers": 2}, model=kind, seq=16).graph
-    assert len(find_attentions(graph)) == 2
+    graph = capture({"model_type": kind, "num_hidden_layers": 1}, model=kind, seq=16).graph
+    assert len(find_attentions(graph)) == 1
 
 
 @pytest.mark.parametrize("kind", ["bloom", "xglm", "llama"])
 @pytest.mark.parametrize(("batch", "seq"), [(1, 2), (1, 7), (2, 7)])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_what_must_be_copied_is_decided_at_the_size_of_the_trace(kind, batch, seq):
     """A reshape that copies at batch 2 may be a view at batch 1."""
-    options = {"model": kind, "batch": batch, "seq": seq, "overrides": {"num_hidden_layers": 2}}
+    options = {"model": kind, "batch": batch, "seq": seq, "overrides": {"num_hidden_layers": 1}}
     working = [
         Counter(o.target for o in graph.ops if not (o.is_view or o.is_constant))
         for graph in (

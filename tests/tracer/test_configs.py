@@ -45,16 +45,17 @@ def kinds(graph: OpGraph) -> set[Kind]:
 def test_attention_is_what_was_asked_whatever_the_config_says(
     key: str, asked: str, other: str
 ) -> None:
-    made = capture({**LLAMA, key: other}, model="m", seq=8, attn=asked)
+    options = {"model": "m", "seq": 8, "attn": asked, "symbolic": False}
+    made = capture({**LLAMA, key: other}, **options)
     assert made.graph.meta.attn == asked
     assert kinds(made.graph) == {Kind.SOFTMAX if asked == "eager" else Kind.ATTENTION}
     (said,) = made.warnings
     assert said == f"not used of its config: {key} = {other} (--attn {asked} is what is traced)"
-    assert not capture({**LLAMA, key: asked}, model="m", seq=8, attn=asked).warnings
+    assert not capture({**LLAMA, key: asked}, **options).warnings
 
 
 def test_also_of_the_parts_of_a_model() -> None:
-    made = capture(LLAVA, model="m", seq=8)
+    made = capture(LLAVA, model="m", seq=8, symbolic=False)
     assert (made.graph.meta.attn, kinds(made.graph)) == ("eager", {Kind.SOFTMAX})
     assert "text_config._attn_implementation = sdpa" in made.warnings[0]
     assert "vision_config.attn_implementation = sdpa" in made.warnings[0]
@@ -90,7 +91,7 @@ def test_what_else_of_a_config_is_not_used_is_one_line() -> None:
         **LLAMA, "torch_dtype": "bfloat16", "quantization_config": {"quant_method": "gptq"},
         "pruned_heads": {"0": [1]}, "auto_map": {"AutoModel": "own.Model"}, "use_cache": False,
     }  # fmt: skip
-    made = capture(config, model="m", seq=8, dtype="float16")
+    made = capture(config, model="m", seq=8, dtype="float16", symbolic=False)
     (said,) = made.warnings
     for part in (
         "torch_dtype = bfloat16 (--dtype float16 is what is traced)", "quantization_config (",
@@ -100,6 +101,7 @@ def test_what_else_of_a_config_is_not_used_is_one_line() -> None:
     assert {t.dtype for t in made.graph.tensors if t.op is None} == {"float16", "float32"}
     assert not capture({**config, **dict.fromkeys(
         ("quantization_config", "pruned_heads", "auto_map"))}, model="m", seq=8, dtype="bfloat16",
+        symbolic=False,
     ).warnings  # fmt: skip
 
 
@@ -224,7 +226,8 @@ def test_the_class_is_in_the_header_the_json_and_the_tables(tmp_path: Path) -> N
 
 
 def test_the_first_class_that_there_is() -> None:
-    made = capture({**LLAMA, "architectures": ["LlamaPoet", "LlamaModel"]}, model="m", seq=8)
+    config = {**LLAMA, "architectures": ["LlamaPoet", "LlamaModel"]}
+    made = capture(config, model="m", seq=8, symbolic=False)
     assert made.graph.meta.model_class == "LlamaModel"
     assert made.warnings == ("LlamaModel is what is traced: transformers has no LlamaPoet",)
 
@@ -254,12 +257,12 @@ def test_of_a_model_that_also_sees_the_tower_is_not_run(tmp_path: Path) -> None:
     layer = 4 * (16 * 16 + 16) + (16 * 24 + 24) + (24 * 16 + 16) + 2 * 2 * 16
     tower = 16 + 3 * 14 * 14 * 16 + 5 * 16 + 2 * layer + 2 * 2 * 16
     projector = (16 * 32 + 32) + (32 * 32 + 32)
-    made = capture({**LLAVA, "architectures": None}, model="m", seq=8)
+    made = capture({**LLAVA, "architectures": None}, model="m", seq=8, symbolic=False)
     graph = made.graph
     assert graph.meta.model_class == "LlavaForConditionalGeneration"
     idle = {"model.vision_tower": tower, "model.multi_modal_projector": projector}
     assert modules_not_run(graph) == idle
-    alone = capture(LLAMA, model="m", seq=8).graph.meta.parameters
+    alone = capture(LLAMA, model="m", seq=8, symbolic=False).graph.meta.parameters
     assert active_parameters(graph) == graph.meta.parameters - tower - projector == alone
     (tmp_path / "m.json").write_text(json.dumps(LLAVA))
     said = f"{tower + projector:,} of them are not run: model.vision_tower ({tower:,}), "
@@ -273,7 +276,7 @@ def test_the_encoder_of_a_decoders_step_is_not_run() -> None:
         "model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2,
         "num_decoder_layers": 1, "vocab_size": 64,
     }  # fmt: skip
-    graph = capture(t5, model="m", phase="decode", past=4, source=4).graph
+    graph = capture(t5, model="m", phase="decode", past=4, source=4, symbolic=False).graph
     idle = modules_not_run(graph)
     # Blocks: four products 32 x 32, an MLP of two 32 x 48, two norms; 32 buckets x 4 heads once.
     assert idle["encoder.block"] == 2 * (4 * 32 * 32 + 2 * 32 * 48 + 2 * 32) + 32 * 4

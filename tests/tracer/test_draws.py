@@ -63,6 +63,7 @@ DRAWN = [
 
 
 @pytest.mark.parametrize("drawn", DRAWN)
+@pytest.mark.few(6)
 def test_what_is_drawn_is_no_constant(tmp_path, drawn):
     """Nor is what is made of it alone; and what it costs is known."""
     made = captured(tmp_path, f"drawn = {drawn}; return x + drawn.sin(), torch.arange(8.0).cos()")

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import sympy
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tracer.formula import (
     VARIABLES,
     Formula,
@@ -30,10 +31,9 @@ from tracer.formula import (
 
 BATCH, PAST, SEQ, SOURCE = map(var, VARIABLES)
 
-check = settings(
+check = examples(
+    60,
     derandomize=True,
-    deadline=None,
-    max_examples=300,
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
 
@@ -220,7 +220,7 @@ LAWS: dict[str, Callable[[Formula, Formula, Formula], tuple[Formula, Formula]]] 
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
-@settings(check, max_examples=40)
+@examples(8, check)
 @given(small_tree, small_tree, small_tree)
 def test_laws_of_arithmetic(law, a, b, c):
     try:
@@ -486,7 +486,7 @@ def test_parse_refuses_everything_else(text):
 TOKENS = (*VARIABLES, *"0123", *"+-*/%(),", "**", "//", "min", "max", "()", "1.5", "x", "")
 
 
-@settings(check, max_examples=1000)
+@examples(120, check)
 @given(any_tree, st.data())
 def test_a_text_with_wrong_tokens_is_another_formula_or_refused(tree, data):
     try:
@@ -518,7 +518,7 @@ def as_sympy(tree: Tree) -> sympy.Expr:
     )
 
 
-@settings(check, max_examples=100)
+@examples(20, check)
 @given(trees(3, POLYNOMIAL, st.builds(Fraction, st.integers(-6, 6), st.sampled_from([1, 2, 3]))))
 def test_expansion_is_that_of_sympy(tree):
     """Term for term: the same powers with the same coefficients, and nothing left unexpanded."""
@@ -532,7 +532,7 @@ def test_expansion_is_that_of_sympy(tree):
     assert found == {powers: c for powers, c in expected.items() if c}
 
 
-@settings(check, max_examples=60)
+@examples(12, check)
 @given(trees(3, POLYNOMIAL, whole))
 def test_sympy_reads_the_text_as_the_same_polynomial(tree):
     text = sympy.sympify(str(as_formula(tree)), locals=SYMBOLS)

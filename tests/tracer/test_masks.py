@@ -71,9 +71,9 @@ def traced(name: str, seq: int, past: int, **options):
     return annotate(capture(config, model=name, batch=BATCH, **sizes, **options).graph)
 
 
-QUICK = ((11, 0), (5, 9))
+QUICK = (("windows", 5, 9),)
 CASES = [
-    pytest.param(name, seq, past, marks=() if (seq, past) in QUICK else pytest.mark.slow)
+    pytest.param(name, seq, past, marks=() if (name, seq, past) in QUICK else pytest.mark.slow)
     for name in MODELS
     for seq, past in ((11, 0), (5, 2), (5, 9), (1, 2), (1, 9))
     if not past or name not in ENCODERS
@@ -81,7 +81,6 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "seq", "past"), CASES)
-@pytest.mark.few(2)
 def test_pairs_are_those_that_the_real_model_gives_a_probability(name, seq, past):
     graph = traced(name, seq, past)
     attention = [op for op in graph.ops if op.kind is Kind.MATMUL]
@@ -123,9 +122,9 @@ def test_repeated_layers_have_the_masks_of_their_kind():
 
 def test_a_mask_that_is_not_known_is_not_guessed():
     """Bloom's biases are in its product of q and k, and so might be its mask."""
-    settings = {"hidden_size": 32, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY}
+    settings = {"hidden_size": 32, "n_layer": 1, "n_head": 2, "vocab_size": VOCABULARY}
     config = AutoConfig.for_model("bloom", **settings).to_dict()
-    graph = annotate(capture(config, model="bloom", seq=9).graph)
+    graph = annotate(capture(config, model="bloom", seq=9, symbolic=False).graph)
     assert {op.cost.causal_flops for op in graph.ops} == {None}
     assert total_flops(graph).causal is None
     assert total_flops(graph).products > 0

@@ -948,7 +948,7 @@ def model(traced) -> Model:
 
 
 @pytest.mark.parametrize("name", DEPTHS)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_a_preset_has_an_attention_a_layer(model, name):
     graph = model(name)
     found = find_attentions(graph)
@@ -962,7 +962,7 @@ def test_a_preset_has_an_attention_a_layer(model, name):
 
 
 @pytest.mark.parametrize("name", DEPTHS)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_the_scores_of_a_preset_grow_with_the_square(model, name):
     graph = model(name)
     scores = [t for t in graph.tensors if t.label in ("attention_scores", "attention_probs")]
@@ -981,7 +981,7 @@ def test_the_scores_of_a_preset_grow_with_the_square(model, name):
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", DEPTHS)
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 def test_the_projections_of_a_preset_are_labelled(model, name, attn):
     """Each layer's linears that make q, k and v; the logits once, and no residual stream."""
     graph = model(name, attn=attn)
@@ -1000,7 +1000,7 @@ def test_the_projections_of_a_preset_are_labelled(model, name, attn):
 
 
 @pytest.mark.parametrize("name", DEPTHS)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_a_preset_with_sdpa_has_one_attention_op_a_layer(model, name):
     graph = model(name, attn="sdpa")
     ops = [op for op in graph.ops if op.kind is Kind.ATTENTION]
@@ -1043,7 +1043,7 @@ def test_llamas_softmax_in_float32_is_cast_back(model):
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", DEPTHS)
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 def test_the_broadcast_of_a_preset(model, name, attn):
     """Of Llama alone, where the attention is written out: 8 heads of k and v are spread over 32,
     twice a layer. In one op it takes k and v with their own heads."""

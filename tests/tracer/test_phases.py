@@ -28,11 +28,9 @@ def returned(graph: OpGraph) -> list[Tensor]:
     return [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
 
 
-def test_decode_of_llama_in_closed_form():
+def test_decode_of_llama_in_closed_form(traced):
     """One token reads all weights but the norms, and q k^T and p v over 1025 tokens in 32 heads."""
-    graph = annotate(
-        capture(preset("llama-3.2-1b"), model="m", phase="decode", seq=1, past=1024).graph
-    )
+    graph = traced("llama-3.2-1b", phase="decode", past=1024)
     assert total_flops(graph).products == 2_605_842_432
     assert 2_471_493_632 + 16 * 2 * 2 * 32 * 64 * 1025 == 2_605_842_432
     assert parse(total_flops(graph).products_expr or "").evaluate(
@@ -48,14 +46,17 @@ def test_decode_of_llama_in_closed_form():
 @pytest.mark.parametrize(("seq", "past"), [(256, 768), (5, 1000)])
 @pytest.mark.few(1)
 def test_chunks_and_verification_are_formulas_in_seq_and_past(seq, past):
-    graph = annotate(capture(preset("llama-3.2-1b"), model="m", seq=seq, past=past).graph)
+    shallow = {"num_hidden_layers": 1}
+    graph = annotate(
+        capture(preset("llama-3.2-1b"), model="m", seq=seq, past=past, overrides=shallow).graph
+    )
     assert graph.meta.symbolic == ("batch", "seq", "past")
     scores = [t for t in graph.tensors if t.label == "attention_scores"]
     assert {t.shape for t in scores} == {(1, 32, seq, past + seq)}
     assert {t.shape_expr for t in scores} == {("batch", "32", "seq", "past + seq")}
-    # 2*(weights of the layers) a token, the last token's logits, 2 products over past + seq
-    layers = 16 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192)
-    wanted = 2 * seq * layers + 2 * 2048 * 128256 + 16 * 2 * 2 * 32 * 64 * seq * (past + seq)
+    # 2*(weights of the layer) a token, the last token's logits, 2 products over past + seq
+    layer = 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192
+    wanted = 2 * seq * layer + 2 * 2048 * 128256 + 2 * 2 * 32 * 64 * seq * (past + seq)
     assert total_flops(graph).products == wanted
 
 
@@ -81,7 +82,9 @@ def test_state_is_that_of_a_real_run(kind, past):
     """A real model, prefilled and stepped once on the CPU: every tensor of its cache."""
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 2}
     config = {"model_type": kind, **fields}
-    graph = capture(config, model=kind, phase="decode", batch=2, seq=1, past=past).graph
+    graph = capture(
+        config, model=kind, phase="decode", batch=2, seq=1, past=past, symbolic=False
+    ).graph
 
     settings = transformers.CONFIG_MAPPING[kind].from_dict(config)
     model = transformers.AutoModelForCausalLM.from_config(settings).eval()
@@ -117,9 +120,10 @@ FILLING = {"seq": 16, "cache": True}
 
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [("llama", DECODE),
+    [("llama", {**DECODE, "symbolic": False}),
      *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-         ("mamba2", DECODE), ("llama", FILLING), ("gemma2", DECODE), ("gemma2", FILLING)))],
+         ("llama", DECODE), ("mamba2", DECODE), ("llama", FILLING), ("gemma2", DECODE),
+         ("gemma2", FILLING)))],
 )  # fmt: skip
 def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind, sizes):
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 8}
@@ -146,7 +150,9 @@ HALVES = {
         pytest.param(  # its cross state stays as it is
             "bart", {"phase": "decode", "past": 20, "source": 24}, marks=pytest.mark.slow
         ),
-        ("t5", {"phase": "encoder", "seq": 16}),  # all blocks read the first one's biases
+        # all blocks read the first one's biases
+        ("t5", {"phase": "encoder", "seq": 16, "symbolic": False}),
+        pytest.param("t5", {"phase": "encoder", "seq": 16}, marks=pytest.mark.slow),
         pytest.param("t5", {"phase": "decode", "past": 20, "source": 24}, marks=pytest.mark.slow),
     ],
 )
@@ -158,26 +164,28 @@ def test_repeated_layers_equal_the_whole_trace_of_an_encoder_and_a_decoder(kind,
 
 
 def test_a_prefill_that_fills_a_cache_returns_it():
-    config = {"model_type": "llama", **SMALL, **KINDS["llama"], "num_hidden_layers": 2}
+    config = {"model_type": "llama", **SMALL, **KINDS["llama"], "num_hidden_layers": 1}
     plain, filling = (
         annotate(capture(config, model="m", seq=16, cache=cache).graph) for cache in (False, True)
     )
     assert returned(plain) == []
-    assert [t.shape_expr for t in returned(filling)] == [("batch", "2", "seq", "16")] * 4
+    assert [t.shape_expr for t in returned(filling)] == [("batch", "2", "seq", "16")] * 2
     assert total_flops(plain).products == total_flops(filling).products
 
 
 @pytest.fixture(scope="module")
 def one_token() -> tuple[OpGraph, OpGraph]:
     """Decode of a token over 50 cached ones, and a prefill of it alone."""
-    config = {"model_type": "llama", **SMALL, **KINDS["llama"], "num_hidden_layers": 2}
+    config = {"model_type": "llama", **SMALL, **KINDS["llama"], "num_hidden_layers": 1}
     return (
         annotate(capture(config, model="m", phase="decode", seq=1, past=50).graph),
-        annotate(capture(config, model="m", seq=1).graph),
+        annotate(capture(config, model="m", seq=1, symbolic=False).graph),
     )
 
 
-@pytest.mark.parametrize("name", fixed_policy_names())
+@pytest.mark.parametrize(
+    "name", sorted(fixed_policy_names(), key=lambda name: (name != "flash-attention", name))
+)
 @pytest.mark.parametrize("residency", ["run", "call"])
 @pytest.mark.few(2)
 def test_new_rows_cross_and_never_the_cache(name, residency, one_token):
@@ -185,7 +193,7 @@ def test_new_rows_cross_and_never_the_cache(name, residency, one_token):
     graph, prefill = one_token
     placement = apply_policy(graph, load_policy(name), home="tee", accelerators=("gpu",))
     traffic = account(graph, placement, Links(load_link("none")), residency=residency)
-    cache = 2 * 2 * 2 * 16 * 50 * 4  # layers x (k, v) x heads x width x tokens x bytes
+    cache = 2 * 2 * 16 * 50 * 4  # (k, v) x heads x width x tokens x bytes
     held = dict(account(graph, placement, Links(load_link("none"))).resident_bytes)
     before = apply_policy(prefill, load_policy(name), home="tee", accelerators=("gpu",))
     without = account(prefill, before, Links(load_link("none"))).resident_bytes
@@ -196,7 +204,7 @@ def test_new_rows_cross_and_never_the_cache(name, residency, one_token):
     if name == "flash-attention":
         rows = [t for t in traffic.transfers if t.tensor.label in ("k", "v")]
         sent = [t for t in rows if t.direction == "send"]
-        assert [t.payload_bytes for t in sent] == [2 * 16 * 4] * 4
+        assert [t.payload_bytes for t in sent] == [2 * 16 * 4] * 2
         assert traffic.total_expr is not None
         assert "past" not in traffic.total_expr
 
@@ -249,6 +257,6 @@ def test_chunks_of_attention_bound_the_cache_as_windows_do(past):
         "intermediate_size_mlp": 64, "num_local_experts": 2, "attention_chunk_size": 8,
         "num_hidden_layers": 4, "pad_token_id": 0,
     }  # fmt: skip
-    graph = capture(config, model="m", phase="decode", past=past).graph
+    graph = capture(config, model="m", phase="decode", past=past, symbolic=False).graph
     kept = {t.shape[2] for t in inputs(graph)}
     assert kept == {min(past, 7), past}

@@ -83,7 +83,8 @@ def test_what_state_is_made_of_tells_what_it_renews(kind):
     """A capture knows the pairs from the model's cache, and hands state back as it was given."""
     config, sizes = KINDS[kind]
     for chunk in ({}, {"phase": "prefill", "seq": 4}):
-        graph = capture({"model_type": kind, **config}, model=kind, **{**sizes, **chunk}).graph
+        options = {**sizes, **chunk, "symbolic": False}
+        graph = capture({"model_type": kind, **config}, model=kind, **options).graph
         before, after = cached_inputs(graph), cached_outputs(graph)
         assert len(before) == len(after) > 0
         assert renewals(graph) == list(zip(before, after, strict=True))
@@ -91,7 +92,10 @@ def test_what_state_is_made_of_tells_what_it_renews(kind):
 
 def test_a_new_cache_renews_nothing():
     config, _ = KINDS["t5"]
-    graph = capture({"model_type": "t5", **config}, model="t5", seq=4, source=8, cache=True).graph
+    sizes = {"seq": 4, "source": 8}
+    graph = capture(
+        {"model_type": "t5", **config}, model="t5", **sizes, cache=True, symbolic=False
+    ).graph
     assert cached_inputs(graph) == []
     assert len(cached_outputs(graph)) == 3 * 4
     assert renewals(graph) == []
@@ -157,7 +161,7 @@ def test_state_that_is_not_handed_back_is_not_renewed():
 
 @pytest.fixture(scope="module")
 def t5() -> OpGraph:
-    captured = capture({"model_type": "t5"}, model="t5", batch=2, **ENCODED | {
+    captured = capture({"model_type": "t5"}, model="t5", batch=2, symbolic=False, **ENCODED | {
         "past": 32, "source": 256})  # fmt: skip
     return annotate(captured.graph)
 
@@ -191,22 +195,22 @@ def test_the_best_cut_of_a_decoder_moves_no_row(t5):
 
 
 def test_a_new_row_goes_once_and_with_the_call_that_needs_it(traced):
-    """gpt2 over 500 cached tokens, whose attention reads the cache itself.
+    """Two layers of gpt2 over 500 cached tokens, whose attention reads the cache itself.
 
     A layer sends, in floats of 4 bytes: the norm's 768, q 768, the transpose of all 501 x 768 keys,
     the new row of values 768 with scores*V and not before, 12 x 501 probabilities, 768 for the
     projection, 768 and 3,072 for the MLP; it receives 3 x 768, 12 x 501 scores, 768, 768, 3,072 and
     768. Once: an id of 8 bytes, 768 back, 768 out, 50,257 logits back.
     """
-    graph = traced("gpt2", phase="decode", past=500)
+    graph = traced("gpt2", phase="decode", past=500, overrides={"n_layer": 2})
     where = apply_policy(graph, load_policy("offload-linear"), home="tee", accelerators=("gpu",))
     sent = 768 + 768 + 501 * 768 + 768 + 12 * 501 + 768 + 768 + 3072
     received = 3 * 768 + 12 * 501 + 768 + 768 + 3072 + 768
     once = 8 + 4 * (768 + 768 + 50257)
     for residency in ("run", "call"):
         traffic = account(graph, where, Links(load_link("none")), residency=residency)
-        assert traffic.totals.payload_bytes == 12 * 4 * (sent + received) + once == 19_953_612
-        assert len(traffic.transfers) == 12 * (8 + 6) + 4 == 172
+        assert traffic.totals.payload_bytes == 2 * 4 * (sent + received) + once
+        assert len(traffic.transfers) == 2 * (8 + 6) + 4
         state = [op for op in graph.state_ops if graph.ops[op].kind is not Kind.INPUT]
         rows = {t.id for op in state for t in graph.inputs(op) if graph.crosses(t)}
         labels = {traffic.calls[t.call].label for t in traffic.transfers if t.tensor.id in rows}

@@ -224,6 +224,7 @@ def test_a_users_module_on_the_command_line(file, tmp_path, monkeypatch):
 # --- how far a model can be traced ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_phase_and_every_way_that_was_tried():
     small = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 1,
              "num_decoder_layers": 1, "vocab_size": 64}  # fmt: skip
@@ -244,7 +245,7 @@ def test_a_ladder_to_the_concrete_and_one_to_nowhere(tmp_path, monkeypatch):
     looks = {"model_type": "jetmoe", "hidden_size": 32, "num_hidden_layers": 1,
              "num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 32,
              "num_local_experts": 4, "vocab_size": 64}  # fmt: skip
-    _, (prefill, decode) = check(loops, model="loops", seq=9)
+    _, (prefill, decode) = check(loops, model="loops", seq=5)
     assert [failure and failure[:18] for _, failure in prefill.tried] == [
         "its code fixes seq", "its code fixes seq", None,
     ]  # fmt: skip
@@ -291,15 +292,17 @@ def build(batch=1, seq=8):
 """
 
 
-def test_files_beside_a_model_win_over_packages_of_the_same_name(tmp_path):
+@pytest.mark.parametrize(
+    "command", ["trace", pytest.param("verify", marks=pytest.mark.slow)]
+)  # fmt: skip
+def test_files_beside_a_model_win_over_packages_of_the_same_name(tmp_path, command):
     for name, text in {**OURS, "net.py": MODEL}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    done = run_command("cutedge", "trace", "net.py:build", "--seq", "8", "--json", cwd=tmp_path)
+    done = run_command("cutedge", command, "net.py:build", "--seq", "8", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["parameters"] == 16 * 32 + 32
-    done = run_command("cutedge", "verify", "net.py:build", "--seq", "8", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    if command == "trace":
+        assert json.loads(done.stdout)["parameters"] == 16 * 32 + 32
 
 
 def test_a_missing_name_of_a_file_beside_a_model_is_said(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from costmodels.links import Links, load_link
@@ -28,6 +28,7 @@ from partition.policy import Policy, Rule, Secret
 from partition.problem import InfeasibleError
 from partition.secrets import covered
 from partition.tables import Split, write_partition
+from tests.support.examples import examples
 from tests.support.graphs import HOME, describe, graphs, placements
 from tests.support.inprocess import invoke
 from tests.support.running import MODEL, TOKEN, listening
@@ -361,7 +362,7 @@ def is_refused(
 
 
 def test_no_placement_shows_a_secret_and_the_runtime_would_refuse_it(tmp_path: Path) -> None:
-    """40 random graphs, secrets and policies: what is kept, a taint over the tables finds kept.
+    """Random graphs, secrets and policies: what is kept, a taint over the tables finds kept.
 
     A random placement beside each, which keeps nothing: what the taint finds the runtime refuses.
     """
@@ -370,7 +371,7 @@ def test_no_placement_shows_a_secret_and_the_runtime_would_refuse_it(tmp_path: P
     one, other = socket.socketpair()
     channel = Channel(one, "worker gpu")
 
-    @settings(derandomize=True, max_examples=40, database=None, phases=[Phase.generate])
+    @examples(10, derandomize=True, database=None, phases=[Phase.generate])
     @given(cases())
     def tried(case: tuple[OpGraph, list[str], Policy, tuple[str, ...], Placement]) -> None:
         graph, names, policy, accelerators, anywhere = case
@@ -403,4 +404,4 @@ def test_no_placement_shows_a_secret_and_the_runtime_would_refuse_it(tmp_path: P
 
     with one, other:
         tried()
-    assert min(outcomes.values()) > 3, outcomes
+    assert min(outcomes.values()) > 0, outcomes

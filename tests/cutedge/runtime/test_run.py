@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from cutedge.runtime.wire import Spec
 from partition.accounting import Traffic, account
 from partition.optimise import Setting, obstacle, place
 from partition.placement import Placement
-from partition.policy import load_policy, policy_names
+from partition.policy import fixed_policy_names, load_policy, policy_names
 from tests.support import BIN
+from tests.support.examples import examples
 from tests.support.inprocess import invoke
 from tracer.capture import runnable, runnable_function
 from tracer.capture.runnable import Runnable
@@ -76,9 +78,7 @@ def model_of(made: Runnable) -> Model:
 @cache
 def small(name: str, phase: str = "prefill", **options: Any) -> Model:
     sizes = PREFILL if phase == "prefill" else DECODE
-    return model_of(
-        runnable(preset(name), model=name, overrides=SMALL[name], **{**sizes, **options})
-    )
+    return model_of(runnable(preset(name), model=name, overrides=SMALL[name], **sizes, **options))
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +142,25 @@ def placed(model: Model, policy: str, residency: Any, link: Link) -> Placement |
     return place(model.graph, load_policy(policy), setting).placement
 
 
-@pytest.mark.few(4 * len(policy_names()))  # the first model, in both phases
-@pytest.mark.parametrize("residency", ["run", "call"])
-@pytest.mark.parametrize("policy", policy_names())
+QUICK = {
+    *(("prefill", policy, "run") for policy in fixed_policy_names()),
+    *(("prefill", policy, "call") for policy in ("offload-linear", "min-cut")),
+    *(("decode", policy, "run") for policy in ("fuse-attention", "layers")),
+    ("decode", "flash-attention", "call"),
+}
+"""Cases that ``make test`` has of the first model."""
+
+
 @pytest.mark.parametrize(
-    ("name", "phase"),
-    [(name, phase) for name in SMALL for phase in ("prefill", "decode")],
+    ("name", "phase", "policy", "residency"),
+    [
+        pytest.param(
+            *(name, *case),
+            marks=() if name == "llama-3.2-1b" and case in QUICK else pytest.mark.slow,
+        )
+        for name in SMALL
+        for case in product(("prefill", "decode"), policy_names(), ("run", "call"))
+    ],
 )
 def test_a_policy_moves_what_is_predicted_and_answers_as_the_model(
     listening, name, phase, policy, residency
@@ -321,7 +334,6 @@ def placements(graph: OpGraph) -> st.SearchStrategy[Placement]:
 
 
 ANY = settings(
-    max_examples=25, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 CHUNKED = replace(load_link("unix-socket"), chunk_bytes=100)
@@ -330,7 +342,7 @@ SHARED = replace(
 )
 
 
-@ANY
+@examples(6, ANY)
 @given(data=st.data())
 def test_any_placement_of_a_model_moves_what_is_predicted(listening, data):
     phase = data.draw(st.sampled_from(("prefill", "decode")))
@@ -338,7 +350,7 @@ def test_any_placement_of_a_model_moves_what_is_predicted(listening, data):
     check_any(model, listening, data)
 
 
-@ANY
+@examples(6, ANY)
 @given(data=st.data())
 def test_any_placement_of_odd_code_moves_what_is_predicted(listening, odd, data):
     """Writing in place, several results, complex numbers, booleans, views of what is written."""
@@ -409,8 +421,8 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Mo
     )
 
 
-@settings(parent=ANY, max_examples=40)
-@given(seed=st.integers(0, 11), data=st.data())
+@examples(12, ANY)
+@given(seed=st.integers(0, 3), data=st.data())
 def test_any_placement_of_a_random_graph_moves_what_is_predicted(
     listening, random_model, seed, data
 ):
@@ -527,8 +539,8 @@ def test_a_device_is_found_again_from_what_its_ops_take():
 def test_the_command(tmp_path, monkeypatch):
     """Two processes of its own; then the link and the devices that it has measured predict."""
     monkeypatch.chdir(tmp_path)
-    sizes = {**SMALL["llama-3.2-1b"], "hidden_size": 512, "intermediate_size": 1024}
-    command = ["verify", "llama-3.2-1b", "--seq", "256", "--runs", "2"]
+    sizes = {**SMALL["llama-3.2-1b"], "hidden_size": 256, "intermediate_size": 256}
+    command = ["verify", "llama-3.2-1b", "--seq", "64", "--runs", "2"]
     for key, value in sizes.items():
         command += ["--set", f"{key}={value}"]
     first = invoke(*command, "--policy", "offload-linear", "--calibrate", "here")

@@ -501,6 +501,7 @@ def sharing(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("answer", [True, False])
+@pytest.mark.few(1)
 def test_a_worker_that_is_killed_or_stopped_in_a_call(answer: bool, sharing: str) -> None:
     one, session = split(link=sharing), b""
     said: list[str] = []
@@ -556,8 +557,8 @@ class Verify:
 @pytest.mark.parametrize(
     ("how", "where"),
     [
-        (signal.SIGINT, "run"),
         (signal.SIGKILL, "run"),
+        pytest.param(signal.SIGINT, "run", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, "start", marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, "start", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "run", marks=pytest.mark.slow),

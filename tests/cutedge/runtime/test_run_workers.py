@@ -280,7 +280,7 @@ def counts(processes: list[int]) -> list[int]:
     return [*files, active_count(), len(children(os.getpid()))]
 
 
-@pytest.mark.parametrize("runs", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_runs_leave_nothing(
     runs: int, there: dict[str, Listening], remote: dict[str, tuple[str, int]], sharing: str,
     apart: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -269,6 +269,7 @@ def run_at_home(file: Path, function: str, **options: Any) -> tuple[OpGraph, Ver
 
 
 @pytest.mark.parametrize("function", COUNTED)
+@pytest.mark.few(9)
 def test_a_memory_counts_once_and_the_users_module_answers_the_same(
     file: Path, function: str
 ) -> None:
@@ -279,7 +280,7 @@ def test_a_memory_counts_once_and_the_users_module_answers_the_same(
 
 
 def test_a_dtype_keeps_the_ties(file: Path) -> None:
-    for function in ("tied", "transposed", "part", "buffers"):
+    for function in ("transposed", "buffers"):
         graph, verdict = run_at_home(file, function, dtype="bfloat16")
         assert graph.meta.parameters == COUNTED[function]
         assert parameter_bytes(graph) == 2 * COUNTED[function]
@@ -321,6 +322,7 @@ def untied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("untied")
 @pytest.mark.parametrize("function", ["tied", "transposed", "part", "across", "gpt2"])
+@pytest.mark.few(2)
 def test_a_trace_that_lost_its_ties_answers_otherwise(file: Path, function: str) -> None:
     graph, verdict = run_at_home(file, function)
     assert graph.meta.parameters > COUNTED[function]

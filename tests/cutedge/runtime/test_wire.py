@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodels.links import Link, load_link, message_cost
@@ -26,9 +26,10 @@ from cutedge.runtime.wire import (
     greet,
     welcome,
 )
+from tests.support.examples import examples
 from tracer.graph import ITEM_BYTES
 
-EXAMPLES = settings(derandomize=True, deadline=None, max_examples=200)
+EXAMPLES = examples(50, derandomize=True)
 PLAIN = load_link("unix-socket")
 SHARED = replace(PLAIN, shared_memory_threshold_bytes=2**16, shared_memory_handle_bytes=16)
 TOKEN = "0123456789abcdef"
