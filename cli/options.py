@@ -149,7 +149,8 @@ Link = Annotated[
     typer.Option(
         help="The link between home and every accelerator: a name that `cutedge links` lists, or a "
         ".toml file. GPU=LINK is the link between home and gpu; A+B=LINK is between two "
-        "accelerators (the slower of their two links to home when left out). zmq-ipc when left out.",
+        "accelerators (the slower of their two links to home when left out). zmq-ipc when left "
+        "out.",
         autocompletion=complete.links,
     ),
 ]
