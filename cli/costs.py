@@ -1,6 +1,6 @@
 """Commands that say what a traced model costs on a device, and what its limits are there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,7 +22,7 @@ def cost(
         list[str] | None,
         typer.Option(
             "--device",
-            help="A device or .toml file, again and again.",
+            help="A device's name, or a .toml file; again for another.",
             autocompletion=complete.devices,
         ),
     ] = None,
@@ -31,7 +31,10 @@ def cost(
     ] = "kind",
     products_dtype: Annotated[
         str | None,
-        typer.Option(help="Compute matrix products in another dtype: tfloat32, bfloat16."),
+        typer.Option(
+            help="Compute matrix products in another dtype that the device has a peak for: "
+            "tfloat32, bfloat16, float16, int8."
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail when any op has no cost on a device.")
@@ -59,9 +62,10 @@ def cost(
 def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
     from rich.text import Text
 
-    from cli.printing import console, duration, human, print_table
+    from cli.printing import console, print_table
     from cutedge._words import cost_sentences
     from tracer.summary import headline
+    from tracer.words import duration, human
 
     out = console()
     out.print(Text(headline(costs[0].trace.graph.meta), style="bold"))
@@ -87,16 +91,12 @@ def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
                     "" if share.intensity is None else f"{share.intensity:.2f}",
                     f"{share.seconds / time.seconds:.1%}" if time.seconds else "",
                     "not here" if share.missing_ops == share.ops else duration(share.seconds),
-                    _most(share.seconds_by_bound),
+                    share.bound,
                 )
                 for share in shares
             ],
         )
     out.print()
-
-
-def _most(seconds: Mapping[str, float]) -> str:
-    return max(seconds, key=lambda bound: seconds[bound], default="")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from cli import complete
 from cli.app import command
 from cli.options import MOST, Arrays, Device, Json
 from costmodels import CountAs, Dataflow, Overlap
+from tracer.graph import ITEM_BYTES
 
 if TYPE_CHECKING:
     from costmodels import devices as described
@@ -76,7 +77,9 @@ class Product:
         Overlap | None,
         typer.Option(help="Whether a systolic array loads a fold while the one before streams."),
     ] = None
-    dtype: Annotated[str, typer.Option(help="Of the elements on the host link.")] = "float32"
+    dtype: Annotated[
+        str, typer.Option(help=f"Dtype of the elements on the host link: {', '.join(ITEM_BYTES)}.")
+    ] = "float32"
 
 
 @command("cutedge gemm 1 2048 2048 --device chip-8x8")
@@ -101,8 +104,9 @@ def gemm(
 
 
 def _print_devices(found: "Sequence[described.Device]") -> None:
-    from cli.printing import console, grouped, human, print_table
+    from cli.printing import console, grouped, print_table
     from cutedge._words import array_size
+    from tracer.words import human
 
     def peak(device: "described.Device", dtype: str) -> str:
         rate = device.peak_flops_per_second.get(dtype)
@@ -157,9 +161,10 @@ def _print_devices(found: "Sequence[described.Device]") -> None:
 def _print_device(device: "described.Device") -> None:
     from rich.text import Text
 
-    from cli.printing import console, human, print_table
+    from cli.printing import console, print_table
     from costmodels.devices import ARRAY_FIGURES, FIGURES, PEAK, TILE_FIGURES
     from cutedge._words import array_words
+    from tracer.words import human
 
     out, array = console(), device.array
     out.print(Text(f"{device.name}: {device.description}", style="bold"))
@@ -212,8 +217,9 @@ def _print_device(device: "described.Device") -> None:
 def _print_gemm(product: "Gemm") -> None:
     from rich.text import Text
 
-    from cli.printing import console, human, print_table
+    from cli.printing import console, print_table
     from cutedge._words import array_words
+    from tracer.words import human
 
     out, device, array, cost = console(), product.device, product.array, product.cost
     m, k, n, batch = product.sizes

@@ -68,8 +68,9 @@ def perfetto(
     as_json: Json = False,
 ) -> None:
     """Write a timeline for ui.perfetto.dev: predicted, and measured where verify has run."""
-    from cli.printing import counted, duration, print_json
+    from cli.printing import print_json
     from cutedge._export import export_timeline, opened
+    from tracer.words import counted, duration
 
     _, split, run = opened(directory, policy)
     written = export_timeline(split, run, out, home, accel, link)

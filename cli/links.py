@@ -27,10 +27,11 @@ def links(
     as_json: Json = False,
 ) -> None:
     """List the links between devices, or show the figures of one and where they come from."""
-    from cli.printing import console, duration, grouped, print_json, print_table, rate
+    from cli.printing import console, grouped, print_json, print_table
     from costmodels.links import link_names, load_link
     from cutedge._json import link_object
     from tracer.toml_files import matching
+    from tracer.words import duration, rate
 
     loaded = [load_link(name) for name in matching(link, "link", link_names())]
     if as_json:
@@ -101,9 +102,10 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Fit latency, bandwidth and serialisation to measured calls; write them as a link file."""
-    from cli.printing import console, counted, duration, print_json, print_table
+    from cli.printing import console, print_json, print_table
     from costmodels.calibrate import check_out, fit, read_log, write_link
     from cutedge.runtime.measured import read_measured
+    from tracer.words import counted, duration
 
     out = out or Path(f"{log.stem}.toml")
     check_out(out, force=force)

@@ -18,6 +18,7 @@ import typer
 from cli import complete
 from partition import Residency
 from tracer.errors import InputError, alike
+from tracer.graph import FLOATING, MODEL_DTYPES
 
 MOST = 2**31 - 1
 """The largest size that an option takes."""
@@ -59,7 +60,8 @@ Model = Annotated[
     ),
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a config field: key=value.")
+    list[str] | None,
+    typer.Option("--set", help="Override a config field: KEY=VALUE; again for another."),
 ]
 Policies = Annotated[
     list[str] | None,
@@ -103,7 +105,11 @@ class Tracing:
         bool, typer.Option(help="Whether a prefill over no cached tokens keeps a KV cache.")
     ] = False
     dtype: Annotated[
-        str | None, typer.Option(help="Dtype of parameters and activations; float32 for a config.")
+        str | None,
+        typer.Option(
+            help=f"Dtype of parameters and activations: {', '.join(MODEL_DTYPES)}. float32 when "
+            "left out, or what a model of your own has."
+        ),
     ] = None
     attn: Annotated[
         Literal["eager", "sdpa"],
@@ -141,16 +147,17 @@ class Arrays:
 Link = Annotated[
     list[str] | None,
     typer.Option(
-        help="A link's name, or a .toml file: of home and every accelerator; GPU=LINK is of home "
-        "and that one, A+B=LINK of two accelerators (else the slower of their two). zmq-ipc when "
-        "left out.",
+        help="The link between home and every accelerator: a name that `cutedge links` lists, or a "
+        ".toml file. GPU=LINK is the link between home and gpu; A+B=LINK is between two "
+        "accelerators (the slower of their two links to home when left out). zmq-ipc when left "
+        "out.",
         autocompletion=complete.links,
     ),
 ]
 Accelerators = Annotated[
     list[str] | None,
     typer.Option(
-        help="A device that home calls, as --home; again for another. gpu when left out.",
+        help="A device that home calls, named as for --home; again for another. gpu when left out.",
         autocompletion=complete.devices,
     ),
 ]
@@ -175,8 +182,9 @@ class Machine:
     home: Annotated[
         str | None,
         typer.Option(
-            help="The device that holds inputs and outputs: any name; one of `devices`, or a .toml "
-            "file, has seconds. NAME=DEVICE calls it NAME. tee when left out.",
+            help="The device that holds inputs and outputs. Seconds are known of the devices that "
+            "`cutedge devices` lists and of a .toml file; any other name is a device without "
+            "figures. NAME=DEVICE calls it NAME. tee when left out.",
             autocompletion=complete.devices,
         ),
     ] = None
@@ -184,11 +192,16 @@ class Machine:
     link: Link = None
     memory: Annotated[
         list[str] | None,
-        typer.Option(help="At most so much on a device: gpu=4GiB; for policies with an objective."),
+        typer.Option(
+            help="At most so many bytes on a device, as in gpu=4GiB; for policies that search."
+        ),
     ] = None
     wire_dtype: Annotated[
         str | None,
-        typer.Option(help="Dtype of floating tensors while they cross; their own when left out."),
+        typer.Option(
+            help=f"Dtype of floating tensors while they cross: {', '.join(FLOATING)}. Their own "
+            "when left out."
+        ),
     ] = None
 
 
@@ -204,12 +217,13 @@ class Search:
         list[str] | None,
         typer.Option(
             "--secret",
-            help="What no accelerator may see that is not trusted: a label, a sort (qkv), a name.",
+            help="What no untrusted accelerator may see: a tensor's label or name, or a sort of "
+            "tensor (prompt_tokens, hidden_states, qkv, logits ...); again for another.",
         ),
     ] = None
     max_calls: Annotated[
         int | None,
-        typer.Option(min=0, help="At most so many calls; for policies with an objective."),
+        typer.Option(min=0, help="At most so many calls; for policies that search."),
     ] = None
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a search for the optimum may take.")

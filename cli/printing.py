@@ -19,22 +19,7 @@ from rich.text import Text
 
 from cli.app import JSON_VERSION
 from cli.terminal import WIDE, broken, room
-from tracer.words import counted, covered, duration, human, mib, rate, visible
-
-__all__ = [
-    "Column",
-    "console",
-    "counted",
-    "covered",
-    "duration",
-    "grouped",
-    "human",
-    "mib",
-    "print_json",
-    "print_rows",
-    "print_table",
-    "rate",
-]
+from tracer.words import visible
 
 
 class _Console(Console):

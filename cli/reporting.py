@@ -10,7 +10,7 @@ from cli.app import command, say, warn
 from cli.options import Arrays, Baseline, Json, Machine, Policies, Search, TraceDir
 
 
-@command("cutedge report --policy offload-linear --policy min-cut --png")
+@command("cutedge report --policy offload-linear --policy min-cut --png", tables=False)
 def report(
     machine: Machine,
     arrays: Arrays,

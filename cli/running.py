@@ -101,8 +101,9 @@ def verify(
 
 
 def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
-    from cli.printing import console, duration, human, mib, print_table
+    from cli.printing import console, print_table
     from tracer.summary import headline
+    from tracer.words import duration, human, mib
 
     def against(predicted: float | None, seconds: float) -> str:
         if not predicted:
@@ -118,7 +119,7 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
     )
     say()
     print_table(
-        "policy, calls>1, payload>2, on the wire>5, bytes, transfers>4, run>3, answer off by>1",
+        "policy, calls>1, payload>2, on the wire>5, bytes, transfer time>4, run>3, answer off by>1",
         [
             (
                 one.policy,
@@ -151,13 +152,18 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
         out.print(f"written to {file}")
 
 
-@command("CUTEDGE_TOKEN=$(openssl rand -hex 32) cutedge worker --listen 127.0.0.1:7411")
+@command(
+    "CUTEDGE_TOKEN=$(openssl rand -hex 32) cutedge worker --listen 127.0.0.1:7411", tables=False
+)
 def worker(
     listen: Annotated[
         str, typer.Option(help="HOST:PORT, or a port of this machine alone.")
     ] = "127.0.0.1:7411",
     memory: Annotated[
-        str | None, typer.Option(help="Take at most so much weights, as in 4GiB; what is free.")
+        str | None,
+        typer.Option(
+            help="Take at most so many bytes of weights, as in 4GiB; what is free when left out."
+        ),
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds that another accelerator may be silent.")
@@ -168,7 +174,8 @@ def worker(
     weights: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A folder that checkpoints may be read from; again for another; nowhere."
+            help="A folder that checkpoints may be read from; again for another. No folder when "
+            "left out."
         ),
     ] = None,
     tls_cert: Annotated[

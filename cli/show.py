@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from cli.printing import console, counted, human, print_table
+from cli.printing import console, print_table
 from costmodels.flops import FlopTotals, total_flops
 from cutedge._words import known, trace_lines, unknown
 from tracer.captured import Checked
@@ -15,6 +15,7 @@ from tracer.summary import (
     headline,
     largest_tensors,
 )
+from tracer.words import counted, human
 
 if TYPE_CHECKING:
     pass

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from cli.printing import console, counted, duration, human, mib, print_table
+from cli.printing import console, print_table
 from cutedge._words import (
     amount,
     best_for,
@@ -25,6 +25,7 @@ from partition.optimise import Price
 from partition.tables import Split
 from tracer.graph import TraceMeta
 from tracer.summary import growth, headline
+from tracer.words import counted, duration, human, mib
 
 if TYPE_CHECKING:
     import cutedge
@@ -45,29 +46,13 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     out.print(
         f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}"
     )
-    ways = [
-        ("sent", totals.sent_payload_bytes, totals.sent_wire_bytes, totals.sent_seconds),
-        (
-            "received",
-            totals.received_payload_bytes,
-            totals.received_wire_bytes,
-            totals.received_seconds,
-        ),
-        (
-            "between accelerators",
-            totals.peer_payload_bytes,
-            totals.peer_wire_bytes,
-            totals.peer_seconds,
-        ),
-        ("total", totals.payload_bytes, totals.wire_bytes, totals.seconds),
-    ]
-    timed = any(seconds is not None for *_, seconds in ways)
+    ways = totals.by_way
+    timed = any(seconds is not None for *_, seconds in ways.values())
     print_table(
         ["", "payload>", f"on the wire ({partition.link})>1", *["transfer time>2"][:timed]],
         [
             (name, mib(payload), mib(framed), *([_time(seconds)] if timed else []))
-            for name, payload, framed, seconds in ways
-            if name != "between accelerators" or payload
+            for name, (payload, framed, seconds) in ways.items()
         ],
     )
     for line in split_sentences(made):

@@ -64,11 +64,12 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Work out every point of a grid into one data set; what is there is not done again."""
-    from cli.printing import counted, print_json, print_table
+    from cli.printing import print_json, print_table
     from cutedge._grids import AXES, SINGLE, read_grid
     from cutedge._sweep import Engine
     from cutedge._sweep import sweep as run_sweep
     from cutedge._workspace import OUT
+    from tracer.words import counted
 
     if (engine == "local") != (scheduler is None):
         raise InputError("--scheduler is the address of a cluster: give it with --engine dask|ray")

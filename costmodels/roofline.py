@@ -224,6 +224,12 @@ class Share:
     """bound -> seconds of the ops that it bounds."""
 
     @property
+    def bound(self) -> str:
+        """What bounds most of its seconds; nothing where it has none."""
+        seconds = self.seconds_by_bound
+        return max(seconds, key=lambda bound: seconds[bound], default="")
+
+    @property
     def intensity(self) -> float | None:
         """FLOPs for each byte read or written; None where nothing is."""
         return self.flops / self.traffic_bytes if self.traffic_bytes else None

@@ -128,6 +128,19 @@ class Totals:
             return None
         return self.sent_seconds + self.received_seconds + self.peer_seconds
 
+    @property
+    def by_way(self) -> dict[str, tuple[int, int, float | None]]:
+        """Way -> (payload, bytes on the wire, seconds); between accelerators where anything is."""
+        peer = self.peer_payload_bytes, self.peer_wire_bytes, self.peer_seconds
+        return {
+            "sent": (self.sent_payload_bytes, self.sent_wire_bytes, self.sent_seconds),
+            "received": (
+                self.received_payload_bytes, self.received_wire_bytes, self.received_seconds,
+            ),
+            **({"between accelerators": peer} if self.peer_payload_bytes else {}),
+            "total": (self.payload_bytes, self.wire_bytes, self.seconds),
+        }  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from cli import printing, show, show_split
+from cli import show, show_split
 from costmodels.flops import FlopTotals, annotate, total_flops
 from costmodels.links import Link, Links, load_link
 from cutedge import Comparison, Partition
@@ -17,6 +17,7 @@ from partition.explain import compare_traffic, top_transfers
 from partition.optimise import Setting
 from partition.tables import Split
 from tests.support.graphs import Builder, place
+from tracer import words
 from tracer.graph import Kind, OpGraph, TraceMeta
 from tracer.summary import headline
 
@@ -123,7 +124,7 @@ def test_a_link_with_chunks_says_its_peak_buffer(capsys):
     ],
 )  # fmt: skip
 def test_durations(seconds, text):
-    assert printing.duration(seconds) == text
+    assert words.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -131,14 +132,14 @@ def test_durations(seconds, text):
     [(63015384615, "63.02 GB/s"), (2e8, "200 MB/s"), (1500, "1.5 kB/s"), (9.6, "9.6 B/s")],
 )
 def test_rates_are_in_powers_of_ten(rate, text):
-    assert printing.rate(rate) == text
+    assert words.rate(rate) == text
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0 calls"), (1, "1 call"), (2, "2 calls"), (1234, "1,234 calls")]
 )
 def test_one_is_no_plural(number, text):
-    assert printing.counted(number, "call") == text
+    assert words.counted(number, "call") == text
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_one_is_no_plural(number, text):
     [(1.0, "100.0%"), (0.99999, "99.9%"), (0.9994, "99.9%"), (0.5, "50.0%"), (0.0, "0.0%")],
 )
 def test_only_all_is_a_hundred_percent(share, text):
-    assert printing.covered(share) == text
+    assert words.covered(share) == text
 
 
 def test_every_printed_total_says_what_it_is_of(capsys):

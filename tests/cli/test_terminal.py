@@ -18,6 +18,7 @@ from cli.terminal import broken, progress
 from tests.support.inprocess import invoke
 from tests.support.terminals import on_terminal, terminal
 from tracer.capture import capture
+from tracer.graph import FLOATING, ITEM_BYTES, MODEL_DTYPES
 from tracer.presets import preset
 from tracer.stages import At, listening, stage
 
@@ -376,3 +377,19 @@ def test_a_name_of_the_users_own_is_a_device_without_figures(name: str) -> None:
     said = invoke("partition", "--home", home, "--accel", name).stdout
     assert f"no figures for all that runs on {name}: its seconds are not known" in said
     assert "no figures" not in invoke("partition", *DESCRIBED).stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "choices"),
+    [
+        ("trace", {*MODEL_DTYPES, "prefill", "decode", "encoder", "eager", "sdpa", "last", "all"}),
+        ("partition", {*FLOATING, "run", "call"}),
+        ("compare", {*FLOATING, "bytes", "calls", "seconds", "seen"}),
+        ("gemm", {*ITEM_BYTES, "fixed", "os", "ws", "is"}),
+        ("verify", {*FLOATING, *MODEL_DTYPES, "unix", "tcp"}),
+    ],
+)
+def test_help_lists_the_choices(command: str, choices: set[str]) -> None:
+    said = invoke(command, "--help").stdout
+    assert choices <= {*re.findall(r"[A-Za-z0-9_]+", said)}
+    assert len(re.findall(r" --no-cache\b", said)) <= 1
