@@ -44,9 +44,12 @@ def in_bytes(graph: OpGraph, home: tuple[Kind, ...]) -> Problem:
         elif op.kind in home:
             pins[op.id] = HOME
     return Problem(
-        graph, HOME, (ACCELERATOR,), allowed_devices(graph, HOME, (ACCELERATOR,), pins),
+        graph,
+        HOME,
+        (ACCELERATOR,),
+        allowed_devices(graph, HOME, (ACCELERATOR,), pins),
         transfer_cost=payload_costs(graph, (HOME, ACCELERATOR)),
-    )  # fmt: skip
+    )
 
 
 def in_nanoseconds(graph: OpGraph) -> Problem:
@@ -61,10 +64,13 @@ def in_nanoseconds(graph: OpGraph) -> Problem:
             costs[op.id, device] = max((op.cost.flops or 0) // flops, moved // size)
     payload = payload_costs(graph, (HOME, ACCELERATOR))
     return Problem(
-        graph, HOME, (ACCELERATOR,), allowed_devices(graph, HOME, (ACCELERATOR,), pins),
+        graph,
+        HOME,
+        (ACCELERATOR,),
+        allowed_devices(graph, HOME, (ACCELERATOR,), pins),
         op_cost=costs,
         transfer_cost={key: size // LINK_BYTES_PER_NS for key, size in payload.items()},
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

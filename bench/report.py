@@ -54,7 +54,7 @@ def page_of(folder: Path, *model: str) -> Path:
     ):
         subprocess.run(
             [BIN / command[0], *command[1:]], cwd=folder, check=True, capture_output=True
-        )  # fmt: skip
+        )
     return page
 
 

@@ -92,13 +92,29 @@ def check(point: dict[str, Any], folder: Path) -> None:
     """A point of the sweep by the commands that do one: what both have must be equal."""
     size = "past" if point["phase"] == "decode" else "seq"
     trace = [
-        "trace", point["model"], "--phase", point["phase"], "--batch", point["batch"],
-        f"--{size}", point[size], "--out", "point",
-    ]  # fmt: skip
+        "trace",
+        point["model"],
+        "--phase",
+        point["phase"],
+        "--batch",
+        point["batch"],
+        f"--{size}",
+        point[size],
+        "--out",
+        "point",
+    ]
     partition = [
-        "partition", "point", "--policy", point["policy"], "--home", point["home"],
-        "--accel", point["accelerator"], "--link", point["link"],
-    ]  # fmt: skip
+        "partition",
+        "point",
+        "--policy",
+        point["policy"],
+        "--home",
+        point["home"],
+        "--accel",
+        point["accelerator"],
+        "--link",
+        point["link"],
+    ]
     if point["wire_dtype"]:
         partition += ["--wire-dtype", point["wire_dtype"]]
     if point["array_options"]:
@@ -106,9 +122,11 @@ def check(point: dict[str, Any], folder: Path) -> None:
 
     def command(*words: Any) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [BIN / words[0], *map(str, words[1:])], cwd=folder, env=with_cache(folder),
+            [BIN / words[0], *map(str, words[1:])],
+            cwd=folder,
+            env=with_cache(folder),
             capture_output=True,
-        )  # fmt: skip
+        )
 
     assert command(*trace).returncode == 0
     ran = command(*partition)
@@ -177,9 +195,12 @@ def alone(folder: Path) -> float:
     if not trace.exists():
         command = [BIN / "trace", "llama-3.2-1b", "--batch", "2"]
         subprocess.run(
-            [*command, "--out", trace], cwd=folder, env=with_cache(folder), check=True,
+            [*command, "--out", trace],
+            cwd=folder,
+            env=with_cache(folder),
+            check=True,
             stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     graph, trace_id = read_trace(trace)
     return point(graph, read_reach(trace, trace_id))
 

@@ -44,10 +44,7 @@ CASES = {
         [BIN / "cutedge", "compare"],
         [*PYTHON, "-c", "import pyarrow.parquet, networkx"],
     ),
-    "cutedge --help / import typer": (
-        [BIN / "cutedge", "--help"],
-        [*PYTHON, "-c", "import typer"],
-    ),
+    "cutedge --help / import typer": ([BIN / "cutedge", "--help"], [*PYTHON, "-c", "import typer"]),
     "trace llama-3.1-405b, 126 layers, not cached / trace llama-3.2-1b, 16 layers, not cached": (
         [BIN / "trace", "llama-3.1-405b", "--seq", "1024", "--no-cache", "--out", "large"],
         [*TRACE, "1024", "--no-cache"],
@@ -59,9 +56,12 @@ def seconds(command: list[object], folder: str) -> float:
     """Wall seconds of a whole process."""
     start = time.perf_counter()
     subprocess.run(
-        list(map(str, command)), cwd=folder, check=True, stdout=subprocess.DEVNULL,
+        list(map(str, command)),
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
         env={**os.environ, "CUTEDGE_CACHE": f"{folder}/cache"},
-    )  # fmt: skip
+    )
     return time.perf_counter() - start
 
 

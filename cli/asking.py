@@ -27,8 +27,7 @@ def query(
         bool, typer.Option("--all", help="Over every run in cutedge-out, not one trace alone.")
     ] = False,
     safe: Annotated[
-        bool,
-        typer.Option("--safe", help="Reads the tables alone: the SQL reaches no other file."),
+        bool, typer.Option("--safe", help="Reads the tables alone: the SQL reaches no other file.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -44,10 +43,7 @@ def query(
     columns, rows = run_sql(sql, OUT if every else trace_folder(directory), safe=safe)
     if as_json:
         print_json(
-            {
-                "columns": columns,
-                "rows": [dict(zip(columns, row, strict=True)) for row in rows],
-            }
+            {"columns": columns, "rows": [dict(zip(columns, row, strict=True)) for row in rows]}
         )
     else:
         print_rows(columns, rows)

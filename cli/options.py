@@ -222,8 +222,7 @@ class Search:
         ),
     ] = None
     max_calls: Annotated[
-        int | None,
-        typer.Option(min=0, help="At most so many calls; for policies that search."),
+        int | None, typer.Option(min=0, help="At most so many calls; for policies that search.")
     ] = None
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a search for the optimum may take.")

@@ -28,8 +28,7 @@ class Running:
     """How splits are run."""
 
     weights: Annotated[
-        Path | None,
-        typer.Option(help="A folder with .safetensors; random numbers when left out."),
+        Path | None, typer.Option(help="A folder with .safetensors; random numbers when left out.")
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of random weights, inputs and cache.")] = 0
     transport: Annotated[

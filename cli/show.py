@@ -10,11 +10,7 @@ from costmodels.flops import FlopTotals, total_flops
 from cutedge._words import known, trace_lines, unknown
 from tracer.captured import Checked
 from tracer.graph import OpGraph
-from tracer.summary import (
-    growth,
-    headline,
-    largest_tensors,
-)
+from tracer.summary import growth, headline, largest_tensors
 from tracer.words import counted, human
 
 if TYPE_CHECKING:

@@ -209,11 +209,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
 
 
 def over(
-    meta: TraceMeta,
-    variable: str,
-    unit: str,
-    points: Sequence[Point],
-    changes: Sequence[Crossover],
+    meta: TraceMeta, variable: str, unit: str, points: Sequence[Point], changes: Sequence[Crossover]
 ) -> None:
     """``compare --over``: which policy is best at which size."""
 

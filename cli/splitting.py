@@ -63,8 +63,7 @@ def compare(
     directories: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Trace directories, side by side; the last trace when left out.",
-            callback=no_model,
+            help="Trace directories, side by side; the last trace when left out.", callback=no_model
         ),
     ] = None,
     policies: Policies = None,
@@ -168,8 +167,7 @@ def policies(
             )
 
         print_table(
-            "policy, what it does~",
-            grouped(loaded, kind, lambda p: (p.name, p.description)),
+            "policy, what it does~", grouped(loaded, kind, lambda p: (p.name, p.description))
         )
     else:
         for p in loaded:

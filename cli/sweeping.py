@@ -83,8 +83,5 @@ def sweep(
         f"{made.rows:,} points in {counted(made.files, 'file')}; {made.files_kept} of these files "
         "were there already"
     )
-    print_table(
-        "placement, points>",
-        [(how, f"{count:,}") for how, count in made.placed.items()],
-    )
+    print_table("placement, points>", [(how, f"{count:,}") for how, count in made.placed.items()])
     say(f"written to {made.folder}")

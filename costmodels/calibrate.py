@@ -175,9 +175,7 @@ def read_log(path: Path) -> Log:
             f"{path}: {len(lines)} calls are too few: three terms take {_LEAST_CALLS} or more"
         )
     table = np.array(values, dtype=np.float64)
-    return Log(
-        path.name, tuple(lines), {name: table[:, at] for at, name in enumerate(columns)}
-    )  # fmt: skip
+    return Log(path.name, tuple(lines), {name: table[:, at] for at, name in enumerate(columns)})
 
 
 def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
@@ -231,10 +229,16 @@ def fit(log: Log, framing: Mapping[str, int] | None = None) -> Calibration:
             )
     if "sent_seconds" in columns:
         fits = [
-            _fit(log, f"{way}_seconds", columns[f"{way}_seconds"],
-                 {LATENCY: once, name: columns[way]}, warnings, whole=bool(framing))
+            _fit(
+                log,
+                f"{way}_seconds",
+                columns[f"{way}_seconds"],
+                {LATENCY: once, name: columns[way]},
+                warnings,
+                whole=bool(framing),
+            )
             for way, name in (("sent", SENT), ("received", RECEIVED))
-        ]  # fmt: skip
+        ]
     else:
         name = "seconds" if packing is None else "seconds - serialise_seconds"
         wall = seconds if packing is None else seconds - packing
@@ -246,13 +250,18 @@ def fit(log: Log, framing: Mapping[str, int] | None = None) -> Calibration:
     figures, sources = _figures(log, fits, warnings)
     return Calibration(
         log.name, len(log.lines), tuple(fits), figures, sources, tuple(warnings), framing or {}
-    )  # fmt: skip
+    )
 
 
 def _fit(
-    log: Log, name: str, measured: Floats, terms: dict[str, Floats], warnings: list[str], *,
+    log: Log,
+    name: str,
+    measured: Floats,
+    terms: dict[str, Floats],
+    warnings: list[str],
+    *,
     whole: bool,
-) -> Fit:  # fmt: skip
+) -> Fit:
     """Weighted non-negative least squares of ``measured`` by ``terms``, one column each."""
     design = np.column_stack(list(terms.values()))
     # A call's own noise grows with it: without this, the longest calls would be all that counts.
@@ -262,9 +271,10 @@ def _fit(
     if whole or _misses_the_long(design @ values, measured, own):
         weights = np.ones_like(own)
         values = _solve(
-            np.vstack([design, design.sum(axis=0)]), np.append(measured, measured.sum()),
+            np.vstack([design, design.sum(axis=0)]),
+            np.append(measured, measured.sum()),
             np.append(weights, _HOLDS),
-        )  # fmt: skip
+        )
 
     known = _identified(design, weights, list(terms), name, warnings)
     errors = _standard_errors(design, measured, weights, values)
@@ -286,7 +296,8 @@ def _fit(
         terms=tuple(found),
         r_squared=1 - float(np.sum(residual**2)) / total if total else None,
         relative_residual_quantiles=(
-            float(np.quantile(relative, 0.5)), float(np.quantile(relative, 0.9)),
+            float(np.quantile(relative, 0.5)),
+            float(np.quantile(relative, 0.9)),
         ),
         furthest=tuple(
             Residual(
@@ -296,7 +307,7 @@ def _fit(
         ),
         measured_total_seconds=float(measured.sum()),
         fitted_total_seconds=float(fitted.sum()),
-    )  # fmt: skip
+    )
 
 
 _HOLDS = 1e4

@@ -9,55 +9,71 @@ from costmodels.roofline import DeviceTime
 from tracer.graph import OpGraph
 from tracer.serde import column, make_tables, run_of, trace_metadata, write_tables
 
-COSTS = pa.schema([
-    column("op_id", pa.int32(), "The op; joins with `ops`."),
-    column("device", pa.string(), "The device that it is costed on."),
-    column(
-        "cycles", pa.int64(),
-        "Of a matrix product on an array of multipliers, options included; null elsewhere.",
-        null=True,
-    ),
-    column(
-        "seconds", pa.float64(),
-        "What it takes there; null where the device has no figure for it or its FLOPs are not "
-        "known.", null=True,
-    ),
-    column(
-        "bound", pa.string(),
-        "What the seconds are spent on most: compute, memory or overhead; null for an op without "
-        "work or without seconds.", null=True,
-    ),
-    column(
-        "tiles", pa.int64(),
-        "Tiles or folds of a matrix product on an array of multipliers; null elsewhere.", null=True,
-    ),
-    column(
-        "utilisation", pa.float64(),
-        "Useful multiply-accumulates over those that the array could do in this time, from 0 to 1; "
-        "null elsewhere.", null=True,
-    ),
-])  # fmt: skip
+COSTS = pa.schema(
+    [
+        column("op_id", pa.int32(), "The op; joins with `ops`."),
+        column("device", pa.string(), "The device that it is costed on."),
+        column(
+            "cycles",
+            pa.int64(),
+            "Of a matrix product on an array of multipliers, options included; null elsewhere.",
+            null=True,
+        ),
+        column(
+            "seconds",
+            pa.float64(),
+            "What it takes there; null where the device has no figure for it or its FLOPs are not "
+            "known.",
+            null=True,
+        ),
+        column(
+            "bound",
+            pa.string(),
+            "What the seconds are spent on most: compute, memory or overhead; null for an op without "
+            "work or without seconds.",
+            null=True,
+        ),
+        column(
+            "tiles",
+            pa.int64(),
+            "Tiles or folds of a matrix product on an array of multipliers; null elsewhere.",
+            null=True,
+        ),
+        column(
+            "utilisation",
+            pa.float64(),
+            "Useful multiply-accumulates over those that the array could do in this time, from 0 to 1; "
+            "null elsewhere.",
+            null=True,
+        ),
+    ]
+)
 
 
 def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa.Table:
     """What ops take on devices: a row for each op and device."""
     rows = [
         (
-            op, time.device.name, at.gemm and at.gemm.cycles, at.seconds, at.bound,
-            at.gemm and at.gemm.tiles, at.gemm and at.gemm.utilisation,
+            op,
+            time.device.name,
+            at.gemm and at.gemm.cycles,
+            at.seconds,
+            at.bound,
+            at.gemm and at.gemm.tiles,
+            at.gemm and at.gemm.utilisation,
         )
         for time in times
         for op, at in enumerate(time.ops)
-    ]  # fmt: skip
+    ]
     return make_tables(graph.meta, {"costs": (COSTS, rows)}, run_of(graph, trace_id))["costs"]
 
 
-def write_costs(
-    graph: OpGraph, trace_id: str, times: Sequence[DeviceTime], folder: Path
-) -> Path:  # fmt: skip
+def write_costs(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime], folder: Path) -> Path:
     """Write ``costs.parquet`` into ``folder``; where it is. Raises TableError where it cannot."""
     write_tables(
-        folder, {"costs": cost_table(graph, trace_id, times)}, trace_metadata(graph.meta, trace_id),
+        folder,
+        {"costs": cost_table(graph, trace_id, times)},
+        trace_metadata(graph.meta, trace_id),
         advice="Make the place writable, or free some space.",
-    )  # fmt: skip
+    )
     return folder / "costs.parquet"

@@ -112,15 +112,21 @@ class Device:
 _RATE, _SIZE = Figure(positive=True), Figure(whole=True, positive=True)
 
 FIGURES: Mapping[str, Figure] = {
-    "memory_bandwidth_bytes_per_second": _RATE, "memory_bytes": _SIZE, "on_chip_bytes": _SIZE,
-    "launch_seconds": Figure(), "efficiency_ratio": Figure(positive=True, most=1),
-    "enclave_bytes": _SIZE, "paging_bytes_per_second": _RATE,
-}  # fmt: skip
+    "memory_bandwidth_bytes_per_second": _RATE,
+    "memory_bytes": _SIZE,
+    "on_chip_bytes": _SIZE,
+    "launch_seconds": Figure(),
+    "efficiency_ratio": Figure(positive=True, most=1),
+    "enclave_bytes": _SIZE,
+    "paging_bytes_per_second": _RATE,
+}
 """The figures that are fields of a Device under the same name."""
 
 ARRAY_FIGURES: Mapping[str, Figure] = {
-    "array_rows_elements": _SIZE, "array_columns_elements": _SIZE, "clock_hertz": _RATE,
-}  # fmt: skip
+    "array_rows_elements": _SIZE,
+    "array_columns_elements": _SIZE,
+    "clock_hertz": _RATE,
+}
 """What every array has."""
 
 TILE_FIGURES: Mapping[str, Figure] = {"array_depth_elements": _SIZE, "tile_cycles": _SIZE}

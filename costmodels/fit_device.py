@@ -52,20 +52,25 @@ def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> Fitte
     Raises InputError where there is no op that computes, or none that moves.
     """
     rows = [
-        (graph.ops[op].cost.flops or 0,
-         graph.ops[op].cost.read_bytes + graph.ops[op].cost.write_bytes, seconds)
-        for run in measured for op, seconds in sorted(run.items())
+        (
+            graph.ops[op].cost.flops or 0,
+            graph.ops[op].cost.read_bytes + graph.ops[op].cost.write_bytes,
+            seconds,
+        )
+        for run in measured
+        for op, seconds in sorted(run.items())
         if graph.ops[op].kind not in FREE and graph.ops[op].cost.flops is not None
-    ]  # fmt: skip
+    ]
     if not rows:
         raise InputError("no op was measured that does any work")
     flops, moved, seconds = np.array(rows, dtype=float).T
     fits = [
         values
         # Noise can make all that is moved look like launching: then there is none of that.
-        for launch in (True, False) for share in _STARTS
+        for launch in (True, False)
+        for share in _STARTS
         for values in _fits(flops, moved, seconds, share, launch)
-    ]  # fmt: skip
+    ]
     if not fits:
         raise InputError("the measured ops all compute, or all move: a device needs both")
     taken: list[Floats] = [
@@ -77,9 +82,14 @@ def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> Fitte
     dtypes = {str(op.dtype) for op in graph.ops if op.cost.flops and op.kind not in FREE}
     flop, byte, launch = map(float, values)
     return FittedDevice(
-        len(rows), tuple(sorted(dtypes)), rounded(1 / flop), rounded(1 / byte), rounded(launch),
-        float(seconds.sum()), float(fitted.sum()),
-    )  # fmt: skip
+        len(rows),
+        tuple(sorted(dtypes)),
+        rounded(1 / flop),
+        rounded(1 / byte),
+        rounded(launch),
+        float(seconds.sum()),
+        float(fitted.sum()),
+    )
 
 
 def _fits(

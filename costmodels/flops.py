@@ -56,9 +56,15 @@ def _cost(graph: OpGraph, op: Op) -> OpCost:
     inputs, outputs = _shapes(graph.inputs(op.id)), _shapes(graph.outputs(op.id))
     sized = any('"size"' in text for _, text in op.arguments)
     call = _Asked(
-        base_name(op.target), op.kind, inputs, outputs, tuple(t.dtype for t in graph.inputs(op.id)),
-        op.dtype, op.arguments, tuple(graph.meta.variables.items()) if sized else (),
-    )  # fmt: skip
+        base_name(op.target),
+        op.kind,
+        inputs,
+        outputs,
+        tuple(t.dtype for t in graph.inputs(op.id)),
+        op.dtype,
+        op.arguments,
+        tuple(graph.meta.variables.items()) if sized else (),
+    )
     cost = _arithmetic(call)
     if extent is not None and (shapes := _of_one_query(graph, op, *extent)):
         causal = _arithmetic(replace(call, inputs=shapes[0], outputs=shapes[1]))
@@ -116,15 +122,21 @@ class _Asked:
             return [[*map(parse, exprs or ())] for _, exprs in tensors]
 
         return _call(
-            self.input_dtypes, self.dtype, shapes(self.inputs), shapes(self.outputs),
+            self.input_dtypes,
+            self.dtype,
+            shapes(self.inputs),
+            shapes(self.outputs),
             _told(self.arguments, sized),
-        )  # fmt: skip
+        )
 
 
 def _call(
-    input_dtypes: Sequence[str], dtype: str | None, inputs: Shapes, outputs: Shapes,
+    input_dtypes: Sequence[str],
+    dtype: str | None,
+    inputs: Shapes,
+    outputs: Shapes,
     told: Mapping[str, Any],
-) -> Call:  # fmt: skip
+) -> Call:
     complexes = tuple(name in _REAL for name in input_dtypes)
     return Call(inputs, outputs, told, complexes, dtype in _REAL)
 

@@ -84,9 +84,14 @@ REGISTRY: dict[str, Entry] = {}
 
 
 def register(
-    names: str, status: Status, flops: Formulate, gemm: GemmOf | None = None, *,
-    in_complex: Formulate | None = None, complex_status: Status | None = None,
-) -> None:  # fmt: skip
+    names: str,
+    status: Status,
+    flops: Formulate,
+    gemm: GemmOf | None = None,
+    *,
+    in_complex: Formulate | None = None,
+    complex_status: Status | None = None,
+) -> None:
     """Enter a formula. Raises ValueError for a second one, and for a name that has no kind.
 
     Without one for complex numbers, four times as much is multiplied in a product, six times as
@@ -263,8 +268,9 @@ register(
     "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
     "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_cudnn_attention "
     "_scaled_dot_product_attention_math _scaled_dot_product_attention_math_for_mps flex_attention",
-    Status.EXACT, _attention,
-)  # fmt: skip
+    Status.EXACT,
+    _attention,
+)
 
 
 def _recurrent(states: int) -> Formulate:
@@ -315,8 +321,10 @@ def _chain(c: Call) -> Size:
     sides.append(1 if len(last) == 1 else last[-1])
     best: dict[tuple[int, int], Size] = {(i, i + 1): 0 for i in range(len(sides) - 1)}
     for i, j in ((j - n, j) for n in range(2, len(sides)) for j in range(n, len(sides))):
-        each = [formula(best[i, k]) + best[k, j] + 2 * sides[i] * sides[k] * sides[j]
-                for k in range(i + 1, j)]  # fmt: skip
+        each = [
+            formula(best[i, k]) + best[k, j] + 2 * sides[i] * sides[k] * sides[j]
+            for k in range(i + 1, j)
+        ]
         best[i, j] = reduce(least, each)
     return best[0, len(sides) - 1]
 
@@ -357,28 +365,34 @@ register("linalg_solve_triangular", Status.ESTIMATE, _substituted)
 register("cholesky linalg_cholesky linalg_cholesky_ex", Status.ESTIMATE, _cholesky)
 register(
     "linalg_lu_factor linalg_lu_factor_ex det linalg_det logdet slogdet linalg_slogdet",
-    Status.ESTIMATE, lambda c: _eliminated(c.inputs[0]),
-)  # fmt: skip
+    Status.ESTIMATE,
+    lambda c: _eliminated(c.inputs[0]),
+)
 register(
     "linalg_solve linalg_solve_ex",
-    Status.ESTIMATE, lambda c: _eliminated(c.inputs[0]) + 2 * _substituted(c),
-)  # fmt: skip
+    Status.ESTIMATE,
+    lambda c: _eliminated(c.inputs[0]) + 2 * _substituted(c),
+)
 register(
-    "linalg_lu_solve lu_solve cholesky_solve", Status.ESTIMATE,
+    "linalg_lu_solve lu_solve cholesky_solve",
+    Status.ESTIMATE,
     lambda c: 2 * _count(c.outputs[0]) * c.outputs[0][-2],
-)  # fmt: skip
+)
 register(
-    "inverse linalg_inv linalg_inv_ex", Status.ESTIMATE,
+    "inverse linalg_inv linalg_inv_ex",
+    Status.ESTIMATE,
     lambda c: 2 * _count(c.inputs[0]) * c.inputs[0][-1],
-)  # fmt: skip
+)
 register(
     "linalg_qr qr",  # as much as an LU decomposition twice, for R, and again for Q
-    Status.ESTIMATE, lambda c: (2 if c.told.get("mode") == "r" else 4) * _eliminated(c.inputs[0]),
-)  # fmt: skip
+    Status.ESTIMATE,
+    lambda c: (2 if c.told.get("mode") == "r" else 4) * _eliminated(c.inputs[0]),
+)
 register(
     "cdist _euclidean_dist",  # subtract, multiply (or absolute), add
-    Status.ESTIMATE, lambda c: 3 * _count(c.outputs[0]) * c.inputs[0][-1],
-)  # fmt: skip
+    Status.ESTIMATE,
+    lambda c: 3 * _count(c.outputs[0]) * c.inputs[0][-1],
+)
 
 # --- element by element ---------------------------------------------------------------------------
 
@@ -418,17 +432,29 @@ def _divided(c: Call) -> Size:
 
 register("add sub rsub", Status.EXACT, _scaled(1), in_complex=_scaled(2, 2))
 register("addcmul", Status.EXACT, _scaled(2), in_complex=_scaled(8, 2))
-register("addcdiv", Status.EXACT, _scaled(2), in_complex=_scaled(13, 2),
-         complex_status=Status.ESTIMATE)  # fmt: skip
+register(
+    "addcdiv", Status.EXACT, _scaled(2), in_complex=_scaled(13, 2), complex_status=Status.ESTIMATE
+)
 register("mul", Status.EXACT, _each_output(1), in_complex=_multiplied(6, 2))
-register("div true_divide", Status.EXACT, _each_output(1), in_complex=_divided,
-         complex_status=Status.ESTIMATE)  # fmt: skip
+register(
+    "div true_divide",
+    Status.EXACT,
+    _each_output(1),
+    in_complex=_divided,
+    complex_status=Status.ESTIMATE,
+)
 register("lerp", Status.EXACT, _each_output(3), in_complex=_multiplied(10, 6))  # a + w*(b - a)
 register("neg", Status.EXACT, _each_output(1), in_complex=_each_output(2))
-register("conj_physical", Status.ZERO, _none, in_complex=_each_output(1),
-         complex_status=Status.EXACT)  # fmt: skip
-register("abs", Status.EXACT, _each_output(1), in_complex=_each_output(4),  # sqrt(a^2 + b^2)
-         complex_status=Status.ESTIMATE)  # fmt: skip
+register(
+    "conj_physical", Status.ZERO, _none, in_complex=_each_output(1), complex_status=Status.EXACT
+)
+register(
+    "abs",
+    Status.EXACT,
+    _each_output(1),
+    in_complex=_each_output(4),  # sqrt(a^2 + b^2)
+    complex_status=Status.ESTIMATE,
+)
 register("square", Status.EXACT, _each_output(1), in_complex=_each_output(6))
 register("polar", Status.ESTIMATE, _each_output(4), in_complex=_each_output(4))  # cos, sin, 2 mul
 register("angle", Status.ESTIMATE, _each_output(1), in_complex=_each_output(1))
@@ -436,8 +462,9 @@ register("exp", Status.ESTIMATE, _each_output(1), in_complex=_each_output(5))  #
 register(
     "maximum minimum fmax fmin relu threshold prelu _prelu_kernel frac clamp clamp_min clamp_max "
     "clip deg2rad rad2deg heaviside",
-    Status.EXACT, _each_output(1),
-)  # fmt: skip
+    Status.EXACT,
+    _each_output(1),
+)
 register("diff", Status.EXACT, _each_output(1), in_complex=_each_output(2))
 register("cross linalg_cross", Status.EXACT, _each_output(3), in_complex=_each_output(14))
 
@@ -464,8 +491,9 @@ register(
     "nextafter nan_to_num fill zero any all argmax argmin topk sort argsort msort median nanmedian "
     "kthvalue mode count_nonzero bincount histc bucketize searchsorted gcd lcm unique_consecutive "
     "unique_dim _unique2",
-    Status.ZERO, _none,
-)  # fmt: skip
+    Status.ZERO,
+    _none,
+)
 """Selections."""
 
 
@@ -490,12 +518,14 @@ register("rrelu rrelu_with_noise", Status.ESTIMATE, _when_training(2, 1))
 register(
     "rand rand_like uniform randn randn_like normal normal_functional bernoulli randint "
     "randint_like random randperm",
-    Status.ESTIMATE, _each_output(1),
-)  # fmt: skip
+    Status.ESTIMATE,
+    _each_output(1),
+)
 register(
     "exponential geometric cauchy log_normal poisson binomial _standard_gamma _sample_dirichlet",
-    Status.ESTIMATE, _each_output(2),
-)  # fmt: skip
+    Status.ESTIMATE,
+    _each_output(2),
+)
 """Draw, and a function of it that gives the distribution."""
 register("multinomial", Status.ZERO, _none)  # whole numbers
 
@@ -507,22 +537,24 @@ register("upsample_bicubic2d", Status.ESTIMATE, _each_output(31))  # between 16
 # --- along an axis --------------------------------------------------------------------------------
 
 register(
-    "softmax _softmax _safe_softmax log_softmax _log_softmax",
-    Status.ESTIMATE, _each_output(5),
-)  # fmt: skip
+    "softmax _softmax _safe_softmax log_softmax _log_softmax", Status.ESTIMATE, _each_output(5)
+)
 """Maximum, subtract, exp, sum, divide (or subtract the log of the sum)."""
 
-register("layer_norm native_layer_norm group_norm native_group_norm",
-         Status.ESTIMATE, _each_input(8))  # fmt: skip
+register(
+    "layer_norm native_layer_norm group_norm native_group_norm", Status.ESTIMATE, _each_input(8)
+)
 """Mean (1), variance (3), subtract, divide, scale, shift."""
 
 register(
     "batch_norm native_batch_norm _native_batch_norm_legit _batch_norm_impl_index instance_norm",
-    Status.ESTIMATE, _when_training(8, 4),
-)  # fmt: skip
+    Status.ESTIMATE,
+    _when_training(8, 4),
+)
 register("_batch_norm_with_update", Status.ESTIMATE, _each_input(8))
-register("_native_batch_norm_legit_no_training _batch_norm_no_update",
-         Status.ESTIMATE, _each_input(4))  # fmt: skip
+register(
+    "_native_batch_norm_legit_no_training _batch_norm_no_update", Status.ESTIMATE, _each_input(4)
+)
 """The same; or, where mean and variance are known: subtract, divide, scale, shift."""
 
 register("rms_norm _fused_rms_norm", Status.ESTIMATE, _each_input(4))
@@ -546,10 +578,17 @@ def _added(c: Call) -> Size:
 
 
 register("index_add", Status.EXACT, _added, in_complex=_times(2, _added))
-register("scatter_add", Status.EXACT, lambda c: _count(c.inputs[1]),  # each index adds one
-         in_complex=lambda c: 2 * _count(c.inputs[1]))  # fmt: skip
-register("scatter_reduce index_reduce segment_reduce", Status.ESTIMATE,  # or a maximum ...
-         lambda c: _count(c.inputs[1]))  # fmt: skip
+register(
+    "scatter_add",
+    Status.EXACT,
+    lambda c: _count(c.inputs[1]),  # each index adds one
+    in_complex=lambda c: 2 * _count(c.inputs[1]),
+)
+register(
+    "scatter_reduce index_reduce segment_reduce",
+    Status.ESTIMATE,  # or a maximum ...
+    lambda c: _count(c.inputs[1]),
+)
 register("col2im", Status.EXACT, _each_input(1), in_complex=_each_input(2))  # each is added
 
 
@@ -563,8 +602,9 @@ register("embedding_bag _embedding_bag _embedding_bag_forward_only", Status.ESTI
 register(
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
     "_adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
-    Status.ESTIMATE, _each_input(1),
-)  # fmt: skip
+    Status.ESTIMATE,
+    _each_input(1),
+)
 """Of each part of the input; where parts do not divide it evenly, they overlap a little."""
 register("amax amin max min aminmax cummax cummin", Status.ESTIMATE, _each_input(1))
 register("cumsum", Status.ESTIMATE, _each_input(1), in_complex=_each_input(2))
@@ -574,8 +614,12 @@ register("logcumsumexp", Status.ESTIMATE, _each_input(5))
 """One after the other: the larger of two, subtract, exp, log(1 + that), add."""
 register("var std var_mean std_mean", Status.ESTIMATE, _each_input(4), in_complex=_each_input(8))
 """Mean (1), subtract, square, sum."""
-register("linalg_vector_norm norm frobenius_norm", Status.ESTIMATE, _each_input(2),
-         in_complex=_each_input(4))  # fmt: skip
+register(
+    "linalg_vector_norm norm frobenius_norm",
+    Status.ESTIMATE,
+    _each_input(2),
+    in_complex=_each_input(4),
+)
 """Square, sum; the root of the few results is left out."""
 register("renorm _weight_norm _weight_norm_interface", Status.ESTIMATE, _each_input(3))
 """The same, and a product."""
@@ -583,8 +627,9 @@ register("logsumexp", Status.ESTIMATE, _each_input(4))
 """Maximum, subtract, exp, sum."""
 register("cosine_similarity", Status.ESTIMATE, _each_input(6))
 """Three sums of products: of one with the other, and of each with itself."""
-register("pairwise_distance mse_loss l1_loss smooth_l1_loss huber_loss",
-         Status.ESTIMATE, _each_input(3))  # fmt: skip
+register(
+    "pairwise_distance mse_loss l1_loss smooth_l1_loss huber_loss", Status.ESTIMATE, _each_input(3)
+)
 """Subtract, square (or the like), sum."""
 register(
     "trace", Status.ESTIMATE, lambda c: c.inputs[0][0], in_complex=lambda c: 2 * c.inputs[0][0]

@@ -135,9 +135,10 @@ class Model:
     def read_params(self, tokens: float) -> float:
         """What a run over ``tokens`` reads, each parameter once."""
         return (
-            self.dense_layers_params + self.lm_head_params
+            self.dense_layers_params
+            + self.lm_head_params
             + sum(e.met(tokens) for e in self.experts)
-        )  # fmt: skip
+        )
 
 
 def describe(near: OpGraph, far: Sequence[OpGraph] = ()) -> Model:
@@ -193,9 +194,7 @@ def _lines(traces: Sequence[OpGraph]) -> tuple[Line, Line]:
         then = [(graph, graph.meta.past) for graph in (one, *others)]
     cached, scores = zip(*(_sizes(graph, at) for graph, at in then), strict=True)
     steps = [at - past for _, at in then[1:]]
-    slopes = [
-        (values[1] - values[0]) // steps[0] if steps else 0 for values in (cached, scores)
-    ]  # fmt: skip
+    slopes = [(values[1] - values[0]) // steps[0] if steps else 0 for values in (cached, scores)]
     # A query over past cached tokens has past + 1 keys.
     return (
         Line(slopes[0], cached[0] - past * slopes[0]),
@@ -235,8 +234,13 @@ def compute_dtype(device: Device, bits: float) -> str:
     8-bit floats, else 8-bit integers, for operands of 8 bits or less; 16-bit floats up to 16 bits;
     float32 beyond, and where the device has no peak for fewer bits.
     """
-    wanted = [(8, "float8_e4m3fn"), (8, "float8_e4m3fnuz"), (8, "int8"), (16, "bfloat16"),
-              (16, "float16")]  # fmt: skip
+    wanted = [
+        (8, "float8_e4m3fn"),
+        (8, "float8_e4m3fnuz"),
+        (8, "int8"),
+        (16, "bfloat16"),
+        (16, "float16"),
+    ]
     peaks = device.peak_flops_per_second
     known = (dtype for most, dtype in wanted if bits <= most and dtype in peaks)
     return next(known, "float32")

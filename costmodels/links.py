@@ -152,9 +152,10 @@ class Links:
         alike = replace(self, peers={})
         named = [(device, link) for device, link in self.own.items() if link != self.common]
         named += [
-            ("+".join(sorted(pair)), link) for pair, link in self.peers.items()
+            ("+".join(sorted(pair)), link)
+            for pair, link in self.peers.items()
             if link != alike.between(min(pair), max(pair), "")
-        ]  # fmt: skip
+        ]
         return ", ".join([self.common.name, *(f"{pair}={link.name}" for pair, link in named)])
 
 

@@ -114,18 +114,22 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
         dtype = computed_in(graph, op)
         known = op.cost.flops_expr or (op.cost.flops is None or (op.target, op.arguments, shapes))
         key = (
-            dtype, known, moved,
-            gemm, routing and (routing[0].shape, routing[0].bytes, *routing[1:]),
-        )  # fmt: skip
+            dtype,
+            known,
+            moved,
+            gemm,
+            routing and (routing[0].shape, routing[0].bytes, *routing[1:]),
+        )
         if key not in numbers:
             numbers[key] = len(groups)
             groups.append(
                 OpGroup(
-                    dtype, _flops(graph, op, shapes, over),
+                    dtype,
+                    _flops(graph, op, shapes, over),
                     over(moved) + (0 if routing is None else _routed(graph, routing, over)),
                     None if gemm is None else tuple(over(formula(axis)) for axis in gemm),  # type: ignore[arg-type]
                 )
-            )  # fmt: skip
+            )
         of.append(numbers[key])
     return OpGroups(tuple(of), tuple(groups))
 

@@ -114,9 +114,10 @@ def _on_the_way_to_words(graph: OpGraph) -> set[int]:
     """
     last = last_layered_op(graph)
     words = {
-        graph.inputs(op.id)[0].shape[0] for op in graph.ops
+        graph.inputs(op.id)[0].shape[0]
+        for op in graph.ops
         if base_name(op.target) == "embedding" and not op.is_constant
-    }  # fmt: skip
+    }
     after = [op for op in graph.ops if op.id > last and op.layer is None]
     found: set[int] = set()
     for op in reversed(after):

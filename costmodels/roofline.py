@@ -122,9 +122,15 @@ def time_ops(
         op.target for op, time in zip(graph.ops, times, strict=True) if time.seconds is None
     )
     return DeviceTime(
-        device, times, memory_need(graph), 0.0, dict(missing),
-        (working - missing.total()) / working if working else 1.0, products_dtype, given,
-    )  # fmt: skip
+        device,
+        times,
+        memory_need(graph),
+        0.0,
+        dict(missing),
+        (working - missing.total()) / working if working else 1.0,
+        products_dtype,
+        given,
+    )
 
 
 def time_graph(graph: OpGraph, device: Device, **options: Any) -> DeviceTime:
@@ -146,9 +152,10 @@ def _op_timer(
     graph: OpGraph, device: Device, products_dtype: str | None, options: Options, paged: float
 ) -> Callable[[Op], OpTime]:
     one = (
-        _on_array(device, options) if device.array
+        _on_array(device, options)
+        if device.array
         else _on_roofline(graph, device, products_dtype, paged)
-    )  # fmt: skip
+    )
     return lambda op: OpTime(0.0) if op.kind in FREE else one(op)
 
 
@@ -183,8 +190,10 @@ def _on_roofline(
         if paged and paging:
             memory += touched * paged / paging
         spent: dict[Bound, float] = {
-            "compute": compute, "memory": memory, "overhead": device.launch_seconds,
-        }  # fmt: skip
+            "compute": compute,
+            "memory": memory,
+            "overhead": device.launch_seconds,
+        }
         bound = max(spent, key=lambda what: spent[what])
         return OpTime(max(compute, memory) + device.launch_seconds, bound)
 
@@ -251,9 +260,11 @@ def _share(name: str, ops: list[Op], time: DeviceTime) -> Share:
         if at.bound is not None:
             bounds[at.bound] += at.seconds or 0.0  # type: ignore[assignment]  # seconds add too
     return Share(
-        name=name, ops=len(ops), flops=sum(op.cost.flops or 0 for op in ops),
+        name=name,
+        ops=len(ops),
+        flops=sum(op.cost.flops or 0 for op in ops),
         traffic_bytes=sum(op.cost.read_bytes + op.cost.write_bytes for op in ops),
         seconds=sum(time.ops[op.id].seconds or 0.0 for op in ops),
         missing_ops=sum(time.ops[op.id].seconds is None for op in ops),
         seconds_by_bound=dict(bounds),
-    )  # fmt: skip
+    )

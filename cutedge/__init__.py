@@ -25,21 +25,33 @@ if TYPE_CHECKING:
 
 __all__ = [  # noqa: RUF022  # in groups
     # begin
-    "load", "trace",
+    "load",
+    "trace",
     # ask of a model or a device alone
-    "gemm", "limits", "params",
+    "gemm",
+    "limits",
+    "params",
     # what there is then
-    "Comparison", "Partition", "Trace",
+    "Comparison",
+    "Partition",
+    "Trace",
     # what is raised
-    "CutedgeError", "InputError",
-]  # fmt: skip
+    "CutedgeError",
+    "InputError",
+]
 
 _PLACES = {
-    "Comparison": "cutedge._compare", "Partition": "cutedge._partition",
-    "Trace": "cutedge._trace", "gemm": "cutedge._cost", "limits": "cutedge._cost",
-    "load": "cutedge._trace", "params": "cutedge._cost", "trace": "cutedge._trace",
-    "CutedgeError": "tracer.errors", "InputError": "tracer.errors",
-}  # fmt: skip
+    "Comparison": "cutedge._compare",
+    "Partition": "cutedge._partition",
+    "Trace": "cutedge._trace",
+    "gemm": "cutedge._cost",
+    "limits": "cutedge._cost",
+    "load": "cutedge._trace",
+    "params": "cutedge._cost",
+    "trace": "cutedge._trace",
+    "CutedgeError": "tracer.errors",
+    "InputError": "tracer.errors",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 
 
 def compare(
-    trace: "Trace", policies: Sequence[str | Path | Policy] | None, baseline: str | None,
-    machines: Machines, residency: Residency, secrets: Sequence[str], max_calls: int | None,
+    trace: "Trace",
+    policies: Sequence[str | Path | Policy] | None,
+    baseline: str | None,
+    machines: Machines,
+    residency: Residency,
+    secrets: Sequence[str],
+    max_calls: int | None,
     time_limit: float,
-) -> "Comparison":  # fmt: skip
+) -> "Comparison":
     """The policies on a trace; one that cannot be is left out, where the user has not named it."""
     asked = asked_of(
         trace.graph, policies or open_policy_names(), machines, residency, (), max_calls, time_limit
@@ -43,17 +48,29 @@ def compare(
         asked = replace(asked, policies={against: load_policy(against), **asked.policies})
     check_namesakes(asked.policies)
     found = compared_on(
-        trace.graph, trace.id, asked.policies, against, asked.setting, machines,
-        strict=bool(policies), secret=secrets, named=baseline is not None,
-    )  # fmt: skip
+        trace.graph,
+        trace.id,
+        asked.policies,
+        against,
+        asked.setting,
+        machines,
+        strict=bool(policies),
+        secret=secrets,
+        named=baseline is not None,
+    )
     return Comparison(trace, found, asked, names[0] if policies else against)
 
 
 def crossovers(
-    trace: "Trace", over: tuple[str, str], policies: Sequence[str | Path | Policy] | None,
-    machines: Machines, residency: Residency, secrets: Sequence[str], max_calls: int | None,
+    trace: "Trace",
+    over: tuple[str, str],
+    policies: Sequence[str | Path | Policy] | None,
+    machines: Machines,
+    residency: Residency,
+    secrets: Sequence[str],
+    max_calls: int | None,
     time_limit: float,
-) -> "tuple[str, list[Point], list[Crossover]]":  # fmt: skip
+) -> "tuple[str, list[Point], list[Crossover]]":
     """(unit, the best policy at sizes of a range, where that changes): ``Trace.crossovers``."""
     graph = trace.graph
     asked = asked_of(
@@ -120,8 +137,9 @@ class Comparison(Sequence[Partition]):
         """Where the policies do less than they say."""
         return [
             f"{name}: {warning}"
-            for name, one in zip(self.compared.names, self, strict=True) for warning in one.warnings
-        ]  # fmt: skip
+            for name, one in zip(self.compared.names, self, strict=True)
+            for warning in one.warnings
+        ]
 
     @property
     def summary(self) -> "pa.Table":

@@ -60,21 +60,31 @@ class Cost:
         """Figures by name, as ``cost --json`` has them."""
         time, whole, link = self.time, self.whole, self.host_link
         return {
-            "device": time.device.name, "seconds": time.seconds,
-            "seconds_coverage": time.coverage, "missing": dict(time.missing),
-            **({} if whole is None else {
-                "flops": whole.flops, "traffic_bytes": whole.traffic_bytes,
-                "intensity": whole.intensity, "seconds_by_bound": dict(whole.seconds_by_bound),
-            }),
+            "device": time.device.name,
+            "seconds": time.seconds,
+            "seconds_coverage": time.coverage,
+            "missing": dict(time.missing),
+            **(
+                {}
+                if whole is None
+                else {
+                    "flops": whole.flops,
+                    "traffic_bytes": whole.traffic_bytes,
+                    "intensity": whole.intensity,
+                    "seconds_by_bound": dict(whole.seconds_by_bound),
+                }
+            ),
             **{
                 what: time.on_array(what)
                 for what in ("cycles", "tiles", "useful_macs", "padded_macs")
             },
-            "host_link": link and link.name, "link_seconds": link and time.link_seconds(link),
+            "host_link": link and link.name,
+            "link_seconds": link and time.link_seconds(link),
             "resident_bytes": time.need.resident_bytes,
             "live_activation_bytes": time.need.live_activation_bytes,
             "peak_activation_bytes": time.need.peak_activation_bytes,
-            "fits": time.fits, "paged_share": time.paged_share,
+            "fits": time.fits,
+            "paged_share": time.paged_share,
             **{
                 f"by_{what}": [
                     {**asdict(share), "intensity": share.intensity}
@@ -82,13 +92,17 @@ class Cost:
                 ]
                 for what, key in _keys(self.trace.graph).items()
             },
-        }  # fmt: skip
+        }
 
 
 def costs(
-    trace: "Trace", devices: Sequence[str], products_dtype: str | None, *, strict: bool,
+    trace: "Trace",
+    devices: Sequence[str],
+    products_dtype: str | None,
+    *,
+    strict: bool,
     **arrays: Any,
-) -> list[Cost]:  # fmt: skip
+) -> list[Cost]:
     """What a trace takes on each of the devices: ``Trace.costs``."""
     chosen = [load_device(name) for name in dict.fromkeys(devices or ["rtx-4090"])]
     if products_dtype is not None:
@@ -176,8 +190,9 @@ class Limits:
         binary = self.about["units"] == "reference"
         return [
             (name, _shown(value), _unit(name, binary))
-            for name, value in self.figures.items() if not name.endswith("_reason")
-        ]  # fmt: skip
+            for name, value in self.figures.items()
+            if not name.endswith("_reason")
+        ]
 
 
 def _shown(value: float | None) -> str:
@@ -197,10 +212,16 @@ def _unit(name: str, binary: bool) -> str:
 
 
 def limits(
-    model: str, device: str = "rtx-4090", *, weight_bits: float = 16, kv_bits: float = 16,
-    prompt: int = 1024, dtype: str | None = None, units: Literal["true", "reference"] = "true",
+    model: str,
+    device: str = "rtx-4090",
+    *,
+    weight_bits: float = 16,
+    kv_bits: float = 16,
+    prompt: int = 1024,
+    dtype: str | None = None,
+    units: Literal["true", "reference"] = "true",
     overrides: "Overrides" = None,
-) -> Limits:  # fmt: skip
+) -> Limits:
     """Say how fast one user's model can be on a device: memory, first token, decoding.
 
     The device computes at the peak of ``dtype``; when left out, at that of the wider of weights and
@@ -221,17 +242,27 @@ def limits(
     machine = of_model.machine(on, dtype, binary=binary)
     near, far, warnings = decodes(model, overrides)
     found = of_model.limits(
-        of_model.describe(near, far), machine,
-        weight_bits=weight_bits, kv_bits=kv_bits, prompt=prompt,
-    )  # fmt: skip
+        of_model.describe(near, far),
+        machine,
+        weight_bits=weight_bits,
+        kv_bits=kv_bits,
+        prompt=prompt,
+    )
     return Limits(
         {
-            "model": near.meta.model, "device": on.name, "compute_dtype": dtype, "units": units,
-            "weight_bits": weight_bits, "kv_bits": kv_bits, "prompt": prompt,
-            "parameters": near.meta.parameters, "active_parameters": active_parameters(near),
+            "model": near.meta.model,
+            "device": on.name,
+            "compute_dtype": dtype,
+            "units": units,
+            "weight_bits": weight_bits,
+            "kv_bits": kv_bits,
+            "prompt": prompt,
+            "parameters": near.meta.parameters,
+            "active_parameters": active_parameters(near),
         },
-        of_model.in_units(found, binary=binary), warnings,
-    )  # fmt: skip
+        of_model.in_units(found, binary=binary),
+        warnings,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +278,13 @@ class Parameters:
     def headline(self) -> str:
         """The model, its class, how many parameters it has, and its heads."""
         meta, found = self.graph.meta, self.found
-        heads = "" if found.heads is None else (
-            f", {found.attention} with {found.heads[0]} query and {found.heads[1]} key/value heads"
-        )  # fmt: skip
+        heads = (
+            ""
+            if found.heads is None
+            else (
+                f", {found.attention} with {found.heads[0]} query and {found.heads[1]} key/value heads"
+            )
+        )
         return f"{meta.model} ({meta.model_class}): {meta.parameters:,} parameters{heads}"
 
     @property
@@ -266,15 +301,19 @@ class Parameters:
 
         graph, found = self.graph, self.found
         return {
-            "model": graph.meta.model, "model_class": graph.meta.model_class,
-            "not_run": modules_not_run(graph), "parameters": graph.meta.parameters,
-            "active_parameters": self.active, "parts": _counts(found.parts),
-            "lm_head_tied_params": found.tied, "unread_params": found.unread,
+            "model": graph.meta.model,
+            "model_class": graph.meta.model_class,
+            "not_run": modules_not_run(graph),
+            "parameters": graph.meta.parameters,
+            "active_parameters": self.active,
+            "parts": _counts(found.parts),
+            "lm_head_tied_params": found.tied,
+            "unread_params": found.unread,
             "attention": found.attention,
             "query_heads": found.heads and found.heads[0],
             "kv_heads": found.heads and found.heads[1],
             "layers": {layer: _counts(parts) for layer, parts in found.layers.items()},
-        }  # fmt: skip
+        }
 
 
 def _counts(parts: "Mapping[str, Count]") -> dict[str, Any]:
@@ -332,20 +371,38 @@ class Gemm:
         """Figures by name, as ``gemm --json`` has them."""
         m, k, n, batch = self.sizes
         return {
-            "device": self.device.name, "m": m, "k": k, "n": n, "batch": batch,
-            **asdict(self.array), "count": self.count or "true", "overlap": self.overlap,
-            **asdict(self.options), "host_link": self.device.host_link, **asdict(self.cost),
-            "link_seconds": self.link_seconds, "run_seconds": self.run_seconds,
+            "device": self.device.name,
+            "m": m,
+            "k": k,
+            "n": n,
+            "batch": batch,
+            **asdict(self.array),
+            "count": self.count or "true",
+            "overlap": self.overlap,
+            **asdict(self.options),
+            "host_link": self.device.host_link,
+            **asdict(self.cost),
+            "link_seconds": self.link_seconds,
+            "run_seconds": self.run_seconds,
             "overlapped_seconds": self.overlapped_seconds,
-        }  # fmt: skip
+        }
 
 
 def gemm(
-    m: int, k: int, n: int, device: str = "chip-8x8", *, batch: int = 1,
-    mode: Dataflow | None = None, rows: int | None = None, cols: int | None = None,
-    count: CountAs | None = None, overlap: Overlap | None = None, dtype: str = "float32",
+    m: int,
+    k: int,
+    n: int,
+    device: str = "chip-8x8",
+    *,
+    batch: int = 1,
+    mode: Dataflow | None = None,
+    rows: int | None = None,
+    cols: int | None = None,
+    count: CountAs | None = None,
+    overlap: Overlap | None = None,
+    dtype: str = "float32",
     **arrays: Any,
-) -> Gemm:  # fmt: skip
+) -> Gemm:
     """Cost one matrix product [m, k] x [k, n] on an array: tiles, cycles, seconds, utilisation.
 
     ``mode``, ``rows`` and ``cols`` are another dataflow and size than the device's; ``count`` and
@@ -365,17 +422,30 @@ def gemm(
     options = Options(**arrays)
     counted, overlapped = count or "scalesim", overlap or "none"
     cost = gemm_cost(
-        array, m, k, n, batch=batch, options=options, count=counted, overlap=overlapped,
+        array,
+        m,
+        k,
+        n,
+        batch=batch,
+        options=options,
+        count=counted,
+        overlap=overlapped,
         element_bytes=ITEM_BYTES[dtype],
-    )  # fmt: skip
+    )
     link = chosen.host_link and load_link(chosen.host_link)
     seconds = (
         round_trip_seconds(link, int(cost.sent_bytes), int(cost.received_bytes)) if link else None
     )
     return Gemm(
-        chosen, array, (m, k, n, batch), counted if systolic else None,
-        overlapped if systolic else None, options, cost, seconds,
-    )  # fmt: skip
+        chosen,
+        array,
+        (m, k, n, batch),
+        counted if systolic else None,
+        overlapped if systolic else None,
+        options,
+        cost,
+        seconds,
+    )
 
 
 def _array(device: Device, mode: Dataflow | None, rows: int | None, cols: int | None) -> Array:
@@ -397,6 +467,10 @@ def _array(device: Device, mode: Dataflow | None, rows: int | None, cols: int | 
             )
         return array
     return Array(
-        flow, rows or array.rows, cols or array.columns, depth=None, tile_cycles=None,
+        flow,
+        rows or array.rows,
+        cols or array.columns,
+        depth=None,
+        tile_cycles=None,
         clock_hertz=array.clock_hertz,
-    )  # fmt: skip
+    )

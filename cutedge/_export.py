@@ -43,15 +43,21 @@ class Exported:
         about: dict[str, Any] = {"policy": self.split and self.split.policy}
         if self.timelines:
             about["timelines"] = [
-                {"name": one.name, "seconds": one.seconds, "tracks": one.tracks,
-                 **{f"{category}s": count for category, count in one.counts.items()}}
+                {
+                    "name": one.name,
+                    "seconds": one.seconds,
+                    "tracks": one.tracks,
+                    **{f"{category}s": count for category, count in one.counts.items()},
+                }
                 for one in self.timelines
-            ]  # fmt: skip
+            ]
         else:
             about = {
-                "model": self.graph.meta.model, **about, "ops": len(self.graph.ops),
+                "model": self.graph.meta.model,
+                **about,
+                "ops": len(self.graph.ops),
                 "edges": sum(edge.src is not None for edge in self.graph.edges),
-            }  # fmt: skip
+            }
         return {**about, **(files[0] if len(files) == 1 else {"files": files})}
 
 
@@ -74,14 +80,19 @@ def export_graph(kind: GraphKind, graph: OpGraph, split: Split | None, out: Path
     else:
         write = {"graphml": graphs.graphml, "dot": graphs.dot}[kind]
         texts = {out: write(graph, split)}
-    return Exported({path: write_file(text.encode(), path) for path, text in texts.items()},
-                    graph, split)  # fmt: skip
+    return Exported(
+        {path: write_file(text.encode(), path) for path, text in texts.items()}, graph, split
+    )
 
 
 def export_timeline(
-    split: Split | None, run: MeasuredRun | None, out: Path, home: str | None = None,
-    accel: Sequence[str] | None = None, link: Sequence[str] | None = None,
-) -> Exported:  # fmt: skip
+    split: Split | None,
+    run: MeasuredRun | None,
+    out: Path,
+    home: str | None = None,
+    accel: Sequence[str] | None = None,
+    link: Sequence[str] | None = None,
+) -> Exported:
     """Write a timeline for ui.perfetto.dev: what is predicted, and what was measured in ``run``.
 
     ``home``, ``accel`` and ``link`` say what the devices and links are, where the split does not.
@@ -103,9 +114,12 @@ def export_timeline(
 
 
 def _timelines(
-    split: Split, run: MeasuredRun | None, home: str | None, accel: Sequence[str] | None,
+    split: Split,
+    run: MeasuredRun | None,
+    home: str | None,
+    accel: Sequence[str] | None,
     link: Sequence[str] | None,
-) -> "tuple[list[Timeline], list[str]]":  # fmt: skip
+) -> "tuple[list[Timeline], list[str]]":
     """(what is predicted, where seconds are known, and what was measured; warnings)"""
     from cutedge.exports.timeline import measured, predicted
 
@@ -113,8 +127,11 @@ def _timelines(
     described = [_described(text, names) for text in accel or names]
     machines = read_machines(
         _described(home or split.placement.home, (split.placement.home,)),
-        described or None, link, None, None,
-    )  # fmt: skip
+        described or None,
+        link,
+        None,
+        None,
+    )
     for name in names:
         choose(name, machines.accelerators, "--accel leaves out")
     if link:

@@ -88,9 +88,11 @@ class Grid:
             "versions": [version(package) for package in ("cutedge", "torch", "transformers")],
             "subjects": [[s.phase, s.asked({}).identity, s.sizes] for s in self.subjects],
             "policies": [asdict(policy) for policy in self.policies],
-            "wires": self.wires, "residencies": self.residencies, "time_limit": self.time_limit,
+            "wires": self.wires,
+            "residencies": self.residencies,
+            "time_limit": self.time_limit,
             "machines": [{**asdict(m), "options": m.options.text} for m in self.machines],
-        }  # fmt: skip
+        }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -106,17 +108,21 @@ def read_grid(file: Path | None, given: Mapping[str, Any], time_limit: float) ->
         told = {key: (f"{file}: {key}", value) for key, value in table.items()}
     told |= {
         key: ("MODEL" if key == "model" else f"--{key.replace('_', '-')}", value)
-        for key, value in given.items() if value
-    }  # fmt: skip
+        for key, value in given.items()
+        if value
+    }
     axes = {key: _axis(key, *told[key]) for key in AXES if key in told}
     single = {key: _text(*told[key]) for key in SINGLE if key in told}
     if "model" not in axes:
         raise InputError("no model: name one or more, or a --grid file with the key model")
     return Grid(
-        _subjects(axes, single), _policies(axes.get("policy")),
+        _subjects(axes, single),
+        _policies(axes.get("policy")),
         tuple(None if w == NATIVE else w for w in _chosen(axes, "wire_dtype", _wires(), NATIVE)),
-        _chosen(axes, "residency", get_args(Residency), "run"), _machines(axes), time_limit,
-    )  # fmt: skip
+        _chosen(axes, "residency", get_args(Residency), "run"),
+        _machines(axes),
+        time_limit,
+    )
 
 
 def _axis(key: str, where: str, value: Any) -> tuple[Any, ...]:
@@ -243,13 +249,18 @@ def _machines(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Machine, ...]":
 
     if "pair" in axes and ("home" in axes or "accel" in axes):
         raise InputError("pair says home and accelerator: leave home and accel out")
-    pairs = [_pair(text) for text in axes["pair"]] if "pair" in axes else product(
-        axes.get("home", ("tee",)), axes.get("accel", ("gpu",))
-    )  # fmt: skip
+    pairs = (
+        [_pair(text) for text in axes["pair"]]
+        if "pair" in axes
+        else product(axes.get("home", ("tee",)), axes.get("accel", ("gpu",)))
+    )
     defaults: dict[str, Any] = {
-        "pipeline_depth": 1, "int8_speedup": None, "sparsity": 0.0, "sparsity_speedup": None,
+        "pipeline_depth": 1,
+        "int8_speedup": None,
+        "sparsity": 0.0,
+        "sparsity_speedup": None,
         "chips": 1,
-    }  # fmt: skip
+    }
     choices = [
         {**dict(zip(defaults, one, strict=True)), "sparsity": one[2] or 0.0}
         for one in product(*(axes.get(key, (value,)) for key, value in defaults.items()))
@@ -265,10 +276,14 @@ def _machines(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Machine, ...]":
             read = read_machines(home, [accelerator], [link], None, None, **options)
             found.append(
                 Machine(
-                    read.home, name, read.described.get(read.home), read.described.get(name),
-                    read.links.common, read.options,
+                    read.home,
+                    name,
+                    read.described.get(read.home),
+                    read.described.get(name),
+                    read.links.common,
+                    read.options,
                 )
-            )  # fmt: skip
+            )
     for options in choices:
         array_options(devices, "accelerator", **options)
     return _distinct([_shared(machine, found) for machine in found])

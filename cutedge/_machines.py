@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 
 
 def array_options(
-    devices: "Iterable[Device]", option: str, *, pipeline_depth: int = 1,
-    int8_speedup: float | None = None, sparsity: float = 0.0,
-    sparsity_speedup: float | None = None, chips: int = 1,
-) -> "Options":  # fmt: skip
+    devices: "Iterable[Device]",
+    option: str,
+    *,
+    pipeline_depth: int = 1,
+    int8_speedup: float | None = None,
+    sparsity: float = 0.0,
+    sparsity_speedup: float | None = None,
+    chips: int = 1,
+) -> "Options":
     """The options of arrays, of which there must be one among the devices of an ``option``."""
     from costmodels.arrays import Options
 
@@ -88,16 +93,26 @@ def read_machines(
             )
         wire_dtype = "int8"
     return Machines(
-        home_name, tuple(names), described, _links(links or [], names),
-        _sizes(memory or [], (home_name, *names)), faster, wire_dtype,
-    )  # fmt: skip
+        home_name,
+        tuple(names),
+        described,
+        _links(links or [], names),
+        _sizes(memory or [], (home_name, *names)),
+        faster,
+        wire_dtype,
+    )
 
 
 def machines_of(
-    machine: str | None = None, *, home: str | None = None,
-    accel: str | Sequence[str] | None = None, link: str | Sequence[str] | None = None,
-    memory: str | Sequence[str] | None = None, wire_dtype: str | None = None, **options: Any,
-) -> Machines:  # fmt: skip
+    machine: str | None = None,
+    *,
+    home: str | None = None,
+    accel: str | Sequence[str] | None = None,
+    link: str | Sequence[str] | None = None,
+    memory: str | Sequence[str] | None = None,
+    wire_dtype: str | None = None,
+    **options: Any,
+) -> Machines:
     """The devices and links of ``HOME+ACCELERATOR@LINK``, or of its parts. Raises InputError.
 
     >>> machines_of("tee-tdx+rtx-4090@pcie4-x16").accelerators

@@ -37,9 +37,14 @@ class Asked:
 
 
 def asked_of(
-    graph: OpGraph, policies: Sequence[str | Path | Policy], machines: Machines,
-    residency: Residency, secrets: Sequence[str], max_calls: int | None, time_limit: float,
-) -> Asked:  # fmt: skip
+    graph: OpGraph,
+    policies: Sequence[str | Path | Policy],
+    machines: Machines,
+    residency: Residency,
+    secrets: Sequence[str],
+    max_calls: int | None,
+    time_limit: float,
+) -> Asked:
     """The policies and the setting that a user's words come to, for a graph."""
     chosen = {
         one.name if isinstance(one, Policy) else str(one): with_secrets(
@@ -84,8 +89,15 @@ class Partition:
     def _repr_html_(self) -> str:
         from cutedge._html import rows
 
-        shown = ("calls", "transfers", "sent_payload_bytes", "received_payload_bytes",
-                 "total_payload_bytes", "run_seconds", "optimal")  # fmt: skip
+        shown = (
+            "calls",
+            "transfers",
+            "sent_payload_bytes",
+            "received_payload_bytes",
+            "total_payload_bytes",
+            "run_seconds",
+            "optimal",
+        )
         values = [[name, self.summary[name]] for name in shown if self.summary[name] is not None]
         return rows(repr(self).strip("<>"), ("", ""), values)
 
@@ -167,10 +179,16 @@ class Partition:
         return ask(sql, {**trace, **self._tables})
 
     def verify(
-        self, *, seed: int = 0, weights: str | Path | None = None, transport: "Transport" = "unix",
-        workers: Sequence[str] | None = (), tls_ca: str | Path | None = None, runs: int = 1,
+        self,
+        *,
+        seed: int = 0,
+        weights: str | Path | None = None,
+        transport: "Transport" = "unix",
+        workers: Sequence[str] | None = (),
+        tls_ca: str | Path | None = None,
+        runs: int = 1,
         timeout: float = 300.0,
-    ) -> "Verification":  # fmt: skip
+    ) -> "Verification":
         """Run the split for real, by processes over sockets, and count what crosses.
 
         Numbers are random, from a ``seed``; with ``weights``, parameters are those of a folder with
@@ -190,9 +208,15 @@ class Partition:
         from cutedge._verify import verify
 
         return verify(
-            self, seed, None if weights is None else Path(weights), transport, workers or (),
-            None if tls_ca is None else Path(tls_ca), runs, timeout,
-        )  # fmt: skip
+            self,
+            seed,
+            None if weights is None else Path(weights),
+            transport,
+            workers or (),
+            None if tls_ca is None else Path(tls_ca),
+            runs,
+            timeout,
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Write the trace's tables and these below it; where these are."""

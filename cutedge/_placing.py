@@ -69,10 +69,14 @@ class Compared:
 
 
 def check_words(
-    policies: Sequence[str | Path | Policy] = (), *, residency: Residency = "run",
-    secrets: Sequence[str] | None = (), max_calls: int | None = None, time_limit: float = 0.0,
+    policies: Sequence[str | Path | Policy] = (),
+    *,
+    residency: Residency = "run",
+    secrets: Sequence[str] | None = (),
+    max_calls: int | None = None,
+    time_limit: float = 0.0,
     **machines: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Raise InputError for options that cannot be understood, before a model is traced or read."""
     for policy in policies:
         if not isinstance(policy, Policy):
@@ -81,16 +85,24 @@ def check_words(
 
 
 def setting_of(
-    graph: OpGraph, machines: Machines, residency: Residency, max_calls: int | None,
+    graph: OpGraph,
+    machines: Machines,
+    residency: Residency,
+    max_calls: int | None,
     time_limit: float,
-) -> Setting:  # fmt: skip
+) -> Setting:
     """What the options come to for a graph."""
     return Setting(
-        machines.home, machines.accelerators, machines.links, machines.wire_dtype,
+        machines.home,
+        machines.accelerators,
+        machines.links,
+        machines.wire_dtype,
         residency,
-        times=times_of(graph, machines), max_calls=max_calls, memory_bytes=machines.memory_bytes,
+        times=times_of(graph, machines),
+        max_calls=max_calls,
+        memory_bytes=machines.memory_bytes,
         time_limit=time_limit,
-    )  # fmt: skip
+    )
 
 
 def times_of(graph: OpGraph, machines: Machines) -> dict[str, DeviceTime]:
@@ -107,27 +119,46 @@ def obstacles(policies: Mapping[str, Policy], setting: Setting) -> dict[str, str
 
 
 def partition_of(
-    graph: OpGraph, trace_id: str, policy: Policy, setting: Setting, machines: Machines, *,
+    graph: OpGraph,
+    trace_id: str,
+    policy: Policy,
+    setting: Setting,
+    machines: Machines,
+    *,
     exposed: bool = True,
-) -> Split:  # fmt: skip
+) -> Split:
     """A graph placed by a policy, with what the placement moves and, where asked, shows."""
     placed = place(graph, policy, setting)
     traffic = account(
-        graph, placed.placement, setting.links,
-        wire_dtype=setting.wire_dtype, residency=setting.residency,
-    )  # fmt: skip
+        graph,
+        placed.placement,
+        setting.links,
+        wire_dtype=setting.wire_dtype,
+        residency=setting.residency,
+    )
     times = times_under(graph, placed.placement, traffic.transfers, setting.times)
     return Split(
-        graph, trace_id, policy.name, placed.placement, traffic, setting.links.name,
-        setting.links, setting.wire_dtype, setting.residency,
+        graph,
+        trace_id,
+        policy.name,
+        placed.placement,
+        traffic,
+        setting.links.name,
+        setting.links,
+        setting.wire_dtype,
+        setting.residency,
         compute_seconds(placed.placement, times),
-        placed.solution, " and ".join(policy.objective or ()) or None, placed.unit,
-        compute_cycles(placed.placement, setting.times), machines.options,
+        placed.solution,
+        " and ".join(policy.objective or ()) or None,
+        placed.unit,
+        compute_cycles(placed.placement, setting.times),
+        machines.options,
         chips_of(graph, placed.placement, setting.times, machines.options),
         covered(graph, secret_tensors(graph, policy)),
         tuple(exposure(graph, placed.placement, traffic, setting.untrusted)) if exposed else (),
-        {name: device.name for name, device in machines.described.items()}, setting.devices,
-    )  # fmt: skip
+        {name: device.name for name, device in machines.described.items()},
+        setting.devices,
+    )
 
 
 def explained(
@@ -138,9 +169,13 @@ def explained(
         graph, load_policy("offload-linear"), home=setting.home, accelerators=setting.accelerators
     )
     steps = ladder(
-        graph, start, made.placement, setting.links,
-        wire_dtype=setting.wire_dtype, residency=setting.residency,
-    )  # fmt: skip
+        graph,
+        start,
+        made.placement,
+        setting.links,
+        wire_dtype=setting.wire_dtype,
+        residency=setting.residency,
+    )
     return steps, prices(graph, policy, setting, made.solution)
 
 
@@ -160,23 +195,27 @@ def bottlenecks(
         hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
         able = may_move(graph, setting, hidden)
         known = {
-            name: placement for name, placement in placements.items()
+            name: placement
+            for name, placement in placements.items()
             if all(d is None or able(op, d) for op, d in enumerate(placement.devices))
-        }  # fmt: skip
+        }
         found.append(
             find_bottleneck(
-                graph, one.placement, one.traffic, setting.links,
-                policies=known, wire_dtype=one.wire_dtype, residency=setting.residency,
+                graph,
+                one.placement,
+                one.traffic,
+                setting.links,
+                policies=known,
+                wire_dtype=one.wire_dtype,
+                residency=setting.residency,
                 can_run=able,
             )
-        )  # fmt: skip
+        )
     return found
 
 
 @lru_cache(maxsize=2)
-def _shipped(
-    graph: OpGraph, home: str, accelerators: tuple[str, ...]
-) -> Mapping[str, Placement]:  # fmt: skip
+def _shipped(graph: OpGraph, home: str, accelerators: tuple[str, ...]) -> Mapping[str, Placement]:
     """A graph's placement by each policy of cutedge that leaves nothing open."""
     return {
         name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)
@@ -192,15 +231,23 @@ def derived_of(
     there = present(graph, made.placement, made.traffic)
     return {
         device: derived(graph, secret, there.get(device, set()))
-        for device in setting.untrusted if secret
-    }  # fmt: skip
+        for device in setting.untrusted
+        if secret
+    }
 
 
 def compared_on(
-    graph: OpGraph, trace_id: str, policies: Mapping[str, Policy], baseline: str,
-    setting: Setting, machines: Machines, *, strict: bool, secret: Sequence[str] = (),
+    graph: OpGraph,
+    trace_id: str,
+    policies: Mapping[str, Policy],
+    baseline: str,
+    setting: Setting,
+    machines: Machines,
+    *,
+    strict: bool,
+    secret: Sequence[str] = (),
     named: bool = True,
-) -> Compared:  # fmt: skip
+) -> Compared:
     """The policies on one trace; one that cannot be is left out, or ``strict``: an error.
 
     Not an error where it is for a ``secret`` of the command line that one cannot be. A baseline
@@ -227,12 +274,16 @@ def compared_on(
         )
     base = made[baseline]
     return Compared(
-        Path(), setting, tuple(made), tuple(made.values()), base,
+        Path(),
+        setting,
+        tuple(made),
+        tuple(made.values()),
+        base,
         tuple(compare_traffic(one.placement, one.traffic, base.traffic) for one in made.values()),
         tuple(policies[name] for name in made),
         tuple(derived_of(graph, policies[name], setting, one) for name, one in made.items()),
         impossible,
-    )  # fmt: skip
+    )
 
 
 def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Compared:
@@ -245,9 +296,10 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
     for name, one in zip(found.names, partitions, strict=True):
         told = [
             f"{each.device} sees {sort.what.words} ({sort.how.words})"
-            for each in one.exposed for sort in each.seen
+            for each in one.exposed
+            for sort in each.seen
             if sort.is_known and sort.what.value in unseen
-        ]  # fmt: skip
+        ]
         if told:
             without[name] = ", ".join(told)
     rank: dict[str, Callable[[Split], float]] = {
@@ -260,18 +312,24 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
     if order is not None:
         left.sort(key=lambda number: rank[order](partitions[number]))
     return replace(
-        found, names=tuple(found.names[n] for n in left),
+        found,
+        names=tuple(found.names[n] for n in left),
         partitions=tuple(partitions[n] for n in left),
         comparisons=tuple(found.comparisons[n] for n in left),
         policies=tuple(found.policies[n] for n in left),
-        derived=tuple(found.derived[n] for n in left), without=without,
-    )  # fmt: skip
+        derived=tuple(found.derived[n] for n in left),
+        without=without,
+    )
 
 
 def compared_over(
-    graph: OpGraph, reach: Reach, over: tuple[str, str], policies: Mapping[str, Policy],
-    setting: Setting, machines: Machines,
-) -> tuple[str, list[Point], list[Crossover]]:  # fmt: skip
+    graph: OpGraph,
+    reach: Reach,
+    over: tuple[str, str],
+    policies: Mapping[str, Policy],
+    setting: Setting,
+    machines: Machines,
+) -> tuple[str, list[Point], list[Crossover]]:
     """(unit, the best policy at sizes of a range, where that changes).
 
     In seconds of the run where they are known, else in bytes of payload; each policy is placed

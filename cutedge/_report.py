@@ -42,9 +42,10 @@ def write_report(found: Compared, reach: Reach, shown: int, page: Path, *, png: 
         raise CutedgeError(f"cannot write {page}: {error.strerror or error}") from error
     sheets = [made.sheets[shown], *made.sheets]
     return Written(
-        page, tuple(take_pictures(browser, page)) if browser else (),
+        page,
+        tuple(take_pictures(browser, page)) if browser else (),
         {sheet.policy: sheet.headline for sheet in sheets},
-    )  # fmt: skip
+    )
 
 
 @stage("drawing the report")
@@ -58,13 +59,14 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
         of=f"{headline(graph.meta)}; {setting.home} calls {accelerators} over "
         f"{setting.links.name}, {baseline.wire} on the wire, residency {setting.residency}",
         headlines=_headlines(found),
-        devices=setting.devices, times=setting.times, compared=found.comparisons,
-        baseline=baseline.policy, shown=shown, reach=reach,
-        notes=[
-            coverage(graph),
-            *(f"without {name}: {why}" for name, why in found.without.items()),
-        ],
-    )  # fmt: skip
+        devices=setting.devices,
+        times=setting.times,
+        compared=found.comparisons,
+        baseline=baseline.policy,
+        shown=shown,
+        reach=reach,
+        notes=[coverage(graph), *(f"without {name}: {why}" for name, why in found.without.items())],
+    )
 
 
 def _headlines(found: Compared) -> list[tuple[str, str]]:

@@ -38,10 +38,18 @@ class Request:
     """
 
     def __init__(
-        self, model: Any, sizes: Mapping[str, int | None], *, phase: str, cache: bool = False,
-        dtype: str | None = None, attn: str = "eager", logits: str = "last",
-        overrides: Overrides = None, inputs: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: Any,
+        sizes: Mapping[str, int | None],
+        *,
+        phase: str,
+        cache: bool = False,
+        dtype: str | None = None,
+        attn: str = "eager",
+        logits: str = "last",
+        overrides: Overrides = None,
+        inputs: Any = None,
+    ) -> None:
         """Raises InputError for options that do not go together."""
         from tracer.graph import MODEL_DTYPES
         from tracer.presets import FUNCTION, check_config, find_config
@@ -50,9 +58,10 @@ class Request:
             choose(dtype, MODEL_DTYPES, "--dtype")
         self._sizes: dict[str, Any] = {size: n for size, n in sizes.items() if n is not None}
         self._options: dict[str, Any] = {
-            "dtype": dtype, "attn": attn,
+            "dtype": dtype,
+            "attn": attn,
             "overrides": _fields(overrides),
-        }  # fmt: skip
+        }
         self._file: dict[str, str] = {}
         self._module: tuple[Any, Any] | None = None
         self.name = ""
@@ -78,9 +87,12 @@ class Request:
             self._config = check_config(dict(given), "the config")
             self.name = self._config["model_type"]
         self._options |= {
-            "dtype": dtype or "float32", "model": self.name, "logits": logits, "phase": phase,
+            "dtype": dtype or "float32",
+            "model": self.name,
+            "logits": logits,
+            "phase": phase,
             "cache": cache,
-        }  # fmt: skip
+        }
 
     @property
     def identity(self) -> list[Any]:

@@ -37,9 +37,7 @@ class Swept:
     """Where the data set is."""
 
 
-def sweep(
-    grid: Grid, folder: Path, engine: "Engine", warn: Callable[[str], None]
-) -> Swept:  # fmt: skip
+def sweep(grid: Grid, folder: Path, engine: "Engine", warn: Callable[[str], None]) -> Swept:
     """Work out every point of a grid into a folder; what is there is not done again.
 
     Raises InputError for a folder
@@ -61,9 +59,13 @@ def sweep(
         for file in files:
             placed.update(file.placed() or {})
     return Swept(
-        grid.id, grid.rows, len(files), len(files) - len(todo), dict(sorted(placed.items())),
+        grid.id,
+        grid.rows,
+        len(files),
+        len(files) - len(todo),
+        dict(sorted(placed.items())),
         str(folder),
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -92,8 +94,9 @@ def _check_policies(grid: Grid) -> None:
             described = {m.home: m.home_device, m.accelerator: m.accelerator_device}
             times = {
                 name: DeviceTime(device, (), MemoryNeed(0, 0, 0), 0.0, {}, 1.0)
-                for name, device in described.items() if device is not None
-            }  # fmt: skip
+                for name, device in described.items()
+                if device is not None
+            }
             setting = Setting(m.home, (m.accelerator,), Links(m.link), times=times)
             if why := obstacle(policy, setting):
                 raise InputError(f"{policy.name} {why}")
@@ -203,9 +206,12 @@ def _alone(folder: Path, grid: str) -> Iterator[None]:
 
 
 def _work_out(
-    grid: Grid, files: Sequence[_File], engine: "Engine", done: Callable[[int], None],
+    grid: Grid,
+    files: Sequence[_File],
+    engine: "Engine",
+    done: Callable[[int], None],
     warn: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Make files: trace what they are of, work out their points, write each when it is there."""
     from tracer.files import write_files
     from tracer.interrupts import uninterrupted

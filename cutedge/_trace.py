@@ -67,10 +67,16 @@ logits of the last token>
     from costmodels.flops import refuse_unsupported
 
     request = Request(
-        model, {"batch": batch, "seq": seq, "past": past, "source": source}, phase=phase,
-        cache=cache, dtype=dtype, attn=attn, logits=logits, overrides=overrides,
+        model,
+        {"batch": batch, "seq": seq, "past": past, "source": source},
+        phase=phase,
+        cache=cache,
+        dtype=dtype,
+        attn=attn,
+        logits=logits,
+        overrides=overrides,
         inputs=inputs,
-    )  # fmt: skip
+    )
     graph, warnings, reach, cached = request.traced(full=full, use_cache=use_cache)
     traced = Trace(annotate(graph), reach, warnings, request, cached=cached)
     if strict:
@@ -99,9 +105,15 @@ class Trace:
     """A traced model: ops, tensors and edges, with sizes and costs as numbers and as formulas."""
 
     def __init__(
-        self, graph: OpGraph, reach: Reach, warnings: Sequence[str],
-        request: Request | None = None, *, cached: bool = False, folder: Path | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        graph: OpGraph,
+        reach: Reach,
+        warnings: Sequence[str],
+        request: Request | None = None,
+        *,
+        cached: bool = False,
+        folder: Path | None = None,
+    ) -> None:
         """Made by ``trace`` and ``load``."""
         self.graph = graph
         """The op graph; ``graph.nx`` is a networkx graph of it."""
@@ -122,9 +134,10 @@ class Trace:
         from cutedge._html import rows
 
         totals = {
-            "ops": f"{len(self.graph.ops):,}", "parameters": f"{self.graph.meta.parameters:,}",
+            "ops": f"{len(self.graph.ops):,}",
+            "parameters": f"{self.graph.meta.parameters:,}",
             "trace id": self.id,
-        }  # fmt: skip
+        }
         return rows(headline(self.graph.meta), ("", ""), [[*pair] for pair in totals.items()])
 
     @property
@@ -199,10 +212,16 @@ class Trace:
         return self._request.runnable()
 
     def partition(
-        self, policy: "str | Path | Policy" = "offload-linear", *, machine: str | None = None,
-        residency: Residency = "run", secrets: Sequence[str] | None = (),
-        max_calls: int | None = None, time_limit: float = 60.0, **machines: Any,
-    ) -> "Partition":  # fmt: skip
+        self,
+        policy: "str | Path | Policy" = "offload-linear",
+        *,
+        machine: str | None = None,
+        residency: Residency = "run",
+        secrets: Sequence[str] | None = (),
+        max_calls: int | None = None,
+        time_limit: float = 60.0,
+        **machines: Any,
+    ) -> "Partition":
         """Place every op on a device by a policy, and count what crosses.
 
         ``policy`` is a name of ``cutedge policies``, a .toml file or a ``Policy``. ``machine`` is
@@ -222,17 +241,28 @@ class Trace:
         from cutedge._partition import Partition, asked_of
 
         chosen = asked_of(
-            self.graph, [policy], machines_of(machine, **machines), residency, secrets or (),
-            max_calls, time_limit,
-        )  # fmt: skip
+            self.graph,
+            [policy],
+            machines_of(machine, **machines),
+            residency,
+            secrets or (),
+            max_calls,
+            time_limit,
+        )
         return Partition.placed(self, chosen, next(iter(chosen.policies)))
 
     def compare(
-        self, policies: "Sequence[str | Path | Policy] | None" = None, *,
-        baseline: str | None = None, machine: str | None = None, residency: Residency = "run",
-        secrets: Sequence[str] | None = (), max_calls: int | None = None, time_limit: float = 60.0,
+        self,
+        policies: "Sequence[str | Path | Policy] | None" = None,
+        *,
+        baseline: str | None = None,
+        machine: str | None = None,
+        residency: Residency = "run",
+        secrets: Sequence[str] | None = (),
+        max_calls: int | None = None,
+        time_limit: float = 60.0,
         **machines: Any,
-    ) -> "Comparison":  # fmt: skip
+    ) -> "Comparison":
         """Policies side by side; all that are shipped and keep no secret when left out.
 
         Savings are against ``baseline``, else against ``offload-linear`` where it is among them,
@@ -247,16 +277,29 @@ class Trace:
         from cutedge._compare import compare
 
         return compare(
-            self, policies, baseline, machines_of(machine, **machines), residency,
-            secrets or (), max_calls, time_limit,
-        )  # fmt: skip
+            self,
+            policies,
+            baseline,
+            machines_of(machine, **machines),
+            residency,
+            secrets or (),
+            max_calls,
+            time_limit,
+        )
 
     def crossovers(
-        self, variable: str, sizes: str, policies: "Sequence[str | Path | Policy] | None" = None, *,
-        machine: str | None = None, residency: Residency = "run",
-        secrets: Sequence[str] | None = (), max_calls: int | None = None, time_limit: float = 60.0,
+        self,
+        variable: str,
+        sizes: str,
+        policies: "Sequence[str | Path | Policy] | None" = None,
+        *,
+        machine: str | None = None,
+        residency: Residency = "run",
+        secrets: Sequence[str] | None = (),
+        max_calls: int | None = None,
+        time_limit: float = 60.0,
         **machines: Any,
-    ) -> "tuple[str, list[Point], list[Crossover]]":  # fmt: skip
+    ) -> "tuple[str, list[Point], list[Crossover]]":
         """(unit, the best policy at sizes of a range, where that changes).
 
         The unit is ``seconds`` of the run where they are known, else ``bytes`` of payload. Each
@@ -272,9 +315,15 @@ class Trace:
         from cutedge._compare import crossovers
 
         return crossovers(
-            self, (variable, sizes), policies, machines_of(machine, **machines), residency,
-            secrets or (), max_calls, time_limit,
-        )  # fmt: skip
+            self,
+            (variable, sizes),
+            policies,
+            machines_of(machine, **machines),
+            residency,
+            secrets or (),
+            max_calls,
+            time_limit,
+        )
 
     def costs(
         self, *devices: str, products_dtype: str | None = None, strict: bool = False, **arrays: Any
@@ -319,9 +368,11 @@ class Trace:
         return ask(sql, self._tables[0])
 
     def report(
-        self, page: str | Path, policies: "Sequence[str | Path | Policy] | None" = None,
+        self,
+        page: str | Path,
+        policies: "Sequence[str | Path | Policy] | None" = None,
         **options: Any,
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         """Write a page that shows policies, readable offline; where it is. Options: ``compare``."""
         return self.compare(policies, **options).report(page).page
 

@@ -89,10 +89,15 @@ class Verification:
         """Predicted and measured figures by name, as ``verify --json`` has them."""
         one, run, verdict = self.split, self.measured, self.verdict
         return {
-            "policy": one.policy, "link": one.link, "wire": one.wire,
-            "wire_dtype": one.wire_dtype, "residency": one.residency, **asdict(verdict),
+            "policy": one.policy,
+            "link": one.link,
+            "wire": one.wire,
+            "wire_dtype": one.wire_dtype,
+            "residency": one.residency,
+            **asdict(verdict),
             "bytes_equal": verdict.bytes_equal,
-            "answer_equal": verdict.answer_equal, "run_seconds_predicted": one.run_seconds,
+            "answer_equal": verdict.answer_equal,
+            "run_seconds_predicted": one.run_seconds,
             "run_seconds_measured": run.seconds,
             "seconds_predicted": one.traffic.totals.seconds,
             "seconds_measured": sum(c.seconds for c in run.calls),
@@ -100,10 +105,11 @@ class Verification:
             "home_seconds_measured": run.home_seconds,
             "accelerator_seconds_predicted": one.accelerator_seconds,
             "accelerator_seconds_measured": sum(c.accelerator_seconds for c in run.calls),
-            "load_seconds": run.load_seconds, "peak_memory_bytes": run.peak_memory_bytes,
+            "load_seconds": run.load_seconds,
+            "peak_memory_bytes": run.peak_memory_bytes,
             "ran_on": run.devices,
             "secrets": None if self.proof is None else asdict(self.proof),
-        }  # fmt: skip
+        }
 
     def save(self, folder: str | Path) -> Path:
         """Write the tables of the trace, of the split and of its calls; where the last are."""
@@ -112,18 +118,31 @@ class Verification:
 
         one, run, meta = self.split, self.measured, self.trace.graph.meta
         return write_measured(
-            meta, run.calls, [call.label for call in one.traffic.calls], one.identity,
-            {**trace_metadata(meta, self.trace.id), "policy": one.policy,
-             "run_seconds": repr(run.seconds), "home_seconds": repr(run.home_seconds)},
+            meta,
+            run.calls,
+            [call.label for call in one.traffic.calls],
+            one.identity,
+            {
+                **trace_metadata(meta, self.trace.id),
+                "policy": one.policy,
+                "run_seconds": repr(run.seconds),
+                "home_seconds": repr(run.home_seconds),
+            },
             {"message": MESSAGE_BYTES, "tensor": TENSOR_BYTES},
             write_partition(one, self.trace.save(folder)),
-        )  # fmt: skip
+        )
 
 
 def verify(
-    partition: "Partition", seed: int, weights: Path | None, transport: Transport,
-    addresses: Sequence[str], tls_ca: Path | None, runs: int, timeout: float,
-) -> Verification:  # fmt: skip
+    partition: "Partition",
+    seed: int,
+    weights: Path | None,
+    transport: Transport,
+    addresses: Sequence[str],
+    tls_ca: Path | None,
+    runs: int,
+    timeout: float,
+) -> Verification:
     """Run a partition: ``Partition.verify``."""
     trace, machines = partition.trace, partition.machines
     remote = _addresses(addresses, machines.accelerators)
@@ -133,22 +152,35 @@ def verify(
     runnable, numbers = _runnable(trace), _numbers(trace, seed, weights)
     given = given_numbers(trace.graph, seed)
     plan = make_plan(
-        split.graph, runnable.invocations, split.placement,
-        wire_dtype=split.wire_dtype, residency=split.residency,
-    )  # fmt: skip
+        split.graph,
+        runnable.invocations,
+        split.placement,
+        wire_dtype=split.wire_dtype,
+        residency=split.residency,
+    )
     secrets, memory = _secrets(partition, runnable), machines.memory_bytes
     with workers(
-        list(plan.accelerators), transport=transport, timeout=timeout, remote=remote,
-        token=os.environ.get(TOKEN) if remote else None, memory_bytes=memory, trust=trusted,
-    ) as running:  # fmt: skip
+        list(plan.accelerators),
+        transport=transport,
+        timeout=timeout,
+        remote=remote,
+        token=os.environ.get(TOKEN) if remote else None,
+        memory_bytes=memory,
+        trust=trusted,
+    ) as running:
         for name in secrets.untrusted:
             if name in running:
                 running[name].channel.forbidden = secrets.carriers
         loaded = load(
-            plan, running, data=runnable.data, weights=numbers, links=links,
-            wire_dtype=split.wire_dtype, residency=split.residency,
+            plan,
+            running,
+            data=runnable.data,
+            weights=numbers,
+            links=links,
+            wire_dtype=split.wire_dtype,
+            residency=split.residency,
             memory_bytes=memory.get(plan.home.name),
-        )  # fmt: skip
+        )
         proof = None
         with stage(f"running {split.policy}", len(split.traffic.calls)) as done:
 
@@ -201,9 +233,12 @@ def _numbers(trace: "Trace", seed: int, weights: Path | None) -> dict[str, Any]:
 def _unsplit(trace: "Trace", seed: int, weights: Path | None, home: str) -> "Mapping[int, Any]":
     """What the whole model answers, by itself."""
     return unsplit(
-        trace.graph, _runnable(trace), given_numbers(trace.graph, seed),
-        _numbers(trace, seed, weights), home,
-    )  # fmt: skip
+        trace.graph,
+        _runnable(trace),
+        given_numbers(trace.graph, seed),
+        _numbers(trace, seed, weights),
+        home,
+    )
 
 
 def _secrets(partition: "Partition", runnable: "Runnable") -> Secrets:
@@ -215,9 +250,7 @@ def _secrets(partition: "Partition", runnable: "Runnable") -> Secrets:
     return Secrets(untrusted, named, carriers(graph, runnable.invocations, named, derived))
 
 
-def _addresses(
-    given: Sequence[str], accelerators: Sequence[str]
-) -> dict[str, tuple[str, int]]:  # fmt: skip
+def _addresses(given: Sequence[str], accelerators: Sequence[str]) -> dict[str, tuple[str, int]]:
     """``gpu=10.0.0.2:7411`` as where a worker listens."""
     addresses: dict[str, tuple[str, int]] = {}
     for text in given:
@@ -239,10 +272,14 @@ def _addresses(
 def clear_text(hosts: Sequence[str], option: str) -> list[str]:
     """A warning where bytes leave this machine without TLS, and which ``option`` gives that."""
     away = [host for host in hosts if not stays_here(host)]
-    return [
-        f"what goes to and from {', '.join(away)} is in the clear, and whoever is on the way can "
-        f"change it: give {option}"
-    ] if away else []  # fmt: skip
+    return (
+        [
+            f"what goes to and from {', '.join(away)} is in the clear, and whoever is on the way can "
+            f"change it: give {option}"
+        ]
+        if away
+        else []
+    )
 
 
 def calibrate(verified: Sequence[Verification], folder: Path) -> tuple[str, ...]:
@@ -272,9 +309,11 @@ def calibrate(verified: Sequence[Verification], folder: Path) -> tuple[str, ...]
 
 
 def check_verify(
-    policies: Sequence[str], addresses: Sequence[str], tls_ca: Path | None,
+    policies: Sequence[str],
+    addresses: Sequence[str],
+    tls_ca: Path | None,
     options: Mapping[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Raise InputError for options that cannot be understood, before a model is traced."""
     check_words(policies, **options)
     named = {key: options[key] for key in ("machine", "home", "accel", "link", "memory")}
@@ -290,10 +329,17 @@ def socket_link(machine: Mapping[str, Any], transport: Transport) -> dict[str, A
 
 
 def serve(
-    listen: str, *, memory: str | None, timeout: float, idle: float, weights: tuple[Path, ...],
-    identity: tuple[Path, Path] | None, tls_ca: Path | None, warn: Callable[[str], None],
+    listen: str,
+    *,
+    memory: str | None,
+    timeout: float,
+    idle: float,
+    weights: tuple[Path, ...],
+    identity: tuple[Path, Path] | None,
+    tls_ca: Path | None,
+    warn: Callable[[str], None],
     listening: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Be a worker on ``HOST:PORT`` for whoever has its token: ``cutedge worker``.
 
     ``identity`` is the certificate and key that TLS is taken with. Raises InputError for what
@@ -321,10 +367,14 @@ def serve(
     if memory is not None and most is None:
         raise InputError(f"--memory {memory!r}: write a size, as in 4GiB or 1000000")
     service = Service(
-        token, timeout, idle, most, weights,
+        token,
+        timeout,
+        idle,
+        most,
+        weights,
         None if identity is None else secure.identity(*identity),
         None if tls_ca is None else trust(tls_ca),
-    )  # fmt: skip
+    )
     if identity is None:
         for warning in clear_text([host], "--tls-cert and --tls-key"):
             warn(warning)

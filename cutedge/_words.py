@@ -193,9 +193,12 @@ _NAMED = 4
 
 
 SOLVERS = {
-    "cut": "minimum cut", "networkx": "minimum cut", "program": "mixed-integer program",
-    "layers": "trying every cut", "candidates": "comparing policies",
-}  # fmt: skip
+    "cut": "minimum cut",
+    "networkx": "minimum cut",
+    "program": "mixed-integer program",
+    "layers": "trying every cut",
+    "candidates": "comparing policies",
+}
 """What solvers are called."""
 
 

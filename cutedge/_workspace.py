@@ -29,9 +29,13 @@ def default_folder(graph: OpGraph) -> Path:
     """A trace's place under ``OUT``, in the hive style that DuckDB reads as columns."""
     meta = graph.meta
     levels = {
-        "model": meta.model, "variant": variant_of(graph), "phase": meta.phase,
-        "batch": meta.batch, "past": meta.past, "seq": meta.seq,
-    }  # fmt: skip
+        "model": meta.model,
+        "variant": variant_of(graph),
+        "phase": meta.phase,
+        "batch": meta.batch,
+        "past": meta.past,
+        "seq": meta.seq,
+    }
     return OUT.joinpath(*(f"{name}={in_a_path(str(value))}" for name, value in levels.items()))
 
 

@@ -135,11 +135,13 @@ class Totals:
         return {
             "sent": (self.sent_payload_bytes, self.sent_wire_bytes, self.sent_seconds),
             "received": (
-                self.received_payload_bytes, self.received_wire_bytes, self.received_seconds,
+                self.received_payload_bytes,
+                self.received_wire_bytes,
+                self.received_seconds,
             ),
             **({"between accelerators": peer} if self.peer_payload_bytes else {}),
             "total": (self.payload_bytes, self.wire_bytes, self.seconds),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,15 +382,22 @@ def _transfers(
         peak = max(peak, cost.peak_buffer_bytes)
     transfers = tuple(
         Transfer(
-            id=number, tensor=graph.tensors[move.tensor], src_device=move.src, dst_device=move.dst,
-            call=move.call, direction=direction, wire_dtype=dtype, payload_bytes=payload,
-            wire_bytes=wire[number], seconds=seconds.get(number),
+            id=number,
+            tensor=graph.tensors[move.tensor],
+            src_device=move.src,
+            dst_device=move.dst,
+            call=move.call,
+            direction=direction,
+            wire_dtype=dtype,
+            payload_bytes=payload,
+            wire_bytes=wire[number],
+            seconds=seconds.get(number),
             bytes_expr=expr_on_wire(graph.tensors[move.tensor], dtype),
         )
         for number, ((move, direction), (dtype, payload)) in enumerate(
             zip(directed, crossing, strict=True)
         )
-    )  # fmt: skip
+    )
     return transfers, peak
 
 
@@ -419,11 +428,18 @@ def _filled(
         totals = totals_of(by_call[number], [links.of(device)])
         result.append(
             Call(
-                number, device, ops, call_label(graph, ops),
-                totals.sent_payload_bytes, totals.sent_wire_bytes,
-                totals.received_payload_bytes, totals.received_wire_bytes, totals.seconds, step,
+                number,
+                device,
+                ops,
+                call_label(graph, ops),
+                totals.sent_payload_bytes,
+                totals.sent_wire_bytes,
+                totals.received_payload_bytes,
+                totals.received_wire_bytes,
+                totals.seconds,
+                step,
             )
-        )  # fmt: skip
+        )
     return tuple(result)
 
 
@@ -442,9 +458,16 @@ def totals_of(transfers: Iterable[Transfer], of_home: Sequence[Link]) -> Totals:
         complete = len(known) == len(each) if each else all(link.timed(way) for link in of_home)
         seconds[way] = fsum(known) if complete else None
     return Totals(
-        payload["send"], wire["send"], payload["receive"], wire["receive"], payload["peer"],
-        wire["peer"], seconds["send"], seconds["receive"], seconds["peer"],
-    )  # fmt: skip
+        payload["send"],
+        wire["send"],
+        payload["receive"],
+        wire["receive"],
+        payload["peer"],
+        wire["peer"],
+        seconds["send"],
+        seconds["receive"],
+        seconds["peer"],
+    )
 
 
 def _sum_expr(expressions: Iterable[str | None]) -> str:

@@ -151,12 +151,16 @@ def find_bottleneck(
         )
 
     steps = [
-        replace(placement, devices=tuple(
-            device if op in island else here for op, here in enumerate(placement.devices)
-        ))
+        replace(
+            placement,
+            devices=tuple(
+                device if op in island else here for op, here in enumerate(placement.devices)
+            ),
+        )
         for island in _islands(graph, placement, traffic, [families[key] for key in heaviest])
-        for device in placement.accelerators if all(can_run(op, device) for op in island)
-    ]  # fmt: skip
+        for device in placement.accelerators
+        if all(can_run(op, device) for op in island)
+    ]
     tried = (recount(step, wire_dtype) for step in steps)
     relief = max(tried, key=lambda r: (r.saved_bytes, r.saved_calls), default=None)
     if relief is None or relief.saved_bytes <= 0:
@@ -187,10 +191,7 @@ def _families(graph: OpGraph) -> list[_Family]:
 
 
 def _islands(
-    graph: OpGraph,
-    placement: Placement,
-    traffic: Traffic,
-    families: Iterable[Sequence[Transfer]],
+    graph: OpGraph, placement: Placement, traffic: Traffic, families: Iterable[Sequence[Transfer]]
 ) -> list[frozenset[int]]:
     """Ops at home that could follow the families to the accelerator: what works on each alone,
     and on two of them together where that is more than what works on one or the other.

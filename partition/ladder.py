@@ -61,8 +61,10 @@ def ladder(
         if totals[best] >= bytes_now:  # only together do they save: the two that save most, or all
             pairs = {
                 (a, b): _payload(graph, start, _moved(here, end, groups[a] | groups[b]), wire_dtype)
-                for a in groups for b in groups if a < b
-            }  # fmt: skip
+                for a in groups
+                for b in groups
+                if a < b
+            }
             pair = min(pairs, key=lambda names: pairs[names], default=None)
             together = list(groups) if pair is None or pairs[pair] >= bytes_now else list(pair)
         else:
@@ -71,9 +73,12 @@ def ladder(
         here = _moved(here, end, moved)
         bytes_now = _payload(graph, start, here, wire_dtype)
         after = account(
-            graph, replace(start, devices=tuple(here)), links,
-            wire_dtype=wire_dtype, residency=residency,
-        )  # fmt: skip
+            graph,
+            replace(start, devices=tuple(here)),
+            links,
+            wire_dtype=wire_dtype,
+            residency=residency,
+        )
         working = [op for op in sorted(moved) if not graph.ops[op].is_view] or sorted(moved)
         kinds = ", ".join(dict.fromkeys(base_name(graph.ops[op].target) for op in working))
         steps.append(
@@ -148,12 +153,16 @@ class Exposure:
     def words(self) -> str:
         """What it sees, as a person says it: plain, recoverable, masked, not at all."""
         told = [
-            (how, [
-                one.what.words + (f" ({one.example})" if one.example else "")
-                for one in self.seen if one.how is how
-            ])
+            (
+                how,
+                [
+                    one.what.words + (f" ({one.example})" if one.example else "")
+                    for one in self.seen
+                    if one.how is how
+                ],
+            )
             for how in How
-        ]  # fmt: skip
+        ]
         if all(one.how is How.NOT_AT_ALL for one in self.seen):
             return "nothing"
         return "; ".join(f"{how.words}: {', '.join(sorts)}" for how, sorts in told if sorts)

@@ -137,11 +137,13 @@ class _Order:
         graph, problem = self._problem.graph, self._problem
         before = set(self.ops[:cut])
         return [
-            None if graph.is_everywhere(op.id)
-            else problem.home if op.kind in (Kind.INPUT, Kind.OUTPUT) or op.id in before
+            None
+            if graph.is_everywhere(op.id)
+            else problem.home
+            if op.kind in (Kind.INPUT, Kind.OUTPUT) or op.id in before
             else problem.accelerators[0]
             for op in graph.ops
-        ]  # fmt: skip
+        ]
 
     def _counted(self) -> tuple[list[int], dict[str, list[int]]]:
         """By cut, what ops, transfers, storages and the call cost; and what each device holds.
@@ -173,8 +175,9 @@ class _Order:
         for owner, places in sorted(needing.items()):
             size = graph.tensors[owner].bytes
             for device, first, until in (
-                (accelerator, 0, max(places)), (home, min(places) + 1, end),
-            ):  # fmt: skip
+                (accelerator, 0, max(places)),
+                (home, min(places) + 1, end),
+            ):
                 paid.add(first, until, problem.storage_cost.get((owner, device), 0))
                 held[device].add(first, until, size)
         return paid.values(), {device: sums.values() for device, sums in held.items()}
@@ -241,10 +244,12 @@ def topological_cut(problem: Problem) -> TopologicalCut | None:
     if any(way[:2] == (accelerator, home) and way[2] is not Kind.OUTPUT for way in ways):
         return None  # pins leave no better one
     sent = [
-        op for op in graph.ops
-        if op.kind is not Kind.INPUT and devices[op.id] == home
+        op
+        for op in graph.ops
+        if op.kind is not Kind.INPUT
+        and devices[op.id] == home
         and any(devices[reader.id] == accelerator for source, reader in flows if source == op.id)
-    ]  # fmt: skip
+    ]
     names = tuple(f"{op.name} ({op.module_path})" if op.module_path else op.name for op in sent)
     cost = value + problem.call_cost.get(accelerator, 0)
     return TopologicalCut(cost, placement_of(problem, devices, "cut of the op graph"), names)

@@ -91,9 +91,10 @@ class Setting:
     def untrusted(self) -> tuple[str, ...]:
         """The accelerators that are not described as trusted."""
         return tuple(
-            device for device in self.accelerators
+            device
+            for device in self.accelerators
             if device not in self.times or not self.times[device].device.trusted
-        )  # fmt: skip
+        )
 
     @property
     def unknown_seconds(self) -> str | None:
@@ -176,10 +177,13 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     free = free_ops(graph, policy)
     several = {op for op, choice in enumerate(problem.allowed) if len(choice) > 1} - free
     reasons = tuple(
-        chosen if op in free else f"{reason}; on which accelerator: {chosen}" if op in several
+        chosen
+        if op in free
+        else f"{reason}; on which accelerator: {chosen}"
+        if op in several
         else reason
         for op, reason in enumerate(fixed.reasons)
-    )  # fmt: skip
+    )
     pinned = tuple(held and op not in several for op, held in enumerate(fixed.pinned))
     placement = replace(fixed, devices=best.devices, pinned=pinned, reasons=reasons)
     return Placed(placement, solution, _unit(policy))
@@ -192,8 +196,9 @@ def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> Topologic
     found = map(topological_cut, problems_of(graph, policy, setting))
     cuts = [
         replace(cut, objective_value=ceil(figure(graph, policy, setting, cut.placement) - 0.5))
-        for cut in found if cut is not None
-    ]  # fmt: skip
+        for cut in found
+        if cut is not None
+    ]
     return min(cuts, key=lambda cut: cut.objective_value, default=None)
 
 
@@ -204,9 +209,10 @@ def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solu
     for problem in problems:
         try:
             found.append(
-                cut_between_layers(problem) if policy.cut == "layers"
+                cut_between_layers(problem)
+                if policy.cut == "layers"
                 else solve(problem, time_limit=setting.time_limit)
-            )  # fmt: skip
+            )
         except InfeasibleError as error:
             impossible.append(error)
     if not found:
@@ -230,9 +236,13 @@ def figure(graph: OpGraph, policy: Policy, setting: Setting, placement: Placemen
 
 
 def _proven(
-    graph: OpGraph, policy: Policy, setting: Setting, problems: Sequence[Problem],
-    found: Solution, placement: Placement,
-) -> tuple[Placement, Proof]:  # fmt: skip
+    graph: OpGraph,
+    policy: Policy,
+    setting: Setting,
+    problems: Sequence[Problem],
+    found: Solution,
+    placement: Placement,
+) -> tuple[Placement, Proof]:
     """The solver's placement with its proof, or a better one where the figure is no sum of costs.
 
     Where the problem's own sum is the figure, the solver's bound is one of the figure.
@@ -384,8 +394,9 @@ def _how_often(graph: OpGraph, traffic: Traffic, device: str, seen: Collection[i
     made = len(seen) - len(came) - len(lie)
     parts = [
         *([counted(len(moved), "transfer")] if moved else []),
-        *([f"{made:,} made there"] if made else []), *([f"{len(lie):,} kept there"] if lie else []),
-    ]  # fmt: skip
+        *([f"{made:,} made there"] if made else []),
+        *([f"{len(lie):,} kept there"] if lie else []),
+    ]
     return ", ".join(parts)
 
 
@@ -459,17 +470,22 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
             computing = {key: min(cost, most) for key, cost in computing.items()}
         unit = 10.0 ** ceil(log10(most / _WHOLE)) if most > 0 else 1.0
     return Problem(
-        graph=graph, home=setting.home, accelerators=setting.accelerators, allowed=allowed,
+        graph=graph,
+        home=setting.home,
+        accelerators=setting.accelerators,
+        allowed=allowed,
         # Rounded down, so that no sum is more than the figure.
         op_cost={key: floor(cost / unit) for key, cost in computing.items()},
         transfer_cost={key: floor(cost / unit) for key, cost in moving.items()},
         call_cost={key: floor(cost / unit) for key, cost in calling.items()},
-        unit=unit, max_calls=setting.max_calls,
-        memory_bytes=_memory(graph, setting), residency=setting.residency,
+        unit=unit,
+        max_calls=setting.max_calls,
+        memory_bytes=_memory(graph, setting),
+        residency=setting.residency,
         secrets=ways_to_keep(
             graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
         )[0],
-    )  # fmt: skip
+    )
 
 
 def _weights(policy: Policy) -> dict[str, float]:
@@ -565,11 +581,13 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
         pinned = len(free_ops(graph, freer) - free)
         found.append(
             Price(
-                str(rule), rule.reason, pinned,
+                str(rule),
+                rule.reason,
+                pinned,
                 solution.objective - (without.solution.objective or 0),
                 solution.proven and without.solution.proven,
             )
-        )  # fmt: skip
+        )
     for number, secret in enumerate(policy.secrets if setting.untrusted else ()):
         secrets = (*policy.secrets[:number], *policy.secrets[number + 1 :])
         freer = replace(policy, secrets=secrets)
@@ -581,11 +599,13 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
         kept, others = (set(kept_from(problem_of(graph, one, setting))) for one in (policy, freer))
         found.append(
             Price(
-                f"secret {secret}", secret.reason, len({op for op, _ in kept - others}),
+                f"secret {secret}",
+                secret.reason,
+                len({op for op, _ in kept - others}),
                 solution.objective - (without.solution.objective or 0),
                 solution.proven and without.solution.proven,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -600,9 +620,7 @@ def hidden_from(
     ways = ways_to_keep(
         graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
     )
-    return min(
-        ways, key=lambda way: sum(len(way[d] & there.get(d, set())) for d in way)
-    )  # fmt: skip
+    return min(ways, key=lambda way: sum(len(way[d] & there.get(d, set())) for d in way))
 
 
 def may_move(
@@ -610,9 +628,12 @@ def may_move(
 ) -> Callable[[int, str], bool]:
     """Whether an op may move to a device: where it can run and handles nothing that is hidden."""
     problem = Problem(
-        graph, setting.home, setting.accelerators,
-        allowed_devices(graph, setting.home, setting.accelerators, {}), secrets=hidden,
-    )  # fmt: skip
+        graph,
+        setting.home,
+        setting.accelerators,
+        allowed_devices(graph, setting.home, setting.accelerators, {}),
+        secrets=hidden,
+    )
     kept = kept_from(problem)
     return lambda op, device: setting.can_run(op, device) and (op, device) not in kept
 

@@ -154,10 +154,21 @@ _FOLDER = files("partition") / "data"
 def policy_names() -> list[str]:
     """The policies that come with cutedge, from everything at home to the most fused."""
     order = [
-        "all-home", "offload-linear", "fuse-attention", "flash-attention", "host-chip",
-        "min-cut-nonlinear-home", "min-cut-softmax-free", "min-cut-norm-home", "min-cut",
-        "layers", "fastest", "prompt-private", "kv-private", "activations-private",
-    ]  # fmt: skip
+        "all-home",
+        "offload-linear",
+        "fuse-attention",
+        "flash-attention",
+        "host-chip",
+        "min-cut-nonlinear-home",
+        "min-cut-softmax-free",
+        "min-cut-norm-home",
+        "min-cut",
+        "layers",
+        "fastest",
+        "prompt-private",
+        "kv-private",
+        "activations-private",
+    ]
     return sorted(
         shipped_names(_FOLDER), key=lambda name: (order.index(name) if name in order else 99, name)
     )
@@ -192,9 +203,11 @@ def load_policy(name: str) -> Policy:
 def _parse(path: Path, text: str) -> Policy:
     table = read_toml(path, text)
     check_keys(
-        table, str(path), required=("description", "default"),
+        table,
+        str(path),
+        required=("description", "default"),
         optional=("objective", "cut", "rule", "secret"),
-    )  # fmt: skip
+    )
     policy = Policy(
         name=path.stem,
         description=_text(table, "description", str(path)),
@@ -353,11 +366,13 @@ def allowed_by(
     One where a rule names it, home for inputs and the output, none for constants and cached state.
     """
     return tuple(
-        () if graph.is_everywhere(op.id)
-        else (home,) if op.kind in (Kind.INPUT, Kind.OUTPUT)
+        ()
+        if graph.is_everywhere(op.id)
+        else (home,)
+        if op.kind in (Kind.INPUT, Kind.OUTPUT)
         else candidates_of(policy, rule.place if rule else policy.default, home, accelerators)
         for op, rule in zip(graph.ops, _rules_of(graph, policy), strict=True)
-    )  # fmt: skip
+    )
 
 
 def candidates_of(
@@ -383,10 +398,12 @@ def free_ops(graph: OpGraph, policy: Policy) -> frozenset[int]:
     Constants, cached state, inputs and the output never are.
     """
     return frozenset(
-        op.id for op, rule in zip(graph.ops, _rules_of(graph, policy), strict=True)
+        op.id
+        for op, rule in zip(graph.ops, _rules_of(graph, policy), strict=True)
         if (rule.place if rule else policy.default) == "free"
-        and op.kind not in (Kind.INPUT, Kind.OUTPUT) and not graph.is_everywhere(op.id)
-    )  # fmt: skip
+        and op.kind not in (Kind.INPUT, Kind.OUTPUT)
+        and not graph.is_everywhere(op.id)
+    )
 
 
 def _rules_of(graph: OpGraph, policy: Policy) -> list[Rule | None]:
@@ -426,9 +443,10 @@ def derived_too(graph: OpGraph, policy: Policy) -> frozenset[int]:
 def named_by(graph: OpGraph, secret: Secret) -> frozenset[int]:
     """The tensors that a secret names: those that meet all of its conditions."""
     return frozenset(
-        t.id for t in graph.tensors
+        t.id
+        for t in graph.tensors
         if all(_fits(_OF_TENSORS[key](graph, t), values) for key, values in secret.conditions)
-    )  # fmt: skip
+    )
 
 
 def _fits(texts: Iterable[str], patterns: Iterable[str]) -> bool:
@@ -447,26 +465,30 @@ def check_matches(graph: OpGraph, policy: Policy) -> None:
     Who misspelt a secret would take for kept what is not. The error suggests what was meant.
     """
     idle: list[tuple[str, Rule | Secret]] = [
-        (f"rule {n}", rule) for n, rule in enumerate(policy.rules, 1)
+        (f"rule {n}", rule)
+        for n, rule in enumerate(policy.rules, 1)
         if not rule.optional and rule in idle_rules(graph, policy)
-    ]  # fmt: skip
+    ]
     idle += [
-        (f"secret {n}", secret) for n, secret in enumerate(policy.secrets, 1)
+        (f"secret {n}", secret)
+        for n, secret in enumerate(policy.secrets, 1)
         if not secret.optional and not named_by(graph, secret)
-    ]  # fmt: skip
+    ]
     for which, one in idle:
         what = "op" if isinstance(one, Rule) else "tensor"
         known = _known(graph, what)
         alone = [
             f"no {what} has {key} {' or '.join(map(str, values))}."
             + (_nearest(map(str, values), known[key]) if key in known else "")
-            for key, values in one.conditions if not _occurs(graph, what, key, values)
-        ]  # fmt: skip
+            for key, values in one.conditions
+            if not _occurs(graph, what, key, values)
+        ]
         raise InputError(
             f"{policy.name}: {which} ({one}) matches nothing in {graph.meta.model}, "
-            f"{graph.meta.phase}: " + (" ".join(alone) or f"no {what} meets all of it together.")
+            f"{graph.meta.phase}: "
+            + (" ".join(alone) or f"no {what} meets all of it together.")
             + " Where that is as it should be, give it optional = true"
-        )  # fmt: skip
+        )
 
 
 def _occurs(graph: OpGraph, what: str, key: str, values: tuple[Any, ...]) -> bool:

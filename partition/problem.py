@@ -73,7 +73,7 @@ class Problem:
                 raise PlacementError(f"op {op.id} ({op.name}) cannot be on {', '.join(choice)}")
         costs: Iterable[Mapping[object, int]] = (
             self.op_cost, self.transfer_cost, self.storage_cost, self.call_cost, self.memory_bytes,
-        )  # type: ignore[assignment] # fmt: skip
+        )  # type: ignore[assignment]
         for mapping in costs:
             for key, value in mapping.items():
                 if type(value) is not int or value < 0:

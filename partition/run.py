@@ -119,8 +119,10 @@ class Run:
         """Of home, accelerators and links; all 0 of a run that takes nothing."""
         whole = self.seconds or 1.0
         return (
-            self.home_seconds / whole, self.accelerator_seconds / whole, self.link_seconds / whole
-        )  # fmt: skip
+            self.home_seconds / whole,
+            self.accelerator_seconds / whole,
+            self.link_seconds / whole,
+        )
 
     def too_slow(self, seconds_per_token: float) -> float | None:
         """How many times longer than ``seconds_per_token`` a token takes; None where it does not.

@@ -59,10 +59,10 @@ def covered(graph: OpGraph, marked: Collection[int]) -> frozenset[int]:
         if source in carried:
             continue
         others |= {
-            step.result for step in ahead.get(source, ())
-            if step.result not in sources
-            and not (step.op in ops and _splits(graph, step.op))
-        }  # fmt: skip
+            step.result
+            for step in ahead.get(source, ())
+            if step.result not in sources and not (step.op in ops and _splits(graph, step.op))
+        }
     return frozenset(carried | set(sources) | _reached(others, ahead))
 
 
@@ -101,9 +101,11 @@ def is_look_up(graph: OpGraph, op: Op) -> bool:
     """Whether an op takes rows of a table that is stored, by what flows in a run."""
     reads = graph.inputs(op.id)
     return (
-        base_name(op.target) in LOOKUPS and not op.is_constant and len(reads) > 1
+        base_name(op.target) in LOOKUPS
+        and not op.is_constant
+        and len(reads) > 1
         and not graph.crosses(reads[0])
-    )  # fmt: skip
+    )
 
 
 _Steps = Mapping[int, list[_Moved]]
@@ -228,9 +230,8 @@ def reached(graph: OpGraph, secret: Collection[int]) -> frozenset[int]:
 
 
 def ways_to_keep(
-    graph: OpGraph, marked: Collection[int], devices: Sequence[str],
-    derived: Collection[int] = (),
-) -> list[Mapping[str, frozenset[int]]]:  # fmt: skip
+    graph: OpGraph, marked: Collection[int], devices: Sequence[str], derived: Collection[int] = ()
+) -> list[Mapping[str, frozenset[int]]]:
     """By device, the tensors that may not be there if what is ``marked`` is to be secret to it.
 
     Of what is ``derived`` too, all that any op makes of it is not to be there either.
@@ -247,8 +248,9 @@ def ways_to_keep(
             by_table[one.table] = by_table.get(one.table, frozenset()) | one.rows
     choices = [
         [(device, rows), (device, frozenset((table,)))]
-        for table, rows in by_table.items() for device in devices
-    ]  # fmt: skip
+        for table, rows in by_table.items()
+        for device in devices
+    ]
     if 2 ** len(choices) > _BRANCHES:
         choices = [choice[:1] for choice in choices]
     return [

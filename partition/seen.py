@@ -51,8 +51,13 @@ class What(StrEnum):
         return _WORDS.get(self, self.value.replace("_", " "))
 
 
-_WORDS = {What.QKV: "q/k/v", What.KV_CACHE: "KV cache", What.MLP_ACTIVATIONS: "MLP activations",
-          What.INPUTS: "other inputs", What.OTHER: "other activations"}  # fmt: skip
+_WORDS = {
+    What.QKV: "q/k/v",
+    What.KV_CACHE: "KV cache",
+    What.MLP_ACTIVATIONS: "MLP activations",
+    What.INPUTS: "other inputs",
+    What.OTHER: "other activations",
+}
 
 
 class How(StrEnum):
@@ -92,9 +97,11 @@ def what_is(graph: OpGraph) -> tuple[What | None, ...]:
     looked_up = [op for op in graph.ops if is_look_up(graph, op)]
     sources = {t for op in looked_up for t in moved_from(graph, graph.inputs(op.id)[1].id)}
     inputs = [
-        t for op in graph.ops if op.kind is Kind.INPUT and op.id not in graph.state_ops
+        t
+        for op in graph.ops
+        if op.kind is Kind.INPUT and op.id not in graph.state_ops
         for t in graph.outputs(op.id)
-    ]  # fmt: skip
+    ]
     for tensor in graph.tensors:
         maker = None if tensor.op is None else graph.ops[tensor.op]
         made_of = graph.inputs(maker.id) if maker is not None and maker.is_constant else ()
@@ -126,9 +133,10 @@ def what_is(graph: OpGraph) -> tuple[What | None, ...]:
 
 
 _LABELLED = {
-    "logits": What.LOGITS, "attention_scores": What.ATTENTION_SCORES,
+    "logits": What.LOGITS,
+    "attention_scores": What.ATTENTION_SCORES,
     "attention_probs": What.ATTENTION_SCORES,
-}  # fmt: skip
+}
 
 _STREAM = (What.HIDDEN_STATES, What.EMBEDDINGS)
 
@@ -155,16 +163,19 @@ def _residuals(graph: OpGraph) -> tuple[set[int], set[int], dict[int, int]]:
         stream.add(op.id)
         branch.update(dict.fromkeys(between, one.numel))
         attending = {
-            o for o in between
+            o
+            for o in between
             if graph.ops[o].kind is Kind.ATTENTION or any(t.label for t in graph.outputs(o))
-        }  # fmt: skip
+        }
         before = _downstream(graph, between, attending)
         apart = between - before - _upstream(graph, between, attending)
         products = {o for o in apart if graph.ops[o].kind in PRODUCTS}
         later = {
-            t.op for o in _upstream(graph, apart, products)
-            for t in graph.flowing(o) if t.op is not None
-        }  # fmt: skip
+            t.op
+            for o in _upstream(graph, apart, products)
+            for t in graph.flowing(o)
+            if t.op is not None
+        }
         inner |= _downstream(graph, apart, products) & later
     return stream, inner, branch
 
@@ -332,10 +343,21 @@ class Derived:
     """Whether each of these can be undone with what is on the device."""
 
 
-_LINEAR = frozenset((
-    "add", "sub", "rsub", "neg", "mul", "div", "true_divide", "sum", "mean", "cumsum",
-    *MATRIX_PRODUCTS,
-))  # fmt: skip
+_LINEAR = frozenset(
+    (
+        "add",
+        "sub",
+        "rsub",
+        "neg",
+        "mul",
+        "div",
+        "true_divide",
+        "sum",
+        "mean",
+        "cumsum",
+        *MATRIX_PRODUCTS,
+    )
+)
 
 
 def derived(graph: OpGraph, secret: Collection[int], there: Collection[int]) -> list[Derived]:
@@ -429,25 +451,36 @@ def seen(
             plain = [t for t in tensors if t.id in here]
             sent = [t for t in plain if t.id in came]
             made = [
-                t for t in plain
-                if t.op is not None and placement.devices[t.op] == device
+                t
+                for t in plain
+                if t.op is not None
+                and placement.devices[t.op] == device
                 and not graph.ops[t.op].is_view
-            ]  # fmt: skip
+            ]
             kept = {
                 graph.storage(t).id: graph.storage(t) for t in plain if not graph.crosses(t)
             }.values()
             worked_out = next((t for t in tensors if t.id in led), None)
             how = (
-                How.PLAIN if plain
-                else How.RECOVERABLE if worked_out is not None else How.NOT_AT_ALL
-            )  # fmt: skip
+                How.PLAIN
+                if plain
+                else How.RECOVERABLE
+                if worked_out is not None
+                else How.NOT_AT_ALL
+            )
             if tensors:
                 found.append(
                     Seen(
-                        device, what, how, len(sent), len(made), len(kept),
+                        device,
+                        what,
+                        how,
+                        len(sent),
+                        len(made),
+                        len(kept),
                         sum(t.bytes for t in (*sent, *made, *kept)),
-                        None if how is not How.RECOVERABLE or worked_out is None
+                        None
+                        if how is not How.RECOVERABLE or worked_out is None
                         else f"{worked_out.name} by {graph.ops[led[worked_out.id]].name}",
                     )
-                )  # fmt: skip
+                )
     return found

@@ -7,14 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from partition.integer_program import solve_program
-from partition.mincut import (
-    cut_devices,
-    cut_value,
-    fast_cut,
-    is_cut,
-    network_of,
-    reference_cut,
-)
+from partition.mincut import cut_devices, cut_value, fast_cut, is_cut, network_of, reference_cut
 from partition.pipeline import in_turn
 from partition.placement import Placement, PlacementError
 from partition.problem import (
@@ -265,10 +258,14 @@ def _as_one(problem: Problem) -> Problem:
         stored = [(tensor, d) for d in problem.accelerators]
         storage_cost[tensor, first] = least(problem.storage_cost, stored)
     return Problem(
-        problem.graph, home, (first,),
+        problem.graph,
+        home,
+        (first,),
         tuple(tuple(dict.fromkeys(d if d == home else first for d in c)) for c in choices),
-        op_cost=op_cost, transfer_cost=transfer_cost, storage_cost=storage_cost,
-    )  # fmt: skip
+        op_cost=op_cost,
+        transfer_cost=transfer_cost,
+        storage_cost=storage_cost,
+    )
 
 
 # --- what cannot hold -----------------------------------------------------------------------------

@@ -62,9 +62,11 @@ def state_devices(graph: OpGraph, placement: Placement) -> dict[int, set[str]]:
                 makers = [graph.tensors[t.id].op for t in graph.inputs(op) if graph.crosses(t)]
                 new.update(makers)
                 front += [
-                    reader for made in graph.outputs(op) for reader in graph.readers(made.id)
+                    reader
+                    for made in graph.outputs(op)
+                    for reader in graph.readers(made.id)
                     if reader not in pieces
-                ]  # fmt: skip
+                ]
         readers = readers_of_stored(graph, first)
         devices = {placement.devices[op] for op in readers} or {
             placement.devices[op] for op in new if op is not None

@@ -35,237 +35,308 @@ from tracer.serde import (
 )
 from tracer.summary import tensor_names
 
-PLACEMENT = pa.schema([
-    column("op_id", pa.int32(), "The op; joins with `ops`."),
-    column(
-        "device", pa.string(),
-        "The device that it runs on; null for constants and cached state, which are on every "
-        "device that needs them.", null=True,
-    ),
-    column(
-        "pinned", pa.bool_(),
-        "Whether a rule put it there; false where the default or the search for the best did.",
-    ),
-    column("reason", pa.string(), "The rule's reason, or what else decided."),
-])  # fmt: skip
+PLACEMENT = pa.schema(
+    [
+        column("op_id", pa.int32(), "The op; joins with `ops`."),
+        column(
+            "device",
+            pa.string(),
+            "The device that it runs on; null for constants and cached state, which are on every "
+            "device that needs them.",
+            null=True,
+        ),
+        column(
+            "pinned",
+            pa.bool_(),
+            "Whether a rule put it there; false where the default or the search for the best did.",
+        ),
+        column("reason", pa.string(), "The rule's reason, or what else decided."),
+    ]
+)
 
-TRANSFERS = pa.schema([
-    column("transfer_id", pa.int32(), "Order of execution, from 0."),
-    column("tensor_id", pa.int32(), "The tensor that crosses; joins with `tensors`."),
-    column("tensor_name", pa.string(), "That tensor's own name (`linear_4`)."),
-    column(
-        "label", pa.string(),
-        "What it is in an attention, or `logits`, as in `tensors`; null for all others.", null=True,
-    ),
-    column(
-        "tensor_group", pa.string(),
-        "What like tensors of all layers are called together: the label, else the end of the path "
-        "of the module that makes them (`gate_proj`, `mlp`). Never null: group by this.",
-    ),
-    column(
-        "what", pa.string(),
-        "The sort of tensor that a device sees in it (`prompt_tokens`, `hidden_states`, `qkv`, "
-        "`logits` ...); null for what tells nothing of prompt or answer.", null=True,
-    ),
-    column("secret", pa.bool_(), "Whether it has values that the policy keeps secret."),
-    column("src_op", pa.int32(), "The op that makes it; joins with `ops`."),
-    column("src_device", pa.string(), "The device that it leaves."),
-    column("dst_device", pa.string(), "The device that it is for."),
-    column(
-        "call_id", pa.int32(),
-        "The call that it belongs to: the first that needs it or, for what goes home, the one that "
-        "makes it.",
-    ),
-    column(
-        "direction", pa.string(),
-        "send (from home), receive (to home) or peer (between accelerators).",
-    ),
-    column("wire_dtype", pa.string(), "The dtype that it crosses in."),
-    column("payload_bytes", pa.int64(), "Elements times item size on the wire."),
-    column(
-        "wire_bytes", pa.int64(),
-        "Payload and framing; a message's own framing is with its first tensor. Of what lies in "
-        "shared memory, its handle and framing.",
-    ),
-    column(
-        "bytes_expr", pa.string(),
-        "`payload_bytes` as a formula; null in a trace at fixed sizes.", null=True,
-    ),
-    column(
-        "seq_degree", pa.int8(),
-        "The growth order of the tensor's bytes in seq; null in a trace at fixed sizes.", null=True,
-    ),
-    column("share", pa.float64(), "Its part of all payload bytes of the run, from 0 to 1."),
-    column(
-        "seconds", pa.float64(),
-        "On its link, packing and encryption included; a message's latency is with its first "
-        "tensor. Null where the link has no bandwidth in this direction.", null=True,
-    ),
-    column("module_path", pa.string(), "The module that made it, as in `ops`."),
-    column(
-        "stack", pa.string(),
-        "The list of blocks that it was made in, as in `ops`; null outside of all.", null=True,
-    ),
-    column(
-        "layer", pa.int32(),
-        "The block of `stack` that it was made in; null outside of all.", null=True,
-    ),
-])  # fmt: skip
+TRANSFERS = pa.schema(
+    [
+        column("transfer_id", pa.int32(), "Order of execution, from 0."),
+        column("tensor_id", pa.int32(), "The tensor that crosses; joins with `tensors`."),
+        column("tensor_name", pa.string(), "That tensor's own name (`linear_4`)."),
+        column(
+            "label",
+            pa.string(),
+            "What it is in an attention, or `logits`, as in `tensors`; null for all others.",
+            null=True,
+        ),
+        column(
+            "tensor_group",
+            pa.string(),
+            "What like tensors of all layers are called together: the label, else the end of the path "
+            "of the module that makes them (`gate_proj`, `mlp`). Never null: group by this.",
+        ),
+        column(
+            "what",
+            pa.string(),
+            "The sort of tensor that a device sees in it (`prompt_tokens`, `hidden_states`, `qkv`, "
+            "`logits` ...); null for what tells nothing of prompt or answer.",
+            null=True,
+        ),
+        column("secret", pa.bool_(), "Whether it has values that the policy keeps secret."),
+        column("src_op", pa.int32(), "The op that makes it; joins with `ops`."),
+        column("src_device", pa.string(), "The device that it leaves."),
+        column("dst_device", pa.string(), "The device that it is for."),
+        column(
+            "call_id",
+            pa.int32(),
+            "The call that it belongs to: the first that needs it or, for what goes home, the one that "
+            "makes it.",
+        ),
+        column(
+            "direction",
+            pa.string(),
+            "send (from home), receive (to home) or peer (between accelerators).",
+        ),
+        column("wire_dtype", pa.string(), "The dtype that it crosses in."),
+        column("payload_bytes", pa.int64(), "Elements times item size on the wire."),
+        column(
+            "wire_bytes",
+            pa.int64(),
+            "Payload and framing; a message's own framing is with its first tensor. Of what lies in "
+            "shared memory, its handle and framing.",
+        ),
+        column(
+            "bytes_expr",
+            pa.string(),
+            "`payload_bytes` as a formula; null in a trace at fixed sizes.",
+            null=True,
+        ),
+        column(
+            "seq_degree",
+            pa.int8(),
+            "The growth order of the tensor's bytes in seq; null in a trace at fixed sizes.",
+            null=True,
+        ),
+        column("share", pa.float64(), "Its part of all payload bytes of the run, from 0 to 1."),
+        column(
+            "seconds",
+            pa.float64(),
+            "On its link, packing and encryption included; a message's latency is with its first "
+            "tensor. Null where the link has no bandwidth in this direction.",
+            null=True,
+        ),
+        column("module_path", pa.string(), "The module that made it, as in `ops`."),
+        column(
+            "stack",
+            pa.string(),
+            "The list of blocks that it was made in, as in `ops`; null outside of all.",
+            null=True,
+        ),
+        column(
+            "layer",
+            pa.int32(),
+            "The block of `stack` that it was made in; null outside of all.",
+            null=True,
+        ),
+    ]
+)
 
-CALLS = pa.schema([
-    column(
-        "call_id", pa.int32(),
-        "Order of execution, from 0; joins with `transfers` and `measured_calls`.",
-    ),
-    column("device", pa.string(), "The accelerator that is called."),
-    column(
-        "label", pa.string(),
-        "The modules of its ops (`q_proj+k_proj+v_proj`), or what they are to an attention "
-        "(`QK^T`).",
-    ),
-    column(
-        "ops", pa.list_(pa.int32()),
-        "The ops that run in it, in order of execution; they join with `ops.op_id`.",
-    ),
-    column("sent_payload_bytes", pa.int64(), "Bytes from home, without framing."),
-    column("sent_wire_bytes", pa.int64(), "Bytes from home, with framing."),
-    column("received_payload_bytes", pa.int64(), "Bytes to home, without framing."),
-    column("received_wire_bytes", pa.int64(), "Bytes to home, with framing."),
-    column(
-        "seconds", pa.float64(),
-        "Of its transfers, one after another, without computing; null where one of them is not "
-        "known.", null=True,
-    ),
-])  # fmt: skip
+CALLS = pa.schema(
+    [
+        column(
+            "call_id",
+            pa.int32(),
+            "Order of execution, from 0; joins with `transfers` and `measured_calls`.",
+        ),
+        column("device", pa.string(), "The accelerator that is called."),
+        column(
+            "label",
+            pa.string(),
+            "The modules of its ops (`q_proj+k_proj+v_proj`), or what they are to an attention "
+            "(`QK^T`).",
+        ),
+        column(
+            "ops",
+            pa.list_(pa.int32()),
+            "The ops that run in it, in order of execution; they join with `ops.op_id`.",
+        ),
+        column("sent_payload_bytes", pa.int64(), "Bytes from home, without framing."),
+        column("sent_wire_bytes", pa.int64(), "Bytes from home, with framing."),
+        column("received_payload_bytes", pa.int64(), "Bytes to home, without framing."),
+        column("received_wire_bytes", pa.int64(), "Bytes to home, with framing."),
+        column(
+            "seconds",
+            pa.float64(),
+            "Of its transfers, one after another, without computing; null where one of them is not "
+            "known.",
+            null=True,
+        ),
+    ]
+)
 
-SUMMARY = pa.schema([
-    column("policy", pa.string(), "The policy that placed the ops."),
-    column("home", pa.string(), "The device with the inputs and the outputs."),
-    column("accelerators", pa.list_(pa.string()), "The devices that home calls."),
-    column(
-        "link", pa.string(),
-        "The link between them, or the links where they differ (`pcie5-x16, a+b=nvlink`).",
-    ),
-    column(
-        "wire_dtype", pa.string(),
-        "The dtype asked for on the wire; null for the tensors' own.", null=True,
-    ),
-    column("residency", pa.string(), "run or call, as in every row."),
-    column("calls", pa.int32(), "Round trips, the fewest that the placement allows."),
-    column(
-        "transfers", pa.int32(),
-        "Tensors that cross, once for each tensor, source device and destination device.",
-    ),
-    column(
-        "cut_edges", pa.int32(),
-        "Edges whose two ops are on different devices: several for a tensor that several ops read.",
-    ),
-    column("sent_payload_bytes", pa.int64(), "Bytes from home, without framing."),
-    column("sent_wire_bytes", pa.int64(), "Bytes from home, with framing."),
-    column("received_payload_bytes", pa.int64(), "Bytes to home, without framing."),
-    column("received_wire_bytes", pa.int64(), "Bytes to home, with framing."),
-    column("peer_payload_bytes", pa.int64(), "Bytes between accelerators, without framing."),
-    column("peer_wire_bytes", pa.int64(), "Bytes between accelerators, with framing."),
-    column("total_payload_bytes", pa.int64(), "Bytes of all transfers, without framing."),
-    column("total_wire_bytes", pa.int64(), "Bytes of all transfers, with framing."),
-    column(
-        "total_bytes_expr", pa.string(),
-        "`total_payload_bytes` as a formula in batch, seq, past and source; null in a trace at "
-        "fixed sizes.", null=True,
-    ),
-    column(
-        "peak_buffer_bytes", pa.int64(),
-        "The most payload that either end must hold at one time to pass a message on.",
-    ),
-    column(
-        "seconds", pa.float64(),
-        "Of all transfers, one after another; null where one of them is not known.", null=True,
-    ),
-    column(
-        "resident_bytes", pa.map_(pa.string(), pa.int64()),
-        "Device -> bytes of parameters, buffers, constants and cached state that lie there.",
-    ),
-    column(
-        "coverage", pa.float64(),
-        "Share of the ops that work whose FLOPs are known, from 0 to 1.",
-    ),
-    column(
-        "compute_seconds", pa.map_(pa.string(), pa.float64()),
-        "Described device -> what its ops take there, one after another.",
-    ),
-    column(
-        "home_seconds", pa.float64(),
-        "Computing at home; null where home is not described or cannot run all that is there.",
-        null=True,
-    ),
-    column(
-        "accelerator_seconds", pa.float64(),
-        "Computing on the accelerators that are used, all together; null where one is not known.",
-        null=True,
-    ),
-    column(
-        "run_seconds", pa.float64(),
-        "Computing and transfers, one after another; null where one of them is not known.",
-        null=True,
-    ),
-    column(
-        "seconds_per_token", pa.float64(),
-        "`run_seconds` over the new tokens of the batch; null likewise.", null=True,
-    ),
-    column(
-        "link_bound_chips", pa.int64(),
-        "From so many equal chips on, they compute no longer than their shared link takes; null "
-        "without chips, and where any number of them takes longer.", null=True,
-    ),
-    column(
-        "many_chips_seconds", pa.float64(),
-        "What the run takes with one chip for each tile of its largest product; null without "
-        "chips.", null=True,
-    ),
-    column(
-        "objective", pa.string(),
-        "What the placement is best for: bytes, seconds, or both; null where the policy left "
-        "nothing free.", null=True,
-    ),
-    column(
-        "objective_value", pa.int64(),
-        "What the placement costs, in `objective_unit`; null likewise.", null=True,
-    ),
-    column(
-        "objective_bound", pa.int64(),
-        "No placement that is allowed costs less; equal to `objective_value` where that is proven "
-        "best.", null=True,
-    ),
-    column("objective_unit", pa.string(), "bytes, ns, or weighted; null likewise.", null=True),
-    column(
-        "optimal", pa.bool_(),
-        "Whether no placement that is allowed costs less; null likewise.", null=True,
-    ),
-    column(
-        "solver", pa.string(),
-        "What found the placement: cut, networkx, program, layers or candidates; null likewise.",
-        null=True,
-    ),
-    column(
-        "cut", pa.string(),
-        "Where the one cut lies of a policy that cuts between two layers (`after encoder.2`); null "
-        "for others.", null=True,
-    ),
-    column(
-        "cycles", pa.map_(pa.string(), pa.int64()),
-        "Device -> cycles of its matrix products; arrays of multipliers alone.",
-    ),
-    column(
-        "array_options", pa.string(),
-        "What makes the arrays faster than their descriptions (`int8_speedup=2, chips=4`); null "
-        "where nothing does.", null=True,
-    ),
-    column(
-        "seen", pa.map_(pa.string(), pa.map_(pa.string(), pa.string())),
-        "Accelerator that is not trusted -> sort of tensor -> how it sees it: plain, recoverable, "
-        "masked or not at all.",
-    ),
-])  # fmt: skip
+SUMMARY = pa.schema(
+    [
+        column("policy", pa.string(), "The policy that placed the ops."),
+        column("home", pa.string(), "The device with the inputs and the outputs."),
+        column("accelerators", pa.list_(pa.string()), "The devices that home calls."),
+        column(
+            "link",
+            pa.string(),
+            "The link between them, or the links where they differ (`pcie5-x16, a+b=nvlink`).",
+        ),
+        column(
+            "wire_dtype",
+            pa.string(),
+            "The dtype asked for on the wire; null for the tensors' own.",
+            null=True,
+        ),
+        column("residency", pa.string(), "run or call, as in every row."),
+        column("calls", pa.int32(), "Round trips, the fewest that the placement allows."),
+        column(
+            "transfers",
+            pa.int32(),
+            "Tensors that cross, once for each tensor, source device and destination device.",
+        ),
+        column(
+            "cut_edges",
+            pa.int32(),
+            "Edges whose two ops are on different devices: several for a tensor that several ops read.",
+        ),
+        column("sent_payload_bytes", pa.int64(), "Bytes from home, without framing."),
+        column("sent_wire_bytes", pa.int64(), "Bytes from home, with framing."),
+        column("received_payload_bytes", pa.int64(), "Bytes to home, without framing."),
+        column("received_wire_bytes", pa.int64(), "Bytes to home, with framing."),
+        column("peer_payload_bytes", pa.int64(), "Bytes between accelerators, without framing."),
+        column("peer_wire_bytes", pa.int64(), "Bytes between accelerators, with framing."),
+        column("total_payload_bytes", pa.int64(), "Bytes of all transfers, without framing."),
+        column("total_wire_bytes", pa.int64(), "Bytes of all transfers, with framing."),
+        column(
+            "total_bytes_expr",
+            pa.string(),
+            "`total_payload_bytes` as a formula in batch, seq, past and source; null in a trace at "
+            "fixed sizes.",
+            null=True,
+        ),
+        column(
+            "peak_buffer_bytes",
+            pa.int64(),
+            "The most payload that either end must hold at one time to pass a message on.",
+        ),
+        column(
+            "seconds",
+            pa.float64(),
+            "Of all transfers, one after another; null where one of them is not known.",
+            null=True,
+        ),
+        column(
+            "resident_bytes",
+            pa.map_(pa.string(), pa.int64()),
+            "Device -> bytes of parameters, buffers, constants and cached state that lie there.",
+        ),
+        column(
+            "coverage",
+            pa.float64(),
+            "Share of the ops that work whose FLOPs are known, from 0 to 1.",
+        ),
+        column(
+            "compute_seconds",
+            pa.map_(pa.string(), pa.float64()),
+            "Described device -> what its ops take there, one after another.",
+        ),
+        column(
+            "home_seconds",
+            pa.float64(),
+            "Computing at home; null where home is not described or cannot run all that is there.",
+            null=True,
+        ),
+        column(
+            "accelerator_seconds",
+            pa.float64(),
+            "Computing on the accelerators that are used, all together; null where one is not known.",
+            null=True,
+        ),
+        column(
+            "run_seconds",
+            pa.float64(),
+            "Computing and transfers, one after another; null where one of them is not known.",
+            null=True,
+        ),
+        column(
+            "seconds_per_token",
+            pa.float64(),
+            "`run_seconds` over the new tokens of the batch; null likewise.",
+            null=True,
+        ),
+        column(
+            "link_bound_chips",
+            pa.int64(),
+            "From so many equal chips on, they compute no longer than their shared link takes; null "
+            "without chips, and where any number of them takes longer.",
+            null=True,
+        ),
+        column(
+            "many_chips_seconds",
+            pa.float64(),
+            "What the run takes with one chip for each tile of its largest product; null without "
+            "chips.",
+            null=True,
+        ),
+        column(
+            "objective",
+            pa.string(),
+            "What the placement is best for: bytes, seconds, or both; null where the policy left "
+            "nothing free.",
+            null=True,
+        ),
+        column(
+            "objective_value",
+            pa.int64(),
+            "What the placement costs, in `objective_unit`; null likewise.",
+            null=True,
+        ),
+        column(
+            "objective_bound",
+            pa.int64(),
+            "No placement that is allowed costs less; equal to `objective_value` where that is proven "
+            "best.",
+            null=True,
+        ),
+        column("objective_unit", pa.string(), "bytes, ns, or weighted; null likewise.", null=True),
+        column(
+            "optimal",
+            pa.bool_(),
+            "Whether no placement that is allowed costs less; null likewise.",
+            null=True,
+        ),
+        column(
+            "solver",
+            pa.string(),
+            "What found the placement: cut, networkx, program, layers or candidates; null likewise.",
+            null=True,
+        ),
+        column(
+            "cut",
+            pa.string(),
+            "Where the one cut lies of a policy that cuts between two layers (`after encoder.2`); null "
+            "for others.",
+            null=True,
+        ),
+        column(
+            "cycles",
+            pa.map_(pa.string(), pa.int64()),
+            "Device -> cycles of its matrix products; arrays of multipliers alone.",
+        ),
+        column(
+            "array_options",
+            pa.string(),
+            "What makes the arrays faster than their descriptions (`int8_speedup=2, chips=4`); null "
+            "where nothing does.",
+            null=True,
+        ),
+        column(
+            "seen",
+            pa.map_(pa.string(), pa.map_(pa.string(), pa.string())),
+            "Accelerator that is not trusted -> sort of tensor -> how it sees it: plain, recoverable, "
+            "masked or not at all.",
+        ),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,9 +401,14 @@ class Split:
         if chips is None:
             return Run(at_home, away, moving, tokens, None)
         return Run(
-            at_home, away, moving, tokens, chips.options.chips, chips.fewest_within(moving),
+            at_home,
+            away,
+            moving,
+            tokens,
+            chips.options.chips,
+            chips.fewest_within(moving),
             at_home + chips.seconds(chips.most) + moving,
-        )  # fmt: skip
+        )
 
     @property
     def home_seconds(self) -> float | None:
@@ -376,9 +452,13 @@ class Split:
     def identity(self) -> dict[str, Any]:
         """The run that its tables are of: the values of ``serde.RUN``."""
         return run_of(
-            self.graph, self.trace_id, policy=self.policy, wire=self.wire,
-            residency=self.residency, machine=self.machine,
-        )  # fmt: skip
+            self.graph,
+            self.trace_id,
+            policy=self.policy,
+            wire=self.wire,
+            residency=self.residency,
+            machine=self.machine,
+        )
 
     @property
     def folder(self) -> Path:
@@ -393,50 +473,95 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
     whole, sorts = traffic.totals.payload_bytes, what_is(graph)
     groups = tensor_names(graph)
-    return make_tables(graph.meta, {
-        "placement": (PLACEMENT, [
-            (op.id, placement.devices[op.id], placement.pinned[op.id], placement.reasons[op.id])
-            for op in graph.ops
-        ]),
-        "transfers": (TRANSFERS, [
-            (
-                t.id, t.tensor.id, t.tensor.name, t.tensor.label, groups[t.tensor.id],
-                sorts[t.tensor.id],
-                t.tensor.id in partition.secret, t.tensor.op, t.src_device, t.dst_device,
-                t.call, t.direction, t.wire_dtype, t.payload_bytes, t.wire_bytes,
-                t.bytes_expr, t.tensor.seq_degree, share(t.payload_bytes, whole),
-                t.seconds, graph.ops[t.tensor.op or 0].module_path,
-                graph.ops[t.tensor.op or 0].stack, graph.ops[t.tensor.op or 0].layer,
-            )
-            for t in traffic.transfers
-        ]),
-        "calls": (CALLS, [
-            (
-                c.id, c.device, c.label, c.ops, c.sent_payload_bytes, c.sent_wire_bytes,
-                c.received_payload_bytes, c.received_wire_bytes, c.seconds,
-            )
-            for c in traffic.calls
-        ]),
-        "summary": (SUMMARY, [tuple(
-            _items(value) for value in summary_row(partition).values()
-        )]),
-    }, partition.identity)  # fmt: skip
+    return make_tables(
+        graph.meta,
+        {
+            "placement": (
+                PLACEMENT,
+                [
+                    (
+                        op.id,
+                        placement.devices[op.id],
+                        placement.pinned[op.id],
+                        placement.reasons[op.id],
+                    )
+                    for op in graph.ops
+                ],
+            ),
+            "transfers": (
+                TRANSFERS,
+                [
+                    (
+                        t.id,
+                        t.tensor.id,
+                        t.tensor.name,
+                        t.tensor.label,
+                        groups[t.tensor.id],
+                        sorts[t.tensor.id],
+                        t.tensor.id in partition.secret,
+                        t.tensor.op,
+                        t.src_device,
+                        t.dst_device,
+                        t.call,
+                        t.direction,
+                        t.wire_dtype,
+                        t.payload_bytes,
+                        t.wire_bytes,
+                        t.bytes_expr,
+                        t.tensor.seq_degree,
+                        share(t.payload_bytes, whole),
+                        t.seconds,
+                        graph.ops[t.tensor.op or 0].module_path,
+                        graph.ops[t.tensor.op or 0].stack,
+                        graph.ops[t.tensor.op or 0].layer,
+                    )
+                    for t in traffic.transfers
+                ],
+            ),
+            "calls": (
+                CALLS,
+                [
+                    (
+                        c.id,
+                        c.device,
+                        c.label,
+                        c.ops,
+                        c.sent_payload_bytes,
+                        c.sent_wire_bytes,
+                        c.received_payload_bytes,
+                        c.received_wire_bytes,
+                        c.seconds,
+                    )
+                    for c in traffic.calls
+                ],
+            ),
+            "summary": (
+                SUMMARY,
+                [tuple(_items(value) for value in summary_row(partition).values())],
+            ),
+        },
+        partition.identity,
+    )
 
 
 def write_partition(partition: Split, trace: Path) -> Path:
     """Write the four tables of a partition into its trace's directory; where they are."""
     metadata = {
-        **trace_metadata(partition.graph.meta, partition.trace_id), "policy": partition.policy,
+        **trace_metadata(partition.graph.meta, partition.trace_id),
+        "policy": partition.policy,
         "home": partition.placement.home,
         "accelerators": json.dumps(partition.placement.accelerators),
-        "link": partition.link, "wire_dtype": partition.wire,
+        "link": partition.link,
+        "wire_dtype": partition.wire,
         "residency": partition.residency,
-    }  # fmt: skip
+    }
     folder = trace / partition.folder
     write_tables(
-        folder, partition_tables(partition), metadata,
+        folder,
+        partition_tables(partition),
+        metadata,
         advice="Make the place writable, or free some space.",
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -452,10 +577,14 @@ def summary_row(partition: Split) -> dict[str, Any]:
     placement, traffic, totals = partition.placement, partition.traffic, partition.traffic.totals
     run, solution = partition.run, partition.solution
     return {
-        "policy": partition.policy, "home": placement.home,
-        "accelerators": list(placement.accelerators), "link": partition.link,
-        "wire_dtype": partition.wire_dtype, "residency": partition.residency,
-        "calls": len(traffic.calls), "transfers": len(traffic.transfers),
+        "policy": partition.policy,
+        "home": placement.home,
+        "accelerators": list(placement.accelerators),
+        "link": partition.link,
+        "wire_dtype": partition.wire_dtype,
+        "residency": partition.residency,
+        "calls": len(traffic.calls),
+        "transfers": len(traffic.transfers),
         "cut_edges": traffic.cut_edges,
         "sent_payload_bytes": totals.sent_payload_bytes,
         "sent_wire_bytes": totals.sent_wire_bytes,
@@ -463,9 +592,12 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "received_wire_bytes": totals.received_wire_bytes,
         "peer_payload_bytes": totals.peer_payload_bytes,
         "peer_wire_bytes": totals.peer_wire_bytes,
-        "total_payload_bytes": totals.payload_bytes, "total_wire_bytes": totals.wire_bytes,
-        "total_bytes_expr": traffic.total_expr, "peak_buffer_bytes": traffic.peak_buffer_bytes,
-        "seconds": totals.seconds, "resident_bytes": dict(traffic.resident_bytes),
+        "total_payload_bytes": totals.payload_bytes,
+        "total_wire_bytes": totals.wire_bytes,
+        "total_bytes_expr": traffic.total_expr,
+        "peak_buffer_bytes": traffic.peak_buffer_bytes,
+        "seconds": totals.seconds,
+        "resident_bytes": dict(traffic.resident_bytes),
         "coverage": total_flops(partition.graph).coverage,
         "compute_seconds": dict(partition.compute_seconds),
         "home_seconds": partition.home_seconds,
@@ -478,14 +610,16 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "objective_value": solution and solution.objective,
         "objective_bound": solution and solution.bound,
         "objective_unit": partition.unit if solution else None,
-        "optimal": solution and solution.proven, "solver": solution and solution.solver,
+        "optimal": solution and solution.proven,
+        "solver": solution and solution.solver,
         "cut": (solution and solution.cut) or None,
-        "cycles": dict(partition.cycles), "array_options": partition.options.text or None,
+        "cycles": dict(partition.cycles),
+        "array_options": partition.options.text or None,
         "seen": {
             one.device: {sort.what.value: sort.how.value for sort in one.seen}
             for one in partition.exposed
         },
-    }  # fmt: skip
+    }
 
 
 def in_a_path(text: str) -> str:
@@ -511,30 +645,44 @@ def read_split(trace: Path, folder: Path) -> Split:
     rows = {
         name: _rows(folder, name, schema, trace_id)
         for name, schema in (
-            ("placement", PLACEMENT), ("transfers", TRANSFERS), ("calls", CALLS),
+            ("placement", PLACEMENT),
+            ("transfers", TRANSFERS),
+            ("calls", CALLS),
             ("summary", SUMMARY),
         )
-    }  # fmt: skip
+    }
     if len(rows["summary"]) != 1 or len(rows["placement"]) != len(graph.ops):
         raise TableError(f"{folder} is damaged. Run partition again.")
     (summary,) = rows["summary"]
     placement = Placement(
-        summary["home"], *(
+        summary["home"],
+        *(
             tuple(row[column] for row in rows["placement"])
             for column in ("device", "pinned", "reason")
-        )
-    )  # fmt: skip
+        ),
+    )
     transfers = tuple(_transfer(graph, row) for row in rows["transfers"])
     traffic = Traffic(
-        _calls(graph, placement, rows["calls"], transfers), transfers, totals_of(transfers, ()),
-        summary["peak_buffer_bytes"], summary["cut_edges"], dict(summary["resident_bytes"]),
+        _calls(graph, placement, rows["calls"], transfers),
+        transfers,
+        totals_of(transfers, ()),
+        summary["peak_buffer_bytes"],
+        summary["cut_edges"],
+        dict(summary["resident_bytes"]),
         summary["total_bytes_expr"],
-    )  # fmt: skip
+    )
     return Split(
-        graph, trace_id, summary["policy"], placement, traffic, summary["link"], None,
-        summary["wire_dtype"], summary["residency"],
+        graph,
+        trace_id,
+        summary["policy"],
+        placement,
+        traffic,
+        summary["link"],
+        None,
+        summary["wire_dtype"],
+        summary["residency"],
         options=Options.parse(summary["array_options"] or ""),
-    )  # fmt: skip
+    )
 
 
 def _rows(folder: Path, name: str, schema: pa.Schema, trace_id: str) -> list[dict[str, Any]]:
@@ -547,29 +695,45 @@ def _rows(folder: Path, name: str, schema: pa.Schema, trace_id: str) -> list[dic
 
 def _transfer(graph: OpGraph, row: Mapping[str, Any]) -> Transfer:
     return Transfer(
-        row["transfer_id"], graph.tensors[row["tensor_id"]], row["src_device"], row["dst_device"],
-        row["call_id"], row["direction"], row["wire_dtype"], row["payload_bytes"],
-        row["wire_bytes"], row["seconds"], row["bytes_expr"],
-    )  # fmt: skip
+        row["transfer_id"],
+        graph.tensors[row["tensor_id"]],
+        row["src_device"],
+        row["dst_device"],
+        row["call_id"],
+        row["direction"],
+        row["wire_dtype"],
+        row["payload_bytes"],
+        row["wire_bytes"],
+        row["seconds"],
+        row["bytes_expr"],
+    )
 
 
 def _calls(
-    graph: OpGraph, placement: Placement, rows: Sequence[Mapping[str, Any]],
+    graph: OpGraph,
+    placement: Placement,
+    rows: Sequence[Mapping[str, Any]],
     transfers: Sequence[Transfer],
-) -> tuple[Call, ...]:  # fmt: skip
+) -> tuple[Call, ...]:
     """The calls; their steps are not in the table, and follow from the placement."""
     steps = steps_of(graph, placement)
     brought = {t.call: steps[t.tensor.op or 0] + 1 for t in transfers if t.direction != "receive"}
     return tuple(
         Call(
-            row["call_id"], row["device"], tuple(row["ops"]), row["label"],
-            row["sent_payload_bytes"], row["sent_wire_bytes"], row["received_payload_bytes"],
-            row["received_wire_bytes"], row["seconds"],
+            row["call_id"],
+            row["device"],
+            tuple(row["ops"]),
+            row["label"],
+            row["sent_payload_bytes"],
+            row["sent_wire_bytes"],
+            row["received_payload_bytes"],
+            row["received_wire_bytes"],
+            row["seconds"],
             # One without ops brings new state, right after it is made.
             steps[row["ops"][0]] if row["ops"] else brought[row["call_id"]],
         )
         for row in rows
-    )  # fmt: skip
+    )
 
 
 def remove_stale(trace: Path, trace_id: str) -> list[str]:

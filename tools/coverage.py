@@ -67,9 +67,15 @@ HEADS = {
     ),
 }
 DEPTHS = (
-    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
-    "num_decoder_layers", "encoder_layers", "num_encoder_layers",
-)  # fmt: skip
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "num_encoder_layers",
+)
 GAPS: dict[tuple[str, str], dict[str, Any]] = {
     ("causal-lm", "cohere_compass_text"): {
         "rope_parameters.full_attention": {"rope_theta": 10_000.0}
@@ -143,10 +149,13 @@ class Row:
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         model_type, *traced, ops, exact, equal, said = cells
         return cls(
-            model_type, tuple(traced), int(ops.replace(",", "") or 0),
-            int(exact.strip("%") or 0) / 100, equal,
+            model_type,
+            tuple(traced),
+            int(ops.replace(",", "") or 0),
+            int(exact.strip("%") or 0) / 100,
+            equal,
             said.replace("\\|", "|").replace("&lt;", "<"),
-        )  # fmt: skip
+        )
 
 
 def model_types(head: str) -> list[str]:
@@ -243,10 +252,7 @@ def how(made: Capture | CutedgeError | None) -> tuple[str, tuple[str, ...]]:
 
 
 def against_torch(
-    graph: OpGraph,
-    encoder: OpGraph | None,
-    config: Mapping[str, Any],
-    overrides: Mapping[str, Any],
+    graph: OpGraph, encoder: OpGraph | None, config: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[str, tuple[str, ...]]:
     """Whether torch counts the same FLOPs when the model itself runs, and why not.
 
@@ -358,11 +364,12 @@ COUNTS: dict[str, Callable[[Row], bool]] = {
     "no model can be built from the default config": lambda row: row.traced[0] == "no config",
     "every op that works has known FLOPs": lambda row: row.ops > 0 and LACKING not in row.notes,
     "FLOPs of matrix products equal torch's FlopCounterMode": lambda row: row.torch == "equal",
-    "they differ by what no input reaches (counted as constants)":
-        lambda row: row.torch == "explained",
+    "they differ by what no input reaches (counted as constants)": lambda row: (
+        row.torch == "explained"
+    ),
     "they differ otherwise": lambda row: row.torch == "differs",
     "torch's counter cannot run the model without data": lambda row: row.torch == "-",
-}  # fmt: skip
+}
 
 
 def page(swept: Mapping[str, Sequence[Row]]) -> str:

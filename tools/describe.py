@@ -65,9 +65,11 @@ def of_column(kind: pa.DataType) -> Schema:
     if pa.types.is_list(kind):
         return {"type": "array", "items": of_column(kind.value_type)}
     checks = (
-        (pa.types.is_boolean, "boolean"), (pa.types.is_integer, "integer"),
-        (pa.types.is_floating, "number"), (pa.types.is_string, "string"),
-    )  # fmt: skip
+        (pa.types.is_boolean, "boolean"),
+        (pa.types.is_integer, "integer"),
+        (pa.types.is_floating, "number"),
+        (pa.types.is_string, "string"),
+    )
     return {"type": next(name for holds, name in checks if holds(kind))}
 
 

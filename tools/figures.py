@@ -85,9 +85,13 @@ def roofline_rows() -> Iterator[Row]:
         n = f", n = {row['prompt_tokens']}" if row["prompt_tokens"] else ""
         shown = "oom" if ours is None else digits(ours, theirs if same else row["formula_value"])
         yield Row(
-            f"{row['section']} {row['model']}{n}: {row['metric']}", theirs, shown, row["unit"],
-            same, _ROOFLINE_SLIPS[row["model"], row["metric"]] if slip else "",
-        )  # fmt: skip
+            f"{row['section']} {row['model']}{n}: {row['metric']}",
+            theirs,
+            shown,
+            row["unit"],
+            same,
+            _ROOFLINE_SLIPS[row["model"], row["metric"]] if slip else "",
+        )
 
 
 _ROOFLINE_SLIPS = {
@@ -118,10 +122,12 @@ def _limit(row: Mapping[str, str]) -> float | None:
         key = "first_token_ms"
     key = {"model_params": "activated_params", "decode_W": "decode_W_tokens_per_ms"}.get(key, key)
     found = limits(
-        _model(row["model"]), machine(load_device("rtx-4090"), "float32", binary=True),
-        weight_bits=int(bits[1]) if bits else 16, kv_bits=int(bits[2] or 16) if bits else 16,
+        _model(row["model"]),
+        machine(load_device("rtx-4090"), "float32", binary=True),
+        weight_bits=int(bits[1]) if bits else 16,
+        kv_bits=int(bits[2] or 16) if bits else 16,
         prompt=prompt,
-    )  # fmt: skip
+    )
     return in_units(found, binary=True)[key]
 
 
@@ -181,27 +187,33 @@ def _pipelined() -> float:
 
 CHIP_FIGURES: Mapping[tuple[str, str], Callable[[], float]] = {
     ("-", "cycles per 8x8x8 tile"): _tile_cycles,
-    ("tinyllama-1.1b", "tiles of a [1 x 2048] x [2048 x 2048] matmul"):
-        lambda: TINY.tiles(FIRST + ".*q_proj"),
-    ("tinyllama-1.1b", "time of one 2048x2048 matmul"):
-        lambda: TINY.seconds(FIRST + ".*q_proj") * 1000,
+    ("tinyllama-1.1b", "tiles of a [1 x 2048] x [2048 x 2048] matmul"): lambda: TINY.tiles(
+        FIRST + ".*q_proj"
+    ),
+    ("tinyllama-1.1b", "time of one 2048x2048 matmul"): lambda: (
+        TINY.seconds(FIRST + ".*q_proj") * 1000
+    ),
     ("tinyllama-1.1b", "q_proj time"): lambda: TINY.seconds(FIRST + ".*q_proj") * 1000,
     ("tinyllama-1.1b", "up_proj time"): lambda: TINY.seconds(FIRST + ".*up_proj") * 1000,
-    ("tinyllama-1.1b", "tiles of gate_proj / up_proj (2048x5632)"):
-        lambda: TINY.tiles(FIRST + ".*gate_proj"),
+    ("tinyllama-1.1b", "tiles of gate_proj / up_proj (2048x5632)"): lambda: TINY.tiles(
+        FIRST + ".*gate_proj"
+    ),
     ("tinyllama-1.1b", "tiles of down_proj (5632x2048)"): lambda: TINY.tiles(FIRST + ".*down_proj"),
     ("tinyllama-1.1b", "time of one FFN matmul"): lambda: TINY.seconds(FIRST + ".*up_proj") * 1000,
-    ("tinyllama-1.1b", "attention projections per layer with num_key_value_heads=32"):
-        lambda: TINY.seconds(FIRST + "self_attn") * 1000,
+    ("tinyllama-1.1b", "attention projections per layer with num_key_value_heads=32"): lambda: (
+        TINY.seconds(FIRST + "self_attn") * 1000
+    ),
     ("tinyllama-1.1b", "FFN per layer"): lambda: TINY.seconds(FIRST + "mlp") * 1000,
     ("tinyllama-1.1b", "tiles per layer"): lambda: TINY.tiles(FIRST),
     ("tinyllama-1.1b", "tiles of the whole model (22 layers)"): lambda: TINY.tiles(LAYERS),
     ("tinyllama-1.1b", "time per layer"): lambda: TINY.seconds(FIRST),
     ("tinyllama-1.1b", "time per token (22 layers)"): lambda: TINY.seconds(LAYERS),
-    ("tinyllama-1.1b", "tiles of k_proj / v_proj with the model's real 4 KV heads"):
-        lambda: TINY_REAL.tiles(FIRST + ".*k_proj"),
-    ("tinyllama-1.1b", "time per token with the real 4 KV heads and lm_head"):
-        lambda: TINY_REAL.seconds(),
+    ("tinyllama-1.1b", "tiles of k_proj / v_proj with the model's real 4 KV heads"): lambda: (
+        TINY_REAL.tiles(FIRST + ".*k_proj")
+    ),
+    ("tinyllama-1.1b", "time per token with the real 4 KV heads and lm_head"): lambda: (
+        TINY_REAL.seconds()
+    ),
     ("llama-2-7b", "tiles per layer"): lambda: OnChip("llama-2-7b").tiles(FIRST),
     ("gpt2", "tiles per layer"): lambda: OnChip("gpt2").tiles(FIRST),
     ("bert-base", "tiles per layer"): lambda: OnChip("bert-base").tiles(FIRST),
@@ -210,14 +222,15 @@ CHIP_FIGURES: Mapping[tuple[str, str], Callable[[], float]] = {
     ("distilbert", "time of a 768x768 matmul"): lambda: DISTIL.seconds(FIRST + ".*q_lin") * 1000,
     ("distilbert", "tiles of an FFN matmul (768x3072)"): lambda: DISTIL.tiles(FIRST + ".*lin1"),
     ("distilbert", "time of an FFN matmul"): lambda: DISTIL.seconds(FIRST + ".*lin1") * 1000,
-    ("distilbert", "time of 6 layers counting one attention matmul a layer"):
-        lambda: DISTIL.seconds(LAYERS + "(.*q_lin|ffn)"),
+    ("distilbert", "time of 6 layers counting one attention matmul a layer"): lambda: (
+        DISTIL.seconds(LAYERS + "(.*q_lin|ffn)")
+    ),
     ("edge-10m", "tiles of a 256x256 matmul"): lambda: EDGE.tiles(FIRST + ".*q_proj"),
     ("edge-10m", "time of a 256x256 matmul"): lambda: EDGE.seconds(FIRST + ".*q_proj") * 1000,
     ("edge-10m", "tiles of an FFN matmul (256x1024)"): lambda: EDGE.tiles(FIRST + "fc1"),
     ("edge-10m", "time of an FFN matmul"): lambda: EDGE.seconds(FIRST + "fc1") * 1000,
     ("-", "pipeline depth 4 on 65536 tiles"): _pipelined,
-}  # fmt: skip
+}
 """(model, item) -> our figure in the document's unit, from the rows of a traced token."""
 
 
@@ -257,22 +270,34 @@ def systolic_rows() -> Iterator[Row]:
     for row in rows("systolic_gemm.csv"):
         m, n, k, height, width = (int(row[key]) for key in ("M", "N", "K", "rows", "cols"))
         array = Array(
-            dataflow=row["dataflow"], rows=height, columns=width, depth=None, tile_cycles=None,
+            dataflow=row["dataflow"],
+            rows=height,
+            columns=width,
+            depth=None,
+            tile_cycles=None,
             clock_hertz=1e8,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # type: ignore[arg-type]
         ours = str(gemm_cost(array, m, k, n).cycles)
         yield Row(
-            f"[{m} x {k}] x [{k} x {n}], {row['dataflow']}, {height} x {width}", row["cycles"],
-            ours, "cycles", row["cycles"] == ours, "",
-        )  # fmt: skip
+            f"[{m} x {k}] x [{k} x {n}], {row['dataflow']}, {height} x {width}",
+            row["cycles"],
+            ours,
+            "cycles",
+            row["cycles"] == ours,
+            "",
+        )
 
 
 # --- 002: parameters ------------------------------------------------------------------------------
 
 GENERIC = (
-    ("hidden_size", 4096), ("num_hidden_layers", 32), ("vocab_size", 32000),
-    ("intermediate_size", 14336), ("num_attention_heads", 32), ("num_key_value_heads", 32),
-)  # fmt: skip
+    ("hidden_size", 4096),
+    ("num_hidden_layers", 32),
+    ("vocab_size", 32000),
+    ("intermediate_size", 14336),
+    ("num_attention_heads", 32),
+    ("num_key_value_heads", 32),
+)
 
 
 @cache
@@ -291,27 +316,35 @@ def _layer(*parts: str, overrides: tuple[tuple[str, Any], ...] = ()) -> int:
 
 PLAIN = (("num_key_value_heads", 32),)
 PARAMS: Mapping[tuple[str, str], Callable[[], float]] = {
-    ("generic H=4096 L=32 V=32000 M=3.5", "total parameters (estimate formula)"): lambda: _weights(
-        "llama-2-7b", "embedding", "attention", "ffn", "lm_head", overrides=GENERIC) / 2**30,
+    ("generic H=4096 L=32 V=32000 M=3.5", "total parameters (estimate formula)"): lambda: (
+        _weights("llama-2-7b", "embedding", "attention", "ffn", "lm_head", overrides=GENERIC)
+        / 2**30
+    ),
     ("mistral-7b", "embedding"): lambda: _weights("mistral-7b", "embedding") / 1e6,
-    ("mistral-7b", "per layer without GQA"):
-        lambda: _layer("attention", "ffn", overrides=PLAIN) / 2**20,
-    ("mistral-7b", "self-attention per layer without GQA"):
-        lambda: _layer("attention", overrides=PLAIN) / 2**20,
-    ("mistral-7b", "self-attention per layer with GQA (8 KV heads)"):
-        lambda: _layer("attention") / 2**20,
-    ("mistral-7b", "self-attention of 32 layers with GQA"):
-        lambda: _weights("mistral-7b", "attention") / 2**30,
+    ("mistral-7b", "per layer without GQA"): lambda: (
+        _layer("attention", "ffn", overrides=PLAIN) / 2**20
+    ),
+    ("mistral-7b", "self-attention per layer without GQA"): lambda: (
+        _layer("attention", overrides=PLAIN) / 2**20
+    ),
+    ("mistral-7b", "self-attention per layer with GQA (8 KV heads)"): lambda: (
+        _layer("attention") / 2**20
+    ),
+    ("mistral-7b", "self-attention of 32 layers with GQA"): lambda: (
+        _weights("mistral-7b", "attention") / 2**30
+    ),
     ("mistral-7b", "total"): lambda: _parts("mistral-7b").total / 1e9,
     ("qwen2.5-3b", "embedding"): lambda: _weights("qwen2.5-3b", "embedding"),
-    ("qwen2.5-3b", "attention of 36 layers (no bias)"):
-        lambda: _weights("qwen2.5-3b", "attention") / 2**20,
+    ("qwen2.5-3b", "attention of 36 layers (no bias)"): lambda: (
+        _weights("qwen2.5-3b", "attention") / 2**20
+    ),
     ("qwen2.5-3b", "FFN of 36 layers"): lambda: _weights("qwen2.5-3b", "ffn") / 2**20,
     ("qwen2.5-3b", "lm_head"): lambda: _parts("qwen2.5-3b").tied / 2**20,
     ("qwen2.5-3b", "total counting lm_head separately"): lambda: (
-        _weights("qwen2.5-3b", "embedding", "attention", "ffn") + _parts("qwen2.5-3b").tied
-    ) / 2**30,
-}  # fmt: skip
+        (_weights("qwen2.5-3b", "embedding", "attention", "ffn") + _parts("qwen2.5-3b").tied)
+        / 2**30
+    ),
+}
 
 
 def params_rows() -> Iterator[Row]:
@@ -338,12 +371,14 @@ def transfer_rows() -> Iterator[Row]:
         traffic = split(*case.split("/"))
         totals = traffic.totals
         ours = {
-            "calls": len(traffic.calls), "sent_bytes": totals.sent_payload_bytes,
-            "received_bytes": totals.received_payload_bytes, "total_bytes": totals.payload_bytes,
+            "calls": len(traffic.calls),
+            "sent_bytes": totals.sent_payload_bytes,
+            "received_bytes": totals.received_payload_bytes,
+            "total_bytes": totals.payload_bytes,
             "sent_MiB": totals.sent_payload_bytes / 2**20,
             "received_MiB": totals.received_payload_bytes / 2**20,
             "total_MiB": totals.payload_bytes / 2**20,
-        }  # fmt: skip
+        }
         for key, value in expected.items():
             theirs = str(value)
             shown = digits(ours[key], theirs)
@@ -355,17 +390,19 @@ def transfer_rows() -> Iterator[Row]:
         traffic.calls, data["first_calls offload-linear/float32 (payload bytes)"], strict=False
     ):
         for key, ours in (
-            ("sent", call.sent_payload_bytes), ("received", call.received_payload_bytes),
-        ):  # fmt: skip
+            ("sent", call.sent_payload_bytes),
+            ("received", call.received_payload_bytes),
+        ):
             theirs = str(expected[key])
             name = f"003 call {call.id} ({expected['ops']}): {key}"
             yield Row(name, theirs, str(ours), "bytes", theirs == str(ours), "")
     log, totals = data["measured_log"], traffic.totals
     for key, ours in (
-        ("rpc_calls", len(traffic.calls)), ("sent_MB", totals.sent_wire_bytes / 2**20),
+        ("rpc_calls", len(traffic.calls)),
+        ("sent_MB", totals.sent_wire_bytes / 2**20),
         ("received_MB", totals.received_wire_bytes / 2**20),
         ("total_MB", totals.wire_bytes / 2**20),
-    ):  # fmt: skip
+    ):
         theirs = str(log[key])
         shown = digits(ours, theirs)
         yield Row(f"003 log: {key} (MiB, framing included)", theirs, shown, "", theirs == shown, "")
@@ -378,11 +415,14 @@ def transfer_rows() -> Iterator[Row]:
     )
     full = account(graph_k, placement, Links(load_link("none")), wire_dtype="float32").calls[1]
     yield Row(
-        "003 report: q/k/v output of a layer", "24",
-        f"{traffic.calls[1].received_payload_bytes / 2**20:.0f}", "MiB", False,
+        "003 report: q/k/v output of a layer",
+        "24",
+        f"{traffic.calls[1].received_payload_bytes / 2**20:.0f}",
+        "MiB",
+        False,
         f"it counts K and V 2048 wide ({full.received_payload_bytes / 2**20:.0f} MiB with 32 KV "
         "heads); the model has 8 KV heads, as its own log shows",
-    )  # fmt: skip
+    )
     for name, value in data["report_estimates"].items():
         yield Row(f"003 report: estimate for {name}", value, "", "", None, "a rounded estimate")
 

@@ -25,36 +25,74 @@ from tracer.graph import OpGraph, Role
 PAGE = Path(__file__).parent.parent / "docs" / "memory.md"
 
 TEXT = {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 200,
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 200,
+}
 
 MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {"model_type": "llama", **TEXT}),
-    "gpt2": ("GPT2LMHeadModel", {
-        "model_type": "gpt2", "n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 200,
-        "n_positions": 512, "bos_token_id": 0, "eos_token_id": 0,
-    }),
-    "gemma3": ("Gemma3ForCausalLM", {
-        "model_type": "gemma3_text", "head_dim": 16, "sliding_window": 32,
-        "sliding_window_pattern": 3, **TEXT,
-    }),
-    "mixtral": ("MixtralForCausalLM", {
-        "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, **TEXT,
-    }),
-    "t5": ("T5ForConditionalGeneration", {
-        "model_type": "t5", "d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 3,
-        "num_heads": 4, "vocab_size": 200,
-    }),
-    "bert": ("BertForMaskedLM", {
-        "model_type": "bert", "max_position_embeddings": 512,
-        **{key: value for key, value in TEXT.items() if key != "num_key_value_heads"},
-    }),
-    "resnet": ("ResNetForImageClassification", {
-        "model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32], "depths": [2, 2],
-        "layer_type": "basic",
-    }),
-}  # fmt: skip
+    "gpt2": (
+        "GPT2LMHeadModel",
+        {
+            "model_type": "gpt2",
+            "n_embd": 64,
+            "n_layer": 3,
+            "n_head": 4,
+            "vocab_size": 200,
+            "n_positions": 512,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        {
+            "model_type": "gemma3_text",
+            "head_dim": 16,
+            "sliding_window": 32,
+            "sliding_window_pattern": 3,
+            **TEXT,
+        },
+    ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, **TEXT},
+    ),
+    "t5": (
+        "T5ForConditionalGeneration",
+        {
+            "model_type": "t5",
+            "d_model": 64,
+            "d_ff": 128,
+            "d_kv": 16,
+            "num_layers": 3,
+            "num_heads": 4,
+            "vocab_size": 200,
+        },
+    ),
+    "bert": (
+        "BertForMaskedLM",
+        {
+            "model_type": "bert",
+            "max_position_embeddings": 512,
+            **{key: value for key, value in TEXT.items() if key != "num_key_value_heads"},
+        },
+    ),
+    "resnet": (
+        "ResNetForImageClassification",
+        {
+            "model_type": "resnet",
+            "embedding_size": 16,
+            "hidden_sizes": [16, 32],
+            "depths": [2, 2],
+            "layer_type": "basic",
+        },
+    ),
+}
 """Name -> (class, config)."""
 
 SEQ, PAST, SOURCE, PIXELS = 128, 200, 64, 224

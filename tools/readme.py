@@ -26,13 +26,23 @@ def in_a_shell(line: str, folder: Path) -> str:
     """What a line prints, carried out as a user does."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {
-        **os.environ, "PATH": path, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120",
+        **os.environ,
+        "PATH": path,
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+        "COLUMNS": "120",
         "CUTEDGE_CACHE": os.environ.get("CUTEDGE_CACHE") or f"{folder.parent}/cache-of-pages",
-    }  # fmt: skip
+    }
     ran = subprocess.run(
-        line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
+        line,
+        shell=True,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
         check=False,
-    )  # fmt: skip
+    )
     return ran.stdout + ran.stderr
 
 

@@ -38,9 +38,10 @@ TABLES: Mapping[str, tuple[str, pa.Schema]] = {
     "costs": ("A row is an op on a device. `cutedge cost` writes it.", COSTS),
     "measured_calls": ("A row is a round trip as `cutedge verify` ran it.", MEASURED_CALLS),
     "sweep": (
-        "A row is a point of a grid. Model, phase and policy stand in the path of the file.", SWEEP,
+        "A row is a point of a grid. Model, phase and policy stand in the path of the file.",
+        SWEEP,
     ),
-}  # fmt: skip
+}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -74,12 +75,15 @@ def _commands() -> str:
             for name, one in found
         ],
     )
-    return "\n\n".join([
-        "# Every command and option",
-        "What each command takes, from its parser. [The commands](../guide/commands.md) shows them "
-        "at work. A choice in bold is the default.",
-        listed, *(_command(name, one) for name, one in found),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            "# Every command and option",
+            "What each command takes, from its parser. [The commands](../guide/commands.md) shows them "
+            "at work. A choice in bold is the default.",
+            listed,
+            *(_command(name, one) for name, one in found),
+        ]
+    )
 
 
 def _first(text: str) -> str:
@@ -91,20 +95,26 @@ def _command(name: str, one: Any) -> str:
     options = [p for p in one.params if p.param_type_name == "option" and p.name != "help"]
     parts = [f"## cutedge {name}", " ".join(one.help.split())]
     if arguments:
-        parts.append(table(
-            ("argument", "value", "what it is"),
-            [(code(_metavar(p)), _values(p), p.help or "") for p in arguments],
-        ))  # fmt: skip
-    parts.append(table(
-        ("option", "value", "default", "what it is"),
-        [
-            (
-                ", ".join(map(code, (*p.opts, *p.secondary_opts))), _values(p), _default(p),
-                p.help or "",
+        parts.append(
+            table(
+                ("argument", "value", "what it is"),
+                [(code(_metavar(p)), _values(p), p.help or "") for p in arguments],
             )
-            for p in options
-        ],
-    ))  # fmt: skip
+        )
+    parts.append(
+        table(
+            ("option", "value", "default", "what it is"),
+            [
+                (
+                    ", ".join(map(code, (*p.opts, *p.secondary_opts))),
+                    _values(p),
+                    _default(p),
+                    p.help or "",
+                )
+                for p in options
+            ],
+        )
+    )
     example = one.epilog.removeprefix("Example: [bold]").removesuffix("[/bold]")
     parts.append(f"```sh\n{example}\n```")
     known = schemas()
@@ -158,19 +168,22 @@ def _default(parameter: Any) -> str:
 
 
 def _tables() -> str:
-    return "\n\n".join([
-        "# Every column",
-        "The columns of the tables, from their schemas. The same descriptions are in each Parquet "
-        "file, as metadata of its fields. [The tables](../guide/tables.md) shows how to ask them.",
-        "## Of the run",
-        "Each row of each table ends with the run that it is of; those of a trace alone have no "
-        "`policy`, `wire`, `residency` and `machine`.",
-        _columns(RUN),
-        *(
-            part for name, (about, schema) in TABLES.items()
-            for part in (f"## {name}", about, _columns(schema))
-        ),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            "# Every column",
+            "The columns of the tables, from their schemas. The same descriptions are in each Parquet "
+            "file, as metadata of its fields. [The tables](../guide/tables.md) shows how to ask them.",
+            "## Of the run",
+            "Each row of each table ends with the run that it is of; those of a trace alone have no "
+            "`policy`, `wire`, `residency` and `machine`.",
+            _columns(RUN),
+            *(
+                part
+                for name, (about, schema) in TABLES.items()
+                for part in (f"## {name}", about, _columns(schema))
+            ),
+        ]
+    )
 
 
 def _columns(schema: pa.Schema) -> str:
@@ -189,34 +202,50 @@ def _type(field: pa.Field) -> str:
 
 
 def _policies() -> str:
-    return "\n\n".join([
-        "# Every policy",
-        "The policies that come with cutedge, from their files. The first rule that matches an op "
-        "places it; `default` is where the others go. [Your own](../guide/own.md) says how one is "
-        "written.",
-        *(_policy(load_policy(name)) for name in policy_names()),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            "# Every policy",
+            "The policies that come with cutedge, from their files. The first rule that matches an op "
+            "places it; `default` is where the others go. [Your own](../guide/own.md) says how one is "
+            "written.",
+            *(_policy(load_policy(name)) for name in policy_names()),
+        ]
+    )
 
 
 def _policy(policy: Policy) -> str:
     objective = " and ".join(policy.objective or ()) or "nothing: no op is free"
     parts = [
-        f"## {policy.name}", policy.description,
+        f"## {policy.name}",
+        policy.description,
         f"Default: `{policy.default}`. Best for {objective}."
         + (" One cut, between two layers." if policy.cut == "layers" else ""),
-    ]  # fmt: skip
+    ]
     if policy.rules:
-        parts.append(table(
-            ("rule", "ops", "place", "reason"),
-            [(str(n), code(rule), code(rule.place), rule.reason)
-             for n, rule in enumerate(policy.rules, 1)],
-        ))  # fmt: skip
+        parts.append(
+            table(
+                ("rule", "ops", "place", "reason"),
+                [
+                    (str(n), code(rule), code(rule.place), rule.reason)
+                    for n, rule in enumerate(policy.rules, 1)
+                ],
+            )
+        )
     if policy.secrets:
-        parts.append(table(
-            ("secret", "tensors", "what is made of them", "reason"),
-            [(str(n), code(secret), "secret too" if secret.derived else "not secret", secret.reason)
-             for n, secret in enumerate(policy.secrets, 1)],
-        ))  # fmt: skip
+        parts.append(
+            table(
+                ("secret", "tensors", "what is made of them", "reason"),
+                [
+                    (
+                        str(n),
+                        code(secret),
+                        "secret too" if secret.derived else "not secret",
+                        secret.reason,
+                    )
+                    for n, secret in enumerate(policy.secrets, 1)
+                ],
+            )
+        )
     return "\n\n".join(parts)
 
 
@@ -239,10 +268,13 @@ def _python(kind: Any) -> str:
 
 
 _ARRAY_KEYS = {
-    "array_dataflow": "dataflow", "array_rows_elements": "rows",
-    "array_columns_elements": "columns", "array_depth_elements": "depth",
-    "tile_cycles": "tile_cycles", "clock_hertz": "clock_hertz",
-}  # fmt: skip
+    "array_dataflow": "dataflow",
+    "array_rows_elements": "rows",
+    "array_columns_elements": "columns",
+    "array_depth_elements": "depth",
+    "tile_cycles": "tile_cycles",
+    "clock_hertz": "clock_hertz",
+}
 
 
 def _limits(figure: Figure) -> str:
@@ -254,54 +286,72 @@ def _limits(figure: Figure) -> str:
 
 def _devices() -> str:
     array = {**ARRAY_FIGURES, **TILE_FIGURES}
-    return "\n\n".join([
-        "# Devices",
-        "What a description of a device may say, and the devices of cutedge. A file has the "
-        "fields as keys, each figure as a table with `value` and `source`; `cutedge devices "
-        "NAME` shows the sources. [Your own](../guide/own.md) has an example.",
-        "## Fields", _fields(Device),
-        "## Fields of an array", _fields(Array),
-        "In a file these are keys with a prefix and a unit:",
-        table(
-            ("key", "field", "value"),
-            [
-                (code(name), code(field), _limits(array[name]) if name in array else "text")
-                for name, field in _ARRAY_KEYS.items()
-            ],
-        ),
-        "## The devices",
-        _described(device_names(), load_device, ("device", "trusted", "what it is"), lambda one: (
-            code(one.name), "yes" if one.trusted else "no", one.description,
-        )),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            "# Devices",
+            "What a description of a device may say, and the devices of cutedge. A file has the "
+            "fields as keys, each figure as a table with `value` and `source`; `cutedge devices "
+            "NAME` shows the sources. [Your own](../guide/own.md) has an example.",
+            "## Fields",
+            _fields(Device),
+            "## Fields of an array",
+            _fields(Array),
+            "In a file these are keys with a prefix and a unit:",
+            table(
+                ("key", "field", "value"),
+                [
+                    (code(name), code(field), _limits(array[name]) if name in array else "text")
+                    for name, field in _ARRAY_KEYS.items()
+                ],
+            ),
+            "## The devices",
+            _described(
+                device_names(),
+                load_device,
+                ("device", "trusted", "what it is"),
+                lambda one: (code(one.name), "yes" if one.trusted else "no", one.description),
+            ),
+        ]
+    )
 
 
 def _links() -> str:
-    return "\n\n".join([
-        "# Links",
-        "What a description of a link may say, and the links of cutedge. `cutedge links NAME` "
-        "shows the source of each figure.",
-        "## Fields", _fields(Link, ("name", "description", *FIGURES, "sources")),
-        "## The links",
-        _described(link_names(), load_link, ("link", "what it is"), lambda one: (
-            code(one.name), one.description,
-        )),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            "# Links",
+            "What a description of a link may say, and the links of cutedge. `cutedge links NAME` "
+            "shows the source of each figure.",
+            "## Fields",
+            _fields(Link, ("name", "description", *FIGURES, "sources")),
+            "## The links",
+            _described(
+                link_names(),
+                load_link,
+                ("link", "what it is"),
+                lambda one: (code(one.name), one.description),
+            ),
+        ]
+    )
 
 
 def _described(
-    names: Iterable[str], load: Callable[[str], Any], head: Sequence[str],
+    names: Iterable[str],
+    load: Callable[[str], Any],
+    head: Sequence[str],
     row: Callable[[Any], Sequence[str]],
-) -> str:  # fmt: skip
+) -> str:
     return table(head, [row(load(name)) for name in names])
 
 
 def texts() -> dict[str, str]:
     """The pages, by their path in the repository."""
     pages = {
-        "commands": _commands, "tables": _tables, "policies": _policies, "devices": _devices,
+        "commands": _commands,
+        "tables": _tables,
+        "policies": _policies,
+        "devices": _devices,
         "links": _links,
-    }  # fmt: skip
+    }
     return {f"{FOLDER}/{name}.md": page() + "\n" for name, page in pages.items()}
 
 

@@ -86,8 +86,10 @@ def _trace() -> Schema:
     return {
         "folder": _where(),
         "cached": key(bool, "Whether the trace came from the cache of traces."),
-        **columns(RUN, "model"), **dataclass_keys(TraceMeta, "model_class"),
-        **columns(RUN, "phase"), **_sizes(),
+        **columns(RUN, "model"),
+        **dataclass_keys(TraceMeta, "model_class"),
+        **columns(RUN, "phase"),
+        **_sizes(),
         **dataclass_keys(TraceMeta, "dtype", "attn", "logits", "symbolic"),
         "overrides": key(_ANY_OBJECT, "What --set changed in the config: field -> value."),
         "ops": key(int, "How many ops there are."),
@@ -101,8 +103,10 @@ def _trace() -> Schema:
         "product_flops_expr": flops["products_expr"],
         "causal_product_flops": flops["causal"],
         "causal_product_flops_expr": flops["causal_expr"],
-        "other_flops": flops["other"], "coverage": flops["coverage"],
-        "unsupported": _unsupported(), "products_missing": flops["products_missing"],
+        "other_flops": flops["other"],
+        "coverage": flops["coverage"],
+        "unsupported": _unsupported(),
+        "products_missing": flops["products_missing"],
         "cache_bytes": key(int, "Bytes of the cached state that is read."),
         "cache_bytes_expr": key(expr, "`cache_bytes` as a formula; null at fixed sizes."),
         "cache_bytes_after": key(int, "Bytes of the cached state afterwards."),
@@ -110,30 +114,38 @@ def _trace() -> Schema:
             expr, "`cache_bytes_after` as a formula; null at fixed sizes."
         ),
         "largest_tensors": key(
-            listed(record({
-                **columns(TRANSFERS, "tensor_group"),
-                "count": key(int, "How many are alike."),
-                **columns(TENSORS, "shape", "bytes", "bytes_expr", "seq_degree"),
-            })),
+            listed(
+                record(
+                    {
+                        **columns(TRANSFERS, "tensor_group"),
+                        "count": key(int, "How many are alike."),
+                        **columns(TENSORS, "shape", "bytes", "bytes_expr", "seq_degree"),
+                    }
+                )
+            ),
             "The kinds of tensor that take most bytes each, the largest first.",
         ),
         "warnings": key(list[str], "What was warned of."),
-    }  # fmt: skip
+    }
 
 
 def _derived() -> Schema:
     return key(
         {
             "type": "object",
-            "additionalProperties": listed(record({
-                **columns(TRANSFERS, "tensor_id", "tensor_name", "label"),
-                "secret_tensor_name": key(str, "The secret tensor that it is nearest to."),
-                **dataclass_keys(Derived, "ops", "linear", "recoverable"),
-                "targets": key(list[str], "The ATen calls of these ops."),
-            })),
+            "additionalProperties": listed(
+                record(
+                    {
+                        **columns(TRANSFERS, "tensor_id", "tensor_name", "label"),
+                        "secret_tensor_name": key(str, "The secret tensor that it is nearest to."),
+                        **dataclass_keys(Derived, "ops", "linear", "recoverable"),
+                        "targets": key(list[str], "The ATen calls of these ops."),
+                    }
+                )
+            ),
         },
         "Device that is not trusted -> what it gets that arithmetic has made of secrets.",
-    )  # fmt: skip
+    )
 
 
 _EXTRAS = ("topological_cut", "derived", "ladder", "prices")
@@ -141,17 +153,22 @@ _EXTRAS = ("topological_cut", "derived", "ladder", "prices")
 
 
 def _partition() -> dict[str, Schema]:
-    relief = dataclass_keys(Relief, *(
-        name for name in Relief.__dataclass_fields__ if name != "placement"
-    ))  # fmt: skip
+    relief = dataclass_keys(
+        Relief, *(name for name in Relief.__dataclass_fields__ if name != "placement")
+    )
     return {
-        "folder": _where(), **_sizes(), **columns(RUN), **columns(SUMMARY),
+        "folder": _where(),
+        **_sizes(),
+        **columns(RUN),
+        **columns(SUMMARY),
         "tokens": key(int | None, "New tokens of the batch; null where `run_seconds` is."),
         "chips": field_key(Run, "chips"),
         **{
             f"{part}_share": key(float | None, f"The part of `run_seconds` that {what} takes.")
             for part, what in (
-                ("home", "home"), ("accelerator", "computing away"), ("link", "moving")
+                ("home", "home"),
+                ("accelerator", "computing away"),
+                ("link", "moving"),
             )
         },
         "objective_gap": key(
@@ -159,16 +176,28 @@ def _partition() -> dict[str, Schema]:
             "How far the placement may be from the best, as a share of its cost: 0 is optimal.",
         ),
         "topological_cut": key(
-            {"anyOf": [record({
-                "objective_value": key(int, "What the best cut of the op graph at any op costs."),
-                "after": key(list[str], "The tensors that it cuts."),
-            }), {"type": "null"}]},
+            {
+                "anyOf": [
+                    record(
+                        {
+                            "objective_value": key(
+                                int, "What the best cut of the op graph at any op costs."
+                            ),
+                            "after": key(list[str], "The tensors that it cuts."),
+                        }
+                    ),
+                    {"type": "null"},
+                ]
+            },
             "Of a policy that cuts between layers: the best cut at any op; null for others.",
         ),
         "exposed": key(
-            listed(record(dataclass_keys(Exposure) | {
-                "words": key(str, "What it sees, as a person says it."),
-            })),
+            listed(
+                record(
+                    dataclass_keys(Exposure)
+                    | {"words": key(str, "What it sees, as a person says it.")}
+                )
+            ),
             "What each accelerator that is not trusted gets to see.",
         ),
         "derived": _derived(),
@@ -176,37 +205,57 @@ def _partition() -> dict[str, Schema]:
         "prices": key(list[Price], "With --explain: what each rule and secret costs."),
         "unsupported": _unsupported(),
         "top_transfers": key(
-            listed(record({
-                **columns(TRANSFERS, "tensor_group", "direction"),
-                **dataclass_keys(TransferGroup, "count"),
-                "each_payload_bytes": key(int, "Bytes of one of them, without framing."),
-                **dataclass_keys(TransferGroup, "payload_bytes", "share"),
-                **columns(TRANSFERS, "seq_degree"),
-            })),
+            listed(
+                record(
+                    {
+                        **columns(TRANSFERS, "tensor_group", "direction"),
+                        **dataclass_keys(TransferGroup, "count"),
+                        "each_payload_bytes": key(int, "Bytes of one of them, without framing."),
+                        **dataclass_keys(TransferGroup, "payload_bytes", "share"),
+                        **columns(TRANSFERS, "seq_degree"),
+                    }
+                )
+            ),
             "Transfers in groups that are alike, the heaviest first.",
         ),
         "bottleneck": key(
-            {"anyOf": [record({
-                **dataclass_keys(Bottleneck, "name", "transfers", "payload_bytes", "share"),
-                **columns(TRANSFERS, "seq_degree"),
-                "relief": key(
-                    {"anyOf": [record(relief), {"type": "null"}]},
-                    "The step that saves most of those tried; null where not one saves any.",
-                ),
-            }), {"type": "null"}]},
+            {
+                "anyOf": [
+                    record(
+                        {
+                            **dataclass_keys(
+                                Bottleneck, "name", "transfers", "payload_bytes", "share"
+                            ),
+                            **columns(TRANSFERS, "seq_degree"),
+                            "relief": key(
+                                {"anyOf": [record(relief), {"type": "null"}]},
+                                "The step that saves most of those tried; null where not one saves any.",
+                            ),
+                        }
+                    ),
+                    {"type": "null"},
+                ]
+            },
             "The kind of tensor that makes most of the traffic; null where nothing crosses.",
         ),
-    }  # fmt: skip
+    }
 
 
 def _compared() -> Schema:
-    keys = _partition() | dataclass_keys(Comparison) | {
-        "baseline": key(str, "The policy that savings are against."),
-        "usable": key(bool | None, "With --within: whether a token is fast enough; null: unknown."),
-        "times_too_slow": key(
-            float | None, "With --within: how many times too slow; null where usable or unknown."
-        ),
-    }  # fmt: skip
+    keys = (
+        _partition()
+        | dataclass_keys(Comparison)
+        | {
+            "baseline": key(str, "The policy that savings are against."),
+            "usable": key(
+                bool | None, "With --within: whether a token is fast enough; null: unknown."
+            ),
+            "times_too_slow": key(
+                float | None,
+                "With --within: how many times too slow; null where usable or unknown.",
+            ),
+        }
+    )
     return record(keys, (*_EXTRAS, "usable", "times_too_slow"))
 
 
@@ -218,13 +267,11 @@ def _over() -> dict[str, Schema]:
         **columns(RUN, "model"),
         "over": key(str, "The size that is varied."),
         "unit": key(str, "Of the values: seconds of the run, or bytes of payload."),
-        "points": key(
-            listed(record(size | best, tuple(size))), "The best policy at each size."
-        ),
+        "points": key(listed(record(size | best, tuple(size))), "The best policy at each size."),
         "crossovers": key(
             listed(record(size | change, tuple(size))), "Where the best policy changes."
         ),
-    }  # fmt: skip
+    }
 
 
 def _cost() -> Schema:
@@ -239,21 +286,29 @@ def _cost() -> Schema:
         "seconds_by_bound": key(Mapping[str, float], "compute, memory, overhead -> seconds."),
     }
     rows = record(dataclass_keys(Share) | {"intensity": shares["intensity"]})
-    return record({
-        **columns(COSTS, "device"),
-        "seconds": key(float, "Of all ops that have seconds there, one after another."),
-        "seconds_coverage": field_key(DeviceTime, "coverage"),
-        "missing": field_key(DeviceTime, "missing"),
-        **shares, **array,
-        "host_link": key(str | None, "The link that an array's operands come over."),
-        "link_seconds": key(float | None, "What it takes for all products' operands and results."),
-        **dataclass_keys(MemoryNeed),
-        "fits": key(bool | None, "Whether the memory holds all that; null where not known."),
-        "paged_share": field_key(DeviceTime, "paged_share"),
-        **{f"by_{what}": key(listed(rows), f"The same by {what}.")
-           for what in ("kind", "layer", "module")},
-        "table": key(str, "The costs table that was written."),
-    }, tuple(shares))  # fmt: skip
+    return record(
+        {
+            **columns(COSTS, "device"),
+            "seconds": key(float, "Of all ops that have seconds there, one after another."),
+            "seconds_coverage": field_key(DeviceTime, "coverage"),
+            "missing": field_key(DeviceTime, "missing"),
+            **shares,
+            **array,
+            "host_link": key(str | None, "The link that an array's operands come over."),
+            "link_seconds": key(
+                float | None, "What it takes for all products' operands and results."
+            ),
+            **dataclass_keys(MemoryNeed),
+            "fits": key(bool | None, "Whether the memory holds all that; null where not known."),
+            "paged_share": field_key(DeviceTime, "paged_share"),
+            **{
+                f"by_{what}": key(listed(rows), f"The same by {what}.")
+                for what in ("kind", "layer", "module")
+            },
+            "table": key(str, "The costs table that was written."),
+        },
+        tuple(shares),
+    )
 
 
 def _gemm() -> dict[str, Schema]:
@@ -290,27 +345,32 @@ def _params() -> dict[str, Schema]:
     words = dataclass_keys(Breakdown, "tied", "unread")
     heads = int | None
     return {
-        **columns(RUN, "model"), **dataclass_keys(TraceMeta, "model_class"),
-        "not_run": _not_run(), **_parameters(),
+        **columns(RUN, "model"),
+        **dataclass_keys(TraceMeta, "model_class"),
+        "not_run": _not_run(),
+        **_parameters(),
         "parts": key(parts, "Part of the model -> its parameters."),
-        "lm_head_tied_params": words["tied"], "unread_params": words["unread"],
+        "lm_head_tied_params": words["tied"],
+        "unread_params": words["unread"],
         "attention": key(str | None, "MHA, GQA or MQA; null where the graph does not show it."),
         "query_heads": key(heads, "Heads of queries; null where the graph does not show them."),
         "kv_heads": key(heads, "Heads of keys and values; null likewise."),
         "layers": key({"type": "object", "additionalProperties": parts}, "Layer -> its parts."),
-    }  # fmt: skip
+    }
 
 
 def _limits() -> dict[str, Schema]:
     return {
-        **columns(RUN, "model"), **columns(COSTS, "device"),
+        **columns(RUN, "model"),
+        **columns(COSTS, "device"),
         "compute_dtype": key(str, "The dtype whose peak the device computes at."),
         "units": key(str, "true: counts; reference: parameters in 2**30, cached values in 2**20."),
         "weight_bits": key(float, "Bits a parameter."),
         "kv_bits": key(float, "Bits a cached value."),
         "prompt": key(int, "Tokens of the prompt."),
-        **_parameters(), **dataclass_keys(Limits),
-    }  # fmt: skip
+        **_parameters(),
+        **dataclass_keys(Limits),
+    }
 
 
 def _device() -> Schema:
@@ -318,24 +378,33 @@ def _device() -> Schema:
     array = dataclass_keys(Array) | {
         "peak_flops_per_second": key(float, "What a product that leaves no cell idle reaches.")
     }
-    return record({
-        **columns(COSTS, "device"), **fields,
-        "device": key(str, "The device's name."),
-        "array": key({"anyOf": [record(array), {"type": "null"}]}, fields["array"]["description"]),
-        "ridge_flops_per_byte": key(
-            Mapping[str, float],
-            "dtype -> FLOPs a byte of memory traffic above which compute is the bound.",
-        ),
-    })  # fmt: skip
+    return record(
+        {
+            **columns(COSTS, "device"),
+            **fields,
+            "device": key(str, "The device's name."),
+            "array": key(
+                {"anyOf": [record(array), {"type": "null"}]}, fields["array"]["description"]
+            ),
+            "ridge_flops_per_byte": key(
+                Mapping[str, float],
+                "dtype -> FLOPs a byte of memory traffic above which compute is the bound.",
+            ),
+        }
+    )
 
 
 def _link() -> Schema:
     fields = dataclass_keys(Link)
     known = {name: key(_or_null(fields[name]), fields[name]["description"]) for name in FIGURES}
-    return record({
-        "link": fields["name"], "description": fields["description"], **known,
-        "sources": fields["sources"],
-    })  # fmt: skip
+    return record(
+        {
+            "link": fields["name"],
+            "description": fields["description"],
+            **known,
+            "sources": fields["sources"],
+        }
+    )
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -346,29 +415,38 @@ def _or_null(schema: Schema) -> Schema:
 
 def _verify() -> Schema:
     measured = {
-        "run": "The whole run.", "home": "Computing at home.",
+        "run": "The whole run.",
+        "home": "Computing at home.",
         "accelerator": "Computing on the accelerators.",
-    }  # fmt: skip
+    }
     both: dict[str, Schema] = {}
     for part, about in measured.items():
         both[f"{part}_seconds_predicted"] = key(float | None, f"{about} Null where not known.")
         both[f"{part}_seconds_measured"] = key(float, about)
-    return record({
-        **columns(SUMMARY, "policy", "link"), **columns(RUN, "wire"),
-        **columns(SUMMARY, "wire_dtype", "residency"), **dataclass_keys(Verdict),
-        "bytes_equal": key(bool, "Whether each transfer and call was as predicted."),
-        "answer_equal": key(bool, "Whether the results are the unsplit model's, within tolerance."),
-        **both,
-        "seconds_predicted": columns(SUMMARY, "seconds")["seconds"],
-        "seconds_measured": key(float, "Of all transfers."),
-        "load_seconds": key(
-            Mapping[str, float], "Accelerator -> handing plan and weights to its worker."
-        ),
-        "peak_memory_bytes": key(_COUNTS, "Device -> the most memory that its process had."),
-        "ran_on": key(Mapping[str, str], "Device -> what its ops ran on here."),
-        "measured_calls": key(str, "The table of measured calls that was written."),
-        "secrets": key(Proof | None, "What was shown of the policy's secrets; null without any."),
-    })  # fmt: skip
+    return record(
+        {
+            **columns(SUMMARY, "policy", "link"),
+            **columns(RUN, "wire"),
+            **columns(SUMMARY, "wire_dtype", "residency"),
+            **dataclass_keys(Verdict),
+            "bytes_equal": key(bool, "Whether each transfer and call was as predicted."),
+            "answer_equal": key(
+                bool, "Whether the results are the unsplit model's, within tolerance."
+            ),
+            **both,
+            "seconds_predicted": columns(SUMMARY, "seconds")["seconds"],
+            "seconds_measured": key(float, "Of all transfers."),
+            "load_seconds": key(
+                Mapping[str, float], "Accelerator -> handing plan and weights to its worker."
+            ),
+            "peak_memory_bytes": key(_COUNTS, "Device -> the most memory that its process had."),
+            "ran_on": key(Mapping[str, str], "Device -> what its ops ran on here."),
+            "measured_calls": key(str, "The table of measured calls that was written."),
+            "secrets": key(
+                Proof | None, "What was shown of the policy's secrets; null without any."
+            ),
+        }
+    )
 
 
 def _policy() -> Schema:
@@ -381,59 +459,92 @@ def _policy() -> Schema:
 
     own = dataclass_keys(Policy, "description", "default", "objective", "cut")
     of_rules, of_secrets = conditions(CONDITIONS), conditions(tuple(_OF_TENSORS))
-    return record({
-        "policy": field_key(Policy, "name"), **own,
-        "secrets": key(
-            listed(record(of_secrets | secret, (*of_secrets, "derived"))),
-            "What accelerators that are not trusted may not see.",
-        ),
-        "rules": key(
-            listed(record(of_rules | rule, tuple(of_rules))),
-            "The first that matches an op places it.",
-        ),
-    })  # fmt: skip
+    return record(
+        {
+            "policy": field_key(Policy, "name"),
+            **own,
+            "secrets": key(
+                listed(record(of_secrets | secret, (*of_secrets, "derived"))),
+                "What accelerators that are not trusted may not see.",
+            ),
+            "rules": key(
+                listed(record(of_rules | rule, tuple(of_rules))),
+                "The first that matches an op places it.",
+            ),
+        }
+    )
 
 
 def _models() -> Schema:
     heads = {
-        "type": "The model_type of its config.", "layers": "Blocks of the decoder or encoder.",
-        "hidden": "Width of the hidden states.", "heads": "Heads of queries.",
-        "kv_heads": "Heads of keys and values.", "vocabulary": "Tokens that it knows.",
+        "type": "The model_type of its config.",
+        "layers": "Blocks of the decoder or encoder.",
+        "hidden": "Width of the hidden states.",
+        "heads": "Heads of queries.",
+        "kv_heads": "Heads of keys and values.",
+        "vocabulary": "Tokens that it knows.",
         "positions": "Longest sequence that its config names.",
         "experts": "Experts that a token goes to, of all; null of a dense model.",
-    }  # fmt: skip
+    }
     assert list(heads) == list(describe({}))
-    return record({
-        "model": key(str, "The name for trace."),
-        **{
-            name: key((str if name in ("type", "experts") else int) | None, about)
-            for name, about in heads.items()
-        },
-        "config": key(_ANY_OBJECT, "Its config, as in a config.json."),
-    })  # fmt: skip
+    return record(
+        {
+            "model": key(str, "The name for trace."),
+            **{
+                name: key((str if name in ("type", "experts") else int) | None, about)
+                for name, about in heads.items()
+            },
+            "config": key(_ANY_OBJECT, "Its config, as in a config.json."),
+        }
+    )
 
 
 def _checked() -> dict[str, Schema]:
     words = dataclass_keys(Checked, "phase", "refused")
     return {
-        **columns(RUN, "model"), **dataclass_keys(TraceMeta, "model_class"),
-        "phases": key(listed(record({
-            **words,
-            "tried": key(listed(record({
-                "way": key(str, "A way of tracing."),
-                "failure": key(str | None, "Why it failed; null where it held."),
-            })), "Ways of tracing, one after the other until one held."),
-            "symbolic": key(list[str] | None, "The sizes that formulas are in; null: refused."),
-            "ops": key(int | None, "How many ops there are; null likewise."),
-            "repeated_layers": key(int | None, "Layers that are copies of a traced one."),
-            "whole": key(str | None, "Why every layer was traced; null where copies serve."),
-            "coverage": key(float | None, "Share of the ops that work with known FLOPs."),
-            "unsupported": key(
-                Mapping[str, int] | None, "Target of ops without a formula -> how many."
+        **columns(RUN, "model"),
+        **dataclass_keys(TraceMeta, "model_class"),
+        "phases": key(
+            listed(
+                record(
+                    {
+                        **words,
+                        "tried": key(
+                            listed(
+                                record(
+                                    {
+                                        "way": key(str, "A way of tracing."),
+                                        "failure": key(
+                                            str | None, "Why it failed; null where it held."
+                                        ),
+                                    }
+                                )
+                            ),
+                            "Ways of tracing, one after the other until one held.",
+                        ),
+                        "symbolic": key(
+                            list[str] | None, "The sizes that formulas are in; null: refused."
+                        ),
+                        "ops": key(int | None, "How many ops there are; null likewise."),
+                        "repeated_layers": key(
+                            int | None, "Layers that are copies of a traced one."
+                        ),
+                        "whole": key(
+                            str | None, "Why every layer was traced; null where copies serve."
+                        ),
+                        "coverage": key(
+                            float | None, "Share of the ops that work with known FLOPs."
+                        ),
+                        "unsupported": key(
+                            Mapping[str, int] | None, "Target of ops without a formula -> how many."
+                        ),
+                        "notes": key(list[str], "At which other sizes the trace holds, in words."),
+                    }
+                )
             ),
-            "notes": key(list[str], "At which other sizes the trace holds, in words."),
-        })), "Each phase of the model, and how far it can be traced."),
-    }  # fmt: skip
+            "Each phase of the model, and how far it can be traced.",
+        ),
+    }
 
 
 def _written() -> dict[str, Schema]:
@@ -451,13 +562,25 @@ def _graph() -> dict[str, Schema]:
 
 def _timeline() -> dict[str, Schema]:
     return {
-        **_written(), **columns(SUMMARY, "policy"),
-        "timelines": key(listed(record({
-            "name": key(str, "predicted or measured."), "seconds": key(float, "How long it is."),
-            "tracks": key(list[str], "Rows of slices: devices, and links each way."),
-            **{f"{what}s": key(int, f"Slices of {what}s.") for what in ("call", "transfer", "op")},
-        })), "What the file shows."),
-    }  # fmt: skip
+        **_written(),
+        **columns(SUMMARY, "policy"),
+        "timelines": key(
+            listed(
+                record(
+                    {
+                        "name": key(str, "predicted or measured."),
+                        "seconds": key(float, "How long it is."),
+                        "tracks": key(list[str], "Rows of slices: devices, and links each way."),
+                        **{
+                            f"{what}s": key(int, f"Slices of {what}s.")
+                            for what in ("call", "transfer", "op")
+                        },
+                    }
+                )
+            ),
+            "What the file shows.",
+        ),
+    }
 
 
 def _calibrated() -> dict[str, Schema]:
@@ -484,54 +607,78 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
         "partition": ("A placement and what it moves.", _partition(), _EXTRAS),
         "compare": (
             "Placements side by side.",
-            _rows("partitions", _compared(), "One for each trace directory and policy."), (),
+            _rows("partitions", _compared(), "One for each trace directory and policy."),
+            (),
         ),
         "compare-over": ("With --over: the best policy at each size.", _over(), ()),
         "sweep": ("What a sweep made.", dataclass_keys(Swept), ()),
-        "report": ("A page.", {
-            "page": key(str, "The page that was written."),
-            "pictures": key(list[str], "Its drawings, with --png."),
-            "headlines": key(Mapping[str, str], "Policy -> the headline of its sheet."),
-        }, ()),
-        "verify": (
-            "Runs against predictions.", _rows("runs", _verify(), "One for each policy."), (),
+        "report": (
+            "A page.",
+            {
+                "page": key(str, "The page that was written."),
+                "pictures": key(list[str], "Its drawings, with --png."),
+                "headlines": key(Mapping[str, str], "Policy -> the headline of its sheet."),
+            },
+            (),
         ),
-        "query": ("The answer to a query.", {
-            "columns": key(list[str], "The names of the columns, in order."),
-            "rows": key(listed(_ANY_OBJECT), "Each row: column -> value."),
-        }, ()),
+        "verify": (
+            "Runs against predictions.",
+            _rows("runs", _verify(), "One for each policy."),
+            (),
+        ),
+        "query": (
+            "The answer to a query.",
+            {
+                "columns": key(list[str], "The names of the columns, in order."),
+                "rows": key(listed(_ANY_OBJECT), "Each row: column -> value."),
+            },
+            (),
+        ),
         "export-perfetto": ("A timeline.", _timeline(), ()),
-        "export-model-explorer": ("A graph for Model Explorer.", _graph() | {
-            "files": key(listed(record(_written())), "The graph, and node data to lay over it."),
-        }, ()),
+        "export-model-explorer": (
+            "A graph for Model Explorer.",
+            _graph()
+            | {
+                "files": key(listed(record(_written())), "The graph, and node data to lay over it.")
+            },
+            (),
+        ),
         "export-graphml": ("A graph.", _graph() | _written(), ()),
         "export-dot": ("A graph.", _graph() | _written(), ()),
         "export-csv": ("A table.", _table(), ()),
         "export-json": ("A table.", _table(), ()),
         "cost": (
-            "What a trace takes on devices.", _rows("costs", _cost(), "One for each device."), (),
+            "What a trace takes on devices.",
+            _rows("costs", _cost(), "One for each device."),
+            (),
         ),
         "limits": ("How fast a model can be at best.", _limits(), ()),
         "params": ("Where a model's parameters are.", _params(), ()),
         "models": (
-            "Models that are known by name.", _rows("models", _models(), "One for each model."), (),
+            "Models that are known by name.",
+            _rows("models", _models(), "One for each model."),
+            (),
         ),
         "models-check": ("With --check: how far a model can be traced.", _checked(), ()),
-        "policies": (
-            "Policies.", _rows("policies", _policy(), "One for each policy."), (),
-        ),
+        "policies": ("Policies.", _rows("policies", _policy(), "One for each policy."), ()),
         "devices": ("Devices.", _rows("devices", _device(), "One for each device."), ()),
         "gemm": ("One matrix product on an array.", _gemm(), ()),
         "links": ("Links.", _rows("links", _link(), "One for each link."), ()),
         "calibrate": ("A link fitted to measured calls.", _calibrated(), ()),
-        "error": ("On standard error: why a command failed.", {
-            "error": key(str, "The thing and the fix, in a line."),
-            "exit_code": key(int, "1: a sound request failed on the way; 2: it was wrong."),
-        }, ()),
-        "warning": ("On standard error, an object a line.", {
-            "warning": key(str, "What to be aware of."),
-        }, ()),
-    }  # fmt: skip
+        "error": (
+            "On standard error: why a command failed.",
+            {
+                "error": key(str, "The thing and the fix, in a line."),
+                "exit_code": key(int, "1: a sound request failed on the way; 2: it was wrong."),
+            },
+            (),
+        ),
+        "warning": (
+            "On standard error, an object a line.",
+            {"warning": key(str, "What to be aware of.")},
+            (),
+        ),
+    }
 
 
 def schemas() -> dict[str, Schema]:

@@ -188,8 +188,10 @@ class Formula:
         import numpy as np
 
         functions: Mapping[str, Callable[..., Any]] = {
-            "min": np.minimum, "max": np.maximum, **_DIVISIONS,
-        }  # fmt: skip
+            "min": np.minimum,
+            "max": np.maximum,
+            **_DIVISIONS,
+        }
         total: Any = 0
         for monomial, coefficient in self.terms:
             product: Any = coefficient

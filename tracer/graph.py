@@ -16,11 +16,26 @@ if TYPE_CHECKING:
     import networkx as nx
 
 ITEM_BYTES: Mapping[str, int] = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16,
-    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
-    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "uint16": 2, "uint32": 4,
-    "uint64": 8, "bool": 1,
-}  # fmt: skip
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "complex64": 8,
+    "complex128": 16,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2fnuz": 1,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "bool": 1,
+}
 """Bytes of one element, by dtype name."""
 
 FLOATING = tuple(name for name in ITEM_BYTES if name.startswith(("float", "bfloat")))
@@ -251,9 +266,7 @@ class TraceMeta:
     @property
     def variables(self) -> dict[str, int]:
         """The values that the formulas' variables have in this trace."""
-        return {
-            "batch": self.batch, "seq": self.seq, "past": self.past, "source": self.source,
-        }  # fmt: skip
+        return {"batch": self.batch, "seq": self.seq, "past": self.past, "source": self.source}
 
 
 class GraphError(CutedgeError):
@@ -268,11 +281,7 @@ class OpGraph:
     """
 
     def __init__(
-        self,
-        meta: TraceMeta,
-        ops: Iterable[Op],
-        tensors: Iterable[Tensor],
-        edges: Iterable[Edge],
+        self, meta: TraceMeta, ops: Iterable[Op], tensors: Iterable[Tensor], edges: Iterable[Edge]
     ) -> None:
         self.meta = meta
         self.ops: Sequence[Op] = tuple(ops)

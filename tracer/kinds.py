@@ -159,7 +159,7 @@ _BY_KIND: Mapping[Kind, str] = {
         special_log_ndtr isposinf isneginf isreal isclose isin sgn signbit copysign nextafter
         bucketize searchsorted gcd lcm upsample_linear1d upsample_bilinear2d upsample_trilinear3d
         upsample_bicubic2d""",
-}  # fmt: skip
+}
 
 _KINDS = {name: kind for kind, names in _BY_KIND.items() for name in names.split()}
 
@@ -276,7 +276,7 @@ _MOVED: Mapping[tuple[int, ...] | None, str] = {
     (0, -1): "scatter scatter_add scatter_reduce index_put _index_put_impl index_copy index_add "
     "index_reduce put _unsafe_index_put",
     (1,): "copy fill",
-}  # fmt: skip
+}
 """Tensor arguments, all where None -> the ops whose results have elements of them, as they are.
 
 A result counts where a good part of it is elements of the argument, as with a cast, a maximum or
@@ -292,20 +292,20 @@ _MOVED_FIRST_RESULT = _names("""
     max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d native_dropout embedding_bag _embedding_bag _embedding_bag_forward_only
     unique_consecutive unique_dim _unique2 _pack_padded_sequence _pad_packed_sequence
-    linalg_lu_factor linalg_lu_factor_ex""")  # fmt: skip
+    linalg_lu_factor linalg_lu_factor_ex""")
 """Of their results the first alone has elements of the argument; the others say where they were."""
 
 _SUMS = _names("""
     sum mean nansum nanmean prod logsumexp norm linalg_vector_norm frobenius_norm trace
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d""")  # fmt: skip
+    adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d""")
 
 PASSES = frozenset(("add", "sub", "mul", "div", "true_divide"))
 """Leave a tensor as it is where the other operand is 0 or 1, as in most of a mask."""
 
 SPLITS = _names("""
     split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind
-    tensor_split hsplit vsplit dsplit""")  # fmt: skip
+    tensor_split hsplit vsplit dsplit""")
 """Their results are parts of the argument, no two of which have an element in common."""
 
 LOOKUPS = frozenset(("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"))
@@ -362,11 +362,11 @@ LOSSLESS = _names("""
     device_put view_as_real view_as_complex conj _conj resolve_conj resolve_neg dropout
     feature_dropout alpha_dropout upsample_nearest1d upsample_nearest2d upsample_nearest3d one_hot
     cumsum cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag
-    complex""")  # fmt: skip
+    complex""")
 """Of the ops that move values those whose results have every element of what they read."""
 
 INJECTIVE = _names("""
     neg exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal tanh atan sinh asin erf erfc
     sigmoid logit logsigmoid log_sigmoid softplus hardsigmoid bitwise_not logical_not add sub rsub
-    mul div true_divide""")  # fmt: skip
+    mul div true_divide""")
 """Of one tensor: each element can be told from that of the result by who knows the op."""

@@ -114,10 +114,16 @@ def find_attentions(graph: OpGraph) -> tuple[Attention, ...]:
                 continue
             found.append(
                 Attention(
-                    tuple(sorted(scores)), tuple(sorted(before)), op.id, tuple(sorted(after)),
-                    value_op, q, k, others[-1],
+                    tuple(sorted(scores)),
+                    tuple(sorted(before)),
+                    op.id,
+                    tuple(sorted(after)),
+                    value_op,
+                    q,
+                    k,
+                    others[-1],
                 )
-            )  # fmt: skip
+            )
     return tuple(found)
 
 
@@ -190,10 +196,11 @@ def rope(graph: OpGraph) -> set[int]:
             front += [t.op for t in graph.inputs(op.id) if t.op is not None]
     # Of what comes before, only what stands between two turning ops turns: heads are split first.
     halves = {
-        op for op in around
-        if graph.ops[op].kind in arithmetic and any(t.op in around or t.op in turned
-            for t in graph.inputs(op))
-    }  # fmt: skip
+        op
+        for op in around
+        if graph.ops[op].kind in arithmetic
+        and any(t.op in around or t.op in turned for t in graph.inputs(op))
+    }
     return turned | halves
 
 

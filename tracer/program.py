@@ -157,13 +157,21 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
             name = program.values[node.outs[0]].name if node.outs else base
         counts[base] += 1
         op = Op(
-            id=len(ops), name=name, target=node.target, kind=kind, module_path=node.path,
-            module_type=node.module_type, stack=None, layer=None, is_constant=is_constant,
-            is_view=node.is_view, dtype=program.values[node.outs[0]].dtype if node.outs else None,
+            id=len(ops),
+            name=name,
+            target=node.target,
+            kind=kind,
+            module_path=node.path,
+            module_type=node.module_type,
+            stack=None,
+            layer=None,
+            is_constant=is_constant,
+            is_view=node.is_view,
+            dtype=program.values[node.outs[0]].dtype if node.outs else None,
             extent_expr=None if node.extent is None else str(node.extent),
             arguments=() if is_constant or node.is_view else node.arguments,
             is_identity=node.is_identity,
-        )  # fmt: skip
+        )
         ops.append(op)
         for position, arg in enumerate(args):
             edges.append(Edge(rows[ids[arg]][1], op.id, ids[arg], position))
@@ -200,9 +208,10 @@ def written_state(program: Program) -> set[int]:
 def tensor_ids(program: Program, graph: OpGraph) -> dict[int, int]:
     """Value -> its tensor in ``graph``, which was built from ``program``."""
     named = [
-        index for index, value in enumerate(program.values)
+        index
+        for index, value in enumerate(program.values)
         if value.name and value.role not in (Role.INPUT, Role.KV_CACHE)
-    ]  # fmt: skip
+    ]
     ids = {index: number for number, index in enumerate(named)}
     for op, node in enumerate(_with_states(program)):
         ids.update(zip(node.outs, (t.id for t in graph.outputs(op)), strict=True))

@@ -127,14 +127,30 @@ def beyond_source_positions(
 # --- conditions -----------------------------------------------------------------------------------
 
 _VALUES: Mapping[str | type, Callable[..., Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: Fraction,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
-    ast.USub: operator.neg, ast.BitAnd: operator.and_, ast.BitOr: operator.or_,
-    ast.Invert: operator.not_, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-    ast.GtE: operator.ge, "Eq": operator.eq, "Ne": operator.ne, "Min": min, "Max": max,
-    "Mod": operator.mod, "PythonMod": operator.mod, "FloorDiv": operator.floordiv,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: Fraction,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.Invert: operator.not_,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    "Eq": operator.eq,
+    "Ne": operator.ne,
+    "Min": min,
+    "Max": max,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+    "FloorDiv": operator.floordiv,
     "CleanDiv": operator.floordiv,
-}  # fmt: skip
+}
 
 
 @lru_cache(maxsize=1024)
@@ -172,17 +188,49 @@ def _value(node: ast.expr, sizes: Mapping[str, int]) -> Any:
 
 # --- what shares memory ---------------------------------------------------------------------------
 
-_KEEPS_AXES = frozenset((
-    "transpose", "permute", "t", "numpy_T", "swapaxes", "movedim", "unsqueeze", "squeeze", "expand",
-    "expand_as", "broadcast_to", "select", "unbind", "contiguous", "clone", "to", "_to_copy",
-    "detach", "alias", "lift_fresh_copy", "view_as_real", "view_as_complex", "real", "imag",
-))  # fmt: skip
+_KEEPS_AXES = frozenset(
+    (
+        "transpose",
+        "permute",
+        "t",
+        "numpy_T",
+        "swapaxes",
+        "movedim",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "expand_as",
+        "broadcast_to",
+        "select",
+        "unbind",
+        "contiguous",
+        "clone",
+        "to",
+        "_to_copy",
+        "detach",
+        "alias",
+        "lift_fresh_copy",
+        "view_as_real",
+        "view_as_complex",
+        "real",
+        "imag",
+    )
+)
 """Take axes whole or leave them out: how long an axis is, if not one, makes no difference."""
 
-_CUTS = frozenset((
-    "slice", "narrow", "split", "split_with_sizes", "tensor_split", "chunk", "unsafe_split",
-    "unsafe_split_with_sizes", "unsafe_chunk",
-))  # fmt: skip
+_CUTS = frozenset(
+    (
+        "slice",
+        "narrow",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "chunk",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+        "unsafe_chunk",
+    )
+)
 
 
 def same_memory(graph: OpGraph, one: Mapping[str, int], other: Mapping[str, Any]) -> Any:
@@ -285,9 +333,12 @@ def resized(graph: OpGraph, sizes: Mapping[str, int]) -> OpGraph:
         for tensor in graph.tensors
     ]
     meta = replace(
-        graph.meta, batch=sizes["batch"], seq=sizes["seq"], past=sizes["past"],
+        graph.meta,
+        batch=sizes["batch"],
+        seq=sizes["seq"],
+        past=sizes["past"],
         source=sizes["source"],
-    )  # fmt: skip
+    )
     return OpGraph(meta, graph.ops, tensors, graph.edges)
 
 

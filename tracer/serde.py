@@ -57,176 +57,234 @@ def description(column: pa.Field) -> str:
     return str(column.metadata[b"description"].decode())
 
 
-OPS = pa.schema([
-    column(
-        "op_id", pa.int32(),
-        "Position in the order of execution, from 0; joins with `edges`, `placement`, `costs` and "
-        "`calls.ops`.",
-    ),
-    column(
-        "name", pa.string(),
-        "The target's base name with a running number (`linear_3`), unique in the graph.",
-    ),
-    column(
-        "target", pa.string(),
-        "The ATen overload (`aten.linear.default`), or `input` / `output`.",
-    ),
-    column(
-        "stack", pa.string(),
-        "Path of the list of blocks that the op is in (`model.layers`), the outermost of several; "
-        "null outside of all.", null=True,
-    ),
-    column(
-        "kind", pa.string(),
-        "What the op does: linear, matmul, attention, softmax, norm, embedding, elementwise, "
-        "reduction, copy, view, constant, input, output or other.",
-    ),
-    column(
-        "module_path", pa.string(),
-        "The module whose code called it (`model.layers.0.mlp`); empty for the model itself.",
-    ),
-    column("module_type", pa.string(), "The class name of that module (`LlamaMLP`)."),
-    column(
-        "layer", pa.int32(),
-        "Which block of `stack` it is in, from 0; null outside of all.", null=True,
-    ),
-    column(
-        "is_constant", pa.bool_(),
-        "Whether it depends on no graph input: it is computed at load on each device that needs "
-        "it.",
-    ),
-    column("is_view", pa.bool_(), "Whether it makes an alias of what it reads and moves no data."),
-    column(
-        "is_identity", pa.bool_(),
-        "Whether its arithmetic leaves values as they are: times 1, plus 0.",
-    ),
-    column("dtype", pa.string(), "The dtype of its (first) result; null for `output`.", null=True),
-    column(
-        "extent_expr", pa.string(),
-        "Of the products and the softmax of an attention: the pairs of query and key that its mask "
-        "lets through, in one sequence and head, as a formula; null elsewhere and where that is "
-        "not known.", null=True,
-    ),
-    column(
-        "arguments", pa.map_(pa.string(), pa.string()),
-        "What it is told beside its tensors that may decide how much it does: name -> JSON, "
-        "without defaults.",
-    ),
-    column(
-        "gemm_batch", pa.int64(),
-        "Of a matrix product [batch, m, k] x [batch, k, n]: the number of products; null for other "
-        "ops.", null=True,
-    ),
-    column(
-        "gemm_m", pa.int64(),
-        "Of a matrix product: rows of the left matrix and of the result; null for other ops.",
-        null=True,
-    ),
-    column(
-        "gemm_n", pa.int64(),
-        "Of a matrix product: columns of the right matrix and of the result; null for other ops.",
-        null=True,
-    ),
-    column(
-        "gemm_k", pa.int64(),
-        "Of a matrix product: columns of the left matrix, which is the length of each sum; null "
-        "for other ops.", null=True,
-    ),
-    column(
-        "flops", pa.int64(),
-        "Floating-point operations, 2 for a multiply-accumulate; null where the status is "
-        "unsupported.", null=True,
-    ),
-    column(
-        "flops_expr", pa.string(),
-        "`flops` as a formula in batch, seq, past and source; null in a trace at fixed sizes.",
-        null=True,
-    ),
-    column(
-        "causal_flops", pa.int64(),
-        "Of an op of an attention with an `extent_expr`: `flops` over the pairs that its mask lets "
-        "through; null elsewhere.", null=True,
-    ),
-    column(
-        "causal_flops_expr", pa.string(),
-        "`causal_flops` as a formula; null likewise, and in a trace at fixed sizes.", null=True,
-    ),
-    column(
-        "flops_status", pa.string(),
-        "How far the op's figures can be trusted: exact, estimate, zero or unsupported.",
-    ),
-    column(
-        "read_bytes", pa.int64(),
-        "Bytes that it reads, parameters included, each distinct input once.",
-    ),
-    column("write_bytes", pa.int64(), "Bytes of all its results."),
-    column("param_bytes", pa.int64(), "Bytes of the parameters and buffers among what it reads."),
-    column(
-        "assumption", pa.string(),
-        "What is taken to hold of values where figures depend on them (how a router spreads tokens "
-        "over experts); null where shapes alone decide.", null=True,
-    ),
-])  # fmt: skip
+OPS = pa.schema(
+    [
+        column(
+            "op_id",
+            pa.int32(),
+            "Position in the order of execution, from 0; joins with `edges`, `placement`, `costs` and "
+            "`calls.ops`.",
+        ),
+        column(
+            "name",
+            pa.string(),
+            "The target's base name with a running number (`linear_3`), unique in the graph.",
+        ),
+        column(
+            "target",
+            pa.string(),
+            "The ATen overload (`aten.linear.default`), or `input` / `output`.",
+        ),
+        column(
+            "stack",
+            pa.string(),
+            "Path of the list of blocks that the op is in (`model.layers`), the outermost of several; "
+            "null outside of all.",
+            null=True,
+        ),
+        column(
+            "kind",
+            pa.string(),
+            "What the op does: linear, matmul, attention, softmax, norm, embedding, elementwise, "
+            "reduction, copy, view, constant, input, output or other.",
+        ),
+        column(
+            "module_path",
+            pa.string(),
+            "The module whose code called it (`model.layers.0.mlp`); empty for the model itself.",
+        ),
+        column("module_type", pa.string(), "The class name of that module (`LlamaMLP`)."),
+        column(
+            "layer",
+            pa.int32(),
+            "Which block of `stack` it is in, from 0; null outside of all.",
+            null=True,
+        ),
+        column(
+            "is_constant",
+            pa.bool_(),
+            "Whether it depends on no graph input: it is computed at load on each device that needs "
+            "it.",
+        ),
+        column(
+            "is_view", pa.bool_(), "Whether it makes an alias of what it reads and moves no data."
+        ),
+        column(
+            "is_identity",
+            pa.bool_(),
+            "Whether its arithmetic leaves values as they are: times 1, plus 0.",
+        ),
+        column(
+            "dtype", pa.string(), "The dtype of its (first) result; null for `output`.", null=True
+        ),
+        column(
+            "extent_expr",
+            pa.string(),
+            "Of the products and the softmax of an attention: the pairs of query and key that its mask "
+            "lets through, in one sequence and head, as a formula; null elsewhere and where that is "
+            "not known.",
+            null=True,
+        ),
+        column(
+            "arguments",
+            pa.map_(pa.string(), pa.string()),
+            "What it is told beside its tensors that may decide how much it does: name -> JSON, "
+            "without defaults.",
+        ),
+        column(
+            "gemm_batch",
+            pa.int64(),
+            "Of a matrix product [batch, m, k] x [batch, k, n]: the number of products; null for other "
+            "ops.",
+            null=True,
+        ),
+        column(
+            "gemm_m",
+            pa.int64(),
+            "Of a matrix product: rows of the left matrix and of the result; null for other ops.",
+            null=True,
+        ),
+        column(
+            "gemm_n",
+            pa.int64(),
+            "Of a matrix product: columns of the right matrix and of the result; null for other ops.",
+            null=True,
+        ),
+        column(
+            "gemm_k",
+            pa.int64(),
+            "Of a matrix product: columns of the left matrix, which is the length of each sum; null "
+            "for other ops.",
+            null=True,
+        ),
+        column(
+            "flops",
+            pa.int64(),
+            "Floating-point operations, 2 for a multiply-accumulate; null where the status is "
+            "unsupported.",
+            null=True,
+        ),
+        column(
+            "flops_expr",
+            pa.string(),
+            "`flops` as a formula in batch, seq, past and source; null in a trace at fixed sizes.",
+            null=True,
+        ),
+        column(
+            "causal_flops",
+            pa.int64(),
+            "Of an op of an attention with an `extent_expr`: `flops` over the pairs that its mask lets "
+            "through; null elsewhere.",
+            null=True,
+        ),
+        column(
+            "causal_flops_expr",
+            pa.string(),
+            "`causal_flops` as a formula; null likewise, and in a trace at fixed sizes.",
+            null=True,
+        ),
+        column(
+            "flops_status",
+            pa.string(),
+            "How far the op's figures can be trusted: exact, estimate, zero or unsupported.",
+        ),
+        column(
+            "read_bytes",
+            pa.int64(),
+            "Bytes that it reads, parameters included, each distinct input once.",
+        ),
+        column("write_bytes", pa.int64(), "Bytes of all its results."),
+        column(
+            "param_bytes", pa.int64(), "Bytes of the parameters and buffers among what it reads."
+        ),
+        column(
+            "assumption",
+            pa.string(),
+            "What is taken to hold of values where figures depend on them (how a router spreads tokens "
+            "over experts); null where shapes alone decide.",
+            null=True,
+        ),
+    ]
+)
 
-TENSORS = pa.schema([
-    column(
-        "tensor_id", pa.int32(),
-        "Position among the tensors, from 0; joins with `edges` and `transfers`.",
-    ),
-    column(
-        "op_id", pa.int32(),
-        "The op that makes it; null for parameters and buffers.", null=True,
-    ),
-    column(
-        "name", pa.string(),
-        "The name of the parameter, buffer or input, else that of the op that makes it.",
-    ),
-    column(
-        "role", pa.string(),
-        "What it is to the model: input, parameter, buffer, constant, activation, kv_cache or "
-        "output.",
-    ),
-    column(
-        "label", pa.string(),
-        "What it is in an attention (`q`, `k`, `v`, `attention_scores`, `attention_probs`, "
-        "`attention_output`), or `logits`; null for all others.", null=True,
-    ),
-    column("dtype", pa.string(), "The dtype of its elements."),
-    column("shape", pa.list_(pa.int64()), "Elements along each axis."),
-    column(
-        "shape_expr", pa.list_(pa.string()),
-        "`shape` as formulas in batch, seq, past and source; null in a trace at fixed sizes.",
-        null=True,
-    ),
-    column(
-        "bytes", pa.int64(),
-        "Elements times item size, whether or not it shares memory with another tensor.",
-    ),
-    column(
-        "bytes_expr", pa.string(),
-        "`bytes` as a formula; null in a trace at fixed sizes.", null=True,
-    ),
-    column(
-        "seq_degree", pa.int8(),
-        "The growth order of `bytes` in seq: 0 constant, 1 linear, 2 quadratic; null in a trace at "
-        "fixed sizes.", null=True,
-    ),
-    column(
-        "alias_of", pa.int32(),
-        "The tensor whose storage it shares (tied weights, views); null where it has its own.",
-        null=True,
-    ),
-])  # fmt: skip
+TENSORS = pa.schema(
+    [
+        column(
+            "tensor_id",
+            pa.int32(),
+            "Position among the tensors, from 0; joins with `edges` and `transfers`.",
+        ),
+        column(
+            "op_id", pa.int32(), "The op that makes it; null for parameters and buffers.", null=True
+        ),
+        column(
+            "name",
+            pa.string(),
+            "The name of the parameter, buffer or input, else that of the op that makes it.",
+        ),
+        column(
+            "role",
+            pa.string(),
+            "What it is to the model: input, parameter, buffer, constant, activation, kv_cache or "
+            "output.",
+        ),
+        column(
+            "label",
+            pa.string(),
+            "What it is in an attention (`q`, `k`, `v`, `attention_scores`, `attention_probs`, "
+            "`attention_output`), or `logits`; null for all others.",
+            null=True,
+        ),
+        column("dtype", pa.string(), "The dtype of its elements."),
+        column("shape", pa.list_(pa.int64()), "Elements along each axis."),
+        column(
+            "shape_expr",
+            pa.list_(pa.string()),
+            "`shape` as formulas in batch, seq, past and source; null in a trace at fixed sizes.",
+            null=True,
+        ),
+        column(
+            "bytes",
+            pa.int64(),
+            "Elements times item size, whether or not it shares memory with another tensor.",
+        ),
+        column(
+            "bytes_expr",
+            pa.string(),
+            "`bytes` as a formula; null in a trace at fixed sizes.",
+            null=True,
+        ),
+        column(
+            "seq_degree",
+            pa.int8(),
+            "The growth order of `bytes` in seq: 0 constant, 1 linear, 2 quadratic; null in a trace at "
+            "fixed sizes.",
+            null=True,
+        ),
+        column(
+            "alias_of",
+            pa.int32(),
+            "The tensor whose storage it shares (tied weights, views); null where it has its own.",
+            null=True,
+        ),
+    ]
+)
 
-EDGES = pa.schema([
-    column(
-        "src_op", pa.int32(),
-        "The op that makes the tensor; null for parameters and buffers.", null=True,
-    ),
-    column("dst_op", pa.int32(), "The op that reads it."),
-    column("tensor_id", pa.int32(), "The tensor that flows."),
-    column("arg_index", pa.int16(), "Its position among the tensor arguments of `dst_op`, from 0."),
-])  # fmt: skip
+EDGES = pa.schema(
+    [
+        column(
+            "src_op",
+            pa.int32(),
+            "The op that makes the tensor; null for parameters and buffers.",
+            null=True,
+        ),
+        column("dst_op", pa.int32(), "The op that reads it."),
+        column("tensor_id", pa.int32(), "The tensor that flows."),
+        column(
+            "arg_index", pa.int16(), "Its position among the tensor arguments of `dst_op`, from 0."
+        ),
+    ]
+)
 
 TRACE_TABLES = {"ops": OPS, "tensors": TENSORS, "edges": EDGES}
 
@@ -241,57 +299,70 @@ class TableError(CutedgeError):
 Rows = Sequence[Sequence[Any]]
 """Rows in the column order of their schema."""
 
-RUN = pa.schema([
-    column(
-        "model", pa.string(),
-        "The preset's name, or the name of the user's config or function.",
-    ),
-    column(
-        "variant", pa.string(),
-        "What differs from the model as it is published, in short (`bfloat16`, "
-        "`num_hidden_layers=2`); `default` where nothing does.",
-    ),
-    column(
-        "phase", pa.string(),
-        "prefill (many new tokens), decode (one over a cache) or encoder (an encoder alone).",
-    ),
-    column("batch", pa.int32(), "Sequences, or images."),
-    column("past", pa.int32(), "Tokens a sequence that are cached already."),
-    column("seq", pa.int32(), "New tokens a sequence."),
-    column("policy", pa.string(), "The policy that placed the ops."),
-    column(
-        "wire", pa.string(),
-        "The dtype that floating tensors cross in; `native` where they cross in several.",
-    ),
-    column(
-        "residency", pa.string(),
-        "run: a device keeps what it received or made until the run ends; call: an accelerator "
-        "keeps weights and cached state alone between calls.",
-    ),
-    column(
-        "machine", pa.string(),
-        "Devices, links and options of arrays in one text (`tee-tdx+rtx-4090@pcie4-x16`).",
-    ),
-    column(
-        "trace_id", pa.string(),
-        "Hash of the trace's rows and of what it is a trace of: tables with the same one join.",
-    ),
-])  # fmt: skip
+RUN = pa.schema(
+    [
+        column(
+            "model", pa.string(), "The preset's name, or the name of the user's config or function."
+        ),
+        column(
+            "variant",
+            pa.string(),
+            "What differs from the model as it is published, in short (`bfloat16`, "
+            "`num_hidden_layers=2`); `default` where nothing does.",
+        ),
+        column(
+            "phase",
+            pa.string(),
+            "prefill (many new tokens), decode (one over a cache) or encoder (an encoder alone).",
+        ),
+        column("batch", pa.int32(), "Sequences, or images."),
+        column("past", pa.int32(), "Tokens a sequence that are cached already."),
+        column("seq", pa.int32(), "New tokens a sequence."),
+        column("policy", pa.string(), "The policy that placed the ops."),
+        column(
+            "wire",
+            pa.string(),
+            "The dtype that floating tensors cross in; `native` where they cross in several.",
+        ),
+        column(
+            "residency",
+            pa.string(),
+            "run: a device keeps what it received or made until the run ends; call: an accelerator "
+            "keeps weights and cached state alone between calls.",
+        ),
+        column(
+            "machine",
+            pa.string(),
+            "Devices, links and options of arrays in one text (`tee-tdx+rtx-4090@pcie4-x16`).",
+        ),
+        column(
+            "trace_id",
+            pa.string(),
+            "Hash of the trace's rows and of what it is a trace of: tables with the same one join.",
+        ),
+    ]
+)
 """The run that a row is of, in every row: any mix of files reads as one data set. Those of a trace
 alone have no ``policy``, ``wire``, ``residency`` and ``machine``."""
 
-OF_A_TRACE = pa.schema([
-    mark for mark in RUN if mark.name not in ("policy", "wire", "residency", "machine")
-])  # fmt: skip
+OF_A_TRACE = pa.schema(
+    [mark for mark in RUN if mark.name not in ("policy", "wire", "residency", "machine")]
+)
 
 
 def run_of(graph: OpGraph, trace_id: str, **partition: str) -> dict[str, Any]:
     """The values of ``RUN`` for a trace, or for a partition of it."""
     meta = graph.meta
     return {
-        "model": meta.model, "variant": variant_of(graph), "phase": meta.phase,
-        "batch": meta.batch, "past": meta.past, "seq": meta.seq, **partition, "trace_id": trace_id,
-    }  # fmt: skip
+        "model": meta.model,
+        "variant": variant_of(graph),
+        "phase": meta.phase,
+        "batch": meta.batch,
+        "past": meta.past,
+        "seq": meta.seq,
+        **partition,
+        "trace_id": trace_id,
+    }
 
 
 def make_tables(
@@ -417,24 +488,52 @@ def _rows(graph: OpGraph) -> dict[str, Rows]:
     return {
         "ops": [
             (
-                op.id, op.name, op.target, op.stack, op.kind.value, op.module_path, op.module_type,
-                op.layer, op.is_constant, op.is_view, op.is_identity, op.dtype, op.extent_expr,
+                op.id,
+                op.name,
+                op.target,
+                op.stack,
+                op.kind.value,
+                op.module_path,
+                op.module_type,
+                op.layer,
+                op.is_constant,
+                op.is_view,
+                op.is_identity,
+                op.dtype,
+                op.extent_expr,
                 op.arguments,
-                *_gemm_columns(op.cost.gemm), op.cost.flops, op.cost.flops_expr,
-                op.cost.causal_flops, op.cost.causal_flops_expr, op.cost.flops_status.value,
-                op.cost.read_bytes, op.cost.write_bytes, op.cost.param_bytes, op.cost.assumption,
+                *_gemm_columns(op.cost.gemm),
+                op.cost.flops,
+                op.cost.flops_expr,
+                op.cost.causal_flops,
+                op.cost.causal_flops_expr,
+                op.cost.flops_status.value,
+                op.cost.read_bytes,
+                op.cost.write_bytes,
+                op.cost.param_bytes,
+                op.cost.assumption,
             )
             for op in graph.ops
         ],
         "tensors": [
             (
-                t.id, t.op, t.name, t.role.value, t.label, t.dtype, t.shape, t.shape_expr, t.bytes,
-                t.bytes_expr, t.seq_degree, t.alias_of,
+                t.id,
+                t.op,
+                t.name,
+                t.role.value,
+                t.label,
+                t.dtype,
+                t.shape,
+                t.shape_expr,
+                t.bytes,
+                t.bytes_expr,
+                t.seq_degree,
+                t.alias_of,
             )
             for t in graph.tensors
         ],
         "edges": [(e.src, e.dst, e.tensor, e.arg_index) for e in graph.edges],
-    }  # fmt: skip
+    }
 
 
 def _gemm_columns(gemm: Gemm | None) -> tuple[int | None, ...]:
@@ -460,9 +559,10 @@ def trace_tables(graph: OpGraph) -> tuple[dict[str, pa.Table], str]:
     rows = _rows(graph)
     trace_id = _hash(graph.meta, rows)
     tables = make_tables(
-        graph.meta, {name: (TRACE_TABLES[name], rows[name]) for name in rows},
+        graph.meta,
+        {name: (TRACE_TABLES[name], rows[name]) for name in rows},
         run_of(graph, trace_id),
-    )  # fmt: skip
+    )
     return tables, trace_id
 
 
@@ -473,9 +573,11 @@ def write_trace(graph: OpGraph, folder: Path) -> str:
     """
     tables, trace_id = trace_tables(graph)
     write_tables(
-        folder, tables, trace_metadata(graph.meta, trace_id),
+        folder,
+        tables,
+        trace_metadata(graph.meta, trace_id),
         advice="Choose another place with --out, or free some space.",
-    )  # fmt: skip
+    )
     return trace_id
 
 
@@ -521,8 +623,10 @@ def read_trace(folder: Path) -> tuple[OpGraph, str]:
         raise TableError(f"{folder} holds tables of different traces. Trace the model again.")
     metadata = read["ops"][1]
     try:
-        rows = {name: list(zip(*(column.to_pylist() for column in table.columns), strict=True))
-                for name, (table, _) in read.items()}  # fmt: skip
+        rows = {
+            name: list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+            for name, (table, _) in read.items()
+        }
         graph = OpGraph(
             _meta(metadata),
             (_op(*row) for row in rows["ops"]),
@@ -552,14 +656,34 @@ def _meta(metadata: Mapping[str, str]) -> TraceMeta:
 
 
 def _op(
-    id: int, name: str, target: str, stack: str | None, kind: str, module_path: str,
-    module_type: str, layer: int | None, is_constant: bool, is_view: bool, is_identity: bool,
-    dtype: str | None, extent_expr: str | None, arguments: list[tuple[str, str]],
-    gemm_batch: int | None, gemm_m: int | None, gemm_n: int | None, gemm_k: int | None,
-    flops: int | None, flops_expr: str | None, causal_flops: int | None,
-    causal_flops_expr: str | None, flops_status: str, read_bytes: int, write_bytes: int,
-    param_bytes: int, assumption: str | None,
-) -> Op:  # fmt: skip
+    id: int,
+    name: str,
+    target: str,
+    stack: str | None,
+    kind: str,
+    module_path: str,
+    module_type: str,
+    layer: int | None,
+    is_constant: bool,
+    is_view: bool,
+    is_identity: bool,
+    dtype: str | None,
+    extent_expr: str | None,
+    arguments: list[tuple[str, str]],
+    gemm_batch: int | None,
+    gemm_m: int | None,
+    gemm_n: int | None,
+    gemm_k: int | None,
+    flops: int | None,
+    flops_expr: str | None,
+    causal_flops: int | None,
+    causal_flops_expr: str | None,
+    flops_status: str,
+    read_bytes: int,
+    write_bytes: int,
+    param_bytes: int,
+    assumption: str | None,
+) -> Op:
     gemm = None
     if None not in (gemm_batch, gemm_m, gemm_n, gemm_k):
         gemm = Gemm(gemm_batch, gemm_m, gemm_n, gemm_k)  # type: ignore[arg-type]  # checked above
@@ -576,19 +700,51 @@ def _op(
         assumption,
     )
     return Op(
-        id, name, target, Kind(kind), module_path, module_type, stack, layer, is_constant, is_view,
-        dtype, extent_expr, tuple(arguments), is_identity, cost,
-    )  # fmt: skip
+        id,
+        name,
+        target,
+        Kind(kind),
+        module_path,
+        module_type,
+        stack,
+        layer,
+        is_constant,
+        is_view,
+        dtype,
+        extent_expr,
+        tuple(arguments),
+        is_identity,
+        cost,
+    )
 
 
 def _tensor(
-    id: int, op: int | None, name: str, role: str, label: str | None, dtype: str,
-    shape: list[int], shape_expr: list[str] | None, bytes: int, bytes_expr: str | None,
-    seq_degree: int | None, alias_of: int | None,
-) -> Tensor:  # fmt: skip
+    id: int,
+    op: int | None,
+    name: str,
+    role: str,
+    label: str | None,
+    dtype: str,
+    shape: list[int],
+    shape_expr: list[str] | None,
+    bytes: int,
+    bytes_expr: str | None,
+    seq_degree: int | None,
+    alias_of: int | None,
+) -> Tensor:
     if dtype not in ITEM_BYTES:
         raise ValueError(f"tensor {id} has the unknown dtype {dtype!r}")
     return Tensor(
-        id, op, name, Role(role), label, dtype, tuple(shape),
-        None if shape_expr is None else tuple(shape_expr), bytes, bytes_expr, seq_degree, alias_of,
-    )  # fmt: skip
+        id,
+        op,
+        name,
+        Role(role),
+        label,
+        dtype,
+        tuple(shape),
+        None if shape_expr is None else tuple(shape_expr),
+        bytes,
+        bytes_expr,
+        seq_degree,
+        alias_of,
+    )

@@ -58,10 +58,9 @@ def layer_names(graph: OpGraph) -> list[str | None]:
 def _parts(graph: OpGraph) -> list[tuple[str | None, int | None]]:
     """The outermost module with several parts as a stack, where each part waits for the last."""
     paths = [
-        op.module_path.split(".")
-        if op.module_path and not graph.is_everywhere(op.id) else []
+        op.module_path.split(".") if op.module_path and not graph.is_everywhere(op.id) else []
         for op in graph.ops
-    ]  # fmt: skip
+    ]
     deep: Sequence[str] = []
     while True:
         parts = list(dict.fromkeys(p[len(deep)] for p in paths if len(p) > len(deep)))
@@ -110,9 +109,10 @@ class Boundary:
 def run_order(graph: OpGraph) -> list[int]:
     """The ops that have a device to choose, in the order of execution."""
     return [
-        op.id for op in graph.ops
+        op.id
+        for op in graph.ops
         if op.kind not in (Kind.INPUT, Kind.OUTPUT) and not graph.is_everywhere(op.id)
-    ]  # fmt: skip
+    ]
 
 
 def boundaries(graph: OpGraph, order: Sequence[int]) -> list[Boundary]:

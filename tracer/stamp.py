@@ -43,8 +43,7 @@ class Stack:
             inner = [i for i in range(1, last) if self.kinds[i] == kind]
             chosen.update(inner[:1])
             others = sorted(
-                inner[1:],
-                key=lambda i: ((i - inner[0]) % 2 == 0, abs(i - self.depth // 2)),
+                inner[1:], key=lambda i: ((i - inner[0]) % 2 == 0, abs(i - self.depth // 2))
             )
             chosen.update(others[:1])
         return tuple(sorted(chosen))
@@ -166,10 +165,18 @@ def stamp(program: Program, stack: Stack) -> Program | None:
             path = stack.move(step.path, layer)
             result.nodes.append(
                 Node(
-                    step.target, args, tuple(outs), path, step.module_type, step.is_view,
-                    step.extent, step.is_identity, arguments=step.arguments, draws=step.draws,
+                    step.target,
+                    args,
+                    tuple(outs),
+                    path,
+                    step.module_type,
+                    step.is_view,
+                    step.extent,
+                    step.is_identity,
+                    arguments=step.arguments,
+                    draws=step.draws,
                 )
-            )  # fmt: skip
+            )
         previous = [here[k] for k in block.handed_on]
     return result
 

@@ -127,9 +127,12 @@ def last_layered_op(graph: OpGraph) -> int:
 def cached_inputs(graph: OpGraph) -> list[Tensor]:
     """The cached state that a run reads."""
     return [
-        t for op in graph.ops if op.kind is Kind.INPUT
-        for t in graph.outputs(op.id) if t.role is Role.KV_CACHE
-    ]  # fmt: skip
+        t
+        for op in graph.ops
+        if op.kind is Kind.INPUT
+        for t in graph.outputs(op.id)
+        if t.role is Role.KV_CACHE
+    ]
 
 
 def renewals(graph: OpGraph) -> list[tuple[Tensor, Tensor]]:

@@ -16,22 +16,27 @@ def graph_json(graph: OpGraph, split: Split | None) -> str:
     """The graph: nodes are ops, layers are modules. Of a split an overlay shows the cut edges."""
     names = tensor_names(graph)
     position = {
-        tensor.id: number
-        for op in graph.ops for number, tensor in enumerate(graph.outputs(op.id))
-    }  # fmt: skip
+        tensor.id: number for op in graph.ops for number, tensor in enumerate(graph.outputs(op.id))
+    }
     incoming: list[list[dict[str, str]]] = [[] for _ in graph.ops]
     for edge in sorted(graph.edges, key=lambda edge: (edge.dst, edge.arg_index)):
         if edge.src is not None:
-            incoming[edge.dst].append({
-                "sourceNodeId": str(edge.src), "sourceNodeOutputId": str(position[edge.tensor]),
-                "targetNodeInputId": str(edge.arg_index),
-            })  # fmt: skip
+            incoming[edge.dst].append(
+                {
+                    "sourceNodeId": str(edge.src),
+                    "sourceNodeOutputId": str(position[edge.tensor]),
+                    "targetNodeInputId": str(edge.arg_index),
+                }
+            )
     made: dict[str, Any] = {
         "id": graph.meta.model,
         "nodes": [
             {
-                "id": str(op.id), "label": op.name, "namespace": op.module_path.replace(".", "/"),
-                "attrs": _attributes(_of_op(op, split)), "incomingEdges": incoming[op.id],
+                "id": str(op.id),
+                "label": op.name,
+                "namespace": op.module_path.replace(".", "/"),
+                "attrs": _attributes(_of_op(op, split)),
+                "incomingEdges": incoming[op.id],
                 "outputsMetadata": [
                     {"id": str(number), "attrs": _attributes(_of_tensor(tensor, names[tensor.id]))}
                     for number, tensor in enumerate(graph.outputs(op.id))
@@ -39,7 +44,7 @@ def graph_json(graph: OpGraph, split: Split | None) -> str:
             }
             for op in graph.ops
         ],
-    }  # fmt: skip
+    }
     if split is not None:
         made["tasksData"] = {
             "edgeOverlaysDataListLeftPane": [_cut_edges(split, names)],
@@ -67,8 +72,9 @@ def overlays(graph: OpGraph, split: Split | None) -> dict[str, str]:
         devices, colour = split.placement.devices, colours(split.used)
         placed = {
             op: {"value": device, "bgColor": colour[device]}
-            for op, device in enumerate(devices) if device is not None
-        }  # fmt: skip
+            for op, device in enumerate(devices)
+            if device is not None
+        }
         made["device"] = _node_data(graph, "device", placed, showExpandedSummaryOnGroupNode=True)
     return made
 
@@ -82,22 +88,30 @@ def _node_data(
 
 def _of_op(op: Op, split: Split | None) -> dict[str, Any]:
     return {
-        "target": op.target, "kind": op.kind.value, "module type": op.module_type,
-        "stack": op.stack, "layer": op.layer,
-        "FLOPs": op.cost.flops, "FLOPs formula": op.cost.flops_expr,
-        "read bytes": op.cost.read_bytes, "write bytes": op.cost.write_bytes,
+        "target": op.target,
+        "kind": op.kind.value,
+        "module type": op.module_type,
+        "stack": op.stack,
+        "layer": op.layer,
+        "FLOPs": op.cost.flops,
+        "FLOPs formula": op.cost.flops_expr,
+        "read bytes": op.cost.read_bytes,
+        "write bytes": op.cost.write_bytes,
         "parameter bytes": op.cost.param_bytes,
         "device": split.placement.devices[op.id] if split else None,
         "reason": split.placement.reasons[op.id] if split else None,
-    }  # fmt: skip
+    }
 
 
 def _of_tensor(tensor: Tensor, name: str) -> dict[str, Any]:
     return {
-        "tensor_name": tensor.name, "name": name, "dtype": tensor.dtype,
+        "tensor_name": tensor.name,
+        "name": name,
+        "dtype": tensor.dtype,
         "tensor_shape": f"{tensor.dtype}[{','.join(map(str, tensor.shape))}]",
-        "bytes": tensor.bytes, "bytes formula": tensor.bytes_expr,
-    }  # fmt: skip
+        "bytes": tensor.bytes,
+        "bytes formula": tensor.bytes_expr,
+    }
 
 
 def _cut_edges(split: Split, names: list[str]) -> dict[str, Any]:
@@ -106,23 +120,28 @@ def _cut_edges(split: Split, names: list[str]) -> dict[str, Any]:
     for edge in graph.edges:
         src, dst = devices[edge.src] if edge.src is not None else None, devices[edge.dst]
         if src is not None and dst is not None and src != dst:
-            ways.setdefault(f"{src} -> {dst}", []).append({
-                "sourceNodeId": str(edge.src), "targetNodeId": str(edge.dst),
-                "label": f"{names[edge.tensor]}, {graph.tensors[edge.tensor].bytes:,} bytes",
-            })  # fmt: skip
+            ways.setdefault(f"{src} -> {dst}", []).append(
+                {
+                    "sourceNodeId": str(edge.src),
+                    "targetNodeId": str(edge.dst),
+                    "label": f"{names[edge.tensor]}, {graph.tensors[edge.tensor].bytes:,} bytes",
+                }
+            )
     return {
-        "name": "cut edges", "type": "edge_overlays",
+        "name": "cut edges",
+        "type": "edge_overlays",
         "overlays": [
             {"name": way, "edgeColor": CUT, "edges": edges} for way, edges in ways.items()
         ],
-    }  # fmt: skip
+    }
 
 
 def _attributes(values: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {"key": key, "value": f"{value:,}" if isinstance(value, int) else str(value)}
-        for key, value in values.items() if value is not None
-    ]  # fmt: skip
+        for key, value in values.items()
+        if value is not None
+    ]
 
 
 def _json(value: Any) -> str:

@@ -26,33 +26,65 @@ def as_networkx(graph: OpGraph, split: Split | None) -> "nx.MultiDiGraph[int]":
     edge is ``cut`` when its ends are on different devices.
     """
     meta, devices = graph.meta, split.placement.devices if split else ()
-    made: nx.MultiDiGraph[int] = nx.MultiDiGraph(**_known({
-        **{key: getattr(meta, key) for key in ("model", "phase", "batch", "seq", "past", "dtype")},
-        **({"policy": split.policy, "home": split.placement.home} if split else {}),
-    }))  # fmt: skip
+    made: nx.MultiDiGraph[int] = nx.MultiDiGraph(
+        **_known(
+            {
+                **{
+                    key: getattr(meta, key)
+                    for key in ("model", "phase", "batch", "seq", "past", "dtype")
+                },
+                **({"policy": split.policy, "home": split.placement.home} if split else {}),
+            }
+        )
+    )
     for op in graph.ops:
         cost = op.cost
-        made.add_node(op.id, **_known({
-            "name": op.name, "target": op.target, "kind": op.kind.value,
-            "module_path": op.module_path, "module_type": op.module_type, "stack": op.stack,
-            "layer": op.layer,
-            "dtype": op.dtype, "is_constant": op.is_constant, "is_view": op.is_view,
-            "flops": cost.flops, "flops_expr": cost.flops_expr,
-            "flops_status": cost.flops_status.value, "read_bytes": cost.read_bytes,
-            "write_bytes": cost.write_bytes, "param_bytes": cost.param_bytes,
-            "device": devices[op.id] if split else None,
-            "reason": split.placement.reasons[op.id] if split else None,
-        }))  # fmt: skip
+        made.add_node(
+            op.id,
+            **_known(
+                {
+                    "name": op.name,
+                    "target": op.target,
+                    "kind": op.kind.value,
+                    "module_path": op.module_path,
+                    "module_type": op.module_type,
+                    "stack": op.stack,
+                    "layer": op.layer,
+                    "dtype": op.dtype,
+                    "is_constant": op.is_constant,
+                    "is_view": op.is_view,
+                    "flops": cost.flops,
+                    "flops_expr": cost.flops_expr,
+                    "flops_status": cost.flops_status.value,
+                    "read_bytes": cost.read_bytes,
+                    "write_bytes": cost.write_bytes,
+                    "param_bytes": cost.param_bytes,
+                    "device": devices[op.id] if split else None,
+                    "reason": split.placement.reasons[op.id] if split else None,
+                }
+            ),
+        )
     for edge in graph.edges:
         if edge.src is not None:
             tensor = graph.tensors[edge.tensor]
             ends = {devices[edge.src], devices[edge.dst]} if split else set()
-            made.add_edge(edge.src, edge.dst, key=edge.arg_index, **_known({
-                "tensor_id": tensor.id, "tensor": tensor.name, "label": tensor.label,
-                "dtype": tensor.dtype, "shape": "x".join(map(str, tensor.shape)) or "scalar",
-                "bytes": tensor.bytes, "bytes_expr": tensor.bytes_expr,
-                "cut": (len(ends) == 2 and None not in ends) if split else None,
-            }))  # fmt: skip
+            made.add_edge(
+                edge.src,
+                edge.dst,
+                key=edge.arg_index,
+                **_known(
+                    {
+                        "tensor_id": tensor.id,
+                        "tensor": tensor.name,
+                        "label": tensor.label,
+                        "dtype": tensor.dtype,
+                        "shape": "x".join(map(str, tensor.shape)) or "scalar",
+                        "bytes": tensor.bytes,
+                        "bytes_expr": tensor.bytes_expr,
+                        "cut": (len(ends) == 2 and None not in ends) if split else None,
+                    }
+                ),
+            )
     return made
 
 
@@ -60,8 +92,9 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is known; of text what XML and a terminal can show."""
     return {
         key: visible(value) if isinstance(value, str) else value
-        for key, value in values.items() if value is not None
-    }  # fmt: skip
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def graphml(graph: OpGraph, split: Split | None) -> str:

@@ -9,7 +9,7 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
     TracePacket,
     TrackDescriptor,
     TrackEvent,
-)  # fmt: skip
+)
 
 from cutedge.exports.timeline import Slice, Timeline
 
@@ -30,31 +30,45 @@ def trace_of(timelines: Sequence[Timeline], about: str) -> bytes:
         tracks = {name: next(ids) for name in timeline.tracks}
         counters = {level.device: next(ids) for level in timeline.levels}
         for rank, (name, track) in enumerate(tracks.items()):
-            trace.packet.append(_described(TrackDescriptor(
-                uuid=track, parent_uuid=process.uuid, name=name, sibling_order_rank=rank
-            )))  # fmt: skip
+            trace.packet.append(
+                _described(
+                    TrackDescriptor(
+                        uuid=track, parent_uuid=process.uuid, name=name, sibling_order_rank=rank
+                    )
+                )
+            )
         for rank, (device, track) in enumerate(counters.items(), start=len(tracks)):
-            trace.packet.append(_described(TrackDescriptor(
-                uuid=track, parent_uuid=process.uuid, name=f"bytes on {device}",
-                sibling_order_rank=rank,
-                counter=CounterDescriptor(unit=CounterDescriptor.Unit.UNIT_SIZE_BYTES),
-            )))  # fmt: skip
+            trace.packet.append(
+                _described(
+                    TrackDescriptor(
+                        uuid=track,
+                        parent_uuid=process.uuid,
+                        name=f"bytes on {device}",
+                        sibling_order_rank=rank,
+                        counter=CounterDescriptor(unit=CounterDescriptor.Unit.UNIT_SIZE_BYTES),
+                    )
+                )
+            )
         events = [
             (time, event)
             for one in timeline.slices
             for time, event in _events(one, tracks[one.track], flows)
         ]
         events += [
-            (_nanoseconds(level.start), TrackEvent(
-                type=TrackEvent.Type.TYPE_COUNTER, track_uuid=counters[level.device],
-                counter_value=level.bytes,
-            ))
+            (
+                _nanoseconds(level.start),
+                TrackEvent(
+                    type=TrackEvent.Type.TYPE_COUNTER,
+                    track_uuid=counters[level.device],
+                    counter_value=level.bytes,
+                ),
+            )
             for level in timeline.levels
-        ]  # fmt: skip
+        ]
         for time, event in sorted(events, key=lambda timed: timed[0]):  # stable: as executed
-            trace.packet.append(TracePacket(
-                timestamp=time, trusted_packet_sequence_id=number, track_event=event
-            ))  # fmt: skip
+            trace.packet.append(
+                TracePacket(timestamp=time, trusted_packet_sequence_id=number, track_event=event)
+            )
         flows += max((flow for one in timeline.slices for flow in one.flows_out), default=0)
     data: bytes = trace.SerializeToString(deterministic=True)
     return data
@@ -71,10 +85,13 @@ def _described(track: TrackDescriptor) -> TracePacket:
 def _events(one: Slice, track: int, flows: int) -> Iterator[tuple[int, TrackEvent]]:
     """The two events of a slice, with their time; ``flows`` were numbered before."""
     begin = TrackEvent(
-        type=TrackEvent.Type.TYPE_SLICE_BEGIN, track_uuid=track, name=one.name,
-        categories=[one.category], flow_ids=[flows + flow for flow in one.flows_out],
+        type=TrackEvent.Type.TYPE_SLICE_BEGIN,
+        track_uuid=track,
+        name=one.name,
+        categories=[one.category],
+        flow_ids=[flows + flow for flow in one.flows_out],
         terminating_flow_ids=[flows + flow for flow in one.flows_in],
-    )  # fmt: skip
+    )
     for key, value in one.arguments.items():
         said = begin.debug_annotations.add(name=key)
         match value:

@@ -157,25 +157,36 @@ def _walk(split: Split, times: Mapping[str, DeviceTime]) -> _Walked:
         time = times[device].ops[op.id]
         walked.ops[op.id] = len(walked.slices)
         said = {**_of_op(op), "seconds": time.seconds or 0.0, "bound": time.bound}
-        walked.slices.append(_slice(
-            device, call_label(graph, (op.id,)), "op", clock, time.seconds or 0.0, said
-        ))  # fmt: skip
+        walked.slices.append(
+            _slice(device, call_label(graph, (op.id,)), "op", clock, time.seconds or 0.0, said)
+        )
         clock += time.seconds or 0.0
 
     def move(transfer: Transfer) -> None:
         nonlocal clock
         seconds = transfer.seconds or 0.0
         walked.transfers[transfer.id] = len(walked.slices)
-        walked.slices.append(_slice(
-            way(transfer.src_device, transfer.dst_device), names[transfer.tensor.id], "transfer",
-            clock, seconds, {
-                "transfer_id": transfer.id, "call_id": transfer.call,
-                "tensor_id": transfer.tensor.id, "tensor": transfer.tensor.name,
-                "label": transfer.tensor.label, "direction": transfer.direction,
-                "wire_dtype": transfer.wire_dtype, "payload_bytes": transfer.payload_bytes,
-                "wire_bytes": transfer.wire_bytes, "seconds": seconds,
-            },
-        ))  # fmt: skip
+        walked.slices.append(
+            _slice(
+                way(transfer.src_device, transfer.dst_device),
+                names[transfer.tensor.id],
+                "transfer",
+                clock,
+                seconds,
+                {
+                    "transfer_id": transfer.id,
+                    "call_id": transfer.call,
+                    "tensor_id": transfer.tensor.id,
+                    "tensor": transfer.tensor.name,
+                    "label": transfer.tensor.label,
+                    "direction": transfer.direction,
+                    "wire_dtype": transfer.wire_dtype,
+                    "payload_bytes": transfer.payload_bytes,
+                    "wire_bytes": transfer.wire_bytes,
+                    "seconds": seconds,
+                },
+            )
+        )
         clock += seconds
 
     def carry_out(call: Call) -> None:
@@ -190,9 +201,13 @@ def _walk(split: Split, times: Mapping[str, DeviceTime]) -> _Walked:
             if transfer.direction == "receive":
                 move(transfer)
         walked.slices[place] = _slice(
-            home, call.label or f"state to {call.device}", "call", begin, clock - begin,
+            home,
+            call.label or f"state to {call.device}",
+            "call",
+            begin,
+            clock - begin,
             {**_of_call(call), "ops": len(call.ops), "seconds": clock - begin},
-        )  # fmt: skip
+        )
 
     steps = steps_of(graph, placement)
     at_home: dict[int, list[Op]] = defaultdict(list)
@@ -214,29 +229,41 @@ def _walk(split: Split, times: Mapping[str, DeviceTime]) -> _Walked:
 
 
 def _slice(
-    track: str, name: str, category: Category, start: float, seconds: float,
+    track: str,
+    name: str,
+    category: Category,
+    start: float,
+    seconds: float,
     said: Mapping[str, int | float | str | None],
-) -> Slice:  # fmt: skip
+) -> Slice:
     known = {key: value for key, value in said.items() if value is not None}
     return Slice(track, name, category, start, seconds, known)
 
 
 def _of_op(op: Op) -> dict[str, int | float | str | None]:
     return {
-        "op_id": op.id, "name": op.name, "target": op.target, "kind": op.kind.value,
-        "module": op.module_path, "stack": op.stack, "layer": op.layer,
-        "flops": op.cost.flops, "read_bytes": op.cost.read_bytes,
+        "op_id": op.id,
+        "name": op.name,
+        "target": op.target,
+        "kind": op.kind.value,
+        "module": op.module_path,
+        "stack": op.stack,
+        "layer": op.layer,
+        "flops": op.cost.flops,
+        "read_bytes": op.cost.read_bytes,
         "write_bytes": op.cost.write_bytes,
-    }  # fmt: skip
+    }
 
 
 def _of_call(call: Call) -> dict[str, int | float | str | None]:
     return {
-        "call_id": call.id, "device": call.device,
-        "sent_payload_bytes": call.sent_payload_bytes, "sent_wire_bytes": call.sent_wire_bytes,
+        "call_id": call.id,
+        "device": call.device,
+        "sent_payload_bytes": call.sent_payload_bytes,
+        "sent_wire_bytes": call.sent_wire_bytes,
         "received_payload_bytes": call.received_payload_bytes,
         "received_wire_bytes": call.received_wire_bytes,
-    }  # fmt: skip
+    }
 
 
 def _with_flows(split: Split, walked: _Walked) -> tuple[Slice, ...]:
@@ -337,43 +364,88 @@ def measured(split: Split, run: MeasuredRun) -> Timeline:
     slices: list[Slice] = []
     clock = 0.0
     for took, call in zip(run.calls, split.traffic.calls, strict=True):
-        slices.append(_slice(home, "ops at home", "home", clock, took.home_seconds, {
-            "call_id": call.id, "seconds": took.home_seconds,
-        }))  # fmt: skip
+        slices.append(
+            _slice(
+                home,
+                "ops at home",
+                "home",
+                clock,
+                took.home_seconds,
+                {"call_id": call.id, "seconds": took.home_seconds},
+            )
+        )
         clock += took.home_seconds
         end = clock + took.call_seconds
-        slices.append(_slice(home, call.label, "call", clock, took.call_seconds, {
-            "call_id": call.id, "device": call.device,
-            "sent_payload_bytes": took.sent_payload_bytes, "sent_wire_bytes": took.sent_wire_bytes,
-            "received_payload_bytes": took.received_payload_bytes,
-            "received_wire_bytes": took.received_wire_bytes, "ops": len(call.ops),
-            "serialise_seconds": took.serialise_seconds,
-            "deserialise_seconds": took.deserialise_seconds, "seconds": took.call_seconds,
-        }))  # fmt: skip
-        if took.sent_tensors:
-            slices.append(_slice(
-                way(home, call.device), f"{took.sent_tensors} tensors", "transfer", clock,
-                took.send_seconds, {
-                    "call_id": call.id, "direction": "send", "tensors": took.sent_tensors,
-                    "payload_bytes": took.sent_payload_bytes, "wire_bytes": took.sent_wire_bytes,
-                    "seconds": took.send_seconds,
+        slices.append(
+            _slice(
+                home,
+                call.label,
+                "call",
+                clock,
+                took.call_seconds,
+                {
+                    "call_id": call.id,
+                    "device": call.device,
+                    "sent_payload_bytes": took.sent_payload_bytes,
+                    "sent_wire_bytes": took.sent_wire_bytes,
+                    "received_payload_bytes": took.received_payload_bytes,
+                    "received_wire_bytes": took.received_wire_bytes,
+                    "ops": len(call.ops),
+                    "serialise_seconds": took.serialise_seconds,
+                    "deserialise_seconds": took.deserialise_seconds,
+                    "seconds": took.call_seconds,
                 },
-            ))  # fmt: skip
+            )
+        )
+        if took.sent_tensors:
+            slices.append(
+                _slice(
+                    way(home, call.device),
+                    f"{took.sent_tensors} tensors",
+                    "transfer",
+                    clock,
+                    took.send_seconds,
+                    {
+                        "call_id": call.id,
+                        "direction": "send",
+                        "tensors": took.sent_tensors,
+                        "payload_bytes": took.sent_payload_bytes,
+                        "wire_bytes": took.sent_wire_bytes,
+                        "seconds": took.send_seconds,
+                    },
+                )
+            )
         arrives = max(clock, end - took.receive_seconds)
         begins = max(clock, arrives - took.accelerator_seconds)
         worked = took.accelerator_seconds
-        slices.append(_slice(call.device, call.label, "remote", begins, worked, {
-            "call_id": call.id, "ops": len(call.ops), "seconds": worked,
-        }))  # fmt: skip
+        slices.append(
+            _slice(
+                call.device,
+                call.label,
+                "remote",
+                begins,
+                worked,
+                {"call_id": call.id, "ops": len(call.ops), "seconds": worked},
+            )
+        )
         if took.received_tensors:
-            slices.append(_slice(
-                way(call.device, home), f"{took.received_tensors} tensors", "transfer", arrives,
-                took.receive_seconds, {
-                    "call_id": call.id, "direction": "receive", "tensors": took.received_tensors,
-                    "payload_bytes": took.received_payload_bytes,
-                    "wire_bytes": took.received_wire_bytes, "seconds": took.receive_seconds,
-                },
-            ))  # fmt: skip
+            slices.append(
+                _slice(
+                    way(call.device, home),
+                    f"{took.received_tensors} tensors",
+                    "transfer",
+                    arrives,
+                    took.receive_seconds,
+                    {
+                        "call_id": call.id,
+                        "direction": "receive",
+                        "tensors": took.received_tensors,
+                        "payload_bytes": took.received_payload_bytes,
+                        "wire_bytes": took.received_wire_bytes,
+                        "seconds": took.receive_seconds,
+                    },
+                )
+            )
         clock = end
     rest = run.home_seconds - sum(call.home_seconds for call in run.calls)
     if rest > 0:

@@ -37,9 +37,11 @@ def round_bytes(size: int) -> str:
 def number_ticks(most: int) -> Ticks:
     """Marks from 0 that are 1, 2 or 5 times a power of ten apart, six at most above 0."""
     step = next(
-        step for power in range(30) for step in (10**power, 2 * 10**power, 5 * 10**power)
+        step
+        for power in range(30)
+        for step in (10**power, 2 * 10**power, 5 * 10**power)
         if most / step <= 6
-    )  # fmt: skip
+    )
     values = [step * n for n in range(most // step + 1)]
     return Ticks(values, [_scaled(value) for value in values])
 

@@ -102,9 +102,12 @@ def block(partition: Split) -> Block | Missing:
     graph = partition.graph
     layer, names = middle_layer(graph), layer_names(graph)
     inside = [
-        op for op in graph.ops if names[op.id] == layer and not graph.is_everywhere(op.id)
+        op
+        for op in graph.ops
+        if names[op.id] == layer
+        and not graph.is_everywhere(op.id)
         and op.kind not in (Kind.INPUT, Kind.OUTPUT)
-    ]  # fmt: skip
+    ]
     if not any(not op.is_view for op in inside):
         return Missing("This model has no block with ops of its own.")
     if len(inside) > MOST_OPS:
@@ -184,9 +187,10 @@ class _Drawing:
         device = self.partition.placement.devices[reader]
         assert device is not None
         came = [
-            t for t in self.arrivals.get((tensor.id, device), ())
+            t
+            for t in self.arrivals.get((tensor.id, device), ())
             if device == self.partition.placement.home or t.call <= self.call_of[reader]
-        ]  # fmt: skip
+        ]
         return self._of_transfer(came[-1]) if came else self._made(tensor)
 
     def _made(self, tensor: Tensor) -> _Key:
@@ -206,7 +210,8 @@ class _Drawing:
         tensor = transfer.tensor
         way = f"{transfer.src_device} → {transfer.dst_device}"
         self.nodes[key] = _Node(
-            "transfer", transfer.src_device,
+            "transfer",
+            transfer.src_device,
             f"{self.names[tensor.id]} {human(transfer.payload_bytes)}",
             (
                 f"{self.names[tensor.id]}: {way}",
@@ -217,12 +222,11 @@ class _Drawing:
                 f"call {transfer.call}: {self.partition.traffic.calls[transfer.call].label}",
             ),
             transfer.payload_bytes,
-        )  # fmt: skip
+        )
         home = self.partition.placement.home
         back = [  # what an accelerator made comes home before it goes out again
-            t for t in self.arrivals.get((tensor.id, home), ())
-            if transfer.src_device == home
-        ]  # fmt: skip
+            t for t in self.arrivals.get((tensor.id, home), ()) if transfer.src_device == home
+        ]
         self._line(self._of_transfer(back[-1]) if back else self._made(tensor), key)
         return key
 
@@ -233,11 +237,16 @@ class _Drawing:
             key: _Key = ("in", op.id)
             layer = self.layers[op.id]
             name = call_label(graph, [op.id]) if layer is None else f"layer {layer}"
-            self.nodes[key] = _Node("in", device, name, (
-                f"{op.name} of {op.module_path or 'the model'}, before this block",
-                *(_shape(tensor) for tensor in graph.outputs(op.id)),
-                f"on {device}: {placement.reasons[op.id]}",
-            ))  # fmt: skip
+            self.nodes[key] = _Node(
+                "in",
+                device,
+                name,
+                (
+                    f"{op.name} of {op.module_path or 'the model'}, before this block",
+                    *(_shape(tensor) for tensor in graph.outputs(op.id)),
+                    f"on {device}: {placement.reasons[op.id]}",
+                ),
+            )
             return key
         key = ("op", op.id)
         if key not in self.nodes:
@@ -245,13 +254,18 @@ class _Drawing:
             flops = "FLOPs not known" if cost.flops is None else f"{cost.flops:,} FLOPs"
             if cost.flops and cost.flops_expr and not cost.flops_expr.isdigit():
                 flops += f" = {cost.flops_expr}"
-            self.nodes[key] = _Node("op", device, call_label(graph, [op.id]), (
-                f"{op.name}: {op.target}",
-                f"{op.module_path} ({op.module_type})",
-                *(_shape(tensor) for tensor in graph.outputs(op.id)),
-                flops,
-                f"on {device}: {placement.reasons[op.id]}",
-            ))  # fmt: skip
+            self.nodes[key] = _Node(
+                "op",
+                device,
+                call_label(graph, [op.id]),
+                (
+                    f"{op.name}: {op.target}",
+                    f"{op.module_path} ({op.module_type})",
+                    *(_shape(tensor) for tensor in graph.outputs(op.id)),
+                    flops,
+                    f"on {device}: {placement.reasons[op.id]}",
+                ),
+            )
         return key
 
     def merged(self) -> "nx.DiGraph[_Key]":
@@ -285,13 +299,18 @@ class _Drawing:
         device = placement.devices[last.id] or placement.home
         flops = sum(op.cost.flops or 0 for op in ops)
         leaf = last.module_path.rpartition(".")[2] or "norm"
-        return _Node("op", device, leaf, (
-            f"{counted(len(ops), 'op')}: {', '.join(op.name for op in ops)}",
-            f"{last.module_path} ({last.module_type})",
-            *(_shape(tensor) for tensor in graph.outputs(last.id)),
-            f"{flops:,} FLOPs",
-            f"on {device}: {placement.reasons[last.id]}",
-        ))  # fmt: skip
+        return _Node(
+            "op",
+            device,
+            leaf,
+            (
+                f"{counted(len(ops), 'op')}: {', '.join(op.name for op in ops)}",
+                f"{last.module_path} ({last.module_type})",
+                *(_shape(tensor) for tensor in graph.outputs(last.id)),
+                f"{flops:,} FLOPs",
+                f"on {device}: {placement.reasons[last.id]}",
+            ),
+        )
 
 
 def _shape(tensor: Tensor) -> str:
@@ -326,12 +345,19 @@ def _drawn(partition: Split, drawing: _Drawing, title: str) -> Block:
     most = max((nodes[key].payload_bytes for key in graph), default=0)
     boxes = [
         Box(
-            node.label, node.sort, node.device, "\n".join(node.lines), node.payload_bytes,
-            laid.places[key][0], laid.places[key][1] + _HEAD,
-            round(len(node.label) * _LETTER + _PADDING, 1), _HEIGHT,
+            node.label,
+            node.sort,
+            node.device,
+            "\n".join(node.lines),
+            node.payload_bytes,
+            laid.places[key][0],
+            laid.places[key][1] + _HEAD,
+            round(len(node.label) * _LETTER + _PADDING, 1),
+            _HEIGHT,
         )
-        for key in graph if (node := nodes[key])
-    ]  # fmt: skip
+        for key in graph
+        if (node := nodes[key])
+    ]
     wires = [
         _wire(
             nodes[source],
@@ -348,9 +374,7 @@ def _drawn(partition: Split, drawing: _Drawing, title: str) -> Block:
     return Block(title, boxes, wires, lanes, laid.lanes[-1][1], laid.rows * ROW + _HEAD + 6)
 
 
-def _wire(
-    source: _Node, target: _Node, route: Sequence[tuple[float, float]], most: int
-) -> Wire:  # fmt: skip
+def _wire(source: _Node, target: _Node, route: Sequence[tuple[float, float]], most: int) -> Wire:
     """A line; what is read by several is as wide before it parts as all its lines after it."""
     crossing = next((node for node in (source, target) if node.sort == "transfer"), None)
     points = [(x, y + _HEAD) for x, y in route]

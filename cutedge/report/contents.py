@@ -73,17 +73,28 @@ def make_report(
     """
     sheets = [
         Sheet(
-            one.policy, headline, more, figures.flows(one), figures.by_layer(one),
-            figures.by_call(one), block(one),
+            one.policy,
+            headline,
+            more,
+            figures.flows(one),
+            figures.by_layer(one),
+            figures.by_call(one),
+            block(one),
             [rooflines.roofline(one, device, taken.get(device)) for device in devices],
             [rooflines.cycles(one, device, taken.get(device)) for device in devices],
         )
         for one, (headline, more) in zip(partitions, headlines, strict=True)
         for taken in [times_under(one.graph, one.placement, one.traffic.transfers, times)]
-    ]  # fmt: skip
+    ]
     arrays = [device in times and times[device].device.array is not None for device in devices]
     return Report(
-        partitions[0].graph.meta.model, of, devices, arrays,
-        figures.policies_table(partitions, compared, baseline), sheets, shown,
-        figures.growth(partitions, reach), notes,
-    )  # fmt: skip
+        partitions[0].graph.meta.model,
+        of,
+        devices,
+        arrays,
+        figures.policies_table(partitions, compared, baseline),
+        sheets,
+        shown,
+        figures.growth(partitions, reach),
+        notes,
+    )

@@ -132,9 +132,7 @@ class Growth:
 
 
 def policies_table(
-    partitions: Sequence[Split],
-    compared: Sequence[Comparison],
-    baseline: str,
+    partitions: Sequence[Split], compared: Sequence[Comparison], baseline: str
 ) -> Table:
     """Policies side by side: what they move, take and show, and whether that is proven best."""
 
@@ -232,9 +230,11 @@ def by_layer(partition: Split) -> Bars | Missing:
         return _NOTHING
     there = ["outside", *dict.fromkeys(name for name in names if name)]  # as they run
     return _bars(
-        partition, layers, [name for name in there if name in layers],
+        partition,
+        layers,
+        [name for name in there if name in layers],
         lambda name: f"layer {name}" if name != "outside" else "outside of all layers",
-    )  # fmt: skip
+    )
 
 
 def by_call(partition: Split) -> Bars | Missing:
@@ -256,15 +256,16 @@ def by_call(partition: Split) -> Bars | Missing:
     titles = {label: f"{label}  × {counts[label]:,}" for label in heavy}
     other = f"others  × {rest:,}"
     return _bars(
-        partition, [titles.get(name(t.call), other) for t in traffic.transfers],
-        [*titles.values(), *([other] if rest else [])], lambda title: title,
-    )  # fmt: skip
+        partition,
+        [titles.get(name(t.call), other) for t in traffic.transfers],
+        [*titles.values(), *([other] if rest else [])],
+        lambda title: title,
+    )
 
 
 def _bars(
-    partition: Split, keys: Sequence[str], categories: Sequence[str],
-    say: Callable[[str], str],
-) -> Bars:  # fmt: skip
+    partition: Split, keys: Sequence[str], categories: Sequence[str], say: Callable[[str], str]
+) -> Bars:
     """Transfers by a key each, a series for each pair of devices."""
     order = _devices(partition)
     sums: dict[tuple[str, str], dict[str, int]] = {}
@@ -277,7 +278,9 @@ def _bars(
     pairs = sorted(sums, key=lambda pair: tuple(map(order.index, pair)))
     series = [
         Series(
-            f"{source} → {target}", source, [sums[source, target][c] for c in categories],
+            f"{source} → {target}",
+            source,
+            [sums[source, target][c] for c in categories],
             [
                 f"{say(c)}\n{source} → {target}: {human(sums[source, target][c])} in "
                 f"{counted(counts.get((source, target, c), 0), 'transfer')}"
@@ -285,7 +288,7 @@ def _bars(
             ],
         )
         for source, target in pairs
-    ]  # fmt: skip
+    ]
     most = max(sum(each) for each in zip(*(one.values for one in series), strict=True))
     return Bars(categories, series, byte_ticks(most), "payload")
 
@@ -347,28 +350,39 @@ def growth(partitions: Sequence[Split], reach: Reach) -> Growth | Missing:
         return parse(expression).evaluate({**graph.meta.variables, variable: size})
 
     lines = [
-        Line(names, [at(expression, size) for size in sizes], [
-            f"{', '.join(names)}\n{variable} {size:,}: {human(value)}\n= {expression}"
-            for size in sizes if (value := at(expression, size)) is not None
-        ])
+        Line(
+            names,
+            [at(expression, size) for size in sizes],
+            [
+                f"{', '.join(names)}\n{variable} {size:,}: {human(value)}\n= {expression}"
+                for size in sizes
+                if (value := at(expression, size)) is not None
+            ],
+        )
         for expression, names in formulas.items()
-    ]  # fmt: skip
+    ]
     crossings = [
         Crossing(
-            size, at(after, size),
+            size,
+            at(after, size),
             f"{', '.join(formulas[after])}\nmoves less than {', '.join(formulas[before])}\n"
             f"from {variable} {size:,} on: {human(at(after, size))}",
         )
         for pair in combinations(formulas, 2)
-        for size, before, after in _crossed(pair, at, sizes[0], sizes[-1]) if reached(size)
-    ]  # fmt: skip
+        for size, before, after in _crossed(pair, at, sizes[0], sizes[-1])
+        if reached(size)
+    ]
     values = [value for line in lines for value in line.values if value]
     return Growth(
-        variable, sizes, here, lines, crossings,
+        variable,
+        sizes,
+        here,
+        lines,
+        crossings,
         Ticks(sizes, [f"{size:,}" if size in doubles[::2] else "" for size in sizes]),
         log_byte_ticks(min(values), max(values)),
         f"{', '.join(still)} {'moves' if len(still) == 1 else 'move'} nothing." if still else "",
-    )  # fmt: skip
+    )
 
 
 def _crossed(

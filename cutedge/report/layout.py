@@ -79,8 +79,9 @@ def lay_out(
     return Laid(
         {key: at(item) for key, item in items.items()},
         {ends: [at(item) for item in route] for ends, route in routes.items()},
-        bounds, len(rows),
-    )  # fmt: skip
+        bounds,
+        len(rows),
+    )
 
 
 def _ranks(graph: "nx.DiGraph[Key]") -> dict[Key, int]:
@@ -126,12 +127,14 @@ def _bounds(rows: Sequence[Sequence[_Item]], lanes: int) -> list[tuple[float, fl
         max(
             (
                 sum(item.width for item in inside) + GAP * (len(inside) - 1)
-                for row in rows if (inside := [item for item in row if item.lane == lane])
+                for row in rows
+                if (inside := [item for item in row if item.lane == lane])
             ),
             default=0.0,
-        ) + 2 * MARGIN
+        )
+        + 2 * MARGIN
         for lane in range(lanes)
-    ]  # fmt: skip
+    ]
     return list(pairwise(accumulate(widths, initial=0.0)))
 
 

@@ -43,18 +43,24 @@ def drawing_library() -> str:
 def _data(report: Report) -> str:
     """What is drawn, for the page's script; no text in it can end the element that it stands in."""
     data = {
-        "devices": list(report.devices), "shown": report.shown, "growth": _plain(report.growth),
+        "devices": list(report.devices),
+        "shown": report.shown,
+        "growth": _plain(report.growth),
         "sheets": [
             {
-                "policy": sheet.policy, "headline": sheet.headline, "more": sheet.more,
-                "flows": _plain(sheet.flows), "layers": _plain(sheet.layers),
-                "calls": _plain(sheet.calls), "block": _plain(sheet.block),
+                "policy": sheet.policy,
+                "headline": sheet.headline,
+                "more": sheet.more,
+                "flows": _plain(sheet.flows),
+                "layers": _plain(sheet.layers),
+                "calls": _plain(sheet.calls),
+                "block": _plain(sheet.block),
                 "rooflines": [_plain(one) for one in sheet.rooflines],
                 "cycles": [_plain(one) for one in sheet.cycles],
             }
             for sheet in report.sheets
         ],
-    }  # fmt: skip
+    }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
@@ -102,18 +108,27 @@ _POLICIES = (
     "not trusted are sent or compute. Choose a policy to see it below."
 )
 _DRAWINGS = (
-    ("flows", "Traffic between devices",
-     "From the device that sends, by kind of tensor, to the device that receives."),
+    (
+        "flows",
+        "Traffic between devices",
+        "From the device that sends, by kind of tensor, to the device that receives.",
+    ),
     ("layers", "Traffic by layer", "By the layer that makes what crosses."),
     ("calls", "Traffic by call", "Calls that run the same modules are taken together."),
-    ("block", "One block",
-     "The layer in the middle of the model, from top to bottom. What crosses stands between the "
-     "devices, once for each transfer, in the colour of the device that it leaves; lines are as "
-     "wide as their bytes. Views are left out, a norm is one node, dashed is outside the block."),
-    ("growth", "Growth",
-     "Payload of each placement as it is at other sizes, from its formula. Both axes are "
-     "logarithmic; a circle marks where one policy begins to move less than another."),
-)  # fmt: skip
+    (
+        "block",
+        "One block",
+        "The layer in the middle of the model, from top to bottom. What crosses stands between the "
+        "devices, once for each transfer, in the colour of the device that it leaves; lines are as "
+        "wide as their bytes. Views are left out, a norm is one node, dashed is outside the block.",
+    ),
+    (
+        "growth",
+        "Growth",
+        "Payload of each placement as it is at other sizes, from its formula. Both axes are "
+        "logarithmic; a circle marks where one policy begins to move less than another.",
+    ),
+)
 _ROOFLINE = (
     "The ops that the policy has on each device: FLOPs for each byte that they read or write, and "
     "for each second; the larger, the more of the device's time. Left of the ridge memory is the "

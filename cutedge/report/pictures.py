@@ -9,9 +9,14 @@ from tracer.files import write_whole
 from tracer.stages import stage
 
 BROWSERS = (
-    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
-    "microsoft-edge", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-)  # fmt: skip
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "microsoft-edge",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
 """What a Chromium may be called, in the order in which they are tried."""
 
 
@@ -47,13 +52,13 @@ def take_pictures(browser: str, page: Path) -> list[Path]:
     try:
         with sync_playwright() as playwright:
             started = playwright.chromium.launch(
-                executable_path=browser, chromium_sandbox=not root,
+                executable_path=browser,
+                chromium_sandbox=not root,
                 args=["--force-color-profile=srgb", "--disable-gpu", "--disable-lcd-text"],
-            )  # fmt: skip
+            )
             shown = started.new_page(
-                viewport={"width": 1160, "height": 900}, device_scale_factor=2,
-                color_scheme="light",
-            )  # fmt: skip
+                viewport={"width": 1160, "height": 900}, device_scale_factor=2, color_scheme="light"
+            )
             shown.goto(page.resolve().as_uri())
             shown.wait_for_function("document.documentElement.dataset.drawn")
             shown.add_style_tag(content="nav, .tools { display: none !important }")

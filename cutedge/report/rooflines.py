@@ -94,9 +94,14 @@ def roofline(partition: Split, device: str, time: DeviceTime | None) -> Roofline
     x_range = min(low, *(r.ridge for r in roofs)) / 8, max(high, *(r.ridge for r in roofs)) * 2
     y_range = min(w.rate for w in marks) / 3, max(r.flops_per_second for r in roofs) * 3
     return Roofline(
-        roofs, marks, x_range, y_range, decades(*x_range), decades(*y_range),
+        roofs,
+        marks,
+        x_range,
+        y_range,
+        decades(*x_range),
+        decades(*y_range),
         f"{left}: {duration(taken)}." if rest else "",
-    )  # fmt: skip
+    )
 
 
 def _marks(drawn: Sequence[Share], whole: float) -> list[Mark]:
@@ -112,16 +117,19 @@ def _marks(drawn: Sequence[Share], whole: float) -> list[Mark]:
         bound = max(first.seconds_by_bound, key=lambda what: first.seconds_by_bound[what])
         clear = all(
             abs(log10(rate / other.rate)) > 0.4 or abs(log10(intensity / other.intensity)) > 1.4
-            for other in marks if other.labelled
-        )  # fmt: skip
-        text = "\n".join([
-            f"{intensity:,.3g} FLOPs a byte, {flop_rate(rate)}; most of it {_BOUNDS[bound]}",
-            *(
-                f"{one.name}: {counted(one.ops, 'op')}, {duration(one.seconds)} "
-                f"({one.seconds / whole:.1%})"
-                for one in alike
-            ),
-        ])  # fmt: skip
+            for other in marks
+            if other.labelled
+        )
+        text = "\n".join(
+            [
+                f"{intensity:,.3g} FLOPs a byte, {flop_rate(rate)}; most of it {_BOUNDS[bound]}",
+                *(
+                    f"{one.name}: {counted(one.ops, 'op')}, {duration(one.seconds)} "
+                    f"({one.seconds / whole:.1%})"
+                    for one in alike
+                ),
+            ]
+        )
         more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
         labelled = clear and sum(one.labelled for one in marks) < MOST_LABELS
         marks.append(Mark(first.name + more, intensity, rate, taken / whole, bound, labelled, text))

@@ -35,9 +35,13 @@ class Door:
     """The connections to a worker, from the first byte until a run takes them over."""
 
     def __init__(
-        self, listener: socket.socket, token: str, tls: ssl.SSLContext | None = None,
-        greeting_seconds: float = GREETING_SECONDS, busy_seconds: float = BUSY_SECONDS,
-    ) -> None:  # fmt: skip
+        self,
+        listener: socket.socket,
+        token: str,
+        tls: ssl.SSLContext | None = None,
+        greeting_seconds: float = GREETING_SECONDS,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> None:
         self.homes: SimpleQueue[Channel] = SimpleQueue()
         """Homes that have proved that they know the token, one at a time."""
         self._listener, self._token, self._tls = listener, token, tls
@@ -162,9 +166,11 @@ class Door:
         session, _, name = rest.partition(" ")
         with self._lock:
             if (
-                sort != "peer" or self._expected is None or session != self._expected.hex()
+                sort != "peer"
+                or self._expected is None
+                or session != self._expected.hex()
                 or len(self._peers) > MOST_WAITING
-            ):  # fmt: skip
+            ):
                 return False
             self._peers[name] = channel
         self._rope.send(b".")

@@ -21,9 +21,12 @@ class Draws(TorchDispatchMode):  # type: ignore[misc]  # torch has no types for 
         self.number = first
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Carry out an op of torch's, on its own seed where it draws with no generator given."""
         kwargs = kwargs or {}
         own = told(func, args, kwargs).get("generator") is not None

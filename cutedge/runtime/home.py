@@ -93,10 +93,15 @@ class Measured:
 
 @contextmanager
 def workers(
-    names: Sequence[str], *, transport: Transport = "unix", timeout: float = 300.0,
-    remote: Mapping[str, tuple[str, int]] | None = None, token: str | None = None,
-    memory_bytes: Mapping[str, int] | None = None, trust: ssl.SSLContext | None = None,
-) -> Iterator[dict[str, Worker]]:  # fmt: skip
+    names: Sequence[str],
+    *,
+    transport: Transport = "unix",
+    timeout: float = 300.0,
+    remote: Mapping[str, tuple[str, int]] | None = None,
+    token: str | None = None,
+    memory_bytes: Mapping[str, int] | None = None,
+    trust: ssl.SSLContext | None = None,
+) -> Iterator[dict[str, Worker]]:
     """A worker for each accelerator: one that listens at ``remote``, else a new process here.
 
     ``token`` is that of the remote ones, which must prove who they are by TLS where ``trust`` says
@@ -165,12 +170,22 @@ def _start(
     most = [] if memory_bytes is None else [str(memory_bytes)]
     with listener:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cutedge.runtime.worker", str(os.getpid()),
-             str(listener.fileno()), str(timeout), *most],
-            pass_fds=(listener.fileno(),), env={**os.environ, "CUTEDGE_TOKEN": token},
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "cutedge.runtime.worker",
+                str(os.getpid()),
+                str(listener.fileno()),
+                str(timeout),
+                *most,
+            ],
+            pass_fds=(listener.fileno(),),
+            env={**os.environ, "CUTEDGE_TOKEN": token},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is home's to answer
-        )  # fmt: skip
+        )
         return listener.family, listener.getsockname(), process
 
 
@@ -214,22 +229,36 @@ def _end_of(worker: Worker) -> str:
 _LOADED = {"loaded": float, "device": frozenset(("cpu", "cuda"))}
 
 _REPORT = {
-    "calls": {int: {
-        "unpack_seconds": float, "take_in_seconds": float, "compute_seconds": float,
-        "pack_seconds": float, "peer_payload_bytes": int, "peer_wire_bytes": int,
-        "peak_memory_bytes": int, "peer_tensors": {str: {int: frozenset(DTYPES)}},
-    }},
-    "ops": {int: float}, "unread": [int],
-}  # fmt: skip
+    "calls": {
+        int: {
+            "unpack_seconds": float,
+            "take_in_seconds": float,
+            "compute_seconds": float,
+            "pack_seconds": float,
+            "peer_payload_bytes": int,
+            "peer_wire_bytes": int,
+            "peak_memory_bytes": int,
+            "peer_tensors": {str: {int: frozenset(DTYPES)}},
+        }
+    },
+    "ops": {int: float},
+    "unread": [int],
+}
 """What a worker has measured."""
 
 
 @stage("loading the workers")
 def load(
-    plan: Plan, found: Mapping[str, Worker], *, data: Mapping[int, torch.Tensor],
-    weights: Mapping[str, Any], links: Links, wire_dtype: str | None, residency: str,
+    plan: Plan,
+    found: Mapping[str, Worker],
+    *,
+    data: Mapping[int, torch.Tensor],
+    weights: Mapping[str, Any],
+    links: Links,
+    wire_dtype: str | None,
+    residency: str,
     memory_bytes: int | None = None,
-) -> "Loaded":  # fmt: skip
+) -> "Loaded":
     """Give every device its part of a plan, and its numbers: parameters, buffers, constants.
 
     ``data`` has the buffers and the constants without an op, ``weights`` says which the others are
@@ -249,9 +278,13 @@ def load(
                 do="load",
                 plan=_spelled(plan, device)
                 | {"session": worker.channel.session.hex(), "carriage": carriage.as_json()}
-                | {"weights": dict(weights), "wire_dtype": wire_dtype, "residency": residency,
-                   "threads": threads},
-            )  # fmt: skip
+                | {
+                    "weights": dict(weights),
+                    "wire_dtype": wire_dtype,
+                    "residency": residency,
+                    "threads": threads,
+                },
+            )
             worker.channel.hear()
             worker.channel.send(0, [(tensor, data[tensor]) for tensor in device.data])
     mine = plan.home
@@ -259,9 +292,13 @@ def load(
         check_memory(mine.resident_bytes, "cpu", memory_bytes)
         machine = Machine(mine.work)
         take_in(
-            machine, {tensor: data[tensor] for tensor in mine.data}, mine.parameters, mine.states,
-            weights, mine.resident_bytes,
-        )  # fmt: skip
+            machine,
+            {tensor: data[tensor] for tensor in mine.data},
+            mine.parameters,
+            mine.states,
+            weights,
+            mine.resident_bytes,
+        )
         machine.prepare(mine.ops, mine.constants)
     for name in plan.accelerators:
         worker = found[name]
@@ -279,8 +316,10 @@ def _check_there(device: DevicePlan, channel: Channel) -> None:
     """Raise RunError for what is not to be on a device, and is made there or lies there."""
     work = device.work
     made = {t: op for op in device.ops for t in work.made.get(op, ())}
-    for tensor in sorted({*made, *work.everywhere, *device.parameters, *device.data, *device.states}
-                         & channel.forbidden.keys()):  # fmt: skip
+    for tensor in sorted(
+        {*made, *work.everywhere, *device.parameters, *device.data, *device.states}
+        & channel.forbidden.keys()
+    ):
         how = f"is made by op {made[tensor]} on" if tensor in made else "lies with"
         raise RunError(
             f"tensor {tensor} {how} {channel.peer}, which is not trusted: it has the values of a "
@@ -302,9 +341,12 @@ def _introduce(source: Worker, destination: Worker, carriage: Carriage) -> None:
     with _explained(destination, f"connecting {source.name} to it"):
         destination.channel.say(do="accept", of=source.name, carriage=carriage.as_json())
         source.channel.say(
-            do="connect", to=destination.name, family=destination.family,
-            address=destination.address, carriage=carriage.as_json(),
-        )  # fmt: skip
+            do="connect",
+            to=destination.name,
+            family=destination.family,
+            address=destination.address,
+            carriage=carriage.as_json(),
+        )
         source.channel.hear()
         destination.channel.hear()
 
@@ -315,8 +357,9 @@ def _spelled(plan: Plan, device: DevicePlan) -> dict[str, Any]:
     calls = [call for call in plan.calls if call.device == device.name]
     pushes = [
         (call.number, call.device, call.peers[device.name])
-        for call in plan.calls if device.name in call.peers
-    ]  # fmt: skip
+        for call in plan.calls
+        if device.name in call.peers
+    ]
     moving = {t for call in calls for tensors in call.peers.values() for t in tensors}
     moving |= {t for call in calls for t in (*call.sent, *call.received)}
     return {
@@ -325,16 +368,22 @@ def _spelled(plan: Plan, device: DevicePlan) -> dict[str, Any]:
             op: [how.args, how.kwargs, [astuple(one) for one in how.shared], how.draw]
             for op, how in work.invocations.items()
         },
-        "targets": work.targets, "made": work.made, "everywhere": work.everywhere,
+        "targets": work.targets,
+        "made": work.made,
+        "everywhere": work.everywhere,
         "specs": {t: [spec.dtype, spec.shape] for t, spec in work.specs.items()},
         "uses": work.uses,
         "crossing": {t: [plan.crossing[t].dtype, plan.crossing[t].shape] for t in moving},
-        "calls": [asdict(call) for call in calls], "pushes": pushes,
+        "calls": [asdict(call) for call in calls],
+        "pushes": pushes,
         "ops": [op for op in device.ops if op in work.invocations],
-        "constants": sorted(device.constants), "parameters": device.parameters,
-        "data": device.data, "states": device.states, "kept": device.kept,
+        "constants": sorted(device.constants),
+        "parameters": device.parameters,
+        "data": device.data,
+        "states": device.states,
+        "kept": device.kept,
         "resident_bytes": device.resident_bytes,
-    }  # fmt: skip
+    }
 
 
 @dataclass(slots=True)
@@ -347,10 +396,11 @@ class Loaded:
     wire_dtype: str | None
 
     def run(
-        self, inputs: Mapping[int, torch.Tensor],
+        self,
+        inputs: Mapping[int, torch.Tensor],
         progress: Callable[[int, int], None] = lambda call, moved: None,
         witness: "Witness | None" = None,
-    ) -> Measured:  # fmt: skip
+    ) -> Measured:
         """Run the plan on ``inputs``, by tensor.
 
         ``progress`` is told of each call and the bytes that it moved; a ``witness`` sees what
@@ -419,19 +469,24 @@ class Loaded:
                 for tensor, spec in message.crossed.items()
             ]
         return {
-            "call_id": number, "device": call.device,
-            "sent_tensors": went.tensors, "received_tensors": came.tensors,
+            "call_id": number,
+            "device": call.device,
+            "sent_tensors": went.tensors,
+            "received_tensors": came.tensors,
             "sent_payload_bytes": went.payload_bytes,
             "sent_wire_bytes": went.wire_bytes if went.tensors else 0,
             "received_payload_bytes": came.payload_bytes,
             "received_wire_bytes": came.wire_bytes if came.tensors else 0,
             "control_bytes": (0 if went.tensors else went.wire_bytes)
             + (0 if came.tensors else came.wire_bytes),
-            "home_seconds": begun - start, "serialise_seconds": went.pack_seconds,
-            "send_seconds": went.move_seconds, "receive_seconds": came.move_seconds,
-            "deserialise_seconds": came.pack_seconds, "call_seconds": time.perf_counter() - begun,
+            "home_seconds": begun - start,
+            "serialise_seconds": went.pack_seconds,
+            "send_seconds": went.move_seconds,
+            "receive_seconds": came.move_seconds,
+            "deserialise_seconds": came.pack_seconds,
+            "call_seconds": time.perf_counter() - begun,
             "home_peak_memory_bytes": peak_memory_bytes(),
-        }  # fmt: skip
+        }
 
     def _report(self, measured: Measured, rows: Sequence[dict[str, Any]]) -> None:
         """Add what the workers have measured."""
@@ -476,12 +531,22 @@ class Loaded:
                     for tensor, dtype in came.items()
                 ]
                 measured.calls.append(
-                    MeasuredCall(**{
-                        **row, "accelerator_seconds": taken["compute_seconds"],
-                        "seconds": row["call_seconds"] - taken["compute_seconds"],
-                        "serialise_seconds": row["serialise_seconds"] + taken["pack_seconds"],
-                        "deserialise_seconds": row["deserialise_seconds"] + taken["unpack_seconds"],
-                        **{key: taken[key] for key in
-                           ("peer_payload_bytes", "peer_wire_bytes", "peak_memory_bytes")},
-                    })
-                )  # fmt: skip
+                    MeasuredCall(
+                        **{
+                            **row,
+                            "accelerator_seconds": taken["compute_seconds"],
+                            "seconds": row["call_seconds"] - taken["compute_seconds"],
+                            "serialise_seconds": row["serialise_seconds"] + taken["pack_seconds"],
+                            "deserialise_seconds": row["deserialise_seconds"]
+                            + taken["unpack_seconds"],
+                            **{
+                                key: taken[key]
+                                for key in (
+                                    "peer_payload_bytes",
+                                    "peer_wire_bytes",
+                                    "peak_memory_bytes",
+                                )
+                            },
+                        }
+                    )
+                )

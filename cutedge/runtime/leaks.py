@@ -216,9 +216,12 @@ class Witness:
                 self.passed[passage] = None if value is None else self.sight.of(value)
 
     def prove(
-        self, runnable: Runnable, given: Mapping[int, torch.Tensor], weights: Mapping[str, Any],
+        self,
+        runnable: Runnable,
+        given: Mapping[int, torch.Tensor],
+        weights: Mapping[str, Any],
         links: Links,
-    ) -> Proof:  # fmt: skip
+    ) -> Proof:
         """Compare all that passed with each secret.
 
         Once as it was in the run, and once as it is where home alone carries out every op: there
@@ -239,23 +242,29 @@ class Witness:
                         f"values of a secret ({secret})"
                     )
         return Proof(
-            len(self.secrets.named), len(self.secrets.carriers), self.secrets.untrusted,
-            len(self.passed), tuple(leaks),
-        )  # fmt: skip
+            len(self.secrets.named),
+            len(self.secrets.carriers),
+            self.secrets.untrusted,
+            len(self.passed),
+            tuple(leaks),
+        )
 
 
 def _run_at_home(
-    graph: OpGraph, runnable: Runnable, given: Mapping[int, torch.Tensor],
-    weights: Mapping[str, Any], links: Links, sight: Sight,
-) -> None:  # fmt: skip
+    graph: OpGraph,
+    runnable: Runnable,
+    given: Mapping[int, torch.Tensor],
+    weights: Mapping[str, Any],
+    links: Links,
+    sight: Sight,
+) -> None:
     """Carry out every op at home, and have all that ops read seen."""
     home = "home"
     devices = [None if graph.is_everywhere(op.id) else home for op in graph.ops]
     placement = Placement(home, devices, [False] * len(devices), [""] * len(devices))
     plan = make_plan(graph, runnable.invocations, placement)
     loaded = load(
-        plan, {}, data=runnable.data, weights=weights, links=links, wire_dtype=None,
-        residency="run",
-    )  # fmt: skip
+        plan, {}, data=runnable.data, weights=weights, links=links, wire_dtype=None, residency="run"
+    )
     loaded.machine.sight = sight
     loaded.run(given)

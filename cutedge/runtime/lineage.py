@@ -10,9 +10,11 @@ from tracer.summary import renewals
 
 
 def carriers(
-    graph: OpGraph, invocations: Mapping[int, Invocation], marked: Mapping[str, Collection[int]],
+    graph: OpGraph,
+    invocations: Mapping[int, Invocation],
+    marked: Mapping[str, Collection[int]],
     derived: Collection[str] = (),
-) -> dict[int, str]:  # fmt: skip
+) -> dict[int, str]:
     """Tensor -> its name and the secret whose values it has; ``marked``: secret -> its tensors.
 
     Values go where an op moves them (``tracer.kinds.moves``): into views, copies, casts, slices,
@@ -26,8 +28,12 @@ def carriers(
     for name, tensors in marked.items():
         secret = _carried(graph, steps, tensors)
         if name in derived:
-            every = [(t, made.id, op) for op, how in sorted(invocations.items())
-                     for t in read(how) for made in graph.outputs(op)]  # fmt: skip
+            every = [
+                (t, made.id, op)
+                for op, how in sorted(invocations.items())
+                for t in read(how)
+                for made in graph.outputs(op)
+            ]
             secret = _ahead(graph, every, secret)
         for tensor in sorted(secret):
             found.setdefault(tensor, f"{graph.tensors[tensor].name} of {name}")
@@ -78,17 +84,20 @@ def _carried(graph: OpGraph, steps: _Steps, marked: Collection[int]) -> set[int]
     for tensor, result, op in reversed(steps):  # ops stand in order: one pass is enough
         maker = graph.tensors[tensor].op
         if result in sources and (
-            graph.crosses(graph.tensors[tensor]) or graph.ops[op].is_constant
+            graph.crosses(graph.tensors[tensor])
+            or graph.ops[op].is_constant
             or maker in graph.state_ops
-        ):  # fmt: skip
+        ):
             sources.add(tensor)
             ways.add(op)
     sources = _with_tied(graph, sources) - whole
     others = {
-        result for tensor, result, op in steps
-        if tensor in sources - secret and result not in sources
+        result
+        for tensor, result, op in steps
+        if tensor in sources - secret
+        and result not in sources
         and not (op in ways and base_name(graph.ops[op].target) in SPLITS)
-    }  # fmt: skip
+    }
     return secret | sources | _ahead(graph, steps, others)
 
 

@@ -186,9 +186,11 @@ class Machine:
         What has come to be appended to cached state is part of it, also before the rest has come.
         """
         waiting = {
-            part for tensor, op in self.work.everywhere.items() if tensor not in self.resident
+            part
+            for tensor, op in self.work.everywhere.items()
+            if tensor not in self.resident
             for part in read(self.work.invocations[op])
-        }  # fmt: skip
+        }
         self.held = {tensor: made for tensor, made in self.held.items() if tensor in waiting}
 
     def _used(self, tensor: int) -> None:
@@ -244,9 +246,12 @@ class Machine:
         return RunError(f"op {op} ({target}) failed: {plain(in_words(error))}")
 
     def _results(
-        self, op: int, value: Callable[[int], torch.Tensor], device: str,
+        self,
+        op: int,
+        value: Callable[[int], torch.Tensor],
+        device: str,
         function: Callable[..., Any],
-    ) -> list[torch.Tensor]:  # fmt: skip
+    ) -> list[torch.Tensor]:
         """What an op makes on a device, of the tensors that ``value`` gives."""
         how, found = self.work.invocations[op], self.operations[op]
 

@@ -75,21 +75,30 @@ class MeasuredRun:
 
 _TYPES: Mapping[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 
-MEASURED_CALLS = pa.schema([
-    column(
-        one.name, pa.int32() if one.name == "call_id" else _TYPES[one.type],
-        one.metadata["description"],
-    )
-    for one in fields(MeasuredCall)
-] + [column("label", pa.string(), "As in `calls`.")])  # fmt: skip
+MEASURED_CALLS = pa.schema(
+    [
+        column(
+            one.name,
+            pa.int32() if one.name == "call_id" else _TYPES[one.type],
+            one.metadata["description"],
+        )
+        for one in fields(MeasuredCall)
+    ]
+    + [column("label", pa.string(), "As in `calls`.")]
+)
 
 _FRAMING = {part: f"{part}_framing_bytes" for part in ("message", "tensor")}
 
 
 def write_measured(
-    meta: TraceMeta, calls: Sequence[MeasuredCall], labels: Sequence[str], run: Mapping[str, Any],
-    metadata: Mapping[str, str], framing: Mapping[str, int], folder: Path,
-) -> Path:  # fmt: skip
+    meta: TraceMeta,
+    calls: Sequence[MeasuredCall],
+    labels: Sequence[str],
+    run: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    framing: Mapping[str, int],
+    folder: Path,
+) -> Path:
     """Write ``measured_calls.parquet`` into a partition's directory; where it is.
 
     ``run`` is the partition's ``identity``; ``framing`` has the bytes of a ``message`` and of a
@@ -99,9 +108,8 @@ def write_measured(
     tables = make_tables(meta, {"measured_calls": (MEASURED_CALLS, rows)}, run)
     noted = {key: str(framing[part]) for part, key in _FRAMING.items()}
     write_tables(
-        folder, tables, {**metadata, **noted},
-        advice="Make the place writable, or free some space.",
-    )  # fmt: skip
+        folder, tables, {**metadata, **noted}, advice="Make the place writable, or free some space."
+    )
     return folder / "measured_calls.parquet"
 
 
@@ -125,7 +133,7 @@ def read_run(folder: Path, trace_id: str, calls: Sequence[Call]) -> MeasuredRun 
 
 def measured_log(
     name: str, calls: Sequence[MeasuredCall], framing: Mapping[str, int]
-) -> tuple[Log, dict[str, int]]:  # fmt: skip
+) -> tuple[Log, dict[str, int]]:
     """(measured calls as ``calibrate`` fits them, the framing of their messages) of a run."""
     if len(calls) < 4:
         raise InputError(f"{name}: {len(calls)} calls are too few: three terms take 4 or more")
@@ -134,10 +142,14 @@ def measured_log(
         for figure in ("sent_payload_bytes", "received_payload_bytes", "seconds")
     }
     return Log(
-        name, tuple(range(1, len(calls) + 1)),
-        {"sent": column["sent_payload_bytes"], "received": column["received_payload_bytes"],
-         "seconds": column["seconds"]},
-    ), dict(framing)  # fmt: skip
+        name,
+        tuple(range(1, len(calls) + 1)),
+        {
+            "sent": column["sent_payload_bytes"],
+            "received": column["received_payload_bytes"],
+            "seconds": column["seconds"],
+        },
+    ), dict(framing)
 
 
 def read_measured(path: Path) -> tuple[Log, dict[str, int]]:

@@ -195,9 +195,17 @@ EQUATION = re.compile(r"[A-Za-z,. >-]{1,200}")
 """The text that ``einsum`` takes."""
 
 _MAY_COPY = (
-    "view", "_unsafe_view", "reshape", "reshape_as", "flatten", "ravel", "contiguous", "to",
-    "resolve_conj", "resolve_neg",
-)  # fmt: skip
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "reshape_as",
+    "flatten",
+    "ravel",
+    "contiguous",
+    "to",
+    "resolve_conj",
+    "resolve_neg",
+)
 """Ops that make a view where they can, by the order of memory, and a copy else."""
 
 
@@ -242,8 +250,11 @@ class Operation:
         given = dict(zip(names, how.args, strict=False))
         for name, value in how.kwargs.items():
             if name not in self.arguments or name in given:
-                raise RunError(f"it takes no {plain(name)}" if name not in given else
-                               f"it is given {name} twice")  # fmt: skip
+                raise RunError(
+                    f"it takes no {plain(name)}"
+                    if name not in given
+                    else f"it is given {name} twice"
+                )
             given[name] = value
         return given
 

@@ -70,9 +70,13 @@ class Plan:
 
 
 def make_plan(
-    graph: OpGraph, invocations: Mapping[int, Invocation], placement: Placement, *,
-    wire_dtype: str | None = None, residency: Residency = "run",
-) -> Plan:  # fmt: skip
+    graph: OpGraph,
+    invocations: Mapping[int, Invocation],
+    placement: Placement,
+    *,
+    wire_dtype: str | None = None,
+    residency: Residency = "run",
+) -> Plan:
     """Spell out a placement for its devices, by what the ops read (``cutedge.runtime.walk``).
 
     What the accounting predicts is not asked: it is compared with what this run does.
@@ -91,12 +95,15 @@ def make_plan(
             (sent if move.src == home else received)[move.call].append(move.tensor)
     calls = tuple(
         CallPlan(
-            number, call.device, call.ops, tuple(sent[number]),
+            number,
+            call.device,
+            call.ops,
+            tuple(sent[number]),
             {device: tuple(tensors) for device, tensors in sorted(peers[number].items())},
             tuple(received[number]),
         )
         for number, call in enumerate(walked.calls)
-    )  # fmt: skip
+    )
     results = graph.inputs(len(graph.ops) - 1)
     outputs = tuple(t.id for t in results if t.role is not Role.KV_CACHE)
     # A device may be called for cached state alone, and run nothing.
@@ -114,20 +121,27 @@ def make_plan(
         pending = [op for op in pending if walked.steps[op] >= call.step]
     crossing = {move.tensor: graph.tensors[move.tensor] for move in walked.moves}
     return Plan(
-        home=devices.pop(home), accelerators=devices, calls=calls,
+        home=devices.pop(home),
+        accelerators=devices,
+        calls=calls,
         home_ops=(*home_ops, tuple(pending)),
         outputs=outputs,
         crossing={
             n: Spec(wire_dtype if wire_dtype and t.dtype in FLOATING else t.dtype, t.shape)
             for n, t in crossing.items()
         },
-    )  # fmt: skip
+    )
 
 
 def _device_plan(
-    graph: OpGraph, invocations: Mapping[int, Invocation], placement: Placement, name: str,
-    leaving: Mapping[int, int], outputs: Iterable[int], kept: Sequence[int],
-) -> DevicePlan:  # fmt: skip
+    graph: OpGraph,
+    invocations: Mapping[int, Invocation],
+    placement: Placement,
+    name: str,
+    leaving: Mapping[int, int],
+    outputs: Iterable[int],
+    kept: Sequence[int],
+) -> DevicePlan:
     own = tuple(op for op, device in enumerate(placement.devices) if device == name)
     carried = {op for op in own if op in invocations}
     uses: Counter[int] = Counter(leaving)
@@ -175,11 +189,10 @@ def _device_plan(
         constants=frozenset(op for op in everywhere.values() if graph.ops[op].is_constant),
         parameters={
             t: graph.storage(graph.tensors[t]).name
-            for t in sorted(resident) if roles[t] is Role.PARAMETER
+            for t in sorted(resident)
+            if roles[t] is Role.PARAMETER
         },
-        data=tuple(
-            t for t in sorted(resident) if roles[t] not in (Role.PARAMETER, Role.KV_CACHE)
-        ),
+        data=tuple(t for t in sorted(resident) if roles[t] not in (Role.PARAMETER, Role.KV_CACHE)),
         states={t: graph.tensors[t].name for t in sorted(resident) if roles[t] is Role.KV_CACHE},
         kept=tuple(kept),
-    )  # fmt: skip
+    )

@@ -19,8 +19,11 @@ from tracer.graph import Kind, OpGraph, Role
 from tracer.stages import stage
 
 _COMPARED = (
-    "sent_payload_bytes", "sent_wire_bytes", "received_payload_bytes", "received_wire_bytes",
-)  # fmt: skip
+    "sent_payload_bytes",
+    "sent_wire_bytes",
+    "received_payload_bytes",
+    "received_wire_bytes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,12 @@ class Verdict:
 
 @stage("running the unsplit model")
 def unsplit(
-    graph: OpGraph, runnable: Runnable, given: Mapping[int, torch.Tensor],
-    weights: Mapping[str, Any], home: str,
-) -> Mapping[int, torch.Tensor]:  # fmt: skip
+    graph: OpGraph,
+    runnable: Runnable,
+    given: Mapping[int, torch.Tensor],
+    weights: Mapping[str, Any],
+    home: str,
+) -> Mapping[int, torch.Tensor]:
     """What the model's own code makes of the inputs, all at home: results and state, by tensor.
 
     Raises RunError where there is no room for the whole model.
@@ -105,9 +111,12 @@ def unsplit(
 
 
 def judge(
-    graph: OpGraph, traffic: Traffic, measured: Measured, reference: Mapping[int, torch.Tensor],
+    graph: OpGraph,
+    traffic: Traffic,
+    measured: Measured,
+    reference: Mapping[int, torch.Tensor],
     wire_dtype: str | None,
-) -> Verdict:  # fmt: skip
+) -> Verdict:
     """Set a run beside its prediction, and its answer beside ``reference``, what is ``unsplit``.
 
     State that no device has kept is left out.
@@ -117,13 +126,15 @@ def judge(
     found = {t.id: made for t, made in zip(results, measured.results, strict=True)}
     found.update(measured.states)
     unequal = [
-        *_other_transfers(graph, traffic, measured), *_unread(graph, measured),
+        *_other_transfers(graph, traffic, measured),
+        *_unread(graph, measured),
         *_unequal(traffic, measured),
-    ]  # fmt: skip
+    ]
     pairs = [
         (tensor.label or tensor.name, found[tensor.id], reference[tensor.id])
-        for tensor in dict.fromkeys(last) if tensor.id in found
-    ]  # fmt: skip
+        for tensor in dict.fromkeys(last)
+        if tensor.id in found
+    ]
     apart = [(name, _difference(one.cpu(), other)) for name, one, other in pairs]
     sizes = (_wide(other).abs().max() for _, _, other in pairs if other.numel())
     largest = max(map(float, sizes), default=0.0)
@@ -137,17 +148,20 @@ def judge(
         for c in measured.calls
     ]
     return Verdict(
-        calls_predicted=len(traffic.calls), calls_measured=len(measured.calls),
-        transfers_predicted=len(traffic.transfers), transfers_measured=len(measured.crossed),
+        calls_predicted=len(traffic.calls),
+        calls_measured=len(measured.calls),
+        transfers_predicted=len(traffic.transfers),
+        transfers_measured=len(measured.crossed),
         total_payload_bytes_predicted=totals.payload_bytes,
         total_payload_bytes_measured=sum(payload for payload, _ in moved),
         total_wire_bytes_predicted=totals.wire_bytes,
         total_wire_bytes_measured=sum(wire for _, wire in moved),
         unequal=tuple(unequal),
-        max_abs_difference=max((d for _, d in apart), default=0.0), max_abs_result=largest,
+        max_abs_difference=max((d for _, d in apart), default=0.0),
+        max_abs_result=largest,
         largest_differences=tuple(sorted(apart, key=lambda pair: -pair[1])[:3]),
         tolerance=tolerance_of([*dtypes, *([wire_dtype] if wire_dtype else [])], largest),
-    )  # fmt: skip
+    )
 
 
 def tolerance_of(dtypes: Sequence[str], largest: float) -> float:

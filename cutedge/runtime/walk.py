@@ -50,9 +50,11 @@ class Walk:
 
 
 def walk(
-    graph: OpGraph, invocations: Mapping[int, Invocation], placement: Placement,
+    graph: OpGraph,
+    invocations: Mapping[int, Invocation],
+    placement: Placement,
     residency: Residency = "run",
-) -> Walk:  # fmt: skip
+) -> Walk:
     """Go through a run: when each op can begin, and what is not there when it does.
 
     With residency ``call`` accelerators send nothing to each other, and keep cached state alone.
@@ -98,9 +100,10 @@ class _Needs:
     def holders(self, placement: Placement, state: int) -> set[str]:
         """The devices that read a state, or what is worked out of it."""
         return {
-            device for op, device in enumerate(placement.devices)
+            device
+            for op, device in enumerate(placement.devices)
             if device is not None and any(state in self.held.get(t, ()) for t in self.reads[op])
-        }  # fmt: skip
+        }
 
 
 def _maker(graph: OpGraph, placement: Placement, tensor: int) -> tuple[int, str]:
@@ -130,9 +133,7 @@ _Brought = Mapping[tuple[int, str], list[int]]
 """(step, device) -> rows of new state that no op there needs, for what reads it in the next run."""
 
 
-def _brought(
-    graph: OpGraph, placement: Placement, needs: _Needs, steps: Sequence[int]
-) -> _Brought:  # fmt: skip
+def _brought(graph: OpGraph, placement: Placement, needs: _Needs, steps: Sequence[int]) -> _Brought:
     devices = placement.devices
     taken: dict[str, set[int]] = defaultdict(set)  # the steps in which a device runs ops
     needed: dict[str, set[int]] = defaultdict(set)
@@ -154,7 +155,7 @@ def _brought(
 
 def _calls(
     graph: OpGraph, placement: Placement, steps: Sequence[int], brought: _Brought
-) -> list[Visit]:  # fmt: skip
+) -> list[Visit]:
     ops: dict[tuple[int, str], list[int]] = {key: [] for key in brought if key[1] != placement.home}
     for op, device in enumerate(placement.devices):
         if device not in (None, placement.home):
@@ -165,15 +166,21 @@ def _calls(
 
 
 def _moves(
-    graph: OpGraph, placement: Placement, needs: _Needs, calls: Sequence[Visit],
-    brought: _Brought, residency: Residency,
-) -> list[Move]:  # fmt: skip
+    graph: OpGraph,
+    placement: Placement,
+    needs: _Needs,
+    calls: Sequence[Visit],
+    brought: _Brought,
+    residency: Residency,
+) -> list[Move]:
     """What each call fetches, op by op, because it is not there; what home lacks comes home."""
     home, moves = placement.home, list[Move]()
     made_in = {
-        t.id: number for number, call in enumerate(calls) for op in call.ops
+        t.id: number
+        for number, call in enumerate(calls)
+        for op in call.ops
         for t in graph.outputs(op)
-    }  # fmt: skip
+    }
     results = {t.id for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE}
     here: dict[str, set[int]] = defaultdict(set)
     in_state: dict[str, set[int]] = defaultdict(set)  # what has been appended to state there
@@ -217,7 +224,7 @@ def _moves(
 
 def _kept(
     graph: OpGraph, placement: Placement, needs: _Needs, moves: Sequence[Move]
-) -> dict[str, tuple[int, ...]]:  # fmt: skip
+) -> dict[str, tuple[int, ...]]:
     """By device: the new cached state that lies there after the run.
 
     State lies where the old one or the new one is read, or what it is made of; what one device

@@ -72,14 +72,17 @@ def given_numbers(graph: OpGraph, seed: int) -> dict[int, torch.Tensor]:
     """Numbers for what home is given, by tensor; token ids that every embedding has a row for."""
     rows = [
         tensor.shape[0]
-        for op in graph.ops if op.kind is Kind.EMBEDDING
-        for tensor in graph.inputs(op.id) if tensor.role is Role.PARAMETER
-    ]  # fmt: skip
+        for op in graph.ops
+        if op.kind is Kind.EMBEDDING
+        for tensor in graph.inputs(op.id)
+        if tensor.role is Role.PARAMETER
+    ]
     return {
         tensor.id: inputs(tensor.name, Spec(tensor.dtype, tensor.shape), seed, min(rows, default=2))
-        for op in graph.ops if op.kind is Kind.INPUT and not graph.is_everywhere(op.id)
+        for op in graph.ops
+        if op.kind is Kind.INPUT and not graph.is_everywhere(op.id)
         for tensor in graph.outputs(op.id)
-    }  # fmt: skip
+    }
 
 
 class Checkpoint:

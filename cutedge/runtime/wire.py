@@ -147,9 +147,10 @@ class Carriage:
                 f"not {link.shared_memory_handle_bytes}"
             )
         return Carriage(
-            link.chunk_bytes, link.shared_memory_threshold_bytes,
+            link.chunk_bytes,
+            link.shared_memory_threshold_bytes,
             link.shared_memory_handle_bytes or HANDLE_BYTES,
-        )  # fmt: skip
+        )
 
     def as_json(self) -> list[int | None]:
         """The figures, in order."""
@@ -334,7 +335,7 @@ class Channel:
                 sort = _PIECE if number else _TENSORS
                 head = _HEADER.pack(
                     _MAGIC, _VERSION, sort, len(tensors), call, number, end - at
-                ) + (b"" if number else headers)  # fmt: skip
+                ) + (b"" if number else headers)
                 self._out(head, *_slices(outside, at, end))
         moved.wire_bytes = self.sent_bytes - before
         moved.pack_seconds, moved.move_seconds = begun - start, time.perf_counter() - begun
@@ -374,16 +375,23 @@ class Channel:
         return head if head[0] == _TENSORS else self._text(head[0], head[4])
 
     def accept(
-        self, head: "tuple[int, ...]", call: int, expected: Mapping[int, Spec],
+        self,
+        head: "tuple[int, ...]",
+        call: int,
+        expected: Mapping[int, Spec],
         dtypes: Mapping[int, str],
-    ) -> tuple[dict[int, torch.Tensor], Moved]:  # fmt: skip
+    ) -> tuple[dict[int, torch.Tensor], Moved]:
         """The rest of a message that ``next`` gave the head of; as ``receive``."""
         return self._tensors(head, call, expected, dtypes, Moved())
 
     def _tensors(
-        self, head: "tuple[int, ...]", call: int, expected: Mapping[int, Spec],
-        dtypes: Mapping[int, str], moved: Moved,
-    ) -> tuple[dict[int, torch.Tensor], Moved]:  # fmt: skip
+        self,
+        head: "tuple[int, ...]",
+        call: int,
+        expected: Mapping[int, Spec],
+        dtypes: Mapping[int, str],
+        moved: Moved,
+    ) -> tuple[dict[int, torch.Tensor], Moved]:
         start = time.perf_counter()
         sort, count, number, piece, length = head
         before = self.received_bytes - MESSAGE_BYTES
@@ -628,9 +636,7 @@ def _packed(
     return flat, str(tensor.dtype).removeprefix("torch."), order
 
 
-def _unpacked(
-    flat: torch.Tensor, spec: Spec, order: Sequence[int], dtype: str
-) -> torch.Tensor:  # fmt: skip
+def _unpacked(flat: torch.Tensor, spec: Spec, order: Sequence[int], dtype: str) -> torch.Tensor:
     laid = flat.reshape([spec.shape[axis] for axis in order])
     back = [order.index(axis) for axis in range(len(order))]
     return laid.permute(back).to(DTYPES[dtype])

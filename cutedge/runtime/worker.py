@@ -50,19 +50,39 @@ _LAYOUT = ([int], [int], int)
 _CARRIAGE = (Maybe(int), int, int)
 
 _PLAN = {
-    "name": str, "session": str, "carriage": _CARRIAGE, "threads": int,
+    "name": str,
+    "session": str,
+    "carriage": _CARRIAGE,
+    "threads": int,
     "weights": {"seed": Maybe(int), "spread": Maybe(float), "checkpoint": Maybe(str)},
-    "wire_dtype": Maybe(frozenset(FLOATING)), "residency": frozenset(("run", "call")),
+    "wire_dtype": Maybe(frozenset(FLOATING)),
+    "residency": frozenset(("run", "call")),
     "invocations": {int: (list, dict, [(int, int, _LAYOUT, _LAYOUT)], Maybe(int))},
-    "targets": {int: str}, "made": {int: [int]}, "everywhere": {int: int}, "specs": {int: _SPEC},
-    "uses": {int: int}, "crossing": {int: _SPEC}, "pushes": [(int, str, [int])],
-    "calls": [{
-        "number": int, "device": str, "ops": [int], "sent": [int], "peers": {str: [int]},
-        "received": [int],
-    }],
-    "ops": [int], "constants": [int], "parameters": {int: str}, "data": [int],
-    "states": {int: str}, "kept": [int], "resident_bytes": int,
-}  # fmt: skip
+    "targets": {int: str},
+    "made": {int: [int]},
+    "everywhere": {int: int},
+    "specs": {int: _SPEC},
+    "uses": {int: int},
+    "crossing": {int: _SPEC},
+    "pushes": [(int, str, [int])],
+    "calls": [
+        {
+            "number": int,
+            "device": str,
+            "ops": [int],
+            "sent": [int],
+            "peers": {str: [int]},
+            "received": [int],
+        }
+    ],
+    "ops": [int],
+    "constants": [int],
+    "parameters": {int: str},
+    "data": [int],
+    "states": {int: str},
+    "kept": [int],
+    "resident_bytes": int,
+}
 """A device's part of a plan."""
 
 
@@ -88,9 +108,12 @@ class Service:
 
 
 def serve(
-    listener: socket.socket, service: Service, *, once: bool = False,
+    listener: socket.socket,
+    service: Service,
+    *,
+    once: bool = False,
     begun: Callable[[bytes], None] = lambda session: None,
-) -> None:  # fmt: skip
+) -> None:
     """Carry out runs for whoever connects and knows the token, one after another.
 
     ``once`` ends with the first run, and ``begun`` is told what the shared memory of a run is
@@ -133,9 +156,13 @@ class _Session:
     """A run, from the plan to the last call."""
 
     def __init__(
-        self, channel: Channel, door: Door, service: Service,
-        family: int = socket.AF_INET, begun: Callable[[bytes], None] = lambda session: None,
-    ) -> None:  # fmt: skip
+        self,
+        channel: Channel,
+        door: Door,
+        service: Service,
+        family: int = socket.AF_INET,
+        begun: Callable[[bytes], None] = lambda session: None,
+    ) -> None:
         self.channel, self.door, self.service, self.begun = channel, door, service, begun
         self.families = {socket.AF_INET, socket.AF_INET6, family}
         self.peers: dict[str, Channel] = {}
@@ -152,8 +179,13 @@ class _Session:
                         self._call(head, call)
                     case {"do": "load", "plan": plan}:
                         self._load(plan)
-                    case {"do": "connect", "to": to, "family": family, "address": address,
-                          "carriage": carriage}:  # fmt: skip
+                    case {
+                        "do": "connect",
+                        "to": to,
+                        "family": family,
+                        "address": address,
+                        "carriage": carriage,
+                    }:
                         self._connect(read(to, str, "its peer"), family, address, carriage)
                     case {"do": "accept", "of": name, "carriage": carriage}:
                         self._accept(read(name, str, "its peer"), carriage)
@@ -208,9 +240,13 @@ class _Session:
         specs = {number: work.specs[number] for number in plan["data"]}
         resident, _ = self.channel.receive(0, specs, self.dtypes)
         take_in(
-            self.machine, resident, plan["parameters"], plan["states"], weights,
+            self.machine,
+            resident,
+            plan["parameters"],
+            plan["states"],
+            weights,
             plan["resident_bytes"],
-        )  # fmt: skip
+        )
         del resident
         self.machine.prepare(plan["ops"], frozenset(plan["constants"]))
         self.channel.say(loaded=time.perf_counter() - start, device=device)
@@ -223,9 +259,12 @@ class _Session:
                 raise RunError(f"it is not to read {folder}: start it with --weights {folder}")
 
     def _receive(
-        self, channel: Channel, number: int, tensors: Iterable[int],
+        self,
+        channel: Channel,
+        number: int,
+        tensors: Iterable[int],
         head: "tuple[int, ...] | None" = None,
-    ) -> Moved:  # fmt: skip
+    ) -> Moved:
         """Take in the tensors of a call that come over a channel."""
         expected = {tensor: self.crossing[tensor] for tensor in tensors}
         self.machine.make_room(sum(spec.payload_bytes for spec in expected.values()))
@@ -258,12 +297,15 @@ class _Session:
         if self.forgets:
             self.machine.forget()
         self.stats[number] = {
-            "unpack_seconds": came.pack_seconds, "take_in_seconds": start - begun,
-            "compute_seconds": done - start, "pack_seconds": went.pack_seconds,
-            "peer_payload_bytes": peered.payload_bytes, "peer_wire_bytes": peered.wire_bytes,
+            "unpack_seconds": came.pack_seconds,
+            "take_in_seconds": start - begun,
+            "compute_seconds": done - start,
+            "pack_seconds": went.pack_seconds,
+            "peer_payload_bytes": peered.payload_bytes,
+            "peer_wire_bytes": peered.wire_bytes,
             "peer_tensors": arrived,
             "peak_memory_bytes": peak_memory_bytes(),
-        }  # fmt: skip
+        }
 
     def _push(self, number: int, to: str) -> None:
         """Send another accelerator what its call needs from here."""
@@ -315,20 +357,31 @@ def _work(plan: Mapping[str, Any]) -> Work:
     specs = {tensor: Spec(dtype, tuple(shape)) for tensor, (dtype, shape) in plan["specs"].items()}
     ops, calls = plan["invocations"], plan["calls"]
     tensors = [
-        *plan["everywhere"], *plan["uses"], *plan["crossing"], *plan["parameters"], *plan["data"],
-        *plan["states"], *plan["kept"], *(t for made in plan["made"].values() for t in made),
+        *plan["everywhere"],
+        *plan["uses"],
+        *plan["crossing"],
+        *plan["parameters"],
+        *plan["data"],
+        *plan["states"],
+        *plan["kept"],
+        *(t for made in plan["made"].values() for t in made),
         *(t for _, _, pushed in plan["pushes"] for t in pushed),
         *(t for call in calls for t in (*call["sent"], *call["received"])),
         *(t for call in calls for sent in call["peers"].values() for t in sent),
-    ]  # fmt: skip
+    ]
     named = [
-        *plan["everywhere"].values(), *plan["ops"], *plan["constants"],
+        *plan["everywhere"].values(),
+        *plan["ops"],
+        *plan["constants"],
         *(op for call in calls for op in call["ops"]),
-    ]  # fmt: skip
+    ]
     for what, used, known in (
-        ("tensor", tensors, specs), ("op", named, ops), ("op", plan["targets"], ops),
-        ("op", ops, plan["targets"]), ("op", ops, plan["made"]),
-    ):  # fmt: skip
+        ("tensor", tensors, specs),
+        ("op", named, ops),
+        ("op", plan["targets"], ops),
+        ("op", ops, plan["targets"]),
+        ("op", ops, plan["made"]),
+    ):
         if unknown := {*used} - {*known}:
             raise RunError(f"its plan does not say what {what} {min(unknown)} is")
     for tensor, (_, shape) in plan["crossing"].items():
@@ -346,8 +399,10 @@ def _work(plan: Mapping[str, Any]) -> Work:
         },
         targets=plan["targets"],
         made={op: tuple(made) for op, made in plan["made"].items()},
-        everywhere=plan["everywhere"], specs=specs, uses=plan["uses"],
-    )  # fmt: skip
+        everywhere=plan["everywhere"],
+        specs=specs,
+        uses=plan["uses"],
+    )
 
 
 def _session_of(text: str) -> bytes:
@@ -359,9 +414,13 @@ def _session_of(text: str) -> bytes:
 
 
 def take_in(
-    machine: Machine, data: Mapping[int, torch.Tensor], parameters: Mapping[Any, str],
-    states: Mapping[Any, str], weights: Mapping[str, Any], needed: int,
-) -> None:  # fmt: skip
+    machine: Machine,
+    data: Mapping[int, torch.Tensor],
+    parameters: Mapping[Any, str],
+    states: Mapping[Any, str],
+    weights: Mapping[str, Any],
+    needed: int,
+) -> None:
     """Have a machine hold ``data``, its parameters and its cached state; all ``needed`` bytes.
 
     What shares a name shares its memory. Raises RunError where it does not fit.
@@ -394,9 +453,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     end_with(int(home), signal.SIGTERM)
     service = Service(
-        os.environ.pop("CUTEDGE_TOKEN"), timeout=float(timeout), idle=None,
-        memory_bytes=int(memory[0]) if memory else None, checkpoints=(Path("/"),),
-    )  # fmt: skip
+        os.environ.pop("CUTEDGE_TOKEN"),
+        timeout=float(timeout),
+        idle=None,
+        memory_bytes=int(memory[0]) if memory else None,
+        checkpoints=(Path("/"),),
+    )
     serve(listener, service, once=True, begun=sessions.append)
 
 

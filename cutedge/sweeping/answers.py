@@ -118,9 +118,10 @@ class Search:
         if policy.objective is None and one_way:
             return self._once(("fixed", setting.untrusted), lambda: self._fixed(setting))
         limits = {
-            part: device.memory_bytes for part, device in machine.devices.items()
+            part: device.memory_bytes
+            for part, device in machine.devices.items()
             if device.memory_bytes is not None
-        }  # fmt: skip
+        }
         by_size = "seconds" in (policy.objective or ()) or self._residency == "call"
         if by_size or not one_way:
             sizes = range(self._over.length)
@@ -151,9 +152,14 @@ class Search:
                 self._times[key] = time_ops(graph, device, options=machine.options)
             times[part] = self._times[key]
         return Setting(
-            HOME, (ACCELERATOR,), Links(machine.link), wire_dtype, self._residency, times=times,
+            HOME,
+            (ACCELERATOR,),
+            Links(machine.link),
+            wire_dtype,
+            self._residency,
+            times=times,
             time_limit=self._time_limit,
-        )  # fmt: skip
+        )
 
     def _once(self, key: Any, make: Callable[[], Answers]) -> Answers:
         if key not in self._known:
@@ -184,9 +190,11 @@ class Search:
         except InfeasibleError:
             return _nowhere(length)
         return Answers(
-            (tuple(placed.devices),), np.zeros(length, np.int64), (FIXED,) * length,
+            (tuple(placed.devices),),
+            np.zeros(length, np.int64),
+            (FIXED,) * length,
             (None,) * length,
-        )  # fmt: skip
+        )
 
     # --- bytes -------------------------------------------------------------------------------
 
@@ -208,8 +216,9 @@ class Search:
 
         proportional = all(
             dict(monomial).get("batch") == 1 and _plain(monomial)
-            for formula in distinct for monomial, _ in formula.terms
-        )  # fmt: skip
+            for formula in distinct
+            for monomial, _ in formula.terms
+        )
         found: list[Devices | None] = [None] * over.length
         placed = [HERE] * over.length
         for along, members in _lines(over, without=("batch",) if proportional else ()):
@@ -225,10 +234,13 @@ class Search:
 
             def corner(low: int, high: int, powers: Any = powers) -> Devices | None:
                 # Twice the costs there, which are whole.
-                return best({
-                    f: 2 * p[0] + p[1] * (low + high) + 2 * p[2] * low * high
-                    for f, p in powers.items() if p is not None
-                })  # fmt: skip
+                return best(
+                    {
+                        f: 2 * p[0] + p[1] * (low + high) + 2 * p[2] * low * high
+                        for f, p in powers.items()
+                        if p is not None
+                    }
+                )
 
             proofs = None if None in powers.values() else corner
             answered = _between(ends, here, proofs)
@@ -273,9 +285,10 @@ class Search:
                     self._times.clear()
                 values = {name: int(many[n]) for name, many in self._over.sizes.items()}
                 self._there[n] = (
-                    self._graph if values == self._graph.meta.variables
+                    self._graph
+                    if values == self._graph.meta.variables
                     else annotate(resized(self._graph, values))
-                )  # fmt: skip
+                )
             there = self._there[n]
             setting = self._setting(there, machine, wire_dtype)
             try:

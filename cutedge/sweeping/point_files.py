@@ -29,46 +29,56 @@ def _figure(name: str, kind: pa.DataType) -> pa.Field:
     return column(name, kind, _OWN.get(name) or description(SUMMARY.field(name)), null=True)
 
 
-SWEEP = pa.schema([
-    column("batch", pa.int64(), "Sequences."),
-    column("seq", pa.int64(), "New tokens a sequence."),
-    column("past", pa.int64(), "Tokens a sequence that are cached already."),
-    column(
-        "source", pa.int64(),
-        "Tokens that an encoder has read, for a decoder that attends to them; else 0.",
-    ),
-    column(
-        "wire_dtype", pa.string(),
-        "The dtype asked for on the wire (int8 of arrays with an int8 speedup); null for the "
-        "tensors' own.", null=True,
-    ),
-    column("residency", pa.string(), "run or call, as for `partition`."),
-    column("home", pa.string(), "The device with the inputs and the outputs."),
-    column("accelerator", pa.string(), "The device that home calls."),
-    column("link", pa.string(), "The link between them."),
-    column(
-        "array_options", pa.string(),
-        "What makes an array faster than its description (`int8_speedup=2, chips=4`); null where "
-        "nothing does.", null=True,
-    ),
-    column(
-        "placed", pa.string(),
-        "How the placement is known: `fixed` (by rules alone), `solved`, `proven between "
-        "sizes` (a smaller and a larger size have the same answer, which proves it), `impossible`, "
-        "or `not found in time`.",
-    ),
-    column(
-        "optimal", pa.bool_(),
-        "Whether no placement that is allowed costs less; null where the policy left nothing free.",
-        null=True,
-    ),
-    column(
-        "coverage", pa.float64(),
-        "Share of the ops that work whose FLOPs are known, from 0 to 1.",
-    ),
-    *(_figure(name, pa.int64()) for name in (*COUNTS, *OPTIONAL_COUNTS)),
-    *(_figure(name, pa.float64()) for name in SECONDS),
-])  # fmt: skip
+SWEEP = pa.schema(
+    [
+        column("batch", pa.int64(), "Sequences."),
+        column("seq", pa.int64(), "New tokens a sequence."),
+        column("past", pa.int64(), "Tokens a sequence that are cached already."),
+        column(
+            "source",
+            pa.int64(),
+            "Tokens that an encoder has read, for a decoder that attends to them; else 0.",
+        ),
+        column(
+            "wire_dtype",
+            pa.string(),
+            "The dtype asked for on the wire (int8 of arrays with an int8 speedup); null for the "
+            "tensors' own.",
+            null=True,
+        ),
+        column("residency", pa.string(), "run or call, as for `partition`."),
+        column("home", pa.string(), "The device with the inputs and the outputs."),
+        column("accelerator", pa.string(), "The device that home calls."),
+        column("link", pa.string(), "The link between them."),
+        column(
+            "array_options",
+            pa.string(),
+            "What makes an array faster than its description (`int8_speedup=2, chips=4`); null where "
+            "nothing does.",
+            null=True,
+        ),
+        column(
+            "placed",
+            pa.string(),
+            "How the placement is known: `fixed` (by rules alone), `solved`, `proven between "
+            "sizes` (a smaller and a larger size have the same answer, which proves it), `impossible`, "
+            "or `not found in time`.",
+        ),
+        column(
+            "optimal",
+            pa.bool_(),
+            "Whether no placement that is allowed costs less; null where the policy left nothing free.",
+            null=True,
+        ),
+        column(
+            "coverage",
+            pa.float64(),
+            "Share of the ops that work whose FLOPs are known, from 0 to 1.",
+        ),
+        *(_figure(name, pa.int64()) for name in (*COUNTS, *OPTIONAL_COUNTS)),
+        *(_figure(name, pa.float64()) for name in SECONDS),
+    ]
+)
 """A row is a point; model, phase and policy stand in the path."""
 
 
@@ -100,9 +110,11 @@ def _table(found: Points, work: Work) -> pa.Table:
         "accelerator": _each([m.accelerator for m in machines], found.machine),
         "link": _each([m.link.name for m in machines], found.machine),
         "array_options": _each([m.options.text or None for m in machines], found.machine),
-        "placed": found.placed, "optimal": found.optimal, "coverage": found.coverage,
+        "placed": found.placed,
+        "optimal": found.optimal,
+        "coverage": found.coverage,
         **{name: pa.array(values, mask=~known) for name, (values, known) in found.figures.items()},
-    }  # fmt: skip
+    }
     return pa.table([columns[field.name] for field in SWEEP], schema=SWEEP)
 
 

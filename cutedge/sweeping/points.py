@@ -28,14 +28,7 @@ from costmodels.many import (
     op_groups,
     time_group,
 )
-from cutedge.sweeping.answers import (
-    ACCELERATOR,
-    HOME,
-    Devices,
-    Machine,
-    Search,
-    placement_on,
-)
+from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, Machine, Search, placement_on
 from partition import Residency
 from partition.accounting import account
 from partition.policy import Policy
@@ -48,10 +41,19 @@ from tracer.reach import resized
 Column = NDArray[Any]
 
 COUNTS = (
-    "calls", "transfers", "cut_edges", "sent_payload_bytes", "sent_wire_bytes",
-    "received_payload_bytes", "received_wire_bytes", "total_payload_bytes", "total_wire_bytes",
-    "peak_buffer_bytes", "home_resident_bytes", "accelerator_resident_bytes",
-)  # fmt: skip
+    "calls",
+    "transfers",
+    "cut_edges",
+    "sent_payload_bytes",
+    "sent_wire_bytes",
+    "received_payload_bytes",
+    "received_wire_bytes",
+    "total_payload_bytes",
+    "total_wire_bytes",
+    "peak_buffer_bytes",
+    "home_resident_bytes",
+    "accelerator_resident_bytes",
+)
 """Whole figures of a point, as ``partition`` has them; none where no placement is possible."""
 
 OPTIONAL_COUNTS = ("cycles",)
@@ -133,8 +135,9 @@ def points(work: Work) -> Points:
     order = np.lexsort([sizes[name] for name in ("seq", "source", "past", "batch")])
     searches = {
         (residency, number): Search(part.graph, work.policy, part.over, residency, work.time_limit)
-        for residency in work.residencies for number, part in enumerate(parts)
-    }  # fmt: skip
+        for residency in work.residencies
+        for number, part in enumerate(parts)
+    }
     row_sets: list[_Rows] = []
     keys: list[tuple[int, int, int]] = []
     for w, wire in enumerate(work.wires):
@@ -151,7 +154,10 @@ def points(work: Work) -> Points:
     coverage = np.concatenate([np.full(part.over.length, part.coverage) for part in parts])[order]
     return Points(
         {name: np.tile(many[order], len(keys)) for name, many in sizes.items()},
-        numbers[:, 0], numbers[:, 1], numbers[:, 2], machines,
+        numbers[:, 0],
+        numbers[:, 1],
+        numbers[:, 2],
+        machines,
         [dtype for rows in row_sets for dtype in (rows.wire_dtype,) * length],
         [placed for rows in row_sets for placed in rows.placed],
         [optimal for rows in row_sets for optimal in rows.optimal],
@@ -163,7 +169,7 @@ def points(work: Work) -> Points:
             )
             for name in (*COUNTS, *OPTIONAL_COUNTS, *SECONDS)
         },
-    )  # fmt: skip
+    )
 
 
 class _Part:
@@ -251,10 +257,12 @@ def _joined(row_sets: Sequence[_Rows], order: Ints) -> _Rows:
     optimal = [one for rows in row_sets for one in rows.optimal]
     names = row_sets[0].figures
     return _Rows(
-        row_sets[0].wire_dtype, [placed[n] for n in order], [optimal[n] for n in order],
+        row_sets[0].wire_dtype,
+        [placed[n] for n in order],
+        [optimal[n] for n in order],
         {name: np.concatenate([rows.figures[name] for rows in row_sets])[order] for name in names},
         {name: np.concatenate([rows.known[name] for rows in row_sets])[order] for name in names},
-    )  # fmt: skip
+    )
 
 
 _Message = tuple[str, tuple[Formula, ...]]
@@ -293,21 +301,23 @@ class _Plan:
             for way in ("send", "receive")
         }
         self._common = {
-            "calls": len(traffic.calls), "transfers": len(traffic.transfers),
+            "calls": len(traffic.calls),
+            "transfers": len(traffic.transfers),
             "cut_edges": traffic.cut_edges,
             "sent_payload_bytes": self._over(crossing["send"]),
             "received_payload_bytes": self._over(crossing["receive"]),
             "total_payload_bytes": self._over(crossing["send"] + crossing["receive"]),
             "home_resident_bytes": self._over(stored[HOME]),
             "accelerator_resident_bytes": self._over(stored.get(ACCELERATOR, const(0))),
-        }  # fmt: skip
+        }
         self._ops = {
             place: Counter(
-                group for op, group in enumerate(part.op_groups.of)
+                group
+                for op, group in enumerate(part.op_groups.of)
                 if group is not None and devices[op] == place
             )
             for place in (HOME, ACCELERATOR)
-        }  # fmt: skip
+        }
         self._known: dict[Any, Any] = {}
 
     def figures(self, machine: Machine) -> dict[str, Any]:
@@ -325,8 +335,9 @@ class _Plan:
         if array or home_array:
             found["cycles"] = sum(
                 self._cycles(machine, place)
-                for place, device in machine.devices.items() if device.array is not None
-            )  # fmt: skip
+                for place, device in machine.devices.items()
+                if device.array is not None
+            )
         away = any(device == ACCELERATOR for device in self._devices)
         if not away:
             found.setdefault("accelerator_seconds", 0.0)
@@ -351,9 +362,11 @@ class _Plan:
             peak = np.maximum(peak, cost.peak_buffer_bytes)
             seconds[way] += [(count, each) for each in cost.seconds or ()]
         found: dict[str, Any] = {
-            "sent_wire_bytes": wire["send"], "received_wire_bytes": wire["receive"],
-            "total_wire_bytes": wire["send"] + wire["receive"], "peak_buffer_bytes": peak,
-        }  # fmt: skip
+            "sent_wire_bytes": wire["send"],
+            "received_wire_bytes": wire["receive"],
+            "total_wire_bytes": wire["send"] + wire["receive"],
+            "peak_buffer_bytes": peak,
+        }
         if link.timed("send") and link.timed("receive"):
             sent, received = (
                 exact_sum(seconds[way], self._over.length) for way in ("send", "receive")

@@ -48,9 +48,11 @@ def each(
 
 
 def _each(
-    function: Callable[..., Result], tasks: Iterator[tuple[Any, ...]], count: int,
+    function: Callable[..., Result],
+    tasks: Iterator[tuple[Any, ...]],
+    count: int,
     started: list[subprocess.Popen[bytes]],
-) -> Iterator[Result]:  # fmt: skip
+) -> Iterator[Result]:
     busy: list[Connection] = []
     task = next(tasks, None)
     while task is not None and len(busy) < count:
@@ -79,12 +81,16 @@ def _start(count: int, started: list[subprocess.Popen[bytes]]) -> Connection:
     threads = str(max(1, (os.cpu_count() or 1) // count))
     ours, theirs = socket.socketpair()
     with theirs, uninterrupted():
-        started.append(subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(os.getpid()), str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),), env={**dict.fromkeys(_THREADS, threads), **os.environ},
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is the parent's to answer
-        ))  # fmt: skip
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(os.getpid()), str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                env={**dict.fromkeys(_THREADS, threads), **os.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is the parent's to answer
+            )
+        )
     return Connection(ours.detach())
 
 

@@ -23,9 +23,19 @@ from typing import Any
 import pyarrow.parquet as pq
 
 ITEM_BYTES = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2,
-    "int8": 1, "uint8": 1, "bool": 1, "complex64": 8, "complex128": 16,
-}  # fmt: skip
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+    "complex64": 8,
+    "complex128": 16,
+}
 """Bytes of an element."""
 
 Row = Mapping[str, Any]
@@ -181,9 +191,10 @@ def find_state(trace: Trace) -> State:
     an op like any other.
     """
     moves = {
-        op for op, row in trace.ops.items()
+        op
+        for op, row in trace.ops.items()
         if row["kind"] in ("copy", "view") and not row["is_constant"]
-    }  # fmt: skip
+    }
     leads_out: set[int] = set()
     for op in reversed(trace.order):
         for tensor in trace.made_by[op]:
@@ -264,11 +275,14 @@ def read_link(path: Path) -> Link:
         if isinstance(entry, dict)
     }
     return Link(
-        values["sent_message_framing_bytes"], values["sent_tensor_framing_bytes"],
-        values["received_message_framing_bytes"], values["received_tensor_framing_bytes"],
-        values.get("shared_memory_threshold_bytes", 0), values.get("shared_memory_handle_bytes", 0),
+        values["sent_message_framing_bytes"],
+        values["sent_tensor_framing_bytes"],
+        values["received_message_framing_bytes"],
+        values["received_tensor_framing_bytes"],
+        values.get("shared_memory_threshold_bytes", 0),
+        values.get("shared_memory_handle_bytes", 0),
         values.get("chunk_bytes"),
-    )  # fmt: skip
+    )
 
 
 def framing_of(link: Link, direction: str, payloads: Sequence[int]) -> tuple[int, list[int]]:
@@ -336,9 +350,13 @@ class _Needs:
 
 
 def account(
-    trace: Trace, placed: Mapping[int, str | None], home: str, *, wire_dtype: str | None = None,
+    trace: Trace,
+    placed: Mapping[int, str | None],
+    home: str,
+    *,
+    wire_dtype: str | None = None,
     residency: str = "run",
-) -> Account:  # fmt: skip
+) -> Account:
     """Calls, transfers and resident bytes of a placement (op -> device, None where the rules say).
 
     Rules 4, 5 and 9; the functions below say which words decide what.
@@ -359,9 +377,12 @@ def account(
     for one in moved:
         calls.setdefault(one.call, [])
     return Account(
-        steps, {key: sorted(calls[key]) for key in sorted(calls)}, sorted(moved),
-        resident(trace, placed, where, home), cut_edges(trace, placed, where),
-    )  # fmt: skip
+        steps,
+        {key: sorted(calls[key]) for key in sorted(calls)},
+        sorted(moved),
+        resident(trace, placed, where, home),
+        cut_edges(trace, placed, where),
+    )
 
 
 def _cells(trace: Trace, placed: Mapping[int, str | None], home: str) -> dict[int, set[str]]:
@@ -435,9 +456,12 @@ def _steps(trace: Trace, placed: Mapping[int, str | None], home: str) -> dict[in
 
 
 def _needs(
-    trace: Trace, placed: Mapping[int, str | None], steps: Mapping[int, int],
-    where: Mapping[int, set[str]], home: str,
-) -> dict[int, _Needs]:  # fmt: skip
+    trace: Trace,
+    placed: Mapping[int, str | None],
+    steps: Mapping[int, int],
+    where: Mapping[int, set[str]],
+    home: str,
+) -> dict[int, _Needs]:
     """Tensor -> where and when it is needed.
 
     Rule 5: "A tensor is sent with the first call that needs it". Rule 9: of state the new rows
@@ -474,9 +498,15 @@ def _needs(
 
 
 def _moves(
-    trace: Trace, tensor: int, source: str, made: int, needs: _Needs, home: str,
-    wire_dtype: str | None, residency: str,
-) -> Iterable[Moved]:  # fmt: skip
+    trace: Trace,
+    tensor: int,
+    source: str,
+    made: int,
+    needs: _Needs,
+    home: str,
+    wire_dtype: str | None,
+    residency: str,
+) -> Iterable[Moved]:
     """The transfers of one tensor that a device made in a step.
 
     Rule 4: "A transfer is charged once for each (tensor, source device, destination device). With
@@ -613,9 +643,13 @@ def resident(
 # --- formulas -------------------------------------------------------------------------------------
 
 _OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b,
-    ast.Pow: lambda a, b: a**b, ast.FloorDiv: lambda a, b: a // b, ast.Mod: lambda a, b: a % b,
-}  # fmt: skip
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Pow: lambda a, b: a**b,
+    ast.FloorDiv: lambda a, b: a // b,
+    ast.Mod: lambda a, b: a % b,
+}
 
 
 def evaluate(text: str, sizes: Mapping[str, int]) -> int:

@@ -85,22 +85,24 @@ FIXED = ["all-home", "offload-linear", "fuse-attention", "flash-attention", "hos
 BEST = ["min-cut", "min-cut-norm-home", "min-cut-nonlinear-home", "min-cut-softmax-free", "layers"]
 
 PLAIN = {
-    "sent_message_framing_bytes": 31, "sent_tensor_framing_bytes": 7,
-    "received_message_framing_bytes": 19, "received_tensor_framing_bytes": 5,
-}  # fmt: skip
+    "sent_message_framing_bytes": 31,
+    "sent_tensor_framing_bytes": 7,
+    "received_message_framing_bytes": 19,
+    "received_tensor_framing_bytes": 5,
+}
 """Framing in which each term shows, whatever it is added to."""
 
 LINKS = {
     "plain": PLAIN,
     "chunks": {**PLAIN, "chunk_bytes": 256},
-    "shared": {
-        **PLAIN, "shared_memory_threshold_bytes": 300, "shared_memory_handle_bytes": 3,
-    },
+    "shared": {**PLAIN, "shared_memory_threshold_bytes": 300, "shared_memory_handle_bytes": 3},
     "both": {
-        **PLAIN, "shared_memory_threshold_bytes": 100, "shared_memory_handle_bytes": 40,
+        **PLAIN,
+        "shared_memory_threshold_bytes": 100,
+        "shared_memory_handle_bytes": 40,
         "chunk_bytes": 70,
     },
-}  # fmt: skip
+}
 
 
 def write_link(name: str, folder: Path) -> Path:
@@ -156,11 +158,15 @@ def split(trace: Trace, folder: Path, way: Way) -> Comparison:
         if not way.objective:
             places = places_of(trace, default, rules, "tee", way.accelerators)
     options = [
-        "--policy", policy if places or way.objective else way.policy,
-        "--residency", way.residency, "--link", write_link(way.link, folder),
+        "--policy",
+        policy if places or way.objective else way.policy,
+        "--residency",
+        way.residency,
+        "--link",
+        write_link(way.link, folder),
         *(word for name in way.accelerators for word in ("--accel", name)),
         *(("--wire-dtype", way.wire) if way.wire else ()),
-    ]  # fmt: skip
+    ]
     done = driving.partition(folder / "trace", *map(str, options))
     links = {"": read_link(folder / f"{way.link}.toml")}
     asked = Asked("tee", way.accelerators, way.residency, way.wire, links)

@@ -124,8 +124,9 @@ def _experts_read(trace: Trace, op: Row, whole: int) -> int:
     """
     shapes = {
         trace.tensors[trace.storage(t)]["role"] == "parameter": trace.tensors[t]["shape"]
-        for t in reversed(trace.read_by[op["op_id"]]) if len(trace.tensors[t]["shape"]) > 1
-    }  # fmt: skip
+        for t in reversed(trace.read_by[op["op_id"]])
+        if len(trace.tensors[t]["shape"]) > 1
+    }
     sizes = sizes_of(trace.about)
     experts, rows, tokens = shapes[True][0], shapes[False][0], sizes["batch"] * sizes["seq"]
     missed = (1 - Fraction(rows // tokens, experts)) ** tokens
@@ -133,10 +134,25 @@ def _experts_read(trace: Trace, op: Row, whole: int) -> int:
 
 
 DRAWS = {
-    "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "bernoulli",
-    "multinomial", "normal", "normal_functional", "uniform", "exponential", "poisson", "cauchy",
-    "geometric", "log_normal", "random",
-}  # fmt: skip
+    "rand",
+    "rand_like",
+    "randn",
+    "randn_like",
+    "randint",
+    "randint_like",
+    "randperm",
+    "bernoulli",
+    "multinomial",
+    "normal",
+    "normal_functional",
+    "uniform",
+    "exponential",
+    "poisson",
+    "cauchy",
+    "geometric",
+    "log_normal",
+    "random",
+}
 """ATen calls that draw numbers at random."""
 
 
@@ -210,9 +226,12 @@ def compare_optimum(
         device = drawn.choice([d for d in devices if d != placed[op]])
         group = drawn.choice([[op], [o for o in free if trace.ops[o]["module_path"] == module]])
         other = account(
-            trace, {**placed, **dict.fromkeys(group, device)}, asked.home,
-            wire_dtype=asked.wire_dtype, residency=asked.residency,
-        )  # fmt: skip
+            trace,
+            {**placed, **dict.fromkeys(group, device)},
+            asked.home,
+            wire_dtype=asked.wire_dtype,
+            residency=asked.residency,
+        )
         less = sum(m.payload_bytes for m in other.moved)
         found.compared += 1
         if less < summary["objective_value"]:
@@ -263,8 +282,11 @@ def _compare_calls(
     for call in calls:
         key = _call_of(call, ours, step_of)
         step_of[call["call_id"]] = key
-        found.same(f"call {call['call_id']} on {call['device']}: ops", sorted(call["ops"]),
-                   ours.calls.get(key, "no such call"))  # fmt: skip
+        found.same(
+            f"call {call['call_id']} on {call['device']}: ops",
+            sorted(call["ops"]),
+            ours.calls.get(key, "no such call"),
+        )
     order = [step_of[c["call_id"]][0] for c in calls]
     found.same("order of calls", order, sorted(order))
 
@@ -272,9 +294,14 @@ def _compare_calls(
     for row in transfers:
         call = step_of.get(row["call_id"], (-1, ""))
         told[
-            row["tensor_id"], row["src_device"], row["dst_device"], call, row["direction"],
-            row["wire_dtype"], row["payload_bytes"],
-        ] += 1  # fmt: skip
+            row["tensor_id"],
+            row["src_device"],
+            row["dst_device"],
+            call,
+            row["direction"],
+            row["wire_dtype"],
+            row["payload_bytes"],
+        ] += 1
     mine: Counter[tuple[Any, ...]] = Counter(
         (m.tensor, m.source, m.destination, m.call, m.direction, m.wire_dtype, m.payload_bytes)
         for m in ours.moved
@@ -364,8 +391,11 @@ def _compare_summary(folder: Path, ours: Account, found: Comparison) -> None:
     found.same("summary transfers", summary["transfers"], len(ours.moved))
     found.same("summary cut_edges", summary["cut_edges"], ours.cut_edges)
     for direction, column in (("send", "sent"), ("receive", "received"), ("peer", "peer")):
-        found.same(f"summary {column}_payload_bytes", summary[f"{column}_payload_bytes"],
-                   by_direction[direction])  # fmt: skip
+        found.same(
+            f"summary {column}_payload_bytes",
+            summary[f"{column}_payload_bytes"],
+            by_direction[direction],
+        )
         found.same(f"summary {column}_wire_bytes", summary[f"{column}_wire_bytes"], wire[direction])
     found.same("summary total_payload_bytes", summary["total_payload_bytes"], by_direction.total())
     found.same("summary total_wire_bytes", summary["total_wire_bytes"], wire.total())

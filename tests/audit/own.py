@@ -45,17 +45,24 @@ class Branches(nn.Module):
         mask = torch.ones(seen.shape[1], seen.shape[1]).tril() * self.scale[0]
         scores = torch.softmax(seen @ seen.transpose(1, 2) + mask, -1)
         return {
-            "passed": x, "logits": self.head(scores @ seen), "best": best, "which": which,
-            "highest": highest + right.sum(), "counted": counted, "wide": wide.float(),
-            "mask": mask, "positive": seen > 0,
-        }  # fmt: skip
+            "passed": x,
+            "logits": self.head(scores @ seen),
+            "best": best,
+            "which": which,
+            "highest": highest + right.sum(),
+            "counted": counted,
+            "wide": wide.float(),
+            "mask": mask,
+            "positive": seen > 0,
+        }
 
 
 def branches(batch: int = 2, seq: int = 6) -> Made:
     return Branches(), {
-        "ids": torch.zeros(batch, seq, dtype=torch.int64), "x": torch.zeros(batch, seq, 8),
+        "ids": torch.zeros(batch, seq, dtype=torch.int64),
+        "x": torch.zeros(batch, seq, 8),
         "unused": torch.zeros(3),
-    }  # fmt: skip
+    }
 
 
 class Skips(nn.Module):

@@ -28,11 +28,12 @@ Rule = tuple[Mapping[str, Sequence[Any]], str]
 def placeable(trace: Trace) -> list[int]:
     """The ops whose device is a policy's choice: no inputs, outputs, constants or cached state."""
     return [
-        op for op, row in trace.ops.items()
+        op
+        for op, row in trace.ops.items()
         if not row["is_constant"]
         and op not in trace.state.ops
         and row["kind"] not in ("input", "output")
-    ]  # fmt: skip
+    ]
 
 
 def random_policy(trace: Trace, seed: int, accelerators: int) -> tuple[str, list[Rule]]:

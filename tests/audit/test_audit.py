@@ -70,16 +70,24 @@ def graph(*ops: tuple[str, str, int, list[str]], results: tuple[str, ...] = ()) 
     number = {name: i for i, (name, *_) in enumerate(rows)}
     made = {
         i: {
-            "tensor_id": i, "op_id": i, "name": name, "dtype": "float32", "shape": [size],
-            "bytes": 4 * size, "role": "kv_cache" if kind == "kv_cache" or name in state else "",
-            "label": None, "alias_of": None,
+            "tensor_id": i,
+            "op_id": i,
+            "name": name,
+            "dtype": "float32",
+            "shape": [size],
+            "bytes": 4 * size,
+            "role": "kv_cache" if kind == "kv_cache" or name in state else "",
+            "label": None,
+            "alias_of": None,
         }
         for i, (name, kind, size, _) in enumerate(rows[:-1])
-    }  # fmt: skip
+    }
     return Trace(
         {
             i: {
-                "op_id": i, "name": name, "kind": "input" if kind == "kv_cache" else kind,
+                "op_id": i,
+                "name": name,
+                "kind": "input" if kind == "kv_cache" else kind,
                 "is_constant": kind == "constant",
             }
             for i, (name, kind, _, _) in enumerate(rows)
@@ -91,7 +99,7 @@ def graph(*ops: tuple[str, str, int, list[str]], results: tuple[str, ...] = ()) 
             for place, source in enumerate(read)
         ],
         {},
-    )  # fmt: skip
+    )
 
 
 def moved(trace: Trace, found: Account) -> list[tuple[Any, ...]]:
@@ -104,16 +112,21 @@ def moved(trace: Trace, found: Account) -> list[tuple[Any, ...]]:
 def test_what_is_read_again_is_sent_again_to_an_accelerator_that_forgets():
     # x -> a (gpu, call 1) -> h (home) -> b (gpu, call 2), which reads x and a too; 40 bytes each.
     trace = graph(
-        ("x", "input", 10, []), ("a", "linear", 10, ["x"]), ("h", "norm", 10, ["a"]),
-        ("b", "linear", 10, ["h", "x", "a"]), results=("b",),
-    )  # fmt: skip
+        ("x", "input", 10, []),
+        ("a", "linear", 10, ["x"]),
+        ("h", "norm", 10, ["a"]),
+        ("b", "linear", 10, ["h", "x", "a"]),
+        results=("b",),
+    )
     placed = dict(enumerate([HOME, GPU, HOME, GPU, HOME]))
     kept = account(trace, placed, HOME)
     assert kept.calls == {(1, GPU): [1], (2, GPU): [3]}
     once = [
-        ("x", HOME, GPU, (1, GPU), 40), ("a", GPU, HOME, (1, GPU), 40),
-        ("h", HOME, GPU, (2, GPU), 40), ("b", GPU, HOME, (2, GPU), 40),
-    ]  # fmt: skip
+        ("x", HOME, GPU, (1, GPU), 40),
+        ("a", GPU, HOME, (1, GPU), 40),
+        ("h", HOME, GPU, (2, GPU), 40),
+        ("b", GPU, HOME, (2, GPU), 40),
+    ]
     assert moved(trace, kept) == once
     again = [("x", HOME, GPU, (2, GPU), 40), ("a", HOME, GPU, (2, GPU), 40)]
     assert sorted(moved(trace, account(trace, placed, HOME, residency="call"))) == sorted(
@@ -125,66 +138,89 @@ def test_of_cached_state_the_new_row_crosses_with_the_first_call_that_reads_it()
     # 100 rows of 4 bytes are cached; home makes one more, which call 2 reads through the state, and
     # call 3 again. Call 1 does not need it, though it might have had it.
     trace = graph(
-        ("x", "input", 1, []), ("cache", "kv_cache", 100, []), ("row", "norm", 1, ["x"]),
-        ("after", "copy", 101, ["cache", "row"]), ("q", "linear", 1, ["x"]),
-        ("h", "norm", 1, ["q"]), ("scores", "matmul", 101, ["h", "after"]),
-        ("p", "softmax", 101, ["scores"]), ("y", "matmul", 1, ["p", "after"]),
+        ("x", "input", 1, []),
+        ("cache", "kv_cache", 100, []),
+        ("row", "norm", 1, ["x"]),
+        ("after", "copy", 101, ["cache", "row"]),
+        ("q", "linear", 1, ["x"]),
+        ("h", "norm", 1, ["q"]),
+        ("scores", "matmul", 101, ["h", "after"]),
+        ("p", "softmax", 101, ["scores"]),
+        ("y", "matmul", 1, ["p", "after"]),
         results=("y", "after!"),
-    )  # fmt: skip
+    )
     placed = dict(enumerate([HOME, None, HOME, None, GPU, HOME, GPU, HOME, GPU, HOME]))
     for residency in ("run", "call"):
         found = account(trace, placed, HOME, residency=residency)
         assert moved(trace, found) == [
-            ("x", HOME, GPU, (1, GPU), 4), ("row", HOME, GPU, (2, GPU), 4),
-            ("q", GPU, HOME, (1, GPU), 4), ("h", HOME, GPU, (2, GPU), 4),
-            ("scores", GPU, HOME, (2, GPU), 404), ("p", HOME, GPU, (3, GPU), 404),
+            ("x", HOME, GPU, (1, GPU), 4),
+            ("row", HOME, GPU, (2, GPU), 4),
+            ("q", GPU, HOME, (1, GPU), 4),
+            ("h", HOME, GPU, (2, GPU), 4),
+            ("scores", GPU, HOME, (2, GPU), 404),
+            ("p", HOME, GPU, (3, GPU), 404),
             ("y", GPU, HOME, (3, GPU), 4),
-        ]  # fmt: skip
+        ]
         assert found.resident_bytes == {GPU: 404}
 
 
 def test_a_row_that_is_made_where_its_state_lies_crosses_nowhere():
     trace = graph(
-        ("x", "input", 1, []), ("cache", "kv_cache", 100, []), ("row", "linear", 1, ["x"]),
-        ("after", "copy", 101, ["cache", "row"]), ("q", "linear", 1, ["x"]),
-        ("h", "norm", 1, ["q"]), ("scores", "matmul", 101, ["h", "after"]),
+        ("x", "input", 1, []),
+        ("cache", "kv_cache", 100, []),
+        ("row", "linear", 1, ["x"]),
+        ("after", "copy", 101, ["cache", "row"]),
+        ("q", "linear", 1, ["x"]),
+        ("h", "norm", 1, ["q"]),
+        ("scores", "matmul", 101, ["h", "after"]),
         results=("scores", "after!"),
-    )  # fmt: skip
+    )
     placed = dict(enumerate([HOME, None, GPU, None, GPU, HOME, GPU, HOME]))
     found = account(trace, placed, HOME, residency="call")
     assert moved(trace, found) == [
-        ("x", HOME, GPU, (1, GPU), 4), ("q", GPU, HOME, (1, GPU), 4),
-        ("h", HOME, GPU, (2, GPU), 4), ("scores", GPU, HOME, (2, GPU), 404),
-    ]  # fmt: skip
+        ("x", HOME, GPU, (1, GPU), 4),
+        ("q", GPU, HOME, (1, GPU), 4),
+        ("h", HOME, GPU, (2, GPU), 4),
+        ("scores", GPU, HOME, (2, GPU), 404),
+    ]
 
 
 def test_a_view_of_the_whole_cache_at_home_crosses_whole():
     trace = graph(
-        ("x", "input", 1, []), ("cache", "kv_cache", 100, []),
-        ("after", "copy", 101, ["cache", "x"]), ("turned", "view", 101, ["after"]),
-        ("scores", "matmul", 1, ["turned"]), results=("scores", "after!"),
-    )  # fmt: skip
+        ("x", "input", 1, []),
+        ("cache", "kv_cache", 100, []),
+        ("after", "copy", 101, ["cache", "x"]),
+        ("turned", "view", 101, ["after"]),
+        ("scores", "matmul", 1, ["turned"]),
+        results=("scores", "after!"),
+    )
     placed = dict(enumerate([HOME, None, None, HOME, GPU, HOME]))
     found = account(trace, placed, HOME)
     assert moved(trace, found) == [
-        ("turned", HOME, GPU, (1, GPU), 404), ("scores", GPU, HOME, (1, GPU), 4)
-    ]  # fmt: skip
+        ("turned", HOME, GPU, (1, GPU), 404),
+        ("scores", GPU, HOME, (1, GPU), 4),
+    ]
     assert found.resident_bytes == {HOME: 404}
 
 
 def test_of_two_accelerators_each_has_its_calls_and_what_one_makes_goes_straight_to_the_other():
     # gpu -> npu -> gpu: three calls, since a call is over before what it makes is read elsewhere.
     trace = graph(
-        ("x", "input", 1, []), ("a", "linear", 10, ["x"]), ("b", "linear", 20, ["a"]),
-        ("c", "linear", 30, ["b", "a"]), results=("c",),
-    )  # fmt: skip
+        ("x", "input", 1, []),
+        ("a", "linear", 10, ["x"]),
+        ("b", "linear", 20, ["a"]),
+        ("c", "linear", 30, ["b", "a"]),
+        results=("c",),
+    )
     placed = dict(enumerate([HOME, GPU, NPU, GPU, HOME]))
     found = account(trace, placed, HOME)
     assert found.calls == {(1, GPU): [1], (2, NPU): [2], (3, GPU): [3]}
     assert moved(trace, found) == [
-        ("x", HOME, GPU, (1, GPU), 4), ("a", GPU, NPU, (2, NPU), 40),
-        ("b", NPU, GPU, (3, GPU), 80), ("c", GPU, HOME, (3, GPU), 120),
-    ]  # fmt: skip
+        ("x", HOME, GPU, (1, GPU), 4),
+        ("a", GPU, NPU, (2, NPU), 40),
+        ("b", NPU, GPU, (3, GPU), 80),
+        ("c", GPU, HOME, (3, GPU), 120),
+    ]
     forgets = account(trace, placed, HOME, residency="call")
     assert not [m for m in forgets.moved if m.direction == "peer"]
     # x; a home, to npu and back to gpu; b home and to gpu; c.
@@ -193,9 +229,12 @@ def test_of_two_accelerators_each_has_its_calls_and_what_one_makes_goes_straight
 
 def test_constants_are_on_every_device_and_lie_there():
     trace = graph(
-        ("x", "input", 1, []), ("mask", "constant", 25, []), ("a", "linear", 1, ["x", "mask"]),
-        ("b", "norm", 1, ["a", "mask"]), results=("b",),
-    )  # fmt: skip
+        ("x", "input", 1, []),
+        ("mask", "constant", 25, []),
+        ("a", "linear", 1, ["x", "mask"]),
+        ("b", "norm", 1, ["a", "mask"]),
+        results=("b",),
+    )
     found = account(trace, dict(enumerate([HOME, None, GPU, HOME, HOME])), HOME)
     assert [name for name, *_ in moved(trace, found)] == ["x", "a"]
     assert found.resident_bytes == {GPU: 100, HOME: 100}
@@ -238,10 +277,16 @@ def test_one_wrong_figure_in_a_table_is_seen(tmp_path):
             whole = path.read_bytes()
             first, *others = table[column].to_pylist()
             wrong = (
-                "1" if isinstance(first, str) else [*first, 1] if column == "ops"
-                else [("gpu", 1)] if column == "resident_bytes" else first + 1
-                if isinstance(first, int) and not isinstance(first, bool) else None
-            )  # fmt: skip
+                "1"
+                if isinstance(first, str)
+                else [*first, 1]
+                if column == "ops"
+                else [("gpu", 1)]
+                if column == "resident_bytes"
+                else first + 1
+                if isinstance(first, int) and not isinstance(first, bool)
+                else None
+            )
             if wrong is None:
                 continue
             place = table.column_names.index(column)
@@ -253,15 +298,39 @@ def test_one_wrong_figure_in_a_table_is_seen(tmp_path):
             path.write_bytes(whole)
     assert not compare_split(trace, folder, asked, None).differ
     assert told >= {
-        "placement.op_id", "placement.device", "calls.call_id", "calls.device", "calls.ops",
-        "calls.sent_payload_bytes", "calls.sent_wire_bytes", "calls.received_payload_bytes",
-        "calls.received_wire_bytes", "transfers.tensor_id", "transfers.tensor_name",
-        "transfers.src_op", "transfers.src_device", "transfers.dst_device", "transfers.call_id",
-        "transfers.direction", "transfers.wire_dtype", "transfers.payload_bytes",
-        "transfers.wire_bytes", "transfers.bytes_expr", "transfers.seq_degree",
-        "transfers.module_path", "summary.calls", "summary.transfers", "summary.cut_edges",
-        "summary.sent_payload_bytes", "summary.sent_wire_bytes", "summary.received_payload_bytes",
-        "summary.received_wire_bytes", "summary.peer_payload_bytes", "summary.peer_wire_bytes",
-        "summary.total_payload_bytes", "summary.total_wire_bytes", "summary.total_bytes_expr",
+        "placement.op_id",
+        "placement.device",
+        "calls.call_id",
+        "calls.device",
+        "calls.ops",
+        "calls.sent_payload_bytes",
+        "calls.sent_wire_bytes",
+        "calls.received_payload_bytes",
+        "calls.received_wire_bytes",
+        "transfers.tensor_id",
+        "transfers.tensor_name",
+        "transfers.src_op",
+        "transfers.src_device",
+        "transfers.dst_device",
+        "transfers.call_id",
+        "transfers.direction",
+        "transfers.wire_dtype",
+        "transfers.payload_bytes",
+        "transfers.wire_bytes",
+        "transfers.bytes_expr",
+        "transfers.seq_degree",
+        "transfers.module_path",
+        "summary.calls",
+        "summary.transfers",
+        "summary.cut_edges",
+        "summary.sent_payload_bytes",
+        "summary.sent_wire_bytes",
+        "summary.received_payload_bytes",
+        "summary.received_wire_bytes",
+        "summary.peer_payload_bytes",
+        "summary.peer_wire_bytes",
+        "summary.total_payload_bytes",
+        "summary.total_wire_bytes",
+        "summary.total_bytes_expr",
         "summary.resident_bytes",
-    }  # fmt: skip
+    }

@@ -596,26 +596,32 @@ BROKEN: dict[str, tuple[Damage, str, str]] = {
     "a folder": (replace_by_folder, "", "race"),
     "of a later version": (
         lambda path: rewrite(path, same, schema_version="99"),
-        f"has schema version 99, this cutedge reads {SCHEMA_VERSION}", AGAIN,
+        f"has schema version 99, this cutedge reads {SCHEMA_VERSION}",
+        AGAIN,
     ),
     "of no version": (
-        lambda path: rewrite(path, same, schema_version=None), "has schema version none", AGAIN,
+        lambda path: rewrite(path, same, schema_version=None),
+        "has schema version none",
+        AGAIN,
     ),
     "without a column": (
         lambda path: rewrite(path, lambda t: t.drop_columns(t.column_names[-1:])),
-        COLUMNS, "Run trace",
+        COLUMNS,
+        "Run trace",
     ),
     "with a column more": (
         lambda path: rewrite(path, lambda t: t.append_column("more", t.column(0))),
-        COLUMNS, "Run trace",
+        COLUMNS,
+        "Run trace",
     ),
     "with a column of another type": (
         lambda path: rewrite(
             path, lambda t: t.set_column(0, t.column_names[0], t.column(0).cast(pa.int64()))
         ),
-        COLUMNS, "Run trace",
+        COLUMNS,
+        "Run trace",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("table", TRACE_TABLES)
@@ -727,9 +733,13 @@ def test_a_file_where_results_go(tmp_path, cli):
     check_refusal(cli("trace", "edge-10m", "--seq", "8"), 1, "cutedge-out", "--out")
     assert cli("trace", "edge-10m", "--seq", "8", "--out", "t").returncode == 0
     assert sorted(tree(tmp_path)) == [
-        "cutedge-out", f"t/{MANIFEST}", "t/edges.parquet", "t/ops.parquet", "t/reach.json",
+        "cutedge-out",
+        f"t/{MANIFEST}",
+        "t/edges.parquet",
+        "t/ops.parquet",
+        "t/reach.json",
         "t/tensors.parquet",
-    ]  # fmt: skip
+    ]
 
 
 def test_partition_advises_no_option_that_it_lacks(here, cli, refuse):
@@ -808,11 +818,13 @@ def test_no_space_for_the_name_of_the_last_trace(here, cli, monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        ["cutedge", "query", "SELECT 1"], ["cutedge", "models", "--json"], ["partition", "t"],
+        ["cutedge", "query", "SELECT 1"],
+        ["cutedge", "models", "--json"],
+        ["partition", "t"],
         ["cutedge", "--help"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 @pytest.mark.few(2)
 def test_an_output_that_cannot_be_printed(here, run, command):
     def to(where: str) -> Done:
@@ -898,9 +910,18 @@ def test_a_damaged_table_is_queried(here, refuse, table, how):
 # --- names that are not plain words ---------------------------------------------------------------
 
 NAMES = [
-    "[bold red]", 'a "quote"', "a=b", "ü", "two words", "it's", "[x]", "[/x]", "*?", ":smile:",
+    "[bold red]",
+    'a "quote"',
+    "a=b",
+    "ü",
+    "two words",
+    "it's",
+    "[x]",
+    "[/x]",
+    "*?",
+    ":smile:",
     "s3:x",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -913,8 +934,12 @@ def test_a_trace_in_an_odd_directory(here, cli, name):
     written = f"{name}/policy=offload-linear/wire=float32/residency=run/machine=tee+gpu@zmq-ipc"
     assert done.stdout.splitlines()[-1] == f"written to {written}"
     assert sorted(path.name for path in (here / written).iterdir()) == [
-        MANIFEST, "calls.parquet", "placement.parquet", "summary.parquet", "transfers.parquet"
-    ]  # fmt: skip
+        MANIFEST,
+        "calls.parquet",
+        "placement.parquet",
+        "summary.parquet",
+        "transfers.parquet",
+    ]
     done = cli("cutedge", "compare", folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == f"written to {name}"
@@ -1050,11 +1075,26 @@ def check_partition_json(figures: dict[str, Any], here: Path) -> None:
     """Every figure of ``partition --json`` is in the tables that it names."""
     folder = here / figures["folder"]
     (summary,) = ask(folder, "SELECT * FROM summary")
-    for key in ("policy", "home", "accelerators", "link", "residency", "calls", "transfers",
-                "cut_edges", "sent_payload_bytes", "sent_wire_bytes", "received_payload_bytes",
-                "received_wire_bytes", "peer_payload_bytes", "peer_wire_bytes",
-                "total_payload_bytes", "total_wire_bytes", "total_bytes_expr",
-                "resident_bytes"):  # fmt: skip
+    for key in (
+        "policy",
+        "home",
+        "accelerators",
+        "link",
+        "residency",
+        "calls",
+        "transfers",
+        "cut_edges",
+        "sent_payload_bytes",
+        "sent_wire_bytes",
+        "received_payload_bytes",
+        "received_wire_bytes",
+        "peer_payload_bytes",
+        "peer_wire_bytes",
+        "total_payload_bytes",
+        "total_wire_bytes",
+        "total_bytes_expr",
+        "resident_bytes",
+    ):
         assert figures[key] == summary[key], key
     assert figures["seconds"] == summary["seconds"]
     assert folder.parts[-3] == f"wire={figures['wire']}"
@@ -1163,8 +1203,10 @@ def test_json_of_query(here, cli):
     assert found == ask(here / "t", sql)
     assert len(found) > 5
     assert parsed(cli("cutedge", "query", "SELECT 1 AS a FROM ops WHERE false", "--json")) == {
-        "version": 1, "columns": ["a"], "rows": [],
-    }  # fmt: skip
+        "version": 1,
+        "columns": ["a"],
+        "rows": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -1214,10 +1256,16 @@ def test_json_of_models(cli):
     assert list(known) == preset_names()
     llama = known["llama-3.2-1b"]
     assert {key: value for key, value in llama.items() if key != "config"} == {
-        "model": "llama-3.2-1b", "type": "llama", "layers": 16, "hidden": 2048,
-        "heads": 32, "kv_heads": 8,
-        "vocabulary": 128256, "positions": 131072, "experts": None,
-    }  # fmt: skip
+        "model": "llama-3.2-1b",
+        "type": "llama",
+        "layers": 16,
+        "hidden": 2048,
+        "heads": 32,
+        "kv_heads": 8,
+        "vocabulary": 128256,
+        "positions": 131072,
+        "experts": None,
+    }
     for name, figures in known.items():
         assert parsed(cli("cutedge", "models", name, "--json"))["models"] == [figures]
         assert figures["config"] == preset(name) == parsed(cli("cutedge", "models", name))
@@ -1244,26 +1292,32 @@ def test_json_of_policies(here, cli):
     listed = parsed(cli("cutedge", "policies", "--json"))["policies"]
     expected = [
         {
-            "policy": name, "description": table["description"], "default": table["default"],
+            "policy": name,
+            "description": table["description"],
+            "default": table["default"],
             "objective": {table["objective"]: 1} if "objective" in table else None,
             "cut": table.get("cut", "anywhere"),
             "secrets": [
                 {
-                    key: value if key in ("reason", "optional") or isinstance(value, list)
-                    else [value] for key, value in secret.items()
+                    key: value
+                    if key in ("reason", "optional") or isinstance(value, list)
+                    else [value]
+                    for key, value in secret.items()
                 }
                 for secret in table.get("secret", [])
             ],
             "rules": [
                 {
-                    key: value if key in ("place", "reason", "optional") or isinstance(value, list)
-                    else [value] for key, value in rule.items()
+                    key: value
+                    if key in ("place", "reason", "optional") or isinstance(value, list)
+                    else [value]
+                    for key, value in rule.items()
                 }
                 for rule in table.get("rule", [])
             ],
         }
         for name, table in shipped_policies()
-    ]  # fmt: skip
+    ]
     assert listed == expected
     for policy in listed:
         alone = parsed(cli("cutedge", "policies", policy["policy"], "--json"))

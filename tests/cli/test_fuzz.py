@@ -28,11 +28,45 @@ SEED = 15
 # --- text that people write -----------------------------------------------------------------------
 
 WORDS = [
-    "=", "[", "]", "[[", "]]", "{", "}", '"', "'", '"""', "#", "\n", ".", ",", "-1", "0", "1e400",
-    "nan", "inf", "true", "9" * 40, "0x7fffffffffffffff", "1979-05-27T07:32:00Z", "[[]]", "{}",
-    '""', "\x00", "\x1b[31m", "\ud7ff", "null", "value", "source", "[[rule]]", "[[secret]]",
-    "place", "kind", "a.b.c = 1", "[" * 60 + "]" * 60,
-]  # fmt: skip
+    "=",
+    "[",
+    "]",
+    "[[",
+    "]]",
+    "{",
+    "}",
+    '"',
+    "'",
+    '"""',
+    "#",
+    "\n",
+    ".",
+    ",",
+    "-1",
+    "0",
+    "1e400",
+    "nan",
+    "inf",
+    "true",
+    "9" * 40,
+    "0x7fffffffffffffff",
+    "1979-05-27T07:32:00Z",
+    "[[]]",
+    "{}",
+    '""',
+    "\x00",
+    "\x1b[31m",
+    "\ud7ff",
+    "null",
+    "value",
+    "source",
+    "[[rule]]",
+    "[[secret]]",
+    "place",
+    "kind",
+    "a.b.c = 1",
+    "[" * 60 + "]" * 60,
+]
 
 
 def damaged(text: str, draw: random.Random) -> bytes:
@@ -125,16 +159,45 @@ def test_thousands_of_damaged_text_files(kind, tmp_path):
 # --- configs of models ----------------------------------------------------------------------------
 
 CONFIG = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16,
-    "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 32, "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu",
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 32,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-}  # fmt: skip
+}
 ODD: list[Any] = [
-    None, 0, -1, 1, 3, 2.5, 1e308, 2**31, "", "x", "../../etc/passwd", [], [[]], {}, {"a": {}},
-    True, False, "\x1b[2J", ["LlamaModel"], ["os.system"], "gelu", 10**30,
-]  # fmt: skip
+    None,
+    0,
+    -1,
+    1,
+    3,
+    2.5,
+    1e308,
+    2**31,
+    "",
+    "x",
+    "../../etc/passwd",
+    [],
+    [[]],
+    {},
+    {"a": {}},
+    True,
+    False,
+    "\x1b[2J",
+    ["LlamaModel"],
+    ["os.system"],
+    "gelu",
+    10**30,
+]
 
 
 def odd_configs(count: int) -> Iterator[bytes]:

@@ -24,8 +24,9 @@ def test_the_command_imports_no_torch_for_what_it_has_seen(cli, tmp_path, monkey
         "try: app(['trace', 'edge-10m', '--seq', '99'])\n"
         "finally: assert not {'torch', 'transformers', 'sympy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
     (made,) = (tmp_path / "cutedge-out").glob("**/seq=99")
     (kept,) = (tmp_path / "cutedge-out").glob("**/seq=24")

@@ -57,12 +57,23 @@ def test_help_in_a_pipe_has_no_escape_codes(words: str) -> None:
 
 
 PRINTING = (
-    ["models"], ["policies"], ["policies", "min-cut"], ["devices"], ["devices", "rtx-4090"],
-    ["links"], ["links", "pcie5-x16"], ["gemm", "64", "64", "64"], ["query", "SELECT 1 AS one"],
-    ["partition"], ["compare", "--policy", "offload-linear"], ["cost"],
-    ["export", "csv", "calls"], ["export", "dot", "--out", "x.dot"],
-    ["policies", "min-cat"], ["partition", "--polcy", "x"],
-)  # fmt: skip
+    ["models"],
+    ["policies"],
+    ["policies", "min-cut"],
+    ["devices"],
+    ["devices", "rtx-4090"],
+    ["links"],
+    ["links", "pcie5-x16"],
+    ["gemm", "64", "64", "64"],
+    ["query", "SELECT 1 AS one"],
+    ["partition"],
+    ["compare", "--policy", "offload-linear"],
+    ["cost"],
+    ["export", "csv", "calls"],
+    ["export", "dot", "--out", "x.dot"],
+    ["policies", "min-cat"],
+    ["partition", "--polcy", "x"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +110,12 @@ def test_no_color_takes_colours_from_a_terminal(words: list[str]) -> None:
     def on_a_terminal(**more: str) -> str:
         ours, theirs = pty.openpty()
         with subprocess.Popen(
-            [BIN / "cutedge", *words], stdout=theirs, stderr=theirs, stdin=theirs,
+            [BIN / "cutedge", *words],
+            stdout=theirs,
+            stderr=theirs,
+            stdin=theirs,
             env={**os.environ, **more},
-        ) as process:  # fmt: skip
+        ) as process:
             os.close(theirs)
             read = bytearray()
             try:
@@ -191,10 +205,17 @@ def test_a_shell_completes_commands_options_and_names(
 ) -> None:
     words = line.split(" ")
     done = subprocess.run(
-        [BIN / "cutedge"], capture_output=True, text=True, check=False,
-        env={**os.environ, "_CUTEDGE_COMPLETE": "complete_bash", "COMP_WORDS": f"cutedge {line}",
-             "COMP_CWORD": str(len(words))},
-    )  # fmt: skip
+        [BIN / "cutedge"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "_CUTEDGE_COMPLETE": "complete_bash",
+            "COMP_WORDS": f"cutedge {line}",
+            "COMP_CWORD": str(len(words)),
+        },
+    )
     offered = set(done.stdout.split())
     assert wanted <= offered
     assert not unwanted & offered
@@ -209,9 +230,11 @@ def test_what_is_completed_is_what_commands_take() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for names, load in (
-            (complete.models, preset), (complete.policies, load_policy),
-            (complete.devices, load_device), (complete.links, load_link),
-        ):  # fmt: skip
+            (complete.models, preset),
+            (complete.policies, load_policy),
+            (complete.devices, load_device),
+            (complete.links, load_link),
+        ):
             assert len(names("")) > 5
             for name in names(""):
                 load(name)

@@ -33,14 +33,16 @@ derived = true
 SAID: dict[str, list[tuple[str, ...]]] = {
     "trace": [("--seq", "8", "edge-10m", "--set", "num_hidden_layers=1", "--out", "again")],
     "partition": [
-        ("t",), ("t", "--policy", "min-cut", *ON, "--explain"),
+        ("t",),
+        ("t", "--policy", "min-cut", *ON, "--explain"),
         ("t", *CHIP, "--policy", "host-chip"),
         ("t", *ON, "--policy", "layers"),
         ("t", "--policy", "secret.toml", "--wire-dtype", "bfloat16", "--residency", "call"),
         ("t", "--policy", "all-home", "--home", "rtx-4090"),
     ],
     "compare": [
-        ("t", "t", "--policy", "offload-linear"), ("t", *ON, "--within", "1"),
+        ("t", "t", "--policy", "offload-linear"),
+        ("t", *ON, "--within", "1"),
         ("t", "--policy", "offload-linear", "--within", "1"),
         ("t", "--policy", "offload-linear", "--unseen", "qkv"),
     ],
@@ -48,15 +50,27 @@ SAID: dict[str, list[tuple[str, ...]]] = {
     "sweep": [("edge-10m", "--seq", "8", "--jobs", "1", "--out", "sw")],
     "report": [("t", "--policy", "offload-linear")],
     "verify": [
-        ("edge-10m", "--seq", "8", "--out", "v", "--set", "num_hidden_layers=1",
-         "--policy", "offload-linear", "--policy", "secret.toml"),
+        (
+            "edge-10m",
+            "--seq",
+            "8",
+            "--out",
+            "v",
+            "--set",
+            "num_hidden_layers=1",
+            "--policy",
+            "offload-linear",
+            "--policy",
+            "secret.toml",
+        )
     ],
-    "query": [("SELECT 1 AS one, NULL AS no", "--trace", "t"),
-              ("SELECT * FROM ops WHERE false", "--trace", "t")],
+    "query": [
+        ("SELECT 1 AS one, NULL AS no", "--trace", "t"),
+        ("SELECT * FROM ops WHERE false", "--trace", "t"),
+    ],
     "export-perfetto": [("u", *ON, "--out", "x.pftrace")],
     "export-model-explorer": [("u", "--out", "x.json")],
-    "export-graphml": [("u", "--out", "x.graphml"),
-                       ("bare", "--out", "y.graphml")],
+    "export-graphml": [("u", "--out", "x.graphml"), ("bare", "--out", "y.graphml")],
     "export-dot": [("u", "--out", "x.dot")],
     "export-csv": [("ops", "u", "--out", "x.csv")],
     "export-json": [("ops", "u", "--out", "x.json")],
@@ -71,7 +85,7 @@ SAID: dict[str, list[tuple[str, ...]]] = {
     "links": [(), ("pcie5-x16",)],
     "calibrate": [("calls.csv", "--out", "one.toml")],
     "error": [("no-such-command",), ("partition", "nowhere")],
-}  # fmt: skip
+}
 """Schema -> what to ask for."""
 
 
@@ -92,8 +106,9 @@ def commands() -> set[str]:
     groups = [("", app), *((f"{g.name}-", g.typer_instance) for g in app.registered_groups)]
     return {
         prefix + (one.name or one.callback.__name__.replace("_", "-"))
-        for prefix, group in groups for one in group.registered_commands
-    } - {"worker"}  # fmt: skip
+        for prefix, group in groups
+        for one in group.registered_commands
+    } - {"worker"}
 
 
 def problems(name: str, value: Any) -> list[str]:

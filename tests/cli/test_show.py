@@ -44,9 +44,12 @@ def partition(graph: OpGraph, link: Link | None = None) -> Split:
 def summarise(made: Split) -> None:
     """What ``partition`` prints of a split."""
     told = SimpleNamespace(
-        split=made, top_transfers=top_transfers(made.graph, made.traffic), bottleneck=None,
-        derived={}, topological_cut=None,
-    )  # fmt: skip
+        split=made,
+        top_transfers=top_transfers(made.graph, made.traffic),
+        bottleneck=None,
+        derived={},
+        topological_cut=None,
+    )
     show_split.partition_summary(cast(Partition, told), "here", explain=False)
 
 
@@ -119,10 +122,16 @@ def test_a_link_with_chunks_says_its_peak_buffer(capsys):
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.0, "0 s"), (12345.6, "12,346 s"), (1.0, "1 s"), (0.5, "500 ms"),
-        (0.0123456, "12.35 ms"), (4.2e-6, "4.2 us"), (5e-9, "5 ns"), (1e-12, "0.001 ns"),
+        (0.0, "0 s"),
+        (12345.6, "12,346 s"),
+        (1.0, "1 s"),
+        (0.5, "500 ms"),
+        (0.0123456, "12.35 ms"),
+        (4.2e-6, "4.2 us"),
+        (5e-9, "5 ns"),
+        (1e-12, "0.001 ns"),
     ],
-)  # fmt: skip
+)
 def test_durations(seconds, text):
     assert words.duration(seconds) == text
 

@@ -36,8 +36,11 @@ def script(text: str, start=heed) -> subprocess.Popen:
     begin = "import os, time\nfrom tracer import interrupts\ninterrupts.watch()\n"
     return subprocess.Popen(
         [sys.executable, "-c", begin + text],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=start,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=start,
+    )
 
 
 def interrupted(process: subprocess.Popen, how: signal.Signals = signal.SIGINT) -> tuple:
@@ -140,9 +143,13 @@ with suppress(OSError):
 def test_a_command_that_is_interrupted_says_so_in_a_line(words, traced, tmp_path):
     command = ["query", "--trace", traced, "SELECT count(*) FROM range(100000) a, range(100000000)"]
     process = subprocess.Popen(
-        [BIN / "cutedge", *command, *words], cwd=tmp_path, text=True, preexec_fn=heed,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [BIN / "cutedge", *command, *words],
+        cwd=tmp_path,
+        text=True,
+        preexec_fn=heed,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert until(lambda: watches(process.pid), 20)
     time.sleep(3)
     process.send_signal(signal.SIGINT)
@@ -159,10 +166,16 @@ def test_on_a_terminal_the_line_of_progress_goes_first(tmp_path):
     text = HERE + "os.write(2, b'exporting ... 3 s')\ntime.sleep(60)"
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", "import os, time\nfrom tracer import interrupts\n"
-         "interrupts.watch()\n" + text],
-        stdout=subprocess.PIPE, stderr=theirs, text=True, preexec_fn=heed,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import os, time\nfrom tracer import interrupts\ninterrupts.watch()\n" + text,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        preexec_fn=heed,
+    )
     os.close(theirs)
     assert process.stdout.readline() == "here\n"
     time.sleep(0.2)
@@ -205,15 +218,26 @@ def test_processes_give_results_and_errors_and_are_gone():
 TRIALS = {
     "trace": ("trace", "edge-10m", "--seq", "16", "--no-cache", "--out", "out"),
     "sweep": (
-        "sweep", "edge-10m", "gpt2", "--seq", "16,32", "--policy", "min-cut", "--policy", "layers",
-        "--jobs", "2", "--out", "out",
+        "sweep",
+        "edge-10m",
+        "gpt2",
+        "--seq",
+        "16,32",
+        "--policy",
+        "min-cut",
+        "--policy",
+        "layers",
+        "--jobs",
+        "2",
+        "--out",
+        "out",
     ),
     "report": ("report", "traced", "--out", "out/report.html"),
     "compare": ("compare", "traced"),
     "partition": ("partition", "traced", "--policy", "min-cut"),
     "cost": ("cost", "traced", "--device", "chip-8x8"),
     "verify": ("verify", *MODEL, "--runs", "1000", "--out", "out"),
-}  # fmt: skip
+}
 
 
 def start(folder: Path, name: str) -> subprocess.Popen:
@@ -224,10 +248,15 @@ def start(folder: Path, name: str) -> subprocess.Popen:
     program = [BIN / command[0]] if command[0] in ("trace", "partition") else [BIN / "cutedge"]
     words = command[1:] if command[0] in ("trace", "partition") else command
     return subprocess.Popen(
-        [*program, *words], cwd=folder, start_new_session=True, text=True,
+        [*program, *words],
+        cwd=folder,
+        start_new_session=True,
+        text=True,
         env={**os.environ, "CUTEDGE_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "temp")},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heed,
+    )
 
 
 def family(process: int) -> set[int]:

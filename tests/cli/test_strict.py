@@ -57,9 +57,10 @@ def test_strict_is_content_where_all_is_known(model, tmp_path):
 def test_every_total_names_what_it_lacks(model, tmp_path):
     folder = tmp_path / "out"
     for command in (
-        ["trace", f"{model}:odd", "--out", folder], ["partition", folder],
+        ["trace", f"{model}:odd", "--out", folder],
+        ["partition", folder],
         ["cutedge", "compare", folder],
-    ):  # fmt: skip
+    ):
         said = invoke(*command)
         assert said.returncode == 0
         assert NAMED in said.stdout.replace("\n", " ")

@@ -103,9 +103,12 @@ def test_columns_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_columns_stay_by_rank_and_alike_ones_together() -> None:
     columns = [
-        Column("name"), Column("low", ">", 3), Column("one", ">", 2), Column("two", ">", 2),
+        Column("name"),
+        Column("low", ">", 3),
+        Column("one", ">", 2),
+        Column("two", ">", 2),
         Column("high", ">", 1),
-    ]  # fmt: skip
+    ]
     rows = [("a", "1234567890", "12345", "12345", "12")]
 
     def heads(width: int) -> list[str]:
@@ -146,9 +149,13 @@ def test_shares_have_a_bar_on_a_terminal_that_can_show_it(capsys: Any) -> None:
     with terminal(80) as bars:
         print_table(columns, rows)
     assert bars == [
-        "part   share", "a     100.0% ████████", "b      50.0% ████", "c       1.6% ▏",
-        "d       0.0%", "e",
-    ]  # fmt: skip
+        "part   share",
+        "a     100.0% ████████",
+        "b      50.0% ████",
+        "c       1.6% ▏",
+        "d       0.0%",
+        "e",
+    ]
     with terminal(80, "ascii") as plain:
         print_table(columns, rows)
     with terminal(15) as narrow:
@@ -271,8 +278,9 @@ def test_progress_is_shown_after_a_while_and_gone_when_done() -> None:
     lines = [line for line in "\n".join(shown).replace("\r", "\n").split("\n") if line]
     assert lines[0] == "exporting with a name that is wider tha"
     assert [line for line in lines if "look" in line or "again" in line] == [
-        "warning: look", "warning: again",
-    ]  # fmt: skip
+        "warning: look",
+        "warning: again",
+    ]
     assert any(line.startswith("placing [==========          ] 5/10") for line in lines)
     assert shown[-1].endswith("\r")  # and what was in the line is erased
 
@@ -338,10 +346,17 @@ def test_a_device_is_known_however_it_is_spelt(name: str) -> None:
 
 
 NEAR = {
-    "h100": "h100-cc, h100-sxm", "nvidia-h100": "h100-cc, h100-sxm", "a100": "a100-80g",
-    "rtx-4080": "rtx-4090", "4090": "rtx-4090", "mi300": "mi300x", "tdx": "tee-tdx",
-    "tee-tdz": "tee-tdx", "systolic": "systolic-128x128", "ryzen": "ryzen-7950x",
-}  # fmt: skip
+    "h100": "h100-cc, h100-sxm",
+    "nvidia-h100": "h100-cc, h100-sxm",
+    "a100": "a100-80g",
+    "rtx-4080": "rtx-4090",
+    "4090": "rtx-4090",
+    "mi300": "mi300x",
+    "tdx": "tee-tdx",
+    "tee-tdz": "tee-tdx",
+    "systolic": "systolic-128x128",
+    "ryzen": "ryzen-7950x",
+}
 
 
 @pytest.mark.parametrize("name", NEAR)

@@ -139,11 +139,12 @@ def simulate(dataflow: str, m: int, k: int, n: int, rows: int, columns: int, ove
     run = {"os": simulate_os, "ws": simulate_ws}[dataflow]
     if overlap == "none":
         parts = [
-            (a[r : r + rows], b[:, c : c + columns]) if dataflow == "os"
+            (a[r : r + rows], b[:, c : c + columns])
+            if dataflow == "os"
             else (a[:, r : r + rows], b[r : r + rows, c : c + columns])
             for r in range(0, m if dataflow == "os" else k, rows)
             for c in range(0, n, columns)
-        ]  # fmt: skip
+        ]
         done = [(run(x, y, rows, columns, 0), x @ y) for x, y in parts]
         assert all((product == expected).all() for (product, _), expected in done)
         return sum(cycles for (_, cycles), _ in done)
@@ -160,8 +161,10 @@ def simulate(dataflow: str, m: int, k: int, n: int, rows: int, columns: int, ove
 def small_shapes() -> list[tuple[int, ...]]:
     rng = random.Random(0)
     edges = [(1, 1, 1, 1, 1), (1, 1, 1, 3, 2), (5, 1, 4, 1, 1), (1, 7, 5, 2, 3), (7, 2, 3, 3, 2)]
-    return edges + [(*(rng.randint(1, 7) for _ in "mkn"), rng.randint(1, 4), rng.randint(1, 4))
-                    for _ in range(60)]  # fmt: skip
+    return edges + [
+        (*(rng.randint(1, 7) for _ in "mkn"), rng.randint(1, 4), rng.randint(1, 4))
+        for _ in range(60)
+    ]
 
 
 @pytest.mark.parametrize("overlap", ["none", "double-buffered"])

@@ -44,8 +44,7 @@ def log(tmp_path) -> Callable[..., Path]:
     """``log(rows)``: a file of calls; ``columns`` names what the rows have."""
 
     def write(
-        rows: Iterable[Sequence[object]],
-        columns: Sequence[str] = ("sent", "received", "seconds"),
+        rows: Iterable[Sequence[object]], columns: Sequence[str] = ("sent", "received", "seconds")
     ) -> Path:
         path = tmp_path / "calls.csv"
         with path.open("w", newline="") as out:
@@ -124,8 +123,13 @@ def test_each_direction_alone_where_the_log_has_it(log):
         packing = 3e-9 * sent + 2e-9 * received
         rows.append((sent, received, there + back + packing, there, back, packing))
     columns = (
-        "sent", "received", "seconds", "sent_seconds", "received_seconds", "serialise_seconds",
-    )  # fmt: skip
+        "sent",
+        "received",
+        "seconds",
+        "sent_seconds",
+        "received_seconds",
+        "serialise_seconds",
+    )
     found = fit(read_log(log(rows, columns)))
     assert found.warnings == ()
     assert {key: pytest.approx(each, rel=1e-6) for key, each in found.figures.items()} == {
@@ -230,9 +234,12 @@ def test_real_calls_between_two_processes(log):
     """A Unix socket carries far more than 10 MB/s, far less than 1 TB/s, in far less than 0.1 s."""
     here, there = socket.socketpair()
     rows = []
-    with here, subprocess.Popen(
-        [sys.executable, "-S", "-c", SERVER, str(there.fileno())], pass_fds=[there.fileno()]
-    ) as server:  # fmt: skip
+    with (
+        here,
+        subprocess.Popen(
+            [sys.executable, "-S", "-c", SERVER, str(there.fileno())], pass_fds=[there.fileno()]
+        ) as server,
+    ):
         there.close()
         for sent, received in [(0, 0), *SIZES, *SIZES]:
             sent, received = sent // 16, received // 16  # at most 8 MiB
@@ -461,9 +468,9 @@ def test_of_a_whole_run_the_total_comes_out():
     sent = np.array([1e6] * 40 + [1e8] * 8 + [2e6] * 20)
     received = np.array([2e6] * 40 + [1e8] * 8 + [1e6] * 20)
     seconds = 1e-9 * (sent + received) * np.where(sent > 1e7, 2, 1)
-    log = Log("run", tuple(range(len(sent))), {
-        "sent": sent, "received": received, "seconds": seconds,
-    })  # fmt: skip
+    log = Log(
+        "run", tuple(range(len(sent))), {"sent": sent, "received": received, "seconds": seconds}
+    )
 
     def total(found):
         each = {term.name: term.value or 0.0 for term in found.equations[0].terms}
@@ -480,10 +487,14 @@ def test_of_a_whole_run_the_total_comes_out():
 REFERENCE_CALLS = (
     # sent and received as in tests/reference/transfers_llama32_1b.json, measured milliseconds,
     # how many: the 98 calls of llama-3.2-1b over 1024 tokens in float32
-    ("embed_tokens", 11.82, 1), ("q_proj+k_proj+v_proj", 56.38, 16), ("matmul QK^T", 986.79, 16),
-    ("matmul scores*V", 852.34, 16), ("o_proj", 57.55, 16), ("gate_proj+up_proj", 501.90, 16),
+    ("embed_tokens", 11.82, 1),
+    ("q_proj+k_proj+v_proj", 56.38, 16),
+    ("matmul QK^T", 986.79, 16),
+    ("matmul scores*V", 852.34, 16),
+    ("o_proj", 57.55, 16),
+    ("gate_proj+up_proj", 501.90, 16),
     ("down_proj", 231.33, 16),
-)  # fmt: skip
+)
 
 
 def test_the_sum_of_the_measured_system_comes_out(log):
@@ -495,8 +506,9 @@ def test_the_sum_of_the_measured_system_comes_out(log):
     known = {one["ops"]: one for one in table["first_calls offload-linear/float32 (payload bytes)"]}
     rows = [
         (known[ops]["sent"], known[ops]["received"], taken / 1e3)
-        for ops, taken, count in REFERENCE_CALLS for _ in range(count)
-    ]  # fmt: skip
+        for ops, taken, count in REFERENCE_CALLS
+        for _ in range(count)
+    ]
     rows.append((8192, 128256 * 4, 7.30e-3))  # lm_head of the last token
     assert len(rows) == 98
     found = fit(read_log(log(rows)))

@@ -121,9 +121,10 @@ def test_int8_crosses_as_one_byte(here):
 def test_the_linears_of_tinyllama_are_those_that_the_documents_figures_lead_to(here):
     with (REFERENCE / "chip_8x8.csv").open(encoding="utf-8") as file:
         (row,) = (
-            row for row in csv.DictReader(file)
+            row
+            for row in csv.DictReader(file)
             if row["item"] == "time per token with the real 4 KV heads and lm_head"
-        )  # fmt: skip
+        )
     sql = (
         "SELECT sum(ceil(gemm_m / 8) * ceil(gemm_k / 8) * ceil(gemm_n / 8)) AS tiles "
         "FROM ops WHERE kind = 'linear'"
@@ -213,9 +214,11 @@ def test_the_documents_verdicts(here):
     """One chip: edge-10m and DistilBERT usable, TinyLlama not; with all that speeds it up it is."""
     folders = [here / model for model in MODELS]
     for options, verdicts in (
-        ((), [True, True, False]), (("--chips", "4"), [True, True, False]),
-        (("--int8-speedup", "2"), [True, True, False]), (FASTER, [True, True, True]),
-    ):  # fmt: skip
+        ((), [True, True, False]),
+        (("--chips", "4"), [True, True, False]),
+        (("--int8-speedup", "2"), [True, True, False]),
+        (FASTER, [True, True, True]),
+    ):
         done = invoke(
             "cutedge", "compare", *folders, *HOST_CHIP, *options, "--within", "10", "--json"
         )

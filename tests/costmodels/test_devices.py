@@ -58,9 +58,20 @@ def load(tmp_path):
 
 def test_the_devices_that_come_with_cutedge():
     wanted = {
-        "rtx-4090", "h100-sxm", "h200", "a100-80g", "l40s", "mi300x", "ryzen-7950x", "tee-sgx",
-        "tee-tdx", "h100-cc", "chip-8x8", "systolic-8x8", "systolic-128x128",
-    }  # fmt: skip
+        "rtx-4090",
+        "h100-sxm",
+        "h200",
+        "a100-80g",
+        "l40s",
+        "mi300x",
+        "ryzen-7950x",
+        "tee-sgx",
+        "tee-tdx",
+        "h100-cc",
+        "chip-8x8",
+        "systolic-8x8",
+        "systolic-128x128",
+    }
     assert wanted <= set(SHIPPED)
     trusted = {name for name in SHIPPED if load_device(name).trusted}
     assert trusted == {"tee-sgx", "tee-tdx", "h100-cc"}
@@ -177,9 +188,17 @@ def test_a_ridge_needs_a_peak_and_a_bandwidth():
 
 # --- files that are refused -----------------------------------------------------------------------
 
-ALWAYS = ("description", "trusted", "array_dataflow", *ARRAY_FIGURES, *TILE_FIGURES, PEAK,
-          "memory_bandwidth_bytes_per_second", "enclave_bytes",
-          "paging_bytes_per_second")  # fmt: skip
+ALWAYS = (
+    "description",
+    "trusted",
+    "array_dataflow",
+    *ARRAY_FIGURES,
+    *TILE_FIGURES,
+    PEAK,
+    "memory_bandwidth_bytes_per_second",
+    "enclave_bytes",
+    "paging_bytes_per_second",
+)
 """Keys that every shipped file which has them must have."""
 
 # One reader reads all files: each key in a file that has it.
@@ -222,8 +241,15 @@ def test_a_misspelt_key(load, name, key):
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key in {PEAK, *FIGURES, *ARRAY_FIGURES}])
 def test_a_key_without_its_unit(load, key):
-    units = ("_flops_per_second", "_bytes_per_second", "_bytes", "_elements", "_ratio",
-             "_seconds", "_hertz")  # fmt: skip
+    units = (
+        "_flops_per_second",
+        "_bytes_per_second",
+        "_bytes",
+        "_elements",
+        "_ratio",
+        "_seconds",
+        "_hertz",
+    )
     bare = next(key.removesuffix(unit) for unit in units if key.endswith(unit))
     figure = {"value": 1, "source": "s"}
     with pytest.raises(InputError, match=rf"mine.toml: key '{bare}' lacks its unit: .*{key}"):
@@ -247,9 +273,14 @@ def test_a_figure_that_is_no_positive_number(load, name, keys):
             load(changed(SHIPPED[name], (*keys, "value"), value))
 
 
-@pytest.mark.parametrize("key", [key for key in {**FIGURES, **ARRAY_FIGURES, **TILE_FIGURES}
-                                 if key.endswith(("_bytes", "_elements", "_cycles"))
-                                 and "per_second" not in key])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        key
+        for key in {**FIGURES, **ARRAY_FIGURES, **TILE_FIGURES}
+        if key.endswith(("_bytes", "_elements", "_cycles")) and "per_second" not in key
+    ],
+)
 def test_a_count_must_be_whole(load, key):
     name = "tee-sgx" if key == "enclave_bytes" else "chip-8x8" if key not in FIGURES else "rtx-4090"
     with pytest.raises(InputError, match=rf"mine.toml: \[{key}\]: value must be a whole number"):
@@ -335,8 +366,18 @@ def test_devices_lists_them_all():
     assert set(device_names()) <= set(rows)
     # 82.58e12 / 1008e9 = 81.9, 165.2e12 / 1008e9 = 163.9, 660.6e12 / 1008e9 = 655.4.
     assert rows["rtx-4090"].split() == [
-        "rtx-4090", "no", "82.58", "165.2", "660.6", "1008", "24.0", "GiB", "81.9", "163.9", "655.4"
-    ]  # fmt: skip
+        "rtx-4090",
+        "no",
+        "82.58",
+        "165.2",
+        "660.6",
+        "1008",
+        "24.0",
+        "GiB",
+        "81.9",
+        "163.9",
+        "655.4",
+    ]
     assert rows["chip-8x8"].split("  ")[0] == "chip-8x8"
     assert "8 x 8 x 8" in rows["chip-8x8"]
     assert "532" in rows["chip-8x8"]
@@ -355,8 +396,9 @@ def test_devices_shows_every_figure_with_its_source(name):
             for line in lines
         ), key
     for dtype in device.peak_flops_per_second:
-        assert any(line.startswith(dtype) and f"{device.ridge(dtype):.2f}" in line
-                   for line in lines)  # fmt: skip
+        assert any(
+            line.startswith(dtype) and f"{device.ridge(dtype):.2f}" in line for line in lines
+        )
 
 
 def test_a_device_file_of_ones_own(tmp_path):

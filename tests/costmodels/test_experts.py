@@ -31,10 +31,12 @@ from tracer.serde import read_trace, write_trace
     [
         *((1, 4, 4, tokens) for tokens in (1, 2, 5)),
         *((2, 4, 4, tokens) for tokens in (1, 3)),
-        (2, 5, 5, 3), (3, 3, 3, 2), (1, 1, 1, 3),
+        (2, 5, 5, 3),
+        (3, 3, 3, 2),
+        (1, 1, 1, 3),
         (2, 3, 5, 3),  # two of the five choices are no experts
     ],
-)  # fmt: skip
+)
 def test_expected_experts_are_the_mean_over_all_routings(chosen, experts, choices, tokens):
     each = list(combinations(range(choices), chosen))
     reached = [
@@ -215,11 +217,21 @@ def test_a_product_with_all_experts_is_exact_and_reads_them_all():
 # --- models ---------------------------------------------------------------------------------------
 
 SMALL = {
-    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-}  # fmt: skip
-ROUTED = {**SMALL, "model_type": "qwen3_moe", "num_experts": 16, "num_experts_per_tok": 2,
-          "moe_intermediate_size": 32}  # fmt: skip
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+ROUTED = {
+    **SMALL,
+    "model_type": "qwen3_moe",
+    "num_experts": 16,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
 
 
 def small(config: dict[str, object], **sizes: object) -> OpGraph:
@@ -282,9 +294,13 @@ def test_a_dense_model_assumes_nothing_and_is_active_as_a_whole():
 def test_a_model_that_runs_all_experts_is_counted_as_it_runs():
     """Each token meets every expert, with weights of zero for those that it does not go to."""
     config = {
-        **SMALL, "model_type": "llama4_text", "num_local_experts": 4, "num_experts_per_tok": 1,
-        "intermediate_size_mlp": 96, "moe_layers": [0, 1],
-    }  # fmt: skip
+        **SMALL,
+        "model_type": "llama4_text",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 96,
+        "moe_layers": [0, 1],
+    }
     graph = small(config)
     products = [op for op in graph.ops if op.target == "aten.bmm.default"]
     stacks = [t.bytes for t in graph.tensors if t.role is Role.PARAMETER and len(t.shape) == 3]
@@ -301,10 +317,20 @@ def test_a_model_that_runs_all_experts_is_counted_as_it_runs():
         # groups of experts are chosen before the experts themselves
         (
             {
-                "model_type": "deepseek_v3", "n_routed_experts": 16, "num_experts_per_tok": 4,
-                "n_group": 4, "topk_group": 2, "moe_intermediate_size": 32, "q_lora_rank": 16,
-                "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
-                "first_k_dense_replace": 0, "head_dim": 8, "num_key_value_heads": 4,
+                "model_type": "deepseek_v3",
+                "n_routed_experts": 16,
+                "num_experts_per_tok": 4,
+                "n_group": 4,
+                "topk_group": 2,
+                "moe_intermediate_size": 32,
+                "q_lora_rank": 16,
+                "kv_lora_rank": 16,
+                "qk_rope_head_dim": 8,
+                "qk_nope_head_dim": 8,
+                "v_head_dim": 8,
+                "first_k_dense_replace": 0,
+                "head_dim": 8,
+                "num_key_value_heads": 4,
             },
             "4 of 16",
         ),
@@ -315,14 +341,17 @@ def test_a_model_that_runs_all_experts_is_counted_as_it_runs():
         # single rows as experts, found by product keys, and gathered
         (
             {
-                "model_type": "doge", "is_moe": True, "num_experts": 64, "num_experts_per_tok": 4,
+                "model_type": "doge",
+                "is_moe": True,
+                "num_experts": 64,
+                "num_experts_per_tok": 4,
                 "num_hidden_layers": 1,
             },
             "4 of 64",
         ),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 @pytest.mark.few(4)
 def test_ways_to_route(config, assumed):
     graph = small({**SMALL, **config})

@@ -222,9 +222,10 @@ def test_the_broadcast_of_k_and_v_reads_what_is_stored(traced):
     spread = next(
         op
         for op in graph.ops
-        if op.kind is Kind.COPY and graph.outputs(op.id)[0].shape == (1, 32, 64, 64)
+        if op.kind is Kind.COPY
+        and graph.outputs(op.id)[0].shape == (1, 32, 64, 64)
         and graph.inputs(op.id)[0].shape == (1, 8, 4, 64, 64)
-    )  # fmt: skip
+    )
     assert spread.cost.read_bytes == 8 * 64 * 64 * 4
     assert spread.cost.write_bytes == 32 * 64 * 64 * 4
 

@@ -25,9 +25,18 @@ def rows(name: str) -> list[dict[str, str]]:
 def test_cycles_of_the_simulator(row, device):
     m, k, n, cycles = (int(row[key]) for key in ("M", "K", "N", "cycles"))
     found = gemm(
-        m, k, n, "--device", device, "--mode", row["dataflow"], "--rows", row["rows"],
-        "--cols", row["cols"],
-    )  # fmt: skip
+        m,
+        k,
+        n,
+        "--device",
+        device,
+        "--mode",
+        row["dataflow"],
+        "--rows",
+        row["rows"],
+        "--cols",
+        row["cols"],
+    )
     assert found["cycles"] == cycles
     assert found["utilisation"] == pytest.approx(m * k * n / (cycles * 64))
     assert found["seconds"] == cycles / 100e6
@@ -50,8 +59,8 @@ ITEMS = {
     ("tinyllama-1.1b", "tiles per layer"): [Q] * 4 + [FFN] * 3,
     ("tinyllama-1.1b", "tiles of the whole model (22 layers)"): ([Q] * 4 + [FFN] * 3) * 22,
     ("tinyllama-1.1b", "tiles of k_proj / v_proj with the model's real 4 KV heads"): [KV],
-    ("tinyllama-1.1b", "time per token with the real 4 KV heads and lm_head"):
-        LAYER * 22 + [(1, 2048, 32000)],
+    ("tinyllama-1.1b", "time per token with the real 4 KV heads and lm_head"): LAYER * 22
+    + [(1, 2048, 32000)],
     ("llama-2-7b", "tiles per layer"): [(1, 4096, 4096)] * 4 + [(1, 4096, 11008)] * 3,
     **{
         (model, "tiles per layer"): [(1, 768, 768)] * 4 + [(1, 768, 3072)] * 2
@@ -68,10 +77,13 @@ ITEMS = {
     ("edge-10m", "tiles of an FFN matmul (256x1024)"): [(1, 256, 1024)],
     ("edge-10m", "time of an FFN matmul"): [(1, 256, 1024)],
     ("-", "pipeline depth 4 on 65536 tiles"): [(1, 2048, 2048, "--pipeline-depth", 4)],
-}  # fmt: skip
+}
 UNITS = {
-    "tiles": ("tiles", 1), "cycles": ("cycles", 1), "ms": ("seconds", 1e3), "s": ("seconds", 1)
-}  # fmt: skip
+    "tiles": ("tiles", 1),
+    "cycles": ("cycles", 1),
+    "ms": ("seconds", 1e3),
+    "s": ("seconds", 1),
+}
 
 
 @pytest.mark.parametrize(
@@ -94,12 +106,27 @@ def test_figures_of_the_chip(row):
 def test_the_keys_of_the_json():
     found = gemm(1, 2048, 2048)
     assert found["device"] == "chip-8x8"
-    assert found | {
-        "tiles": 65536, "cycles": 34865152, "seconds": 0.34865152, "utilisation": 0.125,
-        "useful_macs": 2048**2, "padded_macs": 8 * 2048**2, "lost_by_m": 7 / 8, "lost_by_k": 0,
-        "lost_by_n": 0, "sent_bytes": 4 * (2048 + 2048**2), "received_bytes": 4 * 2048,
-        "host_link": "axi-lite", "count": "true", "overlap": None, "chips": 1,
-    } == found  # fmt: skip
+    assert (
+        found
+        | {
+            "tiles": 65536,
+            "cycles": 34865152,
+            "seconds": 0.34865152,
+            "utilisation": 0.125,
+            "useful_macs": 2048**2,
+            "padded_macs": 8 * 2048**2,
+            "lost_by_m": 7 / 8,
+            "lost_by_k": 0,
+            "lost_by_n": 0,
+            "sent_bytes": 4 * (2048 + 2048**2),
+            "received_bytes": 4 * 2048,
+            "host_link": "axi-lite",
+            "count": "true",
+            "overlap": None,
+            "chips": 1,
+        }
+        == found
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,15 +195,23 @@ def test_requests_that_are_refused(arguments, says):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["0", "2", "3"], ["1", "0", "3"], ["1", "2", "0"], ["1", "2"], ["1", "2", "x"],
-        ["1", "2", "3.5"], ["1", "2", str(2**31)], ["1", "2", "3", "--batch", "0"],
-        ["1", "2", "3", "--chips", "0"], ["1", "2", "3", "--pipeline-depth", "0"],
-        ["1", "2", "3", "--rows", "0", "--mode", "os"], ["1", "2", "3", "--mode", "row"],
+        ["0", "2", "3"],
+        ["1", "0", "3"],
+        ["1", "2", "0"],
+        ["1", "2"],
+        ["1", "2", "x"],
+        ["1", "2", "3.5"],
+        ["1", "2", str(2**31)],
+        ["1", "2", "3", "--batch", "0"],
+        ["1", "2", "3", "--chips", "0"],
+        ["1", "2", "3", "--pipeline-depth", "0"],
+        ["1", "2", "3", "--rows", "0", "--mode", "os"],
+        ["1", "2", "3", "--mode", "row"],
         ["1", "2", "3", "--mode", "os", "--count", "half"],
         ["1", "2", "3", "--mode", "os", "--overlap", "half"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_the_command_line_itself(arguments):
     done = invoke("cutedge", "gemm", *arguments)
     assert (done.returncode, done.stdout) == (2, "")

@@ -33,8 +33,8 @@ def even(slope: int, start: int = 0) -> Least:
 
 
 TINY = Model(
-    dense_layers_params=1000, experts=(), lm_head_params=200, cached=even(10), attention=even(40),
-)  # fmt: skip
+    dense_layers_params=1000, experts=(), lm_head_params=200, cached=even(10), attention=even(40)
+)
 ROUND = Machine(memory_bytes=10_000, bytes_per_second=1e6, flops_per_second=1e7)
 
 
@@ -100,8 +100,8 @@ def test_a_cache_that_does_not_grow():
 # Two layers of 4 and 6 values a token, the second with a window that keeps 7 rows; 40 FLOPs of 8
 # keys: the 7 and the token's own.
 WINDOW = replace(
-    TINY, cached=Least(Line(10, 0), Line(4, 42)), attention=Least(Line(40, 0), Line(16, 24 * 8)),
-)  # fmt: skip
+    TINY, cached=Least(Line(10, 0), Line(4, 42)), attention=Least(Line(40, 0), Line(16, 24 * 8))
+)
 
 
 def test_a_window_by_hand():
@@ -180,12 +180,18 @@ def test_a_device_without_the_figures_is_refused():
 @pytest.mark.parametrize(
     ("device", "bits", "dtype"),
     [
-        ("h100-sxm", 16, "bfloat16"), ("h100-sxm", 8, "float8_e4m3fn"), ("h100-sxm", 32, "float32"),
-        ("h100-sxm", 4.5, "float8_e4m3fn"), ("h100-sxm", 8.5, "bfloat16"),
-        ("mi300x", 8, "float8_e4m3fnuz"), ("a100-80g", 8, "int8"), ("tee-tdx", 16, "bfloat16"),
-        ("ryzen-7950x", 8, "float32"), ("tee-sgx", 16, "float32"),
+        ("h100-sxm", 16, "bfloat16"),
+        ("h100-sxm", 8, "float8_e4m3fn"),
+        ("h100-sxm", 32, "float32"),
+        ("h100-sxm", 4.5, "float8_e4m3fn"),
+        ("h100-sxm", 8.5, "bfloat16"),
+        ("mi300x", 8, "float8_e4m3fnuz"),
+        ("a100-80g", 8, "int8"),
+        ("tee-tdx", 16, "bfloat16"),
+        ("ryzen-7950x", 8, "float32"),
+        ("tee-sgx", 16, "float32"),
     ],
-)  # fmt: skip
+)
 def test_limits_are_those_of_the_dtype_that_is_computed_in(device, bits, dtype):
     assert compute_dtype(load_device(device), bits) == dtype
 
@@ -216,19 +222,28 @@ def test_experts_are_found(traced):
 
 
 SMALL = {
-    "hidden_size": 64, "intermediate_size": 96, "vocab_size": 128, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "vocab_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
     "max_position_embeddings": 512,
-}  # fmt: skip
+}
 SMALL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 1}
 WINDOWS = {
     # Layers that see all tokens, layers with a window, rows that a full window keeps.
-    "gemma3": ({"model_type": "gemma3_text", "sliding_window": 24, "sliding_window_pattern": 3},
-               1, 2, 23),
+    "gemma3": (
+        {"model_type": "gemma3_text", "sliding_window": 24, "sliding_window_pattern": 3},
+        1,
+        2,
+        23,
+    ),
     "mistral": ({"model_type": "mistral", "sliding_window": 24}, 0, 3, 23),
     "gpt-oss": ({"model_type": "gpt_oss", "sliding_window": 24, **SMALL_EXPERTS}, 1, 2, 23),
     "llama": ({"model_type": "llama"}, 3, 0, 0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(WINDOWS, key=lambda name: name != "mistral"))
@@ -268,9 +283,10 @@ def test_the_command_gives_the_reference_figures():
     printed = invoke("cutedge", "limits", "qwen1.5-7b", *asked, "--units", "reference", "--json")
     found = json.loads(printed.stdout)
     expected = {
-        row["metric"]: row["reference_value"] for row in rows()
+        row["metric"]: row["reference_value"]
+        for row in rows()
         if (row["section"], row["model"], row["prompt_tokens"]) == ("4.3", "7B", "1000")
-    }  # fmt: skip
+    }
     for key in ("decoder_layers_params", "lm_head_params", "activated_params"):
         assert f"{found[key]:.2f}" == expected[key]
     assert f"{found['read_ms']:.2f}" == expected["read_ms_w8a16"]

@@ -12,15 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodels.links import (
-    FIGURES,
-    REQUIRED,
-    Link,
-    Links,
-    link_names,
-    load_link,
-    message_cost,
-)
+from costmodels.links import FIGURES, REQUIRED, Link, Links, link_names, load_link, message_cost
 from partition.accounting import account
 from partition.policy import apply_policy, load_policy
 from tests.support.examples import examples
@@ -30,15 +22,23 @@ from tracer.errors import InputError
 SHIPPED = files("costmodels") / "data" / "links"
 PLAIN = Link("plain", "by hand", 0, 0, 0, 0)
 FRAMED = replace(
-    PLAIN, sent_message_framing_bytes=100, sent_tensor_framing_bytes=7,
-    received_message_framing_bytes=20, received_tensor_framing_bytes=3,
-)  # fmt: skip
+    PLAIN,
+    sent_message_framing_bytes=100,
+    sent_tensor_framing_bytes=7,
+    received_message_framing_bytes=20,
+    received_tensor_framing_bytes=3,
+)
 TIMED = replace(
-    FRAMED, sent_bandwidth_bytes_per_second=1000, received_bandwidth_bytes_per_second=500,
-    sent_latency_seconds=10.0, received_latency_seconds=20.0,
-    sent_serialisation_seconds_per_byte=0.125, received_serialisation_seconds_per_byte=0.25,
-    sent_encryption_seconds_per_byte=0.5, received_encryption_seconds_per_byte=1.0,
-)  # fmt: skip
+    FRAMED,
+    sent_bandwidth_bytes_per_second=1000,
+    received_bandwidth_bytes_per_second=500,
+    sent_latency_seconds=10.0,
+    received_latency_seconds=20.0,
+    sent_serialisation_seconds_per_byte=0.125,
+    received_serialisation_seconds_per_byte=0.25,
+    sent_encryption_seconds_per_byte=0.5,
+    received_encryption_seconds_per_byte=1.0,
+)
 SHARED = replace(FRAMED, shared_memory_threshold_bytes=1000, shared_memory_handle_bytes=12)
 
 EXAMPLES = examples(50, derandomize=True)
@@ -198,8 +198,7 @@ def test_derived_figures(name, figure, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "rate"),
-    [("none", None), ("zmq-ipc", None), ("pcie5-x16-cc", 4e9), ("nvlink", 450e9)],
+    ("name", "rate"), [("none", None), ("zmq-ipc", None), ("pcie5-x16-cc", 4e9), ("nvlink", 450e9)]
 )
 def test_payload_rate(name, rate):
     for direction in ("send", "receive", "peer"):
@@ -309,10 +308,12 @@ def test_chunks_are_of_what_is_on_the_wire(chunk, payloads, carried, pieces, pea
         # A handle of 93 bytes on the wire; packing is of all the payload
         (
             {"shared_memory_threshold_bytes": 9000, "shared_memory_handle_bytes": 93},
-            [1093], "send", [0.2 + 1093 * 0.625 + 10],
+            [1093],
+            "send",
+            [0.2 + 1093 * 0.625 + 10],
         ),
     ],
-)  # fmt: skip
+)
 def test_seconds(changes, payloads, direction, seconds):
     cost = message_cost(replace(TIMED, **changes), payloads, direction)
     assert cost.seconds == pytest.approx(seconds, rel=1e-12)

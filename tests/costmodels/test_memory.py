@@ -59,9 +59,7 @@ def decode() -> OpGraph:
 def test_a_cache_that_grows_counts_once(traced):
     """llama-2-7b in float16 over 12,000 tokens: 6,738,415,616 parameters, and 32 layers x 2 x
     4,096 values x 12,001 rows, of 2 bytes each: 12.55 + 5.86 GiB."""
-    graph = traced(
-        "llama-2-7b", phase="decode", past=12_000, dtype="float16", overrides={}
-    )  # fmt: skip
+    graph = traced("llama-2-7b", phase="decode", past=12_000, dtype="float16", overrides={})
     state = 32 * 2 * 4096 * 12_001 * 2
     need = memory_need(graph)
     assert need.resident_bytes - state - 6_738_415_616 * 2 in range(2**16)  # and small constants
@@ -71,8 +69,7 @@ def test_a_cache_that_grows_counts_once(traced):
 
 
 @pytest.mark.parametrize(
-    ("model", "sizes"),
-    [("edge-10m", {"seq": 16}), ("edge-10m", {"phase": "decode", "past": 40})],
+    ("model", "sizes"), [("edge-10m", {"seq": 16}), ("edge-10m", {"phase": "decode", "past": 40})]
 )
 def test_a_model_at_home_needs_what_a_device_needs_that_runs_it_all(traced, model, sizes):
     graph = traced(model, **sizes)

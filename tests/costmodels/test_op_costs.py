@@ -247,9 +247,11 @@ def test_arguments_are_read_from_the_calls():
     seq = torch.export.Dim("seq", min=4)
     with quiet(), torch.device("meta"):
         exported = torch.export.export(
-            Told(), (torch.zeros(2, 3, 8, 16), torch.zeros(5, 5)),
-            dynamic_shapes=({2: seq}, {}), strict=False,
-        )  # fmt: skip
+            Told(),
+            (torch.zeros(2, 3, 8, 16), torch.zeros(5, 5)),
+            dynamic_shapes=({2: seq}, {}),
+            strict=False,
+        )
 
     def size(found):
         return const(found) if isinstance(found, int) else SEQ
@@ -315,8 +317,16 @@ def test_arguments_are_read_from_the_calls():
 def test_traffic_in_elements_of_four_bytes(target, shapes, out, read, written):
     """A number of a place takes as much as two elements."""
     calls = Calls()
-    places = {"index_select": 1, "gather": 1, "embedding": 1, "embedding_bag": 1, "index_put": 1,
-              "index_copy": 1, "scatter": 1, "index_add": 1}  # fmt: skip
+    places = {
+        "index_select": 1,
+        "gather": 1,
+        "embedding": 1,
+        "embedding_bag": 1,
+        "index_put": 1,
+        "index_copy": 1,
+        "scatter": 1,
+        "index_add": 1,
+    }
     at = places.get(target.split(".")[0].rstrip("_"))
     dtypes = ["int64" if n == at else "float32" for n in range(len(shapes))]
     args = [calls.input(*s, dtype=dtype) for s, dtype in zip(shapes, dtypes, strict=True)]
@@ -363,8 +373,11 @@ def test_parameter_bytes_are_those_that_are_read():
     costs = [op.cost for op in calls.ops()]
     assert [cost.param_bytes for cost in costs] == [6 * 8 * 4, 0, 5 * 8 * 4, 0]
     assert [cost.read_bytes - cost.param_bytes for cost in costs] == [
-        6 * 8, 6 * 8 * 4 + 6 * 8, 6 * 8 * 4, 6 * 8 * 4,
-    ]  # fmt: skip
+        6 * 8,
+        6 * 8 * 4 + 6 * 8,
+        6 * 8 * 4,
+        6 * 8 * 4,
+    ]
 
 
 def test_a_concrete_trace_has_no_formulas():
@@ -391,7 +404,9 @@ def test_totals_tell_which_products_they_lack():
     assert totals.products == 2 * prod((6, 8, 8))
     # What was never heard of may multiply too.
     assert totals.products_missing == {
-        "aten.einsum.default": 2, "aten.linalg_svd.default": 1, "aten.never_heard_of.default": 1,
-    }  # fmt: skip
+        "aten.einsum.default": 2,
+        "aten.linalg_svd.default": 1,
+        "aten.never_heard_of.default": 1,
+    }
     assert totals.unsupported == totals.products_missing
     assert totals.coverage == 1 / 5

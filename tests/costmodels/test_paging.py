@@ -20,9 +20,14 @@ from tracer.graph import Kind, OpCost, OpGraph, Status
 
 HOME = "tee"
 ENCLAVE = Device(
-    name="enclave", description="", trusted=True, peak_flops_per_second={"float32": 1e9},
-    memory_bandwidth_bytes_per_second=1e6, enclave_bytes=1000, paging_bytes_per_second=1e4,
-)  # fmt: skip
+    name="enclave",
+    description="",
+    trusted=True,
+    peak_flops_per_second={"float32": 1e9},
+    memory_bandwidth_bytes_per_second=1e6,
+    enclave_bytes=1000,
+    paging_bytes_per_second=1e4,
+)
 
 
 def graph() -> OpGraph:
@@ -36,11 +41,11 @@ def graph() -> OpGraph:
     built = b.finish(last)
     moved = {"norm": 80, "linear": 8080, "add": 120}
     return built.with_ops(
-        replace(op, cost=OpCost(
-            flops=0, flops_status=Status.EXACT, read_bytes=moved.get(op.name, 0)
-        ))
+        replace(
+            op, cost=OpCost(flops=0, flops_status=Status.EXACT, read_bytes=moved.get(op.name, 0))
+        )
         for op in built.ops
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_all_who_ask_hear_the_same():
         (entry,) = (entry for entry in compared["partitions"] if entry["policy"] == policy)
         assert entry["compute_seconds"]["small"] == home
         shown = asked(
-            "cutedge", "export", "perfetto", one["folder"], *MACHINE, "--out", f"{policy}.json",
-        )  # fmt: skip
+            "cutedge", "export", "perfetto", one["folder"], *MACHINE, "--out", f"{policy}.json"
+        )
         (timeline,) = shown["timelines"]
         assert timeline["seconds"] == pytest.approx(one["run_seconds"])

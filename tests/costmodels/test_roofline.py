@@ -22,10 +22,13 @@ from tests.support.inprocess import invoke
 from tracer.graph import Gemm, Kind, OpCost, OpGraph, Role, Status
 
 CARD = Device(
-    name="card", description="", trusted=False, memory_bytes=10**6,
+    name="card",
+    description="",
+    trusted=False,
+    memory_bytes=10**6,
     peak_flops_per_second={"float32": 1e6, "tfloat32": 4e6},
     memory_bandwidth_bytes_per_second=1e5,
-)  # fmt: skip
+)
 
 
 def costed(graph: OpGraph, costs: dict[str, OpCost]) -> OpGraph:
@@ -47,11 +50,14 @@ def graph() -> OpGraph:
     z = b.view("view", y)
     a = b.op("softmax", z, shape=[4, 16], kind=Kind.SOFTMAX, path="layers.0")
     c = b.op("copy", a, shape=[4, 16], kind=Kind.COPY, path="layers.1")
-    return costed(b.finish(c), {
-        "linear": cost(2 * 4 * 8 * 16, (32 + 128) * 4, 64 * 4, Gemm(1, 4, 16, 8)),
-        "softmax": cost(5 * 64, 64 * 4, 64 * 4),
-        "copy": cost(0, 64 * 4, 64 * 4),
-    })  # fmt: skip
+    return costed(
+        b.finish(c),
+        {
+            "linear": cost(2 * 4 * 8 * 16, (32 + 128) * 4, 64 * 4, Gemm(1, 4, 16, 8)),
+            "softmax": cost(5 * 64, 64 * 4, 64 * 4),
+            "copy": cost(0, 64 * 4, 64 * 4),
+        },
+    )
 
 
 def seconds(graph: OpGraph, device: Device, **options) -> dict[str, float | None]:
@@ -145,9 +151,12 @@ def test_paging_goes_by_what_lies_there(graph):
 def test_whether_it_fits(graph):
     need = memory_need(graph)
     for memory, fits in (
-        (need.peak_bytes, True), (need.peak_bytes - 1, None), (need.live_bytes, None),
-        (need.live_bytes - 1, False), (None, None),
-    ):  # fmt: skip
+        (need.peak_bytes, True),
+        (need.peak_bytes - 1, None),
+        (need.live_bytes, None),
+        (need.live_bytes - 1, False),
+        (None, None),
+    ):
         assert time_ops(graph, replace(CARD, memory_bytes=memory)).fits is fits
 
 

@@ -31,14 +31,27 @@ from tracer.graph import OpGraph
 from tracer.serde import read_trace, run_of
 
 SMALL = (
-    "num_hidden_layers=2", "hidden_size=64", "intermediate_size=96", "head_dim=16",
-    "num_attention_heads=4", "num_key_value_heads=2", "vocab_size=50",
-)  # fmt: skip
+    "num_hidden_layers=2",
+    "hidden_size=64",
+    "intermediate_size=96",
+    "head_dim=16",
+    "num_attention_heads=4",
+    "num_key_value_heads=2",
+    "vocab_size=50",
+)
 NAMED = ("--home", "tee=tee-tdx", "--accel", "gpu=h100-cc", "--link", "pcie5-x16-cc")
 TWO = (
-    "--home", "tee=tee-tdx", "--accel", "a=h100-cc", "--accel", "b=rtx-4090",
-    "--link", "pcie5-x16-cc", "--link", "a+b=nvlink",
-)  # fmt: skip
+    "--home",
+    "tee=tee-tdx",
+    "--accel",
+    "a=h100-cc",
+    "--accel",
+    "b=rtx-4090",
+    "--link",
+    "pcie5-x16-cc",
+    "--link",
+    "a+b=nvlink",
+)
 HALVES = """
 description = "the MLPs on another device"
 default = "home"
@@ -105,9 +118,7 @@ def run_in(case: str) -> MeasuredRun | None:
 
 def times_of(split: Split) -> dict[str, Any]:
     named = {"tee": "tee-tdx", "gpu": "h100-cc", "a": "h100-cc", "b": "rtx-4090"}
-    return {
-        device: time_ops(split.graph, load_device(named[device])) for device in split.used
-    }  # fmt: skip
+    return {device: time_ops(split.graph, load_device(named[device])) for device in split.used}
 
 
 def rows(table: str, case: str) -> list[dict[str, Any]]:
@@ -127,13 +138,19 @@ def test_what_is_read_back_is_what_the_accounting_says(case: str) -> None:
     split = split_of(case)
     links = {"two": TWO}.get(case, NAMED)
     machines = read_machines(
-        "tee=tee-tdx", [text for text in links if text[:2] in ("a=", "b=", "gp")] or None,
-        [links[n + 1] for n, text in enumerate(links) if text == "--link"], None, None,
-    )  # fmt: skip
+        "tee=tee-tdx",
+        [text for text in links if text[:2] in ("a=", "b=", "gp")] or None,
+        [links[n + 1] for n, text in enumerate(links) if text == "--link"],
+        None,
+        None,
+    )
     traffic = account(
-        split.graph, split.placement, machines.links,
-        wire_dtype=split.wire_dtype, residency=split.residency,
-    )  # fmt: skip
+        split.graph,
+        split.placement,
+        machines.links,
+        wire_dtype=split.wire_dtype,
+        residency=split.residency,
+    )
     assert split.traffic.calls == traffic.calls  # steps among them, which no table has
     assert split.traffic.transfers == traffic.transfers
     assert split.traffic.resident_bytes == traffic.resident_bytes
@@ -178,10 +195,12 @@ def test_array_options_are_read_as_they_are_written() -> None:
 def cut_edges(split: Split) -> set[tuple[int, int]]:
     devices = split.placement.devices
     return {
-        (edge.src, edge.dst) for edge in split.graph.edges
-        if edge.src is not None and None not in (devices[edge.src], devices[edge.dst])
+        (edge.src, edge.dst)
+        for edge in split.graph.edges
+        if edge.src is not None
+        and None not in (devices[edge.src], devices[edge.dst])
         and devices[edge.src] != devices[edge.dst]
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -240,10 +259,15 @@ def test_an_accelerator_that_forgets_holds_nothing_between_calls() -> None:
 def call_took(number: int, device: str) -> MeasuredCall:
     sizes: dict[type, Any] = {int: 100 * (number + 1), float: 0.001 * (number + 1), str: device}
     values = {field.name: sizes[field.type] for field in fields(MeasuredCall)}  # type: ignore[index]
-    return MeasuredCall(**{
-        **values, "call_id": number, "call_seconds": 0.01 * (number + 1), "sent_tensors": 2,
-        "received_tensors": number % 2,
-    })  # fmt: skip
+    return MeasuredCall(
+        **{
+            **values,
+            "call_id": number,
+            "call_seconds": 0.01 * (number + 1),
+            "sent_tensors": 2,
+            "received_tensors": number % 2,
+        }
+    )
 
 
 def measure(case: str) -> None:
@@ -253,11 +277,14 @@ def measure(case: str) -> None:
     calls = [call_took(call.id, call.device) for call in split.traffic.calls]
     home = sum(call.home_seconds for call in calls) + 0.5
     write_measured(
-        split.graph.meta, calls, [call.label for call in split.traffic.calls],
+        split.graph.meta,
+        calls,
+        [call.label for call in split.traffic.calls],
         run_of(split.graph, trace_id, policy="p", wire="w", residency="run", machine="m"),
         {"trace_id": trace_id, "home_seconds": repr(home), "run_seconds": "1.0"},
-        {"message": 1, "tensor": 1}, folder,
-    )  # fmt: skip
+        {"message": 1, "tensor": 1},
+        folder,
+    )
 
 
 def test_what_was_measured_is_laid_out_call_by_call() -> None:
@@ -274,9 +301,7 @@ def test_what_was_measured_is_laid_out_call_by_call() -> None:
     assert by["transfer"] == count + count // 2
     whole = sum(call.call_seconds for call in run.calls) + run.home_seconds
     assert timeline.seconds == pytest.approx(whole)
-    calls = {
-        one.arguments["call_id"]: one for one in timeline.slices if one.category == "call"
-    }  # fmt: skip
+    calls = {one.arguments["call_id"]: one for one in timeline.slices if one.category == "call"}
     for one in timeline.slices:
         if one.category in ("remote", "transfer"):
             call = calls[one.arguments["call_id"]]
@@ -301,8 +326,12 @@ def test_perfettos_own_sql_gives_the_totals_of_the_tables(case: str, tmp_path: P
     given = NAMED if case != "two" else TWO
     if case == "narrow":
         measure(case)
-    devices = [part for n, text in enumerate(given) for part in given[n : n + 2]
-               if text in ("--home", "--accel")]  # fmt: skip
+    devices = [
+        part
+        for n, text in enumerate(given)
+        for part in given[n : n + 2]
+        if text in ("--home", "--accel")
+    ]
     done("export", "perfetto", folder_of(case), *devices, "--out", out)
     calls, transfers = rows("calls", case), rows("transfers", case)
     (summary,) = rows("summary", case)
@@ -354,9 +383,10 @@ def test_perfettos_own_sql_gives_the_totals_of_the_tables(case: str, tmp_path: P
             "ON c.track_id = t.id GROUP BY t.name"
         )
         assert {row["name"]: row["bytes"] for row in low} == {
-            f"bytes on {device}": size for device, size in summary["resident_bytes"].items()
+            f"bytes on {device}": size
+            for device, size in summary["resident_bytes"].items()
             if device in split_of(case).devices
-        }  # fmt: skip
+        }
         flows = ask(
             "SELECT extract_arg(o.arg_set_id, 'debug.op_id') AS src, "
             "extract_arg(o.arg_set_id, 'debug.transfer_id') AS by_src, "
@@ -459,8 +489,9 @@ def test_dot_is_read_back_by_pydot_as_it_was(tmp_path: Path) -> None:
     )
     red = {
         (int(e.get_source()), int(e.get_destination()))
-        for e in back.get_edges() if "penwidth" in e.get_attributes()
-    }  # fmt: skip
+        for e in back.get_edges()
+        if "penwidth" in e.get_attributes()
+    }
     assert red == cut_edges(split)
 
 
@@ -485,8 +516,11 @@ def test_model_explorers_own_types_hold_the_graph_and_the_node_data() -> None:
         done("export", "model-explorer", folder_of("offload"), "--out", "seen.json", "--json")
     )
     assert [entry["file"] for entry in told["files"]] == [
-        "seen.json", "seen.flops.json", "seen.bytes.json", "seen.device.json",
-    ]  # fmt: skip
+        "seen.json",
+        "seen.flops.json",
+        "seen.bytes.json",
+        "seen.device.json",
+    ]
     split = split_of("offload")
     data = json.loads(Path("seen.json").read_text(encoding="utf-8"))
     (graph,) = from_dict(GraphCollection, data, Config(strict=True)).graphs
@@ -494,8 +528,9 @@ def test_model_explorers_own_types_hold_the_graph_and_the_node_data() -> None:
     assert [int(node) for node in nodes] == [op.id for op in split.graph.ops]
     incoming = Counter(
         (edge.sourceNodeId, node.id, edge.targetNodeInputId)
-        for node in graph.nodes for edge in node.incomingEdges
-    )  # fmt: skip
+        for node in graph.nodes
+        for edge in node.incomingEdges
+    )
     assert incoming == Counter(
         (str(e.src), str(e.dst), str(e.arg_index)) for e in split.graph.edges if e.src is not None
     )
@@ -545,9 +580,10 @@ def test_csv_and_json_are_read_back_equal_to_the_table(table: str, tmp_path: Pat
     file = pq.ParquetFile(place / f"{table}.parquet").read()
     expected = file.to_pylist(maps_as_pydicts="strict")
     for kind, options, reader in (
-        ("csv", (), None), ("json", (), json.loads),
+        ("csv", (), None),
+        ("json", (), json.loads),
         ("json", ("--lines",), lambda text: [json.loads(line) for line in text.splitlines()]),
-    ):  # fmt: skip
+    ):
         out = tmp_path / "written"
         done("export", kind, table, case, *options, "--out", out)
         assert done("export", kind, table, case, *options) == out.read_text(encoding="utf-8")
@@ -576,18 +612,18 @@ def test_csv_and_json_are_read_back_equal_to_the_table(table: str, tmp_path: Pat
 WRONG: Mapping[str, tuple[tuple[str, ...], str]] = {
     "several partitions": (("dot", "traced", "--out", "x"), "has 5 partitions: name one"),
     "the same policy twice": (
-        ("dot", "traced", "--policy", "offload-linear", "--out", "x"), "name the directory of one",
+        ("dot", "traced", "--policy", "offload-linear", "--out", "x"),
+        "name the directory of one",
     ),
     "another policy": (("dot", "traced", "--policy", "min-cut", "--out", "x"), "no partition by"),
     "an unknown table": (("csv", "transfer", "traced"), "Did you mean transfers"),
     "a table that is not there": (("csv", "costs", "traced"), "run cost first"),
     "--json of what is printed": (("csv", "ops", "traced", "--json"), "name it with --out"),
     "a device of another name": (
-        ("perfetto", "two", "--accel", "c=h100-cc", "--out", "x"), "--accel leaves out 'a'",
+        ("perfetto", "two", "--accel", "c=h100-cc", "--out", "x"),
+        "--accel leaves out 'a'",
     ),
-    "an unknown device": (
-        ("perfetto", "offload", "--accel", "h100", "--out", "x"), "Did you mean",
-    ),
+    "an unknown device": (("perfetto", "offload", "--accel", "h100", "--out", "x"), "Did you mean"),
     "seconds that are not known": (
         ("perfetto", "offload", "--out", "x"),
         "seconds of ops on tee are not known: say what it is, as in --home tee=tee-tdx",
@@ -601,7 +637,7 @@ WRONG: Mapping[str, tuple[tuple[str, ...], str]] = {
         "chip-8x8 has no seconds for",
     ),
     "a place that is not there": (("dot", "offload", "--out", "no/x"), "cannot write no/x"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", WRONG)

@@ -23,19 +23,30 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of Model Explorer, started with the command that export prints."""
     monkeypatch.chdir(tmp_path)
     for words in (
-        ["trace", "edge-10m", "--seq", "9"], ["partition"],
+        ["trace", "edge-10m", "--seq", "9"],
+        ["partition"],
         ["export", "model-explorer", "--out", "seen.json"],
-    ):  # fmt: skip
+    ):
         done = invoke(words[0], *words[1:])
         assert done.returncode == 0, done.stderr
     command = done.stdout.splitlines()[-1].split()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with (tmp_path / "said").open("w") as said, subprocess.Popen(
-        [BIN / command[0], *command[1:], "--no_open_in_browser", f"--port={port}",
-         "--host=127.0.0.1"],
-        stdout=said, stderr=said, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as server:  # fmt: skip
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen(
+            [
+                BIN / command[0],
+                *command[1:],
+                "--no_open_in_browser",
+                f"--port={port}",
+                "--host=127.0.0.1",
+            ],
+            stdout=said,
+            stderr=said,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        ) as server,
+    ):
         try:
             for _ in range(240):  # the address is said once it listens, later on a busy machine
                 told = [
@@ -57,9 +68,13 @@ def test_model_explorer_shows_the_graph_with_its_overlays(served: str) -> None:
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(
             executable_path=CHROMIUM,
-            args=["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader",
-                  "--enable-unsafe-swiftshader"],
-        )  # fmt: skip
+            args=[
+                "--no-sandbox",
+                "--use-gl=angle",
+                "--use-angle=swiftshader",
+                "--enable-unsafe-swiftshader",
+            ],
+        )
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))

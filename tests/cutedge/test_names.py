@@ -16,18 +16,28 @@ from tests.support.inprocess import invoke
 from tracer.serde import EDGES, OPS, TENSORS
 
 SCHEMAS = {
-    "ops": OPS, "tensors": TENSORS, "edges": EDGES, "placement": PLACEMENT, "transfers": TRANSFERS,
-    "calls": CALLS, "summary": SUMMARY, "costs": COSTS, "sweep": SWEEP,
+    "ops": OPS,
+    "tensors": TENSORS,
+    "edges": EDGES,
+    "placement": PLACEMENT,
+    "transfers": TRANSFERS,
+    "calls": CALLS,
+    "summary": SUMMARY,
+    "costs": COSTS,
+    "sweep": SWEEP,
     "measured_calls": MEASURED_CALLS,
-}  # fmt: skip
+}
 
 LINK = {
-    "sent_message_framing_bytes": 82, "sent_tensor_framing_bytes": 3,
-    "received_message_framing_bytes": 7, "received_tensor_framing_bytes": 51,
+    "sent_message_framing_bytes": 82,
+    "sent_tensor_framing_bytes": 3,
+    "received_message_framing_bytes": 7,
+    "received_tensor_framing_bytes": 51,
     "sent_bandwidth_bytes_per_second": 1_700_000_000,
     "received_bandwidth_bytes_per_second": 2_300_000_000,
-    "sent_latency_seconds": 1.1e-5, "received_latency_seconds": 1.3e-5,
-}  # fmt: skip
+    "sent_latency_seconds": 1.1e-5,
+    "received_latency_seconds": 1.3e-5,
+}
 """Its two ways differ, and it has framing: no two figures of a run are equal by chance."""
 
 DEVICES = ("--home", "tee-tdx", "--accel", "rtx-4090", "--link", "odd.toml")
@@ -79,12 +89,15 @@ def test_a_partition_says_what_its_summary_says(split):
     model = {"model": "edge-10m", "phase": "prefill", "batch": 1, "past": 0, "seq": 8}
     assert {key: found[key] for key in model} == model
     assert found["peak_buffer_bytes"] == max(
-        (one["bytes"] for one in query(
-            "SELECT sum(payload_bytes) AS bytes FROM transfers GROUP BY call_id, direction",
-            folder,
-        )),
+        (
+            one["bytes"]
+            for one in query(
+                "SELECT sum(payload_bytes) AS bytes FROM transfers GROUP BY call_id, direction",
+                folder,
+            )
+        ),
         default=0,
-    )  # fmt: skip
+    )
 
 
 def test_an_entry_of_compare_is_a_partition():
@@ -170,10 +183,17 @@ def test_coverage_is_of_flops_everywhere_and_that_of_seconds_has_its_own_name():
 def test_active_parameters_are_those_that_a_token_meets():
     """A token goes to 2 of 4 experts: half of their weights are idle."""
     small = {
-        "model_type": "mixtral", "hidden_size": 32, "intermediate_size": 64, "vocab_size": 100,
-        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "model_type": "mixtral",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "vocab_size": 100,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "tie_word_embeddings": False,
+    }
     Path("small.json").write_text(json.dumps(small))
     traced = asked("trace", "small.json", "--seq", "16", "--out", "m")  # as params traces it
     params = asked("cutedge", "params", "small.json")

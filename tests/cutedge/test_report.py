@@ -25,10 +25,13 @@ from tracer.reach import graph_at
 from tracer.stacks import layer_names
 
 CASES = [
-    ("offload-linear", TEE_GPU, "run"), ("offload-linear", TEE_GPU, "call"),
-    ("min-cut-softmax-free", TEE_GPU, "run"), ("host-chip", HOST_CHIP, "run"),
-    ("min-cut-norm-home", TWO_GPUS, "run"), ("flash-attention", UNDESCRIBED, "call"),
-]  # fmt: skip
+    ("offload-linear", TEE_GPU, "run"),
+    ("offload-linear", TEE_GPU, "call"),
+    ("min-cut-softmax-free", TEE_GPU, "run"),
+    ("host-chip", HOST_CHIP, "run"),
+    ("min-cut-norm-home", TWO_GPUS, "run"),
+    ("flash-attention", UNDESCRIBED, "call"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +164,10 @@ def test_ops_are_under_their_roof(small):
         assert drawn <= 1 + 1e-9
         # What is drawn and what is not are all that the device does.
         rest = [
-            time.ops[op.id].seconds for op in made.graph.ops
+            time.ops[op.id].seconds
+            for op in made.graph.ops
             if made.placement.devices[op.id] == name and not op.cost.flops
-        ]  # fmt: skip
+        ]
         assert (1 - drawn) * made.compute_seconds[name] == pytest.approx(sum(rest), abs=1e-12)
 
 
@@ -174,9 +178,10 @@ def test_cycles_are_those_of_the_partition(small):
     useful, other = found.series
     assert sum(useful.values) + sum(other.values) == made.cycles["chip-8x8"]
     on_chip = [
-        time.ops[op.id].gemm for op in made.graph.ops
+        time.ops[op.id].gemm
+        for op in made.graph.ops
         if made.placement.devices[op.id] == "chip-8x8" and not op.is_view
-    ]  # fmt: skip
+    ]
     products = [gemm for gemm in on_chip if gemm is not None]
     wanted = sum(g.cycles * g.useful_macs / g.padded_macs for g in products)  # of fixed tiles
     assert sum(useful.values) == pytest.approx(wanted, abs=len(useful.values))
@@ -215,14 +220,15 @@ def test_a_block_has_each_of_its_transfers_once(split):
 def test_a_block_has_its_ops_and_is_drawn_apart(split):
     drawn, graph, names = block(split), split.graph, layer_names(split.graph)
     working = [
-        op for op in graph.ops
-        if names[op.id] == middle_layer(graph) and not op.is_view
-        and not graph.is_everywhere(op.id)
-    ]  # fmt: skip
+        op
+        for op in graph.ops
+        if names[op.id] == middle_layer(graph) and not op.is_view and not graph.is_everywhere(op.id)
+    ]
     shown = sum(
         int(found[1]) if (found := re.match(r"(\d+) ops: ", box.text)) else 1
-        for box in drawn.boxes if box.sort == "op"
-    )  # fmt: skip
+        for box in drawn.boxes
+        if box.sort == "op"
+    )
     assert shown == len(working)
     lanes = {lane.device: lane for lane in drawn.lanes}
     for box in drawn.boxes:
@@ -295,9 +301,19 @@ def test_the_page_is_whole_and_always_the_same(small, tmp_path):
     pages = []
     for name in ("a.html", "b.html"):
         ran = invoke(
-            "cutedge", "report", small.folder, "--home", "tee-tdx", "--accel", "rtx-4090",
-            "--link", "pcie5-x16-cc", "--out", tmp_path / name, "--json",
-        )  # fmt: skip
+            "cutedge",
+            "report",
+            small.folder,
+            "--home",
+            "tee-tdx",
+            "--accel",
+            "rtx-4090",
+            "--link",
+            "pcie5-x16-cc",
+            "--out",
+            tmp_path / name,
+            "--json",
+        )
         assert ran.returncode == 0, ran.stderr
         pages.append((tmp_path / name).read_text(encoding="utf-8"))
     assert pages[0] == pages[1]
@@ -321,9 +337,16 @@ def test_the_page_lies_beside_the_tables_when_no_place_is_named(tmp_path):
 
 def test_no_name_can_end_the_data(small, tmp_path):
     ran = invoke(
-        "cutedge", "report", small.folder, "--policy", "offload-linear", "--home", "</script><b>",
-        "--out", tmp_path / "page.html",
-    )  # fmt: skip
+        "cutedge",
+        "report",
+        small.folder,
+        "--policy",
+        "offload-linear",
+        "--home",
+        "</script><b>",
+        "--out",
+        tmp_path / "page.html",
+    )
     assert ran.returncode == 0, ran.stderr
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("</script>") == 3

@@ -84,9 +84,12 @@ def test_every_drawing_is_drawn_or_says_why(opened, pages, name, scheme):
     for one in drawn.values():
         assert one["why"] or (one["marks"] > 1 and one["high"] > 150 and one["wide"] > 600), one
     missing = {key for key, one in drawn.items() if one["why"]}
-    assert missing == {
-        "tee-gpu": set(), "host-chip": set(), "plain": {"draw-roofline-0", "draw-roofline-1"},
-    }[name]  # fmt: skip
+    assert (
+        missing
+        == {"tee-gpu": set(), "host-chip": set(), "plain": {"draw-roofline-0", "draw-roofline-1"}}[
+            name
+        ]
+    )
     assert ("draw-cycles-1" in drawn) == (name == "host-chip")
 
 
@@ -233,11 +236,16 @@ OVERLAPS = """selector => {
 def test_labels_do_not_lie_on_each_other(opened, pages, width):
     with opened(pages["tee-gpu"], width=width) as page:
         for selector in (
-            "#draw-layers .xtick text", "#draw-calls .ytick text", "#draw-growth .xtick text",
-            "#draw-growth .ytick text", "#draw-growth .legendtext", "svg.block .box text",
+            "#draw-layers .xtick text",
+            "#draw-calls .ytick text",
+            "#draw-growth .xtick text",
+            "#draw-growth .ytick text",
+            "#draw-growth .legendtext",
+            "svg.block .box text",
             "#draw-flows .node-label",
-            "#draw-roofline-0 .annotation-text", "#draw-roofline-1 .annotation-text",
-        ):  # fmt: skip
+            "#draw-roofline-0 .annotation-text",
+            "#draw-roofline-1 .annotation-text",
+        ):
             count, overlapping = page.evaluate(OVERLAPS, selector)
             assert count > 1, selector
             assert overlapping == [], selector
@@ -249,9 +257,14 @@ def test_all_126_layers_are_drawn_and_another_policy_too(browser, tmp_path):
     deep = trace_to(tmp_path / "deep", "edge-10m", "--seq", "128", "--set", "num_hidden_layers=126")
     policies = ["offload-linear", "flash-attention", "min-cut-norm-home", "host-chip"]
     ran = invoke(
-        "cutedge", "report", deep.folder, *TEE_GPU, "--out", tmp_path / "deep.html",
+        "cutedge",
+        "report",
+        deep.folder,
+        *TEE_GPU,
+        "--out",
+        tmp_path / "deep.html",
         *(word for name in policies for word in ("--policy", name)),
-    )  # fmt: skip
+    )
     assert ran.returncode == 0, ran.stderr
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     page.goto((tmp_path / "deep.html").as_uri())
@@ -269,9 +282,16 @@ def test_pictures_are_of_all_parts_and_always_the_same(run, tmp_path):
     taken = []
     for name in ("a", "b"):
         ran = run(
-            "cutedge", "report", one.folder, "--policy", "offload-linear", "--png", "--json",
-            "--out", tmp_path / f"{name}.html",
-        )  # fmt: skip
+            "cutedge",
+            "report",
+            one.folder,
+            "--policy",
+            "offload-linear",
+            "--png",
+            "--json",
+            "--out",
+            tmp_path / f"{name}.html",
+        )
         assert ran.returncode == 0, ran.stderr
         taken.append(json.loads(ran.stdout)["pictures"])
     # Nothing has rooflines here.

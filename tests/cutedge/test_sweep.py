@@ -59,9 +59,7 @@ EXAMPLES = examples(20, derandomize=True)
 
 def machine(home: str, accelerator: str, link: str, **options) -> Machine:
     described = {"tee": None, "gpu": None}
-    devices = [
-        None if name in described else load_device(name) for name in (home, accelerator)
-    ]  # fmt: skip
+    devices = [None if name in described else load_device(name) for name in (home, accelerator)]
     return Machine(home, accelerator, *devices, load_link(link), Options(**options))
 
 
@@ -91,58 +89,82 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         placed = place(graph, policy, setting)
     except InfeasibleError:
         return None
-    traffic = account(
-        graph, placed.placement, setting.links, wire_dtype=wire, residency=residency
-    )  # fmt: skip
+    traffic = account(graph, placed.placement, setting.links, wire_dtype=wire, residency=residency)
     times = times_under(graph, placed.placement, traffic.transfers, times)
     made = Split(
-        graph, "", policy.name, placed.placement, traffic, setting.links.name, setting.links,
-        wire, residency,
-        compute_seconds(placed.placement, times), placed.solution, None, None,
-        compute_cycles(placed.placement, times), on.options,
-    )  # fmt: skip
+        graph,
+        "",
+        policy.name,
+        placed.placement,
+        traffic,
+        setting.links.name,
+        setting.links,
+        wire,
+        residency,
+        compute_seconds(placed.placement, times),
+        placed.solution,
+        None,
+        None,
+        compute_cycles(placed.placement, times),
+        on.options,
+    )
     totals = traffic.totals
     return {
-        "calls": len(traffic.calls), "transfers": len(traffic.transfers),
-        "cut_edges": traffic.cut_edges, "sent_payload_bytes": totals.sent_payload_bytes,
+        "calls": len(traffic.calls),
+        "transfers": len(traffic.transfers),
+        "cut_edges": traffic.cut_edges,
+        "sent_payload_bytes": totals.sent_payload_bytes,
         "sent_wire_bytes": totals.sent_wire_bytes,
         "received_payload_bytes": totals.received_payload_bytes,
         "received_wire_bytes": totals.received_wire_bytes,
-        "total_payload_bytes": totals.payload_bytes, "total_wire_bytes": totals.wire_bytes,
+        "total_payload_bytes": totals.payload_bytes,
+        "total_wire_bytes": totals.wire_bytes,
         "peak_buffer_bytes": traffic.peak_buffer_bytes,
         "home_resident_bytes": traffic.resident_bytes[HOME],
         "accelerator_resident_bytes": traffic.resident_bytes.get(ACCELERATOR, 0),
         "cycles": sum(made.cycles.values()) if made.cycles else None,
-        "seconds": totals.seconds, "home_seconds": made.compute_seconds.get(HOME),
+        "seconds": totals.seconds,
+        "home_seconds": made.compute_seconds.get(HOME),
         "accelerator_seconds": made.compute_seconds.get(ACCELERATOR),
         "run_seconds": made.run_seconds,
         "optimal": None if placed.solution is None else placed.solution.proven,
         "paging": {part for part, time in times.items() if time.paged_share},
-    }  # fmt: skip
+    }
 
 
 SMALL_EXPERTS = {
     "overrides": {
-        "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 128,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 6,
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "vocab_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 6,
     }
-}  # fmt: skip
+}
 SUBJECTS = {
     "a prefill": (
-        "edge-10m", {"batch": 2, "seq": 33}, {"seq": [2, 33, 700, 1024], "batch": [2, 5]},
+        "edge-10m",
+        {"batch": 2, "seq": 33},
+        {"seq": [2, 33, 700, 1024], "batch": [2, 5]},
     ),
     "a decode": (
-        "edge-10m", {"batch": 2, "seq": 1, "past": 40, "phase": "decode"},
+        "edge-10m",
+        {"batch": 2, "seq": 1, "past": 40, "phase": "decode"},
         {"past": [2, 40, 500], "batch": [2, 7]},
     ),
     "fused attention, bfloat16": (
-        "edge-10m", {"batch": 1, "seq": 64, "attn": "sdpa", "dtype": "bfloat16"},
+        "edge-10m",
+        {"batch": 1, "seq": 64, "attn": "sdpa", "dtype": "bfloat16"},
         {"seq": [3, 64, 400]},
     ),
     "experts": (
-        "mixtral-8x7b", {"batch": 1, "seq": 16, **SMALL_EXPERTS}, {"seq": [2, 16, 17, 300]},
+        "mixtral-8x7b",
+        {"batch": 1, "seq": 16, **SMALL_EXPERTS},
+        {"seq": [2, 16, 17, 300]},
     ),
-}  # fmt: skip
+}
 
 
 def program(graph: OpGraph, reach: Reach, given: dict[str, list[int]]) -> Program:
@@ -198,11 +220,18 @@ def test_where_a_trace_reaches_is_where_it_has_a_graph(batch, attn):
         name: np.array(values, np.int64)
         for name, values in zip(
             ("batch", "seq", "past", "source"),
-            zip(*[(b, s, p, 0) for b in (1, 2, 5) for s in (1, 2, 3, 8, 32, 256, 513, 1024)
-                  for p in (0, 1, 9)], strict=True),
+            zip(
+                *[
+                    (b, s, p, 0)
+                    for b in (1, 2, 5)
+                    for s in (1, 2, 3, 8, 32, 256, 513, 1024)
+                    for p in (0, 1, 9)
+                ],
+                strict=True,
+            ),
             strict=True,
         )
-    }  # fmt: skip
+    }
     each = [
         dict(zip(sizes, map(int, one), strict=True)) for one in zip(*sizes.values(), strict=True)
     ]
@@ -235,13 +264,15 @@ def test_what_no_interval_proves_is_solved_at_each_size(policy, residency):
 
 FREE = Policy("free", "anywhere", "free", (), {"bytes": 1})
 SOME = Policy(
-    "some", "norms at home, products away", "free",
+    "some",
+    "norms at home, products away",
+    "free",
     (
         Rule((("kind", ("linear", "matmul", "embedding")),), "accelerator", "", optional=True),
         Rule((("kind", ("norm", "softmax")),), "home", "", optional=True),
     ),
     {"bytes": 1},
-)  # fmt: skip
+)
 
 
 def devices_at(graph: OpGraph, policy: Policy, on: Machine, batch: int, seq: int):
@@ -257,9 +288,13 @@ def devices_at(graph: OpGraph, policy: Policy, on: Machine, batch: int, seq: int
 
 
 def answers(
-    graph: OpGraph, policy: Policy, on: Machine, batches: list[int], seqs: list[int],
+    graph: OpGraph,
+    policy: Policy,
+    on: Machine,
+    batches: list[int],
+    seqs: list[int],
     time_limit: float = 60.0,
-):  # fmt: skip
+):
     pairs = [(batch, seq) for batch in batches for seq in seqs]
     columns = np.array(pairs, np.int64)
     none = np.zeros(len(pairs), np.int64)
@@ -325,11 +360,7 @@ def test_what_does_not_fit_is_solved_there_or_impossible(tmp_path):
         assert got == devices_at(graph, SOME, on, batch, seq)
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 10**6), st.floats(1e-12, 1e6)), min_size=1, max_size=30
-    )
-)  # fmt: skip
+@given(st.lists(st.tuples(st.integers(1, 10**6), st.floats(1e-12, 1e6)), min_size=1, max_size=30))
 @EXAMPLES
 def test_sums_are_those_of_fsum(terms):
     got = exact_sum([(count, np.full(2, value)) for count, value in terms], 2)
@@ -382,16 +413,34 @@ def test_points_are_those_of_trace_and_partition(tmp_path, monkeypatch):
     for point in random.Random(7).sample(rows, 3):
         sizes = ["--past", point["past"]] if point["phase"] == "decode" else ["--seq", point["seq"]]
         traced = invoke(
-            "trace", "edge-10m", "--phase", point["phase"], "--batch", str(point["batch"]),
-            *map(str, sizes), "--out", "one",
-        )  # fmt: skip
+            "trace",
+            "edge-10m",
+            "--phase",
+            point["phase"],
+            "--batch",
+            str(point["batch"]),
+            *map(str, sizes),
+            "--out",
+            "one",
+        )
         assert traced.returncode == 0, traced.stderr
         wire = ["--wire-dtype", point["wire_dtype"]] if point["wire_dtype"] else []
         chips = ["--chips", "4"] if point["array_options"] else []
         made = invoke(
-            "partition", "one", "--policy", point["policy"], "--home", point["home"],
-            "--accel", point["accelerator"], "--link", point["link"], *wire, *chips, "--json",
-        )  # fmt: skip
+            "partition",
+            "one",
+            "--policy",
+            point["policy"],
+            "--home",
+            point["home"],
+            "--accel",
+            point["accelerator"],
+            "--link",
+            point["link"],
+            *wire,
+            *chips,
+            "--json",
+        )
         assert made.returncode == 0, made.stderr
         (wanted,) = rows_of(f"{tmp_path}/one/policy=*/**/summary.parquet")
         shared = set(wanted) & set(point) - {"policy", "cycles"}
@@ -409,15 +458,36 @@ def test_points_are_those_of_trace_and_partition(tmp_path, monkeypatch):
 def files(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*")) if path.is_file()
-    }  # fmt: skip
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 MANY = [
-    "edge-10m", "--seq", "16..800:16", "--batch", "1,2,3", "--home", "tee-tdx", "--accel",
-    "rtx-4090", "--link", "nvlink", "--link", "pcie5-x16", "--policy", "all-home", "--policy",
-    "min-cut-norm-home", "--policy", "offload-linear", "--policy", "layers", "--policy", "min-cut",
-]  # fmt: skip
+    "edge-10m",
+    "--seq",
+    "16..800:16",
+    "--batch",
+    "1,2,3",
+    "--home",
+    "tee-tdx",
+    "--accel",
+    "rtx-4090",
+    "--link",
+    "nvlink",
+    "--link",
+    "pcie5-x16",
+    "--policy",
+    "all-home",
+    "--policy",
+    "min-cut-norm-home",
+    "--policy",
+    "offload-linear",
+    "--policy",
+    "layers",
+    "--policy",
+    "min-cut",
+]
 
 
 @pytest.fixture(scope="module")
@@ -465,12 +535,9 @@ def test_dask_gives_the_same_though_a_worker_is_killed(tmp_path, undisturbed):
     from distributed import LocalCluster
 
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
-        silence_logs=50,
-    ) as cluster:  # fmt: skip
-        process = started(
-            tmp_path, "--engine", "dask", "--scheduler", cluster.scheduler_address
-        )  # fmt: skip
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    ) as cluster:
+        process = started(tmp_path, "--engine", "dask", "--scheduler", cluster.scheduler_address)
         wait_for_files(tmp_path / "data", process, 1)
         first = next(iter(cluster.workers.values()))
         os.kill(first.pid, signal.SIGKILL)

@@ -35,85 +35,155 @@ Column = tuple[str, pa.DataType, str]
 """Name, Arrow type, and ``null`` where a row may have none."""
 
 OF_A_TRACE: list[Column] = [
-    ("model", TEXT, ""), ("variant", TEXT, ""), ("phase", TEXT, ""), ("batch", I32, ""),
-    ("past", I32, ""), ("seq", I32, ""), ("trace_id", TEXT, ""),
-]  # fmt: skip
+    ("model", TEXT, ""),
+    ("variant", TEXT, ""),
+    ("phase", TEXT, ""),
+    ("batch", I32, ""),
+    ("past", I32, ""),
+    ("seq", I32, ""),
+    ("trace_id", TEXT, ""),
+]
 OF_A_PARTITION: list[Column] = [
-    ("policy", TEXT, ""), ("wire", TEXT, ""), ("residency", TEXT, ""), ("machine", TEXT, ""),
-]  # fmt: skip
+    ("policy", TEXT, ""),
+    ("wire", TEXT, ""),
+    ("residency", TEXT, ""),
+    ("machine", TEXT, ""),
+]
 """What run a row is of, in every row."""
 
 COLUMNS: dict[str, list[Column]] = {
     "ops": [
-        ("op_id", I32, ""), ("name", TEXT, ""), ("target", TEXT, ""),
-        ("stack", TEXT, "null"), ("kind", TEXT, ""),
-        ("module_path", TEXT, ""), ("module_type", TEXT, ""), ("layer", I32, "null"),
-        ("is_constant", BOOL, ""), ("is_view", BOOL, ""),
+        ("op_id", I32, ""),
+        ("name", TEXT, ""),
+        ("target", TEXT, ""),
+        ("stack", TEXT, "null"),
+        ("kind", TEXT, ""),
+        ("module_path", TEXT, ""),
+        ("module_type", TEXT, ""),
+        ("layer", I32, "null"),
+        ("is_constant", BOOL, ""),
+        ("is_view", BOOL, ""),
         ("is_identity", BOOL, ""),
         ("dtype", TEXT, "null"),  # the output op makes nothing
         ("extent_expr", TEXT, "null"),  # shapes tell all
         ("arguments", pa.map_(TEXT, TEXT), ""),
-        ("gemm_batch", I64, "null"), ("gemm_m", I64, "null"), ("gemm_n", I64, "null"),
-        ("gemm_k", I64, "null"), ("flops", I64, "null"), ("flops_expr", TEXT, "null"),
-        ("causal_flops", I64, "null"), ("causal_flops_expr", TEXT, "null"),  # no attention's
-        ("flops_status", TEXT, ""), ("read_bytes", I64, ""), ("write_bytes", I64, ""),
+        ("gemm_batch", I64, "null"),
+        ("gemm_m", I64, "null"),
+        ("gemm_n", I64, "null"),
+        ("gemm_k", I64, "null"),
+        ("flops", I64, "null"),
+        ("flops_expr", TEXT, "null"),
+        ("causal_flops", I64, "null"),
+        ("causal_flops_expr", TEXT, "null"),  # no attention's
+        ("flops_status", TEXT, ""),
+        ("read_bytes", I64, ""),
+        ("write_bytes", I64, ""),
         ("param_bytes", I64, ""),
         ("assumption", TEXT, "null"),  # shapes alone decide
     ],
     "tensors": [
-        ("tensor_id", I32, ""), ("op_id", I32, "null"), ("name", TEXT, ""), ("role", TEXT, ""),
-        ("label", TEXT, "null"), ("dtype", TEXT, ""), ("shape", pa.list_(I64), ""),
-        ("shape_expr", pa.list_(TEXT), "null"), ("bytes", I64, ""), ("bytes_expr", TEXT, "null"),
-        ("seq_degree", I8, "null"), ("alias_of", I32, "null"),
+        ("tensor_id", I32, ""),
+        ("op_id", I32, "null"),
+        ("name", TEXT, ""),
+        ("role", TEXT, ""),
+        ("label", TEXT, "null"),
+        ("dtype", TEXT, ""),
+        ("shape", pa.list_(I64), ""),
+        ("shape_expr", pa.list_(TEXT), "null"),
+        ("bytes", I64, ""),
+        ("bytes_expr", TEXT, "null"),
+        ("seq_degree", I8, "null"),
+        ("alias_of", I32, "null"),
     ],
     "edges": [
-        ("src_op", I32, "null"), ("dst_op", I32, ""), ("tensor_id", I32, ""),
+        ("src_op", I32, "null"),
+        ("dst_op", I32, ""),
+        ("tensor_id", I32, ""),
         ("arg_index", I16, ""),
     ],
     "placement": [
         ("op_id", I32, ""),
         ("device", TEXT, "null"),  # constants are on every device that reads them
-        ("pinned", BOOL, ""), ("reason", TEXT, ""),
+        ("pinned", BOOL, ""),
+        ("reason", TEXT, ""),
     ],
     "transfers": [
-        ("transfer_id", I32, ""), ("tensor_id", I32, ""), ("tensor_name", TEXT, ""),
-        ("label", TEXT, "null"), ("tensor_group", TEXT, ""),
+        ("transfer_id", I32, ""),
+        ("tensor_id", I32, ""),
+        ("tensor_name", TEXT, ""),
+        ("label", TEXT, "null"),
+        ("tensor_group", TEXT, ""),
         ("what", TEXT, "null"),  # a constant that all know
-        ("secret", BOOL, ""), ("src_op", I32, ""), ("src_device", TEXT, ""),
-        ("dst_device", TEXT, ""), ("call_id", I32, ""), ("direction", TEXT, ""),
-        ("wire_dtype", TEXT, ""), ("payload_bytes", I64, ""), ("wire_bytes", I64, ""),
-        ("bytes_expr", TEXT, "null"), ("seq_degree", I8, "null"), ("share", FLOAT, ""),
-        ("seconds", FLOAT, "null"), ("module_path", TEXT, ""),
-        ("stack", TEXT, "null"), ("layer", I32, "null"),
+        ("secret", BOOL, ""),
+        ("src_op", I32, ""),
+        ("src_device", TEXT, ""),
+        ("dst_device", TEXT, ""),
+        ("call_id", I32, ""),
+        ("direction", TEXT, ""),
+        ("wire_dtype", TEXT, ""),
+        ("payload_bytes", I64, ""),
+        ("wire_bytes", I64, ""),
+        ("bytes_expr", TEXT, "null"),
+        ("seq_degree", I8, "null"),
+        ("share", FLOAT, ""),
+        ("seconds", FLOAT, "null"),
+        ("module_path", TEXT, ""),
+        ("stack", TEXT, "null"),
+        ("layer", I32, "null"),
     ],
     "calls": [
-        ("call_id", I32, ""), ("device", TEXT, ""), ("label", TEXT, ""),
-        ("ops", pa.list_(I32), ""), ("sent_payload_bytes", I64, ""), ("sent_wire_bytes", I64, ""),
-        ("received_payload_bytes", I64, ""), ("received_wire_bytes", I64, ""),
+        ("call_id", I32, ""),
+        ("device", TEXT, ""),
+        ("label", TEXT, ""),
+        ("ops", pa.list_(I32), ""),
+        ("sent_payload_bytes", I64, ""),
+        ("sent_wire_bytes", I64, ""),
+        ("received_payload_bytes", I64, ""),
+        ("received_wire_bytes", I64, ""),
         ("seconds", FLOAT, "null"),
     ],
     "summary": [
-        ("policy", TEXT, ""), ("home", TEXT, ""), ("accelerators", pa.list_(TEXT), ""),
-        ("link", TEXT, ""), ("wire_dtype", TEXT, "null"), ("residency", TEXT, ""),
-        ("calls", I32, ""), ("transfers", I32, ""), ("cut_edges", I32, ""),
-        ("sent_payload_bytes", I64, ""), ("sent_wire_bytes", I64, ""),
-        ("received_payload_bytes", I64, ""), ("received_wire_bytes", I64, ""),
-        ("peer_payload_bytes", I64, ""), ("peer_wire_bytes", I64, ""),
-        ("total_payload_bytes", I64, ""), ("total_wire_bytes", I64, ""),
-        ("total_bytes_expr", TEXT, "null"), ("peak_buffer_bytes", I64, ""),
+        ("policy", TEXT, ""),
+        ("home", TEXT, ""),
+        ("accelerators", pa.list_(TEXT), ""),
+        ("link", TEXT, ""),
+        ("wire_dtype", TEXT, "null"),
+        ("residency", TEXT, ""),
+        ("calls", I32, ""),
+        ("transfers", I32, ""),
+        ("cut_edges", I32, ""),
+        ("sent_payload_bytes", I64, ""),
+        ("sent_wire_bytes", I64, ""),
+        ("received_payload_bytes", I64, ""),
+        ("received_wire_bytes", I64, ""),
+        ("peer_payload_bytes", I64, ""),
+        ("peer_wire_bytes", I64, ""),
+        ("total_payload_bytes", I64, ""),
+        ("total_wire_bytes", I64, ""),
+        ("total_bytes_expr", TEXT, "null"),
+        ("peak_buffer_bytes", I64, ""),
         ("seconds", FLOAT, "null"),
-        ("resident_bytes", pa.map_(TEXT, I64), ""), ("coverage", FLOAT, ""),
-        ("compute_seconds", pa.map_(TEXT, FLOAT), ""), ("home_seconds", FLOAT, "null"),
-        ("accelerator_seconds", FLOAT, "null"), ("run_seconds", FLOAT, "null"),
-        ("seconds_per_token", FLOAT, "null"), ("link_bound_chips", I64, "null"),
+        ("resident_bytes", pa.map_(TEXT, I64), ""),
+        ("coverage", FLOAT, ""),
+        ("compute_seconds", pa.map_(TEXT, FLOAT), ""),
+        ("home_seconds", FLOAT, "null"),
+        ("accelerator_seconds", FLOAT, "null"),
+        ("run_seconds", FLOAT, "null"),
+        ("seconds_per_token", FLOAT, "null"),
+        ("link_bound_chips", I64, "null"),
         ("many_chips_seconds", FLOAT, "null"),
-        ("objective", TEXT, "null"), ("objective_value", I64, "null"),
-        ("objective_bound", I64, "null"), ("objective_unit", TEXT, "null"),
-        ("optimal", pa.bool_(), "null"), ("solver", TEXT, "null"), ("cut", TEXT, "null"),
-        ("cycles", pa.map_(TEXT, I64), ""), ("array_options", TEXT, "null"),
+        ("objective", TEXT, "null"),
+        ("objective_value", I64, "null"),
+        ("objective_bound", I64, "null"),
+        ("objective_unit", TEXT, "null"),
+        ("optimal", pa.bool_(), "null"),
+        ("solver", TEXT, "null"),
+        ("cut", TEXT, "null"),
+        ("cycles", pa.map_(TEXT, I64), ""),
+        ("array_options", TEXT, "null"),
         ("seen", pa.map_(TEXT, pa.map_(TEXT, TEXT)), ""),
     ],
-}  # fmt: skip
+}
 
 TRACE = ("ops", "tensors", "edges")
 PARTITION = ("placement", "transfers", "calls", "summary")
@@ -128,16 +198,23 @@ PLACE = "cutedge-out/model=edge-10m/variant=default/phase=prefill/batch=1/past=0
 MACHINE = "machine=tee+gpu@zmq-ipc"
 VARIANTS = {
     "policy=offload-linear/wire=float32/residency=run/machine=tee+gpu@zmq-ipc": (
-        "--policy", "offload-linear",
+        "--policy",
+        "offload-linear",
     ),
     "policy=fuse-attention/wire=bfloat16/residency=run/machine=tee+gpu@zmq-ipc": (
-        "--policy", "fuse-attention", "--wire-dtype", "bfloat16",
+        "--policy",
+        "fuse-attention",
+        "--wire-dtype",
+        "bfloat16",
     ),
     "policy=offload-linear/wire=float32/residency=call/machine=tee+gpu@zmq-ipc": (
-        "--policy", "offload-linear", "--residency", "call",
+        "--policy",
+        "offload-linear",
+        "--residency",
+        "call",
     ),
     "policy=all-home/wire=float32/residency=run/machine=tee+gpu@zmq-ipc": ("--policy", "all-home"),
-}  # fmt: skip
+}
 
 
 def command(*args: str | Path, cwd: Path) -> str:
@@ -205,10 +282,16 @@ def partition_of(graph: OpGraph, trace_id: str, **changes: Any) -> Split:
     )
     links = Links(load_link("zmq-ipc"))
     made = Split(
-        graph, trace_id, "offload-linear", placement, account(graph, placement, links), links.name,
+        graph,
+        trace_id,
+        "offload-linear",
+        placement,
+        account(graph, placement, links),
+        links.name,
         links,
-        None, "run",
-    )  # fmt: skip
+        None,
+        "run",
+    )
     return replace(made, **changes)
 
 
@@ -243,8 +326,9 @@ def test_runs_that_differ_in_anything_lie_apart_and_say_in_each_row_what_they_ar
     """Another dtype, field, machine: no result replaces another, and one glob reads them all."""
     on = ("--home", "tee-tdx", "--accel", "a=rtx-4090", "--link", "pcie4-x16")
     command("partition", *on, cwd=copy)
-    command("partition", "--home", "tee-tdx", "--accel", "a=h100-sxm", "--link", "pcie4-x16",
-            cwd=copy)  # fmt: skip
+    command(
+        "partition", "--home", "tee-tdx", "--accel", "a=h100-sxm", "--link", "pcie4-x16", cwd=copy
+    )
     command(*EDGE_10M, "--set", "num_hidden_layers=2", cwd=copy)
     command(*EDGE_10M, "--dtype", "bfloat16", "--out", "cutedge-out/half", cwd=copy)
     command("partition", "cutedge-out/half", "--residency", "call", cwd=copy)
@@ -294,9 +378,14 @@ def test_no_null_where_the_schema_says_so(ask, table):
 
 
 METADATA = {
-    "schema_version": SCHEMA_VERSION, "model": "edge-10m", "phase": "prefill", "batch": "1",
-    "seq": "8", "past": "0", "dtype": "float32",
-}  # fmt: skip
+    "schema_version": SCHEMA_VERSION,
+    "model": "edge-10m",
+    "phase": "prefill",
+    "batch": "1",
+    "seq": "8",
+    "past": "0",
+    "dtype": "float32",
+}
 
 
 @pytest.mark.parametrize("table", COLUMNS)
@@ -316,11 +405,13 @@ def test_each_file_says_what_it_is_of(trace, table):
 def test_a_partition_says_how_it_was_made(trace):
     for place, options in VARIANTS.items():
         expected = {
-            "policy": options[1], "home": "tee", "link": "zmq-ipc",
+            "policy": options[1],
+            "home": "tee",
+            "link": "zmq-ipc",
             "accelerators": "[]" if "all-home" in options else '["gpu"]',
             "wire_dtype": "bfloat16" if "bfloat16" in options else "float32",
             "residency": "call" if "call" in options else "run",
-        }  # fmt: skip
+        }
         for table in PARTITION:
             schema = pq.read_schema(trace / place / f"{table}.parquet")
             metadata = {k.decode(): v.decode() for k, v in schema.metadata.items()}
@@ -411,9 +502,7 @@ def test_tracing_the_same_again_keeps_partitions_and_other_options_remove_them(c
     for policy in ("all-home", "fuse-attention", "offload-linear"):
         assert policy in said
     trace = copy / PLACE
-    assert set(files(trace)) == {
-        MANIFEST, "reach.json", *(f"{name}.parquet" for name in TRACE),
-    }  # fmt: skip
+    assert set(files(trace)) == {MANIFEST, "reach.json", *(f"{name}.parquet" for name in TRACE)}
     assert list(trace.glob("policy=*")) == []
     assert read_trace(trace)[0].meta.dtype == "bfloat16"
 
@@ -424,9 +513,11 @@ def test_what_is_not_cutedges_stays_when_partitions_are_removed(copy):
     notes.write_text("mine")
     assert remove_stale(trace, "another trace") == ["all-home", "fuse-attention", "offload-linear"]
     assert set(files(trace)) == {
-        MANIFEST, "reach.json", *(f"{name}.parquet" for name in TRACE),
+        MANIFEST,
+        "reach.json",
+        *(f"{name}.parquet" for name in TRACE),
         str(notes.relative_to(trace)),
-    }  # fmt: skip
+    }
     assert remove_stale(trace, "another trace") == []
 
 
@@ -442,7 +533,9 @@ def test_the_partitions_of_the_trace_itself_stay(copy):
 IDS = {
     "tensors.op_id": ("SELECT op_id FROM tensors WHERE op_id IS NOT NULL", "ops", "op_id"),
     "tensors.alias_of": (
-        "SELECT alias_of FROM tensors WHERE alias_of IS NOT NULL", "tensors", "tensor_id",
+        "SELECT alias_of FROM tensors WHERE alias_of IS NOT NULL",
+        "tensors",
+        "tensor_id",
     ),
     "edges.src_op": ("SELECT src_op FROM edges WHERE src_op IS NOT NULL", "ops", "op_id"),
     "edges.dst_op": ("SELECT dst_op FROM edges", "ops", "op_id"),
@@ -452,7 +545,7 @@ IDS = {
     "transfers.tensor_id": ("SELECT tensor_id FROM transfers", "tensors", "tensor_id"),
     "transfers.call_id": ("SELECT call_id FROM transfers", "calls", "call_id"),
     "calls.ops": ("SELECT unnest(ops) FROM calls", "ops", "op_id"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("ids", IDS.values(), ids=IDS.keys())
@@ -463,9 +556,14 @@ def test_ids_name_rows(ask, ids):
 
 @pytest.mark.parametrize(
     ("table", "key"),
-    [("ops", "op_id"), ("tensors", "tensor_id"), ("placement", "op_id"),
-     ("transfers", "transfer_id"), ("calls", "call_id")],
-)  # fmt: skip
+    [
+        ("ops", "op_id"),
+        ("tensors", "tensor_id"),
+        ("placement", "op_id"),
+        ("transfers", "transfer_id"),
+        ("calls", "call_id"),
+    ],
+)
 def test_ids_are_the_numbers_of_the_rows(ask, table, key):
     ids = [row[0] for row in ask(f"SELECT {key} FROM {table}")]
     assert ids == list(range(len(ids)))

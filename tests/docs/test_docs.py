@@ -38,12 +38,18 @@ def in_this_process(line: str, folder: Path) -> str:
 @pytest.mark.parametrize(
     ("page", "run"),
     [
-        *(pytest.param(page, in_this_process, id=page.stem)
-          for page in (README, *GUIDE) if page.stem in QUICK),
-        *(pytest.param(page, in_a_shell, id=f"{page.stem} in a shell", marks=pytest.mark.slow)
-          for page in (README, *GUIDE) if page != PYTHON),
+        *(
+            pytest.param(page, in_this_process, id=page.stem)
+            for page in (README, *GUIDE)
+            if page.stem in QUICK
+        ),
+        *(
+            pytest.param(page, in_a_shell, id=f"{page.stem} in a shell", marks=pytest.mark.slow)
+            for page in (README, *GUIDE)
+            if page != PYTHON
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_command_and_query_prints_what_the_page_shows(tmp_path, page, run):
     folder = tmp_path / "page"
     folder.mkdir()
@@ -87,8 +93,9 @@ def test_the_guide_builds_without_a_warning(tmp_path):
     from sphinx.application import Sphinx
 
     docs = ROOT / "docs"
-    app = Sphinx(docs, docs, tmp_path / "html", tmp_path / "trees", "html", status=None,
-                 warningiserror=True)  # fmt: skip
+    app = Sphinx(
+        docs, docs, tmp_path / "html", tmp_path / "trees", "html", status=None, warningiserror=True
+    )
     app.build()
     assert app.statuscode == 0
     for name in ("cookbook", "grids"):
@@ -99,8 +106,11 @@ def test_the_guide_builds_without_a_warning(tmp_path):
 def test_each_place_that_the_developers_page_names_is_there():
     """Of its ten questions: the files, and what is named in them."""
     text = (ROOT / "docs" / "developers.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[1:-1] for line in text.split("## Ten questions")[1].splitlines()
-            if line.startswith("| ")][1:]  # fmt: skip
+    rows = [
+        line.split("|")[1:-1]
+        for line in text.split("## Ten questions")[1].splitlines()
+        if line.startswith("| ")
+    ][1:]
     assert len(rows) == 10
     for question, here, _ in rows:
         named = re.findall(r"`([^`]+)`", here)

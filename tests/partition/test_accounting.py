@@ -474,11 +474,19 @@ def test_framing_between_accelerators_and_by_call():
 
 
 TIMED = Link(
-    "timed", "by hand", 100, 0, 0, 20,
-    sent_bandwidth_bytes_per_second=100, received_bandwidth_bytes_per_second=10,
-    sent_latency_seconds=1.0, received_latency_seconds=2.0,
-    sent_serialisation_seconds_per_byte=0.5, received_encryption_seconds_per_byte=0.25,
-)  # fmt: skip
+    "timed",
+    "by hand",
+    100,
+    0,
+    0,
+    20,
+    sent_bandwidth_bytes_per_second=100,
+    received_bandwidth_bytes_per_second=10,
+    sent_latency_seconds=1.0,
+    received_latency_seconds=2.0,
+    sent_serialisation_seconds_per_byte=0.5,
+    received_encryption_seconds_per_byte=0.25,
+)
 
 
 def test_seconds_of_transfers_calls_and_the_run():

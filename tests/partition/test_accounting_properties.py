@@ -126,10 +126,14 @@ def test_calls_and_transfers_sum_to_the_totals(case, residency, wire_dtype):
 
 
 TIMED = replace(
-    LINK, sent_bandwidth_bytes_per_second=1009, received_bandwidth_bytes_per_second=907,
-    sent_latency_seconds=0.37, received_latency_seconds=0.011,
-    sent_serialisation_seconds_per_byte=3e-4, received_encryption_seconds_per_byte=7e-5,
-)  # fmt: skip
+    LINK,
+    sent_bandwidth_bytes_per_second=1009,
+    received_bandwidth_bytes_per_second=907,
+    sent_latency_seconds=0.37,
+    received_latency_seconds=0.011,
+    sent_serialisation_seconds_per_byte=3e-4,
+    received_encryption_seconds_per_byte=7e-5,
+)
 
 
 @EXAMPLES
@@ -138,9 +142,11 @@ def test_seconds_of_transfers_calls_and_the_run_agree(case, residency, chunk, th
     graph, where = case
     note(describe(graph, where))
     link = replace(
-        TIMED, chunk_bytes=chunk, shared_memory_threshold_bytes=threshold,
+        TIMED,
+        chunk_bytes=chunk,
+        shared_memory_threshold_bytes=threshold,
         shared_memory_handle_bytes=12,
-    )  # fmt: skip
+    )
     traffic = account(graph, where, Links(link), residency=residency)
     for call in traffic.calls:
         of_it = [t.seconds for t in traffic.transfers if t.call == call.id]
@@ -222,8 +228,11 @@ def test_wire_dtype_changes_floating_tensors_only(case, residency, wire_dtype):
             assert after.wire_bytes - after.payload_bytes == framing
         else:
             assert (after.wire_dtype, after.payload_bytes, after.wire_bytes, after.bytes_expr) == (
-                before.wire_dtype, before.payload_bytes, before.wire_bytes, before.bytes_expr
-            )  # fmt: skip
+                before.wire_dtype,
+                before.payload_bytes,
+                before.wire_bytes,
+                before.bytes_expr,
+            )
 
 
 @EXAMPLES

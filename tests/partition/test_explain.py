@@ -36,9 +36,14 @@ def bottleneck(
 ) -> Bottleneck | None:
     traffic = account(graph, where, LINKS, wire_dtype=wire_dtype, residency=residency)
     return find_bottleneck(
-        graph, where, traffic, LINKS,
-        policies=policies or {}, wire_dtype=wire_dtype, residency=residency,
-    )  # fmt: skip
+        graph,
+        where,
+        traffic,
+        LINKS,
+        policies=policies or {},
+        wire_dtype=wire_dtype,
+        residency=residency,
+    )
 
 
 # --- names and families ---------------------------------------------------------------------------
@@ -76,11 +81,13 @@ def two_layers() -> OpGraph:
     x = h = build.input("x", ("batch", "seq", 4))
     for layer in range(2):
         path = f"model.layers.{layer}"
-        a = build.op(f"a_{layer}", h, shape=("batch", "seq", 16), kind=Kind.LINEAR,
-                     path=f"{path}.attn.proj")  # fmt: skip
+        a = build.op(
+            f"a_{layer}", h, shape=("batch", "seq", 16), kind=Kind.LINEAR, path=f"{path}.attn.proj"
+        )
         g = build.op(f"g_{layer}", a, shape=("batch", "seq", 16), path=f"{path}.act")
-        m = build.op(f"m_{layer}", g, shape=("batch", "seq", 4), kind=Kind.LINEAR,
-                     path=f"{path}.mlp.proj")  # fmt: skip
+        m = build.op(
+            f"m_{layer}", g, shape=("batch", "seq", 4), kind=Kind.LINEAR, path=f"{path}.mlp.proj"
+        )
         h = build.op(f"h_{layer}", m, x, shape=("batch", "seq", 4), path=path)
     return build.finish(h)
 
@@ -136,8 +143,10 @@ def test_scores_and_probabilities_are_one_family_in_every_shape():
 def test_the_largest_tensors_are_called_as_the_transfers_are():
     found = largest_tensors(two_layers(), 3)
     assert [(group.name, group.count) for group in found] == [
-        ("attn.proj", 2), ("act", 2), ("x", 1)
-    ]  # fmt: skip
+        ("attn.proj", 2),
+        ("act", 2),
+        ("x", 1),
+    ]
 
 
 # --- reliefs by hand ------------------------------------------------------------------------------
@@ -343,11 +352,7 @@ def family(graph: OpGraph, tensor: int) -> tuple[str, tuple[int, ...]]:
 
 
 @examples(25, derandomize=True)
-@given(
-    cases(),
-    st.sampled_from(["run", "call"]),
-    st.sampled_from([None, "float64", "bfloat16"]),
-)
+@given(cases(), st.sampled_from(["run", "call"]), st.sampled_from([None, "float64", "bfloat16"]))
 def test_what_is_claimed_is_what_a_recount_finds(case, residency, wire_dtype):
     graph, where, policies = case
     note(describe(graph, where))
@@ -369,9 +374,12 @@ def test_what_is_claimed_is_what_a_recount_finds(case, residency, wire_dtype):
         return
     validate(graph, relief.placement)
     recount = account(
-        graph, relief.placement, LINKS,
-        wire_dtype=relief.wire_dtype or wire_dtype, residency=residency,
-    )  # fmt: skip
+        graph,
+        relief.placement,
+        LINKS,
+        wire_dtype=relief.wire_dtype or wire_dtype,
+        residency=residency,
+    )
     assert relief.saved_bytes > 0
     assert relief.saved_bytes == traffic.totals.payload_bytes - recount.totals.payload_bytes
     assert relief.saved_calls == len(traffic.calls) - len(recount.calls)
@@ -442,8 +450,10 @@ def test_a_comparison_is_against_the_baseline():
     # m_0 and x go out (4 elements a token each) and h_0 comes back
     found = {w: compare_traffic(w, t, against) for w, t in traffics.items()}
     assert [(found[w].saved_bytes, found[w].saved_share) for w in (base, more, nothing)] == [
-        (0, 0.0), (2560 - 384, (2560 - 384) / 2560), (2560, 1.0)
-    ]  # fmt: skip
+        (0, 0.0),
+        (2560 - 384, (2560 - 384) / 2560),
+        (2560, 1.0),
+    ]
     worse = compare_traffic(base, against, traffics[nothing])
     assert (worse.saved_bytes, worse.saved_share) == (-2560, None)
 

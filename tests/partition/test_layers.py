@@ -176,16 +176,27 @@ OWN = ("autoencoder", "resnet", "unet", "sequential", "towers", "shared")
 
 SMALL = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
 TYPES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
-    "resnet": ({"embedding_size": 4, "hidden_sizes": [8, 16, 24], "depths": [1, 2, 2],
-                "layer_type": "basic"}, {"batch": 1}),
+    "resnet": (
+        {
+            "embedding_size": 4,
+            "hidden_sizes": [8, 16, 24],
+            "depths": [1, 2, 2],
+            "layer_type": "basic",
+        },
+        {"batch": 1},
+    ),
     "vit": ({**SMALL, "num_hidden_layers": 3, "image_size": 16, "patch_size": 8}, {"batch": 1}),
-    "t5": ({"d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_layers": 3,
-            "vocab_size": 64}, {"seq": 5, "source": 7}),
-    "mixtral": ({**SMALL, "num_hidden_layers": 3, "num_key_value_heads": 1, "num_local_experts": 3},
-                {"seq": 5}),
+    "t5": (
+        {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_layers": 3, "vocab_size": 64},
+        {"seq": 5, "source": 7},
+    ),
+    "mixtral": (
+        {**SMALL, "num_hidden_layers": 3, "num_key_value_heads": 1, "num_local_experts": 3},
+        {"seq": 5},
+    ),
     "gpt2": ({"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 64}, {"seq": 5}),
     "bert": ({**SMALL, "num_hidden_layers": 3}, {"seq": 5}),
-}  # fmt: skip
+}
 
 
 MADE = tuple(f"{kind} of transformers" for kind in TYPES)
@@ -203,9 +214,7 @@ class Models(dict[str, OpGraph]):
         kind, of_transformers, _ = name.partition(" of transformers")
         if of_transformers:
             config, sizes = TYPES[kind]
-            traced = capture(
-                {"model_type": kind, **config}, model=kind, symbolic=False, **sizes
-            )  # fmt: skip
+            traced = capture({"model_type": kind, **config}, model=kind, symbolic=False, **sizes)
         else:
             traced = capture_function(str(self.path), name)
         self[name] = annotate(traced.graph)
@@ -224,11 +233,13 @@ def setting(**options: object) -> Setting:
 def moved(graph: OpGraph, at_home: set[int]) -> int:
     """The bytes that cross with some ops at home and all others away, by the accounting."""
     devices = [
-        None if graph.is_everywhere(op.id)
-        else HOME if op.kind in (Kind.INPUT, Kind.OUTPUT) or op.id in at_home
+        None
+        if graph.is_everywhere(op.id)
+        else HOME
+        if op.kind in (Kind.INPUT, Kind.OUTPUT) or op.id in at_home
         else "gpu"
         for op in graph.ops
-    ]  # fmt: skip
+    ]
     same = ("by hand",) * len(devices)
     where = Placement(HOME, tuple(devices), (False,) * len(devices), same)
     return account(graph, where, LINKS).totals.payload_bytes
@@ -236,9 +247,10 @@ def moved(graph: OpGraph, at_home: set[int]) -> int:
 
 def running(graph: OpGraph) -> list[int]:
     return [
-        op.id for op in graph.ops
+        op.id
+        for op in graph.ops
         if op.kind not in (Kind.INPUT, Kind.OUTPUT) and not graph.is_everywhere(op.id)
-    ]  # fmt: skip
+    ]
 
 
 def between_parts(graph: OpGraph) -> Iterator[int]:
@@ -284,7 +296,7 @@ STACKS = {
     "t5 of transformers": ["decoder.block"],
     "mixtral of transformers": ["model.layers"],
     "bert of transformers": ["bert.encoder.layer"],
-}  # fmt: skip
+}
 """The lists of blocks of which one is on each side."""
 
 
@@ -313,8 +325,12 @@ def test_a_list_in_a_list_is_a_repeated_stack_too(models):
     inside = "resnet.encoder.stages"
     wanted = {f"{inside}.{n}" for n in range(3)}
     wanted |= {f"{inside}.{n}.layers.{b}" for n in (1, 2) for b in (0, 1)}
-    wanted |= {f"{inside}.{n}.layers.{b}.layer.{c}"
-               for n in range(3) for b in range(min(n, 1) + 1) for c in (0, 1)}  # fmt: skip
+    wanted |= {
+        f"{inside}.{n}.layers.{b}.layer.{c}"
+        for n in range(3)
+        for b in range(min(n, 1) + 1)
+        for c in (0, 1)
+    }
     assert set(blocks(graph)) == {
         frozenset(
             op for op in running(graph) if f"{graph.ops[op].module_path}.".startswith(f"{part}.")
@@ -332,17 +348,30 @@ def test_without_a_repeated_stack_what_has_parameters_is_a_block(models):
 
 
 def divided(at_home: set[int], whole: Sequence[frozenset[int]]) -> bool:
-    return any(block <= at_home for block in whole) and any(
-        not block & at_home for block in whole
-    )  # fmt: skip
+    return any(block <= at_home for block in whole) and any(not block & at_home for block in whole)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["autoencoder", "unet", "shared", "gpt2 of transformers", "resnet of transformers",
-     *sorted({*OWN, *MADE} - {"autoencoder", "unet", "shared", "towers",
-                              "gpt2 of transformers", "resnet of transformers"})],
-)  # fmt: skip
+    [
+        "autoencoder",
+        "unet",
+        "shared",
+        "gpt2 of transformers",
+        "resnet of transformers",
+        *sorted(
+            {*OWN, *MADE}
+            - {
+                "autoencoder",
+                "unet",
+                "shared",
+                "towers",
+                "gpt2 of transformers",
+                "resnet of transformers",
+            }
+        ),
+    ],
+)
 @pytest.mark.few(5)
 def test_the_best_cut_is_that_of_trying_all(models, name):
     """Every place between two parts, in the order of execution; of equal ones the last.
@@ -353,8 +382,9 @@ def test_the_best_cut_is_that_of_trying_all(models, name):
     order, whole = running(graph), blocks(graph)
     tried = {
         (moved(graph, at_home), -len(at_home))
-        for at in between_parts(graph) if divided(at_home := set(order[:at]), whole)
-    }  # fmt: skip
+        for at in between_parts(graph)
+        if divided(at_home := set(order[:at]), whole)
+    }
     placed = place(graph, load_policy("layers"), setting())
     assert placed.solution is not None
     assert placed.solution.proven
@@ -448,11 +478,10 @@ def test_a_cut_is_said_by_name_with_the_best_one_of_the_graph_beside_it(tmp_path
     ) in said
     plain = json.loads(invoke("partition", to, "--policy", "layers", "--json").stdout)
     assert plain["cut"] == "after decoder.0"
-    assert plain["topological_cut"] == {
-        "objective_value": 1056, "after": ["relu_3 (decoder.0.1)"],
-    }  # fmt: skip
-    asked = invoke("cutedge", "query", "SELECT cut, objective_value FROM summary", "--trace", to,
-                   "--json")  # fmt: skip
+    assert plain["topological_cut"] == {"objective_value": 1056, "after": ["relu_3 (decoder.0.1)"]}
+    asked = invoke(
+        "cutedge", "query", "SELECT cut, objective_value FROM summary", "--trace", to, "--json"
+    )
     assert json.loads(asked.stdout)["rows"] == [{"cut": "after decoder.0", "objective_value": 1056}]
     whole = json.loads(invoke("partition", to, "--policy", "min-cut", "--json").stdout)
     assert (whole["cut"], whole["topological_cut"]) == (None, None)

@@ -22,13 +22,7 @@ from partition.problem import Problem, allowed_devices, recount
 from partition.solve import solve
 from tests.support.graphs import HOME, Builder, describe, placed
 from tests.support.inprocess import invoke
-from tests.support.oracle import (
-    EXAMPLES,
-    RESIDENCY,
-    oracle_direction,
-    oracle_moves,
-    oracle_payload,
-)
+from tests.support.oracle import EXAMPLES, RESIDENCY, oracle_direction, oracle_moves, oracle_payload
 from tracer.errors import InputError
 from tracer.graph import Gemm, Kind, OpCost, OpGraph, Status
 
@@ -37,9 +31,16 @@ BOTH = ("gpu", "npu")
 
 def link(name: str, sent: int | None, received: int | None, **figures) -> Link:
     return Link(
-        name, "", 3, 5, 7, 11, sent_bandwidth_bytes_per_second=sent,
-        received_bandwidth_bytes_per_second=received, **figures,
-    )  # fmt: skip
+        name,
+        "",
+        3,
+        5,
+        7,
+        11,
+        sent_bandwidth_bytes_per_second=sent,
+        received_bandwidth_bytes_per_second=received,
+        **figures,
+    )
 
 
 GPU = link("of-gpu", 1009, 907, sent_latency_seconds=0.25, received_latency_seconds=0.5)
@@ -56,8 +57,11 @@ def test_a_pair_has_its_own_link_or_that_of_all():
     assert NETWORK.of("npu") is NPU
     assert NETWORK.of("tpu") is GPU
     for one, other, expected in (
-        (HOME, "gpu", GPU), ("npu", HOME, NPU), ("gpu", "npu", PEER), ("npu", "gpu", PEER),
-    ):  # fmt: skip
+        (HOME, "gpu", GPU),
+        ("npu", HOME, NPU),
+        ("gpu", "npu", PEER),
+        ("npu", "gpu", PEER),
+    ):
         assert NETWORK.between(one, other, HOME) is expected
     among = NETWORK.among(HOME, BOTH)
     assert among == {(HOME, "gpu"): GPU, (HOME, "npu"): NPU, BOTH: PEER}
@@ -114,8 +118,9 @@ def by_hand(of_pair: Link, payloads: list[int], direction: str) -> tuple[int, fl
     way = "received" if direction == "receive" else "sent"
     figure = {
         name.removeprefix(f"{way}_"): getattr(of_pair, name)
-        for name in Link.__slots__ if name.startswith(way)
-    }  # fmt: skip
+        for name in Link.__slots__
+        if name.startswith(way)
+    }
     wire = total + len(payloads) * figure["tensor_framing_bytes"]
     wire += pieces * figure["message_framing_bytes"]
     rate = figure["bandwidth_bytes_per_second"]
@@ -146,9 +151,10 @@ def test_three_links_counted_again(case, residency):
         wires[direction] += wire
         times[direction] += seconds
         moved = [
-            t for t in traffic.transfers
+            t
+            for t in traffic.transfers
             if (t.call, t.src_device, t.dst_device) == (call, source, destination)
-        ]  # fmt: skip
+        ]
         assert sum(t.wire_bytes for t in moved) == wire
         assert sum(t.seconds for t in moved) == pytest.approx(seconds)
     totals = traffic.totals
@@ -173,9 +179,7 @@ def relay() -> OpGraph:
 
 def test_seconds_are_not_known_where_a_link_that_is_used_has_none():
     untimed = Links(GPU, {"npu": load_link("none")})
-    for devices, known in (
-        (("gpu", "gpu"), True), (("npu", HOME), False), (("gpu", "npu"), False),
-    ):  # fmt: skip
+    for devices, known in ((("gpu", "gpu"), True), (("npu", HOME), False), (("gpu", "npu"), False)):
         where = placement_of(relay(), [HOME, *devices, HOME, HOME])
         assert (account(relay(), where, untimed).totals.seconds is not None) == known
 
@@ -218,10 +222,11 @@ def test_accelerators_are_counted_from_one(tmp_path, place):
 
 def test_an_objective_chooses_among_the_accelerators_and_takes_the_first_of_equals(tmp_path):
     rules = policy(
-        tmp_path, 'default = "home"\nobjective = "bytes"\n[[rule]]\nkind = "linear"\n'
+        tmp_path,
+        'default = "home"\nobjective = "bytes"\n[[rule]]\nkind = "linear"\n'
         'place = "accelerator"\nreason = "products"\n'
         '[[rule]]\nkind = "norm"\nplace = "free"\noptional = true\n',
-    )  # fmt: skip
+    )
     for accelerators in (("gpu", "npu"), ("npu", "gpu")):
         at = Setting(HOME, accelerators, Links(GPU))
         made = place(relay(), rules, at).placement
@@ -238,16 +243,20 @@ def test_an_objective_chooses_among_the_accelerators_and_takes_the_first_of_equa
 def costed(graph: OpGraph) -> OpGraph:
     return graph.with_ops(
         replace(op, cost=OpCost(flops=100 * (op.id % 3 + 1), flops_status=Status.EXACT))
-        if op.kind not in (Kind.INPUT, Kind.OUTPUT) else op
+        if op.kind not in (Kind.INPUT, Kind.OUTPUT)
+        else op
         for op in graph.ops
-    )  # fmt: skip
+    )
 
 
 def device(name: str, flops_per_second: float) -> Device:
     return Device(
-        name, "", trusted=name == "npu", peak_flops_per_second={"float32": flops_per_second},
+        name,
+        "",
+        trusted=name == "npu",
+        peak_flops_per_second={"float32": flops_per_second},
         memory_bandwidth_bytes_per_second=1e12,
-    )  # fmt: skip
+    )
 
 
 def branches() -> OpGraph:
@@ -262,12 +271,30 @@ def branches() -> OpGraph:
 
 
 PLAIN = Links(
-    Link("gpu", "", 0, 2, 0, 1, sent_bandwidth_bytes_per_second=500,
-         received_bandwidth_bytes_per_second=300),
-    {"npu": Link("npu", "", 0, 0, 0, 0, sent_bandwidth_bytes_per_second=90,
-                 received_bandwidth_bytes_per_second=900)},
+    Link(
+        "gpu",
+        "",
+        0,
+        2,
+        0,
+        1,
+        sent_bandwidth_bytes_per_second=500,
+        received_bandwidth_bytes_per_second=300,
+    ),
+    {
+        "npu": Link(
+            "npu",
+            "",
+            0,
+            0,
+            0,
+            0,
+            sent_bandwidth_bytes_per_second=90,
+            received_bandwidth_bytes_per_second=900,
+        )
+    },
     {frozenset(BOTH): Link("peer", "", 0, 0, 0, 0, sent_bandwidth_bytes_per_second=5000)},
-)  # fmt: skip
+)
 """Without latency and message framing a run takes what its tensors take, each by itself."""
 
 
@@ -291,11 +318,13 @@ def test_the_best_on_two_accelerators_is_that_of_all_placements(home, npu, name)
         return traffic.totals.seconds + sum(compute_seconds(where, times).values())
 
     choices = [
-        (HOME,) if op.kind in (Kind.INPUT, Kind.OUTPUT)
-        else BOTH if name == "min-cut" and op.kind is Kind.LINEAR
+        (HOME,)
+        if op.kind in (Kind.INPUT, Kind.OUTPUT)
+        else BOTH
+        if name == "min-cut" and op.kind is Kind.LINEAR
         else (HOME, *BOTH)
         for op in graph.ops
-    ]  # fmt: skip
+    ]
     every = [cost(placement_of(graph, devices)) for devices in product(*choices)]
     unit = 1.0 if name == "min-cut" else 1e9
     assert cost(found.placement) == pytest.approx(min(every), abs=1e-7)
@@ -383,9 +412,12 @@ def test_accelerators_take_layers_in_turn():
         stream = b.op(f"up{n}", stream, weight, shape=[2], kind=Kind.LINEAR, path=f"layers.{n}")
     graph = b.finish(b.op("head", stream, table, shape=[2], kind=Kind.LINEAR))
     problem = Problem(
-        graph, HOME, BOTH, allowed_devices(graph, HOME, BOTH, {}),
+        graph,
+        HOME,
+        BOTH,
+        allowed_devices(graph, HOME, BOTH, {}),
         memory_bytes={HOME: 100, "gpu": 1200, "npu": 1200},
-    )  # fmt: skip
+    )
     tied, other, *_ = in_turn(problem, [True] * len(graph.ops))
     # The embedding and the head read one table: with both, it lies twice.
     assert tied.devices == (HOME, "gpu", "gpu", "gpu", "npu", "npu", "npu", HOME)
@@ -412,9 +444,22 @@ TWO = ("--home", "tee-tdx", "--accel", "a=rtx-4090", "--accel", "b=rtx-4090")
 def test_a_model_that_fits_on_neither_is_split_over_both(here):
     """edge-10m has 37.9 MiB of parameters, and home is too small for any matrix of them."""
     done = invoke(
-        "partition", *TWO, "--link", "pcie5-x16", "--link", "a+b=nvlink", "--policy", "fastest",
-        "--memory", "tee-tdx=1MiB", "--memory", "a=30MiB", "--memory", "b=30MiB", "--json",
-    )  # fmt: skip
+        "partition",
+        *TWO,
+        "--link",
+        "pcie5-x16",
+        "--link",
+        "a+b=nvlink",
+        "--policy",
+        "fastest",
+        "--memory",
+        "tee-tdx=1MiB",
+        "--memory",
+        "a=30MiB",
+        "--memory",
+        "b=30MiB",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["accelerators"] == ["a", "b"]
@@ -424,10 +469,14 @@ def test_a_model_that_fits_on_neither_is_split_over_both(here):
     assert found["optimal"] is True
     parts = found["seconds"] + sum(found["compute_seconds"].values())
     assert found["run_seconds"] == pytest.approx(parts)
-    rows = json.loads(invoke(
-        "cutedge", "query", "SELECT src_device, dst_device, wire_bytes, seconds FROM transfers",
-        "--json",
-    ).stdout)["rows"]  # fmt: skip
+    rows = json.loads(
+        invoke(
+            "cutedge",
+            "query",
+            "SELECT src_device, dst_device, wire_bytes, seconds FROM transfers",
+            "--json",
+        ).stdout
+    )["rows"]
     links = {"a": load_link("pcie5-x16"), "b": load_link("pcie5-x16"), "ab": load_link("nvlink")}
     for row in rows:
         ends = {row["src_device"], row["dst_device"]} - {"tee-tdx"}

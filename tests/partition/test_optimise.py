@@ -31,9 +31,15 @@ from tracer.graph import Gemm, Kind, OpGraph
 
 NONE = load_link("none")
 FAST = Link(
-    "fast", "", 0, 0, 0, 0, sent_bandwidth_bytes_per_second=1000,
+    "fast",
+    "",
+    0,
+    0,
+    0,
+    0,
+    sent_bandwidth_bytes_per_second=1000,
     received_bandwidth_bytes_per_second=500,
-)  # fmt: skip
+)
 
 
 def policy(folder: Path, text: str):
@@ -74,8 +80,9 @@ def test_every_shipped_policy_says_what_it_is():
     for name in policy_names():
         shipped = load_policy(name)
         assert shipped.description.endswith(".")
-        assert (shipped.objective is None) == ("free" not in (
-            shipped.default, *(rule.place for rule in shipped.rules)))  # fmt: skip
+        assert (shipped.objective is None) == (
+            "free" not in (shipped.default, *(rule.place for rule in shipped.rules))
+        )
 
 
 # --- optima ---------------------------------------------------------------------------------------
@@ -118,9 +125,11 @@ def test_what_is_never_free_keeps_its_reason(tmp_path):
     placement = place(graph, policy(tmp_path, FREE), setting(graph)).placement
     assert placement.devices == ("tee", None, "tee", "tee")
     assert placement.reasons == (
-        "inputs and outputs are at home", "constant: computed at load where it is needed",
-        "the optimum for bytes", "inputs and outputs are at home",
-    )  # fmt: skip
+        "inputs and outputs are at home",
+        "constant: computed at load where it is needed",
+        "the optimum for bytes",
+        "inputs and outputs are at home",
+    )
 
 
 def test_what_a_rule_costs_is_what_the_optimum_saves_without_it(tmp_path):
@@ -175,8 +184,9 @@ def test_the_fastest_is_that_of_brute_force(slow, latency):
         return moving + sum(compute_seconds(placement, times).values())
 
     fixed = apply_policy(graph, fastest, home="tee", accelerators=("gpu",))
-    free = frozenset(op for op in free_ops(graph, fastest)
-                     if graph.ops[op].kind not in (Kind.INPUT, Kind.OUTPUT))  # fmt: skip
+    free = frozenset(
+        op for op in free_ops(graph, fastest) if graph.ops[op].kind not in (Kind.INPUT, Kind.OUTPUT)
+    )
     best = by_brute_force(graph, free, fixed, seconds)
     assert seconds(placed.placement) == pytest.approx(best)
     assert placed.solution is not None
@@ -312,10 +322,12 @@ def test_the_best_cut_between_layers_is_that_of_trying_all(widths):
     costs = {}
     for cut in range(1, len(widths)):
         devices = tuple(
-            "tee" if op.kind in (Kind.INPUT, Kind.OUTPUT)
-            or (op.layer if op.layer is not None else 99) < cut else "gpu"
+            "tee"
+            if op.kind in (Kind.INPUT, Kind.OUTPUT)
+            or (op.layer if op.layer is not None else 99) < cut
+            else "gpu"
             for op in graph.ops
-        )  # fmt: skip
+        )
         where = replace(placed.placement, devices=devices)
         costs[cut] = account(graph, where, Links(NONE)).totals.payload_bytes, devices
     least = min(cost for cost, _ in costs.values())
@@ -467,13 +479,7 @@ def test_a_run_has_seconds_on_described_devices(here):
         (("--policy", "min-cut", "--memory", "gpu=1KiB"), "the memory of gpu is 1024 bytes"),
         (("--policy", "min-cut", "--max-calls", "0"), "at most 0 calls"),
         (("--home", "tee-tdx", "--accel", "tee-tdx"), "must be two different devices"),
-        (
-            (
-                "--home",
-                "nowhere.toml",
-            ),
-            "nowhere.toml cannot be read",
-        ),
+        (("--home", "nowhere.toml"), "nowhere.toml cannot be read"),
     ],
 )
 def test_what_cannot_be_is_one_line(here, asked, says):

@@ -35,8 +35,16 @@ ATTN = f"{LAYER}.attn"
 ROWS = [
     ("ids", "input", "input", "", "", [], (1, 8), None),
     ("mask", "aten.full.default", "constant", "model", "Model", [], (8, 8), None),
-    ("embed", "aten.embedding.default", "embedding", "model.embed", "Embedding", ["ids"], (8, 64),
-     None),
+    (
+        "embed",
+        "aten.embedding.default",
+        "embedding",
+        "model.embed",
+        "Embedding",
+        ["ids"],
+        (8, 64),
+        None,
+    ),
     ("norm", "aten.rms_norm.default", "norm", f"{LAYER}.norm", "RMSNorm", ["embed"], (8, 64), None),
     ("q", "aten.linear.default", "linear", f"{ATTN}.q_proj", "Linear", ["norm"], (4, 8, 16), "q"),
     ("k", "aten.linear.default", "linear", f"{ATTN}.k_proj", "Linear", ["norm"], (2, 8, 16), "k"),
@@ -44,20 +52,60 @@ ROWS = [
     ("k_axis", "aten.unsqueeze.default", "view", ATTN, "Attn", ["k"], (2, 1, 8, 16), "k"),
     ("k_spread", "aten.expand.default", "view", ATTN, "Attn", ["k_axis"], (2, 2, 8, 16), "k"),
     ("k_heads", "aten.reshape.default", "copy", ATTN, "Attn", ["k_spread"], (4, 8, 16), "k"),
-    ("qk", "aten.matmul.default", "matmul", ATTN, "Attn", ["q", "k_heads"], (4, 8, 8),
-     "attention_scores"),
-    ("masked", "aten.add.Tensor", "elementwise", ATTN, "Attn", ["qk", "mask"], (4, 8, 8),
-     "attention_scores"),
-    ("probs", "aten.softmax.int", "softmax", ATTN, "Attn", ["masked"], (4, 8, 8),
-     "attention_probs"),
-    ("pv", "aten.matmul.default", "matmul", ATTN, "Attn", ["probs", "v"], (4, 8, 16),
-     "attention_output"),
-    ("up", "aten.linear.default", "linear", "model.layers.1.mlp.up", "Linear", ["pv"], (8, 64),
-     None),
+    (
+        "qk",
+        "aten.matmul.default",
+        "matmul",
+        ATTN,
+        "Attn",
+        ["q", "k_heads"],
+        (4, 8, 8),
+        "attention_scores",
+    ),
+    (
+        "masked",
+        "aten.add.Tensor",
+        "elementwise",
+        ATTN,
+        "Attn",
+        ["qk", "mask"],
+        (4, 8, 8),
+        "attention_scores",
+    ),
+    (
+        "probs",
+        "aten.softmax.int",
+        "softmax",
+        ATTN,
+        "Attn",
+        ["masked"],
+        (4, 8, 8),
+        "attention_probs",
+    ),
+    (
+        "pv",
+        "aten.matmul.default",
+        "matmul",
+        ATTN,
+        "Attn",
+        ["probs", "v"],
+        (4, 8, 16),
+        "attention_output",
+    ),
+    (
+        "up",
+        "aten.linear.default",
+        "linear",
+        "model.layers.1.mlp.up",
+        "Linear",
+        ["pv"],
+        (8, 64),
+        None,
+    ),
     ("act", "aten.mul.Tensor", "elementwise", "model.layers.1.mlp", "MLP", ["up"], (8, 64), None),
     ("head", "aten.linear.default", "linear", "lm_head", "Linear", ["act"], (8, 99), "logits"),
     ("results", "output", "output", "", "", ["head"], None, None),
-]  # fmt: skip
+]
 NAMES = [row[0] for row in ROWS]
 
 
@@ -67,16 +115,38 @@ def build() -> OpGraph:
     for n, (name, target, kind, path, module_type, reads, shape, label) in enumerate(ROWS):
         constant = kind == "constant"
         ops.append(
-            Op(n, name, target, Kind(kind), path, module_type, *place_of(path), constant,
-               kind == "view", "float32")
-        )  # fmt: skip
+            Op(
+                n,
+                name,
+                target,
+                Kind(kind),
+                path,
+                module_type,
+                *place_of(path),
+                constant,
+                kind == "view",
+                "float32",
+            )
+        )
         edges += [Edge(NAMES.index(r), n, NAMES.index(r), i) for i, r in enumerate(reads)]
         if shape is not None:
             role = {"input": Role.INPUT, "constant": Role.CONSTANT}.get(kind, Role.ACTIVATION)
             tensors.append(
-                Tensor(n, n, name, role, label, "float32", shape, None, 4 * prod(shape), None,
-                       None, None)
-            )  # fmt: skip
+                Tensor(
+                    n,
+                    n,
+                    name,
+                    role,
+                    label,
+                    "float32",
+                    shape,
+                    None,
+                    4 * prod(shape),
+                    None,
+                    None,
+                    None,
+                )
+            )
     meta = TraceMeta("toy", "prefill", 1, 8, 0, "float32", "eager", "all", (), 0)
     return OpGraph(meta, ops, tensors, edges)
 
@@ -120,8 +190,7 @@ ONE_CONDITION = [
     ('target = ["aten.softmax.*", "*.Tensor"]', "masked probs act"),
     ('target = "aten.ADD.*"', ""),
     ('target = "*add*"', "v masked"),
-    ('module_path = "model.layers.0.*"',
-     "norm q k v k_axis k_spread k_heads qk masked probs pv"),
+    ('module_path = "model.layers.0.*"', "norm q k v k_axis k_spread k_heads qk masked probs pv"),
     ('module_path = "model.layers.0.attn"', "k_axis k_spread k_heads qk masked probs pv"),
     ('module_path = "*.[qk]_proj"', "q k"),
     ('module_path = "*.?_proj"', "q k v"),
@@ -139,8 +208,10 @@ ONE_CONDITION = [
     # An op whose tensors have no label is no "*" either.
     ('label = "*"', "q k v k_axis k_spread k_heads qk masked probs pv head"),
     ('stack = "model.layers"', "norm q k v k_axis k_spread k_heads qk masked probs pv up act"),
-    ('stack = ["*.layers", "encoder"]',
-     "norm q k v k_axis k_spread k_heads qk masked probs pv up act"),
+    (
+        'stack = ["*.layers", "encoder"]',
+        "norm q k v k_axis k_spread k_heads qk masked probs pv up act",
+    ),
     ('stack = "layers"', ""),
     ('stack = "*"', "norm q k v k_axis k_spread k_heads qk masked probs pv up act"),
     ("layer = 1", "up act"),
@@ -149,9 +220,8 @@ ONE_CONDITION = [
     ("layer = 10", ""),
     ('pattern = "attention-core"', "qk masked probs pv"),
     ('pattern = "kv-broadcast"', "k_axis k_spread k_heads"),
-    ('pattern = ["kv-broadcast", "attention-core"]',
-     "k_axis k_spread k_heads qk masked probs pv"),
-]  # fmt: skip
+    ('pattern = ["kv-broadcast", "attention-core"]', "k_axis k_spread k_heads qk masked probs pv"),
+]
 
 
 @pytest.mark.parametrize(("condition", "expected"), ONE_CONDITION)
@@ -177,7 +247,7 @@ def test_every_condition_has_a_case():
         ('pattern = "attention-core"; module_path = "*.mlp*"', ""),
         ('target = "aten.*"; module_path = "*mlp*"; module_type = "MLP"; layer = 1', "act"),
     ],
-)  # fmt: skip
+)
 def test_all_conditions_of_a_rule_must_hold(tmp_path, conditions, expected):
     assert on(place(tmp_path, f'{conditions}; place = "accelerator"'), "gpu") == expected
 
@@ -188,15 +258,24 @@ def test_all_conditions_of_a_rule_must_hold(tmp_path, conditions, expected):
 @pytest.mark.parametrize(
     ("rules", "expected"),
     [
-        ("""kind = "linear"; module_path = "lm_head"; place = "home"
-            kind = "linear"; place = "accelerator" """, "q k v up"),
-        ("""kind = "linear"; place = "accelerator"
-            kind = "linear"; module_path = "lm_head"; place = "home" """, "q k v up head"),
-        ("""kind = "linear"; layer = 0; place = "home"
+        (
+            """kind = "linear"; module_path = "lm_head"; place = "home"
+            kind = "linear"; place = "accelerator" """,
+            "q k v up",
+        ),
+        (
+            """kind = "linear"; place = "accelerator"
+            kind = "linear"; module_path = "lm_head"; place = "home" """,
+            "q k v up head",
+        ),
+        (
+            """kind = "linear"; layer = 0; place = "home"
             kind = "linear"; place = "accelerator"
-            kind = ["linear", "matmul"]; place = "accelerator" """, "qk pv up head"),
+            kind = ["linear", "matmul"]; place = "accelerator" """,
+            "qk pv up head",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_first_rule_that_matches_wins(tmp_path, rules, expected):
     assert on(place(tmp_path, rules), "gpu") == expected
 
@@ -205,10 +284,13 @@ def test_the_first_rule_that_matches_wins(tmp_path, rules, expected):
     ("default", "at_home", "away"),
     [
         ("home", [n for n in NAMES if n != "mask"], []),
-        ("accelerator", ["ids", "results"],
-         [n for n in NAMES if n not in ("ids", "mask", "results")]),
+        (
+            "accelerator",
+            ["ids", "results"],
+            [n for n in NAMES if n not in ("ids", "mask", "results")],
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_default_takes_what_no_rule_matches(tmp_path, default, at_home, away):
     placement = place(tmp_path, "", default)
     assert on(placement, "tee").split() == at_home
@@ -222,8 +304,10 @@ def test_inputs_and_outputs_are_at_home_and_constants_nowhere(tmp_path, rule, de
     placement = place(tmp_path, f'{rule}; place = "accelerator"', default)
     assert placement.home == "tee"
     assert {n: placement.devices[NAMES.index(n)] for n in ("ids", "mask", "results")} == {
-        "ids": "tee", "mask": None, "results": "tee"
-    }  # fmt: skip
+        "ids": "tee",
+        "mask": None,
+        "results": "tee",
+    }
     assert on(placement, None) == "mask"
     validate(GRAPH, placement)
 
@@ -254,12 +338,25 @@ def test_reasons_say_which_rule_and_pinned_says_whether_any(tmp_path):
     default = ("tee", False, "no rule matches: the default")
     fixed = ("tee", True, "inputs and outputs are at home")
     assert found == {
-        "ids": fixed, "mask": (None, True, "constant: computed at load where it is needed"),
-        "embed": default, "norm": spelled_out, "q": spelled_out, "k": spelled_out,
-        "v": spelled_out, "k_axis": default, "k_spread": default, "k_heads": default,
-        "qk": products, "masked": core, "probs": core, "pv": products, "up": spelled_out,
-        "act": default, "head": default, "results": fixed,
-    }  # fmt: skip
+        "ids": fixed,
+        "mask": (None, True, "constant: computed at load where it is needed"),
+        "embed": default,
+        "norm": spelled_out,
+        "q": spelled_out,
+        "k": spelled_out,
+        "v": spelled_out,
+        "k_axis": default,
+        "k_spread": default,
+        "k_heads": default,
+        "qk": products,
+        "masked": core,
+        "probs": core,
+        "pv": products,
+        "up": spelled_out,
+        "act": default,
+        "head": default,
+        "results": fixed,
+    }
 
 
 @pytest.mark.parametrize(
@@ -267,17 +364,24 @@ def test_reasons_say_which_rule_and_pinned_says_whether_any(tmp_path):
     [
         ('kind = "matmul"; place = "accelerator"', []),
         ('kind = "reduction"; place = "accelerator"', ["kind = reduction"]),
-        ("""module_path = "model.layer.*"; place = "accelerator"
+        (
+            """module_path = "model.layer.*"; place = "accelerator"
             layer = [0]; place = "accelerator"
             kind = "linear"; layer = [5, 6]; place = "home" """,
-         ["module_path = model.layer.*", "kind = linear, layer = 5|6"]),
+            ["module_path = model.layer.*", "kind = linear, layer = 5|6"],
+        ),
         # A rule that comes too late still matches: it is no misspelling.
-        ("""kind = ["linear"]; place = "accelerator"
-            module_type = "Linear"; place = "accelerator" """, []),
-        ('pattern = "kv-broadcast"; label = "v"; place = "home"',
-         ["label = v, pattern = kv-broadcast"]),
+        (
+            """kind = ["linear"]; place = "accelerator"
+            module_type = "Linear"; place = "accelerator" """,
+            [],
+        ),
+        (
+            'pattern = "kv-broadcast"; label = "v"; place = "home"',
+            ["label = v, pattern = kv-broadcast"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_idle_rules_are_those_that_match_no_op(tmp_path, rules, idle):
     policy = load_policy(policy_file(tmp_path, rules))
     assert [str(rule) for rule in idle_rules(GRAPH, policy)] == idle
@@ -341,8 +445,10 @@ def test_who_is_on_the_accelerator(traced, model, layers, linears, core, spread)
 
     assert home == set()
     assert Counter(graph.ops[op].kind.value for op in offload) == {
-        "linear": linears, "matmul": 2 * layers, "embedding": 1
-    }  # fmt: skip
+        "linear": linears,
+        "matmul": 2 * layers,
+        "embedding": 1,
+    }
 
     assert offload < fuse <= flash
     for more, each in ((fuse - offload, core), (flash - fuse, spread)):

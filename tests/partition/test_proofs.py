@@ -25,17 +25,19 @@ LINKS = st.builds(
     st.tuples(*[st.sampled_from([10**3, 3 * 10**4, 10**6])] * 2),
     st.tuples(*[st.sampled_from([0.0, 1e-4, 0.013])] * 2),
     st.tuples(*[st.sampled_from([0.0, 3e-6])] * 2),
-    st.sampled_from([0, 20, 10**6]), st.sampled_from([0, 4, 16]),
+    st.sampled_from([0, 20, 10**6]),
+    st.sampled_from([0, 4, 16]),
     st.none() | st.sampled_from([5, 30, 200]),
-)  # fmt: skip
+)
 
 
 def least(graph: OpGraph, setting: Setting, placed: Placement) -> float:
     """The least figure of all placements, each counted as it is printed."""
     free = [
-        op.id for op in graph.ops
+        op.id
+        for op in graph.ops
         if not graph.is_everywhere(op.id) and op.kind not in (Kind.INPUT, Kind.OUTPUT)
-    ]  # fmt: skip
+    ]
     best = float("inf")
     for choice in product(setting.devices, repeat=len(free)):
         devices = list(placed.devices)
@@ -48,15 +50,18 @@ def least(graph: OpGraph, setting: Setting, placed: Placement) -> float:
 
 @examples(15, derandomize=True)
 @given(
-    graphs(max_ops=8), LINKS, st.sampled_from(["run", "call"]), st.sampled_from([1, 1, 1, 2]),
+    graphs(max_ops=8),
+    LINKS,
+    st.sampled_from(["run", "call"]),
+    st.sampled_from([1, 1, 1, 2]),
     st.sampled_from([1e4, 1e6]),
-)  # fmt: skip
+)
 def test_what_is_called_optimal_is_and_a_bound_is_below_all(graph, link, residency, many, slow):
     plain = {"kind": Kind.ELEMENTWISE, "dtype": "float32"}  # every device has seconds for these
     working = (Kind.INPUT, Kind.OUTPUT, Kind.VIEW, Kind.CONSTANT)
-    graph = costed(graph.with_ops(
-        op if op.kind in working else replace(op, **plain) for op in graph.ops
-    ))  # fmt: skip
+    graph = costed(
+        graph.with_ops(op if op.kind in working else replace(op, **plain) for op in graph.ops)
+    )
     speeds = {"tee": slow, "gpu": 1e6, "npu": 3e5}
     away = ("gpu", "npu")[:many]
     times = {name: time_ops(graph, device(name, speeds[name])) for name in ("tee", *away)}

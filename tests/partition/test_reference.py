@@ -70,8 +70,10 @@ def test_the_score_tensor_is_most_of_the_traffic(llama):
 
 @pytest.mark.parametrize("policy", ["fuse-attention", "flash-attention"])
 def test_fused_attention_sends_no_scores(llama, policy):
-    assert all((t.tensor.label or "") in "qkv" or t.tensor.seq_degree < 2
-               for t in split(llama, policy).transfers)  # fmt: skip
+    assert all(
+        (t.tensor.label or "") in "qkv" or t.tensor.seq_degree < 2
+        for t in split(llama, policy).transfers
+    )
 
 
 def test_flash_attention_sends_k_and_v_with_their_own_heads(llama):

@@ -22,10 +22,16 @@ from tracer.graph import Gemm, Kind, OpCost, OpGraph, Role
 from tracer.serde import read_trace
 
 TINY = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32,
-    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 50, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+    "tie_word_embeddings": False,
+}
 
 FREE = 'description = "t"\ndefault = "free"\nobjective = "bytes"\n'
 PLACES = [
@@ -57,9 +63,22 @@ def traces(tmp_path_factory) -> dict[str, Path]:
 # --- the oracle: from the tables alone ------------------------------------------------------------
 
 MOVE = {
-    "view", "reshape", "transpose", "unsqueeze", "expand", "slice", "contiguous", "clone", "cat",
-    "to", "_to_copy", "split", "select", "squeeze", "permute",
-}  # fmt: skip
+    "view",
+    "reshape",
+    "transpose",
+    "unsqueeze",
+    "expand",
+    "slice",
+    "contiguous",
+    "clone",
+    "cat",
+    "to",
+    "_to_copy",
+    "split",
+    "select",
+    "squeeze",
+    "permute",
+}
 
 
 class Tables:
@@ -104,11 +123,20 @@ class Tables:
 
 
 SECRETS = [
-    'label = "attention_output"', 'label = "q"', 'label = "k"', 'label = "logits"',
-    'name = "add_7"', 'name = ["expand_2", "expand_3"]', 'name = "model.embed_tokens.weight"',
-    'name = "*inv_freq"', 'name = "*.weight"', 'name = "cat_1"', 'label = "input_ids"',
-    'name = "input_ids"', 'module_path = "model.layers.0.mlp*"',
-]  # fmt: skip
+    'label = "attention_output"',
+    'label = "q"',
+    'label = "k"',
+    'label = "logits"',
+    'name = "add_7"',
+    'name = ["expand_2", "expand_3"]',
+    'name = "model.embed_tokens.weight"',
+    'name = "*inv_freq"',
+    'name = "*.weight"',
+    'name = "cat_1"',
+    'label = "input_ids"',
+    'name = "input_ids"',
+    'module_path = "model.layers.0.mlp*"',
+]
 IN_DECODE = ['name = "cache.*"', 'name = "cache.0.keys"', 'name = "cat_3"', 'label = "v"']
 
 
@@ -307,9 +335,11 @@ def test_an_op_that_no_table_knows_may_hand_on_all_it_reads():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('[[secret]]\nlabel = "attention_score"',
-         "secret 1 (label = attention_score) matches nothing in tiny, prefill: no tensor has label "
-         "attention_score. Did you mean attention_scores, attention_probs"),
+        (
+            '[[secret]]\nlabel = "attention_score"',
+            "secret 1 (label = attention_score) matches nothing in tiny, prefill: no tensor has label "
+            "attention_score. Did you mean attention_scores, attention_probs",
+        ),
         ('[[secret]]\nmodule_path = "model.layer.*"', "Did you mean model.layers."),
         ('[[secret]]\nname = "past_key_values*"', "no tensor has name past_key_values*."),
         ('[[secret]]\nlabel = "q"\nmodule_path = "lm_head"', "meets all of it together"),
@@ -319,7 +349,7 @@ def test_an_op_that_no_table_knows_may_hand_on_all_it_reads():
         ('[[rule]]\ntarget = "aten.lineer.*"\nplace = "home"', "Did you mean aten.linear"),
         ('[[rule]]\nkind = "attention"\nplace = "home"', "no op has kind attention. There are"),
     ],
-)  # fmt: skip
+)
 def test_what_matches_nothing_is_an_error_that_suggests(traces, tmp_path, text, says):
     file = tmp_path / "mine.toml"
     file.write_text(f"{FREE}{text}\n")
@@ -364,9 +394,11 @@ def test_each_tensor_of_a_llama_is_what_a_person_would_call_it(traces):
         assert called["lm_head"] == {"logits"}
         assert called["input_layernorm"] == {"hidden_states", "other"}  # other: one number a row
         inputs = {
-            what_is(graph)[t.id] for op in graph.ops if op.kind is Kind.INPUT
+            what_is(graph)[t.id]
+            for op in graph.ops
+            if op.kind is Kind.INPUT
             for t in graph.outputs(op.id)
-        }  # fmt: skip
+        }
         assert inputs == {What.PROMPT_TOKENS} | ({What.KV_CACHE} if phase == "decode" else set())
 
 

@@ -62,8 +62,11 @@ def test_the_tables_say_what_is_seen():
         folder,
     )
     assert {(one["label"], one["what"]) for one in by_label} == {
-        ("q", "qkv"), ("k", "qkv"), ("v", "qkv"), ("logits", "logits"),
-    }  # fmt: skip
+        ("q", "qkv"),
+        ("k", "qkv"),
+        ("v", "qkv"),
+        ("logits", "logits"),
+    }
 
 
 def test_the_tables_say_what_is_secret():
@@ -80,8 +83,9 @@ def test_the_tables_say_what_is_secret():
     kept = asked("partition", "t", "--policy", "free.toml", "--secret", "attention_scores")
     (row,) = query(
         "SELECT count(*) FILTER (secret AND dst_device <> 'tee') AS shown, count(*) AS n "
-        "FROM transfers", kept["folder"],
-    )  # fmt: skip
+        "FROM transfers",
+        kept["folder"],
+    )
     assert row["shown"] == 0 < row["n"]
 
 

@@ -152,9 +152,14 @@ def random_problem(
     if rng.random() < 0.4:
         storage_cost = {(t.id, d): rng.randrange(60) for t in graph.tensors for d in devices}
     return Problem(
-        graph, HOME, away, allowed_devices(graph, HOME, away, pins),
-        op_cost=op_cost, transfer_cost=transfer_cost, storage_cost=storage_cost,
-    )  # fmt: skip
+        graph,
+        HOME,
+        away,
+        allowed_devices(graph, HOME, away, pins),
+        op_cost=op_cost,
+        transfer_cost=transfer_cost,
+        storage_cost=storage_cost,
+    )
 
 
 def limited(rng: random.Random, problem: Problem) -> Problem:
@@ -382,8 +387,14 @@ def test_new_state_that_is_secret_keeps_the_readers_of_the_old_away():
     problem = bytes_problem(graph, pinned(graph, rows=HOME), secrets={"gpu": frozenset({rows.id})})
     assert solve(problem).placement.devices == place_state(graph, {})
     with pytest.raises(InfeasibleError, match=r"\(early\) .* but gpu, and reads .*\(rows\)"):
-        solve(replace(problem, allowed=allowed_devices(
-            graph, HOME, ("gpu",), pinned(graph, rows=HOME, early="gpu"))))  # fmt: skip
+        solve(
+            replace(
+                problem,
+                allowed=allowed_devices(
+                    graph, HOME, ("gpu",), pinned(graph, rows=HOME, early="gpu")
+                ),
+            )
+        )
 
 
 def place_state(graph: OpGraph, away: Mapping[str, str]) -> tuple[str | None, ...]:
@@ -439,9 +450,14 @@ def test_the_problems_reach():
         seen["three calls"] += len(calls) >= 3
         seen["a call for state alone"] += any(not call.ops for call in calls)
     reached = {
-        "infeasible", "memory_bytes", "secrets", "max_calls", "sent again", "three calls",
+        "infeasible",
+        "memory_bytes",
+        "secrets",
+        "max_calls",
+        "sent again",
+        "three calls",
         "a call for state alone",
-    }  # fmt: skip
+    }
     assert {name for name, count in seen.items() if count} == reached
 
 
@@ -501,13 +517,16 @@ def oracle_memory(graph: OpGraph, where: Placement, traffic: Traffic, device: st
 
     most = 0
     for moment in range(len(graph.ops)):
-        most = max(most, sum(
-            tensor.bytes
-            for tensor in graph.tensors
-            if graph.crosses(tensor)
-            and needed(tensor.id, moment)
-            and not (tensor.id in views and where.devices[tensor.op] == device)
-        ))  # fmt: skip
+        most = max(
+            most,
+            sum(
+                tensor.bytes
+                for tensor in graph.tensors
+                if graph.crosses(tensor)
+                and needed(tensor.id, moment)
+                and not (tensor.id in views and where.devices[tensor.op] == device)
+            ),
+        )
     return most + resident_bytes(graph, where)[device]
 
 
@@ -567,9 +586,13 @@ def test_no_problem(change, message):
 def bytes_problem(graph: OpGraph, pins: Mapping[int, str], **limits: Any) -> Problem:
     """One accelerator, and what crosses costs its bytes."""
     return Problem(
-        graph, HOME, ("gpu",), allowed_devices(graph, HOME, ("gpu",), pins),
-        transfer_cost=payload_costs(graph, (HOME, "gpu")), **limits,
-    )  # fmt: skip
+        graph,
+        HOME,
+        ("gpu",),
+        allowed_devices(graph, HOME, ("gpu",), pins),
+        transfer_cost=payload_costs(graph, (HOME, "gpu")),
+        **limits,
+    )
 
 
 def pinned(graph: OpGraph, **devices: str) -> dict[int, str]:
@@ -587,42 +610,68 @@ SPLIT = {"linear": "gpu", "q": HOME, "add": "gpu", "mul": HOME}
 @pytest.mark.parametrize(
     ("pins", "limits", "expected"),
     [
-        (LINEAR, {"secrets": {"gpu": frozenset({1})}}, [
-            "op 1 (linear) may run on no device but gpu, and reads tensor 1 (x), which is secret "
-            "to gpu",
-        ]),
-        (LINEAR, {"secrets": {"gpu": frozenset({0})}}, [
-            "op 1 (linear) may run on no device but gpu, and reads tensor 0 (weight), which is "
-            "secret to gpu",
-        ]),
-        (LINEAR, {"secrets": {"gpu": frozenset({2})}}, [
-            "op 1 (linear) may run on no device but gpu, and makes tensor 2 (linear), which is "
-            "secret to gpu",
-        ]),
-        (LINEAR, {"memory_bytes": {"gpu": 191}}, [
-            "the memory of gpu is 191 bytes, and the parameters and constants of the ops that "
-            "must run there are 192 bytes",
-        ]),
-        ({}, {"memory_bytes": {"gpu": 91, HOME: 100}}, [
-            "the memory of tee, gpu is 191 bytes in all, and the parameters and constants are "
-            "192 bytes",
-        ]),
+        (
+            LINEAR,
+            {"secrets": {"gpu": frozenset({1})}},
+            [
+                "op 1 (linear) may run on no device but gpu, and reads tensor 1 (x), which is secret "
+                "to gpu"
+            ],
+        ),
+        (
+            LINEAR,
+            {"secrets": {"gpu": frozenset({0})}},
+            [
+                "op 1 (linear) may run on no device but gpu, and reads tensor 0 (weight), which is "
+                "secret to gpu"
+            ],
+        ),
+        (
+            LINEAR,
+            {"secrets": {"gpu": frozenset({2})}},
+            [
+                "op 1 (linear) may run on no device but gpu, and makes tensor 2 (linear), which is "
+                "secret to gpu"
+            ],
+        ),
+        (
+            LINEAR,
+            {"memory_bytes": {"gpu": 191}},
+            [
+                "the memory of gpu is 191 bytes, and the parameters and constants of the ops that "
+                "must run there are 192 bytes"
+            ],
+        ),
+        (
+            {},
+            {"memory_bytes": {"gpu": 91, HOME: 100}},
+            [
+                "the memory of tee, gpu is 191 bytes in all, and the parameters and constants are "
+                "192 bytes"
+            ],
+        ),
         # linear there, q home, add there: twice out. The memory is enough, so it is not named.
-        (SPLIT, {"max_calls": 1, "memory_bytes": {"gpu": 10**6}}, [
-            "at most 1 calls, of at least 2 that are needed",
-        ]),
+        (
+            SPLIT,
+            {"max_calls": 1, "memory_bytes": {"gpu": 10**6}},
+            ["at most 1 calls, of at least 2 that are needed"],
+        ),
         # The weights fit, but not x and linear beside them (192 + 128 + 384).
         (LINEAR, {"memory_bytes": {"gpu": 703}}, ["the memory of gpu, 703 bytes"]),
         # Neither alone: with linear at home there is no call, and on gpu there is no secret.
-        ({"v": "gpu"}, {"secrets": {"gpu": frozenset({1})}, "max_calls": 0}, [
-            "at most 0 calls, of at least 1 that are needed",
-        ]),
+        (
+            {"v": "gpu"},
+            {"secrets": {"gpu": frozenset({1})}, "max_calls": 0},
+            ["at most 0 calls, of at least 1 that are needed"],
+        ),
         # At home linear takes 704 bytes; away from it lies what is secret.
-        ({}, {"secrets": {"gpu": frozenset({2})}, "memory_bytes": {HOME: 700}}, [
-            "tensors secret to gpu: 2 (linear)", "the memory of tee, 700 bytes",
-        ]),
+        (
+            {},
+            {"secrets": {"gpu": frozenset({2})}, "memory_bytes": {HOME: 700}},
+            ["tensors secret to gpu: 2 (linear)", "the memory of tee, 700 bytes"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_hold_is_named(pins, limits, expected):
     graph = sliced()
     problem = bytes_problem(graph, pinned(graph, **pins), **limits)
@@ -750,11 +799,15 @@ def test_costs_of_any_unit_give_the_same_placement(unit):
 def test_the_answer_does_not_depend_on_hashes():
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", ANSWERS], env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True, text=True, check=True, cwd=ROOT,
+            [sys.executable, "-c", ANSWERS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
         ).stdout
         for seed in ("1", "2")
-    }  # fmt: skip
+    }
     assert len(outputs) == 1
     assert "gpu" in outputs.pop()
 
@@ -807,13 +860,16 @@ ACTIVATIONS = 16 * 3 * 32 * 2**20
 @pytest.mark.parametrize(
     ("home", "size", "calls"),
     [
-        (("norm", "rope", "softmax", "activation"),
-         ALWAYS + NORMS + ROPE + SOFTMAX + ACTIVATIONS, 1 + 33 + 16 + 16 + 16),
+        (
+            ("norm", "rope", "softmax", "activation"),
+            ALWAYS + NORMS + ROPE + SOFTMAX + ACTIVATIONS,
+            1 + 33 + 16 + 16 + 16,
+        ),
         ((), ALWAYS, 1),
         (("norm",), ALWAYS + NORMS, 1 + 33),
         (("norm", "rope"), ALWAYS + NORMS + ROPE, 1 + 33 + 16),
     ],
-)  # fmt: skip
+)
 @pytest.mark.few(2)
 def test_the_best_splits_of_llama(traced, home, size, calls):
     graph = traced("llama-3.2-1b", seq=1024)
@@ -826,8 +882,10 @@ def test_the_best_splits_of_llama(traced, home, size, calls):
         if not counted.broken:
             assert counted.objective >= size
     # Whoever pins what the published split may do is never worse than it.
-    assert not recount(problem, apply_policy(
-        graph, load_policy("offload-linear"), home=HOME, accelerators=("gpu",))).broken  # fmt: skip
+    assert not recount(
+        problem,
+        apply_policy(graph, load_policy("offload-linear"), home=HOME, accelerators=("gpu",)),
+    ).broken
 
 
 @pytest.mark.parametrize(

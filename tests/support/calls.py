@@ -19,9 +19,17 @@ class Calls:
     def __init__(self, seq: int = 6, *, symbolic: bool = True) -> None:
         self.program = Program()
         self.meta = TraceMeta(
-            model="hand", phase="prefill", batch=1, seq=seq, past=0, dtype="float32", attn="eager",
-            logits="all", symbolic=("seq",) if symbolic else (), parameters=0,
-        )  # fmt: skip
+            model="hand",
+            phase="prefill",
+            batch=1,
+            seq=seq,
+            past=0,
+            dtype="float32",
+            attn="eager",
+            logits="all",
+            symbolic=("seq",) if symbolic else (),
+            parameters=0,
+        )
 
     def input(self, *shape: Size, dtype: str = "float32") -> int:
         name = f"in_{len(self.program.values)}"

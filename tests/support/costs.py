@@ -16,6 +16,10 @@ def costed(graph: OpGraph, flops: int = 100) -> OpGraph:
 
 def device(name: str, flops_per_second: float, **figures) -> Device:
     return Device(
-        name, "", trusted=False, peak_flops_per_second={"float32": flops_per_second},
-        memory_bandwidth_bytes_per_second=1e12, **figures,
-    )  # fmt: skip
+        name,
+        "",
+        trusted=False,
+        peak_flops_per_second={"float32": flops_per_second},
+        memory_bandwidth_bytes_per_second=1e12,
+        **figures,
+    )

@@ -42,9 +42,17 @@ class Builder:
 
     def __init__(self, batch: int = 1, seq: int = 8, *, symbolic: bool = True) -> None:
         self.meta = TraceMeta(
-            model="by-hand", phase="prefill", batch=batch, seq=seq, past=0, dtype="float32",
-            attn="eager", logits="all", symbolic=("batch", "seq") if symbolic else (), parameters=0,
-        )  # fmt: skip
+            model="by-hand",
+            phase="prefill",
+            batch=batch,
+            seq=seq,
+            past=0,
+            dtype="float32",
+            attn="eager",
+            logits="all",
+            symbolic=("batch", "seq") if symbolic else (),
+            parameters=0,
+        )
         self.ops: list[Op] = []
         self.tensors: list[Tensor] = []
         self.edges: list[Edge] = []
@@ -137,10 +145,18 @@ class Builder:
     ) -> int:
         stack, layer = place_of(path)
         op = Op(
-            id=len(self.ops), name=name, target=TARGETS[kind], kind=kind, module_path=path,
-            module_type="Module", stack=stack, layer=layer,
-            is_constant=kind is Kind.CONSTANT, is_view=is_view or kind is Kind.VIEW, dtype=dtype,
-        )  # fmt: skip
+            id=len(self.ops),
+            name=name,
+            target=TARGETS[kind],
+            kind=kind,
+            module_path=path,
+            module_type="Module",
+            stack=stack,
+            layer=layer,
+            is_constant=kind is Kind.CONSTANT,
+            is_view=is_view or kind is Kind.VIEW,
+            dtype=dtype,
+        )
         self.ops.append(op)
         for place, read in enumerate(reads):
             self.edges.append(Edge(self.tensors[read].op, op.id, read, place))
@@ -161,12 +177,19 @@ class Builder:
         exprs = tuple(str(size) for size in shape)
         size = "*".join([str(ITEM_BYTES[dtype]), *(f"({expr})" for expr in exprs)])
         tensor = Tensor(
-            id=len(self.tensors), op=op, name=name, role=role, label=None, dtype=dtype,
+            id=len(self.tensors),
+            op=op,
+            name=name,
+            role=role,
+            label=None,
+            dtype=dtype,
             shape=tuple(parse(expr).evaluate(self.meta.variables) for expr in exprs),
-            shape_expr=exprs if symbolic else None, bytes=0,
+            shape_expr=exprs if symbolic else None,
+            bytes=0,
             bytes_expr=size if symbolic else None,
-            seq_degree=parse(size).degree("seq") if symbolic else None, alias_of=alias_of,
-        )  # fmt: skip
+            seq_degree=parse(size).degree("seq") if symbolic else None,
+            alias_of=alias_of,
+        )
         self.tensors.append(replace(tensor, bytes=prod(tensor.shape) * ITEM_BYTES[dtype]))
         return tensor.id
 
@@ -193,9 +216,7 @@ def place(graph: OpGraph, accelerators: Mapping[str, Iterable[str]]) -> Placemen
     where = {name: device for device, names in accelerators.items() for name in names}
     unknown = set(where) - {op.name for op in graph.ops}
     assert not unknown, f"no such ops: {unknown}"
-    return placement(
-        [None if op.is_constant else where.get(op.name, HOME) for op in graph.ops],
-    )
+    return placement([None if op.is_constant else where.get(op.name, HOME) for op in graph.ops])
 
 
 def describe(graph: OpGraph, where: Placement) -> str:
@@ -218,8 +239,9 @@ def tensor_text(tensor: Tensor) -> str:
 
 DTYPES = st.sampled_from(["float32", "bfloat16", "int64", "bool"])
 PATHS = st.sampled_from(["", "layers.0.attn", "layers.0.mlp", "layers.1.mlp"])
-BODY_KINDS = st.sampled_from([k for k in TARGETS if k not in (
-    Kind.INPUT, Kind.OUTPUT, Kind.CONSTANT, Kind.VIEW, Kind.OTHER)])  # fmt: skip
+BODY_KINDS = st.sampled_from(
+    [k for k in TARGETS if k not in (Kind.INPUT, Kind.OUTPUT, Kind.CONSTANT, Kind.VIEW, Kind.OTHER)]
+)
 ACTIVATION_SHAPES = st.sampled_from(
     [
         ("batch", "seq", 3),
@@ -241,12 +263,7 @@ def graphs(draw: st.DrawFn, max_ops: int = 12) -> OpGraph:
     """Small graphs of at most ``max_ops`` ops, inputs and the output op among them."""
     build = Builder(batch=draw(st.integers(1, 3)), seq=draw(st.integers(1, 6)))
     active = [
-        build.input(
-            f"input_{n}",
-            draw(ACTIVATION_SHAPES),
-            draw(DTYPES),
-            Role.INPUT,
-        )
+        build.input(f"input_{n}", draw(ACTIVATION_SHAPES), draw(DTYPES), Role.INPUT)
         for n in range(draw(st.integers(1, 3)))
     ]
     parameters = [_parameter(draw, build, n) for n in range(draw(st.integers(0, 3)))]
@@ -268,10 +285,13 @@ def graphs(draw: st.DrawFn, max_ops: int = 12) -> OpGraph:
             case "source":  # no constant, and yet it waits for nothing: random numbers, say
                 active.append(
                     build.op(
-                        f"source_{n}", *_stored(draw, stored), shape=draw(ACTIVATION_SHAPES),
-                        dtype=draw(DTYPES), path=draw(PATHS),
+                        f"source_{n}",
+                        *_stored(draw, stored),
+                        shape=draw(ACTIVATION_SHAPES),
+                        dtype=draw(DTYPES),
+                        path=draw(PATHS),
                     )
-                )  # fmt: skip
+                )
             case "constant":
                 stored.append(_constant(draw, build, f"constant_{n}", stored))
             case "view":
@@ -291,10 +311,14 @@ def graphs(draw: st.DrawFn, max_ops: int = 12) -> OpGraph:
                 reads = _reads(draw, active, stored)
                 active.append(
                     build.op(
-                        f"op_{n}", *reads, shape=draw(ACTIVATION_SHAPES), dtype=draw(DTYPES),
-                        kind=draw(BODY_KINDS), path=draw(PATHS),
+                        f"op_{n}",
+                        *reads,
+                        shape=draw(ACTIVATION_SHAPES),
+                        dtype=draw(DTYPES),
+                        kind=draw(BODY_KINDS),
+                        path=draw(PATHS),
                     )
-                )  # fmt: skip
+                )
     return build.finish(*_reads(draw, active, stored))
 
 

@@ -27,9 +27,13 @@ class Traced:
     reach: Reach
 
     def split(
-        self, policy: str, home: str, accelerators: list[str], links: list[str],
+        self,
+        policy: str,
+        home: str,
+        accelerators: list[str],
+        links: list[str],
         residency: str = "run",
-    ) -> tuple[Split, Setting]:  # fmt: skip
+    ) -> tuple[Split, Setting]:
         machines: Machines = read_machines(home, accelerators, links, None, None)
         setting = setting_of(self.graph, machines, residency, None, 60.0)
         made = partition_of(self.graph, self.trace_id, load_policy(policy), setting, machines)

@@ -29,13 +29,20 @@ from tracer.graph import OpGraph
 from tracer.presets import preset
 
 SIZES = {
-    "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 100, "head_dim": 16,
-}  # fmt: skip
+    "num_hidden_layers": 1,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "head_dim": 16,
+}
 MODEL = (
-    "llama-3.2-1b", "--seq", "8",
+    "llama-3.2-1b",
+    "--seq",
+    "8",
     *(word for key, value in SIZES.items() for word in ("--set", f"{key}={value}")),
-)  # fmt: skip
+)
 """The same model as ``tiny``, for a command."""
 
 TOKEN = "a token for the tests' workers"
@@ -44,11 +51,14 @@ WEIGHTS = {"seed": 0, "spread": 0.02}
 SHARING = 'description = "Tensors in shared memory"\n' + "".join(
     f'[{key}]\nvalue = {value}\nsource = "chosen for a test"\n'
     for key, value in {
-        "sent_message_framing_bytes": 24, "sent_tensor_framing_bytes": 24,
-        "received_message_framing_bytes": 24, "received_tensor_framing_bytes": 24,
-        "shared_memory_threshold_bytes": 2**20, "shared_memory_handle_bytes": 16,
+        "sent_message_framing_bytes": 24,
+        "sent_tensor_framing_bytes": 24,
+        "received_message_framing_bytes": 24,
+        "received_tensor_framing_bytes": 24,
+        "shared_memory_threshold_bytes": 2**20,
+        "shared_memory_handle_bytes": 16,
     }.items()
-)  # fmt: skip
+)
 """A link whose tensors all lie in shared memory."""
 
 
@@ -73,18 +83,28 @@ class Split:
         self, workers: Mapping[str, Worker], weights: Mapping[str, Any] = WEIGHTS, **options: Any
     ) -> Loaded:
         return load(
-            self.plan, workers, data=tiny().data, weights=weights, links=self.links,
-            wire_dtype=self.wire_dtype, residency=self.residency, **options,
-        )  # fmt: skip
+            self.plan,
+            workers,
+            data=tiny().data,
+            weights=weights,
+            links=self.links,
+            wire_dtype=self.wire_dtype,
+            residency=self.residency,
+            **options,
+        )
 
     def run(self, workers: Mapping[str, Worker], weights: Mapping[str, Any] = WEIGHTS) -> Measured:
         return self.load(workers, weights).run(given())
 
 
 def split(
-    policy: str = "offload-linear", accelerators: Sequence[str] = ("gpu",), *,
-    link: str = "unix-socket", wire_dtype: str | None = None, residency: Residency = "run",
-) -> Split:  # fmt: skip
+    policy: str = "offload-linear",
+    accelerators: Sequence[str] = ("gpu",),
+    *,
+    link: str = "unix-socket",
+    wire_dtype: str | None = None,
+    residency: Residency = "run",
+) -> Split:
     graph, links = annotate(tiny().graph), Links(load_link(link))
     placement = apply_policy(graph, load_policy(policy), home="tee", accelerators=accelerators)
     traffic = account(graph, placement, links, wire_dtype=wire_dtype, residency=residency)
@@ -142,8 +162,10 @@ def listening(*options: str) -> Iterator[Listening]:
     """``cutedge worker`` on a port that was free; what it prints is not to be a traceback."""
     process = subprocess.Popen(
         [BIN / "cutedge", "worker", "--listen", "127.0.0.1:0", *options],
-        env={**os.environ, "CUTEDGE_TOKEN": TOKEN}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env={**os.environ, "CUTEDGE_TOKEN": TOKEN},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stderr is not None
         found = re.fullmatch(r"listening on (.+):(\d+)\n", process.stderr.readline())

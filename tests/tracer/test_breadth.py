@@ -44,8 +44,9 @@ def made(model_type: str, config: dict[str, object], overrides: dict[str, object
 
 def test_a_list_with_an_entry_a_layer_is_cut_with_the_layers():
     kinds = ["sliding_attention", "full_attention"] * 3
-    config, notes = made("qwen3", {"num_hidden_layers": 6, "layer_types": kinds},
-                         {"num_hidden_layers": 3})  # fmt: skip
+    config, notes = made(
+        "qwen3", {"num_hidden_layers": 6, "layer_types": kinds}, {"num_hidden_layers": 3}
+    )
     assert config["layer_types"] == kinds[:3]
     assert notes == ("layer_types is cut to its first 3 of 6 entries, one a layer",)
 
@@ -64,8 +65,11 @@ def test_a_default_list_that_stays_long_is_cut():
 
 def test_a_list_that_is_set_too_is_left_alone():
     kinds = ["full_attention"] * 2
-    config, notes = made("qwen3", {"num_hidden_layers": 4, "layer_types": kinds * 2},
-                         {"num_hidden_layers": 2, "layer_types": kinds})  # fmt: skip
+    config, notes = made(
+        "qwen3",
+        {"num_hidden_layers": 4, "layer_types": kinds * 2},
+        {"num_hidden_layers": 2, "layer_types": kinds},
+    )
     assert config["layer_types"] == kinds
     assert notes == ()
 
@@ -77,8 +81,9 @@ def test_more_layers_than_a_list_has_entries_is_an_error_that_names_the_list():
 
 
 def test_a_list_of_another_length_has_nothing_to_do_with_the_layers():
-    config, notes = made("qwen3", {"num_hidden_layers": 4, "eos_token_id": [1, 2, 3]},
-                         {"num_hidden_layers": 2})  # fmt: skip
+    config, notes = made(
+        "qwen3", {"num_hidden_layers": 4, "eos_token_id": [1, 2, 3]}, {"num_hidden_layers": 2}
+    )
     assert config["eos_token_id"] == [1, 2, 3]
     assert notes == ()
 
@@ -98,8 +103,9 @@ def test_a_config_of_many_parts_gives_its_decoder_to_the_causal_lm():
 def test_parameters_have_no_data_whatever_way_they_are_made():
     small = {"d_model": 32, "n_head": 4, "d_inner": 48, "n_layer": 1, "vocab_size": 64}
     with quiet():
-        module = build({"model_type": "xlnet", **small}, {}, model="small", dtype="float32",
-                       attn="eager")  # fmt: skip
+        module = build(
+            {"model_type": "xlnet", **small}, {}, model="small", dtype="float32", attn="eager"
+        )
     assert all(parameter.is_meta for parameter in module.parameters())
     names = dict(module.named_parameters(remove_duplicate=False))
     assert names["lm_loss.weight"] is names["transformer.word_embedding.weight"]  # still tied
@@ -113,17 +119,43 @@ SIZES = dict(zip("bijkhl", (2, 3, 4, 5, 6, 7), strict=True))
 @pytest.mark.parametrize(
     "equation",
     [
-        "bij,bjk->bik", "bhi,bhj->bhij", "ibh,hjk->ibjk", "bi,bj->bij", "bij,bij->bi",
-        "bihk,bjhk->bhij", "i,j->ij", "bijh,bhk->bikj", "ij,jk->ki", "bi,bi->bi", "bij,j->bi",
-        "bij,bj->bij", "bil,bhl->bih", "i j, j k -> i k", "i,i->",
-        "...ij,...kj->...ik", "...i,ij->...j", "i...,ij->...j",
+        "bij,bjk->bik",
+        "bhi,bhj->bhij",
+        "ibh,hjk->ibjk",
+        "bi,bj->bij",
+        "bij,bij->bi",
+        "bihk,bjhk->bhij",
+        "i,j->ij",
+        "bijh,bhk->bikj",
+        "ij,jk->ki",
+        "bi,bi->bi",
+        "bij,j->bi",
+        "bij,bj->bij",
+        "bil,bhl->bih",
+        "i j, j k -> i k",
+        "i,i->",
+        "...ij,...kj->...ik",
+        "...i,ij->...j",
+        "i...,ij->...j",
         # one operand, or what it alone has to sum; one product after the other
-        "bij->bji", "bij->bj", "ij->", "bij,jk->bk", "bij,bhj->bi", "bij,bkl->b", "ij,jk", "ij,ki",
-        "ij,jk,kl->il", "bij,jk,kl,b->il", "bij,hij,bl->hl", "i,j,k->ijk", "bij,bjk,bkl",
+        "bij->bji",
+        "bij->bj",
+        "ij->",
+        "bij,jk->bk",
+        "bij,bhj->bi",
+        "bij,bkl->b",
+        "ij,jk",
+        "ij,ki",
+        "ij,jk,kl->il",
+        "bij,jk,kl,b->il",
+        "bij,hij,bl->hl",
+        "i,j,k->ijk",
+        "bij,bjk,bkl",
         # left to torch as it is
-        "ii->i", "bii,ij->bj",
+        "ii->i",
+        "bii,ij->bj",
     ],
-)  # fmt: skip
+)
 def test_an_einsum_gives_what_torch_gives_for_as_many_flops(equation):
     parts = equation.partition("->")[0].replace(" ", "").split(",")
     shapes = [[SIZES[c] for c in part.replace("...", "bh")] for part in parts]
@@ -142,8 +174,12 @@ def test_an_einsum_gives_what_torch_gives_for_as_many_flops(equation):
 )
 def test_what_letters_say_is_spelled_out(equation):
     shapes = {
-        "...ij": (2, 5, 3, 4), "...kj": (2, 5, 6, 4), "...i": (2, 5, 3), "ij": (3, 4), "i": (3,),
-    }  # fmt: skip
+        "...ij": (2, 5, 3, 4),
+        "...kj": (2, 5, 6, 4),
+        "...i": (2, 5, 3),
+        "ij": (3, 4),
+        "i": (3,),
+    }
     operands = [torch.zeros(shapes[part]) for part in equation.partition("->")[0].split(",")]
     with patch.object(lowering, "_einsum", side_effect=AssertionError):
         spelled_out(equation, *operands)
@@ -200,10 +236,18 @@ def model(batch):
 # --- a trace is what runs -------------------------------------------------------------------------
 
 MIXERS = {
-    "mamba2": {"hidden_size": 32, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1,
-               "vocab_size": 64, "num_hidden_layers": 1, "chunk_size": 16},
+    "mamba2": {
+        "hidden_size": 32,
+        "num_heads": 4,
+        "head_dim": 16,
+        "state_size": 8,
+        "n_groups": 1,
+        "vocab_size": 64,
+        "num_hidden_layers": 1,
+        "chunk_size": 16,
+    },
     "xlnet": {"d_model": 32, "n_head": 4, "d_inner": 48, "n_layer": 1, "vocab_size": 64},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("model_type", MIXERS)
@@ -218,10 +262,17 @@ def test_products_of_einsums_equal_torch(model_type):
 def test_code_for_an_export_alone_is_not_traced():
     """A gated delta rule solves a triangular system where it runs."""
     config = {
-        "model_type": "qwen3_5_text", **SMALL, "num_hidden_layers": 1, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2,
-        "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-    }  # fmt: skip
+        "model_type": "qwen3_5_text",
+        **SMALL,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    }
     graph = annotate(capture(config, model="small", batch=BATCH, seq=SEQ, symbolic=False).graph)
     solved = [op.cost.flops or 0 for op in graph.ops if "solve_triangular" in op.target]
     assert all(solved)  # n^2 multiply-accumulates a right-hand side, of which torch counts none
@@ -240,8 +291,14 @@ def test_what_a_trace_changes_in_transformers_is_undone():
 
 @pytest.mark.slow
 def test_a_loop_over_the_tokens_gives_a_concrete_trace_and_the_reason():
-    config = {"model_type": "mamba", "hidden_size": 16, "state_size": 4, "num_hidden_layers": 1,
-              "vocab_size": 32, "intermediate_size": 32}  # fmt: skip
+    config = {
+        "model_type": "mamba",
+        "hidden_size": 16,
+        "state_size": 4,
+        "num_hidden_layers": 1,
+        "vocab_size": 32,
+        "intermediate_size": 32,
+    }
     result = capture(config, model="small", batch=BATCH, seq=5)
     assert result.graph.meta.symbolic == ()
     assert any("seq" in warning for warning in result.warnings)
@@ -251,19 +308,32 @@ def test_a_loop_over_the_tokens_gives_a_concrete_trace_and_the_reason():
 
 BY_VALUES = {
     "dbrx": (
-        {"d_model": 32, "n_heads": 4, "n_layers": 9, "max_seq_len": 64, "vocab_size": 64,
-         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
-         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
+        {
+            "d_model": 32,
+            "n_heads": 4,
+            "n_layers": 9,
+            "max_seq_len": 64,
+            "vocab_size": 64,
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
+            "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+        },
         "its code goes by the values of tensors, not by their shapes alone",
         "transformer.blocks.0.ffn.experts (DbrxExperts)",
     ),
     "jetmoe": (
-        {"hidden_size": 32, "num_hidden_layers": 1, "num_key_value_heads": 2, "kv_channels": 8,
-         "intermediate_size": 32, "num_local_experts": 4, "vocab_size": 64},
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_key_value_heads": 2,
+            "kv_channels": 8,
+            "intermediate_size": 32,
+            "num_local_experts": 4,
+            "vocab_size": 64,
+        },
         "its sizes depend on the data",
         "model.layers.0.self_attention.experts.input_linear (JetMoeParallelExperts)",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BY_VALUES)
@@ -289,7 +359,7 @@ def test_code_that_goes_by_values_is_named_with_its_module_and_line(kind):
         (Untraceable("None", cause=KeyError()), (), "eager", "Check the config's fields."),
         (Untraceable("shape", cause=RuntimeError()), (), "eager", "another --seq or --batch."),
     ],
-)  # fmt: skip
+)
 def test_what_to_try_goes_by_what_failed(error, overrides, attn, advice):
     assert error.advice(overrides, attn).endswith(advice)
 
@@ -344,12 +414,13 @@ def test_how_a_trace_was_made():
 def test_the_page_counts_its_rows_and_says_them_so_that_they_can_be_read_back():
     swept = {
         "causal-lm": [
-            Row("a", ("symbolic",), 1010, 0.5, "equal"), Row("b", ("no",), notes="x | y < z; 1")
+            Row("a", ("symbolic",), 1010, 0.5, "equal"),
+            Row("b", ("no",), notes="x | y < z; 1"),
         ],
         "masked-lm": [Row("c", ("bounded",), 9, 0.25, "-", "no formula: 2 x aten.fft.default")],
         "seq2seq-lm": [Row("d", ("symbolic", "no", "-"), 9, 1.0, "equal", "encoder: no")],
         "image-classification": [],
-    }  # fmt: skip
+    }
     text = page(swept)
     assert "| model types | 2 | 1 | 1 | 0 |" in text
     assert "| traced | 1 | 1 | 1 | 0 |" in text

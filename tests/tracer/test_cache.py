@@ -47,14 +47,27 @@ def keep(captured, key="0" * 32):
 
 SHORT = {"num_hidden_layers": 2}
 WINDOWED = {
-    "model_type": "mistral", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "sliding_window": 24,
-}  # fmt: skip
+    "model_type": "mistral",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "sliding_window": 24,
+}
 HYBRID = {
-    "model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96, "head_dim": 16,
-    "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
-    "sliding_window": 24, "max_position_embeddings": 256,
-}  # fmt: skip
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "head_dim": 16,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "sliding_window": 24,
+    "max_position_embeddings": 256,
+}
 
 
 @pytest.mark.parametrize(
@@ -63,37 +76,112 @@ HYBRID = {
         # (batch, seq[, past]): other sizes that the trace reaches, and some that it does not
         (preset("llama-3.2-1b") | SHORT, {}, (1, 32), [(1, 131073)], [(2, 32), (1, 1)]),
         (preset("llama-3.2-1b") | SHORT, {}, (1, 32), [(1, 2)], [(2, 32), (1, 1)]),
-        pytest.param(preset("llama-3.2-1b") | SHORT, {"logits": "all", "attn": "sdpa"}, (3, 32),
-                     [(2, 16)], [(1, 32), (3, 1)], marks=pytest.mark.slow),
-        (preset("gpt2") | {"n_layer": 2}, {"dtype": "bfloat16"}, (1, 700),
-         [(1, 32), (1, 1500)], [(5, 700)]),
-        pytest.param(preset("bert-base") | SHORT, {}, (2, 600), [(2, 32), (4, 512)], [(1, 600)],
-                     marks=pytest.mark.slow),
-        pytest.param(preset("llama-3.2-1b"), {"overrides": {"num_key_value_heads": 4}},
-                     (1, 32), [(1, 333)], [], marks=pytest.mark.slow),
-        pytest.param(preset("qwen2.5-3b") | SHORT, {"full": True}, (1, 32), [(1, 333)], [],
-                     marks=pytest.mark.slow),
+        pytest.param(
+            preset("llama-3.2-1b") | SHORT,
+            {"logits": "all", "attn": "sdpa"},
+            (3, 32),
+            [(2, 16)],
+            [(1, 32), (3, 1)],
+            marks=pytest.mark.slow,
+        ),
+        (
+            preset("gpt2") | {"n_layer": 2},
+            {"dtype": "bfloat16"},
+            (1, 700),
+            [(1, 32), (1, 1500)],
+            [(5, 700)],
+        ),
+        pytest.param(
+            preset("bert-base") | SHORT,
+            {},
+            (2, 600),
+            [(2, 32), (4, 512)],
+            [(1, 600)],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            preset("llama-3.2-1b"),
+            {"overrides": {"num_key_value_heads": 4}},
+            (1, 32),
+            [(1, 333)],
+            [],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            preset("qwen2.5-3b") | SHORT,
+            {"full": True},
+            (1, 32),
+            [(1, 333)],
+            [],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(WINDOWED, {}, (1, 16), [(1, 23), (1, 40)], [], marks=pytest.mark.slow),
-        pytest.param(WINDOWED, {"attn": "sdpa"}, (1, 16), [(1, 23), (1, 2)], [(1, 24), (1, 40)],
-                     marks=pytest.mark.slow),
-        pytest.param(WINDOWED, {"attn": "sdpa"}, (1, 40), [(1, 24), (1, 77)], [(1, 23), (1, 2)],
-                     marks=pytest.mark.slow),
+        pytest.param(
+            WINDOWED,
+            {"attn": "sdpa"},
+            (1, 16),
+            [(1, 23), (1, 2)],
+            [(1, 24), (1, 40)],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            WINDOWED,
+            {"attn": "sdpa"},
+            (1, 40),
+            [(1, 24), (1, 77)],
+            [(1, 23), (1, 2)],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(HYBRID, {}, (1, 16), [(1, 23)], [(4, 16)], marks=pytest.mark.slow),
         pytest.param(HYBRID, {}, (2, 100), [(3, 90), (2, 300)], [], marks=pytest.mark.slow),
-        pytest.param(preset("llama-3.2-1b") | SHORT, {"seq": 32, "cache": True}, (1, 32),
-                     [(1, 64)], [], marks=pytest.mark.slow),
-        (preset("llama-3.2-1b") | SHORT, {"phase": "decode"}, (1, 1, 64),
-         [(1, 1, 2), (1, 1, 1000)], [(2, 1, 64), (1, 1, 1)]),
-        pytest.param(WINDOWED, {"phase": "decode"}, (1, 1, 10), [(1, 1, 20)],
-                     [(1, 1, 24), (1, 1, 100)], marks=pytest.mark.slow),
-        pytest.param(WINDOWED, {"phase": "decode"}, (2, 1, 60), [(3, 1, 60)],
-                     [(2, 1, 61), (2, 1, 10)], marks=pytest.mark.slow),
-        (preset("gpt2") | {"n_layer": 2}, {"phase": "decode"}, (1, 1, 100),
-         [(1, 1, 1024), (1, 1, 1600)], []),  # it has 1024 positions
-        pytest.param(preset("llama-3.2-1b") | SHORT, {}, (1, 16, 64), [(1, 20, 99)], [(1, 1, 64)],
-                     marks=pytest.mark.slow),
+        pytest.param(
+            preset("llama-3.2-1b") | SHORT,
+            {"seq": 32, "cache": True},
+            (1, 32),
+            [(1, 64)],
+            [],
+            marks=pytest.mark.slow,
+        ),
+        (
+            preset("llama-3.2-1b") | SHORT,
+            {"phase": "decode"},
+            (1, 1, 64),
+            [(1, 1, 2), (1, 1, 1000)],
+            [(2, 1, 64), (1, 1, 1)],
+        ),
+        pytest.param(
+            WINDOWED,
+            {"phase": "decode"},
+            (1, 1, 10),
+            [(1, 1, 20)],
+            [(1, 1, 24), (1, 1, 100)],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            WINDOWED,
+            {"phase": "decode"},
+            (2, 1, 60),
+            [(3, 1, 60)],
+            [(2, 1, 61), (2, 1, 10)],
+            marks=pytest.mark.slow,
+        ),
+        (
+            preset("gpt2") | {"n_layer": 2},
+            {"phase": "decode"},
+            (1, 1, 100),
+            [(1, 1, 1024), (1, 1, 1600)],
+            [],
+        ),  # it has 1024 positions
+        pytest.param(
+            preset("llama-3.2-1b") | SHORT,
+            {},
+            (1, 16, 64),
+            [(1, 20, 99)],
+            [(1, 1, 64)],
+            marks=pytest.mark.slow,
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.few(1)
 def test_a_trace_at_other_sizes_is_what_a_fresh_capture_is(
     config, options, at, others, misses, place, tmp_path
@@ -154,8 +242,22 @@ def _chain(steps, sizes):
     for i, (target, shape) in enumerate(zip(targets, shapes, strict=True)):
         view = i > 0 and views[i - 1]
         ops.append(Op(i, f"o{i}", target, Kind.COPY, "", "", None, None, False, view, "int8"))
-        tensors.append(Tensor(i, i, f"o{i}", Role.ACTIVATION, None, "int8", (), tuple(shape), 0,
-                              None, None, 0 if view else None))  # fmt: skip
+        tensors.append(
+            Tensor(
+                i,
+                i,
+                f"o{i}",
+                Role.ACTIVATION,
+                None,
+                "int8",
+                (),
+                tuple(shape),
+                0,
+                None,
+                None,
+                0 if view else None,
+            )
+        )
     return ops, tensors, views
 
 
@@ -183,8 +285,9 @@ def _steps(draw):
 def test_where_memory_is_said_to_be_shared_alike_torch_shares_it_alike(
     steps, batch, seq, other_batch, other_seq
 ):
-    one, other = ({"batch": b, "seq": s, "past": 0}
-                  for b, s in ((batch, seq), (other_batch, other_seq)))  # fmt: skip
+    one, other = (
+        {"batch": b, "seq": s, "past": 0} for b, s in ((batch, seq), (other_batch, other_seq))
+    )
     try:
         ops, tensors, views = _chain(steps, one)
         *_, other_views = _chain(steps, other)
@@ -325,8 +428,11 @@ def small():
 
 def same_rows(one: OpGraph, other: OpGraph) -> bool:
     return (one.meta, one.ops, one.tensors, one.edges) == (
-        other.meta, other.ops, other.tensors, other.edges
-    )  # fmt: skip
+        other.meta,
+        other.ops,
+        other.tensors,
+        other.edges,
+    )
 
 
 def test_whatever_is_damaged_is_a_miss_and_goes(small, place):
@@ -334,8 +440,12 @@ def test_whatever_is_damaged_is_a_miss_and_goes(small, place):
     (entry,) = place.iterdir()
     files = {path.name: path.read_bytes() for path in entry.iterdir()}
     assert sorted(files) == [
-        MANIFEST, "edges.parquet", "ops.parquet", "record.json", "tensors.parquet"
-    ]  # fmt: skip
+        MANIFEST,
+        "edges.parquet",
+        "ops.parquet",
+        "record.json",
+        "tensors.parquet",
+    ]
     for name, data in files.items():
         middle = len(data) // 2
         for broken in (
@@ -421,9 +531,14 @@ def test_every_option_is_of_the_key(place, tmp_path, monkeypatch):
     assert not cached("--no-cache")
     assert not place.exists()
     ways = [
-        [], ["--attn", "sdpa"], ["--batch", "2"], ["--dtype", "bfloat16"], ["--logits", "all"],
-        ["--set", "vocab_size=999"], ["--full"],
-    ]  # fmt: skip
+        [],
+        ["--attn", "sdpa"],
+        ["--batch", "2"],
+        ["--dtype", "bfloat16"],
+        ["--logits", "all"],
+        ["--set", "vocab_size=999"],
+        ["--full"],
+    ]
     assert [cached(*way) for way in ways] == [False] * len(ways)
     assert [cached(*way) for way in ways] == [True] * len(ways)
     assert not cached("--no-cache")

@@ -148,9 +148,12 @@ def test_repeated_layers_equal_the_whole_trace_of_every_preset(name):
 def test_unlike_layers_are_traced_whole():
     """Layers that take turns between a window and full attention are not alike."""
     config = {
-        **preset("qwen1.5-0.5b"), "num_hidden_layers": 6, "use_sliding_window": True,
-        "layer_types": ["sliding_attention", "full_attention"] * 3, "sliding_window": 16,
-    }  # fmt: skip
+        **preset("qwen1.5-0.5b"),
+        "num_hidden_layers": 6,
+        "use_sliding_window": True,
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "sliding_window": 16,
+    }
     stamped = capture(config, model="mixed", seq=48).graph
     whole = capture(config, model="mixed", seq=48, full=True).graph
     assert stamped.ops == whole.ops
@@ -213,9 +216,14 @@ LOOKS: dict[str, tuple[Odd, int]] = {
 
 def toy_task(module: torch.nn.Module, batch: int = 2, seq: int = 8) -> Task:
     return Task(
-        module, "toy", reading(module, "toy", "prefill"), phase="prefill",
-        sizes={"batch": batch, "seq": seq}, logits="all", cache=False,
-    )  # fmt: skip
+        module,
+        "toy",
+        reading(module, "toy", "prefill"),
+        phase="prefill",
+        sizes={"batch": batch, "seq": seq},
+        logits="all",
+        cache=False,
+    )
 
 
 def traced_toy(module: torch.nn.Module, full: bool = False) -> Program:
@@ -309,15 +317,18 @@ def same_toys(module: torch.nn.Module, repeated: int) -> None:
     [
         (lambda index, depth: 0, "aaaaaaaaaaaaa", 13 - 4),
         # The seventh alone reads. Of 7 blocks (0, 1, 3, 4, 6, 8, 12) it would read another's.
-        (lambda index, depth: index - 2 if index == (6 if depth > 9 else 4) else None,
-         "aaabcadaaaaaa", 0),
+        (
+            lambda index, depth: index - 2 if index == (6 if depth > 9 else 4) else None,
+            "aaabcadaaaaaa",
+            0,
+        ),
         (lambda index, depth: 0, "aaaaabbbbbbbb", 13 - 6),
         (lambda index, depth: [0, 1][index % 2], "aaaaaaaaaaaaa", 0),
         (lambda index, depth: depth - 9, "aaaabcccccccc", 0),  # of few blocks, there is none
         (lambda index, depth: index - 2, "aaaaaaaaaaaaa", 0),
     ],
     ids=["the first", "one reader", "the first by two kinds", "two", "from the end", "relative"],
-)  # fmt: skip
+)
 @pytest.mark.few(2)
 def test_what_one_block_makes_may_be_read_by_all(source, kinds, repeated):
     same_toys(Sharing(source, kinds), repeated)
@@ -398,8 +409,9 @@ def test_set_changes_the_model(traced, kv_heads, width):
     assert len(k_proj) == 1
     assert {(op.cost.gemm.k, op.cost.gemm.n) for op in k_proj} == {(2048, width)}
     assert graph.meta.overrides == (
-        ("num_hidden_layers", "1"), *((("num_key_value_heads", "32"),) if kv_heads else ()),
-    )  # fmt: skip
+        ("num_hidden_layers", "1"),
+        *((("num_key_value_heads", "32"),) if kv_heads else ()),
+    )
 
 
 @pytest.mark.parametrize("name", ["edge-10m", *sparing(n for n in FAMILIES if n != "edge-10m")])
@@ -452,8 +464,11 @@ def test_beyond_the_positions_is_a_warning():
 
 def test_a_branch_on_the_length_bounds_the_formulas():
     """BigBird looks at the length of the sequence to choose between two kinds of attention."""
-    config = {"model_type": "big_bird", "num_hidden_layers": 1,
-              "architectures": ["BigBirdForCausalLM"]}  # fmt: skip
+    config = {
+        "model_type": "big_bird",
+        "num_hidden_layers": 1,
+        "architectures": ["BigBirdForCausalLM"],
+    }
     captured = capture(config, model="big_bird", seq=64)
     assert captured.warnings == ("the formulas hold where seq <= 704",)
     assert captured.graph.meta.symbolic == ("batch", "seq")
@@ -461,8 +476,14 @@ def test_a_branch_on_the_length_bounds_the_formulas():
 
 def test_a_model_that_only_traces_at_concrete_sizes_says_so():
     """Mamba without its kernels goes through the sequence token by token."""
-    config = {"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 16, "state_size": 4,
-              "vocab_size": 32, "architectures": ["MambaForCausalLM"]}  # fmt: skip
+    config = {
+        "model_type": "mamba",
+        "num_hidden_layers": 1,
+        "hidden_size": 16,
+        "state_size": 4,
+        "vocab_size": 32,
+        "architectures": ["MambaForCausalLM"],
+    }
     captured = capture(config, model="mamba", seq=4)
     (warning,) = captured.warnings
     assert "mamba cannot be traced for every batch and seq" in warning
@@ -557,8 +578,14 @@ def test_a_run_on_meta_works_out_each_op_once(monkeypatch):
 @pytest.mark.few(1)
 def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeypatch):
     """transformers masks an export where a run needs no mask: the trace must follow the run."""
-    config = {**config, "num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 16,
-              "intermediate_size": 64, "vocab_size": 99}  # fmt: skip
+    config = {
+        **config,
+        "num_hidden_layers": 1,
+        "hidden_size": 64,
+        "num_attention_heads": 16,
+        "intermediate_size": 64,
+        "vocab_size": 99,
+    }
     graph = capture(config, model="tiny", batch=1, seq=12, attn="sdpa", symbolic=False).graph
     traced = [
         [t.shape for t in graph.inputs(op.id)] for op in graph.ops if op.kind is Kind.ATTENTION
@@ -583,8 +610,12 @@ def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeyp
 @pytest.mark.parametrize(("seq", "said"), [(64, "seq <= 99"), (100, "seq >= 100")])
 @pytest.mark.few(1)
 def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas(seq, said):
-    config = {"model_type": "mistral", "num_hidden_layers": 1, "sliding_window": 100,
-              "architectures": ["MistralForCausalLM"]}  # fmt: skip
+    config = {
+        "model_type": "mistral",
+        "num_hidden_layers": 1,
+        "sliding_window": 100,
+        "architectures": ["MistralForCausalLM"],
+    }
     captured = capture(config, model="mistral", seq=seq, attn="sdpa")
     (warning,) = captured.warnings
     assert f"the formulas hold where {said}" in warning
@@ -644,9 +675,9 @@ def test_what_is_written_through_a_view_is_seen_by_readers_of_the_whole():
     module = _Writer()
     exported = torch.export.export(module, (example,), strict=False)
     program = lower(exported, module, {})
-    graph = build_graph(program, TraceMeta(
-        "writer", "prefill", 3, 7, 0, "float32", "eager", "all", (), 0
-    ))  # fmt: skip
+    graph = build_graph(
+        program, TraceMeta("writer", "prefill", 3, 7, 0, "float32", "eager", "all", (), 0)
+    )
     double, triple = (
         next(op for op in graph.ops if op.target == "aten.mul.Tensor" and number in op.name)
         for number in ("1", "0")

@@ -18,18 +18,29 @@ from tracer.serde import read_trace
 from tracer.summary import modules_not_run
 
 LLAMA: Mapping[str, Any] = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32,
-    "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64,
-}  # fmt: skip
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+}
 LLAVA: Mapping[str, Any] = {
-    "model_type": "llava", "architectures": ["LlavaForConditionalGeneration"],
+    "model_type": "llava",
+    "architectures": ["LlavaForConditionalGeneration"],
     "text_config": {**LLAMA, "_attn_implementation": "sdpa"},
     "vision_config": {
-        "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+        "model_type": "clip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
         "attn_implementation": "sdpa",
     },
-}  # fmt: skip
+}
 
 
 def kinds(graph: OpGraph) -> set[Kind]:
@@ -88,21 +99,30 @@ def test_what_has_no_such_attention_says_so(tmp_path: Path) -> None:
 
 def test_what_else_of_a_config_is_not_used_is_one_line() -> None:
     config = {
-        **LLAMA, "torch_dtype": "bfloat16", "quantization_config": {"quant_method": "gptq"},
-        "pruned_heads": {"0": [1]}, "auto_map": {"AutoModel": "own.Model"}, "use_cache": False,
-    }  # fmt: skip
+        **LLAMA,
+        "torch_dtype": "bfloat16",
+        "quantization_config": {"quant_method": "gptq"},
+        "pruned_heads": {"0": [1]},
+        "auto_map": {"AutoModel": "own.Model"},
+        "use_cache": False,
+    }
     made = capture(config, model="m", seq=8, dtype="float16", symbolic=False)
     (said,) = made.warnings
     for part in (
-        "torch_dtype = bfloat16 (--dtype float16 is what is traced)", "quantization_config (",
-        "pruned_heads (every head is traced)", "auto_map (",
-    ):  # fmt: skip
+        "torch_dtype = bfloat16 (--dtype float16 is what is traced)",
+        "quantization_config (",
+        "pruned_heads (every head is traced)",
+        "auto_map (",
+    ):
         assert part in said
     assert {t.dtype for t in made.graph.tensors if t.op is None} == {"float16", "float32"}
-    assert not capture({**config, **dict.fromkeys(
-        ("quantization_config", "pruned_heads", "auto_map"))}, model="m", seq=8, dtype="bfloat16",
+    assert not capture(
+        {**config, **dict.fromkeys(("quantization_config", "pruned_heads", "auto_map"))},
+        model="m",
+        seq=8,
+        dtype="bfloat16",
         symbolic=False,
-    ).warnings  # fmt: skip
+    ).warnings
 
 
 # --- sizes ----------------------------------------------------------------------------------------
@@ -115,26 +135,35 @@ CLIP = {"model_type": "clip_vision_model", "hidden_size": 32}
     [
         (
             {"model_type": "llama", "dim": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8},
-            ["dim, n_layers, n_heads, n_kv_heads", "hidden_size for dim",
-             "num_hidden_layers for n_layers", "num_attention_heads for n_heads",
-             "num_key_value_heads for n_kv_heads"],
+            [
+                "dim, n_layers, n_heads, n_kv_heads",
+                "hidden_size for dim",
+                "num_hidden_layers for n_layers",
+                "num_attention_heads for n_heads",
+                "num_key_value_heads for n_kv_heads",
+            ],
         ),
         ({"model_type": "llama", "vocab_size": 9, "n_layers": 3}, ["num_hidden_layers for"]),
         ({"model_type": "llama", "hiden_size": 64, "num_hidden_layers": 3}, ["hidden_size for"]),
         ({"model_type": "llama", "foo_size": 64}, ["foo_size", "hidden_size", "vocab_size"]),
         (
             {"model_type": "llava", "hidden_size": 64, "num_hidden_layers": 2},
-            ["LlavaConfig does not read hidden_size, num_hidden_layers",
-             "text_config.hidden_size for hidden_size"],
+            [
+                "LlavaConfig does not read hidden_size, num_hidden_layers",
+                "text_config.hidden_size for hidden_size",
+            ],
         ),
         (
-            {"model_type": "llava", "vision_config": CLIP,
-             "text_config": {"model_type": "llama", "n_layers": 2}},
+            {
+                "model_type": "llava",
+                "vision_config": CLIP,
+                "text_config": {"model_type": "llama", "n_layers": 2},
+            },
             ["text_config.num_hidden_layers for text_config.n_layers"],
         ),
         ({"model_type": "whisper", "n_layers": 3}, ["decoder_layers for n_layers"]),
     ],
-)  # fmt: skip
+)
 def test_sizes_that_the_type_does_not_read_are_refused(
     config: Mapping[str, Any], says: list[str]
 ) -> None:
@@ -163,10 +192,12 @@ def test_sizes_that_the_type_does_not_read_are_refused(
             {**LLAVA, "hidden_size": 64, "text_config": {**LLAMA, "dim": 5}},
             "LlavaConfig has no hidden_size; LlamaConfig has no text_config.dim",
         ),
-        ({"model_type": "t5"}, "defaults of T5Config (num_layers 6, d_model 512, num_heads 8, "
-                               "vocab_size 32,128)"),
+        (
+            {"model_type": "t5"},
+            "defaults of T5Config (num_layers 6, d_model 512, num_heads 8, vocab_size 32,128)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_read_and_what_is_a_default_is_said(
     config: Mapping[str, Any], said: str
 ) -> None:
@@ -273,9 +304,15 @@ def test_of_a_model_that_also_sees_the_tower_is_not_run(tmp_path: Path) -> None:
 def test_the_encoder_of_a_decoders_step_is_not_run() -> None:
     """T5's table of tokens is the encoder's too: it is read, and the rest of the encoder is not."""
     t5 = {
-        "model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2,
-        "num_decoder_layers": 1, "vocab_size": 64,
-    }  # fmt: skip
+        "model_type": "t5",
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_heads": 4,
+        "num_layers": 2,
+        "num_decoder_layers": 1,
+        "vocab_size": 64,
+    }
     graph = capture(t5, model="m", phase="decode", past=4, source=4, symbolic=False).graph
     idle = modules_not_run(graph)
     # Blocks: four products 32 x 32, an MLP of two 32 x 48, two norms; 32 buckets x 4 heads once.

@@ -46,20 +46,34 @@ def written(folder: Path, code: str) -> Path:
 
 
 DRAWN = [
-    "torch.rand(8)", "torch.randn(1, 8)", "torch.randint(0, 3, (8,))", "torch.randperm(8)",
-    "torch.rand_like(x)", "torch.randn_like(x)", "torch.randint_like(x, 3)",
-    "torch.bernoulli(torch.full((8,), 0.5))", "torch.bernoulli(torch.empty_like(x), 0.5)",
-    "torch.normal(0.0, 1.0, (8,), device=x.device)", "torch.normal(torch.zeros(8), torch.ones(8))",
-    "torch.multinomial(torch.ones(8), 8)", "torch.poisson(torch.ones(8))",
-    "torch.empty(8).uniform_()", "torch.empty(8).normal_()", "torch.empty(8).exponential_()",
-    "torch.empty(8).random_(3)", "torch.zeros(8).cauchy_()", "torch.zeros(8).log_normal_()",
-    "torch.zeros(8).geometric_(0.5)", "torch.zeros(8).bernoulli_(0.5)",
-    "F.dropout(torch.ones(8), 0.5, training=True)", "F.gumbel_softmax(torch.ones(1, 8))",
+    "torch.rand(8)",
+    "torch.randn(1, 8)",
+    "torch.randint(0, 3, (8,))",
+    "torch.randperm(8)",
+    "torch.rand_like(x)",
+    "torch.randn_like(x)",
+    "torch.randint_like(x, 3)",
+    "torch.bernoulli(torch.full((8,), 0.5))",
+    "torch.bernoulli(torch.empty_like(x), 0.5)",
+    "torch.normal(0.0, 1.0, (8,), device=x.device)",
+    "torch.normal(torch.zeros(8), torch.ones(8))",
+    "torch.multinomial(torch.ones(8), 8)",
+    "torch.poisson(torch.ones(8))",
+    "torch.empty(8).uniform_()",
+    "torch.empty(8).normal_()",
+    "torch.empty(8).exponential_()",
+    "torch.empty(8).random_(3)",
+    "torch.zeros(8).cauchy_()",
+    "torch.zeros(8).log_normal_()",
+    "torch.zeros(8).geometric_(0.5)",
+    "torch.zeros(8).bernoulli_(0.5)",
+    "F.dropout(torch.ones(8), 0.5, training=True)",
+    "F.gumbel_softmax(torch.ones(1, 8))",
     "F.alpha_dropout(torch.ones(8), 0.5, training=True)",
     "F.rrelu(-torch.ones(8), training=True)",
     "F.dropout1d(torch.ones(8, 1), 0.5, training=True)[:, 0]",
     "F.scaled_dot_product_attention(*[torch.ones(1, 1, 8)] * 3, dropout_p=0.5)[0]",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("drawn", DRAWN)
@@ -79,11 +93,13 @@ def test_what_is_drawn_is_no_constant(tmp_path, drawn):
 @pytest.mark.parametrize(
     "drawn",
     [
-        "F.dropout(torch.ones(8), 0.5, training=False)", "torch.empty(8)",
-        "F.dropout(torch.ones(8), 0.0, training=True)", "F.rrelu(-torch.ones(8))",
+        "F.dropout(torch.ones(8), 0.5, training=False)",
+        "torch.empty(8)",
+        "F.dropout(torch.ones(8), 0.0, training=True)",
+        "F.rrelu(-torch.ones(8))",
         "F.scaled_dot_product_attention(*[torch.ones(1, 1, 8)] * 3)[0]",
     ],
-)  # fmt: skip
+)
 def test_what_is_not_drawn_is_as_before(tmp_path, drawn):
     code = f"drawn = {drawn}; return x + drawn, torch.ones(8).sin()"
     made = captured(tmp_path, code)
@@ -134,9 +150,15 @@ EVERY_SORT = (
 def test_a_run_draws_what_the_unsplit_model_draws(tmp_path, code):
     file = written(tmp_path, code)
     done = invoke(
-        "cutedge", "verify", f"{file}:build", "--out", tmp_path / "out", "--json",
-        "--policy", "offload-linear",
-    )  # fmt: skip
+        "cutedge",
+        "verify",
+        f"{file}:build",
+        "--out",
+        tmp_path / "out",
+        "--json",
+        "--policy",
+        "offload-linear",
+    )
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["runs"]
     assert found["max_abs_difference"] == 0 < found["max_abs_result"]

@@ -16,26 +16,44 @@ from tracer.capture.models import build
 from tracer.errors import CutedgeError, InputError
 
 SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
     "vocab_size": 64,
-}  # fmt: skip
+}
 BERT: Mapping[str, Any] = {"model_type": "bert", "architectures": ["BertModel"], **SIZES}
 BART: Mapping[str, Any] = {
-    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 64,
-}  # fmt: skip
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "vocab_size": 64,
+}
 ENDS = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
 WHISPER: Mapping[str, Any] = {
-    "model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"], **BART, **ENDS,
-}  # fmt: skip
+    "model_type": "whisper",
+    "architectures": ["WhisperForConditionalGeneration"],
+    **BART,
+    **ENDS,
+}
 SEES: Mapping[str, Any] = {
-    "model_type": "vision-encoder-decoder", "architectures": ["VisionEncoderDecoderModel"],
+    "model_type": "vision-encoder-decoder",
+    "architectures": ["VisionEncoderDecoderModel"],
     "encoder": {"model_type": "vit", **SIZES, "image_size": 32, "patch_size": 8},
     "decoder": {
-        "model_type": "gpt2", "n_embd": 48, "n_layer": 1, "n_head": 4, "vocab_size": 64,
-        "add_cross_attention": True, "is_decoder": True,
+        "model_type": "gpt2",
+        "n_embd": 48,
+        "n_layer": 1,
+        "n_head": 4,
+        "vocab_size": 64,
+        "add_cross_attention": True,
+        "is_decoder": True,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -70,20 +88,59 @@ def test_the_command_says_what_to_do(tmp_path: Path) -> None:
         ({"model_type": "rembert", "architectures": ["RemBertModel"], **SIZES}, True),
         ({"model_type": "gpt_neox", "architectures": ["GPTNeoXModel"], **SIZES}, False),
         ({"model_type": "llama", "architectures": ["LlamaModel"], **SIZES}, False),
-        ({"model_type": "gpt2", "architectures": ["GPT2Model"], "n_embd": 32, "n_layer": 1,
-          "n_head": 4}, False),
+        (
+            {
+                "model_type": "gpt2",
+                "architectures": ["GPT2Model"],
+                "n_embd": 32,
+                "n_layer": 1,
+                "n_head": 4,
+            },
+            False,
+        ),
         ({"model_type": "marian", "architectures": ["MarianForCausalLM"], **BART, **ENDS}, False),
-        ({"model_type": "trocr", "architectures": ["TrOCRForCausalLM"], "d_model": 32,
-          "decoder_layers": 1, "decoder_attention_heads": 4, "vocab_size": 64}, False),
-        ({"model_type": "git", "architectures": ["GitForCausalLM"], **SIZES,
-          "vision_config": {**SIZES, "image_size": 32, "patch_size": 8}}, False),
-        ({"model_type": "gemma3_text", "architectures": ["Gemma3TextModel"], **SIZES,
-          "use_bidirectional_attention": True}, True),
-        ({"model_type": "mamba", "architectures": ["MambaModel"], "hidden_size": 32,
-          "num_hidden_layers": 1, "vocab_size": 64}, False),
+        (
+            {
+                "model_type": "trocr",
+                "architectures": ["TrOCRForCausalLM"],
+                "d_model": 32,
+                "decoder_layers": 1,
+                "decoder_attention_heads": 4,
+                "vocab_size": 64,
+            },
+            False,
+        ),
+        (
+            {
+                "model_type": "git",
+                "architectures": ["GitForCausalLM"],
+                **SIZES,
+                "vision_config": {**SIZES, "image_size": 32, "patch_size": 8},
+            },
+            False,
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "architectures": ["Gemma3TextModel"],
+                **SIZES,
+                "use_bidirectional_attention": True,
+            },
+            True,
+        ),
+        (
+            {
+                "model_type": "mamba",
+                "architectures": ["MambaModel"],
+                "hidden_size": 32,
+                "num_hidden_layers": 1,
+                "vocab_size": 64,
+            },
+            False,
+        ),
     ],
     ids=lambda value: value["architectures"][0] if isinstance(value, dict) else str(value),
-)  # fmt: skip
+)
 def test_which_models_are_encoders(config: Mapping[str, Any], encodes: bool) -> None:
     module = build(config, {}, model="m", dtype="float32", attn="eager")
     assert is_encoder(module) is encodes

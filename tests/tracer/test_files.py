@@ -156,8 +156,11 @@ def test_a_process_that_ends_in_the_middle_leaves_only_whole_files(tmp_path, mon
     for name in ("a", "b"):
         check_file(tmp_path / name)
     assert [(tmp_path / name).read_bytes()[:3] for name in ("a", "b")] == [
-        [b"old", b"old"], [b"old", b"old"], [b"new", b"old"], [b"new", b"new"]
-    ][turn]  # fmt: skip
+        [b"old", b"old"],
+        [b"old", b"old"],
+        [b"new", b"old"],
+        [b"new", b"new"],
+    ][turn]
     assert not list(tmp_path.glob(".*.tmp"))
 
 
@@ -210,9 +213,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["trace", "edge-10m", "--seq", "8", "--out", "t"],
             ["partition", "t", "--policy", "offload-linear"],
             ["cutedge", "cost", "t", "--device", "chip-8x8"],
-            ["cutedge", "sweep", "edge-10m", "--seq", "8..64:8", "--policy", "offload-linear",
-             "--out", "s", "--jobs", "1"],
-        ):  # fmt: skip
+            [
+                "cutedge",
+                "sweep",
+                "edge-10m",
+                "--seq",
+                "8..64:8",
+                "--policy",
+                "offload-linear",
+                "--out",
+                "s",
+                "--jobs",
+                "1",
+            ],
+        ):
             done = invoke(*words)
             assert done.returncode == 0, done.stderr
     finally:
@@ -247,21 +261,26 @@ KINDS: dict[str, tuple[str, list[str]]] = {
     ),
     "costs as CSV": ("t/costs.parquet", ["cutedge", "export", "csv", "costs", "t"]),
     "a manifest": ("t/" + MANIFEST, ["cutedge", "export", "csv", "ops", "t"]),
-    "sweep": (
-        "s/**/sweep.parquet",
-        SUM,
-    ),
-    "a sweep's manifest": (
-        f"s/**/{MANIFEST}",
-        SUM,
-    ),
+    "sweep": ("s/**/sweep.parquet", SUM),
+    "a sweep's manifest": (f"s/**/{MANIFEST}", SUM),
     "a sweep's note": (
         "s/sweep.json",
-        ["cutedge", "sweep", "edge-10m", "--seq", "8..64:8", "--policy", "offload-linear",
-         "--out", "s", "--jobs", "1"],
+        [
+            "cutedge",
+            "sweep",
+            "edge-10m",
+            "--seq",
+            "8..64:8",
+            "--policy",
+            "offload-linear",
+            "--out",
+            "s",
+            "--jobs",
+            "1",
+        ],
     ),
     "the last trace": ("cutedge-out/last-trace", ["cutedge", "export", "csv", "ops"]),
-}  # fmt: skip
+}
 """Kind of file -> (where it is, a command that reads it)."""
 
 

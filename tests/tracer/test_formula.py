@@ -18,23 +18,12 @@ from hypothesis import HealthCheck, assume, example, given
 from hypothesis import strategies as st
 
 from tests.support.examples import examples
-from tracer.formula import (
-    VARIABLES,
-    Formula,
-    const,
-    formula,
-    maximum,
-    minimum,
-    parse,
-    var,
-)
+from tracer.formula import VARIABLES, Formula, const, formula, maximum, minimum, parse, var
 
 BATCH, PAST, SEQ, SOURCE = map(var, VARIABLES)
 
 check = examples(
-    60,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+    60, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
 )
 
 # --- one tree, two meanings -----------------------------------------------------------------------
@@ -453,27 +442,99 @@ def test_degree_of_min_max_and_floor(text, degree):
 
 NO_FORMULAS = [
     # no expression
-    "", " ", "(seq", "seq)", "seq seq", "seq +", "* seq", "seq; seq", "seq = 1", "seq\nseq", "\0",
-    "import os", "2x",
+    "",
+    " ",
+    "(seq",
+    "seq)",
+    "seq seq",
+    "seq +",
+    "* seq",
+    "seq; seq",
+    "seq = 1",
+    "seq\nseq",
+    "\0",
+    "import os",
+    "2x",
     # other expressions
-    "hidden", "SEQ", "seq.real", "seq[0]", "[seq]", "(seq, batch)", "()", "{seq}", "{}",
-    "lambda: seq", "seq if seq else 1", "[seq for seq in batch]", "(seq := 1)", "f'{seq}'",
-    "seq and batch", "seq < batch", "not seq", "await seq", "...",
+    "hidden",
+    "SEQ",
+    "seq.real",
+    "seq[0]",
+    "[seq]",
+    "(seq, batch)",
+    "()",
+    "{seq}",
+    "{}",
+    "lambda: seq",
+    "seq if seq else 1",
+    "[seq for seq in batch]",
+    "(seq := 1)",
+    "f'{seq}'",
+    "seq and batch",
+    "seq < batch",
+    "not seq",
+    "await seq",
+    "...",
     # other operators
-    "~seq", "seq @ seq", "seq & 1", "seq | 1", "seq ^ 1", "seq << 1", "seq >> 1",
+    "~seq",
+    "seq @ seq",
+    "seq & 1",
+    "seq | 1",
+    "seq ^ 1",
+    "seq << 1",
+    "seq >> 1",
     # other constants
-    "1.5", "1.0*seq", "1e3", "2j", "'seq'", "b'seq'", "None", "True", "False", "seq*True",
-    "seq**True", "seq/True",
+    "1.5",
+    "1.0*seq",
+    "1e3",
+    "2j",
+    "'seq'",
+    "b'seq'",
+    "None",
+    "True",
+    "False",
+    "seq*True",
+    "seq**True",
+    "seq/True",
     # powers and quotients that are no polynomial
-    "seq**seq", "2**seq", "seq**-1", "seq**2.0", "seq**(1//2)", "seq/seq", "1/seq", "seq/2.0",
+    "seq**seq",
+    "2**seq",
+    "seq**-1",
+    "seq**2.0",
+    "seq**(1//2)",
+    "seq/seq",
+    "1/seq",
+    "seq/2.0",
     # no value anywhere
-    "seq/0", "1//0", "seq//0", "1 % 0", "seq % 0", "0//0", "seq//(2 - 2)",
+    "seq/0",
+    "1//0",
+    "seq//0",
+    "1 % 0",
+    "seq % 0",
+    "0//0",
+    "seq//(2 - 2)",
     # other calls
-    "abs(seq)", "len(seq)", "int(seq)", "seq(1)", "min", "min()", "max()", "min(seq)", "max(7)",
-    "min(*seq)", "max([seq, 1])", "min(seq, key=seq)", "min(seq, 1, default=2)", "max.real",
-    "math.min(seq, 1)", "__import__('os').getcwd()", "min(seq, 1)(2)", "min(min, 1)",
-    "eval('1')", "max(seq, hidden)",
-]  # fmt: skip
+    "abs(seq)",
+    "len(seq)",
+    "int(seq)",
+    "seq(1)",
+    "min",
+    "min()",
+    "max()",
+    "min(seq)",
+    "max(7)",
+    "min(*seq)",
+    "max([seq, 1])",
+    "min(seq, key=seq)",
+    "min(seq, 1, default=2)",
+    "max.real",
+    "math.min(seq, 1)",
+    "__import__('os').getcwd()",
+    "min(seq, 1)(2)",
+    "min(min, 1)",
+    "eval('1')",
+    "max(seq, hidden)",
+]
 
 
 @pytest.mark.parametrize("text", NO_FORMULAS)

@@ -34,7 +34,9 @@ WORDS = {
     "seq is not a multiple of 256": [sympy.Gt(Mod(256 - Mod(SEQ, 256), 256), 0)],
     "seq is a multiple of 64": [sympy.Eq(Mod(SEQ, 64), 0)],
     "seq is a multiple of 64 and 128 <= seq <= 1024": [
-        sympy.Eq(Mod(SEQ, 64), 0), sympy.Gt(SEQ, 100), sympy.Lt(SEQ, 1088),
+        sympy.Eq(Mod(SEQ, 64), 0),
+        sympy.Gt(SEQ, 100),
+        sympy.Lt(SEQ, 1088),
     ],
     "seq <= 2047": [sympy.Eq(SEQ, 2048 - Max(0, 2048 - SEQ)), sympy.Ne(Min(2048, SEQ), 2048)],
     # no simple set: as torch says it, what adds nothing left out
@@ -45,7 +47,7 @@ WORDS = {
     "past + seq <= 4094": [sympy.Gt(-PAST - SEQ, -4095)],
     "seq <= 127": [sympy.Le(128 * FloorDiv(SEQ, 128), 0), BATCH * FloorDiv(SEQ, 128) < 2],
     "": [sympy.Ge(SEQ, 2), sympy.Ne(BATCH * SEQ, 1), sympy.true],
-}  # fmt: skip
+}
 
 
 def here(guards: list) -> dict[str, int]:
@@ -86,22 +88,24 @@ def test_conditions_are_said_in_words(words, guards):
 
 simple = st.builds(
     lambda build, number: build(number),
-    st.sampled_from([
-        lambda n: sympy.Le(SEQ, n),
-        lambda n: sympy.Ge(SEQ, n),
-        lambda n: sympy.Ne(SEQ, n),
-        lambda n: sympy.Ne(3 * SEQ, 6 * n),
-        lambda n: sympy.Eq(Mod(SEQ, 1 + n % 8), 0),
-        lambda n: sympy.Ne(Mod(SEQ, 1 + n % 8), 0),
-        lambda n: sympy.Ne(Mod(SEQ, n), 1),
-        lambda n: sympy.Eq(FloorDiv(SEQ + n - 1, n), 1),
-        lambda n: sympy.Ne(Min(SEQ, n), n),
-        lambda n: sympy.Le(SEQ**2 - 2 * n * SEQ, n),
-        lambda n: sympy.Eq(Max(1, SEQ - n), SEQ - n),
-        lambda n: sympy.Or(sympy.Lt(SEQ, n), sympy.Gt(SEQ, n + 5)),
-    ]),
+    st.sampled_from(
+        [
+            lambda n: sympy.Le(SEQ, n),
+            lambda n: sympy.Ge(SEQ, n),
+            lambda n: sympy.Ne(SEQ, n),
+            lambda n: sympy.Ne(3 * SEQ, 6 * n),
+            lambda n: sympy.Eq(Mod(SEQ, 1 + n % 8), 0),
+            lambda n: sympy.Ne(Mod(SEQ, 1 + n % 8), 0),
+            lambda n: sympy.Ne(Mod(SEQ, n), 1),
+            lambda n: sympy.Eq(FloorDiv(SEQ + n - 1, n), 1),
+            lambda n: sympy.Ne(Min(SEQ, n), n),
+            lambda n: sympy.Le(SEQ**2 - 2 * n * SEQ, n),
+            lambda n: sympy.Eq(Max(1, SEQ - n), SEQ - n),
+            lambda n: sympy.Or(sympy.Lt(SEQ, n), sympy.Gt(SEQ, n + 5)),
+        ]
+    ),
     st.integers(2, 120),
-)  # fmt: skip
+)
 
 
 @given(st.lists(simple, min_size=1, max_size=3))
@@ -173,11 +177,20 @@ def test_the_same_work_is_the_same_ops_on_the_same_memory():
 
 
 GATED = {
-    "model_type": "qwen3_5_text", "hidden_size": 64, "intermediate_size": 96, "vocab_size": 128,
-    "num_hidden_layers": 1, "layer_types": ["linear_attention"],
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-}  # fmt: skip
+    "model_type": "qwen3_5_text",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "vocab_size": 128,
+    "num_hidden_layers": 1,
+    "layer_types": ["linear_attention"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
 
 
 @pytest.mark.slow

@@ -15,16 +15,33 @@ from tracer.formula import parse
 from tracer.graph import Kind, OpGraph, Role, Tensor
 
 MODELS = {
-    "t5": ("T5ForConditionalGeneration", {
-        "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 1,
-        "num_decoder_layers": 2, "vocab_size": 64,
-    }),
-    "bart": ("BartForConditionalGeneration", {
-        "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
-        "vocab_size": 64, "max_position_embeddings": 64,
-    }),
-}  # fmt: skip
+    "t5": (
+        "T5ForConditionalGeneration",
+        {
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 48,
+            "num_heads": 4,
+            "num_layers": 1,
+            "num_decoder_layers": 2,
+            "vocab_size": 64,
+        },
+    ),
+    "bart": (
+        "BartForConditionalGeneration",
+        {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 3,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "vocab_size": 64,
+            "max_position_embeddings": 64,
+        },
+    ),
+}
 
 
 def config(kind: str) -> dict[str, object]:
@@ -38,10 +55,12 @@ def traced(kind: str, **options: object) -> OpGraph:
 
 def state(graph: OpGraph, kind: Kind) -> list[Tensor]:
     return [
-        t for op in graph.ops if op.kind is kind
+        t
+        for op in graph.ops
+        if op.kind is kind
         for t in (graph.outputs(op.id) if kind is Kind.INPUT else graph.inputs(op.id))
         if t.role is Role.KV_CACHE
-    ]  # fmt: skip
+    ]
 
 
 def real_model(kind: str) -> torch.nn.Module:
@@ -60,24 +79,32 @@ def real_model(kind: str) -> torch.nn.Module:
 def test_products_of_each_phase_equal_torch(kind, phase):
     """The real model on the CPU, its encoder alone, then its decoder over given encoded tokens."""
     batch, seq, past, source = 2, 1 if phase == "decode" else 6, 5, 9
-    sizes = {"encoder": {"seq": seq}, "prefill": {"seq": seq, "source": source},
-             "decode": {"past": past, "source": source}}[phase]  # fmt: skip
+    sizes = {
+        "encoder": {"seq": seq},
+        "prefill": {"seq": seq, "source": source},
+        "decode": {"past": past, "source": source},
+    }[phase]
     graph = traced(kind, phase=phase, batch=batch, symbolic=False, **sizes)
     model = real_model(kind)
     encoded = BaseModelOutput(last_hidden_state=torch.randn(batch, source, 32))
     with torch.no_grad():
         filled = model(
-            encoder_outputs=encoded, decoder_input_ids=torch.zeros(batch, past, dtype=torch.int64),
+            encoder_outputs=encoded,
+            decoder_input_ids=torch.zeros(batch, past, dtype=torch.int64),
             use_cache=True,
-        ).past_key_values  # fmt: skip
+        ).past_key_values
         ids = torch.zeros(batch, seq, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
             if phase == "encoder":
                 model.get_encoder()(input_ids=ids)
             else:
                 cached = {"past_key_values": filled} if phase == "decode" else {}
-                model(encoder_outputs=encoded, decoder_input_ids=ids, use_cache=phase == "decode",
-                      **cached)  # fmt: skip
+                model(
+                    encoder_outputs=encoded,
+                    decoder_input_ids=ids,
+                    use_cache=phase == "decode",
+                    **cached,
+                )
     assert total_flops(graph).products == counter.get_total_flops()
     assert total_flops(graph).unsupported == {}
 
@@ -91,9 +118,10 @@ def test_state_of_a_decoder_is_that_of_a_real_run(kind):
     encoded = BaseModelOutput(last_hidden_state=torch.randn(2, 9, 32))
     with torch.no_grad():
         cache = model(
-            encoder_outputs=encoded, decoder_input_ids=torch.zeros(2, 5, dtype=torch.int64),
+            encoder_outputs=encoded,
+            decoder_input_ids=torch.zeros(2, 5, dtype=torch.int64),
             use_cache=True,
-        ).past_key_values  # fmt: skip
+        ).past_key_values
     wanted = [
         tuple(tensor.shape)
         for part in (cache.self_attention_cache, cache.cross_attention_cache)
@@ -114,13 +142,7 @@ def test_state_of_a_decoder_is_that_of_a_real_run(kind):
 def test_formulas_of_a_decoder_are_those_of_other_sizes():
     graph = traced("bart", phase="prefill", batch=2, seq=6, source=9)
     other = {"batch": 3, "seq": 11, "source": 4, "past": 0}
-    fresh = traced(
-        "bart",
-        phase="prefill",
-        batch=3,
-        seq=11,
-        source=4,
-    )
+    fresh = traced("bart", phase="prefill", batch=3, seq=11, source=4)
     assert graph.meta.symbolic == ("batch", "seq", "source")
     wanted = [t.shape for t in fresh.tensors]
     assert [tuple(parse(e).evaluate(other) for e in t.shape_expr) for t in graph.tensors] == wanted
@@ -141,13 +163,21 @@ def test_a_decoder_gets_what_its_own_encoder_returns(symbolic):
     A sparse layer in so many that none of the two is one.
     """
     small = {
-        "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "vocab_size": 64,
-        "num_decoder_layers": 2, "num_sparse_encoder_layers": 3, "num_sparse_decoder_layers": 3,
-    }  # fmt: skip
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_heads": 4,
+        "num_layers": 2,
+        "vocab_size": 64,
+        "num_decoder_layers": 2,
+        "num_sparse_encoder_layers": 3,
+        "num_sparse_decoder_layers": 3,
+    }
     described = {
-        "model_type": "switch_transformers", **small,
+        "model_type": "switch_transformers",
+        **small,
         "architectures": ["SwitchTransformersForConditionalGeneration"],
-    }  # fmt: skip
+    }
     sizes = {"batch": 2, "seq": 6, "source": 9}
     graph = annotate(capture(described, model="m", symbolic=symbolic, **sizes).graph)
     assert graph.meta.symbolic == (tuple(sizes) if symbolic else ())
@@ -161,10 +191,16 @@ def test_a_decoder_gets_what_its_own_encoder_returns(symbolic):
 # --- other heads ----------------------------------------------------------------------------------
 
 VISION = {
-    "vit": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "intermediate_size": 48, "image_size": 32, "patch_size": 8},
+    "vit": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "image_size": 32,
+        "patch_size": 8,
+    },
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", VISION)

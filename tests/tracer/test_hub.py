@@ -23,8 +23,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         owner = self.path.split("/")[1]
-        status, code = {"gone": (404, "RepoNotFound"), "gated": (403, "GatedRepo"),
-                        "bare": (404, "EntryNotFound")}.get(owner, (200, None))  # fmt: skip
+        status, code = {
+            "gone": (404, "RepoNotFound"),
+            "gated": (403, "GatedRepo"),
+            "bare": (404, "EntryNotFound"),
+        }.get(owner, (200, None))
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
@@ -54,9 +57,13 @@ def ask(model: str, home: Path, endpoint: str = "http://127.0.0.1:9") -> tuple[s
     """(what is found, the last line of the error), in a process of its own with an empty cache."""
     env = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", ASK, model], env=env, cwd=ROOT,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", ASK, model],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1]
 
 

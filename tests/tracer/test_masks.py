@@ -11,10 +11,16 @@ from tracer.graph import Kind
 
 BATCH, VOCABULARY = 2, 64
 SMALL = {
-    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "vocab_size": VOCABULARY, "pad_token_id": 0,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 WIDTH = 8
 TURNS = {"sliding_window": WIDTH, "layer_types": ["sliding_attention", "full_attention"]}
 MODELS = {
@@ -25,8 +31,11 @@ MODELS = {
     "sinks": ("gpt_oss", SMALL | TURNS | {"num_local_experts": 2, "num_experts_per_tok": 1}),
     "chunks": (
         "llama4_text",
-        SMALL | {
-            "attention_chunk_size": WIDTH, "moe_layers": [], "intermediate_size_mlp": 32,
+        SMALL
+        | {
+            "attention_chunk_size": WIDTH,
+            "moe_layers": [],
+            "intermediate_size_mlp": 32,
             "layer_types": ["chunked_attention", "full_attention"],
         },
     ),
@@ -34,12 +43,17 @@ MODELS = {
     "bert": ("bert", SMALL),
     "both sides": (
         "modernbert",
-        SMALL | {
-            "local_attention": WIDTH, "layer_types": TURNS["layer_types"], "sep_token_id": 1,
-            "cls_token_id": 1, "bos_token_id": 1, "eos_token_id": 1,
+        SMALL
+        | {
+            "local_attention": WIDTH,
+            "layer_types": TURNS["layer_types"],
+            "sep_token_id": 1,
+            "cls_token_id": 1,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
         },
     ),
-}  # fmt: skip
+}
 CLASSES = (AutoModelForCausalLM, AutoModelForMaskedLM)
 ENCODERS = ("bert", "both sides")
 

@@ -23,9 +23,17 @@ from tracer.patterns import (
 from tracer.program import Node, Program, Value, build_graph
 
 META = TraceMeta(
-    model="hand", phase="prefill", batch=1, seq=6, past=0, dtype="float32", attn="eager",
-    logits="all", symbolic=("seq",), parameters=0,
-)  # fmt: skip
+    model="hand",
+    phase="prefill",
+    batch=1,
+    seq=6,
+    past=0,
+    dtype="float32",
+    attn="eager",
+    logits="all",
+    symbolic=("seq",),
+    parameters=0,
+)
 
 SEQ = var("seq")
 HIDDEN, HEADS, HEAD = 16, 4, 4
@@ -59,9 +67,14 @@ class Net:
         return self.ops(name, of, shape=shape, view=True)[0]
 
     def ops(
-        self, name: str, *args: int, shape: Shape, dtype: str = "float32", view: bool = False,
+        self,
+        name: str,
+        *args: int,
+        shape: Shape,
+        dtype: str = "float32",
+        view: bool = False,
         outs: int = 1,
-    ) -> list[int]:  # fmt: skip
+    ) -> list[int]:
         owner = None
         if view:
             alias = self.program.values[args[0]].alias_of
@@ -189,9 +202,7 @@ class Block:
 def block(net: Net, x: int, mask: int, name: str) -> Block:
     normed = net.norm(x, f"{name}.norm1")
     q, k, v = (net.linear(normed, f"{name}.{part}") for part in "qkv")
-    attention = attend(
-        net, heads(net, q), transposed(net, heads(net, k)), heads(net, v), mask
-    )  # fmt: skip
+    attention = attend(net, heads(net, q), transposed(net, heads(net, k)), heads(net, v), mask)
     projected = net.linear(merged(net, attention.out), f"{name}.o")
     middle = net.op("add", x, projected, shape=STREAM)
     up = net.linear(net.norm(middle, f"{name}.norm2"), f"{name}.up")
@@ -463,10 +474,17 @@ def linear_attention(net: Net) -> list[int]:
 
 
 NO_ATTENTION = [
-    router_after_a_linear, router_with_topk, similarity, softmax_then_linear,
-    normed_before_the_softmax, pooled_before_the_softmax, pooled_router, summed_before_the_values,
-    softmax_of_constants, linear_attention,
-]  # fmt: skip
+    router_after_a_linear,
+    router_with_topk,
+    similarity,
+    softmax_then_linear,
+    normed_before_the_softmax,
+    pooled_before_the_softmax,
+    pooled_router,
+    summed_before_the_values,
+    softmax_of_constants,
+    linear_attention,
+]
 
 
 @pytest.mark.parametrize("write", NO_ATTENTION, ids=lambda f: f.__name__)
@@ -571,9 +589,12 @@ def unsqueezed_and_back(net: Net, x: int) -> tuple[int, list[int]]:
 
 
 SPREADS = [
-    (grouped, KV), (repeated, KV), (moved_then_grouped, KV), (as_it_is, HEADS),
+    (grouped, KV),
+    (repeated, KV),
+    (moved_then_grouped, KV),
+    (as_it_is, HEADS),
     (unsqueezed_and_back, HEADS),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["eager", "sdpa"])
@@ -755,10 +776,18 @@ def scrambled(graph: OpGraph, path: Scramble) -> OpGraph:
 
 def parts(graph: OpGraph) -> list[tuple[object, ...]]:
     return [
-        (a.score_ops, a.before_softmax, a.softmax_op, a.after_softmax, a.value_op, a.q.id, a.k.id,
-         a.v.id)
+        (
+            a.score_ops,
+            a.before_softmax,
+            a.softmax_op,
+            a.after_softmax,
+            a.value_op,
+            a.q.id,
+            a.k.id,
+            a.v.id,
+        )
         for a in find_attentions(graph)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("path", SCRAMBLES.values(), ids=SCRAMBLES.keys())
@@ -915,9 +944,15 @@ def of_a_parameter(net: Net, x: int) -> int:
 
 
 NO_NORM = [
-    no_square, no_mean, a_sum_for_the_mean, two_factors, twice_for_squared, times_something_else,
-    two_sums, of_a_parameter,
-]  # fmt: skip
+    no_square,
+    no_mean,
+    a_sum_for_the_mean,
+    two_factors,
+    twice_for_squared,
+    times_something_else,
+    two_sums,
+    of_a_parameter,
+]
 
 
 @pytest.mark.parametrize("write", NO_NORM, ids=lambda f: f.__name__)
@@ -974,8 +1009,9 @@ def test_the_scores_of_a_preset_grow_with_the_square(model, name):
         assert heads_and_batch == HEADS_OF[name]
     others = [t for t in graph.tensors if t.op is not None and t not in scores]
     assert {t.label for t in others if t.label} == {
-        *("q", "k", "v", "attention_output", "logits"), *({"qkv"} if name in FUSED else ()),
-    }  # fmt: skip
+        *("q", "k", "v", "attention_output", "logits"),
+        *({"qkv"} if name in FUSED else ()),
+    }
     assert all(t.seq_degree < 2 for t in others if t.label)
 
 

@@ -18,9 +18,10 @@ from tracer.presets import preset
 def inputs(graph: OpGraph) -> list[Tensor]:
     """The cached state that a graph takes."""
     return [
-        t for t in graph.tensors
+        t
+        for t in graph.tensors
         if t.role is Role.KV_CACHE and t.op is not None and graph.ops[t.op].kind is Kind.INPUT
-    ]  # fmt: skip
+    ]
 
 
 def returned(graph: OpGraph) -> list[Tensor]:
@@ -60,19 +61,24 @@ def test_chunks_and_verification_are_formulas_in_seq_and_past(seq, past):
     assert total_flops(graph).products == wanted
 
 
-SMALL = {
-    "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 99,
-}  # fmt: skip
+SMALL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 99}
 KINDS = {
     "llama": {"num_key_value_heads": 2},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
     "gemma2": {"num_key_value_heads": 2, "sliding_window": 8, "head_dim": 16},
-    "deepseek_v3": {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8,
-                    "qk_nope_head_dim": 8, "v_head_dim": 16, "first_k_dense_replace": 2,
-                    "num_key_value_heads": 4, "head_dim": 8},
+    "deepseek_v3": {
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 16,
+        "first_k_dense_replace": 2,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+    },
     "mamba2": {"num_heads": 8, "head_dim": 16, "expand": 2, "n_groups": 1, "state_size": 8},
     "gpt2": {"n_embd": 64, "n_head": 4},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("past", [pytest.param(3, marks=pytest.mark.slow), 12])
@@ -120,11 +126,20 @@ FILLING = {"seq": 16, "cache": True}
 
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [("llama", {**DECODE, "symbolic": False}),
-     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-         ("llama", DECODE), ("mamba2", DECODE), ("llama", FILLING), ("gemma2", DECODE),
-         ("gemma2", FILLING)))],
-)  # fmt: skip
+    [
+        ("llama", {**DECODE, "symbolic": False}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("llama", DECODE),
+                ("mamba2", DECODE),
+                ("llama", FILLING),
+                ("gemma2", DECODE),
+                ("gemma2", FILLING),
+            )
+        ),
+    ],
+)
 def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind, sizes):
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 8}
     one, two = (
@@ -136,12 +151,24 @@ def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind, sizes):
 
 
 HALVES = {
-    "bart": {"architectures": ["BartForConditionalGeneration"], "encoder_layers": 2,
-             "decoder_layers": 8, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-             "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
-    "t5": {"architectures": ["T5ForConditionalGeneration"], "num_layers": 8,
-           "num_decoder_layers": 8, "num_heads": 4, "d_kv": 16, "d_ff": 64},
-}  # fmt: skip
+    "bart": {
+        "architectures": ["BartForConditionalGeneration"],
+        "encoder_layers": 2,
+        "decoder_layers": 8,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+    },
+    "t5": {
+        "architectures": ["T5ForConditionalGeneration"],
+        "num_layers": 8,
+        "num_decoder_layers": 8,
+        "num_heads": 4,
+        "d_kv": 16,
+        "d_ff": 64,
+    },
+}
 
 
 @pytest.mark.parametrize(
@@ -228,8 +255,13 @@ def test_a_model_without_a_cache_has_no_decode():
 
 def test_a_cache_that_cannot_be_filled_is_one_line_that_says_where():
     """A loop over the experts that were hit; a config that names its layers otherwise."""
-    experts = {"d_model": 32, "n_heads": 4, "n_layers": 1, "vocab_size": 64, "attn_config": {
-        "rope_theta": 1e4, "clip_qkv": 8, "kv_n_heads": 2}}  # fmt: skip
+    experts = {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 1,
+        "vocab_size": 64,
+        "attn_config": {"rope_theta": 1e4, "clip_qkv": 8, "kv_n_heads": 2},
+    }
     for config, says in (
         ({"model_type": "dbrx", **experts}, r"in .*\(DbrxExperts\) at modeling_dbrx.py"),
         ({"model_type": "blt", "patch_in_forward": False}, "num_hidden_layers"),
@@ -241,8 +273,14 @@ def test_a_cache_that_cannot_be_filled_is_one_line_that_says_where():
 
 def test_state_that_modules_keep_for_themselves_is_refused():
     """recurrent_gemma writes its recurrent states into its modules, not into the cache."""
-    config = {"model_type": "recurrent_gemma", **SMALL, "num_hidden_layers": 3, "lru_width": 64,
-              "attention_window_size": 32, "num_key_value_heads": 1}  # fmt: skip
+    config = {
+        "model_type": "recurrent_gemma",
+        **SMALL,
+        "num_hidden_layers": 3,
+        "lru_width": 64,
+        "attention_window_size": 32,
+        "num_key_value_heads": 1,
+    }
     with pytest.raises(CutedgeError, match="keeps state in its own modules"):
         capture(config, model="m", phase="decode", past=8)
 
@@ -253,10 +291,16 @@ def test_state_that_modules_keep_for_themselves_is_refused():
 def test_chunks_of_attention_bound_the_cache_as_windows_do(past):
     """A layer that looks back at most 8 tokens keeps 7 for the next; the fourth layer keeps all."""
     config = {
-        "model_type": "llama4_text", **SMALL, "head_dim": 16, "num_key_value_heads": 2,
-        "intermediate_size_mlp": 64, "num_local_experts": 2, "attention_chunk_size": 8,
-        "num_hidden_layers": 4, "pad_token_id": 0,
-    }  # fmt: skip
+        "model_type": "llama4_text",
+        **SMALL,
+        "head_dim": 16,
+        "num_key_value_heads": 2,
+        "intermediate_size_mlp": 64,
+        "num_local_experts": 2,
+        "attention_chunk_size": 8,
+        "num_hidden_layers": 4,
+        "pad_token_id": 0,
+    }
     graph = capture(config, model="m", phase="decode", past=past, symbolic=False).graph
     kept = {t.shape[2] for t in inputs(graph)}
     assert kept == {min(past, 7), past}

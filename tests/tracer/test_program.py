@@ -6,24 +6,23 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from tracer.formula import Formula, const, var
-from tracer.graph import (
-    Edge,
-    GraphError,
-    Kind,
-    Op,
-    OpGraph,
-    Role,
-    Tensor,
-    TraceMeta,
-)
+from tracer.graph import Edge, GraphError, Kind, Op, OpGraph, Role, Tensor, TraceMeta
 from tracer.program import Node, Program, Value, build_graph
 from tracer.stacks import place_of
 from tracer.stamp import Stack, stamp
 
 META = TraceMeta(
-    model="hand", phase="prefill", batch=2, seq=5, past=0, dtype="float32", attn="eager",
-    logits="all", symbolic=("batch", "seq"), parameters=0,
-)  # fmt: skip
+    model="hand",
+    phase="prefill",
+    batch=2,
+    seq=5,
+    past=0,
+    dtype="float32",
+    attn="eager",
+    logits="all",
+    symbolic=("batch", "seq"),
+    parameters=0,
+)
 
 BATCH, SEQ = var("batch"), var("seq")
 HIDDEN, HEADS, HEAD, VOCABULARY = 8, 2, 4, 20
@@ -113,13 +112,21 @@ class Writer:
         turned = (BATCH, HEADS, HEAD, SEQ)
         square = (BATCH, HEADS, SEQ, SEQ)
         (x,) = self.call(
-            "aten.layer_norm.default", self.stream, f"{place}.norm.weight",
-            path=f"{place}.norm", kind="Norm",
-        )  # fmt: skip
+            "aten.layer_norm.default",
+            self.stream,
+            f"{place}.norm.weight",
+            path=f"{place}.norm",
+            kind="Norm",
+        )
         (qkv,) = self.call(
-            "aten.linear.default", x, f"{place}.attn.qkv.weight", f"{place}.attn.qkv.bias",
-            shape=(BATCH, SEQ, 3 * HIDDEN), path=f"{place}.attn.qkv", kind="Linear",
-        )  # fmt: skip
+            "aten.linear.default",
+            x,
+            f"{place}.attn.qkv.weight",
+            f"{place}.attn.qkv.bias",
+            shape=(BATCH, SEQ, 3 * HIDDEN),
+            path=f"{place}.attn.qkv",
+            kind="Linear",
+        )
         q, k, v = self.call(
             "aten.split.Tensor", qkv, outs=3, shape=(BATCH, SEQ, HIDDEN), view=True, **attn
         )
@@ -137,9 +144,12 @@ class Writer:
         (o,) = self.call("aten.reshape.default", o, **attn)
         top, _ = self.call("aten.topk.default", o, outs=2, **attn)
         (o,) = self.call(
-            "aten.linear.default", top, f"{place}.attn.out.weight",
-            path=f"{place}.attn.out", kind="Linear",
-        )  # fmt: skip
+            "aten.linear.default",
+            top,
+            f"{place}.attn.out.weight",
+            path=f"{place}.attn.out",
+            kind="Linear",
+        )
         (self.stream,) = self.call("aten.add.Tensor", self.stream, o, path=place, kind="Block")
 
     def after(self) -> None:
@@ -207,8 +217,13 @@ class AtTheTop(Writer):
 
 
 SOUND: list[type[Writer]] = [
-    Writer, BetweenBlocks, SecondStream, ViewOfTheBlockBefore, TwoOutputs, AtTheTop,
-]  # fmt: skip
+    Writer,
+    BetweenBlocks,
+    SecondStream,
+    ViewOfTheBlockBefore,
+    TwoOutputs,
+    AtTheTop,
+]
 
 
 def alike(depth: int, path: str = "model.layers") -> Stack:

@@ -128,13 +128,19 @@ def test_lists_are_stacks_each_with_layers_of_its_own(module):
     graph = capture_function(str(module), "lists").graph
     numbered = {
         f"{stack}.{layer}.{part}": (stack, layer)
-        for stack in ("encoder", "decoder") for layer in (0, 1) for part in (0, 1)
-    }  # fmt: skip
+        for stack in ("encoder", "decoder")
+        for layer in (0, 1)
+        for part in (0, 1)
+    }
     assert placed(graph) == numbered | {"head": (None, None)}
     names = layer_names(graph)
     assert [names[op.id] for op in graph.ops if op.kind is Kind.LINEAR] == [
-        "encoder.0", "encoder.1", "decoder.0", "decoder.1", None,
-    ]  # fmt: skip
+        "encoder.0",
+        "encoder.1",
+        "decoder.0",
+        "decoder.1",
+        None,
+    ]
 
 
 def test_the_parts_of_a_module_without_lists_are_layers_where_each_waits_for_the_last(module):
@@ -155,8 +161,10 @@ def test_cached_state_is_in_the_layer_that_reads_it(traced):
     graph = traced("gpt2", phase="decode", past=8, overrides={"n_layer": 2})
     states = [op for op in graph.ops if op.name.startswith("cache.")]
     assert len(states) == 4
-    assert all((op.stack, op.layer) == (_reader(graph, op).stack, int(op.name.split(".")[1]))
-               for op in states)  # fmt: skip
+    assert all(
+        (op.stack, op.layer) == (_reader(graph, op).stack, int(op.name.split(".")[1]))
+        for op in states
+    )
     assert {op.stack for op in states} == {"transformer.h"}
 
 

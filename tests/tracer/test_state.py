@@ -20,13 +20,17 @@ from tracer.summary import cached_inputs, cached_outputs, renewals
 
 ENCODED: dict[str, Any] = {"phase": "decode", "past": 8, "source": 16}
 DECODE: dict[str, Any] = {"phase": "decode", "past": 8}
-SMALL = {
-    "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 99,
-}  # fmt: skip
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 99}
 BART = {
-    "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 99,
-}  # fmt: skip
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "vocab_size": 99,
+}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "t5": ({"num_layers": 3, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64}, ENCODED),
     "bart": (BART, ENCODED),
@@ -38,47 +42,90 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"phase": "decode", "past": 12},
     ),
     "gemma3_text": (
-        SMALL | {
-            "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6, "num_hidden_layers": 3,
+        SMALL
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "num_hidden_layers": 3,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        }, {"phase": "decode", "past": 12},
+        },
+        {"phase": "decode", "past": 12},
     ),
     "deepseek_v3": (
-        SMALL | {
-            "num_hidden_layers": 3, "num_key_value_heads": 4, "kv_lora_rank": 8, "q_lora_rank": 8,
-            "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
-            "first_k_dense_replace": 3, "head_dim": 4,
-        }, DECODE,
+        SMALL
+        | {
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "first_k_dense_replace": 3,
+            "head_dim": 4,
+        },
+        DECODE,
     ),
-    "mamba": ({"hidden_size": 32, "num_hidden_layers": 3, "state_size": 4, "vocab_size": 99},
-              DECODE),
+    "mamba": (
+        {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 4, "vocab_size": 99},
+        DECODE,
+    ),
     "mamba2": (
-        {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 4, "vocab_size": 99,
-         "num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1}, DECODE,
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "state_size": 4,
+            "vocab_size": 99,
+            "num_heads": 8,
+            "head_dim": 8,
+            "expand": 2,
+            "n_groups": 1,
+        },
+        DECODE,
     ),
     "jamba": (
-        SMALL | {
-            "num_hidden_layers": 4, "num_key_value_heads": 2, "attn_layer_period": 2,
-            "attn_layer_offset": 1, "num_experts": 1, "num_experts_per_tok": 1,
-            "mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False,
-        }, DECODE,
+        SMALL
+        | {
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 1,
+            "num_experts_per_tok": 1,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 4,
+            "use_mamba_kernels": False,
+        },
+        DECODE,
     ),
     "qwen3_next": (
-        SMALL | {
-            "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 8,
-            "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1,
-            "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
-        }, DECODE,
+        SMALL
+        | {
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        },
+        DECODE,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     "kind",
-    [kind if kind in ("t5", "mistral") else pytest.param(kind, marks=pytest.mark.slow)
-     for kind in KINDS],
-)  # fmt: skip
+    [
+        kind if kind in ("t5", "mistral") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
 def test_what_state_is_made_of_tells_what_it_renews(kind):
     """A capture knows the pairs from the model's cache, and hands state back as it was given."""
     config, sizes = KINDS[kind]
@@ -116,11 +163,12 @@ def handed_back(order: Sequence[int]) -> tuple[OpGraph, dict[str, str]]:
     x = b.input("x", [1, 2])
     k, v = b.op("k", x, shape=[1, 2]), b.op("v", x, shape=[1, 2])
     attention = b.op(
-        "attention", x,
+        "attention",
+        x,
         grown_keys := b.op("grown_keys", keys, k, shape=[5, 2], kind=Kind.COPY),
         grown_values := b.op("grown_values", values, v, shape=[5, 2], kind=Kind.COPY),
         shape=[1, 2],
-    )  # fmt: skip
+    )
     wide = b.op("wide", window, attention, shape=[4, 2], kind=Kind.COPY)
     slid = b.view("slid", wide, [3, 2])
     # Arithmetic: the second layer's state comes of the first one's too, from further away.
@@ -132,8 +180,14 @@ def handed_back(order: Sequence[int]) -> tuple[OpGraph, dict[str, str]]:
     for tensor in made:
         b.tensors[tensor] = replace(b.tensors[tensor], role=Role.KV_CACHE)
     graph = b.finish(crossed, *([*made, cross][n] for n in order))
-    pairs = {"keys": "grown_keys", "values": "grown_values", "window": "slid",
-             "recurrent": "first", "other": "second", "cross": "cross"}  # fmt: skip
+    pairs = {
+        "keys": "grown_keys",
+        "values": "grown_values",
+        "window": "slid",
+        "recurrent": "first",
+        "other": "second",
+        "cross": "cross",
+    }
     return graph, pairs
 
 
@@ -145,24 +199,32 @@ def test_the_order_of_what_is_handed_back_does_not_matter(order):
     made = {t.name: t.id for t in graph.tensors}
     # New rows come to who reads the state that they are appended to, or that is renewed as a whole.
     assert keepers(graph) == {
-        made["k"]: (ops["attention"],), made["v"]: (ops["attention"],),
-        made["attention"]: (ops["mixed"],), made["first"]: (ops["first"],),
+        made["k"]: (ops["attention"],),
+        made["v"]: (ops["attention"],),
+        made["attention"]: (ops["mixed"],),
+        made["first"]: (ops["first"],),
         made["second"]: (ops["second"],),
-    }  # fmt: skip
+    }
 
 
 def test_state_that_is_not_handed_back_is_not_renewed():
     """Nor is it taken for what is handed back in its place: fewer come out than went in."""
     graph, _ = handed_back([1, 4])
     assert {old.name: new.name for old, new in renewals(graph)} == {
-        "values": "grown_values", "other": "second",
-    }  # fmt: skip
+        "values": "grown_values",
+        "other": "second",
+    }
 
 
 @pytest.fixture(scope="module")
 def t5() -> OpGraph:
-    captured = capture({"model_type": "t5"}, model="t5", batch=2, symbolic=False, **ENCODED | {
-        "past": 32, "source": 256})  # fmt: skip
+    captured = capture(
+        {"model_type": "t5"},
+        model="t5",
+        batch=2,
+        symbolic=False,
+        **ENCODED | {"past": 32, "source": 256},
+    )
     return annotate(captured.graph)
 
 
@@ -181,8 +243,9 @@ def test_a_layer_of_a_decoder_sends_its_own_rows_alone(t5, tmp_path):
     for residency in ("run", "call"):
         traffic = account(t5, where, setting.links, residency=residency)
         assert [(t.direction, t.payload_bytes) for t in traffic.transfers] == [
-            ("send", 4096), ("receive", 4096)
-        ]  # fmt: skip
+            ("send", 4096),
+            ("receive", 4096),
+        ]
 
 
 def test_the_best_cut_of_a_decoder_moves_no_row(t5):

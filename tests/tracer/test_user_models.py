@@ -138,16 +138,22 @@ def test_sizes_that_the_inputs_follow_are_symbols(file):
     graph = annotate(captured.graph)
     assert (graph.meta.model, graph.meta.symbolic) == ("mine.build", ("batch", "seq"))
     assert graph.meta.repeated_layers == 4
-    inputs = {t.name: t.shape_expr for op in graph.ops if op.kind is Kind.INPUT
-              for t in graph.outputs(op.id)}  # fmt: skip
+    inputs = {
+        t.name: t.shape_expr
+        for op in graph.ops
+        if op.kind is Kind.INPUT
+        for t in graph.outputs(op.id)
+    }
     assert inputs == {"x": ("batch", "seq", "32"), "masks.causal": ("seq", "seq")}
     totals = total_flops(graph)
     assert totals.products == products(file, "build", batch=2, seq=16)
     elsewhere = parse(totals.products_expr or "").evaluate({"batch": 3, "seq": 9})
     assert elsewhere == products(file, "build", batch=3, seq=9)
     assert next(t.shape_expr for t in graph.tensors if t.label == "attention_scores") == (
-        "batch", "seq", "seq",
-    )  # fmt: skip
+        "batch",
+        "seq",
+        "seq",
+    )
 
 
 def test_other_parameters_are_set_and_the_dtype_is_the_users(file):
@@ -177,10 +183,13 @@ def test_an_input_that_is_written_into_is_a_result(file):
 @pytest.mark.parametrize(
     ("function", "sizes"),
     [
-        ("fixed", {}), ("longer", {"seq": 4}), ("half", {"seq": 64}), ("table", {"seq": 4}),
+        ("fixed", {}),
+        ("longer", {"seq": 4}),
+        ("half", {"seq": 64}),
+        ("table", {"seq": 4}),
         ("listed", {"batch": 1, "seq": 4}),
     ],
-)  # fmt: skip
+)
 def test_inputs_that_follow_no_size_are_traced_as_they_are(file, function, sizes):
     captured = capture_function(file, function, **sizes)
     assert captured.graph.meta.symbolic == ()
@@ -226,29 +235,49 @@ def test_a_users_module_on_the_command_line(file, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_every_phase_and_every_way_that_was_tried():
-    small = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 1,
-             "num_decoder_layers": 1, "vocab_size": 64}  # fmt: skip
+    small = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_heads": 4,
+        "num_layers": 1,
+        "num_decoder_layers": 1,
+        "vocab_size": 64,
+    }
     kind, found = check({"model_type": "t5", **small}, model="t5")
     assert kind == "T5ForConditionalGeneration"
     assert [c.phase for c in found] == ["encoder", "prefill", "decode"]
     assert [[failure for _, failure in c.tried] for c in found] == [[None]] * 3
     symbolic = [c.captured.graph.meta.symbolic for c in found if c.captured]
-    assert symbolic == [
-        ("batch", "seq"), ("batch", "seq", "source"), ("batch", "past", "source"),
-    ]  # fmt: skip
+    assert symbolic == [("batch", "seq"), ("batch", "seq", "source"), ("batch", "past", "source")]
 
 
 def test_a_ladder_to_the_concrete_and_one_to_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    loops = {"model_type": "mamba", "hidden_size": 8, "state_size": 2, "num_hidden_layers": 1,
-             "vocab_size": 16, "intermediate_size": 8}  # fmt: skip
-    looks = {"model_type": "jetmoe", "hidden_size": 32, "num_hidden_layers": 1,
-             "num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 32,
-             "num_local_experts": 4, "vocab_size": 64}  # fmt: skip
+    loops = {
+        "model_type": "mamba",
+        "hidden_size": 8,
+        "state_size": 2,
+        "num_hidden_layers": 1,
+        "vocab_size": 16,
+        "intermediate_size": 8,
+    }
+    looks = {
+        "model_type": "jetmoe",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 2,
+        "kv_channels": 8,
+        "intermediate_size": 32,
+        "num_local_experts": 4,
+        "vocab_size": 64,
+    }
     _, (prefill, decode) = check(loops, model="loops", seq=5)
     assert [failure and failure[:18] for _, failure in prefill.tried] == [
-        "its code fixes seq", "its code fixes seq", None,
-    ]  # fmt: skip
+        "its code fixes seq",
+        "its code fixes seq",
+        None,
+    ]
     assert [failure for _, failure in decode.tried] == [None]
     (tmp_path / "looks.json").write_text(json.dumps(looks))
     done = invoke("models", "looks.json", "--check")
@@ -292,9 +321,7 @@ def build(batch=1, seq=8):
 """
 
 
-@pytest.mark.parametrize(
-    "command", ["trace", pytest.param("verify", marks=pytest.mark.slow)]
-)  # fmt: skip
+@pytest.mark.parametrize("command", ["trace", pytest.param("verify", marks=pytest.mark.slow)])
 def test_files_beside_a_model_win_over_packages_of_the_same_name(tmp_path, command):
     for name, text in {**OURS, "net.py": MODEL}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

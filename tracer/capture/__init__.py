@@ -55,7 +55,7 @@ __all__ = [
     "runnable",
     "runnable_function",
     "runnable_own",
-]  # fmt: skip
+]
 
 
 def capture(
@@ -96,9 +96,16 @@ def capture(
 
 @stage("building the model")
 def _task(
-    config: Mapping[str, Any], model: str, phase: str, sizes: Mapping[str, int | None],
-    cache: bool, dtype: str, attn: str, logits: str, overrides: Mapping[str, Any],
-) -> Task:  # fmt: skip
+    config: Mapping[str, Any],
+    model: str,
+    phase: str,
+    sizes: Mapping[str, int | None],
+    cache: bool,
+    dtype: str,
+    attn: str,
+    logits: str,
+    overrides: Mapping[str, Any],
+) -> Task:
     module = build(config, overrides, model=model, dtype=dtype, attn=attn)
     read = reading(module, model, phase)
     return Task(module, model, read, phase=phase, logits=logits, cache=cache, sizes=sizes)
@@ -148,9 +155,12 @@ def capture_own(
 
 @stage("building the model")
 def _own_task(
-    own: Own, dtype: str | None, attn: str, sizes: Mapping[str, int | None],
+    own: Own,
+    dtype: str | None,
+    attn: str,
+    sizes: Mapping[str, int | None],
     overrides: Mapping[str, Any],
-) -> tuple[Task, str]:  # fmt: skip
+) -> tuple[Task, str]:
     """(the task of a user's own module, the dtype of its parameters)"""
     chosen = None if dtype is None else getattr(torch, dtype)
     module, read = user_model(own, sizes, overrides, chosen)
@@ -208,9 +218,13 @@ def runnable_function(file: str, function: str, **options: Any) -> Runnable:
 
 
 def runnable_own(
-    own: Own, *, dtype: str | None = None, attn: str = "eager",
-    overrides: Mapping[str, Any] | None = None, **sizes: int | None,
-) -> Runnable:  # fmt: skip
+    own: Own,
+    *,
+    dtype: str | None = None,
+    attn: str = "eager",
+    overrides: Mapping[str, Any] | None = None,
+    **sizes: int | None,
+) -> Runnable:
     """As ``runnable``, of the module that a function of the user's returns."""
     overrides = overrides or {}
     with quiet(), as_it_runs():
@@ -222,9 +236,13 @@ def runnable_own(
 
 
 def _runnable(
-    task: Task, dtype: str, attn: str, overrides: Mapping[str, Any], notes: Iterable[str],
+    task: Task,
+    dtype: str,
+    attn: str,
+    overrides: Mapping[str, Any],
+    notes: Iterable[str],
     twin: torch.nn.Module,
-) -> Runnable:  # fmt: skip
+) -> Runnable:
     if task.run_sizes != task.sizes:
         raise InputError(f"{task.model} has {task.positions} positions: it cannot run on more")
     captured = _captured(
@@ -234,9 +252,12 @@ def _runnable(
 
 
 def check(
-    config: Mapping[str, Any], *, model: str, seq: int | None = None,
+    config: Mapping[str, Any],
+    *,
+    model: str,
+    seq: int | None = None,
     overrides: Mapping[str, Any] | None = None,
-) -> tuple[str, list[Checked]]:  # fmt: skip
+) -> tuple[str, list[Checked]]:
     """(class of the model, how far each of its phases can be traced).
 
     ``seq`` tokens are new, or cached in decode; the model's default where it is None. Raises
@@ -253,8 +274,8 @@ def check(
             sizes = {"past": seq or MANY_TOKENS} if phase == "decode" else {"seq": seq}
             try:
                 task = Task(
-                    module, model, read, phase=phase, sizes=sizes, logits="last", cache=False,
-                )  # fmt: skip
+                    module, model, read, phase=phase, sizes=sizes, logits="last", cache=False
+                )
                 captured = _captured(
                     task, "float32", "eager", overrides, (), symbolic=True, full=False, tried=tried
                 )
@@ -265,10 +286,17 @@ def check(
 
 
 def _captured(
-    task: Task, dtype: str, attn: str, overrides: Mapping[str, Any], notes: Iterable[str], *,
-    symbolic: bool, full: bool, tried: list[tuple[str, str | None]] | None = None,
+    task: Task,
+    dtype: str,
+    attn: str,
+    overrides: Mapping[str, Any],
+    notes: Iterable[str],
+    *,
+    symbolic: bool,
+    full: bool,
+    tried: list[tuple[str, str | None]] | None = None,
     runnable: bool = False,
-) -> Capture:  # fmt: skip
+) -> Capture:
     """The op graph of a task, by the first way that carries it; ``tried`` is told of each."""
     tried = [] if tried is None else tried
     notes = [*notes, *task.notes()]
@@ -301,12 +329,19 @@ def _captured(
             f"{task.model} cannot be traced for every batch and seq ({reason}): {way.note}"
         )
     meta = TraceMeta(
-        model=task.model, phase=task.phase, **task.sizes, dtype=dtype, attn=attn,
-        logits=task.logits, symbolic=way.symbolic, parameters=parameter_count(task.module),
+        model=task.model,
+        phase=task.phase,
+        **task.sizes,
+        dtype=dtype,
+        attn=attn,
+        logits=task.logits,
+        symbolic=way.symbolic,
+        parameters=parameter_count(task.module),
         overrides=tuple((k, json.dumps(v)) for k, v in sorted(overrides.items())),
         versions=tuple((name, version(name)) for name in ("cutedge", "torch", "transformers")),
-        repeated_layers=program.repeated, model_class=task.name,
-    )  # fmt: skip
+        repeated_layers=program.repeated,
+        model_class=task.name,
+    )
     with stage("building the graph"):
         graph = build_graph(program, meta)
     if (kind := attention_kind(graph)) != attn:
@@ -419,11 +454,17 @@ def _lowered(
     named = symbols(exported, inputs)
     found, unsure = conditions(exported, named, way.bounds, task.run_sizes)
     program = lower(
-        exported, task.module, task.run_sizes, inputs=inputs, states=task.states,
+        exported,
+        task.module,
+        task.run_sizes,
+        inputs=inputs,
+        states=task.states,
         rename=lambda path: rename(f"{path}.".removeprefix(f"{WRAPPED}.").removesuffix(".")),
-        returned=_states_returned(exported), conditions=found,
-        samples=fitting(exported, named, task.samples(way)), runnable=runnable,
-    )  # fmt: skip
+        returned=_states_returned(exported),
+        conditions=found,
+        samples=fitting(exported, named, task.samples(way)),
+        runnable=runnable,
+    )
     program.unsure = unsure
     if program.assumed is not None:
         program.assumed = None if unsure else assumptions(exported, named)

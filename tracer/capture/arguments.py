@@ -78,9 +78,12 @@ class Counted(TorchDispatchMode):
         self.number = 0
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Carry out an op, and count it where it draws."""
         self.number += kinds.draws(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))

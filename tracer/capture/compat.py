@@ -33,13 +33,25 @@ from transformers.models.auto import modeling_auto as auto
 from transformers.utils import import_utils
 
 __all__ = [
-    "CONFIG_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
-    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MASKED_LM_MAPPING",
-    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING", "MODEL_MAPPING",
-    "BaseModelOutput", "DynamicCache", "EncoderDecoderCache", "GenerationConfig",
-    "PreTrainedConfig", "PreTrainedModel", "auto", "class_named", "no_init_weights",
+    "CONFIG_MAPPING",
+    "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "MODEL_FOR_MASKED_LM_MAPPING",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",
+    "MODEL_MAPPING",
+    "BaseModelOutput",
+    "DynamicCache",
+    "EncoderDecoderCache",
+    "GenerationConfig",
+    "PreTrainedConfig",
+    "PreTrainedModel",
+    "auto",
+    "class_named",
+    "no_init_weights",
     "without_detours",
-]  # fmt: skip
+]
 
 
 def class_named(name: str) -> Any:

@@ -33,7 +33,7 @@ _SPELLINGS: Mapping[str, str] = {
     "positions": "max_position_embeddings n_positions max_seq_len max_seq_length seq_length n_ctx "
     "max_sequence_length context_length",
     "experts": "num_experts num_local_experts n_routed_experts moe_num_experts n_experts",
-}  # fmt: skip
+}
 """What a size is -> how configs spell it."""
 
 _MEANING = {name: meaning for meaning, names in _SPELLINGS.items() for name in names.split()}
@@ -159,9 +159,8 @@ def check_sizes(config: Mapping[str, Any], model: str) -> tuple[str, ...]:
                 (sized if read else unread).append((table, key))
     meant = {(t.path, key): _meant(t, key, tables, sized) for t, key in unread}
     lost = [
-        (table, key) for table, key in unread
-        if not sized or meant[table.path, key][0] in _MAIN
-    ]  # fmt: skip
+        (table, key) for table, key in unread if not sized or meant[table.path, key][0] in _MAIN
+    ]
     if lost:
         kinds = sorted({table.kind.__name__ for table, _ in lost})
         instead = "; ".join(
@@ -276,8 +275,10 @@ def _defaults(tables: Sequence[_Table]) -> Iterator[str]:
     """That a config which sets no size is traced with those of its type."""
     for table in tables:
         default = _defaults_of(table.kind)
-        main = [next((n for n in _SPELLINGS[m].split() if type(default.get(n)) is int), None)
-                for m in _MAIN]  # fmt: skip
+        main = [
+            next((n for n in _SPELLINGS[m].split() if type(default.get(n)) is int), None)
+            for m in _MAIN
+        ]
         if known := [f"{name} {default[name]:,}" for name in main if name]:
             yield (
                 f"its config sets no size: they are the defaults of {table.kind.__name__} "

@@ -267,9 +267,13 @@ class _Masks:
         return shape
 
     def _run(
-        self, between: Sequence[Node], made: dict[Node, Any], last: Node, sizes: Sizes,
+        self,
+        between: Sequence[Node],
+        made: dict[Node, Any],
+        last: Node,
+        sizes: Sizes,
         instead: Mapping[int, int],
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """What ``last`` makes of what is ``made`` already, with some whole numbers replaced."""
         known = self.made.setdefault((*sizes.items(), *instead.items()), {})
 
@@ -318,13 +322,17 @@ class _Masks:
 
     def _numbers(self, between: Iterable[Node]) -> list[int]:
         """The whole numbers that a mask is computed with."""
-        return sorted({
-            int(abs(argument))
-            for node in between
-            if node in self.constant and _is_arithmetic(node)
-            for argument in (*node.args, *node.kwargs.values())
-            if type(argument) in (int, float) and 1 < abs(argument) < 2**31 and argument % 1 == 0
-        })  # fmt: skip
+        return sorted(
+            {
+                int(abs(argument))
+                for node in between
+                if node in self.constant and _is_arithmetic(node)
+                for argument in (*node.args, *node.kwargs.values())
+                if type(argument) in (int, float)
+                and 1 < abs(argument) < 2**31
+                and argument % 1 == 0
+            }
+        )
 
     def _hidden(self, between: Iterable[Node]) -> Iterator[int]:
         """The whole numbers in the sizes that a mask is computed with: none stands in for them.
@@ -339,9 +347,13 @@ class _Masks:
                 yield from (int(n) for size in at_work for n in re.findall(r"\d+", str(size)))
 
     def _pairs(
-        self, run: Callable[[Sizes, Mapping[int, int]], torch.Tensor], numbers: Sequence[int],
-        hidden: Iterable[int], queries: Formula, keys: Formula,
-    ) -> Formula | None:  # fmt: skip
+        self,
+        run: Callable[[Sizes, Mapping[int, int]], torch.Tensor],
+        numbers: Sequence[int],
+        hidden: Iterable[int],
+        queries: Formula,
+        keys: Formula,
+    ) -> Formula | None:
         """The pairs that a mask lets through, None where the counts are those of no pattern.
 
         Where several give the same counts, because no sample is as long as a window, small numbers
@@ -396,8 +408,11 @@ def _counts(probabilities: torch.Tensor) -> list[int]:
 
 
 def _tensors(made: Any) -> list[torch.Tensor]:
-    return [t for t in (made if isinstance(made, list | tuple) else [made])
-            if isinstance(t, torch.Tensor)]  # fmt: skip
+    return [
+        t
+        for t in (made if isinstance(made, list | tuple) else [made])
+        if isinstance(t, torch.Tensor)
+    ]
 
 
 def _reads(node: Node) -> Sequence[Node]:

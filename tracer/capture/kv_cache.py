@@ -209,9 +209,14 @@ class StatelessModel(torch.nn.Module):
     """
 
     def __init__(
-        self, module: torch.nn.Module, reading: Reading, options: Mapping[str, Any],
-        argument: str | None, kind: CacheKind | None, sizes: Mapping[str, int],
-    ) -> None:  # fmt: skip
+        self,
+        module: torch.nn.Module,
+        reading: Reading,
+        options: Mapping[str, Any],
+        argument: str | None,
+        kind: CacheKind | None,
+        sizes: Mapping[str, int],
+    ) -> None:
         super().__init__()
         self.module = module
         self._run, self._options = reading.run, options

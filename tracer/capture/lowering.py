@@ -97,9 +97,16 @@ class _Lowering:
         nodes = list(exported.graph.nodes)
         self.position = {node: number for number, node in enumerate(nodes)}
         self.inputs = dict(
-            zip((n for n in nodes if n.op == "placeholder" and n.name not in state
-                 and self._is_tensor(n)), inputs, strict=True)
-        )  # fmt: skip
+            zip(
+                (
+                    n
+                    for n in nodes
+                    if n.op == "placeholder" and n.name not in state and self._is_tensor(n)
+                ),
+                inputs,
+                strict=True,
+            )
+        )
         self._name_sizes(inputs)
         for kept in states:
             shape = tuple(const(a) if isinstance(a, int) else var(a) for a in kept.axes)
@@ -187,8 +194,9 @@ class _Lowering:
         kept = {**exported.constants, **exported.state_dict}  # what shares memory there does here
         inputs = [
             kept[names[node.name]] if node.name in names else self._meta(value, sizes)
-            for node, value in traced.items() if node.op == "placeholder"
-        ]  # fmt: skip
+            for node, value in traced.items()
+            if node.op == "placeholder"
+        ]
         recorder = _Recorder(exported.graph_module)
         self.drawn = recorder.drawn
         try:
@@ -306,10 +314,15 @@ class _Lowering:
         path = self.program.values[value].name.rpartition(".")[0]
         self.program.nodes.append(
             Node(
-                "aten.as_strided.default", (owner,), (made,), path, "", is_view=True,
+                "aten.as_strided.default",
+                (owner,),
+                (made,),
+                path,
+                "",
+                is_view=True,
                 invocation=how if self.runnable else None,
             )
-        )  # fmt: skip
+        )
         return made
 
     def _named(self, tensor: torch.Tensor, name: str) -> int:
@@ -374,11 +387,19 @@ class _Lowering:
         path = self.rename(path)
         self.program.nodes.append(
             Node(
-                str(node.target), tuple(args), tuple(outs), path, module_type, view,
-                self.extents.get(node), is_identity(node), how, arguments(node, self._size),
+                str(node.target),
+                tuple(args),
+                tuple(outs),
+                path,
+                module_type,
+                view,
+                self.extents.get(node),
+                is_identity(node),
+                how,
+                arguments(node, self._size),
                 self.drawn.get(node, int(draws(node))),
             )
-        )  # fmt: skip
+        )
 
     def _written(self, nodes: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
         """The nodes whose memory an op writes in place."""
@@ -436,9 +457,7 @@ def is_identity(node: torch.fx.Node) -> bool:
 
 
 def _data(
-    exported: ExportedProgram,
-    nodes: Iterable[torch.fx.Node],
-    inputs: Collection[torch.fx.Node],
+    exported: ExportedProgram, nodes: Iterable[torch.fx.Node], inputs: Collection[torch.fx.Node]
 ) -> dict[torch.fx.Node, torch.Tensor | None]:
     """The numbers in each placeholder that is no input, None where nobody knows them.
 

@@ -43,9 +43,7 @@ def parameter_count(module: torch.nn.Module) -> int:
     return sum(tensor.numel() for name, tensor in parameters if owned[name][0] == name)
 
 
-def _owners(
-    found: Iterable[tuple[str, torch.Tensor]],
-) -> dict[str, tuple[str, Layout | None]]:
+def _owners(found: Iterable[tuple[str, torch.Tensor]]) -> dict[str, tuple[str, Layout | None]]:
     """Name -> (its owner, its layout in the owner's memory), as in ``Held``."""
     groups: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, tensor in found:

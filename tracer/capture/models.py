@@ -137,8 +137,11 @@ def settle(
         if key in _ELSEWHERE:
             raise InputError(f"--set {key}: {_ELSEWHERE[key]}")
         if default and key.split(".")[0] not in known:
-            inside = [f"{table}.{key}" for table, fields in full.items()
-                      if isinstance(fields, dict) and key in fields]  # fmt: skip
+            inside = [
+                f"{table}.{key}"
+                for table, fields in full.items()
+                if isinstance(fields, dict) and key in fields
+            ]
             raise InputError(
                 f"--set {key}: the config of {model} ({kind.__name__}) has no such field."
                 + (f" Do you mean {' or '.join(inside)}?" if inside else suggest(key, known))
@@ -232,10 +235,7 @@ def _model_class(settings: Any, config: Mapping[str, Any], model: str) -> Any:
     return _first(fitting)
 
 
-_ENCODER_DECODERS = (
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
-)
+_ENCODER_DECODERS = (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING)
 _HEADS = (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     *_ENCODER_DECODERS,

@@ -32,9 +32,12 @@ SIZES = tuple(EXAMPLES)
 """The names of all sizes: sequences, new tokens, cached ones, those that an encoder has read."""
 
 POSITIONS = (
-    "max_position_embeddings", "max_target_positions", "n_positions", "max_seq_len",
+    "max_position_embeddings",
+    "max_target_positions",
+    "n_positions",
+    "max_seq_len",
     "max_sequence_length",
-)  # fmt: skip
+)
 """How configs call the most tokens that a model has positions for."""
 
 MANY = 2**20
@@ -70,9 +73,16 @@ class Task:
     """
 
     def __init__(
-        self, module: torch.nn.Module, model: str, reading: Reading, *, phase: str,
-        sizes: Mapping[str, int | None], logits: str, cache: bool,
-    ) -> None:  # fmt: skip
+        self,
+        module: torch.nn.Module,
+        model: str,
+        reading: Reading,
+        *,
+        phase: str,
+        sizes: Mapping[str, int | None],
+        logits: str,
+        cache: bool,
+    ) -> None:
         self.model, self.phase, self.module, self.reading = model, phase, module, reading
         self.name = type(module).__name__
         self.settings = _settings(module, phase)

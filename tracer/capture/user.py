@@ -59,9 +59,11 @@ def own_module(module: torch.nn.Module, inputs: Any, name: str) -> Own:
 
 
 def user_model(
-    own: Own, sizes: Mapping[str, int | None], arguments: Mapping[str, Any],
+    own: Own,
+    sizes: Mapping[str, int | None],
+    arguments: Mapping[str, Any],
     dtype: torch.dtype | None = None,
-) -> tuple[torch.nn.Module, Reading]:  # fmt: skip
+) -> tuple[torch.nn.Module, Reading]:
     """The module that a function of the user's returns, without data, and what it reads.
 
     What floats is of ``dtype``, where one is given.
@@ -126,9 +128,11 @@ def user_model(
 
 
 def user_module(
-    own: Own, sizes: Mapping[str, int], arguments: Mapping[str, Any],
+    own: Own,
+    sizes: Mapping[str, int],
+    arguments: Mapping[str, Any],
     dtype: torch.dtype | None = None,
-) -> torch.nn.Module:  # fmt: skip
+) -> torch.nn.Module:
     """The module as the user's function makes it, with its data, at ``sizes`` that it may have."""
     accepted = inspect.signature(own.build).parameters
     asked = {size: number for size, number in sizes.items() if size in accepted}

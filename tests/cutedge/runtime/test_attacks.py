@@ -29,7 +29,7 @@ from tests.support.running import (
     listening,
     memory_peak,
     split,
-)  # fmt: skip
+)
 
 HUGE = 10**15
 
@@ -58,8 +58,14 @@ def as_home(worker: Listening, timeout: float = 20.0) -> Iterator[Channel]:
 
 def plan_of(one: Split) -> dict[str, Any]:
     """What home tells the accelerator of a run, as text carries it."""
-    session = {"session": "00112233", "carriage": [None, 0, 16], "weights": WEIGHTS, "threads": 1,
-               "wire_dtype": None, "residency": "run"}  # fmt: skip
+    session = {
+        "session": "00112233",
+        "carriage": [None, 0, 16],
+        "weights": WEIGHTS,
+        "threads": 1,
+        "wire_dtype": None,
+        "residency": "run",
+    }
     return json.loads(json.dumps(_spelled(one.plan, one.plan.accelerators["gpu"]) | session))
 
 
@@ -96,7 +102,7 @@ def first_op(plan: dict[str, Any]) -> str:
         ("aten._make_dep_token.default", []),
         ("os.system.default", ["touch {file}"]),
     ],
-)  # fmt: skip
+)
 def test_no_op_but_those_of_the_list(
     target: str, args: list[Any], there: Listening, tmp_path: Path
 ) -> None:
@@ -117,10 +123,19 @@ def test_no_op_but_those_of_the_list(
 
 def test_no_argument_leads_anywhere(there: Listening) -> None:
     for argument in (
-        {"dtype": "__class__"}, {"layout": "ops"}, {"memory_format": "save"}, {"device": "cuda"},
-        {"value": "0"}, {"like": None}, {"float": "__import__"}, {"open": "/etc/passwd"}, {},
-        "/etc/passwd", ["/etc/passwd"], {"value": 10**9},
-    ):  # fmt: skip
+        {"dtype": "__class__"},
+        {"layout": "ops"},
+        {"memory_format": "save"},
+        {"device": "cuda"},
+        {"value": "0"},
+        {"like": None},
+        {"float": "__import__"},
+        {"open": "/etc/passwd"},
+        {},
+        "/etc/passwd",
+        ["/etc/passwd"],
+        {"value": 10**9},
+    ):
         plan = plan_of(split())
         op = first_op(plan)
         plan["invocations"][op][0][0] = argument
@@ -135,22 +150,43 @@ def test_a_run_removes_the_shared_memory_of_no_other(there: Listening) -> None:
     other = Path("/dev/shm/cutedge-0badcafe00000000")
     other.write_bytes(b"of another run")
     try:
-        for session in ("", "0b", "0badca", "0badcafe0000", "*", "../../0b", "0BADCAFE", "0badcafg",
-                        " 0badcafe", "[!a]", None, 4, ["0badcafe"], "é" * 8):  # fmt: skip
+        for session in (
+            "",
+            "0b",
+            "0badca",
+            "0badcafe0000",
+            "*",
+            "../../0b",
+            "0BADCAFE",
+            "0badcafg",
+            " 0badcafe",
+            "[!a]",
+            None,
+            4,
+            ["0badcafe"],
+            "é" * 8,
+        ):
             said = answered(there, plan_of(split()) | {"session": session})
             assert "is no name of a run: 8 hex digits are" in said or "session of" in said, said
         assert other.read_bytes() == b"of another run"
         # Nor does a handle lead there, in a run that has a name of its own.
         one = split(link=sharing_link())
-        with suppress(RunError), workers(["gpu"], remote={"gpu": there.address}, token=TOKEN,
-                                         timeout=20) as found:  # fmt: skip
+        with (
+            suppress(RunError),
+            workers(["gpu"], remote={"gpu": there.address}, token=TOKEN, timeout=20) as found,
+        ):
             channel = one.load(found).workers["gpu"].channel
             channel.say(do="begin")
             channel.hear()
             channel.session = bytes.fromhex("0badcafe")
             specs = {t: one.plan.crossing[t] for t in one.plan.calls[0].sent}
-            channel.send(0, [(t, torch.zeros(s.shape, dtype=getattr(torch, s.dtype)))
-                             for t, s in specs.items()])  # fmt: skip
+            channel.send(
+                0,
+                [
+                    (t, torch.zeros(s.shape, dtype=getattr(torch, s.dtype)))
+                    for t, s in specs.items()
+                ],
+            )
             with pytest.raises(RunError, match="home sent a handle on what is not of this run"):
                 channel.hear()
         assert other.read_bytes() == b"of another run"
@@ -192,7 +228,7 @@ SIZES: dict[str, Any] = {
     "more": (["backdoor"], True, "its plan is damaged: "),
     "seed": (["weights", "seed"], "0", "seed of weights of its plan is damaged: '0'"),
     "spread": (["weights", "spread"], float("nan"), "spread of weights of its plan is damaged"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("where", "value", "said"), SIZES.values(), ids=SIZES)
@@ -257,8 +293,16 @@ def test_no_checkpoint_is_read_but_where_it_is_allowed(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
     (allowed / "link").symlink_to(other)
     with listening("--weights", str(allowed)) as worker:
-        for folder in (str(other), "/etc", "/", str(allowed / ".." / "other"),
-                       str(allowed / "link"), "", ".", f"{allowed}2"):  # fmt: skip
+        for folder in (
+            str(other),
+            "/etc",
+            "/",
+            str(allowed / ".." / "other"),
+            str(allowed / "link"),
+            "",
+            ".",
+            f"{allowed}2",
+        ):
             plan = plan_of(split()) | {"weights": {"checkpoint": folder}}
             said = answered(worker, plan)
             assert said == f"it is not to read {folder}: start it with --weights {folder}"
@@ -267,8 +311,13 @@ def test_no_checkpoint_is_read_but_where_it_is_allowed(tmp_path: Path) -> None:
             channel.say(do="load", plan=plan)
             channel.hear()
             specs = {t: Spec(*plan["specs"][str(t)]) for t in plan["data"]}
-            channel.send(0, [(t, torch.zeros(s.shape, dtype=getattr(torch, s.dtype)))
-                             for t, s in specs.items()])  # fmt: skip
+            channel.send(
+                0,
+                [
+                    (t, torch.zeros(s.shape, dtype=getattr(torch, s.dtype)))
+                    for t, s in specs.items()
+                ],
+            )
             with pytest.raises(RunError, match=r"deep has no \.safetensors files"):
                 channel.hear()
 
@@ -303,8 +352,9 @@ def test_a_worker_connects_to_no_socket_of_its_machine(there: Listening, tmp_pat
         (2, ["h"]),
     ):
         with as_home(there) as channel:
-            channel.say(do="connect", to="b", family=family, address=address,
-                        carriage=[None, 0, 16])  # fmt: skip
+            channel.say(
+                do="connect", to="b", family=family, address=address, carriage=[None, 0, 16]
+            )
             with pytest.raises(RunError, match=r"it connects to no socket of family|is damaged"):
                 channel.hear()
     with pytest.raises(TimeoutError):

@@ -226,30 +226,79 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other names").write_text("subjectAltName=DNS:elsewhere.example")
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     for authority in ("ca", "stranger"):
-        openssl(folder, "req", "-x509", *key, "-keyout", f"{authority}.key", "-out",
-                f"{authority}.pem", "-days", "2", "-subj", f"/CN={authority}")  # fmt: skip
+        openssl(
+            folder,
+            "req",
+            "-x509",
+            *key,
+            "-keyout",
+            f"{authority}.key",
+            "-out",
+            f"{authority}.pem",
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={authority}",
+        )
     for name, authority, names in (
-        ("worker", "ca", "names"), ("false", "stranger", "names"), ("away", "ca", "other names"),
-    ):  # fmt: skip
-        openssl(folder, "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj",
-                "/CN=worker")  # fmt: skip
-        openssl(folder, "x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem",
-                "-CAkey", f"{authority}.key", "-days", "2", "-extfile", names, "-out",
-                f"{name}.pem")  # fmt: skip
+        ("worker", "ca", "names"),
+        ("false", "stranger", "names"),
+        ("away", "ca", "other names"),
+    ):
+        openssl(
+            folder,
+            "req",
+            *key,
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.csr",
+            "-subj",
+            "/CN=worker",
+        )
+        openssl(
+            folder,
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            f"{authority}.pem",
+            "-CAkey",
+            f"{authority}.key",
+            "-days",
+            "2",
+            "-extfile",
+            names,
+            "-out",
+            f"{name}.pem",
+        )
     return folder
 
 
 def options(files: Path, name: str = "worker") -> list[str]:
-    return ["--tls-cert", str(files / f"{name}.pem"), "--tls-key", str(files / f"{name}.key"),
-            "--tls-ca", str(files / "ca.pem")]  # fmt: skip
+    return [
+        "--tls-cert",
+        str(files / f"{name}.pem"),
+        "--tls-key",
+        str(files / f"{name}.key"),
+        "--tls-ca",
+        str(files / "ca.pem"),
+    ]
 
 
 def test_verify_by_tls(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also between the accelerators."""
     monkeypatch.setenv("CUTEDGE_TOKEN", TOKEN)
     with listening(*options(files)) as worker:
-        words = ["verify", *MODEL, "--worker", f"gpu=127.0.0.1:{worker.port}", "--out",
-                 str(tmp_path / "out")]  # fmt: skip
+        words = [
+            "verify",
+            *MODEL,
+            "--worker",
+            f"gpu=127.0.0.1:{worker.port}",
+            "--out",
+            str(tmp_path / "out"),
+        ]
         found = invoke("cutedge", *words, "--tls-ca", files / "ca.pem", "--json")
         assert found.returncode == 0, found.stderr
         assert '"bytes_equal": true' in found.stdout

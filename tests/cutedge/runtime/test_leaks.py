@@ -91,11 +91,23 @@ def attended(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "sent",
     [
-        OTHER, X + OTHER, X * 2, -X, X @ torch.randn(16, 16, generator=SEED), attended(X),
-        X.argsort(), torch.zeros(2, 8, 16), torch.ones(2, 8, 16), torch.eye(16), torch.arange(16.0),
-        X > 0, X[0, :1, :3], X.sum(-1), X.softmax(-1),
+        OTHER,
+        X + OTHER,
+        X * 2,
+        -X,
+        X @ torch.randn(16, 16, generator=SEED),
+        attended(X),
+        X.argsort(),
+        torch.zeros(2, 8, 16),
+        torch.ones(2, 8, 16),
+        torch.eye(16),
+        torch.arange(16.0),
+        X > 0,
+        X[0, :1, :3],
+        X.sum(-1),
+        X.softmax(-1),
     ],
-)  # fmt: skip
+)
 def test_what_arithmetic_makes_has_other_values(sent: torch.Tensor) -> None:
     assert not equal(X, sent, "bfloat16")
     assert not equal(sent, X, "bfloat16")
@@ -192,9 +204,12 @@ def test_verify_proves_a_secret(verified: Verify) -> None:
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["runs"]
     assert found["secrets"] == {
-        "secrets": 1, "secret_tensors": 4, "untrusted": ["gpu"],
-        "tensors_compared": found["transfers_measured"], "leaks": [],
-    }  # fmt: skip
+        "secrets": 1,
+        "secret_tensors": 4,
+        "untrusted": ["gpu"],
+        "tensors_compared": found["transfers_measured"],
+        "leaks": [],
+    }
     assert found["transfers_measured"] > 10
 
 
@@ -259,11 +274,29 @@ def test_values_alone_give_a_leak_away(
 # --- by the tables --------------------------------------------------------------------------------
 
 TARGETS = {
-    "clone": (0,), "contiguous": (0,), "_to_copy": (0,), "slice": (0,), "index": (0,),
-    "permute": (0,), "view": (0,), "split": (0,), "constant_pad_nd": (0,), "masked_fill": (0, 2),
-    "cat": None, "stack": None, "maximum": None, "where": (1, 2), "embedding": (0,),
-    "exp": (), "silu": (), "pow": (), "matmul": (), "softmax": (), "rms_norm": (), "linear": (),
-}  # fmt: skip
+    "clone": (0,),
+    "contiguous": (0,),
+    "_to_copy": (0,),
+    "slice": (0,),
+    "index": (0,),
+    "permute": (0,),
+    "view": (0,),
+    "split": (0,),
+    "constant_pad_nd": (0,),
+    "masked_fill": (0, 2),
+    "cat": None,
+    "stack": None,
+    "maximum": None,
+    "where": (1, 2),
+    "embedding": (0,),
+    "exp": (),
+    "silu": (),
+    "pow": (),
+    "matmul": (),
+    "softmax": (),
+    "rms_norm": (),
+    "linear": (),
+}
 """Name of an op -> the arguments whose values are in its results, as torch documents it; all where
 None."""
 
@@ -278,9 +311,10 @@ def cases(draw: st.DrawFn) -> tuple[OpGraph, list[str], Policy, tuple[str, ...],
     graph = draw(graphs())
     ops = [
         replace(op, target=f"aten.{draw(st.sampled_from([*TARGETS]))}.default")
-        if op.target.startswith("aten.") and not op.is_view and op.kind is not Kind.OTHER else op
+        if op.target.startswith("aten.") and not op.is_view and op.kind is not Kind.OTHER
+        else op
         for op in graph.ops
-    ]  # fmt: skip
+    ]
     graph = graph.with_ops(ops)
     activations = [t.name for t in graph.tensors if graph.crosses(t)]
     names = draw(st.lists(st.sampled_from(activations), min_size=1, max_size=2))
@@ -288,9 +322,7 @@ def cases(draw: st.DrawFn) -> tuple[OpGraph, list[str], Policy, tuple[str, ...],
     secret = Secret((("name", tuple(names)),), "")
     kinds = draw(st.permutations(sorted({op.kind.value for op in ops if op.kind in BODY})))[:2]
     default = draw(st.sampled_from(["free", "free", "home"]))
-    rules = tuple(
-        Rule((("kind", (kind,)),), "accelerator", "", optional=True) for kind in kinds
-    )  # fmt: skip
+    rules = tuple(Rule((("kind", (kind,)),), "accelerator", "", optional=True) for kind in kinds)
     objective = {"bytes": 1} if default == "free" else None
     policy = Policy("mine", "t", default, rules, objective, secrets=(secret,))
     accelerators = draw(st.sampled_from([("gpu",), ("gpu", "npu")]))
@@ -307,17 +339,23 @@ def rows(folder: Path, table: str, *columns: str) -> list[tuple[Any, ...]]:
 
 def tainted(folder: Path, secret: Collection[str]) -> set[int]:
     """The tensors that moving values alone makes of the secret ones, these and their memory too."""
-    tensors = {t: (op, name, owner) for t, op, name, owner in
-               rows(folder, "tensors", "tensor_id", "op_id", "name", "alias_of")}  # fmt: skip
+    tensors = {
+        t: (op, name, owner)
+        for t, op, name, owner in rows(folder, "tensors", "tensor_id", "op_id", "name", "alias_of")
+    }
     target = dict(rows(folder, "ops", "op_id", "target"))
     edges = rows(folder, "edges", "dst_op", "tensor_id", "arg_index")
-    owner = {t: t if op is not None or over is None else over
-             for t, (op, _, over) in tensors.items()}  # fmt: skip
+    owner = {
+        t: t if op is not None or over is None else over for t, (op, _, over) in tensors.items()
+    }
     found = {owner[t] for t, (_, name, _) in tensors.items() if name in secret}
     for op in sorted(target):  # in the order that they run in
         moved = TARGETS.get(target[op].split(".")[1] if "." in target[op] else "", ())
-        if any(owner[t] in found and (moved is None or arg in moved)
-               for dst, t, arg in edges if dst == op):  # fmt: skip
+        if any(
+            owner[t] in found and (moved is None or arg in moved)
+            for dst, t, arg in edges
+            if dst == op
+        ):
             found |= {t for t, (maker, _, _) in tensors.items() if maker == op}
     return {t for t in tensors if owner[t] in found}
 
@@ -343,9 +381,10 @@ def is_refused(
 ) -> bool:
     """Whether a run of a placement is refused, by what it makes, holds and sends; none is sent."""
     invocations = {
-        op.id: Invocation([{"value": t.id} for t in graph.inputs(op.id)], {}) for op in graph.ops
+        op.id: Invocation([{"value": t.id} for t in graph.inputs(op.id)], {})
+        for op in graph.ops
         if op.kind not in (Kind.INPUT, Kind.OUTPUT)
-    }  # fmt: skip
+    }
     found = carriers(graph, invocations, {"one": secret})
     cover = covered(graph, secret)
     assert found.keys() == cover, f"{found.keys() ^ cover} {describe(graph, placement)}"

@@ -19,9 +19,18 @@ from tracer.presets import preset, preset_names
 from tracer.program import Invocation, Sharing
 
 TYPES = {
-    "Tensor", "int", "bool", "float", "number", "ScalarType", "Device", "Layout", "MemoryFormat",
-    "str", "Generator",  # which no plan can give
-}  # fmt: skip
+    "Tensor",
+    "int",
+    "bool",
+    "float",
+    "number",
+    "ScalarType",
+    "Device",
+    "Layout",
+    "MemoryFormat",
+    "str",
+    "Generator",  # which no plan can give
+}
 """What an argument may be, alone, in a list, or left out."""
 
 
@@ -54,8 +63,11 @@ def test_every_overload_in_the_list_is_one_of_torchs_and_makes_its_results_of_it
     assert len(found) > 2000
     for target in map(target_of, ALLOWED):
         schema = found[target]
-        written = [n for n, place in enumerate(schema.arguments)
-                   if place.alias_info is not None and place.alias_info.is_write]  # fmt: skip
+        written = [
+            n
+            for n, place in enumerate(schema.arguments)
+            if place.alias_info is not None and place.alias_info.is_write
+        ]
         assert written == ([0] if writes_in_place(target) else []), target
         assert schema.returns, target
         assert {str(made.real_type) for made in schema.returns} <= {"Tensor", "List[Tensor]"}, (
@@ -81,19 +93,41 @@ def test_no_text_that_an_op_takes_could_be_a_path() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "aten.from_file.default", "aten.set_.source_Storage", "aten.resize_.default",
-        "aten.data_ptr.default", "aten._local_scalar_dense.default", "aten.record_stream.default",
-        "aten._debug_has_internal_overlap.default", "aten.item.default", "aten.rand.generator",
-        "aten._cudnn_init_dropout_state.default", "aten.to_sparse.default",
+        "aten.from_file.default",
+        "aten.set_.source_Storage",
+        "aten.resize_.default",
+        "aten.data_ptr.default",
+        "aten._local_scalar_dense.default",
+        "aten.record_stream.default",
+        "aten._debug_has_internal_overlap.default",
+        "aten.item.default",
+        "aten.rand.generator",
+        "aten._cudnn_init_dropout_state.default",
+        "aten.to_sparse.default",
         "aten.bernoulli_.Tensor",
-        "aten.bincount.default", "aten.nonzero.default", "aten.pin_memory.default",
-        "aten._assert_async.msg", "aten.__class__.__setattr__", "aten.add.__class__", "aten.add",
-        "aten.add.Tensor.__call__", "aten..default", "aten.add.Tensor.default", "ATEN.add.Tensor",
-        "prims.device_put.default", "profiler._record_function_enter_new.default",
-        "quantized.linear.default", "transformers.grouped_mm_fallback_backward.default",
-        "__class__.__setattr__.x", "torch.ops.load_library", "", ".", "..", "\x00",
+        "aten.bincount.default",
+        "aten.nonzero.default",
+        "aten.pin_memory.default",
+        "aten._assert_async.msg",
+        "aten.__class__.__setattr__",
+        "aten.add.__class__",
+        "aten.add",
+        "aten.add.Tensor.__call__",
+        "aten..default",
+        "aten.add.Tensor.default",
+        "ATEN.add.Tensor",
+        "prims.device_put.default",
+        "profiler._record_function_enter_new.default",
+        "quantized.linear.default",
+        "transformers.grouped_mm_fallback_backward.default",
+        "__class__.__setattr__.x",
+        "torch.ops.load_library",
+        "",
+        ".",
+        "..",
+        "\x00",
     ],
-)  # fmt: skip
+)
 def test_what_is_in_no_list_is_refused_by_name(name: str) -> None:
     work = work_of(name, [], made=[Spec("float32", (1,))])
     with pytest.raises(RunError) as caught:
@@ -101,7 +135,7 @@ def test_what_is_in_no_list_is_refused_by_name(name: str) -> None:
     shown = name.replace("\x00", "?")
     assert str(caught.value) == (
         f"op 0 ({shown}): it is in no list of ops that are carried out here"
-    )  # fmt: skip
+    )
 
 
 def test_an_op_of_another_library_is_the_one_that_mixtures_of_experts_need() -> None:
@@ -199,15 +233,24 @@ def test_what_any_preset_is_traced_to_is_carried_out(name: str, phase: str) -> N
 
 
 def work_of(
-    target: str, args: list[Any], *, made: list[Spec], given: tuple[Spec, ...] = (),
-    shared: tuple[Sharing, ...] = (), **kwargs: Any,
-) -> Work:  # fmt: skip
+    target: str,
+    args: list[Any],
+    *,
+    made: list[Spec],
+    given: tuple[Spec, ...] = (),
+    shared: tuple[Sharing, ...] = (),
+    **kwargs: Any,
+) -> Work:
     """Op 0, of tensors 100, 101, ..., which makes tensors 0, 1, ..."""
     specs = {**dict(enumerate(made)), **{100 + n: spec for n, spec in enumerate(given)}}
     return Work(
-        invocations={0: Invocation(args, kwargs, shared)}, targets={0: target},
-        made={0: tuple(range(len(made)))}, everywhere={}, specs=specs, uses={},
-    )  # fmt: skip
+        invocations={0: Invocation(args, kwargs, shared)},
+        targets={0: target},
+        made={0: tuple(range(len(made)))},
+        everywhere={},
+        specs=specs,
+        uses={},
+    )
 
 
 X, Y = {"value": 100}, {"value": 101}
@@ -250,21 +293,37 @@ def carried_out(work: Work, *given: torch.Tensor) -> list[torch.Tensor]:
         ("aten.zeros.default", [["3"]], {}, "size is ['3'], which is no List[int]"),
         ("aten.zeros.default", [[[3]]], {}, "which is no List[int]"),
         ("aten.zeros.default", [{"float": "inf"}], {}, "which is no List[int]"),
-        ("aten.contiguous.default", [X], {"memory_format": {"memory_format": "strided"}},
-         "which is no MemoryFormat"),
-        ("aten.div.Tensor_mode", [X, X], {"rounding_mode": "/etc/passwd"},
-         "rounding_mode is /etc/passwd, which is no Optional[str]"),
+        (
+            "aten.contiguous.default",
+            [X],
+            {"memory_format": {"memory_format": "strided"}},
+            "which is no MemoryFormat",
+        ),
+        (
+            "aten.div.Tensor_mode",
+            [X, X],
+            {"rounding_mode": "/etc/passwd"},
+            "rounding_mode is /etc/passwd, which is no Optional[str]",
+        ),
         ("aten.gelu.default", [X], {"approximate": "floor"}, "which is no str"),
         ("aten.einsum.default", ["i,i->i; import os", [X, X]], {}, "which is no str"),
         ("aten.einsum.default", ["i->j", [X]], {}, "failed: "),
         ("aten.add_.Tensor", [1.0, X], {}, "it writes in place, and is given no tensor first"),
         ("aten.add_.Tensor", [], {"self": X, "other": X}, "it writes in place, and is given no"),
-        ("aten.batch_norm.default", [X, None, None, X, X, True, 0.1, 1e-5, False], {},
-         "it would change its running statistics"),
-        ("aten.native_batch_norm.default", [X, None, None, X, X, True, 0.1, 1e-5], {},
-         "it would change its running statistics"),
+        (
+            "aten.batch_norm.default",
+            [X, None, None, X, X, True, 0.1, 1e-5, False],
+            {},
+            "it would change its running statistics",
+        ),
+        (
+            "aten.native_batch_norm.default",
+            [X, None, None, X, X, True, 0.1, 1e-5],
+            {},
+            "it would change its running statistics",
+        ),
     ],
-)  # fmt: skip
+)
 def test_arguments_are_of_their_types(
     target: str, args: list[Any], kwargs: dict[str, Any], said: str
 ) -> None:
@@ -287,15 +346,24 @@ def test_an_op_whose_arguments_are_of_their_types_is_carried_out() -> None:
     )
     assert made.tolist() == [0.0, 0.0, 1.0]
     [made] = carried_out(
-        work_of("aten.full.default", [[3], {"float": "-inf"}], made=[ROW],
-                dtype={"dtype": "float32"}, layout={"layout": "strided"}, device={"device": None},
-                pin_memory=False)
-    )  # fmt: skip
+        work_of(
+            "aten.full.default",
+            [[3], {"float": "-inf"}],
+            made=[ROW],
+            dtype={"dtype": "float32"},
+            layout={"layout": "strided"},
+            device={"device": None},
+            pin_memory=False,
+        )
+    )
     assert made.tolist() == [float("-inf")] * 3
     [made] = carried_out(
-        work_of("aten.einsum.default", ["i,i->", [X, Y]], made=[Spec("float32", ())],
-                given=(ROW, ROW)), one, other,
-    )  # fmt: skip
+        work_of(
+            "aten.einsum.default", ["i,i->", [X, Y]], made=[Spec("float32", ())], given=(ROW, ROW)
+        ),
+        one,
+        other,
+    )
     assert made == 3
 
 
@@ -339,27 +407,51 @@ BIG = Spec("float32", (HUGE,))
 @pytest.mark.parametrize(
     ("target", "args", "made", "said"),
     [
-        ("aten.zeros.default", [[HUGE]], [ROW],
-         f": it makes float32 [{HUGE}]; announced: float32 [3]"),
+        (
+            "aten.zeros.default",
+            [[HUGE]],
+            [ROW],
+            f": it makes float32 [{HUGE}]; announced: float32 [3]",
+        ),
         ("aten.zeros.default", [[HUGE]], [BIG], ": it makes 4,000,000,000,000,000 bytes, and may "),
-        ("aten.repeat.default", [X, [HUGE]], [ROW],
-         f": it makes float32 [{3 * HUGE}]; announced: float32 [3]"),
+        (
+            "aten.repeat.default",
+            [X, [HUGE]],
+            [ROW],
+            f": it makes float32 [{3 * HUGE}]; announced: float32 [3]",
+        ),
         ("aten.zeros.default", [[2**62, 2**62]], [ROW], " failed: "),
         ("aten.zeros.default", [[-1]], [ROW], " failed: "),
         ("aten.arange.default", [{"float": "inf"}], [ROW], " failed: "),
-        ("aten.relu.default", [X], [Spec("float64", (3,))],
-         ": it makes float32 [3]; announced: float64 [3]"),
-        ("aten.relu.default", [X], [ROW, ROW],
-         ": it makes float32 [3]; announced: float32 [3], float32 [3]"),
+        (
+            "aten.relu.default",
+            [X],
+            [Spec("float64", (3,))],
+            ": it makes float32 [3]; announced: float64 [3]",
+        ),
+        (
+            "aten.relu.default",
+            [X],
+            [ROW, ROW],
+            ": it makes float32 [3]; announced: float32 [3], float32 [3]",
+        ),
         ("aten.relu.default", [X], [], ": it makes float32 [3]; announced: "),
-        ("aten.topk.default", [X, 1], [Spec("float32", (1,))],
-         ": it makes float32 [1], int64 [1]; announced: float32 [1]"),
+        (
+            "aten.topk.default",
+            [X, 1],
+            [Spec("float32", (1,))],
+            ": it makes float32 [1], int64 [1]; announced: float32 [1]",
+        ),
         ("aten.pad.default", [X, [HUGE, 0]], [ROW], f"it makes float32 [{HUGE + 3}]; announced: "),
         ("aten.nonzero_static.default", [X], [ROW], "it is in no list"),
         ("aten.index.Tensor", [X, [{"value": 101}]], [ROW], " failed: "),
         ("aten.repeat_interleave.self_Tensor", [X, {"value": 102}], [ROW], " failed: "),
-        ("aten.unbind.int", [{"value": 103}], [ROW],
-         f": it makes {HUGE:,} tensors, and 1 were announced"),
+        (
+            "aten.unbind.int",
+            [{"value": 103}],
+            [ROW],
+            f": it makes {HUGE:,} tensors, and 1 were announced",
+        ),
         ("aten.split.Tensor", [{"value": 103}, 1], [ROW], f"it makes {HUGE:,} tensors, and 1 were"),
         ("aten.split.Tensor", [{"value": 103}, 0], [ROW], f"it makes {HUGE:,} tensors, and 1 were"),
         ("aten.chunk.default", [{"value": 103}, HUGE], [ROW], f"it makes {HUGE:,} tensors, and 1"),
@@ -367,7 +459,7 @@ BIG = Spec("float32", (HUGE,))
         ("aten.tensor_split.sections", [X, HUGE], [ROW], f"it makes {HUGE:,} tensors, and 1 were"),
         ("aten.unbind.int", [X, 9], [ROW], " failed: "),
     ],
-)  # fmt: skip
+)
 def test_what_an_op_makes_is_what_was_announced(
     target: str, args: list[Any], made: list[Spec], said: str
 ) -> None:
@@ -405,8 +497,9 @@ def test_memory_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("cutedge.runtime.machine.free_bytes", lambda device: LOOK_BYTES)
     many = Spec("uint8", (LOOK_BYTES + 1,))
     with pytest.raises(RunError, match=r"it makes 67,108,865 bytes, and may take 67,108,864"):
-        Machine(work_of("aten.zeros.default", [[LOOK_BYTES + 1]], made=[many],
-                        dtype={"dtype": "uint8"}))  # fmt: skip
+        Machine(
+            work_of("aten.zeros.default", [[LOOK_BYTES + 1]], made=[many], dtype={"dtype": "uint8"})
+        )
 
 
 def test_memory_that_is_shared_is_counted() -> None:

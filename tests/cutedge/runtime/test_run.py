@@ -42,15 +42,24 @@ from tracer.presets import preset
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "llama-3.2-1b": {
-        "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50,
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "head_dim": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
     },
     "gpt2": {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 50, "n_positions": 64},
     "mixtral-8x7b": {
-        "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50,
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
     },
-}  # fmt: skip
+}
 PREFILL: Mapping[str, Any] = {"seq": 6}
 DECODE: Mapping[str, Any] = {"phase": "decode", "past": 5}
 WEIGHTS = {"seed": 0, "spread": 0.3}
@@ -88,8 +97,10 @@ def listening() -> Iterator[dict[str, tuple[str, int]]]:
     for name in ("gpu", "gpu2"):
         process = subprocess.Popen(
             [BIN / "cutedge", "worker", "--listen", "127.0.0.1:0"],
-            env={**os.environ, "CUTEDGE_TOKEN": TOKEN}, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env={**os.environ, "CUTEDGE_TOKEN": TOKEN},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         started.append(process)
         assert process.stderr is not None
         host, _, port = process.stderr.readline().split()[-1].rpartition(":")
@@ -101,9 +112,14 @@ def listening() -> Iterator[dict[str, tuple[str, int]]]:
 
 
 def carry_out(
-    model: Model, placement: Placement, links: Links, listening: Mapping[str, tuple[str, int]],
-    *, wire_dtype: str | None = None, residency: Any = "run",
-) -> tuple[Traffic, Measured, Verdict]:  # fmt: skip
+    model: Model,
+    placement: Placement,
+    links: Links,
+    listening: Mapping[str, tuple[str, int]],
+    *,
+    wire_dtype: str | None = None,
+    residency: Any = "run",
+) -> tuple[Traffic, Measured, Verdict]:
     traffic = account(model.graph, placement, links, wire_dtype=wire_dtype, residency=residency)
     plan = make_plan(
         model.graph,
@@ -112,21 +128,28 @@ def carry_out(
         wire_dtype=wire_dtype,
         residency=residency,
     )
-    with workers(
-        list(plan.accelerators), remote=listening, token=TOKEN, timeout=60.0
-    ) as found:  # fmt: skip
+    with workers(list(plan.accelerators), remote=listening, token=TOKEN, timeout=60.0) as found:
         measured = loaded(model, plan, found, links, wire_dtype, residency).run(model.given)
     return traffic, measured, verdict_of(model, traffic, measured, wire_dtype)
 
 
 def loaded(
-    model: Model, plan: Any, found: Mapping[str, Worker], links: Links,
-    wire_dtype: str | None = None, residency: str = "run",
-) -> Any:  # fmt: skip
+    model: Model,
+    plan: Any,
+    found: Mapping[str, Worker],
+    links: Links,
+    wire_dtype: str | None = None,
+    residency: str = "run",
+) -> Any:
     return load(
-        plan, found, data=model.runnable.data, weights=WEIGHTS, links=links,
-        wire_dtype=wire_dtype, residency=residency,
-    )  # fmt: skip
+        plan,
+        found,
+        data=model.runnable.data,
+        weights=WEIGHTS,
+        links=links,
+        wire_dtype=wire_dtype,
+        residency=residency,
+    )
 
 
 def verdict_of(
@@ -214,9 +237,7 @@ def test_two_accelerators(listening, tmp_path, residency):
     links = Links(link, peers={frozenset(("gpu", "gpu2")): replace(link, chunk_bytes=1000)})
     setting = Setting("tee", ("gpu", "gpu2"), links, residency=residency)
     placement = place(model.graph, load_policy(str(file)), setting).placement
-    traffic, measured, verdict = carry_out(
-        model, placement, links, listening, residency=residency
-    )  # fmt: skip
+    traffic, measured, verdict = carry_out(model, placement, links, listening, residency=residency)
     assert verdict.unequal == ()
     assert verdict.answer_equal
     assert {call.device for call in traffic.calls} == {"gpu", "gpu2"}
@@ -232,16 +253,18 @@ def test_a_secret_does_not_pass_between_accelerators(listening):
     model, links = small("llama-3.2-1b"), Links(load_link("unix-socket"))
     graph, invocations = model.graph, model.runnable.invocations
     own = [
-        None if graph.is_everywhere(op.id)
-        else "tee" if op.kind in (Kind.INPUT, Kind.OUTPUT)
-        else "gpu2" if op.module_path.endswith("down_proj") else "gpu"
+        None
+        if graph.is_everywhere(op.id)
+        else "tee"
+        if op.kind in (Kind.INPUT, Kind.OUTPUT)
+        else "gpu2"
+        if op.module_path.endswith("down_proj")
+        else "gpu"
         for op in graph.ops
-    ]  # fmt: skip
+    ]
     placement = Placement("tee", own, [False] * len(own), [""] * len(own))
     plan = make_plan(graph, invocations, placement)
-    [(call, passed)] = [
-        (c.number, c.peers["gpu"]) for c in plan.calls if c.device == "gpu2"
-    ][:1]  # fmt: skip
+    [(call, passed)] = [(c.number, c.peers["gpu"]) for c in plan.calls if c.device == "gpu2"][:1]
     named = {"that": [passed[0]]}
     secrets = Secrets(("gpu2",), named, carriers(graph, invocations, named))
     with workers(["gpu", "gpu2"], remote=listening, token=TOKEN, timeout=60.0) as found:
@@ -258,8 +281,11 @@ def test_a_secret_does_not_pass_between_accelerators(listening):
             for t in account(graph, placement, links).transfers
         )
         found["gpu2"].channel.forbidden = secrets.carriers
-        with pytest.raises(RunError, match=rf"call {call} of .*: tensor {passed[0]} is not sent to "
-                                           r"worker gpu2, which is not trusted"):  # fmt: skip
+        with pytest.raises(
+            RunError,
+            match=rf"call {call} of .*: tensor {passed[0]} is not sent to "
+            r"worker gpu2, which is not trusted",
+        ):
             run.run(model.given)
 
 
@@ -267,10 +293,13 @@ def test_two_accelerators_that_send_to_each_other(listening):
     """One takes every other op of the other's; both ways over one connection."""
     model, links = small("llama-3.2-1b"), Links(load_link("unix-socket"))
     own = [
-        None if model.graph.is_everywhere(op.id)
-        else "tee" if op.kind in (Kind.INPUT, Kind.OUTPUT) else ("gpu", "gpu2")[op.id // 5 % 2]
+        None
+        if model.graph.is_everywhere(op.id)
+        else "tee"
+        if op.kind in (Kind.INPUT, Kind.OUTPUT)
+        else ("gpu", "gpu2")[op.id // 5 % 2]
         for op in model.graph.ops
-    ]  # fmt: skip
+    ]
     placement = Placement("tee", own, [False] * len(own), [""] * len(own))
     traffic, _, verdict = carry_out(model, placement, links, listening)
     ways = {(t.src_device, t.dst_device) for t in traffic.transfers if t.direction == "peer"}
@@ -322,10 +351,13 @@ def placements(graph: OpGraph) -> st.SearchStrategy[Placement]:
 
     def made(devices: Sequence[str]) -> Placement:
         placed = [
-            None if graph.is_everywhere(op.id)
-            else "tee" if op.kind in (Kind.INPUT, Kind.OUTPUT) else device
+            None
+            if graph.is_everywhere(op.id)
+            else "tee"
+            if op.kind in (Kind.INPUT, Kind.OUTPUT)
+            else device
             for op, device in zip(graph.ops, devices, strict=True)
-        ]  # fmt: skip
+        ]
         return Placement("tee", placed, [False] * len(placed), [""] * len(placed))
 
     count = len(graph.ops)
@@ -333,9 +365,7 @@ def placements(graph: OpGraph) -> st.SearchStrategy[Placement]:
     return st.lists(device, min_size=count, max_size=count).map(made)
 
 
-ANY = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+ANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 CHUNKED = replace(load_link("unix-socket"), chunk_bytes=100)
 SHARED = replace(
     load_link("unix-socket"), shared_memory_threshold_bytes=2000, shared_memory_handle_bytes=16
@@ -456,9 +486,9 @@ def test_what_a_device_holds_is_what_is_predicted():
     plan = make_plan(model.graph, model.runnable.invocations, placement)
     graph = model.graph
     for device in (plan.home, *plan.accelerators.values()):
-        constants = {
-            t for t, op in device.work.everywhere.items() if op in device.constants
-        } & {t.id for op in device.ops for t in graph.inputs(op)}  # fmt: skip
+        constants = {t for t, op in device.work.everywhere.items() if op in device.constants} & {
+            t.id for op in device.ops for t in graph.inputs(op)
+        }
         owners = {graph.storage(graph.tensors[t]).id for t in constants}
         worked_out = sum(graph.tensors[t].bytes for t in owners)
         kept, states = (
@@ -527,8 +557,9 @@ def test_rounding_is_told_from_mistakes():
 
 def test_a_device_is_found_again_from_what_its_ops_take():
     graph = small("llama-3.2-1b").graph
-    device = Device("made-up", "", False, {"float32": 3e9, "bool": 3e9, "int64": 3e9}, 5e9,
-                    launch_seconds=2e-6)  # fmt: skip
+    device = Device(
+        "made-up", "", False, {"float32": 3e9, "bool": 3e9, "int64": 3e9}, 5e9, launch_seconds=2e-6
+    )
     times = time_ops(graph, device)
     found = fit_device(graph, [{op: t.seconds or 0.0 for op, t in enumerate(times.ops)}])
     assert found.peak_flops_per_second == pytest.approx(3e9, rel=1e-6)
@@ -557,16 +588,24 @@ def test_the_command(tmp_path, monkeypatch):
     assert (row["seconds_predicted"] is None) == (None in map(link.payload_rate, WAYS))
     assert row["max_abs_difference"] < 1e-4
     assert Path(row["measured_calls"]).is_file()
-    rows = invoke("query", "SELECT policy, count(*), sum(sent_wire_bytes + received_wire_bytes) "
-               "FROM measured_calls GROUP BY ALL ORDER BY policy", "--json")  # fmt: skip
+    rows = invoke(
+        "query",
+        "SELECT policy, count(*), sum(sent_wire_bytes + received_wire_bytes) "
+        "FROM measured_calls GROUP BY ALL ORDER BY policy",
+        "--json",
+    )
     assert tuple(json.loads(rows.stdout)["rows"][0].values()) == (
-        "fuse-attention", 12, row["total_wire_bytes_measured"]
-    )  # fmt: skip
+        "fuse-attention",
+        12,
+        row["total_wire_bytes_measured"],
+    )
     sums = invoke(
-        "query", "SELECT sum(seconds) AS seconds, sum(accelerator_seconds) AS accelerator_seconds, "
+        "query",
+        "SELECT sum(seconds) AS seconds, sum(accelerator_seconds) AS accelerator_seconds, "
         "max(abs(seconds + accelerator_seconds - call_seconds)) AS off FROM measured_calls "
-        "WHERE policy = 'fuse-attention'", "--json",
-    )  # fmt: skip
+        "WHERE policy = 'fuse-attention'",
+        "--json",
+    )
     (measured,) = json.loads(sums.stdout)["rows"]
     assert measured.pop("off") < 1e-9
     assert {f"{key}_measured": pytest.approx(row[f"{key}_measured"]) for key in measured} == {

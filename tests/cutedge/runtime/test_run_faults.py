@@ -113,7 +113,7 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "huge error": (lambda m: text(b"", 4, HUGE), "sent a message that is out of place"),
     "cut": (lambda m: m[:-1], "is gone: it closed the connection"),
     "nothing": (lambda m: b"", "is gone: it closed the connection"),
-}  # fmt: skip
+}
 
 EACH = pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
 
@@ -168,8 +168,9 @@ def replying(damage: Callable[[bytes], bytes]) -> type[_Session]:
             if number < 2:
                 return super()._call(head, number)
             call = self.calls[number]
-            self.channel.accept(head, number, {t: self.crossing[t] for t in call["sent"]},
-                                self.dtypes)  # fmt: skip
+            self.channel.accept(
+                head, number, {t: self.crossing[t] for t in call["sent"]}, self.dtypes
+            )
             specs = {t: self.crossing[t] for t in call["received"]}
             self.channel.connection.sendall(damage(as_bytes(number, zeros(specs))))
             raise RunError("closed")
@@ -200,9 +201,16 @@ def test_what_a_worker_says_of_itself_is_passed_on() -> None:
     assert said == f"call 2 of {CALLS}: worker gpu: the chip is on fire"
 
 
-REPORT = {"unpack_seconds": 0.0, "take_in_seconds": 0.0, "compute_seconds": 0.0,
-          "pack_seconds": 0.0, "peer_payload_bytes": 0, "peer_wire_bytes": 0,
-          "peak_memory_bytes": 0, "peer_tensors": {}}  # fmt: skip
+REPORT = {
+    "unpack_seconds": 0.0,
+    "take_in_seconds": 0.0,
+    "compute_seconds": 0.0,
+    "pack_seconds": 0.0,
+    "peer_payload_bytes": 0,
+    "peer_wire_bytes": 0,
+    "peak_memory_bytes": 0,
+    "peer_tensors": {},
+}
 
 
 @pytest.mark.parametrize(
@@ -218,12 +226,14 @@ REPORT = {"unpack_seconds": 0.0, "take_in_seconds": 0.0, "compute_seconds": 0.0,
         ({"calls": {}, "ops": {"1": float("nan")}}, "ops of worker gpu's report is damaged: nan"),
         ({"calls": {}, "ops": {"1": 1e300}}, "ops of worker gpu's report is damaged: 1e+300"),
         ({"calls": {}, "ops": {"1": -1}}, "ops of worker gpu's report is damaged: -1"),
-        ({"calls": {}, "ops": {"1000000": 0.5}, "unread": []},
-         "worker gpu reports ops that are not its own"),
+        (
+            {"calls": {}, "ops": {"1000000": 0.5}, "unread": []},
+            "worker gpu reports ops that are not its own",
+        ),
         ({"calls": {"0": REPORT | {"peak_memory_bytes": 2**63}}, "ops": {}}, "is damaged: 9223372"),
         ({"calls": {"0": REPORT | {"compute_seconds": "1"}}, "ops": {}}, "is damaged: '1'"),
     ],
-)  # fmt: skip
+)
 def test_a_report_that_is_none(words: dict[str, Any], said: str) -> None:
     class Session(_Session):
         def _report(self) -> None:
@@ -244,9 +254,10 @@ def test_a_worker_that_never_answers() -> None:
     start = time.monotonic()
     said = None
     with evil(Session) as address:
-        with pytest.raises(RunError) as caught, workers(
-            ["gpu"], remote={"gpu": address}, token=TOKEN, timeout=0.5
-        ) as found:  # fmt: skip
+        with (
+            pytest.raises(RunError) as caught,
+            workers(["gpu"], remote={"gpu": address}, token=TOKEN, timeout=0.5) as found,
+        ):
             split().run(found)
         said, took = str(caught.value), time.monotonic() - start
         awake.set()
@@ -373,16 +384,34 @@ def test_a_worker_refuses_a_damaged_request(
         ({"do": "load", "plan": {}}, "name of its plan is damaged: None"),
         ({"do": "load", "plan": [1]}, "its plan is damaged: [1]"),
         ({"do": "push", "call": 0, "to": "moon"}, "it was sent a damaged plan (KeyError: "),
-        ({"do": "connect", "to": "b", "family": 99, "address": "x", "carriage": [None, 0, 16]},
-         "it connects to no socket of family 99"),
-        ({"do": "connect", "to": "b", "family": int(socket.AF_INET), "address": ["localhost", 1],
-          "carriage": [None, 0, 16]}, "b cannot be reached at localhost:1: Connection refused"),
-        ({"do": "connect", "to": "b", "family": int(socket.AF_INET), "address": ["localhost", HUGE],
-          "carriage": [None, 0, 16]}, f"b cannot be reached at localhost:{HUGE}: "),
+        (
+            {"do": "connect", "to": "b", "family": 99, "address": "x", "carriage": [None, 0, 16]},
+            "it connects to no socket of family 99",
+        ),
+        (
+            {
+                "do": "connect",
+                "to": "b",
+                "family": int(socket.AF_INET),
+                "address": ["localhost", 1],
+                "carriage": [None, 0, 16],
+            },
+            "b cannot be reached at localhost:1: Connection refused",
+        ),
+        (
+            {
+                "do": "connect",
+                "to": "b",
+                "family": int(socket.AF_INET),
+                "address": ["localhost", HUGE],
+                "carriage": [None, 0, 16],
+            },
+            f"b cannot be reached at localhost:{HUGE}: ",
+        ),
         ({"do": "accept", "of": "b", "carriage": [None, 0, 16]}, "b does not connect"),
         ({"do": "fetch", "tensors": 3}, "what is to be fetched is damaged: 3"),
     ],
-)  # fmt: skip
+)
 def test_a_worker_refuses_what_it_does_not_do(
     words: dict[str, Any], message: str, there: Listening
 ) -> None:
@@ -439,7 +468,7 @@ NO_OP = r"op \d+ \({}\): it is in no list of ops that are carried out here"
         ("gpu", "nonsense", AT_GPU + NO_OP.format("nonsense")),
         ("gpu", None, AT_GPU + r"its plan does not say what op \d+ is"),
     ],
-)  # fmt: skip
+)
 def test_an_op_that_is_none(where: str, target: str | None, message: str, there: Listening) -> None:
     one = split()
     plan = one.plan
@@ -480,10 +509,15 @@ def test_no_memory_for_the_weights(
     else:
         plan = replace(plan, accelerators={"gpu": larger(plan.accelerators["gpu"], numel)})
     local = where == "gpu" and most is not None
-    with pytest.raises(RunError) as caught, workers(
-        ["gpu"], remote={} if local else {"gpu": there.address}, token=TOKEN,
-        memory_bytes={} if most is None else {"gpu": most},
-    ) as found:  # fmt: skip
+    with (
+        pytest.raises(RunError) as caught,
+        workers(
+            ["gpu"],
+            remote={} if local else {"gpu": there.address},
+            token=TOKEN,
+            memory_bytes={} if most is None else {"gpu": most},
+        ) as found,
+    ):
         replace(one, plan=plan).load(found, memory_bytes=most if where == "tee" else None)
     who = "tee" if where == "tee" else "worker gpu"
     assert re.fullmatch(f"loading: {who}: {message}", str(caught.value))
@@ -541,11 +575,23 @@ class Verify:
         self.temp.mkdir()
         environment = {**os.environ, "TMPDIR": str(self.temp)}
         self.process = subprocess.Popen(
-            [BIN / "cutedge", "verify", *MODEL, "--runs", "1000000", "--link", link,
-             "--out", self.out],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            [
+                BIN / "cutedge",
+                "verify",
+                *MODEL,
+                "--runs",
+                "1000000",
+                "--link",
+                link,
+                "--out",
+                self.out,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def ended(self, how: signal.Signals) -> tuple[int, str]:
         """End it as a terminal does, all of its group; its exit code and what it printed."""

@@ -104,9 +104,22 @@ def test_verify_with_a_worker_that_listens(
 ) -> None:
     monkeypatch.setenv("CUTEDGE_TOKEN", TOKEN)
     worker = f"gpu={there['one'].host}:{there['one'].port}"
-    found = invoke("cutedge", "verify", *MODEL, "--policy", "offload-linear", "--policy",
-                   "fuse-attention", "--worker", worker, "--transport", "tcp", "--json", "--out",
-                   tmp_path / "out")  # fmt: skip
+    found = invoke(
+        "cutedge",
+        "verify",
+        *MODEL,
+        "--policy",
+        "offload-linear",
+        "--policy",
+        "fuse-attention",
+        "--worker",
+        worker,
+        "--transport",
+        "tcp",
+        "--json",
+        "--out",
+        tmp_path / "out",
+    )
     assert found.returncode == 0, found.stderr
     rows = json.loads(found.stdout)["runs"]
     assert [row["bytes_equal"] and row["answer_equal"] for row in rows] == [True, True]
@@ -198,8 +211,9 @@ def test_weights_of_a_checkpoint(
     files: int, index: bool, remote: dict[str, tuple[str, int]], tmp_path: Path
 ) -> None:
     tensors = sorted(seeded().items())
-    places = {name: f"part-{number % files}.safetensors" for number, (name, _) in
-              enumerate(tensors)}  # fmt: skip
+    places = {
+        name: f"part-{number % files}.safetensors" for number, (name, _) in enumerate(tensors)
+    }
     for file in set(places.values()):
         save_file({n: tensor for n, tensor in tensors if places[n] == file}, tmp_path / file)
     if index:
@@ -220,18 +234,24 @@ NAME = "model.layers.0.mlp.up_proj.weight"
     [
         ({}, "{folder} has no .safetensors files"),
         ({"a.safetensors": b"no"}, "{folder}/a.safetensors: .+"),
-        ({"a.safetensors": {NAME: torch.zeros(3, 2)}},
-         "{folder}/a.safetensors: " + NAME + r" is \[3, 2\], the model has \[128, 64\]"),
-        ({"a.safetensors": {NAME: None}},
-         "{folder} has no tensor " + NAME + ": it is no checkpoint of this model"),
+        (
+            {"a.safetensors": {NAME: torch.zeros(3, 2)}},
+            "{folder}/a.safetensors: " + NAME + r" is \[3, 2\], the model has \[128, 64\]",
+        ),
+        (
+            {"a.safetensors": {NAME: None}},
+            "{folder} has no tensor " + NAME + ": it is no checkpoint of this model",
+        ),
         ({INDEX: b"{"}, "{folder}/" + INDEX + NONE),
         ({INDEX: b"[]"}, "{folder}/" + INDEX + NONE),
         ({INDEX: b"{}"}, "{folder}/" + INDEX + NONE),
         ({INDEX: b'{"weight_map": {"a": 3}}'}, "{folder}/" + INDEX + NONE),
-        ({INDEX: json.dumps({"weight_map": dict.fromkeys(seeded(), "b.safetensors")}).encode()},
-         "{folder}/b.safetensors: .+"),
+        (
+            {INDEX: json.dumps({"weight_map": dict.fromkeys(seeded(), "b.safetensors")}).encode()},
+            "{folder}/b.safetensors: .+",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_checkpoint_of_the_model(
     damage: dict[str, Any], message: str, remote: dict[str, tuple[str, int]], tmp_path: Path
 ) -> None:
@@ -256,8 +276,16 @@ def test_verify_with_a_checkpoint(
     monkeypatch.setenv("CUTEDGE_TOKEN", TOKEN)
     folder = tmp_path / "weights"
     folder.mkdir()
-    words = ["verify", *MODEL, "--worker", f"gpu={there['one'].host}:{there['one'].port}",
-             "--weights", str(folder), "--out", str(tmp_path / "out")]  # fmt: skip
+    words = [
+        "verify",
+        *MODEL,
+        "--worker",
+        f"gpu={there['one'].host}:{there['one'].port}",
+        "--weights",
+        str(folder),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     found = invoke("cutedge", *words)
     assert found.returncode == 1
     assert found.stderr == f"error: loading: tee: {folder} has no .safetensors files\n"
@@ -282,9 +310,14 @@ def counts(processes: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("runs", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_runs_leave_nothing(
-    runs: int, there: dict[str, Listening], remote: dict[str, tuple[str, int]], sharing: str,
-    apart: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    runs: int,
+    there: dict[str, Listening],
+    remote: dict[str, tuple[str, int]],
+    sharing: str,
+    apart: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     temp = tmp_path / "t"
     temp.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temp))

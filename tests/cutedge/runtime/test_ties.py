@@ -239,7 +239,7 @@ COUNTED = {
     "tied_blocks": EMB + FC + EMB + FC + 8 * 8,  # each block has a bias of its own
     "plain": EMB + FC + EMB,
     "gpt2": GPT2,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -299,8 +299,10 @@ def test_what_shares_memory_lies_on_a_device_once(file: Path) -> None:
     kept = {t.name: t.alias_of for t in graph.tensors if t.role is Role.PARAMETER}
     names = {t.id: t.name for t in graph.tensors}
     assert {name: names.get(owner) for name, owner in kept.items()} == {
-        "emb.weight": None, "fc.weight": None, "table": "emb.weight",
-    }  # fmt: skip
+        "emb.weight": None,
+        "fc.weight": None,
+        "table": "emb.weight",
+    }
 
 
 def test_memory_that_overlaps_is_refused_by_name(file: Path, tmp_path: Path) -> None:

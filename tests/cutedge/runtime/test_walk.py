@@ -32,9 +32,13 @@ from tracer.program import Invocation
 RESIDENCIES: tuple[Residency, ...] = ("run", "call")
 LINKS = Links(load_link("unix-socket"))
 SMALL: Mapping[str, Any] = {
-    "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 11,
-    "num_hidden_layers": 2, "num_key_value_heads": 1,
-}  # fmt: skip
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "vocab_size": 11,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 1,
+}
 KINDS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "llama": (SMALL, {"phase": "decode", "past": 5}),
     "llama prefill": (SMALL, {"seq": 4, "cache": True}),
@@ -43,9 +47,11 @@ KINDS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"num_layers": 2, "d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 16, "vocab_size": 11},
         {"phase": "decode", "past": 5, "source": 6},
     ),
-    "mamba": ({"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 11},
-              {"phase": "decode", "past": 5}),
-}  # fmt: skip
+    "mamba": (
+        {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 11},
+        {"phase": "decode", "past": 5},
+    ),
+}
 
 
 @cache
@@ -122,15 +128,19 @@ def later(moves: Moves) -> Moves:
         (None, None),
         (dropped, "{name} (tensor {t}) from {src} to {dst}: in call {c}; predicted: in no call"),
         (added, "{name} (tensor {t}) from {dst} to {src}: in no call; predicted: in call {c}"),
-        (twice, "{name} (tensor {t}) from {src} to {dst}: in call {c}; "
-                "predicted: in calls {c}, {c}"),
+        (
+            twice,
+            "{name} (tensor {t}) from {src} to {dst}: in call {c}; predicted: in calls {c}, {c}",
+        ),
         (later, "{name} (tensor {t}) from {src} to {dst}: in call {c}; predicted: in call {n}"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_prediction_is_named(
-    ran: tuple[Split, Measured], change: Callable[[Moves], Moves] | None, said: str | None,
+    ran: tuple[Split, Measured],
+    change: Callable[[Moves], Moves] | None,
+    said: str | None,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """The accounting's own list is changed; the run is of the ops and knows nothing of it."""
     graph, placement, measured = ran[0].graph, ran[0].placement, ran[1]
     right = partition.accounting._moves
@@ -151,9 +161,13 @@ def test_a_wrong_prediction_is_named(
     move = changed[3]
     assert not verdict.bytes_equal
     assert verdict.unequal[0] == said.format(
-        name=graph.tensors[move.tensor].name, t=move.tensor, src=move.src, dst=move.dst,
-        c=move.call, n=move.call + 1,
-    )  # fmt: skip
+        name=graph.tensors[move.tensor].name,
+        t=move.tensor,
+        src=move.src,
+        dst=move.dst,
+        c=move.call,
+        n=move.call + 1,
+    )
 
 
 def test_another_dtype_on_the_wire_and_what_came_for_no_op_are_named(
@@ -179,10 +193,13 @@ def test_parts_of_cached_state_survive_what_an_accelerator_forgets() -> None:
     """State 3 is cat(0, 1, 2). 1 comes with a call, 2 with a later one; 4 is no state."""
     joined = Invocation([[{"value": 0}, {"value": 1}, {"value": 2}], 0], {})
     work = Work(
-        invocations={7: joined}, targets={7: "aten.cat.default"}, made={7: (3,)},
-        everywhere={3: 7}, specs={n: Spec("float32", (1 + 2 * (n == 3),)) for n in range(5)},
+        invocations={7: joined},
+        targets={7: "aten.cat.default"},
+        made={7: (3,)},
+        everywhere={3: 7},
+        specs={n: Spec("float32", (1 + 2 * (n == 3),)) for n in range(5)},
         uses={1: 1, 2: 1, 4: 1},
-    )  # fmt: skip
+    )
     machine = Machine(work, resident={0: torch.tensor([1.0])})
     machine.begin()
     machine.put({1: torch.tensor([2.0]), 4: torch.tensor([9.0])})
@@ -221,10 +238,13 @@ def test_values_go_through_what_moves_them_and_not_through_arithmetic() -> None:
         found = carriers(made.graph, made.invocations, {"one": [tensor.id]})
         assert found.keys() == covered(made.graph, [tensor.id])
     moved = [
-        (t.id, o.id) for op in made.graph.ops if op.is_view and op.id in made.invocations
-        for t in made.graph.inputs(op.id)[:1] for o in made.graph.outputs(op.id)
+        (t.id, o.id)
+        for op in made.graph.ops
+        if op.is_view and op.id in made.invocations
+        for t in made.graph.inputs(op.id)[:1]
+        for o in made.graph.outputs(op.id)
         if made.graph.crosses(t) and made.graph.crosses(o)
-    ]  # fmt: skip
+    ]
     assert len(moved) > 5
     for source, result in moved:
         assert result in carriers(made.graph, made.invocations, {"one": [source]})

@@ -102,8 +102,9 @@ def together(*steps: Callable[[], Any]) -> list[Any]:
 
 def spec_of(tensor: torch.Tensor, wire_dtype: str | None = None) -> Spec:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Spec(wire_dtype if wire_dtype and tensor.is_floating_point() else dtype,
-                tuple(tensor.shape))  # fmt: skip
+    return Spec(
+        wire_dtype if wire_dtype and tensor.is_floating_point() else dtype, tuple(tensor.shape)
+    )
 
 
 def crossed(
@@ -138,8 +139,9 @@ def random_tensor(dtype: str, shape: Sequence[int]) -> torch.Tensor:
     if kind == torch.bool:
         return torch.rand(shape) < 0.5
     generator = torch.Generator().manual_seed(len(shape))
-    flat = torch.randint(256, (torch.Size(shape).numel() * kind.itemsize,), dtype=torch.uint8,
-                         generator=generator)  # fmt: skip
+    flat = torch.randint(
+        256, (torch.Size(shape).numel() * kind.itemsize,), dtype=torch.uint8, generator=generator
+    )
     return flat.view(kind).reshape(shape)
 
 
@@ -211,8 +213,13 @@ def test_floats_cross_in_the_wires_dtype_and_nothing_else_does(
     wire_dtype: str, ends: Callable[..., Ends]
 ) -> None:
     kind = getattr(torch, wire_dtype)
-    tensors = [BASE, BASE.to(torch.bfloat16), torch.arange(5), torch.tensor([True, False]),
-               torch.tensor([1 + 2j])]  # fmt: skip
+    tensors = [
+        BASE,
+        BASE.to(torch.bfloat16),
+        torch.arange(5),
+        torch.tensor([True, False]),
+        torch.tensor([1 + 2j]),
+    ]
     arrived, went, _ = crossed(ends(), tensors, wire_dtype)
     for one, other in zip(arrived, tensors, strict=True):
         floats = other.is_floating_point()
@@ -229,13 +236,15 @@ def segments() -> set[str]:
 
 links = st.builds(
     lambda chunk, threshold, handle: replace(
-        PLAIN, chunk_bytes=chunk, shared_memory_threshold_bytes=threshold,
+        PLAIN,
+        chunk_bytes=chunk,
+        shared_memory_threshold_bytes=threshold,
         shared_memory_handle_bytes=handle,
     ),
     st.none() | st.integers(1, 300),
     st.sampled_from([0, 1, 15, 16, 17, 18, 40, 299, 1000]),
     st.sampled_from([16, 17, 31]),
-)  # fmt: skip
+)
 
 
 @EXAMPLES
@@ -380,8 +389,9 @@ def test_a_wrong_token_is_refused_and_does_not_cross(
     here, there, tap = ends()
     found = together(lambda: greet(here, mine, "home"), lambda: welcome(there, theirs))
     assert [str(error) for error in found] == [
-        "there: the token is wrong", "here does not know the token",
-    ]  # fmt: skip
+        "there: the token is wrong",
+        "here does not know the token",
+    ]
     passed = bytes(tap.out + tap.came)
     assert mine.encode() not in passed
     assert theirs.encode() not in passed
