@@ -72,7 +72,11 @@ class Problem:
             elif not set(choice) <= set(devices) or (fixed and set(choice) - {self.home}):
                 raise PlacementError(f"op {op.id} ({op.name}) cannot be on {', '.join(choice)}")
         costs: Iterable[Mapping[object, int]] = (
-            self.op_cost, self.transfer_cost, self.storage_cost, self.call_cost, self.memory_bytes,
+            self.op_cost,
+            self.transfer_cost,
+            self.storage_cost,
+            self.call_cost,
+            self.memory_bytes,
         )  # type: ignore[assignment]
         for mapping in costs:
             for key, value in mapping.items():
