@@ -172,7 +172,7 @@ def _switched(function: Callable[..., Any], switches: dict[str, Any]) -> Callabl
     @wraps(function)
     def run(*args: Any, quiet: bool, verbose: bool, wide: bool = False, **options: Any) -> Any:
         begun = perf_counter()
-        WIDE.set(wide)
+        token = WIDE.set(wide)
         told = nullcontext() if quiet or _AS_JSON.get() else progress()
         try:
             with redirect_stderr(StringIO()) if quiet else nullcontext(), told:
@@ -182,6 +182,7 @@ def _switched(function: Callable[..., Any], switches: dict[str, Any]) -> Callabl
                 print_exc()
             raise
         finally:
+            WIDE.reset(token)
             if verbose:
                 typer.echo(f"{perf_counter() - begun:.2f} s", err=True)
 

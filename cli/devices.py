@@ -14,7 +14,7 @@ from tracer.graph import ITEM_BYTES
 
 if TYPE_CHECKING:
     from costmodels import devices as described
-    from cutedge._cost import Gemm
+    from cutedge._gemm import Gemm
 
 M = Annotated[int, typer.Argument(min=1, max=MOST, help="Rows of the first operand.")]
 K = Annotated[int, typer.Argument(min=1, max=MOST, help="Its columns, rows of the second.")]

@@ -77,7 +77,9 @@ def verify(
 
     options = socket_link(asdict(machine), running.transport) | asdict(search)
     chosen = policies or ["offload-linear"]
-    check_verify(chosen, running.workers or (), running.tls_ca, options)
+    said = check_verify(chosen, running.workers or (), running.tls_ca, options)
+    for warning in said:
+        warn(warning)
     traced = cutedge.trace(model, **asdict(tracing))
     splits = [traced.partition(one, **options) for one in chosen]
     for warning in traced.warnings:
@@ -85,7 +87,8 @@ def verify(
     folder = out or default_folder(traced.graph)
     verified = [split.verify(**asdict(running)) for split in splits]
     for warning in dict.fromkeys(one for each in verified for one in each.warnings):
-        warn(warning)
+        if warning not in said:
+            warn(warning)
     files = [one.save(folder) for one in verified]
     if as_json:
         pairs = zip(verified, files, strict=True)

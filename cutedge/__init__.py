@@ -18,7 +18,8 @@ from importlib import import_module
 TYPE_CHECKING = False  # as type checkers take it; ``typing`` takes half of the import's time
 if TYPE_CHECKING:
     from cutedge._compare import Comparison
-    from cutedge._cost import gemm, limits, params
+    from cutedge._cost import limits, params
+    from cutedge._gemm import gemm
     from cutedge._partition import Partition
     from cutedge._trace import Trace, load, trace
     from tracer.errors import CutedgeError, InputError
@@ -44,7 +45,7 @@ _PLACES = {
     "Comparison": "cutedge._compare",
     "Partition": "cutedge._partition",
     "Trace": "cutedge._trace",
-    "gemm": "cutedge._cost",
+    "gemm": "cutedge._gemm",
     "limits": "cutedge._cost",
     "load": "cutedge._trace",
     "params": "cutedge._cost",

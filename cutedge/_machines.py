@@ -130,7 +130,12 @@ def machines_of(
             )
         accel, link = others, named or link
     return read_machines(
-        home or "tee", _several(accel), _several(link), _several(memory), wire_dtype, **options
+        "tee" if home is None else home,
+        _several(accel),
+        _several(link),
+        _several(memory),
+        wire_dtype,
+        **options,
     )
 
 

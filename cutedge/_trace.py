@@ -95,10 +95,10 @@ def load(folder: str | Path) -> "Trace":
     ...     cutedge.load(folder).graph.meta.seq
     64
     """
-    from tracer.serde import read_reach, read_trace
+    from tracer.serde import read_trace
 
-    graph, trace_id = read_trace(Path(folder))
-    return Trace(graph, read_reach(Path(folder), trace_id), (), folder=Path(folder))
+    graph, _ = read_trace(Path(folder))
+    return Trace(graph, None, (), folder=Path(folder))
 
 
 class Trace:
@@ -107,7 +107,7 @@ class Trace:
     def __init__(
         self,
         graph: OpGraph,
-        reach: Reach,
+        reach: Reach | None,
         warnings: Sequence[str],
         request: Request | None = None,
         *,
@@ -123,9 +123,7 @@ class Trace:
         """Whether it came out of the trace cache."""
         self.folder = folder
         """The directory that it was read from; None where it was traced."""
-        self.reach = reach
-        """The sizes at which it is the same program."""
-        self._request = request
+        self._reach, self._request = reach, request
 
     def __repr__(self) -> str:
         return f"<cutedge.Trace {headline(self.graph.meta)}>"
@@ -139,6 +137,16 @@ class Trace:
             "trace id": self.id,
         }
         return rows(headline(self.graph.meta), ("", ""), [[*pair] for pair in totals.items()])
+
+    @cached_property
+    def reach(self) -> Reach:
+        """The sizes at which it is the same program. Raises CutedgeError where a file lacks it."""
+        from tracer.serde import read_reach
+
+        if self._reach is not None:
+            return self._reach
+        assert self.folder is not None  # it was read from there
+        return read_reach(self.folder, self.id)
 
     @property
     def id(self) -> str:

@@ -313,13 +313,15 @@ def check_verify(
     addresses: Sequence[str],
     tls_ca: Path | None,
     options: Mapping[str, Any],
-) -> None:
-    """Raise InputError for options that cannot be understood, before a model is traced."""
+) -> list[str]:
+    """What is to be said before anything runs; InputError for what cannot be understood."""
     check_words(policies, **options)
     named = {key: options[key] for key in ("machine", "home", "accel", "link", "memory")}
-    _addresses(addresses, machines_of(**named).accelerators)
+    remote = _addresses(addresses, machines_of(**named).accelerators)
     if tls_ca is not None:
         trust(tls_ca)
+        return []
+    return clear_text([host for host, _ in remote.values()], "--tls-ca")
 
 
 def socket_link(machine: Mapping[str, Any], transport: Transport) -> dict[str, Any]:

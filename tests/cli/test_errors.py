@@ -1030,7 +1030,7 @@ def test_json_of_trace(cli, options):
     expected = {"num_hidden_layers": 2} if "--set" in options else {}
     assert figures["overrides"] == changed == expected
     warned = [json.loads(line) for line in done.stderr.splitlines()]
-    assert warned == [{"warning": note} for note in figures["warnings"]]
+    assert warned == [{"version": 1, "warning": note} for note in figures["warnings"]]
     assert bool(figures["warnings"]) == ("600" in options)
 
     ops = ask(folder, "SELECT kind, count(*) AS n FROM ops GROUP BY kind")

@@ -385,7 +385,7 @@ def test_perfettos_own_sql_gives_the_totals_of_the_tables(case: str, tmp_path: P
         assert {row["name"]: row["bytes"] for row in low} == {
             f"bytes on {device}": size
             for device, size in summary["resident_bytes"].items()
-            if device in split_of(case).devices
+            if device in split_of(case).used
         }
         flows = ask(
             "SELECT extract_arg(o.arg_set_id, 'debug.op_id') AS src, "

@@ -338,7 +338,7 @@ def test_an_op_that_no_table_knows_may_hand_on_all_it_reads():
         (
             '[[secret]]\nlabel = "attention_score"',
             "secret 1 (label = attention_score) matches nothing in tiny, prefill: no tensor has label "
-            "attention_score. Did you mean attention_scores, attention_probs",
+            "attention_score. Did you mean attention_scores?",
         ),
         ('[[secret]]\nmodule_path = "model.layer.*"', "Did you mean model.layers."),
         ('[[secret]]\nname = "past_key_values*"', "no tensor has name past_key_values*."),

@@ -210,6 +210,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(here)
     try:
         for words in (
+            ["trace", "edge-10m", "--seq", "8"],
             ["trace", "edge-10m", "--seq", "8", "--out", "t"],
             ["partition", "t", "--policy", "offload-linear"],
             ["cutedge", "cost", "t", "--device", "chip-8x8"],

@@ -247,7 +247,7 @@ def test_values_alone_give_a_leak_away(
     ``other`` is made of the same input by another weight, and is no leak.
     """
     monkeypatch.setattr("partition.optimise.check_kept", lambda *_: None)
-    monkeypatch.setattr("cutedge.runtime.lineage.carriers", lambda *_: {})
+    monkeypatch.setattr("cutedge._verify.carriers", lambda *_: {})
     secret = 'module_path = "first"'
     for option in ([], ["--wire-dtype", "bfloat16"]):
         policy = FIXED.format('["after.*", "other"]', secret)

@@ -592,6 +592,8 @@ def test_the_command(tmp_path, monkeypatch):
         "query",
         "SELECT policy, count(*), sum(sent_wire_bytes + received_wire_bytes) "
         "FROM measured_calls GROUP BY ALL ORDER BY policy",
+        "--trace",
+        Path(row["measured_calls"]).parents[4],
         "--json",
     )
     assert tuple(json.loads(rows.stdout)["rows"][0].values()) == (
