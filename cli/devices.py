@@ -38,12 +38,11 @@ def devices(
     """List the devices that cutedge knows; show one with the source of every figure."""
     from cli.printing import print_json
     from costmodels.devices import device_names, load_device
-    from cutedge._json import device_object
     from tracer.toml_files import matching
 
     found = [load_device(one) for one in matching(name, "device", device_names())]
     if as_json:
-        print_json({"devices": [device_object(one) for one in found]})
+        print_json({"devices": [one.summary for one in found]})
     elif name and len(found) == 1:
         _print_device(found[0])
     else:
@@ -105,7 +104,6 @@ def gemm(
 
 def _print_devices(found: "Sequence[described.Device]") -> None:
     from cli.printing import console, grouped, print_table
-    from cutedge._words import array_size
     from tracer.words import human
 
     def peak(device: "described.Device", dtype: str) -> str:
@@ -145,7 +143,7 @@ def _print_devices(found: "Sequence[described.Device]") -> None:
                     one.name,
                     "yes" if one.trusted else "no",
                     array.dataflow,
-                    array_size(array),
+                    array.size,
                     str(array.tile_cycles or ""),
                     f"{array.clock_hertz / 1e6:g}",
                     f"{array.peak_flops_per_second / 1e9:.6g}",
@@ -163,7 +161,6 @@ def _print_device(device: "described.Device") -> None:
 
     from cli.printing import console, print_table
     from costmodels.devices import ARRAY_FIGURES, FIGURES, PEAK, TILE_FIGURES
-    from cutedge._words import array_words
     from tracer.words import human
 
     out, array = console(), device.array
@@ -211,14 +208,13 @@ def _print_device(device: "described.Device") -> None:
     )
     if array:
         out.print()
-        out.print(f"{array_words(array)}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
+        out.print(f"{array}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
 
 
 def _print_gemm(product: "Gemm") -> None:
     from rich.text import Text
 
     from cli.printing import console, print_table
-    from cutedge._words import array_words
     from tracer.words import human
 
     out, device, array, cost = console(), product.device, product.array, product.cost
@@ -227,7 +223,7 @@ def _print_gemm(product: "Gemm") -> None:
     scalesim = product.count == "scalesim"
     counting = "the number of the last, from 0, as SCALE-Sim prints it" if scalesim else ""
     out.print(Text(f"{what} on {device.name}", style="bold"))
-    out.print(array_words(array))
+    out.print(array)
     lost = ", ".join(
         f"{share:.1%} of {axis}"
         for axis, share in (("M", cost.lost_by_m), ("K", cost.lost_by_k), ("N", cost.lost_by_n))

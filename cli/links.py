@@ -29,13 +29,12 @@ def links(
     """List the links between devices, or show the figures of one and where they come from."""
     from cli.printing import console, grouped, print_json, print_table
     from costmodels.links import link_names, load_link
-    from cutedge._json import link_object
     from tracer.toml_files import matching
     from tracer.words import duration, rate
 
     loaded = [load_link(name) for name in matching(link, "link", link_names())]
     if as_json:
-        print_json({"links": [link_object(one) for one in loaded]})
+        print_json({"links": [one.summary for one in loaded]})
     elif len(loaded) > 1:
 
         def shown(value: float | None, words: Callable[[float], str]) -> str:

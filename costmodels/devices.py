@@ -8,7 +8,7 @@ bandwidth too), or it is an array for matrix products (``array_dataflow`` and it
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -55,6 +55,19 @@ class Array:
             )
 
     @property
+    def size(self) -> str:
+        """Its sides as text; of fixed tiles M x K x N."""
+        sides = (self.rows, self.depth, self.columns)
+        return " x ".join(str(side) for side in sides if side is not None)
+
+    def __str__(self) -> str:
+        clock = f"{self.clock_hertz / 1e6:g} MHz"
+        if self.tile_cycles is not None:
+            return f"tiles of M x K x N = {self.size}, {self.tile_cycles} cycles each, {clock}"
+        kept = {"os": "output", "ws": "weight", "is": "input"}[self.dataflow]
+        return f"{kept}-stationary systolic array of {self.size} cells, {clock}"
+
+    @property
     def peak_flops_per_second(self) -> float:
         """What a product that leaves no cell idle would reach."""
         macs_per_cycle = self.rows * self.columns
@@ -95,6 +108,15 @@ class Device:
     """Name of the link (``costmodels.links``) to its host."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where each figure comes from, by its key (``peak_flops_per_second.float32``)."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """All fields by name, and what follows from them."""
+        array, figures = self.array, asdict(self)
+        if array is not None:
+            figures["array"]["peak_flops_per_second"] = array.peak_flops_per_second
+        ridges = {dtype: self.ridge(dtype) for dtype in self.peak_flops_per_second}
+        return {"device": figures.pop("name"), **figures, "ridge_flops_per_byte": ridges}
 
     def ridge(self, dtype: str) -> float:
         """FLOPs a byte of memory traffic above which compute is the bound, not bandwidth.

@@ -65,6 +65,12 @@ class Link:
         """Every figure that a description may have, in order; None where this one has it not."""
         return {key: getattr(self, key) if key in self.sources else None for key in FIGURES}
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """All that its description says, by name."""
+        about = {"link": self.name, "description": self.description}
+        return {**about, **self.figures, "sources": self.sources}
+
     def timed(self, direction: str) -> bool:
         """Whether the seconds of messages in a ``direction`` of the transfers are known."""
         return _of(self, direction, "bandwidth_bytes_per_second") is not None

@@ -44,7 +44,7 @@ class Cost:
         >>> import cutedge
         >>> (cost,) = cutedge.trace("edge-10m", seq=64).costs("rtx-4090")
         >>> [share.name for share in cost.by("kind")][:2]
-        ['elementwise', 'embedding']
+        ['embedding', 'elementwise']
         """
         return shares(self.trace.graph, self.time, _keys(self.trace.graph)[what])
 

@@ -82,7 +82,7 @@ def gemm(
 
     >>> import cutedge
     >>> cutedge.gemm(32, 64, 64).cost.tiles
-    128
+    256
     """
     choose(dtype, tuple(ITEM_BYTES), "--dtype")
     chosen = load_device(device)

@@ -6,10 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costmodels.devices import Device
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import total_flops
-from costmodels.links import Link
 from partition.crossover import Crossover, Point
 from partition.policy import Policy
 from partition.run import Run
@@ -253,25 +251,4 @@ def policy_object(policy: Policy) -> dict[str, Any]:
             }
             for rule in policy.rules
         ],
-    }
-
-
-def device_object(device: Device) -> dict[str, Any]:
-    """An entry of ``devices --json``: all fields, and what follows from them."""
-    array, figures = device.array, asdict(device)
-    return {
-        "device": figures.pop("name"),
-        **figures,
-        "array": array and {**asdict(array), "peak_flops_per_second": array.peak_flops_per_second},
-        "ridge_flops_per_byte": {one: device.ridge(one) for one in device.peak_flops_per_second},
-    }
-
-
-def link_object(link: Link) -> dict[str, Any]:
-    """An entry of ``links --json``."""
-    return {
-        "link": link.name,
-        "description": link.description,
-        **link.figures,
-        "sources": link.sources,
     }

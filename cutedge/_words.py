@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from costmodels.devices import Array
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops
 from partition import seen as sorts
@@ -332,19 +331,6 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         f"coverage: seconds are known for {covered(time.coverage)} of the ops that work"
         + (f"; not for {numbered(time.missing)}" if time.missing else "")
     )
-
-
-def array_size(array: Array) -> str:
-    sides = (array.rows, array.depth, array.columns)
-    return " x ".join(str(side) for side in sides if side is not None)
-
-
-def array_words(array: Array) -> str:
-    clock = f"{array.clock_hertz / 1e6:g} MHz"
-    if array.tile_cycles is not None:
-        return f"tiles of M x K x N = {array_size(array)}, {array.tile_cycles} cycles each, {clock}"
-    kept = {"os": "output", "ws": "weight", "is": "input"}[array.dataflow]
-    return f"{kept}-stationary systolic array of {array_size(array)} cells, {clock}"
 
 
 def devices_of(setting: Setting) -> str:
