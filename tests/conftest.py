@@ -31,6 +31,8 @@ What a capture gives, whatever lies in a cache, is for the tests that call ``cap
 """
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _name in ("COLUMNS", "LINES"):  # the terminals of tests are as wide as these say
+    os.environ.pop(_name, None)
 """Tests run side by side already: threads of torch's would wait for those of the others."""
 
 gc.set_threshold(100_000, 50, 50)
