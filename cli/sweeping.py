@@ -9,7 +9,6 @@ import typer
 from cli.app import command, say, warn
 from cli.options import Json
 from cutedge.sweeping import EngineName
-from tracer.errors import InputError
 
 Texts = list[str] | None
 
@@ -64,18 +63,12 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Work out every point of a grid into one data set; what is there is not done again."""
+    options = {key: value for key, value in locals().items() if key != "as_json"}
+    import cutedge
     from cli.printing import print_json, print_table
-    from cutedge._grids import AXES, SINGLE, read_grid
-    from cutedge._sweep import Engine
-    from cutedge._sweep import sweep as run_sweep
-    from cutedge._workspace import OUT
     from tracer.words import counted
 
-    if (engine == "local") != (scheduler is None):
-        raise InputError("--scheduler is the address of a cluster: give it with --engine dask|ray")
-    options = locals()
-    asked = read_grid(grid, {key: options[key] for key in (*AXES, *SINGLE)}, time_limit)
-    made = run_sweep(asked, out or OUT / f"grid={asked.id}", Engine(engine, scheduler, jobs), warn)
+    made = cutedge.sweep(**options, warn=warn)
     if as_json:
         print_json(asdict(made))
         return

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cutedge._cost import limits, params
     from cutedge._gemm import gemm
     from cutedge._partition import Partition
+    from cutedge._sql import query
+    from cutedge._sweep import sweep
     from cutedge._trace import Trace, load, trace
     from tracer.errors import CutedgeError, InputError
 
@@ -28,6 +30,9 @@ __all__ = [  # noqa: RUF022  # in groups
     # begin
     "load",
     "trace",
+    # many points, and what is on disk
+    "query",
+    "sweep",
     # ask of a model or a device alone
     "gemm",
     "limits",
@@ -49,6 +54,8 @@ _PLACES = {
     "limits": "cutedge._cost",
     "load": "cutedge._trace",
     "params": "cutedge._cost",
+    "query": "cutedge._sql",
+    "sweep": "cutedge._sweep",
     "trace": "cutedge._trace",
     "CutedgeError": "tracer.errors",
     "InputError": "tracer.errors",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.roofline import time_ops
-from cutedge._machines import read_machines
+from cutedge._machines import Machines, read_machines
 from cutedge._workspace import MAKERS, find_partition, trace_folder
 from cutedge.runtime.measured import MeasuredRun, read_run
 from partition.tables import Split, read_split
@@ -92,10 +92,12 @@ def export_timeline(
     home: str | None = None,
     accel: Sequence[str] | None = None,
     link: Sequence[str] | None = None,
+    machines: Machines | None = None,
 ) -> Exported:
     """Write a timeline for ui.perfetto.dev: what is predicted, and what was measured in ``run``.
 
-    ``home``, ``accel`` and ``link`` say what the devices and links are, where the split does not.
+    ``home``, ``accel`` and ``link``, or ``machines``, say what the devices and links are, where the
+    split does not.
     Raises InputError where there is no split, and where neither seconds nor a run are known.
     """
     try:
@@ -106,7 +108,7 @@ def export_timeline(
         ) from error
     if split is None:
         raise InputError("a timeline is of a partition, and there is none: run partition first")
-    timelines, warnings = _timelines(split, run, home, accel, link)
+    timelines, warnings = _timelines(split, run, home, accel, link, machines)
     meta = split.graph.meta
     about = f"{meta.model}, {meta.phase} of {meta.batch} x {meta.seq} tokens, {split.policy}"
     size = write_file(trace_of(timelines, about), out)
@@ -119,19 +121,16 @@ def _timelines(
     home: str | None,
     accel: Sequence[str] | None,
     link: Sequence[str] | None,
+    machines: Machines | None,
 ) -> "tuple[list[Timeline], list[str]]":
     """(what is predicted, where seconds are known, and what was measured; warnings)"""
     from cutedge.exports.timeline import measured, predicted
 
     names = split.placement.accelerators
-    described = [_described(text, names) for text in accel or names]
-    machines = read_machines(
-        _described(home or split.placement.home, (split.placement.home,)),
-        described or None,
-        link,
-        None,
-        None,
-    )
+    if machines is None:
+        described = [_described(text, names) for text in accel or names]
+        at_home = _described(home or split.placement.home, (split.placement.home,))
+        machines = read_machines(at_home, described or None, link, None, None)
     for name in names:
         choose(name, machines.accelerators, "--accel leaves out")
     if link:

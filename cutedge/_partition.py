@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cutedge._machines import Machines
 from cutedge._placing import bottlenecks, derived_of, explained, partition_of, setting_of
@@ -17,6 +17,7 @@ from tracer.graph import OpGraph
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cutedge._export import GraphKind
     from cutedge._trace import Trace
     from cutedge._verify import Transport, Verification
     from partition.explain import Bottleneck, TransferGroup
@@ -217,6 +218,20 @@ class Partition:
             runs,
             timeout,
         )
+
+    def export(self, kind: "GraphKind | Literal['perfetto']", file: str | Path) -> Path:
+        """Write the graph with its devices, or a timeline for ui.perfetto.dev; where it is.
+
+        The kinds of graph are those of ``Trace.export``. Raises InputError for a timeline of
+        devices or links whose seconds are not known.
+        """
+        from cutedge._export import export_graph, export_timeline
+
+        if kind == "perfetto":
+            export_timeline(self.split, None, Path(file), machines=self.machines)
+        else:
+            export_graph(kind, self.trace.graph, self.split, Path(file))
+        return Path(file)
 
     def save(self, folder: str | Path) -> Path:
         """Write the trace's tables and these below it; where these are."""

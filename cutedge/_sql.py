@@ -6,14 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from cutedge._workspace import MAKERS
+from cutedge._workspace import MAKERS, OUT
 from tracer.errors import CutedgeError, InputError
 from tracer.files import DamagedError, check_file
 from tracer.interrupts import say_at_interrupt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def run_sql(sql: str, folder: Path, *, safe: bool = False) -> tuple[list[str], list[Sequence[Any]]]:
@@ -47,6 +50,24 @@ def run_sql(sql: str, folder: Path, *, safe: bool = False) -> tuple[list[str], l
         if result is None:
             raise InputError("there is no SQL in the query; try 'SELECT * FROM ops LIMIT 5'")
         return _distinct(column[0] for column in result.description or ()), result.fetchall()
+
+
+def query(sql: str, folder: str | Path | None = None, *, safe: bool = False) -> "pa.Table":
+    """What DuckDB answers over the tables of all runs below a folder; ``cutedge-out`` by default.
+
+    DuckDB may read and write any file that you can; with ``safe`` the tables are copied into memory
+    and all else is shut off. Raises InputError for SQL that it refuses.
+
+    >>> import cutedge, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = cutedge.trace("edge-10m", seq=64).save(folder)
+    ...     cutedge.query("SELECT count(*) AS ops FROM ops", folder).to_pylist()
+    [{'ops': 152}]
+    """
+    import pyarrow as pa
+
+    columns, rows = run_sql(sql, OUT if folder is None else Path(folder), safe=safe)
+    return pa.table({name: [row[n] for row in rows] for n, name in enumerate(columns)})
 
 
 def ask(sql: str, tables: Mapping[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """A sweep: every point of a grid, worked out into one data set."""
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
-from cutedge._grids import Grid, Subject
+from cutedge._grids import AXES, SINGLE, Grid, Subject, read_grid
+from cutedge._workspace import OUT
 from cutedge.sweeping import EngineName
 from cutedge.sweeping.points import Program, Work, pack
 from partition.policy import Policy
@@ -37,13 +39,53 @@ class Swept:
     """Where the data set is."""
 
 
-def sweep(grid: Grid, folder: Path, engine: "Engine", warn: Callable[[str], None]) -> Swept:
-    """Work out every point of a grid into a folder; what is there is not done again.
+def sweep(
+    model: str | Sequence[str] | None = None,
+    out: str | Path | None = None,
+    *,
+    grid: str | Path | None = None,
+    time_limit: float = 60.0,
+    engine: EngineName = "local",
+    scheduler: str | None = None,
+    jobs: int | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+    **axes: Any,
+) -> Swept:
+    """Work out every point of a grid into one data set; what is there is not done again.
 
-    Raises InputError for a folder
-    of another grid and for policies that count seconds where these are not known, CutedgeError
-    where the folder cannot be written.
+    The ``axes`` are the options of ``cutedge sweep``: texts, or lists of them, such as
+    ``seq="64..4096"``. A ``grid`` file has the same keys. ``out`` is the folder of the data set,
+    by default one for each grid in ``cutedge-out``. Points are worked out by ``jobs`` processes
+    here, or by a cluster (``engine`` is ``dask`` or ``ray``, at the address ``scheduler``).
+
+    Raises InputError for what cannot be understood, for a folder of another grid and for policies
+    that count seconds where these are not known, CutedgeError where the folder cannot be written.
+
+    >>> import cutedge, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = cutedge.sweep("edge-10m", folder, seq="64..256", policy="min-cut", jobs=1)
+    >>> made.rows, dict(made.placed)
+    (3, {'proven between sizes': 1, 'solved': 2})
     """
+    if (engine == "local") != (scheduler is None):
+        raise InputError("--scheduler is the address of a cluster: give it with --engine dask|ray")
+    if unknown := set(axes) - {*AXES, *SINGLE}:
+        raise InputError(f"sweep has no {', '.join(sorted(unknown))}: {', '.join(AXES)} are axes")
+    given = {
+        key: [value] if isinstance(value, str | int) and key not in SINGLE else value
+        for key, value in {"model": model, **axes}.items()
+    }
+    texts = {
+        key: [str(one) for one in value] if isinstance(value, list | tuple) else value
+        for key, value in given.items()
+    }
+    asked = read_grid(None if grid is None else Path(grid), texts, time_limit)
+    folder = OUT / f"grid={asked.id}" if out is None else Path(out)
+    return sweep_grid(asked, folder, Engine(engine, scheduler, jobs), warn)
+
+
+def sweep_grid(grid: Grid, folder: Path, engine: "Engine", warn: Callable[[str], None]) -> Swept:
+    """Work out every point of a grid into a folder: ``sweep``."""
     _check_policies(grid)
     say_at_interrupt(
         f"interrupted; what is in {folder} is whole, and the same command goes on from there"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from cutedge._compare import Comparison
     from cutedge._cost import Cost
+    from cutedge._export import GraphKind
     from cutedge._partition import Partition
     from partition.crossover import Crossover, Point
     from partition.policy import Policy
@@ -383,6 +384,19 @@ class Trace:
     ) -> Path:
         """Write a page that shows policies, readable offline; where it is. Options: ``compare``."""
         return self.compare(policies, **options).report(page).page
+
+    def export(self, kind: "GraphKind", file: str | Path) -> Path:
+        """Write the graph as ``graphml``, ``dot`` or for ``model-explorer``; where it is.
+
+        >>> import cutedge, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cutedge.trace("edge-10m", seq=64).export("dot", f"{folder}/edge.dot").name
+        'edge.dot'
+        """
+        from cutedge._export import export_graph
+
+        export_graph(kind, self.graph, None, Path(file))
+        return Path(file)
 
     def save(self, folder: str | Path) -> Path:
         """Write the tables as Parquet into a folder; where they are.

@@ -9,10 +9,10 @@ import duckdb
 import pytest
 
 import cutedge
-from cutedge import _compare, _cost, _gemm, _machines, _partition, _trace
+from cutedge import _compare, _cost, _gemm, _machines, _partition, _sql, _sweep, _trace
 from tests.support.inprocess import invoke
 
-PUBLIC = [cutedge, _trace, _partition, _compare, _cost, _gemm, _machines]
+PUBLIC = [cutedge, _trace, _partition, _compare, _cost, _gemm, _machines, _sql, _sweep]
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
