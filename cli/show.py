@@ -1,7 +1,6 @@
 """What trace and models --check print, and what all commands say of a traced model."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from rich.text import Text
 
@@ -12,13 +11,6 @@ from tracer.captured import Checked
 from tracer.graph import OpGraph
 from tracer.summary import growth, headline, largest_tensors
 from tracer.words import counted, human
-
-if TYPE_CHECKING:
-    pass
-
-
-def _shape(shape: Iterable[object]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"
 
 
 def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
@@ -33,7 +25,7 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
             (
                 group.name,
                 str(group.count),
-                _shape(t.shape),
+                str([*t.shape]),
                 f"{t.bytes:,}",
                 human(t.bytes),
                 t.bytes_expr or "",
