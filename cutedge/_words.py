@@ -260,7 +260,7 @@ def trace_lines(graph: OpGraph, flops: FlopTotals) -> list[tuple[str, str]]:
         said.append(("", f"{active:,} active for one token ({share:.1%})"))
         said += [("" if n else "assumed", text) for n, text in enumerate(assumed)]
     missing = numbered(flops.products_missing)
-    which = f", those of {missing} not known" if missing else f" ({flops.products_status})"
+    which = f", those of {missing} not known" if missing else f", {flops.products_status}"
     said.append(("FLOPs", f"{flops.products:,} in matrix products{which}"))
     if flops.products_expr:
         said.append(("", f"= {flops.products_expr}"))

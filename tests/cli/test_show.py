@@ -171,7 +171,7 @@ def test_every_printed_total_says_what_it_is_of(capsys):
 @pytest.mark.parametrize(
     ("missing", "says"),
     [
-        ({}, "12 in matrix products (exact)"),
+        ({}, "12 in matrix products, exact"),
         (
             {"aten.conv9d.default": 3},
             "12 in matrix products, those of 3 x aten.conv9d.default not known",

@@ -112,7 +112,7 @@ def test_seconds_need_a_peak_for_the_integers_that_are_multiplied(of):
 def test_the_commands_count_integer_products(tmp_path):
     file = written(tmp_path, of_integers("lambda x, w: x @ w", "int32"))
     traced = invoke("trace", f"{file}:build", "--out", tmp_path / "out")
-    assert "131,072 in matrix products (exact)" in traced.stdout
+    assert "131,072 in matrix products, exact" in traced.stdout
     chip = ("--home", "ryzen-7950x", "--accel", "chip-8x8", "--link", "axi-lite")
     split = invoke("partition", tmp_path / "out", "--policy", "host-chip", *chip)
     assert "chip-8x8: 68,096 cycles" in split.stdout
