@@ -93,7 +93,7 @@ def model_explorer(
     _graph("model-explorer", out, directory, policy, as_json)
     if not as_json:
         data = ",".join(str(path) for path in sorted(out.parent.glob(f"{out.stem}.*.json")))
-        say(f"to see them: model-explorer {out} --node_data_paths {data}")
+        say(f"to see them:\nmodel-explorer {out} --node_data_paths {data}")
 
 
 @command("cutedge export graphml --policy fuse-attention --out llama.graphml", export)

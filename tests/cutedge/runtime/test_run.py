@@ -606,6 +606,8 @@ def test_the_command(tmp_path, monkeypatch):
         "SELECT sum(seconds) AS seconds, sum(accelerator_seconds) AS accelerator_seconds, "
         "max(abs(seconds + accelerator_seconds - call_seconds)) AS off FROM measured_calls "
         "WHERE policy = 'fuse-attention'",
+        "--trace",
+        Path(row["measured_calls"]).parents[4],
         "--json",
     )
     (measured,) = json.loads(sums.stdout)["rows"]

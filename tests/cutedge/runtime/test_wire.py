@@ -33,7 +33,7 @@ EXAMPLES = examples(50, derandomize=True)
 PLAIN = load_link("unix-socket")
 SHARED = replace(PLAIN, shared_memory_threshold_bytes=2**16, shared_memory_handle_bytes=16)
 TOKEN = "0123456789abcdef"
-SESSION = b"test"
+SESSION = os.getpid().to_bytes(4, "big")  # others test at the same time
 """Begins the names of both ends' shared memory."""
 
 
@@ -231,7 +231,7 @@ def test_floats_cross_in_the_wires_dtype_and_nothing_else_does(
 
 
 def segments() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("cutedge-")}
+    return {name for name in os.listdir("/dev/shm") if name.startswith(f"cutedge-{SESSION.hex()}")}
 
 
 links = st.builds(
