@@ -58,7 +58,7 @@ def cache_folder() -> Path | None:
 
 def key(config: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """A hash of all that decides what a capture gives, at any sizes."""
-    asked = json.dumps([config, options, sorted(_installed()), sys.version, sys.platform])
+    asked = json.dumps([config, options, sorted({*_installed()}), sys.version, sys.platform])
     digest = hashlib.sha256(asked.encode())
     code = Path(__file__).parent
     for path in sorted(code.rglob("*.py")):
@@ -67,11 +67,18 @@ def key(config: Mapping[str, Any], options: Mapping[str, Any]) -> str:
 
 
 def _installed() -> Iterator[str]:
-    """Every installed package with its version: transformers uses more of them than its own."""
+    """Every installed package with its version: transformers uses more of them than its own.
+
+    Ours is left out: its code is in the hash, and where it is worked on it is there twice.
+    """
     for folder in dict.fromkeys(sys.path):
         with suppress(OSError):
             names = os.listdir(folder or ".")
-            yield from (n for n in names if n.endswith((".dist-info", ".egg-info")))
+            yield from (
+                name
+                for name in names
+                if name.endswith((".dist-info", ".egg-info")) and not name.startswith("cutedge")
+            )
 
 
 def find(key: str, asked: Mapping[str, int]) -> Found | None:
