@@ -384,11 +384,11 @@ class Split:
         return (self.placement.home, *self.placement.accelerators)
 
     def over(self, links: Links) -> "Split":
-        """The same placement, counted over other links."""
+        """The same placement, counted over other links; what was proven was of the former ones."""
         traffic = account(
             self.graph, self.placement, links, wire_dtype=self.wire_dtype, residency=self.residency
         )
-        return replace(self, link=links.name, links=links, traffic=traffic)
+        return replace(self, link=links.name, links=links, traffic=traffic, solution=None)
 
     @property
     def run(self) -> Run | None:

@@ -9,6 +9,7 @@ import duckdb
 import pytest
 
 import cutedge
+from costmodels.links import Links, load_link
 from cutedge import _compare, _cost, _gemm, _machines, _partition, _sql, _sweep, _trace
 from tests.support.inprocess import invoke
 
@@ -130,3 +131,11 @@ def test_notebooks_show_tables():
     for shown in (traced, found[0], found):
         assert shown._repr_html_().startswith("<table>")
         assert "edge-10m" in repr(shown) or "offload-linear" in repr(shown)
+
+
+def test_a_proof_is_of_the_links_that_it_was_made_for():
+    split = cutedge.trace("edge-10m", seq=32).partition(
+        "fastest", machine="tee-tdx+rtx-4090@pcie4-x16"
+    )
+    assert split.summary["optimal"] is True
+    assert split.split.over(Links(load_link("unix-socket"))).solution is None
