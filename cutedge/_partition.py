@@ -155,7 +155,7 @@ class Partition:
     @cached_property
     def derived(self) -> "dict[str, list[Derived]]":
         """By device that is not trusted, what it gets that arithmetic has made of secrets."""
-        return derived_of(self.trace.graph, self.rules, self.setting, self.split)
+        return derived_of(self.setting, self.split)
 
     @property
     def warnings(self) -> list[str]:

@@ -52,8 +52,6 @@ from tracer.stages import stage
 class Compared:
     """What ``compare`` has found of one trace; all by policy, in one order."""
 
-    folder: Path
-    """The trace directory."""
     setting: Setting
     names: Sequence[str]
     """As the user gave the policies."""
@@ -62,8 +60,6 @@ class Compared:
     comparisons: Sequence[Comparison]
     policies: Sequence[Policy]
     """As they were placed by, secrets of the command line with them."""
-    derived: Sequence[Mapping[str, Sequence[Derived]]]
-    """What untrusted devices get that arithmetic has made of each policy's secrets."""
     without: Mapping[str, str]
     """Policy that is left out -> why."""
 
@@ -223,16 +219,14 @@ def _shipped(graph: OpGraph, home: str, accelerators: tuple[str, ...]) -> Mappin
     }
 
 
-def derived_of(
-    graph: OpGraph, policy: Policy, setting: Setting, made: Split
-) -> dict[str, list[Derived]]:
+def derived_of(setting: Setting, made: Split) -> dict[str, list[Derived]]:
     """By device that is not trusted, what it gets that arithmetic has made of the secrets."""
-    secret = covered(graph, secret_tensors(graph, policy))
-    there = present(graph, made.placement, made.traffic)
+    if not made.secret:
+        return {}
+    there = present(made.graph, made.placement, made.traffic)
     return {
-        device: derived(graph, secret, there.get(device, set()))
+        device: derived(made.graph, made.secret, there.get(device, set()))
         for device in setting.untrusted
-        if secret
     }
 
 
@@ -274,14 +268,12 @@ def compared_on(
         )
     base = made[baseline]
     return Compared(
-        Path(),
         setting,
         tuple(made),
         tuple(made.values()),
         base,
         tuple(compare_traffic(one.placement, one.traffic, base.traffic) for one in made.values()),
         tuple(policies[name] for name in made),
-        tuple(derived_of(graph, policies[name], setting, one) for name, one in made.items()),
         impossible,
     )
 
@@ -317,7 +309,6 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
         partitions=tuple(partitions[n] for n in left),
         comparisons=tuple(found.comparisons[n] for n in left),
         policies=tuple(found.policies[n] for n in left),
-        derived=tuple(found.derived[n] for n in left),
         without=without,
     )
 

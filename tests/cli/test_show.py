@@ -1,7 +1,6 @@
 """What people read: wording, and tables that no width cuts."""
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -57,7 +56,7 @@ def compare(made: Split) -> None:
     """What ``compare`` prints of one policy, against itself."""
     alike = compare_traffic(made.placement, made.traffic, made.traffic)
     at = Setting("tee", ("gpu",), made.links)
-    found = Compared(Path("here"), at, [made.policy], [made], made, [alike], [[]], [{}], {})
+    found = Compared(at, [made.policy], [made], made, [alike], [[]], {})
     told = SimpleNamespace(compared=found, trace=SimpleNamespace(folder="here"))
     show_split.comparison(cast(Comparison, told), None)
 
