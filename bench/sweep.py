@@ -25,6 +25,7 @@ import psutil
 from costmodels.devices import load_device
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.optimise import Setting, compute_seconds, place
@@ -216,9 +217,9 @@ def point(graph: OpGraph, reach: Reach) -> float:
     costed = annotate(there)
     devices = {"tee-tdx": load_device("tee-tdx"), "h200": load_device("h200")}
     times = {name: time_ops(costed, device) for name, device in devices.items()}
-    setting = Setting("tee-tdx", ("h200",), Links(load_link("pcie5-x16")), times=times)
+    setting = Setting(Machine("tee-tdx", ("h200",), Links(load_link("pcie5-x16"))), times=times)
     placed = place(costed, load_policy("min-cut-norm-home"), setting)
-    account(costed, placed.placement, setting.links)
+    account(costed, placed.placement, setting.machine.links)
     compute_seconds(placed.placement, times)
     return time.perf_counter() - start
 

@@ -30,6 +30,7 @@ from torch.fx.passes.shape_prop import TensorMetadata
 from costmodels.devices import load_device
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.optimise import Setting, compute_seconds, place
@@ -173,7 +174,7 @@ def by_memory(
     """
     sizes = [n.meta["tensor_meta"].shape.numel() for n in made.graph.nodes if n.op != "output"]
     memory = int(MEMORY_SHARE * sum(sizes))
-    gibibyte = setting.links.of(ACCELERATOR).tensor_seconds(2**30, "send")
+    gibibyte = setting.machine.links.of(ACCELERATOR).tensor_seconds(2**30, "send")
     assert gibibyte is not None
     taken = setting.times[ACCELERATOR].ops
     latency = {
@@ -221,7 +222,7 @@ def within(seconds: float) -> Iterator[None]:
 
 def figures(graph: OpGraph, setting: Setting, decision: Decision) -> str:
     """What the placement comes to, recounted from it alone."""
-    traffic = account(graph, decision.placement, setting.links)
+    traffic = account(graph, decision.placement, setting.machine.links)
     assert traffic.totals.seconds is not None
     run = traffic.totals.seconds + sum(compute_seconds(decision.placement, setting.times).values())
     partitions = "" if decision.partitions is None else f"{decision.partitions:,}"
@@ -242,7 +243,7 @@ def main() -> None:
             ).graph
         )
         times = {device.name: time_ops(graph, device) for device in devices}
-        setting = Setting(HOME, (ACCELERATOR,), Links(load_link(LINK)), times=times)
+        setting = Setting(Machine(HOME, (ACCELERATOR,), Links(load_link(LINK))), times=times)
         by_policy(graph, "fastest", setting)  # imports what the solvers need
         rows: list[tuple[str, Callable[[], Decision]]] = []
         for name in POLICIES:

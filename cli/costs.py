@@ -8,15 +8,15 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Arrays, Device, Json, Model, Settings, TraceDir
+from cli.options import ArrayOptions, Device, Json, Model, Settings, TraceDir
 
 if TYPE_CHECKING:
-    from cutedge._cost import By, Cost, Limits, Parameters
+    from cutedge._cost import By, Cost, ModelLimits, Parameters
 
 
 @command("cutedge cost --device rtx-4090 --by module")
 def cost(
-    arrays: Arrays,
+    arrays: ArrayOptions,
     directory: TraceDir = None,
     devices: Annotated[
         list[str] | None,
@@ -143,7 +143,7 @@ def limits(
     _print_limits(limits)
 
 
-def _print_limits(limits: "Limits") -> None:
+def _print_limits(limits: "ModelLimits") -> None:
     from cli.printing import print_table
 
     print_table("limit, value>, unit", limits.lines)

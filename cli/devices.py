@@ -8,13 +8,13 @@ import typer
 
 from cli import complete
 from cli.app import command
-from cli.options import MOST, Arrays, Device, Json
+from cli.options import MOST, ArrayOptions, Device, Json
 from costmodels import CountAs, Dataflow, Overlap
 from tracer.graph import ITEM_BYTES
 
 if TYPE_CHECKING:
     from costmodels import devices as described
-    from cutedge._gemm import Gemm
+    from cutedge._gemm import ProductCost
 
 M = Annotated[int, typer.Argument(min=1, max=MOST, help="Rows of the first operand.")]
 K = Annotated[int, typer.Argument(min=1, max=MOST, help="Its columns, rows of the second.")]
@@ -86,7 +86,7 @@ def gemm(
     m: M,
     k: K,
     n: N,
-    arrays: Arrays,
+    arrays: ArrayOptions,
     how: Product,
     device: Device = "chip-8x8",
     as_json: Json = False,
@@ -211,7 +211,7 @@ def _print_device(device: "described.Device") -> None:
         out.print(f"{array}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
 
 
-def _print_gemm(product: "Gemm") -> None:
+def _print_gemm(product: "ProductCost") -> None:
     from rich.text import Text
 
     from cli.printing import console, print_table

@@ -82,7 +82,7 @@ Baseline = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Tracing:
+class TraceOptions:
     """How a model is traced."""
 
     seq: Annotated[
@@ -122,7 +122,7 @@ class Tracing:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrays:
+class ArrayOptions:
     """What makes arrays of multipliers faster than their descriptions."""
 
     pipeline_depth: Annotated[
@@ -169,7 +169,7 @@ Device = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineOptions:
     """The devices of a run, the links between them, and what they hold."""
 
     machine: Annotated[
@@ -206,7 +206,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class SearchOptions:
     """What a placement must keep to."""
 
     residency: Annotated[

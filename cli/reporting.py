@@ -7,14 +7,22 @@ from typing import Annotated
 import typer
 
 from cli.app import command, say, warn
-from cli.options import Arrays, Baseline, Json, Machine, Policies, Search, TraceDir
+from cli.options import (
+    ArrayOptions,
+    Baseline,
+    Json,
+    MachineOptions,
+    Policies,
+    SearchOptions,
+    TraceDir,
+)
 
 
 @command("cutedge report --policy offload-linear --policy min-cut --png", tables=False)
 def report(
-    machine: Machine,
-    arrays: Arrays,
-    search: Search,
+    machine: MachineOptions,
+    arrays: ArrayOptions,
+    search: SearchOptions,
     directory: TraceDir = None,
     policies: Policies = None,
     baseline: Baseline = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli.app import command, say, warn
-from cli.options import Json, Machine, Model, Search, Tracing
+from cli.options import Json, MachineOptions, Model, SearchOptions, TraceOptions
 
 if TYPE_CHECKING:
     from cutedge._verify import Verification
@@ -53,9 +53,9 @@ class Running:
 @command("cutedge verify llama-3.2-1b --seq 1024 --policy offload-linear")
 def verify(
     model: Model,
-    tracing: Tracing,
-    machine: Machine,
-    search: Search,
+    tracing: TraceOptions,
+    machine: MachineOptions,
+    search: SearchOptions,
     running: Running,
     policies: Annotated[
         list[str] | None,

@@ -55,10 +55,10 @@ def checked(
             continue
         formulas = ", ".join(graph.meta.symbolic) or "nothing: sizes are fixed"
         totals, repeated = total_flops(graph), counted(graph.meta.repeated_layers, "layer")
-        whole = c.captured.whole
+        reason = c.captured.unrepeated_reason
         for line in (
             f"{counted(len(graph.ops), 'op')}, formulas in {formulas}",
-            f"every layer is traced: {whole}" if whole else f"{repeated} repeated",
+            f"every layer is traced: {reason}" if reason else f"{repeated} repeated",
             f"FLOPs are {known(totals)} of the ops that work{unknown(totals)}",
         ):
             out.print(f"  {line}")

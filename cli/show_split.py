@@ -20,9 +20,9 @@ from cutedge._words import (
     within_words,
 )
 from partition.crossover import Crossover, Point
-from partition.ladder import Step
+from partition.ladder import LadderStep
 from partition.optimise import Price
-from partition.tables import Split
+from partition.split import Split
 from tracer.graph import TraceMeta
 from tracer.summary import growth, headline
 from tracer.words import counted, duration, human, mib
@@ -81,7 +81,7 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     out.print(f"written to {folder}")
 
 
-def _print_why(partition: Split, steps: Sequence[Step], prices: Sequence[Price]) -> None:
+def _print_why(partition: Split, steps: Sequence[LadderStep], prices: Sequence[Price]) -> None:
     print_table(
         "step from offload-linear~, ops>2, to<1, saves>, calls>, left>3",
         [
@@ -169,7 +169,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
     first = found[0]
     faster = first.baseline.options.text
     out.print(
-        f"{devices_of(first.setting)} over {first.setting.links.name}, residency "
+        f"{devices_of(first.setting)} over {first.setting.machine.links.name}, residency "
         f"{first.setting.residency}{f'; {faster}' if faster else ''}"
     )
     out.print()

@@ -8,7 +8,16 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Arrays, Baseline, Json, Machine, Policies, Search, TraceDir, no_model
+from cli.options import (
+    ArrayOptions,
+    Baseline,
+    Json,
+    MachineOptions,
+    Policies,
+    SearchOptions,
+    TraceDir,
+    no_model,
+)
 from partition import Order
 from tracer.errors import InputError
 
@@ -18,9 +27,9 @@ if TYPE_CHECKING:
 
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
 def partition(
-    machine: Machine,
-    arrays: Arrays,
-    search: Search,
+    machine: MachineOptions,
+    arrays: ArrayOptions,
+    search: SearchOptions,
     directory: TraceDir = None,
     policy: Annotated[
         str,
@@ -57,9 +66,9 @@ def partition(
 
 @command("cutedge compare --wire-dtype bfloat16")
 def compare(
-    machine: Machine,
-    arrays: Arrays,
-    search: Search,
+    machine: MachineOptions,
+    arrays: ArrayOptions,
+    search: SearchOptions,
     directories: Annotated[
         list[Path] | None,
         typer.Argument(

@@ -267,7 +267,7 @@ def _peaks(path: Path, table: Mapping[str, Any], sources: dict[str, str]) -> dic
 def _array(path: Path, dataflow: str, values: Mapping[str, Any]) -> Array:
     if dataflow not in get_args(Dataflow):
         known = ", ".join(get_args(Dataflow))
-        raise InputError(f"{path}: array_dataflow {dataflow!r} is none of {known}")
+        raise InputError(f"{path}: array_dataflow {dataflow!r} is not one of {known}")
     if dataflow in SYSTOLIC:
         for key in TILE_FIGURES:
             if key in values:

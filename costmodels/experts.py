@@ -90,7 +90,7 @@ def routing_of(graph: OpGraph, op: Op) -> Routing | None:
 
     A grouped product of rows [m, k] and a stack [experts, k, n] (or of a stack and columns), and a
     gather from parameters by what a router chose. A product with the whole stack, as of a model
-    that runs every expert on every token, is none.
+    that runs every expert on every token, does not route.
     """
     found = routed(graph, op)
     return None if found is None else route(graph, *found)

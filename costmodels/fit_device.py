@@ -66,7 +66,7 @@ def fit_device(graph: OpGraph, measured: Iterable[Mapping[int, float]]) -> Fitte
     flops, moved, seconds = np.array(rows, dtype=float).T
     fits = [
         values
-        # Noise can make all that is moved look like launching: then there is none of that.
+        # Noise can make all that is moved look like launching: then there is not one of that.
         for launch in (True, False)
         for share in _STARTS
         for values in _fits(flops, moved, seconds, share, launch)

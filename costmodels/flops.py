@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from costmodels.experts import STATE, routing_of
-from costmodels.formulas import REGISTRY, Call, GemmOf, GemmSize, Shapes, Size, whole
+from costmodels.formulas import REGISTRY, GemmOf, GemmSize, Shapes, Signature, Size, to_int
 from costmodels.traffic import traffic
 from tracer.errors import CutedgeError
 from tracer.formula import formula, parse
@@ -109,7 +109,7 @@ class _Asked:
     def symbolic(self) -> bool:
         return all(exprs is not None for _, exprs in (*self.inputs, *self.outputs))
 
-    def call(self, *, closed: bool) -> Call:
+    def signature(self, *, closed: bool) -> Signature:
         """In numbers, or ``closed`` in formulas."""
         sizes = dict(self.variables)
 
@@ -136,9 +136,9 @@ def _call(
     inputs: Shapes,
     outputs: Shapes,
     told: Mapping[str, Any],
-) -> Call:
+) -> Signature:
     complexes = tuple(name in _REAL for name in input_dtypes)
-    return Call(inputs, outputs, told, complexes, dtype in _REAL)
+    return Signature(inputs, outputs, told, complexes, dtype in _REAL)
 
 
 def _told(arguments: Iterable[tuple[str, str]], size: Callable[[str], Size]) -> dict[str, Any]:
@@ -150,9 +150,9 @@ def _told(arguments: Iterable[tuple[str, str]], size: Callable[[str], Size]) -> 
     return {name: json.loads(text, object_hook=value) for name, text in arguments}
 
 
-def _call_of(
+def _signature_of(
     graph: OpGraph, op: Op, inputs: Shapes, outputs: Shapes, size: Callable[[str], Size]
-) -> Call:
+) -> Signature:
     dtypes = [t.dtype for t in graph.inputs(op.id)]
     return _call(dtypes, op.dtype, inputs, outputs, _told(op.arguments, size))
 
@@ -164,24 +164,24 @@ def gemm_shape(graph: OpGraph, op: Op) -> GemmSize | None:
     if op.cost.gemm is None or entry is None or entry.gemm is None:
         return None
     inputs, outputs = ([t.shape for t in ts] for ts in (graph.inputs(op.id), graph.outputs(op.id)))
-    return _gemm_of(entry.gemm, _call_of(graph, op, inputs, outputs, parse))
+    return _gemm_of(entry.gemm, _signature_of(graph, op, inputs, outputs, parse))
 
 
-def _gemm_of(gemm: GemmOf, call: Call) -> GemmSize:
+def _gemm_of(gemm: GemmOf, signature: Signature) -> GemmSize:
     """The product of real matrices that a product is: of complex ones it is four, as many again."""
-    batch, m, n, k = gemm(call)
-    return (4 * batch if call.is_complex else batch), m, n, k
+    batch, m, n, k = gemm(signature)
+    return (4 * batch if signature.is_complex else batch), m, n, k
 
 
 def flops_in_numbers(
     graph: OpGraph, op: Op, inputs: Shapes, outputs: Shapes, sizes: Mapping[str, int]
 ) -> int:
     """The FLOPs of an op that has no closed form, at ``sizes``."""
-    call = _call_of(graph, op, inputs, outputs, lambda text: parse(text).evaluate(sizes))
+    signature = _signature_of(graph, op, inputs, outputs, lambda text: parse(text).evaluate(sizes))
     entry = REGISTRY[base_name(op.target)]
-    counted = (entry.complex_flops if call.is_complex else entry.flops)(call)
+    counted = (entry.complex_flops if signature.is_complex else entry.flops)(signature)
     assert counted is not None  # it is known at the trace's own sizes
-    return whole(counted)
+    return to_int(counted)
 
 
 def _extent(graph: OpGraph, op: Op) -> tuple[int, str | None] | None:
@@ -238,17 +238,17 @@ def _arithmetic(asked: _Asked) -> OpCost:
         return _no_flops(asked.symbolic) if moves else OpCost()
     if not floating and asked.kind not in PRODUCTS:
         return _no_flops(asked.symbolic)
-    call = asked.call(closed=False)
+    signature = asked.signature(closed=False)
     flops, status = entry.flops, entry.status
-    if call.is_complex:
+    if signature.is_complex:
         flops, status = entry.complex_flops, entry.complex_status
-    counted = flops(call)
+    counted = flops(signature)
     if counted is None:
         return OpCost()
-    closed = flops(asked.call(closed=True)) if asked.symbolic else None
+    closed = flops(asked.signature(closed=True)) if asked.symbolic else None
     return OpCost(
-        gemm=Gemm(*map(whole, _gemm_of(entry.gemm, call))) if entry.gemm else None,
-        flops=whole(counted),
+        gemm=Gemm(*map(to_int, _gemm_of(entry.gemm, signature))) if entry.gemm else None,
+        flops=to_int(counted),
         flops_expr=None if closed is None else str(closed),
         flops_status=status,
     )
@@ -276,7 +276,7 @@ class FlopTotals:
     unsupported: Mapping[str, int]
     """target -> number of ops that no total includes."""
     products_missing: Mapping[str, int]
-    """Those of ``unsupported`` that are products, or of which it is not known that they are none:
+    """Those of ``unsupported`` that are products, or may be products:
     ``products`` is complete where there is not one."""
     coverage: float
     """Share of the ops that compute or move data whose FLOPs are known."""

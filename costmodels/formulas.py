@@ -1,6 +1,6 @@
 """FLOPs of ATen ops: the one registry of cost formulas.
 
-A formula is a pure function of a ``Call``: the shapes of an op's tensors, and what it is told
+A formula is a pure function of a ``Signature``: the shapes of an op's tensors, and what it is told
 beside them. Sizes may be integers or ``Formula``s: the same function gives the number and the
 closed form. Conventions:
 
@@ -37,7 +37,7 @@ Shapes = Sequence[Shape]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Signature:
     """What a formula may know of an op: all but the values of its tensors."""
 
     inputs: Shapes
@@ -60,11 +60,11 @@ class Call:
         return sum(self.complex_inputs) + sum(isinstance(v, complex) for v in self.told.values())
 
 
-Formulate = Callable[[Call], Size | None]
-"""The FLOPs of a call; None where they are not known, or as a formula of sizes have no closed form.
+Formulate = Callable[[Signature], Size | None]
+"""The FLOPs of an op; None where they are not known, or as a formula of sizes have no closed form.
 """
 GemmSize = tuple[Size, Size, Size, Size]
-GemmOf = Callable[[Call], GemmSize]
+GemmOf = Callable[[Signature], GemmSize]
 """(batch, m, n, k) of a matrix product."""
 
 
@@ -76,7 +76,7 @@ class Entry:
     flops: Formulate
     gemm: GemmOf | None = None
     complex_status: Status = Status.UNSUPPORTED
-    complex_flops: Formulate = lambda call: None
+    complex_flops: Formulate = lambda signature: None
 
 
 REGISTRY: dict[str, Entry] = {}
@@ -95,7 +95,7 @@ def register(
     """Enter a formula. Raises ValueError for a second one, and for a name that has no kind.
 
     Without one for complex numbers, four times as much is multiplied in a product, six times as
-    much is done in other estimates, and an exact count of real numbers is none of complex ones.
+    much is done in other estimates, and an exact count is one of real numbers alone.
     """
     for name in names.split():
         if name in REGISTRY:
@@ -113,8 +113,8 @@ def register(
 
 
 def _times(number: int, flops: Formulate) -> Formulate:
-    def more(call: Call) -> Size | None:
-        counted = flops(call)
+    def more(signature: Signature) -> Size | None:
+        counted = flops(signature)
         return None if counted is None else number * counted
 
     return more
@@ -138,7 +138,7 @@ def _gemm(names: str) -> Callable[[GemmOf], GemmOf]:
 
 
 @_gemm("linear")
-def _linear(c: Call) -> GemmSize:
+def _linear(c: Signature) -> GemmSize:
     x, weight = c.inputs[0], c.inputs[1]  # [..., k] x [n, k]
     return 1, _count(x[:-1]), weight[0], weight[-1]
 
@@ -154,31 +154,31 @@ def _product(a: Shape, b: Shape, out: Shape) -> GemmSize:
 
 
 @_gemm("matmul mm bmm mv dot vdot _scaled_mm _scaled_mm_v2 _int_mm")  # then scales, maybe a bias
-def _matmul(c: Call) -> GemmSize:
+def _matmul(c: Signature) -> GemmSize:
     return _product(c.inputs[0], c.inputs[1], c.outputs[0])
 
 
 @_gemm("addmm baddbmm addmv _addmm_activation")
-def _addmm(c: Call) -> GemmSize:
+def _addmm(c: Signature) -> GemmSize:
     return _product(c.inputs[1], c.inputs[2], c.outputs[0])
 
 
 @_gemm("addbmm")
-def _addbmm(c: Call) -> GemmSize:
+def _addbmm(c: Signature) -> GemmSize:
     """The sum of the products of [batch, m, k] x [batch, k, n]."""
     a, b = c.inputs[1], c.inputs[2]
     return a[0], a[1], b[2], a[2]
 
 
 @_gemm("_weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu _mixed_dtypes_linear")
-def _packed(c: Call) -> GemmSize:
+def _packed(c: Signature) -> GemmSize:
     """A linear whose weights lie in an order of their own."""
     x = c.inputs[0]
     return 1, _count(x[:-1]), c.outputs[0][-1], x[-1]
 
 
 @_gemm(" ".join(sorted(GROUPED)))
-def _grouped_mm(c: Call) -> GemmSize:
+def _grouped_mm(c: Signature) -> GemmSize:
     """[m, k] x [groups, k, n]: a row meets the matrix of its group alone, however rows are split.
 
     Likewise where k or n is what is split; two stacks of matrices are multiplied pair by pair.
@@ -188,35 +188,35 @@ def _grouped_mm(c: Call) -> GemmSize:
 
 
 @_gemm("inner")
-def _inner(c: Call) -> GemmSize:
+def _inner(c: Signature) -> GemmSize:
     a, b = c.inputs[0], c.inputs[1]  # [..., k] x [..., k]: every row with every row
     return 1, _count(a[:-1]), _count(b[:-1]), a[-1] if a else 1
 
 
 @_gemm("linalg_vecdot")
-def _vecdot(c: Call) -> GemmSize:
+def _vecdot(c: Signature) -> GemmSize:
     return _count(c.outputs[0]), 1, 1, c.inputs[0][c.told.get("dim", -1)]
 
 
 @_gemm("outer ger kron")
-def _outer(c: Call) -> GemmSize:
+def _outer(c: Signature) -> GemmSize:
     """Each element of one meets each of the other: a product with sums of one term."""
     return 1, _count(c.inputs[0]), _count(c.inputs[1]), 1
 
 
 @_gemm("addr")
-def _addr(c: Call) -> GemmSize:
+def _addr(c: Signature) -> GemmSize:
     return 1, c.inputs[1][0], c.inputs[2][0], 1
 
 
 @_gemm("tensordot")
-def _tensordot(c: Call) -> GemmSize:
+def _tensordot(c: Signature) -> GemmSize:
     a, b = c.inputs[0], c.inputs[1]
     k = _count([a[axis] for axis in c.told["dims_self"]])
     return 1, formula(_count(a)) // k, formula(_count(b)) // k, k
 
 
-def _conv(c: Call) -> GemmSize:
+def _conv(c: Signature) -> GemmSize:
     """A product for each group of channels; its rows are the places that the kernel is put to."""
     x, kernel = c.inputs[0], c.inputs[1]  # [..., channels, *size], [out, channels / groups, *size]
     axis = 1 - len(kernel)  # of the channels, which a batch may stand before
@@ -225,7 +225,7 @@ def _conv(c: Call) -> GemmSize:
     return groups, places, formula(kernel[0]) // groups, _count(kernel[1:])
 
 
-def _conv_transpose(c: Call) -> GemmSize:
+def _conv_transpose(c: Signature) -> GemmSize:
     """Every place of the input is spread over a kernel's; what falls together is added up."""
     x, kernel = c.inputs[0], c.inputs[1]  # [..., channels, *size], [channels, out / groups, *size]
     axis = 1 - len(kernel)
@@ -244,12 +244,12 @@ _gemm(
 
 
 @_gemm("convolution _convolution convolution_overrideable")
-def _either_conv(c: Call) -> GemmSize:
+def _either_conv(c: Signature) -> GemmSize:
     return _conv_transpose(c) if c.told.get("transposed") else _conv(c)
 
 
 @_gemm("conv_tbc")
-def _conv_tbc(c: Call) -> GemmSize:
+def _conv_tbc(c: Signature) -> GemmSize:
     kernel, out = c.inputs[1], c.outputs[0]  # [width, channels, n], [time, batch, n]
     return 1, _count(out[:-1]), out[-1], _count(kernel[:-1])
 
@@ -257,7 +257,7 @@ def _conv_tbc(c: Call) -> GemmSize:
 # --- several products in one op -------------------------------------------------------------------
 
 
-def _attention(c: Call) -> Size:
+def _attention(c: Signature) -> Size:
     """Both products over the whole square, q k^T and probabilities x v, as torch counts them."""
     q, k, v = c.inputs[:3]  # [..., heads, queries, d], [..., kv heads, keys, d], [..., keys, d_v]
     return 2 * _count(q[:-1]) * k[-2] * q[-1] + 2 * _count(q[:-1]) * k[-2] * v[-1]
@@ -280,7 +280,7 @@ def _recurrent(states: int) -> Formulate:
     step; then the states; then weights and biases. torch.nn.LSTM, GRU and RNN write the sums out.
     """
 
-    def flops(c: Call) -> Size:
+    def flops(c: Signature) -> Size:
         packed = len(c.inputs[1]) == 1
         weights = [w for w in c.inputs[1 + packed + states :] if len(w) == 2]
         return 2 * _count(c.inputs[0][:-1]) * sum(map(_count, weights), formula(0))
@@ -291,7 +291,7 @@ def _recurrent(states: int) -> Formulate:
 def _cell(states: int) -> Formulate:
     """One such step of one layer: x and the state meet a matrix each."""
 
-    def flops(c: Call) -> Size:
+    def flops(c: Signature) -> Size:
         of_x, of_state = c.inputs[1 + states : 3 + states]
         return 2 * _count(c.inputs[0][:-1]) * (formula(_count(of_x)) + _count(of_state))
 
@@ -304,14 +304,14 @@ register("lstm_cell", Status.EXACT, _cell(2))
 register("gru_cell rnn_tanh_cell rnn_relu_cell", Status.EXACT, _cell(1))
 
 
-def _bilinear(c: Call) -> Size:
+def _bilinear(c: Signature) -> Size:
     """x W y: x with each of the matrices of W [out, left, right], and what comes of it with y."""
     (*rows, left), weight = c.inputs[0], c.inputs[2]
     places = 2 * _count(rows) * weight[0] * weight[2]
     return places * left + places
 
 
-def _chain(c: Call) -> Size:
+def _chain(c: Signature) -> Size:
     """Matrices one after another, in the order that takes least (dynamic programming, CLRS 15.2).
 
     The first may be a row, the last a column.
@@ -329,7 +329,7 @@ def _chain(c: Call) -> Size:
     return best[0, len(sides) - 1]
 
 
-def _power(c: Call) -> Size | None:
+def _power(c: Signature) -> Size | None:
     """By squaring: a product for each bit of the power after the first, and one for each that is
     set; of a negative power an inverse comes first, which is not counted."""
     n = c.told["n"]
@@ -351,13 +351,13 @@ def _eliminated(matrix: Shape) -> Formula:
     return (2 * m * n * p - (m + n) * p**2 + 2 * p**3 // 3) * _count(stack)
 
 
-def _substituted(c: Call) -> Size:
+def _substituted(c: Signature) -> Size:
     """Each of n rows takes the rows solved before it: n/2 of them, a product and a subtract each,
     for one triangular matrix."""
     return _count(c.outputs[0]) * c.inputs[0][-1]
 
 
-def _cholesky(c: Call) -> Size:
+def _cholesky(c: Signature) -> Size:
     return formula(_count(c.inputs[0]) * c.inputs[0][-1]) // 3
 
 
@@ -405,14 +405,14 @@ def _each_input(steps: int) -> Formulate:
     return lambda c: steps * _count(c.inputs[0])
 
 
-def _none(c: Call) -> Size:
+def _none(c: Signature) -> Size:
     return 0
 
 
 def _scaled(steps: int, each: int = 1) -> Formulate:
     """Of an op that may multiply what it adds by a factor: 1 more, of complex numbers ``each``."""
 
-    def flops(c: Call) -> Size:
+    def flops(c: Signature) -> Size:
         factor = any(c.told.get(name, 1) != 1 for name in ("alpha", "value"))
         return (steps + each * factor) * _count(c.outputs[0])
 
@@ -424,7 +424,7 @@ def _multiplied(by_complex: int, by_real: int) -> Formulate:
     return lambda c: (by_complex if c.factors > 1 else by_real) * _count(c.outputs[0])
 
 
-def _divided(c: Call) -> Size:
+def _divided(c: Signature) -> Size:
     """(a + bi)(c - di) / (c^2 + d^2): 6 + 3 + 2; a real number takes 2 to multiply with."""
     by_complex = c.complex_inputs[1] if len(c.inputs) > 1 else c.factors > 1
     return (2 if not by_complex else 11 if c.factors > 1 else 7) * _count(c.outputs[0])
@@ -500,7 +500,7 @@ register(
 def _when_training(steps: int, otherwise: int) -> Formulate:
     """Steps for each element where statistics or random values are made in the run."""
 
-    def flops(c: Call) -> Size:
+    def flops(c: Signature) -> Size:
         on = any(c.told.get(name) for name in ("train", "training", "use_input_stats"))
         return (steps if on else otherwise) * _count(c.inputs[0])
 
@@ -571,7 +571,7 @@ register("sum nansum", Status.EXACT, _joined(1), in_complex=_joined(2))
 register("prod", Status.EXACT, _joined(1), in_complex=_joined(6))
 
 
-def _added(c: Call) -> Size:
+def _added(c: Signature) -> Size:
     """What is added, and maybe multiplied before."""
     steps = 1 if c.told.get("alpha", 1) == 1 else 2
     return steps * _count(c.inputs[-1])
@@ -592,7 +592,7 @@ register(
 register("col2im", Status.EXACT, _each_input(1), in_complex=_each_input(2))  # each is added
 
 
-def _bags(c: Call) -> Size:
+def _bags(c: Signature) -> Size:
     """A sum or mean of rows of the table, each added once, and maybe multiplied before."""
     table, numbers, *rest = c.inputs
     return (1 + (len(rest) > 1)) * _count(numbers) * table[-1]
@@ -640,11 +640,11 @@ register("nll_loss nll_loss_nd nll_loss_forward", Status.ESTIMATE, lambda c: _co
 # --- windows and transforms -----------------------------------------------------------------------
 
 
-def _window(name: str) -> Callable[[Call], int | None]:
+def _window(name: str) -> Callable[[Signature], int | None]:
     """Elements of a window of a pooling: a single side holds for all axes."""
     axes = next(int(letter) for letter in name if letter.isdigit())
 
-    def elements(c: Call) -> int | None:
+    def elements(c: Signature) -> int | None:
         sides = c.told.get("kernel_size")
         each = [sides] if isinstance(sides, int) else list(sides or ())
         if not each:
@@ -654,8 +654,8 @@ def _window(name: str) -> Callable[[Call], int | None]:
     return elements
 
 
-def _pooled(window: Callable[[Call], int | None], less: int) -> Formulate:
-    def flops(c: Call) -> Size | None:
+def _pooled(window: Callable[[Signature], int | None], less: int) -> Formulate:
+    def flops(c: Signature) -> Size | None:
         elements = window(c)
         return None if elements is None else _count(c.outputs[0]) * (elements - less)
 
@@ -674,14 +674,14 @@ def _fft(steps: Fraction, axes: Sequence[int] = (), real: str = "") -> Formulate
     one is. There is no closed form. ``axes`` are those that it has where it is told of no others.
     """
 
-    def flops(c: Call) -> Size | None:
+    def flops(c: Signature) -> Size | None:
         if any(isinstance(size, Formula) for shape in (*c.inputs, *c.outputs) for size in shape):
             return None
         shape: Any = c.inputs[0] if real == "input" else c.outputs[0]
         along = c.told.get("dim", axes or range(-len(c.told.get("s", shape)), 0))
         points = prod(shape[axis] for axis in ([along] if isinstance(along, int) else along))
         logarithm = Decimal(points).ln() / Decimal(2).ln()  # the same on every machine
-        size = max(whole(_count(s)) for s in (*c.inputs, *c.outputs))
+        size = max(to_int(_count(s)) for s in (*c.inputs, *c.outputs))
         return round(size * Fraction(logarithm) * steps)
 
     return flops
@@ -696,6 +696,6 @@ for _end, _axes in (("", (-1,)), ("2", (-2, -1)), ("n", ())):
         register(_names.format(_end), Status.ESTIMATE, _formula, in_complex=_formula)
 
 
-def whole(size: Size) -> int:
+def to_int(size: Size) -> int:
     """The number that a size without variables is."""
     return formula(size).evaluate({})

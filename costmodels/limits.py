@@ -220,7 +220,7 @@ def _sizes(graph: OpGraph, past: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class DeviceFigures:
     """The device's figures that the limits rest on."""
 
     memory_bytes: int
@@ -246,7 +246,7 @@ def compute_dtype(device: Device, bits: float) -> str:
     return next(known, "float32")
 
 
-def machine(device: Device, dtype: str, *, binary: bool = False) -> Machine:
+def device_figures(device: Device, dtype: str, *, binary: bool = False) -> DeviceFigures:
     """The figures of a device, computing at its peak for ``dtype``.
 
     ``binary`` reads the G of its bandwidth as 2**30 and the T of its peak as 2**40, as the analysis
@@ -274,7 +274,7 @@ def machine(device: Device, dtype: str, *, binary: bool = False) -> Machine:
             ".toml file that figure"
         )
     giga, tera = (2**30 / 1e9, 2**40 / 1e12) if binary else (1, 1)
-    return Machine(device.memory_bytes, bandwidth * giga, peak * tera)
+    return DeviceFigures(device.memory_bytes, bandwidth * giga, peak * tera)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,15 +322,15 @@ class Limits:
 
 
 def limits(
-    model: Model, machine: Machine, *, weight_bits: float, kv_bits: float, prompt: int
+    model: Model, device: DeviceFigures, *, weight_bits: float, kv_bits: float, prompt: int
 ) -> Limits:
     """The limits for weights of ``weight_bits``, a cache of ``kv_bits`` and a prompt of tokens."""
     cached, value_bytes = model.cached, kv_bits / 8
-    pair, peak = model.attention.near.slope, machine.flops_per_second
+    pair, peak = model.attention.near.slope, device.flops_per_second
 
     def read(n: float) -> float:
         moved = (cached(n) + cached(n - 1)) * value_bytes
-        return (model.read_params(n) * weight_bits / 8 + moved) / machine.bytes_per_second * 1000
+        return (model.read_params(n) * weight_bits / 8 + moved) / device.bytes_per_second * 1000
 
     def coarse(n: float) -> float:
         return (model.layers_params + model.lm_head_params + pair) * 2 * n / peak * 1000
@@ -339,7 +339,7 @@ def limits(
         return ((model.layers_params + pair) * n + model.lm_head_params) * 2 / peak * 1000
 
     products = (model.layers_params * prompt + model.lm_head_params) * 2
-    free = machine.memory_bytes - model.stored_params * weight_bits / 8
+    free = device.memory_bytes - model.stored_params * weight_bits / 8
     tokens, why = _tokens(cached, free / value_bytes)
     per_token = cached.far.slope * value_bytes
     # What a token over full windows reads beside the others' keys and values, and what it writes.
@@ -361,9 +361,9 @@ def limits(
         first_token_ms=max(read(prompt), fine(prompt)),
         knee_tokens_coarse=_knee(read, coarse),
         knee_tokens_fine=_knee(read, fine),
-        decode_W_tokens_per_ms=machine.bytes_per_second / 1000 / per_token if per_token else None,
+        decode_W_tokens_per_ms=device.bytes_per_second / 1000 / per_token if per_token else None,
         decode_W_reason=None if per_token else _unbounded(cached),
-        decode_B_ms=first / machine.bytes_per_second * 1000,
+        decode_B_ms=first / device.bytes_per_second * 1000,
     )
 
 

@@ -17,7 +17,7 @@ class Link:
     """What crosses between two devices costs, by direction as seen from home.
 
     ``sent`` is from home (or from one accelerator to another), ``received`` is to home. Only the
-    framing is always known; what a description leaves out is none.
+    framing is always known; what a description leaves out is 0.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Links:
     """
 
     common: Link
-    """Between home and every accelerator that has none of its own."""
+    """Between home and every accelerator that has no link of its own."""
     own: Mapping[str, Link] = field(default_factory=dict)
     """Accelerator -> the link between home and it."""
     peers: Mapping[frozenset[str], Link] = field(default_factory=dict)

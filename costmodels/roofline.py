@@ -234,7 +234,7 @@ class Share:
 
     @property
     def bound(self) -> str:
-        """What bounds most of its seconds; nothing where it has none."""
+        """What bounds most of its seconds; empty where it has no seconds."""
         seconds = self.seconds_by_bound
         return max(seconds, key=lambda bound: seconds[bound], default="")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cutedge._machines import Machines
+from costmodels.machine import Machine
 from cutedge._partition import Asked, Partition, asked_of
 from cutedge._placing import (
     Compared,
@@ -32,7 +32,7 @@ def compare(
     trace: "Trace",
     policies: Sequence[str | Path | Policy] | None,
     baseline: str | None,
-    machines: Machines,
+    machine: Machine,
     residency: Residency,
     secrets: Sequence[str],
     max_calls: int | None,
@@ -40,7 +40,7 @@ def compare(
 ) -> "Comparison":
     """The policies on a trace; one that cannot be is left out, where the user has not named it."""
     asked = asked_of(
-        trace.graph, policies or open_policy_names(), machines, residency, (), max_calls, time_limit
+        trace.graph, policies or open_policy_names(), machine, residency, (), max_calls, time_limit
     )
     names = list(asked.policies)
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
@@ -53,7 +53,6 @@ def compare(
         asked.policies,
         against,
         asked.setting,
-        machines,
         strict=bool(policies),
         secret=secrets,
         named=baseline is not None,
@@ -65,7 +64,7 @@ def crossovers(
     trace: "Trace",
     over: tuple[str, str],
     policies: Sequence[str | Path | Policy] | None,
-    machines: Machines,
+    machine: Machine,
     residency: Residency,
     secrets: Sequence[str],
     max_calls: int | None,
@@ -74,12 +73,12 @@ def crossovers(
     """(unit, the best policy at sizes of a range, where that changes): ``Trace.crossovers``."""
     graph = trace.graph
     asked = asked_of(
-        graph, policies or open_policy_names(), machines, residency, secrets, max_calls, time_limit
+        graph, policies or open_policy_names(), machine, residency, secrets, max_calls, time_limit
     )
     check_namesakes(asked.policies)
     without = {} if policies else obstacles(asked.policies, asked.setting)
     possible = {name: rules for name, rules in asked.policies.items() if name not in without}
-    return compared_over(graph, trace.reach, over, possible, asked.setting, machines)
+    return compared_over(graph, trace.reach, over, possible, asked.setting)
 
 
 class Comparison(Sequence[Partition]):

@@ -49,14 +49,14 @@ class Cost:
         return shares(self.trace.graph, self.time, _keys(self.trace.graph)[what])
 
     @property
-    def whole(self) -> Share | None:
+    def total_share(self) -> Share | None:
         """All ops as one group; None where not one works."""
         return next(iter(shares(self.trace.graph, self.time, lambda op: "all")), None)
 
     @property
     def summary(self) -> dict[str, Any]:
         """Figures by name, as ``cost --json`` has them."""
-        time, whole, link = self.time, self.whole, self.host_link
+        time, total, link = self.time, self.total_share, self.host_link
         return {
             "device": time.device.name,
             "seconds": time.seconds,
@@ -64,12 +64,12 @@ class Cost:
             "missing": dict(time.missing),
             **(
                 {}
-                if whole is None
+                if total is None
                 else {
-                    "flops": whole.flops,
-                    "traffic_bytes": whole.traffic_bytes,
-                    "intensity": whole.intensity,
-                    "seconds_by_bound": dict(whole.seconds_by_bound),
+                    "flops": total.flops,
+                    "traffic_bytes": total.traffic_bytes,
+                    "intensity": total.intensity,
+                    "seconds_by_bound": dict(total.seconds_by_bound),
                 }
             ),
             **{
@@ -152,7 +152,7 @@ def _keys(graph: OpGraph) -> dict[str, Callable[[Op], str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ModelLimits:
     """How fast one user's model can be on a device at best."""
 
     about: Mapping[str, Any]
@@ -219,7 +219,7 @@ def limits(
     dtype: str | None = None,
     units: Literal["true", "reference"] = "true",
     overrides: "Overrides" = None,
-) -> Limits:
+) -> ModelLimits:
     """Say how fast one user's model can be on a device: memory, first token, decoding.
 
     The device computes at the peak of ``dtype``; when left out, at that of the wider of weights and
@@ -237,16 +237,16 @@ def limits(
     on, binary = load_device(device), units == "reference"
     if dtype is None:  # the reference computes at one peak, whatever the bits
         dtype = "float32" if binary else of_model.compute_dtype(on, max(weight_bits, kv_bits))
-    machine = of_model.machine(on, dtype, binary=binary)
+    figures = of_model.device_figures(on, dtype, binary=binary)
     near, far, warnings = decodes(model, overrides)
     found = of_model.limits(
         of_model.describe(near, far),
-        machine,
+        figures,
         weight_bits=weight_bits,
         kv_bits=kv_bits,
         prompt=prompt,
     )
-    return Limits(
+    return ModelLimits(
         {
             "model": near.meta.model,
             "device": on.name,

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.roofline import time_ops
-from cutedge._machines import Machines, read_machines
+from cutedge._machines import read_machine
 from cutedge._workspace import MAKERS, find_partition, trace_folder
 from cutedge.runtime.measured import MeasuredRun, read_run
-from partition.tables import Split, read_split
+from partition.split import Split
+from partition.tables import read_split
 from tracer.errors import CutedgeError, InputError, choose
 from tracer.files import write_whole
 from tracer.graph import OpGraph
@@ -18,6 +19,7 @@ from tracer.serde import read_trace
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from costmodels.machine import Machine
     from cutedge.exports.timeline import Timeline
 
 GraphKind = Literal["graphml", "dot", "model-explorer"]
@@ -92,11 +94,11 @@ def export_timeline(
     home: str | None = None,
     accel: Sequence[str] | None = None,
     link: Sequence[str] | None = None,
-    machines: Machines | None = None,
+    machine: "Machine | None" = None,
 ) -> Exported:
     """Write a timeline for ui.perfetto.dev: what is predicted, and what was measured in ``run``.
 
-    ``home``, ``accel`` and ``link``, or ``machines``, say what the devices and links are, where the
+    ``home``, ``accel`` and ``link``, or ``machine``, say what the devices and links are, where the
     split does not.
     Raises InputError where there is no split, and where neither seconds nor a run are known.
     """
@@ -108,7 +110,7 @@ def export_timeline(
         ) from error
     if split is None:
         raise InputError("a timeline is of a partition, and there is none: run partition first")
-    timelines, warnings = _timelines(split, run, home, accel, link, machines)
+    timelines, warnings = _timelines(split, run, home, accel, link, machine)
     meta = split.graph.meta
     about = f"{meta.model}, {meta.phase} of {meta.batch} x {meta.seq} tokens, {split.policy}"
     size = write_file(trace_of(timelines, about), out)
@@ -121,23 +123,23 @@ def _timelines(
     home: str | None,
     accel: Sequence[str] | None,
     link: Sequence[str] | None,
-    machines: Machines | None,
+    machine: "Machine | None",
 ) -> "tuple[list[Timeline], list[str]]":
     """(what is predicted, where seconds are known, and what was measured; warnings)"""
     from cutedge.exports.timeline import measured, predicted
 
     names = split.placement.accelerators
-    if machines is None:
+    if machine is None:
         described = [_described(text, names) for text in accel or names]
         at_home = _described(home or split.placement.home, (split.placement.home,))
-        machines = read_machines(at_home, described or None, link, None, None)
+        machine = read_machine(at_home, described or None, link, None, None)
     for name in names:
-        choose(name, machines.accelerators, "--accel leaves out")
+        choose(name, machine.accelerators, "--accel leaves out")
     if link:
-        split = split.over(machines.links)
+        split = split.over(machine.links)
     times = {
         name: time_ops(split.graph, device, options=split.options)
-        for name, device in machines.described.items()
+        for name, device in machine.described.items()
     }
     ran = [] if run is None else [measured(split, run)]
     try:

@@ -12,7 +12,7 @@ from tracer.graph import ITEM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Gemm:
+class ProductCost:
     """One matrix product [m, k] x [k, n] on an array of multipliers."""
 
     device: Device
@@ -73,7 +73,7 @@ def gemm(
     overlap: Overlap | None = None,
     dtype: str = "float32",
     **arrays: Any,
-) -> Gemm:
+) -> ProductCost:
     """Cost one matrix product [m, k] x [k, n] on an array: tiles, cycles, seconds, utilisation.
 
     ``mode``, ``rows`` and ``cols`` are another dataflow and size than the device's; ``count`` and
@@ -107,7 +107,7 @@ def gemm(
     seconds = (
         round_trip_seconds(link, int(cost.sent_bytes), int(cost.received_bytes)) if link else None
     )
-    return Gemm(
+    return ProductCost(
         chosen,
         array,
         (m, k, n, batch),

@@ -15,9 +15,9 @@ from tracer.errors import InputError, choose
 from tracer.toml_files import check_keys, read_text, read_toml
 
 if TYPE_CHECKING:
+    from costmodels.machine import Machine
     from costmodels.many import Sizes
     from cutedge._request import Request
-    from cutedge.sweeping.answers import Machine
     from partition.policy import Policy
 
 COUNTS = ("batch", "seq", "past", "pipeline_depth", "chips")
@@ -91,9 +91,23 @@ class Grid:
             "wires": self.wires,
             "residencies": self.residencies,
             "time_limit": self.time_limit,
-            "machines": [{**asdict(m), "options": m.options.text} for m in self.machines],
+            "machines": [_told(machine) for machine in self.machines],
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _told(machine: "Machine") -> dict[str, Any]:
+    """All of a machine that decides its rows."""
+    (accelerator,) = machine.accelerators
+    home_device, accelerator_device = map(machine.described.get, machine.devices)
+    return {
+        "home": machine.home,
+        "accelerator": accelerator,
+        "home_device": None if home_device is None else asdict(home_device),
+        "accelerator_device": None if accelerator_device is None else asdict(accelerator_device),
+        "link": asdict(machine.links.common),
+        "options": machine.options.text,
+    }
 
 
 def read_grid(file: Path | None, given: Mapping[str, Any], time_limit: float) -> Grid:
@@ -244,8 +258,7 @@ def _policies(names: Sequence[str] | None) -> "tuple[Policy, ...]":
 
 def _machines(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Machine, ...]":
     """Each pair of devices with each link, and where the accelerator is an array each option."""
-    from cutedge._machines import array_options, read_machines
-    from cutedge.sweeping.answers import Machine
+    from cutedge._machines import array_options, read_machine
 
     if "pair" in axes and ("home" in axes or "accel" in axes):
         raise InputError("pair says home and accelerator: leave home and accel out")
@@ -268,22 +281,13 @@ def _machines(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Machine, ...]":
     found: list[Machine] = []
     devices = []
     for (home, accelerator), link in product(pairs, axes.get("link", ("zmq-ipc",))):
-        plain = read_machines(home, [accelerator], [link], None, None)
+        plain = read_machine(home, [accelerator], [link], None, None)
         (name,) = plain.accelerators
         devices += list(plain.described.values())
         array = name in plain.described and plain.described[name].array is not None
         for options in choices if array else [defaults]:
-            read = read_machines(home, [accelerator], [link], None, None, **options)
-            found.append(
-                Machine(
-                    read.home,
-                    name,
-                    read.described.get(read.home),
-                    read.described.get(name),
-                    read.links.common,
-                    read.options,
-                )
-            )
+            read = read_machine(home, [accelerator], [link], None, None, **options)
+            found.append(replace(read, wire_dtype=None))
     for options in choices:
         array_options(devices, "accelerator", **options)
     return _distinct([_shared(machine, found) for machine in found])
@@ -298,23 +302,22 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _shared(machine: "Machine", machines: "Sequence[Machine]") -> "Machine":
     """A machine with the first of equal descriptions, so that each is worked with once."""
-    devices = [d for m in machines for d in (m.home_device, m.accelerator_device)]
-    return replace(
-        machine,
-        home_device=devices[devices.index(machine.home_device)],
-        accelerator_device=devices[devices.index(machine.accelerator_device)],
-        link=next(m.link for m in machines if m.link == machine.link),
-    )
+    from costmodels.links import Links
+
+    devices = [device for m in machines for device in m.described.values()]
+    described = {name: devices[devices.index(d)] for name, d in machine.described.items()}
+    link = next(m.links.common for m in machines if m.links == machine.links)
+    return replace(machine, described=described, links=Links(link))
 
 
 def _distinct(machines: Sequence["Machine"]) -> "tuple[Machine, ...]":
     """Refuse machines that rows could not tell apart."""
     seen: set[tuple[str, ...]] = set()
     for m in machines:
-        told = m.home, m.accelerator, m.link.name, m.options.text
+        told = *m.devices, m.links.name, m.options.text
         if told in seen:
             raise InputError(
-                f"two machines are called {m.home}, {m.accelerator}, {m.link.name}: rename a file, "
+                f"two machines are called {', '.join(told[:3])}: rename a file, "
                 "or call a device NAME=DEVICE"
             )
         seen.add(told)

@@ -43,7 +43,7 @@ def checked_object(
                 "symbolic": list(graph.meta.symbolic) if graph else None,
                 "ops": len(graph.ops) if graph else None,
                 "repeated_layers": graph.meta.repeated_layers if graph else None,
-                "whole": c.captured.whole if c.captured else None,
+                "unrepeated_reason": c.captured.unrepeated_reason if c.captured else None,
                 "coverage": total_flops(graph).coverage if graph else None,
                 "unsupported": dict(total_flops(graph).unsupported) if graph else None,
                 "notes": list(c.captured.reach.notes) if c.captured else [],

@@ -1,8 +1,7 @@
 """Machines as a user names them: devices, the links between them, what they hold."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from costmodels.arrays import Options
     from costmodels.devices import Device
     from costmodels.links import Links
+    from costmodels.machine import Machine
 
 
 def array_options(
@@ -37,36 +37,20 @@ def array_options(
     return options
 
 
-@dataclass(frozen=True, slots=True)
-class Machines:
-    """The devices of a run, by what the user calls them."""
-
-    home: str
-    accelerators: tuple[str, ...]
-    described: "Mapping[str, Device]"
-    """Those that have a description."""
-    links: "Links"
-    memory_bytes: Mapping[str, int]
-    """What the user says that devices hold."""
-    options: "Options"
-    """What makes the arrays among the accelerators faster."""
-    wire_dtype: str | None
-    """What floats cross in, None for their own dtypes."""
-
-
-def read_machines(
+def read_machine(
     home: str,
     accelerators: Sequence[str] | None,
     links: Sequence[str] | None,
     memory: Sequence[str] | None,
     wire_dtype: str | None,
     **options: Any,
-) -> Machines:
+) -> "Machine":
     """The devices and links that the options name. Raises InputError naming the option.
 
     Arrays that compute in int8 are sent and send int8, where ``wire_dtype`` does not say otherwise.
     ``options`` are those of ``array_options``.
     """
+    from costmodels.machine import Machine
     from tracer.graph import FLOATING
 
     if wire_dtype is not None:
@@ -92,18 +76,18 @@ def read_machines(
                 "with --wire-dtype what floats cross in"
             )
         wire_dtype = "int8"
-    return Machines(
+    return Machine(
         home_name,
         tuple(names),
-        described,
         _links(links or [], names),
+        wire_dtype,
+        described,
         _sizes(memory or [], (home_name, *names)),
         faster,
-        wire_dtype,
     )
 
 
-def machines_of(
+def machine_of(
     machine: str | None = None,
     *,
     home: str | None = None,
@@ -112,10 +96,10 @@ def machines_of(
     memory: str | Sequence[str] | None = None,
     wire_dtype: str | None = None,
     **options: Any,
-) -> Machines:
+) -> "Machine":
     """The devices and links of ``HOME+ACCELERATOR@LINK``, or of its parts. Raises InputError.
 
-    >>> machines_of("tee-tdx+rtx-4090@pcie4-x16").accelerators
+    >>> machine_of("tee-tdx+rtx-4090@pcie4-x16").accelerators
     ('rtx-4090',)
     """
     if machine is not None:
@@ -129,7 +113,7 @@ def machines_of(
                 "tee-tdx+rtx-4090@pcie4-x16"
             )
         accel, link = others, named or link
-    return read_machines(
+    return read_machine(
         "tee" if home is None else home,
         _several(accel),
         _several(link),

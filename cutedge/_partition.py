@@ -6,12 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cutedge._machines import Machines
-from cutedge._placing import bottlenecks, derived_of, explained, partition_of, setting_of
+from costmodels.machine import Machine
+from cutedge._placing import bottlenecks, derived_of, explained, partition_of
 from partition import Residency
 from partition.optimise import Setting
 from partition.policy import Policy, cautions, load_policy, with_secrets
-from partition.tables import Split, partition_tables, summary_row
+from partition.split import Split
+from partition.tables import partition_tables, summary_row
 from tracer.graph import OpGraph
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from cutedge._trace import Trace
     from cutedge._verify import Transport, Verification
     from partition.explain import Bottleneck, TransferGroup
-    from partition.ladder import Step
+    from partition.ladder import LadderStep
     from partition.layers import TopologicalCut
     from partition.optimise import Price
     from partition.seen import Derived
@@ -33,14 +34,13 @@ class Asked:
 
     policies: Mapping[str, Policy]
     """By what the user calls them."""
-    machines: Machines
     setting: Setting
 
 
 def asked_of(
     graph: OpGraph,
     policies: Sequence[str | Path | Policy],
-    machines: Machines,
+    machine: Machine,
     residency: Residency,
     secrets: Sequence[str],
     max_calls: int | None,
@@ -53,7 +53,8 @@ def asked_of(
         )
         for one in policies
     }
-    return Asked(chosen, machines, setting_of(graph, machines, residency, max_calls, time_limit))
+    setting = Setting(machine, residency, machine.times(graph), max_calls, time_limit)
+    return Asked(chosen, setting)
 
 
 class Partition:
@@ -69,13 +70,13 @@ class Partition:
         """The placement and what it moves, as the tables are made from it."""
         self.rules = policy
         """The policy itself, secrets that were asked for with it."""
-        self.machines, self.setting = asked.machines, asked.setting
+        self.setting = asked.setting
 
     @classmethod
     def placed(cls, trace: "Trace", asked: Asked, name: str) -> "Partition":
         """What one of the policies makes of a trace."""
         policy = asked.policies[name]
-        split = partition_of(trace.graph, trace.id, policy, asked.setting, asked.machines)
+        split = partition_of(trace.graph, trace.id, policy, asked.setting)
         return cls(trace, split, asked, policy)
 
     def __repr__(self) -> str:
@@ -162,7 +163,7 @@ class Partition:
         """Where the policy does less than it says."""
         return list(cautions(self.trace.graph, self.rules))
 
-    def explain(self) -> "tuple[list[Step], list[Price]]":
+    def explain(self) -> "tuple[list[LadderStep], list[Price]]":
         """(the steps from offload-linear, what each rule and secret costs)"""
         return explained(self.trace.graph, self.rules, self.setting, self.split)
 
@@ -228,7 +229,7 @@ class Partition:
         from cutedge._export import export_graph, export_timeline
 
         if kind == "perfetto":
-            export_timeline(self.split, None, Path(file), machines=self.machines)
+            export_timeline(self.split, None, Path(file), machine=self.setting.machine)
         else:
             export_graph(kind, self.trace.graph, self.split, Path(file))
         return Path(file)

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.flops import annotate
-from costmodels.roofline import DeviceTime, time_ops
-from cutedge._machines import Machines, machines_of
+from cutedge._machines import machine_of
 from partition import Order, Residency
-from partition.accounting import account
 from partition.crossover import Crossover, Point, best_over
-from partition.explain import Bottleneck, Comparison, compare_traffic, find_bottleneck
-from partition.ladder import Step, exposure, ladder
+from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
+from partition.ladder import LadderStep, exposure, ladder
 from partition.optimise import (
     Price,
     Setting,
@@ -41,7 +39,7 @@ from partition.problem import InfeasibleError, NotFoundError
 from partition.run import chips_of, times_under
 from partition.secrets import covered, present
 from partition.seen import Derived, derived, known
-from partition.tables import Split
+from partition.split import Split
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
@@ -57,7 +55,7 @@ class Compared:
     """As the user gave the policies."""
     partitions: Sequence[Split]
     baseline: Split
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[Savings]
     policies: Sequence[Policy]
     """As they were placed by, secrets of the command line with them."""
     without: Mapping[str, str]
@@ -71,42 +69,13 @@ def check_words(
     secrets: Sequence[str] | None = (),
     max_calls: int | None = None,
     time_limit: float = 0.0,
-    **machines: Any,
+    **machine: Any,
 ) -> None:
     """Raise InputError for options that cannot be understood, before a model is traced or read."""
     for policy in policies:
         if not isinstance(policy, Policy):
             load_policy(str(policy))
-    machines_of(**machines)
-
-
-def setting_of(
-    graph: OpGraph,
-    machines: Machines,
-    residency: Residency,
-    max_calls: int | None,
-    time_limit: float,
-) -> Setting:
-    """What the options come to for a graph."""
-    return Setting(
-        machines.home,
-        machines.accelerators,
-        machines.links,
-        machines.wire_dtype,
-        residency,
-        times=times_of(graph, machines),
-        max_calls=max_calls,
-        memory_bytes=machines.memory_bytes,
-        time_limit=time_limit,
-    )
-
-
-def times_of(graph: OpGraph, machines: Machines) -> dict[str, DeviceTime]:
-    """What each op of a graph takes on the devices that are described, without paging."""
-    return {
-        name: time_ops(graph, device, options=machines.options)
-        for name, device in machines.described.items()
-    }
+    machine_of(**machine)
 
 
 def obstacles(policies: Mapping[str, Policy], setting: Setting) -> dict[str, str]:
@@ -115,23 +84,11 @@ def obstacles(policies: Mapping[str, Policy], setting: Setting) -> dict[str, str
 
 
 def partition_of(
-    graph: OpGraph,
-    trace_id: str,
-    policy: Policy,
-    setting: Setting,
-    machines: Machines,
-    *,
-    exposed: bool = True,
+    graph: OpGraph, trace_id: str, policy: Policy, setting: Setting, *, exposed: bool = True
 ) -> Split:
     """A graph placed by a policy, with what the placement moves and, where asked, shows."""
-    placed = place(graph, policy, setting)
-    traffic = account(
-        graph,
-        placed.placement,
-        setting.links,
-        wire_dtype=setting.wire_dtype,
-        residency=setting.residency,
-    )
+    placed, machine = place(graph, policy, setting), setting.machine
+    traffic = setting.account(graph, placed.placement)
     times = times_under(graph, placed.placement, traffic.transfers, setting.times)
     return Split(
         graph,
@@ -139,37 +96,35 @@ def partition_of(
         policy.name,
         placed.placement,
         traffic,
-        setting.links.name,
-        setting.links,
-        setting.wire_dtype,
+        machine.links.name,
+        machine.links,
+        machine.wire_dtype,
         setting.residency,
         compute_seconds(placed.placement, times),
         placed.solution,
         " and ".join(policy.objective or ()) or None,
         placed.unit,
         compute_cycles(placed.placement, setting.times),
-        machines.options,
-        chips_of(graph, placed.placement, setting.times, machines.options),
+        machine.options,
+        chips_of(graph, placed.placement, setting.times, machine.options),
         covered(graph, secret_tensors(graph, policy)),
         tuple(exposure(graph, placed.placement, traffic, setting.untrusted)) if exposed else (),
-        {name: device.name for name, device in machines.described.items()},
-        setting.devices,
+        {name: device.name for name, device in machine.described.items()},
+        machine.devices,
     )
 
 
 def explained(
     graph: OpGraph, policy: Policy, setting: Setting, made: Split
-) -> tuple[list[Step], list[Price]]:
+) -> tuple[list[LadderStep], list[Price]]:
     """(the steps from offload-linear, what each rule costs)"""
-    start = apply_policy(
-        graph, load_policy("offload-linear"), home=setting.home, accelerators=setting.accelerators
-    )
+    start = setting.fixed(graph, load_policy("offload-linear"))
     steps = ladder(
         graph,
         start,
         made.placement,
-        setting.links,
-        wire_dtype=setting.wire_dtype,
+        setting.machine.links,
+        wire_dtype=setting.machine.wire_dtype,
         residency=setting.residency,
     )
     return steps, prices(graph, policy, setting, made.solution)
@@ -186,7 +141,7 @@ def bottlenecks(
     if not made:
         return []
     graph, found = made[0].graph, []
-    placements = _shipped(graph, setting.home, setting.accelerators)
+    placements = _shipped(graph, setting.machine.home, setting.machine.accelerators)
     for one, policy in zip(made, policies, strict=True):
         hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
         able = may_move(graph, setting, hidden)
@@ -200,7 +155,7 @@ def bottlenecks(
                 graph,
                 one.placement,
                 one.traffic,
-                setting.links,
+                setting.machine.links,
                 policies=known,
                 wire_dtype=one.wire_dtype,
                 residency=setting.residency,
@@ -236,7 +191,6 @@ def compared_on(
     policies: Mapping[str, Policy],
     baseline: str,
     setting: Setting,
-    machines: Machines,
     *,
     strict: bool,
     secret: Sequence[str] = (),
@@ -254,7 +208,7 @@ def compared_on(
         if name in impossible:
             continue
         try:
-            made[name] = partition_of(graph, trace_id, rules, setting, machines)
+            made[name] = partition_of(graph, trace_id, rules, setting)
         except (InfeasibleError, NotFoundError) as error:
             if strict and not secret:
                 raise
@@ -319,7 +273,6 @@ def compared_over(
     over: tuple[str, str],
     policies: Mapping[str, Policy],
     setting: Setting,
-    machines: Machines,
 ) -> tuple[str, list[Point], list[Crossover]]:
     """(unit, the best policy at sizes of a range, where that changes).
 
@@ -343,11 +296,11 @@ def compared_over(
                 "or trace the model there"
             )
         costed = annotate(there)
-        at = replace(setting, times=times_of(costed, machines))
+        at = replace(setting, times=setting.machine.times(costed))
         values = {}
         for name, rules in policies.items():
             with suppress(InfeasibleError):
-                one = partition_of(costed, "", rules, at, machines, exposed=False)
+                one = partition_of(costed, "", rules, at, exposed=False)
                 if setting.unknown_seconds and one.placement.accelerators:  # else it is no split
                     values[name] = float(one.traffic.totals.payload_bytes)
                 elif one.run_seconds is not None:

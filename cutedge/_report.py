@@ -53,13 +53,13 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
     """The report of what was compared."""
     setting, baseline = found.setting, found.baseline
     graph = baseline.graph
-    accelerators = " and ".join(setting.accelerators)
+    accelerators = " and ".join(setting.machine.accelerators)
     return make_report(
         found.partitions,
-        of=f"{headline(graph.meta)}; {setting.home} calls {accelerators} over "
-        f"{setting.links.name}, {baseline.wire} on the wire, residency {setting.residency}",
+        of=f"{headline(graph.meta)}; {setting.machine.home} calls {accelerators} over "
+        f"{setting.machine.links.name}, {baseline.wire} on the wire, residency {setting.residency}",
         headlines=_headlines(found),
-        devices=setting.devices,
+        devices=setting.machine.devices,
         times=setting.times,
         compared=found.comparisons,
         baseline=baseline.policy,

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from cutedge._grids import AXES, SINGLE, Grid, Subject, read_grid
 from cutedge._workspace import OUT
 from cutedge.sweeping import EngineName
-from cutedge.sweeping.points import Program, Work, pack
+from cutedge.sweeping.points import Job, SizedGraph, pack
 from partition.policy import Policy
 from tracer.errors import CutedgeError, InputError
 from tracer.interrupts import say_at_interrupt
@@ -126,28 +126,24 @@ def _counting(rows: int, before: int) -> Iterator[Callable[[int], None]]:
 
 def _check_policies(grid: Grid) -> None:
     """Refuse policies that count seconds where those of a machine are not known."""
-    from costmodels.links import Links
     from costmodels.memory import MemoryNeed
     from costmodels.roofline import DeviceTime
     from partition.optimise import Setting, obstacle
 
     for policy in grid.policies:
         for m in grid.machines:
-            described = {m.home: m.home_device, m.accelerator: m.accelerator_device}
             times = {
                 name: DeviceTime(device, (), MemoryNeed(0, 0, 0), 0.0, {}, 1.0)
-                for name, device in described.items()
-                if device is not None
+                for name, device in m.described.items()
             }
-            setting = Setting(m.home, (m.accelerator,), Links(m.link), times=times)
-            if why := obstacle(policy, setting):
+            if why := obstacle(policy, Setting(m, times=times)):
                 raise InputError(f"{policy.name} {why}")
 
 
 # --- the files ------------------------------------------------------------------------------------
 
 ROWS = 2**17
-"""At most so many points are one piece of work, and one file."""
+"""At most so many points are one job, and one file."""
 
 SEARCHED_ROWS = 2**6
 """Likewise where each of them takes a search of its own."""
@@ -169,9 +165,9 @@ class _File:
 
     def placed(self) -> dict[str, int] | None:
         """How its rows were placed; None where it is to be made."""
-        from cutedge.sweeping.point_files import whole
+        from cutedge.sweeping.point_files import placed_rows
 
-        return whole(self.path, self.marks)
+        return placed_rows(self.path, self.marks)
 
 
 def _files(grid: Grid, folder: Path) -> list[_File]:
@@ -216,7 +212,7 @@ def _alone(folder: Path, grid: str) -> Iterator[None]:
     """The data set's directory, marked as that of a grid, for as long as one process writes."""
     import fcntl
 
-    note = folder / "sweep.json"
+    note = folder / "_sweep.json"  # readers of a folder of Parquet pass over names like this
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle: IO[str] = note.open("a+", encoding="utf-8", errors="replace")
@@ -244,7 +240,7 @@ def _alone(folder: Path, grid: str) -> Iterator[None]:
         yield
 
 
-# --- the work -------------------------------------------------------------------------------------
+# --- the jobs -------------------------------------------------------------------------------------
 
 
 def _work_out(
@@ -265,20 +261,20 @@ def _work_out(
     for file in files:
         ranges[id(file.subject)].append(file)
     traced = engine.traced(list(subjects.values()))
-    programs: dict[int, list[Program]] = {}
+    programs: dict[int, list[SizedGraph]] = {}
     for key, (found, notes) in zip(subjects, traced, strict=True):
         programs[key] = found
         for warning in notes:
             warn(warning)
     packed: dict[tuple[int, int], bytes] = {}
 
-    def tasks() -> "Iterator[tuple[int, Work, Mapping[str, str]]]":
+    def tasks() -> "Iterator[tuple[int, Job, Mapping[str, str]]]":
         for number, file in enumerate(files):
             key = id(file.subject), file.first
             if key not in packed:
                 packed.clear()
                 packed[key] = pack(_inside(file, programs[key[0]]), grid.machines)
-            yield number, _work(grid, file, packed[key]), file.marks
+            yield number, _job(grid, file, packed[key]), file.marks
 
     for number, data in engine.each(_made, tasks(), len(files)):
         file = files[number]
@@ -294,28 +290,28 @@ def _work_out(
         done(file.rows)
 
 
-def _made(number: int, work: Work, marks: Mapping[str, str]) -> tuple[int, bytes]:
+def _made(number: int, job: Job, marks: Mapping[str, str]) -> tuple[int, bytes]:
     from cutedge.sweeping.point_files import made
 
-    return number, made(work, marks)
+    return number, made(job, marks)
 
 
-def _work(grid: Grid, file: _File, subject: bytes) -> Work:
-    return Work(subject, file.policy, grid.wires, grid.residencies, grid.time_limit)
+def _job(grid: Grid, file: _File, subject: bytes) -> Job:
+    return Job(subject, file.policy, grid.wires, grid.residencies, grid.time_limit)
 
 
-def _inside(file: _File, programs: "Sequence[Program]") -> "list[Program]":
+def _inside(file: _File, programs: "Sequence[SizedGraph]") -> "list[SizedGraph]":
     """The programs of a file's sizes, with these alone."""
     found = []
     for program in programs:
         inside = (program.numbers >= file.first) & (program.numbers < file.last)
         if inside.any():
             sizes = {name: many[inside] for name, many in program.sizes.items()}
-            found.append(Program(program.graph, sizes, program.numbers[inside]))
+            found.append(SizedGraph(program.graph, sizes, program.numbers[inside]))
     return found
 
 
-def _programs(subject: Subject) -> "tuple[list[Program], tuple[str, ...], bool]":
+def _programs(subject: Subject) -> "tuple[list[SizedGraph], tuple[str, ...], bool]":
     """(a subject's programs, warnings, whether the cache had all of them): traced as often as
     there are programs, and no more."""
     import numpy as np
@@ -333,7 +329,7 @@ def _programs(subject: Subject) -> "tuple[list[Program], tuple[str, ...], bool]"
         here = {name: many[left] for name, many in sizes.items()}
         ok = reached(graph, reach, here)
         ok[0] = True  # what it was traced at
-        found.append(Program(graph, {n: many[ok] for n, many in here.items()}, left[ok]))
+        found.append(SizedGraph(graph, {n: many[ok] for n, many in here.items()}, left[ok]))
         largest = {name: int(many[ok].max()) for name, many in here.items()}
         noted.update(dict.fromkeys(reach.warnings(graph.meta.model, largest)))
         left = left[~ok]
@@ -355,7 +351,9 @@ class Engine:
     scheduler: str | None
     jobs: int | None
 
-    def traced(self, subjects: "Sequence[Subject]") -> list[tuple[list[Program], tuple[str, ...]]]:
+    def traced(
+        self, subjects: "Sequence[Subject]"
+    ) -> list[tuple[list[SizedGraph], tuple[str, ...]]]:
         """The programs of each subject, made on this machine, where configs and cache are."""
         local = replace(self, name="local", scheduler=None)
         tasks = [(number, subject) for number, subject in enumerate(subjects)]

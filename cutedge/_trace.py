@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodels.flops import annotate
-from cutedge._machines import machines_of
+from cutedge._machines import machine_of
 from cutedge._request import Overrides, Request
 from partition import Residency
 from tracer.errors import InputError
@@ -229,7 +229,7 @@ class Trace:
         secrets: Sequence[str] | None = (),
         max_calls: int | None = None,
         time_limit: float = 60.0,
-        **machines: Any,
+        **parts: Any,
     ) -> "Partition":
         """Place every op on a device by a policy, and count what crosses.
 
@@ -252,7 +252,7 @@ class Trace:
         chosen = asked_of(
             self.graph,
             [policy],
-            machines_of(machine, **machines),
+            machine_of(machine, **parts),
             residency,
             secrets or (),
             max_calls,
@@ -270,7 +270,7 @@ class Trace:
         secrets: Sequence[str] | None = (),
         max_calls: int | None = None,
         time_limit: float = 60.0,
-        **machines: Any,
+        **parts: Any,
     ) -> "Comparison":
         """Policies side by side; all that are shipped and keep no secret when left out.
 
@@ -289,7 +289,7 @@ class Trace:
             self,
             policies,
             baseline,
-            machines_of(machine, **machines),
+            machine_of(machine, **parts),
             residency,
             secrets or (),
             max_calls,
@@ -307,7 +307,7 @@ class Trace:
         secrets: Sequence[str] | None = (),
         max_calls: int | None = None,
         time_limit: float = 60.0,
-        **machines: Any,
+        **parts: Any,
     ) -> "tuple[str, list[Point], list[Crossover]]":
         """(unit, the best policy at sizes of a range, where that changes).
 
@@ -327,7 +327,7 @@ class Trace:
             self,
             (variable, sizes),
             policies,
-            machines_of(machine, **machines),
+            machine_of(machine, **parts),
             residency,
             secrets or (),
             max_calls,

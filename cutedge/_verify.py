@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
-from cutedge._machines import machines_of, read_size
+from cutedge._machines import machine_of, read_size
 from cutedge._placing import check_words
 from cutedge.runtime import RunError
 from cutedge.runtime.home import Measured, load, workers
-from cutedge.runtime.leaks import Proof, Secrets, Witness
+from cutedge.runtime.leaks import SecrecyProof, Secrets, Witness
 from cutedge.runtime.lineage import carriers
 from cutedge.runtime.plan import make_plan
 from cutedge.runtime.secure import stays_here, trust
@@ -22,7 +22,8 @@ from cutedge.runtime.verify import Verdict, judge, unsplit
 from cutedge.runtime.weights import given_numbers
 from cutedge.runtime.wire import MESSAGE_BYTES, TENSOR_BYTES, Carriage
 from partition.policy import named_by
-from partition.tables import Split, write_partition
+from partition.split import Split
+from partition.tables import write_partition
 from tracer.errors import CutedgeError, InputError, choose
 from tracer.stages import stage
 
@@ -56,8 +57,8 @@ class Verification:
     """The fastest of its runs."""
     verdict: Verdict
     """What was counted and what came out, beside prediction and unsplit model."""
-    proof: Proof | None
-    """What a run before them showed of its secrets; None where it has none."""
+    proof: SecrecyProof | None
+    """What a run before them showed of its secrets; None where it has no secrets."""
     trace: "Trace"
     warnings: tuple[str, ...]
     """What a user must know before trusting the figures, a line each."""
@@ -144,8 +145,8 @@ def verify(
     timeout: float,
 ) -> Verification:
     """Run a partition: ``Partition.verify``."""
-    trace, machines = partition.trace, partition.machines
-    remote = _addresses(addresses, machines.accelerators)
+    trace, machine = partition.trace, partition.setting.machine
+    remote = _addresses(addresses, machine.accelerators)
     trusted = None if tls_ca is None else trust(tls_ca)
     warnings = [] if trusted else clear_text([host for host, _ in remote.values()], "--tls-ca")
     split, links, said = _over_sockets(partition.split, transport)
@@ -158,7 +159,7 @@ def verify(
         wire_dtype=split.wire_dtype,
         residency=split.residency,
     )
-    secrets, memory = _secrets(partition, runnable), machines.memory_bytes
+    secrets, memory = _secrets(partition, runnable), machine.memory_bytes
     with workers(
         list(plan.accelerators),
         transport=transport,
@@ -194,7 +195,7 @@ def verify(
             measured = min(
                 (loaded.run(given, progress) for _ in range(runs)), key=lambda run: run.seconds
             )
-    reference = _unsplit(trace, seed, weights, machines.home)
+    reference = _unsplit(trace, seed, weights, machine.home)
     verdict = judge(trace.graph, split.traffic, measured, reference, split.wire_dtype)
     return Verification(split, measured, verdict, proof, trace, (*warnings, *said))
 
@@ -317,7 +318,7 @@ def check_verify(
     """What is to be said before anything runs; InputError for what cannot be understood."""
     check_words(policies, **options)
     named = {key: options[key] for key in ("machine", "home", "accel", "link", "memory")}
-    remote = _addresses(addresses, machines_of(**named).accelerators)
+    remote = _addresses(addresses, machine_of(**named).accelerators)
     if tls_ca is not None:
         trust(tls_ca)
         return []

@@ -11,7 +11,7 @@ from partition.ladder import Exposure
 from partition.layers import TopologicalCut
 from partition.optimise import Setting
 from partition.run import Run
-from partition.tables import Split
+from partition.split import Split
 from tracer.graph import Kind, OpGraph
 from tracer.kinds import base_name
 from tracer.summary import (
@@ -291,7 +291,7 @@ def not_run(graph: OpGraph) -> list[str]:
 
 def cost_sentences(cost: "Cost") -> Iterator[str]:
     """What a graph takes on a device, in sentences."""
-    time, whole = cost.time, cost.whole
+    time, whole = cost.time, cost.total_share
     device, need = time.device, time.need
     spent = "".join(
         f", {value / time.seconds:.1%} bound by {bound}"
@@ -335,7 +335,7 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
 
 def devices_of(setting: Setting) -> str:
     """Home and what it calls."""
-    return f"{setting.home} as home, {' and '.join(setting.accelerators)} called"
+    return f"{setting.machine.home} as home, {' and '.join(setting.machine.accelerators)} called"
 
 
 def within_words(seconds: float | None) -> str:

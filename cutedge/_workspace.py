@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import unquote
 
-from partition.tables import PARTITIONS, in_a_path
+from partition.split import PARTITIONS, in_a_path
 from tracer.errors import CutedgeError, InputError
 from tracer.files import DamagedError, check_bytes, write_files
 from tracer.graph import OpGraph

@@ -26,7 +26,7 @@ from math import fsum
 from costmodels.links import Link, Links, message_cost
 from partition import Residency
 from partition.placement import Placement, validate
-from partition.stored import keepers, resident_bytes, state_devices
+from partition.stored import resident_bytes, state_devices, state_readers
 from tracer.formula import Formula, const, parse
 from tracer.graph import FLOATING, ITEM_BYTES, Kind, Op, OpGraph, Role, Tensor
 
@@ -267,7 +267,7 @@ def _calls(
 
 
 def _state_updates(graph: OpGraph, placement: Placement, steps: Sequence[int]) -> _Updates:
-    """New state for devices that read the old one, and none of whose ops needs it in this run.
+    """New state for devices that read the old one, and where no op needs it in this run.
 
     It goes with the first call there after it is made.
     """
@@ -277,7 +277,7 @@ def _state_updates(graph: OpGraph, placement: Placement, steps: Sequence[int]) -
         if device is not None:
             taken[device].append(steps[op])
     updates: dict[int, dict[str, int]] = defaultdict(dict)
-    for tensor, readers in keepers(graph).items():
+    for tensor, readers in state_readers(graph).items():
         maker = graph.tensors[tensor].op
         assert maker is not None
         there = {devices[maker], *(devices[op] for op in graph.needed_by(tensor))}
@@ -486,7 +486,7 @@ _MAIN_KINDS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION, Kind.EMBEDDIN
 def call_label(graph: OpGraph, ops: Iterable[int]) -> str:
     """What a call does, in the order it does it: ``q_proj+k_proj+v_proj``.
 
-    Named are the matrix products and look-ups, or every op that is not a view where there are none.
+    Named are the matrix products and look-ups, or, without any of those, every op that is not a view.
     """
     called = [graph.ops[op] for op in ops]
     for chosen in (

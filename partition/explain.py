@@ -73,7 +73,7 @@ class Relief:
     device: str | None
     """The accelerator that they would move to."""
     policy: str | None
-    """A policy that does it, None when there is none by name."""
+    """A policy of cutedge that does it; None when no policy does."""
     wire_dtype: str | None
     """A smaller dtype on the wire that does it."""
     elsewhere: bool
@@ -97,7 +97,7 @@ class Bottleneck:
     example: Tensor
     """The largest of them."""
     relief: Relief | None
-    """The step that saves most of those tried; None when none saves any."""
+    """The step that saves most of those tried; None when not one saves any."""
 
 
 def find_bottleneck(
@@ -239,7 +239,7 @@ def _called(step: Placement, policies: Mapping[str, Placement]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Savings:
     """A placement's traffic against another's."""
 
     saved_bytes: int
@@ -250,11 +250,11 @@ class Comparison:
     """Parameters, buffers and constants that lie on accelerators, summed over them."""
 
 
-def compare_traffic(placement: Placement, traffic: Traffic, baseline: Traffic) -> Comparison:
+def compare_traffic(placement: Placement, traffic: Traffic, baseline: Traffic) -> Savings:
     """What ``placement`` saves against a baseline of the same graph, and what it takes."""
     whole = baseline.totals.payload_bytes
     saved = whole - traffic.totals.payload_bytes
-    return Comparison(
+    return Savings(
         saved_bytes=saved,
         saved_share=saved / whole if whole else None,
         resident_off_home_bytes=sum(

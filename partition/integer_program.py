@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from math import ceil, gcd, inf, isfinite
 
 from partition.problem import Problem, candidates, viewed
-from partition.stored import keepers, storages
+from partition.stored import state_readers, storages
 from tracer.graph import Role, Tensor
 from tracer.stages import stage
 
@@ -42,7 +42,7 @@ class Outcome:
     devices: Sequence[str | None] | None
     """By op; None when no placement was found."""
     bound: int | None
-    """No placement costs less; None when there is none."""
+    """No placement costs less; None when no bound was found."""
     claimed: float
     """The cost of ``devices`` as the solver sums it."""
     complete: bool
@@ -108,9 +108,9 @@ class _Program:
         self.graph = problem.graph
         self.home = problem.home
         self.choices = candidates(problem)
-        self.renewed = keepers(problem.graph)
+        self.renewed = state_readers(problem.graph)
         self.upper: list[float] = []
-        self.whole: list[bool] = []
+        self.is_integer: list[bool] = []
         self.rows: list[_Linear] = []
         self.objective: list[_Linear] = []
         self.where: dict[tuple[int, str], _Linear] = {}
@@ -123,10 +123,10 @@ class _Program:
 
     # --- the language of the rows -----------------------------------------------------------------
 
-    def variable(self, *, whole: bool = False, upper: float = 1, cost: int = 0) -> _Linear:
+    def variable(self, *, integer: bool = False, upper: float = 1, cost: int = 0) -> _Linear:
         """A number from 0 to ``upper``."""
         self.upper.append(upper)
-        self.whole.append(whole)
+        self.is_integer.append(integer)
         made = _Linear(0, ((len(self.upper) - 1, 1),))
         if cost:
             self.objective.append(made * cost)
@@ -202,7 +202,7 @@ class _Program:
         for op, choice in enumerate(self.choices):
             if self.graph.is_everywhere(op):
                 continue
-            others = [self.variable(whole=True) for _ in choice[1:]]
+            others = [self.variable(integer=True) for _ in choice[1:]]
             self.where.update(((op, d), x) for d, x in zip(choice[1:], others, strict=True))
             first = 1 - _sum(others)
             if choice:
@@ -355,7 +355,7 @@ class _Program:
         matrix = csr_array((weights, (rows, columns)), shape=shape)
         found = milp(
             objective,
-            integrality=[*self.whole, False],
+            integrality=[*self.is_integer, False],
             bounds=(0, np.array([*self.upper, 0])),
             constraints=LinearConstraint(matrix, [-row.number for row in self.rows], np.inf),
             options={"mip_rel_gap": 0.0}
@@ -394,7 +394,7 @@ class _Program:
 class _Steps:
     """Which step an op is in: the earliest that its inputs allow, told by binaries.
 
-    Steps are counted from the op's origin, where it has one (see ``origins``), whose own step is 0
+    Steps are counted from the op's dominator, where it has one (see ``dominators``), whose own step is 0
     to it. So a program grows with the depth of a model and not with its square.
     """
 
@@ -407,44 +407,46 @@ class _Steps:
             sorted({t.op for t in self.graph.flowing(op) if t.op is not None})
             for op in range(len(self.graph.ops))
         ]
-        self.origin = self.origins()
+        self.dominator = self.dominators()
         self.low, high = self.spans()
         # No step is without a call, so no step comes after the last call that is allowed.
         self.end = max(high, default=0) + 1  # new state may need one call more than the ops do
         if limit is not None:
             self.end = min(self.end, limit)
         self.high = [min(step, self.end) for step in high]
-        self.reach: dict[tuple[int, int], _Linear] = {}
-        self.seat: dict[tuple[int, int, str], _Linear] = {}
+        self.reached: dict[tuple[int, int], _Linear] = {}
+        self.assignment: dict[tuple[int, int, str], _Linear] = {}
         for op, choice in enumerate(program.choices):
             if choice:
-                self.enter(op)
-                self.sit(op)
-        self.renewing = self.renew()
+                self.constrain_step(op)
+                self.constrain_assignment(op)
+        self.state_sent = self.state_transfers()
 
-    def origins(self) -> list[int | None]:
-        """By op: the last op before it which all ops before lead to and all after come from.
+    def dominators(self) -> list[int | None]:
+        """By op: the last op before it that every path from the inputs to the results goes through.
 
-        What is made before such an op is not read after it, so that no later op asks when it was
-        made, nor what is sent with which call. None in the beginning, and everywhere where calls
-        are told apart by more than their step or new state is sent with any of them.
+        It dominates all ops after it and post-dominates all before. Nothing that was made before
+        such an op is read after it, so no later op needs to know when that was made or with which
+        call it was sent. None for the ops before the first such op. None for all ops where the
+        accelerators are several, since a call is then more than its step, and where new state is
+        sent, since any call can carry it.
         """
         program, graph = self.program, self.graph
-        origin: list[int | None] = [None] * len(graph.ops)
+        dominator: list[int | None] = [None] * len(graph.ops)
         if program.renewed or (program.counted and len(self.problem.accelerators) > 1):
-            return origin
+            return dominator
         placed = [op for op in range(len(graph.ops)) if not graph.is_everywhere(op)]
         sources = max((op for op in placed if not self.before[op]), default=0)
         last: int | None = None
         read_until, dead_end = 0, False  # of what is before the op
         for op in placed:
-            origin[op] = last
+            dominator[op] = last
             if op >= max(sources, read_until) and not dead_end:
                 last = op
             readers = [reader for t in graph.outputs(op) for reader in graph.needed_by(t.id)]
             read_until = max([read_until, *readers])
             dead_end = dead_end or not readers
-        return origin
+        return dominator
 
     def spans(self) -> tuple[list[int], list[int]]:
         """The first and the last step that each op can be in, whatever the placement."""
@@ -453,10 +455,10 @@ class _Steps:
         last: dict[tuple[int, str], int] = {}
         for op, choice in enumerate(choices):
             for here in choice:
-                first[op, here] = last[op, here] = int(self.origin[op] is None and here != home)
+                first[op, here] = last[op, here] = int(self.dominator[op] is None and here != home)
                 for source in self.before[op]:
                     outs = [(there, int(here not in (home, there))) for there in choices[source]]
-                    own = int(source != self.origin[op])
+                    own = int(source != self.dominator[op])
                     soonest = min(
                         (own * first[source, there] + out for there, out in outs), default=0
                     )
@@ -471,25 +473,25 @@ class _Steps:
 
     def reaches(self, op: int, step: int, reader: int | None = None) -> _Linear:
         """1 when the op is in this step or in a later one, as its ``reader`` counts the steps."""
-        if reader is not None and self.origin[reader] == op:
+        if reader is not None and self.dominator[reader] == op:
             return _ZERO if step > 0 else _ONE
-        return _ONE if step <= self.low[op] else self.reach.get((op, step), _ZERO)
+        return _ONE if step <= self.low[op] else self.reached.get((op, step), _ZERO)
 
-    def sits(self, op: int, step: int, device: str) -> _Linear:
+    def assigned(self, op: int, step: int, device: str) -> _Linear:
         """1 when the op is in this step and on this device."""
-        return self.seat.get((op, step, device), _ZERO)
+        return self.assignment.get((op, step, device), _ZERO)
 
-    def enter(self, op: int) -> None:
+    def constrain_step(self, op: int) -> None:
         """The op reaches a step when what it reads makes it, and only then."""
         program = self.program
         if self.low[op] > self.high[op]:
             program.require(_Linear(-1))  # more calls than are allowed, wherever it runs
         for step in range(self.low[op] + 1, self.high[op] + 1):
-            self.reach[op, step] = program.variable(whole=True)
+            self.reached[op, step] = program.variable(integer=True)
             program.require(self.reaches(op, step - 1) - self.reaches(op, step))
         for step in range(self.low[op] + 1, self.high[op] + 2):
             reaches = self.reaches(op, step)
-            first = self.origin[op] is None and step == 1
+            first = self.dominator[op] is None and step == 1
             reasons = [program.off(op)] if first else []
             for source in self.before[op]:
                 reasons.append(self.reaches(source, step, op))
@@ -515,29 +517,29 @@ class _Steps:
                 program.require(2 - here - there - out)
         return out
 
-    def sit(self, op: int) -> None:
+    def constrain_assignment(self, op: int) -> None:
         """The op's step and device together, from the two."""
         program, choice = self.program, self.program.choices[op]
         steps = range(self.low[op], self.high[op] + 1)
         for step in steps:
             there = self.reaches(op, step) - self.reaches(op, step + 1)
             if len(choice) == 1:
-                self.seat[op, step, choice[0]] = there
+                self.assignment[op, step, choice[0]] = there
             elif len(steps) == 1:
-                self.seat.update(((op, step, d), program.at(op, d)) for d in choice)
+                self.assignment.update(((op, step, d), program.at(op, d)) for d in choice)
             else:
                 # Before an op that all wait for no accelerator is called in step 0.
-                away = step > 0 or self.origin[op] is not None
-                seats = [d for d in choice if away or d == program.home]
-                self.seat.update(((op, step, d), program.variable()) for d in seats)
-                program.equal(_sum(self.sits(op, step, d) for d in choice), there)
+                away = step > 0 or self.dominator[op] is not None
+                assigned = [d for d in choice if away or d == program.home]
+                self.assignment.update(((op, step, d), program.variable()) for d in assigned)
+                program.equal(_sum(self.assigned(op, step, d) for d in choice), there)
         if len(choice) > 1 and len(steps) > 1:
             for device in choice:
                 program.equal(
-                    _sum(self.sits(op, step, device) for step in steps), program.at(op, device)
+                    _sum(self.assigned(op, step, device) for step in steps), program.at(op, device)
                 )
 
-    def renew(self) -> dict[tuple[int, int, str], _Linear]:
+    def state_transfers(self) -> dict[tuple[int, int, str], _Linear]:
         """(tensor, step, accelerator) -> 1 when new state goes there with the call of that step.
 
         That is the first call there after the state is made, or one of its own after the last;
@@ -545,7 +547,7 @@ class _Steps:
         """
         program, graph = self.program, self.graph
         renewing: dict[tuple[int, int, str], _Linear] = {}
-        self.taken: dict[tuple[int, str], _Linear] = {}
+        self.called_in: dict[tuple[int, str], _Linear] = {}
         for tensor, ops in program.renewed.items():
             needed = graph.needed_by(tensor)
             if set(ops) <= set(needed):
@@ -561,39 +563,41 @@ class _Steps:
                 now = {step: program.variable() for step in steps}
                 program.require(_sum(now.values()) - goes)
                 for step, sent in now.items():
-                    taken, ready = self.takes(step, device), self.reaches(source, step - 1)
+                    taken, ready = self.is_called(step, device), self.reaches(source, step - 1)
                     program.require(1 - self.reaches(source, step) - sent)
                     program.require(taken + ready - sent)
                     for other in steps:
-                        busy = self.takes(other, device)
+                        busy = self.is_called(other, device)
                         if other < step:
                             program.require(1 + self.reaches(source, other) - busy - sent)
                     renewing[tensor, step, device] = sent
         return renewing
 
-    def takes(self, step: int, device: str) -> _Linear:
+    def is_called(self, step: int, device: str) -> _Linear:
         """1 when some op runs in this step on this accelerator, and only then."""
-        if (step, device) not in self.taken:
-            seats = [self.sits(op, step, device) for op in range(len(self.graph.ops))]
-            taken = self.program.any_of(seats)
-            self.program.require(_sum(seats) - taken)
-            self.taken[step, device] = taken
-        return self.taken[step, device]
+        if (step, device) not in self.called_in:
+            assigned = [self.assigned(op, step, device) for op in range(len(self.graph.ops))]
+            taken = self.program.any_of(assigned)
+            self.program.require(_sum(assigned) - taken)
+            self.called_in[step, device] = taken
+        return self.called_in[step, device]
 
     def calls(self) -> None:
         """Each step of each accelerator is a call; with one of them, up to an op its step is."""
         program, problem = self.program, self.problem
         calls = []
-        for op in sorted({op for op in self.origin if op is not None}):
+        for op in sorted({op for op in self.dominator if op is not None}):
             for step in range(1, self.high[op] + 1):
                 (device,) = problem.accelerators
                 calls.append(self.reaches(op, step))
                 program.objective.append(calls[-1] * problem.call_cost.get(device, 0))
-        rest = [op for op, origin in enumerate(self.origin) if origin == self.origin[-1]]
+        rest = [
+            op for op, dominator in enumerate(self.dominator) if dominator == self.dominator[-1]
+        ]
         for device in problem.accelerators:
             for step in range(1, self.end + 1):
-                parts = [self.sits(op, step, device) for op in rest]
-                parts += [v for (_, k, d), v in self.renewing.items() if (k, d) == (step, device)]
+                parts = [self.assigned(op, step, device) for op in rest]
+                parts += [v for (_, k, d), v in self.state_sent.items() if (k, d) == (step, device)]
                 calls.append(program.any_of(parts, problem.call_cost.get(device, 0)))
         if problem.max_calls is not None:
             program.require(problem.max_calls - _sum(calls))
@@ -618,13 +622,14 @@ class _Steps:
                 so_far = program.at(source, device)
                 away += [program.at(op, device) - so_far for op in by_state]
                 for step in range(1, self.end + 1):
-                    made = self.sits(source, step, device)  # an origin makes it in step 0
+                    made = self.assigned(source, step, device)  # a dominator makes it in step 0
                     needs = [
-                        self.sits(op, step, device) - (made if self.origin[op] != source else 0)
+                        self.assigned(op, step, device)
+                        - (made if self.dominator[op] != source else 0)
                         for op in directly
                     ]
-                    needs += [self.sits(op, step, device) - so_far for op in by_state]
-                    needs.append(self.renewing.get((tensor.id, step, device), _ZERO))
+                    needs += [self.assigned(op, step, device) - so_far for op in by_state]
+                    needs.append(self.state_sent.get((tensor.id, step, device), _ZERO))
                     sent[tensor.id].append(program.above(needs, cost))
                     so_far = so_far + sent[tensor.id][-1]
             there = [program.at(op, home) for op in program.audience(tensor)]

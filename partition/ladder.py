@@ -14,7 +14,7 @@ from tracer.summary import tensor_names
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LadderStep:
     """Ops that move from one device to another, and what that saves."""
 
     ops: str
@@ -39,7 +39,7 @@ def ladder(
     *,
     wire_dtype: str | None = None,
     residency: Residency = "run",
-) -> list[Step]:
+) -> list[LadderStep]:
     """The steps from ``start`` to ``end``, each the one that saves most of those that are left.
 
     Ops that differ are taken in groups of what they make (``tracer.summary.tensor_names``), with
@@ -51,7 +51,7 @@ def ladder(
     here = list(start.devices)
     before = account(graph, start, links, wire_dtype=wire_dtype, residency=residency)
     bytes_now = _payload(graph, start, here, wire_dtype)
-    steps: list[Step] = []
+    steps: list[LadderStep] = []
     while groups:
         totals = {
             name: _payload(graph, start, _moved(here, end, ops), wire_dtype)
@@ -82,7 +82,7 @@ def ladder(
         working = [op for op in sorted(moved) if not graph.ops[op].is_view] or sorted(moved)
         kinds = ", ".join(dict.fromkeys(base_name(graph.ops[op].target) for op in working))
         steps.append(
-            Step(
+            LadderStep(
                 ops=f"{kinds}: {', '.join(name for name, _ in together)}",
                 count=len(working),
                 device=str(end.devices[working[0]]),

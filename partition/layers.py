@@ -15,7 +15,7 @@ from partition.mincut import cut_devices, cut_value, fast_cut, network_of
 from partition.placement import Placement
 from partition.problem import InfeasibleError, Problem, candidates, placement_of, recount
 from partition.solve import Solution, SolverError
-from partition.stored import keepers, storages
+from partition.stored import state_readers, storages
 from tracer.graph import Kind, OpGraph
 from tracer.stacks import Boundary, blocks, boundaries, follows, run_order
 
@@ -157,7 +157,7 @@ class _Order:
         for op in self.ops:
             paid.add(0, at[op], problem.op_cost.get((op, accelerator), 0))
             paid.add(at[op] + 1, end, problem.op_cost.get((op, home), 0))
-        renewed = keepers(graph)
+        renewed = state_readers(graph)
         for tensor in graph.tensors:
             if tensor.op is None or not graph.crosses(tensor):
                 continue

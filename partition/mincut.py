@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from partition.placement import PlacementError
 from partition.problem import Problem, candidates
-from partition.stored import keepers, storages
+from partition.stored import state_readers, storages
 from tracer.graph import Kind
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def network_of(problem: Problem, *, forward: bool = False) -> Network:
             one = frozenset({number})
             paid[one, away] += problem.op_cost.get((op, home), 0)
             paid[at_home, one] += problem.op_cost.get((op, accelerator), 0)
-    renewed = keepers(graph)
+    renewed = state_readers(graph)
     for tensor in graph.tensors:
         if tensor.op is not None and graph.crosses(tensor):
             maker = frozenset(of([tensor.op]))

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil, floor, fsum, log10
 from time import perf_counter
 
-from costmodels.links import Links
+from costmodels.machine import Machine
 from costmodels.roofline import DeviceTime
 from partition import Residency
 from partition.accounting import Traffic, account
@@ -57,7 +57,7 @@ from partition.problem import (
 from partition.run import times_under
 from partition.secrets import present, ways_to_keep
 from partition.solve import Proof, Solution, solve
-from partition.stored import keepers
+from partition.stored import state_readers
 from tracer.errors import InputError
 from tracer.graph import Kind, OpGraph
 from tracer.stages import stage
@@ -68,50 +68,52 @@ from tracer.words import counted
 class Setting:
     """What a policy is applied to beside a graph."""
 
-    home: str
-    accelerators: tuple[str, ...]
-    """One or more; of equally good ones those that come first are taken."""
-    links: Links
-    wire_dtype: str | None = None
+    machine: Machine
     residency: Residency = "run"
     times: Mapping[str, DeviceTime] = field(default_factory=dict)
     """Device -> what each op takes there, for the devices that are described."""
     max_calls: int | None = None
-    memory_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Device -> what it can hold; in place of what its description says."""
     time_limit: float | None = None
     """Seconds that a search may take; the best until then is the answer."""
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Home, then the accelerators."""
-        return (self.home, *self.accelerators)
 
     @property
     def untrusted(self) -> tuple[str, ...]:
         """The accelerators that are not described as trusted."""
         return tuple(
             device
-            for device in self.accelerators
+            for device in self.machine.accelerators
             if device not in self.times or not self.times[device].device.trusted
         )
 
     @property
     def unknown_seconds(self) -> str | None:
         """What keeps seconds from being counted, in words; None where all is known."""
-        undescribed = [d for d in self.devices if d not in self.times]
+        undescribed = [d for d in self.machine.devices if d not in self.times]
         if undescribed:
             return (
                 f"{', '.join(undescribed)} is no described device: name devices of "
                 "`cutedge devices`, or .toml files, with --home and --accel"
             )
-        for (one, _), link in self.links.among(self.home, self.accelerators).items():
-            if not all(map(link.timed, ("send", "receive") if one == self.home else ("peer",))):
+        home, accelerators = self.machine.home, self.machine.accelerators
+        for (one, _), link in self.machine.links.among(home, accelerators).items():
+            if not all(map(link.timed, ("send", "receive") if one == home else ("peer",))):
                 return (
                     f"the link {link.name} has no bandwidth: choose another of `cutedge links` "
                     "with --link, or calibrate one"
                 )
         return None
+
+    def fixed(self, graph: OpGraph, policy: Policy) -> Placement:
+        """Where the rules of a policy put the ops; what they leave free is at home."""
+        machine = self.machine
+        return apply_policy(graph, policy, home=machine.home, accelerators=machine.accelerators)
+
+    def account(self, graph: OpGraph, placement: Placement) -> Traffic:
+        """What a placement moves over the machine's links."""
+        machine = self.machine
+        return account(
+            graph, placement, machine.links, wire_dtype=machine.wire_dtype, residency=self.residency
+        )
 
     def can_run(self, op: int, device: str) -> bool:
         """Whether a device has seconds for an op, or no description: an array multiplies alone."""
@@ -119,7 +121,7 @@ class Setting:
 
     def call_seconds(self, accelerator: str) -> float:
         """What a call takes beside its tensors: two messages' latency and framing, where known."""
-        link = self.links.of(accelerator)
+        link = self.machine.links.of(accelerator)
         return sum(link.message_seconds(way) or 0.0 for way in ("send", "receive"))
 
     def tensor_seconds(self, payload: int, source: str, destination: str) -> float:
@@ -128,14 +130,14 @@ class Setting:
         Between two accelerators with it.
         """
         direction = self._direction(source, destination)
-        link = self.links.between(source, destination, self.home)
+        link = self.machine.links.between(source, destination, self.machine.home)
         toll = (link.message_seconds("peer") or 0.0) if direction == "peer" else 0.0
         return (link.tensor_seconds(payload, direction) or 0.0) + toll
 
     def _direction(self, source: str, destination: str) -> str:
-        if self.home not in (source, destination):
+        if self.machine.home not in (source, destination):
             return "peer"
-        return "receive" if destination == self.home else "send"
+        return "receive" if destination == self.machine.home else "send"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     limits, or the policy's own shows a secret, NotFoundError where none was found in time.
     """
     check_matches(graph, policy)
-    fixed = apply_policy(graph, policy, home=setting.home, accelerators=setting.accelerators)
+    fixed = setting.fixed(graph, policy)
     if policy.objective is None:
         check_kept(graph, policy, setting, fixed)
         return Placed(fixed)
@@ -203,7 +205,7 @@ def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> Topologic
 
 
 def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solution:
-    """The best solution of several problems; it is proven where none of them can have a better."""
+    """The best solution of several problems, proven where no problem can have a better one."""
     found: list[Solution] = []
     impossible: list[InfeasibleError] = []
     for problem in problems:
@@ -223,9 +225,7 @@ def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solu
 
 def figure(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> float:
     """What a placement costs by what is printed of it: bytes, nanoseconds, or the weighted sum."""
-    traffic = account(
-        graph, placement, setting.links, wire_dtype=setting.wire_dtype, residency=setting.residency
-    )
+    traffic = setting.account(graph, placement)
     weights, seconds = _weights(policy), 0.0
     if weights["seconds"]:
         times = times_under(graph, placement, traffic.transfers, setting.times)
@@ -252,7 +252,7 @@ def _proven(
     bound -= _unsaid(problem, setting) * seconds
     value, solver = figure(graph, policy, setting, placement), found.solver
     # Each of the costs was rounded down by less than a unit.
-    traffic = account(graph, placement, setting.links, residency=setting.residency)
+    traffic = account(graph, placement, setting.machine.links, residency=setting.residency)
     costs = len(graph.ops) + len(traffic.transfers) + len(traffic.calls)
     slack = costs * problem.unit + 1e-12 * value if seconds else 0.0
     if value > bound + slack and policy.cut != "layers":
@@ -278,14 +278,14 @@ def _least(problems: Sequence[Problem], setting: Setting, found: Solution, secon
 
     With several accelerators no message is certain: each may have its tensors from another one.
     """
-    if len(setting.accelerators) == 1 or not any(problems[0].call_cost.values()):
+    if len(setting.machine.accelerators) == 1 or not any(problems[0].call_cost.values()):
         return found.bound
     bounds = []
     for problem in problems:
         transfer_cost = dict(problem.transfer_cost)
         for key, cost in transfer_cost.items():
-            if setting.home not in key[1:]:
-                link = setting.links.between(key[1], key[2], setting.home)
+            if setting.machine.home not in key[1:]:
+                link = setting.machine.links.between(key[1], key[2], setting.machine.home)
                 toll = seconds * (link.message_seconds("peer") or 0.0) / problem.unit
                 transfer_cost[key] = max(0, cost - ceil(toll))
         certain = replace(problem, call_cost={}, transfer_cost=transfer_cost)
@@ -316,10 +316,10 @@ def _unsaid(problem: Problem, setting: Setting) -> float:
     away = [op for op, choice in enumerate(choices) if accelerator in choice]
     silent = any(op not in leads for op in away) or any(
         not set(readers) <= set(graph.needed_by(tensor))
-        for tensor, readers in keepers(graph).items()
+        for tensor, readers in state_readers(graph).items()
     )
     unasked = any(not graph.flowing(op) for op in away)
-    link = setting.links.of(accelerator)
+    link = setting.machine.links.of(accelerator)
     taken = unasked * (link.message_seconds("send") or 0.0)
     taken += silent * (link.message_seconds("receive") or 0.0)
     return taken
@@ -346,9 +346,7 @@ def _others(graph: OpGraph, policy: Policy, setting: Setting) -> list[Placement]
         with suppress(InputError, InfeasibleError):
             check_matches(graph, other)
             if other.objective is None:
-                fixed = apply_policy(
-                    graph, other, home=setting.home, accelerators=setting.accelerators
-                )
+                fixed = setting.fixed(graph, other)
                 check_kept(graph, other, setting, fixed)
                 found.append(fixed)
                 continue
@@ -362,9 +360,7 @@ def check_kept(graph: OpGraph, policy: Policy, setting: Setting, placement: Plac
     """Raise InfeasibleError where a placement shows a secret of a policy to who is not trusted."""
     if not policy.secrets or not setting.untrusted:
         return
-    traffic = account(
-        graph, placement, setting.links, wire_dtype=setting.wire_dtype, residency=setting.residency
-    )
+    traffic = setting.account(graph, placement)
     there = present(graph, placement, traffic)
     shown: list[str] = []
     for secret in policy.secrets:
@@ -401,11 +397,15 @@ def _how_often(graph: OpGraph, traffic: Traffic, device: str, seen: Collection[i
 
 
 def obstacle(policy: Policy, setting: Setting) -> str | None:
-    """Why a policy is not for a setting, in words that follow its name; None where it is."""
-    if policy.cut == "layers" and len(setting.accelerators) > 1:
+    """Why a policy cannot be used in a setting, as words that follow the policy's name.
+
+    None where it can be used.
+    """
+    accelerators = setting.machine.accelerators
+    if policy.cut == "layers" and len(accelerators) > 1:
         return (
             "cuts a model in two, at home and on one accelerator, and here are "
-            f"{len(setting.accelerators)} ({', '.join(setting.accelerators)}): give one --accel, "
+            f"{len(accelerators)} ({', '.join(accelerators)}): give one --accel, "
             "or a policy that may cut anywhere, like min-cut or fastest"
         )
     if "seconds" in (policy.objective or {}) and setting.unknown_seconds is not None:
@@ -436,10 +436,12 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
     without seconds for it is none. Raises InputError where seconds count and an op has none on a
     device that it must run on.
     """
-    devices = setting.devices
-    allowed = _able(setting, allowed_by(graph, policy, setting.home, setting.accelerators))
+    devices = setting.machine.devices
+    allowed = _able(
+        setting, allowed_by(graph, policy, setting.machine.home, setting.machine.accelerators)
+    )
     weights = _weights(policy)
-    payload = payload_costs(graph, devices, setting.wire_dtype)
+    payload = payload_costs(graph, devices, setting.machine.wire_dtype)
     moving = {key: weights["bytes"] * size for key, size in payload.items()}
     computing: dict[tuple[int, str], float] = {}
     calling: dict[str, float] = {}
@@ -459,7 +461,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         }
         calling = {
             accelerator: weights["seconds"] * setting.call_seconds(accelerator)
-            for accelerator in setting.accelerators
+            for accelerator in setting.machine.accelerators
         }
         # What costs more than a whole placement is in no better one: it need cost no more than it.
         most = _some(graph, policy, setting)
@@ -471,8 +473,8 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         unit = 10.0 ** ceil(log10(most / _WHOLE)) if most > 0 else 1.0
     return Problem(
         graph=graph,
-        home=setting.home,
-        accelerators=setting.accelerators,
+        home=setting.machine.home,
+        accelerators=setting.machine.accelerators,
         allowed=allowed,
         # Rounded down, so that no sum is more than the figure.
         op_cost={key: floor(cost / unit) for key, cost in computing.items()},
@@ -503,7 +505,7 @@ _WHOLE = 2e9
 
 def _some(graph: OpGraph, policy: Policy, setting: Setting) -> float | None:
     """The figure of the placement that leaves at home what is free; None where home cannot."""
-    fixed = apply_policy(graph, policy, home=setting.home, accelerators=setting.accelerators)
+    fixed = setting.fixed(graph, policy)
     if not all(d is None or setting.can_run(op, d) for op, d in enumerate(fixed.devices)):
         return None
     return figure(graph, policy, setting, fixed)
@@ -530,13 +532,13 @@ def _check_costs(
 
 
 def _memory(graph: OpGraph, setting: Setting) -> dict[str, int]:
-    """The limits that could be broken: a device that holds all of the model anyway has none."""
+    """The limits that could be broken: a device with room for the whole model has no limit."""
     described = {
         device: time.device.memory_bytes
         for device, time in setting.times.items()
         if time.device.memory_bytes is not None
     }
-    limits = {**described, **setting.memory_bytes}
+    limits = {**described, **setting.machine.memory_bytes}
     most = sum(t.bytes for t in graph.tensors)
     return {device: size for device, size in limits.items() if size < most}
 
@@ -629,9 +631,9 @@ def may_move(
     """Whether an op may move to a device: where it can run and handles nothing that is hidden."""
     problem = Problem(
         graph,
-        setting.home,
-        setting.accelerators,
-        allowed_devices(graph, setting.home, setting.accelerators, {}),
+        setting.machine.home,
+        setting.machine.accelerators,
+        allowed_devices(graph, setting.machine.home, setting.machine.accelerators, {}),
         secrets=hidden,
     )
     kept = kept_from(problem)

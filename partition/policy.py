@@ -319,7 +319,7 @@ def _place(value: Any, where: str) -> str:
 def _choice(value: Any, known: Sequence[str], where: str) -> str:
     if value not in known:
         raise InputError(
-            f"{where}: {value!r} is none of {', '.join(known)}." + suggest(str(value), known)
+            f"{where}: {value!r} is not one of {', '.join(known)}." + suggest(str(value), known)
         )
     return str(value)
 
@@ -407,7 +407,7 @@ def free_ops(graph: OpGraph, policy: Policy) -> frozenset[int]:
 
 
 def _rules_of(graph: OpGraph, policy: Policy) -> list[Rule | None]:
-    """The first rule that matches each op, None where none does."""
+    """The first rule that matches each op, None where no rule does."""
     found = _patterns_of(graph, policy)
     return [
         next((r for r in policy.rules if _matches(graph, op, r, found)), None) for op in graph.ops
@@ -517,7 +517,7 @@ def _known(graph: OpGraph, what: str) -> dict[str, list[str]]:
 
 
 _LISTED = 8
-"""So many names an error lists where none is near."""
+"""So many names an error lists where no name is near."""
 
 
 def _nearest(words: Iterable[str], known: Sequence[str]) -> str:

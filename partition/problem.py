@@ -17,7 +17,7 @@ from partition import Residency
 from partition.accounting import Traffic, Transfer, account, on_wire
 from partition.placement import Placement, PlacementError
 from partition.secrets import present
-from partition.stored import held, keepers, readers_of_stored, storages
+from partition.stored import held, readers_of_stored, state_readers, storages
 from tracer.graph import Kind, OpGraph
 
 
@@ -145,7 +145,7 @@ def viewed(graph: OpGraph) -> dict[int, int]:
 def kept_from(problem: Problem) -> dict[tuple[int, str], tuple[int, str]]:
     """(op, accelerator) -> (a secret tensor that keeps it away, why): what secrets forbid."""
     graph = problem.graph
-    renewed = keepers(graph)
+    renewed = state_readers(graph)
     found: dict[tuple[int, str], tuple[int, str]] = {}
     for device, tensors in sorted(problem.secrets.items()):
         for number in sorted(tensors):
@@ -268,7 +268,7 @@ def memory_of(
     long as it is needed itself; where it is received, it is a tensor like any other.
     """
     devices = placement.devices
-    renewed = keepers(graph)
+    renewed = state_readers(graph)
     until: dict[tuple[int, str], int] = {}  # (tensor, device) -> last op that needs it there
     for tensor in graph.tensors:
         if tensor.op is None or not graph.crosses(tensor):

@@ -263,7 +263,7 @@ def _learnt(graph: OpGraph, op: Op, known: Collection[int]) -> Iterable[int]:
 
 
 def is_undone(graph: OpGraph, op: Op, wanted: Tensor, known: Collection[int]) -> bool:
-    """Whether one that knows the ``known`` tensors, of which ``wanted`` is none, gets it back.
+    """Whether one that knows the ``known`` tensors, which ``wanted`` is not among, gets it back.
 
     From the results of an op that reads it, and from what else the op reads.
     """

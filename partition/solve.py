@@ -190,7 +190,7 @@ def _relaxed(
 ) -> tuple[int, tuple[Placement, Recount] | None, bool]:
     """What no placement can cost less than, and a placement that simpler problems lead to.
 
-    With it, whether that is the answer: none is better, nor as good with more ops at home.
+    With it, whether that is the answer: no placement is better, or as good with more ops at home.
 
     With one accelerator what the minimum cut leaves out (limits, calls, forgetting) only adds to
     the cost; so does the forgetting that a program without it leaves out, which is far smaller.

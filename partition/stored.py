@@ -9,7 +9,7 @@ from tracer.graph import Kind, OpGraph, Role, Tensor
 from tracer.summary import cached_outputs, kept_state, renewals, state_memory
 
 
-def keepers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
+def state_readers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
     """Tensor -> ops that read the cached state which it renews for the next run.
 
     The tensor must come to the devices of these ops as if they read it. Which state it renews is
@@ -27,7 +27,7 @@ def keepers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
 def readers_of_stored(graph: OpGraph, tensor: Tensor) -> set[int]:
     """The ops with a device of their own that read a tensor which is wherever it is read.
 
-    Directly, or through what is computed or kept where they are. The output op is none of them:
+    Directly, or through what is computed or kept where they are. The output op is not one of them:
     it takes no cached state home.
     """
     found: set[int] = set()

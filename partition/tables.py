@@ -3,33 +3,27 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from costmodels.arrays import Options
 from costmodels.flops import total_flops
-from costmodels.links import Links
-from partition import Residency
-from partition.accounting import Call, Traffic, Transfer, account, steps_of, totals_of
-from partition.ladder import Exposure
+from partition.accounting import Call, Traffic, Transfer, steps_of, totals_of
 from partition.placement import Placement
-from partition.run import Chips, Run
 from partition.seen import what_is
-from partition.solve import Proof
+from partition.split import PARTITIONS, Split
 from tracer.files import remove_files
-from tracer.graph import FLOATING, OpGraph
+from tracer.graph import OpGraph
 from tracer.serde import (
     TableError,
     column,
     make_tables,
     read_table,
     read_trace,
-    run_of,
     trace_metadata,
     write_tables,
 )
@@ -339,135 +333,6 @@ SUMMARY = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """A placement of a traced model with what it moves, and the options it was counted under."""
-
-    graph: OpGraph
-    trace_id: str
-    policy: str
-    placement: Placement
-    traffic: Traffic
-    link: str
-    """What the links are called."""
-    links: Links | None
-    """None of a split that was read from its tables, which name them alone."""
-    wire_dtype: str | None
-    """What floating tensors were turned into on the wire, None for their own dtypes."""
-    residency: Residency
-    compute_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Device -> what its ops take there, one after another; described devices alone."""
-    solution: Proof | None = None
-    """How good the placement is; None where the policy left nothing free."""
-    objective: str | None = None
-    """What the solution is best for: ``bytes``, ``seconds`` or both; None without one."""
-    unit: str | None = None
-    """Of the solution's objective and bound: ``bytes``, ``ns`` or ``weighted``."""
-    cycles: Mapping[str, int] = field(default_factory=dict)
-    """Device -> the cycles of its products there; arrays of multipliers alone."""
-    options: Options = field(default_factory=Options)
-    """What makes the arrays faster than their descriptions."""
-    chips: Chips | None = None
-    """The arrays that compute for home; None where no accelerator computes, or one is no array."""
-    secret: frozenset[int] = frozenset()
-    """The tensors that have a value of what the policy keeps secret."""
-    exposed: tuple[Exposure, ...] = ()
-    """What each accelerator sees that is not trusted."""
-    described: Mapping[str, str] = field(default_factory=dict)
-    """Device -> what it is, where that has another name."""
-    devices: tuple[str, ...] = ()
-    """Home and all accelerators that ops could have been placed on."""
-
-    @property
-    def used(self) -> tuple[str, ...]:
-        """Home, then the accelerators that run anything."""
-        return (self.placement.home, *self.placement.accelerators)
-
-    def over(self, links: Links) -> "Split":
-        """The same placement, counted over other links; what was proven was of the former ones."""
-        traffic = account(
-            self.graph, self.placement, links, wire_dtype=self.wire_dtype, residency=self.residency
-        )
-        return replace(self, link=links.name, links=links, traffic=traffic, solution=None)
-
-    @property
-    def run(self) -> Run | None:
-        """What the run takes; None where a device or a link that it uses is not known."""
-        moving, meta = self.traffic.totals.seconds, self.graph.meta
-        at_home, away = self.home_seconds, self.accelerator_seconds
-        if moving is None or at_home is None or away is None:
-            return None
-        chips, tokens = self.chips, meta.batch * max(meta.seq, 1)
-        if chips is None:
-            return Run(at_home, away, moving, tokens, None)
-        return Run(
-            at_home,
-            away,
-            moving,
-            tokens,
-            chips.options.chips,
-            chips.fewest_within(moving),
-            at_home + chips.seconds(chips.most) + moving,
-        )
-
-    @property
-    def home_seconds(self) -> float | None:
-        """Computing at home; None where home is not described or cannot run all that is there."""
-        return self.compute_seconds.get(self.placement.home)
-
-    @property
-    def accelerator_seconds(self) -> float | None:
-        """Computing on the accelerators that are used, all together; None where one is unknown."""
-        accelerators = self.placement.accelerators
-        if not set(accelerators) <= set(self.compute_seconds):
-            return None
-        return sum((self.compute_seconds[d] for d in accelerators), 0.0)
-
-    @property
-    def run_seconds(self) -> float | None:
-        """Computing and moving, one after another; None where ``run`` is."""
-        return None if self.run is None else self.run.seconds
-
-    @property
-    def wire(self) -> str:
-        """The dtype in the directory's name: what floats cross in, ``native`` where several do."""
-        crossing = {t.wire_dtype for t in self.traffic.transfers if t.wire_dtype in FLOATING}
-        if len(crossing) == 1:
-            return crossing.pop()
-        return "native" if crossing else self.wire_dtype or self.graph.meta.dtype
-
-    @property
-    def machine(self) -> str:
-        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``, and options of arrays."""
-        placement = self.placement
-        used = self.devices or (placement.home, *placement.accelerators)
-        devices = [
-            name if self.described.get(name, name) == name else f"{name}={self.described[name]}"
-            for name in used
-        ]
-        options = f", {self.options.text}" if self.options.text else ""
-        return f"{'+'.join(devices)}@{self.link}{options}"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The run that its tables are of: the values of ``serde.RUN``."""
-        return run_of(
-            self.graph,
-            self.trace_id,
-            policy=self.policy,
-            wire=self.wire,
-            residency=self.residency,
-            machine=self.machine,
-        )
-
-    @property
-    def folder(self) -> Path:
-        """Where the tables go, inside the trace's directory."""
-        run = self.identity
-        names = ("policy", "wire", "residency", "machine")
-        return Path(*(f"{name}={in_a_path(run[name])}" for name in names))
-
-
 def partition_tables(partition: Split) -> dict[str, pa.Table]:
     """The four tables of a partition, by name."""
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
@@ -509,7 +374,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         t.wire_bytes,
                         t.bytes_expr,
                         t.tensor.seq_degree,
-                        share(t.payload_bytes, whole),
+                        t.payload_bytes / whole if whole else 0.0,
                         t.seconds,
                         graph.ops[t.tensor.op or 0].module_path,
                         graph.ops[t.tensor.op or 0].stack,
@@ -620,20 +485,6 @@ def summary_row(partition: Split) -> dict[str, Any]:
             for one in partition.exposed
         },
     }
-
-
-def in_a_path(text: str) -> str:
-    """A value as it stands in a folder's name, where DuckDB reads it: it may hold a "="."""
-    return quote(text, safe="+@,() ")
-
-
-PARTITIONS = "policy=*/wire=*/residency=*/machine=*"
-"""Where the partitions of a trace lie in its directory."""
-
-
-def share(part: int, whole: int) -> float:
-    """A part of a whole, 0 of nothing."""
-    return part / whole if whole else 0.0
 
 
 def read_split(trace: Path, folder: Path) -> Split:

@@ -342,7 +342,7 @@ def _zeros(tensor: torch.Tensor) -> torch.Tensor:
 def _counted(module: torch.nn.Module, **inputs: Any) -> int:
     with (
         next(module.parameters()).device,
-        # What it notes for a backward pass, which there is none of.
+        # What it notes for a backward pass, which there is not one of.
         patch.object(module_tracker, "register_multi_grad_hook"),
         # Whether a mask hides anything, which its values say: no matter to a product.
         patch.object(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *args: False),

@@ -16,7 +16,7 @@ from typing import Any
 import cutedge
 from costmodels.arrays import Options, gemm_cost
 from costmodels.devices import load_device
-from costmodels.limits import describe, in_units, limits, machine
+from costmodels.limits import describe, device_figures, in_units, limits
 from costmodels.links import Links, load_link
 from costmodels.parameters import Breakdown, break_down
 from costmodels.roofline import time_ops
@@ -123,7 +123,7 @@ def _limit(row: Mapping[str, str]) -> float | None:
     key = {"model_params": "activated_params", "decode_W": "decode_W_tokens_per_ms"}.get(key, key)
     found = limits(
         _model(row["model"]),
-        machine(load_device("rtx-4090"), "float32", binary=True),
+        device_figures(load_device("rtx-4090"), "float32", binary=True),
         weight_bits=int(bits[1]) if bits else 16,
         kv_bits=int(bits[2] or 16) if bits else 16,
         prompt=prompt,

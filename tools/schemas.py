@@ -20,12 +20,12 @@ from costmodels.memory import MemoryNeed
 from costmodels.parameters import Breakdown, Count
 from costmodels.roofline import DeviceTime, Share
 from cutedge._sweep import Swept
-from cutedge.runtime.leaks import Proof
+from cutedge.runtime.leaks import SecrecyProof
 from cutedge.runtime.verify import Verdict
 from cutedge.sweeping.point_files import SWEEP
 from partition.crossover import Crossover, Point
-from partition.explain import Bottleneck, Comparison, Relief, TransferGroup
-from partition.ladder import Exposure, Step
+from partition.explain import Bottleneck, Relief, Savings, TransferGroup
+from partition.ladder import Exposure, LadderStep
 from partition.optimise import Price
 from partition.policy import _OF_TENSORS, CONDITIONS, Policy, Rule, Secret
 from partition.run import Run
@@ -201,7 +201,7 @@ def _partition() -> dict[str, Schema]:
             "What each accelerator that is not trusted gets to see.",
         ),
         "derived": _derived(),
-        "ladder": key(list[Step], "With --explain: the steps from offload-linear to here."),
+        "ladder": key(list[LadderStep], "With --explain: the steps from offload-linear to here."),
         "prices": key(list[Price], "With --explain: what each rule and secret costs."),
         "unsupported": _unsupported(),
         "top_transfers": key(
@@ -244,7 +244,7 @@ def _partition() -> dict[str, Schema]:
 def _compared() -> Schema:
     keys = (
         _partition()
-        | dataclass_keys(Comparison)
+        | dataclass_keys(Savings)
         | {
             "baseline": key(str, "The policy that savings are against."),
             "usable": key(
@@ -443,7 +443,7 @@ def _verify() -> Schema:
             "ran_on": key(Mapping[str, str], "Device -> what its ops ran on here."),
             "measured_calls": key(str, "The table of measured calls that was written."),
             "secrets": key(
-                Proof | None, "What was shown of the policy's secrets; null without any."
+                SecrecyProof | None, "What was shown of the policy's secrets; null without any."
             ),
         }
     )
@@ -529,7 +529,7 @@ def _checked() -> dict[str, Schema]:
                         "repeated_layers": key(
                             int | None, "Layers that are copies of a traced one."
                         ),
-                        "whole": key(
+                        "unrepeated_reason": key(
                             str | None, "Why every layer was traced; null where copies serve."
                         ),
                         "coverage": key(

@@ -18,7 +18,7 @@ class Capture:
     """One line for each thing a user must know before trusting the figures."""
     reach: Reach
     """The sizes at which the same model would be exported in the same way."""
-    whole: str | None
+    unrepeated_reason: str | None
     """Why every layer of a deep model was traced, None where layers were repeated or are few."""
     invocations: Mapping[int, Invocation] = field(default_factory=dict)
     """By op, how it is carried out; empty unless the capture was made to be run."""

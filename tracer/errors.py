@@ -55,8 +55,8 @@ def _plain(name: str) -> str:
 
 
 def choose(value: str, known: Sequence[str], option: str) -> None:
-    """Refuse a value that is none of ``known``, naming the option."""
+    """Refuse a value that is not one of ``known``, naming the option."""
     if value not in known:
         raise InputError(
-            f"{option} {value!r} is none of {', '.join(known)}." + suggest(value, known)
+            f"{option} {value!r} is not one of {', '.join(known)}." + suggest(value, known)
         )

@@ -1,7 +1,7 @@
 """A captured program, cleaned of torch: the step between torch's export and the op graph.
 
 ``capture`` lowers an exported model into a ``Program``: values with formulas as shapes, nodes in
-execution order. ``tracer.stamp`` repeats its blocks for every layer of the model, and
+execution order. ``tracer.instantiate`` repeats its blocks for every layer of the model, and
 ``build_graph`` names, classifies and numbers everything.
 """
 
@@ -108,7 +108,7 @@ class Program:
     assumed: tuple[str, ...] | None = ()
     """All that was taken to hold of the sizes, in sympy's words, also what always does; None for a
     program that is known to be right at the trace's own sizes alone."""
-    whole: str | None = None
+    unrepeated_reason: str | None = None
     """Why no block of a deep model could be repeated."""
     returned: tuple[int, ...] = ()
     """What the code hands back, in its own order: results, one maybe twice, then cached state."""
@@ -116,8 +116,8 @@ class Program:
     """Of a program that was made to be run: the numbers in what its code made of Python's, by name,
     as torch's tensors."""
     unsure: str = ""
-    """Of the trace's own sizes, one at which alone the program may not be the model's (``seq is
-    64``); empty where it is known to be."""
+    """A condition on the sizes under which this program may differ from the model (``seq is 64``),
+    where the trace's own sizes meet it; empty where the program is known to be the model's."""
 
     def add(self, value: Value) -> int:
         """Append a value; its index."""

@@ -46,7 +46,7 @@ def is_path(name: str) -> bool:
 def matching(part: str | None, what: str, known: Sequence[str]) -> list[str]:
     """The known names with ``part`` in them, or the one that it is; a path as it is.
 
-    Raises InputError where there are none.
+    Raises InputError where the file has not one.
     """
     if part is None:
         return [*known]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cutedge.exports.graphs import CUT, colours
-from partition.tables import Split
+from partition.split import Split
 from tracer.graph import Op, OpGraph, Tensor
 from tracer.summary import tensor_names
 
@@ -56,7 +56,7 @@ def graph_json(graph: OpGraph, split: Split | None) -> str:
 def overlays(graph: OpGraph, split: Split | None) -> dict[str, str]:
     """Node data: ``flops``, ``bytes`` read and written and, of a split, ``device``.
 
-    An op without a figure (FLOPs that are not known, the device of a constant) has none.
+    An op without a figure (FLOPs that are not known, the device of a constant) is left out.
     """
     figures: dict[str, tuple[str, Callable[[Op], int | None]]] = {
         "flops": ("FLOPs", lambda op: op.cost.flops),

@@ -6,7 +6,7 @@ from typing import Any
 
 import networkx as nx
 
-from partition.tables import Split
+from partition.split import Split
 from tracer.graph import OpGraph
 from tracer.summary import tensor_names
 from tracer.words import visible

@@ -17,7 +17,7 @@ from costmodels.roofline import DeviceTime
 from cutedge.runtime.measured import MeasuredRun
 from partition.accounting import Call, Transfer, call_label, steps_of
 from partition.run import times_under
-from partition.tables import Split
+from partition.split import Split
 from tracer.errors import InputError
 from tracer.graph import Kind, Op, Tensor
 from tracer.summary import tensor_names

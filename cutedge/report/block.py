@@ -14,7 +14,7 @@ import networkx as nx
 from cutedge.report.figures import Missing
 from cutedge.report.layout import ROW, lay_out
 from partition.accounting import Traffic, Transfer, call_label
-from partition.tables import Split
+from partition.split import Split
 from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.stacks import layer_names
 from tracer.summary import tensor_names

@@ -8,9 +8,9 @@ from cutedge.report import figures, rooflines
 from cutedge.report.block import Block, block
 from cutedge.report.figures import Bars, Flows, Growth, Missing, Table
 from cutedge.report.rooflines import Roofline
-from partition.explain import Comparison
+from partition.explain import Savings
 from partition.run import times_under
-from partition.tables import Split
+from partition.split import Split
 from tracer.reach import Reach
 
 
@@ -60,7 +60,7 @@ def make_report(
     headlines: Sequence[tuple[str, str]],
     devices: Sequence[str],
     times: Mapping[str, DeviceTime],
-    compared: Sequence[Comparison],
+    compared: Sequence[Savings],
     baseline: str,
     shown: int,
     reach: Reach,

@@ -12,9 +12,9 @@ from itertools import combinations
 from cutedge.report.axes import Ticks, byte_ticks, log_byte_ticks
 from partition.accounting import Transfer
 from partition.crossover import best_over
-from partition.explain import Comparison
+from partition.explain import Savings
 from partition.seen import known
-from partition.tables import Split
+from partition.split import Split
 from tracer.formula import parse
 from tracer.reach import Reach, graph_at
 from tracer.stacks import layer_names
@@ -98,7 +98,7 @@ class Bars:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Curve:
     """One policy over a size, or several that move the same bytes at each."""
 
     policies: Sequence[str]
@@ -107,7 +107,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
+class CurveCrossing:
     """Where one line begins to be below another."""
 
     size: int
@@ -123,8 +123,8 @@ class Growth:
     sizes: Sequence[int]
     here: int
     """The size that was traced."""
-    lines: Sequence[Line]
-    crossings: Sequence[Crossing]
+    lines: Sequence[Curve]
+    crossings: Sequence[CurveCrossing]
     x_ticks: Ticks
     y_ticks: Ticks
     note: str
@@ -132,7 +132,7 @@ class Growth:
 
 
 def policies_table(
-    partitions: Sequence[Split], compared: Sequence[Comparison], baseline: str
+    partitions: Sequence[Split], compared: Sequence[Savings], baseline: str
 ) -> Table:
     """Policies side by side: what they move, take and show, and whether that is proven best."""
 
@@ -350,7 +350,7 @@ def growth(partitions: Sequence[Split], reach: Reach) -> Growth | Missing:
         return parse(expression).evaluate({**graph.meta.variables, variable: size})
 
     lines = [
-        Line(
+        Curve(
             names,
             [at(expression, size) for size in sizes],
             [
@@ -362,7 +362,7 @@ def growth(partitions: Sequence[Split], reach: Reach) -> Growth | Missing:
         for expression, names in formulas.items()
     ]
     crossings = [
-        Crossing(
+        CurveCrossing(
             size,
             at(after, size),
             f"{', '.join(formulas[after])}\nmoves less than {', '.join(formulas[before])}\n"

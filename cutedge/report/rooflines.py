@@ -7,7 +7,7 @@ from math import log10
 from costmodels.roofline import DeviceTime, Share, shares
 from cutedge.report.axes import Ticks, decades, flop_rate, number_ticks
 from cutedge.report.figures import Bars, Missing, Series
-from partition.tables import Split
+from partition.split import Split
 from tracer.graph import Kind, Op
 from tracer.kinds import base_name
 from tracer.words import counted, duration

@@ -1,6 +1,6 @@
 """Runs a placement for real: the home side here, a worker process for each accelerator.
 
-``plan`` says who does what when, ``machine`` runs ops, ``wire`` moves tensors and counts bytes,
+``plan`` says who does what when, ``interpreter`` runs ops, ``wire`` moves tensors and counts bytes,
 ``weights`` makes the numbers, ``worker`` and ``home`` are the two sides, ``measured`` writes what
 was measured.
 """
@@ -9,4 +9,4 @@ from tracer.errors import CutedgeError
 
 
 class RunError(CutedgeError):
-    """A run that failed on the way: a worker that died, a message that is none."""
+    """A run that failed on the way: a worker that died, bytes that are not a message."""

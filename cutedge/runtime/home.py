@@ -25,7 +25,7 @@ import torch
 from costmodels.links import Links
 from cutedge.runtime import RunError
 from cutedge.runtime.forms import read
-from cutedge.runtime.machine import Machine
+from cutedge.runtime.interpreter import Interpreter
 from cutedge.runtime.measured import MeasuredCall
 from cutedge.runtime.memory import check_memory, peak_memory_bytes
 from cutedge.runtime.plan import DevicePlan, Plan
@@ -57,7 +57,7 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
+class SentTensor:
     """A tensor in a message."""
 
     tensor: int
@@ -85,7 +85,7 @@ class Measured:
     peak_memory_bytes: dict[str, int] = field(default_factory=dict)
     devices: dict[str, str] = field(default_factory=dict)
     """Device of the placement -> what torch ran it on."""
-    crossed: list[Crossing] = field(default_factory=list)
+    crossed: list[SentTensor] = field(default_factory=list)
     """Each tensor in each message, as it was seen on the channel."""
     unread: dict[str, list[int]] = field(default_factory=dict)
     """Device -> the tensors that came there and that no op read."""
@@ -213,7 +213,7 @@ def _explained(worker: Worker, doing: str, others: Sequence[Worker] = ()) -> Ite
             ends += [f"{other.channel.peer}{end}"] if (end := _end_of(other)) else []
         raise RunError(f"{doing}: {'; '.join(ends)}") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise RunError(f"{doing}: worker {worker.name} answered what none does") from error
+        raise RunError(f"{doing}: worker {worker.name} answered what no worker does") from error
 
 
 def _end_of(worker: Worker) -> str:
@@ -290,16 +290,16 @@ def load(
     mine = plan.home
     with _at_home(mine.name, "loading"):
         check_memory(mine.resident_bytes, "cpu", memory_bytes)
-        machine = Machine(mine.work)
+        interpreter = Interpreter(mine.instructions)
         take_in(
-            machine,
+            interpreter,
             {tensor: data[tensor] for tensor in mine.data},
             mine.parameters,
             mine.states,
             weights,
             mine.resident_bytes,
         )
-        machine.prepare(mine.ops, mine.constants)
+        interpreter.prepare(mine.ops, mine.constants)
     for name in plan.accelerators:
         worker = found[name]
         with _explained(worker, "loading"):
@@ -309,15 +309,15 @@ def load(
     for one, other in sorted(map(sorted, pairs)):
         between = Carriage.of(links.between(one, other, plan.home.name))
         _introduce(found[one], found[other], between)
-    return Loaded(plan, found, machine, wire_dtype)
+    return Loaded(plan, found, interpreter, wire_dtype)
 
 
 def _check_there(device: DevicePlan, channel: Channel) -> None:
     """Raise RunError for what is not to be on a device, and is made there or lies there."""
-    work = device.work
-    made = {t: op for op in device.ops for t in work.made.get(op, ())}
+    instructions = device.instructions
+    made = {t: op for op in device.ops for t in instructions.made.get(op, ())}
     for tensor in sorted(
-        {*made, *work.everywhere, *device.parameters, *device.data, *device.states}
+        {*made, *instructions.everywhere, *device.parameters, *device.data, *device.states}
         & channel.forbidden.keys()
     ):
         how = f"is made by op {made[tensor]} on" if tensor in made else "lies with"
@@ -353,7 +353,7 @@ def _introduce(source: Worker, destination: Worker, carriage: Carriage) -> None:
 
 def _spelled(plan: Plan, device: DevicePlan) -> dict[str, Any]:
     """A device's part of a plan as text can carry it."""
-    work = device.work
+    instructions = device.instructions
     calls = [call for call in plan.calls if call.device == device.name]
     pushes = [
         (call.number, call.device, call.peers[device.name])
@@ -366,17 +366,17 @@ def _spelled(plan: Plan, device: DevicePlan) -> dict[str, Any]:
         "name": device.name,
         "invocations": {
             op: [how.args, how.kwargs, [astuple(one) for one in how.shared], how.draw]
-            for op, how in work.invocations.items()
+            for op, how in instructions.invocations.items()
         },
-        "targets": work.targets,
-        "made": work.made,
-        "everywhere": work.everywhere,
-        "specs": {t: [spec.dtype, spec.shape] for t, spec in work.specs.items()},
-        "uses": work.uses,
+        "targets": instructions.targets,
+        "made": instructions.made,
+        "everywhere": instructions.everywhere,
+        "specs": {t: [spec.dtype, spec.shape] for t, spec in instructions.specs.items()},
+        "uses": instructions.uses,
         "crossing": {t: [plan.crossing[t].dtype, plan.crossing[t].shape] for t in moving},
         "calls": [asdict(call) for call in calls],
         "pushes": pushes,
-        "ops": [op for op in device.ops if op in work.invocations],
+        "ops": [op for op in device.ops if op in instructions.invocations],
         "constants": sorted(device.constants),
         "parameters": device.parameters,
         "data": device.data,
@@ -392,7 +392,7 @@ class Loaded:
 
     plan: Plan
     workers: Mapping[str, Worker]
-    machine: Machine
+    interpreter: Interpreter
     wire_dtype: str | None
 
     def run(
@@ -407,30 +407,30 @@ class Loaded:
         crosses, and takes time that is measured as the run's. Raises RunError naming the call in
         which something went wrong.
         """
-        plan, machine, measured = self.plan, self.machine, Measured()
+        plan, interpreter, measured = self.plan, self.interpreter, Measured()
         if witness is not None:
-            machine.sight = witness.sight
+            interpreter.sight = witness.sight
         for name in plan.accelerators:
             with _explained(self.workers[name], "starting"):
                 self.workers[name].channel.say(do="begin")
                 self.workers[name].channel.hear()
-        machine.begin()
-        machine.seconds.clear()
+        interpreter.begin()
+        interpreter.seconds.clear()
         start = time.perf_counter()
-        machine.put(inputs)
+        interpreter.put(inputs)
         rows: list[dict[str, Any]] = []
         for call, ops in zip(plan.calls, plan.home_ops, strict=False):
             rows.append(self._call(call.number, ops, measured, witness))
             progress(call.number, rows[-1]["sent_wire_bytes"] + rows[-1]["received_wire_bytes"])
         before = time.perf_counter()
         with _at_home(plan.home.name, "after the last call"):
-            machine.run(plan.home_ops[-1])
+            interpreter.run(plan.home_ops[-1])
             measured.home_seconds = sum(row["home_seconds"] for row in rows)
             measured.home_seconds += time.perf_counter() - before
             measured.seconds = time.perf_counter() - start
-            measured.results = [machine.value(tensor) for tensor in plan.outputs]
-            machine.keep(plan.home.kept)
-        machine.sight = None
+            measured.results = [interpreter.value(tensor) for tensor in plan.outputs]
+            interpreter.keep(plan.home.kept)
+        interpreter.sight = None
         self._report(measured, rows)
         return measured
 
@@ -439,13 +439,13 @@ class Loaded:
     ) -> dict[str, Any]:
         """Home's ops before a call, and the call."""
         home = self.plan.home.name
-        call, machine = self.plan.calls[number], self.machine
+        call, interpreter = self.plan.calls[number], self.interpreter
         worker = self.workers[call.device]
         doing = f"call {number} of {len(self.plan.calls)}"
         start = time.perf_counter()
         with _at_home(home, f"before {doing}"):
-            machine.run(ops)
-            leaving = machine.take(call.sent)
+            interpreter.run(ops)
+            leaving = interpreter.take(call.sent)
         if witness is not None:
             witness.see(home, call.device, number, leaving)
             for source, tensors in call.peers.items():
@@ -458,14 +458,16 @@ class Loaded:
             went = worker.channel.send(number, leaving, self.wire_dtype)
             del leaving
             specs = {tensor: self.plan.crossing[tensor] for tensor in call.received}
-            dtypes = {tensor: machine.work.specs[tensor].dtype for tensor in call.received}
+            dtypes = {
+                tensor: interpreter.instructions.specs[tensor].dtype for tensor in call.received
+            }
             arrived, came = worker.channel.receive(number, specs, dtypes)
         if witness is not None:
             witness.see(call.device, home, number, arrived.items())
-        machine.put(arrived)
+        interpreter.put(arrived)
         for src, dst, message in ((home, call.device, went), (call.device, home, came)):
             measured.crossed += [
-                Crossing(tensor, src, dst, number, spec.dtype)
+                SentTensor(tensor, src, dst, number, spec.dtype)
                 for tensor, spec in message.crossed.items()
             ]
         return {
@@ -491,12 +493,14 @@ class Loaded:
     def _report(self, measured: Measured, rows: Sequence[dict[str, Any]]) -> None:
         """Add what the workers have measured."""
         home = self.plan.home.name
-        measured.op_seconds[home] = dict(self.machine.seconds)
+        measured.op_seconds[home] = dict(self.interpreter.seconds)
         measured.peak_memory_bytes[home] = peak_memory_bytes()
-        measured.devices[home] = self.machine.device
-        measured.unread[home] = sorted(self.machine.unread)
+        measured.devices[home] = self.interpreter.device
+        measured.unread[home] = sorted(self.interpreter.unread)
         measured.states = {
-            t: self.machine.resident[t] for t in self.plan.home.kept if t in self.machine.resident
+            t: self.interpreter.resident[t]
+            for t in self.plan.home.kept
+            if t in self.interpreter.resident
         }
         stats: dict[int, dict[str, Any]] = {}
         for name, device in self.plan.accelerators.items():
@@ -504,7 +508,7 @@ class Loaded:
             with _explained(worker, "reporting"):
                 worker.channel.say(do="report")
                 words = read(worker.channel.hear(), _REPORT, f"{worker.channel.peer}'s report")
-                if not words["ops"].keys() <= device.work.invocations.keys():
+                if not words["ops"].keys() <= device.instructions.invocations.keys():
                     raise RunError(f"{worker.channel.peer} reports ops that are not its own")
                 worker.channel.say(do="fetch", tensors=list(device.kept))
                 found = read(
@@ -512,7 +516,7 @@ class Loaded:
                 )["found"]
                 if not {*found} <= {*device.kept}:
                     raise RunError(f"{worker.channel.peer} has tensors that it was not asked for")
-                specs = {tensor: device.work.specs[tensor] for tensor in found}
+                specs = {tensor: device.instructions.specs[tensor] for tensor in found}
                 kept, _ = worker.channel.receive(0, specs, {t: s.dtype for t, s in specs.items()})
                 stats.update(words["calls"])
                 measured.op_seconds[name] = words["ops"]
@@ -526,7 +530,7 @@ class Loaded:
             with _explained(self.workers[row["device"]], "reporting"):
                 taken = stats[row["call_id"]]
                 measured.crossed += [
-                    Crossing(tensor, source, row["device"], row["call_id"], dtype)
+                    SentTensor(tensor, source, row["device"], row["call_id"], dtype)
                     for source, came in taken["peer_tensors"].items()
                     for tensor, dtype in came.items()
                 ]

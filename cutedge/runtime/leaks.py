@@ -48,7 +48,7 @@ Print = Mapping[str, _Values]
 
 @dataclass(slots=True)
 class Sight:
-    """Takes the fingerprints of some tensors of a run, each once, as a machine reads them."""
+    """Takes the fingerprints of some tensors of a run, each once, as an interpreter reads them."""
 
     tensors: frozenset[int]
     lengths: frozenset[int]
@@ -162,7 +162,7 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class SecrecyProof:
     """What a run has shown of its policy's secrets."""
 
     secrets: int
@@ -221,7 +221,7 @@ class Witness:
         given: Mapping[int, torch.Tensor],
         weights: Mapping[str, Any],
         links: Links,
-    ) -> Proof:
+    ) -> SecrecyProof:
         """Compare all that passed with each secret.
 
         Once as it was in the run, and once as it is where home alone carries out every op: there
@@ -241,7 +241,7 @@ class Witness:
                         f"from {passage.src} to {passage.dst} in call {passage.call} has the "
                         f"values of a secret ({secret})"
                     )
-        return Proof(
+        return SecrecyProof(
             len(self.secrets.named),
             len(self.secrets.carriers),
             self.secrets.untrusted,
@@ -266,5 +266,5 @@ def _run_at_home(
     loaded = load(
         plan, {}, data=runnable.data, weights=weights, links=links, wire_dtype=None, residency="run"
     )
-    loaded.machine.sight = sight
+    loaded.interpreter.sight = sight
     loaded.run(given)

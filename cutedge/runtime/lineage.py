@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from cutedge.runtime.machine import read
+from cutedge.runtime.interpreter import read
 from tracer.graph import Kind, OpGraph, Role
 from tracer.kinds import PASSES, SPLITS, base_name, moves
 from tracer.program import Invocation

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cutedge.runtime.machine import Work, read, resident_bytes
+from cutedge.runtime.interpreter import Instructions, read, resident_bytes
 from cutedge.runtime.walk import walk
 from cutedge.runtime.wire import Spec
 from partition import Residency
@@ -34,7 +34,7 @@ class DevicePlan:
     """What one device holds and carries out."""
 
     name: str
-    work: Work
+    instructions: Instructions
     ops: tuple[int, ...]
     """Its own ops, in order."""
     constants: frozenset[int]
@@ -51,7 +51,7 @@ class DevicePlan:
     @property
     def resident_bytes(self) -> int:
         """Of the parameters, buffers and cached state that it loads."""
-        return resident_bytes(self.parameters, (*self.data, *self.states), self.work.specs)
+        return resident_bytes(self.parameters, (*self.data, *self.states), self.instructions.specs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def _device_plan(
     roles = {t: graph.tensors[t].role for t in resident}
     return DevicePlan(
         name=name,
-        work=Work(
+        instructions=Instructions(
             invocations={op: invocations[op] for op in sorted(needed_ops)},
             targets={op: graph.ops[op].target for op in sorted(needed_ops)},
             made={op: tuple(t.id for t in graph.outputs(op)) for op in sorted(needed_ops)},

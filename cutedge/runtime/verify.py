@@ -10,7 +10,7 @@ import torch
 from cutedge.runtime import RunError
 from cutedge.runtime.draws import Draws
 from cutedge.runtime.home import Measured
-from cutedge.runtime.machine import is_memory
+from cutedge.runtime.interpreter import is_memory
 from cutedge.runtime.weights import numbers_of, state_numbers
 from cutedge.runtime.wire import Spec
 from partition.accounting import Traffic
@@ -208,12 +208,16 @@ def _other_transfers(graph: OpGraph, traffic: Traffic, measured: Measured) -> It
 def _unread(graph: OpGraph, measured: Measured) -> Iterator[str]:
     for device, tensors in measured.unread.items():
         for tensor in tensors:
-            name = graph.tensors[tensor].name if tensor < len(graph.tensors) else "what is none"
+            name = (
+                graph.tensors[tensor].name
+                if tensor < len(graph.tensors)
+                else "what is not a tensor"
+            )
             yield f"{name} (tensor {tensor}) came to {device}, and no op there reads it"
 
 
 def _way(graph: OpGraph, tensor: int, src: str, dst: str) -> str:
-    name = graph.tensors[tensor].name if tensor < len(graph.tensors) else "what is none"
+    name = graph.tensors[tensor].name if tensor < len(graph.tensors) else "what is not a tensor"
     return f"{name} (tensor {tensor}) from {src} to {dst}"
 
 

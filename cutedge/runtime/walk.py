@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cutedge.runtime.machine import read
+from cutedge.runtime.interpreter import read
 from partition import Residency
 from partition.placement import Placement
 from tracer.graph import Kind, OpGraph, Role

@@ -24,7 +24,13 @@ import torch
 from cutedge.runtime import RunError
 from cutedge.runtime.door import BUSY_SECONDS, GREETING_SECONDS, Door
 from cutedge.runtime.forms import Maybe, read
-from cutedge.runtime.machine import Machine, Work, in_words, is_memory, resident_bytes
+from cutedge.runtime.interpreter import (
+    Instructions,
+    Interpreter,
+    in_words,
+    is_memory,
+    resident_bytes,
+)
 from cutedge.runtime.memory import check_memory, peak_memory_bytes
 from cutedge.runtime.weights import numbers_of, state_numbers
 from cutedge.runtime.wire import (
@@ -192,9 +198,9 @@ class _Session:
                     case {"do": "push", "call": call, "to": to}:
                         self._push(call, to)
                     case {"do": "begin"}:
-                        self.machine.begin()
+                        self.interpreter.begin()
                         self.stats.clear()
-                        self.machine.seconds.clear()
+                        self.interpreter.seconds.clear()
                         self.channel.say(ready=True)
                     case {"do": "report"}:
                         self._report()
@@ -218,14 +224,14 @@ class _Session:
         """Take in a plan, make or read the parameters, and work out the constants."""
         start = time.perf_counter()
         plan = read(plan, _PLAN, "its plan")
-        work = _work(plan)
+        instructions = _instructions(plan)
         self.name, self.wire_dtype = plan["name"], plan["wire_dtype"]
         self.channel.session = _session_of(plan["session"])
         self.begun(self.channel.session)
         self.door.expect(self.channel.session)
         self.channel.carriage = Carriage(*plan["carriage"])
         torch.set_num_threads(min(max(plan["threads"], 1), os.cpu_count() or 1))
-        self.dtypes = {number: spec.dtype for number, spec in work.specs.items()}
+        self.dtypes = {number: spec.dtype for number, spec in instructions.specs.items()}
         self.crossing = {number: Spec(*spec) for number, spec in plan["crossing"].items()}
         self.calls = {call["number"]: call for call in plan["calls"]}
         self.forgets = plan["residency"] == "call"
@@ -235,12 +241,12 @@ class _Session:
         self._check_checkpoint(weights.get("checkpoint"))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         check_memory(plan["resident_bytes"], device, self.service.memory_bytes)
-        self.machine = Machine(work, device)
+        self.interpreter = Interpreter(instructions, device)
         self.channel.say(sending=True)  # the numbers that home alone has
-        specs = {number: work.specs[number] for number in plan["data"]}
+        specs = {number: instructions.specs[number] for number in plan["data"]}
         resident, _ = self.channel.receive(0, specs, self.dtypes)
         take_in(
-            self.machine,
+            self.interpreter,
             resident,
             plan["parameters"],
             plan["states"],
@@ -248,7 +254,7 @@ class _Session:
             plan["resident_bytes"],
         )
         del resident
-        self.machine.prepare(plan["ops"], frozenset(plan["constants"]))
+        self.interpreter.prepare(plan["ops"], frozenset(plan["constants"]))
         self.channel.say(loaded=time.perf_counter() - start, device=device)
 
     def _check_checkpoint(self, folder: str | None) -> None:
@@ -267,18 +273,18 @@ class _Session:
     ) -> Moved:
         """Take in the tensors of a call that come over a channel."""
         expected = {tensor: self.crossing[tensor] for tensor in tensors}
-        self.machine.make_room(sum(spec.payload_bytes for spec in expected.values()))
+        self.interpreter.make_room(sum(spec.payload_bytes for spec in expected.values()))
         if head is None:
             arrived, moved = channel.receive(number, expected, self.dtypes)
         else:
             arrived, moved = channel.accept(head, number, expected, self.dtypes)
-        self.machine.put(arrived)
+        self.interpreter.put(arrived)
         return moved
 
     def _call(self, head: tuple[int, ...], number: int) -> None:
         """Take in what is sent, run the ops, send home what goes there."""
         if (call := self.calls.get(number)) is None:
-            raise RunError(f"it was called for call {number}, which is none of its own")
+            raise RunError(f"it was called for call {number}, which is not one of its own")
         begun = time.perf_counter()
         came = self._receive(self.channel, number, call["sent"], head)
         peered, arrived = Moved(), dict[str, dict[int, str]]()
@@ -288,14 +294,14 @@ class _Session:
             peered.wire_bytes += moved.wire_bytes
             arrived[device] = {t: spec.dtype for t, spec in moved.crossed.items()}
         start = time.perf_counter()
-        self.machine.run(call["ops"])
-        self.machine.keep(self.kept)
+        self.interpreter.run(call["ops"])
+        self.interpreter.keep(self.kept)
         done = time.perf_counter()
-        leaving = self.machine.take(call["received"])
+        leaving = self.interpreter.take(call["received"])
         went = self.channel.send(number, leaving, self.wire_dtype)
         del leaving
         if self.forgets:
-            self.machine.forget()
+            self.interpreter.forget()
         self.stats[number] = {
             "unpack_seconds": came.pack_seconds,
             "take_in_seconds": start - begun,
@@ -309,7 +315,7 @@ class _Session:
 
     def _push(self, number: int, to: str) -> None:
         """Send another accelerator what its call needs from here."""
-        tensors = self.machine.take(self.pushes[number, to])
+        tensors = self.interpreter.take(self.pushes[number, to])
         self.peers[to].send(number, tensors, self.wire_dtype)
 
     def _connect(self, to: str, family: Any, address: Any, carriage: Any) -> None:
@@ -339,20 +345,20 @@ class _Session:
     def _report(self) -> None:
         self.channel.say(
             calls={str(number): stats for number, stats in self.stats.items()},
-            ops={str(op): seconds for op, seconds in self.machine.seconds.items()},
-            unread=sorted(self.machine.unread),
+            ops={str(op): seconds for op, seconds in self.interpreter.seconds.items()},
+            unread=sorted(self.interpreter.unread),
         )
 
     def _fetch(self, tensors: Any) -> None:
         tensors = read(tensors, [int], "what is to be fetched")
-        held = {**self.machine.resident, **self.machine.held}
+        held = {**self.interpreter.resident, **self.interpreter.held}
         found = [(tensor, held[tensor]) for tensor in tensors if tensor in held]
         self.channel.say(found=[tensor for tensor, _ in found])
         self.channel.send(0, found)
 
 
-def _work(plan: Mapping[str, Any]) -> Work:
-    """The work of a plan that has the right form. Raises RunError where it speaks of an op or a
+def _instructions(plan: Mapping[str, Any]) -> Instructions:
+    """The instructions of a plan that has the right form. Raises RunError where it speaks of an op or a
     tensor without saying what that is, or is not of one mind about a size."""
     specs = {tensor: Spec(dtype, tuple(shape)) for tensor, (dtype, shape) in plan["specs"].items()}
     ops, calls = plan["invocations"], plan["calls"]
@@ -392,7 +398,7 @@ def _work(plan: Mapping[str, Any]) -> Work:
         raise RunError(
             f"its plan says {plan['resident_bytes']:,} bytes of weights, and they are {needed:,}"
         )
-    return Work(
+    return Instructions(
         invocations={
             op: Invocation(args, kwargs, tuple(Sharing(*one) for one in shared), draw)
             for op, (args, kwargs, shared, draw) in ops.items()
@@ -414,29 +420,31 @@ def _session_of(text: str) -> bytes:
 
 
 def take_in(
-    machine: Machine,
+    interpreter: Interpreter,
     data: Mapping[int, torch.Tensor],
     parameters: Mapping[Any, str],
     states: Mapping[Any, str],
     weights: Mapping[str, Any],
     needed: int,
 ) -> None:
-    """Have a machine hold ``data``, its parameters and its cached state; all ``needed`` bytes.
+    """Have an interpreter hold ``data``, its parameters and its cached state; all ``needed`` bytes.
 
     What shares a name shares its memory. Raises RunError where it does not fit.
     """
-    numbers, specs = numbers_of(weights), machine.work.specs
+    numbers, specs = numbers_of(weights), interpreter.instructions.specs
     owned: dict[str, torch.Tensor] = {}
     try:
-        machine.resident = {number: tensor.to(machine.device) for number, tensor in data.items()}
+        interpreter.resident = {
+            number: tensor.to(interpreter.device) for number, tensor in data.items()
+        }
         for key, name in parameters.items():
             spec = specs[int(key)]
             if name not in owned:
-                owned[name] = numbers(name, spec).to(machine.device)
-            machine.resident[int(key)] = owned[name].view(spec.shape)
+                owned[name] = numbers(name, spec).to(interpreter.device)
+            interpreter.resident[int(key)] = owned[name].view(spec.shape)
         for key, name in states.items():
             state = state_numbers(name, specs[int(key)], weights)
-            machine.resident[int(key)] = state.to(machine.device)
+            interpreter.resident[int(key)] = state.to(interpreter.device)
     except (MemoryError, RuntimeError) as error:
         if not is_memory(error):
             raise

@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.arrays import Options
-from costmodels.devices import Device
 from costmodels.flops import annotate
-from costmodels.links import Link, Links, load_link
+from costmodels.links import Links, load_link
+from costmodels.machine import Machine
 from costmodels.many import Over, bytes_of
 from costmodels.roofline import DeviceTime, time_ops
 from partition import Residency
@@ -47,25 +46,14 @@ FIXED, HERE, BETWEEN = "fixed", "solved", "proven between sizes"
 IMPOSSIBLE, NOT_FOUND = "impossible", "not found in time"
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Two devices and the link between them."""
-
-    home: str
-    accelerator: str
-    """What the user calls them."""
-    home_device: Device | None
-    accelerator_device: Device | None
-    """Their descriptions; None for one that has none."""
-    link: Link
-    options: Options
-    """What makes an array faster."""
-
-    @property
-    def devices(self) -> dict[str, Device]:
-        """The described ones, by their part."""
-        both = {HOME: self.home_device, ACCELERATOR: self.accelerator_device}
-        return {part: device for part, device in both.items() if device is not None}
+def by_part(machine: Machine) -> Machine:
+    """A machine of one accelerator under the names that the placements here have for its parts."""
+    (accelerator,) = machine.accelerators
+    parts = {HOME: machine.home, ACCELERATOR: accelerator}
+    described = {
+        part: machine.described[name] for part, name in parts.items() if name in machine.described
+    }
+    return replace(machine, home=HOME, accelerators=(ACCELERATOR,), described=described)
 
 
 _GRAPHS_KEPT = 16
@@ -119,7 +107,7 @@ class Search:
             return self._once(("fixed", setting.untrusted), lambda: self._fixed(setting))
         limits = {
             part: device.memory_bytes
-            for part, device in machine.devices.items()
+            for part, device in machine.described.items()
             if device.memory_bytes is not None
         }
         by_size = "seconds" in (policy.objective or ()) or self._residency == "call"
@@ -146,20 +134,13 @@ class Search:
     def _setting(self, graph: OpGraph, machine: Machine, wire_dtype: str | None) -> Setting:
         """What ``partition.optimise`` places the graph in."""
         times = {}
-        for part, device in machine.devices.items():
+        for part, device in machine.described.items():
             key = id(graph), id(device), machine.options
             if key not in self._times:
                 self._times[key] = time_ops(graph, device, options=machine.options)
             times[part] = self._times[key]
-        return Setting(
-            HOME,
-            (ACCELERATOR,),
-            Links(machine.link),
-            wire_dtype,
-            self._residency,
-            times=times,
-            time_limit=self._time_limit,
-        )
+        there = replace(machine, wire_dtype=wire_dtype)
+        return Setting(there, self._residency, times, time_limit=self._time_limit)
 
     def _once(self, key: Any, make: Callable[[], Answers]) -> Answers:
         if key not in self._known:
@@ -203,7 +184,7 @@ class Search:
         graph, over = self._graph, self._over
         asked = replace(problem_of(graph, self._policy, setting), memory_bytes={})
         payload = {
-            tensor: _payload(graph, tensor, setting.wire_dtype)
+            tensor: _payload(graph, tensor, setting.machine.wire_dtype)
             for tensor in sorted({key[0] for key in asked.transfer_cost})
         }
         distinct = sorted(set(payload.values()), key=str)

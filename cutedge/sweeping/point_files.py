@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cutedge.sweeping.points import COUNTS, OPTIONAL_COUNTS, SECONDS, Points, Work, points
+from cutedge.sweeping.points import COUNTS, OPTIONAL_COUNTS, SECONDS, Job, Points, points
 from partition.tables import SUMMARY
 from tracer.errors import InputError
 from tracer.files import check_file
-from tracer.serde import column, description
+from tracer.serde import RUN, column, description
 
 _OWN = {
     "home_resident_bytes": "Bytes of parameters, buffers, constants and cached state at home.",
@@ -31,6 +31,7 @@ def _figure(name: str, kind: pa.DataType) -> pa.Field:
 
 SWEEP = pa.schema(
     [
+        *(RUN.field(name) for name in ("model", "variant", "phase", "policy")),
         column("batch", pa.int64(), "Sequences."),
         column("seq", pa.int64(), "New tokens a sequence."),
         column("past", pa.int64(), "Tokens a sequence that are cached already."),
@@ -79,36 +80,38 @@ SWEEP = pa.schema(
         *(_figure(name, pa.float64()) for name in SECONDS),
     ]
 )
-"""A row is a point; model, phase and policy stand in the path."""
+"""A row is a point. Model, phase and policy stand in the path too."""
 
 
-def made(work: Work, marks: Mapping[str, str]) -> bytes:
-    """The file of a work's points; ``marks`` stand in its metadata.
+def made(job: Job, marks: Mapping[str, str]) -> bytes:
+    """The file of a job's points; ``marks`` stand in its metadata.
 
     Raises InputError naming the part of the sweep where a figure is beyond 64 bits.
     """
     try:
-        found = points(work)
+        found = points(job)
     except OverflowError as error:
         raise InputError(
             f"{', '.join(marks.values())}: a figure is larger than 64 bits hold; take smaller sizes"
         ) from error
     placed = json.dumps(dict(sorted(Counter(found.placed).items())))
-    table = _table(found, work).replace_schema_metadata({**marks, "placed": placed})
+    table = _table(found, job).replace_schema_metadata({**marks, "placed": placed})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
 
 
-def _table(found: Points, work: Work) -> pa.Table:
+def _table(found: Points, job: Job) -> pa.Table:
     machines = found.machines
+    run = {**found.run, "policy": job.policy.name}
     columns: dict[str, Any] = {
+        **{name: [text] * len(found.placed) for name, text in run.items()},
         **{name: found.sizes[name] for name in ("batch", "seq", "past", "source")},
         "wire_dtype": found.wire_dtype,
-        "residency": _each(work.residencies, found.residency),
+        "residency": _each(job.residencies, found.residency),
         "home": _each([m.home for m in machines], found.machine),
-        "accelerator": _each([m.accelerator for m in machines], found.machine),
-        "link": _each([m.link.name for m in machines], found.machine),
+        "accelerator": _each([m.accelerators[0] for m in machines], found.machine),
+        "link": _each([m.links.common.name for m in machines], found.machine),
         "array_options": _each([m.options.text or None for m in machines], found.machine),
         "placed": found.placed,
         "optimal": found.optimal,
@@ -122,13 +125,14 @@ def _each(names: Sequence[str | None], numbers: Any) -> pa.Array:
     return pa.array(names, pa.string()).take(pa.array(np.asarray(numbers)))
 
 
-def whole(path: Path, marks: Mapping[str, str]) -> dict[str, int] | None:
-    """How the rows of a file were placed, None where it is not there, damaged or of other marks."""
+def placed_rows(path: Path, marks: Mapping[str, str]) -> dict[str, int] | None:
+    """How the rows of a file were placed; None where it is missing, damaged or of other marks."""
     with suppress(OSError, pa.ArrowException, ValueError, AttributeError):
         check_file(path)
         read = pq.read_metadata(path)
         metadata = {key.decode(): value.decode() for key, value in read.metadata.items()}
-        if all(metadata.get(key) == value for key, value in marks.items()):
+        columns = read.schema.to_arrow_schema().names
+        if columns == SWEEP.names and all(metadata.get(key) == marks[key] for key in marks):
             placed: dict[str, int] = json.loads(metadata["placed"])
             return placed if sum(placed.values()) == read.num_rows else None
     return None

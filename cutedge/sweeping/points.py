@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from costmodels.flops import annotate, total_flops
 from costmodels.links import Link, Links, load_link, message_cost
+from costmodels.machine import Machine
 from costmodels.many import (
     Floats,
     GroupTime,
@@ -28,7 +29,7 @@ from costmodels.many import (
     op_groups,
     time_group,
 )
-from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, Machine, Search, placement_on
+from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, Search, by_part, placement_on
 from partition import Residency
 from partition.accounting import account
 from partition.policy import Policy
@@ -37,6 +38,7 @@ from partition.stored import held
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
 from tracer.reach import resized
+from tracer.summary import variant_of
 
 Column = NDArray[Any]
 
@@ -64,7 +66,7 @@ SECONDS = ("seconds", "home_seconds", "accelerator_seconds", "run_seconds")
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class SizedGraph:
     """A traced model, and the sizes at which it is this program."""
 
     graph: OpGraph
@@ -75,11 +77,11 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Job:
     """A part of a sweep that is done in one go and written as one file: one policy on one model."""
 
     subject: bytes
-    """What ``pack`` made. As bytes, so that a process that does one work after another on the
+    """What ``pack`` made. As bytes, so that a process that does one job after another on the
     same programs and machines reads them once."""
     policy: Policy
     wires: tuple[str | None, ...]
@@ -89,8 +91,8 @@ class Work:
     """Seconds that the search for one placement may take."""
 
 
-def pack(programs: Sequence[Program], machines: Sequence[Machine]) -> bytes:
-    """Programs that share out the sizes of a work, and its machines."""
+def pack(programs: Sequence[SizedGraph], machines: Sequence[Machine]) -> bytes:
+    """Programs that share out the sizes of a job, and its machines."""
     return pickle.dumps((tuple(programs), tuple(machines)))
 
 
@@ -104,12 +106,14 @@ def _unpacked(subject: bytes) -> "tuple[list[_Part], tuple[Machine, ...]]":
 class Points:
     """Rows as columns: one for each wire dtype, residency, machine and size, in that order."""
 
+    run: Mapping[str, str]
+    """The model, the variant and the phase that all rows are of."""
     sizes: Mapping[str, Column]
     """Variable -> its value."""
     wire: NDArray[np.int64]
     residency: NDArray[np.int64]
     machine: NDArray[np.int64]
-    """By row: the position in what the work lists."""
+    """By row: the position in what the job lists."""
     machines: tuple[Machine, ...]
     wire_dtype: Sequence[str | None]
     """What floats cross in, where that is not their own dtype; of int8 arrays int8."""
@@ -121,28 +125,28 @@ class Points:
     """Name -> (values, which of them are known)."""
 
 
-def points(work: Work) -> Points:
-    """Work out all points of a work, ordered by batch, past, seq within a machine.
+def points(job: Job) -> Points:
+    """Work out all points of a job, ordered by batch, past, seq within a machine.
 
     Raises InputError for a policy that is not for a machine, OverflowError for figures that 64
     bits do not hold.
     """
-    parts, machines = _unpacked(work.subject)
+    parts, machines = _unpacked(job.subject)
     sizes = {
         name: np.concatenate([part.over.sizes[name] for part in parts])
         for name in ("batch", "past", "source", "seq")
     }
     order = np.lexsort([sizes[name] for name in ("seq", "source", "past", "batch")])
     searches = {
-        (residency, number): Search(part.graph, work.policy, part.over, residency, work.time_limit)
-        for residency in work.residencies
+        (residency, number): Search(part.graph, job.policy, part.over, residency, job.time_limit)
+        for residency in job.residencies
         for number, part in enumerate(parts)
     }
     row_sets: list[_Rows] = []
     keys: list[tuple[int, int, int]] = []
-    for w, wire in enumerate(work.wires):
-        for r, residency in enumerate(work.residencies):
-            for m, machine in enumerate(machines):
+    for w, wire in enumerate(job.wires):
+        for r, residency in enumerate(job.residencies):
+            for m, machine in enumerate(map(by_part, machines)):
                 made = [
                     _rows(part, searches[residency, number], machine, wire, residency)
                     for number, part in enumerate(parts)
@@ -152,7 +156,10 @@ def points(work: Work) -> Points:
     length = len(order)
     numbers = np.repeat(np.array(keys, np.int64), length, axis=0)
     coverage = np.concatenate([np.full(part.over.length, part.coverage) for part in parts])[order]
+    first = parts[0].graph
+    run = {"model": first.meta.model, "variant": variant_of(first), "phase": first.meta.phase}
     return Points(
+        run,
         {name: np.tile(many[order], len(keys)) for name, many in sizes.items()},
         numbers[:, 0],
         numbers[:, 1],
@@ -184,7 +191,7 @@ class _Part:
     def times(self, machine: Machine) -> dict[str, tuple[GroupTime, ...]]:
         """By part of the machine: what the groups of ops take there, paging left out."""
         found = {}
-        for part, device in machine.devices.items():
+        for part, device in machine.described.items():
             key = id(device), machine.options
             if key not in self._times:
                 self._times[key] = tuple(
@@ -201,7 +208,7 @@ class _Part:
         return self._plans[key]
 
 
-def _alike(program: Program) -> list[_Part]:
+def _alike(program: SizedGraph) -> list[_Part]:
     """A program in parts: where an op has FLOPs at some sizes only, these are apart."""
     over = Over(program.sizes)
     graph = annotate(program.graph)
@@ -322,22 +329,18 @@ class _Plan:
 
     def figures(self, machine: Machine) -> dict[str, Any]:
         """The figures that are known, by name."""
-        moved = self._once(("link", id(machine.link)), lambda: self._moved(machine.link))
+        link = machine.links.common
+        moved = self._once(("link", id(link)), lambda: self._moved(link))
         found = {**self._common, **moved}
         for place, name in ((HOME, "home_seconds"), (ACCELERATOR, "accelerator_seconds")):
-            if place in machine.devices:
-                key = place, id(machine.devices[place]), machine.options
+            if place in machine.described:
+                key = place, id(machine.described[place]), machine.options
                 ran = self._once(key, partial(self._ran, machine, place))
                 if ran is not None:
                     found[name] = ran
-        array = machine.accelerator_device is not None and machine.accelerator_device.array
-        home_array = machine.home_device is not None and machine.home_device.array
-        if array or home_array:
-            found["cycles"] = sum(
-                self._cycles(machine, place)
-                for place, device in machine.devices.items()
-                if device.array is not None
-            )
+        arrays = [place for place, device in machine.described.items() if device.array is not None]
+        if arrays:
+            found["cycles"] = sum(self._cycles(machine, place) for place in arrays)
         away = any(device == ACCELERATOR for device in self._devices)
         if not away:
             found.setdefault("accelerator_seconds", 0.0)
@@ -376,7 +379,7 @@ class _Plan:
 
     def _ran(self, machine: Machine, place: str) -> Floats | None:
         """What the ops on a device take, None where it cannot run all of them."""
-        device = machine.devices[place]
+        device = machine.described[place]
         terms = []
         for group, count in self._ops[place].items():
             if device.enclave_bytes is None:

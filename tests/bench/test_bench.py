@@ -20,6 +20,7 @@ from bench.torch_partitioners import (
 from costmodels.devices import load_device
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.optimise import Setting
@@ -37,7 +38,7 @@ def test_benchmarks_load(name):
 
 def setting(graph: OpGraph) -> Setting:
     times = {name: time_ops(graph, load_device(name)) for name in (HOME, ACCELERATOR)}
-    return Setting(HOME, (ACCELERATOR,), Links(load_link(LINK)), times=times)
+    return Setting(Machine(HOME, (ACCELERATOR,), Links(load_link(LINK))), times=times)
 
 
 def counted(graph: OpGraph, placement) -> tuple[int, int]:

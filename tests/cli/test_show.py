@@ -9,12 +9,13 @@ import pytest
 from cli import show, show_split
 from costmodels.flops import FlopTotals, annotate, total_flops
 from costmodels.links import Link, Links, load_link
+from costmodels.machine import Machine
 from cutedge import Comparison, Partition
 from cutedge._placing import Compared
 from partition.accounting import account
 from partition.explain import compare_traffic, top_transfers
 from partition.optimise import Setting
-from partition.tables import Split
+from partition.split import Split
 from tests.support.graphs import Builder, place
 from tracer import words
 from tracer.graph import Kind, OpGraph, TraceMeta
@@ -55,7 +56,7 @@ def summarise(made: Split) -> None:
 def compare(made: Split) -> None:
     """What ``compare`` prints of one policy, against itself."""
     alike = compare_traffic(made.placement, made.traffic, made.traffic)
-    at = Setting("tee", ("gpu",), made.links)
+    at = Setting(Machine("tee", ("gpu",), made.links))
     found = Compared(at, [made.policy], [made], made, [alike], [[]], {})
     told = SimpleNamespace(compared=found, trace=SimpleNamespace(folder="here"))
     show_split.comparison(cast(Comparison, told), None)

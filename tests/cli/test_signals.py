@@ -27,8 +27,9 @@ ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
 def heed() -> None:
-    """Do not ignore Ctrl-C, as a job in the background of a shell does."""
+    """Do not ignore Ctrl-C, as a job in the background of a shell does, or what nohup does."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def script(text: str, start=heed) -> subprocess.Popen:

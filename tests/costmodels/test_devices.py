@@ -309,7 +309,7 @@ FIGURE = {"value": 1, "source": "s"}
         ("rtx-4090", {"host_link": 5}, "host_link must be text"),
         ("rtx-4090", {"efficiency_ratio": {"value": 1.1, "source": "s"}}, "at most 1,"),
         ("chip-8x8", {PEAK: {"int8": FIGURE}}, "'memory_bandwidth_bytes_per_second' is missing"),
-        ("chip-8x8", {"array_dataflow": "ows"}, r"array_dataflow 'ows' is none of fixed, os"),
+        ("chip-8x8", {"array_dataflow": "ows"}, r"array_dataflow 'ows' is not one of fixed, os"),
         ("chip-8x8", {"array_dataflow": ["os"]}, "array_dataflow must be text"),
         ("chip-8x8", {"array_dataflow": "os"}, "'array_depth_elements' is for .*fixed, not os"),
         ("systolic-8x8", {"tile_cycles": FIGURE}, "'tile_cycles' is for .*fixed, not os"),

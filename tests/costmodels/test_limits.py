@@ -9,16 +9,16 @@ import pytest
 from costmodels.devices import load_device
 from costmodels.flops import total_flops
 from costmodels.limits import (
+    DeviceFigures,
     Least,
     Line,
-    Machine,
     Model,
     _Experts,
     compute_dtype,
     describe,
+    device_figures,
     in_units,
     limits,
-    machine,
 )
 from costmodels.parameters import break_down
 from cutedge._request import decodes
@@ -35,7 +35,7 @@ def even(slope: int, start: int = 0) -> Least:
 TINY = Model(
     dense_layers_params=1000, experts=(), lm_head_params=200, cached=even(10), attention=even(40)
 )
-ROUND = Machine(memory_bytes=10_000, bytes_per_second=1e6, flops_per_second=1e7)
+ROUND = DeviceFigures(memory_bytes=10_000, bytes_per_second=1e6, flops_per_second=1e7)
 
 
 def at(prompt: int, *, model: Model = TINY, weight_bits: float = 16, kv_bits: float = 16):
@@ -163,7 +163,7 @@ def test_units_of_the_reference():
     assert in_units(found, binary=True)["kv_cache_params_per_token"] == 10 / 2**20
     assert in_units(found)["lm_head_params"] == 200
     card = load_device("rtx-4090")
-    true, binary = machine(card, "float32"), machine(card, "float32", binary=True)
+    true, binary = device_figures(card, "float32"), device_figures(card, "float32", binary=True)
     assert binary.bytes_per_second == pytest.approx(1008 * 2**30)
     assert binary.flops_per_second == pytest.approx(82.58 * 2**40)
     assert true.bytes_per_second == 1008e9
@@ -172,9 +172,9 @@ def test_units_of_the_reference():
 
 def test_a_device_without_the_figures_is_refused():
     with pytest.raises(InputError, match=r"no peak for int32.*float32"):
-        machine(load_device("rtx-4090"), "int32")
+        device_figures(load_device("rtx-4090"), "int32")
     with pytest.raises(InputError, match=r"chip-8x8 is an array of multipliers.*rtx-4090"):
-        machine(load_device("chip-8x8"), "float32")
+        device_figures(load_device("chip-8x8"), "float32")
 
 
 @pytest.mark.parametrize(

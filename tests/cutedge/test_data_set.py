@@ -83,3 +83,47 @@ def test_forty_runs_are_forty_in_pyarrow(runs: tuple[Path, int, int]) -> None:
     table = ds.dataset([str(file) for file in root.glob("**/transfers.parquet")]).to_table()
     assert sum(table["payload_bytes"].to_pylist()) == total
     assert table.group_by(RUN.split(", ")).aggregate([]).num_rows == count
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sweeps: 2 policies x 2 lengths in float32, and the same in bfloat16."""
+    root = tmp_path_factory.mktemp("sweeps")
+    for dtype in ("float32", "bfloat16"):
+        cutedge.sweep(
+            "edge-10m", root / dtype, policy=list(POLICIES), seq=[16, 32], dtype=dtype, jobs=1
+        )
+    return root
+
+
+def test_rows_of_sweeps_say_what_they_are_of_without_their_paths(swept: Path) -> None:
+    marks = ["model", "variant", "phase", "policy", "seq"]
+    variants = {"default": "float32", "bfloat16": "bfloat16"}
+    wanted = {
+        ("edge-10m", variant, "prefill", policy, seq): cutedge.trace(
+            "edge-10m", seq=seq, dtype=dtype
+        )
+        .partition(policy)
+        .summary["total_payload_bytes"]
+        for variant, dtype in variants.items()
+        for policy in POLICIES
+        for seq in (16, 32)
+    }
+    files = sorted(swept.glob("**/sweep.parquet"))
+    figure = "total_payload_bytes"
+    duck = duckdb.sql(
+        f"SELECT {', '.join(marks)}, {figure} "
+        f"FROM read_parquet('{swept}/**/sweep.parquet', hive_partitioning = true)"
+    ).fetchall()
+    polar = pl.read_parquet(f"{swept}/**/sweep.parquet", hive_partitioning=False)
+    arrow = ds.dataset([str(file) for file in files]).to_table().select([*marks, figure])
+    panda = pd.concat([pd.read_parquet(file, partitioning=None) for file in files])
+    for rows in (
+        duck,
+        polar.select([*marks, figure]).rows(),
+        list(zip(*arrow.to_pydict().values(), strict=True)),
+        panda[[*marks, figure]].itertuples(index=False, name=None),
+    ):
+        assert {tuple(row[:-1]): row[-1] for row in rows} == wanted
+    hive = ds.dataset(swept / "bfloat16", partitioning="hive").to_table()
+    assert set(hive["variant"].to_pylist()) == {"bfloat16"}

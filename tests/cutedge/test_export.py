@@ -17,13 +17,14 @@ from costmodels.devices import load_device
 from costmodels.links import Links, load_link
 from costmodels.memory import memory_need
 from costmodels.roofline import time_ops
-from cutedge._machines import read_machines
+from cutedge._machines import read_machine
 from cutedge._workspace import find_partition
 from cutedge.exports.graphs import as_networkx, dot, graphml
 from cutedge.exports.timeline import measured, predicted
 from cutedge.runtime.measured import MeasuredCall, MeasuredRun, read_run, write_measured
 from partition.accounting import account
-from partition.tables import Split, read_split
+from partition.split import Split
+from partition.tables import read_split
 from tests.support.inprocess import invoke
 from tests.support.trace_processor import MISSING, asking
 from tracer.files import remove_files, write_files
@@ -137,7 +138,7 @@ def rows(table: str, case: str) -> list[dict[str, Any]]:
 def test_what_is_read_back_is_what_the_accounting_says(case: str) -> None:
     split = split_of(case)
     links = {"two": TWO}.get(case, NAMED)
-    machines = read_machines(
+    machine = read_machine(
         "tee=tee-tdx",
         [text for text in links if text[:2] in ("a=", "b=", "gp")] or None,
         [links[n + 1] for n, text in enumerate(links) if text == "--link"],
@@ -147,14 +148,14 @@ def test_what_is_read_back_is_what_the_accounting_says(case: str) -> None:
     traffic = account(
         split.graph,
         split.placement,
-        machines.links,
+        machine.links,
         wire_dtype=split.wire_dtype,
         residency=split.residency,
     )
     assert split.traffic.calls == traffic.calls  # steps among them, which no table has
     assert split.traffic.transfers == traffic.transfers
     assert split.traffic.resident_bytes == traffic.resident_bytes
-    again = split.over(machines.links)
+    again = split.over(machine.links)
     assert (again.traffic.calls, again.traffic.transfers) == (
         split.traffic.calls,
         split.traffic.transfers,

@@ -25,8 +25,8 @@ from costmodels.arrays import Options
 from costmodels.devices import Device, load_device
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from costmodels.machine import Machine
 from costmodels.many import Over, exact_sum
-from costmodels.roofline import time_ops
 from cutedge.sweeping.answers import (
     ACCELERATOR,
     BETWEEN,
@@ -35,16 +35,15 @@ from cutedge.sweeping.answers import (
     HOME,
     IMPOSSIBLE,
     NOT_FOUND,
-    Machine,
     Search,
 )
-from cutedge.sweeping.points import Program, Work, pack, points
+from cutedge.sweeping.points import Job, SizedGraph, pack, points
 from partition.accounting import account
 from partition.optimise import Setting, compute_cycles, compute_seconds, place
 from partition.policy import Policy, Rule, load_policy
 from partition.problem import InfeasibleError
 from partition.run import times_under
-from partition.tables import Split
+from partition.split import Split
 from tests.support import BIN
 from tests.support.examples import examples
 from tests.support.graphs import Builder, graphs, resized
@@ -58,9 +57,10 @@ EXAMPLES = examples(20, derandomize=True)
 
 
 def machine(home: str, accelerator: str, link: str, **options) -> Machine:
-    described = {"tee": None, "gpu": None}
-    devices = [None if name in described else load_device(name) for name in (home, accelerator)]
-    return Machine(home, accelerator, *devices, load_link(link), Options(**options))
+    named = {HOME: home, ACCELERATOR: accelerator}
+    described = {p: load_device(name) for p, name in named.items() if name not in ("tee", "gpu")}
+    links = Links(load_link(link))
+    return Machine(HOME, (ACCELERATOR,), links, described=described, options=Options(**options))
 
 
 def enclave(room: int) -> Device:
@@ -73,8 +73,7 @@ MACHINES = (
     machine("tee-sgx", "h100-sxm", "axi-lite"),  # chunks
     replace(
         machine("tee-sgx", "tee-sgx", "pcie4-x16"),  # pages, at home more than away
-        home_device=enclave(2**18),
-        accelerator_device=enclave(2**17),
+        described={HOME: enclave(2**18), ACCELERATOR: enclave(2**17)},
     ),
     machine("tee-tdx", "chip-8x8", "zmq-ipc-shm", chips=4, int8_speedup=2.5),
     machine("ryzen-7950x", "systolic-16x16", "nvlink", sparsity=0.5),
@@ -83,13 +82,15 @@ MACHINES = (
 
 def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict | None:
     """The figures of one point, None where no placement is possible."""
-    times = {p: time_ops(graph, d, options=on.options) for p, d in on.devices.items()}
-    setting = Setting(HOME, (ACCELERATOR,), Links(on.link), wire, residency, times=times)
+    times = on.times(graph)
+    setting = Setting(replace(on, wire_dtype=wire), residency, times)
     try:
         placed = place(graph, policy, setting)
     except InfeasibleError:
         return None
-    traffic = account(graph, placed.placement, setting.links, wire_dtype=wire, residency=residency)
+    traffic = account(
+        graph, placed.placement, setting.machine.links, wire_dtype=wire, residency=residency
+    )
     times = times_under(graph, placed.placement, traffic.transfers, times)
     made = Split(
         graph,
@@ -97,8 +98,8 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         policy.name,
         placed.placement,
         traffic,
-        setting.links.name,
-        setting.links,
+        setting.machine.links.name,
+        setting.machine.links,
         wire,
         residency,
         compute_seconds(placed.placement, times),
@@ -167,12 +168,12 @@ SUBJECTS = {
 }
 
 
-def program(graph: OpGraph, reach: Reach, given: dict[str, list[int]]) -> Program:
+def program(graph: OpGraph, reach: Reach, given: dict[str, list[int]]) -> SizedGraph:
     values = {name: given.get(name, [value]) for name, value in graph.meta.variables.items()}
     grid = np.meshgrid(*values.values(), indexing="ij")
     sizes = {name: axis.ravel().astype(np.int64) for name, axis in zip(values, grid, strict=True)}
     assert reached(graph, reach, sizes).all()
-    return Program(graph, sizes, np.arange(len(sizes["seq"])))
+    return SizedGraph(graph, sizes, np.arange(len(sizes["seq"])))
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -185,8 +186,8 @@ def test_every_figure_is_that_of_one_point(subject):
     for policy_name in ("offload-linear", "flash-attention", "min-cut-norm-home", "layers"):
         policy = load_policy(policy_name)
         residencies = ("run",) if policy.objective else ("run", "call")
-        work = Work(pack([whole], MACHINES), policy, (None, "bfloat16"), residencies, 60.0)
-        found = points(work)
+        job = Job(pack([whole], MACHINES), policy, (None, "bfloat16"), residencies, 60.0)
+        found = points(job)
         rows = len(found.placed)
         assert rows == len(whole.numbers) * 2 * len(residencies) * len(MACHINES)
         for row in random.Random(policy_name + subject).sample(range(rows), 12):
@@ -206,7 +207,7 @@ def test_every_figure_is_that_of_one_point(subject):
                 figure: values[row].item() if known[row] else None
                 for figure, (values, known) in found.figures.items()
             }
-            assert got == wanted, f"{policy_name} at {sizes} on {on.home}, {on.accelerator}"
+            assert got == wanted, f"{policy_name} at {sizes} on {on}"
             checked[found.placed[row]] += 1
     assert {FIXED, HERE, BETWEEN, HOME, ACCELERATOR} <= set(checked)
 
@@ -250,7 +251,7 @@ def test_what_no_interval_proves_is_solved_at_each_size(policy, residency):
     whole = program(trace.graph, trace.reach, {"seq": [2, 400]})
     rules = load_policy(policy)
     on = MACHINES[1:3]
-    found = points(Work(pack([whole], on), rules, (None,), (residency,), 60.0))
+    found = points(Job(pack([whole], on), rules, (None,), (residency,), 60.0))
     assert found.placed == [HERE] * 4
     for row in range(4):
         sizes = {size: int(many[row]) for size, many in found.sizes.items()}
@@ -277,10 +278,9 @@ SOME = Policy(
 
 def devices_at(graph: OpGraph, policy: Policy, on: Machine, batch: int, seq: int):
     there = resized(graph, batch, seq)
-    if on.devices:
+    if on.described:
         there = annotate(there)
-    times = {p: time_ops(there, d, options=on.options) for p, d in on.devices.items()}
-    setting = Setting(HOME, (ACCELERATOR,), Links(on.link), times=times)
+    setting = Setting(on, times=on.times(there))
     try:
         return tuple(place(there, policy, setting).placement.devices)
     except InfeasibleError:
@@ -300,7 +300,7 @@ def answers(
     none = np.zeros(len(pairs), np.int64)
     over = Over({"batch": columns[:, 0], "seq": columns[:, 1], "past": none, "source": none})
     start = resized(graph, *pairs[0])
-    start = annotate(start) if on.devices else start
+    start = annotate(start) if on.described else start
     return pairs, Search(start, policy, over, "run", time_limit).answers(on, None)
 
 
@@ -602,12 +602,12 @@ def test_sizes_that_are_another_program_are_traced_again(tmp_path, monkeypatch):
         ("model = 'edge-10m'\nseq = '1..99999999:1'", "too many steps"),
         ("model = 'edge-10m'\nseq = '8..16:0'", "too many steps"),
         ("model = 'edge-10m'\nseq = '8-16'", "'8-16' is no whole number, nor a range"),
-        ("model = 'edge-10m'\nphase = 'train'", "phase 'train' is none of prefill"),
+        ("model = 'edge-10m'\nphase = 'train'", "phase 'train' is not one of prefill"),
         ("model = 'edge-10m'\nphase = 'decode'\nseq = 8", "a decode has one new token"),
         ("model = 'edge-10m'\npolicy = 'min-cot'", "unknown policy 'min-cot'"),
         ("model = 'edge-10m'\npolicy = 'fastest'", "fastest counts seconds, and tee, gpu is no"),
-        ("model = 'edge-10m'\nwire_dtype = 'int4'", "wire_dtype 'int4' is none of native"),
-        ("model = 'edge-10m'\nresidency = 'never'", "residency 'never' is none of run, call"),
+        ("model = 'edge-10m'\nwire_dtype = 'int4'", "wire_dtype 'int4' is not one of native"),
+        ("model = 'edge-10m'\nresidency = 'never'", "residency 'never' is not one of run, call"),
         ("model = 'edge-10m'\npair = 'tee'", "pair 'tee': write HOME+ACCELERATOR"),
         ("model = 'edge-10m'\npair = 'a+b'\nhome = 'c'", "leave home and accel out"),
         ("model = 'edge-10m'\nhome = 'gpu'", "two different devices"),
@@ -615,8 +615,8 @@ def test_sizes_that_are_another_program_are_traced_again(tmp_path, monkeypatch):
         ("model = 'edge-10m'\nchips = 4", "are of arrays like chip-8x8"),
         ("model = 'edge-10m'\naccel = 'chip-8x8'\nsparsity = 'half'", "'half' is no number"),
         ("model = 'edge-10m'\naccel = 'chip-8x8'\nsparsity = 1.5", "sparsity must be from 0"),
-        ("model = 'edge-10m'\nattn = 'flash'", "attn 'flash' is none of eager, sdpa"),
-        ("model = 'edge-10m'\ndtype = 'float31'", "--dtype 'float31' is none of"),
+        ("model = 'edge-10m'\nattn = 'flash'", "attn 'flash' is not one of eager, sdpa"),
+        ("model = 'edge-10m'\ndtype = 'float31'", "--dtype 'float31' is not one of"),
     ],
 )
 def test_what_is_wrong_with_a_grid_is_said_and_nothing_written(text, said, tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ import pytest
 from costmodels.links import Links, load_link
 from partition.accounting import account
 from partition.policy import apply_policy, load_policy
-from partition.tables import Split, remove_stale, write_partition
+from partition.split import Split
+from partition.tables import remove_stale, write_partition
 from tests.support.inprocess import invoke
 from tracer.files import MANIFEST, check_file, write_files
 from tracer.graph import OpGraph

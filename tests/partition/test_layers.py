@@ -10,6 +10,7 @@ from hypothesis import given
 
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from costmodels.machine import Machine
 from partition.accounting import account
 from partition.layers import topological_cut
 from partition.optimise import Setting, place, problem_of
@@ -227,7 +228,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def setting(**options: object) -> Setting:
-    return Setting(HOME, ("gpu",), LINKS, **options)
+    return Setting(Machine(HOME, ("gpu",), LINKS), **options)
 
 
 def moved(graph: OpGraph, at_home: set[int]) -> int:

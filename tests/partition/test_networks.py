@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from costmodels.devices import Device, load_device
 from costmodels.links import Link, Links, load_link
+from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.ladder import ladder
@@ -216,7 +217,9 @@ def test_a_fixed_policy_uses_the_first_accelerator_or_the_one_it_names(tmp_path)
 
 @pytest.mark.parametrize("place", ["accelerator 0", "accelerator -1", "accelerator two", 2])
 def test_accelerators_are_counted_from_one(tmp_path, place):
-    with pytest.raises(InputError, match=r"mine\.toml: default: .* is none of home, accelerator"):
+    with pytest.raises(
+        InputError, match=r"mine\.toml: default: .* is not one of home, accelerator"
+    ):
         policy(tmp_path, f"default = {json.dumps(place)}")
 
 
@@ -228,7 +231,7 @@ def test_an_objective_chooses_among_the_accelerators_and_takes_the_first_of_equa
         '[[rule]]\nkind = "norm"\nplace = "free"\noptional = true\n',
     )
     for accelerators in (("gpu", "npu"), ("npu", "gpu")):
-        at = Setting(HOME, accelerators, Links(GPU))
+        at = Setting(Machine(HOME, accelerators, Links(GPU)))
         made = place(relay(), rules, at).placement
         assert made.devices == (HOME, accelerators[0], accelerators[0], HOME, HOME)
         assert made.pinned == (True, False, False, False, True)
@@ -236,7 +239,7 @@ def test_an_objective_chooses_among_the_accelerators_and_takes_the_first_of_equa
         searched = solve(problem_of(relay(), rules, at), solver="program").placement
         assert searched is not None
         assert searched.devices == made.devices
-    tight = Setting(HOME, BOTH, Links(GPU), memory_bytes={"gpu": 399})  # w is 400 bytes
+    tight = Setting(Machine(HOME, BOTH, Links(GPU), memory_bytes={"gpu": 399}))  # w is 400 bytes
     assert place(relay(), rules, tight).placement.devices == (HOME, "npu", "npu", HOME, HOME)
 
 
@@ -305,7 +308,7 @@ def test_the_best_on_two_accelerators_is_that_of_all_placements(home, npu, name)
     graph = branches()
     speeds = {HOME: home, "gpu": 1e3, "npu": npu}
     times = {one: time_ops(graph, device(one, speed)) for one, speed in speeds.items()}
-    at = Setting(HOME, BOTH, PLAIN, times=times)
+    at = Setting(Machine(HOME, BOTH, PLAIN), times=times)
     found = place(graph, load_policy(name), at)
     assert found.solution is not None
     assert found.solution.proven
@@ -341,7 +344,7 @@ def test_calls_and_messages_between_accelerators_are_in_the_objective():
     untoll = replace(NPU, chunk_bytes=None)
     links = Links(GPU, {"npu": untoll}, {frozenset(BOTH): PEER})
     times = {one: time_ops(graph, device(one, 1e9)) for one in (HOME, *BOTH)}
-    at = Setting(HOME, BOTH, links, times=times)
+    at = Setting(Machine(HOME, BOTH, links), times=times)
     where = placement_of(graph, [HOME, "gpu", "npu", HOME, HOME])
     computing = sum(compute_seconds(where, times).values())
     x, a, b = 40, 20, 28
@@ -354,7 +357,7 @@ def test_calls_and_messages_between_accelerators_are_in_the_objective():
 
 
 def test_what_is_not_for_a_setting_says_why():
-    several = Setting(HOME, BOTH, Links(GPU))
+    several = Setting(Machine(HOME, BOTH, Links(GPU)))
     why = obstacle(load_policy("layers"), several)
     assert why is not None
     assert "one accelerator, and here are 2 (gpu, npu)" in why
@@ -363,11 +366,14 @@ def test_what_is_not_for_a_setting_says_why():
     graph = costed(relay())
     times = {one: time_ops(graph, device(one, 1e9)) for one in (HOME, *BOTH)}
     lame = Links(GPU, {}, {frozenset(BOTH): load_link("zmq-ipc")})
-    why = obstacle(load_policy("fastest"), Setting(HOME, BOTH, lame, times=times))
+    why = obstacle(load_policy("fastest"), Setting(Machine(HOME, BOTH, lame), times=times))
     assert why is not None
     assert "the link zmq-ipc has no bandwidth" in why
-    assert obstacle(load_policy("fastest"), Setting(HOME, BOTH, Links(GPU), times=times)) is None
-    assert obstacle(load_policy("min-cut"), Setting(HOME, BOTH, lame)) is None
+    assert (
+        obstacle(load_policy("fastest"), Setting(Machine(HOME, BOTH, Links(GPU)), times=times))
+        is None
+    )
+    assert obstacle(load_policy("min-cut"), Setting(Machine(HOME, BOTH, lame))) is None
 
 
 def test_only_what_an_accelerator_can_run_is_chosen_for_it():
@@ -378,7 +384,7 @@ def test_only_what_an_accelerator_can_run_is_chosen_for_it():
         for op in graph.ops
     )
     times = {"chip": time_ops(graph, load_device("chip-8x8"))}
-    at = Setting(HOME, ("chip", "gpu"), PLAIN, times=times)
+    at = Setting(Machine(HOME, ("chip", "gpu"), PLAIN), times=times)
     problem = problem_of(graph, load_policy("min-cut"), at)
     kinds = {op.kind: choice for op, choice in zip(graph.ops, problem.allowed, strict=True)}
     assert kinds[Kind.LINEAR] == ("chip", "gpu")
@@ -388,7 +394,10 @@ def test_only_what_an_accelerator_can_run_is_chosen_for_it():
 def test_untrusted_are_all_that_are_not_described_as_trusted():
     graph = costed(relay())
     times = {"npu": time_ops(graph, device("npu", 1e9))}
-    assert Setting(HOME, (*BOTH, "tpu"), Links(GPU), times=times).untrusted == ("gpu", "tpu")
+    assert Setting(Machine(HOME, (*BOTH, "tpu"), Links(GPU)), times=times).untrusted == (
+        "gpu",
+        "tpu",
+    )
 
 
 def test_a_ladder_names_every_device_that_ops_move_to():
@@ -511,13 +520,13 @@ def test_two_devices_of_one_kind_and_an_explanation(here):
         (("--accel", "a="), "device 'a=': write NAME=DEVICE"),
         (("--home", "=h200"), "device '=h200': write NAME=DEVICE"),
         (("--home", "a=h200", "--accel", "a=h200"), "must be two different devices"),
-        ((*TWO, "--link", "c=nvlink"), "--link c=nvlink: 'c' is none of a, b, a+b, b+a."),
-        ((*TWO, "--link", "a+tee-tdx=nvlink"), "'a+tee-tdx' is none of a, b, a+b, b+a."),
+        ((*TWO, "--link", "c=nvlink"), "--link c=nvlink: 'c' is not one of a, b, a+b, b+a."),
+        ((*TWO, "--link", "a+tee-tdx=nvlink"), "'a+tee-tdx' is not one of a, b, a+b, b+a."),
         ((*TWO, "--link", "a=nonsuch"), "unknown link 'nonsuch'"),
         ((*TWO, "--link", "nvlink", "--link", "none"), "another --link of home and every"),
         ((*TWO, "--link", "a=nvlink", "--link", "a=none"), "another --link of a; give one"),
         ((*TWO, "--link", "a+b=none", "--link", "b+a=nvlink"), "another --link of b+a; give one"),
-        ((*TWO, "--memory", "c=1GiB"), "--memory of device 'c' is none of tee-tdx, a, b"),
+        ((*TWO, "--memory", "c=1GiB"), "--memory of device 'c' is not one of tee-tdx, a, b"),
         ((*TWO, "--policy", "layers"), "layers cuts a model in two"),
         ((*TWO, "--policy", "fastest"), "fastest counts seconds, and the link zmq-ipc has no"),
         ((*TWO, "--policy", "fastest", "--link", "a=nvlink"), "the link zmq-ipc has no bandwidth"),

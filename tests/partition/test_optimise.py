@@ -9,6 +9,7 @@ import pytest
 
 from costmodels.devices import load_device
 from costmodels.links import Link, Links, load_link
+from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.ladder import exposure, ladder
@@ -59,11 +60,11 @@ FREE = 'default = "free"\nobjective = "bytes"\n'
     [
         ('default = "free"', "needs an objective"),
         ('default = "home"\nobjective = "bytes"', "nothing is free"),
-        ('default = "free"\nobjective = "energy"', "'energy' is none of bytes, seconds"),
+        ('default = "free"\nobjective = "energy"', "'energy' is not one of bytes, seconds"),
         ('default = "free"\nobjective = {byte = 1}', "unknown key 'byte'.*Did you mean bytes"),
         ('default = "free"\nobjective = {bytes = -1}', "weight of bytes must be a number above 0"),
         ('default = "free"\nobjective = {}', "give the weight of bytes or seconds"),
-        (f'{FREE}cut = "layer"', "'layer' is none of anywhere, layers"),
+        (f'{FREE}cut = "layer"', "'layer' is not one of anywhere, layers"),
         (f"{FREE}[[secret]]", "secret 1: no condition"),
         (f"{FREE}[[secret]]\nlabel = 3", "secret 1: label must be a text"),
         (f'{FREE}[[secret]]\nkind = "linear"', "secret 1: unknown key 'kind'"),
@@ -98,8 +99,15 @@ def chain() -> OpGraph:
     return b.finish(d)
 
 
-def setting(graph: OpGraph, link: Link = NONE, **options) -> Setting:
-    return Setting("tee", ("gpu",), Links(link), **options)
+def setting(
+    graph: OpGraph,
+    link: Link = NONE,
+    accelerator: str = "gpu",
+    memory: dict | None = None,
+    **options,
+) -> Setting:
+    machine = Machine("tee", (accelerator,), Links(link), memory_bytes=memory or {})
+    return Setting(machine, **options)
 
 
 LINEAR = '[[rule]]\nkind = "linear"\nplace = "accelerator"\nreason = "products"\n'
@@ -243,10 +251,8 @@ def test_an_array_gets_products_alone_also_where_bytes_count(tmp_path):
         replace(op, cost=replace(op.cost, gemm=gemm)) if op.kind is Kind.LINEAR else op
         for op in graph.ops
     )
-    at = replace(
-        setting(graph, times={"chip-8x8": time_ops(graph, load_device("chip-8x8"))}),
-        accelerators=("chip-8x8",),
-    )
+    times = {"chip-8x8": time_ops(graph, load_device("chip-8x8"))}
+    at = setting(graph, accelerator="chip-8x8", times=times)
     placed = place(graph, policy(tmp_path, FREE + LINEAR), at)
     assert placed.placement.devices == ("tee", "chip-8x8", "tee", "chip-8x8", "tee")
 
@@ -297,7 +303,7 @@ def test_calls_and_memory_are_kept_to(tmp_path):
     loose = policy(tmp_path, FREE + '[[rule]]\nkind = "norm"\nplace = "home"\n')
     assert place(graph, loose, setting(graph, max_calls=0)).placement.accelerators == ()
     with pytest.raises(InfeasibleError, match="the memory of gpu is 3999 bytes"):
-        place(graph, rules, setting(graph, memory_bytes={"gpu": 3999}))
+        place(graph, rules, setting(graph, memory={"gpu": 3999}))
 
 
 # --- one cut between layers -----------------------------------------------------------------------

@@ -8,6 +8,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from costmodels.links import Link, Links
+from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.optimise import Setting, figure, place
 from partition.placement import Placement
@@ -39,7 +40,7 @@ def least(graph: OpGraph, setting: Setting, placed: Placement) -> float:
         if not graph.is_everywhere(op.id) and op.kind not in (Kind.INPUT, Kind.OUTPUT)
     ]
     best = float("inf")
-    for choice in product(setting.devices, repeat=len(free)):
+    for choice in product(setting.machine.devices, repeat=len(free)):
         devices = list(placed.devices)
         for op, where in zip(free, choice, strict=True):
             devices[op] = where
@@ -65,7 +66,7 @@ def test_what_is_called_optimal_is_and_a_bound_is_below_all(graph, link, residen
     speeds = {"tee": slow, "gpu": 1e6, "npu": 3e5}
     away = ("gpu", "npu")[:many]
     times = {name: time_ops(graph, device(name, speeds[name])) for name in ("tee", *away)}
-    at = Setting("tee", away, Links(link), residency=residency, times=times)
+    at = Setting(Machine("tee", away, Links(link)), residency=residency, times=times)
     placed = place(graph, load_policy("fastest"), at)
     best = least(graph, at, placed.placement)
     ours = figure(graph, load_policy("fastest"), at, placed.placement)

@@ -10,6 +10,7 @@ import duckdb
 import pytest
 
 from costmodels.links import Links, load_link
+from costmodels.machine import Machine
 from partition.accounting import account
 from partition.optimise import Setting, place
 from partition.policy import load_policy, secret_tensors
@@ -145,14 +146,14 @@ def checked(trace: Path, text: str, folder: Path, link: str = "none") -> str:
     file = folder / "mine.toml"
     file.write_text(text)
     policy, (graph, _) = load_policy(str(file)), read_trace(trace)
-    setting = Setting(HOME, ("gpu",), Links(load_link(link)), time_limit=20.0)
+    setting = Setting(Machine(HOME, ("gpu",), Links(load_link(link))), time_limit=20.0)
     marked = set(secret_tensors(graph, policy))
     assert marked
     try:
         placement = place(graph, policy, setting).placement
     except InfeasibleError as error:
         return "refused" if "secret" in str(error) else str(error)
-    tables, traffic = Tables(trace), account(graph, placement, setting.links)
+    tables, traffic = Tables(trace), account(graph, placement, setting.machine.links)
     came = {t.tensor.id for t in traffic.transfers if t.dst_device == "gpu"}
     leaked = tables.moved(marked) & tables.on(placement.devices, came, "gpu")
     assert not leaked, (text, {tables.tensors[t][2] for t in leaked})

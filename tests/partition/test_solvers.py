@@ -30,7 +30,7 @@ from partition.problem import (
     viewed,
 )
 from partition.solve import SolverError, explain_infeasible, solve
-from partition.stored import keepers, resident_bytes, storages
+from partition.stored import resident_bytes, state_readers, storages
 from tests.support import ROOT
 from tests.support.graphs import HOME, Builder, describe, place
 from tracer.graph import Edge, Kind, OpGraph, Role
@@ -499,7 +499,9 @@ def oracle_memory(graph: OpGraph, where: Placement, traffic: Traffic, device: st
     def needed(tensor: int, moment: int) -> bool:
         maker = graph.tensors[tensor].op
         reads = [(op, where.devices[op]) for op in graph.needed_by(tensor)]
-        if any(where.devices[op] != where.devices[maker] for op in keepers(graph).get(tensor, ())):
+        if any(
+            where.devices[op] != where.devices[maker] for op in state_readers(graph).get(tensor, ())
+        ):
             reads.append((end, where.devices[maker]))  # until it has gone to the state elsewhere
         if moment < maker:
             return False

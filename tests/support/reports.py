@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cutedge._machines import Machines, read_machines
-from cutedge._placing import partition_of, setting_of
+from cutedge._machines import read_machine
+from cutedge._placing import partition_of
 from partition.optimise import Setting
 from partition.policy import load_policy
-from partition.tables import Split
+from partition.split import Split
 from tests.support.inprocess import invoke
 from tracer.graph import OpGraph
 from tracer.reach import Reach
@@ -34,9 +34,9 @@ class Traced:
         links: list[str],
         residency: str = "run",
     ) -> tuple[Split, Setting]:
-        machines: Machines = read_machines(home, accelerators, links, None, None)
-        setting = setting_of(self.graph, machines, residency, None, 60.0)
-        made = partition_of(self.graph, self.trace_id, load_policy(policy), setting, machines)
+        machine = read_machine(home, accelerators, links, None, None)
+        setting = Setting(machine, residency, machine.times(self.graph), time_limit=60.0)
+        made = partition_of(self.graph, self.trace_id, load_policy(policy), setting)
         return made, setting
 
 

@@ -116,14 +116,14 @@ def untraced(config: dict[str, object], whole: OpGraph) -> int:
 
 def same_tables(name: str, **options: object) -> None:
     config = preset(name)
-    stamped = capture(config, model=name, seq=64, **options).graph
+    instantiated = capture(config, model=name, seq=64, **options).graph
     whole = capture(config, model=name, seq=64, full=True, **options).graph
-    repeated = stamped.meta.repeated_layers
-    assert stamped.meta == replace(whole.meta, repeated_layers=repeated)
+    repeated = instantiated.meta.repeated_layers
+    assert instantiated.meta == replace(whole.meta, repeated_layers=repeated)
     assert repeated == untraced({**config, **options.get("overrides", {})}, whole)
-    assert stamped.ops == whole.ops
-    assert stamped.tensors == whole.tensors
-    assert stamped.edges == whole.edges
+    assert instantiated.ops == whole.ops
+    assert instantiated.tensors == whole.tensors
+    assert instantiated.edges == whole.edges
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -154,13 +154,13 @@ def test_unlike_layers_are_traced_whole():
         "layer_types": ["sliding_attention", "full_attention"] * 3,
         "sliding_window": 16,
     }
-    stamped = capture(config, model="mixed", seq=48).graph
+    instantiated = capture(config, model="mixed", seq=48).graph
     whole = capture(config, model="mixed", seq=48, full=True).graph
-    assert stamped.ops == whole.ops
+    assert instantiated.ops == whole.ops
     masks = {
         t.id
-        for op in stamped.ops
-        for t in stamped.inputs(op.id)
+        for op in instantiated.ops
+        for t in instantiated.inputs(op.id)
         if t.role is Role.CONSTANT and not op.is_constant and t.shape[-2:] == (48, 48)
     }
     assert len(masks) == 2  # one mask a kind of layer
@@ -306,10 +306,10 @@ def same_toys(module: torch.nn.Module, repeated: int) -> None:
     meta = TraceMeta("toy", "prefill", 2, 8, 0, "float32", "eager", "all", ("batch", "seq"), 0)
     one, whole = (traced_toy(module, full) for full in (False, True))
     assert one.repeated == repeated
-    stamped, wanted = (build_graph(program, meta) for program in (one, whole))
-    assert stamped.ops == wanted.ops
-    assert stamped.tensors == wanted.tensors
-    assert stamped.edges == wanted.edges
+    instantiated, wanted = (build_graph(program, meta) for program in (one, whole))
+    assert instantiated.ops == wanted.ops
+    assert instantiated.tensors == wanted.tensors
+    assert instantiated.edges == wanted.edges
 
 
 @pytest.mark.parametrize(
@@ -350,15 +350,21 @@ def test_what_a_block_alone_of_its_kind_makes_may_be_read_by_all_of_another(alon
 @pytest.mark.slow
 def test_why_every_layer_was_traced_is_known():
     never, second = LOOKS["never"][0], LOOKS["every second"][0]
-    assert traced_toy(Toy(never, never)).whole is None  # they were repeated
-    assert traced_toy(Toy(never, never, depth=5)).whole is None  # nothing to gain
-    assert traced_toy(Toy(second, never)).whole == "its layers look alike but do not run alike"
+    assert traced_toy(Toy(never, never)).unrepeated_reason is None  # they were repeated
+    assert traced_toy(Toy(never, never, depth=5)).unrepeated_reason is None  # nothing to gain
+    assert (
+        traced_toy(Toy(second, never)).unrepeated_reason
+        == "its layers look alike but do not run alike"
+    )
     unlike = Toy(never, never)
     for number, block in enumerate(unlike.layers):
         block.name = f"block {number}"
-    assert traced_toy(unlike).whole == "its 13 layers are of 13 kinds, too few alike to repeat"
+    assert (
+        traced_toy(unlike).unrepeated_reason
+        == "its 13 layers are of 13 kinds, too few alike to repeat"
+    )
     made = capture(preset("edge-10m"), model="edge-10m", seq=8, full=True)
-    assert made.whole is None  # as it was asked
+    assert made.unrepeated_reason is None  # as it was asked
 
 
 @pytest.mark.parametrize(

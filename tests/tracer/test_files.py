@@ -265,7 +265,7 @@ KINDS: dict[str, tuple[str, list[str]]] = {
     "sweep": ("s/**/sweep.parquet", SUM),
     "a sweep's manifest": (f"s/**/{MANIFEST}", SUM),
     "a sweep's note": (
-        "s/sweep.json",
+        "s/_sweep.json",
         [
             "cutedge",
             "sweep",

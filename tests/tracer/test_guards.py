@@ -28,7 +28,7 @@ WORDS = {
     "seq is not 2048": [sympy.Ne(SEQ, 2048)],
     "seq <= 511": [sympy.Ne(SEQ, 512), sympy.Le(SEQ, 512)],
     "seq >= 3": [sympy.Ne(SEQ - 1, 1)],
-    "seq is none of 7, 9, 400": [sympy.Ne(SEQ, n) for n in (400, 7, 9)],
+    "seq is not one of 7, 9, 400": [sympy.Ne(SEQ, n) for n in (400, 7, 9)],
     "seq <= 256": [sympy.Le(PADDED, 256), sympy.Eq(FloorDiv(PADDED, 256), 1)],
     "seq <= 255": [sympy.Gt(Mod(256 - Mod(SEQ, 256), 256), 0), sympy.Le(PADDED, 256)],
     "seq is not a multiple of 256": [sympy.Gt(Mod(256 - Mod(SEQ, 256), 256), 0)],
@@ -68,7 +68,7 @@ def said(words: str, **sizes: int) -> bool:
             size, number = sizes[name], int(number)
             if (size % number == 0 if multiple else size == number) is bool(no):
                 return False
-        elif match := re.fullmatch(r"(\w+) is none of (.*)", part):
+        elif match := re.fullmatch(r"(\w+) is not one of (.*)", part):
             if str(sizes[match[1]]) in match[2].split(", "):
                 return False
         elif match := re.fullmatch(r"(\d+) <= (\w+) <= (\d+)", part):

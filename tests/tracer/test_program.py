@@ -7,9 +7,9 @@ import pytest
 
 from tracer.formula import Formula, const, var
 from tracer.graph import Edge, GraphError, Kind, Op, OpGraph, Role, Tensor, TraceMeta
+from tracer.instantiate import Stack, instantiate
 from tracer.program import Node, Program, Value, build_graph
 from tracer.stacks import place_of
-from tracer.stamp import Stack, stamp
 
 META = TraceMeta(
     model="hand",
@@ -236,10 +236,10 @@ LAST = 6
 assert SEVEN.traced == (0, 1, 2, LAST)
 
 
-def stamped(writer: type[Writer], stack: Stack) -> Program | None:
+def instantiated(writer: type[Writer], stack: Stack) -> Program | None:
     """A model from a trace of a few of its blocks."""
     traced = writer(stack.traced, stack.depth)
-    return stamp(traced.write(), replace(stack, path=traced.path))
+    return instantiate(traced.write(), replace(stack, path=traced.path))
 
 
 def assert_same(found: OpGraph, expected: OpGraph) -> None:
@@ -250,23 +250,23 @@ def assert_same(found: OpGraph, expected: OpGraph) -> None:
 
 @pytest.mark.parametrize("depth", [4, 5, 6, 7, 12])
 @pytest.mark.parametrize("writer", SOUND, ids=lambda w: w.__name__)
-def test_a_stamped_program_is_the_one_written_out(writer, depth):
-    program = stamped(writer, alike(depth))
+def test_a_instantiated_program_is_the_one_written_out(writer, depth):
+    program = instantiated(writer, alike(depth))
     assert program is not None
     assert_same(build_graph(program, META), build_graph(writer(range(depth), depth).write(), META))
 
 
-def test_the_program_that_is_stamped_stays_as_it_was():
+def test_the_program_that_is_instantiated_stays_as_it_was():
     traced = Writer(SEVEN.traced, 7)
     program = traced.write()
     values, nodes = list(program.values), list(program.nodes)
-    assert stamp(program, SEVEN) is not None
+    assert instantiate(program, SEVEN) is not None
     assert (program.values, program.nodes) == (values, nodes)
 
 
 @pytest.fixture(scope="module")
 def seven() -> OpGraph:
-    program = stamped(Writer, SEVEN)
+    program = instantiated(Writer, SEVEN)
     assert program is not None
     return build_graph(program, META)
 
@@ -320,7 +320,7 @@ def test_every_block_reads_the_one_constant(seven):
     assert [seven.ops[r].layer for r in readers] == list(range(7))
 
 
-# --- where stamping would be wrong ----------------------------------------------------------------
+# --- where instantiating would be wrong ----------------------------------------------------------------
 
 
 def layer_of_node(program: Program, node: Node) -> int | None:
@@ -522,12 +522,12 @@ UNSOUND: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("change", UNSOUND.values(), ids=UNSOUND.keys())
-def test_what_cannot_be_repeated_is_not_stamped(change):
+def test_what_cannot_be_repeated_is_not_instantiated(change):
     traced = Writer(SEVEN.traced, 7)
     program = traced.write()
-    assert stamp(program, SEVEN) is not None
+    assert instantiate(program, SEVEN) is not None
     change(traced)
-    assert stamp(program, SEVEN) is None
+    assert instantiate(program, SEVEN) is None
 
 
 def test_what_the_first_block_makes_may_be_read_by_all():
@@ -537,19 +537,19 @@ def test_what_the_first_block_makes_may_be_read_by_all():
     for writer, layers in ((few, SEVEN.traced), (all_of_them, range(7))):
         for layer in layers[1:]:
             read_instead(layer, ADD, 0, inner(0, LINEAR))(writer)
-    stamped = stamp(programs[0], SEVEN)
-    assert stamped is not None
-    assert_same(build_graph(stamped, META), build_graph(programs[1], META))
+    instantiated = instantiate(programs[0], SEVEN)
+    assert instantiated is not None
+    assert_same(build_graph(instantiated, META), build_graph(programs[1], META))
 
 
 @pytest.mark.parametrize("path", ["layers", "model", "model.layer", "model.layers.0", "encoder"])
 def test_another_path_is_no_stack_of_the_program(path):
-    assert stamp(Writer(SEVEN.traced, 7).write(), alike(7, path)) is None
+    assert instantiate(Writer(SEVEN.traced, 7).write(), alike(7, path)) is None
 
 
 @pytest.mark.parametrize("blocks", [(0,), (0, 6), (0, 1, 6), (0, 1, 2), (0, 1, 2, 5, 6)])
-def test_only_a_trace_of_the_wanted_blocks_can_be_stamped(blocks):
-    assert stamp(Writer(blocks, 7).write(), SEVEN) is None
+def test_only_a_trace_of_the_wanted_blocks_can_be_instantiated(blocks):
+    assert instantiate(Writer(blocks, 7).write(), SEVEN) is None
 
 
 def by_period(period: int, at: int) -> type[Writer]:
@@ -572,7 +572,7 @@ def test_blocks_that_are_called_alike_and_are_not_show_in_the_trace(period, dept
     for at in range(period):
         odd = {layer % period == at for layer in alike(depth).traced[1:]}
         if len(odd) == 2:
-            assert stamped(by_period(period, at), alike(depth)) is None
+            assert instantiated(by_period(period, at), alike(depth)) is None
 
 
 # --- several kinds of blocks ----------------------------------------------------------------------
@@ -612,12 +612,12 @@ KINDS = {
 
 @pytest.mark.parametrize("base", [Writer, BetweenBlocks, ViewOfTheBlockBefore])
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS.keys())
-def test_blocks_of_several_kinds_are_stamped_each_by_its_own(kinds, base):
+def test_blocks_of_several_kinds_are_instantiated_each_by_its_own(kinds, base):
     stack = Stack("model.layers", kinds)
     assert len(stack.traced) < stack.depth
     assert {0, stack.depth - 1} <= set(stack.traced)
     writer = of_kinds(kinds, base)
-    program = stamped(writer, stack)
+    program = instantiated(writer, stack)
     assert program is not None
     assert program.repeated == stack.depth - len(stack.traced)
     whole = writer(range(len(kinds)), len(kinds)).write()
@@ -627,13 +627,13 @@ def test_blocks_of_several_kinds_are_stamped_each_by_its_own(kinds, base):
 def test_what_kinds_hand_on_is_told_apart_by_nothing_but_its_order():
     """Two values that blocks of two kinds hand on could be mixed up."""
     kinds = (0, 1) * 5
-    assert stamped(of_kinds((0,) * 10, SecondStream), alike(10)) is not None
-    assert stamped(of_kinds(kinds, SecondStream), Stack("model.layers", kinds)) is None
+    assert instantiated(of_kinds((0,) * 10, SecondStream), alike(10)) is not None
+    assert instantiated(of_kinds(kinds, SecondStream), Stack("model.layers", kinds)) is None
 
 
 def test_blocks_of_unlike_kinds_taken_for_one_are_noticed():
     kinds = (0, 1) * 5
-    assert stamped(of_kinds(kinds), alike(10)) is None
+    assert instantiated(of_kinds(kinds), alike(10)) is None
 
 
 # --- paths ----------------------------------------------------------------------------------------

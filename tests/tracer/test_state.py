@@ -9,10 +9,11 @@ import pytest
 
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from costmodels.machine import Machine
 from partition.accounting import account
 from partition.optimise import Setting, place
 from partition.policy import apply_policy, load_policy
-from partition.stored import keepers
+from partition.stored import state_readers
 from tests.support.graphs import Builder
 from tracer.capture import capture
 from tracer.graph import Kind, OpGraph, Role
@@ -146,7 +147,7 @@ def test_a_new_cache_renews_nothing():
     assert cached_inputs(graph) == []
     assert len(cached_outputs(graph)) == 3 * 4
     assert renewals(graph) == []
-    assert keepers(graph) == {}
+    assert state_readers(graph) == {}
 
 
 def handed_back(order: Sequence[int]) -> tuple[OpGraph, dict[str, str]]:
@@ -198,7 +199,7 @@ def test_the_order_of_what_is_handed_back_does_not_matter(order):
     ops = {op.name: op.id for op in graph.ops}
     made = {t.name: t.id for t in graph.tensors}
     # New rows come to who reads the state that they are appended to, or that is renewed as a whole.
-    assert keepers(graph) == {
+    assert state_readers(graph) == {
         made["k"]: (ops["attention"],),
         made["v"]: (ops["attention"],),
         made["attention"]: (ops["mixed"],),
@@ -238,10 +239,10 @@ def test_a_layer_of_a_decoder_sends_its_own_rows_alone(t5, tmp_path):
         'description = "layer 5 away"\ndefault = "home"\n[[rule]]\nlayer = [5]\n'
         'place = "accelerator"\nreason = "test"\n'
     )
-    setting = Setting("tee", ("gpu",), Links(load_link("none")))
+    setting = Setting(Machine("tee", ("gpu",), Links(load_link("none"))))
     where = place(t5, load_policy(str(path)), setting).placement
     for residency in ("run", "call"):
-        traffic = account(t5, where, setting.links, residency=residency)
+        traffic = account(t5, where, setting.machine.links, residency=residency)
         assert [(t.direction, t.payload_bytes) for t in traffic.transfers] == [
             ("send", 4096),
             ("receive", 4096),
@@ -250,7 +251,9 @@ def test_a_layer_of_a_decoder_sends_its_own_rows_alone(t5, tmp_path):
 
 def test_the_best_cut_of_a_decoder_moves_no_row(t5):
     """Before the last layer: its input, 4,096 bytes, and 2 x 1 x 32,128 logits home, 257,024."""
-    placed = place(t5, load_policy("layers"), Setting("tee", ("gpu",), Links(load_link("none"))))
+    placed = place(
+        t5, load_policy("layers"), Setting(Machine("tee", ("gpu",), Links(load_link("none"))))
+    )
     traffic = account(t5, placed.placement, Links(load_link("none")))
     assert placed.solution is not None
     assert placed.solution.objective == traffic.totals.payload_bytes == 4096 + 257024

@@ -36,10 +36,10 @@ from tracer.capture.user import Own, own_function, own_module, user_model, user_
 from tracer.captured import Capture, Checked
 from tracer.errors import CutedgeError, InputError
 from tracer.graph import TraceMeta
+from tracer.instantiate import Stack, instantiate
 from tracer.program import Program, build_graph, invocations, tensor_ids, written_state
 from tracer.reach import Reach
 from tracer.stages import stage
-from tracer.stamp import Stack, stamp
 from tracer.summary import attention_kind
 
 __all__ = [
@@ -350,7 +350,7 @@ def _captured(
             notes.append(f"{task.name} has {kind} attention alone, whatever --attn says")
     reach = _reach(task, way, program, failures, notes)
     warned = reach.warnings(task.model, meta.variables)
-    captured = Capture(graph, warned, reach, None if full else program.whole)
+    captured = Capture(graph, warned, reach, None if full else program.unrepeated_reason)
     captured = replace(captured, draws=sum(node.draws for node in program.nodes))
     if not runnable:
         return captured
@@ -423,11 +423,11 @@ def _program(task: Task, way: Way, full: bool, runnable: bool = False) -> Progra
             # else code of the model that stumbled, maybe over a stack shorter than it counts on
             why = f"a few of its layers cannot be traced alone: {error}"
         else:
-            if (whole := _stamped(program, stacks)) is not None:
-                return whole
+            if (repeated := _instantiated(program, stacks)) is not None:
+                return repeated
             why = "its layers run alike but do not export alike"
     program = _lowered(_export(task, way), task, way, runnable=runnable)
-    program.whole = why
+    program.unrepeated_reason = why
     if exported is not None:  # why no block could be repeated may be a matter of the sizes
         program.assumed = None
     return program
@@ -478,12 +478,12 @@ def _states_returned(exported: ExportedProgram) -> int:
 
 
 @stage("repeating layers")
-def _stamped(program: Program, stacks: Iterable[Stack]) -> Program | None:
+def _instantiated(program: Program, stacks: Iterable[Stack]) -> Program | None:
     for stack in stacks:
-        whole = stamp(program, stack)
-        if whole is None:
+        repeated = instantiate(program, stack)
+        if repeated is None:
             return None
-        program = whole
+        program = repeated
     return program
 
 

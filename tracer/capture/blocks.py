@@ -2,7 +2,7 @@
 
 That blocks are alike is shown, never assumed: their modules are equal but for an index, and in a
 run of the whole model all of a kind do the same with the same. The exports of two blocks of each
-kind are compared once more by ``tracer.stamp``.
+kind are compared once more by ``tracer.instantiate``.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from tracer.capture.phases import Task, Way
 from tracer.capture.runs import MetaRun, run_on_meta
 from tracer.formula import const
+from tracer.instantiate import Stack, alike
 from tracer.program import Node, Program, Value
-from tracer.stamp import Stack, alike
 
 WORTHWHILE = 2
 """A stack is repeated when that saves at least this many blocks of the trace."""
@@ -63,7 +63,7 @@ def find_stacks(task: Task, way: Way) -> tuple[Stack, ...]:
 
 
 def unlike(module: torch.nn.Module) -> str | None:
-    """Why none of a deep model's layers can be repeated, None for a model of few layers."""
+    """Why no layer of a deep model can be repeated; None for a model of few layers."""
     lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
     layers = list(max(lists, key=len, default=()))
     kinds = _kinds(module, layers)
@@ -173,8 +173,9 @@ def _run_alike(task: Task, stacks: Sequence[Stack], way: Way) -> bool:
 def _done(program: Program, stacks: Sequence[Stack]) -> list[tuple[Any, ...]]:
     """What a program does, and with what, around its blocks and in those that are to be traced.
 
-    Each value is called by its name or by where it was made, but for what a block reads of the one
-    before it: which that is depends on the blocks there are.
+    A value is identified by its name, or by the block that makes it and its place there. What a
+    block reads of the block before it is identified by its number instead, since which block that
+    is differs between the model and its shortened copy.
     """
     places = {"", *(f"{stack.path}.{layer}" for stack in stacks for layer in stack.traced)}
     before = {"": ""}  # block -> the block before it

@@ -233,7 +233,7 @@ def _is_read(table: _Table, key: str) -> bool:
 def _meant(
     table: _Table, key: str, tables: Sequence[_Table], sized: Sequence[tuple[_Table, str]]
 ) -> tuple[str | None, list[str]]:
-    """(what a field that is not read says, the fields that are read for it where none is set)"""
+    """(what a field that is not read says, the fields that are read for it where not one is set)"""
     inside = [t for t in tables if t.path.startswith(table.path)]
     meaning = _MEANING.get(key)
     if meaning is None:

@@ -3,7 +3,7 @@
 Of both products, the softmax, or one op for all, that is the pairs of a query and a key that the
 mask lets through. What lies between the scores and the probabilities is run with numbers, at
 several small sizes and with all scores equal: a pair is hidden where its probability is nothing. A
-formula is taken where it gives what was counted for every query of every run, else none is.
+formula is taken only where it gives what was counted for every query of every run.
 """
 
 import re
@@ -28,7 +28,7 @@ Size = Formula | int
 LARGEST = 2**22
 """Elements of the largest tensor that is computed in order to count."""
 LONGEST = 200
-"""Ops between scores and probabilities, and in the making of a mask, beyond which none is run."""
+"""Ops between scores and probabilities, and in the making of a mask, beyond which a mask is not run."""
 INSTEAD = (2, 3, 5)
 """Small numbers that stand in for a number of the mask's code (the width of a window), so that few
 tokens show what it does."""
@@ -335,10 +335,10 @@ class _Masks:
         )
 
     def _hidden(self, between: Iterable[Node]) -> Iterator[int]:
-        """The whole numbers in the sizes that a mask is computed with: none stands in for them.
+        """The integers in the sizes that a mask is computed with, which no symbol replaces.
 
-        An offset that is nothing in every sample is left out: a trace with fewer cached tokens than
-        a window has is none for more (``Task.alike``).
+        An offset that is 0 in every sample is left out. So a trace with fewer cached tokens than a
+        window holds is not used for more of them (``Task.alike``).
         """
         for node in between:
             if _is_arithmetic(node) or base_name(str(node.target)) in ("arange", "slice"):

@@ -296,7 +296,7 @@ def _words(name: str, sizes: Sequence[int], least: int, most: int) -> str | None
         elif missing == [size for size in whole if size % every == 0]:
             said.append(f"{name} is not a multiple of {every}")
         elif len(missing) <= 3:
-            said.append(f"{name} is none of {', '.join(map(str, missing))}")
+            said.append(f"{name} is not one of {', '.join(map(str, missing))}")
         else:
             return None
     return " and ".join(said)

@@ -113,7 +113,7 @@ def is_encoder(module: torch.nn.Module) -> bool:
 
 
 def cache_argument(accepted: Collection[str]) -> str | None:
-    """The argument of a forward that takes a cache, None when there is none."""
+    """The argument of a forward that takes a cache; None when no argument does."""
     return next((name for name in ("past_key_values", "cache_params") if name in accepted), None)
 
 

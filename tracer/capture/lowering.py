@@ -592,7 +592,7 @@ class _Recorder(torch.fx.Interpreter):
 
 
 def _tensors(made: Any) -> list[torch.Tensor]:
-    """The tensors that a node makes: one, several, or none."""
+    """The tensors that a node makes: one, several, or not one."""
     results = made if isinstance(made, list | tuple) else [made]
     return [result for result in results if isinstance(result, torch.Tensor)]
 

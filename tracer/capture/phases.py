@@ -41,7 +41,7 @@ POSITIONS = (
 """How configs call the most tokens that a model has positions for."""
 
 MANY = 2**20
-"""Upper bound that a symbolic size is declared with where the model sets none."""
+"""Upper bound that a symbolic size is declared with where the model sets no bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Task:
             raise CutedgeError(f"{model}: no cache can be made: {first_line(error)}") from error
 
     def _settle(self, module: torch.nn.Module) -> None:
-        """Have a module keep a cache or keep none: some models ask their config alone."""
+        """Have a module keep a cache, or not keep one: some models ask their config alone."""
         for part in module.modules():
             if hasattr(getattr(part, "config", None), "use_cache"):
                 part.config.use_cache = self._cached

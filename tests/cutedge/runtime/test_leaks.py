@@ -15,6 +15,7 @@ from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from costmodels.links import Links, load_link
+from costmodels.machine import Machine
 from cutedge.runtime import RunError
 from cutedge.runtime.home import _check_there
 from cutedge.runtime.leaks import Sight, alike
@@ -27,7 +28,8 @@ from partition.placement import Placement
 from partition.policy import Policy, Rule, Secret
 from partition.problem import InfeasibleError
 from partition.secrets import covered
-from partition.tables import Split, write_partition
+from partition.split import Split
+from partition.tables import write_partition
 from tests.support.examples import examples
 from tests.support.graphs import HOME, describe, graphs, placements
 from tests.support.inprocess import invoke
@@ -414,7 +416,7 @@ def test_no_placement_shows_a_secret_and_the_runtime_would_refuse_it(tmp_path: P
     @given(cases())
     def tried(case: tuple[OpGraph, list[str], Policy, tuple[str, ...], Placement]) -> None:
         graph, names, policy, accelerators, anywhere = case
-        setting = Setting(HOME, accelerators, link, time_limit=5.0)
+        setting = Setting(Machine(HOME, accelerators, link), time_limit=5.0)
         named = {t.id for t in graph.tensors if t.name in names}
         try:
             kept = [place(graph, policy, setting).placement]

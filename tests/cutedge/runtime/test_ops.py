@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cutedge.runtime import RunError
-from cutedge.runtime.machine import LOOK_BYTES, Machine, Work
+from cutedge.runtime.interpreter import LOOK_BYTES, Instructions, Interpreter
 from cutedge.runtime.ops import ALLOWED, DRAWN, EQUATION, WORDS, operation, refused
 from cutedge.runtime.wire import Spec
 from tracer.capture import capture
@@ -129,9 +129,9 @@ def test_no_text_that_an_op_takes_could_be_a_path() -> None:
     ],
 )
 def test_what_is_in_no_list_is_refused_by_name(name: str) -> None:
-    work = work_of(name, [], made=[Spec("float32", (1,))])
+    instructions = instructions_of(name, [], made=[Spec("float32", (1,))])
     with pytest.raises(RunError) as caught:
-        Machine(work)
+        Interpreter(instructions)
     shown = name.replace("\x00", "?")
     assert str(caught.value) == (
         f"op 0 ({shown}): it is in no list of ops that are carried out here"
@@ -150,9 +150,9 @@ def test_what_draws_random_values_is_given_a_seed(name: str) -> None:
 
 def test_a_seed_goes_to_what_draws_and_to_nothing_else() -> None:
     def drawn(target: str, args: list[Any], draw: int | None) -> list[torch.Tensor]:
-        work = work_of(target, args, made=[ROW], given=(ROW,))
+        instructions = instructions_of(target, args, made=[ROW], given=(ROW,))
         return carried_out(
-            replace(work, invocations={0: Invocation(args, {}, (), draw)}), torch.ones(3)
+            replace(instructions, invocations={0: Invocation(args, {}, (), draw)}), torch.ones(3)
         )
 
     (one,), (same,), (other,) = (drawn("aten.rand.default", [[3]], seed) for seed in (5, 5, 6))
@@ -232,7 +232,7 @@ def test_what_any_preset_is_traced_to_is_carried_out(name: str, phase: str) -> N
 # --- arguments ------------------------------------------------------------------------------------
 
 
-def work_of(
+def instructions_of(
     target: str,
     args: list[Any],
     *,
@@ -240,10 +240,10 @@ def work_of(
     given: tuple[Spec, ...] = (),
     shared: tuple[Sharing, ...] = (),
     **kwargs: Any,
-) -> Work:
+) -> Instructions:
     """Op 0, of tensors 100, 101, ..., which makes tensors 0, 1, ..."""
     specs = {**dict(enumerate(made)), **{100 + n: spec for n, spec in enumerate(given)}}
-    return Work(
+    return Instructions(
         invocations={0: Invocation(args, kwargs, shared)},
         targets={0: target},
         made={0: tuple(range(len(made)))},
@@ -258,11 +258,11 @@ ROW = Spec("float32", (3,))
 """Three numbers."""
 
 
-def carried_out(work: Work, *given: torch.Tensor) -> list[torch.Tensor]:
-    machine = Machine(work)
-    machine.begin()
-    machine.put({100 + n: tensor for n, tensor in enumerate(given)})
-    return machine._carry_out(0)
+def carried_out(instructions: Instructions, *given: torch.Tensor) -> list[torch.Tensor]:
+    interpreter = Interpreter(instructions)
+    interpreter.begin()
+    interpreter.put({100 + n: tensor for n, tensor in enumerate(given)})
+    return interpreter._carry_out(0)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_arguments_are_of_their_types(
     target: str, args: list[Any], kwargs: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(RunError) as caught:
-        Machine(work_of(target, args, made=[ROW], given=(ROW,), **kwargs))
+        Interpreter(instructions_of(target, args, made=[ROW], given=(ROW,), **kwargs))
     assert str(caught.value).startswith(f"op 0 ({target})")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -337,16 +337,20 @@ def test_arguments_are_of_their_types(
 def test_an_op_whose_arguments_are_of_their_types_is_carried_out() -> None:
     one, other = torch.arange(3.0), torch.ones(3)
     [made] = carried_out(
-        work_of("aten.add.Tensor", [X, Y], made=[ROW], given=(ROW, ROW), alpha=2), one, other
+        instructions_of("aten.add.Tensor", [X, Y], made=[ROW], given=(ROW, ROW), alpha=2),
+        one,
+        other,
     )
     assert torch.equal(made, one + 2)
     [made] = carried_out(
-        work_of("aten.div.Tensor_mode", [X, 2], made=[ROW], given=(ROW,), rounding_mode="floor"),
+        instructions_of(
+            "aten.div.Tensor_mode", [X, 2], made=[ROW], given=(ROW,), rounding_mode="floor"
+        ),
         one,
     )
     assert made.tolist() == [0.0, 0.0, 1.0]
     [made] = carried_out(
-        work_of(
+        instructions_of(
             "aten.full.default",
             [[3], {"float": "-inf"}],
             made=[ROW],
@@ -358,7 +362,7 @@ def test_an_op_whose_arguments_are_of_their_types_is_carried_out() -> None:
     )
     assert made.tolist() == [float("-inf")] * 3
     [made] = carried_out(
-        work_of(
+        instructions_of(
             "aten.einsum.default", ["i,i->", [X, Y]], made=[Spec("float32", ())], given=(ROW, ROW)
         ),
         one,
@@ -369,7 +373,7 @@ def test_an_op_whose_arguments_are_of_their_types_is_carried_out() -> None:
 
 def test_what_is_written_in_place_is_a_copy() -> None:
     one = torch.arange(3.0)
-    [made] = carried_out(work_of("aten.add_.Tensor", [X, 1], made=[ROW], given=(ROW,)), one)
+    [made] = carried_out(instructions_of("aten.add_.Tensor", [X, 1], made=[ROW], given=(ROW,)), one)
     assert made.tolist() == [1.0, 2.0, 3.0]
     assert one.tolist() == [0.0, 1.0, 2.0]
 
@@ -387,14 +391,16 @@ def test_nobody_reads_what_others_left_in_memory(target: str, args: list[Any]) -
     spec = Spec("float32", (1000,))
     for _ in range(20):  # what is freed is what is given out next
         torch.full((1000,), 7.0)
-        [made] = carried_out(work_of(target, args, made=[spec], given=(spec,)))
+        [made] = carried_out(instructions_of(target, args, made=[spec], given=(spec,)))
         assert not made.any()
 
 
 def test_a_tensor_that_is_asked_for_its_shape_alone_has_no_numbers_of_others() -> None:
     spec = Spec("float32", (1000,))
     torch.full((1,), 7.0)
-    [made] = carried_out(work_of("aten.abs.default", [{"like": 100}], made=[spec], given=(spec,)))
+    [made] = carried_out(
+        instructions_of("aten.abs.default", [{"like": 100}], made=[spec], given=(spec,))
+    )
     assert not made.any()
 
 
@@ -465,7 +471,7 @@ def test_what_an_op_makes_is_what_was_announced(
 ) -> None:
     given = (ROW, Spec("bool", (3,)), Spec("int64", (3,)), Spec("bool", (HUGE, 0)))
     with pytest.raises(RunError) as caught:
-        Machine(work_of(target, args, made=made, given=given))
+        Interpreter(instructions_of(target, args, made=made, given=given))
     assert f"op 0 ({target}){said}" in str(caught.value) or said in str(caught.value)
 
 
@@ -473,37 +479,43 @@ def test_what_is_expanded_is_not_copied_where_there_is_no_room() -> None:
     """An expansion takes no memory whatever it is announced as; its copy does."""
     one = torch.ones(1)
     given = (Spec("float32", (1,)),)
-    [made] = carried_out(work_of("aten.expand.default", [X, [HUGE]], made=[BIG], given=given), one)
+    [made] = carried_out(
+        instructions_of("aten.expand.default", [X, [HUGE]], made=[BIG], given=given), one
+    )
     for target in ("aten.contiguous.default", "aten.clone.default", "aten.relu.default"):
         with pytest.raises(
             RunError, match=rf"op 0 \({target}\): it makes 4,000,000,000,000,000 by"
         ):
-            carried_out(work_of(target, [X], made=[BIG], given=(BIG,)), made)
+            carried_out(instructions_of(target, [X], made=[BIG], given=(BIG,)), made)
 
 
 def test_memory_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many results that are small each: 17 of an eighth of what may be made unseen."""
     looks: list[str] = []
     monkeypatch.setattr(
-        "cutedge.runtime.machine.free_bytes", lambda device: looks.append(device) or 2**62
+        "cutedge.runtime.interpreter.free_bytes", lambda device: looks.append(device) or 2**62
     )
     numel = LOOK_BYTES // 8 // 4
     spec = Spec("float32", (numel,))
-    machine = Machine(work_of("aten.zeros.default", [[numel]], made=[spec]))
+    interpreter = Interpreter(instructions_of("aten.zeros.default", [[numel]], made=[spec]))
     for _ in range(17):
-        machine.unseen_bytes += 0
-        machine._carry_out(0)
-    assert machine.unseen_bytes == 8 * numel * 4  # counted anew after the ninth
-    monkeypatch.setattr("cutedge.runtime.machine.free_bytes", lambda device: LOOK_BYTES)
+        interpreter.unseen_bytes += 0
+        interpreter._carry_out(0)
+    assert interpreter.unseen_bytes == 8 * numel * 4  # counted anew after the ninth
+    monkeypatch.setattr("cutedge.runtime.interpreter.free_bytes", lambda device: LOOK_BYTES)
     many = Spec("uint8", (LOOK_BYTES + 1,))
     with pytest.raises(RunError, match=r"it makes 67,108,865 bytes, and may take 67,108,864"):
-        Machine(
-            work_of("aten.zeros.default", [[LOOK_BYTES + 1]], made=[many], dtype={"dtype": "uint8"})
+        Interpreter(
+            instructions_of(
+                "aten.zeros.default", [[LOOK_BYTES + 1]], made=[many], dtype={"dtype": "uint8"}
+            )
         )
 
 
 def test_memory_that_is_shared_is_counted() -> None:
     shared = Sharing(101, 1, ((3,), (HUGE,), 0), ((3,), (1,), 0))
-    work = work_of("aten.add_.Tensor", [X, 1], made=[ROW, ROW], given=(ROW, ROW), shared=(shared,))
+    instructions = instructions_of(
+        "aten.add_.Tensor", [X, 1], made=[ROW, ROW], given=(ROW, ROW), shared=(shared,)
+    )
     with pytest.raises(RunError, match=r"op 0 \(aten.add_.Tensor\): it makes 8,000,000,000,000,0"):
-        Machine(work)
+        Interpreter(instructions)

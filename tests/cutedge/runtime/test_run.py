@@ -19,6 +19,7 @@ from costmodels.devices import Device
 from costmodels.fit_device import fit_device
 from costmodels.flops import annotate
 from costmodels.links import Link, Links, load_link
+from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from cutedge.runtime import RunError
 from cutedge.runtime.home import Measured, Worker, load, workers
@@ -159,7 +160,7 @@ def verdict_of(
 
 
 def placed(model: Model, policy: str, residency: Any, link: Link) -> Placement | None:
-    setting = Setting("tee", ("gpu",), Links(link), residency=residency, time_limit=60.0)
+    setting = Setting(Machine("tee", ("gpu",), Links(link)), residency=residency, time_limit=60.0)
     if obstacle(load_policy(policy), setting):
         return None
     return place(model.graph, load_policy(policy), setting).placement
@@ -235,7 +236,7 @@ def test_two_accelerators(listening, tmp_path, residency):
     model = small("llama-3.2-1b")
     link = load_link("unix-socket")
     links = Links(link, peers={frozenset(("gpu", "gpu2")): replace(link, chunk_bytes=1000)})
-    setting = Setting("tee", ("gpu", "gpu2"), links, residency=residency)
+    setting = Setting(Machine("tee", ("gpu", "gpu2"), links), residency=residency)
     placement = place(model.graph, load_policy(str(file)), setting).placement
     traffic, measured, verdict = carry_out(model, placement, links, listening, residency=residency)
     assert verdict.unequal == ()
@@ -486,9 +487,9 @@ def test_what_a_device_holds_is_what_is_predicted():
     plan = make_plan(model.graph, model.runnable.invocations, placement)
     graph = model.graph
     for device in (plan.home, *plan.accelerators.values()):
-        constants = {t for t, op in device.work.everywhere.items() if op in device.constants} & {
-            t.id for op in device.ops for t in graph.inputs(op)
-        }
+        constants = {
+            t for t, op in device.instructions.everywhere.items() if op in device.constants
+        } & {t.id for op in device.ops for t in graph.inputs(op)}
         owners = {graph.storage(graph.tensors[t]).id for t in constants}
         worked_out = sum(graph.tensors[t].bytes for t in owners)
         kept, states = (

@@ -219,7 +219,7 @@ REPORT = {
         ({}, "calls of worker gpu's report is damaged: None"),
         ({"calls": 3, "ops": {}}, "calls of worker gpu's report is damaged: 3"),
         ({"calls": {}, "ops": {}}, "unread of worker gpu's report is damaged: None"),
-        ({"calls": {}, "ops": {}, "unread": []}, "worker gpu answered what none does"),
+        ({"calls": {}, "ops": {}, "unread": []}, "worker gpu answered what no worker does"),
         ({"calls": {}, "ops": {}, "unread": [-1]}, "unread of worker gpu's report is damaged: -1"),
         ({"calls": {}, "ops": {}, "more": 1}, "worker gpu's report is damaged: {'calls': {}, "),
         ({"calls": {}, "ops": {"-1": 0.5}}, "ops of worker gpu's report is damaged: '-1'"),
@@ -441,17 +441,17 @@ def test_a_worker_serves_on_after_all_that(there: Listening) -> None:
 # --- plans that cannot be carried out -------------------------------------------------------------
 
 
-def with_work(device: DevicePlan, **changes: Any) -> DevicePlan:
-    return replace(device, work=replace(device.work, **changes))
+def with_instructions(device: DevicePlan, **changes: Any) -> DevicePlan:
+    return replace(device, instructions=replace(device.instructions, **changes))
 
 
 def one_is(device: DevicePlan, target: str | None) -> DevicePlan:
     """A device whose last op is another, or is not there."""
-    op = [op for op in device.ops if op in device.work.invocations][-1]
+    op = [op for op in device.ops if op in device.instructions.invocations][-1]
     if target is not None:
-        return with_work(device, targets={**device.work.targets, op: target})
-    there = {n: how for n, how in device.work.invocations.items() if n != op}
-    return with_work(device, invocations=there)
+        return with_instructions(device, targets={**device.instructions.targets, op: target})
+    there = {n: how for n, how in device.instructions.invocations.items() if n != op}
+    return with_instructions(device, invocations=there)
 
 
 AT_HOME, AT_GPU = "loading: tee: ", "loading: worker gpu: "
@@ -487,7 +487,9 @@ def test_an_op_that_is_none(where: str, target: str | None, message: str, there:
 def larger(device: DevicePlan, numel: int) -> DevicePlan:
     """A device with one more parameter, of so many numbers."""
     device = replace(device, parameters={**device.parameters, 10**6: "another"})
-    return with_work(device, specs={**device.work.specs, 10**6: Spec("float32", (numel,))})
+    return with_instructions(
+        device, specs={**device.instructions.specs, 10**6: Spec("float32", (numel,))}
+    )
 
 
 @pytest.mark.parametrize(
@@ -697,7 +699,7 @@ def test_verify_with_no_worker_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         (["gpu"], "--worker 'gpu': write DEVICE=HOST:PORT, as in gpu=10.0.0.2:7411"),
         (["gpu=h:99999"], "--worker 'gpu=h:99999': write DEVICE=HOST:PORT"),
-        (["npu=h:1"], "--worker of 'npu' is none of gpu."),
+        (["npu=h:1"], "--worker of 'npu' is not one of gpu."),
         (["gpu=h:1", "gpu=h:2"], "--worker 'gpu=h:2': each device has one worker"),
     ],
 )

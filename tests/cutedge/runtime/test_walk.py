@@ -15,8 +15,8 @@ from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from cutedge.runtime import RunError
 from cutedge.runtime.home import Measured, workers
+from cutedge.runtime.interpreter import Instructions, Interpreter
 from cutedge.runtime.lineage import carriers
-from cutedge.runtime.machine import Machine, Work
 from cutedge.runtime.verify import judge
 from cutedge.runtime.walk import walk
 from cutedge.runtime.wire import Spec
@@ -192,7 +192,7 @@ def test_another_dtype_on_the_wire_and_what_came_for_no_op_are_named(
 def test_parts_of_cached_state_survive_what_an_accelerator_forgets() -> None:
     """State 3 is cat(0, 1, 2). 1 comes with a call, 2 with a later one; 4 is no state."""
     joined = Invocation([[{"value": 0}, {"value": 1}, {"value": 2}], 0], {})
-    work = Work(
+    instructions = Instructions(
         invocations={7: joined},
         targets={7: "aten.cat.default"},
         made={7: (3,)},
@@ -200,19 +200,19 @@ def test_parts_of_cached_state_survive_what_an_accelerator_forgets() -> None:
         specs={n: Spec("float32", (1 + 2 * (n == 3),)) for n in range(5)},
         uses={1: 1, 2: 1, 4: 1},
     )
-    machine = Machine(work, resident={0: torch.tensor([1.0])})
-    machine.begin()
-    machine.put({1: torch.tensor([2.0]), 4: torch.tensor([9.0])})
-    machine.keep([3])
-    machine.forget()
-    assert set(machine.held) == {1}
-    assert machine.unread == {1, 4}
-    machine.put({2: torch.tensor([3.0])})
-    machine.keep([3])
-    machine.forget()
-    assert set(machine.held) == set()
-    assert machine.unread == {4}
-    assert machine.value(3).tolist() == [1, 2, 3]
+    interpreter = Interpreter(instructions, resident={0: torch.tensor([1.0])})
+    interpreter.begin()
+    interpreter.put({1: torch.tensor([2.0]), 4: torch.tensor([9.0])})
+    interpreter.keep([3])
+    interpreter.forget()
+    assert set(interpreter.held) == {1}
+    assert interpreter.unread == {1, 4}
+    interpreter.put({2: torch.tensor([3.0])})
+    interpreter.keep([3])
+    interpreter.forget()
+    assert set(interpreter.held) == set()
+    assert interpreter.unread == {4}
+    assert interpreter.value(3).tolist() == [1, 2, 3]
 
 
 # --- secrets --------------------------------------------------------------------------------------

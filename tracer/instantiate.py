@@ -23,7 +23,7 @@ class Stack:
     kinds: tuple[int, ...]
     """The kind of each block: blocks of one kind do not differ but in their index."""
     state: str = ""
-    """What the names of its blocks' cached state begin with (``cache``); empty for none."""
+    """What the names of its blocks' cached state begin with (``cache``); empty without any."""
 
     @property
     def depth(self) -> int:
@@ -116,7 +116,7 @@ class _Block:
         return tuple(step for step in self.steps if step.in_block)
 
 
-def stamp(program: Program, stack: Stack) -> Program | None:
+def instantiate(program: Program, stack: Stack) -> Program | None:
     """The program of the whole model, from one traced with the blocks ``stack.traced``.
 
     None when the repetition cannot be shown to be right (two blocks of a kind differ, or a block

@@ -36,7 +36,7 @@ _WITHOUT_KERNEL = {"aten.histc.default": _histc}
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Instructions:
     """What a device must know to carry out its ops."""
 
     invocations: Mapping[int, Invocation]
@@ -54,10 +54,10 @@ class Work:
 
 
 @dataclass(slots=True)
-class Machine:
+class Interpreter:
     """The tensors on a device, and the ops that run there. Raises RunError naming the op."""
 
-    work: Work
+    instructions: Instructions
     device: str = "cpu"
     """As torch calls it: ``cpu`` or ``cuda``."""
     resident: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -81,23 +81,27 @@ class Machine:
     """Is shown each tensor that is read."""
 
     def __post_init__(self) -> None:
-        """Refuse work with an op that is in no list, an argument that is not of its type, or a
+        """Refuse instructions with an op that is in no list, an argument that is not of its type, or a
         result of another size than was announced. No op runs, and no memory is taken, for that."""
-        for op in self.work.invocations:
+        for op in self.instructions.invocations:
             try:
                 self._foresee(op)
             except Exception as error:  # whatever torch says of it
                 raise self._failed(op, error) from error
 
     def _foresee(self, op: int) -> None:
-        how, target, specs = self.work.invocations[op], self.work.targets[op], self.work.specs
+        how, target, specs = (
+            self.instructions.invocations[op],
+            self.instructions.targets[op],
+            self.instructions.specs,
+        )
         operation(target).check(how, specs)
         self.operations[op] = found = operation(_SAME_AS.get(target, target))
-        found.check_parts(how, specs, len(self.work.made[op]))
+        found.check_parts(how, specs, len(self.instructions.made[op]))
         made = self._results(op, lambda tensor: _shape_of(specs[tensor]), "meta", found.function)
         self._compare(op, made)
         if not found.is_view:
-            self.fresh_bytes[op] = sum(specs[t].payload_bytes for t in self.work.made[op])
+            self.fresh_bytes[op] = sum(specs[t].payload_bytes for t in self.instructions.made[op])
             self.fresh_bytes[op] += sum(_memory_numel(one) * made[0].itemsize for one in how.shared)
         if not found.may_copy:
             self._check_room(self.fresh_bytes.get(op, 0))
@@ -105,9 +109,9 @@ class Machine:
     def prepare(self, ops: Iterable[int], constants: Collection[int]) -> None:
         """Work out the constants that ``ops`` read, before a run."""
         for op in ops:
-            how = self.work.invocations.get(op)
+            how = self.instructions.invocations.get(op)
             for tensor in () if how is None else read(how):
-                if self.work.everywhere.get(tensor) in constants:
+                if self.instructions.everywhere.get(tensor) in constants:
                     self.value(tensor)
         self.derived.clear()
         self.begin()
@@ -119,7 +123,7 @@ class Machine:
             self.resident.pop(tensor, None)
         self.derived.clear()
         self.unread.clear()
-        self.left = dict(self.work.uses)
+        self.left = dict(self.instructions.uses)
 
     def put(self, tensors: Mapping[int, torch.Tensor]) -> None:
         """Take in what came over the wire."""
@@ -131,12 +135,12 @@ class Machine:
         self.unread.discard(tensor)
         found = self.held.get(tensor, self.resident.get(tensor))
         if found is None:
-            op = self.work.everywhere.get(tensor)
+            op = self.instructions.everywhere.get(tensor)
             if op is None:
                 raise RunError(f"tensor {tensor} is not here")
             made = self._carry_out(op)
-            self.resident.update(zip(self.work.made[op], made, strict=True))
-            self.derived.update(self.work.made[op])
+            self.resident.update(zip(self.instructions.made[op], made, strict=True))
+            self.derived.update(self.instructions.made[op])
             found = self.resident[tensor]
         if self.sight is not None:
             self.sight(tensor, found)
@@ -154,10 +158,10 @@ class Machine:
         for op in ops:
             start = time.perf_counter()
             made = self._carry_out(op)
-            self.held.update(zip(self.work.made[op], made, strict=True))
-            for tensor in {*read(self.work.invocations[op])}:
+            self.held.update(zip(self.instructions.made[op], made, strict=True))
+            for tensor in {*read(self.instructions.invocations[op])}:
                 self._used(tensor)
-            for tensor in self.work.made[op]:
+            for tensor in self.instructions.made[op]:
                 if not self.left.get(tensor):
                     self.held.pop(tensor, None)
             self.seconds[op] = time.perf_counter() - start
@@ -170,15 +174,15 @@ class Machine:
             if tensor in self.held:
                 self.resident[tensor] = self.value(tensor)
                 self.derived.add(tensor)
-            elif (op := self.work.everywhere.get(tensor)) is not None:
-                if all(self._is_here(t) for t in read(self.work.invocations[op])):
+            elif (op := self.instructions.everywhere.get(tensor)) is not None:
+                if all(self._is_here(t) for t in read(self.instructions.invocations[op])):
                     self.value(tensor)
 
     def _is_here(self, tensor: int) -> bool:
         if tensor in self.held or tensor in self.resident:
             return True
-        op = self.work.everywhere.get(tensor)
-        return op is not None and all(map(self._is_here, read(self.work.invocations[op])))
+        op = self.instructions.everywhere.get(tensor)
+        return op is not None and all(map(self._is_here, read(self.instructions.invocations[op])))
 
     def forget(self) -> None:
         """Forget all but what is resident: a call of a device that keeps nothing has ended.
@@ -187,9 +191,9 @@ class Machine:
         """
         waiting = {
             part
-            for tensor, op in self.work.everywhere.items()
+            for tensor, op in self.instructions.everywhere.items()
             if tensor not in self.resident
-            for part in read(self.work.invocations[op])
+            for part in read(self.instructions.invocations[op])
         }
         self.held = {tensor: made for tensor, made in self.held.items() if tensor in waiting}
 
@@ -210,7 +214,7 @@ class Machine:
             raise RunError(f"it makes {needed:,} bytes, and may take {free:,}")
 
     def _carry_out(self, op: int) -> list[torch.Tensor]:
-        how, found = self.work.invocations[op], self.operations[op]
+        how, found = self.instructions.invocations[op], self.operations[op]
         function = found.function
         if self.device == "cpu":
             function = _WITHOUT_KERNEL.get(found.target, function)
@@ -233,14 +237,14 @@ class Machine:
     def _needed(self, op: int, values: Mapping[int, torch.Tensor]) -> int:
         """The memory that an op is about to take for what it makes."""
         if self.operations[op].may_copy:
-            [first, *_] = read(self.work.invocations[op])
-            dtype = self.work.specs[self.work.made[op][0]].dtype
+            [first, *_] = read(self.instructions.invocations[op])
+            dtype = self.instructions.specs[self.instructions.made[op][0]].dtype
             if values[first].is_contiguous() and values[first].dtype == DTYPES[dtype]:
                 return 0
         return self.fresh_bytes.get(op, 0)
 
     def _failed(self, op: int, error: Exception) -> RunError:
-        target = plain(str(self.work.targets.get(op)))
+        target = plain(str(self.instructions.targets.get(op)))
         if isinstance(error, RunError):
             return RunError(f"op {op} ({target}): {error}")
         return RunError(f"op {op} ({target}) failed: {plain(in_words(error))}")
@@ -253,7 +257,7 @@ class Machine:
         function: Callable[..., Any],
     ) -> list[torch.Tensor]:
         """What an op makes on a device, of the tensors that ``value`` gives."""
-        how, found = self.work.invocations[op], self.operations[op]
+        how, found = self.instructions.invocations[op], self.operations[op]
 
         def given(argument: Any) -> Any:
             match argument:
@@ -262,7 +266,7 @@ class Machine:
                 case {"value": tensor}:
                     return value(tensor)
                 case {"like": tensor}:
-                    spec = self.work.specs[tensor]
+                    spec = self.instructions.specs[tensor]
                     one = torch.zeros((), dtype=DTYPES[spec.dtype], device=device)
                     return one.expand(spec.shape)
                 case {"device": _}:
@@ -293,7 +297,7 @@ class Machine:
 
     def _compare(self, op: int, made: Sequence[torch.Tensor]) -> None:
         """Raise RunError where what an op makes is not what was announced."""
-        wanted = [self.work.specs[tensor] for tensor in self.work.made[op]]
+        wanted = [self.instructions.specs[tensor] for tensor in self.instructions.made[op]]
         if len(made) == len(wanted) and all(
             tensor.dtype == DTYPES[spec.dtype] and tensor.shape == spec.shape
             for tensor, spec in zip(made, wanted, strict=True)

@@ -1,0 +1,46 @@
+"""What a model is split over: home, the accelerators that it calls, and the links between them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from costmodels.arrays import Options
+from costmodels.devices import Device
+from costmodels.links import Links
+from costmodels.roofline import DeviceTime, time_ops
+from tracer.graph import OpGraph
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Home, one or more accelerators, and the links between them.
+
+    >>> from costmodels.links import load_link
+    >>> Machine("tee", ("gpu",), Links(load_link("pcie4-x16"))).devices
+    ('tee', 'gpu')
+    """
+
+    home: str
+    """What the user calls it, as the accelerators."""
+    accelerators: tuple[str, ...]
+    """Of equally good ones those that come first are taken."""
+    links: Links
+    wire_dtype: str | None = None
+    """What floats cross in; None for their own dtypes."""
+    described: Mapping[str, Device] = field(default_factory=dict)
+    """By name, the devices that have a description."""
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """By name, what a device can hold, in place of what its description says."""
+    options: Options = field(default_factory=Options)
+    """What makes the arrays among the devices faster."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of home and of the accelerators, in that order."""
+        return (self.home, *self.accelerators)
+
+    def times(self, graph: OpGraph) -> dict[str, DeviceTime]:
+        """By described device, what each op of an annotated graph takes there, without paging."""
+        return {
+            name: time_ops(graph, device, options=self.options)
+            for name, device in self.described.items()
+        }

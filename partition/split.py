@@ -1,0 +1,156 @@
+"""A placement of a traced model, what it moves, and the run that its tables are of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from costmodels.arrays import Options
+from costmodels.links import Links
+from partition import Residency
+from partition.accounting import Traffic, account
+from partition.ladder import Exposure
+from partition.placement import Placement
+from partition.run import Chips, Run
+from partition.solve import Proof
+from tracer.graph import FLOATING, OpGraph
+from tracer.serde import run_of
+
+
+def in_a_path(text: str) -> str:
+    """A value as it stands in a folder's name, where DuckDB reads it: it may hold a "="."""
+    return quote(text, safe="+@,() ")
+
+
+PARTITIONS = "policy=*/wire=*/residency=*/machine=*"
+"""Where the partitions of a trace lie in its directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A placement of a traced model with what it moves, and the options it was counted under."""
+
+    graph: OpGraph
+    trace_id: str
+    policy: str
+    placement: Placement
+    traffic: Traffic
+    link: str
+    """What the links are called."""
+    links: Links | None
+    """None of a split that was read from its tables, which name them alone."""
+    wire_dtype: str | None
+    """What floating tensors were turned into on the wire, None for their own dtypes."""
+    residency: Residency
+    compute_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Device -> what its ops take there, one after another; described devices alone."""
+    solution: Proof | None = None
+    """How good the placement is; None where the policy left nothing free."""
+    objective: str | None = None
+    """What the solution is best for: ``bytes``, ``seconds`` or both; None without one."""
+    unit: str | None = None
+    """Of the solution's objective and bound: ``bytes``, ``ns`` or ``weighted``."""
+    cycles: Mapping[str, int] = field(default_factory=dict)
+    """Device -> the cycles of its products there; arrays of multipliers alone."""
+    options: Options = field(default_factory=Options)
+    """What makes the arrays faster than their descriptions."""
+    chips: Chips | None = None
+    """The arrays that compute for home; None where no accelerator computes, or one is no array."""
+    secret: frozenset[int] = frozenset()
+    """The tensors that have a value of what the policy keeps secret."""
+    exposed: tuple[Exposure, ...] = ()
+    """What each accelerator sees that is not trusted."""
+    described: Mapping[str, str] = field(default_factory=dict)
+    """Device -> what it is, where that has another name."""
+    devices: tuple[str, ...] = ()
+    """Home and all accelerators that ops could have been placed on."""
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Home, then the accelerators that run anything."""
+        return (self.placement.home, *self.placement.accelerators)
+
+    def over(self, links: Links) -> "Split":
+        """The same placement, counted over other links; what was proven was of the former ones."""
+        traffic = account(
+            self.graph, self.placement, links, wire_dtype=self.wire_dtype, residency=self.residency
+        )
+        return replace(self, link=links.name, links=links, traffic=traffic, solution=None)
+
+    @property
+    def run(self) -> Run | None:
+        """What the run takes; None where a device or a link that it uses is not known."""
+        moving, meta = self.traffic.totals.seconds, self.graph.meta
+        at_home, away = self.home_seconds, self.accelerator_seconds
+        if moving is None or at_home is None or away is None:
+            return None
+        chips, tokens = self.chips, meta.batch * max(meta.seq, 1)
+        if chips is None:
+            return Run(at_home, away, moving, tokens, None)
+        return Run(
+            at_home,
+            away,
+            moving,
+            tokens,
+            chips.options.chips,
+            chips.fewest_within(moving),
+            at_home + chips.seconds(chips.most) + moving,
+        )
+
+    @property
+    def home_seconds(self) -> float | None:
+        """Computing at home; None where home is not described or cannot run all that is there."""
+        return self.compute_seconds.get(self.placement.home)
+
+    @property
+    def accelerator_seconds(self) -> float | None:
+        """Computing on the accelerators that are used, all together; None where one is unknown."""
+        accelerators = self.placement.accelerators
+        if not set(accelerators) <= set(self.compute_seconds):
+            return None
+        return sum((self.compute_seconds[d] for d in accelerators), 0.0)
+
+    @property
+    def run_seconds(self) -> float | None:
+        """Computing and moving, one after another; None where ``run`` is."""
+        return None if self.run is None else self.run.seconds
+
+    @property
+    def wire(self) -> str:
+        """The dtype in the directory's name: what floats cross in, ``native`` where several do."""
+        crossing = {t.wire_dtype for t in self.traffic.transfers if t.wire_dtype in FLOATING}
+        if len(crossing) == 1:
+            return crossing.pop()
+        return "native" if crossing else self.wire_dtype or self.graph.meta.dtype
+
+    @property
+    def machine(self) -> str:
+        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``, and options of arrays."""
+        placement = self.placement
+        used = self.devices or (placement.home, *placement.accelerators)
+        devices = [
+            name if self.described.get(name, name) == name else f"{name}={self.described[name]}"
+            for name in used
+        ]
+        options = f", {self.options.text}" if self.options.text else ""
+        return f"{'+'.join(devices)}@{self.link}{options}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The run that its tables are of: the values of ``serde.RUN``."""
+        return run_of(
+            self.graph,
+            self.trace_id,
+            policy=self.policy,
+            wire=self.wire,
+            residency=self.residency,
+            machine=self.machine,
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where the tables go, inside the trace's directory."""
+        run = self.identity
+        names = ("policy", "wire", "residency", "machine")
+        return Path(*(f"{name}={in_a_path(run[name])}" for name in names))
