@@ -8,7 +8,7 @@ import typer
 
 from cli import complete
 from cli.app import command
-from cli.options import MOST, ArrayOptions, Device, Json
+from cli.options import MOST, Arrays, Device, Json
 from costmodels import CountAs, Dataflow, Overlap
 from tracer.graph import ITEM_BYTES
 
@@ -86,7 +86,7 @@ def gemm(
     m: M,
     k: K,
     n: N,
-    arrays: ArrayOptions,
+    arrays: Arrays,
     how: Product,
     device: Device = "chip-8x8",
     as_json: Json = False,

@@ -82,7 +82,7 @@ Baseline = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class TraceOptions:
+class Tracing:
     """How a model is traced."""
 
     seq: Annotated[
@@ -122,7 +122,7 @@ class TraceOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayOptions:
+class Arrays:
     """What makes arrays of multipliers faster than their descriptions."""
 
     pipeline_depth: Annotated[
@@ -206,7 +206,7 @@ class MachineOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchOptions:
+class Search:
     """What a placement must keep to."""
 
     residency: Annotated[

@@ -7,22 +7,14 @@ from typing import Annotated
 import typer
 
 from cli.app import command, say, warn
-from cli.options import (
-    ArrayOptions,
-    Baseline,
-    Json,
-    MachineOptions,
-    Policies,
-    SearchOptions,
-    TraceDir,
-)
+from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Search, TraceDir
 
 
 @command("cutedge report --policy offload-linear --policy min-cut --png", tables=False)
 def report(
     machine: MachineOptions,
-    arrays: ArrayOptions,
-    search: SearchOptions,
+    arrays: Arrays,
+    search: Search,
     directory: TraceDir = None,
     policies: Policies = None,
     baseline: Baseline = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli.app import command, say, warn
-from cli.options import Json, MachineOptions, Model, SearchOptions, TraceOptions
+from cli.options import Json, MachineOptions, Model, Search, Tracing
 
 if TYPE_CHECKING:
     from cutedge._verify import Verification
@@ -53,9 +53,9 @@ class Running:
 @command("cutedge verify llama-3.2-1b --seq 1024 --policy offload-linear")
 def verify(
     model: Model,
-    tracing: TraceOptions,
+    tracing: Tracing,
     machine: MachineOptions,
-    search: SearchOptions,
+    search: Search,
     running: Running,
     policies: Annotated[
         list[str] | None,

@@ -8,16 +8,7 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import (
-    ArrayOptions,
-    Baseline,
-    Json,
-    MachineOptions,
-    Policies,
-    SearchOptions,
-    TraceDir,
-    no_model,
-)
+from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Search, TraceDir, no_model
 from partition import Order
 from tracer.errors import InputError
 
@@ -28,8 +19,8 @@ if TYPE_CHECKING:
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
 def partition(
     machine: MachineOptions,
-    arrays: ArrayOptions,
-    search: SearchOptions,
+    arrays: Arrays,
+    search: Search,
     directory: TraceDir = None,
     policy: Annotated[
         str,
@@ -67,8 +58,8 @@ def partition(
 @command("cutedge compare --wire-dtype bfloat16")
 def compare(
     machine: MachineOptions,
-    arrays: ArrayOptions,
-    search: SearchOptions,
+    arrays: Arrays,
+    search: Search,
     directories: Annotated[
         list[Path] | None,
         typer.Argument(

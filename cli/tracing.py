@@ -11,14 +11,14 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Json, Model, Settings, TraceOptions
+from cli.options import Json, Model, Settings, Tracing
 from tracer.errors import InputError
 
 
 @command("cutedge trace llama-3.2-1b --seq 1024")
 def trace(
     model: Model,
-    tracing: TraceOptions,
+    tracing: Tracing,
     full: Annotated[bool, typer.Option(help="Trace every layer, even when all are alike.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where an op that works has no cost formula.")

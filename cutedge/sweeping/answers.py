@@ -78,7 +78,7 @@ class Answers:
     """By size: whether it is proven to be the best; None without an objective."""
 
 
-class Search:
+class PlacementSearch:
     """The placements of one policy on the sizes of one program."""
 
     def __init__(

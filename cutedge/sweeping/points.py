@@ -29,7 +29,14 @@ from costmodels.many import (
     op_groups,
     time_group,
 )
-from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, Search, by_part, placement_on
+from cutedge.sweeping.answers import (
+    ACCELERATOR,
+    HOME,
+    Devices,
+    PlacementSearch,
+    by_part,
+    placement_on,
+)
 from partition import Residency
 from partition.accounting import account
 from partition.policy import Policy
@@ -138,7 +145,9 @@ def points(job: Job) -> Points:
     }
     order = np.lexsort([sizes[name] for name in ("seq", "source", "past", "batch")])
     searches = {
-        (residency, number): Search(part.graph, job.policy, part.over, residency, job.time_limit)
+        (residency, number): PlacementSearch(
+            part.graph, job.policy, part.over, residency, job.time_limit
+        )
         for residency in job.residencies
         for number, part in enumerate(parts)
     }
@@ -240,7 +249,7 @@ class _Rows:
 
 
 def _rows(
-    part: _Part, search: Search, machine: Machine, wire: str | None, residency: Residency
+    part: _Part, search: PlacementSearch, machine: Machine, wire: str | None, residency: Residency
 ) -> _Rows:
     if wire is None and machine.options.int8_speedup is not None:
         wire = "int8"

@@ -35,7 +35,7 @@ from cutedge.sweeping.answers import (
     HOME,
     IMPOSSIBLE,
     NOT_FOUND,
-    Search,
+    PlacementSearch,
 )
 from cutedge.sweeping.points import Job, SizedGraph, pack, points
 from partition.accounting import account
@@ -301,7 +301,7 @@ def answers(
     over = Over({"batch": columns[:, 0], "seq": columns[:, 1], "past": none, "source": none})
     start = resized(graph, *pairs[0])
     start = annotate(start) if on.described else start
-    return pairs, Search(start, policy, over, "run", time_limit).answers(on, None)
+    return pairs, PlacementSearch(start, policy, over, "run", time_limit).answers(on, None)
 
 
 @EXAMPLES
