@@ -22,9 +22,9 @@ Run = Callable[[str, Path], str]
 BLOCK = re.compile(r"^```(console|sql|toml|text)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def in_a_shell(line: str, folder: Path) -> str:
-    """What a line prints, carried out as a user does."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def in_a_shell(line: str, folder: Path, commands: Path = Path(sys.executable).parent) -> str:
+    """What a line prints, carried out as a user does; ours are among the ``commands``."""
+    path = f"{commands}{os.pathsep}{os.environ['PATH']}"
     environment = {
         **os.environ,
         "PATH": path,
