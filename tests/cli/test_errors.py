@@ -769,6 +769,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_trace(here, run):
     assert tree(here) == before
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_the_middle_of_a_partition(here, run):
     assert run("partition", "t").returncode == 0
     before = tree(here)
@@ -825,7 +826,7 @@ def test_no_space_for_the_name_of_the_last_trace(here, cli, monkeypatch):
     ],
     ids=" ".join,
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_an_output_that_cannot_be_printed(here, run, command):
     def to(where: str) -> Done:
         return run("/bin/sh", "-c", f'"$@" {where}', "sh", BIN / command[0], *command[1:])

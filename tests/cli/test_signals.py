@@ -141,6 +141,7 @@ with suppress(OSError):
 
 
 @pytest.mark.parametrize("words", [("--json",), ()])
+@pytest.mark.few(1)
 def test_a_command_that_is_interrupted_says_so_in_a_line(words, traced, tmp_path):
     command = ["query", "--trace", traced, "SELECT count(*) FROM range(100000) a, range(100000000)"]
     process = subprocess.Popen(
@@ -152,7 +153,7 @@ def test_a_command_that_is_interrupted_says_so_in_a_line(words, traced, tmp_path
         stderr=subprocess.PIPE,
     )
     assert until(lambda: watches(process.pid), 20)
-    time.sleep(3)
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.count("\n")) == (130, "", 1)

@@ -210,6 +210,7 @@ def test_where_more_chips_end_by_trying_every_number(seed):
         assert found.fewest_within(seconds * (1 + 1e-12)) == min(within, default=None)
 
 
+@pytest.mark.slow
 def test_the_documents_verdicts(here):
     """One chip: edge-10m and DistilBERT usable, TinyLlama not; with all that speeds it up it is."""
     folders = [here / model for model in MODELS]

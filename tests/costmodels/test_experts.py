@@ -352,7 +352,7 @@ def test_a_model_that_runs_all_experts_is_counted_as_it_runs():
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_ways_to_route(config, assumed):
     graph = small({**SMALL, **config})
     (text,) = assumptions(graph)
@@ -410,6 +410,7 @@ def test_the_summary_says_what_is_active_and_what_is_assumed(tmp_path):
     assert (said["active_parameters"], said["assumptions"]) == (active, [assumed])
 
 
+@pytest.mark.slow
 def test_the_summary_of_a_dense_model_says_nothing_of_experts(tmp_path):
     _, printed = summary({**SMALL, "model_type": "qwen3"}, tmp_path)
     assert "active" not in printed

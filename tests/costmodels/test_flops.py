@@ -64,7 +64,7 @@ def products(graph: OpGraph) -> list[int | None]:
 
 @pytest.mark.parametrize("logits", ["last", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", swept(CAUSAL))
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_causal_models_equal_torch(traced, name, logits):
     graph = traced(name, batch=BATCH, seq=SEQ, logits=logits)
     assert products(graph) == counted_by_torch(name, logits)
@@ -72,6 +72,7 @@ def test_causal_models_equal_torch(traced, name, logits):
 
 @pytest.mark.parametrize("name", swept(ENCODERS))
 @pytest.mark.few(1)
+@pytest.mark.slow
 def test_encoders_equal_torch(traced, name):
     graph = traced(name, batch=BATCH, seq=SEQ)
     assert graph.meta.logits == "all"  # an encoder makes all of them, whatever was asked for
@@ -119,6 +120,7 @@ def few_layers(name: str) -> dict[str, Any]:
     return {depth: min(config[depth], max(6, dense + 1) if "layer_types" in config else dense + 1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seq", [1024, 8192])
 def test_fusing_attention_spares_the_traffic_of_the_scores(traced, seq):
     """The rows of an attention, eager less fused: the scores are written 4 times, and read 4 times.

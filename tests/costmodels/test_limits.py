@@ -199,6 +199,7 @@ def test_limits_are_those_of_the_dtype_that_is_computed_in(device, bits, dtype):
 # --- off a traced decode --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_llama_off_its_rows(traced):
     graph = traced("llama-3.2-1b", phase="decode", past=16)
     model = describe(graph)
@@ -246,8 +247,8 @@ WINDOWS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(WINDOWS, key=lambda name: name != "mistral"))
-@pytest.mark.few(1)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(WINDOWS))
 def test_windows_of_traced_models(name, tmp_path, monkeypatch):
     """2 x 2 x 16 cached values a token and layer; QK^T and scores*V: 2 x 2 x 64 FLOPs a key."""
     monkeypatch.chdir(tmp_path)
@@ -278,6 +279,7 @@ def rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_reference_figures():
     asked = ["--device", "rtx-4090", "--weight-bits", "8", "--kv-bits", "16", "--prompt", "1000"]
     printed = invoke("cutedge", "limits", "qwen1.5-7b", *asked, "--units", "reference", "--json")
@@ -325,7 +327,7 @@ def test_parts_of_a_llama(traced):
         ("deepseek-v3", {"num_hidden_layers": 4}, None, None),  # keys come from a latent
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_heads(traced, model, options, attention, heads):
     found = break_down(traced(model, seq=16, overrides=options))
     assert (found.attention, found.heads) == (attention, heads)

@@ -165,6 +165,7 @@ def test_what_is_read_back_is_what_the_accounting_says(case: str) -> None:
 @pytest.mark.parametrize("residency", ["run", "call"])
 @pytest.mark.parametrize("policy", ["offload-linear", "min-cut-norm-home", "host-chip"])
 @pytest.mark.few(2)
+@pytest.mark.slow
 def test_a_decode_with_a_cache_is_read_back_and_laid_out(
     policy: str, residency: str, tmp_path: Path
 ) -> None:

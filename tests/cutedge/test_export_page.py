@@ -60,6 +60,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             server.kill()
 
 
+@pytest.mark.slow
 def test_model_explorer_shows_the_graph_with_its_overlays(served: str) -> None:
     from tracer.serde import read_trace
 

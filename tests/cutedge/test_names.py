@@ -180,6 +180,7 @@ def test_coverage_is_of_flops_everywhere_and_that_of_seconds_has_its_own_name():
     assert 0 < cost["seconds_coverage"] < 1  # of softmax and the like a chip has no seconds
 
 
+@pytest.mark.slow
 def test_active_parameters_are_those_that_a_token_meets():
     """A token goes to 2 of 4 experts: half of their weights are idle."""
     small = {

@@ -78,6 +78,7 @@ DRAWN = """() => [...document.querySelectorAll('.drawing')].map(drawing => {
 @pytest.mark.parametrize(
     ("name", "scheme"), [*((name, "light") for name in PAGES), (next(iter(PAGES)), "dark")]
 )
+@pytest.mark.few(2)
 def test_every_drawing_is_drawn_or_says_why(opened, pages, name, scheme):
     with opened(pages[name], color_scheme=scheme) as page:
         drawn = {one["id"]: one for one in page.evaluate(DRAWN)}
@@ -177,7 +178,8 @@ COLOURS = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.few(1)
 def test_both_themes_can_be_read(opened, pages, scheme):
     with opened(pages["tee-gpu"], color_scheme=scheme) as page:
         found = page.evaluate(COLOURS)
@@ -214,6 +216,7 @@ def test_a_dark_page_is_printed_light_and_whole(opened, pages):
 
 
 @pytest.mark.parametrize("name", PAGES)
+@pytest.mark.few(1)
 def test_a_narrow_page_is_not_wider_than_the_screen(opened, pages, name):
     with opened(pages[name], width=390) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -232,7 +235,8 @@ OVERLAPS = """selector => {
 }"""
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.few(1)
 def test_labels_do_not_lie_on_each_other(opened, pages, width):
     with opened(pages["tee-gpu"], width=width) as page:
         for selector in (

@@ -177,7 +177,7 @@ def program(graph: OpGraph, reach: Reach, given: dict[str, list[int]]) -> SizedG
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_every_figure_is_that_of_one_point(subject):
     name, options, given = SUBJECTS[subject]
     subject_trace = captured(preset(name), model=name, **options)
@@ -215,6 +215,7 @@ def test_every_figure_is_that_of_one_point(subject):
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.few(1)
+@pytest.mark.slow
 def test_where_a_trace_reaches_is_where_it_has_a_graph(batch, attn):
     trace = captured(preset("edge-10m"), model="edge-10m", batch=batch, seq=8, attn=attn)
     sizes = {

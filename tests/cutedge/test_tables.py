@@ -430,6 +430,7 @@ TRACES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", TRACES.values(), ids=TRACES.keys())
+@pytest.mark.few(2)
 def test_a_trace_reads_back_as_it_was(traced, tmp_path, options):
     graph = traced("edge-10m", seq=8, **options)
     trace_id = write_trace(graph, tmp_path / "a" / "new folder")

@@ -13,7 +13,7 @@ from tools.readme import GUIDE, README, ROOT, blocks, in_a_shell
 
 PYTHON = ROOT / "docs" / "guide" / "python.md"
 
-QUICK = ("README", "accounting", "chips", "security")
+QUICK = ("README", "accounting")
 """Pages that `make test` runs, in its own process; `make test-all` runs all as a user does."""
 WORD = r"""(?:"[^"]*"|'[^']*'|[^\s"'|<>;&$`*]+)"""
 PLAIN = re.compile(rf"((?:cutedge|trace|partition)(?: {WORD})*)( (?:\||>|2>).*)?")

@@ -45,6 +45,7 @@ def test_how_many_rows_there_are():
     assert counts == {"reproduce": 500, "reference_is_wrong": 6}
 
 
+@pytest.mark.slow
 def test_the_log_agrees_but_for_one_table_of_the_report():
     found = judged(LOG)
     assert [row.item for row in found if row.agrees is False] == [

@@ -115,6 +115,7 @@ def test_what_is_no_range(here, over, says):
     assert says in done.stderr
 
 
+@pytest.mark.slow
 def test_a_range_beyond_what_the_trace_holds_for_is_refused(tmp_path, monkeypatch):
     """sdpa with a window is another program beyond it."""
     monkeypatch.chdir(tmp_path)

@@ -450,6 +450,7 @@ def here(tmp_path, monkeypatch):
 TWO = ("--home", "tee-tdx", "--accel", "a=rtx-4090", "--accel", "b=rtx-4090")
 
 
+@pytest.mark.slow
 def test_a_model_that_fits_on_neither_is_split_over_both(here):
     """edge-10m has 37.9 MiB of parameters, and home is too small for any matrix of them."""
     done = invoke(

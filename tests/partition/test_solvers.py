@@ -798,6 +798,7 @@ def test_costs_of_any_unit_give_the_same_placement(unit):
         assert found.proven
 
 
+@pytest.mark.slow
 def test_the_answer_does_not_depend_on_hashes():
     outputs = {
         subprocess.run(

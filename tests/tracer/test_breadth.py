@@ -338,6 +338,7 @@ BY_VALUES = {
 
 @pytest.mark.parametrize("kind", BY_VALUES)
 @pytest.mark.few(1)
+@pytest.mark.slow
 def test_code_that_goes_by_values_is_named_with_its_module_and_line(kind):
     config, reason, module = BY_VALUES[kind]
     with pytest.raises(CutedgeError) as caught:

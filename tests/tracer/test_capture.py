@@ -468,6 +468,7 @@ def test_beyond_the_positions_is_a_warning():
     assert captured.graph.meta.symbolic == ("batch", "seq")
 
 
+@pytest.mark.slow
 def test_a_branch_on_the_length_bounds_the_formulas():
     """BigBird looks at the length of the sequence to choose between two kinds of attention."""
     config = {
@@ -641,6 +642,7 @@ def test_buffers_keep_the_precision_of_their_code():
 
 @pytest.mark.parametrize("kind", ["bloom", "deberta-v2"])
 @pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_dropout_hands_on_the_memory_of_its_input(kind):
     """What follows a dropout in evaluation is still a view of what went in: attention is found."""
     graph = capture({"model_type": kind, "num_hidden_layers": 1}, model=kind, seq=16).graph

@@ -147,6 +147,7 @@ EVERY_SORT = (
 
 @pytest.mark.parametrize("code", [TWO_READERS, EVERY_SORT])
 @pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_run_draws_what_the_unsplit_model_draws(tmp_path, code):
     file = written(tmp_path, code)
     done = invoke(

@@ -144,6 +144,7 @@ def test_a_mask_that_is_not_known_is_not_guessed():
     assert total_flops(graph).products > 0
 
 
+@pytest.mark.slow
 def test_the_triangle_of_llama():
     """seq (seq + 1) / 2 pairs of seq ** 2, in the products of an attention alone."""
     graph = traced("llama", 11, 0)

@@ -1051,6 +1051,7 @@ def test_a_preset_with_sdpa_has_one_attention_op_a_layer(model, name):
 
 @pytest.mark.parametrize("name", DEPTHS)
 @pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_preset_in_bfloat16_has_the_same_attentions(model, name):
     graph, same = model(name, dtype="bfloat16"), model(name)
     found, expected = find_attentions(graph), find_attentions(same)

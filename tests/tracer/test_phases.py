@@ -83,7 +83,7 @@ KINDS = {
 
 @pytest.mark.parametrize("past", [pytest.param(3, marks=pytest.mark.slow), 12])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_state_is_that_of_a_real_run(kind, past):
     """A real model, prefilled and stepped once on the CPU: every tensor of its cache."""
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 2}
@@ -140,6 +140,7 @@ FILLING = {"seq": 16, "cache": True}
         ),
     ],
 )
+@pytest.mark.slow
 def test_repeated_layers_equal_the_whole_trace_over_a_cache(kind, sizes):
     fields = {**SMALL, **KINDS[kind], "num_hidden_layers": 8}
     one, two = (
@@ -183,6 +184,7 @@ HALVES = {
         pytest.param("t5", {"phase": "decode", "past": 20, "source": 24}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_repeated_layers_equal_the_whole_trace_of_an_encoder_and_a_decoder(kind, sizes):
     config = {"model_type": kind, "d_model": 64, "vocab_size": 99, **HALVES[kind]}
     one, two = (capture(config, model=kind, full=full, **sizes).graph for full in (False, True))

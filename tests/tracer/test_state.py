@@ -121,11 +121,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [
-        kind if kind in ("t5", "mistral") else pytest.param(kind, marks=pytest.mark.slow)
-        for kind in KINDS
-    ],
+    "kind", [kind if kind == "t5" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
 def test_what_state_is_made_of_tells_what_it_renews(kind):
     """A capture knows the pairs from the model's cache, and hands state back as it was given."""

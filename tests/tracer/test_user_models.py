@@ -252,6 +252,7 @@ def test_every_phase_and_every_way_that_was_tried():
     assert symbolic == [("batch", "seq"), ("batch", "seq", "source"), ("batch", "past", "source")]
 
 
+@pytest.mark.slow
 def test_a_ladder_to_the_concrete_and_one_to_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loops = {

@@ -164,6 +164,7 @@ def test_the_peer_of_a_run_is_let_in() -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_silent_home_is_let_go_and_the_next_is_served() -> None:
     with listening("--idle", "0.5") as worker:
         with knocking(worker.address, 20.0) as channel:

@@ -216,6 +216,7 @@ def test_half_as_wide_on_the_wire(listening):
     assert verdict.answer_equal
 
 
+@pytest.mark.slow
 def test_a_model_in_bfloat16(listening):
     model, links = small("llama-3.2-1b", dtype="bfloat16"), Links(load_link("unix-socket"))
     placement = placed(model, "fuse-attention", "run", links.common)

@@ -497,7 +497,12 @@ def larger(device: DevicePlan, numel: int) -> DevicePlan:
     [
         (64, 100, r"its weights and constants need [\d,]+ bytes, and may take 100"),
         (HUGE, None, r"its weights and constants need [\d,]+ bytes, and may take [\d,]+"),
-        (HUGE, 2**70, r"there is no memory for its [\d,]+ bytes of weights"),
+        pytest.param(
+            HUGE,
+            2**70,
+            r"there is no memory for its [\d,]+ bytes of weights",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @pytest.mark.parametrize("where", ["tee", "gpu"])
@@ -649,6 +654,7 @@ def refused(*words: str | Path) -> str:
     return line.removeprefix("error: ")
 
 
+@pytest.mark.slow
 def test_verify_without_the_memory(tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = refused("verify", *MODEL, "--memory", "gpu=1KiB", "--out", out)

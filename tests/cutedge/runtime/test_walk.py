@@ -218,6 +218,7 @@ def test_parts_of_cached_state_survive_what_an_accelerator_forgets() -> None:
 # --- secrets --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_channel_sends_no_tensor_with_a_secrets_values() -> None:
     """The plan sends it all the same; home's end of the connection refuses, and names it."""
     one = split()
