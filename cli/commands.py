@@ -1,7 +1,7 @@
 """All commands. Each imports what it needs: help must be instant."""
 
 # The help lists the commands in this order.
-from cli import tracing, splitting, sweeping, reporting, running  # isort: skip
+from cli import tracing, splitting, generating, sweeping, reporting, running  # isort: skip
 from cli import exporting, costs, devices, links, asking  # isort: skip
 from cli.app import app
 
@@ -11,6 +11,7 @@ __all__ = [
     "costs",
     "devices",
     "exporting",
+    "generating",
     "links",
     "reporting",
     "running",

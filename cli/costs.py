@@ -63,9 +63,9 @@ def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
     from rich.text import Text
 
     from cli.printing import console, print_table
+    from cutedge._rows import cost_rows
     from cutedge._words import cost_sentences
     from tracer.summary import headline
-    from tracer.words import duration, human
 
     out = console()
     out.print(Text(headline(costs[0].trace.graph.meta), style="bold"))
@@ -77,24 +77,9 @@ def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
         for line in cost_sentences(cost):
             out.print(line)
         out.print()
-        shares = cost.by(by)
-        if by != "layer":
-            shares.sort(key=lambda share: -share.seconds)
         print_table(
             f"{by}, ops>4, FLOPs>2, bytes>2, FLOPs/byte>3, share%, seconds>, bound by<1",
-            [
-                (
-                    share.name,
-                    f"{share.ops:,}",
-                    f"{share.flops:,}",
-                    human(share.traffic_bytes),
-                    "" if share.intensity is None else f"{share.intensity:.2f}",
-                    f"{share.seconds / time.seconds:.1%}" if time.seconds else "",
-                    "not here" if share.missing_ops == share.ops else duration(share.seconds),
-                    share.bound,
-                )
-                for share in shares
-            ],
+            cost_rows(cost, by),
         )
     out.print()
 

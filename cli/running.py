@@ -104,13 +104,9 @@ def verify(
 
 def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
     from cli.printing import console, print_table
+    from cutedge._rows import verify_rows
     from tracer.summary import headline
-    from tracer.words import duration, human, mib
-
-    def against(predicted: float | None, seconds: float) -> str:
-        if not predicted:
-            return f"{duration(seconds)}"
-        return f"{duration(predicted)} / {duration(seconds)} ({predicted / seconds - 1:+.1%})"
+    from tracer.words import duration, human
 
     rows = [(each.split, each.measured, each.verdict) for each in verified]
     out = console()
@@ -122,19 +118,7 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
     say()
     print_table(
         "policy, calls>1, payload>2, on the wire>5, bytes, transfer time>4, run>3, answer off by>1",
-        [
-            (
-                one.policy,
-                f"{v.calls_predicted} / {v.calls_measured}",
-                f"{mib(v.total_payload_bytes_predicted)} / {mib(v.total_payload_bytes_measured)}",
-                f"{v.total_wire_bytes_predicted:,} / {v.total_wire_bytes_measured:,} B",
-                "equal" if v.bytes_equal else "NOT EQUAL",
-                against(one.traffic.totals.seconds, sum(c.seconds for c in m.calls)),
-                against(one.run_seconds, m.seconds),
-                f"{v.max_abs_difference:.3g} of {v.max_abs_result:.3g}",
-            )
-            for one, m, v in rows
-        ],
+        verify_rows(verified),
     )
     say()
     for one, m, v in rows:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from cli.printing import console, print_table
+from cutedge._rows import ladder_rows, price_rows, transfer_rows
 from cutedge._words import (
-    amount,
     best_for,
     bottleneck_sentence,
     coverage,
@@ -24,7 +24,7 @@ from partition.ladder import LadderStep
 from partition.optimise import Price
 from partition.split import Split
 from tracer.graph import TraceMeta
-from tracer.summary import growth, headline
+from tracer.summary import headline
 from tracer.words import counted, duration, human, mib
 
 if TYPE_CHECKING:
@@ -63,18 +63,7 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     if made.top_transfers:
         print_table(
             "top transfers, direction<1, count>3, each>2, all>, share%, growth<4",
-            [
-                (
-                    group.name,
-                    group.direction,
-                    str(group.count),
-                    human(group.example.payload_bytes),
-                    human(group.payload_bytes),
-                    f"{group.share:.1%}",
-                    growth(group.example.tensor),
-                )
-                for group in made.top_transfers[:8]
-            ],
+            transfer_rows(made.top_transfers),
         )
         out.print()
     out.print(bottleneck_sentence(made.bottleneck))
@@ -83,32 +72,12 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
 
 def _print_why(partition: Split, steps: Sequence[LadderStep], prices: Sequence[Price]) -> None:
     print_table(
-        "step from offload-linear~, ops>2, to<1, saves>, calls>, left>3",
-        [
-            (
-                step.ops,
-                str(step.count),
-                step.device,
-                mib(step.saved_bytes),
-                f"{-step.saved_calls:+}" if step.saved_calls else "",
-                mib(step.total_payload_bytes),
-            )
-            for step in steps
-        ],
+        "step from offload-linear~, ops>2, to<1, saves>, calls>, left>3", ladder_rows(steps)
     )
     console().print()
     if prices:
         print_table(
-            "price of a rule or secret~, ops>1, costs>, ",
-            [
-                (
-                    price.reason or price.rule,
-                    str(price.ops),
-                    amount(price.saved, partition.unit),
-                    "" if price.proven else "about",
-                )
-                for price in prices
-            ],
+            "price of a rule or secret~, ops>1, costs>, ", price_rows(prices, partition.unit)
         )
         console().print()
 

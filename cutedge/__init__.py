@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cutedge._compare import Comparison
     from cutedge._cost import limits, params
     from cutedge._gemm import gemm
+    from cutedge._generate import Generation, generate
     from cutedge._partition import Partition
     from cutedge._sql import query
     from cutedge._sweep import sweep
@@ -30,7 +31,8 @@ __all__ = [  # noqa: RUF022  # in groups
     # begin
     "load",
     "trace",
-    # many points, and what is on disk
+    # a whole generation, many points, and what is on disk
+    "generate",
     "query",
     "sweep",
     # ask of a model or a device alone
@@ -39,6 +41,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "params",
     # what there is then
     "Comparison",
+    "Generation",
     "Partition",
     "Trace",
     # what is raised
@@ -50,7 +53,9 @@ _PLACES = {
     "Comparison": "cutedge._compare",
     "Partition": "cutedge._partition",
     "Trace": "cutedge._trace",
+    "Generation": "cutedge._generate",
     "gemm": "cutedge._gemm",
+    "generate": "cutedge._generate",
     "limits": "cutedge._cost",
     "load": "cutedge._trace",
     "params": "cutedge._cost",

@@ -39,20 +39,27 @@ NATIVE = "native"
 class Subject:
     """A model in a phase: what is traced, at whatever sizes."""
 
-    model: str
-    """As the user calls it."""
+    model: Any
+    """As the user calls it, or its config."""
     phase: str
     options: Mapping[str, Any]
     """``dtype``, ``attn``, ``logits``."""
     sizes: Mapping[str, Sequence[int]]
     """By size that is asked for: its values. The others have the model's defaults."""
+    overrides: Any = None
+    """Fields of the config, as ``trace`` takes them."""
 
     def asked(self, sizes: Mapping[str, int]) -> "Request":
         """The model at sizes."""
         from cutedge._request import Request
 
         return Request(
-            self.model, sizes, phase=self.phase, cache=False, overrides={}, **self.options
+            self.model,
+            sizes,
+            phase=self.phase,
+            cache=False,
+            overrides=self.overrides,
+            **self.options,
         )
 
     @property

@@ -311,7 +311,7 @@ def _inside(file: _File, programs: "Sequence[SizedGraph]") -> "list[SizedGraph]"
     return found
 
 
-def _programs(subject: Subject) -> "tuple[list[SizedGraph], tuple[str, ...], bool]":
+def programs_of(subject: Subject) -> "tuple[list[SizedGraph], tuple[str, ...], bool]":
     """(a subject's programs, warnings, whether the cache had all of them): traced as often as
     there are programs, and no more."""
     import numpy as np
@@ -428,4 +428,4 @@ class Engine:
 
 
 def _traced(number: int, subject: Subject) -> tuple[int, Any]:
-    return number, _programs(subject)
+    return number, programs_of(subject)

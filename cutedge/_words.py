@@ -26,6 +26,7 @@ from tracer.words import counted, covered, duration, human, mib
 
 if TYPE_CHECKING:
     from cutedge._cost import Cost, Parameters
+    from cutedge._generate import Generation
     from cutedge._partition import Partition
 
 
@@ -371,3 +372,35 @@ def parameter_sentences(params: "Parameters") -> Iterator[str]:
     if found.unread and not idle:
         yield f"{found.unread:,} parameters are read by no op of a prefill"
     yield from idle
+
+
+def generation_sentences(made: "Generation") -> Iterator[str]:
+    """What a generation is of; then how fast it is, what is left out, how it is placed."""
+    found = made.summary
+    by = found["policy"]
+    if found["decode_policy"] != by:
+        by = f"{by}, then {found['decode_policy']}"
+    yield (
+        f"{found['model']}: {counted(found['new'], 'token')} after {found['batch']:,} x "
+        f"{found['prompt']:,}, {found['dtype']}; {by} on {found['machine']}"
+    )
+    least = "at least " if found["at_least"] else ""
+    if found["total_seconds"] is None:
+        yield no_figures(made.prefill.split) or "its seconds are not known"
+    else:
+        yield f"first token after {least}{duration(found['ttft_seconds'])}"
+        if made.steps:
+            first, last, mean = (
+                duration(found[f"tpot_{which}_seconds"]) for which in ("first", "last", "mean")
+            )
+            yield f"then {least}{mean} a token: {first} the first, {last} the last"
+        rate = "at most " if found["at_least"] else ""
+        yield f"{rate}{found['tokens_per_second']:,.4g} tokens a second"
+        for what in found["left_out"]:
+            yield f"not known, and left out of the seconds: {what}"
+    yield f"cache at the end: {human(found['cache_bytes'])}"
+    if made.anew is not None:
+        saved, seconds = made.anew
+        more = "" if not seconds else f" and {duration(seconds)}"
+        then = f"would save {mib(saved)}{more}" if saved or seconds else "would be no better"
+        yield f"placed as the step over {found['placed_at_past']:,}; placed anew, the last {then}"

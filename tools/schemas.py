@@ -339,6 +339,50 @@ def _gemm_cost() -> dict[str, Schema]:
     return {name: key(float, about) for name, about in field_words(GemmCost).items()}
 
 
+def _generation() -> dict[str, Schema]:
+    seconds, share = float | None, "Null where not all of it is known."
+    return {
+        **columns(RUN, "model"),
+        "dtype": key(str, "Of parameters and activations."),
+        "batch": key(int, "Sequences."),
+        "prompt": key(int, "Tokens of the prompt."),
+        "new": key(int, "Tokens that are made; the prefill makes the first."),
+        "machine": key(str, "Home, accelerator and link."),
+        "wire_dtype": key(str | None, "What floats cross in; null for their own dtypes."),
+        **columns(RUN, "residency"),
+        "policy": key(str, "What placed the prefill."),
+        "decode_policy": key(str, "What placed the steps after it."),
+        **{
+            name: key(bool | None, f"Whether no allowed {what} costs less; null without objective.")
+            for name, what in (("optimal", "prefill"), ("decode_optimal", "first step"))
+        },
+        "placed_at_past": key(int, "The cached tokens at which the steps were placed."),
+        "calls": key(int, "Of the prefill and of all steps."),
+        "total_payload_bytes": key(int, "All that crosses: prefill, cache that moves, steps."),
+        "prefill_payload_bytes": key(int, "What crosses in the prefill."),
+        "moved_cache_bytes": key(int, "Of the cache, what decode reads on another device."),
+        "cache_bytes": key(int, "Cached state after the last step."),
+        "ttft_seconds": key(seconds, f"Until the first token: the prefill. {share}"),
+        **{
+            f"tpot_{which}_seconds": key(seconds, f"Of {what} after the first. Null without any.")
+            for which, what in (
+                ("first", "the first token"),
+                ("last", "the last token"),
+                ("mean", "a token, on average,"),
+            )
+        },
+        "total_seconds": key(seconds, f"Prefill, moving cache and steps, in turn. {share}"),
+        "tokens_per_second": key(seconds, f"New tokens of all sequences by all seconds. {share}"),
+        "at_least": key(bool, "Whether the seconds leave something out."),
+        "left_out": key(list[str], "What they leave out."),
+        "last_step_saves_bytes": key(
+            int | None, "What the last step would save, placed for itself; null without objective."
+        ),
+        "last_step_saves_seconds": key(seconds, "The same in seconds."),
+        "warnings": key(list[str], "What holds at some of the steps, or is not known."),
+    }
+
+
 def _params() -> dict[str, Schema]:
     part = record(dataclass_keys(Count) | {"total": key(int, "Both.")})
     parts: Schema = {"type": "object", "additionalProperties": part}
@@ -611,6 +655,7 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
             (),
         ),
         "compare-over": ("With --over: the best policy at each size.", _over(), ()),
+        "generate": ("A whole generation.", _generation(), ()),
         "sweep": ("What a sweep made.", dataclass_keys(Swept), ()),
         "report": (
             "A page.",

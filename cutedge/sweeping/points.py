@@ -6,7 +6,7 @@ call. Each kind is worked out once, for all sizes, and counted as often as it oc
 
 import pickle
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -186,6 +186,26 @@ def points(job: Job) -> Points:
             for name in (*COUNTS, *OPTIONAL_COUNTS, *SECONDS)
         },
     )
+
+
+def along(
+    program: SizedGraph, devices: Devices, machine: Machine, wire: str | None, residency: Residency
+) -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
+    """(sizes, figures by name) of one placement at each size of a program, in no order.
+
+    A figure that is not known at a size is left out there. ``devices`` are ``HOME`` and
+    ``ACCELERATOR``, as the parts of the machine are called (``by_part``).
+    """
+    for part in _alike(program):
+        length = part.over.length
+        plan = part.plan(devices, np.arange(length), wire, residency)
+        figures = {
+            name: np.broadcast_to(np.asarray(values), (length,)).tolist()
+            for name, values in plan.figures(machine).items()
+        }
+        for row in range(length):
+            sizes = {name: int(many[row]) for name, many in part.over.sizes.items()}
+            yield sizes, {name: values[row] for name, values in figures.items()}
 
 
 class _Part:

@@ -1,0 +1,60 @@
+"""The command that follows a whole generation: a prompt, then token after token."""
+
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+import typer
+
+from cli import complete
+from cli.app import command, say, warn
+from cli.options import Arrays, Json, MachineOptions, Model, Search, Settings
+
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        help="As --policy, for the steps after the prefill.", autocompletion=complete.policies
+    ),
+]
+
+
+@command("cutedge generate llama-3.2-1b --prompt 1024 --new 256 --policy fuse-attention")
+def generate(
+    model: Model,
+    machine: MachineOptions,
+    arrays: Arrays,
+    search: Search,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024,
+    new: Annotated[
+        int, typer.Option(min=1, help="Tokens to make; the prefill makes the first.")
+    ] = 256,
+    policy: Annotated[
+        str,
+        typer.Option(help="A policy's name, or a .toml file.", autocompletion=complete.policies),
+    ] = "offload-linear",
+    decode_policy: Policy = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help="As for trace.")] = None,
+    attn: Annotated[Literal["eager", "sdpa"], typer.Option(help="As for trace.")] = "eager",
+    overrides: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a whole generation takes: time to the first token, time a token, bytes, calls."""
+    groups = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {"prompt": prompt, "new": new, "policy": policy, "decode_policy": decode_policy}
+    traced = {"batch": batch, "dtype": dtype, "attn": attn, "overrides": overrides}
+    import cutedge
+    from cli.printing import print_json, print_table
+    from cutedge._rows import generation_rows
+    from cutedge._words import generation_sentences
+
+    made = cutedge.generate(model, **options, **traced, **groups)  # type: ignore[arg-type]
+    for warning in made.warnings:
+        warn(warning)
+    if as_json:
+        print_json(made.summary)
+        return
+    first, *others = generation_sentences(made)
+    say(f"{first}\n")
+    print_table("of, calls>2, payload>, seconds>1", generation_rows(made))
+    for line in ("", *others):
+        say(line)

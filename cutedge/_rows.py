@@ -1,0 +1,129 @@
+"""The rows of the tables that the command line prints, as texts."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cutedge._words import amount
+from partition.ladder import LadderStep
+from partition.optimise import Price
+from tracer.summary import growth
+from tracer.words import counted, duration, human, mib
+
+if TYPE_CHECKING:
+    from cutedge._cost import By, Cost
+    from cutedge._generate import Generation
+    from cutedge._verify import Verification
+    from partition.explain import TransferGroup
+
+Rows = list[tuple[str, ...]]
+
+
+def transfer_rows(groups: "Sequence[TransferGroup]") -> Rows:
+    """(tensors, direction, count, bytes of one, of all, share, growth) of the largest groups."""
+    return [
+        (
+            group.name,
+            group.direction,
+            str(group.count),
+            human(group.example.payload_bytes),
+            human(group.payload_bytes),
+            f"{group.share:.1%}",
+            growth(group.example.tensor),
+        )
+        for group in groups[:8]
+    ]
+
+
+def ladder_rows(steps: Sequence[LadderStep]) -> Rows:
+    """(ops, how many, where to, bytes saved, calls saved, bytes left) of each step."""
+    return [
+        (
+            step.ops,
+            str(step.count),
+            step.device,
+            mib(step.saved_bytes),
+            f"{-step.saved_calls:+}" if step.saved_calls else "",
+            mib(step.total_payload_bytes),
+        )
+        for step in steps
+    ]
+
+
+def price_rows(prices: Sequence[Price], unit: str | None) -> Rows:
+    """(reason, ops, what it costs, whether that is a bound) of each rule or secret."""
+    return [
+        (
+            price.reason or price.rule,
+            str(price.ops),
+            amount(price.saved, unit),
+            "" if price.proven else "about",
+        )
+        for price in prices
+    ]
+
+
+def cost_rows(cost: "Cost", by: "By") -> Rows:
+    """(name, ops, FLOPs, bytes, intensity, share, seconds, bound) of the groups of ops."""
+    shares, total = cost.by(by), cost.time.seconds
+    if by != "layer":
+        shares.sort(key=lambda share: -share.seconds)
+    return [
+        (
+            share.name,
+            f"{share.ops:,}",
+            f"{share.flops:,}",
+            human(share.traffic_bytes),
+            "" if share.intensity is None else f"{share.intensity:.2f}",
+            f"{share.seconds / total:.1%}" if total else "",
+            "not here" if share.missing_ops == share.ops else duration(share.seconds),
+            share.bound,
+        )
+        for share in shares
+    ]
+
+
+def verify_rows(verified: "Sequence[Verification]") -> Rows:
+    """(policy, calls, payload, bytes on the wire, whether equal, times, how far the answer is off):
+    what was predicted and what was measured."""
+
+    def against(predicted: float | None, seconds: float) -> str:
+        if not predicted:
+            return f"{duration(seconds)}"
+        return f"{duration(predicted)} / {duration(seconds)} ({predicted / seconds - 1:+.1%})"
+
+    return [
+        (
+            one.policy,
+            f"{v.calls_predicted} / {v.calls_measured}",
+            f"{mib(v.total_payload_bytes_predicted)} / {mib(v.total_payload_bytes_measured)}",
+            f"{v.total_wire_bytes_predicted:,} / {v.total_wire_bytes_measured:,} B",
+            "equal" if v.bytes_equal else "NOT EQUAL",
+            against(one.traffic.totals.seconds, sum(call.seconds for call in measured.calls)),
+            against(one.run_seconds, measured.seconds),
+            f"{v.max_abs_difference:.3g} of {v.max_abs_result:.3g}",
+        )
+        for one, measured, v in ((each.split, each.measured, each.verdict) for each in verified)
+    ]
+
+
+def generation_rows(made: "Generation") -> Rows:
+    """(what, calls, payload, seconds) of the parts of a generation, and of all of it."""
+    steps, traffic = made.steps, made.prefill.split.traffic
+    parts: list[tuple[str, int, int, float | None]] = [
+        ("prefill", len(traffic.calls), traffic.totals.payload_bytes, made.summary["ttft_seconds"])
+    ]
+    if made.moves:
+        parts.append(("cache that moves", 0, made.moved_cache_bytes, made.move_seconds))
+    if steps:
+        parts += [
+            (f"step over {step.past:,}", step.calls, step.total_payload_bytes, step.run_seconds)
+            for step in dict.fromkeys((steps[0], steps[-1]))
+        ]
+        payload = sum(step.total_payload_bytes for step in steps)
+        calls = sum(step.calls for step in steps)
+        parts.append((f"all {counted(len(steps), 'step')}", calls, payload, made.step_seconds))
+    parts.append(("total", made.calls, made.total_payload_bytes, made.total_seconds))
+    return [
+        (name, f"{calls:,}", mib(payload), "" if seconds is None else duration(seconds))
+        for name, calls, payload, seconds in parts
+    ]

@@ -1,0 +1,173 @@
+"""A generation is the sum of its steps: each traced, placed and counted by itself."""
+
+import json
+from itertools import pairwise
+from math import fsum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cutedge
+from tests.support.inprocess import invoke
+from tracer.summary import cached_inputs
+
+MACHINE = "tee-tdx+h100-cc@pcie5-x16-cc"
+WINDOWED = {
+    "model_type": "mistral",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "vocab_size": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "sliding_window": 12,
+}
+
+
+def alone(model: Any, past: int, policy: str, **options: Any) -> dict[str, Any]:
+    """The summary of one step of decode."""
+    split = cutedge.trace(model, phase="decode", past=past).partition(policy, **options)
+    return split.summary
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        ("fuse-attention", {"machine": MACHINE}),
+        ("min-cut-norm-home", {"machine": MACHINE, "wire_dtype": "bfloat16"}),
+        ("offload-linear", {"machine": MACHINE, "residency": "call"}),
+        pytest.param(
+            "host-chip",
+            {"machine": "ryzen-7950x+chip-8x8@axi-lite", "chips": 4},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_generation_is_the_sum_of_its_steps(policy: str, options: dict[str, Any]) -> None:
+    made = cutedge.generate("edge-10m", prompt=64, new=5, policy=policy, **options)
+    prompt = cutedge.trace("edge-10m", seq=64, cache=True).partition(policy, **options).summary
+    steps = [alone("edge-10m", past, policy, **options) for past in range(64, 68)]
+    for step, wanted in zip(made.steps, steps, strict=True):
+        assert step.calls == wanted["calls"]
+        assert step.transfers == wanted["transfers"]
+        assert step.total_payload_bytes == wanted["total_payload_bytes"]
+        assert step.run_seconds == pytest.approx(wanted["run_seconds"], rel=1e-12)
+    found, all_of_it = made.summary, [prompt, *steps]
+    for figure in ("calls", "total_payload_bytes"):
+        assert found[figure] == sum(one[figure] for one in all_of_it)
+    assert found["ttft_seconds"] == prompt["run_seconds"]
+    assert found["total_seconds"] == pytest.approx(fsum(one["run_seconds"] for one in all_of_it))
+    assert found["tpot_mean_seconds"] == pytest.approx(
+        fsum(one["run_seconds"] for one in steps) / 4
+    )
+    assert found["tpot_first_seconds"] == made.steps[0].run_seconds
+    assert found["tpot_last_seconds"] == made.steps[-1].run_seconds
+    assert found["tokens_per_second"] == pytest.approx(5 / found["total_seconds"])
+    # 4 layers x 2 x 4 heads x 64 x 4 bytes for each of 68 tokens
+    assert found["cache_bytes"] == 4 * 2 * 4 * 64 * 4 * 68
+
+
+def test_a_cache_that_decode_reads_elsewhere_moves_once() -> None:
+    """4 layers x 2 x 256 values x 64 tokens x 4 bytes; in bfloat16 on the wire half of that."""
+    policies = {"policy": "all-home", "decode_policy": "min-cut"}
+    made = cutedge.generate("edge-10m", prompt=64, new=3, machine=MACHINE, **policies)
+    assert made.moved_cache_bytes == 4 * 2 * 256 * 64 * 4
+    assert {(move.source, move.destination) for move in made.moves} == {("tee-tdx", "h100-cc")}
+    steps = [alone("edge-10m", past, "min-cut", machine=MACHINE) for past in (64, 65)]
+    moved = sum(step["total_payload_bytes"] for step in steps)
+    assert made.total_payload_bytes == made.moved_cache_bytes + moved
+    whole = made.summary["ttft_seconds"] + fsum(step["run_seconds"] for step in steps)
+    assert made.move_seconds is not None
+    assert made.summary["total_seconds"] == pytest.approx(whole + made.move_seconds)
+    half = cutedge.generate(
+        "edge-10m", prompt=64, new=3, machine=MACHINE, wire_dtype="bfloat16", **policies
+    )
+    assert half.moved_cache_bytes == made.moved_cache_bytes // 2
+    stays = cutedge.generate("edge-10m", prompt=64, new=3, machine=MACHINE, policy="min-cut")
+    assert stays.moves == ()
+
+
+def test_a_window_is_another_program_and_is_counted_as_it_is() -> None:
+    """Past 12 tokens a step no longer makes its cache longer."""
+    made = cutedge.generate(WINDOWED, prompt=8, new=8, policy="offload-linear", machine=MACHINE)
+    for step in made.steps:
+        wanted = alone(WINDOWED, step.past, "offload-linear", machine=MACHINE)
+        assert step.total_payload_bytes == wanted["total_payload_bytes"], step.past
+        assert step.run_seconds == pytest.approx(wanted["run_seconds"]), step.past
+    last = cutedge.trace(WINDOWED, phase="decode", past=15).graph
+    assert made.summary["cache_bytes"] == sum(state.bytes for state in cached_inputs(last))
+
+
+def test_steps_cost_more_over_a_longer_cache_and_the_prefill_is_the_first_token() -> None:
+    made = cutedge.generate("edge-10m", prompt=16, new=20, policy="fuse-attention", machine=MACHINE)
+    assert [step.past for step in made.steps] == list(range(16, 35))
+    seconds = [step.run_seconds for step in made.steps]
+    assert all(a < b for a, b in pairwise(seconds))
+    assert made.table.num_rows == 19
+    one = cutedge.generate("edge-10m", prompt=16, new=1, policy="fuse-attention", machine=MACHINE)
+    assert one.steps == ()
+    assert one.summary["total_seconds"] == one.summary["ttft_seconds"]
+    assert one.summary["tpot_mean_seconds"] is None
+
+
+def test_one_device_alone_needs_no_link() -> None:
+    made = cutedge.generate("edge-10m", prompt=16, new=3, policy="all-home", home="a100-80g")
+    prompt = cutedge.trace("edge-10m", seq=16, cache=True)
+    split = prompt.partition("all-home", home="a100-80g", link="pcie4-x16")
+    assert made.summary["ttft_seconds"] == split.summary["run_seconds"]
+    assert made.summary["tpot_mean_seconds"] is not None
+    assert made.summary["at_least"] is False
+
+
+def test_what_the_seconds_leave_out_is_said(tmp_path: Path) -> None:
+    found = cutedge.generate("edge-10m", prompt=16, new=2, machine=MACHINE).summary
+    assert (found["at_least"], found["left_out"]) == (True, ["the latency of pcie5-x16-cc"])
+    timed = cutedge.generate("edge-10m", prompt=16, new=2, machine="tee-tdx+h100-cc@loopback")
+    assert (timed.summary["at_least"], timed.summary["left_out"]) == (False, [])
+    none = cutedge.generate("edge-10m", prompt=16, new=2).summary
+    assert none["total_seconds"] is none["tokens_per_second"] is None
+
+
+def test_a_step_that_is_placed_anew_saves_nothing_or_more() -> None:
+    made = cutedge.generate("edge-10m", prompt=16, new=30, policy="min-cut", machine=MACHINE)
+    assert made.anew is not None
+    best = alone("edge-10m", 44, "min-cut", machine=MACHINE)
+    assert made.anew[0] == made.steps[-1].total_payload_bytes - best["total_payload_bytes"] >= 0
+    fixed = cutedge.generate("edge-10m", prompt=16, new=3, machine=MACHINE)
+    assert fixed.anew is None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("bert-base",), "takes no cache of keys and values"),
+        (("edge-10m", "--accel", "a", "--accel", "b"), "generate takes one accelerator"),
+        (("edge-10m", "--policy", "mincut"), "Did you mean min-cut"),
+        (("edge-10m", "--decode-policy", "fastest"), "fastest counts seconds"),
+        (("edge-11m",), "Did you mean edge-10m"),
+        (("t5.json",), "an encoder runs before its decoder"),
+        (("own.py:f",), "says itself what runs"),
+    ],
+)
+def test_what_cannot_be_generated_is_said(
+    words: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = {"model_type": "t5", "num_layers": 1, "num_decoder_layers": 1, "d_model": 32}
+    Path("t5.json").write_text(json.dumps(small | {"d_ff": 32, "num_heads": 2, "d_kv": 16}))
+    done = invoke("generate", *words, "--prompt", "8", "--new", "2")
+    assert done.returncode in (1, 2)
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_command_says_it_in_words() -> None:
+    words = ("edge-10m", "--prompt", "64", "--new", "3", "--machine", MACHINE)
+    shown = invoke("generate", *words, "--policy", "all-home", "--decode-policy", "min-cut").stdout
+    assert shown.startswith("edge-10m: 3 tokens after 1 x 64, float32; all-home, then min-cut on ")
+    assert "cache that moves" in shown
+    assert "first token after at least " in shown
+    assert "placed as the step over 64; placed anew, the last would be no better" in shown
+    found = json.loads(invoke("generate", *words, "--json").stdout)
+    assert found["calls"] == 26 * 3
