@@ -89,7 +89,10 @@ class Tracing:
         int | None,
         typer.Option(min=1, help="New tokens a sequence; 1024 when left out, 1 in decode."),
     ] = None
-    batch: Annotated[int, typer.Option(min=1, help="Sequences, or images.")] = 1
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences, or images; 1 when left out, or your own default."),
+    ] = None
     phase: Annotated[
         Literal["prefill", "decode", "encoder"],
         typer.Option(help="decode: one new token over a cache; encoder: the encoder alone."),

@@ -30,7 +30,7 @@ def trace(
     model: Any,
     inputs: Any = None,
     *,
-    batch: int = 1,
+    batch: int | None = None,
     seq: int | None = None,
     past: int | None = None,
     source: int | None = None,
@@ -51,7 +51,8 @@ def trace(
     tensor, a tuple of arguments or a dict of them by name).
 
     ``seq`` tokens are new in each of ``batch`` sequences, after ``past`` cached ones; a decoder of
-    an encoder-decoder model reads ``source`` encoded ones. ``phase`` is ``prefill``, ``decode`` or
+    an encoder-decoder model reads ``source`` encoded ones. A size that is left out is the model's
+    default, of a function of your own its own. ``phase`` is ``prefill``, ``decode`` or
     ``encoder``; ``cache`` has a prefill fill a cache. ``attn`` is ``eager`` (its products are ops)
     or ``sdpa`` (one op). ``overrides`` change fields of the config: a dict, or texts
     ``key=value``. ``full`` traces every layer, also where all are alike. A trace that was made

@@ -37,10 +37,13 @@ def numbers_of(weights: Mapping[str, Any]) -> Numbers:
 def seeded(name: str, spec: Spec, seed: int, spread: float) -> torch.Tensor:
     """Normal numbers of standard deviation ``spread``, the same on every machine.
 
-    A weight with one axis scales what a norm made: its mean is 1. All else has mean 0. Integers
-    are 0.
+    A weight with one axis scales what a norm made: its mean is 1. All else has mean 0. Both parts
+    of a complex number are such numbers. Integers are 0.
     """
     dtype = DTYPES[spec.dtype]
+    if dtype.is_complex:
+        parts = Spec(str(dtype.to_real()).removeprefix("torch."), (*spec.shape, 2))
+        return torch.view_as_complex(seeded(name, parts, seed, spread))
     if not dtype.is_floating_point:
         return torch.zeros(spec.shape, dtype=dtype)
     start = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
@@ -55,7 +58,7 @@ def inputs(name: str, spec: Spec, seed: int, rows: int) -> torch.Tensor:
     dtype = DTYPES[spec.dtype]
     if dtype == torch.bool:
         return torch.ones(spec.shape, dtype=dtype)
-    if dtype.is_floating_point:
+    if dtype.is_floating_point or dtype.is_complex:
         return seeded(f"input {name}", spec, seed, 1.0)
     start = hashlib.sha256(f"{seed}:input {name}".encode()).digest()[:8]
     generator = torch.Generator().manual_seed(int.from_bytes(start, "little") >> 1)

@@ -381,7 +381,8 @@ def test_the_innermost_module_of_a_failure_is_named_as_the_whole_model_calls_it(
     with pytest.raises(IndexError) as caught:
         model(torch.zeros(2, 3))
     said = str(failure(caught.value, model, rename=lambda path: path.replace("1", "40")))
-    assert said.endswith(" in layers.40 (Flatten)")
+    where = r" in layers\.40 \(Flatten\) at test_breadth\.py:\d+ \(return \[layer\(x\) .*\)"
+    assert re.search(f"{where}$", said)
     assert "\n" not in said
 
 

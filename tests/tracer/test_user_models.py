@@ -338,3 +338,104 @@ def test_a_missing_name_of_a_file_beside_a_model_is_said(tmp_path):
     (tmp_path / "net.py").write_text("from partition import NO_SUCH\n")
     with pytest.raises(InputError, match=r"net\.py cannot be imported: ImportError: .*NO_SUCH"):
         capture_function(str(tmp_path / "net.py"), "build")
+
+
+SIZES = """
+import torch
+
+def four(batch=4):
+    return torch.nn.Linear(8, 8), (torch.zeros(batch, 8),)
+
+def both(*, batch=4, seq=6):
+    return torch.nn.Linear(8, 8), (torch.zeros(batch, seq, 8),)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "sizes"),
+    [
+        ("four", (), (4, 0)),
+        ("four", ("--batch", "3"), (3, 0)),
+        ("both", (), (4, 6)),
+        ("both", ("--seq", "5"), (4, 5)),
+        ("both", ("--batch", "1"), (1, 6)),
+    ],
+)
+def test_a_size_that_is_not_asked_for_is_the_functions_own(
+    function, options, sizes, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(SIZES)
+    done = invoke("trace", f"own.py:{function}", *options, "--json")
+    found = json.loads(done.stdout)
+    assert (found["batch"], found["seq"]) == sizes
+
+
+BY_VALUES = """
+import torch
+
+def chosen(x):
+    if x.sum() > 0:
+        return x
+    return -x
+
+class Net(torch.nn.Module):
+    def __init__(self, inside):
+        super().__init__()
+        self.inside, self.first = inside, torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        if self.inside is not None:
+            return self.inside(self.first(x)) + 1
+        return chosen(self.first(x))
+
+def flat():
+    return Net(None), (torch.zeros(2, 8),)
+
+def deep():
+    return Net(Net(None)), (torch.zeros(2, 8),)
+"""
+
+
+@pytest.mark.parametrize(("function", "module"), [("flat", "Net"), ("deep", "inside (Net)")])
+def test_code_of_a_users_own_that_goes_by_values_is_named_with_its_file_and_line(
+    function, module, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(BY_VALUES)
+    done = invoke("trace", f"own.py:{function}")
+    line = 1 + BY_VALUES.splitlines().index("    if x.sum() > 0:")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: own.{function} cannot be traced: its code goes by the values of tensors, not by "
+        f"their shapes alone in {module} at own.py:{line} (if x.sum() > 0:).\n"
+    )
+
+
+COMPLEX = """
+import torch
+
+class Wave(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(8, 8, dtype=torch.complex64))
+        self.out = torch.nn.Linear(8, 4)
+
+    def forward(self, wave, unused):
+        return self.out((wave @ self.gain).abs())
+
+def wave():
+    return Wave(), (torch.zeros(2, 8, dtype=torch.complex64), torch.zeros(3))
+"""
+
+
+def test_complex_inputs_and_unused_ones_are_run(tmp_path, monkeypatch):
+    """One run of two processes; what crosses is 2 x 8 complex numbers, or their 16 magnitudes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(COMPLEX)
+    done = invoke("verify", "own.py:wave", "--policy", "offload-linear", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["runs"]
+    assert row["bytes_equal"] is True
+    assert row["max_abs_result"] > 1e-3
+    assert row["max_abs_difference"] < 1e-5

@@ -1,12 +1,16 @@
 """How a failure of torch or of a model's own code becomes one line."""
 
 import re
+import sysconfig
 import traceback
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 import torch
 
-_OWN = re.compile(r'File ".*/transformers/models/.*/([^/"]+)", line (\d+), in .*\n *(.*)')
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n *(.*)')
+_OURS = f"{Path(__file__).parents[1].as_posix()}/"
+_LIBRARY = f"{Path(sysconfig.get_paths()['stdlib']).as_posix()}/"
 _UNKNOWN = re.compile(r"\bu\d+\b")
 """Torch's name for a number that only data gives."""
 
@@ -22,8 +26,18 @@ def first_line(error: BaseException) -> str:
 
 def place(trace: str) -> str:
     """Where the model's own code was at the end of a traceback, and that line of it."""
-    own = _OWN.findall(trace.replace("\\", "/"))
-    return " at {}:{} ({})".format(*own[-1]) if own else ""
+    own = [frame for frame in _FRAME.findall(trace.replace("\\", "/")) if _is_of_a_model(frame[0])]
+    if not own:
+        return ""
+    file, line, code = own[-1]
+    return f" at {file.rpartition('/')[2]}:{line} ({code})"
+
+
+def _is_of_a_model(file: str) -> bool:
+    """Whether a file has a model's code: one of transformers', or a user's own."""
+    if "/site-packages/" in file or "/dist-packages/" in file:
+        return "/transformers/models/" in file
+    return not file.startswith((_OURS, _LIBRARY, "<"))
 
 
 def within(path: str, kind: str) -> str:

@@ -547,6 +547,11 @@ def test_numbers_follow_from_name_and_seed_alone():
     assert not torch.equal(one, seeded("other.weight", spec, 0, 0.02))
     # Of 2000 numbers the standard deviation is off by 1.6 % itself.
     assert abs(float(one.std()) - 0.02) < 0.002
+    waves = seeded("input wave", Spec("complex64", (2000,)), 0, 0.5)
+    assert (waves.dtype, waves.shape) == (torch.complex64, (2000,))
+    for part in (waves.real, waves.imag):
+        assert part.std() == pytest.approx(0.5, rel=0.1)
+    assert not torch.equal(waves.real, waves.imag)
     scales = seeded("norm.weight", Spec("float32", (2000,)), 0, 0.02)
     assert abs(float(scales.mean()) - 1) < 0.01
 
