@@ -261,6 +261,12 @@ def start(folder: Path, name: str) -> subprocess.Popen:
     )
 
 
+def result(process: subprocess.Popen) -> int:
+    """The exit code of a process that ends by itself; its pipes are read and closed."""
+    process.communicate(timeout=240)
+    return process.returncode
+
+
 def family(process: int) -> set[int]:
     """The processes that a process has started, and those that they have."""
     direct = set(children(process))
@@ -357,7 +363,7 @@ def test_a_command_ends_well_at_any_moment(name, traced, tmp_path):
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_at_any_moment_is_resumed_right(tmp_path):
     whole = tmp_path / "whole"
-    assert start(whole, "sweep").wait() == 0
+    assert result(start(whole, "sweep")) == 0
     wanted = {p.relative_to(whole): p.read_bytes() for p in whole.glob("out/**/*.parquet")}
     assert len(wanted) == 4
     drawn = random.Random(9)
@@ -365,7 +371,7 @@ def test_a_sweep_that_is_killed_at_any_moment_is_resumed_right(tmp_path):
         folder = tmp_path / str(trial)
         moment = drawn.uniform(0, 12)
         end_at(moment, "sweep", folder, signal.SIGKILL, group=trial % 2 == 0)
-        assert start(folder, "sweep").wait() == 0
+        assert result(start(folder, "sweep")) == 0
         there = {p.relative_to(folder): p.read_bytes() for p in folder.glob("out/**/*.parquet")}
         assert there == wanted
         check_nothing_is_left(folder, set(), shared())
