@@ -1,6 +1,6 @@
 """A whole generation: a prefill, then steps of decode over a cache that grows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 from pathlib import Path
@@ -11,13 +11,15 @@ from costmodels.links import Link, message_cost
 from costmodels.machine import Machine
 from cutedge._machines import machine_of
 from cutedge._partition import Partition, asked_of
+from cutedge._placing import partition_of
 from cutedge._request import Overrides
 from cutedge._trace import Trace, trace
 from partition import Residency
 from partition.accounting import on_wire
-from partition.optimise import Setting, place
+from partition.optimise import place
 from partition.placement import Placement
 from partition.policy import Policy
+from partition.split import Split
 from partition.stored import held
 from tracer.errors import InputError
 from tracer.graph import OpGraph, Tensor
@@ -69,6 +71,8 @@ class Generation:
     anew: tuple[int, float | None] | None
     """(bytes, seconds) that the last step would take less if it were placed anew; None for policies
     without an objective, and where one step is all."""
+    cache_bytes: int
+    """Cached state after the last step."""
     warnings: tuple[str, ...]
     """Of the traces, at all of these sizes."""
 
@@ -105,23 +109,24 @@ class Generation:
     @property
     def step_seconds(self) -> float | None:
         """All steps together; None where one of them is not known."""
-        known = [step.run_seconds for step in self.steps if step.run_seconds is not None]
-        return fsum(known) if len(known) == len(self.steps) else None
+        return _sum(step.run_seconds for step in self.steps)
+
+    @property
+    def ttft_seconds(self) -> float | None:
+        """Until the first token: the prefill; None where it is not known."""
+        return _seconds(self.prefill.split)
 
     @property
     def total_seconds(self) -> float | None:
         """Prefill, the move of the cache and all steps, one after another."""
-        parts = (_seconds(self.prefill), self.move_seconds, self.step_seconds)
-        known = [part for part in parts if part is not None]
-        return fsum(known) if len(known) == len(parts) else None
+        return _sum((self.ttft_seconds, self.move_seconds, self.step_seconds))
 
     @property
     def summary(self) -> dict[str, Any]:
         """Figures by name, as ``generate --json`` has them."""
         split, meta = self.prefill.split, self.prefill.trace.graph.meta
-        steps, total = self.step_seconds, self.total_seconds
+        steps, total, unknown = self.step_seconds, self.total_seconds, self.unknown
         count = len(self.steps)
-        cache = cached_state(self.decode.trace.at(past=meta.seq + count).graph)[0][0]
         return {
             "model": meta.model,
             "dtype": meta.dtype,
@@ -140,15 +145,15 @@ class Generation:
             "total_payload_bytes": self.total_payload_bytes,
             "prefill_payload_bytes": split.traffic.totals.payload_bytes,
             "moved_cache_bytes": self.moved_cache_bytes,
-            "cache_bytes": cache,
-            "ttft_seconds": _seconds(self.prefill),
+            "cache_bytes": self.cache_bytes,
+            "ttft_seconds": self.ttft_seconds,
             "tpot_first_seconds": self.steps[0].run_seconds if count else None,
             "tpot_last_seconds": self.steps[-1].run_seconds if count else None,
             "tpot_mean_seconds": steps / count if count and steps is not None else None,
             "total_seconds": total,
             "tokens_per_second": None if not total else meta.batch * (count + 1) / total,
-            "at_least": bool(self.unknown),
-            "left_out": list(self.unknown),
+            "at_least": bool(unknown),
+            "left_out": list(unknown),
             "last_step_saves_bytes": None if self.anew is None else self.anew[0],
             "last_step_saves_seconds": None if self.anew is None else self.anew[1],
             "warnings": list(self.warnings),
@@ -216,9 +221,24 @@ def generate(
     moves = _moves(first, decode)
     steps, noted = _steps(model, options, range(prompt, prompt + new - 1), decode)
     warnings = dict.fromkeys((*first.trace.warnings, *decode.trace.warnings, *noted))
+    end = decode.trace.at(past=prompt + new - 1).graph
     return Generation(
-        first, decode, steps, moves, _move_seconds(moves, on), _anew(decode, steps), tuple(warnings)
+        first,
+        decode,
+        steps,
+        moves,
+        _move_seconds(moves, on),
+        _anew(decode, steps),
+        cached_state(end)[0][0],
+        tuple(warnings),
     )
+
+
+def _sum(parts: Iterable[float | None]) -> float | None:
+    """The sum; None where one part is not known."""
+    each = [*parts]
+    known = [part for part in each if part is not None]
+    return fsum(known) if len(known) == len(each) else None
 
 
 def _optimal(split: Partition) -> bool | None:
@@ -227,12 +247,11 @@ def _optimal(split: Partition) -> bool | None:
     return None if solution is None else solution.proven
 
 
-def _seconds(split: Partition) -> float | None:
+def _seconds(split: Split) -> float | None:
     """What a run takes; of one that sends nothing, computing alone, whatever the link."""
-    one = split.split
-    if one.traffic.transfers or one.run_seconds is not None:
-        return one.run_seconds
-    return one.home_seconds if not one.placement.accelerators else None
+    if split.traffic.transfers or split.run_seconds is not None:
+        return split.run_seconds
+    return split.home_seconds if not split.placement.accelerators else None
 
 
 def _check_causal(prefill: OpGraph, decode: OpGraph) -> None:
@@ -309,7 +328,7 @@ def _steps(
         return (), ()
     from cutedge._grids import Subject
     from cutedge._sweep import programs_of
-    from cutedge.sweeping.answers import by_part
+    from cutedge.sweeping.answers import ACCELERATOR, HOME, by_part
     from cutedge.sweeping.points import along
 
     split, setting = decode.split, decode.setting
@@ -321,14 +340,13 @@ def _steps(
     for number, program in enumerate(programs):
         placement = split.placement if number == 0 else _placed_in(program, decode)
         devices = tuple(
-            device and ("home" if device == placement.home else "accelerator")
+            device and (HOME if device == placement.home else ACCELERATOR)
             for device in placement.devices
         )
         for at, figures in along(program, devices, machine, split.wire_dtype, split.residency):
             seconds = figures.get("run_seconds")
             if seconds is None and not figures["transfers"]:  # whatever the link
-                parts = [figures.get(f"{part}_seconds") for part in ("home", "accelerator")]
-                seconds = None if None in parts else sum(part or 0.0 for part in parts)
+                seconds = _sum(figures.get(f"{part}_seconds") for part in (HOME, ACCELERATOR))
             found[at["past"]] = Step(
                 at["past"],
                 figures["calls"],
@@ -342,15 +360,7 @@ def _steps(
 def _placed_in(program: "SizedGraph", decode: Partition) -> Placement:
     """Where the policy of decode places another program of the model: one past a window, say."""
     graph = annotate(program.graph)
-    setting = decode.setting
-    there = Setting(
-        setting.machine,
-        setting.residency,
-        setting.machine.times(graph),
-        setting.max_calls,
-        setting.time_limit,
-    )
-    return place(graph, decode.rules, there).placement
+    return place(graph, decode.rules, decode.setting.of(graph)).placement
 
 
 def _anew(decode: Partition, steps: Sequence[Step]) -> tuple[int, float | None] | None:
@@ -358,19 +368,11 @@ def _anew(decode: Partition, steps: Sequence[Step]) -> tuple[int, float | None] 
     if len(steps) < 2 or decode.split.solution is None:
         return None
     last = steps[-1]
-    traced = decode.trace.at(past=last.past)
-    asked = asked_of(
-        traced.graph,
-        [decode.rules],
-        decode.setting.machine,
-        decode.setting.residency,
-        (),
-        decode.setting.max_calls,
-        decode.setting.time_limit or 60.0,
-    )
-    best = Partition.placed(traced, asked, next(iter(asked.policies)))
+    there = decode.trace.at(past=last.past)
+    setting = decode.setting.of(there.graph)
+    best = partition_of(there.graph, there.id, decode.rules, setting, exposed=False)
     seconds = _seconds(best)
     return (
-        last.total_payload_bytes - best.split.traffic.totals.payload_bytes,
+        last.total_payload_bytes - best.traffic.totals.payload_bytes,
         None if last.run_seconds is None or seconds is None else last.run_seconds - seconds,
     )

@@ -296,7 +296,7 @@ def compared_over(
                 "or trace the model there"
             )
         costed = annotate(there)
-        at = replace(setting, times=setting.machine.times(costed))
+        at = setting.of(costed)
         values = {}
         for name, rules in policies.items():
             with suppress(InfeasibleError):

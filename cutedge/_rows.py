@@ -110,7 +110,7 @@ def generation_rows(made: "Generation") -> Rows:
     """(what, calls, payload, seconds) of the parts of a generation, and of all of it."""
     steps, traffic = made.steps, made.prefill.split.traffic
     parts: list[tuple[str, int, int, float | None]] = [
-        ("prefill", len(traffic.calls), traffic.totals.payload_bytes, made.summary["ttft_seconds"])
+        ("prefill", len(traffic.calls), traffic.totals.payload_bytes, made.ttft_seconds)
     ]
     if made.moves:
         parts.append(("cache that moves", 0, made.moved_cache_bytes, made.move_seconds))

@@ -103,6 +103,10 @@ class Setting:
                 )
         return None
 
+    def of(self, graph: OpGraph) -> "Setting":
+        """The same for another annotated graph: what its ops take on the machine's devices."""
+        return replace(self, times=self.machine.times(graph))
+
     def fixed(self, graph: OpGraph, policy: Policy) -> Placement:
         """Where the rules of a policy put the ops; what they leave free is at home."""
         machine = self.machine

@@ -10,19 +10,11 @@ import pytest
 
 import cutedge
 from tests.support.inprocess import invoke
+from tests.support.presets import WINDOWED
 from tracer.summary import cached_inputs
 
 MACHINE = "tee-tdx+h100-cc@pcie5-x16-cc"
-WINDOWED = {
-    "model_type": "mistral",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "vocab_size": 100,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "sliding_window": 12,
-}
+WINDOW = {**WINDOWED, "sliding_window": 12}
 
 
 def alone(model: Any, past: int, policy: str, **options: Any) -> dict[str, Any]:
@@ -90,12 +82,12 @@ def test_a_cache_that_decode_reads_elsewhere_moves_once() -> None:
 
 def test_a_window_is_another_program_and_is_counted_as_it_is() -> None:
     """Past 12 tokens a step no longer makes its cache longer."""
-    made = cutedge.generate(WINDOWED, prompt=8, new=8, policy="offload-linear", machine=MACHINE)
+    made = cutedge.generate(WINDOW, prompt=8, new=8, policy="offload-linear", machine=MACHINE)
     for step in made.steps:
-        wanted = alone(WINDOWED, step.past, "offload-linear", machine=MACHINE)
+        wanted = alone(WINDOW, step.past, "offload-linear", machine=MACHINE)
         assert step.total_payload_bytes == wanted["total_payload_bytes"], step.past
         assert step.run_seconds == pytest.approx(wanted["run_seconds"]), step.past
-    last = cutedge.trace(WINDOWED, phase="decode", past=15).graph
+    last = cutedge.trace(WINDOW, phase="decode", past=15).graph
     assert made.summary["cache_bytes"] == sum(state.bytes for state in cached_inputs(last))
 
 

@@ -65,7 +65,7 @@ def test_the_python_of_a_page_runs(page):
     text = page.read_text(encoding="utf-8")
     examples = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     test = doctest.DocTestParser().get_doctest(examples, {}, page.name, str(page), 0)
-    assert len(test.examples) >= 3
+    assert len(test.examples) >= 4
     assert doctest.DocTestRunner().run(test).failed == 0
 
 

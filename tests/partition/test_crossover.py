@@ -7,6 +7,7 @@ import pytest
 
 from partition.crossover import best_over
 from tests.support.inprocess import invoke
+from tests.support.presets import WINDOWED
 from tracer.errors import InputError
 from tracer.formula import parse
 
@@ -119,16 +120,7 @@ def test_what_is_no_range(here, over, says):
 def test_a_range_beyond_what_the_trace_holds_for_is_refused(tmp_path, monkeypatch):
     """sdpa with a window is another program beyond it."""
     monkeypatch.chdir(tmp_path)
-    config = {
-        "model_type": "mistral",
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "vocab_size": 100,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "sliding_window": 24,
-    }
+    config = {**WINDOWED, "sliding_window": 24}
     (tmp_path / "window.json").write_text(json.dumps(config))
     assert invoke("trace", "window.json", "--seq", "16", "--attn", "sdpa").returncode == 0
     assert invoke("cutedge", "compare", "--over", "seq", "8..23").returncode == 0

@@ -1,4 +1,4 @@
-"""Which presets every run of the tests sweeps over."""
+"""Which presets every run of the tests sweeps over, and a small model of another kind."""
 
 from typing import Any
 
@@ -10,6 +10,17 @@ QUICK = (
     "mobilebert",  # bottlenecks
 )
 """The presets that are not slow, those that other tests trace as well first."""
+
+WINDOWED = {
+    "model_type": "mistral",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "vocab_size": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""A small model whose layers look back through a window, of whatever ``sliding_window``."""
 
 
 def swept(names: list[str]) -> list[Any]:
