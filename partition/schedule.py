@@ -72,6 +72,8 @@ class Task:
     """The op that runs; None of a transfer."""
     transfer: int | None = None
     """The transfer; None of an op."""
+    tensor: int | None = None
+    """The tensor that a transfer moves; None of an op."""
     call: int | None = None
     """The call that it belongs to; None of an op at home."""
 
@@ -111,7 +113,9 @@ class Schedule:
     """When all tasks of all requests run."""
 
     schedule: ScheduleKind
+    """``serial``: one after another; ``overlap``: each as soon as it can."""
     requests: int
+    """Runs that are there from the start, side by side."""
     slots: tuple[Slot, ...]
     """In the order of their start."""
     lanes: Mapping[str, int]
@@ -125,7 +129,7 @@ class Schedule:
     """No schedule of these tasks takes less: the longest path through them, or the work of the
     busiest resource, whichever is more."""
     at_least: bool
-    """Whether the seconds of a task are not known, so that all seconds here are at least so many."""
+    """Whether the seconds of a task are not all known: all seconds here are at least so many."""
 
     @property
     def busy_seconds(self) -> dict[str, float]:
@@ -243,7 +247,7 @@ def tasks_of(
             needs = {there(tensor.id, device, call) for tensor in graph.flowing(one.id)}
             seconds = times[device].ops[one.id].seconds if device in times else None
             made[one.id] = number
-            uses, follows, op, transfer = (device,), set[int](), one.id, None
+            uses, follows = (device,), set[int]()
         else:
             assert call is not None
             key = (call.id, one.src_device, one.dst_device)
@@ -251,7 +255,7 @@ def tasks_of(
             seconds = one.seconds
             follows = {message[key]} if key in message else set()
             message[key] = came[one.tensor.id, one.dst_device] = number
-            uses, op, transfer = (way(one.src_device, one.dst_device),), None, one.id
+            uses = (way(one.src_device, one.dst_device),)
         if call is not None:
             follows |= ends.before(number, call, needs)
         tasks.append(
@@ -260,8 +264,9 @@ def tasks_of(
                 seconds,
                 tuple(sorted(needs)),
                 tuple(sorted(follows - needs)),
-                op,
-                transfer,
+                one.id if isinstance(one, Op) else None,
+                None if isinstance(one, Op) else one.id,
+                None if isinstance(one, Op) else one.tensor.id,
                 None if call is None else call.id,
             )
         )
@@ -308,11 +313,14 @@ def scheduled(
     lanes: Mapping[str, int],
     asked: Scheduling,
     serial_seconds: float | None = None,
+    *,
+    at_least: bool = False,
 ) -> Schedule:
     """Lay out the tasks of so many requests; each waits for earlier ones alone.
 
     ``serial_seconds`` is what one request takes one task after another, where the accounting has
-    summed it up; else that is summed up here.
+    summed it up; else that is summed up here. ``at_least`` says that the seconds of a task leave
+    something out.
 
     >>> send = Task(("tee -> gpu",), 2.0)
     >>> tasks = [send, Task(("gpu",), 3.0, (0,)), send, Task(("gpu",), 3.0, (2,))]
@@ -335,7 +343,7 @@ def scheduled(
         serial if one_by_one else last,
         serial,
         max(_longest(tasks), asked.requests * busiest),
-        any(task.seconds is None for task in tasks),
+        at_least or any(task.seconds is None for task in tasks),
     )
     slack = 1e-9 * serial  # of sums in another order
     assert abs(asked.requests * summed - serial) <= slack
