@@ -114,7 +114,7 @@ def compare(
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
     options = {**asdict(machine), **asdict(arrays), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
-    folders = [*dict.fromkeys(map(trace_folder, directories or [None]))]
+    folders = [*dict.fromkeys(map(trace_folder, directories or [None]))]  # type: ignore[list-item]
     if over is not None and (len(folders) > 1 or within is not None or unseen or sort):
         raise InputError(
             "--over is of one trace directory and goes without --within, --unseen and --sort"
