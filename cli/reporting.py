@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from cli.app import command, say, warn
-from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Search, TraceDir
+from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Running, TraceDir
 
 
 @command("cutedge report --policy offload-linear --policy min-cut --png", tables=False)
 def report(
     machine: MachineOptions,
     arrays: Arrays,
-    search: Search,
+    search: Running,
     directory: TraceDir = None,
     policies: Policies = None,
     baseline: Baseline = None,

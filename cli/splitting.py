@@ -8,7 +8,16 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Search, TraceDir, no_model
+from cli.options import (
+    Arrays,
+    Baseline,
+    Json,
+    MachineOptions,
+    Policies,
+    Running,
+    TraceDir,
+    no_model,
+)
 from partition import Order
 from tracer.errors import InputError
 
@@ -20,7 +29,7 @@ if TYPE_CHECKING:
 def partition(
     machine: MachineOptions,
     arrays: Arrays,
-    search: Search,
+    search: Running,
     directory: TraceDir = None,
     policy: Annotated[
         str,
@@ -59,7 +68,7 @@ def partition(
 def compare(
     machine: MachineOptions,
     arrays: Arrays,
-    search: Search,
+    search: Running,
     directories: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -105,9 +114,7 @@ def compare(
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
     options = {**asdict(machine), **asdict(arrays), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
-    folders = (
-        [*dict.fromkeys(map(trace_folder, directories))] if directories else [trace_folder(None)]
-    )
+    folders = [*dict.fromkeys(map(trace_folder, directories or [None]))]  # type: ignore[list-item]
     if over is not None and (len(folders) > 1 or within is not None or unseen or sort):
         raise InputError(
             "--over is of one trace directory and goes without --within, --unseen and --sort"
