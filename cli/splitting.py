@@ -8,7 +8,7 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Search, TraceDir, no_model
+from cli.options import Baseline, Json, MachineOptions, Policies, Search, Timing, TraceDir, no_model
 from partition import Order
 from tracer.errors import InputError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
 def partition(
     machine: MachineOptions,
-    arrays: Arrays,
+    timing: Timing,
     search: Search,
     directory: TraceDir = None,
     policy: Annotated[
@@ -42,7 +42,7 @@ def partition(
     from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([policy], **options)
     folder = trace_folder(directory)
     split = cutedge.load(folder).partition(policy, **options)
@@ -58,7 +58,7 @@ def partition(
 @command("cutedge compare --wire-dtype bfloat16")
 def compare(
     machine: MachineOptions,
-    arrays: Arrays,
+    timing: Timing,
     search: Search,
     directories: Annotated[
         list[Path] | None,
@@ -103,7 +103,7 @@ def compare(
 
     if within is not None and not 0 < within < float("inf"):
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folders = (
         [*dict.fromkeys(map(trace_folder, directories))] if directories else [trace_folder(None)]

@@ -148,6 +148,11 @@ def _derived() -> Schema:
     )
 
 
+_STORAGE = {
+    "weights": key(str | None, "What parameters are stored in; null for their dtype."),
+    "kv_dtype": key(str | None, "What cached keys and values are stored in; null for their dtype."),
+}
+
 _EXTRAS = ("topological_cut", "derived", "ladder", "prices")
 """Keys of a partition that only some have."""
 
@@ -160,6 +165,7 @@ def _partition() -> dict[str, Schema]:
         "folder": _where(),
         **_sizes(),
         **columns(RUN),
+        **_STORAGE,
         **columns(SUMMARY),
         "tokens": key(int | None, "New tokens of the batch; null where `run_seconds` is."),
         "chips": field_key(Run, "chips"),
@@ -289,6 +295,8 @@ def _cost() -> Schema:
     return record(
         {
             **columns(COSTS, "device"),
+            **_STORAGE,
+            "parameter_bytes": key(int, "Bytes of all parameters as stored, tied weights once."),
             "seconds": key(float, "Of all ops that have seconds there, one after another."),
             "seconds_coverage": field_key(DeviceTime, "coverage"),
             "missing": field_key(DeviceTime, "missing"),
