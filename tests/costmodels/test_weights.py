@@ -397,7 +397,7 @@ def test_commands_agree_on_what_is_stored(tmp_path: Path) -> None:
     ("option", "said"),
     [
         (("--weights", "q9"), "unknown weight format 'q9'; known are"),
-        (("--kv-dtype", "int8"), "--kv-dtype int8: choose"),
+        (("--kv-dtype", "int8"), "--kv-dtype 'int8' is not one of"),
         (("--kv-dtype", "q4_k"), "no whole number of groups of 256"),
         (("--weights", "no/such.toml"), "cannot be read"),
     ],
