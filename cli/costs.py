@@ -8,7 +8,7 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Device, Json, Model, Settings, Timing, TraceDir
+from cli.options import Costs, Device, Json, Model, Settings, TraceDir
 
 if TYPE_CHECKING:
     from cutedge._cost import By, Cost, ModelLimits, Parameters
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @command("cutedge cost --device rtx-4090 --by module")
 def cost(
-    timing: Timing,
+    timing: Costs,
     directory: TraceDir = None,
     devices: Annotated[
         list[str] | None,

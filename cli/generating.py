@@ -7,7 +7,7 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Json, MachineOptions, Model, Search, Settings, Timing
+from cli.options import Costs, Json, MachineOptions, Model, Search, Settings
 
 Policy = Annotated[
     str | None,
@@ -21,7 +21,7 @@ Policy = Annotated[
 def generate(
     model: Model,
     machine: MachineOptions,
-    timing: Timing,
+    timing: Costs,
     search: Search,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024,
     new: Annotated[

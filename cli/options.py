@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cli import complete
-from partition import Residency
+from partition import Residency, ScheduleKind
 from tracer.errors import InputError, alike
 from tracer.graph import FLOATING, MODEL_DTYPES
 
@@ -148,7 +148,7 @@ class Arrays:
 
 
 @dataclass(frozen=True, slots=True)
-class Timing(Arrays):
+class Costs(Arrays):
     """What decides how long devices take: arrays, and how weights and cached state are stored."""
 
     weights: Annotated[
@@ -246,6 +246,22 @@ class Search:
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a search for the optimum may take.")
     ] = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running(Search):
+    """What a placement must keep to, and how its run is laid out in time."""
+
+    schedule: Annotated[
+        ScheduleKind | None,
+        typer.Option(
+            help="Say when ops run and tensors move. serial: one after another; overlap: each as "
+            "soon as it can, on devices and link directions that go on side by side."
+        ),
+    ] = None
+    requests: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="With --schedule: so many runs in flight.")
+    ] = None
 
 
 def flattened(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from cli.app import command, say, warn
-from cli.options import Baseline, Json, MachineOptions, Policies, Search, Timing, TraceDir
+from cli.options import Baseline, Costs, Json, MachineOptions, Policies, Running, TraceDir
 
 
 @command("cutedge report --policy offload-linear --policy min-cut --png", tables=False)
 def report(
     machine: MachineOptions,
-    timing: Timing,
-    search: Search,
+    timing: Costs,
+    search: Running,
     directory: TraceDir = None,
     policies: Policies = None,
     baseline: Baseline = None,

@@ -8,7 +8,7 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Baseline, Json, MachineOptions, Policies, Search, Timing, TraceDir, no_model
+from cli.options import Baseline, Costs, Json, MachineOptions, Policies, Running, TraceDir, no_model
 from partition import Order
 from tracer.errors import InputError
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
 def partition(
     machine: MachineOptions,
-    timing: Timing,
-    search: Search,
+    timing: Costs,
+    search: Running,
     directory: TraceDir = None,
     policy: Annotated[
         str,
@@ -58,8 +58,8 @@ def partition(
 @command("cutedge compare --wire-dtype bfloat16")
 def compare(
     machine: MachineOptions,
-    timing: Timing,
-    search: Search,
+    timing: Costs,
+    search: Running,
     directories: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -105,9 +105,7 @@ def compare(
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
-    folders = (
-        [*dict.fromkeys(map(trace_folder, directories))] if directories else [trace_folder(None)]
-    )
+    folders = [*dict.fromkeys(map(trace_folder, directories or [None]))]  # type: ignore[list-item]
     if over is not None and (len(folders) > 1 or within is not None or unseen or sort):
         raise InputError(
             "--over is of one trace directory and goes without --within, --unseen and --sort"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from costmodels.flops import annotate
 from cutedge._machines import machine_of
 from cutedge._request import Overrides, Request
-from partition import Residency
+from partition import Residency, ScheduleKind
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
@@ -262,6 +262,8 @@ class Trace:
         time_limit: float = 60.0,
         weights: str | Path | None = None,
         kv_dtype: str | None = None,
+        schedule: ScheduleKind | None = None,
+        requests: int | None = None,
         **parts: Any,
     ) -> "Partition":
         """Place every op on a device by a policy, and count what crosses.
@@ -272,7 +274,8 @@ class Trace:
         (``pipeline_depth``, ``int8_speedup``, ``sparsity``, ``sparsity_speedup``, ``chips``) are as
         on the command line. ``weights`` and ``kv_dtype`` are as for ``stored``. ``residency`` is
         ``run`` (a device keeps what it has) or ``call`` (an accelerator forgets). No accelerator
-        that is not trusted may see the ``secrets``.
+        that is not trusted may see the ``secrets``. With a ``schedule`` (``serial`` or ``overlap``)
+        of so many ``requests``, what is saved has its table too (``Partition.schedule``).
 
         Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
 
@@ -282,6 +285,7 @@ class Trace:
         True
         """
         from cutedge._partition import Partition, asked_of
+        from cutedge._placing import scheduling_of
 
         traced = self.stored(weights, kv_dtype)
         chosen = asked_of(
@@ -292,6 +296,7 @@ class Trace:
             secrets or (),
             max_calls,
             time_limit,
+            scheduling_of(schedule, requests),
         )
         return Partition.placed(traced, chosen, next(iter(chosen.policies)))
 
@@ -307,6 +312,8 @@ class Trace:
         time_limit: float = 60.0,
         weights: str | Path | None = None,
         kv_dtype: str | None = None,
+        schedule: ScheduleKind | None = None,
+        requests: int | None = None,
         **parts: Any,
     ) -> "Comparison":
         """Policies side by side; all that are shipped and keep no secret when left out.
@@ -321,6 +328,7 @@ class Trace:
         (22, 524288)
         """
         from cutedge._compare import compare
+        from cutedge._placing import scheduling_of
 
         return compare(
             self.stored(weights, kv_dtype),
@@ -331,6 +339,7 @@ class Trace:
             secrets or (),
             max_calls,
             time_limit,
+            scheduling_of(schedule, requests),
         )
 
     def crossovers(
@@ -346,13 +355,15 @@ class Trace:
         time_limit: float = 60.0,
         weights: str | Path | None = None,
         kv_dtype: str | None = None,
+        schedule: ScheduleKind | None = None,
+        requests: int | None = None,
         **parts: Any,
     ) -> "tuple[str, list[Point], list[Crossover]]":
         """(unit, the best policy at sizes of a range, where that changes).
 
-        The unit is ``seconds`` of the run where they are known, else ``bytes`` of payload. Each
-        policy is placed anew at each size of a ``variable`` of the trace's formulas. All else is as
-        for ``compare``.
+        The unit is ``seconds`` of the run (by its ``schedule``) where they are known, else
+        ``bytes`` of payload. Each policy is placed anew at each size of a ``variable`` of the
+        trace's formulas. All else is as for ``compare``.
 
         >>> import cutedge
         >>> t = cutedge.trace("edge-10m", seq=64)
@@ -361,6 +372,7 @@ class Trace:
         ('bytes', 'min-cut')
         """
         from cutedge._compare import crossovers
+        from cutedge._placing import scheduling_of
 
         return crossovers(
             self.stored(weights, kv_dtype),
@@ -371,6 +383,7 @@ class Trace:
             secrets or (),
             max_calls,
             time_limit,
+            scheduling_of(schedule, requests),
         )
 
     def costs(
