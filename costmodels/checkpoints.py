@@ -38,7 +38,7 @@ def storage_of(config: Mapping[str, Any]) -> tuple[WeightFormat | None, str | No
         )
     dtype = config_dtype(config)
     rest = dtype if dtype in MODEL_DTYPES else "bfloat16"
-    stays = _STAY if _has_head(method, told) else (*_STAY, "head")
+    stays: tuple[str, ...] = _STAY if _has_head(method, told) else (*_STAY, "head")
     if method == "mxfp4":
         stays = tuple(part for part in PARTS if part not in _EXPERTS)
     rules = [Rule(stays, rest)]
