@@ -110,8 +110,8 @@ class Tracing:
     dtype: Annotated[
         str | None,
         typer.Option(
-            help=f"Dtype of parameters and activations: {', '.join(MODEL_DTYPES)}. float32 when "
-            "left out, or what a model of your own has."
+            help=f"Dtype that is computed in: {', '.join(MODEL_DTYPES)}, or config for the one that "
+            "the config names. float32 when left out, or what a model of your own has."
         ),
     ] = None
     attn: Annotated[
@@ -145,6 +145,22 @@ class Arrays:
     chips: Annotated[
         int, typer.Option(min=1, max=MOST, help="Chips that share the tiles, on one host link.")
     ] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Costs(Arrays):
+    """What decides how long devices take: arrays, and how weights and cached state are stored."""
+
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="What weights are stored in: a format such as q4_k_m, int4-g128 or fp8, a dtype, "
+            "or a .toml file."
+        ),
+    ] = None
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="What cached keys and values are stored in: fp8, q8_0 ...")
+    ] = None
 
 
 Link = Annotated[

@@ -2,33 +2,21 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import (
-    Arrays,
-    Baseline,
-    Json,
-    MachineOptions,
-    Policies,
-    Running,
-    TraceDir,
-    no_model,
-)
+from cli.options import Baseline, Costs, Json, MachineOptions, Policies, Running, TraceDir, no_model
 from partition import Order
 from tracer.errors import InputError
-
-if TYPE_CHECKING:
-    from partition.policy import Policy
 
 
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
 def partition(
     machine: MachineOptions,
-    arrays: Arrays,
+    timing: Costs,
     search: Running,
     directory: TraceDir = None,
     policy: Annotated[
@@ -51,7 +39,7 @@ def partition(
     from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([policy], **options)
     folder = trace_folder(directory)
     split = cutedge.load(folder).partition(policy, **options)
@@ -67,7 +55,7 @@ def partition(
 @command("cutedge compare --wire-dtype bfloat16")
 def compare(
     machine: MachineOptions,
-    arrays: Arrays,
+    timing: Costs,
     search: Running,
     directories: Annotated[
         list[Path] | None,
@@ -112,7 +100,7 @@ def compare(
 
     if within is not None and not 0 < within < float("inf"):
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folders = [*dict.fromkeys(map(trace_folder, directories or [None]))]  # type: ignore[list-item]
     if over is not None and (len(folders) > 1 or within is not None or unseen or sort):
@@ -156,6 +144,8 @@ def policies(
     """List the policies, or show the rules of one."""
     from cli.printing import grouped, print_json, print_table
     from cutedge._json import policy_object
+    from cutedge._rows import rule_rows, secret_rows
+    from cutedge._words import policy_sort
     from partition.policy import load_policy, policy_names
     from tracer.toml_files import matching
 
@@ -163,32 +153,16 @@ def policies(
     if as_json:
         print_json({"policies": [policy_object(one) for one in loaded]})
     elif len(loaded) > 1:
-
-        def kind(policy: "Policy") -> str:
-            if policy.secrets:
-                return "with secrets: no accelerator that is not trusted sees them"
-            return (
-                "searched: the best placement that the rules allow"
-                if policy.objective
-                else "fixed: rules alone say where an op runs"
-            )
-
         print_table(
-            "policy, what it does~", grouped(loaded, kind, lambda p: (p.name, p.description))
+            "policy, what it does~", grouped(loaded, policy_sort, lambda p: (p.name, p.description))
         )
     else:
         for p in loaded:
             say(f"{p.name}: {p.description}")
-            print_table(
-                "rule, ops~, place, reason~1",
-                [
-                    *((str(n), str(r), r.place, r.reason) for n, r in enumerate(p.rules, 1)),
-                    ("", "all others", p.default, ""),
-                ],
-            )
+            print_table("rule, ops~, place, reason~1", rule_rows(p))
             if p.secrets:
                 say()
                 print_table(
                     ["secret", "tensors, with all that carries their values~", "reason~1"],
-                    [(str(n), str(one), one.reason) for n, one in enumerate(p.secrets, 1)],
+                    secret_rows(p),
                 )

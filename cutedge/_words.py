@@ -10,6 +10,7 @@ from partition.explain import Bottleneck
 from partition.ladder import Exposure
 from partition.layers import TopologicalCut
 from partition.optimise import Setting
+from partition.policy import Policy
 from partition.run import Run
 from partition.schedule import Schedule
 from partition.split import Split
@@ -306,7 +307,7 @@ def trace_lines(graph: OpGraph, flops: FlopTotals) -> list[tuple[str, str]]:
     sorts = [*kinds.items(), (Kind.VIEW, views), (Kind.CONSTANT, constants)]
     said = [("ops", f"{len(graph.ops):,}: {', '.join(f'{n} {kind.value}' for kind, n in sorts)}")]
     size = human(parameter_bytes(graph))
-    said.append(("parameters", f"{meta.parameters:,} ({size} in {meta.dtype})"))
+    said.append(("parameters", f"{meta.parameters:,} ({size} in {meta.weights or meta.dtype})"))
     said += [("", line) for line in not_run(graph)]
     assumed, active = assumptions(graph), active_parameters(graph)
     if assumed or active != meta.parameters:
@@ -343,6 +344,17 @@ def not_run(graph: OpGraph) -> list[str]:
     return [f"{sum(idle.values()):,} of them are not run: {', '.join(some + more)}"]
 
 
+def policy_sort(policy: Policy) -> str:
+    """What sort of policy one is, in words."""
+    if policy.secrets:
+        return "with secrets: no accelerator that is not trusted sees them"
+    return (
+        "searched: the best placement that the rules allow"
+        if policy.objective
+        else "fixed: rules alone say where an op runs"
+    )
+
+
 def cost_sentences(cost: "Cost") -> Iterator[str]:
     """What a graph takes on a device, in sentences."""
     time, whole = cost.time, cost.total_share
@@ -370,7 +382,15 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
                 f"({human(sent)}) and results ({human(received)})"
             )
     fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[time.fits]
-    size = "" if device.memory_bytes is None else f" in {human(device.memory_bytes)}"
+    graph, size = cost.trace.graph, ""
+    if graph.meta.weights:
+        other = f" ({graph.meta.weights_other})" if graph.meta.weights_other else ""
+        yield (
+            f"weights: {human(parameter_bytes(graph))} in {graph.meta.weights}{other}; they are "
+            "turned into the compute dtype while they are read"
+        )
+    if device.memory_bytes is not None:
+        size = f" in {human(device.memory_bytes)}"
     yield (
         f"memory: {human(need.resident_bytes)} resident, {human(need.live_activation_bytes)} of "
         f"activations where each is freed once read, {human(need.peak_activation_bytes)} at most: "
