@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cli import complete
+from costmodels import Execution
 from partition import Residency
 from tracer.errors import InputError, alike
 from tracer.graph import FLOATING, MODEL_DTYPES
@@ -169,6 +170,27 @@ Accelerators = Annotated[
 Device = Annotated[
     str, typer.Option(help="A device's name, or a .toml file.", autocompletion=complete.devices)
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What carries ops out on devices."""
+
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What runs the model (hf-eager, vllm ...), or a .toml file: its launches, and what "
+            "its kernels reach. DEVICE=ENGINE is of one device. The physical bound when left out.",
+            autocompletion=complete.engines,
+        ),
+    ] = None
+    execution: Annotated[
+        Execution | None,
+        typer.Option(
+            help="eager: op by op, started ahead; graph: op by op, replayed; fused: kernels of "
+            "several ops, that move what good kernels move. The engine's own when left out."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

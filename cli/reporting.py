@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from cli.app import command, say, warn
-from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Search, TraceDir
+from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Program, Search, TraceDir
 
 
 @command("cutedge report --policy offload-linear --policy min-cut --png", tables=False)
 def report(
     machine: MachineOptions,
     arrays: Arrays,
+    program: Program,
     search: Search,
     directory: TraceDir = None,
     policies: Policies = None,
@@ -34,7 +35,7 @@ def report(
     from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {**asdict(machine), **asdict(arrays), **asdict(program), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folder = trace_folder(directory)
     compared = cutedge.load(folder).compare(policies, baseline=baseline, **options)

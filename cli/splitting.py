@@ -8,7 +8,17 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Search, TraceDir, no_model
+from cli.options import (
+    Arrays,
+    Baseline,
+    Json,
+    MachineOptions,
+    Policies,
+    Program,
+    Search,
+    TraceDir,
+    no_model,
+)
 from partition import Order
 from tracer.errors import InputError
 
@@ -20,6 +30,7 @@ if TYPE_CHECKING:
 def partition(
     machine: MachineOptions,
     arrays: Arrays,
+    program: Program,
     search: Search,
     directory: TraceDir = None,
     policy: Annotated[
@@ -42,7 +53,7 @@ def partition(
     from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {**asdict(machine), **asdict(arrays), **asdict(program), **asdict(search)}
     check_words([policy], **options)
     folder = trace_folder(directory)
     split = cutedge.load(folder).partition(policy, **options)
@@ -59,6 +70,7 @@ def partition(
 def compare(
     machine: MachineOptions,
     arrays: Arrays,
+    program: Program,
     search: Search,
     directories: Annotated[
         list[Path] | None,
@@ -103,7 +115,7 @@ def compare(
 
     if within is not None and not 0 < within < float("inf"):
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {**asdict(machine), **asdict(arrays), **asdict(program), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folders = (
         [*dict.fromkeys(map(trace_folder, directories))] if directories else [trace_folder(None)]

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.devices import load_device
+from costmodels.engines import PHYSICAL
 from costmodels.links import Link, load_link
 from costmodels.roofline import DeviceTime, Share, refuse_missing, shares, time_graph
-from cutedge._machines import array_options
+from cutedge._machines import array_options, engines_of
 from tracer.errors import choose
 from tracer.graph import Op, OpGraph
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from costmodels import Execution
     from costmodels.parameters import Breakdown, Count
     from cutedge._request import Overrides
     from cutedge._trace import Trace
@@ -59,6 +61,8 @@ class Cost:
         time, total, link = self.time, self.total_share, self.host_link
         return {
             "device": time.device.name,
+            "engine": time.engine.name or None,
+            "execution": time.engine.execution,
             "seconds": time.seconds,
             "seconds_coverage": time.coverage,
             "missing": dict(time.missing),
@@ -99,6 +103,8 @@ def costs(
     products_dtype: str | None,
     *,
     strict: bool,
+    engine: str | Sequence[str] | None = None,
+    execution: "Execution | None" = None,
     **arrays: Any,
 ) -> list[Cost]:
     """What a trace takes on each of the devices: ``Trace.costs``."""
@@ -107,8 +113,15 @@ def costs(
         peaks = {dtype for device in chosen for dtype in device.peak_flops_per_second}
         choose(products_dtype, sorted(peaks), "--products-dtype")
     options = array_options(chosen, "--device", **arrays)
+    engines = engines_of({device.name: device for device in chosen}, engine, execution)
     times = [
-        time_graph(trace.graph, device, products_dtype=products_dtype, options=options)
+        time_graph(
+            trace.graph,
+            device,
+            products_dtype=products_dtype,
+            options=options,
+            engine=engines.get(device.name, PHYSICAL),
+        )
         for device in chosen
     ]
     if strict:

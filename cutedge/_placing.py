@@ -111,6 +111,8 @@ def partition_of(
         tuple(exposure(graph, placed.placement, traffic, setting.untrusted)) if exposed else (),
         {name: device.name for name, device in machine.described.items()},
         machine.devices,
+        machine.engine,
+        machine.execution or "",
     )
 
 

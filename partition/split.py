@@ -65,6 +65,10 @@ class Split:
     """Device -> what it is, where that has another name."""
     devices: tuple[str, ...] = ()
     """Home and all accelerators that ops could have been placed on."""
+    engine: str = ""
+    """What carries ops out; empty where that is the physical bound."""
+    execution: str = ""
+    """How, where that is not what the engine says."""
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -126,15 +130,16 @@ class Split:
 
     @property
     def machine(self) -> str:
-        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``, and options of arrays."""
+        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``; options of arrays, and
+        what carries ops out, behind it."""
         placement = self.placement
         used = self.devices or (placement.home, *placement.accelerators)
         devices = [
             name if self.described.get(name, name) == name else f"{name}={self.described[name]}"
             for name in used
         ]
-        options = f", {self.options.text}" if self.options.text else ""
-        return f"{'+'.join(devices)}@{self.link}{options}"
+        told = filter(None, (self.options.text, self.engine, self.execution))
+        return ", ".join((f"{'+'.join(devices)}@{self.link}", *told))
 
     @property
     def identity(self) -> dict[str, Any]:
