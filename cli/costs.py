@@ -49,13 +49,8 @@ def cost(
     from cutedge._workspace import trace_folder
 
     folder = trace_folder(directory)
-    costs = cutedge.load(folder).costs(
-        *(devices or ()),
-        products_dtype=products_dtype,
-        strict=strict,
-        **asdict(arrays),
-        **asdict(program),
-    )
+    how = {"products_dtype": products_dtype, **asdict(arrays), **asdict(program)}
+    costs = cutedge.load(folder).costs(*(devices or ()), strict=strict, **how)
     written = save_costs(costs, folder)
     if as_json:
         print_json({"costs": [{**one.summary, "table": str(written)} for one in costs]})

@@ -42,7 +42,8 @@ TableName = Annotated[
     str,
     typer.Argument(
         metavar="TABLE",
-        help="ops, tensors, edges, costs, placement, transfers, calls, summary or measured_calls.",
+        help="ops, tensors, edges, costs, placement, transfers, calls, summary, schedule or "
+        "measured_calls.",
         autocompletion=complete.tables,
     ),
 ]

@@ -17,7 +17,7 @@ import typer
 
 from cli import complete
 from costmodels import Execution
-from partition import Residency
+from partition import Residency, ScheduleKind
 from tracer.errors import InputError, alike
 from tracer.graph import FLOATING, MODEL_DTYPES
 
@@ -179,16 +179,15 @@ class Program:
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="What runs the model (hf-eager, vllm ...), or a .toml file: its launches, and what "
-            "its kernels reach. DEVICE=ENGINE is of one device. The physical bound when left out.",
+            help="What runs the model (hf-eager, vllm), or a .toml file; DEVICE=ENGINE of one device. "
+            "The physical bound when left out.",
             autocompletion=complete.engines,
         ),
     ] = None
     execution: Annotated[
         Execution | None,
         typer.Option(
-            help="eager: op by op, started ahead; graph: op by op, replayed; fused: kernels of "
-            "several ops, that move what good kernels move. The engine's own when left out."
+            help="eager or graph: op by op, started ahead or replayed; fused: kernels of several ops."
         ),
     ] = None
 
@@ -252,6 +251,22 @@ class Search:
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a search for the optimum may take.")
     ] = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running(Search):
+    """What a placement must keep to, and how its run is laid out in time."""
+
+    schedule: Annotated[
+        ScheduleKind | None,
+        typer.Option(
+            help="Say when ops run and tensors move. serial: one after another; overlap: each as "
+            "soon as it can, on devices and link directions that go on side by side."
+        ),
+    ] = None
+    requests: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="With --schedule: so many runs in flight.")
+    ] = None
 
 
 def flattened(function: Callable[..., Any]) -> Callable[..., Any]:

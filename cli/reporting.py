@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.app import command, say, warn
-from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Program, Search, TraceDir
+from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Program, Running, TraceDir
 
 
 @command("cutedge report --policy offload-linear --policy min-cut --png", tables=False)
@@ -15,7 +15,7 @@ def report(
     machine: MachineOptions,
     arrays: Arrays,
     program: Program,
-    search: Search,
+    search: Running,
     directory: TraceDir = None,
     policies: Policies = None,
     baseline: Baseline = None,

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from cli.printing import console, print_table
-from cutedge._rows import ladder_rows, price_rows, transfer_rows
+from cutedge._rows import critical_rows, ladder_rows, price_rows, resource_rows, transfer_rows
 from cutedge._words import (
     best_for,
     bottleneck_sentence,
     coverage,
     devices_of,
     no_figures,
+    schedule_columns,
     sees,
     speed,
     split_sentences,
@@ -58,6 +59,11 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     for line in split_sentences(made):
         out.print(line)
     out.print()
+    if partition.schedule is not None:
+        print_table("on, busy>, idle%", resource_rows(partition.schedule))
+        critical = critical_rows(partition.graph, partition.schedule)
+        print_table("critical path~, on<1, count>2, takes>, share%", critical)
+        out.print()
     if why is not None:
         _print_why(partition, *why)
     if made.top_transfers:
@@ -111,6 +117,7 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
         columns["transfer time>5"] = [_time(p.traffic.totals.seconds) for p in partitions]
     if any(p.run_seconds is not None for p in partitions):
         columns["run>2"] = [_time(p.run_seconds) for p in partitions]
+    columns |= schedule_columns(partitions)
     if any(p.exposed for p in partitions):
         columns["seen<9"] = [sees(p.exposed) for p in partitions]
     if any(p.solution is not None for p in partitions):
@@ -160,6 +167,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
         "cycles>7": [f"{sum(p.cycles.values()):,}" for p, *_ in rows],
         "run>2": [_time(p.run_seconds) for p, *_ in rows],
         "tokens/s>3": ["" if run is None or not run.seconds else speed(run) for *_, run in rows],
+        **schedule_columns([p for p, *_ in rows]),
     }
     if not any(p.cycles for p, *_ in rows):
         del columns["cycles>7"]

@@ -15,7 +15,7 @@ from cli.options import (
     MachineOptions,
     Policies,
     Program,
-    Search,
+    Running,
     TraceDir,
     no_model,
 )
@@ -31,7 +31,7 @@ def partition(
     machine: MachineOptions,
     arrays: Arrays,
     program: Program,
-    search: Search,
+    search: Running,
     directory: TraceDir = None,
     policy: Annotated[
         str,
@@ -71,7 +71,7 @@ def compare(
     machine: MachineOptions,
     arrays: Arrays,
     program: Program,
-    search: Search,
+    search: Running,
     directories: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -117,9 +117,7 @@ def compare(
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
     options = {**asdict(machine), **asdict(arrays), **asdict(program), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
-    folders = (
-        [*dict.fromkeys(map(trace_folder, directories))] if directories else [trace_folder(None)]
-    )
+    folders = [*dict.fromkeys(map(trace_folder, directories or [None]))]  # type: ignore[list-item]
     if over is not None and (len(folders) > 1 or within is not None or unseen or sort):
         raise InputError(
             "--over is of one trace directory and goes without --within, --unseen and --sort"

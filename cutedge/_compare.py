@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cutedge._report import Written
     from cutedge._trace import Trace
     from partition.crossover import Crossover, Point
+    from partition.schedule import Scheduling
 
 
 def compare(
@@ -37,10 +38,18 @@ def compare(
     secrets: Sequence[str],
     max_calls: int | None,
     time_limit: float,
+    scheduling: "Scheduling | None",
 ) -> "Comparison":
     """The policies on a trace; one that cannot be is left out, where the user has not named it."""
     asked = asked_of(
-        trace.graph, policies or open_policy_names(), machine, residency, (), max_calls, time_limit
+        trace.graph,
+        policies or open_policy_names(),
+        machine,
+        residency,
+        (),
+        max_calls,
+        time_limit,
+        scheduling,
     )
     names = list(asked.policies)
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
@@ -69,11 +78,19 @@ def crossovers(
     secrets: Sequence[str],
     max_calls: int | None,
     time_limit: float,
+    scheduling: "Scheduling | None",
 ) -> "tuple[str, list[Point], list[Crossover]]":
     """(unit, the best policy at sizes of a range, where that changes): ``Trace.crossovers``."""
     graph = trace.graph
     asked = asked_of(
-        graph, policies or open_policy_names(), machine, residency, secrets, max_calls, time_limit
+        graph,
+        policies or open_policy_names(),
+        machine,
+        residency,
+        secrets,
+        max_calls,
+        time_limit,
+        scheduling,
     )
     check_namesakes(asked.policies)
     without = {} if policies else obstacles(asked.policies, asked.setting)

@@ -175,7 +175,7 @@ def opened_table(name: str, directory: Path | None, policy: str | None) -> "pa.T
 
     choose(name, list(MAKERS), "TABLE")
     folder = trace_folder(directory)
-    if MAKERS[name] in ("partition", "verify"):
+    if MAKERS[name].startswith(("partition", "verify")):
         folder = find_partition(folder, policy)[1] or folder
     elif (folder / "summary.parquet").exists():
         folder = find_partition(folder, None)[0]

@@ -11,6 +11,7 @@ from costmodels.flops import total_flops
 from partition.crossover import Crossover, Point
 from partition.policy import Policy
 from partition.run import Run
+from partition.schedule_table import schedule_summary
 from partition.tables import summary_row
 from tracer.captured import Checked
 from tracer.graph import OpGraph, TraceMeta
@@ -116,6 +117,7 @@ def partition_object(made: "Partition", folder: Path, *, explain: bool = False) 
         **split.identity,
         **summary_row(split),
         **_run(split.run),
+        **({} if split.schedule is None else schedule_summary(split.graph, split.schedule)),
         "objective_gap": split.solution and split.solution.gap,
         "topological_cut": None
         if beside is None

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.machine import Machine
-from cutedge._placing import bottlenecks, derived_of, explained, partition_of
-from partition import Residency
+from cutedge._placing import bottlenecks, derived_of, explained, partition_of, scheduling_of
+from partition import Residency, ScheduleKind
 from partition.optimise import Setting
 from partition.policy import Policy, cautions, load_policy, with_secrets
+from partition.run import times_under
+from partition.schedule import Scheduling
 from partition.split import Split
 from partition.tables import partition_tables, summary_row
 from tracer.graph import OpGraph
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from cutedge._export import GraphKind
+    from cutedge._schedule import Timetable
     from cutedge._trace import Trace
     from cutedge._verify import Transport, Verification
     from partition.explain import Bottleneck, TransferGroup
@@ -45,6 +48,7 @@ def asked_of(
     secrets: Sequence[str],
     max_calls: int | None,
     time_limit: float,
+    scheduling: Scheduling | None = None,
 ) -> Asked:
     """The policies and the setting that a user's words come to, for a graph."""
     chosen = {
@@ -53,7 +57,7 @@ def asked_of(
         )
         for one in policies
     }
-    setting = Setting(machine, residency, machine.times(graph), max_calls, time_limit)
+    setting = Setting(machine, residency, machine.times(graph), max_calls, time_limit, scheduling)
     return Asked(chosen, setting)
 
 
@@ -166,6 +170,33 @@ class Partition:
     def explain(self) -> "tuple[list[LadderStep], list[Price]]":
         """(the steps from offload-linear, what each rule and secret costs)"""
         return explained(self.trace.graph, self.rules, self.setting, self.split)
+
+    def schedule(
+        self, schedule: ScheduleKind = "overlap", requests: int | None = None
+    ) -> "Timetable":
+        """When ops run and tensors move: one after another (``serial``), or each as soon as it can.
+
+        Several ``requests`` are there from the start, side by side. Seconds that are not known
+        count as 0, and ``at_least`` says so. Raises InputError for no such schedule.
+
+        >>> import cutedge
+        >>> t = cutedge.trace("edge-10m", seq=64)
+        >>> p = t.partition("offload-linear", machine="tee-tdx+h100-cc@pcie5-x16-cc")
+        >>> found = p.schedule("overlap", requests=2)
+        >>> found.summary["limited_by"], found.table.num_rows
+        ('h100-cc -> tee-tdx', 382)
+        >>> found.summary["bound_seconds"] <= found.summary["makespan_seconds"]
+        True
+        """
+        from cutedge._schedule import Timetable
+
+        asked = scheduling_of(schedule, requests)
+        assert asked is not None  # it was refused
+        split = self.split
+        times = times_under(
+            split.graph, split.placement, split.traffic.transfers, self.setting.times
+        )
+        return Timetable(split, split.laid_out(times, asked))
 
     def query(self, sql: str) -> "pa.Table":
         """What DuckDB answers over the trace's tables and these of the partition.

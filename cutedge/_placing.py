@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from costmodels.flops import annotate
 from cutedge._machines import machine_of
-from partition import Order, Residency
+from partition import Order, Residency, ScheduleKind
 from partition.crossover import Crossover, Point, best_over
 from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
 from partition.ladder import LadderStep, exposure, ladder
@@ -37,10 +37,11 @@ from partition.policy import (
 )
 from partition.problem import InfeasibleError, NotFoundError
 from partition.run import chips_of, times_under
+from partition.schedule import Scheduling
 from partition.secrets import covered, present
 from partition.seen import Derived, derived, known
 from partition.split import Split
-from tracer.errors import InputError
+from tracer.errors import InputError, choose
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
 from tracer.stages import stage
@@ -69,13 +70,28 @@ def check_words(
     secrets: Sequence[str] | None = (),
     max_calls: int | None = None,
     time_limit: float = 0.0,
+    schedule: ScheduleKind | None = None,
+    requests: int | None = None,
     **machine: Any,
 ) -> None:
     """Raise InputError for options that cannot be understood, before a model is traced or read."""
     for policy in policies:
         if not isinstance(policy, Policy):
             load_policy(str(policy))
+    scheduling_of(schedule, requests)
     machine_of(**machine)
+
+
+def scheduling_of(schedule: ScheduleKind | None, requests: int | None) -> Scheduling | None:
+    """How runs are laid out, where that is asked for. Raises InputError for what says nothing."""
+    if schedule is None:
+        if requests is not None:
+            raise InputError("--requests is of a schedule: say --schedule overlap (or serial) too")
+        return None
+    choose(schedule, get_args(ScheduleKind), "--schedule")
+    if requests is not None and requests < 1:
+        raise InputError(f"--requests {requests}: there is at least one")
+    return Scheduling(schedule, requests or 1)
 
 
 def obstacles(policies: Mapping[str, Policy], setting: Setting) -> dict[str, str]:
@@ -90,7 +106,7 @@ def partition_of(
     placed, machine = place(graph, policy, setting), setting.machine
     traffic = setting.account(graph, placed.placement)
     times = times_under(graph, placed.placement, traffic.transfers, setting.times)
-    return Split(
+    split = Split(
         graph,
         trace_id,
         policy.name,
@@ -114,6 +130,8 @@ def partition_of(
         machine.engine,
         machine.execution or "",
     )
+    asked = setting.scheduling
+    return split if asked is None else replace(split, schedule=split.laid_out(times, asked))
 
 
 def explained(
@@ -253,7 +271,7 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
     rank: dict[str, Callable[[Split], float]] = {
         "bytes": lambda one: one.traffic.totals.payload_bytes,
         "calls": lambda one: len(one.traffic.calls),
-        "seconds": lambda one: inf if one.run_seconds is None else one.run_seconds,
+        "seconds": _seconds,
         "seen": lambda one: len(known(sort for each in one.exposed for sort in each.seen)),
     }
     left = [number for number, name in enumerate(found.names) if name not in without]
@@ -267,6 +285,13 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
         policies=tuple(found.policies[n] for n in left),
         without=without,
     )
+
+
+def _seconds(split: Split) -> float:
+    """What a run takes: as it was laid out, else one after another; most where not known."""
+    if split.run_seconds is None:
+        return inf
+    return split.run_seconds if split.schedule is None else split.schedule.makespan_seconds
 
 
 def compared_over(
@@ -306,7 +331,7 @@ def compared_over(
                 if setting.unknown_seconds and one.placement.accelerators:  # else it is no split
                     values[name] = float(one.traffic.totals.payload_bytes)
                 elif one.run_seconds is not None:
-                    values[name] = one.run_seconds
+                    values[name] = _seconds(one)
         if not values:
             raise InputError(f"--over {variable} {text}: no policy is possible at {size}")
         return values

@@ -1,12 +1,17 @@
 """The rows of the tables that the command line prints, as texts."""
 
+from collections import defaultdict
 from collections.abc import Sequence
+from math import fsum
 from typing import TYPE_CHECKING
 
 from cutedge._words import amount
+from partition.accounting import call_label
 from partition.ladder import LadderStep
 from partition.optimise import Price
-from tracer.summary import growth
+from partition.schedule import Schedule
+from tracer.graph import OpGraph
+from tracer.summary import growth, tensor_names
 from tracer.words import counted, duration, human, mib
 
 if TYPE_CHECKING:
@@ -60,6 +65,45 @@ def price_rows(prices: Sequence[Price], unit: str | None) -> Rows:
         )
         for price in prices
     ]
+
+
+def resource_rows(found: Schedule) -> Rows:
+    """(resource, what it is busy for, its share that stands still) of each device and link."""
+    idle = found.idle_shares
+    return [
+        (name, duration(seconds), f"{idle[name]:.1%}")
+        for name, seconds in found.busy_seconds.items()
+    ]
+
+
+def critical_rows(graph: OpGraph, found: Schedule) -> Rows:
+    """(what, resource, count, seconds, share) of the critical path, alike ones together.
+
+    Those that take most come first; what is left is the last row.
+    """
+    seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    names, moved = dict[int, str](), tensor_names(graph)
+    for number in found.critical_path:
+        task = found.slots[number].task
+        if task.op is None:
+            name = moved[task.tensor or 0]
+        else:
+            name = names.setdefault(task.op, call_label(graph, (task.op,)))
+        if task.seconds:
+            seconds[name, task.uses[0]].append(task.seconds)
+    parts = sorted(((*key, len(all_), fsum(all_)) for key, all_ in seconds.items()), key=_most)
+    shown, rest = parts[:8], parts[8:]
+    if rest:
+        shown.append((f"{len(rest)} others", "", sum(p[2] for p in rest), fsum(p[3] for p in rest)))
+    whole = found.makespan_seconds or 1.0
+    return [
+        (name, resource, str(count), duration(taken), f"{taken / whole:.1%}")
+        for name, resource, count, taken in shown
+    ]
+
+
+def _most(part: tuple[str, str, int, float]) -> tuple[float, str, str]:
+    return -part[3], part[0], part[1]
 
 
 def cost_rows(cost: "Cost", by: "By") -> Rows:

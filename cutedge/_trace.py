@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from costmodels.flops import annotate
 from cutedge._machines import machine_of
 from cutedge._request import Overrides, Request
-from partition import Residency
+from partition import Residency, ScheduleKind
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
@@ -230,6 +230,8 @@ class Trace:
         secrets: Sequence[str] | None = (),
         max_calls: int | None = None,
         time_limit: float = 60.0,
+        schedule: ScheduleKind | None = None,
+        requests: int | None = None,
         **parts: Any,
     ) -> "Partition":
         """Place every op on a device by a policy, and count what crosses.
@@ -239,7 +241,9 @@ class Trace:
         them), and beside either ``memory``, ``wire_dtype`` and the options of arrays
         (``pipeline_depth``, ``int8_speedup``, ``sparsity``, ``sparsity_speedup``, ``chips``) are as
         on the command line. ``residency`` is ``run`` (a device keeps what it has) or ``call`` (an
-        accelerator forgets). No accelerator that is not trusted may see the ``secrets``.
+        accelerator forgets). No accelerator that is not trusted may see the ``secrets``. With a
+        ``schedule`` (``serial`` or ``overlap``) of so many ``requests``, what is saved has its
+        table too (``Partition.schedule``).
 
         Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
 
@@ -249,6 +253,7 @@ class Trace:
         True
         """
         from cutedge._partition import Partition, asked_of
+        from cutedge._placing import scheduling_of
 
         chosen = asked_of(
             self.graph,
@@ -258,6 +263,7 @@ class Trace:
             secrets or (),
             max_calls,
             time_limit,
+            scheduling_of(schedule, requests),
         )
         return Partition.placed(self, chosen, next(iter(chosen.policies)))
 
@@ -271,6 +277,8 @@ class Trace:
         secrets: Sequence[str] | None = (),
         max_calls: int | None = None,
         time_limit: float = 60.0,
+        schedule: ScheduleKind | None = None,
+        requests: int | None = None,
         **parts: Any,
     ) -> "Comparison":
         """Policies side by side; all that are shipped and keep no secret when left out.
@@ -285,6 +293,7 @@ class Trace:
         (22, 524288)
         """
         from cutedge._compare import compare
+        from cutedge._placing import scheduling_of
 
         return compare(
             self,
@@ -295,6 +304,7 @@ class Trace:
             secrets or (),
             max_calls,
             time_limit,
+            scheduling_of(schedule, requests),
         )
 
     def crossovers(
@@ -308,13 +318,15 @@ class Trace:
         secrets: Sequence[str] | None = (),
         max_calls: int | None = None,
         time_limit: float = 60.0,
+        schedule: ScheduleKind | None = None,
+        requests: int | None = None,
         **parts: Any,
     ) -> "tuple[str, list[Point], list[Crossover]]":
         """(unit, the best policy at sizes of a range, where that changes).
 
-        The unit is ``seconds`` of the run where they are known, else ``bytes`` of payload. Each
-        policy is placed anew at each size of a ``variable`` of the trace's formulas. All else is as
-        for ``compare``.
+        The unit is ``seconds`` of the run (by its ``schedule``) where they are known, else
+        ``bytes`` of payload. Each policy is placed anew at each size of a ``variable`` of the
+        trace's formulas. All else is as for ``compare``.
 
         >>> import cutedge
         >>> t = cutedge.trace("edge-10m", seq=64)
@@ -323,6 +335,7 @@ class Trace:
         ('bytes', 'min-cut')
         """
         from cutedge._compare import crossovers
+        from cutedge._placing import scheduling_of
 
         return crossovers(
             self,
@@ -333,6 +346,7 @@ class Trace:
             secrets or (),
             max_calls,
             time_limit,
+            scheduling_of(schedule, requests),
         )
 
     def costs(

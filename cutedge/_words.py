@@ -11,6 +11,7 @@ from partition.ladder import Exposure
 from partition.layers import TopologicalCut
 from partition.optimise import Setting
 from partition.run import Run
+from partition.schedule import Schedule
 from partition.split import Split
 from tracer.graph import Kind, OpGraph
 from tracer.kinds import base_name
@@ -110,6 +111,8 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     if traffic.total_expr is not None:
         yield f"total payload bytes = {traffic.total_expr}"
     yield from run_sentences(split)
+    if split.schedule is not None:
+        yield from schedule_sentences(split.schedule, split.unknown_latency)
     if bare := no_figures(split):
         yield bare
     yield from proof_sentences(split, made.topological_cut)
@@ -150,6 +153,46 @@ def run_sentences(split: Split) -> Iterable[str]:
             f"with ever more chips the run takes {duration(run.many_chips_seconds)}: one tile of "
             f"each product takes longer than {split.link}"
         )
+
+
+def schedule_sentences(found: Schedule, unknown_latency: Sequence[str]) -> Iterator[str]:
+    """How long a run takes as it was laid out, what bounds that, and which resource limits it."""
+    least = "at least " if found.at_least else ""
+    whole, serial = found.makespan_seconds, found.serial_seconds
+    several = f"{found.requests} requests, " if found.requests > 1 else ""
+    yield (
+        f"schedule {found.schedule}: {several}{least}{duration(whole)}; one after another "
+        f"{least}{duration(serial)}; no schedule takes less than {duration(found.bound_seconds)} "
+        "(bound)"
+    )
+    if found.limited_by is not None and found.requests_per_second and whole:
+        most = found.most_requests_per_second or 0.0
+        yield (
+            f"{'at most ' if found.at_least else ''}{found.requests_per_second:,.4g} requests a "
+            f"second; {found.limited_by} is the busiest ({found.idle_shares[found.limited_by]:.1%} "
+            f"idle) and lets at most {most:,.4g} through"
+        )
+    if found.at_least:
+        unknown = [f"the latency of {name}" for name in unknown_latency]
+        unknown += ["the seconds of some ops or transfers"] * any(
+            slot.task.seconds is None for slot in found.slots
+        )
+        yield f"not known, and left out of the schedule: {', '.join(unknown)}"
+
+
+def schedule_columns(splits: Sequence[Split]) -> dict[str, list[str]]:
+    """Heading -> what policies side by side take as they were laid out; nothing where not asked."""
+    found = [split.schedule for split in splits if split.schedule is not None]
+    if len(found) < len(splits) or not found:
+        return {}
+    several = f", {found[0].requests} requests" if found[0].requests > 1 else ""
+    return {
+        f"{found[0].schedule}{several}>2": [
+            f"{'>= ' if one.at_least else ''}{duration(one.makespan_seconds)}" for one in found
+        ],
+        "bound>4": [duration(one.bound_seconds) for one in found],
+        "limited by<5": [one.limited_by or "" for one in found],
+    }
 
 
 def speed(run: Run) -> str:

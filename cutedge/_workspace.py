@@ -18,6 +18,7 @@ _LAST = OUT / "last-trace"
 MAKERS = {
     **dict.fromkeys(("ops", "tensors", "edges"), "trace"),
     **dict.fromkeys(("placement", "transfers", "calls", "summary"), "partition"),
+    "schedule": "partition --schedule overlap",
     "costs": "cost",
     "measured_calls": "verify",
     "sweep": "sweep",

@@ -8,3 +8,6 @@ forgets it between calls."""
 
 Order = Literal["bytes", "calls", "seconds", "seen"]
 """What policies side by side are sorted by: payload, calls, the run, sorts of tensor seen."""
+
+ScheduleKind = Literal["serial", "overlap"]
+"""``serial``: ops and transfers one after another; ``overlap``: each as soon as it can."""

@@ -58,6 +58,7 @@ from partition.problem import (
     recount,
 )
 from partition.run import times_under
+from partition.schedule import Scheduling
 from partition.secrets import present, ways_to_keep
 from partition.solve import Proof, Solution, solve
 from partition.stored import kept_beside, state_readers
@@ -78,6 +79,9 @@ class Setting:
     max_calls: int | None = None
     time_limit: float | None = None
     """Seconds that a search may take; the best until then is the answer."""
+    scheduling: Scheduling | None = None
+    """How runs are laid out in time; None where that was not asked for. Placements are the best
+    for runs one after another all the same."""
 
     @property
     def untrusted(self) -> tuple[str, ...]:

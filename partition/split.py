@@ -8,11 +8,13 @@ from urllib.parse import quote
 
 from costmodels.arrays import Options
 from costmodels.links import Links
+from costmodels.roofline import DeviceTime
 from partition import Residency
 from partition.accounting import Traffic, account
 from partition.ladder import Exposure
 from partition.placement import Placement
 from partition.run import Chips, Run
+from partition.schedule import Schedule, Scheduling, lanes_of, scheduled, tasks_of
 from partition.solve import Proof
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import run_of
@@ -69,6 +71,8 @@ class Split:
     """What carries ops out; empty where that is the physical bound."""
     execution: str = ""
     """How, where that is not what the engine says."""
+    schedule: Schedule | None = None
+    """When ops run and tensors move; None where that was not asked for."""
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -101,6 +105,25 @@ class Split:
             chips.fewest_within(moving),
             at_home + chips.seconds(chips.most) + moving,
         )
+
+    def laid_out(self, times: Mapping[str, DeviceTime], asked: Scheduling) -> Schedule:
+        """When ops run and tensors move, by the seconds of devices under this placement."""
+        tasks = tasks_of(self.graph, self.placement, self.traffic, times, self.residency)
+        lanes = lanes_of(tasks, self.placement)
+        return scheduled(tasks, lanes, asked, self.run_seconds, at_least=bool(self.unknown_latency))
+
+    @property
+    def unknown_latency(self) -> tuple[str, ...]:
+        """The links, by name, whose latency is not known for what crosses them."""
+        if self.links is None:
+            return ()
+        home, unknown = self.placement.home, dict[str, None]()
+        for one in self.traffic.transfers:
+            link = self.links.between(one.src_device, one.dst_device, home)
+            way = "received" if one.direction == "receive" else "sent"
+            if f"{way}_latency_seconds" not in link.sources:
+                unknown[link.name] = None
+        return tuple(unknown)
 
     @property
     def home_seconds(self) -> float | None:

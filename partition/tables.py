@@ -14,6 +14,7 @@ from costmodels.arrays import Options
 from costmodels.flops import total_flops
 from partition.accounting import Call, Traffic, Transfer, steps_of, totals_of
 from partition.placement import Placement
+from partition.schedule_table import SCHEDULE, schedule_rows
 from partition.seen import what_is
 from partition.split import PARTITIONS, Split
 from tracer.files import remove_files
@@ -346,10 +347,12 @@ SUMMARY = pa.schema(
 
 
 def partition_tables(partition: Split) -> dict[str, pa.Table]:
-    """The four tables of a partition, by name."""
+    """The four tables of a partition, by name, and that of its schedule where it has one."""
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
     whole, sorts = traffic.totals.payload_bytes, what_is(graph)
     groups = tensor_names(graph)
+    schedule = partition.schedule
+    timed = {} if schedule is None else {"schedule": (SCHEDULE, schedule_rows(graph, schedule))}
     return make_tables(
         graph.meta,
         {
@@ -416,13 +419,17 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                 SUMMARY,
                 [tuple(_items(value) for value in summary_row(partition).values())],
             ),
+            **timed,
         },
         partition.identity,
     )
 
 
 def write_partition(partition: Split, trace: Path) -> Path:
-    """Write the four tables of a partition into its trace's directory; where they are."""
+    """Write the tables of a partition into its trace's directory; where they are.
+
+    A schedule of what was there before goes.
+    """
     metadata = {
         **trace_metadata(partition.graph.meta, partition.trace_id),
         "policy": partition.policy,
@@ -439,6 +446,9 @@ def write_partition(partition: Split, trace: Path) -> Path:
         metadata,
         advice="Make the place writable, or free some space.",
     )
+    if partition.schedule is None and (folder / "schedule.parquet").exists():
+        with suppress(OSError):
+            remove_files(folder, "schedule.parquet")
     return folder
 
 
@@ -619,7 +629,7 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
         levels = (folder, *folder.parents[:3])
         removed.add(unquote(levels[-1].name.removeprefix("policy=")))
         with suppress(OSError):  # what is not ours stays
-            tables = ("placement", "transfers", "calls", "summary", "measured_calls")
+            tables = ("placement", "transfers", "calls", "summary", "schedule", "measured_calls")
             remove_files(folder, *(f"{table}.parquet" for table in tables))
             for level in levels:
                 level.rmdir()

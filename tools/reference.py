@@ -20,6 +20,7 @@ from costmodels.links import FIGURES, Link, link_names, load_link
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
 from partition.policy import Policy, load_policy, policy_names
+from partition.schedule_table import SCHEDULE
 from partition.tables import CALLS, PLACEMENT, SUMMARY, TRANSFERS
 from tools.describe import field_words, plain, write
 from tools.schemas import schemas
@@ -35,6 +36,11 @@ TABLES: Mapping[str, tuple[str, pa.Schema]] = {
     "transfers": ("A row is a tensor that crosses from one device to another, once.", TRANSFERS),
     "calls": ("A row is a round trip from home to an accelerator and back.", CALLS),
     "summary": ("The one row is the whole run.", SUMMARY),
+    "schedule": (
+        "A row is an op or a transfer of a request, in time. `--schedule` of `partition` and "
+        "`compare` writes it.",
+        SCHEDULE,
+    ),
     "costs": ("A row is an op on a device. `cutedge cost` writes it.", COSTS),
     "measured_calls": ("A row is a round trip as `cutedge verify` ran it.", MEASURED_CALLS),
     "sweep": (

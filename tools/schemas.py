@@ -29,6 +29,8 @@ from partition.ladder import Exposure, LadderStep
 from partition.optimise import Price
 from partition.policy import _OF_TENSORS, CONDITIONS, Policy, Rule, Secret
 from partition.run import Run
+from partition.schedule import Schedule
+from partition.schedule_table import SCHEDULE
 from partition.seen import Derived
 from partition.tables import SUMMARY, TRANSFERS
 from tools.describe import (
@@ -148,7 +150,31 @@ def _derived() -> Schema:
     )
 
 
-_EXTRAS = ("topological_cut", "derived", "ladder", "prices")
+def _schedule() -> dict[str, Schema]:
+    rate = float | None
+    return {
+        **dataclass_keys(
+            Schedule,
+            *("schedule", "requests", "makespan_seconds", "serial_seconds", "bound_seconds"),
+            "at_least",
+        ),
+        "requests_per_second": key(rate, "Requests over the makespan; null where that is 0."),
+        "most_requests_per_second": key(
+            rate, "What the busiest resource lets through, however many there are; null likewise."
+        ),
+        "limited_by": key(str | None, "The busiest resource; null likewise."),
+        "busy_seconds": key(Mapping[str, float], "Resource -> what its ops or transfers take."),
+        "idle_shares": key(
+            Mapping[str, float], "Resource -> the share of the makespan in which it stands still."
+        ),
+        "critical_path": key(
+            listed(record(columns(SCHEDULE))),
+            "What takes time on the critical path, as in `schedule.parquet`.",
+        ),
+    }
+
+
+_EXTRAS = ("topological_cut", "derived", "ladder", "prices", *_schedule())
 """Keys of a partition that only some have."""
 
 
@@ -171,6 +197,7 @@ def _partition() -> dict[str, Schema]:
                 ("link", "moving"),
             )
         },
+        **_schedule(),
         "objective_gap": key(
             float | None,
             "How far the placement may be from the best, as a share of its cost: 0 is optimal.",

@@ -167,26 +167,33 @@ def _start(
         listener = socket.socket(socket.AF_INET)
         listener.bind(("127.0.0.1", 0))
     listener.listen()
-    most = [] if memory_bytes is None else [str(memory_bytes)]
     with listener:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "cutedge.runtime.worker",
-                str(os.getpid()),
-                str(listener.fileno()),
-                str(timeout),
-                *most,
-            ],
-            pass_fds=(listener.fileno(),),
-            env={**os.environ, "CUTEDGE_TOKEN": token},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is home's to answer
-        )
+        process = _started(listener, timeout, token, memory_bytes)
         return listener.family, listener.getsockname(), process
+
+
+def _started(
+    listener: socket.socket, timeout: float, token: str, memory_bytes: int | None
+) -> "subprocess.Popen[bytes]":
+    """The process of a worker, which takes over a socket that listens."""
+    most = [] if memory_bytes is None else [str(memory_bytes)]
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "cutedge.runtime.worker",
+            str(os.getpid()),
+            str(listener.fileno()),
+            str(timeout),
+            *most,
+        ],
+        pass_fds=(listener.fileno(),),
+        env={**os.environ, "CUTEDGE_TOKEN": token},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C is home's to answer
+    )
 
 
 def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:

@@ -39,6 +39,7 @@ SAID: dict[str, list[tuple[str, ...]]] = {
         ("t", *ON, "--policy", "layers"),
         ("t", "--policy", "secret.toml", "--wire-dtype", "bfloat16", "--residency", "call"),
         ("t", "--policy", "all-home", "--home", "rtx-4090"),
+        ("t", *ON, "--schedule", "overlap", "--requests", "2"),
     ],
     "compare": [
         ("t", "t", "--policy", "offload-linear"),

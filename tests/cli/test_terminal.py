@@ -332,6 +332,7 @@ def test_a_table_that_is_not_there_is_answered_with_the_command_that_makes_it() 
     for table, says in {
         "sweep": "cutedge sweep llama-3.2-1b --seq 64..4096",
         "measured_calls": "run verify first",
+        "schedule": "run partition --schedule overlap first",
     }.items():
         done = invoke("query", f"SELECT * FROM {table}")
         assert done.returncode == 2

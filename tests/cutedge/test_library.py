@@ -11,9 +11,10 @@ import pytest
 import cutedge
 from costmodels.links import Links, load_link
 from cutedge import _compare, _cost, _gemm, _machines, _partition, _sql, _sweep, _trace
+from partition import schedule
 from tests.support.inprocess import invoke
 
-PUBLIC = [cutedge, _trace, _partition, _compare, _cost, _gemm, _machines, _sql, _sweep]
+PUBLIC = [*(cutedge, _trace, _partition, _compare, _cost, _gemm, _machines, _sql, _sweep), schedule]
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)

@@ -11,6 +11,7 @@ import pytest
 from costmodels.cost_table import COSTS
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
+from partition.schedule_table import SCHEDULE
 from partition.tables import CALLS, PLACEMENT, SUMMARY, TRANSFERS
 from tests.support.inprocess import invoke
 from tracer.serde import EDGES, OPS, TENSORS
@@ -26,6 +27,7 @@ SCHEMAS = {
     "costs": COSTS,
     "sweep": SWEEP,
     "measured_calls": MEASURED_CALLS,
+    "schedule": SCHEDULE,
 }
 
 LINK = {

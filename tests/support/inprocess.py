@@ -10,6 +10,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from cli.main import app
+from tests.support import warm
 from tests.support.traces import captured, made_runnable
 
 _command = cache(get_command)
@@ -19,13 +20,14 @@ _command = cache(get_command)
 def invoke(command: str, *args: str | Path) -> CompletedProcess[str]:
     """Run a command in this process; what would end in a traceback shows one on stderr.
 
-    The same model at the same sizes is captured once.
+    The same model at the same sizes is captured once, and a worker begins with torch imported.
     """
     words = [*([] if command == "cutedge" else [command]), *map(str, args)]
     environment = {"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
     with (
         patch("tracer.capture.capture", captured),
         patch("tracer.capture.runnable", made_runnable),
+        patch("cutedge.runtime.home._started", warm.started),
         patch("typer.testing._get_command", _command),
     ):
         result = CliRunner().invoke(app, words, env=environment, prog_name="cutedge")

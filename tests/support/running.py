@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from partition.placement import Placement
 from partition.policy import apply_policy, load_policy
 from tests.support import BIN
 from tests.support.traces import made_runnable
+from tests.support.warm import Forked, command
 from tracer.capture.runnable import Runnable
 from tracer.graph import OpGraph
 from tracer.presets import preset
@@ -148,7 +150,7 @@ def is_right(measured: Measured, split: Split) -> bool:
 class Listening:
     """A ``cutedge worker``."""
 
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | Forked"
     host: str
     port: int
 
@@ -158,23 +160,30 @@ class Listening:
 
 
 @contextmanager
-def listening(*options: str) -> Iterator[Listening]:
-    """``cutedge worker`` on a port that was free; what it prints is not to be a traceback."""
-    process = subprocess.Popen(
-        [BIN / "cutedge", "worker", "--listen", "127.0.0.1:0", *options],
-        env={**os.environ, "CUTEDGE_TOKEN": TOKEN},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stderr is not None
-        found = re.fullmatch(r"listening on (.+):(\d+)\n", process.stderr.readline())
-        assert found, process.stderr.read()
-        yield Listening(process, found[1], int(found[2]))
-    finally:
-        process.terminate()
-        said = process.communicate(timeout=20)[1]
-        assert not said, said
+def listening(*options: str, warm: bool = True) -> Iterator[Listening]:
+    """``cutedge worker`` on a port that was free; what it prints is not to be a traceback.
+
+    It is forked from a process that has torch, or begins as a user's does.
+    """
+    words = ("worker", "--listen", "127.0.0.1:0", *options)
+    reader, writer = Pipe(duplex=False)
+    process: subprocess.Popen[str] | Forked
+    if warm:
+        process = command(*words, stderr=writer, CUTEDGE_TOKEN=TOKEN)
+    else:
+        environment = {**os.environ, "CUTEDGE_TOKEN": TOKEN}
+        process = subprocess.Popen([BIN / "cutedge", *words], env=environment, stderr=writer)
+    writer.close()
+    with open(reader.fileno(), closefd=False) as said, reader:
+        try:
+            address = re.fullmatch(r"listening on (.+):(\d+)\n", said.readline())
+            assert address, said.read()
+            yield Listening(process, address[1], int(address[2]))
+        finally:
+            process.terminate()
+            process.wait(20)
+            more = said.read()
+            assert not more, more
 
 
 def children(process: int) -> list[int]:

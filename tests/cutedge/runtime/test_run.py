@@ -1,9 +1,8 @@
 """Placements run for real: bytes as predicted call by call, answers as of the unsplit model."""
 
 import json
-import os
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -33,9 +32,10 @@ from partition.accounting import Traffic, account
 from partition.optimise import Setting, obstacle, place
 from partition.placement import Placement
 from partition.policy import fixed_policy_names, load_policy, policy_names
-from tests.support import BIN
 from tests.support.examples import examples
 from tests.support.inprocess import invoke
+from tests.support.running import TOKEN
+from tests.support.running import listening as started
 from tracer.capture import runnable, runnable_function
 from tracer.capture.runnable import Runnable
 from tracer.graph import Kind, OpGraph, Role
@@ -66,7 +66,6 @@ DECODE: Mapping[str, Any] = {"phase": "decode", "past": 5}
 WEIGHTS = {"seed": 0, "spread": 0.3}
 """Wider than a model begins with: what goes wrong shows."""
 WAYS = ("send", "receive")
-TOKEN = "a token that both sides of these tests know"
 
 
 @dataclass(frozen=True)
@@ -94,22 +93,8 @@ def small(name: str, phase: str = "prefill", **options: Any) -> Model:
 @pytest.fixture(scope="module")
 def listening() -> Iterator[dict[str, tuple[str, int]]]:
     """Two workers that serve one run after another."""
-    started, found = [], {}
-    for name in ("gpu", "gpu2"):
-        process = subprocess.Popen(
-            [BIN / "cutedge", "worker", "--listen", "127.0.0.1:0"],
-            env={**os.environ, "CUTEDGE_TOKEN": TOKEN},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stderr is not None
-        host, _, port = process.stderr.readline().split()[-1].rpartition(":")
-        found[name] = (host, int(port))
-    yield found
-    for process in started:
-        process.kill()
-        process.communicate()
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(started()).address for name in ("gpu", "gpu2")}
 
 
 def carry_out(

@@ -51,8 +51,8 @@ CALLS = 8
 
 @pytest.fixture(scope="module")
 def there() -> Iterator[Listening]:
-    """A worker that serves all the tests here: none of them must harm it."""
-    with listening() as worker:
+    """A worker that serves all the tests here, begun as a user's is: none of them must harm it."""
+    with listening(warm=False) as worker:
         yield worker
 
 
@@ -760,6 +760,7 @@ def test_a_stranger_learns_nothing_and_does_no_harm(there: Listening) -> None:
     test_a_worker_serves_on_after_all_that(there)
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_folder_of_the_user_is_not_where_a_worker_comes_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

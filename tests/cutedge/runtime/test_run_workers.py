@@ -247,7 +247,7 @@ NAME = "model.layers.0.mlp.up_proj.weight"
         ({INDEX: b"{}"}, "{folder}/" + INDEX + NONE),
         ({INDEX: b'{"weight_map": {"a": 3}}'}, "{folder}/" + INDEX + NONE),
         (
-            {INDEX: json.dumps({"weight_map": dict.fromkeys(seeded(), "b.safetensors")}).encode()},
+            {INDEX: lambda: json.dumps({"weight_map": dict.fromkeys(seeded(), "b.safetensors")})},
             "{folder}/b.safetensors: .+",
         ),
     ],
@@ -258,6 +258,8 @@ def test_what_is_no_checkpoint_of_the_model(
     for file, content in damage.items():
         if isinstance(content, bytes):
             (tmp_path / file).write_bytes(content)
+        elif callable(content):
+            (tmp_path / file).write_text(content())
         else:
             changed = {**seeded(), **content}
             save_file({n: t for n, t in changed.items() if t is not None}, tmp_path / file)
@@ -344,6 +346,7 @@ def test_runs_leave_nothing(
     assert not os.listdir(temp)
 
 
+@pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("runs", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_workers_that_are_started_leave_nothing(
     runs: int, sharing: str, apart: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

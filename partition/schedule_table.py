@@ -1,0 +1,122 @@
+"""A schedule as a table, and what there is to say of it in a row."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from partition.accounting import call_label
+from partition.schedule import Schedule
+from tracer.graph import OpGraph
+from tracer.serde import Rows, column
+from tracer.summary import tensor_names
+
+SCHEDULE = pa.schema(
+    [
+        column("schedule_id", pa.int32(), "Order of start, from 0."),
+        column("schedule", pa.string(), "serial or overlap."),
+        column("request", pa.int32(), "The request that it is of, from 0."),
+        column(
+            "resource",
+            pa.string(),
+            "What it runs or moves on: a device, or a direction of a link (`tee -> gpu`).",
+        ),
+        column("lane", pa.int32(), "Which of the tasks at one time on its resource, from 0."),
+        column("category", pa.string(), "op or transfer."),
+        column("name", pa.string(), "The op by its module, or the tensor as `tensor_group`."),
+        column("op_id", pa.int32(), "The op; joins with `ops`; null of a transfer.", null=True),
+        column(
+            "transfer_id",
+            pa.int32(),
+            "The transfer; joins with `transfers`; null of an op.",
+            null=True,
+        ),
+        column(
+            "call_id",
+            pa.int32(),
+            "The call that it belongs to; joins with `calls`; null of an op at home.",
+            null=True,
+        ),
+        column("start_seconds", pa.float64(), "When it starts, since the run began."),
+        column(
+            "end_seconds",
+            pa.float64(),
+            "When it ends; when it starts, where its seconds are not known.",
+        ),
+        column(
+            "seconds",
+            pa.float64(),
+            "What it takes; null where that is not known, and then counted as 0.",
+            null=True,
+        ),
+        column(
+            "waits_for",
+            pa.int32(),
+            "The `schedule_id` at whose end it starts; null of what starts at once.",
+            null=True,
+        ),
+        column(
+            "wait",
+            pa.string(),
+            "What it waits for that row as: data (it makes or brings what this reads), resource (it "
+            "had the device or link before) or order (it goes first by rule); null likewise.",
+            null=True,
+        ),
+        column(
+            "critical",
+            pa.bool_(),
+            "Whether it is on the critical path: the last row, the row that one waits for, and so on "
+            "back to the start.",
+        ),
+    ]
+)
+
+
+def schedule_rows(graph: OpGraph, schedule: Schedule) -> Rows:
+    """The rows of ``schedule.parquet``."""
+    moved, labels = tensor_names(graph), dict[int, str]()
+    rows = []
+    for number, slot in enumerate(schedule.slots):
+        task = slot.task
+        if task.op is not None and task.op not in labels:
+            labels[task.op] = call_label(graph, (task.op,))
+        rows.append(
+            (
+                number,
+                schedule.schedule,
+                slot.request,
+                task.uses[0],
+                slot.lane,
+                "transfer" if task.op is None else "op",
+                moved[task.tensor or 0] if task.op is None else labels[task.op],
+                task.op,
+                task.transfer,
+                task.call,
+                slot.start,
+                slot.end,
+                task.seconds,
+                slot.waits_for,
+                slot.wait,
+                slot.critical,
+            )
+        )
+    return rows
+
+
+def schedule_summary(graph: OpGraph, schedule: Schedule) -> dict[str, Any]:
+    """The figures by name, and the rows of the critical path that take time."""
+    names = SCHEDULE.names
+    path = (dict(zip(names, row, strict=True)) for row in schedule_rows(graph, schedule))
+    return {
+        "schedule": schedule.schedule,
+        "requests": schedule.requests,
+        "makespan_seconds": schedule.makespan_seconds,
+        "serial_seconds": schedule.serial_seconds,
+        "bound_seconds": schedule.bound_seconds,
+        "at_least": schedule.at_least,
+        "requests_per_second": schedule.requests_per_second,
+        "most_requests_per_second": schedule.most_requests_per_second,
+        "limited_by": schedule.limited_by,
+        "busy_seconds": schedule.busy_seconds,
+        "idle_shares": schedule.idle_shares,
+        "critical_path": [row for row in path if row["critical"] and row["seconds"]],
+    }

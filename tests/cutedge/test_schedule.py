@@ -1,0 +1,229 @@
+"""Schedules of traced models: equal to the accounting, in tables, JSON and sentences."""
+
+import json
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import cutedge
+from partition.run import times_under
+from partition.schedule import tasks_of
+from tests.support.inprocess import invoke
+
+ON = "tee-tdx+h100-cc@pcie5-x16-cc"
+TWO = "tee-sgx+a=rtx-4090+b=h100-sxm@pcie4-x16"
+HALVES = """
+description = "MLPs on another device than attention"
+default = "home"
+[[rule]]
+kind = ["linear"]
+module_path = ["*fc*"]
+place = "accelerator 2"
+reason = "MLP"
+[[rule]]
+kind = ["linear", "matmul", "elementwise"]
+place = "accelerator"
+reason = "products"
+"""
+SMALL = {"num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def traced() -> cutedge.Trace:
+    return cutedge.trace("edge-10m", seq=16, overrides=SMALL)
+
+
+@pytest.fixture(scope="module")
+def decoded() -> cutedge.Trace:
+    return cutedge.trace("edge-10m", phase="decode", past=12, overrides=SMALL)
+
+
+def rows_of(p: cutedge.Partition, *asked: Any) -> list[dict[str, Any]]:
+    return p.schedule(*asked).table.to_pylist()
+
+
+@pytest.mark.parametrize("residency", ["run", "call"])
+@pytest.mark.parametrize("policy", ["offload-linear", "fuse-attention", "all-home", "min-cut"])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_serial_is_exactly_what_the_accounting_sums_up(phase, policy, residency, traced, decoded):
+    trace = traced if phase == "prefill" else decoded
+    p = trace.partition(policy, machine=ON, residency=residency)
+    split, found = p.split, p.schedule("serial").schedule
+    assert found.makespan_seconds == found.serial_seconds == split.run.seconds
+    totals = split.traffic.totals
+    busy = found.busy_seconds
+    for device, seconds in split.compute_seconds.items():
+        assert busy.get(device, 0.0) == seconds
+    assert busy.get("tee-tdx -> h100-cc", 0.0) == totals.sent_seconds
+    assert busy.get("h100-cc -> tee-tdx", 0.0) == totals.received_seconds
+    last = p.schedule("serial").table["end_seconds"].to_pylist()[-1]
+    assert last == pytest.approx(split.run.seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize("residency", ["run", "call"])
+@pytest.mark.parametrize("machine", [ON, TWO])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_nothing_runs_before_what_it_reads_is_there(
+    phase, machine, residency, traced, decoded, tmp_path
+):
+    """Each op's inputs were made or brought, by edges and transfers rather than by its tasks."""
+    trace = traced if phase == "prefill" else decoded
+    graph, policy = trace.graph, tmp_path / "halves.toml"
+    policy.write_text(HALVES, encoding="utf-8")
+    p = trace.partition(
+        policy if machine == TWO else "offload-linear", machine=machine, residency=residency
+    )
+    devices = p.split.placement.devices
+    peers = {t.direction for t in p.split.traffic.transfers} >= {"peer"}
+    assert peers == (machine == TWO and residency == "run")
+    rows = rows_of(p, "overlap", 2)
+    assert len(rows) == 2 * (
+        sum(device is not None for device in devices) + len(p.split.traffic.transfers)
+    )
+    for request in (0, 1):
+        mine = [row for row in rows if row["request"] == request]
+        ops = {row["op_id"]: row for row in mine if row["op_id"] is not None}
+        moves = {row["transfer_id"]: row for row in mine if row["transfer_id"] is not None}
+        arrives = defaultdict(list)
+        for t in p.split.traffic.transfers:
+            arrives[t.tensor.id, t.dst_device].append(moves[t.id]["end_seconds"])
+            if t.tensor.op is not None and devices[t.tensor.op] == t.src_device:
+                assert ops[t.tensor.op]["end_seconds"] <= moves[t.id]["start_seconds"]
+        for op, row in ops.items():
+            for tensor in graph.flowing(op):
+                if devices[tensor.op] == devices[op]:
+                    assert ops[tensor.op]["end_seconds"] <= row["start_seconds"]
+                else:
+                    assert min(arrives[tensor.id, devices[op]]) <= row["start_seconds"]
+        if residency == "call":
+            ends: dict[str, float] = {}
+            for call in p.split.traffic.calls:
+                inside = [row for row in mine if row["call_id"] == call.id]
+                begins = min(row["start_seconds"] for row in inside)
+                assert begins >= ends.get(call.device, 0.0)
+                ends[call.device] = max(row["end_seconds"] for row in inside)
+
+
+def test_what_forgets_overlaps_no_more_than_what_keeps(traced):
+    kept, forgot = (
+        traced.partition("offload-linear", machine=ON, residency=residency).schedule().schedule
+        for residency in ("run", "call")
+    )
+    assert kept.makespan_seconds < kept.serial_seconds
+    assert forgot.bound_seconds > kept.bound_seconds
+
+
+def test_more_requests_fill_the_busiest_resource(traced):
+    p = traced.partition("offload-linear", machine=ON)
+    rates = [p.schedule("overlap", many).summary["requests_per_second"] for many in (1, 2, 8)]
+    assert rates == sorted(rates)
+    many = p.schedule("overlap", 8).summary
+    assert rates[-1] <= many["most_requests_per_second"]
+    assert many["limited_by"] == "h100-cc -> tee-tdx"
+    assert many["idle_shares"][many["limited_by"]] < 0.1
+    one = p.schedule("overlap").summary
+    assert many["most_requests_per_second"] == pytest.approx(one["most_requests_per_second"])
+
+
+def test_the_critical_path_has_no_gap(traced):
+    found = traced.partition("fuse-attention", machine=ON).schedule("overlap", 3)
+    rows = found.critical_path.to_pylist()
+    assert rows[0]["start_seconds"] == 0
+    assert rows[0]["waits_for"] is None
+    for before, row in pairwise(rows):
+        assert row["waits_for"] == before["schedule_id"]
+        assert row["start_seconds"] == before["end_seconds"]
+    assert rows[-1]["end_seconds"] == found.summary["makespan_seconds"]
+    assert found.summary["critical_path"] == [
+        {key: row[key] for key in found.summary["critical_path"][0]}
+        for row in rows
+        if row["seconds"]
+    ]
+
+
+def test_what_is_not_known_is_said(traced):
+    bare = traced.partition("offload-linear").schedule()  # tee and gpu have no figures
+    assert bare.summary["at_least"]
+    assert bare.summary["requests_per_second"] is None or bare.summary["makespan_seconds"] > 0
+    ops = [row for row in bare.table.to_pylist() if row["category"] == "op"]
+    assert {row["seconds"] for row in ops} == {None}
+    known = traced.partition("offload-linear", machine="tee-tdx+h100-cc@zmq-ipc").schedule()
+    links = known.split.links
+    assert known.summary["at_least"] == ("sent_latency_seconds" not in links.common.sources)
+
+
+def test_tasks_wait_for_earlier_ones_alone(decoded):
+    for residency in ("run", "call"):
+        p = decoded.partition("host-chip", machine=ON, residency=residency)
+        split = p.split
+        times = times_under(split.graph, split.placement, split.traffic.transfers, p.setting.times)
+        tasks = tasks_of(split.graph, split.placement, split.traffic, times, residency)
+        assert all(before < n for n, task in enumerate(tasks) for before in task.waits_for)
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory, traced: cutedge.Trace) -> Path:
+    folder: Path = tmp_path_factory.mktemp("schedule")
+    return traced.save(folder / "t")
+
+
+def done(*args: Any) -> str:
+    ran = invoke(*args)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+OFFLOAD = ("--policy", "offload-linear", "--machine", ON)
+
+
+def test_partition_says_and_writes_its_schedule(here, traced):
+    asked = ("--schedule", "overlap", "--requests", "2")
+    said = json.loads(done("partition", here, *OFFLOAD, *asked, "--json"))
+    found = traced.partition("offload-linear", machine=ON).schedule("overlap", 2)
+    assert {key: said[key] for key in found.summary} == found.summary
+    table = Path(said["folder"]) / "schedule.parquet"
+    assert pq.ParquetFile(table).read().to_pylist() == found.table.to_pylist()
+    asking = "SELECT max(end_seconds) AS makespan_seconds FROM schedule"
+    (row,) = json.loads(done("query", "--trace", here, asking, "--json"))["rows"]
+    assert row["makespan_seconds"] == said["makespan_seconds"]
+    words = done("partition", here, *OFFLOAD, *asked)
+    assert "schedule overlap: 2 requests, at least" in words
+    assert "critical path" in words
+    assert "the latency of pcie5-x16-cc" in words
+
+    assert "schedule" not in json.loads(done("partition", here, *OFFLOAD, "--json"))
+    assert not table.exists()  # else it would be that of another partition
+
+
+def test_compare_has_a_column_of_each(here):
+    asked = ("--policy", "offload-linear", "--policy", "min-cut", "--machine", ON)
+    found = json.loads(done("compare", here, *asked, "--schedule", "overlap", "--json"))
+    for one in found["partitions"]:
+        assert one["bound_seconds"] <= one["makespan_seconds"] <= one["run_seconds"]
+    sort = ("--sort", "seconds", "--schedule", "overlap")
+    names = json.loads(done("compare", here, *asked, *sort, "--json"))["partitions"]
+    taken = [one["makespan_seconds"] for one in names]
+    assert taken == sorted(taken)
+    assert "overlap" in done("compare", here, *asked, "--schedule", "overlap")
+    several = done("compare", here, *asked, "--schedule", "serial", "--requests", "3")
+    assert "serial, 3 requests" in several
+
+
+def test_over_sizes_goes_by_the_schedule(here, traced):
+    asked = ("seq", "16..17", ["offload-linear"])
+    _, points, _ = traced.crossovers(*asked, machine=ON, schedule="overlap")
+    found = traced.partition("offload-linear", machine=ON).schedule().schedule
+    assert points[0].values["offload-linear"] == found.makespan_seconds
+
+
+def test_requests_without_a_schedule_are_refused(here):
+    ran = invoke("partition", here, "--requests", "2")
+    assert ran.returncode == 2
+    assert "--schedule overlap" in ran.stderr
