@@ -315,8 +315,8 @@ def _cost() -> Schema:
     rows = record(dataclass_keys(Share) | {"intensity": shares["intensity"]})
     return record(
         {
-            **columns(COSTS, "device"),
-            "seconds": key(float, "Of all ops that have seconds there, one after another."),
+            **columns(COSTS, "device", "engine", "execution"),
+            "seconds": key(float, "Of all ops that have seconds there: what a run takes."),
             "seconds_coverage": field_key(DeviceTime, "coverage"),
             "missing": field_key(DeviceTime, "missing"),
             **shares,
@@ -451,7 +451,7 @@ def _device() -> Schema:
     }
     return record(
         {
-            **columns(COSTS, "device"),
+            **columns(COSTS, "device", "engine", "execution"),
             **fields,
             "device": key(str, "The device's name."),
             "array": key(
