@@ -451,7 +451,7 @@ def _device() -> Schema:
     }
     return record(
         {
-            **columns(COSTS, "device", "engine", "execution"),
+            **columns(COSTS, "device"),
             **fields,
             "device": key(str, "The device's name."),
             "array": key(
