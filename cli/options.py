@@ -148,6 +148,31 @@ class Arrays:
     ] = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Costs(Arrays):
+    """What decides how long devices take: arrays, storage of weights and cached state, engines."""
+
+    weights: Annotated[
+        str | None,
+        typer.Option(help="What weights are stored in: q4_k_m, int4-g128, fp8, a .toml file ..."),
+    ] = None
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="What cached keys and values are stored in: fp8, q8_0 ...")
+    ] = None
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What runs the model (hf-eager, vllm ...), or a .toml file; DEVICE=ENGINE of one "
+            "device. The physical bound when left out.",
+            autocompletion=complete.engines,
+        ),
+    ] = None
+    execution: Annotated[
+        Execution | None,
+        typer.Option(help="eager, graph: op by op, started or replayed; fused: several at once."),
+    ] = None
+
+
 Link = Annotated[
     list[str] | None,
     typer.Option(
@@ -170,26 +195,6 @@ Accelerators = Annotated[
 Device = Annotated[
     str, typer.Option(help="A device's name, or a .toml file.", autocompletion=complete.devices)
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What carries ops out on devices."""
-
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What runs the model (hf-eager, vllm), or a .toml file; DEVICE=ENGINE of one device. "
-            "The physical bound when left out.",
-            autocompletion=complete.engines,
-        ),
-    ] = None
-    execution: Annotated[
-        Execution | None,
-        typer.Option(
-            help="eager or graph: op by op, started ahead or replayed; fused: kernels of several ops."
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, slots=True)

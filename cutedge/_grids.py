@@ -39,7 +39,7 @@ NAMES = (
     "execution",
 )
 """Axes of texts."""
-SINGLE = ("dtype", "attn", "logits")
+SINGLE = ("dtype", "attn", "logits", "weights", "kv_dtype")
 """What holds for the whole grid."""
 AXES = (*NAMES, *COUNTS, *RATIOS)
 
@@ -56,7 +56,7 @@ class Subject:
     """As the user calls it, or its config."""
     phase: str
     options: Mapping[str, Any]
-    """``dtype``, ``attn``, ``logits``."""
+    """``dtype``, ``attn``, ``logits``, ``weights``, ``kv_dtype``."""
     sizes: Mapping[str, Sequence[int]]
     """By size that is asked for: its values. The others have the model's defaults."""
     overrides: Any = None

@@ -153,16 +153,19 @@ class Split:
 
     @property
     def machine(self) -> str:
-        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``; options of arrays, and
-        what carries ops out, behind it."""
+        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``; then options of arrays, what
+        weights and cached state are stored in, and what carries ops out."""
         placement = self.placement
         used = self.devices or (placement.home, *placement.accelerators)
         devices = [
             name if self.described.get(name, name) == name else f"{name}={self.described[name]}"
             for name in used
         ]
-        told = filter(None, (self.options.text, self.engine, self.execution))
-        return ", ".join((f"{'+'.join(devices)}@{self.link}", *told))
+        meta = self.graph.meta
+        stored = (("weights", meta.weights), ("kv_dtype", meta.kv_dtype))
+        told = [self.options.text, *(f"{what}={name}" for what, name in stored if name)]
+        told += [self.engine, self.execution]
+        return ", ".join([f"{'+'.join(devices)}@{self.link}", *filter(None, told)])
 
     @property
     def identity(self) -> dict[str, Any]:
