@@ -794,7 +794,7 @@ def parts(graph: OpGraph) -> list[tuple[object, ...]]:
 def test_names_do_not_matter(path, traced):
     hand = two_blocks()[0].graph
     llama = traced("llama-3.2-1b", seq=16, overrides={"num_hidden_layers": 2})
-    gpt2 = traced("gpt2", seq=16, overrides={"num_hidden_layers": 2})
+    gpt2 = traced("gpt2", seq=16, overrides={"n_layer": 2})
     for graph in (hand, llama, gpt2):
         other = scrambled(graph, path)
         assert len(parts(graph)) == 2
