@@ -155,7 +155,7 @@ class Costs(Arrays):
         str | None,
         typer.Option(
             help="What weights are stored in: a format such as q4_k_m, int4-g128 or fp8, a dtype, "
-            "or a .toml file."
+            "a .toml file, or a .gguf, .safetensors or .safetensors.index.json that has them."
         ),
     ] = None
     kv_dtype: Annotated[
