@@ -229,7 +229,7 @@ class Trace:
         >>> import cutedge
         >>> t = cutedge.trace("edge-10m", seq=64)
         >>> t.stored("q8_0").graph.meta.weights_other
-        'vector positions in float32'
+        'positions vector in float32'
         """
         if weights is None and kv_dtype is None:
             return self
