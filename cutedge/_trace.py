@@ -398,8 +398,9 @@ class Trace:
         """What the trace takes on each of the devices; on an rtx-4090 when left out.
 
         Matrix products are computed in ``products_dtype``, where the device has it; ``weights`` and
-        ``kv_dtype`` are as for ``stored``, ``arrays`` the options of arrays. Raises CutedgeError with
-        ``strict`` where an op has no cost.
+        ``kv_dtype`` are as for ``stored``, ``engine`` and ``execution`` as for ``partition``,
+        ``arrays`` the options of arrays. Raises CutedgeError with ``strict`` where an op has no
+        cost.
 
         >>> import cutedge
         >>> (cost,) = cutedge.trace("edge-10m", seq=64).costs("rtx-4090")
