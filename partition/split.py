@@ -76,11 +76,13 @@ class Split:
         return (self.placement.home, *self.placement.accelerators)
 
     def over(self, links: Links) -> "Split":
-        """The same placement, counted over other links; what was proven was of the former ones."""
+        """The same placement over other links; proof and schedule were of the former ones."""
         traffic = account(
             self.graph, self.placement, links, wire_dtype=self.wire_dtype, residency=self.residency
         )
-        return replace(self, link=links.name, links=links, traffic=traffic, solution=None)
+        return replace(
+            self, link=links.name, links=links, traffic=traffic, solution=None, schedule=None
+        )
 
     @property
     def run(self) -> Run | None:

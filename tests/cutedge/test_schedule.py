@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import cutedge
+from cutedge._export import opened
+from cutedge.exports.timeline import Timeline, laid_out, predicted
 from partition.run import times_under
 from partition.schedule import tasks_of
 from tests.support.inprocess import invoke
@@ -227,3 +230,43 @@ def test_requests_without_a_schedule_are_refused(here):
     ran = invoke("partition", here, "--requests", "2")
     assert ran.returncode == 2
     assert "--schedule overlap" in ran.stderr
+
+
+# --- a timeline -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residency", ["run", "call"])
+def test_a_timeline_is_what_the_table_says(traced, residency, tmp_path):
+    p = traced.partition(
+        "offload-linear", machine=ON, residency=residency, schedule="overlap", requests=2
+    )
+    saved = p.save(tmp_path / "t")
+    _, split, _ = opened(saved, None)
+    assert split.schedule is not None
+    again = replace(split.schedule, slots=())
+    assert again == replace(p.split.schedule, slots=())
+    line = laid_out(split, split.schedule)
+    rows = pq.ParquetFile(saved / "schedule.parquet").read().to_pylist()
+    assert [(s.start, s.category, s.arguments["request"]) for s in line.slices] == [
+        (row["start_seconds"], row["category"], row["request"]) for row in rows
+    ]
+    assert line.seconds == pytest.approx(p.split.schedule.makespan_seconds)
+    # A flow ends where it begins or later, and there are as many for each request.
+    ended: dict[int, float] = {}
+    for one in line.slices:
+        ended |= dict.fromkeys(one.flows_out, one.start + one.seconds)
+    into = [(flow, one) for one in line.slices for flow in one.flows_in]
+    assert all(ended[flow] <= one.start + 1e-15 for flow, one in into)
+    assert len(into) == 2 * sum(len(one.flows_in) for one in predicted_of(p).slices)
+    # What is held at the end is what lies there, and two requests hold more at a time than one.
+    for device, resident in split.traffic.resident_bytes.items():
+        levels = [level.bytes for level in line.levels if level.device == device]
+        alone = [level.bytes for level in predicted_of(p).levels if level.device == device]
+        assert levels[-1] == alone[-1] >= resident
+        assert max(levels) >= max(alone)
+    out = p.export("perfetto", tmp_path / "run.pftrace")
+    assert b"overlap, 2 requests" in out.read_bytes()
+
+
+def predicted_of(p: cutedge.Partition) -> Timeline:
+    return predicted(p.split, p.setting.times)
