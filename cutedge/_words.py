@@ -112,7 +112,7 @@ def split_sentences(made: "Partition") -> Iterator[str]:
         yield f"total payload bytes = {traffic.total_expr}"
     yield from run_sentences(split)
     if split.schedule is not None:
-        yield from schedule_sentences(split.schedule, split.unknown_latency)
+        yield from schedule_sentences(split.schedule, split.left_out)
     if bare := no_figures(split):
         yield bare
     yield from proof_sentences(split, made.topological_cut)
@@ -155,7 +155,7 @@ def run_sentences(split: Split) -> Iterable[str]:
         )
 
 
-def schedule_sentences(found: Schedule, unknown_latency: Sequence[str]) -> Iterator[str]:
+def schedule_sentences(found: Schedule, left_out: Sequence[str]) -> Iterator[str]:
     """How long a run takes as it was laid out, what bounds that, and which resource limits it."""
     least = "at least " if found.at_least else ""
     whole, serial = found.makespan_seconds, found.serial_seconds
@@ -173,10 +173,9 @@ def schedule_sentences(found: Schedule, unknown_latency: Sequence[str]) -> Itera
             f"idle) and lets at most {most:,.4g} through"
         )
     if found.at_least:
-        unknown = [f"the latency of {name}" for name in unknown_latency]
-        unknown += ["the seconds of some ops or transfers"] * any(
-            slot.task.seconds is None for slot in found.slots
-        )
+        unknown = list(left_out)
+        if any(slot.task.seconds is None for slot in found.slots):
+            unknown.append("the seconds of some ops or transfers")
         yield f"not known, and left out of the schedule: {', '.join(unknown)}"
 
 

@@ -164,7 +164,7 @@ def test_tasks_wait_for_earlier_ones_alone(decoded):
         p = decoded.partition("host-chip", machine=ON, residency=residency)
         split = p.split
         times = times_under(split.graph, split.placement, split.traffic.transfers, p.setting.times)
-        tasks = tasks_of(split.graph, split.placement, split.traffic, times, residency)
+        tasks, _ = tasks_of(split.graph, split.placement, split.traffic, times, residency)
         assert all(before < n for n, task in enumerate(tasks) for before in task.waits_for)
 
 
