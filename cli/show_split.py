@@ -12,6 +12,7 @@ from cutedge._words import (
     bottleneck_sentence,
     coverage,
     devices_of,
+    left_out,
     no_figures,
     schedule_columns,
     sees,
@@ -52,7 +53,7 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     print_table(
         ["", "payload>", f"on the wire ({partition.link})>1", *["transfer time>2"][:timed]],
         [
-            (name, mib(payload), mib(framed), *([_time(seconds)] if timed else []))
+            (name, mib(payload), mib(framed), *([_time(seconds, partition)] if timed else []))
             for name, (payload, framed, seconds) in ways.items()
         ],
     )
@@ -88,8 +89,13 @@ def _print_why(partition: Split, steps: Sequence[LadderStep], prices: Sequence[P
         console().print()
 
 
-def _time(seconds: float | None) -> str:
-    return "not known" if seconds is None else duration(seconds)
+def _time(seconds: float | None, split: Split) -> str:
+    return "not known" if seconds is None else f"{'>= ' * bool(split.left_out)}{duration(seconds)}"
+
+
+def _left_out(splits: Sequence[Split]) -> None:
+    for line in left_out(splits):
+        console().print(f"{line} (>= is at least)")
 
 
 def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
@@ -114,9 +120,9 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
         "resident off home>8": [human(c.resident_off_home_bytes) for c in savings],
     }
     if any(p.traffic.totals.seconds is not None for p in partitions):
-        columns["transfer time>5"] = [_time(p.traffic.totals.seconds) for p in partitions]
+        columns["transfer time>5"] = [_time(p.traffic.totals.seconds, p) for p in partitions]
     if any(p.run_seconds is not None for p in partitions):
-        columns["run>2"] = [_time(p.run_seconds) for p in partitions]
+        columns["run>2"] = [_time(p.run_seconds, p) for p in partitions]
     columns |= schedule_columns(partitions)
     if any(p.exposed for p in partitions):
         columns["seen<9"] = [sees(p.exposed) for p in partitions]
@@ -127,6 +133,7 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
     print_table([*columns], zip(*columns.values(), strict=True))
     if bare := no_figures(baseline):
         out.print(bare)
+    _left_out(partitions)
     for name, reason in found.without.items():
         out.print(f"without {name}: {reason}")
     if meta.symbolic:
@@ -165,7 +172,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
             for n, part in enumerate(("home", "accelerators", "links"))
         },
         "cycles>7": [f"{sum(p.cycles.values()):,}" for p, *_ in rows],
-        "run>2": [_time(p.run_seconds) for p, *_ in rows],
+        "run>2": [_time(p.run_seconds, p) for p, *_ in rows],
         "tokens/s>3": ["" if run is None or not run.seconds else speed(run) for *_, run in rows],
         **schedule_columns([p for p, *_ in rows]),
     }
@@ -176,6 +183,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
     if within is not None:
         columns[f"{within_words(within)}<2"] = [verdict(p, within) for p, *_ in rows]
     print_table([*columns], zip(*columns.values(), strict=True))
+    _left_out([p for p, *_ in rows])
     for one in found:
         for name, reason in one.without.items():
             model = one.baseline.graph.meta.model

@@ -125,6 +125,12 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     yield coverage(split.graph)
 
 
+def left_out(splits: Iterable[Split]) -> Iterable[str]:
+    """What the seconds of splits leave out, a line each."""
+    for what in dict.fromkeys(what for split in splits for what in split.left_out):
+        yield f"not known, and left out of the seconds: {what}"
+
+
 def run_sentences(split: Split) -> Iterable[str]:
     """What the run takes and on what, where the devices or the link are known."""
     parts = dict(split.compute_seconds)
@@ -135,10 +141,14 @@ def run_sentences(split: Split) -> Iterable[str]:
     if run is not None and run.seconds:
         shares = [seconds / run.seconds for seconds in parts.values()]
         each = [f"{one} ({share:.2%})" for one, share in zip(each, shares, strict=True)]
-        yield f"run: {duration(run.seconds)} = {' + '.join(each)}, one after another"
-        yield f"{duration(run.seconds_per_token)} a token, {speed(run)} tokens a second"
+        least, most = ("at least ", "at most ") if split.left_out else ("", "")
+        yield f"run: {least}{duration(run.seconds)} = {' + '.join(each)}, one after another"
+        yield (
+            f"{least}{duration(run.seconds_per_token)} a token, {most}{speed(run)} tokens a second"
+        )
     elif parts:
         yield f"computing: {', '.join(each)}"
+    yield from left_out([split] if parts else [])
     for name, cycles in split.cycles.items():
         faster = f" ({split.options.text})" if split.options.text else ""
         yield f"{name}: {cycles:,} cycles{faster}"
@@ -438,8 +448,7 @@ def generation_sentences(made: "Generation") -> Iterator[str]:
             yield f"then {least}{mean} a token: {first} the first, {last} the last"
         rate = "at most " if found["at_least"] else ""
         yield f"{rate}{found['tokens_per_second']:,.4g} tokens a second"
-        for what in found["left_out"]:
-            yield f"not known, and left out of the seconds: {what}"
+        yield from left_out([made.prefill.split, made.decode.split])
     yield f"cache at the end: {human(found['cache_bytes'])}"
     if made.anew is not None:
         saved, seconds = made.anew

@@ -85,6 +85,19 @@ class Split:
         )
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """What its seconds leave out since it is not known: with any of it they are at least so
+        many.
+        """
+        crossed = (t for t in self.traffic.transfers if t.at_least)
+        ends = {(t.src_device, t.dst_device) for t in crossed}
+        if self.links is None:
+            return ("the latency of its links",) if ends else ()
+        home = self.placement.home
+        names = {self.links.between(one, other, home).name for one, other in ends}
+        return tuple(f"the latency of {name}" for name in sorted(names))
+
+    @property
     def run(self) -> Run | None:
         """What the run takes; None where a device or a link that it uses is not known."""
         moving, meta = self.traffic.totals.seconds, self.graph.meta

@@ -112,9 +112,14 @@ TRANSFERS = pa.schema(
         column(
             "seconds",
             pa.float64(),
-            "On its link, packing and encryption included; a message's latency is with its first "
-            "tensor. Null where the link has no bandwidth in this direction.",
+            "On its link, packing and encryption included; a message's latency and toll are with its "
+            "first tensor. Null where the link has no bandwidth in this direction.",
             null=True,
+        ),
+        column(
+            "at_least",
+            pa.bool_(),
+            "Whether `seconds` leaves out the latency of its message, which is not known.",
         ),
         column("module_path", pa.string(), "The module that made it, as in `ops`."),
         column(
@@ -162,6 +167,7 @@ CALLS = pa.schema(
             "known.",
             null=True,
         ),
+        column("at_least", pa.bool_(), "Whether `seconds` leaves out a latency that is not known."),
     ]
 )
 
@@ -218,6 +224,11 @@ SUMMARY = pa.schema(
             pa.float64(),
             "Of all transfers, one after another; null where one of them is not known.",
             null=True,
+        ),
+        column(
+            "at_least",
+            pa.bool_(),
+            "Whether the seconds of this row leave out what is not known, as a link's latency.",
         ),
         column(
             "resident_bytes",
@@ -379,6 +390,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         t.tensor.seq_degree,
                         t.payload_bytes / whole if whole else 0.0,
                         t.seconds,
+                        t.at_least,
                         graph.ops[t.tensor.op or 0].module_path,
                         graph.ops[t.tensor.op or 0].stack,
                         graph.ops[t.tensor.op or 0].layer,
@@ -399,6 +411,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         c.received_payload_bytes,
                         c.received_wire_bytes,
                         c.seconds,
+                        c.at_least,
                     )
                     for c in traffic.calls
                 ],
@@ -474,6 +487,7 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "total_bytes_expr": traffic.total_expr,
         "peak_buffer_bytes": traffic.peak_buffer_bytes,
         "seconds": totals.seconds,
+        "at_least": bool(partition.left_out),
         "resident_bytes": dict(traffic.resident_bytes),
         "coverage": total_flops(partition.graph).coverage,
         "compute_seconds": dict(partition.compute_seconds),
@@ -568,6 +582,7 @@ def _transfer(graph: OpGraph, row: Mapping[str, Any]) -> Transfer:
         row["payload_bytes"],
         row["wire_bytes"],
         row["seconds"],
+        row["at_least"],
         row["bytes_expr"],
     )
 
@@ -592,6 +607,7 @@ def _calls(
             row["received_payload_bytes"],
             row["received_wire_bytes"],
             row["seconds"],
+            row["at_least"],
             # One without ops brings new state, right after it is made.
             steps[row["ops"][0]] if row["ops"] else brought[row["call_id"]],
         )
