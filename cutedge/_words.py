@@ -112,7 +112,7 @@ def split_sentences(made: "Partition") -> Iterator[str]:
         yield f"total payload bytes = {traffic.total_expr}"
     yield from run_sentences(split)
     if split.schedule is not None:
-        yield from schedule_sentences(split.schedule, split.left_out)
+        yield from schedule_sentences(split.schedule)
     if bare := no_figures(split):
         yield bare
     yield from proof_sentences(split, made.topological_cut)
@@ -165,7 +165,7 @@ def run_sentences(split: Split) -> Iterable[str]:
         )
 
 
-def schedule_sentences(found: Schedule, left_out: Sequence[str]) -> Iterator[str]:
+def schedule_sentences(found: Schedule) -> Iterator[str]:
     """How long a run takes as it was laid out, what bounds that, and which resource limits it."""
     least = "at least " if found.at_least else ""
     whole, serial = found.makespan_seconds, found.serial_seconds
@@ -182,11 +182,14 @@ def schedule_sentences(found: Schedule, left_out: Sequence[str]) -> Iterator[str
             f"second; {found.limited_by} is the busiest ({found.idle_shares[found.limited_by]:.1%} "
             f"idle) and lets at most {most:,.4g} through"
         )
-    if found.at_least:
-        unknown = list(left_out)
-        if any(slot.task.seconds is None for slot in found.slots):
-            unknown.append("the seconds of some ops or transfers")
-        yield f"not known, and left out of the schedule: {', '.join(unknown)}"
+    first = [slot.task for slot in found.slots if slot.request == 0 and slot.task.seconds is None]
+    moving = sum(task.op is None for task in first)
+    if first:
+        computing = counted(len(first) - moving, "op")
+        yield (
+            "not known, and left out of the schedule: the seconds of "
+            f"{computing} and {counted(moving, 'transfer')}"
+        )
 
 
 def schedule_columns(splits: Sequence[Split]) -> dict[str, list[str]]:
