@@ -82,6 +82,8 @@ class Task:
     @property
     def waits_for(self) -> tuple[int, ...]:
         """The tasks that are over before it starts, each once."""
+        if not self.follows:
+            return self.needs  # as with most
         return (*self.needs, *(before for before in self.follows if before not in self.needs))
 
 
@@ -470,13 +472,12 @@ def _slots(laid: Sequence[_Laid], tasks: int, queue: Wait) -> tuple[Slot, ...]:
     before: list[int | None] = []
     waits: list[Wait | None] = []
     for one in laid:
-        first = one.request * tasks
-        ends = [(laid[first + number].end, number) for number in one.task.waits_for]
+        first, rules = one.request * tasks, one.task.waits_for
         if one.after is not None:
             before.append(one.after)
             waits.append(queue)
-        elif ends:
-            number = max(ends)[1]
+        elif rules:
+            number = max((laid[first + number].end, number) for number in rules)[1]
             before.append(first + number)
             waits.append("data" if number in one.task.needs else "order")
         else:
