@@ -8,7 +8,7 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Arrays, Device, Json, Model, Settings, TraceDir
+from cli.options import Costs, Device, Json, Model, Settings, TraceDir
 
 if TYPE_CHECKING:
     from cutedge._cost import By, Cost, ModelLimits, Parameters
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @command("cutedge cost --device rtx-4090 --by module")
 def cost(
-    arrays: Arrays,
+    timing: Costs,
     directory: TraceDir = None,
     devices: Annotated[
         list[str] | None,
@@ -49,7 +49,7 @@ def cost(
 
     folder = trace_folder(directory)
     costs = cutedge.load(folder).costs(
-        *(devices or ()), products_dtype=products_dtype, strict=strict, **asdict(arrays)
+        *(devices or ()), products_dtype=products_dtype, strict=strict, **asdict(timing)
     )
     written = save_costs(costs, folder)
     if as_json:

@@ -7,7 +7,7 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import Arrays, Json, MachineOptions, Model, Search, Settings
+from cli.options import Costs, Json, MachineOptions, Model, Search, Settings
 
 Policy = Annotated[
     str | None,
@@ -21,7 +21,7 @@ Policy = Annotated[
 def generate(
     model: Model,
     machine: MachineOptions,
-    arrays: Arrays,
+    timing: Costs,
     search: Search,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024,
     new: Annotated[
@@ -39,7 +39,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Say what a whole generation takes: time to the first token, time a token, bytes, calls."""
-    groups = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    groups = {**asdict(machine), **asdict(timing), **asdict(search)}
     options = {"prompt": prompt, "new": new, "policy": policy, "decode_policy": decode_policy}
     traced = {"batch": batch, "dtype": dtype, "attn": attn, "overrides": overrides}
     import cutedge

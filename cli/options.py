@@ -147,6 +147,22 @@ class Arrays:
     ] = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Costs(Arrays):
+    """What decides how long devices take: arrays, and how weights and cached state are stored."""
+
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="What weights are stored in: a format such as q4_k_m, int4-g128 or fp8, a dtype, "
+            "or a .toml file."
+        ),
+    ] = None
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="What cached keys and values are stored in: fp8, q8_0 ...")
+    ] = None
+
+
 Link = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from cli.app import command, say, warn
-from cli.options import Arrays, Baseline, Json, MachineOptions, Policies, Running, TraceDir
+from cli.options import Baseline, Costs, Json, MachineOptions, Policies, Running, TraceDir
 
 
 @command("cutedge report --policy offload-linear --policy min-cut --png", tables=False)
 def report(
     machine: MachineOptions,
-    arrays: Arrays,
+    timing: Costs,
     search: Running,
     directory: TraceDir = None,
     policies: Policies = None,
@@ -34,7 +34,7 @@ def report(
     from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folder = trace_folder(directory)
     compared = cutedge.load(folder).compare(policies, baseline=baseline, **options)

@@ -8,16 +8,7 @@ import typer
 
 from cli import complete
 from cli.app import command, say, warn
-from cli.options import (
-    Arrays,
-    Baseline,
-    Json,
-    MachineOptions,
-    Policies,
-    Running,
-    TraceDir,
-    no_model,
-)
+from cli.options import Baseline, Costs, Json, MachineOptions, Policies, Running, TraceDir, no_model
 from partition import Order
 from tracer.errors import InputError
 
@@ -28,7 +19,7 @@ if TYPE_CHECKING:
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
 def partition(
     machine: MachineOptions,
-    arrays: Arrays,
+    timing: Costs,
     search: Running,
     directory: TraceDir = None,
     policy: Annotated[
@@ -51,7 +42,7 @@ def partition(
     from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([policy], **options)
     folder = trace_folder(directory)
     split = cutedge.load(folder).partition(policy, **options)
@@ -67,7 +58,7 @@ def partition(
 @command("cutedge compare --wire-dtype bfloat16")
 def compare(
     machine: MachineOptions,
-    arrays: Arrays,
+    timing: Costs,
     search: Running,
     directories: Annotated[
         list[Path] | None,
@@ -112,7 +103,7 @@ def compare(
 
     if within is not None and not 0 < within < float("inf"):
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
-    options = {**asdict(machine), **asdict(arrays), **asdict(search)}
+    options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folders = [*dict.fromkeys(map(trace_folder, directories or [None]))]  # type: ignore[list-item]
     if over is not None and (len(folders) > 1 or within is not None or unseen or sort):

@@ -72,21 +72,7 @@ def break_down(graph: OpGraph) -> Breakdown:
     state-space or linear-attention layer), those of all others the
     feed-forward part's.
     """
-    heading = _on_the_way_to_words(graph)
-    special = _submodules(graph)
-    names = layer_names(graph)
-    found: dict[int, tuple[str, str | None]] = {}  # storage -> (part, layer)
-    tied: set[int] = set()
-    for op in graph.ops:
-        for tensor in graph.inputs(op.id):
-            owner = graph.storage(tensor)
-            if owner.role is not Role.PARAMETER:
-                continue
-            head = op.kind is Kind.LINEAR and op.id in heading
-            if owner.id not in found or found[owner.id][0] == "other":
-                found[owner.id] = _part(op, special, head), names[op.id]
-            elif head and found[owner.id][0] == "embedding":
-                tied.add(owner.id)
+    found, tied = parameter_parts(graph)
     parts: dict[str, Count] = {}
     layers: dict[str, dict[str, Count]] = {}
     for storage, (part, layer) in found.items():
@@ -99,11 +85,32 @@ def break_down(graph: OpGraph) -> Breakdown:
             inside[part] = inside.get(part, Count()) + count
     return Breakdown(
         parts={part: parts[part] for part in PARTS if part in parts},
-        layers={name: layers[name] for name in dict.fromkeys(names) if name in layers},
+        layers={n: layers[n] for n in dict.fromkeys(layer_names(graph)) if n in layers},
         tied=sum(graph.tensors[t].numel for t in tied),
-        heads=_heads(graph),
+        heads=heads_of(graph),
         unread=graph.meta.parameters - sum(c.total for c in parts.values()),
     )
+
+
+def parameter_parts(graph: OpGraph) -> tuple[dict[int, tuple[str, str | None]], set[int]]:
+    """(storage of a parameter that is read -> its part and its layer, those that a head shares
+    with the embedding)"""
+    heading = _on_the_way_to_words(graph)
+    special = _submodules(graph)
+    names = layer_names(graph)
+    found: dict[int, tuple[str, str | None]] = {}
+    tied: set[int] = set()
+    for op in graph.ops:
+        for tensor in graph.inputs(op.id):
+            owner = graph.storage(tensor)
+            if owner.role is not Role.PARAMETER:
+                continue
+            head = op.kind is Kind.LINEAR and op.id in heading
+            if owner.id not in found or found[owner.id][0] == "other":
+                found[owner.id] = _part(op, special, head), names[op.id]
+            elif head and found[owner.id][0] == "embedding":
+                tied.add(owner.id)
+    return found, tied
 
 
 def _on_the_way_to_words(graph: OpGraph) -> set[int]:
@@ -137,11 +144,11 @@ def _part(op: Op, special: Mapping[str, str], head: bool) -> str:
         return "lm_head"
     if op.kind is Kind.NORM or "norm" in op.module_type.lower():
         return "norm"
-    path = _submodule(op.module_path)
+    path = submodule(op.module_path)
     return special.get(path, "ffn") if path else "other"
 
 
-def _submodule(path: str) -> str | None:
+def submodule(path: str) -> str | None:
     """A module's path down to the child of its block (``model.layers.0.self_attn``), if in one."""
     match = _CHILD.match(path)
     return match[0] if match and match["child"] else None
@@ -151,7 +158,7 @@ def _submodules(graph: OpGraph) -> dict[str, str]:
     """submodule of a block -> ``attention`` or ``mixer``"""
     found: dict[str, str] = {}
     for op in graph.ops:
-        path = _submodule(op.module_path)
+        path = submodule(op.module_path)
         if path is None:
             continue
         scores = any(t.label == "attention_scores" for t in graph.outputs(op.id))
@@ -162,7 +169,7 @@ def _submodules(graph: OpGraph) -> dict[str, str]:
     return found
 
 
-def _heads(graph: OpGraph) -> tuple[int, int] | None:
+def heads_of(graph: OpGraph) -> tuple[int, int] | None:
     """Heads by the features that queries and keys have before they are split [batch, tokens, f]."""
     scores = next((t for t in graph.tensors if t.label == "attention_scores"), None)
     features = [

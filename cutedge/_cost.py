@@ -12,6 +12,7 @@ from costmodels.roofline import DeviceTime, Share, refuse_missing, shares, time_
 from cutedge._machines import array_options
 from tracer.errors import choose
 from tracer.graph import Op, OpGraph
+from tracer.summary import parameter_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,8 +58,12 @@ class Cost:
     def summary(self) -> dict[str, Any]:
         """Figures by name, as ``cost --json`` has them."""
         time, total, link = self.time, self.total_share, self.host_link
+        meta = self.trace.graph.meta
         return {
             "device": time.device.name,
+            "weights": meta.weights or None,
+            "kv_dtype": meta.kv_dtype or None,
+            "parameter_bytes": parameter_bytes(self.trace.graph),
             "seconds": time.seconds,
             "seconds_coverage": time.coverage,
             "missing": dict(time.missing),

@@ -175,6 +175,8 @@ def generate(
     secrets: Sequence[str] | None = (),
     max_calls: int | None = None,
     time_limit: float = 60.0,
+    weights: str | Path | None = None,
+    kv_dtype: str | None = None,
     **parts: Any,
 ) -> Generation:
     """Say what it takes to read a prompt and make ``new`` tokens, each after the other.
@@ -183,7 +185,8 @@ def generate(
     steps are placed as the first of them is, by ``decode_policy`` (``policy`` when left out), and
     counted each at its own number of cached tokens. Cached state that decode reads on another
     device than prefill leaves it on moves there in between. The model is one by config
-    (``cutedge.trace``); the machine is as for ``Trace.partition``, with one accelerator.
+    (``cutedge.trace``); the machine is as for ``Trace.partition``, with one accelerator;
+    ``weights`` and ``kv_dtype`` are as for ``Trace.stored``.
 
     Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
 
@@ -202,7 +205,10 @@ def generate(
         )
     options: dict[str, Any] = {"batch": batch, "dtype": dtype, "attn": attn, "overrides": overrides}
 
-    def placed(traced: Trace, by: str | Path | Policy) -> Partition:
+    storage: dict[str, Any] = {"weights": weights, "kv_dtype": kv_dtype}
+
+    def placed(plain: Trace, by: str | Path | Policy) -> Partition:
+        traced = plain.stored(**storage)
         asked = asked_of(traced.graph, [by], on, residency, secrets or (), max_calls, time_limit)
         return Partition.placed(traced, asked, next(iter(asked.policies)))
 
@@ -210,7 +216,7 @@ def generate(
     decode = placed(trace(model, phase="decode", past=prompt, **options), decode_policy or policy)
     _check_causal(first.trace.graph, decode.trace.graph)
     moves = _moves(first, decode)
-    steps, noted = _steps(model, options, range(prompt, prompt + new - 1), decode)
+    steps, noted = _steps(model, options | storage, range(prompt, prompt + new - 1), decode)
     warnings = dict.fromkeys((*first.trace.warnings, *decode.trace.warnings, *noted))
     end = decode.trace.at(past=prompt + new - 1).graph
     return Generation(
@@ -323,7 +329,8 @@ def _steps(
     from cutedge.sweeping.points import along
 
     split, setting = decode.split, decode.setting
-    told = {"dtype": options["dtype"], "attn": options["attn"], "logits": "last"}
+    asked = ("dtype", "attn", "weights", "kv_dtype")
+    told = {"logits": "last"} | {one: options[one] for one in asked}
     sizes = {"batch": (options["batch"],), "seq": (1,), "past": tuple(pasts)}
     programs, warnings, _ = programs_of(Subject(model, "decode", told, sizes, options["overrides"]))
     machine = by_part(setting.machine)

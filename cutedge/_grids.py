@@ -26,7 +26,7 @@ RATIOS = ("int8_speedup", "sparsity", "sparsity_speedup")
 """Axes of numbers; ``none`` is an array without."""
 NAMES = ("model", "phase", "policy", "wire_dtype", "residency", "home", "accel", "pair", "link")
 """Axes of texts."""
-SINGLE = ("dtype", "attn", "logits")
+SINGLE = ("dtype", "attn", "logits", "weights", "kv_dtype")
 """What holds for the whole grid."""
 AXES = (*NAMES, *COUNTS, *RATIOS)
 
@@ -43,7 +43,7 @@ class Subject:
     """As the user calls it, or its config."""
     phase: str
     options: Mapping[str, Any]
-    """``dtype``, ``attn``, ``logits``."""
+    """``dtype``, ``attn``, ``logits``, ``weights``, ``kv_dtype``."""
     sizes: Mapping[str, Sequence[int]]
     """By size that is asked for: its values. The others have the model's defaults."""
     overrides: Any = None

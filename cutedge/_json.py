@@ -115,6 +115,8 @@ def partition_object(made: "Partition", folder: Path, *, explain: bool = False) 
         "folder": str(folder),
         **split.graph.meta.variables,
         **split.identity,
+        "weights": split.graph.meta.weights or None,
+        "kv_dtype": split.graph.meta.kv_dtype or None,
         **summary_row(split),
         **_run(split.run),
         **({} if split.schedule is None else schedule_summary(split.graph, split.schedule)),

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from costmodels.flops import annotate
 from cutedge._machines import machine_of
+from cutedge._storage import check_storage
 from partition import Order, Residency, ScheduleKind
 from partition.crossover import Crossover, Point, best_over
 from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
@@ -70,11 +71,14 @@ def check_words(
     secrets: Sequence[str] | None = (),
     max_calls: int | None = None,
     time_limit: float = 0.0,
+    weights: str | Path | None = None,
+    kv_dtype: str | None = None,
     schedule: ScheduleKind | None = None,
     requests: int | None = None,
     **machine: Any,
 ) -> None:
     """Raise InputError for options that cannot be understood, before a model is traced or read."""
+    check_storage(weights, kv_dtype)
     for policy in policies:
         if not isinstance(policy, Policy):
             load_policy(str(policy))

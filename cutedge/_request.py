@@ -49,13 +49,18 @@ class Request:
         logits: str = "last",
         overrides: Overrides = None,
         inputs: Any = None,
+        weights: str | Path | None = None,
+        kv_dtype: str | None = None,
     ) -> None:
         """Raises InputError for options that do not go together."""
+        from cutedge._storage import check_storage
         from tracer.graph import MODEL_DTYPES
         from tracer.presets import FUNCTION, check_config, find_config
 
         if dtype is not None:
             choose(dtype, MODEL_DTYPES, "--dtype")
+        check_storage(weights, kv_dtype)
+        self._storage = weights, kv_dtype
         self._sizes: dict[str, Any] = {size: n for size, n in sizes.items() if n is not None}
         self._options: dict[str, Any] = {
             "dtype": dtype,
@@ -97,10 +102,11 @@ class Request:
     @property
     def identity(self) -> list[Any]:
         """What is traced, apart from sizes: equal for equal models, as JSON."""
+        storage = [None if one is None else str(one) for one in self._storage if any(self._storage)]
         if self._file:
             text = Path(self._file["file"]).read_bytes()
-            return [self._file, hashlib.sha256(text).hexdigest(), self._options]
-        return [self._config, self._options]
+            return [self._file, hashlib.sha256(text).hexdigest(), self._options, *storage]
+        return [self._config, self._options, *storage]
 
     def at(self, sizes: Mapping[str, int]) -> "Request":
         """The same model at other sizes."""
@@ -123,6 +129,15 @@ class Request:
         self, *, full: bool, use_cache: bool
     ) -> "tuple[OpGraph, tuple[str, ...], Reach, bool]":
         """(trace without costs, warnings, where it holds, whether the cache had it)"""
+        from cutedge._storage import in_storage
+
+        graph, warnings, reach, cached = self._captured(full=full, use_cache=use_cache)
+        return in_storage(graph, *self._storage), warnings, reach, cached
+
+    def _captured(
+        self, *, full: bool, use_cache: bool
+    ) -> "tuple[OpGraph, tuple[str, ...], Reach, bool]":
+        """The same, with every tensor in its dtype."""
         from tracer import cache
 
         options = {**self._options, "full": full}

@@ -1,6 +1,7 @@
 """A traced model, and how it is made or read."""
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,8 @@ class Trace:
         self.folder = folder
         """The directory that it was read from; None where it was traced."""
         self._reach, self._request = reach, request
+        self._plain: Trace | None = None
+        self._storage: tuple[str | Path | None, str | None] = None, None
 
     def __repr__(self) -> str:
         return f"<cutedge.Trace {headline(self.graph.meta)}>"
@@ -159,7 +162,8 @@ class Trace:
     def _tables(self) -> "tuple[dict[str, pa.Table], str]":
         from tracer.serde import trace_tables
 
-        return trace_tables(self.graph)
+        tables, trace_id = trace_tables(self.graph)
+        return tables, trace_id if self._plain is None else self._plain.id
 
     @property
     def ops(self) -> "pa.Table":
@@ -194,6 +198,8 @@ class Trace:
         >>> t.at(seq=128).partition().summary["total_payload_bytes"]
         12820032
         """
+        if self._plain is not None:
+            return self._plain.at(**sizes).stored(*self._storage)
         meta = self.graph.meta
         for size in sizes:
             if size not in meta.variables:
@@ -211,6 +217,30 @@ class Trace:
             )
         graph, warnings, reach, cached = request.traced(full=False, use_cache=True)
         return Trace(annotate(graph), reach, warnings, request, cached=cached)
+
+    def stored(self, weights: str | Path | None = None, kv_dtype: str | None = None) -> "Trace":
+        """The same trace with parameters and cached state stored in formats of their own.
+
+        ``weights`` is a name of the formats' reference, a dtype, a .toml file, a .gguf file or a
+        checkpoint's .safetensors or index; ``kv_dtype`` a dtype or an encoding. What is resident,
+        read and paged follows; FLOPs, what ops compute in and the trace's id do not. Raises
+        InputError for what cannot be understood.
+
+        >>> import cutedge
+        >>> t = cutedge.trace("edge-10m", seq=64)
+        >>> t.stored("q8_0").graph.meta.weights_other
+        'vector positions in float32'
+        """
+        if weights is None and kv_dtype is None:
+            return self
+        from cutedge._storage import in_storage
+
+        there = copy(self)
+        there.__dict__.pop("_tables", None)
+        there.graph = annotate(in_storage(self.graph, weights, kv_dtype))
+        there._plain = self if self._plain is None else self._plain
+        there._storage = weights or self._storage[0], kv_dtype or self._storage[1]
+        return there
 
     def runnable(self) -> "Runnable":
         """The model itself, to be run. Raises InputError for a trace that was read from a file."""
@@ -230,6 +260,8 @@ class Trace:
         secrets: Sequence[str] | None = (),
         max_calls: int | None = None,
         time_limit: float = 60.0,
+        weights: str | Path | None = None,
+        kv_dtype: str | None = None,
         schedule: ScheduleKind | None = None,
         requests: int | None = None,
         **parts: Any,
@@ -240,10 +272,10 @@ class Trace:
         ``HOME+ACCELERATOR@LINK``; in its place, ``home``, ``accel``, ``link`` (texts, or lists of
         them), and beside either ``memory``, ``wire_dtype`` and the options of arrays
         (``pipeline_depth``, ``int8_speedup``, ``sparsity``, ``sparsity_speedup``, ``chips``) are as
-        on the command line. ``residency`` is ``run`` (a device keeps what it has) or ``call`` (an
-        accelerator forgets). No accelerator that is not trusted may see the ``secrets``. With a
-        ``schedule`` (``serial`` or ``overlap``) of so many ``requests``, what is saved has its
-        table too (``Partition.schedule``).
+        on the command line. ``weights`` and ``kv_dtype`` are as for ``stored``. ``residency`` is
+        ``run`` (a device keeps what it has) or ``call`` (an accelerator forgets). No accelerator
+        that is not trusted may see the ``secrets``. With a ``schedule`` (``serial`` or ``overlap``)
+        of so many ``requests``, what is saved has its table too (``Partition.schedule``).
 
         Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
 
@@ -255,8 +287,9 @@ class Trace:
         from cutedge._partition import Partition, asked_of
         from cutedge._placing import scheduling_of
 
+        traced = self.stored(weights, kv_dtype)
         chosen = asked_of(
-            self.graph,
+            traced.graph,
             [policy],
             machine_of(machine, **parts),
             residency,
@@ -265,7 +298,7 @@ class Trace:
             time_limit,
             scheduling_of(schedule, requests),
         )
-        return Partition.placed(self, chosen, next(iter(chosen.policies)))
+        return Partition.placed(traced, chosen, next(iter(chosen.policies)))
 
     def compare(
         self,
@@ -277,6 +310,8 @@ class Trace:
         secrets: Sequence[str] | None = (),
         max_calls: int | None = None,
         time_limit: float = 60.0,
+        weights: str | Path | None = None,
+        kv_dtype: str | None = None,
         schedule: ScheduleKind | None = None,
         requests: int | None = None,
         **parts: Any,
@@ -296,7 +331,7 @@ class Trace:
         from cutedge._placing import scheduling_of
 
         return compare(
-            self,
+            self.stored(weights, kv_dtype),
             policies,
             baseline,
             machine_of(machine, **parts),
@@ -318,6 +353,8 @@ class Trace:
         secrets: Sequence[str] | None = (),
         max_calls: int | None = None,
         time_limit: float = 60.0,
+        weights: str | Path | None = None,
+        kv_dtype: str | None = None,
         schedule: ScheduleKind | None = None,
         requests: int | None = None,
         **parts: Any,
@@ -338,7 +375,7 @@ class Trace:
         from cutedge._placing import scheduling_of
 
         return crossovers(
-            self,
+            self.stored(weights, kv_dtype),
             (variable, sizes),
             policies,
             machine_of(machine, **parts),
@@ -350,21 +387,32 @@ class Trace:
         )
 
     def costs(
-        self, *devices: str, products_dtype: str | None = None, strict: bool = False, **arrays: Any
+        self,
+        *devices: str,
+        products_dtype: str | None = None,
+        strict: bool = False,
+        weights: str | Path | None = None,
+        kv_dtype: str | None = None,
+        **arrays: Any,
     ) -> "list[Cost]":
         """What the trace takes on each of the devices; on an rtx-4090 when left out.
 
-        Matrix products are computed in ``products_dtype``, where the device has it; ``arrays`` are
-        the options of arrays. Raises CutedgeError with ``strict`` where an op has no cost.
+        Matrix products are computed in ``products_dtype``, where the device has it; ``weights`` and
+        ``kv_dtype`` are as for ``stored``, ``arrays`` the options of arrays. Raises CutedgeError with
+        ``strict`` where an op has no cost.
 
         >>> import cutedge
         >>> (cost,) = cutedge.trace("edge-10m", seq=64).costs("rtx-4090")
-        >>> cost.summary["flops"]
-        434855936
+        >>> cost.summary["flops"], cost.summary["parameter_bytes"]
+        (434855936, 39788544)
+        >>> (cost,) = cutedge.trace("edge-10m", seq=64).costs("rtx-4090", weights="q8_0")
+        >>> cost.summary["flops"], cost.summary["parameter_bytes"]
+        (434855936, 10995968)
         """
         from cutedge._cost import costs
 
-        return costs(self, devices, products_dtype, strict=strict, **arrays)
+        traced = self.stored(weights, kv_dtype)
+        return costs(traced, devices, products_dtype, strict=strict, **arrays)
 
     def cost(self, *devices: str, **options: Any) -> "pa.Table":
         """What each op takes on devices, a row for each op and device. Options: ``costs``.
@@ -418,6 +466,8 @@ class Trace:
 
         What was made there from another trace is removed, and ``warnings`` says so.
         """
+        if self._plain is not None:
+            return self._plain.save(folder)
         from partition.tables import remove_stale
         from tracer.interrupts import uninterrupted
         from tracer.serde import write_reach, write_trace

@@ -308,7 +308,7 @@ def trace_lines(graph: OpGraph, flops: FlopTotals) -> list[tuple[str, str]]:
     sorts = [*kinds.items(), (Kind.VIEW, views), (Kind.CONSTANT, constants)]
     said = [("ops", f"{len(graph.ops):,}: {', '.join(f'{n} {kind.value}' for kind, n in sorts)}")]
     size = human(parameter_bytes(graph))
-    said.append(("parameters", f"{meta.parameters:,} ({size} in {meta.dtype})"))
+    said.append(("parameters", f"{meta.parameters:,} ({size} in {meta.weights or meta.dtype})"))
     said += [("", line) for line in not_run(graph)]
     assumed, active = assumptions(graph), active_parameters(graph)
     if assumed or active != meta.parameters:
@@ -372,7 +372,15 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
                 f"({human(sent)}) and results ({human(received)})"
             )
     fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[time.fits]
-    size = "" if device.memory_bytes is None else f" in {human(device.memory_bytes)}"
+    graph, size = cost.trace.graph, ""
+    if graph.meta.weights:
+        other = f" ({graph.meta.weights_other})" if graph.meta.weights_other else ""
+        yield (
+            f"weights: {human(parameter_bytes(graph))} in {graph.meta.weights}{other}; they are "
+            "turned into the compute dtype while they are read"
+        )
+    if device.memory_bytes is not None:
+        size = f" in {human(device.memory_bytes)}"
     yield (
         f"memory: {human(need.resident_bytes)} resident, {human(need.live_activation_bytes)} of "
         f"activations where each is freed once read, {human(need.peak_activation_bytes)} at most: "

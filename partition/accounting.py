@@ -412,7 +412,12 @@ def _transfers(
 
 
 def on_wire(tensor: Tensor, wire_dtype: str | None) -> tuple[str, int]:
-    """(dtype, payload bytes) of a tensor while it crosses: only floats take on the wire's dtype."""
+    """(dtype, payload bytes) of a tensor while it crosses: only floats take on the wire's dtype.
+
+    What is stored in another format than its dtype crosses as it is.
+    """
+    if tensor.is_packed:
+        return tensor.dtype, tensor.bytes
     dtype = wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype
     return dtype, tensor.numel * ITEM_BYTES[dtype]
 

@@ -154,15 +154,18 @@ class Split:
 
     @property
     def machine(self) -> str:
-        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``, and options of arrays."""
+        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``; then options of arrays, and
+        what weights and cached state are stored in."""
         placement = self.placement
         used = self.devices or (placement.home, *placement.accelerators)
         devices = [
             name if self.described.get(name, name) == name else f"{name}={self.described[name]}"
             for name in used
         ]
-        options = f", {self.options.text}" if self.options.text else ""
-        return f"{'+'.join(devices)}@{self.link}{options}"
+        meta = self.graph.meta
+        stored = (("weights", meta.weights), ("kv_dtype", meta.kv_dtype))
+        options = [self.options.text, *(f"{what}={name}" for what, name in stored if name)]
+        return ", ".join([f"{'+'.join(devices)}@{self.link}", *filter(None, options)])
 
     @property
     def identity(self) -> dict[str, Any]:

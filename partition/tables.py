@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -25,6 +26,7 @@ from tracer.serde import (
     make_tables,
     read_table,
     read_trace,
+    storage_of,
     trace_metadata,
     write_tables,
 )
@@ -531,6 +533,8 @@ def read_split(trace: Path, folder: Path) -> Split:
     if len(rows["summary"]) != 1 or len(rows["placement"]) != len(graph.ops):
         raise TableError(f"{folder} is damaged. Run partition again.")
     (summary,) = rows["summary"]
+    stored: dict[str, Any] = storage_of(read_table(folder, "summary", SUMMARY)[1])
+    graph = graph.with_meta(replace(graph.meta, **stored))
     placement = Placement(
         summary["home"],
         *(

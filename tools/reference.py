@@ -17,6 +17,9 @@ from costmodels.cost_table import COSTS
 from costmodels.described import Figure
 from costmodels.devices import ARRAY_FIGURES, TILE_FIGURES, Array, Device, device_names, load_device
 from costmodels.links import FIGURES, Link, link_names, load_link
+from costmodels.weight_parts import PARTS, Model, Weight
+from costmodels.weights import FIGURES as OF_WEIGHTS
+from costmodels.weights import Encoding, Rule, load_weights, weight_names
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
 from partition.policy import Policy, load_policy, policy_names
@@ -340,6 +343,42 @@ def _links() -> str:
     )
 
 
+def _weights() -> str:
+    def bits(name: str) -> str:
+        one = load_weights(name)
+        way = one.encoding_of(_MATRIX, _DENSE)
+        return f"{way.bytes(4096, 4096) * 8 / 4096**2:.4g}"
+
+    return "\n\n".join(
+        [
+            "# Weight formats",
+            "What a description of a weight format may say, and the formats of cutedge. A file has "
+            "figures, each a table with `value` and `source`, or the `encoding` of another file; "
+            "`otherwise` is the encoding of rows that are no whole number of groups; a table "
+            "`[[tensor]]` is a rule, with `parts`, `as` (an encoding or a dtype) and `source`, and "
+            "`rules_of` takes another file's rules after its own. [Weights](../guide/weights.md) "
+            "has examples.",
+            "## Figures",
+            _fields(Encoding, tuple(OF_WEIGHTS)),
+            "## Conditions of a rule",
+            _fields(Rule, ("layers", "experts", "depth", "queries_a_key", "names")),
+            "## Parts",
+            table(("part", "what it is"), [(code(part), what) for part, what in PARTS.items()]),
+            "## The formats",
+            "Bits a weight are those of a matrix of 4096 x 4096 in a feed-forward part.",
+            _described(
+                weight_names(),
+                load_weights,
+                ("format", "bits a weight", "what it is"),
+                lambda one: (code(one.name), bits(one.name), one.description),
+            ),
+        ]
+    )
+
+
+_MATRIX, _DENSE = Weight("ffn_up", 4096, 4096), Model(experts=1, layers=32, queries_a_key=1)
+
+
 def _described(
     names: Iterable[str],
     load: Callable[[str], Any],
@@ -357,6 +396,7 @@ def texts() -> dict[str, str]:
         "policies": _policies,
         "devices": _devices,
         "links": _links,
+        "weights": _weights,
     }
     return {f"{FOLDER}/{name}.md": page() + "\n" for name, page in pages.items()}
 

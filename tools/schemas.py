@@ -150,6 +150,12 @@ def _derived() -> Schema:
     )
 
 
+_STORAGE = {
+    "weights": key(str | None, "What parameters are stored in; null for their dtype."),
+    "kv_dtype": key(str | None, "What cached keys and values are stored in; null for their dtype."),
+}
+
+
 def _schedule() -> dict[str, Schema]:
     rate = float | None
     return {
@@ -186,6 +192,7 @@ def _partition() -> dict[str, Schema]:
         "folder": _where(),
         **_sizes(),
         **columns(RUN),
+        **_STORAGE,
         **columns(SUMMARY),
         "tokens": key(int | None, "New tokens of the batch; null where `run_seconds` is."),
         "chips": field_key(Run, "chips"),
@@ -316,6 +323,8 @@ def _cost() -> Schema:
     return record(
         {
             **columns(COSTS, "device"),
+            **_STORAGE,
+            "parameter_bytes": key(int, "Bytes of all parameters as stored, tied weights once."),
             "seconds": key(float, "Of all ops that have seconds there, one after another."),
             "seconds_coverage": field_key(DeviceTime, "coverage"),
             "missing": field_key(DeviceTime, "missing"),

@@ -7,7 +7,8 @@ Everything above the tracer works on this module's types and never on torch's. O
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import mul
 from typing import TYPE_CHECKING
 
 from tracer.errors import CutedgeError
@@ -199,7 +200,8 @@ class Tensor:
     shape_expr: tuple[str, ...] | None
     """``shape`` as formulas; None for a concrete trace."""
     bytes: int
-    """Elements x item size, whether or not the memory is shared with another tensor."""
+    """Elements x item size, whether or not the memory is shared with another tensor. Of what is
+    stored in another format than its dtype (weights, cached state): what it takes there."""
     bytes_expr: str | None
     """``bytes`` as a formula; None for a concrete trace."""
     seq_degree: int | None
@@ -210,7 +212,12 @@ class Tensor:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        return self.bytes // ITEM_BYTES[self.dtype]
+        return reduce(mul, self.shape, 1)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is stored in another format than its dtype."""
+        return self.bytes != self.numel * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +269,12 @@ class TraceMeta:
     """Layers that are copies of a traced one rather than traced themselves."""
     model_class: str = ""
     """The class of the module that was traced (``LlamaForCausalLM``)."""
+    weights: str = ""
+    """The format that parameters are stored in; empty where that is their dtype."""
+    weights_other: str = ""
+    """What of them is stored in another way than the rest (``head in q6_k``)."""
+    kv_dtype: str = ""
+    """What cached keys and values are stored in; empty where that is their dtype."""
 
     @property
     def variables(self) -> dict[str, int]:

@@ -542,13 +542,22 @@ def _gemm_columns(gemm: Gemm | None) -> tuple[int | None, ...]:
 
 def trace_metadata(meta: TraceMeta, trace_id: str) -> dict[str, str]:
     """What every file of a trace and of its partitions says of the trace: text, or JSON."""
-    plain = {k: json.dumps(v) if isinstance(v, tuple) else str(v) for k, v in asdict(meta).items()}
+    plain = {k: json.dumps(v) if isinstance(v, tuple) else str(v) for k, v in _told(meta).items()}
     return {**plain, "trace_id": trace_id}
+
+
+_STORAGE = ("weights", "weights_other", "kv_dtype")
+"""What is said of a trace only where it is not as the dtypes have it."""
+
+
+def _told(meta: TraceMeta) -> dict[str, Any]:
+    """All of it by name, as a trace's id and its files have it."""
+    return {k: v for k, v in asdict(meta).items() if v or k not in _STORAGE}
 
 
 def _hash(meta: TraceMeta, rows: Mapping[str, Rows]) -> str:
     """The trace id. Of JSON, since Arrow's own bytes may change with its version."""
-    return hashlib.sha256(json.dumps([asdict(meta), rows]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([_told(meta), rows]).encode()).hexdigest()[:16]
 
 
 def trace_tables(graph: OpGraph) -> tuple[dict[str, pa.Table], str]:
@@ -641,10 +650,17 @@ def read_trace(folder: Path) -> tuple[OpGraph, str]:
     return graph, trace_id
 
 
+def storage_of(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a table's metadata says of how weights and cached state are stored, by name."""
+    return {name: metadata[name] for name in _STORAGE if name in metadata}
+
+
 def _meta(metadata: Mapping[str, str]) -> TraceMeta:
     values: dict[str, Any] = {}
     for field in fields(TraceMeta):
         if field.name not in metadata:
+            if field.name in _STORAGE:
+                continue
             raise ValueError(f"its metadata has no {field.name}")
         text = metadata[field.name]
         if field.name in ("symbolic", "overrides", "versions"):

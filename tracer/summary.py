@@ -246,9 +246,12 @@ def headline(meta: TraceMeta) -> str:
     past = f" after {meta.past} cached" if meta.past else ""
     source = f" over {meta.source} encoded" if meta.source else ""
     logits = f", logits of {'the last' if meta.logits == 'last' else 'every'} token"
+    stored = f", weights in {meta.weights}" if meta.weights else ""
+    stored += f" ({meta.weights_other})" if meta.weights_other else ""
+    stored += f", cache in {meta.kv_dtype}" if meta.kv_dtype else ""
     return (
         f"{meta.model}{what}: {meta.phase} of {read}{past}{source}, {meta.dtype}, "
-        f"{meta.attn} attention{logits if meta.seq and meta.phase != 'encoder' else ''}"
+        f"{meta.attn} attention{logits if meta.seq and meta.phase != 'encoder' else ''}{stored}"
     )
 
 

@@ -169,7 +169,9 @@ def points(job: Job) -> Points:
     numbers = np.repeat(np.array(keys, np.int64), length, axis=0)
     coverage = np.concatenate([np.full(part.over.length, part.coverage) for part in parts])[order]
     first = parts[0].graph
-    run = {"model": first.meta.model, "variant": variant_of(first), "phase": first.meta.phase}
+    stored = [f"{what}={getattr(first.meta, what)}" for what in ("weights", "kv_dtype")]
+    told = [variant_of(first), *(one for one in stored if not one.endswith("="))]
+    run = {"model": first.meta.model, "variant": ", ".join(told), "phase": first.meta.phase}
     return Points(
         run,
         {name: np.tile(many[order], len(keys)) for name, many in sizes.items()},

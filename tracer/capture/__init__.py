@@ -331,7 +331,7 @@ def _captured(
     meta = TraceMeta(
         model=task.model,
         phase=task.phase,
-        **task.sizes,
+        **task.sizes,  # type: ignore[arg-type]  # sizes alone
         dtype=dtype,
         attn=attn,
         logits=task.logits,
