@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from cli.printing import console, print_table
-from cutedge._rows import critical_rows, ladder_rows, price_rows, resource_rows, transfer_rows
+from cutedge._rows import (
+    critical_rows,
+    crossover_table,
+    ladder_rows,
+    price_rows,
+    resource_rows,
+    transfer_rows,
+)
 from cutedge._words import (
     best_for,
     bottleneck_sentence,
     coverage,
+    crossover_sentences,
     devices_of,
     left_out,
     no_figures,
@@ -194,31 +202,19 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
 
 
 def over(
-    meta: TraceMeta, variable: str, unit: str, points: Sequence[Point], changes: Sequence[Crossover]
+    meta: TraceMeta,
+    variable: str,
+    unit: str,
+    points: Sequence[Point],
+    changes: Sequence[Crossover],
+    schedule: str | None,
 ) -> None:
     """``compare --over``: which policy is best at which size."""
-
-    def shown(value: float) -> str:
-        return duration(value) if unit == "seconds" else mib(int(value))
-
-    out = console()
+    out, laid = console(), f" (schedule {schedule})" if schedule else ""
     out.print(Text(headline(meta), style="bold"))
-    out.print(f"{unit} of a run over {variable}, each policy placed anew at each size")
+    out.print(f"{unit} of a run{laid} over {variable}, each policy placed anew at each size")
     out.print()
-    names = list(dict.fromkeys(name for p in points for name in p.values))
-    print_table(
-        [f"{variable}>", *(f"{name}>{n}" for n, name in enumerate(names, 1)), "best"],
-        [
-            (
-                f"{p.size:,}",
-                *(shown(p.values[n]) if n in p.values else "not possible" for n in names),
-                p.best,
-            )
-            for p in points
-        ],
-    )
+    print_table(*crossover_table(variable, unit, points))
     out.print()
-    best = [(points[0].size, points[0].best), *((c.size, c.after) for c in changes)]
-    ends = [size - 1 for size, _ in best[1:]] + [points[-1].size]
-    for (size, name), end in zip(best, ends, strict=True):
-        out.print(f"from {variable} {size:,} to {end:,}: {name} is best")
+    for line in crossover_sentences(variable, points, changes):
+        out.print(line)

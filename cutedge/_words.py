@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops
 from partition import seen as sorts
+from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck
 from partition.ladder import Exposure
 from partition.layers import TopologicalCut
@@ -163,6 +164,16 @@ def run_sentences(split: Split) -> Iterable[str]:
             f"with ever more chips the run takes {duration(run.many_chips_seconds)}: one tile of "
             f"each product takes longer than {split.link}"
         )
+
+
+def crossover_sentences(
+    variable: str, points: Sequence[Point], changes: Sequence[Crossover]
+) -> Iterator[str]:
+    """From which size to which a policy is the best."""
+    best = [(points[0].size, points[0].best), *((c.size, c.after) for c in changes)]
+    ends = [size - 1 for size, _ in best[1:]] + [points[-1].size]
+    for (size, name), end in zip(best, ends, strict=True):
+        yield f"from {variable} {size:,} to {end:,}: {name} is best"
 
 
 def schedule_sentences(found: Schedule) -> Iterator[str]:
