@@ -158,32 +158,12 @@ def params(
 
 def _print_params(params: "Parameters", by_layer: bool) -> None:
     from cli.printing import print_table
+    from cutedge._rows import layer_rows, parameter_rows
     from cutedge._words import parameter_sentences
 
-    graph, found = params.graph, params.found
-    total = graph.meta.parameters
     say(params.headline)
-    print_table(
-        "part, weights>1, biases and scales>2, all>, share%",
-        [
-            (
-                part,
-                f"{count.weights:,}",
-                f"{count.biases:,}",
-                f"{count.total:,}",
-                f"{count.total / total:.2%}",
-            )
-            for part, count in found.parts.items()
-        ],
-    )
+    print_table("part, weights>1, biases and scales>2, all>, share%", parameter_rows(params))
     for line in parameter_sentences(params):
         say(line)
     if by_layer:
-        names = list(dict.fromkeys(part for parts in found.layers.values() for part in parts))
-        print_table(
-            ["layer", *(f"{name}>{n}" for n, name in enumerate(names))],
-            [
-                (layer, *(f"{parts[n].total:,}" if n in parts else "" for n in names))
-                for layer, parts in found.layers.items()
-            ],
-        )
+        print_table(*layer_rows(params))

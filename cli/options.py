@@ -110,8 +110,8 @@ class Tracing:
     dtype: Annotated[
         str | None,
         typer.Option(
-            help=f"Dtype of parameters and activations: {', '.join(MODEL_DTYPES)}. float32 when "
-            "left out, or what a model of your own has."
+            help=f"Dtype that is computed in: {', '.join(MODEL_DTYPES)}, or config for the one that "
+            "the config names. float32 when left out, or what a model of your own has."
         ),
     ] = None
     attn: Annotated[

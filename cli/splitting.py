@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from cli.app import command, say, warn
 from cli.options import Baseline, Costs, Json, MachineOptions, Policies, Running, TraceDir, no_model
 from partition import Order
 from tracer.errors import InputError
-
-if TYPE_CHECKING:
-    from partition.policy import Policy
 
 
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
@@ -147,6 +144,8 @@ def policies(
     """List the policies, or show the rules of one."""
     from cli.printing import grouped, print_json, print_table
     from cutedge._json import policy_object
+    from cutedge._rows import rule_rows, secret_rows
+    from cutedge._words import policy_sort
     from partition.policy import load_policy, policy_names
     from tracer.toml_files import matching
 
@@ -154,32 +153,16 @@ def policies(
     if as_json:
         print_json({"policies": [policy_object(one) for one in loaded]})
     elif len(loaded) > 1:
-
-        def kind(policy: "Policy") -> str:
-            if policy.secrets:
-                return "with secrets: no accelerator that is not trusted sees them"
-            return (
-                "searched: the best placement that the rules allow"
-                if policy.objective
-                else "fixed: rules alone say where an op runs"
-            )
-
         print_table(
-            "policy, what it does~", grouped(loaded, kind, lambda p: (p.name, p.description))
+            "policy, what it does~", grouped(loaded, policy_sort, lambda p: (p.name, p.description))
         )
     else:
         for p in loaded:
             say(f"{p.name}: {p.description}")
-            print_table(
-                "rule, ops~, place, reason~1",
-                [
-                    *((str(n), str(r), r.place, r.reason) for n, r in enumerate(p.rules, 1)),
-                    ("", "all others", p.default, ""),
-                ],
-            )
+            print_table("rule, ops~, place, reason~1", rule_rows(p))
             if p.secrets:
                 say()
                 print_table(
                     ["secret", "tensors, with all that carries their values~", "reason~1"],
-                    [(str(n), str(one), one.reason) for n, one in enumerate(p.secrets, 1)],
+                    secret_rows(p),
                 )

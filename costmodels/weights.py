@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
 from importlib.resources import files
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from costmodels.described import Figure, check_figure_keys
 from costmodels.weight_parts import PARTS, Model, Weight, weights_of
 from tracer.errors import InputError, alike, choose
-from tracer.formula import parse
+from tracer.formula import const, parse
 from tracer.graph import FLOATING, ITEM_BYTES, MODEL_DTYPES, OpGraph, Role, Tensor
 from tracer.summary import renewals
 from tracer.toml_files import check_keys, find_toml, is_path, read_toml, shipped_names
@@ -310,6 +311,20 @@ def with_bytes(graph: OpGraph, sizes: Mapping[int, int], name: str, other: str =
 
     meta = replace(graph.meta, weights=name, weights_other=other)
     return OpGraph(meta, graph.ops, map(sized, graph.tensors), graph.edges)
+
+
+def as_computed(graph: OpGraph) -> OpGraph:
+    """A graph with every tensor in its dtype: what a run of it has; costs are those of before."""
+
+    def plain(tensor: Tensor) -> Tensor:
+        if not tensor.is_packed:
+            return tensor
+        size, exprs = ITEM_BYTES[tensor.dtype], tensor.shape_expr
+        text = None if exprs is None else str(prod(map(parse, exprs), start=const(size)))
+        return replace(tensor, bytes=tensor.numel * size, bytes_expr=text)
+
+    meta = replace(graph.meta, weights="", weights_other="", kv_dtype="")
+    return OpGraph(meta, graph.ops, map(plain, graph.tensors), graph.edges)
 
 
 def _packed(tensor: Tensor, bytes_an_element: Fraction) -> Tensor:

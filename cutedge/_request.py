@@ -21,6 +21,10 @@ Overrides = Mapping[str, Any] | Sequence[str] | None
 """Fields of a config and their values, or texts ``key=value``."""
 
 
+OWN_DTYPE = "config"
+"""The ``--dtype`` that a config names."""
+
+
 def _fields(overrides: Overrides) -> dict[str, Any]:
     """Overrides as fields and values."""
     from tracer.presets import parse_overrides
@@ -57,8 +61,8 @@ class Request:
         from tracer.graph import MODEL_DTYPES
         from tracer.presets import FUNCTION, check_config, find_config
 
-        if dtype is not None:
-            choose(dtype, MODEL_DTYPES, "--dtype")
+        if dtype not in (None, OWN_DTYPE):
+            choose(dtype, (*MODEL_DTYPES, OWN_DTYPE), "--dtype")
         check_storage(weights, kv_dtype)
         self._storage = weights, kv_dtype
         self._sizes: dict[str, Any] = {size: n for size, n in sizes.items() if n is not None}
@@ -69,6 +73,7 @@ class Request:
         }
         self._file: dict[str, str] = {}
         self._module: tuple[Any, Any] | None = None
+        self._config: dict[str, Any] = {}
         self.name = ""
         """What the model's tables are called by."""
         given = str(model) if isinstance(model, Path) else model
@@ -77,6 +82,10 @@ class Request:
             what = given if own else type(given).__name__
             if phase != "prefill" or cache:
                 raise InputError(f"{what} says itself what runs: leave --phase and --cache out")
+            if dtype == OWN_DTYPE:
+                raise InputError(
+                    f"--dtype {OWN_DTYPE} is of a model by config, and {what} has none"
+                )
             if own:
                 self._file = {"file": own[1], "function": own[2]}
                 self.name = own[2]
@@ -92,12 +101,26 @@ class Request:
             self._config = check_config(dict(given), "the config")
             self.name = self._config["model_type"]
         self._options |= {
-            "dtype": dtype or "float32",
+            "dtype": self._own_dtype() if dtype == OWN_DTYPE else dtype or "float32",
             "model": self.name,
             "logits": logits,
             "phase": phase,
             "cache": cache,
         }
+
+    def _own_dtype(self) -> str:
+        """The dtype that the config names."""
+        from tracer.graph import MODEL_DTYPES
+        from tracer.presets import config_dtype
+
+        named = config_dtype(self._config)
+        if named not in MODEL_DTYPES:
+            raise InputError(
+                f"--dtype {OWN_DTYPE}: the config of {self.name} names "
+                f"{'no dtype' if named is None else f'{named}, in which no model is traced'}; give "
+                f"one of {', '.join(MODEL_DTYPES)}"
+            )
+        return named
 
     @property
     def identity(self) -> list[Any]:
@@ -129,10 +152,14 @@ class Request:
         self, *, full: bool, use_cache: bool
     ) -> "tuple[OpGraph, tuple[str, ...], Reach, bool]":
         """(trace without costs, warnings, where it holds, whether the cache had it)"""
-        from cutedge._storage import in_storage
+        from cutedge._storage import as_published, in_storage
 
         graph, warnings, reach, cached = self._captured(full=full, use_cache=use_cache)
-        return in_storage(graph, *self._storage), warnings, reach, cached
+        weights, kv_dtype = self._storage
+        if weights is None and self._config:
+            graph, said = as_published(graph, self._config)
+            warnings = (*warnings, *said)
+        return in_storage(graph, weights, kv_dtype), warnings, reach, cached
 
     def _captured(
         self, *, full: bool, use_cache: bool

@@ -10,13 +10,14 @@ from partition.accounting import call_label
 from partition.crossover import Point
 from partition.ladder import LadderStep
 from partition.optimise import Price
+from partition.policy import Policy
 from partition.schedule import Schedule
 from tracer.graph import OpGraph
 from tracer.summary import growth, tensor_names
 from tracer.words import counted, duration, human, mib
 
 if TYPE_CHECKING:
-    from cutedge._cost import By, Cost
+    from cutedge._cost import By, Cost, Parameters
     from cutedge._generate import Generation
     from cutedge._verify import Verification
     from partition.explain import TransferGroup
@@ -38,6 +39,43 @@ def transfer_rows(groups: "Sequence[TransferGroup]") -> Rows:
         )
         for group in groups[:8]
     ]
+
+
+def parameter_rows(params: "Parameters") -> Rows:
+    """(part, weights, biases and scales, all, share) of each part of a model."""
+    total = params.graph.meta.parameters
+    return [
+        (
+            part,
+            f"{count.weights:,}",
+            f"{count.biases:,}",
+            f"{count.total:,}",
+            f"{count.total / total:.2%}",
+        )
+        for part, count in params.found.parts.items()
+    ]
+
+
+def layer_rows(params: "Parameters") -> tuple[list[str], Rows]:
+    """(the columns, the parameters of each part of a layer)"""
+    layers = params.found.layers
+    names = list(dict.fromkeys(part for parts in layers.values() for part in parts))
+    rows = [
+        (layer, *(f"{parts[n].total:,}" if n in parts else "" for n in names))
+        for layer, parts in layers.items()
+    ]
+    return ["layer", *(f"{name}>{n}" for n, name in enumerate(names))], rows
+
+
+def rule_rows(policy: Policy) -> Rows:
+    """(number, ops, place, reason) of each rule, and of what no rule places."""
+    rules = [(str(n), str(r), r.place, r.reason) for n, r in enumerate(policy.rules, 1)]
+    return [*rules, ("", "all others", policy.default, "")]
+
+
+def secret_rows(policy: Policy) -> Rows:
+    """(number, tensors, reason) of each secret."""
+    return [(str(n), str(one), one.reason) for n, one in enumerate(policy.secrets, 1)]
 
 
 def ladder_rows(steps: Sequence[LadderStep]) -> Rows:

@@ -1,7 +1,10 @@
 """How weights and cached state are stored, as users name it."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from costmodels.checkpoints import storage_of
 from costmodels.weights import cache_encoding, cache_in, load_weights, stored
 from tracer.graph import OpGraph
 
@@ -19,3 +22,9 @@ def in_storage(graph: OpGraph, weights: str | Path | None, kv_dtype: str | None)
     if weights is not None:
         graph = stored(graph, load_weights(str(weights)))
     return graph if kv_dtype is None else cache_in(graph, kv_dtype)
+
+
+def as_published(graph: OpGraph, config: Mapping[str, Any]) -> tuple[OpGraph, tuple[str, ...]]:
+    """(a graph with weights as its config's checkpoint has them, what of that is not known)"""
+    found, unknown = storage_of(config)
+    return graph if found is None else stored(graph, found), (unknown,) if unknown else ()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from costmodels.weights import as_computed
 from cutedge._machines import machine_of, read_size
 from cutedge._placing import check_words
 from cutedge.runtime import RunError
@@ -217,7 +218,7 @@ def _over_sockets(split: Split, transport: Transport) -> tuple[Split, Links, lis
 @lru_cache(maxsize=1)
 def _runnable(trace: "Trace") -> "Runnable":
     """The model of a trace, to be run. Raises InputError for a trace that was read from a file."""
-    made, graph = trace.runnable(), trace.graph
+    made, graph = trace.runnable(), annotate(as_computed(trace.graph))
     runs = annotate(made.graph)
     if (graph.ops, graph.tensors, graph.edges) != (runs.ops, runs.tensors, runs.edges):
         raise VerifyError(f"{graph.meta.model} is traced as another program than it is run as")

@@ -11,6 +11,7 @@ from partition.explain import Bottleneck
 from partition.ladder import Exposure
 from partition.layers import TopologicalCut
 from partition.optimise import Setting
+from partition.policy import Policy
 from partition.run import Run
 from partition.schedule import Schedule
 from partition.split import Split
@@ -354,6 +355,17 @@ def not_run(graph: OpGraph) -> list[str]:
     some = [f"{path} ({size:,})" for path, size in list(idle.items())[:3]]
     more = [f"{len(idle) - 3} more"] if len(idle) > 3 else []
     return [f"{sum(idle.values()):,} of them are not run: {', '.join(some + more)}"]
+
+
+def policy_sort(policy: Policy) -> str:
+    """What sort of policy one is, in words."""
+    if policy.secrets:
+        return "with secrets: no accelerator that is not trusted sees them"
+    return (
+        "searched: the best placement that the rules allow"
+        if policy.objective
+        else "fixed: rules alone say where an op runs"
+    )
 
 
 def cost_sentences(cost: "Cost") -> Iterator[str]:

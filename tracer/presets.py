@@ -121,6 +121,19 @@ def check_config(config: Any, called: str) -> dict[str, Any]:
     return config
 
 
+def config_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype that a config names for its checkpoint; None where it names none.
+
+    >>> config_dtype({"text_config": {"torch_dtype": "bfloat16"}})
+    'bfloat16'
+    """
+    inside = (v for k, v in config.items() if k != "quantization_config")
+    tables = [config, *(table for table in inside if isinstance(table, dict))]
+    named = [table.get(key) for table in tables for key in ("dtype", "torch_dtype")]
+    found = next((name for name in named if isinstance(name, str) and name != "auto"), None)
+    return None if found is None else found.removeprefix("torch.")
+
+
 def parse_overrides(settings: list[str]) -> dict[str, Any]:
     """``["num_key_value_heads=32"]`` -> ``{"num_key_value_heads": 32}``.
 

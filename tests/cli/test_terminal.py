@@ -6,7 +6,7 @@ The terminal is a real one (a pty).
 import json
 import re
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ def words(text: str) -> list[str]:
     return re.findall(r"\S+", text)
 
 
+@cache
+def piped(name: str) -> str:
+    """What a pipe gets of a table."""
+    return invoke("cutedge", *TABLES[name]).stdout
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", TABLES)
 def test_what_is_printed_fits_the_terminal(name: str, width: int) -> None:
@@ -69,7 +75,7 @@ def test_what_is_printed_fits_the_terminal(name: str, width: int) -> None:
     lines = on_terminal(width, *TABLES[name])
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
-    whole = invoke("cutedge", *TABLES[name]).stdout
+    whole = piped(name)
     known = {*words(whole)}
     shown = " ".join(lines)
     numbers = [word for word in words(shown) if re.fullmatch(r"-?[\d.,]*\d[\d.,]*%?", word)]
@@ -83,7 +89,7 @@ def test_what_is_printed_fits_the_terminal(name: str, width: int) -> None:
 @pytest.mark.parametrize("name", ["compare", "devices", "links", "query"])
 def test_wide_shows_all_that_a_pipe_gets(name: str) -> None:
     narrow, wide = on_terminal(80, *TABLES[name]), on_terminal(80, *TABLES[name], "--wide")
-    whole = invoke("cutedge", *TABLES[name]).stdout.splitlines()
+    whole = piped(name).splitlines()
     assert any(line.startswith("left out for width: ") for line in narrow)
     assert not any(line.startswith("left out") for line in [*wide, *whole])
     tables = [line for line in whole if re.search(r"\S  \S", line)]

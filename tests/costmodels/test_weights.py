@@ -15,7 +15,14 @@ import torch
 import cutedge
 from costmodels.flops import annotate
 from costmodels.memory import memory_need
-from costmodels.weights import cache_in, load_weights, shipped_encoding, stored, weight_names
+from costmodels.weights import (
+    as_computed,
+    cache_in,
+    load_weights,
+    shipped_encoding,
+    stored,
+    weight_names,
+)
 from tests.support.inprocess import invoke
 from tests.support.traces import captured
 from tracer.errors import InputError
@@ -276,6 +283,13 @@ def test_a_chosen_expert_is_read_as_it_is_stored() -> None:
     assert pairs
     for one, other in pairs:  # 2 of 8 experts: 18 bytes for 32 weights in place of 64
         assert other * 64 == one * 18
+
+
+def test_what_is_stored_is_computed_as_it_was() -> None:
+    plain = _decode(LLAMA)
+    packed = cache_in(stored(plain, load_weights("q4_k_m")), "q8_0")
+    assert packed.tensors != plain.tensors
+    assert as_computed(packed).tensors == plain.tensors
 
 
 def test_a_module_of_the_users_own_is_stored_alike() -> None:

@@ -24,6 +24,7 @@ TINY = {
     "vocab_size": 50,
     "n_positions": 64,
 }
+SHORT = {"num_hidden_layers": 1}
 RUN = "model, variant, phase, past, seq, policy, wire, residency, machine"
 
 
@@ -33,9 +34,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
     root, count, total = tmp_path_factory.mktemp("runs"), 0, 0
     asked: list[tuple[Any, dict[str, Any], str | None]] = [
         ("edge-10m", {"seq": 16}, None),
-        ("edge-10m", {"seq": 16, "overrides": {"num_hidden_layers": 2}}, None),
-        ("edge-10m", {"phase": "decode", "past": 8}, None),
-        ("edge-10m", {"seq": 16, "dtype": "bfloat16"}, "cutedge-out/mine"),
+        ("edge-10m", {"seq": 16, "overrides": SHORT}, None),
+        ("edge-10m", {"phase": "decode", "past": 8, "overrides": SHORT}, None),
+        ("edge-10m", {"seq": 16, "dtype": "bfloat16", "overrides": SHORT}, "cutedge-out/mine"),
         (TINY, {"seq": 8}, "elsewhere"),
     ]
     for model, options, out in asked:

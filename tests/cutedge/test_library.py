@@ -12,6 +12,7 @@ import cutedge
 from costmodels.links import Links, load_link
 from cutedge import _compare, _cost, _gemm, _machines, _partition, _sql, _sweep, _trace
 from partition import schedule
+from tests.support import warm
 from tests.support.inprocess import invoke
 
 PUBLIC = [*(cutedge, _trace, _partition, _compare, _cost, _gemm, _machines, _sql, _sweep), schedule]
@@ -19,7 +20,8 @@ PUBLIC = [*(cutedge, _trace, _partition, _compare, _cost, _gemm, _machines, _sql
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
 def test_the_examples_of_docstrings(module):
-    found = doctest.testmod(module)
+    with warm.workers():
+        found = doctest.testmod(module)
     assert found.attempted > 0
     assert found.failed == 0
 

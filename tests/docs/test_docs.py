@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import warm
 from tests.support.inprocess import command_names, invoke
 from tools.readme import GUIDE, README, ROOT, blocks, in_a_shell
 
@@ -66,7 +67,8 @@ def test_the_python_of_a_page_runs(page):
     examples = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     test = doctest.DocTestParser().get_doctest(examples, {}, page.name, str(page), 0)
     assert len(test.examples) >= 4
-    assert doctest.DocTestRunner().run(test).failed == 0
+    with warm.workers():
+        assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def test_the_readme_is_a_page():

@@ -27,7 +27,7 @@ def invoke(command: str, *args: str | Path) -> CompletedProcess[str]:
     with (
         patch("tracer.capture.capture", captured),
         patch("tracer.capture.runnable", made_runnable),
-        patch("cutedge.runtime.home._started", warm.started),
+        warm.workers(),
         patch("typer.testing._get_command", _command),
     ):
         result = CliRunner().invoke(app, words, env=environment, prog_name="cutedge")

@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 from tracer.interrupts import leave
 
@@ -56,6 +58,11 @@ def started(
 ) -> Forked:
     """In the place of ``home._started``: a worker of home's, as soon as a fork takes."""
     return Forked(_worker, listener, timeout, token, memory_bytes)
+
+
+def workers() -> AbstractContextManager[object]:
+    """Workers that home starts are forked, for a while."""
+    return patch("cutedge.runtime.home._started", started)
 
 
 def command(*words: str, stderr: Connection, **environment: str) -> Forked:

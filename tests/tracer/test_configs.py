@@ -110,11 +110,11 @@ def test_what_else_of_a_config_is_not_used_is_one_line() -> None:
     (said,) = made.warnings
     for part in (
         "torch_dtype = bfloat16 (--dtype float16 is what is traced)",
-        "quantization_config (",
         "pruned_heads (every head is traced)",
         "auto_map (",
     ):
         assert part in said
+    assert "quantization_config" not in said  # how it is stored, see costmodels.checkpoints
     assert {t.dtype for t in made.graph.tensors if t.op is None} == {"float16", "float32"}
     assert not capture(
         {**config, **dict.fromkeys(("quantization_config", "pruned_heads", "auto_map"))},

@@ -50,11 +50,12 @@ MOST_LAYERS = 10_000
 _ATTENTION = ("_attn_implementation", "attn_implementation", "_attn_implementation_internal")
 _DTYPE = ("dtype", "torch_dtype")
 _WITHOUT_USE = {
-    "quantization_config": "weights are traced in the dtype of --dtype",
     "pruned_heads": "every head is traced",
     "auto_map": "code that comes with a checkpoint is not run",
 }
 """What no trace uses -> what is done instead."""
+_STORAGE = ("quantization_config",)
+"""How a checkpoint is stored: a trace computes in its own dtype (``costmodels.checkpoints``)."""
 
 
 def config_class(config: Mapping[str, Any], model: str) -> Any:
@@ -90,7 +91,7 @@ def without_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: without_options(value) if isinstance(value, dict) else value
         for key, value in config.items()
-        if key not in (*_ATTENTION, *_DTYPE, *_WITHOUT_USE)
+        if key not in (*_ATTENTION, *_DTYPE, *_WITHOUT_USE, *_STORAGE)
     }
 
 
@@ -117,7 +118,7 @@ def _entries(
     """(tables, key, value) of all in a config but what is inside of what has no use."""
     for key, value in config.items():
         yield path, key, value
-        if isinstance(value, dict) and key not in _WITHOUT_USE:
+        if isinstance(value, dict) and key not in (*_WITHOUT_USE, *_STORAGE):
             yield from _entries(value, (*path, key))
 
 

@@ -1,7 +1,6 @@
 """Workers that these tests start begin with torch imported, but for those marked ``cold``."""
 
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import pytest
 
@@ -13,7 +12,7 @@ STARTED = home._started
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm_workers() -> Iterator[None]:
-    with patch.object(home, "_started", warm.started):
+    with warm.workers():
         yield
 
 

@@ -1,0 +1,193 @@
+"""How checkpoints are stored by their configs: bytes of a matrix by hand, and what is left."""
+
+import json
+import re
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cutedge
+from costmodels.checkpoints import storage_of
+from tests.support.inprocess import invoke
+from tracer.errors import InputError
+from tracer.graph import Role
+from tracer.summary import parameter_bytes
+
+LLAMA: Mapping[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "torch_dtype": "float16",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+}
+
+
+def compressed(ignore: list[str], **weights: Any) -> dict[str, Any]:
+    return {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ignore,
+    }
+
+
+N = 256 * 256
+METHODS: list[tuple[dict[str, Any], str, float]] = [
+    # 4 bits; of 2 groups a row a scale of 2 bytes and a zero point of half; a number a column
+    (
+        {"quant_method": "gptq", "bits": 4, "group_size": 128},
+        "gptq-int4-g128",
+        N / 2 + 256 * 2 * 2.5 + 256 * 4,
+    ),
+    ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "gptq-int8", N + 256 * 3 + 256 * 4),
+    ({"quant_method": "awq", "bits": 4, "group_size": 64}, "awq-int4-g64", N / 2 + 256 * 4 * 2.5),
+    ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8", N + 256 * 4),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "nf4", N / 2 + 4 * N / 64 + 64),
+    # 8 bits for 64 weights, 4 bytes for 256 of those; tables of 16 and 256 and an offset
+    (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+        "nf4-double",
+        N / 2 + N / 64 + 4 * N / 64 / 256 + 4 * (16 + 256 + 1),
+    ),
+    ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block128", N + 4 * 2 * 2),
+    ({"quant_method": "fp8"}, "fp8", N + 4),
+    ({"quant_method": "fbgemm_fp8"}, "fp8-row", N + 4 * 256),
+    (
+        compressed(["lm_head"], num_bits=4, type="int", strategy="group", group_size=128),
+        "int4-g128",
+        N / 2 + 256 * 2 * 2,
+    ),
+    (
+        compressed(["lm_head"], num_bits=8, type="float", strategy="channel", symmetric=True),
+        "fp8-row",
+        N + 256 * 2,
+    ),
+    (
+        {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
+        "nvfp4",
+        N / 2 + N / 16 + 4,
+    ),
+]
+
+
+@pytest.mark.parametrize(("told", "name", "size"), METHODS)
+def test_a_checkpoint_is_stored_as_its_config_says(
+    told: dict[str, Any], name: str, size: float
+) -> None:
+    traced = cutedge.trace({**LLAMA, "quantization_config": told}, seq=8, dtype="config")
+    meta = traced.graph.meta
+    assert (meta.dtype, meta.weights) == ("float16", name)
+    assert meta.weights_other == "embedding head vector in float16"
+    sizes = {t.name: t.bytes for t in traced.graph.tensors if t.role is Role.PARAMETER}
+    assert sizes["model.layers.1.self_attn.q_proj.weight"] == size
+    for what, elements in (("lm_head", 96 * 256), ("model.embed_tokens", 96 * 256)):
+        assert sizes[f"{what}.weight"] == 2 * elements
+    assert sizes["model.norm.weight"] == 2 * 256
+    assert not any("quantization" in warning for warning in traced.warnings)
+
+
+def test_what_is_computed_in_and_counted_is_that_of_the_model_without() -> None:
+    bare = cutedge.trace(dict(LLAMA), seq=8)
+    told = METHODS[0][0]
+    traced = cutedge.trace({**LLAMA, "quantization_config": told}, seq=8)
+    assert bare.graph.meta.weights == ""
+    assert [op.cost.flops for op in traced.graph.ops] == [op.cost.flops for op in bare.graph.ops]
+    assert [t.dtype for t in traced.graph.tensors] == [t.dtype for t in bare.graph.tensors]
+    # What is left takes the checkpoint's 2 bytes, also where float32 is computed in.
+    sizes = {t.name: t.bytes for t in traced.graph.tensors}
+    assert sizes["lm_head.weight"] == 2 * 96 * 256
+    (own,), (asked,) = traced.costs("rtx-4090"), traced.costs("rtx-4090", weights="float32")
+    assert own.summary["weights"] == "gptq-int4-g128"
+    assert asked.summary["parameter_bytes"] == parameter_bytes(bare.graph)
+
+
+def test_modules_that_are_left_are_those_that_are_named() -> None:
+    lists = (
+        ["lm_head", "model.layers.0.mlp.*", "re:.*o_proj$"],
+        ["lm_head", "model.layers.0.mlp", "o_proj"],
+    )
+    for left in lists:
+        told = compressed(left, num_bits=8, type="int", strategy="channel")
+        traced = cutedge.trace({**LLAMA, "quantization_config": told}, seq=8)
+        for tensor in traced.graph.tensors:
+            if tensor.role is Role.PARAMETER and len(tensor.shape) == 2:
+                plain = re.search(r"lm_head|embed|layers\.0\.mlp|o_proj", tensor.name)
+                size = prod(tensor.shape) + 2 * tensor.shape[0]
+                assert tensor.bytes == (2 * prod(tensor.shape) if plain else size), tensor.name
+
+
+def test_experts_alone_are_in_mxfp4() -> None:
+    config = {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "torch_dtype": "bfloat16",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "vocab_size": 96,
+        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
+    }
+    traced = cutedge.trace(config, seq=8)
+    for tensor in traced.graph.tensors:
+        if tensor.role is Role.PARAMETER and tensor.alias_of is None:
+            stack = len(tensor.shape) == 3
+            bits = 8 * 17 / 32 if stack else 16
+            assert tensor.bytes == prod(tensor.shape) * bits / 8, tensor.name
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"quant_method": "hqq"},
+        {"quant_method": "gptq", "bits": 5},
+        {"quant_method": "fp8", "weight_block_size": 128},
+        compressed([], num_bits=3, type="int", strategy="group"),
+        {"bits": 4},
+    ],
+)
+def test_what_is_not_known_is_said_in_a_line(told: dict[str, Any]) -> None:
+    found, said = storage_of({**LLAMA, "quantization_config": told})
+    assert found is None
+    assert said is not None
+    assert said.startswith("not used of its config: quantization_config (")
+    assert storage_of(LLAMA) == (None, None)
+
+
+def test_the_command_says_it_and_runs_it(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**LLAMA, "quantization_config": METHODS[0][0]}))
+    folder = tmp_path / "t"
+    done = invoke("trace", file, "--seq", "8", "--dtype", "config", "--out", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "float16, eager attention, logits of the last token, weights in gptq-int4-g128 (embedding "
+        "head vector in float16)" in " ".join(done.stdout.split())
+    )
+    cost = json.loads(invoke("cost", folder, "--json").stdout)["costs"][0]
+    traced = cutedge.load(folder)
+    assert cost["parameter_bytes"] == parameter_bytes(traced.graph)
+    assert traced.graph.meta.weights == cost["weights"] == "gptq-int4-g128"
+    split = traced.partition("offload-linear")
+    assert split.split.machine == "tee+gpu@zmq-ipc, weights=gptq-int4-g128"
+
+
+def test_a_split_of_a_stored_model_is_run_in_what_it_computes_in() -> None:
+    config = {**LLAMA, "num_hidden_layers": 1, "quantization_config": METHODS[0][0]}
+    run = cutedge.trace(config, seq=4).partition("offload-linear").verify().check()
+    assert run.verdict.bytes_equal
+
+
+def test_a_config_without_a_dtype_has_none_to_give() -> None:
+    with pytest.raises(InputError, match="names no dtype; give one of float64"):
+        cutedge.trace("edge-10m", seq=8, dtype="config")
+    with pytest.raises(InputError, match="names float8_e4m3fn, in which no model is traced"):
+        cutedge.trace({**LLAMA, "torch_dtype": "float8_e4m3fn"}, seq=8, dtype="config")
