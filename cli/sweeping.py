@@ -8,7 +8,7 @@ import typer
 
 from cli.app import command, say, warn
 from cli.options import Json
-from cutedge.sweeping import EngineName
+from cutedge.sweeping import BackendName
 
 Texts = list[str] | None
 
@@ -44,6 +44,8 @@ def sweep(
     sparsity: Annotated[Texts, _many("Of arrays, as for cost")] = None,
     sparsity_speedup: Annotated[Texts, _many("Of arrays, as for cost, or none")] = None,
     chips: Annotated[Texts, _many("Of arrays, as for cost")] = None,
+    engine: Annotated[Texts, _many("As for partition; none: the physical bound")] = None,
+    execution: Annotated[Texts, _many("eager, graph or fused, as for partition")] = None,
     dtype: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     attn: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     logits: Annotated[str | None, typer.Option(help="As for trace.")] = None,
@@ -52,8 +54,8 @@ def sweep(
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a search for one optimum may take.")
     ] = 60.0,
-    engine: Annotated[
-        EngineName, typer.Option(help="local: processes of this machine; dask, ray: a cluster's.")
+    backend: Annotated[
+        BackendName, typer.Option(help="local: processes of this machine; dask, ray: a cluster's.")
     ] = "local",
     scheduler: Annotated[
         str | None, typer.Option(help="The address of the cluster: tcp://10.0.0.2:8786.")

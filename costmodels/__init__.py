@@ -15,3 +15,7 @@ Overlap = Literal["none", "double-buffered"]
 """Of a systolic array's folds. none: each is loaded, streamed and drained before the next.
 double-buffered: a cell holds the next fold's operand beside this one's, so that it is loaded while
 this one streams, and the next stream enters right behind."""
+
+Execution = Literal["eager", "graph", "fused"]
+"""How ops are carried out. eager: each is started by the host, which runs ahead; graph: captured
+once, replayed op by op; fused: as kernels of several ops."""

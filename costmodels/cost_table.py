@@ -34,6 +34,18 @@ COSTS = pa.schema(
             null=True,
         ),
         column(
+            "moved_bytes",
+            pa.int64(),
+            "Bytes read and written there; of an op in a fused kernel its part of that kernel's.",
+        ),
+        column(
+            "engine",
+            pa.string(),
+            "What carries the ops out (`vllm`); null for the physical bound.",
+            null=True,
+        ),
+        column("execution", pa.string(), "How it does: eager, graph or fused."),
+        column(
             "tiles",
             pa.int64(),
             "Tiles or folds of a matrix product on an array of multipliers; null elsewhere.",
@@ -59,6 +71,9 @@ def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa
             at.gemm and at.gemm.cycles,
             at.seconds,
             at.bound,
+            at.moved_bytes,
+            time.engine.name or None,
+            time.engine.execution,
             at.gemm and at.gemm.tiles,
             at.gemm and at.gemm.utilisation,
         )

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from costmodels import Execution
 from costmodels.arrays import Options
 from costmodels.devices import Device
+from costmodels.engines import PHYSICAL, Engine
 from costmodels.links import Links
 from costmodels.roofline import DeviceTime, time_ops
 from tracer.graph import OpGraph
@@ -32,6 +34,10 @@ class Machine:
     """By name, what a device can hold, in place of what its description says."""
     options: Options = field(default_factory=Options)
     """What makes the arrays among the devices faster."""
+    engines: Mapping[str, Engine] = field(default_factory=dict)
+    """By name, what carries ops out on a described device; the physical bound where it says none."""
+    execution: Execution | None = None
+    """How engines carry ops out in place of what they say."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -56,9 +62,27 @@ class Machine:
             if device is not None and link.confidential and not device.trusted
         )
 
+    @property
+    def engine(self) -> str:
+        """The name of the engine; where not all devices have it, behind the device; else empty.
+
+        >>> from costmodels.engines import load_engine
+        >>> from costmodels.links import load_link
+        >>> vllm = load_engine("vllm")
+        >>> Machine("tee", ("gpu",), Links(load_link("none")), engines={"gpu": vllm}).engine
+        'vllm'
+        """
+        names = {device: one.name for device, one in self.engines.items() if one.name}
+        able = [device for device, one in self.described.items() if one.array is None]
+        if len(set(names.values())) <= 1 and names.keys() >= {*able}:
+            return next(iter(names.values()), "")
+        return ", ".join(f"{device}={name}" for device, name in names.items())
+
     def times(self, graph: OpGraph) -> dict[str, DeviceTime]:
         """By described device, what each op of an annotated graph takes there, without paging."""
         return {
-            name: time_ops(graph, device, options=self.options)
+            name: time_ops(
+                graph, device, options=self.options, engine=self.engines.get(name, PHYSICAL)
+            )
             for name, device in self.described.items()
         }

@@ -5,7 +5,8 @@ Each kind of them is worked out once, for all sizes, by the rules of ``costmodel
 ``costmodels.roofline``: figure by figure what ``annotate`` and ``time_ops`` say of one size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
+from costmodels.engines import PHYSICAL, Engine
 from costmodels.experts import route, routed
 from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape
-from costmodels.roofline import paged_share
+from costmodels.fused import fused
+from costmodels.roofline import Rule, paged_share
 from costmodels.traffic import traffic
 from tracer.formula import Formula, const, formula, parse
-from tracer.graph import Op, OpGraph, Tensor
+from tracer.graph import Kind, Op, OpGraph, Tensor
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -72,12 +75,15 @@ class OpGroup:
     """Read and written."""
     gemm: tuple[Ints, Ints, Ints, Ints] | None
     """(batch, m, n, k) of a matrix product."""
+    is_attention: bool = False
+    """A whole attention in one op."""
 
     def at(self, rows: Ints) -> "OpGroup":
         """At some of the sizes."""
         batch_m_n_k: Any = None if self.gemm is None else tuple(axis[rows] for axis in self.gemm)
         flops = None if self.flops is None else self.flops[rows]
-        return OpGroup(self.dtype, flops, self.moved_bytes[rows], batch_m_n_k)
+        moved = self.moved_bytes[rows]
+        return replace(self, flops=flops, moved_bytes=moved, gemm=batch_m_n_k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +119,10 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
         shapes = tuple(tuple(t.shape for t in tensors) for tensors in (inputs, outputs))
         dtype = computed_in(graph, op)
         known = op.cost.flops_expr or (op.cost.flops is None or (op.target, op.arguments, shapes))
+        is_attention = op.kind is Kind.ATTENTION
         key = (
             dtype,
+            is_attention,
             known,
             moved,
             gemm,
@@ -128,6 +136,7 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
                     _flops(graph, op, shapes, over),
                     over(moved) + (0 if routing is None else _routed(graph, routing, over)),
                     None if gemm is None else tuple(over(formula(axis)) for axis in gemm),  # type: ignore[arg-type]
+                    is_attention,
                 )
             )
         of.append(numbers[key])
@@ -175,16 +184,22 @@ class GroupTime:
 
 
 def time_group(
-    device: Device, group: OpGroup, options: Options, lying_bytes: Ints | int = 0
+    device: Device,
+    group: OpGroup,
+    options: Options,
+    lying_bytes: Ints | int = 0,
+    engine: Engine = PHYSICAL,
 ) -> GroupTime:
     """What ops that are alike take each, as ``roofline`` counts it where so many bytes lie there.
+
+    Of an engine under which that depends on what runs together, see ``run_times``.
 
     A device has seconds for a group at all sizes or at none: sizes at which FLOPs are nothing and
     sizes at which they are something are not to be asked for together.
     """
     if device.array is not None:
         return _on_array(device, group, options)
-    return _on_roofline(device, group, paged_share(device, lying_bytes))
+    return _on_roofline(Rule(device, engine, paged_share(device, lying_bytes)), group)
 
 
 def _on_array(device: Device, group: OpGroup, options: Options) -> GroupTime:
@@ -195,16 +210,78 @@ def _on_array(device: Device, group: OpGroup, options: Options) -> GroupTime:
     return GroupTime(cost.seconds, cost)
 
 
-def _on_roofline(device: Device, group: OpGroup, paged: Floats | float) -> GroupTime:
-    bandwidth = device.memory_bandwidth_bytes_per_second
-    peak = device.peak_flops_per_second.get(group.dtype or "")
-    if group.flops is None or bandwidth is None or (group.flops.any() and peak is None):
-        return GroupTime(None)
-    compute = group.flops / (peak * device.efficiency_ratio) if peak else 0.0
-    memory = group.moved_bytes / (bandwidth * device.efficiency_ratio)
-    if device.paging_bytes_per_second:
-        memory = memory + group.moved_bytes * paged / device.paging_bytes_per_second
-    return GroupTime(np.maximum(compute, memory) + device.launch_seconds)
+def _on_roofline(rule: Rule, group: OpGroup) -> GroupTime:
+    work = _of_kernel(rule, [group], group.moved_bytes, is_attention=group.is_attention)
+    return GroupTime(None if work is None else work + rule.engine.launch(rule.device))
+
+
+def run_times(
+    graph: OpGraph,
+    over: Over,
+    ops: OpGroups,
+    device: str,
+    runs: tuple[tuple[str, int] | None, ...],
+    rule: Rule,
+) -> Floats | None:
+    """What runs on a device takes by size, under an engine that looks at what runs together.
+
+    ``runs`` is by op what it runs in, as for ``costmodels.fused``: the first of each pair is the
+    device. None where an op there has no seconds.
+    """
+    known: dict[Any, Floats | None] = {}
+    together: dict[tuple[str, int], Counter[Any]] = defaultdict(Counter)
+    for members, moved, is_attention in _kernels(graph, over, ops, rule.engine, runs):
+        run = runs[members[0]]
+        if run is None or run[0] != device:
+            continue
+        key = tuple(ops.of[op] for op in members), moved, is_attention
+        together[run][key] += 1
+        if key not in known:
+            groups = [ops.groups[number] for number in key[0] if number is not None]
+            bytes_ = over(moved) if isinstance(moved, Formula) else groups[0].moved_bytes
+            known[key] = _of_kernel(rule, groups, bytes_, is_attention=is_attention)
+    alike = Counter(frozenset(counts.items()) for counts in together.values())
+    launch, terms = rule.engine.launch(rule.device), []
+    for counts, times in alike.items():
+        each = [(n, seconds) for key, n in counts if (seconds := known[key]) is not None]
+        if len(each) < len(counts):
+            return None
+        work = exact_sum(each, over.length)
+        starting = launch * sum(n for n, _ in each)
+        ahead = rule.engine.runs_ahead
+        terms.append((times, np.maximum(work, starting) if ahead else work + starting))
+    return exact_sum(terms, over.length)
+
+
+def _kernels(
+    graph: OpGraph, over: Over, ops: OpGroups, engine: Engine, runs: tuple[Any, ...]
+) -> Iterator[tuple[tuple[int, ...], Formula | None, bool]]:
+    """(ops, bytes that they move as one kernel, whether it is an attention); the bytes are those of
+    the op alone where they are None."""
+    if engine.execution != "fused":
+        for op, group in enumerate(ops.of):
+            if group is not None:
+                yield (op,), None, ops.groups[group].is_attention
+        return
+    for found in fused(closed(graph), runs):
+        moved = sum(map(found.moved, range(len(found.ops))), const(0))
+        alone = len(found.ops) == 1 and routed(graph, graph.ops[found.ops[0]])
+        yield found.ops, None if alone else moved, found.is_attention
+
+
+def _of_kernel(
+    rule: Rule, groups: Sequence[OpGroup], moved: Ints, *, is_attention: bool
+) -> Floats | None:
+    """What a kernel takes by size, its launch left out."""
+    memory = rule.memory_seconds(moved)
+    compute: Any = 0.0
+    for group in groups:
+        seconds = None if group.flops is None else rule.compute_seconds(group.dtype, group.flops)
+        if seconds is None or memory is None:
+            return None
+        compute = compute + seconds
+    work: Floats = np.maximum(compute, memory) + rule.kernel_seconds(is_attention=is_attention)
+    return work
 
 
 def exact_sum(terms: Sequence[tuple[int, Floats | float]], length: int) -> Floats:

@@ -4,6 +4,13 @@ On a device with peaks an op takes ``max(FLOPs / peak, bytes / bandwidth) + laun
 (Williams, Waterman, Patterson: Roofline, CACM 2009), each op by itself, one after another. A
 device that is an array of multipliers runs matrix products alone (``costmodels.arrays``).
 
+An engine (``costmodels.engines``) says what share of those rates its kernels reach and how ops are
+started. Its seconds still stand op by op, and their sum is what a run takes. Of a kernel of several
+ops each has its part: by FLOPs where computing bounds the kernel, by bytes where moving does. Where
+launches run ahead of the work, a run takes the greater of the two: all ops have their launch, and
+are bound by ``overhead``, or all have their work. What a step takes beside its ops stands with the
+op of kind ``output``. In each case the sum over some of the ops is no more than these take alone.
+
 A device pages where more lies on it than its secure memory holds: of the bytes that an op touches,
 the share that does not fit is moved at the paging rate first. That is an average over a run that
 touches everything alike: an estimate. How much lies there depends on what else runs there, so the
@@ -11,18 +18,21 @@ ops of a device have seconds without paging (``time_ops``) and seconds for what 
 (``DeviceTime.holding``).
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
+from costmodels.engines import PHYSICAL, Engine
+from costmodels.experts import routing_of
 from costmodels.flops import FREE, PRODUCTS, computed_in, numbered
+from costmodels.fused import fused
 from costmodels.links import Link, round_trip_seconds
 from costmodels.memory import MemoryNeed, larger, memory_need
 from tracer.errors import CutedgeError
-from tracer.graph import FLOATING, Op, OpGraph
+from tracer.graph import FLOATING, Kind, Op, OpGraph
 
 Bound = Literal["compute", "memory", "overhead"]
 
@@ -37,6 +47,8 @@ class OpTime:
     """What the seconds are spent on most; None for an op that does no work, or without seconds."""
     gemm: GemmCost | None = None
     """Cycles and tiles, on an array of multipliers."""
+    moved_bytes: int = 0
+    """Read and written; of an op in a fused kernel its part of what that reads and writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +70,21 @@ class DeviceTime:
     """What matrix products are computed in; their own dtype when None."""
     options: Options = field(default_factory=Options)
     """Of an array of multipliers."""
+    engine: Engine = PHYSICAL
+    """How the ops are carried out."""
 
-    def holding(self, graph: OpGraph, lying_bytes: int) -> "DeviceTime":
-        """The same ops' seconds where so many bytes lie on the device, paging included."""
+    def holding(
+        self, graph: OpGraph, lying_bytes: int, runs: tuple[Hashable, ...] | None = None
+    ) -> "DeviceTime":
+        """The same ops' seconds where so many bytes lie on the device, paging included.
+
+        ``runs`` is by op what it runs in, as for ``costmodels.fused``; all in one when left out.
+        """
         paged = paged_share(self.device, lying_bytes)
-        if paged == self.paged_share:
+        if paged == self.paged_share and (runs is None or not self.engine.depends_on_runs):
             return self
-        one = _op_timer(graph, self.device, self.products_dtype, self.options, paged)
-        return replace(self, ops=tuple(map(one, graph.ops)), paged_share=paged)
+        rule = Rule(self.device, self.engine, paged, self.products_dtype)
+        return replace(self, ops=_op_times(graph, rule, self.options, runs), paged_share=paged)
 
     @property
     def seconds(self) -> float:
@@ -109,14 +128,16 @@ def time_ops(
     *,
     products_dtype: str | None = None,
     options: Options | None = None,
+    engine: Engine = PHYSICAL,
 ) -> DeviceTime:
     """The seconds of every op of an annotated graph on ``device``, paging left out.
 
     ``products_dtype`` is what matrix products of floats are computed in (``tfloat32`` on tensor
-    cores), their operands' dtype when None; ``options`` are those of an array of multipliers.
+    cores), their operands' dtype when None; ``options`` are those of an array of multipliers;
+    ``engine`` is how the ops are carried out.
     """
     given = options or Options()
-    times = tuple(map(_op_timer(graph, device, products_dtype, given, 0.0), graph.ops))
+    times = _op_times(graph, Rule(device, engine, 0.0, products_dtype), given, None)
     working = sum(op.kind not in FREE for op in graph.ops)
     missing = Counter(
         op.target for op, time in zip(graph.ops, times, strict=True) if time.seconds is None
@@ -130,6 +151,7 @@ def time_ops(
         (working - missing.total()) / working if working else 1.0,
         products_dtype,
         given,
+        engine,
     )
 
 
@@ -148,54 +170,135 @@ def paged_share(device: Device, lying_bytes: Any) -> Any:
     return 0.0 if secure is None else 1 - secure / larger(lying_bytes, secure)
 
 
-def _op_timer(
-    graph: OpGraph, device: Device, products_dtype: str | None, options: Options, paged: float
-) -> Callable[[Op], OpTime]:
-    one = (
-        _on_array(device, options)
-        if device.array
-        else _on_roofline(graph, device, products_dtype, paged)
-    )
-    return lambda op: OpTime(0.0) if op.kind in FREE else one(op)
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What kernels take on a device under an engine: for numbers, or for arrays of them."""
+
+    device: Device
+    engine: Engine = PHYSICAL
+    paged: Any = 0.0
+    """The share of what is touched that is paged in first."""
+    products_dtype: str | None = None
+    """What matrix products of floats are computed in; their own dtype when None."""
+
+    def compute_seconds(self, dtype: str | None, flops: Any) -> Any:
+        """Of FLOPs in a dtype; None where there are any and the device has no peak for it."""
+        rate = self.engine.flops_per_second(self.device, dtype or "")
+        if rate is not None:
+            return flops / rate
+        return None if (flops if isinstance(flops, int) else flops.any()) else 0.0
+
+    def memory_seconds(self, moved: Any) -> Any:
+        """Of bytes read and written; None where the device has no bandwidth."""
+        rate = self.engine.bytes_per_second(self.device)
+        if rate is None:
+            return None
+        paging = self.device.paging_bytes_per_second
+        seconds = moved / rate
+        return seconds + moved * self.paged / paging if paging else seconds
+
+    def kernel_seconds(self, *, is_attention: bool) -> float:
+        """Of a kernel beside its work, its launch left out."""
+        engine = self.engine
+        return engine.kernel_seconds + (engine.attention_seconds if is_attention else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """Ops that start together, and what they do."""
+
+    ops: tuple[int, ...]
+    moved: tuple[int, ...]
+    """By op: bytes read and written."""
+    is_attention: bool
+
+
+def _op_times(
+    graph: OpGraph, rule: Rule, options: Options, runs: tuple[Hashable, ...] | None
+) -> tuple[OpTime, ...]:
+    if rule.device.array is not None:
+        one = _on_array(rule.device, options)
+        return tuple(OpTime(0.0) if op.kind in FREE else one(op) for op in graph.ops)
+    times = [OpTime(0.0)] * len(graph.ops)
+    if rule.engine.step_seconds:
+        times = [
+            OpTime(rule.engine.step_seconds, "overhead") if op.kind is Kind.OUTPUT else time
+            for op, time in zip(graph.ops, times, strict=True)
+        ]
+    together: dict[Hashable, list[tuple[_Kernel, OpTime]]] = defaultdict(list)
+    launch = rule.engine.launch(rule.device)
+    for kernel in _kernels(graph, rule.engine, runs):
+        for op, time in _on_roofline(graph, rule, kernel, launch):
+            times[op] = time
+        whole = times[kernel.ops[0]]
+        if rule.engine.runs_ahead and whole.seconds is not None:
+            together[runs and runs[kernel.ops[0]]].append((kernel, whole))
+    for kernels in together.values():
+        if launch * len(kernels) >= sum(time.seconds or 0.0 for _, time in kernels):
+            for kernel, whole in kernels:
+                times[kernel.ops[0]] = replace(whole, seconds=launch, bound="overhead")
+    return tuple(times)
+
+
+def _kernels(
+    graph: OpGraph, engine: Engine, runs: tuple[Hashable, ...] | None
+) -> Iterator[_Kernel]:
+    if engine.execution == "fused":
+        for group in fused(graph, runs):
+            routings = (routing_of(graph, graph.ops[op]) for op in group.ops)
+            moved = (
+                group.moved(n) + (0 if routing is None else routing.bytes_read)
+                for n, routing in enumerate(routings)
+            )
+            yield _Kernel(group.ops, tuple(moved), group.is_attention)
+        return
+    for op in graph.ops:
+        if op.kind not in FREE:
+            touched = op.cost.read_bytes + op.cost.write_bytes
+            yield _Kernel((op.id,), (touched,), op.kind is Kind.ATTENTION)
+
+
+def _on_roofline(
+    graph: OpGraph, rule: Rule, kernel: _Kernel, launch: float
+) -> Iterator[tuple[int, OpTime]]:
+    """(op, its part of the kernel's seconds), launches that run ahead left out."""
+    computing: list[float] = []
+    moving: list[float] = []
+    for op, touched in zip((graph.ops[n] for n in kernel.ops), kernel.moved, strict=True):
+        dtype = computed_in(graph, op)
+        if rule.products_dtype and op.kind in PRODUCTS and dtype in FLOATING:
+            dtype = rule.products_dtype
+        flops = op.cost.flops
+        compute = None if flops is None else rule.compute_seconds(dtype, flops)
+        memory = rule.memory_seconds(touched)
+        if compute is None or memory is None:
+            yield op.id, OpTime(moved_bytes=touched)
+            compute, memory = -1.0, -1.0
+        computing.append(compute)
+        moving.append(memory)
+    known = [n for n, compute in enumerate(computing) if compute >= 0]
+    compute, memory = (sum(each[n] for n in known) for each in (computing, moving))
+    beside = rule.kernel_seconds(is_attention=kernel.is_attention)
+    if not rule.engine.runs_ahead:
+        beside += launch
+    spent: dict[Bound, float] = {"compute": compute, "memory": memory, "overhead": beside}
+    bound = max(spent, key=lambda what: spent[what])
+    work = max(compute, memory)
+    for n in known:
+        part = 1.0 if len(known) == 1 else 1 / len(known)
+        if work and len(known) > 1:
+            part = (computing[n] if compute >= memory else moving[n]) / work
+        seconds = (work + beside) * part
+        yield kernel.ops[n], OpTime(seconds, bound, moved_bytes=kernel.moved[n])
 
 
 def _on_array(device: Device, options: Options) -> Callable[[Op], OpTime]:
     def one(op: Op) -> OpTime:
-        gemm = op.cost.gemm
+        gemm, moved = op.cost.gemm, op.cost.read_bytes + op.cost.write_bytes
         if gemm is None or device.array is None:
-            return OpTime()
+            return OpTime(moved_bytes=moved)
         cost = gemm_cost(device.array, gemm.m, gemm.k, gemm.n, batch=gemm.batch, options=options)
-        return OpTime(cost.seconds, "compute", cost)
-
-    return one
-
-
-def _on_roofline(
-    graph: OpGraph, device: Device, products_dtype: str | None, paged: float
-) -> Callable[[Op], OpTime]:
-    bandwidth = device.memory_bandwidth_bytes_per_second
-    paging = device.paging_bytes_per_second
-
-    def one(op: Op) -> OpTime:
-        cost = op.cost
-        dtype = computed_in(graph, op)
-        if products_dtype and op.kind in PRODUCTS and dtype in FLOATING:
-            dtype = products_dtype
-        peak = device.peak_flops_per_second.get(dtype or "")
-        if cost.flops is None or bandwidth is None or (cost.flops and peak is None):
-            return OpTime()
-        touched = cost.read_bytes + cost.write_bytes
-        compute = cost.flops / (peak * device.efficiency_ratio) if peak else 0.0
-        memory = touched / (bandwidth * device.efficiency_ratio)
-        if paged and paging:
-            memory += touched * paged / paging
-        spent: dict[Bound, float] = {
-            "compute": compute,
-            "memory": memory,
-            "overhead": device.launch_seconds,
-        }
-        bound = max(spent, key=lambda what: spent[what])
-        return OpTime(max(compute, memory) + device.launch_seconds, bound)
+        return OpTime(cost.seconds, "compute", cost, moved)
 
     return one
 
@@ -245,10 +348,10 @@ class Share:
 
 
 def shares(graph: OpGraph, time: DeviceTime, key: Callable[[Op], str]) -> list[Share]:
-    """Sums of the ops that work by ``key``, in the order of their first op."""
+    """Sums of the ops that take time by ``key``, in the order of their first op."""
     groups: dict[str, list[Op]] = {}
     for op in graph.ops:
-        if op.kind not in FREE:
+        if op.kind not in FREE or time.ops[op.id].seconds:
             groups.setdefault(key(op), []).append(op)
     return [_share(name, ops, time) for name, ops in groups.items()]
 
@@ -263,7 +366,7 @@ def _share(name: str, ops: list[Op], time: DeviceTime) -> Share:
         name=name,
         ops=len(ops),
         flops=sum(op.cost.flops or 0 for op in ops),
-        traffic_bytes=sum(op.cost.read_bytes + op.cost.write_bytes for op in ops),
+        traffic_bytes=sum(time.ops[op.id].moved_bytes for op in ops),
         seconds=sum(time.ops[op.id].seconds or 0.0 for op in ops),
         missing_ops=sum(time.ops[op.id].seconds is None for op in ops),
         seconds_by_bound=dict(bounds),

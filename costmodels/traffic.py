@@ -68,6 +68,11 @@ _TRAFFIC = {
 """Of the ops that touch less than all that they read and write; ``name_`` is the one in place."""
 
 
+def has_own_rule(target: str) -> bool:
+    """Whether an op touches less than all that it reads and writes, or writes in place."""
+    return writes_in_place(target) or base_name(target) in _TRAFFIC
+
+
 def traffic(graph: OpGraph, op: Op) -> tuple[dict[Tensor, Any], Any]:
     """(bytes read of each distinct input, bytes written)"""
     inputs, outputs = graph.inputs(op.id), graph.outputs(op.id)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.devices import load_device
+from costmodels.engines import PHYSICAL
 from costmodels.links import Link, load_link
 from costmodels.roofline import DeviceTime, Share, refuse_missing, shares, time_graph
-from cutedge._machines import array_options
+from cutedge._machines import array_options, engines_of
 from tracer.errors import choose
 from tracer.graph import Op, OpGraph
 from tracer.summary import parameter_bytes
@@ -17,6 +18,7 @@ from tracer.summary import parameter_bytes
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from costmodels import Execution
     from costmodels.parameters import Breakdown, Count
     from cutedge._request import Overrides
     from cutedge._trace import Trace
@@ -61,6 +63,8 @@ class Cost:
         meta = self.trace.graph.meta
         return {
             "device": time.device.name,
+            "engine": time.engine.name or None,
+            "execution": time.engine.execution,
             "weights": meta.weights or None,
             "kv_dtype": meta.kv_dtype or None,
             "parameter_bytes": parameter_bytes(self.trace.graph),
@@ -104,6 +108,8 @@ def costs(
     products_dtype: str | None,
     *,
     strict: bool,
+    engine: str | Sequence[str] | None = None,
+    execution: "Execution | None" = None,
     **arrays: Any,
 ) -> list[Cost]:
     """What a trace takes on each of the devices: ``Trace.costs``."""
@@ -112,8 +118,15 @@ def costs(
         peaks = {dtype for device in chosen for dtype in device.peak_flops_per_second}
         choose(products_dtype, sorted(peaks), "--products-dtype")
     options = array_options(chosen, "--device", **arrays)
+    engines = engines_of({device.name: device for device in chosen}, engine, execution)
     times = [
-        time_graph(trace.graph, device, products_dtype=products_dtype, options=options)
+        time_graph(
+            trace.graph,
+            device,
+            products_dtype=products_dtype,
+            options=options,
+            engine=engines.get(device.name, PHYSICAL),
+        )
         for device in chosen
     ]
     if strict:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from costmodels.roofline import time_ops
 from cutedge._machines import read_machine
 from cutedge._workspace import MAKERS, find_partition, trace_folder
 from cutedge.runtime.measured import MeasuredRun, read_run
@@ -135,15 +134,14 @@ def _timelines(
     if machine is None:
         described = [_described(text, names) for text in accel or names]
         at_home = _described(home or split.placement.home, (split.placement.home,))
-        machine = read_machine(at_home, described or None, link, None, None)
+        by = {"engine": split.engine.split(", "), "execution": split.execution or None}
+        told = by if split.engine or split.execution else {}
+        machine = read_machine(at_home, described or None, link, None, None, **told)  # type: ignore[arg-type]
     for name in names:
         choose(name, machine.accelerators, "--accel leaves out")
     if link:
         split = split.over(machine.links)
-    times = {
-        name: time_ops(split.graph, device, options=split.options)
-        for name, device in machine.described.items()
-    }
+    times = replace(machine, options=split.options).times(split.graph)
     ran = [] if split.schedule is None else [laid_out(split, split.schedule)]
     ran += [] if run is None else [measured(split, run)]
     try:

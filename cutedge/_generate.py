@@ -1,7 +1,7 @@
 """A whole generation: a prefill, then steps of decode over a cache that grows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,16 @@ class Generation:
         return tuple(dict.fromkeys((*self.prefill.split.left_out, *self.decode.split.left_out)))
 
     @property
+    def machine(self) -> str:
+        """What it runs on, as of a split; one device alone where nothing runs elsewhere."""
+        first, then = self.prefill.split, self.decode.split
+        if first.placement.accelerators or then.placement.accelerators:
+            return first.machine
+        home = first.placement.home
+        alone = replace(first, devices=(home,)).machine
+        return alone.replace(f"@{first.link}", "", 1)
+
+    @property
     def calls(self) -> int:
         """Of the prefill and of all steps."""
         return len(self.prefill.split.traffic.calls) + sum(step.calls for step in self.steps)
@@ -124,7 +134,7 @@ class Generation:
             "batch": meta.batch,
             "prompt": meta.seq,
             "new": count + 1,
-            "machine": split.machine,
+            "machine": self.machine,
             "wire_dtype": split.wire_dtype,
             "residency": split.residency,
             "policy": self.prefill.policy,

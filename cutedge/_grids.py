@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from costmodels import Execution
 from partition import Residency
 from tracer.errors import InputError, choose
 from tracer.toml_files import check_keys, read_text, read_toml
@@ -24,7 +25,19 @@ COUNTS = ("batch", "seq", "past", "pipeline_depth", "chips")
 """Axes of whole numbers; also ranges: ``64..4096`` (its doubles), ``64..4096:64`` (steps)."""
 RATIOS = ("int8_speedup", "sparsity", "sparsity_speedup")
 """Axes of numbers; ``none`` is an array without."""
-NAMES = ("model", "phase", "policy", "wire_dtype", "residency", "home", "accel", "pair", "link")
+NAMES = (
+    "model",
+    "phase",
+    "policy",
+    "wire_dtype",
+    "residency",
+    "home",
+    "accel",
+    "pair",
+    "link",
+    "engine",
+    "execution",
+)
 """Axes of texts."""
 SINGLE = ("dtype", "attn", "logits", "weights", "kv_dtype")
 """What holds for the whole grid."""
@@ -114,6 +127,11 @@ def _told(machine: "Machine") -> dict[str, Any]:
         "accelerator_device": None if accelerator_device is None else asdict(accelerator_device),
         "link": asdict(machine.links.common),
         "options": machine.options.text,
+        **(
+            {"engines": [asdict(one) for one in machine.engines.values()]}
+            if machine.engines
+            else {}
+        ),
     }
 
 
@@ -287,17 +305,26 @@ def _machines(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Machine, ...]":
     ]
     found: list[Machine] = []
     devices = []
-    for (home, accelerator), link in product(pairs, axes.get("link", ("zmq-ipc",))):
-        plain = read_machine(home, [accelerator], [link], None, None)
+    engines = [
+        {"engine": None if engine == "none" else engine, "execution": execution}
+        for engine, execution in product(axes.get("engine", ("none",)), _executions(axes))
+    ]
+    links = axes.get("link", ("zmq-ipc",))
+    for (home, accelerator), link, by in product(pairs, links, engines):
+        plain = read_machine(home, [accelerator], [link], None, None, **by)
         (name,) = plain.accelerators
         devices += list(plain.described.values())
         array = name in plain.described and plain.described[name].array is not None
         for options in choices if array else [defaults]:
-            read = read_machine(home, [accelerator], [link], None, None, **options)
+            read = read_machine(home, [accelerator], [link], None, None, **by, **options)
             found.append(replace(read, wire_dtype=None))
     for options in choices:
         array_options(devices, "accelerator", **options)
     return _distinct([_shared(machine, found) for machine in found])
+
+
+def _executions(axes: Mapping[str, tuple[Any, ...]]) -> tuple[Execution | None, ...]:
+    return _chosen(axes, "execution", get_args(Execution), "") if "execution" in axes else (None,)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -321,7 +348,7 @@ def _distinct(machines: Sequence["Machine"]) -> "tuple[Machine, ...]":
     """Refuse machines that rows could not tell apart."""
     seen: set[tuple[str, ...]] = set()
     for m in machines:
-        told = *m.devices, m.links.name, m.options.text
+        told = *m.devices, m.links.name, m.options.text, m.engine, m.execution or ""
         if told in seen:
             raise InputError(
                 f"two machines are called {', '.join(told[:3])}: rename a file, "

@@ -1,7 +1,7 @@
 """Machines as a user names them: devices, the links between them, what they hold."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from tracer.errors import InputError, choose
 
 if TYPE_CHECKING:
+    from costmodels import Execution
     from costmodels.arrays import Options
     from costmodels.devices import Device
+    from costmodels.engines import Engine
     from costmodels.links import Links
     from costmodels.machine import Machine
 
@@ -43,6 +45,8 @@ def read_machine(
     links: Sequence[str] | None,
     memory: Sequence[str] | None,
     wire_dtype: str | None,
+    engine: str | Sequence[str] | None = None,
+    execution: "Execution | None" = None,
     **options: Any,
 ) -> "Machine":
     """The devices and links that the options name. Raises InputError naming the option.
@@ -84,7 +88,40 @@ def read_machine(
         described,
         _sizes(memory or [], (home_name, *names)),
         faster,
+        engines_of(described, engine, execution),
+        execution,
     )
+
+
+def engines_of(
+    devices: "Mapping[str, Device]",
+    engine: str | Sequence[str] | None,
+    execution: "Execution | None",
+) -> "dict[str, Engine]":
+    """By name of a device with figures, what carries ops out there, where that is said.
+
+    ``engine`` is ``NAME``, of all of them, or ``DEVICE=NAME``, of one. An array has no engine.
+    Raises InputError naming the option.
+    """
+    from costmodels.engines import PHYSICAL, load_engine
+
+    able = [name for name, device in devices.items() if device.array is None]
+    given = _several(engine) or []
+    if given and not able:
+        raise InputError(
+            f"--engine {given[0]}: no device here has figures that an engine could work with "
+            "(cutedge devices lists those that have)"
+        )
+    common, own = PHYSICAL, {}
+    for text in given:
+        device, named, name = text.partition("=")
+        if not named or Path(text).is_file():
+            common = load_engine(text)
+            continue
+        choose(device, able, f"--engine {text}:")
+        own[device] = load_engine(name)
+    found = {name: own.get(name, common).by(execution) for name in able}
+    return {name: one for name, one in found.items() if one != PHYSICAL}
 
 
 def machine_of(

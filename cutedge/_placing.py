@@ -131,6 +131,8 @@ def partition_of(
         tuple(exposure(graph, placed.placement, traffic, setting.untrusted)) if exposed else (),
         {name: device.name for name, device in machine.described.items()},
         machine.devices,
+        machine.engine,
+        machine.execution or "",
     )
     asked = setting.scheduling
     return split if asked is None else replace(split, schedule=split.laid_out(times, asked))

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from cutedge._grids import AXES, SINGLE, Grid, Subject, read_grid
 from cutedge._workspace import OUT
-from cutedge.sweeping import EngineName
+from cutedge.sweeping import BackendName
 from cutedge.sweeping.points import Job, SizedGraph, pack
 from partition.policy import Policy
 from tracer.errors import CutedgeError, InputError
@@ -45,7 +45,7 @@ def sweep(
     *,
     grid: str | Path | None = None,
     time_limit: float = 60.0,
-    engine: EngineName = "local",
+    backend: BackendName = "local",
     scheduler: str | None = None,
     jobs: int | None = None,
     warn: Callable[[str], None] = warnings.warn,
@@ -56,7 +56,7 @@ def sweep(
     The ``axes`` are the options of ``cutedge sweep``: texts, or lists of them, such as
     ``seq="64..4096"``. A ``grid`` file has the same keys. ``out`` is the folder of the data set,
     by default one for each grid in ``cutedge-out``. Points are worked out by ``jobs`` processes
-    here, or by a cluster (``engine`` is ``dask`` or ``ray``, at the address ``scheduler``).
+    here, or by a cluster (``backend`` is ``dask`` or ``ray``, at the address ``scheduler``).
 
     Raises InputError for what cannot be understood, for a folder of another grid and for policies
     that count seconds where these are not known, CutedgeError where the folder cannot be written.
@@ -67,8 +67,8 @@ def sweep(
     >>> made.rows, dict(made.placed)
     (3, {'proven between sizes': 1, 'solved': 2})
     """
-    if (engine == "local") != (scheduler is None):
-        raise InputError("--scheduler is the address of a cluster: give it with --engine dask|ray")
+    if (backend == "local") != (scheduler is None):
+        raise InputError("--scheduler is the address of a cluster: give it with --backend dask|ray")
     if unknown := set(axes) - {*AXES, *SINGLE}:
         raise InputError(f"sweep has no {', '.join(sorted(unknown))}: {', '.join(AXES)} are axes")
     given = {
@@ -81,10 +81,10 @@ def sweep(
     }
     asked = read_grid(None if grid is None else Path(grid), texts, time_limit)
     folder = OUT / f"grid={asked.id}" if out is None else Path(out)
-    return sweep_grid(asked, folder, Engine(engine, scheduler, jobs), warn)
+    return sweep_grid(asked, folder, Backend(backend, scheduler, jobs), warn)
 
 
-def sweep_grid(grid: Grid, folder: Path, engine: "Engine", warn: Callable[[str], None]) -> Swept:
+def sweep_grid(grid: Grid, folder: Path, backend: "Backend", warn: Callable[[str], None]) -> Swept:
     """Work out every point of a grid into a folder: ``sweep``."""
     _check_policies(grid)
     for warning in dict.fromkeys(said for m in grid.machines for said in m.warnings):
@@ -98,7 +98,7 @@ def sweep_grid(grid: Grid, folder: Path, engine: "Engine", warn: Callable[[str],
         todo = [file for file in files if file.placed() is None]
         before = sum(f.rows for f in files) - sum(f.rows for f in todo)
         with _counting(grid.rows, before) as done:
-            _work_out(grid, todo, engine, done, warn)
+            _work_out(grid, todo, backend, done, warn)
         placed: Counter[str] = Counter()
         for file in files:
             placed.update(file.placed() or {})
@@ -248,7 +248,7 @@ def _alone(folder: Path, grid: str) -> Iterator[None]:
 def _work_out(
     grid: Grid,
     files: Sequence[_File],
-    engine: "Engine",
+    backend: "Backend",
     done: Callable[[int], None],
     warn: Callable[[str], None],
 ) -> None:
@@ -262,7 +262,7 @@ def _work_out(
     ranges: dict[int, list[_File]] = {key: [] for key in subjects}
     for file in files:
         ranges[id(file.subject)].append(file)
-    traced = engine.traced(list(subjects.values()))
+    traced = backend.traced(list(subjects.values()))
     programs: dict[int, list[SizedGraph]] = {}
     for key, (found, notes) in zip(subjects, traced, strict=True):
         programs[key] = found
@@ -278,7 +278,7 @@ def _work_out(
                 packed[key] = pack(_inside(file, programs[key[0]]), grid.machines)
             yield number, _job(grid, file, packed[key]), file.marks
 
-    for number, data in engine.each(_made, tasks(), len(files)):
+    for number, data in backend.each(_made, tasks(), len(files)):
         file = files[number]
         try:
             with uninterrupted():
@@ -346,10 +346,10 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class Backend:
     """What carries tasks out: processes here, or those of a cluster by joblib's backends."""
 
-    name: EngineName
+    name: BackendName
     scheduler: str | None
     jobs: int | None
 
@@ -418,7 +418,7 @@ class Engine:
                     register_ray()
             except ImportError as error:
                 raise InputError(
-                    f"--engine {self.name} needs what is not installed ({error}): pip install "
+                    f"--backend {self.name} needs what is not installed ({error}): pip install "
                     f"'cutedge[{self.name}]'"
                 ) from error
             except (OSError, ValueError) as error:

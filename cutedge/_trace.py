@@ -229,7 +229,7 @@ class Trace:
         >>> import cutedge
         >>> t = cutedge.trace("edge-10m", seq=64)
         >>> t.stored("q8_0").graph.meta.weights_other
-        'vector positions in float32'
+        'positions vector in float32'
         """
         if weights is None and kv_dtype is None:
             return self
@@ -398,8 +398,9 @@ class Trace:
         """What the trace takes on each of the devices; on an rtx-4090 when left out.
 
         Matrix products are computed in ``products_dtype``, where the device has it; ``weights`` and
-        ``kv_dtype`` are as for ``stored``, ``arrays`` the options of arrays. Raises CutedgeError with
-        ``strict`` where an op has no cost.
+        ``kv_dtype`` are as for ``stored``, ``engine`` and ``execution`` as for ``partition``,
+        ``arrays`` the options of arrays. Raises CutedgeError with ``strict`` where an op has no
+        cost.
 
         >>> import cutedge
         >>> (cost,) = cutedge.trace("edge-10m", seq=64).costs("rtx-4090")

@@ -379,7 +379,12 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         if value
     )
     which = "all ops" if not time.missing else "the ops that run here"
-    yield f"{duration(time.seconds)} for {which}, one after another{spent}"
+    engine = time.engine
+    if engine.name or engine.execution != "eager":
+        by = f"{engine.name} ({engine.description})" if engine.name else "the physical bound"
+        yield f"{by}; {engine.execution}: {EXECUTIONS[engine.execution]}"
+    how = "launches and work at once" if engine.runs_ahead else "one after another"
+    yield f"{duration(time.seconds)} for {which}, {how}{spent}"
     if padded := time.on_array("padded_macs"):
         useful = (time.on_array("useful_macs") or 0) / padded
         yield (
@@ -418,6 +423,14 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         f"coverage: seconds are known for {covered(time.coverage)} of the ops that work"
         + (f"; not for {numbered(time.missing)}" if time.missing else "")
     )
+
+
+EXECUTIONS = {
+    "eager": "each op of the program started by the host, which runs ahead",
+    "graph": "each op of the program, replayed",
+    "fused": "kernels of several ops, which move what good kernels move",
+}
+"""What the ways to carry ops out are, in words."""
 
 
 def devices_of(setting: Setting) -> str:

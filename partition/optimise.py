@@ -11,6 +11,8 @@ figure, the solver's bound is a bound of it. Elsewhere the sum leaves out what d
 one op or tensor, and so is the least that the figure can be:
 
 - a device that pages: what lies there under the placement decides;
+- cached state that is read on several devices, and copied on each to be appended to;
+- an engine under which it matters what runs together (``costmodels.engines``);
 - chunks: several tensors of one message may fill a piece more than each by itself;
 - a request or a reply that carries no tensor costs nothing: what a first call without a request
   and a last one without a reply would save is taken off the bound, where ops read nothing or lead
@@ -20,7 +22,8 @@ Where that leaves a gap, the placements of other policies that meet the same lim
 too, and the best of all is the answer, with the bound.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import ceil, floor, fsum, log10
@@ -58,7 +61,7 @@ from partition.run import times_under
 from partition.schedule import Scheduling
 from partition.secrets import present, ways_to_keep
 from partition.solve import Proof, Solution, solve
-from partition.stored import state_readers
+from partition.stored import kept_beside, state_readers
 from tracer.errors import InputError
 from tracer.graph import Kind, OpGraph
 from tracer.stages import stage
@@ -462,8 +465,11 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
             if way not in known:
                 known[way] = setting.tensor_seconds(*way)
             moving[tensor, ends[0], ends[1]] += weights["seconds"] * known[way]
+        kept: dict[int, list[int]] = defaultdict(list)
+        for op, beside in kept_beside(graph).items():
+            kept[beside].append(op)
         computing = {
-            (op, device): weights["seconds"] * (setting.times[device].ops[op].seconds or 0.0)
+            (op, device): weights["seconds"] * _taken(setting.times[device], op, kept[op])
             for op, choice in enumerate(allowed)
             for device in choice
         }
@@ -496,6 +502,12 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
             graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
         )[0],
     )
+
+
+def _taken(time: DeviceTime, op: int, kept: Iterable[int]) -> float:
+    """What an op takes on a device, with the state that is certainly kept there for it."""
+    ops = (op, *(() if time.device.array else kept))
+    return fsum(time.ops[each].seconds or 0.0 for each in ops)
 
 
 def _weights(policy: Policy) -> dict[str, float]:

@@ -1,16 +1,17 @@
 """What a run takes on home, accelerators and links, for each token, and where more chips end."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import fsum
 
 from costmodels.arrays import Options, gemm_cost
 from costmodels.devices import Array
 from costmodels.roofline import DeviceTime
-from partition.accounting import Transfer
+from partition.accounting import Transfer, steps_of
 from partition.placement import Placement
 from partition.problem import memory_of
+from partition.stored import kept_on
 from tracer.graph import Gemm, OpGraph
 
 
@@ -20,13 +21,56 @@ def times_under(
     transfers: Iterable[Transfer],
     times: Mapping[str, DeviceTime],
 ) -> dict[str, DeviceTime]:
-    """Device -> its ops' seconds under a placement: a device pages what lies there beyond its room.
+    """Device -> its ops' seconds under a placement, which count alone where the device has the op.
 
-    ``times`` are without paging (``roofline.time_ops``).
+    A device pages what lies there beyond its room. What an engine fuses, or starts ahead, is within
+    one of home's turns or one call. What it takes to keep cached state stands with an op that the
+    state is kept for (``stored.kept_on``), but on an array of multipliers, which keeps nothing.
+    ``times`` are without paging, and as if all ops ran on one device (``roofline.time_ops``).
     """
     paging = any(time.device.enclave_bytes is not None for time in times.values())
     lying = memory_of(graph, placement, transfers) if paging else {}
-    return {name: time.holding(graph, lying.get(name, 0)) for name, time in times.items()}
+    kept = kept_on(graph, placement)
+    steps = steps_of(graph, placement) if any(map(_by_runs, times.values())) else None
+    found = {}
+    for name, time in times.items():
+        here = {op: beside for (op, device), beside in kept.items() if device == name}
+        runs = None if steps is None else runs_of(placement, steps, here)
+        there = time.holding(graph, lying.get(name, 0), runs)
+        found[name] = there if time.device.array else _with_state(there, here)
+    return found
+
+
+def _by_runs(time: DeviceTime) -> bool:
+    return time.engine.depends_on_runs
+
+
+def _with_state(time: DeviceTime, kept: Mapping[int, int]) -> DeviceTime:
+    """The same seconds, those of each op of ``kept`` with the op that it is kept for."""
+    if not kept or not time.ops:
+        return time
+    ops = [*time.ops]
+    for op, beside in kept.items():
+        one, taken = ops[beside], ops[op].seconds
+        if one.seconds is not None and taken is not None:
+            ops[beside] = replace(one, seconds=one.seconds + taken)
+    return replace(time, ops=tuple(ops))
+
+
+def runs_of(
+    placement: Placement, steps: Sequence[int], kept: Mapping[int, int]
+) -> tuple[tuple[str, int] | None, ...]:
+    """By op: its device and the turn or call (``accounting.steps_of``) that it runs in.
+
+    An op of ``kept`` runs with the op that it is kept for; None for others without a device.
+    """
+    runs = [
+        None if device is None else (device, step)
+        for device, step in zip(placement.devices, steps, strict=True)
+    ]
+    for op, beside in kept.items():
+        runs[op] = runs[beside]
+    return tuple(runs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,10 @@ class Split:
     """Device -> what it is, where that has another name."""
     devices: tuple[str, ...] = ()
     """Home and all accelerators that ops could have been placed on."""
+    engine: str = ""
+    """What carries ops out; empty where that is the physical bound."""
+    execution: str = ""
+    """How, where that is not what the engine says."""
     schedule: Schedule | None = None
     """When ops run and tensors move; None where that was not asked for."""
 
@@ -154,8 +158,8 @@ class Split:
 
     @property
     def machine(self) -> str:
-        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``; then options of arrays, and
-        what weights and cached state are stored in."""
+        """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``; then options of arrays, what
+        weights and cached state are stored in, and what carries ops out."""
         placement = self.placement
         used = self.devices or (placement.home, *placement.accelerators)
         devices = [
@@ -164,8 +168,9 @@ class Split:
         ]
         meta = self.graph.meta
         stored = (("weights", meta.weights), ("kv_dtype", meta.kv_dtype))
-        options = [self.options.text, *(f"{what}={name}" for what, name in stored if name)]
-        return ", ".join([f"{'+'.join(devices)}@{self.link}", *filter(None, options)])
+        told = [self.options.text, *(f"{what}={name}" for what, name in stored if name)]
+        told += [self.engine, self.execution]
+        return ", ".join([f"{'+'.join(devices)}@{self.link}", *filter(None, told)])
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What lies on devices rather than crossing: parameters, buffers, constants and cached state."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 from costmodels.experts import STATE
@@ -45,12 +47,21 @@ def readers_of_stored(graph: OpGraph, tensor: Tensor) -> set[int]:
     return found
 
 
-def state_devices(graph: OpGraph, placement: Placement) -> dict[int, set[str]]:
-    """Op of cached state -> the devices that hold it: those of the ops that read the state.
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A piece of cached state: what holds it, and whom it is for."""
 
-    What no op reads lies where what is new in it is made; where several ops made that, at home.
-    """
-    found: dict[int, set[str]] = defaultdict(set)
+    ops: frozenset[int]
+    """The ops of cached state that it goes through."""
+    readers: frozenset[int]
+    """The ops with a device of their own that read it."""
+    makers: frozenset[int]
+    """Those that make what is new in it."""
+
+
+@lru_cache(maxsize=4)
+def _states(graph: OpGraph) -> tuple[_State, ...]:
+    found = []
     for start in kept_state(graph):
         first = graph.tensors[start]
         pieces, new = {first.op} & graph.state_ops, {first.op} - graph.state_ops
@@ -68,14 +79,59 @@ def state_devices(graph: OpGraph, placement: Placement) -> dict[int, set[str]]:
                     if reader not in pieces
                 ]
         readers = readers_of_stored(graph, first)
-        devices = {placement.devices[op] for op in readers} or {
-            placement.devices[op] for op in new if op is not None
-        }
+        held, made = ({op for op in ops if op is not None} for ops in (pieces, new))
+        found.append(_State(frozenset(held), frozenset(readers), frozenset(made)))
+    return tuple(found)
+
+
+def state_devices(graph: OpGraph, placement: Placement) -> dict[int, set[str]]:
+    """Op of cached state -> the devices that hold it: those of the ops that read the state.
+
+    What no op reads lies where what is new in it is made; where several ops made that, at home.
+    """
+    found: dict[int, set[str]] = defaultdict(set)
+    for state in _states(graph):
+        devices = {placement.devices[op] for op in state.readers or state.makers}
         here = {device for device in devices if device is not None}
-        for op in pieces:
-            if op is not None:
-                found[op] |= here if readers or len(here) == 1 else {placement.home}
+        for op in state.ops:
+            found[op] |= here if state.readers or len(here) == 1 else {placement.home}
     return dict(found)
+
+
+def kept_beside(graph: OpGraph) -> dict[int, int]:
+    """Op of cached state that works -> an op that it is certain to work for, on that op's device.
+
+    The first that reads the state. What no op reads is kept for the one op that makes what is new
+    in it, or for the output op, at home.
+    """
+    return {op: min(_for(graph, state)) for op, state in _working(graph)}
+
+
+def kept_on(graph: OpGraph, placement: Placement) -> dict[tuple[int, str], int]:
+    """(op of cached state that works, a device that holds the state) -> an op that it works for.
+
+    The first on that device, by the rules of ``kept_beside``.
+    """
+    found: dict[tuple[int, str], int] = {}
+    for op, state in _working(graph):
+        for reader in sorted(_for(graph, state)):
+            device = placement.devices[reader]
+            if device is not None:
+                found.setdefault((op, device), reader)
+    return found
+
+
+def _working(graph: OpGraph) -> Iterator[tuple[int, _State]]:
+    for state in _states(graph):
+        for op in sorted(state.ops):
+            if graph.ops[op].kind is Kind.COPY:
+                yield op, state
+
+
+def _for(graph: OpGraph, state: _State) -> frozenset[int]:
+    if state.readers or len(state.makers) == 1:
+        return state.readers or state.makers
+    return frozenset({len(graph.ops) - 1})
 
 
 @lru_cache(maxsize=4)

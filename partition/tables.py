@@ -338,6 +338,18 @@ SUMMARY = pa.schema(
             null=True,
         ),
         column(
+            "engine",
+            pa.string(),
+            "What carries ops out (`vllm`, or `gpu=vllm` of one device); null for the physical bound.",
+            null=True,
+        ),
+        column(
+            "execution",
+            pa.string(),
+            "How, where that is not what the engine says: eager, graph or fused; else null.",
+            null=True,
+        ),
+        column(
             "seen",
             pa.map_(pa.string(), pa.map_(pa.string(), pa.string())),
             "Accelerator that is not trusted -> sort of tensor -> how it sees it: plain, recoverable, "
@@ -508,6 +520,8 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "cut": (solution and solution.cut) or None,
         "cycles": dict(partition.cycles),
         "array_options": partition.options.text or None,
+        "engine": partition.engine or None,
+        "execution": partition.execution or None,
         "seen": {
             one.device: {sort.what.value: sort.how.value for sort in one.seen}
             for one in partition.exposed
@@ -563,6 +577,8 @@ def read_split(trace: Path, folder: Path) -> Split:
         summary["wire_dtype"],
         summary["residency"],
         options=Options.parse(summary["array_options"] or ""),
+        engine=summary["engine"] or "",
+        execution=summary["execution"] or "",
     )
 
 

@@ -323,10 +323,10 @@ def _cost() -> Schema:
     rows = record(dataclass_keys(Share) | {"intensity": shares["intensity"]})
     return record(
         {
-            **columns(COSTS, "device"),
+            **columns(COSTS, "device", "engine", "execution"),
             **_STORAGE,
             "parameter_bytes": key(int, "Bytes of all parameters as stored, tied weights once."),
-            "seconds": key(float, "Of all ops that have seconds there, one after another."),
+            "seconds": key(float, "Of all ops that have seconds there: what a run takes."),
             "seconds_coverage": field_key(DeviceTime, "coverage"),
             "missing": field_key(DeviceTime, "missing"),
             **shares,

@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-EngineName = Literal["local", "dask", "ray"]
+BackendName = Literal["local", "dask", "ray"]
 """What carries a sweep out: processes of this machine, or a cluster's."""

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.engines import PHYSICAL
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from costmodels.machine import Machine
@@ -53,7 +54,12 @@ def by_part(machine: Machine) -> Machine:
     described = {
         part: machine.described[name] for part, name in parts.items() if name in machine.described
     }
-    return replace(machine, home=HOME, accelerators=(ACCELERATOR,), described=described)
+    engines = {
+        part: machine.engines[name] for part, name in parts.items() if name in machine.engines
+    }
+    return replace(
+        machine, home=HOME, accelerators=(ACCELERATOR,), described=described, engines=engines
+    )
 
 
 _GRAPHS_KEPT = 16
@@ -135,9 +141,11 @@ class PlacementSearch:
         """What ``partition.optimise`` places the graph in."""
         times = {}
         for part, device in machine.described.items():
-            key = id(graph), id(device), machine.options
+            engine = machine.engines.get(part, PHYSICAL)
+            key = id(graph), id(device), machine.options, id(engine)
             if key not in self._times:
-                self._times[key] = time_ops(graph, device, options=machine.options)
+                options = machine.options
+                self._times[key] = time_ops(graph, device, options=options, engine=engine)
             times[part] = self._times[key]
         there = replace(machine, wire_dtype=wire_dtype)
         return Setting(there, self._residency, times, time_limit=self._time_limit)

@@ -59,6 +59,18 @@ SWEEP = pa.schema(
             null=True,
         ),
         column(
+            "engine",
+            pa.string(),
+            "What carries ops out (`vllm`, or `accelerator=vllm`); null for the physical bound.",
+            null=True,
+        ),
+        column(
+            "execution",
+            pa.string(),
+            "How, where that is not what the engine says: eager, graph or fused; else null.",
+            null=True,
+        ),
+        column(
             "placed",
             pa.string(),
             "How the placement is known: `fixed` (by rules alone), `solved`, `proven between "
@@ -114,6 +126,8 @@ def _table(found: Points, job: Job) -> pa.Table:
         "accelerator": _each([m.accelerators[0] for m in machines], found.machine),
         "link": _each([m.links.common.name for m in machines], found.machine),
         "array_options": _each([m.options.text or None for m in machines], found.machine),
+        "engine": _each([m.engine or None for m in machines], found.machine),
+        "execution": _each([m.execution for m in machines], found.machine),
         "placed": found.placed,
         "optimal": found.optimal,
         "coverage": found.coverage,

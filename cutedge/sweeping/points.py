@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.engines import PHYSICAL
 from costmodels.flops import annotate, total_flops
 from costmodels.links import Link, Links, load_link, message_cost
 from costmodels.machine import Machine
@@ -21,14 +22,17 @@ from costmodels.many import (
     Floats,
     GroupTime,
     Ints,
+    OpGroup,
     OpGroups,
     Over,
     Sizes,
     bytes_of,
     exact_sum,
     op_groups,
+    run_times,
     time_group,
 )
+from costmodels.roofline import Rule, paged_share
 from cutedge.sweeping.answers import (
     ACCELERATOR,
     HOME,
@@ -38,10 +42,11 @@ from cutedge.sweeping.answers import (
     placement_on,
 )
 from partition import Residency
-from partition.accounting import account
+from partition.accounting import account, steps_of
 from partition.policy import Policy
 from partition.problem import memory_of
-from partition.stored import held
+from partition.run import runs_of
+from partition.stored import held, kept_on
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
 from tracer.reach import resized
@@ -226,10 +231,12 @@ class _Part:
         """By part of the machine: what the groups of ops take there, paging left out."""
         found = {}
         for part, device in machine.described.items():
-            key = id(device), machine.options
+            engine = machine.engines.get(part, PHYSICAL)
+            key = id(device), machine.options, id(engine)
             if key not in self._times:
                 self._times[key] = tuple(
-                    time_group(device, group, machine.options) for group in self.op_groups.groups
+                    time_group(device, group, machine.options, engine=engine)
+                    for group in self.op_groups.groups
                 )
             found[part] = self._times[key]
         return found
@@ -360,6 +367,15 @@ class _Plan:
             )
             for place in (HOME, ACCELERATOR)
         }
+        self._kept = kept_on(graph, placement)
+        self._kept_ops = {
+            place: Counter(
+                group
+                for op, device in self._kept
+                if device == place and (group := part.op_groups.of[op]) is not None
+            )
+            for place in (HOME, ACCELERATOR)
+        }
         self._known: dict[Any, Any] = {}
 
     def figures(self, machine: Machine) -> dict[str, Any]:
@@ -369,7 +385,8 @@ class _Plan:
         found = {**self._common, **moved}
         for place, name in ((HOME, "home_seconds"), (ACCELERATOR, "accelerator_seconds")):
             if place in machine.described:
-                key = place, id(machine.described[place]), machine.options
+                engine = machine.engines.get(place, PHYSICAL)
+                key = place, id(machine.described[place]), machine.options, id(engine)
                 ran = self._once(key, partial(self._ran, machine, place))
                 if ran is not None:
                     found[name] = ran
@@ -415,19 +432,49 @@ class _Plan:
 
     def _ran(self, machine: Machine, place: str) -> Floats | None:
         """What the ops on a device take, None where it cannot run all of them."""
-        device = machine.described[place]
-        terms = []
-        for group, count in self._ops[place].items():
+        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
+        step = engine.step_seconds if place == HOME else 0.0
+        if engine.depends_on_runs:
+            paged = paged_share(device, self._lying(place) if device.enclave_bytes else 0)
+            found = run_times(
+                self._part.graph,
+                self._over,
+                OpGroups(self._part.op_groups.of, self._groups_here()),
+                place,
+                self._runs(place),
+                Rule(device, engine, paged),
+            )
+            return None if found is None else found + step
+        terms = [(1, np.full(self._over.length, step))] if step else []
+        kept = Counter() if device.array else self._kept_ops[place]
+        for group, count in (self._ops[place] + kept).items():
             if device.enclave_bytes is None:
                 taken = self._part.times(machine)[place][group].seconds
                 taken = None if taken is None else taken[self._rows]
             else:
                 costs = self._part.op_groups.groups[group].at(self._rows)
-                taken = time_group(device, costs, machine.options, self._lying(place)).seconds
+                lying = self._lying(place)
+                taken = time_group(device, costs, machine.options, lying, engine).seconds
             if taken is None:
                 return None
             terms.append((count, taken))
         return exact_sum(terms, self._over.length)
+
+    def _groups_here(self) -> tuple[OpGroup, ...]:
+        """What the groups of ops cost at these sizes."""
+
+        def found() -> tuple[OpGroup, ...]:
+            return tuple(group.at(self._rows) for group in self._part.op_groups.groups)
+
+        here: tuple[OpGroup, ...] = self._once("groups", found)
+        return here
+
+    def _runs(self, place: str) -> tuple[tuple[str, int] | None, ...]:
+        """By op, what it runs in, as a device sees it."""
+        placement = self._placed[0]
+        steps = self._once("steps", lambda: steps_of(self._part.graph, placement))
+        kept = {op: beside for (op, device), beside in self._kept.items() if device == place}
+        return runs_of(placement, steps, kept)
 
     def _lying(self, place: str) -> Ints:
         """The most bytes that lie on a device at a time."""

@@ -156,7 +156,7 @@ def kv_heads_read(graph: OpGraph) -> int:
 
 def test_the_traffic_of_eager_attention_is_quadratic_and_of_a_fused_one_linear(traced):
     """Twice the tokens: 4 times the bytes in the limit (q, k, v, o grow by 2), and 2 times."""
-    small = {"num_hidden_layers": 1}
+    small = {"num_hidden_layers": 2}
     for attn, least, most in (("eager", 3.9, 4), ("sdpa", 2, 2)):
         one, two = (
             attention_traffic(traced("llama-3.2-1b", seq=seq, attn=attn, overrides=small))
@@ -167,7 +167,7 @@ def test_the_traffic_of_eager_attention_is_quadratic_and_of_a_fused_one_linear(t
 
 def test_sdpa_counts_what_eager_counts(traced):
     """One attention op holds the same two products over the whole square as the two matmuls."""
-    small = {"num_hidden_layers": 1}
+    small = {"num_hidden_layers": 2}
     eager = traced("llama-3.2-1b", seq=64, overrides=small)
     fused = traced("llama-3.2-1b", seq=64, overrides=small, attn="sdpa")
     assert total_flops(fused).products == total_flops(eager).products
@@ -220,7 +220,7 @@ def test_qwen15_parameters_are_those_of_the_document(traced):
 
 def test_the_broadcast_of_k_and_v_reads_what_is_stored(traced):
     """K spread over 4 x as many heads reads 8 heads and writes 32."""
-    graph = traced("llama-3.2-1b", seq=64, overrides={"num_hidden_layers": 1})
+    graph = traced("llama-3.2-1b", seq=64, overrides={"num_hidden_layers": 2})
     spread = next(
         op
         for op in graph.ops
@@ -233,7 +233,7 @@ def test_the_broadcast_of_k_and_v_reads_what_is_stored(traced):
 
 
 def test_an_embedding_reads_rows_not_the_table(traced):
-    graph = traced("llama-3.2-1b", seq=64, overrides={"num_hidden_layers": 1})
+    graph = traced("llama-3.2-1b", seq=64, overrides={"num_hidden_layers": 2})
     look_up = next(op for op in graph.ops if op.kind is Kind.EMBEDDING)
     assert look_up.cost.read_bytes == 64 * 2048 * 4 + 64 * 8
     assert look_up.cost.param_bytes == 64 * 2048 * 4

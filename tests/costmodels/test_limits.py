@@ -322,7 +322,7 @@ def test_parts_of_a_llama(traced):
 @pytest.mark.parametrize(
     ("model", "options", "attention", "heads"),
     [
-        ("gpt2", {"n_layer": 1}, "MHA", (12, 12)),  # one matrix makes queries, keys and values
+        ("gpt2", {"n_layer": 2}, "MHA", (12, 12)),  # one matrix makes queries, keys and values
         ("llama-3.2-1b", {"num_key_value_heads": 1, "num_hidden_layers": 1}, "MQA", (32, 1)),
         ("deepseek-v3", {"num_hidden_layers": 4}, None, None),  # keys come from a latent
     ],

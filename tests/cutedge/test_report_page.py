@@ -44,12 +44,15 @@ def browser():
         started.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(browser):
-    """``with opened(path, ...) as page``: a drawn page that says and asks for nothing."""
+    """``with opened(path, ...) as page``: a drawn page that says and asks for nothing.
 
-    @contextmanager
-    def open_page(path, width=1280, **options):
+    To draw one takes seconds: it stays open for the next test of the same, unless it is ``changed``.
+    """
+    drawn = {}
+
+    def draw(path, width, **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         page, said, asked = context.new_page(), [], []
         page.on("console", lambda message: said.append(message.text))
@@ -57,10 +60,26 @@ def opened(browser):
         page.on("request", lambda request: asked.append(request.url))
         page.goto(path.as_uri())
         page.wait_for_function("document.documentElement.dataset.drawn")
-        yield page
+        return page, said, asked
+
+    @contextmanager
+    def open_page(path, width=1280, color_scheme="light", changed=False):
+        key = (path, width, color_scheme)
+        if key not in drawn:
+            drawn[key] = draw(path, width, color_scheme=color_scheme)
+        page, said, asked = drawn[key]
+        try:
+            yield page
+        except BaseException:
+            changed = True
+            raise
+        finally:
+            if changed:
+                del drawn[key]
         assert said == []
         assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
-        context.close()
+        if changed:
+            page.context.close()
 
     return open_page
 
@@ -151,7 +170,7 @@ def test_a_block_zooms_and_comes_back(opened, pages):
 
 
 def test_another_policy_is_shown_when_it_is_chosen(opened, pages):
-    with opened(pages["tee-gpu"]) as page:
+    with opened(pages["tee-gpu"], changed=True) as page:
         page.select_option("#policy", label="all-home")
         assert "all-home" in page.text_content("#headline")
         assert "Nothing crosses" in page.text_content("#draw-flows .why")
@@ -181,7 +200,7 @@ COLOURS = """() => {
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 @pytest.mark.few(1)
 def test_both_themes_can_be_read(opened, pages, scheme):
-    with opened(pages["tee-gpu"], color_scheme=scheme) as page:
+    with opened(pages["tee-gpu"], color_scheme=scheme, changed=True) as page:
         found = page.evaluate(COLOURS)
         # The same when the system changes while the page is open.
         page.emulate_media(color_scheme="dark" if scheme == "light" else "light")
@@ -196,7 +215,7 @@ def test_both_themes_can_be_read(opened, pages, scheme):
 
 
 def test_a_dark_page_is_printed_light_and_whole(opened, pages):
-    with opened(pages["host-chip"], color_scheme="dark") as page:
+    with opened(pages["host-chip"], color_scheme="dark", changed=True) as page:
         seen = page.evaluate("""() => { window.printed = []; addEventListener('beforeprint', () => {
             const widths = [...document.querySelectorAll('.plot svg.main-svg')].map(
                 one => one.getBoundingClientRect().width);

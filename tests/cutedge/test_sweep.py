@@ -538,7 +538,7 @@ def test_dask_gives_the_same_though_a_worker_is_killed(tmp_path, undisturbed):
     with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
     ) as cluster:
-        process = started(tmp_path, "--engine", "dask", "--scheduler", cluster.scheduler_address)
+        process = started(tmp_path, "--backend", "dask", "--scheduler", cluster.scheduler_address)
         wait_for_files(tmp_path / "data", process, 1)
         first = next(iter(cluster.workers.values()))
         os.kill(first.pid, signal.SIGKILL)
@@ -633,9 +633,9 @@ def test_what_is_wrong_with_a_grid_is_said_and_nothing_written(text, said, tmp_p
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--engine", "dask"], "--scheduler is the address of a cluster"),
+        (["--backend", "dask"], "--scheduler is the address of a cluster"),
         (["--scheduler", "tcp://127.0.0.1:1"], "--scheduler is the address of a cluster"),
-        (["--engine", "dask", "--scheduler", "nowhere://x"], "--scheduler nowhere://x: "),
+        (["--backend", "dask", "--scheduler", "nowhere://x"], "--scheduler nowhere://x: "),
     ],
 )
 def test_a_cluster_has_an_address(words, said, tmp_path, monkeypatch):

@@ -185,6 +185,8 @@ COLUMNS: dict[str, list[Column]] = {
         ("cut", TEXT, "null"),
         ("cycles", pa.map_(TEXT, I64), ""),
         ("array_options", TEXT, "null"),
+        ("engine", TEXT, "null"),
+        ("execution", TEXT, "null"),
         ("seen", pa.map_(TEXT, pa.map_(TEXT, TEXT)), ""),
     ],
 }
