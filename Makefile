@@ -72,6 +72,7 @@ bench: $(READY)
 	$(BIN)/python bench/whole_process.py
 	$(BIN)/python bench/costs.py
 	$(BIN)/python bench/placement.py
+	$(BIN)/python bench/schedule.py
 	$(BIN)/python bench/sweep.py
 	$(BIN)/python bench/report.py
 	$(BIN)/python bench/transports.py

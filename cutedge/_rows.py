@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from costmodels.devices import ARRAY_FIGURES, FIGURES, PEAK, TILE_FIGURES, Array, Device
 from cutedge._words import amount
 from partition.accounting import call_label
+from partition.crossover import Point
 from partition.ladder import LadderStep
 from partition.optimise import Price
 from partition.policy import Policy
@@ -145,6 +146,23 @@ def critical_rows(graph: OpGraph, found: Schedule) -> Rows:
 
 def _most(part: tuple[str, str, int, float]) -> tuple[float, str, str]:
     return -part[3], part[0], part[1]
+
+
+def crossover_table(variable: str, unit: str, points: Sequence[Point]) -> tuple[list[str], Rows]:
+    """(the headings, the rows) of what each policy takes at each size, and which is best."""
+
+    def shown(value: float) -> str:
+        return duration(value) if unit == "seconds" else mib(int(value))
+
+    names = list(dict.fromkeys(name for point in points for name in point.values))
+    return [f"{variable}>", *(f"{name}>{n}" for n, name in enumerate(names, 1)), "best"], [
+        (
+            f"{point.size:,}",
+            *(shown(point.values[n]) if n in point.values else "not possible" for n in names),
+            point.best,
+        )
+        for point in points
+    ]
 
 
 def cost_rows(cost: "Cost", by: "By") -> Rows:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops
 from partition import seen as sorts
+from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck
 from partition.ladder import Exposure
 from partition.layers import TopologicalCut
@@ -113,7 +114,7 @@ def split_sentences(made: "Partition") -> Iterator[str]:
         yield f"total payload bytes = {traffic.total_expr}"
     yield from run_sentences(split)
     if split.schedule is not None:
-        yield from schedule_sentences(split.schedule, split.unknown_latency)
+        yield from schedule_sentences(split.schedule)
     if bare := no_figures(split):
         yield bare
     yield from proof_sentences(split, made.topological_cut)
@@ -166,7 +167,17 @@ def run_sentences(split: Split) -> Iterable[str]:
         )
 
 
-def schedule_sentences(found: Schedule, unknown_latency: Sequence[str]) -> Iterator[str]:
+def crossover_sentences(
+    variable: str, points: Sequence[Point], changes: Sequence[Crossover]
+) -> Iterator[str]:
+    """From which size to which a policy is the best."""
+    best = [(points[0].size, points[0].best), *((c.size, c.after) for c in changes)]
+    ends = [size - 1 for size, _ in best[1:]] + [points[-1].size]
+    for (size, name), end in zip(best, ends, strict=True):
+        yield f"from {variable} {size:,} to {end:,}: {name} is best"
+
+
+def schedule_sentences(found: Schedule) -> Iterator[str]:
     """How long a run takes as it was laid out, what bounds that, and which resource limits it."""
     least = "at least " if found.at_least else ""
     whole, serial = found.makespan_seconds, found.serial_seconds
@@ -183,12 +194,14 @@ def schedule_sentences(found: Schedule, unknown_latency: Sequence[str]) -> Itera
             f"second; {found.limited_by} is the busiest ({found.idle_shares[found.limited_by]:.1%} "
             f"idle) and lets at most {most:,.4g} through"
         )
-    if found.at_least:
-        unknown = [f"the latency of {name}" for name in unknown_latency]
-        unknown += ["the seconds of some ops or transfers"] * any(
-            slot.task.seconds is None for slot in found.slots
+    first = [slot.task for slot in found.slots if slot.request == 0 and slot.task.seconds is None]
+    moving = sum(task.op is None for task in first)
+    if first:
+        computing = counted(len(first) - moving, "op")
+        yield (
+            "not known, and left out of the schedule: the seconds of "
+            f"{computing} and {counted(moving, 'transfer')}"
         )
-        yield f"not known, and left out of the schedule: {', '.join(unknown)}"
 
 
 def schedule_columns(splits: Sequence[Split]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from costmodels.arrays import Options
 from costmodels.flops import total_flops
 from partition.accounting import Call, Traffic, Transfer, steps_of, totals_of
 from partition.placement import Placement
-from partition.schedule_table import SCHEDULE, schedule_rows
+from partition.schedule_table import SCHEDULE, schedule_metadata, schedule_rows
 from partition.seen import what_is
 from partition.split import PARTITIONS, Split
 from tracer.files import remove_files
@@ -454,6 +454,8 @@ def write_partition(partition: Split, trace: Path) -> Path:
         "wire_dtype": partition.wire,
         "residency": partition.residency,
     }
+    if partition.schedule is not None:
+        metadata["schedule"] = schedule_metadata(partition.schedule)
     folder = trace / partition.folder
     write_tables(
         folder,
