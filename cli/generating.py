@@ -17,6 +17,12 @@ Policy = Annotated[
 ]
 
 
+Proposer = Annotated[
+    str | None,
+    typer.Option(help="A smaller model that proposes tokens.", autocompletion=complete.models),
+]
+
+
 @command("cutedge generate llama-3.2-1b --prompt 1024 --new 256 --policy fuse-attention")
 def generate(
     model: Model,
@@ -32,6 +38,14 @@ def generate(
         typer.Option(help="A policy's name, or a .toml file.", autocompletion=complete.policies),
     ] = "offload-linear",
     decode_policy: Policy = None,
+    cached_prompt: Annotated[
+        int, typer.Option(min=0, help="Tokens of the prompt that lie in the cache already.")
+    ] = 0,
+    draft: Proposer = None,
+    accept: Annotated[
+        float | None, typer.Option(help="How likely a token of --draft is taken, 0 to 1.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that --draft proposes a round.")] = 4,
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
     dtype: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     attn: Annotated[Literal["eager", "sdpa"], typer.Option(help="As for trace.")] = "eager",
@@ -41,13 +55,14 @@ def generate(
     """Say what a whole generation takes: time to the first token, time a token, bytes, calls."""
     groups = {**asdict(machine), **asdict(timing), **asdict(search)}
     options = {"prompt": prompt, "new": new, "policy": policy, "decode_policy": decode_policy}
+    more = {"cached_prompt": cached_prompt, "draft": draft, "accept": accept, "tokens": tokens}
     traced = {"batch": batch, "dtype": dtype, "attn": attn, "overrides": overrides}
     import cutedge
     from cli.printing import print_json, print_table
     from cutedge._rows import generation_rows
     from cutedge._words import generation_sentences
 
-    made = cutedge.generate(model, **options, **traced, **groups)  # type: ignore[arg-type]
+    made = cutedge.generate(model, **options, **more, **traced, **groups)  # type: ignore[arg-type]
     for warning in made.warnings:
         warn(warning)
     if as_json:

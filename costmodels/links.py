@@ -120,8 +120,9 @@ class Link:
         they may fill some more; with large messages each is taken at the faster rate that a
         message with it may have. None without a bandwidth in that ``direction`` of the transfers.
         """
-        alone = message_cost(_unbroken(self, direction, payload), [payload], direction).seconds
-        return None if alone is None else alone[0] - (self.message_seconds(direction) or 0.0)
+        link = _unbroken(self, direction, payload)
+        alone = message_cost(link, [payload], direction).seconds
+        return None if alone is None else alone[0] - (link.message_seconds(direction) or 0.0)
 
     def message_seconds(self, direction: str) -> float | None:
         """What a message takes beside its tensors, at the least: latency where that is known, toll

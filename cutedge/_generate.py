@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import fsum
+from math import ceil, fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of decode: one new token over ``past`` cached ones, in each sequence."""
+    """One step after the prefill: a new token over ``past`` cached ones, in each sequence.
+
+    With a draft model it is a round: the draft's steps, and the pass that checks them.
+    """
 
     past: int
     calls: int
@@ -42,6 +45,37 @@ class Step:
     total_payload_bytes: int
     run_seconds: float | None
     """Computing and moving, one after another; None where not all of it is known."""
+    tokens: float = 1.0
+    """New tokens that it makes of each sequence: of a round, how many are expected."""
+
+    @property
+    def token_seconds(self) -> float | None:
+        """``run_seconds`` by its tokens."""
+        return None if self.run_seconds is None else self.run_seconds / self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A smaller model that proposes tokens, which the model itself checks all at once."""
+
+    prefill: Partition
+    """Reading the prompt, which fills the draft's own cache."""
+    decode: Partition
+    """One token that it proposes."""
+    tokens: int
+    """How many it proposes a round."""
+    accept: float
+    """How likely a proposed token is taken, where those before it are."""
+
+    @property
+    def expected(self) -> float:
+        """Tokens that a round makes: those that are taken up to the first that is not, and one of
+        the model's own.
+
+        1 + a + a**2 + ... + a**k = (1 - a**(k+1)) / (1 - a) (Leviathan, Kalman, Matias: Fast
+        Inference from Transformers via Speculative Decoding, ICML 2023, equation 1).
+        """
+        return fsum(self.accept**n for n in range(self.tokens + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +95,10 @@ class Generation:
     prefill: Partition
     """Reading the prompt, which makes the first token and fills the cache."""
     decode: Partition
-    """One more token over the prompt: what places all steps."""
+    """One more token over the prompt: what places all steps. With a draft, the pass over its
+    tokens and one more."""
     steps: tuple[Step, ...]
-    """The tokens after the first, in order."""
+    """What makes the tokens after the first, in order."""
     moves: tuple[Move, ...]
     """What of the cache goes to another device before the first step."""
     move_seconds: float | None
@@ -75,6 +110,12 @@ class Generation:
     """Cached state after the last step."""
     warnings: tuple[str, ...]
     """Of the traces, at all of these sizes."""
+    draft: Draft | None = None
+
+    @property
+    def _prefills(self) -> list[Split]:
+        """Those of the model and of its draft."""
+        return [self.prefill.split, *([self.draft.prefill.split] if self.draft else [])]
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -94,7 +135,8 @@ class Generation:
     @property
     def calls(self) -> int:
         """Of the prefill and of all steps."""
-        return len(self.prefill.split.traffic.calls) + sum(step.calls for step in self.steps)
+        prefills = sum(len(split.traffic.calls) for split in self._prefills)
+        return prefills + sum(step.calls for step in self.steps)
 
     @property
     def moved_cache_bytes(self) -> int:
@@ -105,7 +147,8 @@ class Generation:
     def total_payload_bytes(self) -> int:
         """All that crosses: of the prefill, of the cache that moves, and of all steps."""
         decode = sum(step.total_payload_bytes for step in self.steps)
-        return self.prefill.split.traffic.totals.payload_bytes + self.moved_cache_bytes + decode
+        prefills = sum(split.traffic.totals.payload_bytes for split in self._prefills)
+        return prefills + self.moved_cache_bytes + decode
 
     @property
     def step_seconds(self) -> float | None:
@@ -120,20 +163,22 @@ class Generation:
     @property
     def total_seconds(self) -> float | None:
         """Prefill, the move of the cache and all steps, one after another."""
-        return _sum((self.ttft_seconds, self.move_seconds, self.step_seconds))
+        return _sum((*map(_seconds, self._prefills), self.move_seconds, self.step_seconds))
 
     @property
     def summary(self) -> dict[str, Any]:
         """Figures by name, as ``generate --json`` has them."""
         split, meta = self.prefill.split, self.prefill.trace.graph.meta
         steps, total, unknown = self.step_seconds, self.total_seconds, self.unknown
-        count = len(self.steps)
+        first, last = (self.steps[0], self.steps[-1]) if self.steps else (None, None)
+        new, draft = round(fsum(step.tokens for step in self.steps)) + 1, self.draft
         return {
             "model": meta.model,
             "dtype": meta.dtype,
             "batch": meta.batch,
-            "prompt": meta.seq,
-            "new": count + 1,
+            "prompt": meta.past + meta.seq,
+            "cached_prompt": meta.past,
+            "new": new,
             "machine": self.machine,
             "wire_dtype": split.wire_dtype,
             "residency": split.residency,
@@ -141,18 +186,22 @@ class Generation:
             "decode_policy": self.decode.policy,
             "optimal": _optimal(self.prefill),
             "decode_optimal": _optimal(self.decode),
-            "placed_at_past": meta.seq,
+            "placed_at_past": meta.past + meta.seq,
+            "draft": draft and draft.prefill.trace.graph.meta.model,
+            "draft_tokens": draft and draft.tokens,
+            "accept": draft and draft.accept,
+            "expected_tokens": draft and draft.expected,
             "calls": self.calls,
             "total_payload_bytes": self.total_payload_bytes,
             "prefill_payload_bytes": split.traffic.totals.payload_bytes,
             "moved_cache_bytes": self.moved_cache_bytes,
             "cache_bytes": self.cache_bytes,
             "ttft_seconds": self.ttft_seconds,
-            "tpot_first_seconds": self.steps[0].run_seconds if count else None,
-            "tpot_last_seconds": self.steps[-1].run_seconds if count else None,
-            "tpot_mean_seconds": steps / count if count and steps is not None else None,
+            "tpot_first_seconds": first and first.token_seconds,
+            "tpot_last_seconds": last and last.token_seconds,
+            "tpot_mean_seconds": steps / (new - 1) if first and steps is not None else None,
             "total_seconds": total,
-            "tokens_per_second": None if not total else meta.batch * (count + 1) / total,
+            "tokens_per_second": None if not total else meta.batch * new / total,
             "at_least": bool(unknown),
             "left_out": list(unknown),
             "last_step_saves_bytes": None if self.anew is None else self.anew[0],
@@ -187,6 +236,10 @@ def generate(
     time_limit: float = 60.0,
     weights: str | Path | None = None,
     kv_dtype: str | None = None,
+    cached_prompt: int = 0,
+    draft: Any = None,
+    accept: float | None = None,
+    tokens: int = 4,
     **parts: Any,
 ) -> Generation:
     """Say what it takes to read a prompt and make ``new`` tokens, each after the other.
@@ -197,6 +250,11 @@ def generate(
     device than prefill leaves it on moves there in between. The model is one by config
     (``cutedge.trace``); the machine is as for ``Trace.partition``, with one accelerator;
     ``weights`` and ``kv_dtype`` are as for ``Trace.stored``.
+
+    The first ``cached_prompt`` tokens of the prompt lie in the cache already, where the prefill
+    reads it. A ``draft`` model proposes so many ``tokens`` a round, each of which is taken with the
+    likelihood ``accept`` where those before it are; one pass of the model checks them all and makes
+    one more. How many tokens a round makes is then an expectation.
 
     Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
 
@@ -213,22 +271,55 @@ def generate(
             f"generate takes one accelerator, and here are {', '.join(on.accelerators)}: partition "
             "and compare take several"
         )
+    if not 0 <= cached_prompt < prompt:
+        raise InputError(
+            f"cached_prompt {cached_prompt}: of a prompt of {prompt} tokens at least one is read"
+        )
+    if (draft is None) != (accept is None):
+        raise InputError(
+            "draft and accept go together: a model, and how often its tokens are taken"
+        )
+    if accept is not None and not (0 <= accept <= 1 and tokens >= 1):
+        raise InputError("accept is a likelihood from 0 to 1, of 1 or more tokens")
     options: dict[str, Any] = {"batch": batch, "dtype": dtype, "attn": attn, "overrides": overrides}
-
     storage: dict[str, Any] = {"weights": weights, "kv_dtype": kv_dtype}
+    after = decode_policy or policy
 
-    def placed(plain: Trace, by: str | Path | Policy) -> Partition:
-        traced = plain.stored(**storage)
+    def placed(plain: Trace, by: str | Path | Policy, **stored: Any) -> Partition:
+        traced = plain.stored(**stored)
         asked = asked_of(traced.graph, [by], on, residency, secrets or (), max_calls, time_limit)
         return Partition.placed(traced, asked, next(iter(asked.policies)))
 
-    first = placed(trace(model, seq=prompt, cache=True, **options), policy)
-    decode = placed(trace(model, phase="decode", past=prompt, **options), decode_policy or policy)
+    read: dict[str, Any] = {"seq": prompt - cached_prompt, "past": cached_prompt, "cache": True}
+    first = placed(trace(model, **read, **options), policy, **storage)
+    phase: dict[str, Any] = {"phase": "decode", "past": prompt}
+    if draft is not None:
+        phase = {"seq": tokens + 1, "past": prompt, "cache": True, "logits": "all"}
+    decode = placed(trace(model, **phase, **options), after, **storage)
     _check_causal(first.trace.graph, decode.trace.graph)
     moves = _moves(first, decode)
-    steps, noted = _steps(model, options | storage, range(prompt, prompt + new - 1), decode)
+    proposer = None
+    if draft is not None and accept is not None:
+        own = {**options, "overrides": None}
+        proposer = Draft(
+            placed(trace(draft, **read, **own), policy),
+            placed(trace(draft, phase="decode", past=prompt, **own), after),
+            tokens,
+            accept,
+        )
+        moves += _moves(proposer.prefill, proposer.decode)
+        pasts = _rounds(prompt, new - 1, proposer.expected)
+        checks, noted = _steps(model, options | storage, [*pasts], decode)
+        each = sorted({past + ahead for past in pasts for ahead in range(tokens)})
+        proposed, said = _steps(draft, own, each, proposer.decode)
+        steps = _as_rounds(pasts.values(), checks, {one.past: one for one in proposed}, tokens)
+        noted = (*noted, *said)
+    else:
+        steps, noted = _steps(model, options | storage, range(prompt, prompt + new - 1), decode)
     warnings = dict.fromkeys((*first.trace.warnings, *decode.trace.warnings, *noted))
-    end = decode.trace.at(past=prompt + new - 1).graph
+    one = decode.trace
+    if draft is not None:
+        one = trace(model, phase="decode", past=prompt, **options).stored(**storage)
     return Generation(
         first,
         decode,
@@ -236,9 +327,37 @@ def generate(
         moves,
         _move_seconds(moves, on),
         _anew(decode, steps),
-        cached_state(end)[0][0],
+        cached_state(one.at(past=prompt + new - 1).graph)[0][0],
         tuple(warnings),
+        proposer,
     )
+
+
+def _rounds(prompt: int, new: int, expected: float) -> dict[int, float]:
+    """Cached tokens before each round -> the tokens that it makes; the last makes what is left."""
+    count = ceil(new / expected - 1e-9)
+    starts = [number * expected for number in range(count)]
+    return {prompt + int(start + 1e-9): min(expected, new - start) for start in starts}
+
+
+def _as_rounds(
+    made: Iterable[float], checks: Sequence[Step], proposed: Mapping[int, Step], tokens: int
+) -> tuple[Step, ...]:
+    """Each pass that checks, with the steps of the draft before it."""
+    rounds = []
+    for check, expected in zip(checks, made, strict=True):
+        parts = [check, *(proposed[check.past + ahead] for ahead in range(tokens))]
+        rounds.append(
+            Step(
+                check.past,
+                sum(part.calls for part in parts),
+                sum(part.transfers for part in parts),
+                sum(part.total_payload_bytes for part in parts),
+                _sum(part.run_seconds for part in parts),
+                expected,
+            )
+        )
+    return tuple(rounds)
 
 
 def _sum(parts: Iterable[float | None]) -> float | None:
@@ -339,10 +458,14 @@ def _steps(
     from cutedge.sweeping.points import along
 
     split, setting = decode.split, decode.setting
+    meta = decode.trace.graph.meta
     asked = ("dtype", "attn", "weights", "kv_dtype")
-    told = {"logits": "last"} | {one: options[one] for one in asked}
-    sizes = {"batch": (options["batch"],), "seq": (1,), "past": tuple(pasts)}
-    programs, warnings, _ = programs_of(Subject(model, "decode", told, sizes, options["overrides"]))
+    told = {"logits": meta.logits} | {one: options.get(one) for one in asked}
+    sizes = {"batch": (meta.batch,), "seq": (meta.seq,), "past": tuple(pasts)}
+    cache = meta.phase == "prefill"
+    subject = Subject(model, meta.phase, told, sizes, options["overrides"], cache)
+    traced = decode.trace.graph, decode.trace.reach
+    programs, warnings, _ = programs_of(subject, traced)
     machine = by_part(setting.machine)
     found: dict[int, Step] = {}
     for number, program in enumerate(programs):
@@ -373,7 +496,7 @@ def _placed_in(program: "SizedGraph", decode: Partition) -> Placement:
 
 def _anew(decode: Partition, steps: Sequence[Step]) -> tuple[int, float | None] | None:
     """(bytes, seconds) that the last step takes less where it is placed for itself."""
-    if len(steps) < 2 or decode.split.solution is None:
+    if len(steps) < 2 or decode.split.solution is None or steps[-1].tokens != 1:
         return None
     last = steps[-1]
     there = decode.trace.at(past=last.past)

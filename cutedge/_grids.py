@@ -61,6 +61,8 @@ class Subject:
     """By size that is asked for: its values. The others have the model's defaults."""
     overrides: Any = None
     """Fields of the config, as ``trace`` takes them."""
+    cache: bool = False
+    """Whether a prefill fills a cache."""
 
     def asked(self, sizes: Mapping[str, int]) -> "Request":
         """The model at sizes."""
@@ -70,7 +72,7 @@ class Subject:
             self.model,
             sizes,
             phase=self.phase,
-            cache=False,
+            cache=self.cache,
             overrides=self.overrides,
             **self.options,
         )

@@ -215,16 +215,26 @@ def generation_rows(made: "Generation") -> Rows:
     parts: list[tuple[str, int, int, float | None]] = [
         ("prefill", len(traffic.calls), traffic.totals.payload_bytes, made.ttft_seconds)
     ]
+    if made.draft:
+        split = made.draft.prefill.split
+        payload = split.traffic.totals.payload_bytes
+        parts.append(("prefill of the draft", len(split.traffic.calls), payload, split.run_seconds))
+    step_name = "round" if made.draft else "step"
     if made.moves:
         parts.append(("cache that moves", 0, made.moved_cache_bytes, made.move_seconds))
     if steps:
         parts += [
-            (f"step over {step.past:,}", step.calls, step.total_payload_bytes, step.run_seconds)
+            (
+                f"{step_name} over {step.past:,}",
+                step.calls,
+                step.total_payload_bytes,
+                step.run_seconds,
+            )
             for step in dict.fromkeys((steps[0], steps[-1]))
         ]
         payload = sum(step.total_payload_bytes for step in steps)
         calls = sum(step.calls for step in steps)
-        parts.append((f"all {counted(len(steps), 'step')}", calls, payload, made.step_seconds))
+        parts.append((f"all {counted(len(steps), step_name)}", calls, payload, made.step_seconds))
     parts.append(("total", made.calls, made.total_payload_bytes, made.total_seconds))
     return [
         (name, f"{calls:,}", mib(payload), "" if seconds is None else duration(seconds))

@@ -17,7 +17,9 @@ from cutedge.sweeping import BackendName
 from cutedge.sweeping.points import Job, SizedGraph, pack
 from partition.policy import Policy
 from tracer.errors import CutedgeError, InputError
+from tracer.graph import OpGraph
 from tracer.interrupts import say_at_interrupt
+from tracer.reach import Reach, reached
 from tracer.stages import stage
 
 
@@ -313,16 +315,20 @@ def _inside(file: _File, programs: "Sequence[SizedGraph]") -> "list[SizedGraph]"
     return found
 
 
-def programs_of(subject: Subject) -> "tuple[list[SizedGraph], tuple[str, ...], bool]":
+def programs_of(
+    subject: Subject, first_traced: "tuple[OpGraph, Reach] | None" = None
+) -> "tuple[list[SizedGraph], tuple[str, ...], bool]":
     """(a subject's programs, warnings, whether the cache had all of them): traced as often as
-    there are programs, and no more."""
+    there are programs, and no more. The first size need not be where ``first_traced`` has it."""
     import numpy as np
 
     from cutedge._grids import all_sizes
-    from tracer.reach import reached
 
-    first = {name: values[0] for name, values in subject.sizes.items()}
-    graph, _, reach, cached = subject.asked(first).traced(full=False, use_cache=True)
+    if first_traced is None:
+        first = {name: values[0] for name, values in subject.sizes.items()}
+        graph, _, reach, cached = subject.asked(first).traced(full=False, use_cache=True)
+    else:
+        (graph, reach), cached = first_traced, True
     sizes = all_sizes(subject, graph.meta.variables)
     left = np.arange(len(sizes["batch"]))
     found = []

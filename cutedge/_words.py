@@ -483,6 +483,14 @@ def generation_sentences(made: "Generation") -> Iterator[str]:
         f"{found['model']}: {counted(found['new'], 'token')} after {found['batch']:,} x "
         f"{found['prompt']:,}, {found['dtype']}; {by} on {found['machine']}"
     )
+    if found["cached_prompt"]:
+        yield f"{found['cached_prompt']:,} tokens of the prompt lie in the cache already"
+    if found["draft"] is not None:
+        yield (
+            f"{found['draft']} proposes {counted(found['draft_tokens'], 'token')} a round, of which "
+            f"{found['accept']:.0%} are taken: {found['expected_tokens']:.4g} tokens a round are "
+            f"expected, {counted(len(made.steps), 'round')} in all (an estimate)"
+        )
     least = "at least " if found["at_least"] else ""
     if found["total_seconds"] is None:
         yield no_figures(made.prefill.split) or "its seconds are not known"

@@ -10,7 +10,7 @@ from operator import mul
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from costmodels.links import FIGURES, REQUIRED, Link, Links, link_names, load_link, message_cost
@@ -486,8 +486,17 @@ def test_against_sending_piece_by_piece(link, payloads, direction):
     assert min(cost.wire_bytes) >= 0
 
 
+FRAMED_BREAK = replace(
+    FRAMED,
+    sent_bandwidth_bytes_per_second=2,
+    sent_large_message_bytes=1,
+    sent_large_message_bandwidth_bytes_per_second=1,
+)
+
+
 @EXAMPLES
 @given(LINKS | BROKEN, SIZES, DIRECTIONS)
+@example(FRAMED_BREAK, [1, 1], "send")  # the message's framing is slow once, not with each tensor
 def test_what_a_search_counts_on_is_no_more_than_a_message_takes(link, payloads, direction):
     taken = fsum(message_cost(link, payloads, direction).seconds)
     counted = [link.tensor_seconds(payload, direction) for payload in payloads]

@@ -12,6 +12,7 @@ import pytest
 import cutedge
 from tests.support.inprocess import invoke
 from tests.support.presets import WINDOWED
+from tracer.errors import InputError
 from tracer.summary import cached_inputs
 
 MACHINE = "tee-tdx+h100-cc@pcie5-x16-cc"
@@ -111,6 +112,66 @@ def test_one_device_alone_needs_no_link() -> None:
     assert made.summary["ttft_seconds"] == split.summary["run_seconds"]
     assert made.summary["tpot_mean_seconds"] is not None
     assert made.summary["at_least"] is False
+
+
+def test_what_lies_in_the_cache_already_is_not_read_again() -> None:
+    made = cutedge.generate(
+        "edge-10m", prompt=64, cached_prompt=48, new=3, policy="fuse-attention", machine=MACHINE
+    )
+    rest = cutedge.trace("edge-10m", seq=16, past=48, cache=True)
+    split = rest.partition("fuse-attention", machine=MACHINE).summary
+    assert made.summary["ttft_seconds"] == split["run_seconds"]
+    assert (made.summary["prompt"], made.summary["cached_prompt"]) == (64, 48)
+    assert [step.past for step in made.steps] == [64, 65]
+    whole = cutedge.generate("edge-10m", prompt=64, new=3, policy="fuse-attention", machine=MACHINE)
+    assert made.steps == whole.steps
+    assert made.total_payload_bytes < whole.total_payload_bytes
+    with pytest.raises(InputError, match="at least one is read"):
+        cutedge.generate("edge-10m", prompt=64, cached_prompt=64)
+
+
+def test_a_draft_proposes_and_the_model_checks() -> None:
+    """Of 3 tokens at 1/2 each round makes 1 + 1/2 + 1/4 + 1/8 = 1.875; 7 more take 4 rounds.
+
+    They begin after 0, 1.875, 3.75 and 5.625 tokens. Each is three steps of the draft and one pass
+    of the model over four tokens, whose logits are all wanted.
+    """
+    options = {"policy": "fuse-attention", "machine": MACHINE}
+    made = cutedge.generate(
+        "edge-10m", prompt=32, new=8, draft="edge-10m", accept=0.5, tokens=3, **options
+    )
+    found = made.summary
+    assert found["expected_tokens"] == 1.875
+    assert [step.past for step in made.steps] == [32, 33, 35, 37]
+    assert [step.tokens for step in made.steps] == [1.875, 1.875, 1.875, 7 - 5.625]
+    assert found["new"] == 8
+    passes, proposals = [], []
+    for past in (32, 33, 35, 37):
+        check = cutedge.trace("edge-10m", seq=4, past=past, cache=True, logits="all")
+        passes.append(check.partition("fuse-attention", machine=MACHINE).summary)
+        proposals += [alone("edge-10m", past + k, **options) for k in range(3)]
+    prompt = cutedge.trace("edge-10m", seq=32, cache=True).partition(**options).summary
+    parts = [prompt, prompt, *passes, *proposals]
+    for figure in ("calls", "total_payload_bytes"):
+        assert found[figure] == sum(part[figure] for part in parts)
+    assert found["total_seconds"] == pytest.approx(fsum(part["run_seconds"] for part in parts))
+    assert found["tpot_first_seconds"] == pytest.approx(
+        (passes[0]["run_seconds"] + fsum(p["run_seconds"] for p in proposals[:3])) / 1.875
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"draft": "edge-10m"}, "draft and accept go together"),
+        ({"accept": 0.5}, "draft and accept go together"),
+        ({"draft": "edge-10m", "accept": 1.5}, "a likelihood from 0 to 1"),
+        ({"draft": "edge-10m", "accept": 0.5, "tokens": 0}, "of 1 or more tokens"),
+    ],
+)
+def test_drafts_that_cannot_be(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        cutedge.generate("edge-10m", prompt=8, new=2, **wrong)
 
 
 def without_latency(folder: Path) -> Path:
