@@ -184,7 +184,7 @@ class Partition:
         >>> p = t.partition("offload-linear", machine="tee-tdx+h100-cc@pcie5-x16-cc")
         >>> found = p.schedule("overlap", requests=2)
         >>> found.summary["limited_by"], found.table.num_rows
-        ('h100-cc -> tee-tdx', 382)
+        ('tee-tdx <-> h100-cc', 382)
         >>> found.summary["bound_seconds"] <= found.summary["makespan_seconds"]
         True
         """

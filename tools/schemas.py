@@ -383,6 +383,7 @@ def _generation() -> dict[str, Schema]:
         "dtype": key(str, "Of parameters and activations."),
         "batch": key(int, "Sequences."),
         "prompt": key(int, "Tokens of the prompt."),
+        "cached_prompt": key(int, "Of these, the tokens that lie in the cache already."),
         "new": key(int, "Tokens that are made; the prefill makes the first."),
         "machine": key(str, "Home, accelerator and link."),
         "wire_dtype": key(str | None, "What floats cross in; null for their own dtypes."),
@@ -394,6 +395,10 @@ def _generation() -> dict[str, Schema]:
             for name, what in (("optimal", "prefill"), ("decode_optimal", "first step"))
         },
         "placed_at_past": key(int, "The cached tokens at which the steps were placed."),
+        "draft": key(str | None, "The model that proposes tokens; null without one."),
+        "draft_tokens": key(int | None, "How many it proposes a round."),
+        "accept": key(float | None, "How likely a proposed token is taken."),
+        "expected_tokens": key(float | None, "Tokens that a round is expected to make."),
         "calls": key(int, "Of the prefill and of all steps."),
         "total_payload_bytes": key(int, "All that crosses: prefill, cache that moves, steps."),
         "prefill_payload_bytes": key(int, "What crosses in the prefill."),
