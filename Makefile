@@ -74,6 +74,7 @@ bench: $(READY)
 	$(BIN)/python bench/whole_process.py
 	$(BIN)/python bench/costs.py
 	$(BIN)/python bench/placement.py
+	$(BIN)/python bench/schedule.py
 	$(BIN)/python bench/sweep.py
 	$(BIN)/python bench/report.py
 	$(BIN)/python bench/transports.py
@@ -98,7 +99,7 @@ docs: $(READY)
 pictures: $(READY)
 	mkdir -p docs/pictures
 	$(BIN)/trace llama-3.2-1b --seq 1024 --out cutedge-out/pictures/llama
-	$(BIN)/cutedge report cutedge-out/pictures/llama --home tee-tdx --accel rtx-4090 --link pcie5-x16-cc \
+	$(BIN)/cutedge report cutedge-out/pictures/llama --home tee-tdx --accel rtx-4090 --link pcie4-x16 \
 	  --png --out docs/pictures/tee-gpu.html
 	$(BIN)/trace tinyllama-1.1b --seq 1 --out cutedge-out/pictures/tinyllama
 	$(BIN)/cutedge report cutedge-out/pictures/tinyllama --home ryzen-7950x --accel chip-8x8 --link axi-lite \

@@ -14,7 +14,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 BIN = Path(sys.executable).parent
-MACHINES = ["--home", "tee-tdx", "--accel", "h200", "--link", "pcie5-x16-cc"]
+MACHINES = ["--home", "tee-tdx", "--accel", "h200", "--link", "pcie5-x16"]
 POLICIES = ["offload-linear", "fuse-attention", "flash-attention", "host-chip", "all-home"]
 WATCH = """
 window.longest = 0;

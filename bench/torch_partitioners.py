@@ -43,7 +43,7 @@ from tracer.presets import preset
 
 MODEL, SEQ = "llama-3.2-1b", 1024
 LAYERS = (1, 2, 4, 8, 16)
-HOME, ACCELERATOR, LINK = "tee-tdx", "rtx-4090", "pcie5-x16-cc"
+HOME, ACCELERATOR, LINK = "tee-tdx", "rtx-4090", "pcie4-x16"
 POLICIES = ("offload-linear", "min-cut-nonlinear-home", "min-cut-norm-home", "fastest")
 TIME_LIMIT = 45.0
 

@@ -88,8 +88,14 @@ def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
 class User:
     """What one user asks of a device."""
 
-    weight_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a parameter.")] = 16
-    kv_bits: Annotated[float, typer.Option(min=0.1, max=64, help="Bits a cached value.")] = 16
+    weight_bits: Annotated[
+        float | None, typer.Option(min=0.1, max=64, help="Bits a parameter; 16 when left out.")
+    ] = None
+    kv_bits: Annotated[
+        float | None, typer.Option(min=0.1, max=64, help="Bits a cached value; 16 when left out.")
+    ] = None
+    weights: Annotated[str | None, typer.Option(help="As for cost, in place of bits.")] = None
+    kv_dtype: Annotated[str | None, typer.Option(help="As for cost, in place of bits.")] = None
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024
     dtype: Annotated[
         str | None,

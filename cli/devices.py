@@ -104,14 +104,7 @@ def gemm(
 
 def _print_devices(found: "Sequence[described.Device]") -> None:
     from cli.printing import console, grouped, print_table
-    from tracer.words import human
-
-    def peak(device: "described.Device", dtype: str) -> str:
-        rate = device.peak_flops_per_second.get(dtype)
-        return "" if rate is None else f"{rate / 1e12:.6g}"
-
-    def ridge(device: "described.Device", dtype: str) -> str:
-        return f"{device.ridge(dtype):.1f}" if dtype in device.peak_flops_per_second else ""
+    from cutedge._rows import array_row, processor_row
 
     out = console()
     if processors := [one for one in found if one.peak_flops_per_second]:
@@ -121,36 +114,16 @@ def _print_devices(found: "Sequence[described.Device]") -> None:
             grouped(
                 processors,
                 lambda one: "accelerators: a host calls them" if one.host_link else "hosts",
-                lambda one: [
-                    one.name,
-                    "yes" if one.trusted else "no",
-                    *(peak(one, d) for d in SHOWN),
-                    f"{(one.memory_bandwidth_bytes_per_second or 0) / 1e9:g}",
-                    human(one.memory_bytes) if one.memory_bytes else "",
-                    *(ridge(one, dtype) for dtype in SHOWN),
-                ],
+                lambda one: processor_row(one, SHOWN),
             ),
         )
         out.print(
             "peaks in TFLOPS, dense; ridge points in FLOPs a byte; GB/s and TFLOPS are decimal"
         )
         out.print()
-    if any(one.array for one in found):
+    if arrays := [array_row(one, one.array) for one in found if one.array]:
         print_table(
-            "array, trusted<1, dataflow<2, size>1, cycles a tile>3, MHz>3, peak GFLOPS>1",
-            [
-                (
-                    one.name,
-                    "yes" if one.trusted else "no",
-                    array.dataflow,
-                    array.size,
-                    str(array.tile_cycles or ""),
-                    f"{array.clock_hertz / 1e6:g}",
-                    f"{array.peak_flops_per_second / 1e9:.6g}",
-                )
-                for one in found
-                if (array := one.array)
-            ],
+            "array, trusted<1, dataflow<2, size>1, cycles a tile>3, MHz>3, peak GFLOPS>1", arrays
         )
         out.print()
     out.print("cutedge devices NAME has every figure of one, with its source")
@@ -160,8 +133,7 @@ def _print_device(device: "described.Device") -> None:
     from rich.text import Text
 
     from cli.printing import console, print_table
-    from costmodels.devices import ARRAY_FIGURES, FIGURES, PEAK, TILE_FIGURES
-    from tracer.words import human
+    from cutedge._rows import figure_rows, peak_rows
 
     out, array = console(), device.array
     out.print(Text(f"{device.name}: {device.description}", style="bold"))
@@ -169,43 +141,9 @@ def _print_device(device: "described.Device") -> None:
     out.print(f"; its host link is {device.host_link}" if device.host_link else "")
     out.print()
     if device.peak_flops_per_second:
-        print_table(
-            "dense peak, TFLOPS>, ridge (FLOPs a byte)>1, source~",
-            [
-                (
-                    dtype,
-                    f"{rate / 1e12:.8g}",
-                    f"{device.ridge(dtype):.2f}",
-                    device.sources[f"{PEAK}.{dtype}"],
-                )
-                for dtype, rate in device.peak_flops_per_second.items()
-            ],
-        )
+        print_table("dense peak, TFLOPS>, ridge (FLOPs a byte)>1, source~", peak_rows(device))
         out.print()
-    known = asdict(device) | (
-        {
-            "array_rows_elements": array.rows,
-            "array_columns_elements": array.columns,
-            "array_depth_elements": array.depth,
-            "tile_cycles": array.tile_cycles,
-            "clock_hertz": array.clock_hertz,
-        }
-        if array
-        else {}
-    )
-    figures = [key for key in (*FIGURES, *ARRAY_FIGURES, *TILE_FIGURES) if key in device.sources]
-    print_table(
-        "figure, value>, size>1, source~",
-        [
-            (
-                key,
-                f"{known[key]:,}" if key.endswith("_bytes") else f"{known[key]:g}",
-                human(known[key]) if key.endswith("_bytes") else "",
-                device.sources[key],
-            )
-            for key in figures
-        ],
-    )
+    print_table("figure, value>, size>1, source~", figure_rows(device))
     if array:
         out.print()
         out.print(f"{array}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
@@ -215,41 +153,14 @@ def _print_gemm(product: "ProductCost") -> None:
     from rich.text import Text
 
     from cli.printing import console, print_table
-    from tracer.words import human
+    from cutedge._rows import product_rows
 
-    out, device, array, cost = console(), product.device, product.array, product.cost
+    out, device = console(), product.device
     m, k, n, batch = product.sizes
     what = f"{batch} x [{m} x {k}] x [{k} x {n}]" if batch > 1 else f"[{m} x {k}] x [{k} x {n}]"
-    scalesim = product.count == "scalesim"
-    counting = "the number of the last, from 0, as SCALE-Sim prints it" if scalesim else ""
     out.print(Text(f"{what} on {device.name}", style="bold"))
-    out.print(array)
-    lost = ", ".join(
-        f"{share:.1%} of {axis}"
-        for axis, share in (("M", cost.lost_by_m), ("K", cost.lost_by_k), ("N", cost.lost_by_n))
-    )
+    out.print(product.array)
     out.print()
-    print_table(
-        ", >, ~",
-        [
-            ("tiles" if array.dataflow == "fixed" else "folds", f"{cost.tiles:,}", ""),
-            ("cycles", f"{cost.cycles:,}", counting),
-            ("seconds", f"{cost.seconds:.9g}", "without the host link"),
-            *(
-                [
-                    ("link seconds", f"{product.link_seconds:.9g}", f"on {device.host_link}"),
-                    ("run seconds", f"{product.run_seconds:.9g}", "one after another"),
-                    ("overlapped", f"{product.overlapped_seconds:.9g}", "both at once, at best"),
-                ]
-                if product.link_seconds is not None
-                else []
-            ),
-            ("useful MACs", f"{cost.useful_macs:,}", ""),
-            ("padded MACs", f"{cost.padded_macs:,}", f"lost to padding: {lost}"),
-            ("utilisation", f"{cost.utilisation:.2%}", ""),
-            ("sent", human(cost.sent_bytes), "both operands, each element once"),
-            ("received", human(cost.received_bytes), "the result"),
-        ],
-    )
+    print_table(", >, ~", product_rows(product))
     if device.host_link:
         out.print(f"chips share one host link, {device.host_link}, which must carry these bytes")

@@ -154,7 +154,7 @@ class Costs(Arrays):
 
     weights: Annotated[
         str | None,
-        typer.Option(help="What weights are stored in: q4_k_m, int4-g128, fp8, a .toml file ..."),
+        typer.Option(help="What weights are stored in: q4_k_m, fp8, a .toml or .gguf file ..."),
     ] = None
     kv_dtype: Annotated[
         str | None, typer.Option(help="What cached keys and values are stored in: fp8, q8_0 ...")

@@ -6,20 +6,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from cli.printing import console, print_table
-from cutedge._rows import critical_rows, ladder_rows, price_rows, resource_rows, transfer_rows
-from cutedge._words import (
-    best_for,
-    bottleneck_sentence,
-    coverage,
-    devices_of,
-    no_figures,
-    schedule_columns,
-    sees,
-    speed,
-    split_sentences,
-    verdict,
-    within_words,
-)
+from cutedge import _rows, _words
 from partition.crossover import Crossover, Point
 from partition.ladder import LadderStep
 from partition.optimise import Price
@@ -52,16 +39,16 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     print_table(
         ["", "payload>", f"on the wire ({partition.link})>1", *["transfer time>2"][:timed]],
         [
-            (name, mib(payload), mib(framed), *([_time(seconds)] if timed else []))
+            (name, mib(payload), mib(framed), *([_time(seconds, partition)] if timed else []))
             for name, (payload, framed, seconds) in ways.items()
         ],
     )
-    for line in split_sentences(made):
+    for line in _words.split_sentences(made):
         out.print(line)
     out.print()
     if partition.schedule is not None:
-        print_table("on, busy>, idle%", resource_rows(partition.schedule))
-        critical = critical_rows(partition.graph, partition.schedule)
+        print_table("on, busy>, idle%", _rows.resource_rows(partition.schedule))
+        critical = _rows.critical_rows(partition.graph, partition.schedule)
         print_table("critical path~, on<1, count>2, takes>, share%", critical)
         out.print()
     if why is not None:
@@ -69,27 +56,32 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     if made.top_transfers:
         print_table(
             "top transfers, direction<1, count>3, each>2, all>, share%, growth<4",
-            transfer_rows(made.top_transfers),
+            _rows.transfer_rows(made.top_transfers),
         )
         out.print()
-    out.print(bottleneck_sentence(made.bottleneck))
+    out.print(_words.bottleneck_sentence(made.bottleneck))
     out.print(f"written to {folder}")
 
 
 def _print_why(partition: Split, steps: Sequence[LadderStep], prices: Sequence[Price]) -> None:
     print_table(
-        "step from offload-linear~, ops>2, to<1, saves>, calls>, left>3", ladder_rows(steps)
+        "step from offload-linear~, ops>2, to<1, saves>, calls>, left>3", _rows.ladder_rows(steps)
     )
     console().print()
     if prices:
         print_table(
-            "price of a rule or secret~, ops>1, costs>, ", price_rows(prices, partition.unit)
+            "price of a rule or secret~, ops>1, costs>, ", _rows.price_rows(prices, partition.unit)
         )
         console().print()
 
 
-def _time(seconds: float | None) -> str:
-    return "not known" if seconds is None else duration(seconds)
+def _time(seconds: float | None, split: Split) -> str:
+    return "not known" if seconds is None else f"{'>= ' * bool(split.left_out)}{duration(seconds)}"
+
+
+def _left_out(splits: Sequence[Split]) -> None:
+    for line in _words.left_out(splits):
+        console().print(f"{line} (>= is at least)")
 
 
 def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
@@ -99,7 +91,7 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
     meta = baseline.graph.meta
     out.print(Text(headline(meta), style="bold"))
     out.print(
-        f"{devices_of(found.setting)}, {baseline.wire} on the wire, residency "
+        f"{_words.devices_of(found.setting)}, {baseline.wire} on the wire, residency "
         f"{baseline.residency}; saved is against {baseline.policy}"
     )
     out.print()
@@ -114,19 +106,22 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
         "resident off home>8": [human(c.resident_off_home_bytes) for c in savings],
     }
     if any(p.traffic.totals.seconds is not None for p in partitions):
-        columns["transfer time>5"] = [_time(p.traffic.totals.seconds) for p in partitions]
+        columns["transfer time>5"] = [_time(p.traffic.totals.seconds, p) for p in partitions]
     if any(p.run_seconds is not None for p in partitions):
-        columns["run>2"] = [_time(p.run_seconds) for p in partitions]
-    columns |= schedule_columns(partitions)
+        columns["run>2"] = [_time(p.run_seconds, p) for p in partitions]
+    columns |= _words.schedule_columns(partitions)
     if any(p.exposed for p in partitions):
-        columns["seen<9"] = [sees(p.exposed) for p in partitions]
+        columns["seen<9"] = [_words.sees(p.exposed) for p in partitions]
     if any(p.solution is not None for p in partitions):
-        columns["best for<7"] = [best_for(p) for p in partitions]
+        columns["best for<7"] = [_words.best_for(p) for p in partitions]
     if within is not None:
-        columns[f"{within_words(within)}<2"] = [verdict(p, within) for p in partitions]
+        columns[f"{_words.within_words(within)}<2"] = [
+            _words.verdict(p, within) for p in partitions
+        ]
     print_table([*columns], zip(*columns.values(), strict=True))
-    if bare := no_figures(baseline):
+    if bare := _words.no_figures(baseline):
         out.print(bare)
+    _left_out(partitions)
     for name, reason in found.without.items():
         out.print(f"without {name}: {reason}")
     if meta.symbolic:
@@ -135,7 +130,7 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
         for partition in partitions:
             out.print(f"  {partition.policy} = {partition.traffic.total_expr}")
     out.print()
-    out.print(coverage(baseline.graph))
+    out.print(_words.coverage(baseline.graph))
     out.print(f"written to {compared.trace.folder}")
 
 
@@ -145,7 +140,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
     first = found[0]
     faster = first.baseline.options.text
     out.print(
-        f"{devices_of(first.setting)} over {first.setting.machine.links.name}, residency "
+        f"{_words.devices_of(first.setting)} over {first.setting.machine.links.name}, residency "
         f"{first.setting.residency}{f'; {faster}' if faster else ''}"
     )
     out.print()
@@ -165,52 +160,43 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
             for n, part in enumerate(("home", "accelerators", "links"))
         },
         "cycles>7": [f"{sum(p.cycles.values()):,}" for p, *_ in rows],
-        "run>2": [_time(p.run_seconds) for p, *_ in rows],
-        "tokens/s>3": ["" if run is None or not run.seconds else speed(run) for *_, run in rows],
-        **schedule_columns([p for p, *_ in rows]),
+        "run>2": [_time(p.run_seconds, p) for p, *_ in rows],
+        "tokens/s>3": [
+            "" if run is None or not run.seconds else _words.speed(run) for *_, run in rows
+        ],
+        **_words.schedule_columns([p for p, *_ in rows]),
     }
     if not any(p.cycles for p, *_ in rows):
         del columns["cycles>7"]
     if any(p.exposed for p, *_ in rows):
-        columns["seen<9"] = [sees(p.exposed) for p, *_ in rows]
+        columns["seen<9"] = [_words.sees(p.exposed) for p, *_ in rows]
     if within is not None:
-        columns[f"{within_words(within)}<2"] = [verdict(p, within) for p, *_ in rows]
+        columns[f"{_words.within_words(within)}<2"] = [_words.verdict(p, within) for p, *_ in rows]
     print_table([*columns], zip(*columns.values(), strict=True))
+    _left_out([p for p, *_ in rows])
     for one in found:
         for name, reason in one.without.items():
             model = one.baseline.graph.meta.model
             out.print(f"{model} without {name}: {reason}")
     out.print()
     for one in found:
-        out.print(f"{one.baseline.graph.meta.model}: {coverage(one.baseline.graph)}")
+        out.print(f"{one.baseline.graph.meta.model}: {_words.coverage(one.baseline.graph)}")
 
 
 def over(
-    meta: TraceMeta, variable: str, unit: str, points: Sequence[Point], changes: Sequence[Crossover]
+    meta: TraceMeta,
+    variable: str,
+    unit: str,
+    points: Sequence[Point],
+    changes: Sequence[Crossover],
+    schedule: str | None,
 ) -> None:
     """``compare --over``: which policy is best at which size."""
-
-    def shown(value: float) -> str:
-        return duration(value) if unit == "seconds" else mib(int(value))
-
-    out = console()
+    out, laid = console(), f" (schedule {schedule})" if schedule else ""
     out.print(Text(headline(meta), style="bold"))
-    out.print(f"{unit} of a run over {variable}, each policy placed anew at each size")
+    out.print(f"{unit} of a run{laid} over {variable}, each policy placed anew at each size")
     out.print()
-    names = list(dict.fromkeys(name for p in points for name in p.values))
-    print_table(
-        [f"{variable}>", *(f"{name}>{n}" for n, name in enumerate(names, 1)), "best"],
-        [
-            (
-                f"{p.size:,}",
-                *(shown(p.values[n]) if n in p.values else "not possible" for n in names),
-                p.best,
-            )
-            for p in points
-        ],
-    )
+    print_table(*_rows.crossover_table(variable, unit, points))
     out.print()
-    best = [(points[0].size, points[0].best), *((c.size, c.after) for c in changes)]
-    ends = [size - 1 for size, _ in best[1:]] + [points[-1].size]
-    for (size, name), end in zip(best, ends, strict=True):
-        out.print(f"from {variable} {size:,} to {end:,}: {name} is best")
+    for line in _words.crossover_sentences(variable, points, changes):
+        out.print(line)

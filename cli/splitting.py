@@ -111,9 +111,9 @@ def compare(
     if over is not None:
         found = traces[0].crossovers(*over, policies, **options)
         if as_json:
-            print_json(crossovers_object(traces[0].graph.meta, over[0], *found))
+            print_json(crossovers_object(traces[0].graph.meta, over[0], *found, search.schedule))
         else:
-            show_split.over(traces[0].graph.meta, over[0], *found)
+            show_split.over(traces[0].graph.meta, over[0], *found, search.schedule)
         return
     compared = [traced.compare(policies, baseline=baseline, **options) for traced in traces]
     for one, folder in zip(compared, folders, strict=True):

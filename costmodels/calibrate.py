@@ -4,6 +4,8 @@ The model of a call is ``seconds = latency + a * sent + b * received``, all thre
 the log tells sending from receiving, each is fitted alone; where it tells packing from the rest,
 ``serialise_seconds = c * sent + d * received`` is fitted too, and taken off the seconds first.
 What the calls cannot tell apart (all of one size, say) is not guessed: it stays unknown.
+Where no such line fits many of the calls, one with a break is tried: the calls that send, or
+receive, so much or more have a slope of their own.
 """
 
 import csv
@@ -11,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 
@@ -27,6 +30,8 @@ from tracer.toml_files import quoted, read_text
 Floats = NDArray[np.float64]
 
 LATENCY, SENT, RECEIVED = "latency (s a call)", "sent (s a byte)", "received (s a byte)"
+LARGE = "of large messages: "
+"""Before the name of a term by the byte: that of the calls with so much or more."""
 
 _REQUIRED = ("sent", "received", "seconds")
 _OPTIONAL = ("sent_seconds", "received_seconds", "serialise_seconds")
@@ -114,6 +119,8 @@ class Fit:
     """Of all calls."""
     fitted_total_seconds: float
     """What the equation says of all calls."""
+    fitted_seconds: tuple[float, ...] = field(repr=False)
+    """What it says of each, in the order of the log."""
 
     def value(self, name: str) -> float | None:
         """The value of a term by its name."""
@@ -136,6 +143,8 @@ class Calibration:
     """By key of ``figures``."""
     warnings: tuple[str, ...]
     """What the log cannot tell, in sentences."""
+    large_bytes: Mapping[str, int] = field(default_factory=dict)
+    """``SENT`` or ``RECEIVED`` -> the bytes from which a call has a slope of its own."""
     framing: Mapping[str, int] = field(default_factory=dict)
     """Bytes that a ``message`` and a ``tensor`` in it add, where they were counted."""
 
@@ -219,6 +228,7 @@ def fit(log: Log, framing: Mapping[str, int] | None = None) -> Calibration:
     sent, received, seconds = (columns[name] for name in _REQUIRED)
     once = np.ones_like(seconds)
     warnings: list[str] = []
+    large: dict[str, int] = {}
     packing = columns.get("serialise_seconds")
     if packing is not None:
         late = np.flatnonzero(packing > seconds)
@@ -244,13 +254,77 @@ def fit(log: Log, framing: Mapping[str, int] | None = None) -> Calibration:
         wall = seconds if packing is None else seconds - packing
         terms = {LATENCY: once, SENT: sent, RECEIVED: received}
         fits = [_fit(log, name, wall, terms, warnings, whole=bool(framing))]
+        if _far(fits[0], wall):
+            fits, large, warnings = _with_a_break(log, name, wall, terms, fits, warnings)
     if packing is not None:
         packed = {SENT: sent, RECEIVED: received}
         fits.append(_fit(log, "serialise_seconds", packing, packed, warnings, whole=bool(framing)))
-    figures, sources = _figures(log, fits, warnings)
+    figures, sources = _figures(log, fits, large, warnings)
     return Calibration(
-        log.name, len(log.lines), tuple(fits), figures, sources, tuple(warnings), framing or {}
+        log.name,
+        len(log.lines),
+        tuple(fits),
+        figures,
+        sources,
+        tuple(warnings),
+        large,
+        framing or {},
     )
+
+
+def _by_kind(design: Floats, measured: Floats) -> Floats:
+    """The terms, where each kind of call (of the same bytes) counts alike, whether there are many
+    of it or one, and the sum of all calls is held.
+    """
+    kinds, of = np.unique(design, axis=0, return_inverse=True)
+    means = np.bincount(of, measured) / np.bincount(of)
+    return _solve(
+        np.vstack([kinds, design.sum(axis=0)]),
+        np.append(means, measured.sum()),
+        np.append(1 / means, _HOLDS / measured.sum()),
+    )
+
+
+def _far(one: Fit, measured: Floats) -> bool:
+    """Whether many of the calls are far from the line."""
+    off = np.abs(np.array(one.fitted_seconds) - measured) / np.maximum(measured, 1e-300)
+    return bool((off > _FAR).mean() > _MANY_FAR)
+
+
+def _with_a_break(
+    log: Log,
+    name: str,
+    measured: Floats,
+    terms: Mapping[str, Floats],
+    line: list[Fit],
+    warnings: list[str],
+) -> tuple[list[Fit], dict[str, int], list[str]]:
+    """(fits, large bytes by term, warnings) of the best line with one break, where one fits.
+
+    A break is between two sizes that were measured, at the power of two above the smaller one:
+    buffers have such sizes. Where no line with a break fits all calls either, it is the line as it
+    was.
+    """
+    best: tuple[float, Fit, dict[str, int], list[str]] | None = None
+    for way in (SENT, RECEIVED):
+        sizes = np.unique(terms[way])
+        for small, large in pairwise(sizes[1:]):
+            power = 2 ** int(small).bit_length()
+            at = power if power <= large else int(small + large) // 2
+            is_large = terms[way] >= at
+            broken = {**terms, way: terms[way] * ~is_large, LARGE + way: terms[way] * is_large}
+            said: list[str] = []
+            design = np.column_stack(list(broken.values()))
+            solved = _by_kind(design, measured), 1 / measured
+            one = _fit(log, name, measured, broken, said, solved=solved)
+            known = all(one.value(name) is not None for name in broken if name != LATENCY)
+            off = float(np.sum(((np.array(one.fitted_seconds) - measured) / measured) ** 2))
+            if known and not _far(one, measured) and (best is None or off < best[0]):
+                best = off, one, {way: at}, said
+    if best is None:
+        return line, {}, warnings
+    _, one, large_bytes, said = best
+    return [one], large_bytes, said
 
 
 def _fit(
@@ -260,15 +334,19 @@ def _fit(
     terms: dict[str, Floats],
     warnings: list[str],
     *,
-    whole: bool,
+    whole: bool = False,
+    solved: tuple[Floats, Floats] | None = None,
 ) -> Fit:
-    """Weighted non-negative least squares of ``measured`` by ``terms``, one column each."""
+    """Weighted non-negative least squares of ``measured`` by ``terms``, one column each.
+
+    ``solved`` has (values, weights) where they are known.
+    """
     design = np.column_stack(list(terms.values()))
     # A call's own noise grows with it: without this, the longest calls would be all that counts.
     least = measured[measured > 0].min(initial=np.inf)
     own = 1 / np.maximum(measured, least if isfinite(least) else 1.0)
-    values, weights = _usual(design, measured, own)
-    if whole or _misses_the_long(design @ values, measured, own):
+    values, weights = solved or _usual(design, measured, own)
+    if solved is None and (whole or _misses_the_long(design @ values, measured, own)):
         weights = np.ones_like(own)
         values = _solve(
             np.vstack([design, design.sum(axis=0)]),
@@ -307,6 +385,7 @@ def _fit(
         ),
         measured_total_seconds=float(measured.sum()),
         fitted_total_seconds=float(fitted.sum()),
+        fitted_seconds=tuple(fitted.tolist()),
     )
 
 
@@ -440,7 +519,7 @@ def _standard_errors(design: Floats, measured: Floats, weights: Floats, values: 
 
 
 def _figures(
-    log: Log, fits: Sequence[Fit], warnings: list[str]
+    log: Log, fits: Sequence[Fit], large: Mapping[str, int], warnings: list[str]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """The keys of a link file that the fits are enough for, with their sources."""
     source = f"cutedge calibrate: {log.name}, {len(log.lines)} calls"
@@ -462,6 +541,10 @@ def _figures(
             warnings.append(
                 f"no bandwidth for what is {way}: with this link its seconds stay unknown"
             )
+        if name in large and (slope := one.value(LARGE + name)):
+            add(f"{way}_large_message_bytes", large[name], "where the calls take another line")
+            key = f"{way}_large_message_bandwidth_bytes_per_second"
+            add(key, round(1 / slope), f"1 / {slope:.6g}, of calls with so much or more")
     for way, (one, _) in by_way.items():
         latency = one.value(LATENCY)
         if latency is not None:

@@ -6,7 +6,6 @@ A figure is a TOML table ``[key]`` with ``value`` and ``source``; the key carrie
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ class Figure:
     """More than 0; else 0 is allowed."""
     most: float = 2**63 - 1
     """The largest value, itself allowed."""
+    flag: bool = False
+    """Not a number but true or false."""
 
     def read(self, where: str, entry: Any) -> tuple[float, str]:
         """(value, source) of a figure's table. Raises InputError that begins with ``where``."""
@@ -31,14 +32,21 @@ class Figure:
             raise InputError(f"{where}: a table with value and source is wanted, not {entry!r}")
         check_keys(entry, where, required=("value", "source"))
         value, source = entry["value"], entry["source"]
-        number = type(value) is int or (type(value) is float and isfinite(value) and not self.whole)
-        if not number or value < 0 or value > self.most or (self.positive and value == 0):
+        if self.flag:
+            fits = type(value) is bool
+        else:
+            fits = type(value) is int or (type(value) is float and not self.whole)
+            fits = fits and 0 <= value <= self.most  # no NaN is
+            fits = fits and not (self.positive and value == 0)
+        if not fits:
             raise InputError(f"{where}: value must be {self}, not {value!r}")
         if not isinstance(source, str) or not source.strip():
             raise InputError(f"{where}: source must say where the figure comes from")
         return value, source
 
     def __str__(self) -> str:
+        if self.flag:
+            return "true or false"
         least = "more than 0" if self.positive else "0 or more"
         return f"a {'whole ' if self.whole else ''}number, {least} and at most {self.most:g}"
 

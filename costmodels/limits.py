@@ -141,8 +141,10 @@ class Model:
         )
 
 
-def describe(near: OpGraph, far: Sequence[OpGraph] = ()) -> Model:
+def describe(near: OpGraph, far: Sequence[OpGraph] = (), *, in_bytes: bool = False) -> Model:
     """What the limits need, off annotated decodes of one sequence.
+
+    Parameters are counted, or with ``in_bytes`` what they take where they are stored.
 
     ``near`` is over few cached tokens; ``far`` is over so many that all windows are full, where it
     is another program there: one trace, or two over one cached token more where its formulas have
@@ -169,12 +171,13 @@ def describe(near: OpGraph, far: Sequence[OpGraph] = ()) -> Model:
             if owner.role not in STATE or owner.id in seen:
                 continue
             seen.add(owner.id)
+            size = owner.bytes if in_bytes else owner.numel
             if chosen is not None and tensor is chosen.stack:
-                experts.append(_Experts(owner.numel, float(chosen.share)))
+                experts.append(_Experts(size, float(chosen.share)))
             elif op.id > last:
-                head += owner.numel
+                head += size
             else:
-                layers += owner.numel
+                layers += size
     lines = _lines([near])
     beyond = _lines(far) if far else lines
     cached, attention = (Least(*both) for both in zip(lines, beyond, strict=True))
@@ -322,15 +325,25 @@ class Limits:
 
 
 def limits(
-    model: Model, device: DeviceFigures, *, weight_bits: float, kv_bits: float, prompt: int
+    model: Model,
+    device: DeviceFigures,
+    *,
+    weight_bits: float,
+    kv_bits: float,
+    prompt: int,
+    stored: Model | None = None,
 ) -> Limits:
-    """The limits for weights of ``weight_bits``, a cache of ``kv_bits`` and a prompt of tokens."""
+    """The limits for weights of ``weight_bits``, a cache of ``kv_bits`` and a prompt of tokens.
+
+    ``stored`` is the model in bytes (``describe``), where weights have a format of their own.
+    """
+    held, of = (model, weight_bits / 8) if stored is None else (stored, 1.0)
     cached, value_bytes = model.cached, kv_bits / 8
     pair, peak = model.attention.near.slope, device.flops_per_second
 
     def read(n: float) -> float:
         moved = (cached(n) + cached(n - 1)) * value_bytes
-        return (model.read_params(n) * weight_bits / 8 + moved) / device.bytes_per_second * 1000
+        return (held.read_params(n) * of + moved) / device.bytes_per_second * 1000
 
     def coarse(n: float) -> float:
         return (model.layers_params + model.lm_head_params + pair) * 2 * n / peak * 1000
@@ -339,12 +352,12 @@ def limits(
         return ((model.layers_params + pair) * n + model.lm_head_params) * 2 / peak * 1000
 
     products = (model.layers_params * prompt + model.lm_head_params) * 2
-    free = device.memory_bytes - model.stored_params * weight_bits / 8
+    free = device.memory_bytes - held.stored_params * of
     tokens, why = _tokens(cached, free / value_bytes)
     per_token = cached.far.slope * value_bytes
     # What a token over full windows reads beside the others' keys and values, and what it writes.
     beside = cached.far.start + cached.near.slope + cached.near.start
-    first = model.read_params(1) * weight_bits / 8 + beside * value_bytes
+    first = held.read_params(1) * of + beside * value_bytes
     return Limits(
         decoder_layers_params=model.layers_params,
         lm_head_params=model.lm_head_params,

@@ -36,10 +36,24 @@ class Link:
     """Wire bytes a second; without it nothing is said of the seconds of what is sent."""
     received_bandwidth_bytes_per_second: int | None = None
     """As ``sent_bandwidth_bytes_per_second``."""
-    sent_latency_seconds: float = 0.0
-    """What a message takes beside its bytes, from one end to the other."""
-    received_latency_seconds: float = 0.0
+    sent_large_message_bytes: int | None = None
+    """A message with so much payload on the wire, or more, goes at the bandwidth of large ones."""
+    received_large_message_bytes: int | None = None
+    """As ``sent_large_message_bytes``."""
+    sent_large_message_bandwidth_bytes_per_second: int | None = None
+    """Wire bytes a second of a large message, in place of the other bandwidth."""
+    received_large_message_bandwidth_bytes_per_second: int | None = None
+    """As ``sent_large_message_bandwidth_bytes_per_second``."""
+    sent_latency_seconds: float | None = None
+    """What a message takes beside its bytes, from one end to the other. None where it is not known:
+    seconds on this link are then at least what is said."""
+    received_latency_seconds: float | None = None
     """As ``sent_latency_seconds``."""
+    sent_toll_seconds: float = 0.0
+    """What each message costs its two ends beside its latency, as the set-up of its encryption:
+    no other message of the link moves in it."""
+    received_toll_seconds: float = 0.0
+    """As ``sent_toll_seconds``."""
     sent_serialisation_seconds_per_byte: float = 0.0
     """What the two ends together take to pack and unpack a payload byte."""
     received_serialisation_seconds_per_byte: float = 0.0
@@ -54,6 +68,13 @@ class Link:
     shared_memory_handle_bytes: int = 0
     """What is on the wire of a tensor in shared memory, instead of its payload. One with no more
     payload than that goes over the wire all the same."""
+    concurrency_messages: int | None = None
+    """How many messages are under way at one time, both directions together. None: as many as
+    there are directions, one in each."""
+    synchronous: bool = False
+    """Whether the sender waits until its message has arrived."""
+    confidential: bool = False
+    """Whether it is to an accelerator in confidential mode, which others do not have."""
     chunk_bytes: int | None = None
     """The payload that a message has on the wire goes in pieces of this many bytes and a rest
     where it is longer. Each piece is a message of its own: it pays framing and latency."""
@@ -72,42 +93,84 @@ class Link:
         return {**about, **self.figures, "sources": self.sources}
 
     def timed(self, direction: str) -> bool:
-        """Whether the seconds of messages in a ``direction`` of the transfers are known."""
+        """Whether it has a bandwidth in a ``direction`` of the transfers, and so seconds."""
         return _of(self, direction, "bandwidth_bytes_per_second") is not None
+
+    def at_least(self, direction: str) -> bool:
+        """Whether its seconds in a ``direction`` leave out a latency that is not known."""
+        return self.timed(direction) and _of(self, direction, "latency_seconds") is None
 
     def payload_rate(self, direction: str) -> float | None:
         """Payload bytes a second of a long message in a ``direction`` of the transfers: what wire,
         packing and encryption leave of the bandwidth. None without one.
         """
-        bandwidth = _of(self, direction, "bandwidth_bytes_per_second")
-        return None if bandwidth is None else 1 / (1 / bandwidth + _toll(self, direction))
+        if not self.timed(direction):
+            return None
+        usual, large = _bandwidths(self, direction)
+        least = _of(self, direction, "large_message_bytes")
+        whole = self.chunk_bytes is None or (least is not None and self.chunk_bytes >= least)
+        return 1 / (1 / (large if whole else usual) + _packing(self, direction))
 
     def tensor_seconds(self, payload: int, direction: str) -> float | None:
         """What a tensor takes, without what its message takes however little is in it.
 
-        Of a message in one piece, the tensors and ``message_seconds`` add up to ``message_cost``.
-        With ``chunk_bytes`` they are the least: each tensor pays for the pieces that it has more
-        than one of, and together they may fill some more. None without a bandwidth in that
-        ``direction`` of the transfers.
+        Of a message in one piece, on a link whose large messages go like others, the tensors and
+        ``message_seconds`` add up to ``message_cost``. Else they are the least: with
+        ``chunk_bytes`` each tensor pays for the pieces that it has more than one of, and together
+        they may fill some more; with large messages each is taken at the faster rate that a
+        message with it may have. None without a bandwidth in that ``direction`` of the transfers.
         """
-        alone = message_cost(self, [payload], direction).seconds
+        alone = message_cost(_unbroken(self, direction, payload), [payload], direction).seconds
         return None if alone is None else alone[0] - (self.message_seconds(direction) or 0.0)
 
     def message_seconds(self, direction: str) -> float | None:
-        """What a message takes beside its tensors: latency and its own framing; None likewise."""
-        bandwidth: int | None = _of(self, direction, "bandwidth_bytes_per_second")
-        if bandwidth is None:
+        """What a message takes beside its tensors, at the least: latency where that is known, toll
+        and its own framing; None likewise.
+        """
+        if not self.timed(direction):
             return None
         framing: int = _of(self, direction, "message_framing_bytes")
-        latency: float = _of(self, direction, "latency_seconds")
-        return latency + framing / bandwidth
+        return _message_toll(self, direction) + framing / max(_bandwidths(self, direction))
 
 
-def _toll(link: Link, direction: str) -> float:
+def _message_toll(link: Link, direction: str) -> float:
+    """Seconds a message, whatever is in it."""
+    latency: float | None = _of(link, direction, "latency_seconds")
+    toll: float = _of(link, direction, "toll_seconds")
+    return (latency or 0.0) + toll
+
+
+def _packing(link: Link, direction: str) -> float:
     """Seconds a payload byte, beside those on the wire."""
     packing: float = _of(link, direction, "serialisation_seconds_per_byte")
     encryption: float = _of(link, direction, "encryption_seconds_per_byte")
     return packing + encryption
+
+
+def _bandwidths(link: Link, direction: str) -> tuple[int, int]:
+    """(of messages in general, of large ones), where it has one."""
+    usual: int = _of(link, direction, "bandwidth_bytes_per_second")
+    large: int | None = _of(link, direction, "large_message_bandwidth_bytes_per_second")
+    return usual, usual if large is None else large
+
+
+def _unbroken(link: Link, direction: str, payload: int) -> Link:
+    """The same without large messages, at the fastest rate that a tensor may go at in a message.
+
+    A tensor that is large by itself is in no small message; a small one may be in either.
+    """
+    way = "received" if direction == "receive" else "sent"
+    large = _of(link, direction, "large_message_bytes")
+    if large is None:
+        return link
+    usual, other = _bandwidths(link, direction)
+    always = payload >= max(large, link.shared_memory_threshold_bytes) and link.chunk_bytes is None
+    fields: dict[str, Any] = {
+        f"{way}_bandwidth_bytes_per_second": other if always else max(usual, other),
+        f"{way}_large_message_bytes": None,
+        f"{way}_large_message_bandwidth_bytes_per_second": None,
+    }
+    return replace(link, **fields)
 
 
 def _of(link: Link, direction: str, figure: str) -> Any:
@@ -182,7 +245,10 @@ OPTIONAL: Mapping[str, Figure] = {
         f"{way}_{figure}": kind
         for figure, kind in (
             ("bandwidth_bytes_per_second", _RATE),
+            ("large_message_bytes", Figure(whole=True, positive=True)),
+            ("large_message_bandwidth_bytes_per_second", _RATE),
             ("latency_seconds", _SECONDS),
+            ("toll_seconds", _SECONDS),
             ("serialisation_seconds_per_byte", _SECONDS),
             ("encryption_seconds_per_byte", _SECONDS),
         )
@@ -190,13 +256,28 @@ OPTIONAL: Mapping[str, Figure] = {
     },
     "shared_memory_threshold_bytes": _BYTES,
     "shared_memory_handle_bytes": _FRAMING,
+    "concurrency_messages": Figure(whole=True, positive=True),
+    "synchronous": Figure(flag=True),
+    "confidential": Figure(flag=True),
     "chunk_bytes": Figure(whole=True, positive=True),
 }
 """The figures that a description may have."""
 
 FIGURES: Mapping[str, Figure] = {**REQUIRED, **OPTIONAL}
 
-_TOGETHER = ("shared_memory_threshold_bytes", "shared_memory_handle_bytes")
+_NEEDS: Mapping[str, str] = {
+    "shared_memory_threshold_bytes": "shared_memory_handle_bytes",
+    "shared_memory_handle_bytes": "shared_memory_threshold_bytes",
+    **{
+        f"{way}_{figure}": f"{way}_{needed}"
+        for way in ("sent", "received")
+        for figure, needed in (
+            ("large_message_bytes", "large_message_bandwidth_bytes_per_second"),
+            ("large_message_bandwidth_bytes_per_second", "large_message_bytes"),
+        )
+    },
+}
+"""Key -> the one without which it is of no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,15 +315,20 @@ def message_cost(link: Link, payloads: Sequence[Any], direction: str) -> Message
     wire[0] = wire[0] + pieces * _of(link, direction, "message_framing_bytes")
     peak = in_memory + piece
 
-    bandwidth = _of(link, direction, "bandwidth_bytes_per_second")
-    if bandwidth is None:
+    if not link.timed(direction):
         return MessageCost(tuple(wire), None, peak)
-    toll = _toll(link, direction)
+    usual, of_large = _bandwidths(link, direction)
+    packing = _packing(link, direction)
     seconds = [
-        on_wire / bandwidth + payload * toll
-        for on_wire, payload in zip(wire, payloads, strict=True)
+        on_wire / usual + payload * packing for on_wire, payload in zip(wire, payloads, strict=True)
     ]
-    seconds[0] = seconds[0] + pieces * _of(link, direction, "latency_seconds")
+    least = _of(link, direction, "large_message_bytes")
+    if least is not None:
+        tail = rest - rest // (piece + (piece == 0)) * piece
+        in_large = (rest - tail) * (piece >= least) + tail * (tail >= least)
+        slower = in_large / (rest + (rest == 0)) * (1 / of_large - 1 / usual)
+        seconds = [each + on_wire * slower for each, on_wire in zip(seconds, wire, strict=True)]
+    seconds[0] = seconds[0] + pieces * _message_toll(link, direction)
     return MessageCost(tuple(wire), tuple(seconds), peak)
 
 
@@ -284,10 +370,19 @@ def _parse(path: Path, text: str) -> Link:
     description = table.pop("description")
     if not isinstance(description, str):
         raise InputError(f"{path}: description must be text")
-    for key, other in (_TOGETHER, _TOGETHER[::-1]):
+    for key, other in _NEEDS.items():
         if key in table and other not in table:
             raise InputError(f"{path}: key {other!r} is missing: {key} is of no use without it")
     read = {key: FIGURES[key].read(f"{path}: [{key}]", entry) for key, entry in table.items()}
     figures: dict[str, Any] = {key: value for key, (value, _) in read.items()}
     sources = {key: source for key, (_, source) in read.items()}
+    for way in ("sent", "received"):
+        if (
+            f"{way}_large_message_bytes" in table
+            and f"{way}_bandwidth_bytes_per_second" not in table
+        ):
+            raise InputError(
+                f"{path}: key '{way}_bandwidth_bytes_per_second' is missing: that of large messages "
+                "is in place of it"
+            )
     return Link(path.stem, description, **figures, sources=sources)

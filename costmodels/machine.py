@@ -45,6 +45,24 @@ class Machine:
         return (self.home, *self.accelerators)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What cannot be so, in sentences: a confidential link to what has no such mode.
+
+        >>> from costmodels.devices import load_device
+        >>> from costmodels.links import load_link
+        >>> card, link = load_device("rtx-4090"), Links(load_link("pcie5-x16-cc"))
+        >>> Machine("tee", ("gpu",), link, described={"gpu": card}).warnings
+        ('rtx-4090 has no confidential mode, which the link pcie5-x16-cc is of: ...',)
+        """
+        return tuple(
+            f"{device.name} has no confidential mode, which the link {link.name} is of: take one "
+            f"that has (h100-cc), or another link ({device.host_link or 'pcie5-x16'})"
+            for name in self.accelerators
+            for link, device in [(self.links.of(name), self.described.get(name))]
+            if device is not None and link.confidential and not device.trusted
+        )
+
+    @property
     def engine(self) -> str:
         """The name of the engine; where not all devices have it, behind the device; else empty.
 

@@ -52,6 +52,8 @@ class Weight:
     """Of the layer that it is in; of what makes values, its place among all that do."""
     of: int = 1
     """How many of those there are."""
+    layer: int | None = None
+    """The number of the layer that it is in; None outside of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ def weights_of(graph: OpGraph) -> tuple[dict[int, Weight], Model]:
             weight = _weight(graph, op, tensor, owner, parts[owner.id][0])
             if weight is not None:
                 if op.layer is not None:
-                    weight = replace(weight, number=op.layer, of=len(depth[op.stack]))
+                    of = len(depth[op.stack])
+                    weight = replace(weight, number=op.layer, of=of, layer=op.layer)
                 found[owner.id] = weight
                 if weight.part.startswith("experts") and len(owner.shape) == 3:
                     experts = max(experts, owner.shape[0])

@@ -64,6 +64,11 @@ class Encoding:
         )
         return -int(-bits // 8)
 
+    @property
+    def bits_an_element(self) -> float:
+        """Of whole groups, what each has beside shared out."""
+        return self.element_bits + self.group_bits / (self.group_elements or 1)
+
     def fits(self, inputs: int) -> bool:
         """Whether rows of so many elements can be stored so."""
         return self.otherwise is None or inputs % (self.group_elements or inputs) == 0
@@ -362,7 +367,7 @@ def cache_in(graph: OpGraph, name: str) -> OpGraph:
                     f"--kv-dtype {name}: a row of {tensor.name} has {tensor.shape[-1]} values, no "
                     f"whole number of groups of {way.group_elements}"
                 )
-    bits = Fraction(way.element_bits) + Fraction(way.group_bits) / (way.group_elements or 1)
+    bits = Fraction(way.bits_an_element)
     tensors = [
         _packed(tensor, bits / 8) if graph.storage(tensor).id in packed else tensor
         for tensor in graph.tensors

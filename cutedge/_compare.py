@@ -150,11 +150,16 @@ class Comparison(Sequence[Partition]):
 
     @property
     def warnings(self) -> list[str]:
-        """Where the policies do less than they say."""
+        """Where the policies do less than they say, and what of the machine cannot be so."""
+        machine = self.compared.setting.machine.warnings
         return [
-            f"{name}: {warning}"
-            for name, one in zip(self.compared.names, self, strict=True)
-            for warning in one.warnings
+            *machine,
+            *(
+                f"{name}: {warning}"
+                for name, one in zip(self.compared.names, self, strict=True)
+                for warning in one.warnings
+                if warning not in machine
+            ),
         ]
 
     @property

@@ -11,7 +11,7 @@ from costmodels.engines import PHYSICAL
 from costmodels.links import Link, load_link
 from costmodels.roofline import DeviceTime, Share, refuse_missing, shares, time_graph
 from cutedge._machines import array_options, engines_of
-from tracer.errors import choose
+from tracer.errors import InputError, choose
 from tracer.graph import Op, OpGraph
 from tracer.summary import parameter_bytes
 
@@ -188,8 +188,11 @@ class ModelLimits:
     def headline(self) -> str:
         """What the limits are of."""
         of = self.about
+        bits = f"{of['weight_bits']:g}-bit weights"
+        if of["weights"]:
+            bits = f"weights in {of['weights']} ({of['weight_bits']:.4g} bits each)"
         return (
-            f"{of['model']} on {of['device']}: {of['weight_bits']:g}-bit weights, "
+            f"{of['model']} on {of['device']}: {bits}, "
             f"{of['kv_bits']:g}-bit cache, {of['prompt']} tokens of prompt, peak of "
             f"{of['compute_dtype']}"
         )
@@ -231,8 +234,10 @@ def limits(
     model: str,
     device: str = "rtx-4090",
     *,
-    weight_bits: float = 16,
-    kv_bits: float = 16,
+    weight_bits: float | None = None,
+    kv_bits: float | None = None,
+    weights: str | Path | None = None,
+    kv_dtype: str | None = None,
     prompt: int = 1024,
     dtype: str | None = None,
     units: Literal["true", "reference"] = "true",
@@ -241,8 +246,11 @@ def limits(
     """Say how fast one user's model can be on a device: memory, first token, decoding.
 
     The device computes at the peak of ``dtype``; when left out, at that of the wider of weights and
-    cache. ``units`` are ``true`` counts with decimal giga and tera, or those of the ``reference``,
-    with M, G and T as powers of two. Raises InputError for what cannot be understood.
+    cache. Weights and cached values have 16 bits, or as many as ``weight_bits`` and ``kv_bits`` say,
+    or are stored in ``weights`` and ``kv_dtype`` (``Trace.stored``), and weights of a config with a
+    ``quantization_config`` as that says. ``units`` are ``true`` counts with decimal giga and tera,
+    or those of the ``reference``, with M, G and T as powers of two. Raises InputError for what
+    cannot be understood.
 
     >>> import cutedge
     >>> cutedge.limits("qwen1.5-7b", weight_bits=8, kv_bits=8).figures["kv_cache_params_per_token"]
@@ -250,19 +258,34 @@ def limits(
     """
     from costmodels import limits as of_model
     from costmodels.experts import active_parameters
+    from costmodels.flops import annotate
+    from costmodels.weights import cache_encoding
     from cutedge._request import decodes
+    from cutedge._storage import in_storage
 
     on, binary = load_device(device), units == "reference"
+    for given, other, names in (
+        (weights, weight_bits, "--weights or --weight-bits"),
+        (kv_dtype, kv_bits, "--kv-dtype or --kv-bits"),
+    ):
+        if given is not None and other is not None:
+            raise InputError(f"give {names}, not both")
+    asked, weight_bits = weight_bits, 16 if weight_bits is None else weight_bits
+    if kv_dtype is not None:
+        kv_bits = cache_encoding(kv_dtype).bits_an_element
+    kv_bits = 16 if kv_bits is None else kv_bits
     if dtype is None:  # the reference computes at one peak, whatever the bits
         dtype = "float32" if binary else of_model.compute_dtype(on, max(weight_bits, kv_bits))
     figures = of_model.device_figures(on, dtype, binary=binary)
     near, far, warnings = decodes(model, overrides)
+    if weights is not None:
+        near = annotate(in_storage(near, weights, None))
+    described, stored = of_model.describe(near, far), None
+    if near.meta.weights and asked is None:
+        stored = of_model.describe(near, far, in_bytes=True)
+        weight_bits = 8 * stored.stored_params / described.stored_params
     found = of_model.limits(
-        of_model.describe(near, far),
-        figures,
-        weight_bits=weight_bits,
-        kv_bits=kv_bits,
-        prompt=prompt,
+        described, figures, weight_bits=weight_bits, kv_bits=kv_bits, prompt=prompt, stored=stored
     )
     return ModelLimits(
         {
@@ -270,6 +293,8 @@ def limits(
             "device": on.name,
             "compute_dtype": dtype,
             "units": units,
+            "weights": None if stored is None else near.meta.weights,
+            "kv_dtype": kv_dtype,
             "weight_bits": weight_bits,
             "kv_bits": kv_bits,
             "prompt": prompt,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cutedge._machines import read_machine
 from cutedge._workspace import MAKERS, find_partition, trace_folder
 from cutedge.runtime.measured import MeasuredRun, read_run
+from partition.schedule_table import read_schedule
 from partition.split import Split
 from partition.tables import read_split
 from tracer.errors import CutedgeError, InputError, choose
@@ -97,6 +98,8 @@ def export_timeline(
 ) -> Exported:
     """Write a timeline for ui.perfetto.dev: what is predicted, and what was measured in ``run``.
 
+    Between the two stands the schedule of a split that has one.
+
     ``home``, ``accel`` and ``link``, or ``machine``, say what the devices and links are, where the
     split does not.
     Raises InputError where there is no split, and where neither seconds nor a run are known.
@@ -125,7 +128,7 @@ def _timelines(
     machine: "Machine | None",
 ) -> "tuple[list[Timeline], list[str]]":
     """(what is predicted, where seconds are known, and what was measured; warnings)"""
-    from cutedge.exports.timeline import measured, predicted
+    from cutedge.exports.timeline import laid_out, measured, predicted
 
     names = split.placement.accelerators
     if machine is None:
@@ -139,7 +142,8 @@ def _timelines(
     if link:
         split = split.over(machine.links)
     times = replace(machine, options=split.options).times(split.graph)
-    ran = [] if run is None else [measured(split, run)]
+    ran = [] if split.schedule is None else [laid_out(split, split.schedule)]
+    ran += [] if run is None else [measured(split, run)]
     try:
         return [predicted(split, times), *ran], []
     except InputError as error:
@@ -166,6 +170,7 @@ def opened(
     if folder is None:
         return read_trace(trace)[0], None, None
     split = read_split(trace, folder)
+    split = replace(split, schedule=read_schedule(folder, split.traffic, split.trace_id))
     return split.graph, split, read_run(folder, split.trace_id, split.traffic.calls)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodels.flops import annotate
-from costmodels.links import Link, message_cost
+from costmodels.links import message_cost
 from costmodels.machine import Machine
 from cutedge._machines import machine_of
 from cutedge._partition import Partition, asked_of
@@ -79,16 +79,7 @@ class Generation:
     @property
     def unknown(self) -> tuple[str, ...]:
         """What is left out of the seconds, in words; with any of it they are at least so many."""
-        links: dict[str, Link] = {}
-        for split in (self.prefill.split, self.decode.split):
-            if split.links is not None and split.traffic.transfers:
-                among = split.links.among(split.placement.home, split.placement.accelerators)
-                links |= {link.name: link for link in among.values()}
-        return tuple(
-            f"the latency of {name}"
-            for name, link in links.items()
-            if "sent_latency_seconds" not in link.sources
-        )
+        return tuple(dict.fromkeys((*self.prefill.split.left_out, *self.decode.split.left_out)))
 
     @property
     def machine(self) -> str:

@@ -217,13 +217,19 @@ def comparison_objects(compared: "Comparison", within: float | None) -> list[dic
 
 
 def crossovers_object(
-    meta: TraceMeta, variable: str, unit: str, points: Sequence[Point], changes: Sequence[Crossover]
+    meta: TraceMeta,
+    variable: str,
+    unit: str,
+    points: Sequence[Point],
+    changes: Sequence[Crossover],
+    schedule: str | None,
 ) -> dict[str, Any]:
     """``compare --over --json``: which policy is best at which size."""
     return {
         "model": meta.model,
         "over": variable,
         "unit": unit,
+        **({} if schedule is None else {"schedule": schedule}),
         "points": [{variable: p.size, "best": p.best, "values": dict(p.values)} for p in points],
         "crossovers": [{variable: c.size, "before": c.before, "after": c.after} for c in changes],
     }

@@ -164,8 +164,8 @@ class Partition:
 
     @property
     def warnings(self) -> list[str]:
-        """Where the policy does less than it says."""
-        return list(cautions(self.trace.graph, self.rules))
+        """Where the policy does less than it says, and what of the machine cannot be so."""
+        return [*self.setting.machine.warnings, *cautions(self.trace.graph, self.rules)]
 
     def explain(self) -> "tuple[list[LadderStep], list[Price]]":
         """(the steps from offload-linear, what each rule and secret costs)"""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cutedge._placing import Compared, bottlenecks
-from cutedge._words import bottleneck_claim, coverage, relief_claim
+from cutedge._words import bottleneck_claim, coverage, relief_claim, schedule_sentences
 from cutedge.report.contents import Report, make_report
 from cutedge.report.page import drawing_library, write_page
 from cutedge.report.pictures import find_browser, take_pictures
@@ -79,6 +79,9 @@ def _headlines(found: Compared) -> list[tuple[str, str]]:
         more = "" if run is None else f"A run takes {duration(run.seconds)}, "
         if run is not None:
             more += f"{run.shares[2]:.1%} of it on the link. "
+        if one.schedule is not None:
+            said_of_it = schedule_sentences(one.schedule)
+            more += "".join(f"{line[:1].upper()}{line[1:]}. " for line in said_of_it)
         seen = " ".join(f"{each.device} sees {each.words}." for each in one.exposed)
         if worst is None:
             said.append(

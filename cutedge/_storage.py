@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.checkpoints import storage_of
+from costmodels.weight_files import SUFFIXES, stored_as
 from costmodels.weights import cache_encoding, cache_in, load_weights, stored
 from tracer.graph import OpGraph
 
 
 def check_storage(weights: str | Path | None, kv_dtype: str | None) -> None:
     """Raise InputError for formats that are not known."""
-    if weights is not None:
+    if weights is not None and not str(weights).endswith(SUFFIXES):
         load_weights(str(weights))
     if kv_dtype is not None:
         cache_encoding(kv_dtype)
@@ -19,7 +20,9 @@ def check_storage(weights: str | Path | None, kv_dtype: str | None) -> None:
 
 def in_storage(graph: OpGraph, weights: str | Path | None, kv_dtype: str | None) -> OpGraph:
     """A graph with weights and cached state in formats: ``Trace.stored``; costs are of before."""
-    if weights is not None:
+    if weights is not None and str(weights).endswith(SUFFIXES):
+        graph = stored_as(graph, Path(weights))
+    elif weights is not None:
         graph = stored(graph, load_weights(str(weights)))
     return graph if kv_dtype is None else cache_in(graph, kv_dtype)
 

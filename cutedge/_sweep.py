@@ -87,6 +87,8 @@ def sweep(
 def sweep_grid(grid: Grid, folder: Path, backend: "Backend", warn: Callable[[str], None]) -> Swept:
     """Work out every point of a grid into a folder: ``sweep``."""
     _check_policies(grid)
+    for warning in dict.fromkeys(said for m in grid.machines for said in m.warnings):
+        warn(warning)
     say_at_interrupt(
         f"interrupted; what is in {folder} is whole, and the same command goes on from there"
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops
 from partition import seen as sorts
+from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck
 from partition.ladder import Exposure
 from partition.layers import TopologicalCut
@@ -113,7 +114,7 @@ def split_sentences(made: "Partition") -> Iterator[str]:
         yield f"total payload bytes = {traffic.total_expr}"
     yield from run_sentences(split)
     if split.schedule is not None:
-        yield from schedule_sentences(split.schedule, split.unknown_latency)
+        yield from schedule_sentences(split.schedule)
     if bare := no_figures(split):
         yield bare
     yield from proof_sentences(split, made.topological_cut)
@@ -126,6 +127,12 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     yield coverage(split.graph)
 
 
+def left_out(splits: Iterable[Split]) -> Iterable[str]:
+    """What the seconds of splits leave out, a line each."""
+    for what in dict.fromkeys(what for split in splits for what in split.left_out):
+        yield f"not known, and left out of the seconds: {what}"
+
+
 def run_sentences(split: Split) -> Iterable[str]:
     """What the run takes and on what, where the devices or the link are known."""
     parts = dict(split.compute_seconds)
@@ -136,10 +143,14 @@ def run_sentences(split: Split) -> Iterable[str]:
     if run is not None and run.seconds:
         shares = [seconds / run.seconds for seconds in parts.values()]
         each = [f"{one} ({share:.2%})" for one, share in zip(each, shares, strict=True)]
-        yield f"run: {duration(run.seconds)} = {' + '.join(each)}, one after another"
-        yield f"{duration(run.seconds_per_token)} a token, {speed(run)} tokens a second"
+        least, most = ("at least ", "at most ") if split.left_out else ("", "")
+        yield f"run: {least}{duration(run.seconds)} = {' + '.join(each)}, one after another"
+        yield (
+            f"{least}{duration(run.seconds_per_token)} a token, {most}{speed(run)} tokens a second"
+        )
     elif parts:
         yield f"computing: {', '.join(each)}"
+    yield from left_out([split] if parts else [])
     for name, cycles in split.cycles.items():
         faster = f" ({split.options.text})" if split.options.text else ""
         yield f"{name}: {cycles:,} cycles{faster}"
@@ -156,7 +167,17 @@ def run_sentences(split: Split) -> Iterable[str]:
         )
 
 
-def schedule_sentences(found: Schedule, unknown_latency: Sequence[str]) -> Iterator[str]:
+def crossover_sentences(
+    variable: str, points: Sequence[Point], changes: Sequence[Crossover]
+) -> Iterator[str]:
+    """From which size to which a policy is the best."""
+    best = [(points[0].size, points[0].best), *((c.size, c.after) for c in changes)]
+    ends = [size - 1 for size, _ in best[1:]] + [points[-1].size]
+    for (size, name), end in zip(best, ends, strict=True):
+        yield f"from {variable} {size:,} to {end:,}: {name} is best"
+
+
+def schedule_sentences(found: Schedule) -> Iterator[str]:
     """How long a run takes as it was laid out, what bounds that, and which resource limits it."""
     least = "at least " if found.at_least else ""
     whole, serial = found.makespan_seconds, found.serial_seconds
@@ -173,12 +194,14 @@ def schedule_sentences(found: Schedule, unknown_latency: Sequence[str]) -> Itera
             f"second; {found.limited_by} is the busiest ({found.idle_shares[found.limited_by]:.1%} "
             f"idle) and lets at most {most:,.4g} through"
         )
-    if found.at_least:
-        unknown = [f"the latency of {name}" for name in unknown_latency]
-        unknown += ["the seconds of some ops or transfers"] * any(
-            slot.task.seconds is None for slot in found.slots
+    first = [slot.task for slot in found.slots if slot.request == 0 and slot.task.seconds is None]
+    moving = sum(task.op is None for task in first)
+    if first:
+        computing = counted(len(first) - moving, "op")
+        yield (
+            "not known, and left out of the schedule: the seconds of "
+            f"{computing} and {counted(moving, 'transfer')}"
         )
-        yield f"not known, and left out of the schedule: {', '.join(unknown)}"
 
 
 def schedule_columns(splits: Sequence[Split]) -> dict[str, list[str]]:
@@ -472,8 +495,7 @@ def generation_sentences(made: "Generation") -> Iterator[str]:
             yield f"then {least}{mean} a token: {first} the first, {last} the last"
         rate = "at most " if found["at_least"] else ""
         yield f"{rate}{found['tokens_per_second']:,.4g} tokens a second"
-        for what in found["left_out"]:
-            yield f"not known, and left out of the seconds: {what}"
+        yield from left_out([made.prefill.split, made.decode.split])
     yield f"cache at the end: {human(found['cache_bytes'])}"
     if made.anew is not None:
         saved, seconds = made.anew

@@ -56,8 +56,10 @@ class Transfer:
     """Payload and framing; a message's own framing is with its first tensor. Of what lies in shared
     memory, its handle and framing."""
     seconds: float | None
-    """On the link, packing and encryption with it; a message's latency is with its first tensor.
-    None where the link has no bandwidth in this direction."""
+    """On the link, packing and encryption with it; a message's latency and toll are with its first
+    tensor. None where the link has no bandwidth in this direction."""
+    at_least: bool
+    """Whether the seconds leave out the latency of its message, which is not known."""
     bytes_expr: str | None
     """``payload_bytes`` as a formula, None for a concrete trace."""
 
@@ -84,6 +86,8 @@ class Call:
     """To home, with framing."""
     seconds: float | None
     """Of its transfers, one after another; None where those of one of them are not known."""
+    at_least: bool
+    """Whether the seconds leave out a latency that is not known."""
     step: int
     """Which of home's turns it ends, counted from 1; see ``steps_of``."""
 
@@ -110,6 +114,8 @@ class Totals:
     """To home; None likewise."""
     peer_seconds: float | None
     """Between accelerators; None where a link that is used has no bandwidth for what is sent."""
+    at_least: bool
+    """Whether the seconds leave out a latency that is not known."""
 
     @property
     def payload_bytes(self) -> int:
@@ -372,6 +378,7 @@ def _transfers(
 
     wire = dict.fromkeys(range(len(directed)), 0)
     seconds: dict[int, float] = {}
+    at_least: set[int] = set()
     peak = 0
     for (_, src, dst, direction), numbers in messages.items():
         link = links.between(src, dst, home)
@@ -379,6 +386,8 @@ def _transfers(
         wire.update(zip(numbers, cost.wire_bytes, strict=True))
         if cost.seconds is not None:
             seconds.update(zip(numbers, cost.seconds, strict=True))
+        if link.at_least(direction):
+            at_least.add(numbers[0])
         peak = max(peak, cost.peak_buffer_bytes)
     transfers = tuple(
         Transfer(
@@ -392,6 +401,7 @@ def _transfers(
             payload_bytes=payload,
             wire_bytes=wire[number],
             seconds=seconds.get(number),
+            at_least=number in at_least,
             bytes_expr=expr_on_wire(graph.tensors[move.tensor], dtype),
         )
         for number, ((move, direction), (dtype, payload)) in enumerate(
@@ -442,13 +452,14 @@ def _filled(
                 totals.received_payload_bytes,
                 totals.received_wire_bytes,
                 totals.seconds,
+                totals.at_least,
                 step,
             )
         )
     return tuple(result)
 
 
-def totals_of(transfers: Iterable[Transfer], of_home: Sequence[Link]) -> Totals:
+def totals_of(transfers: Sequence[Transfer], of_home: Sequence[Link]) -> Totals:
     """The sums; where nothing crosses, the links of home say whether seconds are known."""
     payload = dict.fromkeys(("send", "receive", "peer"), 0)
     wire = dict(payload)
@@ -472,6 +483,7 @@ def totals_of(transfers: Iterable[Transfer], of_home: Sequence[Link]) -> Totals:
         seconds["send"],
         seconds["receive"],
         seconds["peer"],
+        at_least=any(transfer.at_least for transfer in transfers),
     )
 
 

@@ -2,8 +2,9 @@
 
 A run is a list of tasks in the order of execution of the accounting: in each step the calls with
 what they are sent, their ops and what comes home, then home's ops. An op takes its device, a
-transfer its direction of a link: one at a time on each (a link may say how many messages it takes,
-both directions together). ``serial`` does the tasks one after another, and its seconds are the sums
+transfer its direction of a link: one at a time on each. A link may say how many messages it takes,
+both directions together, and that it is synchronous: then a transfer takes the device that sends
+too. ``serial`` does the tasks one after another, and its seconds are the sums
 of the accounting.
 
 ``overlap`` is a list schedule (Graham, Bounds on Multiprocessing Timing Anomalies, SIAM J. Appl.
@@ -35,6 +36,7 @@ from heapq import heappop, heappush
 from math import fsum
 from typing import Literal
 
+from costmodels.links import Links
 from costmodels.roofline import DeviceTime
 from partition import Residency, ScheduleKind
 from partition.accounting import Call, Traffic, Transfer, steps_of
@@ -80,6 +82,8 @@ class Task:
     @property
     def waits_for(self) -> tuple[int, ...]:
         """The tasks that are over before it starts, each once."""
+        if not self.follows:
+            return self.needs  # as with most
         return (*self.needs, *(before for before in self.follows if before not in self.needs))
 
 
@@ -188,6 +192,18 @@ def way(src: str, dst: str) -> str:
     return f"{src} -> {dst}"
 
 
+def taken_by(transfer: Transfer, links: Links | None, home: str) -> tuple[tuple[str, ...], int]:
+    """(the resources that a transfer takes, how many transfers the first of them takes)"""
+    src, dst = transfer.src_device, transfer.dst_device
+    link = None if links is None else links.between(src, dst, home)
+    if link is None:
+        return (way(src, dst),), 1
+    first, last = sorted((src, dst), key=lambda device: (device != home, device))
+    several = link.concurrency_messages
+    on = way(src, dst) if several is None else f"{first} <-> {last}"
+    return (on, src) if link.synchronous else (on,), several or 1
+
+
 def executed(
     graph: OpGraph, placement: Placement, traffic: Traffic
 ) -> Iterator[tuple[Op | Transfer, Call | None]]:
@@ -217,13 +233,16 @@ def tasks_of(
     traffic: Traffic,
     times: Mapping[str, DeviceTime],
     residency: Residency = "run",
-) -> list[Task]:
-    """The tasks of a run, in order of execution.
+    links: Links | None = None,
+) -> tuple[list[Task], dict[str, int]]:
+    """(the tasks of a run, in order of execution; resource -> how many it takes at one time)
 
     ``times`` are those under the placement, paging included (``run.times_under``); the seconds of a
-    device that is not among them are not known.
+    device that is not among them are not known. Without ``links`` each direction takes one.
     """
     tasks: list[Task] = []
+    lanes = dict.fromkeys((placement.home, *placement.accelerators), 1)
+    moving: dict[str, int] = {}
     made: dict[int, int] = {}  # op -> its task
     came: dict[tuple[int, str], int] = {}  # (tensor, device) -> the task that brought it last
     message: dict[tuple[int, str, str], int] = {}  # its call and ends -> its tensor before
@@ -247,7 +266,8 @@ def tasks_of(
             needs = {there(tensor.id, device, call) for tensor in graph.flowing(one.id)}
             seconds = times[device].ops[one.id].seconds if device in times else None
             made[one.id] = number
-            uses, follows = (device,), set[int]()
+            uses: tuple[str, ...] = (device,)
+            follows = set[int]()
         else:
             assert call is not None
             key = (call.id, one.src_device, one.dst_device)
@@ -255,7 +275,8 @@ def tasks_of(
             seconds = one.seconds
             follows = {message[key]} if key in message else set()
             message[key] = came[one.tensor.id, one.dst_device] = number
-            uses = (way(one.src_device, one.dst_device),)
+            uses, several = taken_by(one, links, placement.home)
+            moving[uses[0]] = several
         if call is not None:
             follows |= ends.before(number, call, needs)
         tasks.append(
@@ -270,7 +291,7 @@ def tasks_of(
                 None if call is None else call.id,
             )
         )
-    return tasks
+    return tasks, lanes | dict(sorted(moving.items()))
 
 
 class _Ends:
@@ -297,12 +318,6 @@ class _Ends:
         self._open[device].add(number)
         self._inside[device].add(number)
         return frozenset() if inside else self._last[device]
-
-
-def lanes_of(tasks: Sequence[Task], placement: Placement) -> dict[str, int]:
-    """Resource -> how many tasks it takes at one time: home, accelerators, directions of links."""
-    moving = sorted({task.uses[0] for task in tasks if task.transfer is not None})
-    return dict.fromkeys((placement.home, *placement.accelerators, *moving), 1)
 
 
 # --- the schedules --------------------------------------------------------------------------------
@@ -457,13 +472,12 @@ def _slots(laid: Sequence[_Laid], tasks: int, queue: Wait) -> tuple[Slot, ...]:
     before: list[int | None] = []
     waits: list[Wait | None] = []
     for one in laid:
-        first = one.request * tasks
-        ends = [(laid[first + number].end, number) for number in one.task.waits_for]
+        first, rules = one.request * tasks, one.task.waits_for
         if one.after is not None:
             before.append(one.after)
             waits.append(queue)
-        elif ends:
-            number = max(ends)[1]
+        elif rules:
+            number = max((laid[first + number].end, number) for number in rules)[1]
             before.append(first + number)
             waits.append("data" if number in one.task.needs else "order")
         else:

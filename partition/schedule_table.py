@@ -1,13 +1,16 @@
 """A schedule as a table, and what there is to say of it in a row."""
 
+import json
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from partition.accounting import call_label
-from partition.schedule import Schedule
+from partition.accounting import Traffic, call_label
+from partition.schedule import Schedule, Slot, Task
 from tracer.graph import OpGraph
-from tracer.serde import Rows, column
+from tracer.serde import Rows, TableError, column, read_table
 from tracer.summary import tensor_names
 
 SCHEDULE = pa.schema(
@@ -100,6 +103,49 @@ def schedule_rows(graph: OpGraph, schedule: Schedule) -> Rows:
             )
         )
     return rows
+
+
+def schedule_metadata(schedule: Schedule) -> str:
+    """What the file says of the whole schedule, as JSON."""
+    return json.dumps({name: getattr(schedule, name) for name in _OF_THE_WHOLE})
+
+
+def read_schedule(folder: Path, traffic: Traffic, trace_id: str) -> Schedule | None:
+    """The schedule in a partition's directory, without why its tasks are in this order.
+
+    None where it has none. Raises TableError where it is damaged or of another trace.
+    """
+    if not (folder / "schedule.parquet").exists():
+        return None
+    table, metadata = read_table(folder, "schedule", SCHEDULE)
+    if metadata.get("trace_id") != trace_id or "schedule" not in metadata:
+        raise TableError(f"{folder}/schedule.parquet is of another trace. Run partition again.")
+    slots = tuple(
+        Slot(
+            Task(
+                (row["resource"],),
+                row["seconds"],
+                op=row["op_id"],
+                transfer=row["transfer_id"],
+                tensor=None
+                if row["transfer_id"] is None
+                else traffic.transfers[row["transfer_id"]].tensor.id,
+                call=row["call_id"],
+            ),
+            row["request"],
+            row["lane"],
+            row["start_seconds"],
+            row["end_seconds"],
+            row["waits_for"],
+            row["wait"],
+            row["critical"],
+        )
+        for row in table.to_pylist()
+    )
+    return Schedule(slots=slots, **json.loads(metadata["schedule"]))
+
+
+_OF_THE_WHOLE = tuple(field.name for field in fields(Schedule) if field.name != "slots")
 
 
 def schedule_summary(graph: OpGraph, schedule: Schedule) -> dict[str, Any]:

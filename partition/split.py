@@ -14,7 +14,7 @@ from partition.accounting import Traffic, account
 from partition.ladder import Exposure
 from partition.placement import Placement
 from partition.run import Chips, Run
-from partition.schedule import Schedule, Scheduling, lanes_of, scheduled, tasks_of
+from partition.schedule import Schedule, Scheduling, scheduled, tasks_of
 from partition.solve import Proof
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import run_of
@@ -80,11 +80,26 @@ class Split:
         return (self.placement.home, *self.placement.accelerators)
 
     def over(self, links: Links) -> "Split":
-        """The same placement, counted over other links; what was proven was of the former ones."""
+        """The same placement over other links; proof and schedule were of the former ones."""
         traffic = account(
             self.graph, self.placement, links, wire_dtype=self.wire_dtype, residency=self.residency
         )
-        return replace(self, link=links.name, links=links, traffic=traffic, solution=None)
+        return replace(
+            self, link=links.name, links=links, traffic=traffic, solution=None, schedule=None
+        )
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What its seconds leave out since it is not known: with any of it they are at least so
+        many.
+        """
+        crossed = (t for t in self.traffic.transfers if t.at_least)
+        ends = {(t.src_device, t.dst_device) for t in crossed}
+        if self.links is None:
+            return ("the latency of its links",) if ends else ()
+        home = self.placement.home
+        names = {self.links.between(one, other, home).name for one, other in ends}
+        return tuple(f"the latency of {name}" for name in sorted(names))
 
     @property
     def run(self) -> Run | None:
@@ -108,22 +123,12 @@ class Split:
 
     def laid_out(self, times: Mapping[str, DeviceTime], asked: Scheduling) -> Schedule:
         """When ops run and tensors move, by the seconds of devices under this placement."""
-        tasks = tasks_of(self.graph, self.placement, self.traffic, times, self.residency)
-        lanes = lanes_of(tasks, self.placement)
-        return scheduled(tasks, lanes, asked, self.run_seconds, at_least=bool(self.unknown_latency))
-
-    @property
-    def unknown_latency(self) -> tuple[str, ...]:
-        """The links, by name, whose latency is not known for what crosses them."""
-        if self.links is None:
-            return ()
-        home, unknown = self.placement.home, dict[str, None]()
-        for one in self.traffic.transfers:
-            link = self.links.between(one.src_device, one.dst_device, home)
-            way = "received" if one.direction == "receive" else "sent"
-            if f"{way}_latency_seconds" not in link.sources:
-                unknown[link.name] = None
-        return tuple(unknown)
+        tasks, lanes = tasks_of(
+            self.graph, self.placement, self.traffic, times, self.residency, self.links
+        )
+        return scheduled(
+            tasks, lanes, asked, self.run_seconds, at_least=self.traffic.totals.at_least
+        )
 
     @property
     def home_seconds(self) -> float | None:

@@ -15,7 +15,7 @@ from costmodels.arrays import Options
 from costmodels.flops import total_flops
 from partition.accounting import Call, Traffic, Transfer, steps_of, totals_of
 from partition.placement import Placement
-from partition.schedule_table import SCHEDULE, schedule_rows
+from partition.schedule_table import SCHEDULE, schedule_metadata, schedule_rows
 from partition.seen import what_is
 from partition.split import PARTITIONS, Split
 from tracer.files import remove_files
@@ -114,9 +114,14 @@ TRANSFERS = pa.schema(
         column(
             "seconds",
             pa.float64(),
-            "On its link, packing and encryption included; a message's latency is with its first "
-            "tensor. Null where the link has no bandwidth in this direction.",
+            "On its link, packing and encryption included; a message's latency and toll are with its "
+            "first tensor. Null where the link has no bandwidth in this direction.",
             null=True,
+        ),
+        column(
+            "at_least",
+            pa.bool_(),
+            "Whether `seconds` leaves out the latency of its message, which is not known.",
         ),
         column("module_path", pa.string(), "The module that made it, as in `ops`."),
         column(
@@ -164,6 +169,7 @@ CALLS = pa.schema(
             "known.",
             null=True,
         ),
+        column("at_least", pa.bool_(), "Whether `seconds` leaves out a latency that is not known."),
     ]
 )
 
@@ -220,6 +226,11 @@ SUMMARY = pa.schema(
             pa.float64(),
             "Of all transfers, one after another; null where one of them is not known.",
             null=True,
+        ),
+        column(
+            "at_least",
+            pa.bool_(),
+            "Whether the seconds of this row leave out what is not known, as a link's latency.",
         ),
         column(
             "resident_bytes",
@@ -393,6 +404,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         t.tensor.seq_degree,
                         t.payload_bytes / whole if whole else 0.0,
                         t.seconds,
+                        t.at_least,
                         graph.ops[t.tensor.op or 0].module_path,
                         graph.ops[t.tensor.op or 0].stack,
                         graph.ops[t.tensor.op or 0].layer,
@@ -413,6 +425,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         c.received_payload_bytes,
                         c.received_wire_bytes,
                         c.seconds,
+                        c.at_least,
                     )
                     for c in traffic.calls
                 ],
@@ -441,6 +454,8 @@ def write_partition(partition: Split, trace: Path) -> Path:
         "wire_dtype": partition.wire,
         "residency": partition.residency,
     }
+    if partition.schedule is not None:
+        metadata["schedule"] = schedule_metadata(partition.schedule)
     folder = trace / partition.folder
     write_tables(
         folder,
@@ -486,6 +501,7 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "total_bytes_expr": traffic.total_expr,
         "peak_buffer_bytes": traffic.peak_buffer_bytes,
         "seconds": totals.seconds,
+        "at_least": bool(partition.left_out),
         "resident_bytes": dict(traffic.resident_bytes),
         "coverage": total_flops(partition.graph).coverage,
         "compute_seconds": dict(partition.compute_seconds),
@@ -586,6 +602,7 @@ def _transfer(graph: OpGraph, row: Mapping[str, Any]) -> Transfer:
         row["payload_bytes"],
         row["wire_bytes"],
         row["seconds"],
+        row["at_least"],
         row["bytes_expr"],
     )
 
@@ -610,6 +627,7 @@ def _calls(
             row["received_payload_bytes"],
             row["received_wire_bytes"],
             row["seconds"],
+            row["at_least"],
             # One without ops brings new state, right after it is made.
             steps[row["ops"][0]] if row["ops"] else brought[row["call_id"]],
         )

@@ -301,6 +301,7 @@ def _over() -> dict[str, Schema]:
         **columns(RUN, "model"),
         "over": key(str, "The size that is varied."),
         "unit": key(str, "Of the values: seconds of the run, or bytes of payload."),
+        "schedule": key(str, "With --schedule: the one that seconds are of."),
         "points": key(listed(record(size | best, tuple(size))), "The best policy at each size."),
         "crossovers": key(
             listed(record(size | change, tuple(size))), "Where the best policy changes."
@@ -445,7 +446,8 @@ def _limits() -> dict[str, Schema]:
         **columns(COSTS, "device"),
         "compute_dtype": key(str, "The dtype whose peak the device computes at."),
         "units": key(str, "true: counts; reference: parameters in 2**30, cached values in 2**20."),
-        "weight_bits": key(float, "Bits a parameter."),
+        **_STORAGE,
+        "weight_bits": key(float, "Bits a parameter, on average over what linears read."),
         "kv_bits": key(float, "Bits a cached value."),
         "prompt": key(int, "Tokens of the prompt."),
         **_parameters(),
@@ -690,7 +692,7 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
             _rows("partitions", _compared(), "One for each trace directory and policy."),
             (),
         ),
-        "compare-over": ("With --over: the best policy at each size.", _over(), ()),
+        "compare-over": ("With --over: the best policy at each size.", _over(), ("schedule",)),
         "generate": ("A whole generation.", _generation(), ()),
         "sweep": ("What a sweep made.", dataclass_keys(Swept), ()),
         "report": (

@@ -1,7 +1,8 @@
 """When what runs and moves: the slices, flows and levels of one run of a split, on tracks.
 
 Predicted, everything is one after another, as the accounting has it: home's ops of a step, then the
-step's calls; in a call its transfers in order, its ops, and what comes home. Measured, only the
+step's calls; in a call its transfers in order, its ops, and what comes home. A schedule says itself
+when each op and transfer is, of several requests too. Measured, only the
 durations are known. Within a call the sending of the request comes first, the receiving of the
 reply last, and the worker's ops right before that; what is left is packing and waiting.
 """
@@ -15,12 +16,14 @@ from typing import Literal
 from costmodels.flops import numbered
 from costmodels.roofline import DeviceTime
 from cutedge.runtime.measured import MeasuredRun
-from partition.accounting import Call, Transfer, call_label, steps_of
+from partition.accounting import Call, Transfer, call_label
 from partition.run import times_under
+from partition.schedule import Schedule, executed, way
 from partition.split import Split
 from tracer.errors import InputError
 from tracer.graph import Kind, Op, Tensor
 from tracer.summary import tensor_names
+from tracer.words import counted
 
 Category = Literal["op", "call", "transfer", "home", "remote"]
 """``home`` and ``remote`` are all ops of a device between two transfers, as measured."""
@@ -83,11 +86,6 @@ class Timeline:
         return max((s.start + s.seconds for s in self.slices), default=0.0)
 
 
-def way(src: str, dst: str) -> str:
-    """The track of what moves from one device to another."""
-    return f"{src} -> {dst}"
-
-
 def _tracks(split: Split, slices: Sequence[Slice]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*split.used, *(s.track for s in slices))))
 
@@ -103,8 +101,40 @@ def predicted(split: Split, times: Mapping[str, DeviceTime]) -> Timeline:
     """
     _check_known(split, times)
     walked = _walk(split, times_under(split.graph, split.placement, split.traffic.transfers, times))
-    slices = _with_flows(split, walked)
-    return Timeline("predicted", _tracks(split, slices), slices, tuple(_levels(split, walked)))
+    slices = _with_flows(split, walked.slices, [walked])
+    levels = tuple(_levels(split, walked.slices, [walked]))
+    return Timeline("predicted", _tracks(split, slices), slices, levels)
+
+
+def laid_out(split: Split, schedule: Schedule) -> Timeline:
+    """A run, or several requests, as a schedule has it."""
+    graph, names = split.graph, tensor_names(split.graph)
+    slices: list[Slice] = []
+    walks = [_Walked(slices, {}, {}) for _ in range(schedule.requests)]
+    for slot in schedule.slots:
+        task, walked = slot.task, walks[slot.request]
+        resource = task.uses[0]
+        said: dict[str, int | float | str | None] = {
+            "seconds": task.seconds,
+            "request": slot.request,
+            "wait": slot.wait,
+            "critical": int(slot.critical),
+        }
+        if task.op is not None:
+            walked.ops[task.op] = len(slices)
+            name = call_label(graph, (task.op,))
+            said = {**_of_op(graph.ops[task.op]), "call_id": task.call, **said}
+        else:
+            transfer = split.traffic.transfers[task.transfer or 0]
+            walked.transfers[transfer.id] = len(slices)
+            name, said = names[transfer.tensor.id], {**_of_transfer(transfer), **said}
+        track = f"{resource} #{slot.lane + 1}" if schedule.lanes[resource] > 1 else resource
+        category: Category = "transfer" if task.op is None else "op"
+        slices.append(_slice(track, name, category, slot.start, slot.end - slot.start, said))
+    called = f"{schedule.schedule}, {counted(schedule.requests, 'request')}"
+    levels = tuple(_levels(split, slices, walks))
+    whole = _with_flows(split, slices, walks)
+    return Timeline(called, _tracks(split, whole), whole, levels)
 
 
 def _check_known(split: Split, times: Mapping[str, DeviceTime]) -> None:
@@ -173,33 +203,17 @@ def _walk(split: Split, times: Mapping[str, DeviceTime]) -> _Walked:
                 "transfer",
                 clock,
                 seconds,
-                {
-                    "transfer_id": transfer.id,
-                    "call_id": transfer.call,
-                    "tensor_id": transfer.tensor.id,
-                    "tensor": transfer.tensor.name,
-                    "label": transfer.tensor.label,
-                    "direction": transfer.direction,
-                    "wire_dtype": transfer.wire_dtype,
-                    "payload_bytes": transfer.payload_bytes,
-                    "wire_bytes": transfer.wire_bytes,
-                    "seconds": seconds,
-                },
+                {**_of_transfer(transfer), "seconds": seconds},
             )
         )
         clock += seconds
 
-    def carry_out(call: Call) -> None:
-        begin, place = clock, len(walked.slices)
-        walked.slices.append(_slice(home, "", "call", begin, 0.0, {}))
-        for transfer in moves[call.id]:
-            if transfer.direction != "receive":
-                move(transfer)
-        for op in call.ops:
-            run(graph.ops[op], call.device)
-        for transfer in moves[call.id]:
-            if transfer.direction == "receive":
-                move(transfer)
+    open_call: tuple[Call, float, int] | None = None  # what is carried out, since when, its slice
+
+    def close() -> None:
+        if open_call is None:
+            return
+        call, begin, place = open_call
         walked.slices[place] = _slice(
             home,
             call.label or f"state to {call.device}",
@@ -209,22 +223,17 @@ def _walk(split: Split, times: Mapping[str, DeviceTime]) -> _Walked:
             {**_of_call(call), "ops": len(call.ops), "seconds": clock - begin},
         )
 
-    steps = steps_of(graph, placement)
-    at_home: dict[int, list[Op]] = defaultdict(list)
-    for op in graph.ops:
-        if placement.devices[op.id] == home:
-            at_home[steps[op.id]].append(op)
-    calls: dict[int, list[Call]] = defaultdict(list)
-    for call in split.traffic.calls:
-        calls[call.step].append(call)
-    moves: dict[int, list[Transfer]] = defaultdict(list)
-    for transfer in split.traffic.transfers:
-        moves[transfer.call].append(transfer)
-    for step in sorted({*at_home, *calls}):
-        for call in calls[step]:
-            carry_out(call)
-        for op in at_home[step]:
-            run(op, home)
+    for one, call in executed(graph, placement, split.traffic):
+        if (open_call and open_call[0]) is not call:
+            close()
+            open_call = None if call is None else (call, clock, len(walked.slices))
+            if call is not None:
+                walked.slices.append(_slice(home, "", "call", clock, 0.0, {}))
+        if isinstance(one, Transfer):
+            move(one)
+        else:
+            run(one, home if call is None else call.device)
+    close()
     return walked
 
 
@@ -255,6 +264,20 @@ def _of_op(op: Op) -> dict[str, int | float | str | None]:
     }
 
 
+def _of_transfer(transfer: Transfer) -> dict[str, int | float | str | None]:
+    return {
+        "transfer_id": transfer.id,
+        "call_id": transfer.call,
+        "tensor_id": transfer.tensor.id,
+        "tensor": transfer.tensor.name,
+        "label": transfer.tensor.label,
+        "direction": transfer.direction,
+        "wire_dtype": transfer.wire_dtype,
+        "payload_bytes": transfer.payload_bytes,
+        "wire_bytes": transfer.wire_bytes,
+    }
+
+
 def _of_call(call: Call) -> dict[str, int | float | str | None]:
     return {
         "call_id": call.id,
@@ -266,7 +289,9 @@ def _of_call(call: Call) -> dict[str, int | float | str | None]:
     }
 
 
-def _with_flows(split: Split, walked: _Walked) -> tuple[Slice, ...]:
+def _with_flows(
+    split: Split, slices: Sequence[Slice], walks: Sequence[_Walked]
+) -> tuple[Slice, ...]:
     """The slices, with a flow from what makes a tensor over its transfer to each op that reads it.
 
     What an accelerator forgets and is sent again comes over the transfer that brought it home.
@@ -274,7 +299,6 @@ def _with_flows(split: Split, walked: _Walked) -> tuple[Slice, ...]:
     graph, devices, home = split.graph, split.placement.devices, split.placement.home
     out: dict[int, list[int]] = defaultdict(list)
     into: dict[int, list[int]] = defaultdict(list)
-    came: dict[tuple[int, str], int] = {}  # (tensor, device) -> the slice that brought it
     ids = count(1)
 
     def flow(src: int, dst: int) -> None:
@@ -282,46 +306,54 @@ def _with_flows(split: Split, walked: _Walked) -> tuple[Slice, ...]:
         out[src].append(number)
         into[dst].append(number)
 
-    for transfer in split.traffic.transfers:
-        tensor, here = transfer.tensor, walked.transfers[transfer.id]
-        made_there = tensor.op is not None and devices[tensor.op] == transfer.src_device
-        flow(
-            walked.ops[tensor.op or 0] if made_there else came[tensor.id, transfer.src_device], here
-        )
-        came[tensor.id, transfer.dst_device] = here
-        forgets = split.residency == "call" and transfer.dst_device != home
-        within = set(split.traffic.calls[transfer.call].ops)
-        for reader in graph.needed_by(tensor.id):
-            if devices[reader] == transfer.dst_device and (not forgets or reader in within):
-                flow(here, walked.ops[reader])
+    for walked in walks:
+        came: dict[tuple[int, str], int] = {}  # (tensor, device) -> the slice that brought it
+        for transfer in split.traffic.transfers:
+            tensor, here = transfer.tensor, walked.transfers[transfer.id]
+            made_there = tensor.op is not None and devices[tensor.op] == transfer.src_device
+            made = (
+                walked.ops[tensor.op or 0] if made_there else came[tensor.id, transfer.src_device]
+            )
+            flow(made, here)
+            came[tensor.id, transfer.dst_device] = here
+            forgets = split.residency == "call" and transfer.dst_device != home
+            within = set(split.traffic.calls[transfer.call].ops)
+            for reader in graph.needed_by(tensor.id):
+                if devices[reader] == transfer.dst_device and (not forgets or reader in within):
+                    flow(here, walked.ops[reader])
     return tuple(
         replace(one, flows_out=tuple(out[number]), flows_in=tuple(into[number]))
-        for number, one in enumerate(walked.slices)
+        for number, one in enumerate(slices)
     )
 
 
-def _levels(split: Split, walked: _Walked) -> Iterator[Level]:
+def _levels(split: Split, slices: Sequence[Slice], walks: Sequence[_Walked]) -> Iterator[Level]:
     """The bytes on each device over time.
 
     A tensor is there from the op that makes it (an input from the start) or the transfer that
     brings it to the last op or transfer that reads it or a view of it; with residency ``call`` on
     an accelerator to the end of a call at most.
     """
+
+    def ends(number: int) -> tuple[float, int]:
+        return slices[number].start + slices[number].seconds, number
+
     now = {device: split.traffic.resident_bytes.get(device, 0) for device in split.used}
-    changes: dict[tuple[int, bool], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for (device, size), (first, last) in _stays(split, walked):
-        changes[first, False][device] += size
-        changes[last, True][device] -= size
+    changes: dict[tuple[float, int, bool], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for walked in walks:
+        for (device, size), numbers in _stays(split, walked):
+            first = min((slices[number].start, number) for number in numbers)
+            changes[*first, False][device] += size
+            changes[*max(map(ends, numbers)), True][device] -= size
     yield from (Level(device, 0.0, size) for device, size in now.items())
-    for (number, is_over), by_device in sorted(changes.items()):
-        one = walked.slices[number]
+    for (time, _, _), by_device in sorted(changes.items()):
         for device, change in by_device.items():
             now[device] += change
-            yield Level(device, one.start + (one.seconds if is_over else 0.0), now[device])
+            yield Level(device, time, now[device])
 
 
-def _stays(split: Split, walked: _Walked) -> Iterator[tuple[tuple[str, int], tuple[int, int]]]:
-    """((device, bytes), (first slice, last slice)) of each memory that an activation takes."""
+def _stays(split: Split, walked: _Walked) -> Iterator[tuple[tuple[str, int], list[int]]]:
+    """((device, bytes), the slices that touch it) of each memory that an activation takes."""
     graph, devices = split.graph, split.placement.devices
     touched: dict[tuple[int, str, int | None], list[int]] = defaultdict(list)
     sizes: dict[tuple[int, str, int | None], dict[int, int]] = defaultdict(dict)
@@ -352,7 +384,7 @@ def _stays(split: Split, walked: _Walked) -> Iterator[tuple[tuple[str, int], tup
         touch(transfer.tensor, transfer.src_device, transfer.call, number, new=False)
         touch(transfer.tensor, transfer.dst_device, transfer.call, number, new=True)
     for key, numbers in touched.items():
-        yield (key[1], sum(sizes[key].values())), (min(numbers), max(numbers))
+        yield (key[1], sum(sizes[key].values())), numbers
 
 
 # --- measured -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cutedge.sweeping.points import COUNTS, OPTIONAL_COUNTS, SECONDS, Job, Points, points
+from cutedge.sweeping.points import COUNTS, FLAGS, OPTIONAL_COUNTS, SECONDS, Job, Points, points
 from partition.tables import SUMMARY
 from tracer.errors import InputError
 from tracer.files import check_file
@@ -90,6 +90,7 @@ SWEEP = pa.schema(
         ),
         *(_figure(name, pa.int64()) for name in (*COUNTS, *OPTIONAL_COUNTS)),
         *(_figure(name, pa.float64()) for name in SECONDS),
+        *(_figure(name, pa.bool_()) for name in FLAGS),
     ]
 )
 """A row is a point. Model, phase and policy stand in the path too."""

@@ -76,6 +76,9 @@ OPTIONAL_COUNTS = ("cycles",)
 SECONDS = ("seconds", "home_seconds", "accelerator_seconds", "run_seconds")
 """Of the transfers, of computing at home and away, and of all; none where not all is known."""
 
+FLAGS = ("at_least",)
+"""Whether those seconds leave out what is not known; none where no placement is possible."""
+
 
 @dataclass(frozen=True, slots=True)
 class SizedGraph:
@@ -190,7 +193,7 @@ def points(job: Job) -> Points:
                 np.concatenate([rows.figures[name] for rows in row_sets]),
                 np.concatenate([rows.known[name] for rows in row_sets]),
             )
-            for name in (*COUNTS, *OPTIONAL_COUNTS, *SECONDS)
+            for name in (*COUNTS, *OPTIONAL_COUNTS, *SECONDS, *FLAGS)
         },
     )
 
@@ -287,6 +290,7 @@ def _rows(
     figures: dict[str, Column] = {
         **{name: np.zeros(length, np.int64) for name in (*COUNTS, *OPTIONAL_COUNTS)},
         **{name: np.zeros(length) for name in SECONDS},
+        **{name: np.zeros(length, bool) for name in FLAGS},
     }
     known = {name: np.zeros(length, bool) for name in figures}
     for number, devices in enumerate(answers.placements):
@@ -417,6 +421,7 @@ class _Plan:
             "received_wire_bytes": wire["receive"],
             "total_wire_bytes": wire["send"] + wire["receive"],
             "peak_buffer_bytes": peak,
+            "at_least": any(link.at_least(way) for way, _ in self._messages),
         }
         if link.timed("send") and link.timed("receive"):
             sent, received = (

@@ -47,7 +47,10 @@ SAID: dict[str, list[tuple[str, ...]]] = {
         ("t", "--policy", "offload-linear", "--within", "1"),
         ("t", "--policy", "offload-linear", "--unseen", "qkv"),
     ],
-    "compare-over": [("t", "--policy", "layers", "--over", "seq", "4..16")],
+    "compare-over": [
+        ("t", "--policy", "layers", "--over", "seq", "4..16"),
+        ("t", *ON, "--policy", "layers", "--over", "seq", "4..5", "--schedule", "overlap"),
+    ],
     "generate": [
         (
             "edge-10m",

@@ -233,7 +233,7 @@ while head := peer.recv(16, socket.MSG_WAITALL):
 def test_real_calls_between_two_processes(log):
     """A Unix socket carries far more than 10 MB/s, far less than 1 TB/s, in far less than 0.1 s."""
     here, there = socket.socketpair()
-    rows = []
+    fastest: dict[tuple[int, int], float] = {}  # of several: the machine may be busy
     with (
         here,
         subprocess.Popen(
@@ -241,7 +241,7 @@ def test_real_calls_between_two_processes(log):
         ) as server,
     ):
         there.close()
-        for sent, received in [(0, 0), *SIZES, *SIZES]:
+        for sent, received in [(0, 0), *SIZES * 4]:
             sent, received = sent // 16, received // 16  # at most 8 MiB
             payload, left = bytes(sent), received
             start = perf_counter()
@@ -250,9 +250,11 @@ def test_real_calls_between_two_processes(log):
             while left:
                 left -= len(here.recv(min(left, 1 << 20)))
             if received:  # what has no answer cannot be timed
-                rows.append((sent, received, perf_counter() - start))
+                taken = perf_counter() - start
+                fastest[sent, received] = min(taken, fastest.get((sent, received), taken))
         here.shutdown(socket.SHUT_WR)
         server.wait(timeout=10)
+    rows = [(*sizes, seconds) for sizes, seconds in fastest.items()]
     found = fit(read_log(log(rows)))
     assert found.calls == len(rows)
     for term in (SENT, RECEIVED):
@@ -464,7 +466,10 @@ def test_a_missing_column_is_an_input_error(log):
 
 
 def test_of_a_whole_run_the_total_comes_out():
-    """Few large calls that take twice as much a byte: a usual call is small, the run is not."""
+    """Few large calls that take twice as much a byte: a usual call is small, the run is not.
+
+    Three kinds of call cannot tell a line with a break from another: none is taken.
+    """
     sent = np.array([1e6] * 40 + [1e8] * 8 + [2e6] * 20)
     received = np.array([2e6] * 40 + [1e8] * 8 + [1e6] * 20)
     seconds = 1e-9 * (sent + received) * np.where(sent > 1e7, 2, 1)
@@ -497,11 +502,9 @@ REFERENCE_CALLS = (
 )
 
 
-def test_the_sum_of_the_measured_system_comes_out(log):
-    """11.82 + 16 x (56.38 + 986.79 + 852.34 + 57.55 + 501.90 + 231.33) + 7.30 ms = 43.00 s.
-
-    Two thirds of them are QK^T and scores*V, at 6 ns a byte; the small calls take 2 to 3.
-    """
+@pytest.fixture
+def reference_rows():
+    """(sent, received, seconds) of the 98 calls, lm_head of the last token among them."""
     table = json.loads((REFERENCE / "transfers_llama32_1b.json").read_text(encoding="utf-8"))
     known = {one["ops"]: one for one in table["first_calls offload-linear/float32 (payload bytes)"]}
     rows = [
@@ -509,20 +512,42 @@ def test_the_sum_of_the_measured_system_comes_out(log):
         for ops, taken, count in REFERENCE_CALLS
         for _ in range(count)
     ]
-    rows.append((8192, 128256 * 4, 7.30e-3))  # lm_head of the last token
-    assert len(rows) == 98
-    found = fit(read_log(log(rows)))
+    return [*rows, (8192, 128256 * 4, 7.30e-3)]
+
+
+def test_the_calls_of_the_measured_system_take_a_line_with_a_break(log, reference_rows):
+    """11.82 + 16 x (56.38 + 986.79 + 852.34 + 57.55 + 501.90 + 231.33) + 7.30 ms = 43.00 s.
+
+    A line misses 33 of the 98 calls, one of them by 121 %: what returns takes 0.5 ns a byte up to
+    12 MiB and 7 ns from 64 MiB on. With that break five figures meet each kind of call within
+    15 %, and the link that is shipped has them.
+    """
+    found = fit(read_log(log(reference_rows)))
+    assert found.calls == 98
     assert found.measured_total_seconds == pytest.approx(43.0, abs=0.005)
-    assert found.fitted_total_seconds == pytest.approx(43.0, rel=0.03)
-    figures = found.figures
-    again = sum(
-        sent / figures["sent_bandwidth_bytes_per_second"]
-        + received / figures["received_bandwidth_bytes_per_second"]
-        for sent, received, _ in rows
-    )
-    assert again == pytest.approx(43.0, rel=0.03)
-    (said,) = (one for one in found.warnings if "no line fits both ends" in one)
-    assert "33 of 98 calls (0.0118 to 0.0575 s) are fitted too slow by 121%" in said
+    assert found.fitted_total_seconds == pytest.approx(found.measured_total_seconds, rel=1e-4)
+    assert found.large_bytes == {RECEIVED: 16 * 2**20}
+    assert not found.warnings
+    link, total = load_link("unix-socket-zmq"), 0.0
+    assert {key: getattr(link, key) for key in found.figures} == found.figures
+    assert len(set(found.figures.values())) == 5  # half of the latency with each way
+    for sent, received, seconds in reference_rows:
+        taken = message_cost(link, [sent], "send").seconds[0]
+        taken += message_cost(link, [received], "receive").seconds[0]
+        assert taken == pytest.approx(seconds, rel=0.15)
+        total += taken
+    assert total == pytest.approx(43.0, rel=0.04)
+
+
+def test_a_break_that_no_call_shows_is_not_made_up(log):
+    """Twice the noise that a line may have, at sizes without a pattern."""
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(1e5, 1e8, (200, 2))
+    noise = rng.lognormal(0, 0.6, 200)
+    rows = [(a, b, (1e-3 + 1e-9 * (a + b)) * n) for (a, b), n in zip(sizes, noise, strict=True)]
+    found = fit(read_log(log(rows)))
+    assert not found.large_bytes
+    assert any("no line fits both ends" in said for said in found.warnings)
 
 
 def test_slow_calls_among_others_of_their_size_are_said_to_be_missed(log):

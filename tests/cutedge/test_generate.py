@@ -1,6 +1,7 @@
 """A generation is the sum of its steps: each traced, placed and counted by itself."""
 
 import json
+from importlib.resources import files
 from itertools import pairwise
 from math import fsum
 from pathlib import Path
@@ -112,9 +113,17 @@ def test_one_device_alone_needs_no_link() -> None:
     assert made.summary["at_least"] is False
 
 
+def without_latency(folder: Path) -> Path:
+    """A link whose latency is not known."""
+    text = (files("costmodels") / "data" / "links" / "pcie5-x16.toml").read_text("utf-8")
+    (folder / "timeless.toml").write_text(text[: text.index("[sent_latency_seconds]")])
+    return folder / "timeless.toml"
+
+
 def test_what_the_seconds_leave_out_is_said(tmp_path: Path) -> None:
-    found = cutedge.generate("edge-10m", prompt=16, new=2, machine=MACHINE).summary
-    assert (found["at_least"], found["left_out"]) == (True, ["the latency of pcie5-x16-cc"])
+    machine = f"tee-tdx+h100-cc@{without_latency(tmp_path)}"
+    found = cutedge.generate("edge-10m", prompt=16, new=2, machine=machine).summary
+    assert (found["at_least"], found["left_out"]) == (True, ["the latency of timeless"])
     timed = cutedge.generate("edge-10m", prompt=16, new=2, machine="tee-tdx+h100-cc@loopback")
     assert (timed.summary["at_least"], timed.summary["left_out"]) == (False, [])
     none = cutedge.generate("edge-10m", prompt=16, new=2).summary
@@ -154,8 +163,9 @@ def test_what_cannot_be_generated_is_said(
     assert done.stderr.count("\n") == 1
 
 
-def test_the_command_says_it_in_words() -> None:
-    words = ("edge-10m", "--prompt", "64", "--new", "3", "--machine", MACHINE)
+def test_the_command_says_it_in_words(tmp_path: Path) -> None:
+    machine = f"tee-tdx+h100-cc@{without_latency(tmp_path)}"
+    words = ("edge-10m", "--prompt", "64", "--new", "3", "--machine", machine)
     shown = invoke("generate", *words, "--policy", "all-home", "--decode-policy", "min-cut").stdout
     assert shown.startswith("edge-10m: 3 tokens after 1 x 64, float32; all-home, then min-cut on ")
     assert "cache that moves" in shown

@@ -128,6 +128,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("seq_degree", I8, "null"),
         ("share", FLOAT, ""),
         ("seconds", FLOAT, "null"),
+        ("at_least", BOOL, ""),
         ("module_path", TEXT, ""),
         ("stack", TEXT, "null"),
         ("layer", I32, "null"),
@@ -142,6 +143,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("received_payload_bytes", I64, ""),
         ("received_wire_bytes", I64, ""),
         ("seconds", FLOAT, "null"),
+        ("at_least", BOOL, ""),
     ],
     "summary": [
         ("policy", TEXT, ""),
@@ -164,6 +166,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("total_bytes_expr", TEXT, "null"),
         ("peak_buffer_bytes", I64, ""),
         ("seconds", FLOAT, "null"),
+        ("at_least", BOOL, ""),
         ("resident_bytes", pa.map_(TEXT, I64), ""),
         ("coverage", FLOAT, ""),
         ("compute_seconds", pa.map_(TEXT, FLOAT), ""),

@@ -128,7 +128,7 @@ def by_hand(of_pair: Link, payloads: list[int], direction: str) -> tuple[int, fl
     if rate is None:
         return wire, None
     a_byte = figure["serialisation_seconds_per_byte"] + figure["encryption_seconds_per_byte"]
-    return wire, wire / rate + total * a_byte + pieces * figure["latency_seconds"]
+    return wire, wire / rate + total * a_byte + pieces * (figure["latency_seconds"] or 0)
 
 
 @EXAMPLES

@@ -18,17 +18,33 @@ from tests.support.examples import examples
 from tests.support.graphs import describe, graphs
 from tracer.graph import Kind, OpGraph
 
-LINKS = st.builds(
-    lambda framing, bandwidth, latency, toll, threshold, handle, chunk: Link(
-        "any", "", *framing, *bandwidth, *latency, *toll, 0.0, 0.0, threshold, handle, chunk
-    ),
-    st.tuples(*[st.sampled_from([0, 7, 90])] * 4),
-    st.tuples(*[st.sampled_from([10**3, 3 * 10**4, 10**6])] * 2),
-    st.tuples(*[st.sampled_from([0.0, 1e-4, 0.013])] * 2),
-    st.tuples(*[st.sampled_from([0.0, 3e-6])] * 2),
-    st.sampled_from([0, 20, 10**6]),
-    st.sampled_from([0, 4, 16]),
-    st.none() | st.sampled_from([5, 30, 200]),
+WAYS = ("sent", "received")
+RATE = st.sampled_from([10**3, 3 * 10**4, 10**6])
+
+
+def links_of(**more: st.SearchStrategy) -> st.SearchStrategy[Link]:
+    """With every figure that costs seconds; ``more`` by the rest of its key, for each way."""
+    by_way = {
+        "bandwidth_bytes_per_second": RATE,
+        "latency_seconds": st.sampled_from([None, 0.0, 1e-4, 0.013]),
+        "toll_seconds": st.sampled_from([0.0, 0.002]),
+        "serialisation_seconds_per_byte": st.sampled_from([0.0, 3e-6]),
+        **more,
+    }
+    return st.builds(
+        Link,
+        st.just("any"),
+        st.just(""),
+        *[st.sampled_from([0, 7, 90])] * 4,
+        **{f"{way}_{figure}": values for figure, values in by_way.items() for way in WAYS},
+        shared_memory_threshold_bytes=st.sampled_from([0, 20, 10**6]),
+        shared_memory_handle_bytes=st.sampled_from([0, 4, 16]),
+        chunk_bytes=st.none() | st.sampled_from([5, 30, 200]),
+    )
+
+
+LINKS = links_of() | links_of(
+    large_message_bytes=st.sampled_from([1, 24, 100]), large_message_bandwidth_bytes_per_second=RATE
 )
 
 

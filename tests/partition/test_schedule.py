@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, permutations
 
 import networkx as nx
@@ -14,7 +15,7 @@ from costmodels.links import Link, Links
 from costmodels.memory import MemoryNeed
 from costmodels.roofline import DeviceTime, OpTime
 from partition.accounting import account
-from partition.schedule import Schedule, Scheduling, Task, lanes_of, scheduled, tasks_of
+from partition.schedule import Schedule, Scheduling, Task, scheduled, tasks_of
 from tests.support.graphs import HOME, Builder, describe, place, placed
 from tests.support.oracle import EXAMPLES, RESIDENCY
 from tests.support.simulator import simulate
@@ -33,6 +34,13 @@ LINK = Link(
     received_latency_seconds=1.0,
 )
 """Four bytes a second are exact in floats."""
+LINKS = st.builds(
+    lambda several, synchronous: replace(
+        LINK, concurrency_messages=several, synchronous=synchronous
+    ),
+    st.sampled_from([None, 1, 2]),
+    st.booleans(),
+)
 
 
 def timed(seconds: Sequence[float | None]) -> DeviceTime:
@@ -51,10 +59,15 @@ def laid_out(
     link: Link = LINK,
 ) -> Schedule:
     """The schedule where an op takes the same on every device."""
-    traffic = account(graph, where, Links(link), residency=residency)
+    return scheduled(*tasks_by_hand(graph, where, seconds, residency, link), asked)
+
+
+def tasks_by_hand(graph: OpGraph, where, seconds, residency="run", link: Link = LINK):
+    """(the tasks, the lanes)"""
+    links = Links(link)
+    traffic = account(graph, where, links, residency=residency)
     times = dict.fromkeys((where.home, *where.accelerators), timed(seconds))
-    tasks = tasks_of(graph, where, traffic, times, residency)
-    return scheduled(tasks, lanes_of(tasks, where), asked)
+    return tasks_of(graph, where, traffic, times, residency, links)
 
 
 def spans(schedule: Schedule) -> dict[tuple[int, str, int], tuple[float, float]]:
@@ -79,50 +92,59 @@ def cases(draw: st.DrawFn):
 
 
 @EXAMPLES
-@given(cases(), RESIDENCY, st.integers(1, 3))
-def test_overlap_is_what_a_simulator_of_the_devices_does(case, residency, requests):
+@given(cases(), RESIDENCY, st.integers(1, 3), LINKS)
+def test_overlap_is_what_a_simulator_of_the_devices_does(case, residency, requests, link):
     graph, where, seconds = case
     note(describe(graph, where))
     traffic = account(graph, where, Links(LINK), residency=residency)
-    schedule = laid_out(graph, where, seconds, Scheduling("overlap", requests), residency)
-    expected = simulate(graph, where, traffic, lambda op: seconds[op], residency, requests)
+    schedule = laid_out(graph, where, seconds, Scheduling("overlap", requests), residency, link)
+    expected = simulate(
+        graph,
+        where,
+        traffic,
+        lambda op: seconds[op],
+        residency,
+        requests,
+        link.concurrency_messages,
+        synchronous=link.synchronous,
+    )
     assert spans(schedule) == expected
     assert schedule.makespan_seconds == max(end for _, end in expected.values())
 
 
 @EXAMPLES
-@given(cases(), RESIDENCY, st.integers(1, 3), st.sampled_from(["serial", "overlap"]))
-def test_bounds_lanes_and_causes(case, residency, requests, kind):
+@given(cases(), RESIDENCY, st.integers(1, 3), st.sampled_from(["serial", "overlap"]), LINKS)
+def test_bounds_lanes_and_causes(case, residency, requests, kind, link):
     graph, where, seconds = case
-    schedule = laid_out(graph, where, seconds, Scheduling(kind, requests), residency)
-    slots = schedule.slots
+    schedule = laid_out(graph, where, seconds, Scheduling(kind, requests), residency, link)
+    slots, lanes = schedule.slots, schedule.lanes
     # On both sides, by sums of its own.
     by_resource = defaultdict(float)
     for slot in slots:
-        by_resource[slot.task.uses[0]] += slot.seconds
+        for resource in slot.task.uses:
+            by_resource[resource] += slot.seconds
     paths = nx.DiGraph()
-    tasks = tasks_of(
-        graph,
-        where,
-        account(graph, where, Links(LINK), residency=residency),
-        dict.fromkeys((where.home, *where.accelerators), timed(seconds)),
-        residency,
-    )
+    tasks, _ = tasks_by_hand(graph, where, seconds, residency, link)
     paths.add_edge("end", "end of all", weight=0.0)
     for number, task in enumerate(tasks):
         for after in (*(n for n, t in enumerate(tasks) if number in t.waits_for), "end"):
             paths.add_edge(number, after, weight=task.seconds)
     longest = nx.dag_longest_path_length(paths)
-    assert schedule.bound_seconds == max(longest, *by_resource.values())
+    busiest = max(by_resource[resource] / lanes[resource] for resource in lanes)
+    assert schedule.bound_seconds == max(longest, busiest)
     assert schedule.bound_seconds <= schedule.makespan_seconds <= schedule.serial_seconds
-    assert schedule.serial_seconds == sum(by_resource.values())
-    assert schedule.busy_seconds == {r: by_resource[r] for r in schedule.lanes}
+    assert schedule.serial_seconds == sum(slot.seconds for slot in slots)
+    assert schedule.busy_seconds == {r: by_resource[r] for r in lanes}
     if kind == "serial":
         assert schedule.makespan_seconds == schedule.serial_seconds
-    # One at a time on each resource.
-    for resource in schedule.lanes:
-        busy = [s for s in slots if s.task.uses == (resource,) and s.seconds]
-        assert all(one.end <= other.start for one, other in pairwise(busy))
+    # No more at a time on each resource than it takes, and one on each lane.
+    for resource, several in lanes.items():
+        busy = [s for s in slots if resource in s.task.uses and s.seconds]
+        for slot in busy:
+            assert sum(s.start <= slot.start < s.end for s in busy) <= several
+        for lane in range(several):
+            on = [s for s in busy if s.task.uses[0] == resource and s.lane == lane]
+            assert all(one.end <= other.start for one, other in pairwise(on))
     # Each starts where what it waits for ends, and the critical path has no gap.
     for slot in slots:
         assert slot.start == (0.0 if slot.waits_for is None else slots[slot.waits_for].end)
@@ -180,13 +202,7 @@ def test_what_is_not_known_makes_it_no_shorter_in_that_order(case, residency, da
     free: dict[str, float] = defaultdict(float)
     place = {(s.task.op, s.task.transfer): n for n, s in enumerate(schedule.slots)}
     tasks = [s.task for s in schedule.slots]
-    whole = tasks_of(
-        graph,
-        where,
-        account(graph, where, Links(LINK), residency=residency),
-        dict.fromkeys((where.home, *where.accelerators), timed(seconds)),
-        residency,
-    )
+    whole, _ = tasks_by_hand(graph, where, seconds, residency)
     before = {
         (t.op, t.transfer): [place[whole[n].op, whole[n].transfer] for n in t.waits_for]
         for t in whole
@@ -267,3 +283,31 @@ def test_two_products_by_hand(asked, makespan, critical):
     ]
     if critical is not None:
         assert path == critical
+
+
+@pytest.mark.parametrize(
+    ("several", "synchronous", "makespan"),
+    [
+        # One message in either direction: x until 5, y 7, first 15, its result home 18, second 19
+        # (it had y at 7), its result 21, the sum 27. The two directions never met: nothing changes.
+        (1, False, 27),
+        # At 15 second goes before what sends first's result, as in the list; that has the
+        # accelerator from 19 to 22, second's until 24; the sum 30.
+        (None, True, 30),
+        (1, True, 30),
+        # Two at a time: as with a direction each, for the tensors of a message go in turn.
+        (2, False, 27),
+    ],
+)
+def test_links_that_take_turns_or_hold_up_the_sender(several, synchronous, makespan):
+    graph = two_products()
+    where = place(graph, {"gpu": ["first", "second"]})
+    link = replace(LINK, concurrency_messages=several, synchronous=synchronous)
+    schedule = laid_out(graph, where, SECONDS, Scheduling("overlap"), link=link)
+    assert schedule.makespan_seconds == makespan
+    moving = {"tee <-> gpu": several} if several else {"gpu -> tee": 1, "tee -> gpu": 1}
+    assert schedule.lanes == {HOME: 1, "gpu": 1, **moving}
+    # Sending takes 7 at home, and 5 on the accelerator.
+    busy = schedule.busy_seconds
+    assert (busy[HOME], busy["gpu"]) == ((6 + 7, 14 + 5) if synchronous else (6, 14))
+    assert sum(busy[resource] for resource in moving) == 12

@@ -18,10 +18,14 @@ def simulate(
     seconds: Callable[[int], float],
     residency: str,
     requests: int = 1,
+    concurrency: int | None = None,
+    *,
+    synchronous: bool = False,
 ) -> dict[What, tuple[float, float]]:
     """When each op and each transfer starts and ends, if whatever is free takes what can go first.
 
-    ``seconds`` is of an op.
+    ``seconds`` is of an op. All links take ``concurrency`` messages, both directions together, or one
+    in each; a ``synchronous`` one holds up the device that sends.
     """
     home = where.home
     call_of = {op: call for call in traffic.calls for op in call.ops}
@@ -33,19 +37,23 @@ def simulate(
             makers = [graph.tensors[t].op for t in moving_inputs(graph, op.id)]
             step[op.id] = max((step[maker] for maker in makers), default=0)
 
-    work: dict[What, tuple[str, float]] = {}  # -> its device or direction, and its seconds
+    work: dict[What, tuple[list[str], float]] = {}  # -> what it occupies, and its seconds
+    room: dict[str, int] = {}  # of what takes more than one at a time
     rank: dict[What, tuple[int, ...]] = {}
     for request in range(requests):
         for op, at in step.items():
             what = (request, "op", op)
             device = where.devices[op]
-            work[what] = (device, seconds(op))
+            work[what] = ([device], seconds(op))
             call = call_of.get(op)
             inside = (0, call.id, 1) if call else (1, 0, 0)
             rank[what] = (request, at, *inside, op)
         for move in traffic.transfers:
             what = (request, "transfer", move.id)
-            work[what] = (f"{move.src_device} to {move.dst_device}", move.seconds)
+            ends = [move.src_device, move.dst_device]
+            link = " to ".join(ends if concurrency is None else sorted(ends))
+            room[link] = concurrency or 1
+            work[what] = ([link, ends[0]] if synchronous else [link], move.seconds)
             part = 2 if move.direction == "receive" else 0
             rank[what] = (request, traffic.calls[move.call].step, 0, move.call, part, move.id)
 
@@ -111,8 +119,10 @@ def simulate(
                 when[what] = (now, now)
                 end(what)
         for what in sorted(work, key=lambda w: rank[w]):
-            used = {work[other][0] for other in when if other not in over}
-            if what not in when and work[what][0] not in used and can_go(what):
+            used = [each for other in when if other not in over for each in work[other][0]]
+            if what in when or not can_go(what):
+                continue
+            if all(used.count(each) < room.get(each, 1) for each in work[what][0]):
                 when[what] = (now, now + work[what][1])
         running = [ends for what, (_, ends) in when.items() if what not in over]
         assert running or len(over) == len(work), "nothing can go on"
