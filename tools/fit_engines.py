@@ -100,6 +100,15 @@ ENGINES = (
         },
     ),
     Steps(
+        "llama.cpp-2024",
+        "llama.cpp with CUDA, before it captured graphs: early 2024",
+        "fused",
+        ["A01", "A03"],
+        ["launch_seconds.fused", "bandwidth_ratio.rtx-4090"],
+        kernels=False,
+        starts={"bandwidth_ratio.rtx-4090": 0.9, "launch_seconds.fused": 5e-6},
+    ),
+    Steps(
         "llama.cpp-2025",
         "llama.cpp with CUDA graphs and flash attention, as of August 2025",
         "fused",
@@ -201,7 +210,7 @@ def _source(steps: Steps, key: str, engine: Engine) -> str:
 def _fitted_on(ids: Sequence[str], engine: Engine) -> str:
     off = residuals(list(ids), engine)
     each = ", ".join(f"{number} {error:+.1%}" for number, error in off.items())
-    kinds = dict.fromkeys(rows()[number]["source"].split("@")[0] for number in ids)
+    kinds = dict.fromkeys(rows()[number].source for number in ids)
     return (
         f"fitted by tools/fit_engines.py on rows of tests/reference/measured.csv ({each}), which "
         f"are of {' and '.join(kinds)}"

@@ -26,6 +26,8 @@ DEVICES: Mapping[str, str] = {
     "H100 80GB HBM3": "h100-sxm",
     "H200": "h200",
     "L40S": "l40s",
+    "L40S 48GB": "l40s",
+    "A100 SXM 80GB": "a100-80g",
     "RTX 4090": "rtx-4090",
     "RTX 4090 24GB": "rtx-4090",
 }
@@ -55,6 +57,8 @@ ENGINES: Mapping[str, str] = {
     "vLLM 0.6.3 CUDA graphs": "vllm",
     "gpt-fast, torch.compile": "gpt-fast",
     "llama.cpp CUDA PR branch": "llama.cpp-2024",
+    "llama.cpp llama-bench (May 2024)": "llama.cpp-2024",
+    "llama.cpp CUDA, FA, pp512@d32768": "llama.cpp-2025",
     "llama.cpp CUDA Aug 2025": "llama.cpp-2025",
     "vLLM linear kernel, microbench": "vllm",
     "flash-attn": "vllm",
@@ -63,6 +67,15 @@ ENGINES: Mapping[str, str] = {
 
 DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
 """Weight formats that are a dtype of the whole model."""
+
+STORED: Mapping[str, tuple[str, str]] = {
+    "q8_0": ("float16", "q8_0"),
+    "q4_0": ("float16", "q4_0"),
+    "q4_k_m": ("float16", "q4_k_m"),
+    "int8": ("bfloat16", "int8"),
+    "int4-g32": ("bfloat16", "int4-g32"),
+}
+"""Weight formats -> (what the model computes in, what its weights are stored in)."""
 
 _GEMM = re.compile(r"single GEMM m=(\d+) n=(\d+) k=(\d+)")
 _ATTENTION = re.compile(r"decode attention (\d+) q heads, (\d+) kv heads, d=(\d+)")
@@ -115,6 +128,11 @@ class Row:
         return int(text) if text.isdigit() else None
 
     @property
+    def source(self) -> str:
+        """Where it was published, without the version."""
+        return re.split(r"@|\.\.| \(", self["source"])[0]
+
+    @property
     def reason(self) -> str | None:
         """Why nothing is predicted; None where something is."""
         if self["group"] not in "ACP" or not (
@@ -127,7 +145,8 @@ class Row:
             return f"no device {self['device']}"
         if self.engine is None:
             return f"no engine {self['engine']}"
-        if self["weight_format"] not in DTYPES and not _ATTENTION.match(self["model"]):
+        formats = {*DTYPES, *STORED}
+        if self["weight_format"] not in formats and not _ATTENTION.match(self["model"]):
             return f"weights in {self['weight_format'] or 'a format that is not told'}"
         if "decode" in self["phase"] and self["model"] not in MODELS:
             return f"no preset of the sizes of {self['model']}"
@@ -142,11 +161,13 @@ def rows() -> Mapping[str, Row]:
 
 
 @lru_cache(maxsize=64)
-def decode(model: str, dtype: str, batch: int, past: int) -> OpGraph:
+def decode(model: str, weight_format: str, batch: int, past: int) -> OpGraph:
     """A step of decode, annotated."""
     import cutedge
 
-    return cutedge.trace(model, phase="decode", dtype=dtype, batch=batch, past=past).graph
+    dtype, stored = STORED.get(weight_format, (DTYPES.get(weight_format, ""), None))
+    trace = cutedge.trace(model, phase="decode", dtype=dtype, batch=batch, past=past)
+    return trace.stored(stored).graph
 
 
 def predicted(row: Row, engine: Engine) -> float:
@@ -170,7 +191,7 @@ def predicted(row: Row, engine: Engine) -> float:
         return float(work) + rule.kernel_seconds(is_attention=True)
     past = row.past
     assert past is not None
-    graph = decode(MODELS[row["model"]], DTYPES[row["weight_format"]], int(row["batch"]), past)
+    graph = decode(MODELS[row["model"]], row["weight_format"], int(row["batch"]), past)
     return time_ops(graph, device, engine=engine).seconds
 
 

@@ -1,0 +1,64 @@
+"""Engines against published measurements: fitted on some, tested on others."""
+
+from statistics import median
+
+import pytest
+
+from costmodels.engines import load_engine
+from tools.fit_engines import ENGINES, FOLDER, OPS, fitted, of_ops, toml
+from tools.measured import predicted, residuals, rows
+
+
+@pytest.fixture(scope="module")
+def ops():
+    return of_ops()
+
+
+def test_what_kernels_reach_is_what_the_tool_fits(ops):
+    for name in ("hf-eager", "vllm"):
+        engine = load_engine(name)
+        for key, value in ops.items():
+            figure, _, device = key.partition(".")
+            there = getattr(engine, figure)
+            assert (there[device] if device else there) == pytest.approx(value, rel=1e-3)
+
+
+def test_single_products_and_attentions():
+    """Fourteen ops on four cards, by ten figures: half of the products within 15 % and more."""
+    off = residuals(OPS, load_engine("vllm"))
+    products = [abs(error) for row, error in off.items() if "GEMM" in rows()[row]["model"]]
+    assert median(products) < 0.02
+    assert max(map(abs, off.values())) < 0.18
+
+
+def test_what_is_fitted_on_small_products_tells_the_large_one():
+    """The largest product of a card, by its bandwidth and the others' share of the peak."""
+    engine = load_engine("vllm")
+    for row in ("P04", "P08"):
+        assert residuals([row], engine)[row] == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.slow
+def test_files_are_what_the_tool_writes(ops):
+    for steps in ENGINES:
+        path = FOLDER / f"{steps.name}.toml"
+        assert path.read_text(encoding="utf-8") == toml(steps, fitted(steps, ops))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "most"),
+    [("hf-eager", 0.04), ("vllm", 0.11), ("llama.cpp-2024", 0.01), ("llama.cpp-2025", 0.04)],
+)
+def test_steps_of_decode(engine, most):
+    (steps,) = [one for one in ENGINES if one.name == engine]
+    off = residuals(list(steps.rows), load_engine(engine))
+    assert max(map(abs, off.values())) < most
+
+
+@pytest.mark.slow
+def test_two_weight_formats_tell_a_third():
+    """F16 and Q8_0 of one model on one card are a line; Q4_0, of another source, is on it."""
+    fields = {**rows()["A01"].fields, "weight_format": "q4_0"}
+    taken = predicted(type(rows()["A01"])(fields), load_engine("llama.cpp-2024"))
+    assert 1 / taken == pytest.approx(138.31, rel=0.05)  # row D33, without graphs
