@@ -104,7 +104,7 @@ def gemm(
 
 def _print_devices(found: "Sequence[described.Device]") -> None:
     from cli.printing import console, grouped, print_table
-    from cutedge._rows import array_row, processor_row
+    from cutedge._device_rows import array_row, processor_row
 
     out = console()
     if processors := [one for one in found if one.peak_flops_per_second]:
@@ -133,7 +133,7 @@ def _print_device(device: "described.Device") -> None:
     from rich.text import Text
 
     from cli.printing import console, print_table
-    from cutedge._rows import figure_rows, peak_rows
+    from cutedge._device_rows import figure_rows, peak_rows
 
     out, array = console(), device.array
     out.print(Text(f"{device.name}: {device.description}", style="bold"))
@@ -153,7 +153,7 @@ def _print_gemm(product: "ProductCost") -> None:
     from rich.text import Text
 
     from cli.printing import console, print_table
-    from cutedge._rows import product_rows
+    from cutedge._device_rows import product_rows
 
     out, device = console(), product.device
     m, k, n, batch = product.sizes

@@ -74,7 +74,7 @@ def test_the_devices_that_come_with_cutedge():
     }
     assert wanted <= set(SHIPPED)
     trusted = {name for name in SHIPPED if load_device(name).trusted}
-    assert trusted == {"tee-sgx", "tee-tdx", "h100-cc"}
+    assert trusted == {"tee-sgx", "tee-tdx", "h100-cc", "h200-cc"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)

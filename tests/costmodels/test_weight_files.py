@@ -14,9 +14,9 @@ import cutedge
 from costmodels.limits import describe
 from costmodels.weight_files import stored_as
 from costmodels.weights import load_weights, stored
-from tests.costmodels.test_weights import BLOCKS, LLAMA, MODELS, _by_name
 from tests.support.inprocess import invoke
 from tests.support.traces import captured
+from tests.support.weights import BLOCKS, LLAMA, MODELS, by_name
 from tracer.errors import InputError
 from tracer.graph import OpGraph, Role
 from tracer.summary import parameter_bytes
@@ -76,7 +76,7 @@ def called(name: str) -> str:
 
 def in_q4_k_m(graph: OpGraph, model: str) -> dict[str, tuple[tuple[int, ...], int]]:
     return {
-        called(t.name): (t.shape, KINDS[_by_name(t.name, t.shape, model)])
+        called(t.name): (t.shape, KINDS[by_name(t.name, t.shape, model)])
         for t in graph.tensors
         if t.role is Role.PARAMETER and t.alias_of is None
     }

@@ -25,6 +25,7 @@ from costmodels.weights import (
 )
 from tests.support.inprocess import invoke
 from tests.support.traces import captured
+from tests.support.weights import BLOCKS, LLAMA, MODELS, by_name
 from tracer.errors import InputError
 from tracer.graph import OpGraph, Role
 from tracer.presets import preset
@@ -33,22 +34,6 @@ from tracer.summary import parameter_bytes
 GIB, MIB, GB = 2**30, 2**20, 10**9
 
 # --- encodings ------------------------------------------------------------------------------------
-
-BLOCKS = {  # elements, bytes: what ggml's structures of these names take
-    "q8_0": (32, 34),
-    "q4_0": (32, 18),
-    "q4_1": (32, 20),
-    "q5_0": (32, 22),
-    "q5_1": (32, 24),
-    "iq4_nl": (32, 18),
-    "mxfp4": (32, 17),
-    "q2_k": (256, 84),
-    "q3_k": (256, 110),
-    "q4_k": (256, 144),
-    "q5_k": (256, 176),
-    "q6_k": (256, 210),
-    "iq4_xs": (256, 136),
-}
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -150,74 +135,9 @@ def test_the_sizes_of_a_small_model(name: str, size: float) -> None:
 
 # --- which tensor takes what ----------------------------------------------------------------------
 
-LLAMA: Mapping[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 9,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 96,
-}
-MODELS: Mapping[str, Mapping[str, Any]] = {
-    "llama": LLAMA,
-    "tied": {**LLAMA, "tie_word_embeddings": True},
-    "narrow": {**LLAMA, "hidden_size": 96, "intermediate_size": 512},
-    "phi3": {
-        **LLAMA,
-        "model_type": "phi3",
-        "architectures": ["Phi3ForCausalLM"],
-        "pad_token_id": 0,
-    },
-    "mixtral": {
-        **LLAMA,
-        "model_type": "mixtral",
-        "architectures": ["MixtralForCausalLM"],
-        "num_local_experts": 8,
-    },
-    "gpt2": {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "n_embd": 256,
-        "n_layer": 9,
-        "n_head": 4,
-        "vocab_size": 96,
-        "n_positions": 64,
-    },
-}
-
 
 def _decode(config: Mapping[str, Any], model: str = "m", dtype: str = "float32") -> OpGraph:
     return captured(dict(config), model=model, phase="decode", past=16, dtype=dtype).graph
-
-
-def _by_name(name: str, shape: tuple[int, ...], model: str) -> tuple[int, int]:
-    """(elements, bytes) of a block of a tensor in Q4_K_M, by how checkpoints call it.
-
-    After llama.cpp's quantisation of tensors by their names in a GGUF file.
-    """
-    layer = int(match[1]) if (match := re.search(r"\.(\d+)\.", name)) else 0
-    more = layer < 9 // 8 or layer >= 7 * 9 // 8 or (layer - 9 // 8) % 3 == 2
-    conv1d = "gpt2" in model and re.search(r"\.(c_attn|c_proj|c_fc)\.weight", name)
-    row = shape[-2] if conv1d else shape[-1]
-    eight = model == "mixtral"
-    kind = "q4_k"
-    if re.search(r"norm|ln_|bias|wpe|mlp\.gate\.weight", name):
-        return 1, 4
-    if re.search(r"lm_head|wte", name) or (model == "tied" and "embed_tokens" in name):
-        kind = "q6_k"
-    elif re.search(r"v_proj|qkv_proj|c_attn", name):
-        kind = "q8_0" if eight else "q6_k" if more else kind
-    elif re.search(r"k_proj", name):
-        kind = "q8_0" if eight else kind
-    elif re.search(r"o_proj", name):
-        kind = "q5_k" if eight else kind
-    elif re.search(r"down_proj|mlp\.c_proj", name):
-        kind = "q6_k" if more else kind
-    while row % BLOCKS[kind][0]:
-        kind = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}[kind]
-    return BLOCKS[kind]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -227,7 +147,7 @@ def test_the_mixture_is_that_of_a_rule_by_names(model: str) -> None:
     owners = [t for t in packed.tensors if t.role is Role.PARAMETER and t.alias_of is None]
     assert len(owners) > 9
     for tensor in owners:
-        elements, size = _by_name(tensor.name, tensor.shape, model)
+        elements, size = by_name(tensor.name, tensor.shape, model)
         assert tensor.bytes == Fraction(prod(tensor.shape) * size, elements), tensor.name
 
 

@@ -1,0 +1,86 @@
+"""Weight formats by hand: blocks, small models, and a mixture by the names of tensors."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+BLOCKS = {  # elements, bytes: what ggml's structures of these names take
+    "q8_0": (32, 34),
+    "q4_0": (32, 18),
+    "q4_1": (32, 20),
+    "q5_0": (32, 22),
+    "q5_1": (32, 24),
+    "iq4_nl": (32, 18),
+    "mxfp4": (32, 17),
+    "q2_k": (256, 84),
+    "q3_k": (256, 110),
+    "q4_k": (256, 144),
+    "q5_k": (256, 176),
+    "q6_k": (256, 210),
+    "iq4_xs": (256, 136),
+}
+
+LLAMA: Mapping[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 9,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+}
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "llama": LLAMA,
+    "tied": {**LLAMA, "tie_word_embeddings": True},
+    "narrow": {**LLAMA, "hidden_size": 96, "intermediate_size": 512},
+    "phi3": {
+        **LLAMA,
+        "model_type": "phi3",
+        "architectures": ["Phi3ForCausalLM"],
+        "pad_token_id": 0,
+    },
+    "mixtral": {
+        **LLAMA,
+        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM"],
+        "num_local_experts": 8,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_embd": 256,
+        "n_layer": 9,
+        "n_head": 4,
+        "vocab_size": 96,
+        "n_positions": 64,
+    },
+}
+
+
+def by_name(name: str, shape: tuple[int, ...], model: str) -> tuple[int, int]:
+    """(elements, bytes) of a block of a tensor in Q4_K_M, by how checkpoints call it.
+
+    After llama.cpp's quantisation of tensors by their names in a GGUF file.
+    """
+    layer = int(match[1]) if (match := re.search(r"\.(\d+)\.", name)) else 0
+    more = layer < 9 // 8 or layer >= 7 * 9 // 8 or (layer - 9 // 8) % 3 == 2
+    conv1d = "gpt2" in model and re.search(r"\.(c_attn|c_proj|c_fc)\.weight", name)
+    row = shape[-2] if conv1d else shape[-1]
+    eight = model == "mixtral"
+    kind = "q4_k"
+    if re.search(r"norm|ln_|bias|wpe|mlp\.gate\.weight", name):
+        return 1, 4
+    if re.search(r"lm_head|wte", name) or (model == "tied" and "embed_tokens" in name):
+        kind = "q6_k"
+    elif re.search(r"v_proj|qkv_proj|c_attn", name):
+        kind = "q8_0" if eight else "q6_k" if more else kind
+    elif re.search(r"k_proj", name):
+        kind = "q8_0" if eight else kind
+    elif re.search(r"o_proj", name):
+        kind = "q5_k" if eight else kind
+    elif re.search(r"down_proj|mlp\.c_proj", name):
+        kind = "q6_k" if more else kind
+    while row % BLOCKS[kind][0]:
+        kind = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}[kind]
+    return BLOCKS[kind]
