@@ -142,3 +142,14 @@ def test_a_proof_is_of_the_links_that_it_was_made_for():
     )
     assert split.summary["optimal"] is True
     assert split.split.over(Links(load_link("unix-socket"))).solution is None
+
+
+@pytest.mark.parametrize("execution", ["eager", "fused"])
+def test_what_is_kept_of_a_cache_takes_its_seconds_in_a_partition_too(execution: str) -> None:
+    """The new rows of a decode: `cost` had their seconds, and a partition did not."""
+    decode = cutedge.trace("edge-10m", phase="decode", past=40)
+    (alone,) = decode.costs("rtx-4090", execution=execution)
+    on = {"home": "rtx-4090", "link": "pcie4-x16", "execution": execution}
+    assert decode.partition("all-home", **on).summary["home_seconds"] == pytest.approx(
+        alone.time.seconds
+    )
