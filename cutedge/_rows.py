@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from math import fsum
 from typing import TYPE_CHECKING
 
+from cutedge._device_rows import Rows
 from cutedge._words import amount
 from partition.accounting import call_label
 from partition.crossover import Point
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from cutedge._generate import Generation
     from cutedge._verify import Verification
     from partition.explain import TransferGroup
-
-Rows = list[tuple[str, ...]]
 
 
 def transfer_rows(groups: "Sequence[TransferGroup]") -> Rows:

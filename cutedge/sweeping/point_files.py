@@ -64,12 +64,7 @@ SWEEP = pa.schema(
             "What carries ops out (`vllm`, or `accelerator=vllm`); null for the physical bound.",
             null=True,
         ),
-        column(
-            "execution",
-            pa.string(),
-            "How, where that is not what the engine says: eager, graph or fused; else null.",
-            null=True,
-        ),
+        _figure("execution", pa.string()),
         column(
             "placed",
             pa.string(),
