@@ -129,7 +129,7 @@ def test_published_sizes_hold_within_one_per_cent(model: str, name: str, size: f
     ("name", "size"), [("f16", 2.30 * GIB), ("q8_0", 1.22 * GIB), ("q4_k_m", 762.81 * MIB)]
 )
 def test_the_sizes_of_a_small_model(name: str, size: float) -> None:
-    plain = captured(preset("llama-3.2-1b"), model="llama-3.2-1b", seq=1024).graph
+    plain = cutedge.trace("llama-3.2-1b", seq=1024).graph
     assert parameter_bytes(stored(plain, load_weights(name))) == pytest.approx(size, rel=0.005)
 
 
@@ -140,7 +140,8 @@ def _decode(config: Mapping[str, Any], model: str = "m", dtype: str = "float32")
     return captured(dict(config), model=model, phase="decode", past=16, dtype=dtype).graph
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["llama", "mixtral", "gpt2", "tied", "narrow", "phi3"])
+@pytest.mark.few(3)
 def test_the_mixture_is_that_of_a_rule_by_names(model: str) -> None:
     plain = _decode(MODELS[model])
     packed = stored(plain, load_weights("q4_k_m"))
@@ -193,7 +194,7 @@ def test_flops_and_dtypes_stay_and_bytes_follow() -> None:
 
 
 def test_a_chosen_expert_is_read_as_it_is_stored() -> None:
-    plain = annotate(_decode(MODELS["mixtral"], dtype="float16"))
+    plain = annotate(_decode(MODELS["mixtral"]))
     packed = annotate(stored(plain, load_weights("q4_0")))
     pairs = [
         (one.cost.param_bytes, other.cost.param_bytes)
@@ -201,8 +202,8 @@ def test_a_chosen_expert_is_read_as_it_is_stored() -> None:
         if "grouped_mm" in one.target
     ]
     assert pairs
-    for one, other in pairs:  # 2 of 8 experts: 18 bytes for 32 weights in place of 64
-        assert other * 64 == one * 18
+    for one, other in pairs:  # 2 of 8 experts: 18 bytes for 32 weights in place of 128
+        assert other * 128 == one * 18
 
 
 def test_what_is_stored_is_computed_as_it_was() -> None:
@@ -234,10 +235,11 @@ def test_tied_weights_count_once_and_a_stack_of_bfloat16_is_half() -> None:
 
 @pytest.mark.parametrize(("name", "bits"), [("fp8", 8), ("q8_0", 8.5), ("q4_0", 4.5)])
 def test_a_cache_takes_its_own_dtype_and_formula(name: str, bits: float) -> None:
-    plain = cutedge.trace(dict(LLAMA), phase="decode", past=16, dtype="float16")
+    config = {**LLAMA, "num_hidden_layers": 1}
+    plain = cutedge.trace(config, phase="decode", past=16, dtype="float16")
     (before,), (after,) = plain.costs("rtx-4090"), plain.costs("rtx-4090", kv_dtype=name)
-    # 9 layers, keys and values, 2 heads of 64, 17 tokens at the end
-    cache = 9 * 2 * 2 * 64 * 17
+    # keys and values of a layer, 2 heads of 64, 17 tokens at the end
+    cache = 2 * 2 * 64 * 17
     gone = before.summary["resident_bytes"] - after.summary["resident_bytes"]
     assert gone == cache * (16 - bits) / 8
     assert after.summary["flops"] == before.summary["flops"]

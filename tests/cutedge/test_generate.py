@@ -16,7 +16,7 @@ from tracer.errors import InputError
 from tracer.summary import cached_inputs
 
 MACHINE = "tee-tdx+h100-cc@pcie5-x16-cc"
-WINDOW = {**WINDOWED, "sliding_window": 12}
+WINDOW = {**WINDOWED, "sliding_window": 12, "num_hidden_layers": 1}
 
 
 def alone(model: Any, past: int, policy: str, **options: Any) -> dict[str, Any]:
@@ -82,14 +82,19 @@ def test_a_cache_that_decode_reads_elsewhere_moves_once() -> None:
     assert stays.moves == ()
 
 
-def test_a_window_is_another_program_and_is_counted_as_it_is() -> None:
+@pytest.mark.parametrize(
+    ("prompt", "new"), [(11, 3), pytest.param(8, 8, marks=pytest.mark.slow)]
+)
+def test_a_window_is_another_program_and_is_counted_as_it_is(prompt: int, new: int) -> None:
     """Past 12 tokens a step no longer makes its cache longer."""
-    made = cutedge.generate(WINDOW, prompt=8, new=8, policy="offload-linear", machine=MACHINE)
+    made = cutedge.generate(
+        WINDOW, prompt=prompt, new=new, policy="offload-linear", machine=MACHINE
+    )
     for step in made.steps:
         wanted = alone(WINDOW, step.past, "offload-linear", machine=MACHINE)
         assert step.total_payload_bytes == wanted["total_payload_bytes"], step.past
         assert step.run_seconds == pytest.approx(wanted["run_seconds"]), step.past
-    last = cutedge.trace(WINDOW, phase="decode", past=15).graph
+    last = cutedge.trace(WINDOW, phase="decode", past=prompt + new - 1).graph
     assert made.summary["cache_bytes"] == sum(state.bytes for state in cached_inputs(last))
 
 
@@ -208,7 +213,9 @@ def test_a_step_that_is_placed_anew_saves_nothing_or_more() -> None:
         (("edge-10m", "--policy", "mincut"), "Did you mean min-cut"),
         (("edge-10m", "--decode-policy", "fastest"), "fastest counts seconds"),
         (("edge-11m",), "Did you mean edge-10m"),
-        (("t5.json",), "an encoder runs before its decoder"),
+        pytest.param(
+            ("t5.json",), "an encoder runs before its decoder", marks=pytest.mark.slow
+        ),
         (("own.py:f",), "says itself what runs"),
     ],
 )
