@@ -103,7 +103,7 @@ def here(store, tmp_path) -> Path:
         (2, ["cutedge", "trase"], ["No such command 'trase'", "--help"]),
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_process_says_it_on_stderr_and_by_its_exit_code(here, run, refuse, code, command, says):
     shutil.copytree(here / "t", here / "damaged")
     (here / "damaged/tensors.parquet").write_bytes(b"PAR1")

@@ -453,7 +453,8 @@ def test_one_token_has_no_formula_in_seq():
 
 def test_last_token_logits(traced):
     for logits, rows in (("last", 1), ("all", 48)):
-        graph = traced("edge-10m", seq=48, batch=2, logits=logits)
+        shallow = {"num_hidden_layers": 1}
+        graph = traced("edge-10m", seq=48, batch=2, logits=logits, overrides=shallow)
         (result,) = [t for t in graph.tensors if t.role is Role.OUTPUT]
         assert result.shape == (2, rows, preset("edge-10m")["vocab_size"])
         assert result.label == "logits"
