@@ -15,15 +15,10 @@ from costmodels.limits import describe
 from costmodels.weight_files import stored_as
 from costmodels.weights import load_weights, stored
 from tests.support.inprocess import invoke
-from tests.support.traces import captured
-from tests.support.weights import BLOCKS, LLAMA, MODELS, by_name
+from tests.support.weights import BLOCKS, LLAMA, MODELS, by_name, decoded
 from tracer.errors import InputError
 from tracer.graph import OpGraph, Role
 from tracer.summary import parameter_bytes
-
-
-def decode(config: Mapping[str, Any]) -> OpGraph:
-    return captured(dict(config), model="m", phase="decode", past=16, dtype="float32").graph
 
 
 def text(value: str) -> bytes:
@@ -85,7 +80,7 @@ def in_q4_k_m(graph: OpGraph, model: str) -> dict[str, tuple[tuple[int, ...], in
 @pytest.mark.parametrize("model", ["llama", "mixtral", "tied"])
 @pytest.mark.few(2)
 def test_a_gguf_file_says_what_each_tensor_takes(model: str, tmp_path: Path) -> None:
-    plain = decode(MODELS[model])
+    plain = decoded(MODELS[model])
     file = tmp_path / "model-Q4_K_M.gguf"
     file.write_bytes(gguf(in_q4_k_m(plain, model)))
     read, ruled = stored_as(plain, file), stored(plain, load_weights("q4_k_m"))
@@ -94,7 +89,7 @@ def test_a_gguf_file_says_what_each_tensor_takes(model: str, tmp_path: Path) -> 
 
 
 def test_what_a_gguf_file_has_beside_is_said(tmp_path: Path) -> None:
-    plain = decode(LLAMA)
+    plain = decoded(LLAMA)
     tensors = in_q4_k_m(plain, "llama") | {"blk.0.attn_rot.weight.x": ((64,), 0)}
     halves = [dict(list(tensors.items())[n::2]) for n in (0, 1)]
     files = [tmp_path / f"m-0000{n}-of-00002.gguf" for n in (1, 2)]
@@ -138,7 +133,7 @@ def checkpoint(graph: OpGraph) -> dict[str, tuple[tuple[int, ...], int]]:
 
 
 def test_an_index_says_what_each_tensor_takes_with_its_scales(tmp_path: Path) -> None:
-    plain = decode(MODELS["mixtral"])
+    plain = decoded(MODELS["mixtral"])
     tensors = checkpoint(plain)
     shards = {f"m-{n}.safetensors": dict(list(tensors.items())[n::3]) for n in range(3)}
     for name, some in shards.items():
@@ -173,7 +168,7 @@ def test_an_index_says_what_each_tensor_takes_with_its_scales(tmp_path: Path) ->
 def test_a_file_that_is_damaged_or_of_another_model_is_said(
     name: str, content: Callable[[OpGraph], bytes], said: str, tmp_path: Path
 ) -> None:
-    plain = decode(LLAMA)
+    plain = decoded(LLAMA)
     (tmp_path / name).write_bytes(content(plain))
     with pytest.raises(InputError, match=re.escape(said)):
         stored_as(plain, tmp_path / name)

@@ -492,7 +492,7 @@ def test_a_model_that_only_traces_at_concrete_sizes_says_so():
         "vocab_size": 32,
         "architectures": ["MambaForCausalLM"],
     }
-    captured = capture(config, model="mamba", seq=4)
+    captured = capture(config, model="mamba", seq=2)
     (warning,) = captured.warnings
     assert "mamba cannot be traced for every batch and seq" in warning
     assert "its code fixes seq at modeling_mamba.py:" in warning
