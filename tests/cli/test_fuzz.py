@@ -8,20 +8,32 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.resources import files
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from time import process_time
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from costmodels import Execution
+from costmodels.calibrate import read_log
+from costmodels.checkpoints import storage_of
 from costmodels.devices import load_device
+from costmodels.engines import load_engine
 from costmodels.links import load_link
+from costmodels.weight_files import stored_as
+from costmodels.weights import load_weights, stored
 from partition.policy import load_policy
+from tests.support.graphs import two_layers
 from tests.support.inprocess import invoke
-from tracer.errors import CutedgeError
+from tracer.errors import CutedgeError, InputError
 from tracer.files import write_files
+from tracer.presets import find_config
+from tracer.summary import parameter_bytes
 
 SEED = 15
 
@@ -66,6 +78,13 @@ WORDS = [
     "kind",
     "a.b.c = 1",
     "[" * 60 + "]" * 60,
+    "[" * 2000,
+    "9" * 5000,
+    "0x" + "f" * 5000,
+    ".".join("a" * 500),
+    "5e-324",
+    "mine.toml",
+    "\\u0000/x",
 ]
 
 
@@ -104,6 +123,24 @@ def shipped(package: str, folder: str) -> list[str]:
     return [entry.read_text() for entry in sorted(found.iterdir(), key=lambda e: e.name)]
 
 
+model = cache(two_layers)
+
+
+def engine(path: str) -> None:
+    """Read, and asked what it makes of a card."""
+    read, card = load_engine(path), load_device("rtx-4090")
+    for execution in get_args(Execution):
+        if execution in read.launch_seconds:
+            made = read.by(execution)
+            figures = made.launch(card), made.bytes_per_second(card), made.share(1e12, 0.8, 1e6)
+            assert all(figure is not None and isfinite(figure) for figure in figures)
+
+
+def weights(path: str) -> None:
+    """Read, and what it makes of a model's bytes."""
+    assert 0 <= parameter_bytes(stored(model(), load_weights(path))) < 2**63
+
+
 def grid(path: str) -> object:
     from cutedge._grids import read_grid
 
@@ -118,12 +155,18 @@ policy = ["min-cut", "offload-linear"]
 pair = ["tee-tdx+rtx-4090"]
 link = ["pcie4-x16"]
 wire_dtype = ["native", "bfloat16"]
+engine = ["vllm"]
+execution = ["graph"]
+weights = "q8_0"
+kv_dtype = "q8_0"
 """
 
 READERS: dict[str, tuple[Callable[[str], object], list[str]]] = {
     "policy": (load_policy, shipped("partition", "data")),
     "link": (load_link, shipped("costmodels", "data/links")),
     "device": (load_device, shipped("costmodels", "data/devices")),
+    "engine": (engine, shipped("costmodels", "data/engines")),
+    "weights": (weights, shipped("costmodels", "data/weights")),
     "grid": (grid, [GRID]),
 }
 
@@ -147,13 +190,148 @@ def read_damaged(kind: str, count: int, folder: Path) -> int:
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_damaged_text_file_is_refused_or_read(kind, tmp_path):
-    assert read_damaged(kind, 300, tmp_path) > 100
+    assert read_damaged(kind, 150, tmp_path) > 50
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 def test_thousands_of_damaged_text_files(kind, tmp_path):
     assert read_damaged(kind, 10_000, tmp_path) > 3000
+
+
+FIGURE = '\n[{}]\nvalue = {}\nsource = "by hand"\n'
+MINE = 'description = "d"\n' + FIGURE.format("element_bits", 6)
+GROUPED = MINE + FIGURE.format("group_elements", 20)
+RULE = '\n[[tensor]]\nparts = ["ffn_up"]\nas = "float32"\nsource = "by hand"\n'
+
+HOSTILE: dict[str, tuple[str, str]] = {
+    "a number of 5000 digits": (f"value = {'9' * 5000}", "not valid TOML"),
+    "more than 64 bits": (MINE.replace("6", "0x" + "f" * 5000), "element_bits.value is a whole"),
+    "a key of 8000 parts": (".".join("a" * 8000) + " = 1", "a key has more than 64 parts"),
+    "a table of 8000 parts": (f"[{'.'.join('a' * 8000)}]", "a key has more than 64 parts"),
+    "2000 lists": ("a = " + "[" * 2000, "not valid TOML"),
+    "more than a mebibyte": ("#" * 2**20 + "\n", "more than 1,048,576 bytes"),
+    "its own rules": ('encoding = "q8_0"\nrules_of = "mine.toml"\ndescription = "d"', "leads back"),
+    "another's, which are its own": (
+        'encoding = "q8_0"\nrules_of = "./other.toml"\ndescription = "d"',
+        "rules_of leads back to it: mine.toml -> ./other.toml -> mine.toml",
+    ),
+    "a name with a zero": (
+        'encoding = "q8_0"\nrules_of = "/\\u0000"\ndescription = "d"',
+        "No such",
+    ),
+    "itself, where it does not fit": ('otherwise = "mine"\n' + GROUPED, "otherwise leads back to"),
+    "another, which is itself": ('otherwise = "./other.toml"\n' + GROUPED, "otherwise leads back"),
+    "no regular expression": (MINE + RULE + 'names = ["("]', "'(' is no regular expression"),
+    "one that takes hours": (MINE + RULE + 'names = ["(.+)+x"]', "without a repeated group"),
+    "one that takes minutes": (MINE + RULE + f'names = ["{".*" * 9}x"]', "at most 4 repeats"),
+    "the first none-th": (MINE + RULE + 'layers = "first 1/0"', "layers is more, first 4 or"),
+    "layers of 5000 digits": (MINE + RULE + f'layers = "first {"9" * 5000}"', "layers is more"),
+    "2^62 bits a group": (MINE + FIGURE.format("group_bits", 2**62), "at most 4.29497e+09"),
+}
+OTHER = {
+    "another's, which are its own": 'encoding = "q8_0"\nrules_of = "mine.toml"\ndescription = "d"',
+    "another, which is itself": 'otherwise = "./other.toml"\n' + GROUPED,
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_text_that_would_take_for_ever_is_refused(what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text, said = HOSTILE[what]
+    Path("mine.toml").write_text(text)
+    Path("other.toml").write_text(OTHER.get(what, ""))
+    begun = process_time()
+    with pytest.raises(InputError) as raised:
+        weights("mine.toml")
+    assert said in str(raised.value)
+    assert process_time() - begun < 1
+
+
+def test_an_encoding_of_a_users_file_is_read_each_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('description = "d"\nencoding = "./other.toml"')
+    for bits in (8, 16):
+        Path("other.toml").write_text(MINE.replace("6", str(bits)))
+        packed = stored(model(), load_weights("mine.toml"))
+        assert parameter_bytes(packed) == parameter_bytes(model()) * bits // 32
+
+
+# --- what is no file ------------------------------------------------------------------------------
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def nowhere(path: Path) -> None:
+    path.symlink_to("gone")
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def endless(path: Path) -> None:
+    """Holes, and no bytes on the disk."""
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+NO_FILES: list[Callable[[Path], None]] = [
+    folder, device, circle, nowhere, empty, endless, os.mkfifo,
+]  # fmt: skip
+
+
+def config(path: str) -> object:
+    return find_config(path)
+
+
+def log(path: str) -> object:
+    return read_log(Path(path))
+
+
+def weights_file(path: str) -> object:
+    return stored_as(model(), Path(path))
+
+
+FILE_READERS: dict[str, Callable[[str], object]] = {
+    **{f"{kind}.toml": read for kind, (read, _) in READERS.items()},
+    "config.json": config,
+    "log.csv": log,
+    **{f"m.{end}": weights_file for end in ("gguf", "safetensors", "safetensors.index.json")},
+}
+
+
+@pytest.mark.parametrize("name", FILE_READERS)
+@pytest.mark.parametrize("make", NO_FILES)
+def test_what_is_no_file_is_refused_at_once(name, make, tmp_path, monkeypatch):
+    """A pipe without a writer would be waited for, and a device or a file of holes has no end."""
+    monkeypatch.chdir(tmp_path)
+    make(Path(name))
+    begun = process_time()
+    with pytest.raises(CutedgeError, match=name.replace(".", r"\.")):
+        FILE_READERS[name](f"./{name}")
+    assert process_time() - begun < 1
+
+
+def test_a_pipe_that_is_written_to_is_read(tmp_path):
+    """As the shell makes one of ``--link <(command)``."""
+    read, write = os.pipe()
+    os.write(write, shipped("costmodels", "data/links")[0].encode())
+    os.close(write)
+    try:
+        assert load_link(f"/dev/fd/{read}").name == str(read)
+    finally:
+        os.close(read)
 
 
 # --- configs of models ----------------------------------------------------------------------------
@@ -205,7 +383,7 @@ def odd_configs(count: int) -> Iterator[bytes]:
     for _ in range(count):
         config: dict[str, Any] = json.loads(json.dumps(CONFIG))
         for _ in range(draw.randint(1, 2)):
-            table = config["rope_parameters"] if draw.random() < 0.15 else config
+            table = config.get("rope_parameters") if draw.random() < 0.15 else config
             if not isinstance(table, dict) or not table:
                 continue
             key = draw.choice([*table, "auto_map", "quantization_config", "layer_types"])
@@ -213,8 +391,83 @@ def odd_configs(count: int) -> Iterator[bytes]:
                 table.pop(key, None)
             else:
                 table[key] = draw.choice(ODD)
+        if draw.random() < 0.2:
+            config["quantization_config"] = draw.choice(QUANTISED)
         text = json.dumps(config).encode()
         yield damaged(text.decode(), draw) if draw.random() < 0.2 else text
+
+
+QUANTISED: list[dict[str, Any]] = [
+    {"quant_method": "gptq", "bits": 4, "group_size": 16, "modules_to_not_convert": ["lm_head"]},
+    {"quant_method": "awq", "bits": 4, "group_size": 32},
+    {"quant_method": "bitsandbytes", "load_in_4bit": True, "llm_int8_skip_modules": ["lm_head"]},
+    {"quant_method": "fp8", "weight_block_size": [16, 16]},
+    {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.mlp.*", "lm_head"]},
+    {
+        "quant_method": "compressed-tensors",
+        "config_groups": {
+            "group_0": {
+                "weights": {
+                    "num_bits": 8,
+                    "type": "float",
+                    "strategy": "block",
+                    "group_size": 16,
+                    "symmetric": True,
+                    "block_structure": [16, 16],
+                }
+            }
+        },
+        "ignore": ["re:.*mlp.up", "lm_head"],
+    },
+    {"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4", "exclude_modules": ["*"]}},
+]
+STRANGE = [
+    *ODD, "re:(", "re:(.+)+x", "re:" + ".*" * 9 + "x", "*" * 40 + "x", "*a" * 40, "tensor",
+    "group", [0, 0], [-1, 16], [16], ["re:["], [None, 5], "gptq", "fp8", float("nan"), 10**400,
+]  # fmt: skip
+
+
+def tables_of(table: dict[str, Any]) -> list[dict[str, Any]]:
+    inside = (value for value in table.values() if isinstance(value, dict))
+    return [table, *(found for inner in inside for found in tables_of(inner))]
+
+
+def read_quantised(count: int) -> int:
+    """Store a model as ``count`` odd quantization_configs say; of how many not all is known."""
+    draw = random.Random(f"{SEED} quantised")
+    unknown = 0
+    for number in range(count):
+        told = json.loads(json.dumps(draw.choice(QUANTISED)))
+        for _ in range(draw.randint(1, 3)):
+            table = draw.choice([table for table in tables_of(told) if table] or [told])
+            key = draw.choice([*table, "ignore", "quant_method"])
+            value = json.loads(json.dumps(draw.choice(STRANGE)))
+            if isinstance(table.get(key), list) and draw.random() < 0.5:
+                table[key][draw.randrange(len(table[key]) or 1) :] = [value]
+            else:
+                table[key] = value
+        what, begun = f"case {number}: {told}", process_time()
+        try:
+            found, said = storage_of({**CONFIG, "quantization_config": told})
+            read = model() if found is None else stored(model(), found)
+        except InputError as error:
+            said = str(error)
+        except Exception as error:
+            raise AssertionError(what) from error
+        assert 0 <= parameter_bytes(read) < 2**63, what
+        assert len(said or "") < 400, what
+        assert process_time() - begun < 1, what
+        unknown += said is not None
+    return unknown
+
+
+def test_an_odd_quantization_config_is_read_or_said():
+    assert read_quantised(200) > 50
+
+
+@pytest.mark.slow
+def test_thousands_of_odd_quantization_configs():
+    assert read_quantised(20_000) > 5000
 
 
 def trace_odd(count: int, folder: Path) -> int:
@@ -248,6 +501,9 @@ def test_a_thousand_odd_configs(tmp_path):
 # Their manifest agrees with them: a hash tells of damage, not of who wrote a file.
 
 
+SCHEDULED = ["--machine", "tee-tdx+rtx-4090@pcie4-x16", "--schedule", "overlap"]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("fuzz")
@@ -256,7 +512,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         for words in (
             ["trace", "edge-10m", "--seq", "8", "--out", "t"],
-            ["partition", "t", "--policy", "offload-linear"],
+            ["partition", "t", "--policy", "offload-linear", *SCHEDULED],
         ):
             done = invoke(*words)
             assert done.returncode == 0, done.stderr
@@ -294,8 +550,13 @@ def change_tables(count: int, made: Path, here: Path) -> int:
         field = table.schema.field(column)
         values = table.column(column).to_pylist()
         what = f"case {number}: {path.name}.{field.name}"
+        metadata = dict(table.schema.metadata)
         if draw.random() < 0.15:
             changed = table.remove_column(column)
+        elif draw.random() < 0.15:
+            changed, key = table, draw.choice(sorted(metadata.keys() - {b"ARROW:schema"}))
+            metadata[key] = draw.choice([b"", b"x", b"\xff", b"-1", b"{}", b"null", b"[" * 9999])
+            what = f"case {number}: {path.name}, metadata {key!r} = {metadata[key][:9]!r}"
         else:
             row = draw.randrange(len(values))
             values[row] = None if draw.random() < 0.2 else other(values[row], field.type, draw)
@@ -305,12 +566,15 @@ def change_tables(count: int, made: Path, here: Path) -> int:
             if array.null_count == 0:
                 changed = changed.cast(table.schema)
         sink = pa.BufferOutputStream()
-        pq.write_table(changed.replace_schema_metadata(table.schema.metadata), sink)
+        pq.write_table(changed.replace_schema_metadata(metadata), sink)
         write_files(path.parent, {path.name: sink.getvalue().to_pybytes()})
-        for words in (
+        commands = [
             ["cutedge", "export", "dot", here / "t", "--out", here / "o"],
             ["partition", here / "t", "--policy", "fuse-attention"],
-        ):
+        ]
+        if path.name in ("schedule.parquet", "calls.parquet", "transfers.parquet"):
+            commands = [["cutedge", "export", "perfetto", here / "t", "--out", here / "o"]]
+        for words in commands:
             done = invoke(*words)
             assert "Traceback" not in done.stderr, f"{what}\n{done.stderr}"
             assert done.returncode in (0, 1, 2), what
