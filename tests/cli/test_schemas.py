@@ -10,7 +10,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from cli.main import app
+from tests.support import REFERENCE
 from tests.support.inprocess import invoke
+from tests.support.profiles import Trace
 from tools import reference
 from tools.describe import ROOT
 from tools.schemas import FOLDER, schemas, texts
@@ -102,6 +104,10 @@ SAID: dict[str, list[tuple[str, ...]]] = {
     "gemm": [("8", "8", "8"), ("8", "8", "8", "--mode", "ws", "--chips", "2")],
     "links": [(), ("pcie5-x16",)],
     "calibrate": [("calls.csv", "--out", "one.toml")],
+    "calibrate-ops": [
+        (str(REFERENCE / "profile_cpu.json.gz"), "--out", "two.toml"),
+        ("copies.json", "--out", "three.toml"),
+    ],
     "error": [("no-such-command",), ("partition", "nowhere")],
 }
 """Schema -> what to ask for."""
@@ -113,6 +119,10 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with chdir(tmp_path_factory.mktemp("schemas")):
         Path("calls.csv").write_text(CALLS)
         Path("secret.toml").write_text(SECRET)
+        copies = Trace(1e-5)
+        for size in (4096, 65536, 1048576, 16777216):
+            copies.copy("HtoD", size, 1e-5 + size / 2e10)
+        Path("copies.json").write_text(json.dumps(copies.json))
         for folder in ("t", "u", "bare"):
             assert invoke("trace", "edge-10m", "--seq", "8", "--out", folder).returncode == 0
         assert invoke("partition", "u").returncode == 0
@@ -148,7 +158,7 @@ def test_the_schemas_are_those_of_the_code():
 
 
 def test_every_command_has_a_schema():
-    modes = {"compare-over", "models-check", "error", "warning"}
+    modes = {"calibrate-ops", "compare-over", "models-check", "error", "warning"}
     assert commands() | modes == set(KNOWN)
     assert set(SAID) | {"warning"} == set(KNOWN)
 
@@ -179,7 +189,7 @@ def test_a_schema_is_strict_and_describes_every_key(name):
 
 @pytest.mark.parametrize("name", SAID)
 def test_what_a_command_prints_is_as_its_schema_says(name):
-    command = name.removesuffix("-over").removesuffix("-check")
+    command = name.removesuffix("-over").removesuffix("-check").removesuffix("-ops")
     words = command.split("-", 1) if command.startswith("export-") else [command]
     for asked in SAID[name]:
         done = invoke("cutedge", *([] if name == "error" else words), *asked, "--json")
