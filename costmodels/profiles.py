@@ -8,12 +8,12 @@ inside of it; in a profile without kernels the processor itself did the work, an
 """
 
 import gzip
-import json
 import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import pairwise
 from math import isfinite, prod
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 from costmodels.flops import annotate
 from tracer.errors import InputError
+from tracer.files import parse_json, read_bounded
 from tracer.graph import FLOATING, ITEM_BYTES, Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
 from tracer.kinds import base_name, kind_of, writes_in_place
 
@@ -156,13 +157,19 @@ class Profile:
     """``sent`` to the device, ``received`` from it."""
 
 
+_MOST_BYTES = 2**28
+"""Of a profile, unpacked; some steps of a large model have a tenth of it."""
+
+
 def read_events(path: Path) -> Any:
     """What a JSON file holds, unpacked where its name ends in .gz; of several lines with an object
     each, their list. Raises InputError where it is no such file."""
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, _MOST_BYTES)
         if path.suffix == ".gz":
-            data = gzip.decompress(data)
+            data = gzip.GzipFile(fileobj=BytesIO(data)).read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise OSError(f"it unpacks to more than {_MOST_BYTES:,} bytes: profile fewer steps")
         text = data.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
@@ -171,13 +178,13 @@ def read_events(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} cannot be read: it is not UTF-8 text") from error
     try:
-        return json.loads(text, strict=False)  # names of kernels may hold anything
-    except (ValueError, RecursionError) as error:
+        return parse_json(text, strict=False)  # names of kernels may hold anything
+    except ValueError as error:
         lines = [line for line in text.splitlines() if line.strip()]
         try:
             if len(lines) > 1:
-                return [json.loads(line, strict=False) for line in lines]
-        except (ValueError, RecursionError):
+                return [parse_json(line, strict=False) for line in lines]
+        except ValueError:
             pass
         raise InputError(f"{path}: not valid JSON: {error}") from error
 
@@ -317,18 +324,22 @@ def _give_kernels(hosts: Sequence[_Event], kernels: Sequence[_Event]) -> Counter
     (``correlation``).
     """
 
-    def numbered(key: str, events: Iterable[_Event]) -> dict[Any, _Event]:
-        found = ((event.args.get(key), event) for event in events)
-        return {number: event for number, event in found if type(number) is int}
+    def number_of(event: _Event, key: str) -> int | None:
+        value = event.args.get(key)
+        return value if type(value) is int else None
+
+    def numbered(key: str, events: Iterable[_Event]) -> dict[int | None, _Event]:
+        found = ((number_of(event, key), event) for event in events)
+        return {number: event for number, event in found if number is not None}
 
     by_op = numbered("External id", (event for event in hosts if event.category == "cpu_op"))
     by_call = numbered("correlation", filter(_is_runtime, hosts))
     left_out: Counter[str] = Counter()
     for kernel in kernels:
-        call = by_call.get(kernel.args.get("correlation", ""))
+        call = by_call.get(number_of(kernel, "correlation"))
         above = call.above() if call is not None else ()
         op = next((event for event in above if event.category == "cpu_op"), None)
-        op = op or by_op.get(kernel.args.get("External id", ""))
+        op = op or by_op.get(number_of(kernel, "External id"))
         if op is None:
             left_out[kernel.name] += kernel.seconds  # type: ignore[assignment]
         else:

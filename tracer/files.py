@@ -56,16 +56,19 @@ def open_file(path: Path, *, pipes: bool = False) -> BinaryIO:
 def read_bounded(path: Path, most: int) -> bytes:
     """All of a file or a pipe that has at most so many bytes. Raises OSError."""
     with open_file(path, pipes=True) as source:
-        data = source.read(most + 1)
-    if len(data) > most:
+        data = b"" if (size := os.fstat(source.fileno()).st_size) > most else source.read(most + 1)
+    if max(size, len(data)) > most:
         raise OSError(f"it has more than {most:,} bytes, as no such file has")
     return data
 
 
-def parse_json(text: bytes | str) -> Any:
-    """What JSON says. Raises ValueError for all that is none, also for what nests too deep."""
+def parse_json(text: bytes | str, *, strict: bool = True) -> Any:
+    """What JSON says, if not ``strict`` with control characters in its texts.
+
+    Raises ValueError for all that is none, also for what nests too deep.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, strict=strict)
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
 

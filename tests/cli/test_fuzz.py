@@ -3,6 +3,7 @@
 Seeds are fixed. ``make test`` has a few hundred cases of each kind, ``make test-all`` thousands.
 """
 
+import gzip
 import json
 import os
 import random
@@ -15,23 +16,23 @@ from pathlib import Path
 from time import process_time
 from typing import Any, get_args
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from costmodels import Execution
+from costmodels.bench import is_bench, read_bench
 from costmodels.calibrate import read_log
 from costmodels.checkpoints import storage_of
 from costmodels.devices import load_device
 from costmodels.engines import load_engine
 from costmodels.links import load_link
+from costmodels.profiles import is_profile, read_events, read_profile
 from costmodels.weight_files import stored_as
 from costmodels.weights import load_weights, stored
 from partition.policy import load_policy
 from tests.support.graphs import two_layers
 from tests.support.inprocess import invoke
+from tests.support.profiles import Trace
 from tracer.errors import CutedgeError, InputError
-from tracer.files import write_files
 from tracer.presets import find_config
 from tracer.summary import parameter_bytes
 
@@ -307,6 +308,7 @@ FILE_READERS: dict[str, Callable[[str], object]] = {
     **{f"{kind}.toml": read for kind, (read, _) in READERS.items()},
     "config.json": config,
     "log.csv": log,
+    "trace.json": lambda path: read_events(Path(path)),
     **{f"m.{end}": weights_file for end in ("gguf", "safetensors", "safetensors.index.json")},
 }
 
@@ -470,6 +472,75 @@ def test_thousands_of_odd_quantization_configs():
     assert read_quantised(20_000) > 5000
 
 
+BENCH = {
+    "model_type": "llama 7B mostly Q8_0",
+    "backends": "CUDA",
+    "gpu_info": "RTX 4090",
+    "type_k": "f16",
+    "type_v": "f16",
+    "samples_ns": [10**9] * 2,
+    **dict.fromkeys(("model_size", "model_n_params", "n_batch", "n_ubatch", "avg_ns"), 10**6),
+    **dict.fromkeys(("n_gpu_layers", "n_gen"), 99),
+    **dict.fromkeys(("n_prompt", "n_depth", "stddev_ns"), 0),
+}
+
+
+def a_profile() -> dict[str, Any]:
+    trace = Trace(1e-5)
+    trace.op("aten::mm", [[8, 16], [16, 4]], "c10::Half", 1e-4)
+    trace.op("aten::add", [[8, 4], [4], []], ["c10::Half"] * 2 + ["Scalar"], 1e-5)
+    return dict(trace.json)
+
+
+def read_measured(count: int, folder: Path) -> int:
+    """Read ``count`` odd profiles and benchmarks; how many were refused."""
+    draw = random.Random(f"{SEED} measured")
+    refused = 0
+    for number in range(count):
+        told: Any = draw.choice([a_profile(), [dict(BENCH), dict(BENCH)]])
+        for _ in range(draw.randint(1, 3)):
+            at = told
+            while True:
+                key = draw.choice(range(len(at)) if isinstance(at, list) else [*at])
+                if not (isinstance(at[key], dict | list) and at[key]) or draw.random() < 0.05:
+                    break
+                at = at[key]
+            at[key] = json.loads(json.dumps(draw.choice(STRANGE)))
+        path = folder / "measured.json"
+        path.write_text(json.dumps(told))
+        said = ""
+        try:
+            events = read_events(path)
+            if is_profile(events):
+                read_profile(path, events)
+            elif is_bench(events):
+                read_bench(path, events)
+        except CutedgeError as error:
+            said = str(error)
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"case {number}: {told}") from error
+        assert not said or str(path) in said, f"case {number}: {said}"
+    return refused
+
+
+def test_an_odd_profile_or_benchmark_is_refused_or_read(tmp_path):
+    assert read_measured(100, tmp_path) > 20
+
+
+@pytest.mark.slow
+def test_thousands_of_odd_profiles_and_benchmarks(tmp_path):
+    assert read_measured(10_000, tmp_path) > 2000
+
+
+def test_what_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("costmodels.profiles._MOST_BYTES", 10**6)
+    path = tmp_path / "trace.json.gz"
+    path.write_bytes(gzip.compress(bytes(10**7)))
+    with pytest.raises(InputError, match="unpacks to more than 1,000,000 bytes: profile fewer"):
+        read_events(path)
+
+
 def trace_odd(count: int, folder: Path) -> int:
     """Trace ``count`` odd configs; how many were refused."""
     refused = 0
@@ -495,98 +566,3 @@ def test_an_odd_config_is_refused_or_traced(tmp_path):
 @pytest.mark.slow
 def test_a_thousand_odd_configs(tmp_path):
     assert trace_odd(1000, tmp_path) > 300
-
-
-# --- tables that somebody made --------------------------------------------------------------------
-# Their manifest agrees with them: a hash tells of damage, not of who wrote a file.
-
-
-SCHEDULED = ["--machine", "tee-tdx+rtx-4090@pcie4-x16", "--schedule", "overlap"]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    here = tmp_path_factory.mktemp("fuzz")
-    before = Path.cwd()
-    os.chdir(here)
-    try:
-        for words in (
-            ["trace", "edge-10m", "--seq", "8", "--out", "t"],
-            ["partition", "t", "--policy", "offload-linear", *SCHEDULED],
-        ):
-            done = invoke(*words)
-            assert done.returncode == 0, done.stderr
-    finally:
-        os.chdir(before)
-    return here
-
-
-def other(value: Any, kind: pa.DataType, draw: random.Random) -> Any:
-    """Another value of the same column."""
-    if pa.types.is_boolean(kind):
-        return not value
-    if pa.types.is_integer(kind):
-        return draw.choice([0, 1, -1, 10**5, 2 ** (kind.bit_width - 1) - 1, (value or 0) + 1])
-    if pa.types.is_floating(kind):
-        return draw.choice([float("nan"), float("inf"), -1.0, 0.0])
-    if pa.types.is_string(kind):
-        return draw.choice(["", "x", "\x1b[31m", "tee", "input", "layer.99", "1/0", "batch*"])
-    if pa.types.is_list(kind):
-        return draw.choice([[], (value or [])[:-1], [*(value or []), *(value or [])]])
-    return []
-
-
-def change_tables(count: int, made: Path, here: Path) -> int:
-    """Read ``count`` sets of tables with a changed cell or column; how many were refused."""
-    draw = random.Random(f"{SEED} tables")
-    tables = sorted(made.rglob("*.parquet"))
-    refused = 0
-    for number in range(count):
-        shutil.rmtree(here, ignore_errors=True)
-        shutil.copytree(made, here)
-        path = here / draw.choice(tables).relative_to(made)
-        table = pq.ParquetFile(path).read()
-        column = draw.randrange(table.num_columns)
-        field = table.schema.field(column)
-        values = table.column(column).to_pylist()
-        what = f"case {number}: {path.name}.{field.name}"
-        metadata = dict(table.schema.metadata)
-        if draw.random() < 0.15:
-            changed = table.remove_column(column)
-        elif draw.random() < 0.15:
-            changed, key = table, draw.choice(sorted(metadata.keys() - {b"ARROW:schema"}))
-            metadata[key] = draw.choice([b"", b"x", b"\xff", b"-1", b"{}", b"null", b"[" * 9999])
-            what = f"case {number}: {path.name}, metadata {key!r} = {metadata[key][:9]!r}"
-        else:
-            row = draw.randrange(len(values))
-            values[row] = None if draw.random() < 0.2 else other(values[row], field.type, draw)
-            what += f"[{row}] = {values[row]!r}"
-            array = pa.array(values, field.type)
-            changed = table.set_column(column, field.with_nullable(True), array)
-            if array.null_count == 0:
-                changed = changed.cast(table.schema)
-        sink = pa.BufferOutputStream()
-        pq.write_table(changed.replace_schema_metadata(metadata), sink)
-        write_files(path.parent, {path.name: sink.getvalue().to_pybytes()})
-        commands = [
-            ["cutedge", "export", "dot", here / "t", "--out", here / "o"],
-            ["partition", here / "t", "--policy", "fuse-attention"],
-        ]
-        if path.name in ("schedule.parquet", "calls.parquet", "transfers.parquet"):
-            commands = [["cutedge", "export", "perfetto", here / "t", "--out", here / "o"]]
-        for words in commands:
-            done = invoke(*words)
-            assert "Traceback" not in done.stderr, f"{what}\n{done.stderr}"
-            assert done.returncode in (0, 1, 2), what
-            assert "\x1b" not in done.stdout + done.stderr, what
-            refused += done.returncode != 0
-    return refused
-
-
-def test_tables_with_another_value_are_refused_or_read(made, tmp_path):
-    assert change_tables(12, made, tmp_path / "here") > 4
-
-
-@pytest.mark.slow
-def test_a_thousand_tables_with_another_value(made, tmp_path):
-    assert change_tables(1000, made, tmp_path / "here") > 400
