@@ -25,6 +25,9 @@ FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 """What llama.cpp calls a dtype."""
 
 
+_MOST_TOKENS = 10_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class BenchRow:
     """One benchmark."""
@@ -137,6 +140,7 @@ def _row(where: str, number: int, row: Any) -> BenchRow:
 
 def _whole(where: str, row: Mapping[str, Any], key: str) -> int:
     value, least = row[key], -1 if key == "n_gpu_layers" else 0
-    if type(value) is not int or not least <= value < 2**63:
-        raise InputError(f"{where}: {key} must be a whole number, not {value!r}")
+    most = _MOST_TOKENS if key in ("n_prompt", "n_gen", "n_depth") else 2**63 - 1
+    if type(value) is not int or not least <= value <= most:
+        raise InputError(f"{where}: {key} must be a whole number up to {most:,}, not {value!r}")
     return value

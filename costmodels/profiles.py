@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import pairwise
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +25,7 @@ from tracer.errors import InputError
 from tracer.files import parse_json, read_bounded
 from tracer.graph import FLOATING, ITEM_BYTES, Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
 from tracer.kinds import base_name, kind_of, writes_in_place
+from tracer.stages import stage
 
 Shape = tuple[int, ...]
 
@@ -222,6 +223,7 @@ class _Event:
             event = event.parent
 
 
+@stage("reading the profile")
 def read_profile(path: Path, value: Any) -> Profile:
     """The profile in what a file holds. Raises InputError that says what it lacks."""
     entries = value["traceEvents"]
@@ -282,7 +284,7 @@ def _event(path: Path, number: int, entry: Mapping[str, Any]) -> _Event:
             taken = float(found) if type(found) in (int, float, str) else -1.0
         except (ValueError, OverflowError):
             taken = -1.0
-        if not isfinite(taken) or taken < 0:
+        if not 0 <= taken < _LATEST:  # no NaN is
             raise InputError(
                 f"{path}: event {number}: {key!r} must be microseconds, 0 or more, not {found!r}"
             )
@@ -295,6 +297,9 @@ def _event(path: Path, number: int, entry: Mapping[str, Any]) -> _Event:
     begin = time("ts")
     return _Event(number, entry["cat"], name, begin, begin + time("dur"), args)
 
+
+_LATEST = 2.0**63
+"""Microseconds of no event that was."""
 
 _ROUNDING = 2e-3
 """Microseconds that an end may be off, as it is written with three digits."""
@@ -324,28 +329,29 @@ def _give_kernels(hosts: Sequence[_Event], kernels: Sequence[_Event]) -> Counter
     (``correlation``).
     """
 
-    def number_of(event: _Event, key: str) -> int | None:
-        value = event.args.get(key)
-        return value if type(value) is int else None
-
     def numbered(key: str, events: Iterable[_Event]) -> dict[int | None, _Event]:
-        found = ((number_of(event, key), event) for event in events)
+        found = ((_number(event, key), event) for event in events)
         return {number: event for number, event in found if number is not None}
 
     by_op = numbered("External id", (event for event in hosts if event.category == "cpu_op"))
     by_call = numbered("correlation", filter(_is_runtime, hosts))
     left_out: Counter[str] = Counter()
     for kernel in kernels:
-        call = by_call.get(number_of(kernel, "correlation"))
+        call = by_call.get(_number(kernel, "correlation"))
         above = call.above() if call is not None else ()
         op = next((event for event in above if event.category == "cpu_op"), None)
-        op = op or by_op.get(number_of(kernel, "External id"))
+        op = op or by_op.get(_number(kernel, "External id"))
         if op is None:
             left_out[kernel.name] += kernel.seconds  # type: ignore[assignment]
         else:
             op.kernels += kernel.seconds
             op.has_kernels = True
     return left_out
+
+
+def _number(event: _Event, key: str) -> int | None:
+    found = event.args.get(key)
+    return found if type(found) is int else None
 
 
 def _counted(
@@ -418,11 +424,13 @@ def _given(path: Path, event: _Event) -> list[Given | bool | None]:
         name = types[at] if at < len(types) else ""
         dtype = _DTYPES.get(str(name).removeprefix("c10::"))
         sizes = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+        sizes = sizes and prod(shape) < 2**53
         if dtype is None:
             found.append(None if shape else False)
         elif not sizes:
             raise InputError(
-                f"{path}: event {event.number}: Input Dims must be whole numbers, not {shape!r}"
+                f"{path}: event {event.number}: Input Dims must be whole numbers that a "
+                f"tensor may have, not {shape!r}"
             )
         else:
             steps = strides[at] if at < len(strides) else []

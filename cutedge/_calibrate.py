@@ -303,6 +303,10 @@ def fit_bench(
     return Fitted("fused", engine, rates, residuals, tuple(warnings))
 
 
+_MOST_STEPS = 256
+"""Parts of a prompt, each with a graph of its own."""
+
+
 def _starts(machine: Machine, ran: Sequence[_Ran]) -> dict[str, float]:
     """Where a search begins: at what the rows themselves reach."""
     if machine.device is not None:
@@ -341,6 +345,8 @@ def _programs(
             reason = "its weights are in a format that is not known"
         elif row.cache[0] != row.cache[1]:
             reason = "keys and values are cached in two formats"
+        elif row.prompt > _MOST_STEPS * row.at_once:
+            reason = f"its prompt is read in more than {_MOST_STEPS} steps"
         elif row.host_experts:
             reason = "some of its experts stay with the host"
         if storage is not None and reason is None:

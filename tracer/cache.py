@@ -28,7 +28,7 @@ from tracer.interrupts import uninterrupted
 from tracer.reach import Reach, graph_at
 from tracer.serde import read_trace, write_trace
 
-KEPT = 64
+KEPT = 256
 """Entries; of more, those that were not used for the longest time go."""
 
 _RECORD = "record.json"

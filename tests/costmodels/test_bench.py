@@ -212,6 +212,12 @@ def test_rows_of_which_no_graph_speaks_are_left_out_and_said(tmp_path):
         ({"model_type": 3}, (), "row 1: model_type must be text"),
         ({"n_gen": 0}, (), "n_prompt and n_gen are both 0"),
         ({"n_gen": "128"}, (), "row 1: n_gen must be a whole number"),
+        ({"n_gen": 10**9}, (), "row 1: n_gen must be a whole number up to 10,000,000"),
+        (
+            {"n_prompt": 10**6, "n_ubatch": 1},
+            ("--model", "edge-10m"),
+            "its prompt is read in more than 256 steps",
+        ),
         ({"n_ubatch": 0}, (), "row 1: n_ubatch must be 1 or more"),
         ({"avg_ns": 0, "samples_ns": []}, (), "row 1: nanoseconds must be numbers of more than 0"),
         ({"samples_ns": ["a"]}, (), "row 1: nanoseconds must be numbers"),

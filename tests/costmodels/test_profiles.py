@@ -7,16 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cutedge
 from costmodels.devices import load_device
 from costmodels.engines import load_engine
+from costmodels.fit_engine import fit_profile
 from costmodels.links import load_link
+from costmodels.profiles import read_profile
 from costmodels.roofline import Rule
 from cutedge._calibrate import calibrate
 from tests.support import REFERENCE
+from tests.support.examples import examples
 from tests.support.inprocess import invoke
 from tests.support.profiles import Trace, event
+from tracer.errors import InputError
 from tracer.graph import Kind
 from tracer.kinds import base_name
 
@@ -313,6 +319,12 @@ def bad_event(**fields: object) -> dict:
             "event 0: Input Dims must be whole numbers",
         ),
         (
+            bad_event(args={"Input Dims": [[10**400, 8]], "Input type": ["float"]}),
+            "event 0: Input Dims must be whole numbers",
+        ),
+        (bad_event(dur=1e300), "event 0: 'dur' must be microseconds"),
+        (bad_event(dur=float("nan")), "event 0: 'dur' must be microseconds"),
+        (
             {"traceEvents": [event("gpu_memcpy", "Memcpy HtoD", 0, 1e-6, bytes="many")]},
             "event 0: a copy's bytes must be a whole number",
         ),
@@ -335,6 +347,37 @@ def test_a_file_that_is_not_packed_as_it_says(tmp_path, monkeypatch):
     done = invoke("cutedge", "calibrate", "t.json.gz")
     assert done.returncode == 2
     assert "t.json.gz cannot be read" in done.stderr
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@examples(60)
+@given(data=st.data())
+def test_no_trace_makes_it_fall_over(data):
+    """A good trace with something else in a place or two: an answer, or a plain error."""
+    trace = known_trace()
+    trace.copy("HtoD", 4096, 1e-5)
+    for _ in range(data.draw(st.integers(1, 2))):
+        at = data.draw(st.sampled_from(trace.events))
+        where = at["args"] if at["args"] and data.draw(st.booleans()) else at
+        if isinstance(where, dict):
+            key = data.draw(st.sampled_from(sorted(where)))
+            where[key] = data.draw(JUNK)
+        if not isinstance(at["args"], dict):
+            break
+    said = "t.json: event "
+    try:
+        fit_profile(read_profile(Path("t.json"), trace.json), None)
+    except InputError as error:
+        said = str(error)
+    assert said.startswith("t.json: event ")
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+import cutedge
+from tracer.graph import OpGraph
+
 BLOCKS = {  # elements, bytes: what ggml's structures of these names take
     "q8_0": (32, 34),
     "q4_0": (32, 18),
@@ -59,6 +62,11 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "n_positions": 64,
     },
 }
+
+
+def decoded(config: Mapping[str, Any]) -> OpGraph:
+    """A step of decode over 16 tokens, in float32."""
+    return cutedge.trace(dict(config), phase="decode", past=16).graph
 
 
 def by_name(name: str, shape: tuple[int, ...], model: str) -> tuple[int, int]:
