@@ -151,7 +151,7 @@ class Calibration:
 def read_log(path: Path) -> Log:
     """Measured calls from a CSV file. Raises InputError that names file, line and column."""
     rows = csv.reader(
-        StringIO(read_text(path, "log").removeprefix("\ufeff"), newline=""), strict=True
+        StringIO(read_text(path, "log", most=2**26).removeprefix("\ufeff"), newline=""), strict=True
     )
     try:
         header = [name.strip() for name in next(rows, [])]

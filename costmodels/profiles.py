@@ -8,12 +8,12 @@ inside of it; in a profile without kernels the processor itself did the work, an
 """
 
 import gzip
-import json
 import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 from costmodels.flops import annotate
 from tracer.errors import InputError
+from tracer.files import parse_json, read_bounded
 from tracer.graph import FLOATING, ITEM_BYTES, Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
 from tracer.kinds import base_name, kind_of, writes_in_place
 from tracer.stages import stage
@@ -157,13 +158,19 @@ class Profile:
     """``sent`` to the device, ``received`` from it."""
 
 
+_MOST_BYTES = 2**28
+"""Of a profile, unpacked; some steps of a large model have a tenth of it."""
+
+
 def read_events(path: Path) -> Any:
     """What a JSON file holds, unpacked where its name ends in .gz; of several lines with an object
     each, their list. Raises InputError where it is no such file."""
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, _MOST_BYTES)
         if path.suffix == ".gz":
-            data = gzip.decompress(data)
+            data = gzip.GzipFile(fileobj=BytesIO(data)).read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise OSError(f"it unpacks to more than {_MOST_BYTES:,} bytes: profile fewer steps")
         text = data.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
@@ -172,13 +179,13 @@ def read_events(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} cannot be read: it is not UTF-8 text") from error
     try:
-        return json.loads(text, strict=False)  # names of kernels may hold anything
-    except (ValueError, RecursionError) as error:
+        return parse_json(text, strict=False)  # names of kernels may hold anything
+    except ValueError as error:
         lines = [line for line in text.splitlines() if line.strip()]
         try:
             if len(lines) > 1:
-                return [json.loads(line, strict=False) for line in lines]
-        except (ValueError, RecursionError):
+                return [parse_json(line, strict=False) for line in lines]
+        except ValueError:
             pass
         raise InputError(f"{path}: not valid JSON: {error}") from error
 

@@ -2,11 +2,9 @@
 
 import json
 import re
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,33 +13,11 @@ from costmodels.limits import describe
 from costmodels.weight_files import stored_as
 from costmodels.weights import load_weights, stored
 from tests.support.inprocess import invoke
-from tests.support.weights import BLOCKS, LLAMA, MODELS, by_name, decoded
+from tests.support.weights import KINDS, LLAMA, MODELS, by_name, decoded, gguf, safetensors
 from tracer.errors import InputError
 from tracer.graph import OpGraph, Role
 from tracer.summary import parameter_bytes
 
-
-def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
-
-
-def gguf(tensors: Mapping[str, tuple[tuple[int, ...], int]], version: int = 3) -> bytes:
-    """A header, with some entries of each sort; shapes as torch has them."""
-    entries = [
-        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
-        text("tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b"),
-        text("scores") + struct.pack("<IIQ", 9, 6, 3) + struct.pack("<3f", 1, 2, 3),
-        text("count") + struct.pack("<IQ", 10, 7),
-    ]
-    told = b"".join(
-        text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, 0)
-        for name, (shape, kind) in tensors.items()
-    )
-    start = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(entries))
-    return start + b"".join(entries) + told
-
-
-KINDS = {(1, 4): 0, BLOCKS["q4_k"]: 12, BLOCKS["q5_k"]: 13, BLOCKS["q6_k"]: 14, BLOCKS["q8_0"]: 8}
 NAMES = {
     "model.embed_tokens": "token_embd",
     "lm_head": "output",
@@ -98,16 +74,6 @@ def test_what_a_gguf_file_has_beside_is_said(tmp_path: Path) -> None:
     read = stored_as(plain, files[0])
     whole = parameter_bytes(stored(plain, load_weights("q4_k_m")))
     assert parameter_bytes(read) == pytest.approx(whole, rel=1e-3)
-
-
-def safetensors(tensors: Mapping[str, tuple[tuple[int, ...], int]]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, (shape, size) in tensors.items():
-        header[name] = {"dtype": "U8", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    told = json.dumps(header).encode()
-    return struct.pack("<Q", len(told)) + told
 
 
 def checkpoint(graph: OpGraph) -> dict[str, tuple[tuple[int, ...], int]]:
