@@ -1,14 +1,13 @@
 """Commands about links: which there are, and making one from measured calls."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import complete
-from cli.app import command, say, warn
+from cli.app import command, warn
 from cli.options import Json
 
 if TYPE_CHECKING:
@@ -80,75 +79,56 @@ def _framing(link: "Link", way: str) -> str:
     return ", ".join(parts) or "none"
 
 
-TOTALS = ("measured_total_seconds", "fitted_total_seconds")
-
-
-@command("cutedge calibrate calls.csv --out my-link.toml")
+@command("cutedge calibrate trace.json --device a100-80g --out mine.toml")
 def calibrate(
-    log: Annotated[
+    measured: Annotated[
         Path,
         typer.Argument(
-            help="CSV of measured calls: sent, received (payload bytes), seconds; also "
-            "sent_seconds with received_seconds, serialise_seconds. Or what verify has written, "
-            "measured_calls.parquet."
+            help="CSV of calls: sent, received (payload bytes), seconds; also sent_seconds with "
+            "received_seconds, serialise_seconds. Or measured_calls.parquet of verify, a chrome "
+            "trace of torch's profiler (.json, .json.gz), what llama-bench -o json or jsonl wrote."
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The link file to write; the log's name with .toml, here."),
+        typer.Option(
+            "--out",
+            help="The link file to write; of traces and benchmarks -device, -engine and -link come "
+            "before its .toml. The measured file's name with .toml, here.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            help="Of a trace or a benchmark, the known device that it ran on: the engine gets "
+            "shares of its peaks. Without it a device file gets the rates.",
+            autocompletion=complete.devices,
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="A model of a benchmark; again for the next, in the order of its rows.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Fit latency, bandwidth and serialisation to measured calls; write them as a link file."""
+    """Fit links to measured calls, devices and engines to profiles and benchmarks; write files."""
     from cli.printing import console, print_json, print_table
-    from costmodels.calibrate import check_out, fit, read_log, write_link
-    from cutedge.runtime.measured import read_measured
-    from tracer.words import counted, duration
+    from cutedge._calibrate import calibrate
 
-    out = out or Path(f"{log.stem}.toml")
-    check_out(out, force=force)
-    found = fit(*(read_measured(log) if log.suffix == ".parquet" else (read_log(log),)))
-    write_link(found, out)
+    found = calibrate(measured, out, device=device, models=model or (), force=force)
     for warning in found.warnings:
         warn(warning)
     if as_json:
-        totals = {key: getattr(found, key) for key in TOTALS}
-        print_json({"link_file": str(out), **asdict(found), **totals})
+        print_json(found.json)
         return
-    console().print(f"{log}: {counted(found.calls, 'call')}")
-    for one in found.equations:
-        say()
-        console().print(one.equation)
-        print_table(
-            "term, value>, standard error>1",
-            [
-                (
-                    term.name,
-                    "not known" if term.value is None else f"{term.value:.6g}",
-                    "" if term.standard_error is None else f"{term.standard_error:.2g}",
-                )
-                for term in one.terms
-            ],
-        )
-        r2 = "" if one.r_squared is None else f"R^2 {one.r_squared:.6f}; "
-        half, most = one.relative_residual_quantiles
-        say(f"{r2}half of the calls are off by {half:.2%} at most, 90% by {most:.2%}")
-        print_table(
-            "furthest off, measured>1, fitted>1, off by>",
-            [
-                (
-                    f"line {off.line}",
-                    duration(off.measured_seconds),
-                    duration(off.fitted_seconds),
-                    f"{off.relative:+.2%}",
-                )
-                for off in one.furthest
-            ],
-        )
-    off = found.fitted_total_seconds / found.measured_total_seconds - 1
-    say(
-        f"all calls: {duration(found.measured_total_seconds)} measured, "
-        f"{duration(found.fitted_total_seconds)} fitted ({off:+.2%})"
-    )
-    console().print(f"\nwritten to {out}")
+    for part in found.shown:
+        if isinstance(part, str):
+            console().print(part)
+        else:
+            print_table(*part)

@@ -10,7 +10,7 @@ receive, so much or more have a slope of their own.
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from itertools import pairwise
@@ -18,16 +18,12 @@ from math import isfinite
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import nnls
 
-from costmodels.described import rounded
+from costmodels.described import rounded, toml, write_toml
+from costmodels.least_squares import Floats, identified, solve, standard_errors
 from costmodels.links import REQUIRED
-from tracer.errors import CutedgeError, InputError
-from tracer.files import write_whole
-from tracer.toml_files import quoted, read_text
-
-Floats = NDArray[np.float64]
+from tracer.errors import InputError
+from tracer.toml_files import read_text
 
 LATENCY, SENT, RECEIVED = "latency (s a call)", "sent (s a byte)", "received (s a byte)"
 LARGE = "of large messages: "
@@ -39,13 +35,6 @@ _POSITIVE = ("seconds",)
 
 _LEAST_CALLS = 4
 """One more than the terms of a call: fewer fit whatever they are."""
-
-_DEGENERATE = 1e-6
-"""Of singular values, against the largest: columns are one another's multiples but for rounding."""
-
-_COLLINEAR = 1 / 30
-"""Of singular values, against the largest: the usual mark from which standard errors grow
-(Belsley, Kuh and Welsch, Regression Diagnostics, 1980: condition indices of 30)."""
 
 _HUBER = 1.345
 """Residuals of more standard deviations than this weigh less: 95% efficient on normal noise."""
@@ -162,7 +151,7 @@ class Calibration:
 def read_log(path: Path) -> Log:
     """Measured calls from a CSV file. Raises InputError that names file, line and column."""
     rows = csv.reader(
-        StringIO(read_text(path, "log").removeprefix("\ufeff"), newline=""), strict=True
+        StringIO(read_text(path, "log", most=2**26).removeprefix("\ufeff"), newline=""), strict=True
     )
     try:
         header = [name.strip() for name in next(rows, [])]
@@ -259,7 +248,16 @@ def fit(log: Log, framing: Mapping[str, int] | None = None) -> Calibration:
     if packing is not None:
         packed = {SENT: sent, RECEIVED: received}
         fits.append(_fit(log, "serialise_seconds", packing, packed, warnings, whole=bool(framing)))
-    figures, sources = _figures(log, fits, large, warnings)
+    apart = "sent_seconds" in columns
+    by_way = {"sent": (fits[0], SENT), "received": (fits[1 if apart else 0], RECEIVED)}
+    figures, sources = _figures(
+        f"{log.name}, {len(log.lines)} calls",
+        by_way,
+        warnings,
+        apart=apart,
+        packing=None if packing is None else fits[-1],
+        large=large,
+    )
     return Calibration(
         log.name,
         len(log.lines),
@@ -278,7 +276,7 @@ def _by_kind(design: Floats, measured: Floats) -> Floats:
     """
     kinds, of = np.unique(design, axis=0, return_inverse=True)
     means = np.bincount(of, measured) / np.bincount(of)
-    return _solve(
+    return solve(
         np.vstack([kinds, design.sum(axis=0)]),
         np.append(means, measured.sum()),
         np.append(1 / means, _HOLDS / measured.sum()),
@@ -348,14 +346,22 @@ def _fit(
     values, weights = solved or _usual(design, measured, own)
     if solved is None and (whole or _misses_the_long(design @ values, measured, own)):
         weights = np.ones_like(own)
-        values = _solve(
+        values = solve(
             np.vstack([design, design.sum(axis=0)]),
             np.append(measured, measured.sum()),
             np.append(weights, _HOLDS),
         )
 
-    known = _identified(design, weights, list(terms), name, warnings)
-    errors = _standard_errors(design, measured, weights, values)
+    known = identified(
+        design,
+        weights,
+        list(terms),
+        name,
+        warnings,
+        no_rows="no call has any bytes to tell {} by",
+        measure="measure calls of several sizes, and sent and received not in step",
+    )
+    errors = standard_errors(design, measured, weights, values)
     found = []
     for term, value, error, is_known in zip(terms, values, errors, known, strict=True):
         if is_known and not error < value:
@@ -396,14 +402,14 @@ _HOLDS = 1e4
 def _usual(design: Floats, measured: Floats, own: Floats) -> tuple[Floats, Floats]:
     """(values, weights) of a usual call: residuals count in parts, large ones less (Huber)."""
     weights = own
-    values = _solve(design, measured, weights)
+    values = solve(design, measured, weights)
     for _ in range(_ROUNDS):
         off = np.abs(measured - design @ values) * own
         spread = 1.4826 * np.median(off)  # of normal noise, its standard deviation
         if spread < 1e-12:  # as good as exact
             break
         weights = own * np.sqrt(np.minimum(1, _HUBER * spread / np.maximum(off, 1e-300)))
-        before, values = values, _solve(design, measured, weights)
+        before, values = values, solve(design, measured, weights)
         if np.allclose(before, values, rtol=1e-12, atol=0):
             break
     return values, weights
@@ -452,86 +458,49 @@ def _say_what_no_line_fits(
         )
 
 
-def _scaled(design: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """The weighted columns at length 1 (a column of nothing stays that), and their lengths."""
-    weighted = design * weights[:, None]
-    lengths = np.linalg.norm(weighted, axis=0)
-    lengths[lengths == 0] = 1
-    return weighted / lengths, lengths
+def fit_copies(name: str, copies: Mapping[str, Log]) -> Calibration:
+    """The terms of a link from copies ``sent`` and ``received``, each with their own line.
 
-
-def _solve(design: Floats, measured: Floats, weights: Floats) -> Floats:
-    scaled, lengths = _scaled(design, weights)
-    solution: Floats = nnls(scaled, measured * weights)[0]
-    return solution / lengths
-
-
-def _identified(
-    design: Floats, weights: Floats, names: Sequence[str], of: str, warnings: list[str]
-) -> list[bool]:
-    """Which terms the calls determine; warns of those that they do not, or hardly.
-
-    A combination of columns that comes to nothing can be added to any solution: the terms in it
-    are not determined.
+    The columns are ``sent`` or ``received`` and ``seconds``. A direction with fewer copies than a
+    line takes stays unknown.
     """
-    scaled, _ = _scaled(design, weights)
-    _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
-    share = singular / singular[0]
-    part_of_nothing = np.sum(directions[share < _DEGENERATE] ** 2, axis=0)
-    known = [bool(part < 1e-6) for part in part_of_nothing]
-    empty = [not column.any() for column in design.T]
-    for name, is_empty in zip(names, empty, strict=True):
-        if is_empty:
-            warnings.append(f"{of}: no call has any bytes to tell {name} by")
-    mixed = [
-        name
-        for name, is_known, is_empty in zip(names, known, empty, strict=True)
-        if not is_known and not is_empty
-    ]
-    if mixed:
-        warnings.append(
-            f"{of}: the calls cannot tell {_listed(mixed)} apart, so none of them is given: "
-            "measure calls of several sizes, and sent and received not in step"
-        )
-    for direction in directions[(share >= _DEGENERATE) & (share < _COLLINEAR)]:
-        close = [name for name, part in zip(names, direction, strict=True) if abs(part) > 0.3]
-        warnings.append(
-            f"{of}: the calls hardly tell {_listed(close)} apart: measure calls whose sizes "
-            "differ more"
-        )
-    return known
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _standard_errors(design: Floats, measured: Floats, weights: Floats, values: Floats) -> Floats:
-    """Of the terms that are more than 0; 0 for the others, which a bound holds."""
-    errors = np.zeros(len(values))
-    free = values > 0
-    scaled, lengths = _scaled(design[:, free], weights)
-    spare = max(len(measured) - int(free.sum()), 1)
-    variance = float(np.sum((weights * (measured - design @ values)) ** 2)) / spare
-    covariance = np.linalg.pinv(scaled.T @ scaled) * variance
-    errors[free] = np.sqrt(np.maximum(np.diag(covariance), 0)) / lengths
-    return errors
+    warnings: list[str] = []
+    by_way: dict[str, tuple[Fit, str]] = {}
+    for way, term in (("sent", SENT), ("received", RECEIVED)):
+        log = copies.get(way)
+        if log is None or len(log.lines) < _LEAST_CALLS:
+            there = 0 if log is None else len(log.lines)
+            warnings.append(f"{there} copies {way} are too few: a line takes {_LEAST_CALLS}")
+            continue
+        seconds = log.columns["seconds"]
+        terms = {LATENCY: np.ones_like(seconds), term: log.columns[way]}
+        by_way[way] = _fit(log, f"{way}_seconds", seconds, terms, warnings), term
+    count = sum(len(log.lines) for log in copies.values())
+    figures, sources = _figures(f"{name}, {count} copies", by_way, warnings, apart=True)
+    fits = tuple(one for one, _ in by_way.values())
+    return Calibration(name, count, fits, figures, sources, tuple(warnings))
 
 
 def _figures(
-    log: Log, fits: Sequence[Fit], large: Mapping[str, int], warnings: list[str]
+    of: str,
+    by_way: Mapping[str, tuple[Fit, str]],
+    warnings: list[str],
+    *,
+    apart: bool,
+    packing: Fit | None = None,
+    large: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """The keys of a link file that the fits are enough for, with their sources."""
-    source = f"cutedge calibrate: {log.name}, {len(log.lines)} calls"
+    """The keys of a link file that the fits are enough for, with their sources.
+
+    ``by_way`` has the fit of a direction and its term by the byte; ``apart`` says whether each
+    direction has a fit of its own.
+    """
     figures: dict[str, float] = {}
     sources: dict[str, str] = {}
 
     def add(key: str, value: float, what: str) -> None:
-        figures[key], sources[key] = rounded(value), f"{source}: {what}"
+        figures[key], sources[key] = rounded(value), f"cutedge calibrate: {of}: {what}"
 
-    packing = fits[-1] if "serialise_seconds" in log.columns else None
-    apart = "sent_seconds" in log.columns
-    by_way = {"sent": (fits[0], SENT), "received": (fits[1 if apart else 0], RECEIVED)}
     for way, (one, name) in by_way.items():
         slope = one.value(name)
         if slope is not None and 1 <= round(1 / slope) < 2**63:
@@ -541,7 +510,7 @@ def _figures(
             warnings.append(
                 f"no bandwidth for what is {way}: with this link its seconds stay unknown"
             )
-        if name in large and (slope := one.value(LARGE + name)):
+        if large and name in large and (slope := one.value(LARGE + name)):
             add(f"{way}_large_message_bytes", large[name], "where the calls take another line")
             key = f"{way}_large_message_bandwidth_bytes_per_second"
             add(key, round(1 / slope), f"1 / {slope:.6g}, of calls with so much or more")
@@ -569,21 +538,14 @@ def check_out(out: Path, *, force: bool) -> None:
 
 def write_link(found: Calibration, out: Path) -> None:
     """Write a link file, whole or not at all. Raises CutedgeError when the place cannot be."""
-    try:
-        write_whole(out, "\n".join(_toml(found)).encode(errors="backslashreplace"))
-    except OSError as error:
-        raise CutedgeError(f"cannot write {out}: {error.strerror or error}") from error
+    write_toml(out, link_toml(found))
 
 
-def _toml(found: Calibration) -> Iterator[str]:
-    yield f"description = {quoted(f'Fitted to {found.calls} calls of {found.log}')}"
+def link_toml(found: Calibration) -> str:
+    """The file of a fitted link."""
     how = "not measured: the log has payload bytes; what framing takes is in the seconds"
     if found.framing:
         how = f"counted at the socket: {found.log}"
-    framing: Iterable[tuple[str, float, str]] = (
-        (key, found.framing.get(key.split("_")[1], 0), how) for key in REQUIRED
-    )
-    fitted = ((key, value, found.sources[key]) for key, value in found.figures.items())
-    for key, value, source in (*framing, *fitted):
-        yield f"\n[{key}]\nvalue = {value!r}\nsource = {quoted(source)}"
-    yield ""
+    framing = {key: (found.framing.get(key.split("_")[1], 0), how) for key in REQUIRED}
+    fitted = {key: (value, found.sources[key]) for key, value in found.figures.items()}
+    return toml(f"Fitted to {found.calls} calls of {found.log}", (), framing | fitted)

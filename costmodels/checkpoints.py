@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from costmodels.weight_parts import PARTS
-from costmodels.weights import Encoding, Rule, WeightFormat, shipped_encoding
+from costmodels.weights import Encoding, Rule, WeightFormat, is_quick, shipped_encoding
 from tracer.graph import MODEL_DTYPES
 from tracer.presets import config_dtype
+from tracer.words import plain
 
 _STAY = ("vector", "positions", "embedding", "router", "conv")
 _EXPERTS = ("experts_up", "experts_down")
@@ -27,14 +28,16 @@ def storage_of(config: Mapping[str, Any]) -> tuple[WeightFormat | None, str | No
     told = _told(config)
     if told is None:
         return None, None
-    method = str(told.get("quant_method", "")).rpartition("/")[2]
+    method = _text(told, "quant_method").rpartition("/")[2]
     reader = _METHODS.get(method)
     one = reader(told) if reader is not None else None
-    if one is None:
+    left = [_pattern(text) for text in _left(told)]
+    if one is None or not all(map(is_quick, left)):
+        called = plain(method, 40) or "it"
         return None, (
-            f"not used of its config: quantization_config (how {method or 'it'} stores weights is "
-            "not known: they are taken in the dtype of --dtype; give --weights to the commands "
-            "that follow)"
+            f"not used of its config: quantization_config (how {called} stores weights is not "
+            "known: they are taken in the dtype of --dtype; give --weights to the commands that "
+            "follow)"
         )
     dtype = config_dtype(config)
     rest = dtype if dtype in MODEL_DTYPES else "bfloat16"
@@ -42,7 +45,7 @@ def storage_of(config: Mapping[str, Any]) -> tuple[WeightFormat | None, str | No
     if method == "mxfp4":
         stays = tuple(part for part in PARTS if part not in _EXPERTS)
     rules = [Rule(stays, rest)]
-    if left := [_pattern(text) for text in _left(told)]:
+    if left:
         rules.append(Rule(tuple(PARTS), rest, names=tuple(left)))
     about = f"as its quantization_config says ({method})"
     return WeightFormat(one.name, about, one.name, tuple(rules), {one.name: one}), None
@@ -63,7 +66,8 @@ def _left(told: Mapping[str, Any]) -> list[str]:
     nested = told.get("quantization")
     tables = [told, nested] if isinstance(nested, dict) else [told]
     lists = (table.get(key) for table in tables for key in keys)
-    return [text for some in lists if isinstance(some, list) for text in some if text]
+    texts = (text for some in lists if isinstance(some, list) for text in some)
+    return [text for text in texts if isinstance(text, str) and text]
 
 
 def _has_head(method: str, told: Mapping[str, Any]) -> bool:
@@ -75,13 +79,26 @@ def _pattern(text: str) -> str:
     """A module that is named, ``re:`` with a regular expression, or with ``*`` for anything."""
     if text.startswith("re:"):
         return f"^(?:{text[3:].removesuffix('$')})(?:[.]|$)"
-    words = ".*".join(re.escape(part) for part in text.split("*"))
-    return rf"(^|\.){words}(\.|$)"
+    first, *others = map(re.escape, text.split("*"))
+    words = "".join(f"(?>.*?{part})" for part in others[:-1])  # the first place that there is
+    last = f".*{others[-1]}" if others else ""
+    return rf"(^|\.){first}{words}{last}(\.|$)"
 
 
-def _group(bits: float, size: Any, beside: float, name: str, **more: Any) -> Encoding:
-    """Groups of ``size`` in a row, or whole rows; what each has beside."""
-    groups = size if type(size) is int and size > 0 else 0
+def _text(told: Mapping[str, Any], key: str) -> str:
+    value = told.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _group(bits: float, size: Any, beside: float, name: str, **more: Any) -> Encoding | None:
+    """Groups of ``size`` in a row, of None or -1 whole rows; what each has beside."""
+    groups = 0 if size in (None, -1) else size
+    if groups and not _is_size(groups):
+        return None
     text = f"-g{groups}" if groups else ""
     return Encoding(f"{name}{text}", bits, groups, group_bits=beside, **more)
 
@@ -114,12 +131,15 @@ def _bitsandbytes(told: Mapping[str, Any]) -> Encoding | None:
 def _fp8(told: Mapping[str, Any]) -> Encoding | None:
     """A scale of 32 bits a block, or a matrix."""
     size = told.get("weight_block_size")
-    if size is None:
-        return shipped_encoding("fp8")
-    if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)):
+    return shipped_encoding("fp8") if size is None else _block("fp8", 8, size)
+
+
+def _block(name: str, bits: int, size: Any) -> Encoding | None:
+    """A scale of 32 bits for so many rows and elements of each."""
+    if not (isinstance(size, list) and len(size) == 2 and all(map(_is_size, size))):
         return None
     rows, elements = size
-    return Encoding(f"fp8-block{elements}", 8, elements, rows, 32)
+    return Encoding(f"{name}-block{elements}", bits, elements, rows, 32)
 
 
 def _by_row(told: Mapping[str, Any]) -> Encoding | None:
@@ -130,7 +150,8 @@ def _compressed(told: Mapping[str, Any]) -> Encoding | None:
     """Of compressed-tensors, where all groups of modules are stored alike."""
     groups = told.get("config_groups")
     tables = list(groups.values()) if isinstance(groups, dict) else []
-    found = [_strategy(t["weights"]) for t in tables if isinstance(t, dict) and t.get("weights")]
+    weights = (table.get("weights") for table in tables if isinstance(table, dict))
+    found = [_strategy(one) for one in weights if isinstance(one, dict) and one]
     return found[0] if found and all(one == found[0] for one in found) else None
 
 
@@ -145,7 +166,7 @@ def _strategy(weights: Mapping[str, Any]) -> Encoding | None:
         case "tensor":
             return Encoding(name, bits, matrix_bits=beside)
         case "channel":
-            return _group(bits, 0, beside, f"{name}-row")
+            return _group(bits, None, beside, f"{name}-row")
         case "group" if kind == "float" and bits == 4:  # MXFP4: a scale is an exponent
             return _group(bits, size, 8, "mxfp4")
         case "group":
@@ -153,15 +174,14 @@ def _strategy(weights: Mapping[str, Any]) -> Encoding | None:
         case "tensor_group":  # NVFP4
             return _group(bits, size, 8, f"nv{name}", matrix_bits=32)
         case "block":
-            rows, elements = weights.get("block_structure") or (128, 128)
-            return Encoding(f"{name}-block{elements}", bits, elements, rows, 32)
+            return _block(name, bits, weights.get("block_structure") or [128, 128])
     return None
 
 
 def _modelopt(told: Mapping[str, Any]) -> Encoding | None:
     nested = told.get("quantization")
     table = {**told, **nested} if isinstance(nested, dict) else told
-    match str(table.get("quant_algo", "")).upper():
+    match _text(table, "quant_algo").upper():
         case "FP8":
             return shipped_encoding("fp8")
         case "NVFP4" | "NVFP4_AWQ":

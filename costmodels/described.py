@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracer.errors import InputError
-from tracer.toml_files import check_keys
+from tracer.errors import CutedgeError, InputError
+from tracer.files import write_whole
+from tracer.toml_files import check_keys, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +76,28 @@ def check_figure_keys(
                 f"{path}: key {key!r} lacks its unit: {' or '.join(meant)}, in that unit"
             )
     check_keys(table, str(path), required=required, optional=optional)
+
+
+def toml(description: str, heads: Iterable[str], figures: Mapping[str, tuple[float, str]]) -> str:
+    """A description file: ``heads`` are its other lines, ``figures`` by key (value, source).
+
+    >>> print(toml("mine", ["trusted = false"], {"launch_seconds": (1e-6, "a clock")}), end="")
+    description = "mine"
+    trusted = false
+    <BLANKLINE>
+    [launch_seconds]
+    value = 1e-06
+    source = "a clock"
+    """
+    lines = [f"description = {quoted(description)}", *heads]
+    for key, (value, source) in figures.items():
+        lines += ["", f"[{key}]", f"value = {value!r}", f"source = {quoted(source)}"]
+    return "\n".join(lines) + "\n"
+
+
+def write_toml(out: Path, text: str) -> None:
+    """Write a description file, whole or not at all. Raises CutedgeError where that cannot be."""
+    try:
+        write_whole(out, text.encode(errors="backslashreplace"))
+    except OSError as error:
+        raise CutedgeError(f"cannot write {out}: {error.strerror or error}") from error

@@ -17,7 +17,7 @@ from costmodels import Dataflow
 from costmodels.described import Figure, check_figure_keys
 from tracer.errors import InputError, alike, near
 from tracer.graph import FLOATING, ITEM_BYTES
-from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names
+from tracer.toml_files import check_keys, find_table, shipped_names
 
 SYSTOLIC = ("os", "ws", "is")
 
@@ -175,8 +175,7 @@ def load_device(name: str) -> Device:
     >>> load_device("RTX 4090").name
     'rtx-4090'
     """
-    known = device_names()
-    return _parse(*find_toml(alike(name, known) or name, "device", _FOLDER, known))
+    return _parse(*find_table(name, "device", _FOLDER))
 
 
 def described(name: str) -> Device | None:
@@ -209,8 +208,7 @@ _ROLES = ("tee", "host", "home", "cpu", "gpu", "npu", "tpu", "chip", "accel", "a
 """What a user may call a device whatever is known, also with a number or a letter behind."""
 
 
-def _parse(path: Path, text: str) -> Device:
-    table = read_toml(path, text)
+def _parse(path: Path, table: dict[str, Any]) -> Device:
     required = _required(table)
     optional = [key for key in KEYS if key not in required]
     check_figure_keys(table, path, required=required, optional=optional)

@@ -28,8 +28,8 @@ from typing import Any, get_args
 from costmodels import Execution
 from costmodels.described import Figure, check_figure_keys
 from costmodels.devices import Device
-from tracer.errors import InputError, alike, choose
-from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names
+from tracer.errors import InputError, choose
+from tracer.toml_files import check_keys, find_table, shipped_names
 
 ANY = "any"
 """The entry of a share for devices that have none of their own."""
@@ -148,12 +148,10 @@ def load_engine(name: str) -> Engine:
     >>> load_engine("hf-eager").execution
     'eager'
     """
-    known = engine_names()
-    return _parse(*find_toml(alike(name, known) or name, "engine", _FOLDER, known))
+    return _parse(*find_table(name, "engine", _FOLDER))
 
 
-def _parse(path: Path, text: str) -> Engine:
-    table = read_toml(path, text)
+def _parse(path: Path, table: dict[str, Any]) -> Engine:
     required = ("description", "execution", LAUNCH)
     check_figure_keys(
         table, path, required=required, optional=[key for key in KEYS if key not in required]

@@ -13,12 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from costmodels.described import rounded
+from costmodels.described import rounded, toml, write_toml
 from costmodels.flops import FREE
-from tracer.errors import CutedgeError, InputError
-from tracer.files import write_whole
+from tracer.errors import InputError
 from tracer.graph import OpGraph
-from tracer.toml_files import quoted
 
 Floats = NDArray[np.float64]
 
@@ -117,22 +115,12 @@ def _fits(
 
 def write_device(found: FittedDevice, what: str, out: Path) -> None:
     """Write a device file, whole or not at all. Raises CutedgeError when the place cannot be."""
-    try:
-        write_whole(out, "\n".join(_toml(found, what)).encode(errors="backslashreplace"))
-    except OSError as error:
-        raise CutedgeError(f"cannot write {out}: {error.strerror or error}") from error
-
-
-def _toml(found: FittedDevice, what: str) -> Iterator[str]:
     source = (
         f"fitted to {found.ops:,} ops of {what}: {found.measured_seconds:.4g} s measured, "
         f"{found.fitted_seconds:.4g} s by these figures"
     )
-    yield f"description = {quoted(f'What ran {what}, as measured')}"
-    yield "trusted = false"
     figures = {f"peak_flops_per_second.{d}": found.peak_flops_per_second for d in found.dtypes}
     figures["memory_bandwidth_bytes_per_second"] = found.memory_bandwidth_bytes_per_second
     figures["launch_seconds"] = found.launch_seconds
-    for key, value in figures.items():
-        yield f"\n[{key}]\nvalue = {value!r}\nsource = {quoted(source)}"
-    yield ""
+    sourced = {key: (value, source) for key, value in figures.items()}
+    write_toml(out, toml(f"What ran {what}, as measured", ["trusted = false"], sourced))

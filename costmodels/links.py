@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.described import Figure, check_figure_keys
-from tracer.errors import InputError, alike
-from tracer.toml_files import find_toml, read_toml, shipped_names
+from tracer.errors import InputError
+from tracer.toml_files import find_table, shipped_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,12 +361,10 @@ def load_link(name: str) -> Link:
     >>> load_link("PCIe5_x16").name
     'pcie5-x16'
     """
-    known = link_names()
-    return _parse(*find_toml(alike(name, known) or name, "link", _FOLDER, known))
+    return _parse(*find_table(name, "link", _FOLDER))
 
 
-def _parse(path: Path, text: str) -> Link:
-    table = read_toml(path, text)
+def _parse(path: Path, table: dict[str, Any]) -> Link:
     check_figure_keys(table, path, required=("description", *REQUIRED), optional=OPTIONAL)
     description = table.pop("description")
     if not isinstance(description, str):

@@ -204,13 +204,15 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kernel:
+class Kernel:
     """Ops that start together, and what they do."""
 
     ops: tuple[int, ...]
+    """By their ids."""
     moved: tuple[int, ...]
     """By op: bytes read and written."""
     is_attention: bool
+    """Whether it is an attention, in one op or in several."""
 
 
 def _op_times(
@@ -225,9 +227,9 @@ def _op_times(
             OpTime(rule.engine.step_seconds, "overhead") if op.kind is Kind.OUTPUT else time
             for op, time in zip(graph.ops, times, strict=True)
         ]
-    together: dict[Hashable, list[tuple[_Kernel, OpTime]]] = defaultdict(list)
+    together: dict[Hashable, list[tuple[Kernel, OpTime]]] = defaultdict(list)
     launch = rule.engine.launch(rule.device)
-    for kernel in _kernels(graph, rule.engine, runs):
+    for kernel in kernels_of(graph, rule.engine, runs):
         for op, time in _on_roofline(graph, rule, kernel, launch):
             times[op] = time
         whole = times[kernel.ops[0]]
@@ -240,9 +242,10 @@ def _op_times(
     return tuple(times)
 
 
-def _kernels(
-    graph: OpGraph, engine: Engine, runs: tuple[Hashable, ...] | None
-) -> Iterator[_Kernel]:
+def kernels_of(
+    graph: OpGraph, engine: Engine, runs: tuple[Hashable, ...] | None = None
+) -> Iterator[Kernel]:
+    """What an engine starts for a graph, in order; ``runs`` as in ``DeviceTime.holding``."""
     if engine.execution == "fused":
         for group in fused(graph, runs):
             routings = (routing_of(graph, graph.ops[op]) for op in group.ops)
@@ -250,16 +253,16 @@ def _kernels(
                 group.moved(n) + (0 if routing is None else routing.bytes_read)
                 for n, routing in enumerate(routings)
             )
-            yield _Kernel(group.ops, tuple(moved), group.is_attention)
+            yield Kernel(group.ops, tuple(moved), group.is_attention)
         return
     for op in graph.ops:
         if op.kind not in FREE:
             touched = op.cost.read_bytes + op.cost.write_bytes
-            yield _Kernel((op.id,), (touched,), op.kind is Kind.ATTENTION)
+            yield Kernel((op.id,), (touched,), op.kind is Kind.ATTENTION)
 
 
 def _on_roofline(
-    graph: OpGraph, rule: Rule, kernel: _Kernel, launch: float
+    graph: OpGraph, rule: Rule, kernel: Kernel, launch: float
 ) -> Iterator[tuple[int, OpTime]]:
     """(op, its part of the kernel's seconds), launches that run ahead left out."""
     computing: list[float] = []

@@ -1,9 +1,11 @@
 """Bytes by tensor out of the headers of weight files: GGUF, safetensors and its index.
 
-No weight is read: a header alone, as a download that was cut short has it, is enough.
+No weight is read: a header alone, as a download that was cut short has it, is enough. Both formats
+lay tensors out without gaps, so that a header tells itself whether it is whole: what each tensor
+takes by its type and shape must lead to where the next one begins.
 """
 
-import json
+import os
 import re
 import struct
 from collections import defaultdict
@@ -16,6 +18,7 @@ from typing import Any, BinaryIO
 from costmodels.weight_parts import Weight, weights_of
 from costmodels.weights import shipped_encoding, with_bytes
 from tracer.errors import InputError
+from tracer.files import open_file, parse_json, read_bounded
 from tracer.graph import OpGraph, Role
 
 SUFFIXES = (".gguf", ".safetensors", ".safetensors.index.json")
@@ -36,11 +39,18 @@ def stored_as(graph: OpGraph, file: Path) -> OpGraph:
     Raises InputError for a file that cannot be read, and for one of another model.
     """
     gguf = file.name.endswith(".gguf")
-    held = {
-        name: one
-        for part in (_parts_of(file) if gguf else _shards_of(file))
-        for name, one in (_gguf(part) if gguf else _safetensors(part)).items()
-    }
+    index = _index(file) if file.name.endswith(".index.json") else {}
+    parts = _parts_of(file) if gguf else [file.parent / name for name in sorted({*index.values()})]
+    parts = parts or [file]
+    within = {part.name: _gguf(part) if gguf else _safetensors(part) for part in parts}
+    held: dict[str, Held] = {}
+    for tensors in within.values():
+        if both := sorted(held.keys() & tensors.keys()):
+            raise InputError(f"{file}: {both[0]} is in two of its files: they are not of one model")
+        held |= tensors
+    for name, part in index.items():
+        if name not in within[part]:
+            raise InputError(f"{file}: {part} has no {name}: they are not of one download")
     sizes, left = _by_part(graph, held, file) if gguf else _by_name(graph, held, file)
     other = f"{left:,} bytes of the file are of no parameter here" if left else ""
     return with_bytes(graph, sizes, file.name.removesuffix(".index.json"), other)
@@ -48,53 +58,100 @@ def stored_as(graph: OpGraph, file: Path) -> OpGraph:
 
 def _open(file: Path) -> BinaryIO:
     try:
-        return file.open("rb")
+        return open_file(file)
     except OSError as error:
-        raise InputError(
-            f"weights file {file} cannot be read: {error.strerror or error}"
-        ) from error
+        raise _unread(file, error) from error
+
+
+def _unread(file: Path, error: OSError) -> InputError:
+    return InputError(f"weights file {file} cannot be read: {error.strerror or error}")
 
 
 # --- safetensors ----------------------------------------------------------------------------------
 
 
-def _shards_of(file: Path) -> list[Path]:
-    """The files of an index, beside it; of another file itself."""
-    if not file.name.endswith(".index.json"):
-        return [file]
+_MOST_INDEX, _MOST_HEADER = 2**26, 2**25
+"""Bytes of an index, and of a header of safetensors: some ten times what the largest have."""
+
+
+def _index(file: Path) -> dict[str, str]:
+    """Tensor -> the file that it is in, beside the index, where all of them must be."""
     try:
-        with _open(file) as stream:
-            index = json.load(stream)
-        names = sorted(set(index["weight_map"].values()))
-        shards = [file.parent / str(name) for name in names]
+        told = parse_json(read_bounded(file, _MOST_INDEX))
+        places: dict[str, str] = told["weight_map"]
+        for name in places.values():
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(name)
+    except OSError as error:
+        raise _unread(file, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is no index of safetensors: it has no weight_map") from error
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        total = (index.get("metadata") or {}).get("total_size")
+        raise InputError(
+            f"{file} is no index of safetensors: it has no weight_map of tensors to files beside it"
+        ) from error
+    if not places:
+        raise InputError(f"{file} is no index of safetensors: its weight_map is empty")
+    names = sorted({*places.values()})
+    if missing := [name for name in names if not os.path.exists(file.parent / name)]:
+        about = told.get("metadata")
+        total = about.get("total_size") if isinstance(about, dict) else None
         known = f" (all together are {total:,} bytes)" if type(total) is int else ""
         raise InputError(
             f"{file}: {', '.join(missing[:3])} {'are' if len(missing) > 1 else 'is'} not beside "
             f"it, and an index does not say what each tensor takes{known}: put the files there, "
             "their first megabytes are enough"
         )
-    return shards
+    return places
 
 
 def _safetensors(file: Path) -> dict[str, Held]:
     try:
         with _open(file) as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if length > 2**30:
+            if length > _MOST_HEADER:
                 raise ValueError(length)
-            header = json.loads(stream.read(length))
+            text = stream.read(length)
+            if len(text) < length:
+                raise ValueError(length)
+            header = parse_json(text)
+            data = os.fstat(stream.fileno()).st_size - stream.tell()
+        header.pop("__metadata__", None)
+        spans = {name: _span(one) for name, one in header.items()}
+        end = 0
+        for begin, after in sorted(spans.values()):
+            if begin != end:
+                raise ValueError(begin)
+            end = after
+        if data > end:
+            raise ValueError(data)
         return {
-            name: Held(tuple(one["shape"]), one["data_offsets"][1] - one["data_offsets"][0])
-            for name, one in header.items()
-            if name != "__metadata__"
+            name: Held(tuple(header[name]["shape"]), after - begin)
+            for name, (begin, after) in spans.items()
         }
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error) as error:
-        raise InputError(f"{file} is no .safetensors file, or its header is cut") from error
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise InputError(
+            f"{file} is no .safetensors file, or its header is cut or damaged: load it anew"
+        ) from error
+
+
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+"""Bits of an element by the dtypes of safetensors; of others nothing is held against the shape."""
+
+
+def _span(told: Mapping[str, Any]) -> tuple[int, int]:
+    """Where a tensor begins and ends. Raises ValueError where that is not what its shape takes."""
+    (begin, after), shape, bits = told["data_offsets"], told["shape"], _BITS.get(told["dtype"])
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (begin, after, *shape)):
+        raise ValueError(told)
+    if begin > after or (bits is not None and prod(shape) * bits != 8 * (after - begin)):
+        raise ValueError(told)
+    return begin, after
 
 
 _UP = re.compile(r"experts\.\d+\.(gate_proj|up_proj|w1|w3)\b")
@@ -184,38 +241,86 @@ def _parts_of(file: Path) -> list[Path]:
     return [file.with_name(f"{match[1]}-{n:05}-of-{match[2]}.gguf") for n in range(1, count + 1)]
 
 
+_MOST_OF_GGUF = {"bytes": 2**26, "tensors": 2**16, "entries": 2**16, "list": 2**21, "text": 2**24}
+"""Of a header: bytes, tensors, entries, texts in one list, bytes of a text. The largest have some
+tenths of these; one that says more is damaged, and would be read for minutes."""
+
+
 def _gguf(file: Path) -> dict[str, Held]:
     try:
         with _open(file) as stream:
             if stream.read(4) != b"GGUF":
-                raise ValueError
+                raise ValueError("no GGUF")
             version, tensors, entries = _unpack(stream, "<IQQ")
             if version not in (2, 3):
                 raise InputError(f"{file} is GGUF version {version}; 2 and 3 are read")
+            _check_most("tensors", tensors)
+            _check_most("entries", entries)
+            alignment = 32
             for _ in range(entries):
-                _text(stream)
-                _skip(stream, *_unpack(stream, "<I"))
-            told = []
-            for _ in range(tensors):
-                name = _text(stream)
-                (rank,) = _unpack(stream, "<I")
-                shape = _unpack(stream, f"<{rank}Q")
-                told.append((name, shape, *_unpack(stream, "<IQ")))
-            size = max(file.stat().st_size - stream.tell(), 0)
-    except (ValueError, struct.error, OverflowError, MemoryError) as error:
-        raise InputError(f"{file} is no .gguf file, or its header is cut") from error
-    ends = sorted(offset for *_, offset in told)
-    after = dict(zip(ends, [*ends[1:], size], strict=False))
-    return {
-        name: Held(tuple(reversed(shape)), _size(shape, kind, after[offset] - offset))
-        for name, shape, kind, offset in told
-    }
+                key = _text(stream)
+                (kind,) = _unpack(stream, "<I")
+                if (key, kind) == ("general.alignment", 4):
+                    (alignment,) = _unpack(stream, "<I")
+                else:
+                    _skip(stream, kind)
+            told = [_told(stream) for _ in range(tensors)]
+            begin = _aligned(stream.tell(), alignment)
+            size = os.fstat(stream.fileno()).st_size - begin
+        return _laid_out(told, alignment, size)
+    except (ValueError, struct.error, OverflowError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{file} is no .gguf file, or its header is cut or damaged: load it anew"
+        ) from error
 
 
-def _size(shape: tuple[int, ...], kind: int, span: int) -> int:
-    if kind not in _TYPES or not shape:
-        return span
-    return shipped_encoding(_TYPES[kind]).bytes(prod(shape[1:]), shape[0])
+_Told = tuple[str, tuple[int, ...], int, int]
+
+
+def _told(stream: BinaryIO) -> _Told:
+    """(name, shape with the rows' length first, type, place in the data) of a tensor."""
+    name = _text(stream)
+    (rank,) = _unpack(stream, "<I")
+    if rank > 4:
+        raise ValueError(rank)
+    shape = _unpack(stream, f"<{rank}Q")
+    return name, shape, *_unpack(stream, "<IQ")
+
+
+def _laid_out(told: list[_Told], alignment: int, size: int) -> dict[str, Held]:
+    """What each tensor takes. Raises ValueError where one does not begin where another ends.
+
+    Those of types that are not known take what is left to the next one, or to the end of a file
+    that has ``size`` bytes of data.
+    """
+    places = [*(offset for *_, offset in told), max(size, 0)]
+    held: dict[str, Held] = {}
+    end = 0
+    for (name, shape, kind, offset), after in zip(told, places[1:], strict=True):
+        if name in held or offset != end:
+            raise ValueError(name)
+        taken = after - offset
+        if kind in _TYPES:
+            way, row = shipped_encoding(_TYPES[kind]), (*shape, 1)[0]
+            if row % (way.group_elements or 1):
+                raise ValueError(row)
+            taken = way.bytes(prod(shape[1:]), row)
+        if taken < 0 or offset + taken >= 2**63:
+            raise ValueError(taken)
+        held[name] = Held(tuple(reversed(shape)), taken)
+        end = _aligned(offset + taken, alignment)
+    if size > end:
+        raise ValueError(size)
+    return held
+
+
+def _aligned(place: int, alignment: int) -> int:
+    return -(-place // alignment) * alignment
+
+
+def _check_most(what: str, count: int) -> None:
+    if count > _MOST_OF_GGUF[what]:
+        raise ValueError(count)
 
 
 def _unpack(stream: BinaryIO, form: str) -> tuple[Any, ...]:
@@ -224,25 +329,26 @@ def _unpack(stream: BinaryIO, form: str) -> tuple[Any, ...]:
 
 def _text(stream: BinaryIO) -> str:
     (length,) = _unpack(stream, "<Q")
-    if length > 2**24:
-        raise ValueError(length)
+    _check_most("text", length)
+    _check_most("bytes", stream.tell())
     return stream.read(length).decode("utf-8")
 
 
 def _skip(stream: BinaryIO, kind: int) -> None:
-    if kind == 8:
-        _text(stream)
-    elif kind == 9:
-        inner, count = _unpack(stream, "<IQ")
-        if inner in _SCALARS:
-            stream.seek(count * _SCALARS[inner], 1)
-        else:
-            for _ in range(count):
-                _skip(stream, inner)
-    elif kind in _SCALARS:
-        stream.seek(_SCALARS[kind], 1)
+    """Pass over a value. A list of lists, which no writer makes, is refused."""
+    inner, count = _unpack(stream, "<IQ") if kind == 9 else (kind, 1)
+    if inner in _SCALARS:
+        _check_most("bytes", count)
+        stream.seek(count * _SCALARS[inner], 1)
+    elif inner == 8:
+        _check_most("list", count)
+        for _ in range(count):
+            (length,) = _unpack(stream, "<Q")
+            _check_most("text", length)
+            stream.seek(length, 1)
     else:
-        raise ValueError(kind)
+        raise ValueError(inner)
+    _check_most("bytes", stream.tell())
 
 
 _PARTS = {

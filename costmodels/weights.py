@@ -22,7 +22,7 @@ from tracer.errors import InputError, alike, choose
 from tracer.formula import const, parse
 from tracer.graph import FLOATING, ITEM_BYTES, MODEL_DTYPES, OpGraph, Role, Tensor
 from tracer.summary import renewals
-from tracer.toml_files import check_keys, find_toml, is_path, read_toml, shipped_names
+from tracer.toml_files import check_keys, find_table, find_toml, is_path, read_toml, shipped_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class Encoding:
         >>> Encoding("q8_0", 8, 32, group_bits=16).bytes(4096, 4096)  # 4096 x 128 x 34
         17825792
         """
+        if not rows or not inputs:
+            return 0
         along = -(-inputs // (self.group_elements or inputs))
         each = rows // matrices
         across = matrices * -(-each // (self.group_rows or each))
@@ -106,7 +108,10 @@ class Rule:
         )
 
 
-_FIRST = re.compile(r"first (1/)?(\d+)")
+_MOST_REPEATS = 4
+"""Of a pattern; each one more multiplies the time that a name takes by its length."""
+
+_FIRST = re.compile(r"first (1/)?([1-9][0-9]{0,5})")
 
 
 def _among(layers: str, number: int, of: int) -> bool:
@@ -133,7 +138,7 @@ class WeightFormat:
     rules: tuple[Rule, ...] = ()
     """The first that holds decides."""
     own: Mapping[str, Encoding] = field(default_factory=dict)
-    """Encodings that no shipped file has."""
+    """Encodings that no shipped file has, by what they are called here."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where figures and rules come from, by key."""
 
@@ -154,9 +159,9 @@ FIGURES: Mapping[str, Figure] = {
     "element_bits": Figure(positive=True, most=64),
     "group_elements": Figure(whole=True, positive=True),
     "group_rows": Figure(whole=True),
-    "group_bits": Figure(),
-    "column_bits": Figure(),
-    "matrix_bits": Figure(),
+    "group_bits": Figure(most=2**32),
+    "column_bits": Figure(most=2**32),
+    "matrix_bits": Figure(most=2**32),
 }
 """The figures of an encoding, as fields of ``Encoding``."""
 
@@ -176,16 +181,25 @@ def load_weights(name: str) -> WeightFormat:
     >>> load_weights("Q4_K_M").encoding
     'q4_k'
     """
-    known = [*weight_names(), *MODEL_DTYPES]
-    found = name if is_path(name) else alike(name, known) or name
-    if found in MODEL_DTYPES:
-        return WeightFormat(found, f"every parameter in {found}", found)
-    return _parse(*find_toml(found, "weight format", _FOLDER, weight_names()))
+    return _load(name, ())
+
+
+def _load(name: str, within: tuple[str, ...]) -> WeightFormat:
+    """A format that those ``within`` which it is take rules of."""
+    if dtype := alike(name, MODEL_DTYPES):
+        return WeightFormat(dtype, f"every parameter in {dtype}", dtype)
+    if name in within:
+        raise InputError(f"{name}: its rules_of leads back to it: {' -> '.join([*within, name])}")
+    return _parse(*find_table(name, "weight format", _FOLDER), (*within, name))
 
 
 @lru_cache
 def shipped_encoding(name: str) -> Encoding:
     """The encoding of a shipped file, or a plain dtype. Raises InputError."""
+    return _find_encoding(name)
+
+
+def _find_encoding(name: str) -> Encoding:
     if name in FLOATING:
         return Encoding(name, 8 * ITEM_BYTES[name])
     path, text = find_toml(name, "encoding", _FOLDER, weight_names())
@@ -195,8 +209,7 @@ def shipped_encoding(name: str) -> Encoding:
     return _encoding(path, table)
 
 
-def _parse(path: Path, text: str) -> WeightFormat:
-    table = read_toml(path, text)
+def _parse(path: Path, table: Mapping[str, Any], within: tuple[str, ...]) -> WeightFormat:
     figures = [key for key in FIGURES if key in table]
     check_figure_keys(
         table,
@@ -212,22 +225,32 @@ def _parse(path: Path, text: str) -> WeightFormat:
     own = {path.stem: _encoding(path, table)} if figures else {}
     rules, sources = _rules(path, table)
     if "rules_of" in table:
-        other = load_weights(table["rules_of"])
+        other = _load(table["rules_of"], within)
         rules, sources = [*rules, *other.rules], {**other.sources, **sources}
     for one in own.values():
         sources |= one.sources
-    made = WeightFormat(
-        path.stem,
-        table["description"],
-        path.stem if figures else table["encoding"],
-        tuple(rules),
-        own,
-        sources,
-    )
-    instead = [one.otherwise for one in own.values() if one.otherwise]
-    for name in (made.encoding, *(rule.encoding for rule in rules), *instead):
-        made._encoding(name)
-    return made
+    encoding = path.stem if figures else table["encoding"]
+    for name in (encoding, *(rule.encoding for rule in rules)):
+        _follow(path, name, own)
+    return WeightFormat(path.stem, table["description"], encoding, tuple(rules), own, sources)
+
+
+def _follow(path: Path, name: str | None, own: dict[str, Encoding]) -> None:
+    """Look an encoding up, and those that it names as ``otherwise``.
+
+    What users' files have becomes ``own``: it is read once. Raises InputError where a way leads
+    back, since a matrix that fits no encoding of it would be asked about for ever.
+    """
+    passed: list[str] = []
+    while name is not None:
+        if name in passed:
+            raise InputError(
+                f"{path}: otherwise leads back to {name}: {' -> '.join([*passed, name])}"
+            )
+        passed.append(name)
+        if is_path(name) and name not in own:
+            own[name] = _find_encoding(name)
+        name = (own.get(name) or shipped_encoding(name)).otherwise
 
 
 def _encoding(path: Path, table: Mapping[str, Any]) -> Encoding:
@@ -236,6 +259,8 @@ def _encoding(path: Path, table: Mapping[str, Any]) -> Encoding:
     for key, figure in FIGURES.items():
         if key in table:
             values[key], sources[key] = figure.read(f"{path}: [{key}]", table[key])
+    if not isinstance(table.get("otherwise", ""), str):
+        raise InputError(f"{path}: otherwise must be text")
     return Encoding(path.stem, otherwise=table.get("otherwise"), sources=sources, **values)
 
 
@@ -252,6 +277,9 @@ def _rules(path: Path, table: Mapping[str, Any]) -> tuple[list[Rule], dict[str, 
             value = entry.get(key, ["vector"])
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
                 raise InputError(f"{where}: {key} must be a list of texts")
+        for pattern in entry.get("names", ()):
+            if not is_quick(pattern):
+                raise InputError(f"{where}: names: {pattern!r} is no {QUICK}")
         for part in entry["parts"]:
             choose(part, tuple(PARTS), f"{where}: parts")
         layers = entry.get("layers", "")
@@ -278,7 +306,28 @@ def _rules(path: Path, table: Mapping[str, Any]) -> tuple[list[Rule], dict[str, 
     return rules, sources
 
 
+QUICK = f"regular expression without a repeated group and with at most {_MOST_REPEATS} repeats"
+"""What a pattern of names must be."""
+
+
+def is_quick(pattern: str) -> bool:
+    """Whether a text is a regular expression that is soon done with a name that it does not match.
+
+    >>> is_quick("(q|k)_proj"), is_quick("(a+)+b"), is_quick("(")
+    (True, False, False)
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    alone = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern, flags=re.DOTALL)
+    return not re.search(r"\)[*+{]", alone) and len(re.findall("[*+{]", alone)) <= _MOST_REPEATS
+
+
 # --- on a graph -----------------------------------------------------------------------------------
+
+MOST_BYTES = 2**50
+"""Of all parameters: what a run reads of them many times is an integer of a table still."""
 
 
 def stored(graph: OpGraph, weights: WeightFormat) -> OpGraph:
@@ -305,7 +354,15 @@ def stored(graph: OpGraph, weights: WeightFormat) -> OpGraph:
 
 
 def with_bytes(graph: OpGraph, sizes: Mapping[int, int], name: str, other: str = "") -> OpGraph:
-    """A graph where storages take so many bytes, and views of them their share."""
+    """A graph where storages take so many bytes, and views of them their share.
+
+    Raises InputError where that is more than the tables' integers have room for.
+    """
+    if (total := sum(sizes.values())) > MOST_BYTES:
+        raise InputError(
+            f"weights {name}: {graph.meta.model} would take {total:.3g} bytes, and no more than "
+            f"{MOST_BYTES:.3g} can be counted with: look over the sizes that it gives"
+        )
 
     def sized(tensor: Tensor) -> Tensor:
         owner = graph.storage(tensor)

@@ -253,8 +253,8 @@ def limits(
     cannot be understood.
 
     >>> import cutedge
-    >>> cutedge.limits("qwen1.5-7b", weight_bits=8, kv_bits=8).figures["kv_cache_params_per_token"]
-    262144
+    >>> cutedge.limits("edge-10m", weight_bits=8, kv_bits=8).figures["kv_cache_params_per_token"]
+    2048
     """
     from costmodels import limits as of_model
     from costmodels.experts import active_parameters

@@ -162,7 +162,8 @@ def read_grid(file: Path | None, given: Mapping[str, Any], time_limit: float) ->
     axes = {key: _axis(key, *told[key]) for key in AXES if key in told}
     single = {key: _text(*told[key]) for key in SINGLE if key in told}
     if "model" not in axes:
-        raise InputError("no model: name one or more, or a --grid file with the key model")
+        where = "" if file is None else f"{file} has "
+        raise InputError(f"{where}no model: name one or more, or a --grid file with the key model")
     return Grid(
         _subjects(axes, single),
         _policies(axes.get("policy")),

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 from partition.split import PARTITIONS, in_a_path
 from tracer.errors import CutedgeError, InputError
-from tracer.files import DamagedError, check_bytes, write_files
+from tracer.files import DamagedError, check_bytes, read_bounded, write_files
 from tracer.graph import OpGraph
 from tracer.summary import variant_of
 
@@ -57,7 +57,7 @@ def trace_folder(given: Path | None) -> Path:
     if given is not None:
         return given
     try:
-        data = _LAST.read_bytes()
+        data = read_bounded(_LAST, 2**16)
         check_bytes(_LAST, data)
     except DamagedError as error:
         raise CutedgeError(

@@ -1,7 +1,9 @@
 """A schedule as a table, and what there is to say of it in a row."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pyarrow as pa
 
 from partition.accounting import Traffic, call_label
 from partition.schedule import Schedule, Slot, Task
+from tracer.files import parse_json
 from tracer.graph import OpGraph
 from tracer.serde import Rows, TableError, column, read_table
 from tracer.summary import tensor_names
@@ -110,7 +113,7 @@ def schedule_metadata(schedule: Schedule) -> str:
     return json.dumps({name: getattr(schedule, name) for name in _OF_THE_WHOLE})
 
 
-def read_schedule(folder: Path, traffic: Traffic, trace_id: str) -> Schedule | None:
+def read_schedule(folder: Path, graph: OpGraph, traffic: Traffic, trace_id: str) -> Schedule | None:
     """The schedule in a partition's directory, without why its tasks are in this order.
 
     None where it has none. Raises TableError where it is damaged or of another trace.
@@ -120,29 +123,59 @@ def read_schedule(folder: Path, traffic: Traffic, trace_id: str) -> Schedule | N
     table, metadata = read_table(folder, "schedule", SCHEDULE)
     if metadata.get("trace_id") != trace_id or "schedule" not in metadata:
         raise TableError(f"{folder}/schedule.parquet is of another trace. Run partition again.")
-    slots = tuple(
-        Slot(
-            Task(
-                (row["resource"],),
-                row["seconds"],
-                op=row["op_id"],
-                transfer=row["transfer_id"],
-                tensor=None
-                if row["transfer_id"] is None
-                else traffic.transfers[row["transfer_id"]].tensor.id,
-                call=row["call_id"],
-            ),
-            row["request"],
-            row["lane"],
-            row["start_seconds"],
-            row["end_seconds"],
-            row["waits_for"],
-            row["wait"],
-            row["critical"],
-        )
-        for row in table.to_pylist()
+    rows = table.to_pylist()
+    try:
+        slots = tuple(_slot(row, traffic, len(rows)) for row in rows)
+        if any((slot.task.op or 0) >= len(graph.ops) for slot in slots):
+            raise ValueError("an op that there is not")
+        read = Schedule(slots=slots, **parse_json(metadata["schedule"]))
+        _check_whole(read)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise TableError(f"{folder}/schedule.parquet is damaged. Run partition again.") from error
+    return read
+
+
+def _slot(row: Mapping[str, Any], traffic: Traffic, count: int) -> Slot:
+    """A row of ``count`` as what it was. Raises ValueError for one that was never written so."""
+    op, transfer, waits_for = row["op_id"], row["transfer_id"], row["waits_for"]
+    start, end, seconds = row["start_seconds"], row["end_seconds"], row["seconds"]
+    if (op is None) == (transfer is None) or (waits_for is None) != (row["wait"] is None):
+        raise ValueError("neither or both")
+    if min(op or 0, transfer or 0, waits_for or 0) < 0 or (waits_for or 0) >= max(count, 1):
+        raise ValueError("a number that nothing has")
+    if not (0 <= start <= end and isfinite(end) and (seconds or 0) >= 0 and isfinite(seconds or 0)):
+        raise ValueError("seconds")
+    tensor = None if transfer is None else traffic.transfers[transfer].tensor.id
+    return Slot(
+        Task(
+            (row["resource"],),
+            seconds,
+            op=op,
+            transfer=transfer,
+            tensor=tensor,
+            call=row["call_id"],
+        ),
+        row["request"],
+        row["lane"],
+        start,
+        end,
+        waits_for,
+        row["wait"],
+        row["critical"],
     )
-    return Schedule(slots=slots, **json.loads(metadata["schedule"]))
+
+
+def _check_whole(schedule: Schedule) -> None:
+    """Raise ValueError or TypeError where figures of the whole are none, or not of its rows."""
+    seconds = [schedule.makespan_seconds, schedule.serial_seconds, schedule.bound_seconds]
+    if not all(isfinite(value) and value >= 0 for value in seconds):
+        raise ValueError("seconds")
+    if not all(type(lanes) is int for lanes in (schedule.requests, *schedule.lanes.values())):
+        raise TypeError("counts")
+    for slot in schedule.slots:
+        lanes = schedule.lanes[slot.task.uses[0]]
+        if not (0 <= slot.lane < lanes and 0 <= slot.request < schedule.requests):
+            raise ValueError("a lane or a request that there is not")
 
 
 _OF_THE_WHOLE = tuple(field.name for field in fields(Schedule) if field.name != "slots")

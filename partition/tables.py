@@ -19,7 +19,7 @@ from partition.schedule_table import SCHEDULE, schedule_metadata, schedule_rows
 from partition.seen import what_is
 from partition.split import PARTITIONS, Split
 from partition.stored import parameters_read
-from tracer.files import remove_files
+from tracer.files import open_file, remove_files
 from tracer.graph import OpGraph
 from tracer.serde import (
     TableError,
@@ -579,11 +579,19 @@ def read_split(trace: Path, folder: Path) -> Split:
             ("summary", SUMMARY),
         )
     }
-    if len(rows["summary"]) != 1 or len(rows["placement"]) != len(graph.ops):
-        raise TableError(f"{folder} is damaged. Run partition again.")
-    (summary,) = rows["summary"]
     stored: dict[str, Any] = storage_of(read_table(folder, "summary", SUMMARY)[1])
     graph = graph.with_meta(replace(graph.meta, **stored))
+    try:
+        return _split(graph, trace_id, rows)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise TableError(f"{folder} is damaged. Run partition again.") from error
+
+
+def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]]]) -> Split:
+    """What rows of tables say. Raises ValueError, KeyError ... for rows that were never written."""
+    (summary,) = rows["summary"]
+    if len(rows["placement"]) != len(graph.ops):
+        raise ValueError("another number of ops")
     placed = rows["placement"]
     placement = Placement(
         summary["home"],
@@ -702,6 +710,8 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
 def _is_of(table: Path, trace_id: str) -> bool:
     """Whether a table is of a trace, or not there; one that cannot be read is not."""
     with suppress(OSError, pa.ArrowException):
-        metadata = pq.read_metadata(table).metadata if table.exists() else None
-        return not table.exists() or (metadata or {}).get(b"trace_id") == trace_id.encode()
+        if not table.exists():
+            return True
+        open_file(table).close()  # Arrow would wait for a pipe
+        return (pq.read_metadata(table).metadata or {}).get(b"trace_id") == trace_id.encode()
     return False

@@ -1,10 +1,8 @@
 """What the tests share: traced presets (each once a session) and real processes."""
 
-import atexit
 import gc
 import os
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,15 +18,6 @@ from tests.support import examples  # noqa: F401  # registers the profiles
 from tests.support.processes import Run, run_command
 from tracer.graph import OpGraph
 from tracer.presets import find_config
-
-if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have it from the process that began
-    _cache = tempfile.TemporaryDirectory(prefix="cutedge-tests-", ignore_cleanup_errors=True)
-    atexit.register(_cache.cleanup)
-    os.environ["CUTEDGE_CACHE"] = _cache.name
-"""No test reads or fills the user's cache; those of a session share one, made anew.
-
-What a capture gives, whatever lies in a cache, is for the tests that call ``capture``.
-"""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in ("COLUMNS", "LINES"):  # the terminals of tests are as wide as these say
@@ -52,7 +41,15 @@ def _traced(name: str, options: tuple[tuple[str, Any], ...]) -> OpGraph:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Who runs the slow tests has many examples tried of each property too."""
+    """Where traces are kept, and how many examples are tried of a property.
+
+    No test reads or fills the user's cache: the tests have one of their own among what pytest keeps
+    (``pytest --cache-clear`` begins anew). It knows a trace by the tracer's code and by what is
+    installed. What a capture gives, whatever lies in a cache, is for the tests that call
+    ``capture``. Who runs the slow tests has many examples tried of each property too.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have it from the process that began
+        os.environ["CUTEDGE_CACHE"] = str(config.cache.mkdir("traces"))
     quick = "not slow" in config.option.markexpr
     settings.load_profile("quick" if quick else "thorough")
 

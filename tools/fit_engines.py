@@ -8,18 +8,15 @@ kernel and an attention take beside; then what an engine adds, on whole steps of
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-from scipy.optimize import least_squares
-
 from costmodels import Execution
 from costmodels.engines import ANY, Engine
+from costmodels.fit_engine import Values, engine_of, engine_toml, fit
 from tools.measured import residuals, rows
-from tracer.toml_files import quoted
 
 FOLDER = Path(__file__).parents[1] / "costmodels" / "data" / "engines"
 
@@ -44,9 +41,6 @@ OPS = [
 COMPUTES = {"a100-80g": ["P04"], "h100-sxm": ["P07", "P08"], "l40s": ["P11"]}
 MOVES = {"a100-80g": ["P01", "P02"], "h100-sxm": ["P05"], "l40s": ["P10"], "h200": ["P13", "P14"]}
 """By device: the rows that its share of the peak and of the bandwidth rest on most."""
-
-Values = Mapping[str, float]
-"""Key of a figure -> its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,29 +114,12 @@ ENGINES = (
 )
 
 
-def engine_of(name: str, description: str, execution: Execution, values: Values) -> Engine:
-    """An engine with figures by key (``launch_seconds.eager``)."""
-    made = Engine(name, description, execution)
-    for key, value in values.items():
-        figure, _, entry = key.partition(".")
-        there = {**getattr(made, figure), entry: value} if entry else value
-        made = replace(made, **{figure: there})  # type: ignore[arg-type]  # floats, or by entry
-    return made
-
-
-def fit(
+def fit_four(
     keys: Sequence[str], starts: Values, off: Callable[[Values], Mapping[str, float]]
 ) -> dict[str, float]:
-    """The values of ``keys`` under which the relative errors ``off`` are least, in four digits."""
-    start = [starts.get(key, 1e-6) for key in keys]
-    scale = np.array(start)
-    most = [1.0 if "ratio" in key else np.inf for key in keys]
-
-    def errors(x: np.ndarray) -> list[float]:  # type: ignore[type-arg]
-        return list(off(dict(zip(keys, x * scale, strict=True))).values())
-
-    found = least_squares(errors, np.ones(len(keys)), bounds=(0, np.array(most) / scale))
-    return {key: _four(float(x)) for key, x in zip(keys, found.x * scale, strict=True)}
+    """``costmodels.fit_engine.fit`` in four digits: published figures have no more."""
+    found = fit(keys, starts, lambda values: list(off(values).values()))
+    return {key: _four(value) for key, value in found.items()}
 
 
 def _four(value: float) -> float:
@@ -155,7 +132,7 @@ def of_ops() -> dict[str, float]:
     moving = [f"bandwidth_ratio.{device}" for device in MOVES]
     keys = [*computing, *moving, "kernel_seconds", "attention_seconds"]
     starts = dict.fromkeys((*computing, *moving), 0.8) | {"attention_seconds": 1e-5}
-    found = fit(keys, starts, lambda v: residuals(OPS, engine_of("", "", "fused", v)))
+    found = fit_four(keys, starts, lambda v: residuals(OPS, engine_of("", "", "fused", v)))
     for figure, by in (("compute_ratio", computing), ("bandwidth_ratio", moving)):
         found[f"{figure}.{ANY}"] = _four(median(found[key] for key in by))
     return found
@@ -169,7 +146,7 @@ def fitted(steps: Steps, ops: Values) -> dict[str, float]:
     def off(values: Values) -> Mapping[str, float]:
         return residuals(list(steps.rows), _engine(steps, {**known, **values}))
 
-    found = {**known, **fit(steps.figures, steps.starts, off)}
+    found = {**known, **fit_four(steps.figures, steps.starts, off)}
     for figure in ("compute_ratio", "bandwidth_ratio"):
         own = [value for key, value in found.items() if key.startswith(figure)]
         if own and not steps.kernels:
@@ -183,15 +160,9 @@ def _engine(steps: Steps, values: Values) -> Engine:
 
 def toml(steps: Steps, values: Values) -> str:
     """The file of an engine, with how far each figure is off the rows that it was fitted on."""
-    return "\n".join(_lines(steps, values)) + "\n"
-
-
-def _lines(steps: Steps, values: Values) -> Iterator[str]:
     engine = _engine(steps, values)
-    yield f"description = {quoted(steps.description)}"
-    yield f"execution = {quoted(steps.execution)}"
-    for key, value in sorted(values.items()):
-        yield f"\n[{key}]\nvalue = {value!r}\nsource = {quoted(_source(steps, key, engine))}"
+    figures = {key: (value, _source(steps, key, engine)) for key, value in values.items()}
+    return engine_toml(steps.description, steps.execution, figures)
 
 
 def _source(steps: Steps, key: str, engine: Engine) -> str:

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 Run = Callable[[str, Path], str]
-BLOCK = re.compile(r"^```(console|sql|toml|text)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```(console|sql|toml|json|text)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def in_a_shell(line: str, folder: Path, commands: Path = Path(sys.executable).parent) -> str:
@@ -69,8 +71,8 @@ def run_query(sql: str, folder: Path) -> str:
 def blocks(text: str, folder: Path, run: Run = in_a_shell) -> Iterator[tuple[re.Match[str], str]]:
     """Every block of the page with what stands in it after a real run, in ``folder``, of its lines.
 
-    A ``toml`` block that names a file is written there; a ``text`` block is the result of the
-    ``sql`` block before it.
+    A ``toml`` or ``json`` block that names a file is written there; a ``text`` block is the result of
+    the ``sql`` block before it.
     """
     result = ""
     for block in BLOCK.finditer(text):
@@ -83,7 +85,7 @@ def blocks(text: str, folder: Path, run: Run = in_a_shell) -> Iterator[tuple[re.
                 yield block, content
             case "text":
                 yield block, result
-            case "toml":
+            case "toml" | "json":
                 (folder / name.strip()).write_text(content, encoding="utf-8")
                 yield block, content
 

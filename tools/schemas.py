@@ -10,15 +10,17 @@ from typing import Any
 
 from cli.app import JSON_VERSION
 from costmodels.arrays import GemmCost, Options
-from costmodels.calibrate import Calibration
+from costmodels.calibrate import Calibration, Fit
 from costmodels.cost_table import COSTS
 from costmodels.devices import Array, Device
+from costmodels.fit_engine import Residual
 from costmodels.flops import FlopTotals
 from costmodels.limits import Limits
 from costmodels.links import FIGURES, Link
 from costmodels.memory import MemoryNeed
 from costmodels.parameters import Breakdown, Count
 from costmodels.roofline import DeviceTime, Share
+from cutedge._calibrate import Written
 from cutedge._sweep import Swept
 from cutedge.runtime.leaks import SecrecyProof
 from cutedge.runtime.verify import Verdict
@@ -679,6 +681,26 @@ def _calibrated() -> dict[str, Schema]:
     }
 
 
+def _calibrated_ops() -> dict[str, Schema]:
+    residual = dataclass_keys(Residual) | {
+        "relative": key(float, "What is fitted over what was measured, less 1.")
+    }
+    return {
+        "about": key(str, "What was measured, in a line."),
+        "files": key(listed(record(dataclass_keys(Written))), "The files that were written."),
+        "residuals": key(listed(record(residual)), "Of ops with their shapes, or of rows."),
+        "measured_total_seconds": key(float, "Of all that was fitted."),
+        "fitted_total_seconds": key(float, "What the figures say of it."),
+        "left_out_seconds": key(
+            Mapping[str, float], "Op or kernel of a profile that is not counted -> its seconds."
+        ),
+        "equations": key(
+            tuple[Fit, ...], "Of the copies of a profile, one each way, as for a log of calls."
+        ),
+        "warnings": key(list[str], "What the measurements cannot tell, in sentences."),
+    }
+
+
 def _table() -> dict[str, Schema]:
     return {"table": key(str, "The table's name."), **_written()}
 
@@ -753,6 +775,11 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
         "gemm": ("One matrix product on an array.", _gemm(), ()),
         "links": ("Links.", _rows("links", _link(), "One for each link."), ()),
         "calibrate": ("A link fitted to measured calls.", _calibrated(), ()),
+        "calibrate-ops": (
+            "Devices, engines and links fitted to a profile or a benchmark.",
+            _calibrated_ops(),
+            (),
+        ),
         "error": (
             "On standard error: why a command failed.",
             {

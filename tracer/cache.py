@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from tracer.errors import CutedgeError
+from tracer.files import parse_json
 from tracer.graph import OpGraph
 from tracer.interrupts import uninterrupted
 from tracer.reach import Reach, graph_at
 from tracer.serde import read_trace, write_trace
 
-KEPT = 64
+KEPT = 256
 """Entries; of more, those that were not used for the longest time go."""
 
 _RECORD = "record.json"
@@ -147,7 +148,7 @@ def _record(entry: Path) -> _Record:
     text = (entry / _RECORD).read_bytes()
     if not entry.name.endswith(f"-{_digest(text)}"):
         raise ValueError("not the record that was written")
-    read = json.loads(text)
+    read = parse_json(text)
     return _Record(read["trace_id"], Reach.from_json(read["reach"]))
 
 

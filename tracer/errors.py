@@ -22,6 +22,10 @@ class InputError(CutedgeError):
     exit_code = 2
 
 
+_A_PAGE = 1000
+"""Letters of a text that is no name: what is near to it would be looked for for minutes."""
+
+
 def alike(word: str, known: Iterable[str]) -> str | None:
     """The known name that ``word`` is but for case, hyphens, spaces and underscores.
 
@@ -44,9 +48,12 @@ def near(word: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
     return within[:3] or [names[plain] for plain in spelt]
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean a, b?' for the known names near ``word``, or an empty string."""
-    found = near(word, known)
+def suggest(word: object, known: Iterable[str]) -> str:
+    """' Did you mean a, b?' for the known names near ``word``, or an empty string.
+
+    Nothing is near to what is no text, or to a page of it.
+    """
+    found = near(word, known) if isinstance(word, str) and len(word) < _A_PAGE else []
     return f" Did you mean {', '.join(found)}?" if found else ""
 
 
@@ -54,7 +61,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_\s]", "", name).lower()
 
 
-def choose(value: str, known: Sequence[str], option: str) -> None:
+def choose(value: object, known: Sequence[str], option: str) -> None:
     """Refuse a value that is not one of ``known``, naming the option."""
     if value not in known:
         raise InputError(

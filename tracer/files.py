@@ -7,6 +7,7 @@ neither Parquet nor its readers notice each bit that has changed.
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from tracer.interrupts import uninterrupted, wrote
 
@@ -29,6 +31,46 @@ Data = bytes | memoryview
 
 class DamagedError(OSError):
     """A data file is not as it was written; the message says how that is known."""
+
+
+def open_file(path: Path, *, pipes: bool = False) -> BinaryIO:
+    """A regular file to read from, or with ``pipes`` also a pipe. Raises OSError.
+
+    A device may have no end, and a pipe that nobody writes to would be waited for: that one is
+    empty here. A name that no file can have is that of no file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a zero, or a half of a surrogate pair
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+    kind = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(kind) or (pipes and stat.S_ISFIFO(kind))):
+        os.close(descriptor)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise OSError("it is a device or a pipe, no file")
+    os.set_blocking(descriptor, True)
+    return open(descriptor, "rb")
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """All of a file or a pipe that has at most so many bytes. Raises OSError."""
+    with open_file(path, pipes=True) as source:
+        data = b"" if (size := os.fstat(source.fileno()).st_size) > most else source.read(most + 1)
+    if max(size, len(data)) > most:
+        raise OSError(f"it has more than {most:,} bytes, as no such file has")
+    return data
+
+
+def parse_json(text: bytes | str, *, strict: bool = True) -> Any:
+    """What JSON says, if not ``strict`` with control characters in its texts.
+
+    Raises ValueError for all that is none, also for what nests too deep.
+    """
+    try:
+        return json.loads(text, strict=strict)
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
 
 
 def write_whole(path: Path, data: Data) -> None:
@@ -77,7 +119,7 @@ def write_files(folder: Path, files: Mapping[str, Data]) -> None:
 def check_file(path: Path) -> None:
     """Raise DamagedError where a data file is not as it was written, OSError as reading does."""
     digest = hashlib.sha256()
-    with path.open("rb") as source:
+    with open_file(path) as source:
         while read := source.read(_CHUNK):
             digest.update(read)
     _check(path, digest.hexdigest())
@@ -153,7 +195,8 @@ def _listed(folder: Path) -> dict[str, set[str]]:
     """File -> what its SHA-256 may be, by the manifest; nothing where there is no manifest."""
     manifest = folder / MANIFEST
     try:
-        text = manifest.read_bytes().decode("ascii", "surrogateescape")
+        with open_file(manifest) as source:
+            text = source.read().decode("ascii", "surrogateescape")
     except FileNotFoundError:
         return {}
     found: dict[str, set[str]] = defaultdict(set)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tracer.errors import CutedgeError, InputError, alike, suggest
+from tracer.files import parse_json, read_bounded
 
 _FOLDER = files("tracer") / "presets"
 
@@ -104,12 +105,16 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from error
 
 
+_MOST_BYTES = 2**24
+"""Of a config; those with a name for each of thousands of classes have some hundred thousand."""
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(read_bounded(path, _MOST_BYTES).decode("utf-8"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # bad JSON or bad UTF-8
         raise InputError(f"{path} is damaged, it is not valid JSON: {error}") from error
     return check_config(config, str(path))
 
@@ -145,8 +150,8 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise InputError(f"--set {setting}: write it as key=value")
         try:
-            overrides[key] = json.loads(text)
-        except (ValueError, RecursionError):
+            overrides[key] = parse_json(text)
+        except ValueError:
             overrides[key] = text
     return overrides
 

@@ -5,7 +5,6 @@ a row that is not what was traced, is noticed. Files are written under a tempora
 no reader ever sees half a table, and a failed write leaves what was there before.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tracer.errors import CutedgeError, InputError
-from tracer.files import check_bytes, write_files
+from tracer.files import check_bytes, open_file, parse_json, write_files
 from tracer.graph import (
     ITEM_BYTES,
     Edge,
@@ -438,8 +437,7 @@ def read_file(path: Path) -> pa.Table:
     damage. Arrow opens it: a file or bytes of Python's, which its threads let go of late, would now
     and then abort a process at its end.
     """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, f"{path} is a directory")
+    open_file(path).close()  # Arrow would wait for a pipe
     with pa.OSFile(os.fsencode(path)) as source:  # a name would be tried as a URI first
         data = source.read_buffer()
     check_bytes(path, memoryview(data))
@@ -605,9 +603,10 @@ def write_reach(folder: Path, trace_id: str, reach: Reach) -> None:
 def read_reach(folder: Path, trace_id: str) -> Reach:
     """What ``write_reach`` noted. Raises TableError where that is missing or of another trace."""
     try:
-        data = (folder / _REACH).read_bytes()
+        with open_file(folder / _REACH) as source:
+            data = source.read()
         check_bytes(folder / _REACH, data)
-        read = json.loads(data)
+        read = parse_json(data)
         if read["trace_id"] == trace_id:
             return Reach.from_json(read["reach"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -664,7 +663,7 @@ def _meta(metadata: Mapping[str, str]) -> TraceMeta:
             raise ValueError(f"its metadata has no {field.name}")
         text = metadata[field.name]
         if field.name in ("symbolic", "overrides", "versions"):
-            entries = json.loads(text)
+            entries = parse_json(text)
             values[field.name] = tuple(tuple(e) if isinstance(e, list) else e for e in entries)
         else:
             values[field.name] = int(text) if field.type in (int, "int") else text

@@ -5,8 +5,8 @@ the same, and each loads no more than it needs.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from cutedge.runtime import RunError
 from cutedge.runtime.wire import DTYPES, Spec
+from tracer.files import open_file, parse_json, read_bounded
 from tracer.graph import Kind, OpGraph, Role
 from tracer.stages import stage
 from tracer.words import plain
@@ -98,7 +99,7 @@ class Checkpoint:
             self.files = {name: path for path in _files(folder) for name in _names(path)}
             return
         try:
-            places = json.loads(index.read_text())["weight_map"]
+            places = parse_json(read_bounded(index, 2**26))["weight_map"]
             for file in places.values():
                 if Path(file).name != file or not file.endswith(".safetensors"):
                     raise ValueError(f"{plain(file)} is not a file of this folder")
@@ -110,15 +111,10 @@ class Checkpoint:
 
     def __call__(self, name: str, spec: Spec) -> torch.Tensor:
         """The tensor called ``name``. Raises RunError where it is missing or of another shape."""
-        from safetensors import SafetensorError, safe_open
-
         if name not in self.files:
             raise RunError(f"{self.folder} has no tensor {name}: it is no checkpoint of this model")
-        try:
-            with safe_open(self.files[name], framework="pt") as file:
-                found = file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{self.files[name]}: {error}") from error
+        with _opened(self.files[name]) as file:
+            found = file.get_tensor(name)
         if tuple(found.shape) != tuple(spec.shape):
             raise RunError(
                 f"{self.files[name]}: {name} is {list(found.shape)}, the model has "
@@ -135,10 +131,18 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _names(path: Path) -> list[str]:
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of safetensors, as its library opens it. Raises RunError where it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        open_file(path).close()  # the library would wait for a pipe
         with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+            yield file
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: {error}") from error

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from cutedge.sweeping.points import COUNTS, FLAGS, OPTIONAL_COUNTS, SECONDS, Job, Points, points
 from partition.tables import SUMMARY
 from tracer.errors import InputError
-from tracer.files import check_file
+from tracer.files import check_file, parse_json
 from tracer.serde import RUN, column, description
 
 _OWN = {
@@ -139,12 +139,12 @@ def _each(names: Sequence[str | None], numbers: Any) -> pa.Array:
 
 def placed_rows(path: Path, marks: Mapping[str, str]) -> dict[str, int] | None:
     """How the rows of a file were placed; None where it is missing, damaged or of other marks."""
-    with suppress(OSError, pa.ArrowException, ValueError, AttributeError):
+    with suppress(OSError, pa.ArrowException, ValueError, AttributeError, KeyError, TypeError):
         check_file(path)
         read = pq.read_metadata(path)
         metadata = {key.decode(): value.decode() for key, value in read.metadata.items()}
         columns = read.schema.to_arrow_schema().names
         if columns == SWEEP.names and all(metadata.get(key) == marks[key] for key in marks):
-            placed: dict[str, int] = json.loads(metadata["placed"])
+            placed: dict[str, int] = parse_json(metadata["placed"])
             return placed if sum(placed.values()) == read.num_rows else None
     return None

@@ -7,12 +7,14 @@ from functools import partial
 
 from tests.support.processes import run_command
 
+MODEL = ("edge-10m", "--set", "num_hidden_layers=1")
+
 
 def test_the_command_imports_no_torch_for_what_it_has_seen(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("CUTEDGE_CACHE", str(tmp_path / "cache"))
 
     def run(*options, by=cli):
-        done = by("trace", "edge-10m", "--json", *options)
+        done = by("trace", *MODEL, "--json", *options)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -21,7 +23,7 @@ def test_the_command_imports_no_torch_for_what_it_has_seen(cli, tmp_path, monkey
     assert run("--seq", "24", by=partial(run_command, cwd=tmp_path)) == {**first, "cached": True}
     code = (
         "import sys; from cli.main import app\n"
-        "try: app(['trace', 'edge-10m', '--seq', '99'])\n"
+        f"try: app(['trace', {', '.join(map(repr, MODEL))}, '--seq', '99'])\n"
         "finally: assert not {'torch', 'transformers', 'sympy'} & set(sys.modules)"
     )
     done = subprocess.run(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import chdir
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from cli.main import app
+from tests.support import REFERENCE
 from tests.support.inprocess import invoke
+from tests.support.profiles import Trace
 from tools import reference
 from tools.describe import ROOT
 from tools.schemas import FOLDER, schemas, texts
 
-KNOWN = schemas()
 ON = ("--home", "tee-tdx", "--accel", "rtx-4090", "--link", "pcie4-x16")
 CHIP = ("--home", "ryzen-7950x", "--accel", "chip-8x8", "--link", "axi-lite")
 CALLS = "sent,received,seconds\n8192,8388608,0.0059\n8388608,12582912,0.0129\n" + (
@@ -102,9 +104,16 @@ SAID: dict[str, list[tuple[str, ...]]] = {
     "gemm": [("8", "8", "8"), ("8", "8", "8", "--mode", "ws", "--chips", "2")],
     "links": [(), ("pcie5-x16",)],
     "calibrate": [("calls.csv", "--out", "one.toml")],
+    "calibrate-ops": [
+        (str(REFERENCE / "profile_cpu.json.gz"), "--out", "two.toml"),
+        ("copies.json", "--out", "three.toml"),
+    ],
     "error": [("no-such-command",), ("partition", "nowhere")],
 }
 """Schema -> what to ask for."""
+
+
+known = cache(schemas)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,6 +122,10 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with chdir(tmp_path_factory.mktemp("schemas")):
         Path("calls.csv").write_text(CALLS)
         Path("secret.toml").write_text(SECRET)
+        copies = Trace(1e-5)
+        for size in (4096, 65536, 1048576, 16777216):
+            copies.copy("HtoD", size, 1e-5 + size / 2e10)
+        Path("copies.json").write_text(json.dumps(copies.json))
         for folder in ("t", "u", "bare"):
             assert invoke("trace", "edge-10m", "--seq", "8", "--out", folder).returncode == 0
         assert invoke("partition", "u").returncode == 0
@@ -133,24 +146,25 @@ def problems(name: str, value: Any) -> list[str]:
     """Where a value is not as its schema says."""
     return [
         f"{error.json_path}: {error.message[:200]}"
-        for error in Draft202012Validator(KNOWN[name]).iter_errors(value)
+        for error in Draft202012Validator(known()[name]).iter_errors(value)
     ]
 
 
 def test_the_schemas_are_those_of_the_code():
     """``python -m tools.schemas`` writes them."""
     written = {str(path.relative_to(ROOT)) for path in (ROOT / FOLDER).iterdir()}
-    assert written == set(texts())
-    for name, text in texts().items():
+    wanted = texts()
+    assert written == set(wanted)
+    for name, text in wanted.items():
         assert (ROOT / name).read_text(encoding="utf-8") == text, (
             f"{name}: run `python -m tools.schemas`"
         )
 
 
 def test_every_command_has_a_schema():
-    modes = {"compare-over", "models-check", "error", "warning"}
-    assert commands() | modes == set(KNOWN)
-    assert set(SAID) | {"warning"} == set(KNOWN)
+    modes = {"calibrate-ops", "compare-over", "models-check", "error", "warning"}
+    assert commands() | modes == set(known())
+    assert set(SAID) | {"warning"} == set(known())
 
 
 def parts(schema: Any) -> Iterator[dict[str, Any]]:
@@ -165,9 +179,9 @@ def parts(schema: Any) -> Iterator[dict[str, Any]]:
             yield from parts(inner)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", [*SAID, "warning"])
 def test_a_schema_is_strict_and_describes_every_key(name):
-    schema = KNOWN[name]
+    schema = known()[name]
     Draft202012Validator.check_schema(schema)
     assert schema["properties"]["version"] == {**schema["properties"]["version"], "const": 1}
     for part in parts(schema):
@@ -179,7 +193,7 @@ def test_a_schema_is_strict_and_describes_every_key(name):
 
 @pytest.mark.parametrize("name", SAID)
 def test_what_a_command_prints_is_as_its_schema_says(name):
-    command = name.removesuffix("-over").removesuffix("-check")
+    command = name.removesuffix("-over").removesuffix("-check").removesuffix("-ops")
     words = command.split("-", 1) if command.startswith("export-") else [command]
     for asked in SAID[name]:
         done = invoke("cutedge", *([] if name == "error" else words), *asked, "--json")
@@ -202,7 +216,7 @@ def test_a_key_that_no_schema_has_is_found():
     assert problems("links", shown) == ["$.links[0]: 'sources' is a required property"]
 
 
-@pytest.mark.parametrize("page", reference.texts())
-def test_the_reference_is_that_of_the_code(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    assert text == reference.texts()[page], f"{page}: run `python -m tools.reference`"
+def test_the_reference_is_that_of_the_code():
+    for page, wanted in reference.texts().items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert text == wanted, f"{page}: run `python -m tools.reference`"

@@ -11,9 +11,11 @@ import pytest
 
 import cutedge
 from costmodels.checkpoints import storage_of
+from cutedge._storage import as_published
 from tests.support.inprocess import invoke
+from tests.support.traces import captured
 from tracer.errors import InputError
-from tracer.graph import Role
+from tracer.graph import OpGraph, Role
 from tracer.summary import parameter_bytes
 
 LLAMA: Mapping[str, Any] = {
@@ -79,22 +81,43 @@ METHODS: list[tuple[dict[str, Any], str, float]] = [
 def test_a_checkpoint_is_stored_as_its_config_says(
     told: dict[str, Any], name: str, size: float
 ) -> None:
+    check_stored(kept(told), name, size)
+
+
+@pytest.mark.parametrize(("told", "name", "size"), METHODS)
+@pytest.mark.few(1)
+def test_a_trace_of_a_config_is_stored_as_it_says(
+    told: dict[str, Any], name: str, size: float
+) -> None:
     traced = cutedge.trace({**LLAMA, "quantization_config": told}, seq=8, dtype="config")
-    meta = traced.graph.meta
-    assert (meta.dtype, meta.weights) == ("float16", name)
-    assert meta.weights_other == "embedding head vector in float16"
-    sizes = {t.name: t.bytes for t in traced.graph.tensors if t.role is Role.PARAMETER}
+    assert traced.graph.meta.dtype == "float16"
+    check_stored(traced.graph, name, size)
+    assert not any("quantization" in warning for warning in traced.warnings)
+
+
+def kept(told: dict[str, Any]) -> OpGraph:
+    """The model as its checkpoint has it: captured once, whatever it is stored in."""
+    plain = captured(dict(LLAMA), model="m", seq=8, dtype="float16").graph
+    graph, unknown = as_published(plain, {**LLAMA, "quantization_config": told})
+    assert unknown == ()
+    return graph
+
+
+def check_stored(graph: OpGraph, name: str, size: float) -> None:
+    assert graph.meta.weights == name
+    assert graph.meta.weights_other == "embedding head vector in float16"
+    sizes = {t.name: t.bytes for t in graph.tensors if t.role is Role.PARAMETER}
     assert sizes["model.layers.1.self_attn.q_proj.weight"] == size
     for what, elements in (("lm_head", 96 * 256), ("model.embed_tokens", 96 * 256)):
         assert sizes[f"{what}.weight"] == 2 * elements
     assert sizes["model.norm.weight"] == 2 * 256
-    assert not any("quantization" in warning for warning in traced.warnings)
 
 
 def test_what_is_computed_in_and_counted_is_that_of_the_model_without() -> None:
-    bare = cutedge.trace(dict(LLAMA), seq=8)
+    shallow = {**LLAMA, "num_hidden_layers": 1}
+    bare = cutedge.trace(shallow, seq=8)
     told = METHODS[0][0]
-    traced = cutedge.trace({**LLAMA, "quantization_config": told}, seq=8)
+    traced = cutedge.trace({**shallow, "quantization_config": told}, seq=8)
     assert bare.graph.meta.weights == ""
     assert [op.cost.flops for op in traced.graph.ops] == [op.cost.flops for op in bare.graph.ops]
     assert [t.dtype for t in traced.graph.tensors] == [t.dtype for t in bare.graph.tensors]
@@ -113,8 +136,7 @@ def test_modules_that_are_left_are_those_that_are_named() -> None:
     )
     for left in lists:
         told = compressed(left, num_bits=8, type="int", strategy="channel")
-        traced = cutedge.trace({**LLAMA, "quantization_config": told}, seq=8)
-        for tensor in traced.graph.tensors:
+        for tensor in kept(told).tensors:
             if tensor.role is Role.PARAMETER and len(tensor.shape) == 2:
                 plain = re.search(r"lm_head|embed|layers\.0\.mlp|o_proj", tensor.name)
                 size = prod(tensor.shape) + 2 * tensor.shape[0]
@@ -128,7 +150,7 @@ def test_experts_alone_are_in_mxfp4() -> None:
         "torch_dtype": "bfloat16",
         "hidden_size": 64,
         "intermediate_size": 96,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 16,
@@ -164,7 +186,8 @@ def test_what_is_not_known_is_said_in_a_line(told: dict[str, Any]) -> None:
 
 def test_the_command_says_it_and_runs_it(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({**LLAMA, "quantization_config": METHODS[0][0]}))
+    told = {"num_hidden_layers": 1, "quantization_config": METHODS[0][0]}
+    file.write_text(json.dumps({**LLAMA, **told}))
     folder = tmp_path / "t"
     done = invoke("trace", file, "--seq", "8", "--dtype", "config", "--out", folder)
     assert (done.returncode, done.stderr) == (0, "")
@@ -180,6 +203,7 @@ def test_the_command_says_it_and_runs_it(tmp_path: Path) -> None:
     assert split.split.machine == "tee+gpu@zmq-ipc, weights=gptq-int4-g128"
 
 
+@pytest.mark.slow
 def test_a_split_of_a_stored_model_is_run_in_what_it_computes_in() -> None:
     config = {**LLAMA, "num_hidden_layers": 1, "quantization_config": METHODS[0][0]}
     run = cutedge.trace(config, seq=4).partition("offload-linear").verify().check()

@@ -154,6 +154,7 @@ source = "measured"
     ("text", "said"),
     [
         (GOOD.replace('"eager"\n', '"lazy"\n', 1), "execution 'lazy' is not one of eager"),
+        (GOOD.replace('"eager"\n', "0\n", 1), "execution 0 is not one of eager"),
         (GOOD.replace("launch_seconds.eager", "launch_seconds.graph"), "it executes so"),
         (GOOD.replace('source = "measured"', ""), "source"),
         (GOOD + "[kernel]\nvalue = 1\nsource = 'x'", "key 'kernel' lacks its unit"),

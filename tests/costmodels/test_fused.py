@@ -90,21 +90,28 @@ def by_hand(heads, kv_heads, width, hidden, ffn, layers, vocabulary, past):
     return 2 * (total + head + 2 * hidden) + 8
 
 
-def test_a_decode_moves_what_is_counted_by_hand():
-    graph = cutedge.trace("qwen2.5-0.5b", phase="decode", past=1024, dtype="bfloat16").graph
-    assert moved(graph) == by_hand(14, 2, 64, 896, 4864, 24, 151936, 1024)
+LAYERS = [2, pytest.param(24, marks=pytest.mark.slow)]
 
 
-def test_an_attention_written_out_moves_what_one_op_does():
+def qwen(layers: int, past: int, attn: str = "eager") -> OpGraph:
+    shallow = {"num_hidden_layers": layers}
+    options = {"past": past, "dtype": "bfloat16", "attn": attn, "overrides": shallow}
+    return cutedge.trace("qwen2.5-0.5b", phase="decode", **options).graph
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_a_decode_moves_what_is_counted_by_hand(layers):
+    assert moved(qwen(layers, 1024)) == by_hand(14, 2, 64, 896, 4864, layers, 151936, 1024)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_an_attention_written_out_moves_what_one_op_does(layers):
     """Eager and sdpa are the same kernels, but for a mask that the eager one reads."""
-    eager, sdpa = (
-        cutedge.trace("qwen2.5-0.5b", phase="decode", past=512, dtype="bfloat16", attn=attn).graph
-        for attn in ("eager", "sdpa")
-    )
-    mask = 24 * 2 * 513
+    eager, sdpa = (qwen(layers, 512, attn) for attn in ("eager", "sdpa"))
+    mask = layers * 2 * 513
     assert moved(eager) - moved(sdpa) == mask
     assert len(fused(eager)) == len(fused(sdpa))
-    assert sum(group.is_attention for group in fused(eager)) == 24
+    assert sum(group.is_attention for group in fused(eager)) == layers
 
 
 @settings(max_examples=60, deadline=None)

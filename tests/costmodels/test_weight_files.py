@@ -2,11 +2,9 @@
 
 import json
 import re
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,38 +13,11 @@ from costmodels.limits import describe
 from costmodels.weight_files import stored_as
 from costmodels.weights import load_weights, stored
 from tests.support.inprocess import invoke
-from tests.support.traces import captured
-from tests.support.weights import BLOCKS, LLAMA, MODELS, by_name
+from tests.support.weights import KINDS, LLAMA, MODELS, by_name, decoded, gguf, safetensors
 from tracer.errors import InputError
 from tracer.graph import OpGraph, Role
 from tracer.summary import parameter_bytes
 
-
-def decode(config: Mapping[str, Any]) -> OpGraph:
-    return captured(dict(config), model="m", phase="decode", past=16, dtype="float32").graph
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
-
-
-def gguf(tensors: Mapping[str, tuple[tuple[int, ...], int]], version: int = 3) -> bytes:
-    """A header, with some entries of each sort; shapes as torch has them."""
-    entries = [
-        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
-        text("tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b"),
-        text("scores") + struct.pack("<IIQ", 9, 6, 3) + struct.pack("<3f", 1, 2, 3),
-        text("count") + struct.pack("<IQ", 10, 7),
-    ]
-    told = b"".join(
-        text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, 0)
-        for name, (shape, kind) in tensors.items()
-    )
-    start = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(entries))
-    return start + b"".join(entries) + told
-
-
-KINDS = {(1, 4): 0, BLOCKS["q4_k"]: 12, BLOCKS["q5_k"]: 13, BLOCKS["q6_k"]: 14, BLOCKS["q8_0"]: 8}
 NAMES = {
     "model.embed_tokens": "token_embd",
     "lm_head": "output",
@@ -82,9 +53,10 @@ def in_q4_k_m(graph: OpGraph, model: str) -> dict[str, tuple[tuple[int, ...], in
     }
 
 
-@pytest.mark.parametrize("model", ["llama", "tied", "mixtral"])
+@pytest.mark.parametrize("model", ["llama", "mixtral", "tied"])
+@pytest.mark.few(2)
 def test_a_gguf_file_says_what_each_tensor_takes(model: str, tmp_path: Path) -> None:
-    plain = decode(MODELS[model])
+    plain = decoded(MODELS[model])
     file = tmp_path / "model-Q4_K_M.gguf"
     file.write_bytes(gguf(in_q4_k_m(plain, model)))
     read, ruled = stored_as(plain, file), stored(plain, load_weights("q4_k_m"))
@@ -93,7 +65,7 @@ def test_a_gguf_file_says_what_each_tensor_takes(model: str, tmp_path: Path) -> 
 
 
 def test_what_a_gguf_file_has_beside_is_said(tmp_path: Path) -> None:
-    plain = decode(LLAMA)
+    plain = decoded(LLAMA)
     tensors = in_q4_k_m(plain, "llama") | {"blk.0.attn_rot.weight.x": ((64,), 0)}
     halves = [dict(list(tensors.items())[n::2]) for n in (0, 1)]
     files = [tmp_path / f"m-0000{n}-of-00002.gguf" for n in (1, 2)]
@@ -102,16 +74,6 @@ def test_what_a_gguf_file_has_beside_is_said(tmp_path: Path) -> None:
     read = stored_as(plain, files[0])
     whole = parameter_bytes(stored(plain, load_weights("q4_k_m")))
     assert parameter_bytes(read) == pytest.approx(whole, rel=1e-3)
-
-
-def safetensors(tensors: Mapping[str, tuple[tuple[int, ...], int]]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, (shape, size) in tensors.items():
-        header[name] = {"dtype": "U8", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    told = json.dumps(header).encode()
-    return struct.pack("<Q", len(told)) + told
 
 
 def checkpoint(graph: OpGraph) -> dict[str, tuple[tuple[int, ...], int]]:
@@ -137,7 +99,7 @@ def checkpoint(graph: OpGraph) -> dict[str, tuple[tuple[int, ...], int]]:
 
 
 def test_an_index_says_what_each_tensor_takes_with_its_scales(tmp_path: Path) -> None:
-    plain = decode(MODELS["mixtral"])
+    plain = decoded(MODELS["mixtral"])
     tensors = checkpoint(plain)
     shards = {f"m-{n}.safetensors": dict(list(tensors.items())[n::3]) for n in range(3)}
     for name, some in shards.items():
@@ -172,7 +134,7 @@ def test_an_index_says_what_each_tensor_takes_with_its_scales(tmp_path: Path) ->
 def test_a_file_that_is_damaged_or_of_another_model_is_said(
     name: str, content: Callable[[OpGraph], bytes], said: str, tmp_path: Path
 ) -> None:
-    plain = decode(LLAMA)
+    plain = decoded(LLAMA)
     (tmp_path / name).write_bytes(content(plain))
     with pytest.raises(InputError, match=re.escape(said)):
         stored_as(plain, tmp_path / name)
@@ -183,10 +145,10 @@ def test_a_file_that_is_damaged_or_of_another_model_is_said(
 def test_the_command_takes_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "t"
     config = tmp_path / "m.json"
-    config.write_text(json.dumps(LLAMA))
+    config.write_text(json.dumps({**LLAMA, "num_hidden_layers": 1}))
     invoke("trace", config, "--phase", "decode", "--past", "16", "--out", folder)
     file = tmp_path / "x.gguf"
-    plain = decode(LLAMA)
+    plain = cutedge.load(folder).graph
     file.write_bytes(gguf(in_q4_k_m(plain, "llama")))
     done = invoke("cost", folder, "--weights", file, "--json")
     assert done.returncode == 0, done.stderr

@@ -179,9 +179,14 @@ def program(graph: OpGraph, reach: Reach, given: dict[str, list[int]]) -> SizedG
     return SizedGraph(graph, sizes, np.arange(len(sizes["seq"])))
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
-@pytest.mark.few(1)
-def test_every_figure_is_that_of_one_point(subject):
+@pytest.mark.parametrize(
+    ("subject", "samples"),
+    [
+        (next(iter(SUBJECTS)), 4),
+        *(pytest.param(subject, 12, marks=pytest.mark.slow) for subject in SUBJECTS),
+    ],
+)
+def test_every_figure_is_that_of_one_point(subject, samples):
     name, options, given = SUBJECTS[subject]
     subject_trace = captured(preset(name), model=name, **options)
     whole = program(subject_trace.graph, subject_trace.reach, given)
@@ -193,7 +198,7 @@ def test_every_figure_is_that_of_one_point(subject):
         found = points(job)
         rows = len(found.placed)
         assert rows == len(whole.numbers) * 2 * len(residencies) * len(MACHINES)
-        for row in random.Random(policy_name + subject).sample(range(rows), 12):
+        for row in random.Random(policy_name + subject).sample(range(rows), samples):
             sizes = {size: int(many[row]) for size, many in found.sizes.items()}
             there = graph_at(subject_trace.graph, subject_trace.reach, sizes)
             assert there is not None
@@ -212,7 +217,8 @@ def test_every_figure_is_that_of_one_point(subject):
             }
             assert got == wanted, f"{policy_name} at {sizes} on {on}"
             checked[found.placed[row]] += 1
-    assert {FIXED, HERE, BETWEEN, HOME, ACCELERATOR} <= set(checked)
+    if samples > 4:
+        assert {FIXED, HERE, BETWEEN, HOME, ACCELERATOR} <= set(checked)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -516,6 +522,7 @@ def wait_for_files(folder: Path, process: subprocess.Popen, count: int) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path, undisturbed):
     process = started(tmp_path, "--jobs", "2")
     wait_for_files(tmp_path / "data", process, 2)

@@ -91,6 +91,7 @@ def test_the_pages_ask_what_analysts_ask():
         assert wanted in text
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'myst_parser")  # of Sphinx, about its own extension
 def test_the_guide_builds_without_a_warning(tmp_path):
     from sphinx.application import Sphinx

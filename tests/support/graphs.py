@@ -194,6 +194,27 @@ class Builder:
         return tensor.id
 
 
+def two_layers() -> OpGraph:
+    """A table of words, two layers of a norm and two products, a head."""
+    build = Builder()
+    words = build.parameter("model.embed.weight", (64, 32))
+    ids = build.input("input_ids", (1, 8), "int64")
+    x = build.op("embed", words, ids, shape=(1, 8, 32), kind=Kind.EMBEDDING, path="model.embed")
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        norm = build.parameter(f"{at}.norm.weight", (32,))
+        up = build.parameter(f"{at}.mlp.up.weight", (96, 32))
+        down = build.parameter(f"{at}.mlp.down.weight", (32, 96))
+        y = build.op(f"norm{layer}", x, norm, shape=(1, 8, 32), kind=Kind.NORM, path=f"{at}.norm")
+        for name, weight, width in (("up", up, 96), ("down", down, 32)):
+            path = f"{at}.mlp.{name}"
+            y = build.op(path, y, weight, shape=(1, 8, width), kind=Kind.LINEAR, path=path)
+        x = build.op(f"add{layer}", x, y, shape=(1, 8, 32), path=at)
+    head = build.parameter("lm_head.weight", (64, 32))
+    logits = build.op("head", x, head, shape=(1, 8, 64), kind=Kind.LINEAR, path="lm_head")
+    return build.finish(logits)
+
+
 def resized(graph: OpGraph, batch: int, seq: int) -> OpGraph:
     """The same symbolic graph as a trace at other sizes would give it."""
     meta = replace(graph.meta, batch=batch, seq=seq)

@@ -1,8 +1,14 @@
-"""Weight formats by hand: blocks, small models, and a mixture by the names of tensors."""
+"""Weight formats by hand: blocks, small models, a mixture by the names of tensors, headers."""
 
+import json
 import re
+import struct
 from collections.abc import Mapping
+from math import prod
 from typing import Any
+
+import cutedge
+from tracer.graph import OpGraph
 
 BLOCKS = {  # elements, bytes: what ggml's structures of these names take
     "q8_0": (32, 34),
@@ -58,6 +64,11 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def decoded(config: Mapping[str, Any]) -> OpGraph:
+    """A step of decode over 16 tokens, in float32."""
+    return cutedge.trace(dict(config), phase="decode", past=16).graph
+
+
 def by_name(name: str, shape: tuple[int, ...], model: str) -> tuple[int, int]:
     """(elements, bytes) of a block of a tensor in Q4_K_M, by how checkpoints call it.
 
@@ -84,3 +95,41 @@ def by_name(name: str, shape: tuple[int, ...], model: str) -> tuple[int, int]:
     while row % BLOCKS[kind][0]:
         kind = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}[kind]
     return BLOCKS[kind]
+
+
+# --- headers of files -----------------------------------------------------------------------------
+
+KINDS = {(1, 4): 0, BLOCKS["q4_k"]: 12, BLOCKS["q5_k"]: 13, BLOCKS["q6_k"]: 14, BLOCKS["q8_0"]: 8}
+"""(elements, bytes) of a block -> the number of ggml's type."""
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def gguf(tensors: Mapping[str, tuple[tuple[int, ...], int]], version: int = 3) -> bytes:
+    """A header, with some entries of each sort; shapes as torch has them."""
+    entries = [
+        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+        text("tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b"),
+        text("scores") + struct.pack("<IIQ", 9, 6, 3) + struct.pack("<3f", 1, 2, 3),
+        text("count") + struct.pack("<IQ", 10, 7),
+    ]
+    told, place = [], 0
+    for name, (shape, kind) in tensors.items():
+        row = struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, place)
+        told.append(text(name) + row)
+        elements, size = next(block for block, known in KINDS.items() if known == kind)
+        place += -(-prod(shape) // elements * size // 32) * 32
+    start = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(entries))
+    return start + b"".join(entries) + b"".join(told)
+
+
+def safetensors(tensors: Mapping[str, tuple[tuple[int, ...], int]]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, (_, size) in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+        at += size
+    told = json.dumps(header).encode()
+    return struct.pack("<Q", len(told)) + told

@@ -202,6 +202,9 @@ SEED = 20
 FEW, MANY = 12, 200
 
 
+SCHEDULED = ["--machine", "tee-tdx+rtx-4090@pcie4-x16", "--schedule", "overlap"]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace ``t`` with a partition and costs, a sweep ``s``, and the trace that was the last."""
@@ -212,7 +215,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for words in (
             ["trace", "edge-10m", "--seq", "8"],
             ["trace", "edge-10m", "--seq", "8", "--out", "t"],
-            ["partition", "t", "--policy", "offload-linear"],
+            ["partition", "t", "--policy", "offload-linear", *SCHEDULED],
             ["cutedge", "cost", "t", "--device", "chip-8x8"],
             [
                 "cutedge",
@@ -251,6 +254,10 @@ KINDS: dict[str, tuple[str, list[str]]] = {
         name: (f"{PARTITION}/{name}.parquet", DOT)
         for name in ("placement", "transfers", "calls", "summary")
     },
+    "schedule": (
+        f"{PARTITION}/schedule.parquet",
+        ["cutedge", "export", "perfetto", "t", "--out", "o"],
+    ),
     "a partition's manifest": (f"{PARTITION}/{MANIFEST}", DOT),
     "transfers in a query": (
         f"{PARTITION}/transfers.parquet",

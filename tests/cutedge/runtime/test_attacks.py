@@ -332,6 +332,22 @@ def test_an_index_names_files_of_its_own_folder_alone(tmp_path: Path) -> None:
             Checkpoint(tmp_path)
 
 
+def test_what_is_no_file_is_no_checkpoint(tmp_path: Path) -> None:
+    """The library that reads tensors would wait for the pipe."""
+    from cutedge.runtime.weights import Checkpoint
+
+    index, part = tmp_path / "model.safetensors.index.json", tmp_path / "a.safetensors"
+    os.mkfifo(part)
+    with pytest.raises(RunError, match=r"a\.safetensors: it is a device or a pipe"):
+        Checkpoint(tmp_path)
+    index.write_text("[" * 100_000)
+    with pytest.raises(RunError, match="is no index of a checkpoint"):
+        Checkpoint(tmp_path)
+    index.write_text('{"weight_map": {"weight": "a.safetensors"}}')
+    with pytest.raises(RunError, match=r"a\.safetensors: it is a device or a pipe"):
+        Checkpoint(tmp_path)("weight", Spec("float32", (1,)))
+
+
 # --- connections ----------------------------------------------------------------------------------
 
 

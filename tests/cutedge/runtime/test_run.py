@@ -559,6 +559,7 @@ def test_a_device_is_found_again_from_what_its_ops_take():
     assert found.launch_seconds == pytest.approx(2e-6, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch):
     """Two processes of its own; then the link and the devices that it has measured predict."""
     monkeypatch.chdir(tmp_path)

@@ -610,7 +610,7 @@ class Verify:
 @pytest.mark.parametrize(
     ("how", "where"),
     [
-        (signal.SIGKILL, "run"),
+        pytest.param(signal.SIGKILL, "run", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, "run", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, "start", marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, "start", marks=pytest.mark.slow),
