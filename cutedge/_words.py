@@ -118,6 +118,11 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     if bare := no_figures(split):
         yield bare
     yield from proof_sentences(split, made.topological_cut)
+    if split.sent_weight_bytes:
+        yield (
+            f"{human(split.sent_weight_bytes)} of weights lie at {placement.home} and are sent in "
+            "each run"
+        )
     for device, size in traffic.resident_bytes.items():
         yield f"resident on {device}: {human(size)} of parameters and constants"
     for one in split.exposed:
@@ -125,6 +130,11 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     for device, found in made.derived.items():
         yield from derived_sentences(split.graph, device, found)
     yield coverage(split.graph)
+
+
+def weights_at(split: Split) -> str:
+    """Where parameters lie, as it follows the residency; empty where that is where they are read."""
+    return ", weights at home" if split.weights_at == "home" else ""
 
 
 def left_out(splits: Iterable[Split]) -> Iterable[str]:

@@ -540,7 +540,7 @@ def _verify() -> Schema:
 
 def _policy() -> Schema:
     anything = {"type": "array", "items": {"type": ["string", "integer"]}}
-    rule = dataclass_keys(Rule, "place", "reason", "optional")
+    rule = dataclass_keys(Rule, "place", "weights_at", "reason", "optional")
     secret = dataclass_keys(Secret, "reason", "optional", "derived")
 
     def conditions(names: tuple[str, ...]) -> dict[str, Schema]:
@@ -557,7 +557,7 @@ def _policy() -> Schema:
                 "What accelerators that are not trusted may not see.",
             ),
             "rules": key(
-                listed(record(of_rules | rule, tuple(of_rules))),
+                listed(record(of_rules | rule, (*of_rules, "weights_at"))),
                 "The first that matches an op places it.",
             ),
         }
