@@ -395,6 +395,11 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         yield f"{by}; {engine.execution}: {EXECUTIONS[engine.execution]}"
     how = "launches and work at once" if engine.runs_ahead else "one after another"
     yield f"{duration(time.seconds)} for {which}, {how}{spent}"
+    if (least := cost.least_seconds) is not None:
+        yield (
+            f"no program with these results takes less than {duration(least)} here: "
+            f"{human(cost.compulsory_bytes)} must be read or written once, however ops are fused"
+        )
     if padded := time.on_array("padded_macs"):
         useful = (time.on_array("useful_macs") or 0) / padded
         yield (

@@ -329,6 +329,14 @@ def _cost() -> Schema:
             **_STORAGE,
             "parameter_bytes": key(int, "Bytes of all parameters as stored, tied weights once."),
             "seconds": key(float, "Of all ops that have seconds there: what a run takes."),
+            "compulsory_bytes": key(
+                int, "What every program with these results reads and writes, however it fuses ops."
+            ),
+            "least_seconds": key(
+                float | None,
+                "What no such program stays below: those bytes, or the products, at the device's "
+                "own rates; null where it has none.",
+            ),
             "seconds_coverage": field_key(DeviceTime, "coverage"),
             "missing": field_key(DeviceTime, "missing"),
             **shares,
