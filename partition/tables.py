@@ -74,7 +74,8 @@ TRANSFERS = pa.schema(
             "tensor_group",
             pa.string(),
             "What like tensors of all layers are called together: the label, else the end of the path "
-            "of the module that makes them (`gate_proj`, `mlp`). Never null: group by this.",
+            "of the module that makes them (`gate_proj`, `mlp`), of parameters that of their name "
+            "(`gate_proj.weight`). Never null: group by this.",
         ),
         column(
             "what",
@@ -103,7 +104,12 @@ TRANSFERS = pa.schema(
             pa.string(),
             "send (from home), receive (to home) or peer (between accelerators).",
         ),
-        column("wire_dtype", pa.string(), "The dtype that it crosses in."),
+        column(
+            "wire_dtype",
+            pa.string(),
+            "The dtype that it crosses in; of what is stored in a format of its own (weights, cached "
+            "state) what that is turned into where it is read.",
+        ),
         column("payload_bytes", pa.int64(), "Elements times item size on the wire."),
         column(
             "wire_bytes",

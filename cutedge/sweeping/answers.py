@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels import WeightsAt
 from costmodels.engines import PHYSICAL
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
@@ -107,6 +108,7 @@ class PlacementSearch:
         self._known: dict[Any, Answers] = {}
         self._there: dict[int, OpGraph] = {}
         self._times: dict[Any, DeviceTime] = {}
+        self._streams: dict[WeightsAt, frozenset[int]] = {}
         self._needed: dict[tuple[Devices, frozenset[int]], dict[str, Any]] = {}
 
     def answers(self, machine: Machine, wire_dtype: str | None) -> Answers:
@@ -140,7 +142,10 @@ class PlacementSearch:
 
     def streams(self, machine: Machine) -> frozenset[int]:
         """The ops whose parameters lie at home: the same at all sizes."""
-        return streaming(self._graph, self._policy, machine.weights_at)
+        at = machine.weights_at
+        if at not in self._streams:
+            self._streams[at] = streaming(self._graph, self._policy, at)
+        return self._streams[at]
 
     def _able(self, setting: Setting, part: str) -> tuple[bool, ...] | None:
         """By op: whether a device can run it; None for one that can run all."""

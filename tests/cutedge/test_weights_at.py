@@ -7,8 +7,9 @@ import pytest
 import cutedge
 from cutedge.exports import timeline
 from partition.tables import read_split
+from tests.support import warm
 from tests.support.inprocess import invoke
-from tracer.errors import InputError
+from tracer.errors import CutedgeError, InputError
 
 MACHINE = "ryzen-7950x+chip-8x8@axi-lite"
 TEE = "tee-tdx+h100-cc@pcie5-x16-cc-h200"
@@ -193,6 +194,26 @@ def test_a_page_shows_them(traced, tmp_path):
     at = {"machine": MACHINE, "weights_at": "home"}
     traced.report(tmp_path / "r.html", policies=["host-chip"], **at)
     assert "weights" in (tmp_path / "r.html").read_text()
+
+
+def test_verify_sends_them_and_refuses_what_it_does_not_run(traced, rules):
+    made = traced.partition(rules, weights_at="home", wire_dtype="bfloat16", link="unix-socket")
+    with warm.workers():
+        verdict = made.verify().check().verdict
+    assert verdict.total_payload_bytes_measured == made.summary["total_payload_bytes"]
+    assert verdict.total_wire_bytes_measured == made.summary["total_wire_bytes"]
+    packed = traced.stored("q8_0").partition(rules)
+    assert packed.summary["sent_weight_bytes"] > 0
+    with pytest.raises(InputError, match=r"is sent weights in q8_0, .* leave --weights out"):
+        packed.verify()
+
+
+def test_weights_that_are_secret_are_not_sent(traced, tmp_path):
+    path = tmp_path / "own.toml"
+    secret = '\n[[secret]]\nname = "lm_head.weight"\n'
+    path.write_text(RULES + secret)
+    with pytest.raises(CutedgeError, match=r"shows .* to gpu: 1 transfer"):
+        traced.partition(path)
 
 
 # --- words ----------------------------------------------------------------------------------------

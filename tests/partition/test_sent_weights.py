@@ -19,6 +19,7 @@ from partition.stored import sent_weights
 from tests.support.graphs import HOME, Builder, describe, place, placed
 from tests.support.oracle import EXAMPLES, LINK, RESIDENCY, moves_of, oracle_calls, running
 from tracer.graph import OpGraph, Role
+from tracer.summary import tensor_names
 
 # Everywhere here batch is 1 and seq is 8, and an element of float32 is 4 bytes.
 
@@ -136,6 +137,19 @@ def test_a_parameter_lies_on_its_device_from_its_first_reader_to_its_last():
     alone = streaming(graph, place(graph, AWAY), "first")
     transfers = account(graph, alone, Links(LINK)).transfers
     assert memory_of(graph, alone, transfers)["gpu"] == 32 + 128 + max(32 + 64, 96 + 128)
+
+
+def test_parameters_of_all_layers_are_called_alike():
+    build = Builder()
+    stream = build.input("x", ("batch", "seq", 1))
+    for layer in range(3):
+        weights = [
+            build.parameter(f"layers.{layer}.{name}", (3,)) for name in ("up.weight", "up.bias")
+        ]
+        path = f"layers.{layer}.up"
+        stream = build.op(f"up_{layer}", stream, *weights, shape=("batch", "seq", 1), path=path)
+    names = tensor_names(build.finish(stream))
+    assert names == ["x", *["weight", "bias", "up"] * 3]
 
 
 # --- against a naive accounting -------------------------------------------------------------------
