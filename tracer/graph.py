@@ -451,8 +451,11 @@ class OpGraph:
         return OpGraph(meta, self.ops, self.tensors, self.edges)
 
     def with_ops(self, ops: Iterable[Op]) -> "OpGraph":
-        """The same graph with other op rows (costs filled in, kinds refined)."""
-        return OpGraph(self.meta, ops, self.tensors, self.edges)
+        """The same graph with other op rows (costs filled in, kinds refined), as many as before."""
+        graph = OpGraph(self.meta, ops, self.tensors, self.edges)
+        by_flow = ("_inputs", "_outputs", "_readers")  # what tensors and edges alone decide
+        vars(graph).update((name, vars(self)[name]) for name in by_flow if name in vars(self))
+        return graph
 
     def with_labels(self, labels: Mapping[int, str]) -> "OpGraph":
         """The same graph with the given tensors labelled."""
