@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cli import complete
-from costmodels import Execution
+from costmodels import Execution, WeightsAt
 from partition import Residency, ScheduleKind
 from tracer.errors import InputError, alike
 from tracer.graph import FLOATING, MODEL_DTYPES
@@ -230,6 +230,13 @@ class MachineOptions:
         typer.Option(
             help=f"Dtype of floating tensors while they cross: {', '.join(FLOATING)}. Their own "
             "when left out."
+        ),
+    ] = None
+    weights_at: Annotated[
+        WeightsAt | None,
+        typer.Option(
+            help="Where parameters of accelerators lie, unless a policy's rule says. home: they are "
+            "sent in each run; device when left out."
         ),
     ] = None
 

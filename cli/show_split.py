@@ -29,6 +29,7 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     out.print(
         f"policy {partition.policy}: {placement.home} calls {accelerators}, "
         f"{partition.wire} on the wire, residency {partition.residency}"
+        f"{_words.weights_at(partition)}"
     )
     out.print()
     out.print(
@@ -92,7 +93,7 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
     out.print(Text(headline(meta), style="bold"))
     out.print(
         f"{_words.devices_of(found.setting)}, {baseline.wire} on the wire, residency "
-        f"{baseline.residency}; saved is against {baseline.policy}"
+        f"{baseline.residency}{_words.weights_at(baseline)}; saved is against {baseline.policy}"
     )
     out.print()
     columns = {
@@ -138,10 +139,10 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
     """What ``compare`` prints of several traces: a row for each model and policy."""
     out, found = console(), [one.compared for one in compared]
     first = found[0]
-    faster = first.baseline.options.text
+    faster, at = first.baseline.options.text, _words.weights_at(first.baseline)
     out.print(
         f"{_words.devices_of(first.setting)} over {first.setting.machine.links.name}, residency "
-        f"{first.setting.residency}{f'; {faster}' if faster else ''}"
+        f"{first.setting.residency}{at}{f'; {faster}' if faster else ''}"
     )
     out.print()
     rows = [(p, p.graph.meta, p.run) for one in found for p in one.partitions]

@@ -46,6 +46,7 @@ def sweep(
     chips: Annotated[Texts, _many("Of arrays, as for cost")] = None,
     engine: Annotated[Texts, _many("As for partition; none: the physical bound")] = None,
     execution: Annotated[Texts, _many("eager, graph or fused, as for partition")] = None,
+    weights_at: Annotated[Texts, _many("home or device, as for partition")] = None,
     dtype: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     attn: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     logits: Annotated[str | None, typer.Option(help="As for trace.")] = None,

@@ -19,3 +19,7 @@ this one streams, and the next stream enters right behind."""
 Execution = Literal["eager", "graph", "fused"]
 """How ops are carried out. eager: each is started by the host, which runs ahead; graph: captured
 once, replayed op by op; fused: as kernels of several ops."""
+
+WeightsAt = Literal["device", "home"]
+"""Where the parameters of an op on an accelerator lie. device: on that accelerator; home: at home,
+from where they are sent in each run."""

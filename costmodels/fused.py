@@ -46,6 +46,12 @@ ARRANGES = frozenset(_ARRANGES.split())
 """Copies whose values lie elsewhere as they are: a kernel that reads them reads there."""
 
 
+def arranges(op: Op) -> bool:
+    """Whether an op is a copy whose values lie elsewhere as they are."""
+    copies = op.kind is Kind.COPY and not writes_in_place(op.target)
+    return copies and base_name(op.target) in ARRANGES
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Ops that are one kernel."""
@@ -92,9 +98,7 @@ class _Fusion:
         """Whether who reads an op's result reads what it was made of."""
         if op.is_view or op.id in self.graph.state_ops:
             return True
-        if op.kind is not Kind.COPY or writes_in_place(op.target):
-            return False
-        if base_name(op.target) not in ARRANGES:
+        if not arranges(op):
             return False
         here = self._device(op.id)
         readers = (r for t in self.graph.outputs(op.id) for r in self.graph.readers(t.id))

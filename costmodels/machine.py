@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from costmodels import Execution
+from costmodels import Execution, WeightsAt
 from costmodels.arrays import Options
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL, Engine
@@ -38,6 +38,8 @@ class Machine:
     """By name, what carries ops out on a described device; the physical bound where it says none."""
     execution: Execution | None = None
     """How engines carry ops out in place of what they say."""
+    weights_at: WeightsAt = "device"
+    """Where the parameters of ops on accelerators lie, where no rule of a policy says."""
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -181,6 +181,12 @@ class Rule:
     products_dtype: str | None = None
     """What matrix products of floats are computed in; their own dtype when None."""
 
+    def dtype_of(self, graph: OpGraph, op: Op) -> str | None:
+        """What an op is computed in."""
+        dtype = computed_in(graph, op)
+        asked = self.products_dtype and op.kind in PRODUCTS and dtype in FLOATING
+        return self.products_dtype if asked else dtype
+
     def compute_seconds(self, dtype: str | None, flops: Any) -> Any:
         """Of FLOPs in a dtype; None where there are any and the device has no peak for it."""
         rate = self.engine.flops_per_second(self.device, dtype or "")
@@ -268,11 +274,8 @@ def _on_roofline(
     computing: list[float] = []
     moving: list[float] = []
     for op, touched in zip((graph.ops[n] for n in kernel.ops), kernel.moved, strict=True):
-        dtype = computed_in(graph, op)
-        if rule.products_dtype and op.kind in PRODUCTS and dtype in FLOATING:
-            dtype = rule.products_dtype
         flops = op.cost.flops
-        compute = None if flops is None else rule.compute_seconds(dtype, flops)
+        compute = None if flops is None else rule.compute_seconds(rule.dtype_of(graph, op), flops)
         memory = rule.memory_seconds(touched)
         if compute is None or memory is None:
             yield op.id, OpTime(moved_bytes=touched)

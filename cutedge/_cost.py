@@ -3,13 +3,16 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from costmodels.compulsory import compulsory_bytes, needed_ops
 from costmodels.devices import load_device
 from costmodels.engines import PHYSICAL
+from costmodels.flops import PRODUCTS
 from costmodels.links import Link, load_link
-from costmodels.roofline import DeviceTime, Share, refuse_missing, shares, time_graph
+from costmodels.roofline import DeviceTime, Rule, Share, refuse_missing, shares, time_graph
 from cutedge._machines import array_options, engines_of
 from tracer.errors import InputError, choose
 from tracer.graph import Op, OpGraph
@@ -52,6 +55,32 @@ class Cost:
         return shares(self.trace.graph, self.time, _keys(self.trace.graph)[what])
 
     @property
+    def compulsory_bytes(self) -> int:
+        """What every program with these results moves (``costmodels.compulsory``)."""
+        return compulsory_bytes(self.trace.graph)
+
+    @property
+    def least_seconds(self) -> float | None:
+        """What no program with these results stays below here, however its ops are fused.
+
+        The longer of moving the compulsory bytes and of the matrix products, of a causal attention
+        without what its mask leaves out, both at the device's own rates; None where it has none.
+        Algorithms with fewer multiplications than a matrix product has are left out of account.
+        """
+        graph, time = self.trace.graph, self.time
+        rule = Rule(time.device, products_dtype=time.products_dtype)
+        moving = rule.memory_seconds(self.compulsory_bytes)
+        computing: list[float | None] = []
+        for op in (graph.ops[number] for number in needed_ops(graph)):
+            flops = op.cost.flops if op.cost.causal_flops is None else op.cost.causal_flops
+            if op.kind in PRODUCTS and flops is not None:
+                computing.append(rule.compute_seconds(rule.dtype_of(graph, op), flops))
+        known = [seconds for seconds in computing if seconds is not None]
+        if moving is None or len(known) < len(computing):
+            return None
+        return float(max(moving, fsum(known)))
+
+    @property
     def total_share(self) -> Share | None:
         """All ops as one group; None where not one works."""
         return next(iter(shares(self.trace.graph, self.time, lambda op: "all")), None)
@@ -69,6 +98,8 @@ class Cost:
             "kv_dtype": meta.kv_dtype or None,
             "parameter_bytes": parameter_bytes(self.trace.graph),
             "seconds": time.seconds,
+            "compulsory_bytes": self.compulsory_bytes,
+            "least_seconds": self.least_seconds,
             "seconds_coverage": time.coverage,
             "missing": dict(time.missing),
             **(

@@ -474,7 +474,9 @@ def _steps(
             device and (HOME if device == placement.home else ACCELERATOR)
             for device in placement.devices
         )
-        for at, figures in along(program, devices, machine, split.wire_dtype, split.residency):
+        streams = placement.streams
+        wire, residency = split.wire_dtype, split.residency
+        for at, figures in along(program, devices, streams, machine, wire, residency):
             seconds = figures.get("run_seconds")
             if seconds is None and not figures["transfers"]:  # whatever the link
                 seconds = _sum(figures.get(f"{part}_seconds") for part in (HOME, ACCELERATOR))

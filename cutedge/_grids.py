@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from costmodels import Execution
+from costmodels import Execution, WeightsAt
 from partition import Residency
 from tracer.errors import InputError, choose
 from tracer.toml_files import check_keys, read_text, read_toml
@@ -37,6 +37,7 @@ NAMES = (
     "link",
     "engine",
     "execution",
+    "weights_at",
 )
 """Axes of texts."""
 SINGLE = ("dtype", "attn", "logits", "weights", "kv_dtype")
@@ -109,13 +110,18 @@ class Grid:
         told = {
             "versions": [version(package) for package in ("cutedge", "torch", "transformers")],
             "subjects": [[s.phase, s.asked({}).identity, s.sizes] for s in self.subjects],
-            "policies": [asdict(policy) for policy in self.policies],
+            "policies": [asdict(policy, dict_factory=_said) for policy in self.policies],
             "wires": self.wires,
             "residencies": self.residencies,
             "time_limit": self.time_limit,
             "machines": [_told(machine) for machine in self.machines],
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _said(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Fields of a policy's rule, without where parameters lie if it does not say that."""
+    return {key: value for key, value in fields if (key, value) != ("weights_at", None)}
 
 
 def _told(machine: "Machine") -> dict[str, Any]:
@@ -134,6 +140,7 @@ def _told(machine: "Machine") -> dict[str, Any]:
             if machine.engines
             else {}
         ),
+        **({} if machine.weights_at == "device" else {"weights_at": machine.weights_at}),
     }
 
 
@@ -308,9 +315,10 @@ def _machines(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Machine, ...]":
     ]
     found: list[Machine] = []
     devices = []
+    weights_at = _chosen(axes, "weights_at", get_args(WeightsAt), "device")
     engines = [
-        {"engine": None if engine == "none" else engine, "execution": execution}
-        for engine, execution in product(axes.get("engine", ("none",)), _executions(axes))
+        {"engine": None if engine == "none" else engine, "execution": run, "weights_at": at}
+        for engine, run, at in product(axes.get("engine", ("none",)), _executions(axes), weights_at)
     ]
     links = axes.get("link", ("zmq-ipc",))
     for (home, accelerator), link, by in product(pairs, links, engines):
@@ -351,7 +359,7 @@ def _distinct(machines: Sequence["Machine"]) -> "tuple[Machine, ...]":
     """Refuse machines that rows could not tell apart."""
     seen: set[tuple[str, ...]] = set()
     for m in machines:
-        told = *m.devices, m.links.name, m.options.text, m.engine, m.execution or ""
+        told = *m.devices, m.links.name, m.options.text, m.engine, m.execution or "", m.weights_at
         if told in seen:
             raise InputError(
                 f"two machines are called {', '.join(told[:3])}: rename a file, "

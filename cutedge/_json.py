@@ -256,6 +256,7 @@ def policy_object(policy: Policy) -> dict[str, Any]:
             {
                 **{key: list(values) for key, values in rule.conditions},
                 "place": rule.place,
+                **({"weights_at": rule.weights_at} if rule.weights_at else {}),
                 "reason": rule.reason,
                 "optional": rule.optional,
             }

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tracer.errors import InputError, choose
 
 if TYPE_CHECKING:
-    from costmodels import Execution
+    from costmodels import Execution, WeightsAt
     from costmodels.arrays import Options
     from costmodels.devices import Device
     from costmodels.engines import Engine
@@ -47,6 +47,7 @@ def read_machine(
     wire_dtype: str | None,
     engine: str | Sequence[str] | None = None,
     execution: "Execution | None" = None,
+    weights_at: "WeightsAt | None" = None,
     **options: Any,
 ) -> "Machine":
     """The devices and links that the options name. Raises InputError naming the option.
@@ -54,11 +55,14 @@ def read_machine(
     Arrays that compute in int8 are sent and send int8, where ``wire_dtype`` does not say otherwise.
     ``options`` are those of ``array_options``.
     """
+    from costmodels import WeightsAt
     from costmodels.machine import Machine
     from tracer.graph import FLOATING
 
     if wire_dtype is not None:
         choose(wire_dtype, FLOATING, "--wire-dtype")
+    if weights_at is not None:
+        choose(weights_at, get_args(WeightsAt), "--weights-at")
     given = accelerators or ["gpu"]
     read = {text: _device(text) for text in (home, *given)}
     (home_name, _), names = read[home], [read[text][0] for text in given]
@@ -90,6 +94,7 @@ def read_machine(
         faster,
         engines_of(described, engine, execution),
         execution,
+        weights_at or "device",
     )
 
 

@@ -165,7 +165,15 @@ class Partition:
     @property
     def warnings(self) -> list[str]:
         """Where the policy does less than it says, and what of the machine cannot be so."""
-        return [*self.setting.machine.warnings, *cautions(self.trace.graph, self.rules)]
+        graph, machine = self.trace.graph, self.setting.machine
+        told = [*machine.warnings, *cautions(graph, self.rules)]
+        as_int8 = machine.options.int8_speedup is not None
+        if as_int8 and self.split.sent_weight_bytes and not graph.meta.weights:
+            told.append(
+                f"arrays that compute in int8 are sent weights in {graph.meta.dtype}: say with "
+                "--weights what they are stored in"
+            )
+        return told
 
     def explain(self) -> "tuple[list[LadderStep], list[Price]]":
         """(the steps from offload-linear, what each rule and secret costs)"""

@@ -9,6 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
+from costmodels import WeightsAt
 from costmodels.flops import annotate
 from cutedge._machines import machine_of
 from cutedge._storage import check_storage
@@ -133,6 +134,7 @@ def partition_of(
         machine.devices,
         machine.engine,
         machine.execution or "",
+        weights_at=machine.weights_at,
     )
     asked = setting.scheduling
     return split if asked is None else replace(split, schedule=split.laid_out(times, asked))
@@ -165,7 +167,8 @@ def bottlenecks(
     if not made:
         return []
     graph, found = made[0].graph, []
-    placements = _shipped(graph, setting.machine.home, setting.machine.accelerators)
+    machine = setting.machine
+    placements = _shipped(graph, machine.home, machine.accelerators, machine.weights_at)
     for one, policy in zip(made, policies, strict=True):
         hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
         able = may_move(graph, setting, hidden)
@@ -179,7 +182,7 @@ def bottlenecks(
                 graph,
                 one.placement,
                 one.traffic,
-                setting.machine.links,
+                machine.links,
                 policies=known,
                 wire_dtype=one.wire_dtype,
                 residency=setting.residency,
@@ -190,12 +193,12 @@ def bottlenecks(
 
 
 @lru_cache(maxsize=2)
-def _shipped(graph: OpGraph, home: str, accelerators: tuple[str, ...]) -> Mapping[str, Placement]:
+def _shipped(
+    graph: OpGraph, home: str, accelerators: tuple[str, ...], weights_at: WeightsAt
+) -> Mapping[str, Placement]:
     """A graph's placement by each policy of cutedge that leaves nothing open."""
-    return {
-        name: apply_policy(graph, load_policy(name), home=home, accelerators=accelerators)
-        for name in fixed_policy_names()
-    }
+    at: dict[str, Any] = {"home": home, "accelerators": accelerators, "weights_at": weights_at}
+    return {name: apply_policy(graph, load_policy(name), **at) for name in fixed_policy_names()}
 
 
 def derived_of(setting: Setting, made: Split) -> dict[str, list[Derived]]:

@@ -68,7 +68,10 @@ def layer_rows(params: "Parameters") -> tuple[list[str], Rows]:
 
 def rule_rows(policy: Policy) -> Rows:
     """(number, ops, place, reason) of each rule, and of what no rule places."""
-    rules = [(str(n), str(r), r.place, r.reason) for n, r in enumerate(policy.rules, 1)]
+    weights = {r: f", weights at {r.weights_at}" if r.weights_at else "" for r in policy.rules}
+    rules = [
+        (str(n), str(r), r.place + weights[r], r.reason) for n, r in enumerate(policy.rules, 1)
+    ]
     return [*rules, ("", "all others", policy.default, "")]
 
 

@@ -151,6 +151,12 @@ def verify(
     trusted = None if tls_ca is None else trust(tls_ca)
     warnings = [] if trusted else clear_text([host for host, _ in remote.values()], "--tls-ca")
     split, links, said = _over_sockets(partition.split, transport)
+    packed = [t for t in split.traffic.transfers if t.tensor.op is None and t.tensor.is_packed]
+    if packed:
+        raise InputError(
+            f"{split.policy} is sent weights in {split.graph.meta.weights}, and verify runs them in "
+            f"{packed[0].tensor.dtype}: leave --weights out, or take --weights-at device"
+        )
     runnable, numbers = _runnable(trace), _numbers(trace, seed, weights)
     given = given_numbers(trace.graph, seed)
     plan = make_plan(

@@ -118,6 +118,11 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     if bare := no_figures(split):
         yield bare
     yield from proof_sentences(split, made.topological_cut)
+    if split.sent_weight_bytes:
+        yield (
+            f"{human(split.sent_weight_bytes)} of weights lie at {placement.home} and are sent in "
+            "each run"
+        )
     for device, size in traffic.resident_bytes.items():
         yield f"resident on {device}: {human(size)} of parameters and constants"
     for one in split.exposed:
@@ -125,6 +130,11 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     for device, found in made.derived.items():
         yield from derived_sentences(split.graph, device, found)
     yield coverage(split.graph)
+
+
+def weights_at(split: Split) -> str:
+    """Where parameters lie, as it follows the residency; empty where that is where they are read."""
+    return ", weights at home" if split.weights_at == "home" else ""
 
 
 def left_out(splits: Iterable[Split]) -> Iterable[str]:
@@ -385,6 +395,11 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         yield f"{by}; {engine.execution}: {EXECUTIONS[engine.execution]}"
     how = "launches and work at once" if engine.runs_ahead else "one after another"
     yield f"{duration(time.seconds)} for {which}, {how}{spent}"
+    if (least := cost.least_seconds) is not None:
+        yield (
+            f"no program with these results takes less than {duration(least)} here: "
+            f"{human(cost.compulsory_bytes)} must be read or written once, however ops are fused"
+        )
     if padded := time.on_array("padded_macs"):
         useful = (time.on_array("useful_macs") or 0) / padded
         yield (

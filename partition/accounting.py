@@ -3,10 +3,14 @@
 The rules, in short:
 
 - A tensor crosses once for each (tensor, source device, destination device), however many ops read
-  it there. Parameters, buffers and constants never cross.
+  it there. Buffers and constants never cross, and parameters do where they lie at home.
 - Home and the accelerators take turns in steps. An op runs in the earliest step that its inputs
   allow; all ops of one accelerator in one step are one call. A tensor is sent with the first call
   that needs it and received with the call that makes it.
+- Parameters of ops that have them at home (``Placement.streams``) are tensors that home has from
+  the start: each crosses by its memory, in what it is stored in whatever the wire's dtype, to a
+  device where it does not lie anyway. With residency ``call`` it is sent with each call that reads
+  it.
 - With residency ``call`` an accelerator forgets everything between calls but weights and cached
   state: what a later call needs again is sent again, and what a later call needs of what an
   accelerator made comes home first. What is appended to cached state is kept with it: a later call
@@ -26,7 +30,7 @@ from math import fsum
 from costmodels.links import Link, Links, message_cost
 from partition import Residency
 from partition.placement import Placement, validate
-from partition.stored import resident_bytes, state_devices, state_readers
+from partition.stored import resident_bytes, sent_weights, state_devices, state_readers
 from tracer.formula import Formula, const, parse
 from tracer.graph import FLOATING, ITEM_BYTES, Kind, Op, OpGraph, Role, Tensor
 
@@ -189,6 +193,7 @@ def account(
     updates = _state_updates(graph, placement, steps)
     calls = _calls(graph, placement, steps, updates)
     moves = _moves(graph, placement, steps, calls, updates, residency)
+    moves += _weight_moves(graph, placement, steps, calls, residency)
     transfers, peak = _transfers(graph, placement, moves, links, wire_dtype)
     links_by_pair = links.among(placement.home, placement.accelerators)
     of_home = [link for pair, link in links_by_pair.items() if placement.home in pair]
@@ -301,6 +306,8 @@ class _Move:
     src: str
     dst: str
     call: int
+    reader: int = -1
+    """Of a parameter the first op of the call that reads it."""
 
 
 def _moves(
@@ -354,6 +361,23 @@ def _moves(
     return moves
 
 
+def _weight_moves(
+    graph: OpGraph,
+    placement: Placement,
+    steps: Sequence[int],
+    calls: Mapping[_CallKey, tuple[int, tuple[int, ...]]],
+    residency: Residency,
+) -> Iterable[_Move]:
+    """Which parameter goes from home to where, with which call."""
+    for device, sent in sent_weights(graph, placement).items():
+        for parameter, readers in sent.items():
+            needed: dict[int, int] = {}
+            for op in readers:
+                needed.setdefault(calls[steps[op], device][0], op)
+            for call in sorted(needed) if residency == "call" else [min(needed)]:
+                yield _Move(parameter, placement.home, device, call, needed[call])
+
+
 def _transfers(
     graph: OpGraph,
     placement: Placement,
@@ -363,14 +387,16 @@ def _transfers(
 ) -> tuple[tuple[Transfer, ...], int]:
     """The moves in order of execution, with what they cost, and the peak buffer.
 
-    A call sends before it receives.
+    A call sends before it receives, and parameters go behind what flows, as they are read.
     """
     order = {"send": 0, "peer": 1, "receive": 2}
     home = placement.home
     directed = [
         (m, "receive" if m.dst == home else "send" if m.src == home else "peer") for m in moves
     ]
-    directed.sort(key=lambda d: (d[0].call, order[d[1]], d[0].src, d[0].tensor, d[0].dst))
+    directed.sort(
+        key=lambda d: (d[0].call, order[d[1]], d[0].src, d[0].reader, d[0].tensor, d[0].dst)
+    )
     crossing = [on_wire(graph.tensors[move.tensor], wire_dtype) for move, _ in directed]
     messages: dict[tuple[int, str, str, str], list[int]] = defaultdict(list)
     for number, (move, direction) in enumerate(directed):
@@ -414,9 +440,10 @@ def _transfers(
 def on_wire(tensor: Tensor, wire_dtype: str | None) -> tuple[str, int]:
     """(dtype, payload bytes) of a tensor while it crosses: only floats take on the wire's dtype.
 
-    What is stored in another format than its dtype crosses as it is.
+    Parameters cross as they are stored, and so does what is stored in another format than its
+    dtype.
     """
-    if tensor.is_packed:
+    if tensor.is_packed or tensor.op is None:
         return tensor.dtype, tensor.bytes
     dtype = wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype
     return dtype, tensor.numel * ITEM_BYTES[dtype]
@@ -495,6 +522,15 @@ def _sum_expr(expressions: Iterable[str | None]) -> str:
     for expression, count in counts.items():
         total += parse(expression) * count
     return str(total)
+
+
+def origins(graph: OpGraph, placement: Placement, transfers: Iterable[Transfer]) -> tuple[Op, ...]:
+    """By transfer: the op that makes the tensor; of a parameter the first where it goes to read it."""
+    sent = sent_weights(graph, placement)
+    return tuple(
+        graph.ops[sent[t.dst_device][t.tensor.id][0] if t.tensor.op is None else t.tensor.op]
+        for t in transfers
+    )
 
 
 _MAIN_KINDS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION, Kind.EMBEDDING})

@@ -6,6 +6,7 @@ allow is what ``accounting.account`` counts:
 - where an op runs: one binary for each device but one;
 - a transfer: at least (a reader there) - (made there), paid for the device that it is made on;
 - a storage: at least each op there that needs it;
+- a parameter that is sent: at least (an op there that reads it) - (ops there that it lies with);
 - calls of one accelerator that keeps what it has: a step is a real number, no less than the step of
   what the op reads, and one more when the op is away and that is at home; the largest is their
   number;
@@ -24,10 +25,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import ceil, gcd, inf, isfinite
 
 from partition.problem import Problem, candidates, viewed
-from partition.stored import state_readers, storages
+from partition.stored import readers_of_sent, state_readers, storages
 from tracer.graph import Role, Tensor
 from tracer.stages import stage
 
@@ -109,6 +111,11 @@ class _Program:
         self.home = problem.home
         self.choices = candidates(problem)
         self.renewed = state_readers(problem.graph)
+        self.weights = readers_of_sent(problem.graph, problem.streams)
+        self.readers = {op for read in self.weights.values() for op in read.sent}
+        # With residency "call" a parameter that several ops read may be sent several times.
+        forgets = problem.residency == "call"
+        self.resent = {t for t, ops in self.weights.items() if forgets and len(ops.sent) > 1}
         self.upper: list[float] = []
         self.is_integer: list[bool] = []
         self.rows: list[_Linear] = []
@@ -163,6 +170,15 @@ class _Program:
             self.require(largest - part)
         return largest
 
+    def both(self, one: _Linear, other: _Linear) -> _Linear:
+        """At most either of two parts, each of which is 0 or 1."""
+        if _ZERO in (one, other):
+            return _ZERO
+        least = self.variable()
+        self.require(one - least)
+        self.require(other - least)
+        return least
+
     def at(self, op: int, device: str) -> _Linear:
         """1 when the op runs on the device, else 0."""
         return self.where.get((op, device), _ZERO)
@@ -215,7 +231,13 @@ class _Program:
                 self.objective.append(self.at(op, device) * cost)
 
     def store(self) -> None:
-        """Which parameters, buffers, constants and cached state lie where."""
+        """Which parameters, buffers, constants and cached state lie where, and which are sent."""
+        sent: dict[int, list[_Linear]] = defaultdict(list)
+        for weight, readers in self.weights.items():
+            for device in self.problem.accelerators:
+                cost = self.problem.transfer_cost.get((weight, self.home, device), 0)
+                needs = [self.at(op, device) - self.lying(weight, device) for op in readers.sent]
+                sent[weight].append(self.above(needs, 0 if weight in self.resent else cost))
         needing: dict[int, list[int]] = defaultdict(list)
         for op, needed in enumerate(storages(self.graph)):
             for storage in needed:
@@ -225,8 +247,17 @@ class _Program:
             for device in self.problem.devices:
                 cost = self.problem.storage_cost.get((storage, device), 0)
                 if cost or device in self.problem.memory_bytes:
-                    lies = self.any_of((self.at(op, device) for op in ops), cost)
+                    there = [self.at(op, device) for op in ops]
+                    if device == self.home:
+                        there += sent[storage]
+                    elif storage in self.weights:
+                        there = [self.at(op, device) for op in self.weights[storage].lying]
+                    lies = self.any_of(there, cost)
                     self.stored[device].append(lies * size)
+
+    def lying(self, weight: int, device: str) -> _Linear:
+        """The ops on a device that a parameter lies there for, wherever others have it."""
+        return _sum(self.at(op, device) for op in self.weights[weight].lying)
 
     def deliver(self, tensor: Tensor, device: str, needs: Iterable[_Linear]) -> None:
         """Pay once for a tensor that some of ``needs`` demand on a device that may not make it."""
@@ -283,7 +314,7 @@ class _Program:
         """What lies on a device whenever something is made is within its memory."""
         graph = self.graph
         end = len(graph.ops) - 1
-        makers = sorted({t.op for t in self.crossing if t.op is not None})
+        makers = sorted({t.op for t in self.crossing if t.op is not None} | self.readers)
         views = viewed(graph)
         viewers: dict[int, list[Tensor]] = defaultdict(list)
         for view, base in views.items():
@@ -322,11 +353,26 @@ class _Program:
                 later = needed[tensor.id, moment] = self.any_of([later, *now])
                 own = later if tensor.id not in views else self.above([later - here])
                 lying[moment].append(own * tensor.bytes)
+        if device != self.home:
+            for moment, read in product(makers, self.weights):
+                lying[moment].append(self.between(read, moment, device) * graph.tensors[read].bytes)
         stored = _sum(self.stored[device])
         for held in [stored, *(stored + _sum(lying[op]) for op in makers)]:
             unit = gcd(*(weight for _, weight in held.terms)) or 1
             weights = tuple((variable, weight // unit) for variable, weight in held.terms)
             self.require((limit - held.number) // unit - _Linear(0, weights))
+
+    def between(self, weight: int, moment: int, device: str) -> _Linear:
+        """1 when a parameter that was sent lies on a device when an op runs: between its readers."""
+        lies, sent = self.lying(weight, device), self.weights[weight].sent
+        return self.above(
+            self.at(one, device) - lies
+            if one == other
+            else self.at(one, device) + self.at(other, device) - lies - 1
+            for one in sent
+            for other in sent
+            if one <= moment <= other
+        )
 
     # --- solving ----------------------------------------------------------------------------------
 
@@ -433,7 +479,8 @@ class _Steps:
         """
         program, graph = self.program, self.graph
         dominator: list[int | None] = [None] * len(graph.ops)
-        if program.renewed or (program.counted and len(self.problem.accelerators) > 1):
+        several = program.counted and len(self.problem.accelerators) > 1
+        if program.renewed or several:
             return dominator
         placed = [op for op in range(len(graph.ops)) if not graph.is_everywhere(op)]
         sources = max((op for op in placed if not self.before[op]), default=0)
@@ -635,3 +682,31 @@ class _Steps:
             there = [program.at(op, home) for op in program.audience(tensor)]
             program.deliver(tensor, home, [*there, *away, *sent[tensor.id]])
         program.passed = sent
+        for weight in sorted(program.resent):
+            for device in problem.accelerators:
+                self.resend(weight, device)
+
+    def resend(self, weight: int, device: str) -> None:
+        """A parameter is sent with each call that reads it: once where the call goes on past a
+        dominator, after which the steps are counted anew."""
+        program = self.program
+        cost = self.problem.transfer_cost.get((weight, self.problem.home, device), 0)
+        lies, readers = program.lying(weight, device), program.weights[weight].sent
+        last = max(readers)
+        sent: dict[
+            tuple[int | None, int], _Linear
+        ] = {}  # with the call of a step after a dominator
+        for after in [None, *sorted({d for d in self.dominator if d is not None and d < last})]:
+            begun = _ZERO  # with the call that the dominator is in
+            if after is not None:
+                for step in range(self.low[after], self.high[after] + 1):
+                    known = sent.get((self.dominator[after], step), _ZERO)
+                    begun = begun + program.both(self.assigned(after, step, device), known)
+            for step in range(self.end + 1):
+                own = [
+                    self.assigned(op, step, device) for op in readers if self.dominator[op] == after
+                ]
+                before = _ZERO if step else begun
+                sent[after, step] = before + program.above(
+                    [one - lies - before for one in own], cost
+                )

@@ -8,6 +8,7 @@ from partition import Residency
 from partition.accounting import Traffic, account, on_wire
 from partition.placement import Placement
 from partition.seen import How, Seen, seen
+from partition.stored import sent_weights
 from tracer.graph import Kind, OpGraph, Role
 from tracer.kinds import base_name
 from tracer.summary import tensor_names
@@ -45,9 +46,10 @@ def ladder(
     Ops that differ are taken in groups of what they make (``tracer.summary.tensor_names``), with
     the views of them, and where they move to; what saves nothing by itself goes with the step
     after it. The savings add up to the difference of the two placements, since every step is
-    recounted.
+    recounted; parameters lie where they lie at the ``end``.
     """
     groups = _groups(graph, start, end)
+    start = replace(start, streams=end.streams)
     here = list(start.devices)
     before = account(graph, start, links, wire_dtype=wire_dtype, residency=residency)
     bytes_now = _payload(graph, start, here, wire_dtype)
@@ -127,6 +129,8 @@ def _payload(
         there = {devices[op] for op in graph.needed_by(tensor.id)} - {source}
         if there:
             total += len(there) * on_wire(tensor, wire_dtype)[1]
+    for sent in sent_weights(graph, replace(start, devices=devices)).values():
+        total += sum(graph.tensors[parameter].bytes for parameter in sent)
     return total
 
 
@@ -145,7 +149,7 @@ class Exposure:
     made_bytes: int
     """Bytes of what is made there, likewise."""
     parameter_bytes: int
-    """Bytes of the parameters that its ops read."""
+    """Bytes of the parameters that its ops read, whether they lie there or are sent."""
     seen: Sequence[Seen] = ()
     """What it sees of each sort of tensor, and how."""
 
@@ -181,7 +185,8 @@ def exposure(
     found = []
     sorts = seen(graph, placement, traffic, devices)
     for device in devices:
-        sent = [t.tensor for t in traffic.transfers if t.dst_device == device]
+        came = [t.tensor for t in traffic.transfers if t.dst_device == device]
+        sent = [t for t in came if t.op is not None]
         made = [
             tensor
             for op in graph.ops

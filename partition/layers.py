@@ -15,7 +15,7 @@ from partition.mincut import cut_devices, cut_value, fast_cut, network_of
 from partition.placement import Placement
 from partition.problem import InfeasibleError, Problem, candidates, placement_of, recount
 from partition.solve import Solution, SolverError
-from partition.stored import state_readers, storages
+from partition.stored import lying_with, readers_of_sent, state_readers, storages
 from tracer.graph import Kind, OpGraph
 from tracer.stacks import Boundary, blocks, boundaries, follows, run_order
 
@@ -167,19 +167,23 @@ class _Order:
             paid.add(made + 1, away, problem.transfer_cost.get((tensor.id, home, accelerator), 0))
             if any(graph.ops[op].kind is Kind.OUTPUT for op in readers):
                 paid.add(0, made, problem.transfer_cost.get((tensor.id, accelerator, home), 0))
+        for parameter, read in readers_of_sent(graph, problem.streams).items():
+            lies = max((at.get(op, -1) for op in read.lying), default=-1)
+            sent = problem.transfer_cost.get((parameter, home, accelerator), 0)
+            paid.add(lies + 1, max(at.get(op, -1) for op in read.sent), sent)
         held = {device: _ByCut(end) for device in problem.devices}
-        needing: dict[int, list[int]] = defaultdict(list)
-        for op, stored in enumerate(storages(graph)):
-            for owner in stored:
-                needing[owner].append(at.get(op, -1))  # inputs and results are at home
-        for owner, places in sorted(needing.items()):
-            size = graph.tensors[owner].bytes
-            for device, first, until in (
-                (accelerator, 0, max(places)),
-                (home, min(places) + 1, end),
-            ):
-                paid.add(first, until, problem.storage_cost.get((owner, device), 0))
-                held[device].add(first, until, size)
+        for device, needed in (
+            (accelerator, lying_with(graph, problem.streams)),
+            (home, storages(graph)),
+        ):
+            needing: dict[int, list[int]] = defaultdict(list)
+            for op, stored in enumerate(needed):
+                for owner in stored:
+                    needing[owner].append(at.get(op, -1))  # inputs and results are at home
+            for owner, places in sorted(needing.items()):
+                span = (0, max(places)) if device == accelerator else (min(places) + 1, end)
+                paid.add(*span, problem.storage_cost.get((owner, device), 0))
+                held[device].add(*span, graph.tensors[owner].bytes)
         return paid.values(), {device: sums.values() for device, sums in held.items()}
 
 

@@ -7,7 +7,9 @@ that leads from the source side to the sink side exactly then:
 - an op that costs more at home: op -> sink; more on the accelerator: source -> op;
 - a tensor that is sent once, however many read it: maker -> a -> each reader;
 - and received once: each reader -> b -> maker;
-- a storage on the accelerator: source -> w -> each op that needs it; at home: op -> w -> sink.
+- a storage on the accelerator: source -> w -> each op that needs it; at home: op -> w -> sink;
+- a parameter that is sent once: source -> p -> each op that reads it, or where it may lie on the
+  accelerator for one op, that op -> p: with several such ops it is no cut any more.
 
 Ops with one allowed device are merged into the terminal that stands for it.
 
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from partition.placement import PlacementError
 from partition.problem import Problem, candidates
-from partition.stored import state_readers, storages
+from partition.stored import lying_with, readers_of_sent, state_readers, storages
 from tracer.graph import Kind
 
 if TYPE_CHECKING:
@@ -62,6 +64,17 @@ def is_cut(problem: Problem) -> bool:
         and problem.max_calls is None
         and not any(problem.call_cost.values())
         and not problem.memory_bytes
+        and not (problem.streams and (problem.storage_cost or _may_lie(problem)))
+    )
+
+
+def _may_lie(problem: Problem) -> bool:
+    """Whether a parameter may be sent, or not be for one of several ops with it on the accelerator."""
+    choices, (accelerator,) = candidates(problem), problem.accelerators
+    return any(
+        all(problem.home in choices[op] for op in readers.lying)
+        and sum(accelerator in choices[op] for op in readers.lying) > 1
+        for readers in readers_of_sent(problem.graph, problem.streams).values()
     )
 
 
@@ -109,13 +122,22 @@ def network_of(problem: Problem, *, forward: bool = False) -> Network:
             sent, received = (tensor.id, home, accelerator), (tensor.id, accelerator, home)
             paid[maker, readers] += problem.transfer_cost.get(sent, 0)
             paid[readers, maker] += problem.transfer_cost.get(received, 0)
-    needing: dict[int, set[int]] = defaultdict(set)
-    for op, stored in enumerate(storages(graph)):
-        for storage in stored:
-            needing[storage].update(of([op]))
-    for storage, ops in needing.items():
-        paid[frozenset(ops), away] += problem.storage_cost.get((storage, home), 0)
-        paid[at_home, frozenset(ops)] += problem.storage_cost.get((storage, accelerator), 0)
+    for device, needed in (
+        (home, storages(graph)),
+        (accelerator, lying_with(graph, problem.streams)),
+    ):
+        needing: dict[int, set[int]] = defaultdict(set)
+        for op, stored in enumerate(needed):
+            for storage in stored:
+                needing[storage].update(of([op]))
+        for storage, ops in needing.items():
+            ends = (frozenset(ops), away) if device == home else (at_home, frozenset(ops))
+            paid[ends] += problem.storage_cost.get((storage, device), 0)
+    for parameter, read in readers_of_sent(graph, problem.streams).items():
+        lying = of(read.lying) - {HOME}
+        if ACCELERATOR not in lying and len(lying) < 2:
+            key = frozenset(lying or {HOME}), frozenset(of(read.sent))
+            paid[key] += problem.transfer_cost.get((parameter, home, accelerator), 0)
     if forward:
         never = 2 * sum(paid.values()) or 1
         for reader in graph.ops:

@@ -46,6 +46,7 @@ from partition.policy import (
     named_by,
     policy_names,
     secret_tensors,
+    streaming,
 )
 from partition.problem import (
     InfeasibleError,
@@ -117,7 +118,13 @@ class Setting:
     def fixed(self, graph: OpGraph, policy: Policy) -> Placement:
         """Where the rules of a policy put the ops; what they leave free is at home."""
         machine = self.machine
-        return apply_policy(graph, policy, home=machine.home, accelerators=machine.accelerators)
+        return apply_policy(
+            graph,
+            policy,
+            home=machine.home,
+            accelerators=machine.accelerators,
+            weights_at=machine.weights_at,
+        )
 
     def account(self, graph: OpGraph, placement: Placement) -> Traffic:
         """What a placement moves over the machine's links."""
@@ -268,6 +275,7 @@ def _proven(
     slack = costs * problem.unit + 1e-12 * value if seconds else 0.0
     if value > bound + slack and policy.cut != "layers":
         for other in _others(graph, policy, setting):
+            other = replace(other, streams=placement.streams)
             met = any(not recount(one, other).broken and _within(one, other) for one in problems)
             if met and (cost := figure(graph, policy, setting, other)) < value:
                 placement, value, solver = other, cost, "candidates"
@@ -452,7 +460,8 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         setting, allowed_by(graph, policy, setting.machine.home, setting.machine.accelerators)
     )
     weights = _weights(policy)
-    payload = payload_costs(graph, devices, setting.machine.wire_dtype)
+    streams = streaming(graph, policy, setting.machine.weights_at)
+    payload = payload_costs(graph, devices, setting.machine.wire_dtype, streams)
     moving = {key: weights["bytes"] * size for key, size in payload.items()}
     computing: dict[tuple[int, str], float] = {}
     calling: dict[str, float] = {}
@@ -501,6 +510,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         secrets=ways_to_keep(
             graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
         )[0],
+        streams=streams,
     )
 
 

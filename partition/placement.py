@@ -22,6 +22,8 @@ class Placement:
     pinned: Sequence[bool]
     """Whether the device was demanded (by a rule) rather than left over or chosen."""
     reasons: Sequence[str]
+    streams: frozenset[int] = frozenset()
+    """Ops whose parameters lie at home: to one that runs elsewhere they are sent in each run."""
 
     @property
     def accelerators(self) -> tuple[str, ...]:

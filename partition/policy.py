@@ -16,6 +16,8 @@ A policy file is TOML::
     layer = [0, 1]                    # kind, layer (the place in the stack): exact
     pattern = "attention-core"        # a shape in the graph, see tracer.patterns.PATTERNS
     place = "accelerator"             # or home, or free, or "accelerator 2": the second one given
+    weights_at = "home"               # where their parameters lie: device, or home, from where they
+                                      # are sent in each run; as the run says when left out
     reason = "why"                    # stands in placement.parquet
     optional = true                   # no error where it matches nothing, as in other models
 
@@ -41,10 +43,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from costmodels import WeightsAt
 from partition.placement import Placement
 from partition.seen import What, what_is
+from partition.stored import parameters_read
 from tracer.errors import InputError, suggest
 from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.patterns import PATTERNS
@@ -101,6 +105,8 @@ class Rule:
     """Why, in the user's words; may be empty."""
     optional: bool = False
     """Whether it may match nothing."""
+    weights_at: WeightsAt | None = None
+    """Where the parameters of its ops lie; None for what the run says (``Machine.weights_at``)."""
 
     def __str__(self) -> str:
         return ", ".join(f"{k} = {'|'.join(map(str, values))}" for k, values in self.conditions)
@@ -277,7 +283,8 @@ def _values(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
 
 
 def _rule(table: Mapping[str, Any], where: str) -> Rule:
-    check_keys(table, where, required=("place",), optional=("reason", "optional", *CONDITIONS))
+    optional = ("reason", "optional", "weights_at", *CONDITIONS)
+    check_keys(table, where, required=("place",), optional=optional)
     conditions = []
     for key in CONDITIONS:
         if key not in table:
@@ -294,6 +301,9 @@ def _rule(table: Mapping[str, Any], where: str) -> Rule:
         place=_place(table["place"], f"{where}: place"),
         reason=_text(table, "reason", where) if "reason" in table else "",
         optional=_flag(table, "optional", where),
+        weights_at=_choice(table["weights_at"], get_args(WeightsAt), f"{where}: weights_at")  # type: ignore[arg-type]
+        if "weights_at" in table
+        else None,
     )
 
 
@@ -325,13 +335,18 @@ def _choice(value: Any, known: Sequence[str], where: str) -> str:
 
 
 def apply_policy(
-    graph: OpGraph, policy: Policy, *, home: str, accelerators: Sequence[str]
+    graph: OpGraph,
+    policy: Policy,
+    *,
+    home: str,
+    accelerators: Sequence[str],
+    weights_at: WeightsAt = "device",
 ) -> Placement:
     """Place every op: inputs and the output at home, the others by the first rule that matches.
 
     What the policy leaves free is at home, and not pinned there (``partition.optimise`` places it);
-    ``accelerator`` is the first of ``accelerators``. Raises InputError where the policy speaks of
-    one that is not given.
+    ``accelerator`` is the first of ``accelerators``. Parameters lie where the rule of their op says,
+    else ``weights_at``. Raises InputError where the policy speaks of one that is not given.
     """
     device = {
         place: candidates_of(policy, place, home, accelerators)[0]
@@ -355,7 +370,20 @@ def apply_policy(
         devices.append(place)
         pinned.append(fixed)
         reasons.append(reason)
-    return Placement(home, tuple(devices), tuple(pinned), tuple(reasons))
+    streams = streaming(graph, policy, weights_at)
+    return Placement(home, tuple(devices), tuple(pinned), tuple(reasons), streams)
+
+
+def streaming(graph: OpGraph, policy: Policy, weights_at: WeightsAt) -> frozenset[int]:
+    """The ops whose parameters lie at home, wherever they run; ``weights_at`` is for the others."""
+    if weights_at == "device" and all(rule.weights_at is None for rule in policy.rules):
+        return frozenset()
+    rules, read = _rules_of(graph, policy), parameters_read(graph)
+    return frozenset(
+        op
+        for op, rule in enumerate(rules)
+        if read[op] and ((rule and rule.weights_at) or weights_at) == "home"
+    )
 
 
 def allowed_by(

@@ -17,7 +17,7 @@ from partition import Residency
 from partition.accounting import Traffic, Transfer, account, on_wire
 from partition.placement import Placement, PlacementError
 from partition.secrets import present
-from partition.stored import held, readers_of_stored, state_readers, storages
+from partition.stored import held, readers_of_sent, readers_of_stored, sent_weights, state_readers
 from tracer.graph import Kind, OpGraph
 
 
@@ -57,6 +57,9 @@ class Problem:
     secrets: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Accelerator -> tensors that may neither be made there, nor be sent there, nor lie there.
     These tensors and no others: who means the views of a tensor too names them too."""
+    streams: frozenset[int] = frozenset()
+    """Ops whose parameters lie at home, as in ``Placement.streams``. What it costs to send one is
+    among ``transfer_cost``."""
 
     def __post_init__(self) -> None:
         devices = self.devices
@@ -113,9 +116,15 @@ def allowed_devices(
 
 
 def payload_costs(
-    graph: OpGraph, devices: Sequence[str], wire_dtype: str | None = None
+    graph: OpGraph,
+    devices: Sequence[str],
+    wire_dtype: str | None = None,
+    streams: frozenset[int] = frozenset(),
 ) -> dict[tuple[int, str, str], int]:
-    """(tensor, source, destination) -> payload bytes, for all that can cross."""
+    """(tensor, source, destination) -> payload bytes, for all that can cross.
+
+    The first of ``devices`` is home, where the parameters of ``streams`` come from.
+    """
     costs: dict[tuple[int, str, str], int] = {}
     for tensor in graph.tensors:
         if graph.crosses(tensor):
@@ -125,6 +134,9 @@ def payload_costs(
                     if source != destination:
                         key = tensor.id, source, destination
                         costs[key] = payload
+    for parameter in readers_of_sent(graph, streams):
+        _, payload = on_wire(graph.tensors[parameter], wire_dtype)
+        costs |= {(parameter, devices[0], device): payload for device in devices[1:]}
     return costs
 
 
@@ -193,7 +205,7 @@ def placement_of(
     """The placement with an op on each of ``devices``; ops with one allowed device are pinned."""
     pinned = tuple(len(choice) < 2 for choice in problem.allowed)
     reasons = tuple("no other device is allowed" if fixed else reason for fixed in pinned)
-    return Placement(problem.home, tuple(devices), pinned, reasons)
+    return Placement(problem.home, tuple(devices), pinned, reasons, problem.streams)
 
 
 def recount(problem: Problem, placement: Placement) -> Recount:
@@ -201,12 +213,7 @@ def recount(problem: Problem, placement: Placement) -> Recount:
     graph, devices = problem.graph, placement.devices
     # A link without framing: what a message or a tensor adds is in the problem's own costs.
     traffic = account(graph, placement, Links(load_link("none")), residency=problem.residency)
-    stored = {
-        (tensor, device)
-        for device, needed in zip(devices, storages(graph), strict=True)
-        if device is not None
-        for tensor in needed
-    }
+    stored = [(t, device) for device, there in held(graph, placement).items() for t in there]
     objective = sum(
         problem.op_cost.get((op, device), 0)
         for op, device in enumerate(devices)
@@ -263,6 +270,9 @@ def memory_of(
       where home only passes it on (residency ``call``), for as long as where it is made. When in
       that time it arrives is not asked, nor what an accelerator may forget between two calls.
 
+    A parameter that a device is sent lies there from the first op there that reads it to the last,
+    and at home all the time.
+
     What a device keeps as cached state is among the resident bytes, and is not counted again. A
     view lies in the memory of what it is a view of where it is made, and keeps that there for as
     long as it is needed itself; where it is received, it is a tensor like any other.
@@ -282,7 +292,8 @@ def memory_of(
             assert device is not None
             until[tensor.id, device] = max(until.get((tensor.id, device), 0), op)
     for transfer in transfers:  # also from home, where home only passes it on
-        assert transfer.tensor.op is not None
+        if transfer.tensor.op is None:
+            continue
         made = transfer.tensor.id, devices[transfer.tensor.op]
         until[transfer.tensor.id, transfer.src_device] = until[made]  # type: ignore[index]
     views = viewed(graph)
@@ -302,6 +313,11 @@ def memory_of(
                 here, after = changes[device], until[tensor.id, device] + 1
                 here[tensor.op] = here[tensor.op] + taken[tensor.id]
                 here[after] = here[after] - taken[tensor.id]
+    for device, sent in sent_weights(graph, placement).items():
+        here = changes[device]
+        for parameter, readers in sent.items():
+            here[readers[0]] = here[readers[0]] + taken[parameter]
+            here[readers[-1] + 1] = here[readers[-1] + 1] - taken[parameter]
     return {
         device: sum(taken[t] for t in stored)
         + highest(changes[device][time] for time in sorted(changes[device]))

@@ -13,8 +13,11 @@ else, the first of the list. So:
 
 - A tensor is sent as soon as it is made, also while an earlier call computes (it is prefetched),
   and comes home as soon as it is made. An op starts when all that it reads is there.
-- The tensors of a message go in its order, each when it is made: the first one has the latency and
-  the framing of the message. Messages may take turns on a link; each tensor is sent whole.
+- Parameters that lie at home are there from the start: each goes as soon as its link is free of
+  what comes before it in the list, so that those of the next call come while this one computes.
+- The tensors of a message go in its order, each when it is made, but for parameters, which may go
+  before: the first one has the latency and the framing of the message. Messages may take turns on
+  a link; each tensor is sent whole.
 - With residency ``call`` an accelerator forgets at the end of a call what it has, and so also what
   was sent ahead for the next one. There a call begins when the one before it on that accelerator
   has ended: its ops are done and its results are home. Other devices and links overlap all the same.
@@ -41,6 +44,7 @@ from costmodels.roofline import DeviceTime
 from partition import Residency, ScheduleKind
 from partition.accounting import Call, Traffic, Transfer, steps_of
 from partition.placement import Placement
+from partition.stored import sent_weights
 from tracer.graph import Op, OpGraph
 
 Wait = Literal["data", "order", "resource"]
@@ -247,11 +251,16 @@ def tasks_of(
     came: dict[tuple[int, str], int] = {}  # (tensor, device) -> the task that brought it last
     message: dict[tuple[int, str, str], int] = {}  # its call and ends -> its tensor before
     ends = _Ends(residency)
+    weights: dict[tuple[int, str], list[int]] = defaultdict(list)  # op and device -> is sent
+    for place, sent in sent_weights(graph, placement).items():
+        for parameter, readers in sent.items():
+            for op in readers:
+                weights[op, place].append(parameter)
 
     def there(tensor: int, device: str, call: Call | None) -> int:
         """What made a tensor on a device, or brought it there."""
         producer = graph.tensors[tensor].op
-        assert producer is not None  # parameters do not flow
+        assert producer is not None  # parameters are not made
         brought = came.get((tensor, device))
         anew = brought is not None and call is not None and tasks[brought].call == call.id
         if placement.devices[producer] == device and not anew:
@@ -264,6 +273,7 @@ def tasks_of(
         if isinstance(one, Op):
             device = placement.home if call is None else call.device
             needs = {there(tensor.id, device, call) for tensor in graph.flowing(one.id)}
+            needs |= {came[parameter, device] for parameter in weights[one.id, device]}
             seconds = times[device].ops[one.id].seconds if device in times else None
             made[one.id] = number
             uses: tuple[str, ...] = (device,)
@@ -271,10 +281,13 @@ def tasks_of(
         else:
             assert call is not None
             key = (call.id, one.src_device, one.dst_device)
-            needs = {there(one.tensor.id, one.src_device, None)}
+            given = one.tensor.op is None  # home has it from the start
+            needs = set() if given else {there(one.tensor.id, one.src_device, None)}
             seconds = one.seconds
-            follows = {message[key]} if key in message else set()
-            message[key] = came[one.tensor.id, one.dst_device] = number
+            follows = {message[key]} if key in message and not given else set()
+            came[one.tensor.id, one.dst_device] = number
+            if not given:
+                message[key] = number
             uses, several = taken_by(one, links, placement.home)
             moving[uses[0]] = several
         if call is not None:

@@ -457,9 +457,8 @@ def seen(
                 and placement.devices[t.op] == device
                 and not graph.ops[t.op].is_view
             ]
-            kept = {
-                graph.storage(t).id: graph.storage(t) for t in plain if not graph.crosses(t)
-            }.values()
+            lying = {graph.storage(t).id: graph.storage(t) for t in plain if not graph.crosses(t)}
+            kept = [t for number, t in lying.items() if number not in came]
             worked_out = next((t for t in tensors if t.id in led), None)
             how = (
                 How.PLAIN

@@ -19,7 +19,7 @@ from partition.problem import (
     placement_of,
     recount,
 )
-from partition.stored import storages
+from partition.stored import lying_with, storages
 from tracer.stages import stage
 
 Solver = Literal["auto", "cut", "networkx", "program"]
@@ -265,6 +265,7 @@ def _as_one(problem: Problem) -> Problem:
         op_cost=op_cost,
         transfer_cost=transfer_cost,
         storage_cost=storage_cost,
+        streams=problem.streams,
     )
 
 
@@ -308,10 +309,11 @@ def _too_large(problem: Problem) -> list[str]:
     graph = problem.graph
     everything: set[int] = set()
     fixed: dict[str, set[int]] = {device: set() for device in problem.memory_bytes}
-    for choice, stored in zip(candidates(problem), storages(graph), strict=True):
+    kept = lying_with(graph, problem.streams)
+    for op, (choice, stored) in enumerate(zip(candidates(problem), storages(graph), strict=True)):
         everything |= stored
         if len(choice) == 1 and choice[0] in fixed:
-            fixed[choice[0]] |= stored
+            fixed[choice[0]] |= stored if choice[0] == problem.home else kept[op]
     found = []
     for device, limit in sorted(problem.memory_bytes.items()):
         size = sum(graph.tensors[t].bytes for t in fixed[device])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from costmodels import WeightsAt
 from costmodels.arrays import Options
 from costmodels.links import Links
 from costmodels.roofline import DeviceTime
@@ -73,6 +74,14 @@ class Split:
     """How, where that is not what the engine says."""
     schedule: Schedule | None = None
     """When ops run and tensors move; None where that was not asked for."""
+    weights_at: WeightsAt = "device"
+    """Where parameters lie of ops that no rule of the policy says it of."""
+
+    @property
+    def sent_weight_bytes(self) -> int:
+        """The payload of parameters that lie at home."""
+        sent = (t for t in self.traffic.transfers if t.tensor.op is None)
+        return sum(t.payload_bytes for t in sent)
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -151,7 +160,8 @@ class Split:
     @property
     def wire(self) -> str:
         """The dtype in the directory's name: what floats cross in, ``native`` where several do."""
-        crossing = {t.wire_dtype for t in self.traffic.transfers if t.wire_dtype in FLOATING}
+        activations = [t for t in self.traffic.transfers if t.tensor.op is not None]
+        crossing = {t.wire_dtype for t in activations if t.wire_dtype in FLOATING}
         if len(crossing) == 1:
             return crossing.pop()
         return "native" if crossing else self.wire_dtype or self.graph.meta.dtype
@@ -159,7 +169,7 @@ class Split:
     @property
     def machine(self) -> str:
         """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``; then options of arrays, what
-        weights and cached state are stored in, and what carries ops out."""
+        weights and cached state are stored in, what carries ops out, and weights that are sent."""
         placement = self.placement
         used = self.devices or (placement.home, *placement.accelerators)
         devices = [
@@ -170,6 +180,7 @@ class Split:
         stored = (("weights", meta.weights), ("kv_dtype", meta.kv_dtype))
         told = [self.options.text, *(f"{what}={name}" for what, name in stored if name)]
         told += [self.engine, self.execution]
+        told += ["weights_at=home"] if self.weights_at == "home" else []
         return ", ".join([f"{'+'.join(devices)}@{self.link}", *filter(None, told)])
 
     @property

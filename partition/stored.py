@@ -134,18 +134,89 @@ def _for(graph: OpGraph, state: _State) -> frozenset[int]:
     return frozenset({len(graph.ops) - 1})
 
 
-@lru_cache(maxsize=4)
 def storages(graph: OpGraph) -> tuple[frozenset[int], ...]:
     """By op: the parameters, buffers, constants and cached state that must lie on its device.
 
     Each by the tensor that owns the memory; summed over the ops of a device, each once, they are
-    ``resident_bytes``. Cached state is what the step leaves of it (``tracer.summary.kept_state``):
-    each op that reads it, before or afterwards, has it on its device; what no op reads lies where
-    it is made.
+    ``resident_bytes`` where no parameter is sent. Cached state is what the step leaves of it
+    (``tracer.summary.kept_state``): each op that reads it, before or afterwards, has it on its
+    device; what no op reads lies where it is made.
     """
+    return _needed(graph)[0]
+
+
+def parameters_read(graph: OpGraph) -> tuple[frozenset[int], ...]:
+    """By op: the parameters that it reads, or reads through views; nothing for constants.
+
+    Each by the tensor that owns the memory. What a constant is computed from is not among them.
+    """
+    return _needed(graph)[1]
+
+
+def lying_with(graph: OpGraph, streams: frozenset[int]) -> tuple[frozenset[int], ...]:
+    """By op: of ``storages`` what lies on its device where parameters of ``streams`` are sent.
+
+    Constants are computed at load, also those of parameters; both lie there all the same.
+    """
+    whole, _, rest = _needed(graph)
+    if not streams:
+        return whole
+    return tuple(rest[op] if op in streams else every for op, every in enumerate(whole))
+
+
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """The ops that read a parameter, some of which may have it sent."""
+
+    sent: tuple[int, ...]
+    """Those to whose device it is sent, unless it lies there."""
+    lying: tuple[int, ...]
+    """Those on whose device it lies."""
+
+
+@lru_cache(maxsize=4)
+def readers_of_sent(graph: OpGraph, streams: frozenset[int]) -> dict[int, Readers]:
+    """Parameter that may be sent -> the ops that read it.
+
+    It is sent to a device where an op of ``sent`` runs and not one of ``lying`` does.
+    """
+    if not streams:
+        return {}
+    sent: dict[int, list[int]] = defaultdict(list)
+    lying: dict[int, list[int]] = defaultdict(list)
+    kept = lying_with(graph, streams)
+    for op, parameters in enumerate(parameters_read(graph)):
+        for parameter in sorted(parameters - kept[op]):
+            sent[parameter].append(op)
+    for op, stored in enumerate(kept):
+        for parameter in stored & sent.keys():
+            lying[parameter].append(op)
+    return {one: Readers(tuple(ops), tuple(lying[one])) for one, ops in sorted(sent.items())}
+
+
+def sent_weights(graph: OpGraph, placement: Placement) -> dict[str, dict[int, tuple[int, ...]]]:
+    """Accelerator -> parameter that it is sent in each run -> the ops there that read it."""
+    found: dict[str, dict[int, tuple[int, ...]]] = defaultdict(dict)
+    devices = placement.devices
+    for parameter, readers in readers_of_sent(graph, placement.streams).items():
+        there = {devices[op] for op in readers.lying}
+        for device in sorted({str(devices[op]) for op in readers.sent} - {placement.home}):
+            if device not in there:
+                ops = tuple(op for op in readers.sent if devices[op] == device)
+                found[device][parameter] = ops
+    return dict(found)
+
+
+@lru_cache(maxsize=4)
+def _needed(
+    graph: OpGraph,
+) -> tuple[tuple[frozenset[int], ...], tuple[frozenset[int], ...], tuple[frozenset[int], ...]]:
+    """By op: what must lie on its device, parameters that it reads, what lies there without them."""
     kept = kept_state(graph)
     behind: dict[int, frozenset[int]] = {}  # constant or state op -> what it comes from
     found: list[frozenset[int]] = []
+    parameters: list[frozenset[int]] = []
+    others: list[frozenset[int]] = []
     for op in graph.ops:
         read = [t for t in graph.inputs(op.id) if not graph.crosses(t)]
         if op.kind is Kind.OUTPUT:
@@ -157,13 +228,20 @@ def storages(graph: OpGraph) -> tuple[frozenset[int], ...]:
             needed.update(state_memory(graph, t).id for t in held)
         if graph.is_everywhere(op.id):
             behind[op.id] = frozenset(needed)
-            found.append(frozenset())
+            for each in (found, parameters, others):
+                each.append(frozenset())
         else:
             needed.update(graph.storage(t).id for t in read if t.op not in graph.state_ops)
             found.append(frozenset(needed))
+            parameter = [t for t in read if graph.storage(t).role is Role.PARAMETER]
+            parameters.append(frozenset(graph.storage(t).id for t in parameter))
+            rest = [t for t in read if graph.storage(t).role is not Role.PARAMETER]
+            computed = frozenset[int]().union(*(behind[t.op] for t in rest if t.op is not None))
+            others.append(frozenset(needed) - parameters[-1] | computed)
     for op_id, tensors in _left(graph, set().union(*found)).items():
         found[op_id] |= tensors
-    return tuple(found)
+        others[op_id] |= tensors
+    return tuple(found), tuple(parameters), tuple(others)
 
 
 def _left(graph: OpGraph, held: set[int]) -> dict[int, set[int]]:
@@ -189,7 +267,7 @@ def resident_bytes(graph: OpGraph, placement: Placement) -> dict[str, int]:
     are computed from, each constant that an op on it reads, and the cached state that its ops read,
     as it is when the step is over: with its new rows, and of a sliding window the rows that are
     kept. State that no op reads lies where it is made. Storage shared by several tensors (tied
-    weights, views) counts once a device.
+    weights, views) counts once a device. A parameter that a device is sent lies at home.
     """
     return {
         device: sum(graph.tensors[t].bytes for t in tensors)
@@ -200,7 +278,10 @@ def resident_bytes(graph: OpGraph, placement: Placement) -> dict[str, int]:
 def held(graph: OpGraph, placement: Placement) -> dict[str, set[int]]:
     """By device: the tensors of ``resident_bytes``."""
     found: dict[str, set[int]] = {d: set() for d in (placement.home, *placement.accelerators)}
-    for device, stored in zip(placement.devices, storages(graph), strict=True):
+    every, kept = storages(graph), lying_with(graph, placement.streams)
+    for op, device in enumerate(placement.devices):
         if device is not None:
-            found[device] |= stored
+            found[device] |= every[op] if device == placement.home else kept[op]
+    for sent in sent_weights(graph, placement).values():
+        found[placement.home].update(sent)
     return found

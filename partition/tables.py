@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 
 from costmodels.arrays import Options
 from costmodels.flops import total_flops
-from partition.accounting import Call, Traffic, Transfer, steps_of, totals_of
+from partition.accounting import Call, Traffic, Transfer, origins, steps_of, totals_of
 from partition.placement import Placement
 from partition.schedule_table import SCHEDULE, schedule_metadata, schedule_rows
 from partition.seen import what_is
 from partition.split import PARTITIONS, Split
+from partition.stored import parameters_read
 from tracer.files import open_file, remove_files
 from tracer.graph import OpGraph
 from tracer.serde import (
@@ -49,6 +50,13 @@ PLACEMENT = pa.schema(
             "Whether a rule put it there; false where the default or the search for the best did.",
         ),
         column("reason", pa.string(), "The rule's reason, or what else decided."),
+        column(
+            "weights_at",
+            pa.string(),
+            "Where the parameters that it reads lie: device, its own, or home, from where its device "
+            "is sent them in each run; null where it reads no parameters.",
+            null=True,
+        ),
     ]
 )
 
@@ -67,7 +75,8 @@ TRANSFERS = pa.schema(
             "tensor_group",
             pa.string(),
             "What like tensors of all layers are called together: the label, else the end of the path "
-            "of the module that makes them (`gate_proj`, `mlp`). Never null: group by this.",
+            "of the module that makes them (`gate_proj`, `mlp`), of parameters that of their name "
+            "(`gate_proj.weight`). Never null: group by this.",
         ),
         column(
             "what",
@@ -77,7 +86,12 @@ TRANSFERS = pa.schema(
             null=True,
         ),
         column("secret", pa.bool_(), "Whether it has values that the policy keeps secret."),
-        column("src_op", pa.int32(), "The op that makes it; joins with `ops`."),
+        column(
+            "src_op",
+            pa.int32(),
+            "The op that makes it; joins with `ops`. Null of a parameter that lies at home.",
+            null=True,
+        ),
         column("src_device", pa.string(), "The device that it leaves."),
         column("dst_device", pa.string(), "The device that it is for."),
         column(
@@ -91,7 +105,12 @@ TRANSFERS = pa.schema(
             pa.string(),
             "send (from home), receive (to home) or peer (between accelerators).",
         ),
-        column("wire_dtype", pa.string(), "The dtype that it crosses in."),
+        column(
+            "wire_dtype",
+            pa.string(),
+            "The dtype that it crosses in; of what is stored in a format of its own (weights, cached "
+            "state) what that is turned into where it is read.",
+        ),
         column("payload_bytes", pa.int64(), "Elements times item size on the wire."),
         column(
             "wire_bytes",
@@ -124,7 +143,12 @@ TRANSFERS = pa.schema(
             pa.bool_(),
             "Whether `seconds` leaves out the latency of its message, which is not known.",
         ),
-        column("module_path", pa.string(), "The module that made it, as in `ops`."),
+        column(
+            "module_path",
+            pa.string(),
+            "The module that made it, as in `ops`; of a parameter, here and below, the first that "
+            "reads it there.",
+        ),
         column(
             "stack",
             pa.string(),
@@ -191,6 +215,11 @@ SUMMARY = pa.schema(
             null=True,
         ),
         column("residency", pa.string(), "run or call, as in every row."),
+        column(
+            "weights_at",
+            pa.string(),
+            "Where parameters of ops on accelerators lie, where no rule says: device or home.",
+        ),
         column("calls", pa.int32(), "Round trips, the fewest that the placement allows."),
         column(
             "transfers",
@@ -204,6 +233,11 @@ SUMMARY = pa.schema(
         ),
         column("sent_payload_bytes", pa.int64(), "Bytes from home, without framing."),
         column("sent_wire_bytes", pa.int64(), "Bytes from home, with framing."),
+        column(
+            "sent_weight_bytes",
+            pa.int64(),
+            "Of `sent_payload_bytes` those of parameters that lie at home.",
+        ),
         column("received_payload_bytes", pa.int64(), "Bytes to home, without framing."),
         column("received_wire_bytes", pa.int64(), "Bytes to home, with framing."),
         column("peer_payload_bytes", pa.int64(), "Bytes between accelerators, without framing."),
@@ -365,7 +399,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
     whole, sorts = traffic.totals.payload_bytes, what_is(graph)
     groups = tensor_names(graph)
-    schedule = partition.schedule
+    schedule, parameters = partition.schedule, parameters_read(graph)
     timed = {} if schedule is None else {"schedule": (SCHEDULE, schedule_rows(graph, schedule))}
     return make_tables(
         graph.meta,
@@ -378,6 +412,9 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         placement.devices[op.id],
                         placement.pinned[op.id],
                         placement.reasons[op.id],
+                        ("home" if op.id in placement.streams else "device")
+                        if parameters[op.id]
+                        else None,
                     )
                     for op in graph.ops
                 ],
@@ -406,11 +443,13 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         t.payload_bytes / whole if whole else 0.0,
                         t.seconds,
                         t.at_least,
-                        graph.ops[t.tensor.op or 0].module_path,
-                        graph.ops[t.tensor.op or 0].stack,
-                        graph.ops[t.tensor.op or 0].layer,
+                        origin.module_path,
+                        origin.stack,
+                        origin.layer,
                     )
-                    for t in traffic.transfers
+                    for t, origin in zip(
+                        traffic.transfers, origins(graph, placement, traffic.transfers), strict=True
+                    )
                 ],
             ),
             "calls": (
@@ -488,11 +527,13 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "link": partition.link,
         "wire_dtype": partition.wire_dtype,
         "residency": partition.residency,
+        "weights_at": partition.weights_at,
         "calls": len(traffic.calls),
         "transfers": len(traffic.transfers),
         "cut_edges": traffic.cut_edges,
         "sent_payload_bytes": totals.sent_payload_bytes,
         "sent_wire_bytes": totals.sent_wire_bytes,
+        "sent_weight_bytes": partition.sent_weight_bytes,
         "received_payload_bytes": totals.received_payload_bytes,
         "received_wire_bytes": totals.received_wire_bytes,
         "peer_payload_bytes": totals.peer_payload_bytes,
@@ -558,12 +599,13 @@ def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]
     (summary,) = rows["summary"]
     if len(rows["placement"]) != len(graph.ops):
         raise ValueError("another number of ops")
+    placed = rows["placement"]
     placement = Placement(
         summary["home"],
-        *(
-            tuple(row[column] for row in rows["placement"])
-            for column in ("device", "pinned", "reason")
-        ),
+        tuple(row["device"] for row in placed),
+        tuple(row["pinned"] for row in placed),
+        tuple(row["reason"] for row in placed),
+        frozenset(row["op_id"] for row in placed if row["weights_at"] == "home"),
     )
     transfers = tuple(_transfer(graph, row) for row in rows["transfers"])
     _check_rows(graph, placement, rows)
@@ -589,6 +631,7 @@ def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]
         options=Options.parse(summary["array_options"] or ""),
         engine=summary["engine"] or "",
         execution=summary["execution"] or "",
+        weights_at=summary["weights_at"],
     )
 
 
@@ -654,7 +697,11 @@ def _calls(
 ) -> tuple[Call, ...]:
     """The calls; their steps are not in the table, and follow from the placement."""
     steps = steps_of(graph, placement)
-    brought = {t.call: steps[t.tensor.op or 0] + 1 for t in transfers if t.direction != "receive"}
+    brought = {
+        t.call: steps[t.tensor.op] + 1
+        for t in transfers
+        if t.direction != "receive" and t.tensor.op is not None
+    }
     return tuple(
         Call(
             row["call_id"],

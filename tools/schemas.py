@@ -329,6 +329,14 @@ def _cost() -> Schema:
             **_STORAGE,
             "parameter_bytes": key(int, "Bytes of all parameters as stored, tied weights once."),
             "seconds": key(float, "Of all ops that have seconds there: what a run takes."),
+            "compulsory_bytes": key(
+                int, "What every program with these results reads and writes, however it fuses ops."
+            ),
+            "least_seconds": key(
+                float | None,
+                "What no such program stays below: those bytes, or the products, at the device's "
+                "own rates; null where it has none.",
+            ),
             "seconds_coverage": field_key(DeviceTime, "coverage"),
             "missing": field_key(DeviceTime, "missing"),
             **shares,
@@ -540,7 +548,7 @@ def _verify() -> Schema:
 
 def _policy() -> Schema:
     anything = {"type": "array", "items": {"type": ["string", "integer"]}}
-    rule = dataclass_keys(Rule, "place", "reason", "optional")
+    rule = dataclass_keys(Rule, "place", "weights_at", "reason", "optional")
     secret = dataclass_keys(Secret, "reason", "optional", "derived")
 
     def conditions(names: tuple[str, ...]) -> dict[str, Schema]:
@@ -557,7 +565,7 @@ def _policy() -> Schema:
                 "What accelerators that are not trusted may not see.",
             ),
             "rules": key(
-                listed(record(of_rules | rule, tuple(of_rules))),
+                listed(record(of_rules | rule, (*of_rules, "weights_at"))),
                 "The first that matches an op places it.",
             ),
         }

@@ -26,12 +26,17 @@ def tensor_names(graph: OpGraph) -> list[str]:
     """What to call each tensor, by id: its label, or the module that makes it.
 
     A module is called by as much of the end of its path as no other module shares, and goes
-    without numbers, so that layers share their names: ``mlp.c_proj`` beside ``attn.c_proj``.
+    without numbers, so that layers share their names: ``mlp.c_proj`` beside ``attn.c_proj``. So does a
+    parameter or buffer, by the end of its own name (``c_proj.weight``).
     """
     known = [_full_name(graph, tensor) for tensor in graph.tensors]
-    shared = Counter(path[start:] for path in set(known) for start in range(len(path)))
-    short = {path: _shortest_tail(path, shared) for path in set(known)}
-    return [short[path] for path in known]
+    given = [tensor.op is None for tensor in graph.tensors]
+    short: dict[tuple[bool, tuple[str, ...]], str] = {}
+    for sort in (True, False):
+        paths = {path for path, one in zip(known, given, strict=True) if one is sort}
+        shared = Counter(path[start:] for path in paths for start in range(len(path)))
+        short |= {(sort, path): _shortest_tail(path, shared) for path in paths}
+    return [short[one, path] for one, path in zip(given, known, strict=True)]
 
 
 _NUMBER = "*"
@@ -42,7 +47,7 @@ def _full_name(graph: OpGraph, tensor: Tensor) -> tuple[str, ...]:
     if tensor.label is not None:
         return (tensor.label,)
     if tensor.op is None:
-        return (tensor.name,)
+        return tuple(_NUMBER if part.isdigit() else part for part in tensor.name.split("."))
     parts = graph.ops[tensor.op].module_path.split(".")
     if all(part.isdigit() or not part for part in parts):  # the model itself, or a bare stack
         return (re.sub(r"_\d+$", "", tensor.name),)

@@ -20,6 +20,7 @@ from partition.accounting import Call, Transfer, call_label
 from partition.run import times_under
 from partition.schedule import Schedule, executed, way
 from partition.split import Split
+from partition.stored import sent_weights
 from tracer.errors import InputError
 from tracer.graph import Kind, Op, Tensor
 from tracer.summary import tensor_names
@@ -300,6 +301,7 @@ def _with_flows(
     out: dict[int, list[int]] = defaultdict(list)
     into: dict[int, list[int]] = defaultdict(list)
     ids = count(1)
+    weights = sent_weights(graph, split.placement)
 
     def flow(src: int, dst: int) -> None:
         number = next(ids)
@@ -310,15 +312,17 @@ def _with_flows(
         came: dict[tuple[int, str], int] = {}  # (tensor, device) -> the slice that brought it
         for transfer in split.traffic.transfers:
             tensor, here = transfer.tensor, walked.transfers[transfer.id]
-            made_there = tensor.op is not None and devices[tensor.op] == transfer.src_device
-            made = (
-                walked.ops[tensor.op or 0] if made_there else came[tensor.id, transfer.src_device]
-            )
-            flow(made, here)
+            readers = graph.needed_by(tensor.id)
+            if tensor.op is None:
+                readers = weights[transfer.dst_device][tensor.id]
+            elif devices[tensor.op] == transfer.src_device:
+                flow(walked.ops[tensor.op], here)
+            else:
+                flow(came[tensor.id, transfer.src_device], here)
             came[tensor.id, transfer.dst_device] = here
             forgets = split.residency == "call" and transfer.dst_device != home
             within = set(split.traffic.calls[transfer.call].ops)
-            for reader in graph.needed_by(tensor.id):
+            for reader in readers:
                 if devices[reader] == transfer.dst_device and (not forgets or reader in within):
                     flow(here, walked.ops[reader])
     return tuple(
@@ -353,11 +357,13 @@ def _levels(split: Split, slices: Sequence[Slice], walks: Sequence[_Walked]) -> 
 
 
 def _stays(split: Split, walked: _Walked) -> Iterator[tuple[tuple[str, int], list[int]]]:
-    """((device, bytes), the slices that touch it) of each memory that an activation takes."""
+    """((device, bytes), the slices that touch it) of each memory that an activation takes, or a
+    parameter that is sent."""
     graph, devices = split.graph, split.placement.devices
     touched: dict[tuple[int, str, int | None], list[int]] = defaultdict(list)
     sizes: dict[tuple[int, str, int | None], dict[int, int]] = defaultdict(dict)
     call_of = {op: call.id for call in split.traffic.calls for op in call.ops}
+    weights = sent_weights(graph, split.placement)
 
     def touch(tensor: Tensor, device: str, call: int | None, number: int, *, new: bool) -> None:
         owner = graph.storage(tensor)
@@ -381,6 +387,15 @@ def _stays(split: Split, walked: _Walked) -> Iterator[tuple[tuple[str, int], lis
                 touch(tensor, device, call_of.get(op.id), number, new=False)
     for transfer in split.traffic.transfers:
         number = walked.transfers[transfer.id]
+        if transfer.tensor.op is None:  # a parameter, which lies at home
+            forgets = split.residency == "call"
+            within = weights[transfer.dst_device][transfer.tensor.id]
+            reads = [op for op in within if not forgets or call_of[op] == transfer.call]
+            yield (
+                (transfer.dst_device, transfer.tensor.bytes),
+                [number, *(walked.ops[op] for op in reads)],
+            )
+            continue
         touch(transfer.tensor, transfer.src_device, transfer.call, number, new=False)
         touch(transfer.tensor, transfer.dst_device, transfer.call, number, new=True)
     for key, numbers in touched.items():

@@ -15,6 +15,7 @@ from cutedge.report.figures import Missing
 from cutedge.report.layout import ROW, lay_out
 from partition.accounting import Traffic, Transfer, call_label
 from partition.split import Split
+from partition.stored import sent_weights
 from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.stacks import layer_names
 from tracer.summary import tensor_names
@@ -147,6 +148,7 @@ class _Drawing:
     arrivals: Mapping[tuple[int, str], list[Transfer]] = field(init=False)
     names: Sequence[str] = field(init=False)
     layers: Sequence[str | None] = field(init=False)
+    weights: Mapping[str, Mapping[int, tuple[int, ...]]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Find the call of each op, and what arrives where, in order of execution."""
@@ -158,11 +160,15 @@ class _Drawing:
         for t in traffic.transfers:
             arrivals.setdefault((t.tensor.id, t.dst_device), []).append(t)
         self.arrivals = arrivals
+        self.weights = sent_weights(self.partition.graph, self.partition.placement)
 
     def add_op(self, op: Op) -> None:
         """An op with all that it reads."""
         key = self._of_op(op)
-        for tensor in self.partition.graph.flowing(op.id):
+        graph, device = self.partition.graph, self.partition.placement.devices[op.id]
+        weights = self.weights.get(str(device), {})
+        sent = [graph.tensors[weight] for weight, readers in weights.items() if op.id in readers]
+        for tensor in (*graph.flowing(op.id), *sent):
             self._line(self._source(tensor, op.id), key)
 
     def add_results(self, op: Op) -> None:
@@ -227,7 +233,8 @@ class _Drawing:
         back = [  # what an accelerator made comes home before it goes out again
             t for t in self.arrivals.get((tensor.id, home), ()) if transfer.src_device == home
         ]
-        self._line(self._of_transfer(back[-1]) if back else self._made(tensor), key)
+        if tensor.op is not None:  # else a parameter
+            self._line(self._of_transfer(back[-1]) if back else self._made(tensor), key)
         return key
 
     def _of_op(self, op: Op) -> _Key:

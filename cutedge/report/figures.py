@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from cutedge.report.axes import Ticks, byte_ticks, log_byte_ticks
-from partition.accounting import Transfer
+from partition.accounting import Transfer, origins
 from partition.crossover import best_over
 from partition.explain import Savings
 from partition.seen import known
@@ -223,9 +223,10 @@ def _passing(column: int, links: Iterable[Flow], node: int) -> int:
 
 
 def by_layer(partition: Split) -> Bars | Missing:
-    """Traffic by the layer that makes what moves."""
+    """Traffic by the layer that makes what moves, or that reads it if it is a parameter."""
     names = layer_names(partition.graph)
-    layers = [names[t.tensor.op or 0] or "outside" for t in partition.traffic.transfers]
+    made = origins(partition.graph, partition.placement, partition.traffic.transfers)
+    layers = [names[op.id] or "outside" for op in made]
     if not partition.traffic.totals.payload_bytes:
         return _NOTHING
     there = ["outside", *dict.fromkeys(name for name in names if name)]  # as they run

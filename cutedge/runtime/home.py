@@ -380,6 +380,8 @@ def _spelled(plan: Plan, device: DevicePlan) -> dict[str, Any]:
         "everywhere": instructions.everywhere,
         "specs": {t: [spec.dtype, spec.shape] for t, spec in instructions.specs.items()},
         "uses": instructions.uses,
+        "names": instructions.names,
+        "passing": sorted(instructions.passing),
         "crossing": {t: [plan.crossing[t].dtype, plan.crossing[t].shape] for t in moving},
         "calls": [asdict(call) for call in calls],
         "pushes": pushes,
@@ -453,8 +455,10 @@ class Loaded:
         with _at_home(home, f"before {doing}"):
             interpreter.run(ops)
             leaving = interpreter.take(call.sent)
-        if witness is not None:
-            witness.see(home, call.device, number, leaving)
+        weights = self.plan.weights
+        if witness is not None:  # weights have no value of this run
+            flowing = [(t, value) for t, value in leaving if t not in weights]
+            witness.see(home, call.device, number, flowing)
             for source, tensors in call.peers.items():
                 witness.see(source, call.device, number, ((t, None) for t in tensors))
         begun = time.perf_counter()
@@ -462,7 +466,7 @@ class Loaded:
             for source in call.peers:
                 worker.channel.check(call.peers[source])
                 self.workers[source].channel.say(do="push", call=number, to=call.device)
-            went = worker.channel.send(number, leaving, self.wire_dtype)
+            went = worker.channel.send(number, leaving, self.wire_dtype, weights)
             del leaving
             specs = {tensor: self.plan.crossing[tensor] for tensor in call.received}
             dtypes = {

@@ -51,6 +51,10 @@ class Instructions:
     """By tensor: its own dtype, and its shape."""
     uses: Mapping[int, int]
     """Tensor -> ops that read it here, and times that it leaves; then it can be forgotten."""
+    names: Mapping[int, int] = field(default_factory=dict)
+    """Another name of a parameter that is sent -> that parameter: tied weights."""
+    passing: frozenset[int] = frozenset()
+    """Views of parameters that are sent: made anew whenever they are read."""
 
 
 @dataclass(slots=True)
@@ -132,16 +136,20 @@ class Interpreter:
 
     def value(self, tensor: int) -> torch.Tensor:
         """A tensor that is here, or that can be worked out wherever it is needed."""
+        if tensor in self.instructions.names:
+            spec = self.instructions.specs[tensor]
+            return self.value(self.instructions.names[tensor]).view(spec.shape)
         self.unread.discard(tensor)
         found = self.held.get(tensor, self.resident.get(tensor))
         if found is None:
             op = self.instructions.everywhere.get(tensor)
             if op is None:
                 raise RunError(f"tensor {tensor} is not here")
-            made = self._carry_out(op)
-            self.resident.update(zip(self.instructions.made[op], made, strict=True))
-            self.derived.update(self.instructions.made[op])
-            found = self.resident[tensor]
+            made = dict(zip(self.instructions.made[op], self._carry_out(op), strict=True))
+            found = made[tensor]
+            if tensor not in self.instructions.passing:
+                self.resident.update(made)
+                self.derived.update(made)
         if self.sight is not None:
             self.sight(tensor, found)
         return found
@@ -192,12 +200,13 @@ class Interpreter:
         waiting = {
             part
             for tensor, op in self.instructions.everywhere.items()
-            if tensor not in self.resident
+            if tensor not in self.resident and tensor not in self.instructions.passing
             for part in read(self.instructions.invocations[op])
         }
         self.held = {tensor: made for tensor, made in self.held.items() if tensor in waiting}
 
     def _used(self, tensor: int) -> None:
+        tensor = self.instructions.names.get(tensor, tensor)
         self.left[tensor] = self.left.get(tensor, 0) - 1
         if self.left[tensor] <= 0:
             self.held.pop(tensor, None)

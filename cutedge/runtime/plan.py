@@ -67,6 +67,8 @@ class Plan:
     """The results, which lie at home after the run; cached state is not among them."""
     crossing: Mapping[int, Spec] = field(default_factory=dict)
     """By tensor that crosses: what it is on the wire."""
+    weights: frozenset[int] = frozenset()
+    """Of these the parameters, which cross in their own dtype."""
 
 
 def make_plan(
@@ -108,9 +110,20 @@ def make_plan(
     outputs = tuple(t.id for t in results if t.role is not Role.KV_CACHE)
     # A device may be called for cached state alone, and run nothing.
     names = dict.fromkeys((home, *placement.accelerators, *(call.device for call in calls)))
+    came: dict[str, set[int]] = defaultdict(set)
+    for move in walked.moves:
+        if graph.tensors[move.tensor].op is None:
+            came[move.dst].add(move.tensor)
     devices = {
         name: _device_plan(
-            graph, invocations, placement, name, leaves[name], outputs, walked.kept.get(name, ())
+            graph,
+            invocations,
+            placement,
+            name,
+            leaves[name],
+            outputs,
+            walked.kept.get(name, ()),
+            frozenset(came[name]),
         )
         for name in names
     }
@@ -120,6 +133,7 @@ def make_plan(
         home_ops.append(tuple(op for op in pending if walked.steps[op] < call.step))
         pending = [op for op in pending if walked.steps[op] >= call.step]
     crossing = {move.tensor: graph.tensors[move.tensor] for move in walked.moves}
+    weights = frozenset().union(*came.values())
     return Plan(
         home=devices.pop(home),
         accelerators=devices,
@@ -127,9 +141,13 @@ def make_plan(
         home_ops=(*home_ops, tuple(pending)),
         outputs=outputs,
         crossing={
-            n: Spec(wire_dtype if wire_dtype and t.dtype in FLOATING else t.dtype, t.shape)
+            n: Spec(
+                wire_dtype if wire_dtype and t.dtype in FLOATING and n not in weights else t.dtype,
+                t.shape,
+            )
             for n, t in crossing.items()
         },
+        weights=weights,
     )
 
 
@@ -141,24 +159,32 @@ def _device_plan(
     leaving: Mapping[int, int],
     outputs: Iterable[int],
     kept: Sequence[int],
+    sent: frozenset[int],
 ) -> DevicePlan:
+    """What a device holds and does; ``sent`` are parameters that come there in the run."""
     own = tuple(op for op, device in enumerate(placement.devices) if device == name)
     carried = {op for op in own if op in invocations}
     uses: Counter[int] = Counter(leaving)
+    names = {
+        tensor.id: tensor.alias_of
+        for tensor in graph.tensors
+        if tensor.op is None and tensor.alias_of is not None and tensor.alias_of in sent
+    }
     for op in carried:
-        uses.update(set(read(invocations[op])))
+        uses.update(names.get(t, t) for t in set(read(invocations[op])))
     if name == placement.home:
         uses.update(outputs)
     resident: set[int] = set()
     front = [tensor for op in sorted(carried) for tensor in read(invocations[op])]
     if name == placement.home:
         front += outputs
+        front += [t for t in leaving if graph.tensors[t].op is None]
     front += [t for t in kept if not graph.crosses(graph.tensors[t])]
     uses.update(t for t in kept if graph.crosses(graph.tensors[t]))
     everywhere: dict[int, int] = {}
     while front:
         tensor = graph.tensors[front.pop()]
-        if tensor.id in everywhere or tensor.id in resident:
+        if tensor.id in everywhere or tensor.id in resident or tensor.id in sent | names.keys():
             continue
         if tensor.op is None or (
             graph.is_everywhere(tensor.op) and tensor.op not in invocations
@@ -172,6 +198,7 @@ def _device_plan(
     needed_ops = carried | set(everywhere.values())
     involved = {t for op in needed_ops for t in read(invocations[op], likes=True)}
     involved |= {t.id for op in needed_ops for t in graph.outputs(op)} | resident | set(uses)
+    passing = frozenset(t for t in everywhere if graph.storage(graph.tensors[t]).id in sent)
     roles = {t: graph.tensors[t].role for t in resident}
     return DevicePlan(
         name=name,
@@ -184,9 +211,15 @@ def _device_plan(
                 t: Spec(graph.tensors[t].dtype, graph.tensors[t].shape) for t in sorted(involved)
             },
             uses={t: n for t, n in sorted(uses.items()) if n},
+            names={tensor: owner for tensor, owner in names.items() if tensor in involved},
+            passing=passing,
         ),
         ops=own,
-        constants=frozenset(op for op in everywhere.values() if graph.ops[op].is_constant),
+        constants=frozenset(
+            op
+            for tensor, op in everywhere.items()
+            if graph.ops[op].is_constant and tensor not in passing
+        ),
         parameters={
             t: graph.storage(graph.tensors[t]).name
             for t in sorted(resident)

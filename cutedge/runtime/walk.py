@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from cutedge.runtime.interpreter import read
 from partition import Residency
 from partition.placement import Placement
-from tracer.graph import Kind, OpGraph, Role
+from tracer.graph import Kind, OpGraph, Role, Tensor
 from tracer.program import Invocation
 from tracer.summary import renewals
 
@@ -64,6 +64,7 @@ def walk(
     brought = _brought(graph, placement, needs, steps)
     calls = _calls(graph, placement, steps, brought)
     moves = _moves(graph, placement, needs, calls, brought, residency)
+    moves += _weights(graph, invocations, placement, needs, calls, residency)
     return Walk(steps, calls, moves, _kept(graph, placement, needs, moves))
 
 
@@ -220,6 +221,45 @@ def _moves(
         for tensor in tensors if device == home else ():
             have(home, tensor, len(calls))
     return sorted(moves, key=lambda move: (move.call, move.src, move.tensor, move.dst))
+
+
+def _weights(
+    graph: OpGraph,
+    invocations: Mapping[int, Invocation],
+    placement: Placement,
+    needs: _Needs,
+    calls: Sequence[Visit],
+    residency: Residency,
+) -> list[Move]:
+    """What each call fetches of parameters that lie at home, op by op, because it is not there."""
+    home, moves = placement.home, list[Move]()
+    there: dict[str, set[int]] = defaultdict(set)  # parameters that a device has from the start
+    wanted: dict[int, list[int]] = defaultdict(list)  # op -> parameters that it is to be sent
+
+    def behind(tensor: Tensor) -> set[int]:
+        if tensor.op is None:
+            return {graph.storage(tensor).id}
+        reads = read(invocations[tensor.op]) if tensor.op in invocations else []
+        return {part for one in reads for part in behind(graph.tensors[one])}
+
+    for op, device in enumerate(placement.devices):
+        for tensor in map(graph.tensors.__getitem__, needs.reads[op] if device else ()):
+            if tensor.op is not None and not graph.ops[tensor.op].is_constant:
+                continue
+            if graph.storage(tensor).role is not Role.PARAMETER:
+                there[str(device)] |= behind(tensor)
+            elif op in placement.streams:
+                wanted[op].append(graph.storage(tensor).id)
+            else:
+                there[str(device)].add(graph.storage(tensor).id)
+    for number, call in enumerate(calls):
+        came = set[int]() if residency == "call" else there[call.device]
+        for op in call.ops:
+            for weight in wanted[op]:
+                if weight not in came | there[call.device]:
+                    moves.append(Move(weight, home, call.device, number))
+                    came.add(weight)
+    return moves
 
 
 def _kept(

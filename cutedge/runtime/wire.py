@@ -21,7 +21,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from math import inf
@@ -297,13 +297,19 @@ class Channel:
                 )
 
     def send(
-        self, call: int, tensors: Sequence[tuple[int, torch.Tensor]], wire_dtype: str | None = None
+        self,
+        call: int,
+        tensors: Sequence[tuple[int, torch.Tensor]],
+        wire_dtype: str | None = None,
+        plain: Collection[int] = (),
     ) -> Moved:
-        """Send tensors, by id, as one message; floats in ``wire_dtype`` where it is given."""
+        """Send tensors, by id, as one message; floats in ``wire_dtype`` where it is given, but for
+        those that are ``plain``.
+        """
         self.check(number for number, _ in tensors)
         moved = Moved(tensors=len(tensors))
         start = time.perf_counter()
-        packed = [_packed(tensor, wire_dtype) for _, tensor in tensors]
+        packed = [_packed(one, None if n in plain else wire_dtype) for n, one in tensors]
         views = [memoryview(flat.numpy()) for flat, _, _ in packed]
         moved.payload_bytes = sum(view.nbytes for view in views)
         begun = time.perf_counter()

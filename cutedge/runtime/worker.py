@@ -69,6 +69,8 @@ _PLAN = {
     "everywhere": {int: int},
     "specs": {int: _SPEC},
     "uses": {int: int},
+    "names": {int: int},
+    "passing": [int],
     "crossing": {int: _SPEC},
     "pushes": [(int, str, [int])],
     "calls": [
@@ -365,6 +367,9 @@ def _instructions(plan: Mapping[str, Any]) -> Instructions:
     tensors = [
         *plan["everywhere"],
         *plan["uses"],
+        *plan["names"],
+        *plan["names"].values(),
+        *plan["passing"],
         *plan["crossing"],
         *plan["parameters"],
         *plan["data"],
@@ -408,6 +413,8 @@ def _instructions(plan: Mapping[str, Any]) -> Instructions:
         everywhere=plan["everywhere"],
         specs=specs,
         uses=plan["uses"],
+        names=plan["names"],
+        passing=frozenset(plan["passing"]),
     )
 
 

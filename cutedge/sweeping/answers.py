@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels import WeightsAt
 from costmodels.engines import PHYSICAL
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
@@ -32,7 +33,14 @@ from partition.accounting import account, expr_on_wire, on_wire
 from partition.layers import cut_between_layers
 from partition.optimise import Setting, check_kept, place, problem_of
 from partition.placement import Placement
-from partition.policy import Policy, apply_policy, check_matches, derived_too, secret_tensors
+from partition.policy import (
+    Policy,
+    apply_policy,
+    check_matches,
+    derived_too,
+    secret_tensors,
+    streaming,
+)
 from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
 from partition.secrets import ways_to_keep
 from partition.solve import solve
@@ -100,7 +108,8 @@ class PlacementSearch:
         self._known: dict[Any, Answers] = {}
         self._there: dict[int, OpGraph] = {}
         self._times: dict[Any, DeviceTime] = {}
-        self._needed: dict[Devices, dict[str, Any]] = {}
+        self._streams: dict[WeightsAt, frozenset[int]] = {}
+        self._needed: dict[tuple[Devices, frozenset[int]], dict[str, Any]] = {}
 
     def answers(self, machine: Machine, wire_dtype: str | None) -> Answers:
         """Where the ops are on a machine; machines that make no difference share an answer."""
@@ -108,6 +117,7 @@ class PlacementSearch:
         if policy.objective is None and not policy.secrets:
             return self._once("fixed", self._fixed)
         setting = self._setting(self._graph, machine, wire_dtype)
+        streams = self.streams(machine)
         one_way = not policy.secrets or self._is_one_way(setting)
         if policy.objective is None and one_way:
             return self._once(("fixed", setting.untrusted), lambda: self._fixed(setting))
@@ -121,14 +131,21 @@ class PlacementSearch:
             sizes = range(self._over.length)
             return self._solved(_nowhere(self._over.length), sizes, machine, wire_dtype)
         able = tuple(self._able(setting, part) for part in (HOME, ACCELERATOR))
-        key = wire_dtype, able, setting.untrusted if policy.secrets else ()
+        key = wire_dtype, able, setting.untrusted if policy.secrets else (), streams
         free = self._once(key, lambda: self._best_in_bytes(setting))
         if not limits:
             return free
         return self._once(
             (key, tuple(sorted(limits.items()))),
-            lambda: self._within(limits, free, machine, wire_dtype),
+            lambda: self._within(limits, free, machine, wire_dtype, streams),
         )
+
+    def streams(self, machine: Machine) -> frozenset[int]:
+        """The ops whose parameters lie at home: the same at all sizes."""
+        at = machine.weights_at
+        if at not in self._streams:
+            self._streams[at] = streaming(self._graph, self._policy, at)
+        return self._streams[at]
 
     def _able(self, setting: Setting, part: str) -> tuple[bool, ...] | None:
         """By op: whether a device can run it; None for one that can run all."""
@@ -238,7 +255,12 @@ class PlacementSearch:
         return _gathered(found, placed, [True] * over.length)
 
     def _within(
-        self, limits: Mapping[str, int], free: Answers, machine: Machine, wire_dtype: str | None
+        self,
+        limits: Mapping[str, int],
+        free: Answers,
+        machine: Machine,
+        wire_dtype: str | None,
+        streams: frozenset[int],
     ) -> Answers:
         """``free`` where its placements fit into the memories, else what is solved there.
 
@@ -249,11 +271,12 @@ class PlacementSearch:
         most = sum(taken, np.zeros(over.length, np.int64))
         beyond = np.zeros(over.length, bool)
         for number, devices in enumerate(free.placements):
-            if devices not in self._needed:
-                placement = placement_on(devices)
+            if (devices, streams) not in self._needed:
+                placement = placement_on(devices, streams)
                 traffic = account(graph, placement, Links(load_link("none")))
-                self._needed[devices] = memory_of(graph, placement, traffic.transfers, taken)
-            needed = self._needed[devices]
+                lying = memory_of(graph, placement, traffic.transfers, taken)
+                self._needed[devices, streams] = lying
+            needed = self._needed[devices, streams]
             for part, limit in limits.items():
                 over_limit = (limit < most) & (needed.get(part, 0) > limit)
                 beyond |= (free.which == number) & over_limit
@@ -296,9 +319,9 @@ def _nowhere(length: int) -> Answers:
     return Answers((), none, (IMPOSSIBLE,) * length, (None,) * length)
 
 
-def placement_on(devices: Devices) -> Placement:
-    """A placement of which only the devices matter."""
-    return Placement(HOME, devices, (False,) * len(devices), ("",) * len(devices))
+def placement_on(devices: Devices, streams: frozenset[int]) -> Placement:
+    """A placement of which only the devices matter, and whose parameters lie at home."""
+    return Placement(HOME, devices, (False,) * len(devices), ("",) * len(devices), streams)
 
 
 def _best(problem: Problem, policy: Policy) -> Devices | None:

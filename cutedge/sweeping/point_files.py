@@ -65,6 +65,7 @@ SWEEP = pa.schema(
             null=True,
         ),
         _figure("execution", pa.string()),
+        column("weights_at", pa.string(), description(SUMMARY.field("weights_at"))),
         column(
             "placed",
             pa.string(),
@@ -123,6 +124,7 @@ def _table(found: Points, job: Job) -> pa.Table:
         "array_options": _each([m.options.text or None for m in machines], found.machine),
         "engine": _each([m.engine or None for m in machines], found.machine),
         "execution": _each([m.execution for m in machines], found.machine),
+        "weights_at": _each([m.weights_at for m in machines], found.machine),
         "placed": found.placed,
         "optimal": found.optimal,
         "coverage": found.coverage,

@@ -199,16 +199,22 @@ def points(job: Job) -> Points:
 
 
 def along(
-    program: SizedGraph, devices: Devices, machine: Machine, wire: str | None, residency: Residency
+    program: SizedGraph,
+    devices: Devices,
+    streams: frozenset[int],
+    machine: Machine,
+    wire: str | None,
+    residency: Residency,
 ) -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
     """(sizes, figures by name) of one placement at each size of a program, in no order.
 
     A figure that is not known at a size is left out there. ``devices`` are ``HOME`` and
-    ``ACCELERATOR``, as the parts of the machine are called (``by_part``).
+    ``ACCELERATOR``, as the parts of the machine are called (``by_part``); the parameters of
+    ``streams`` lie at home.
     """
     for part in _alike(program):
         length = part.over.length
-        plan = part.plan(devices, np.arange(length), wire, residency)
+        plan = part.plan(devices, streams, np.arange(length), wire, residency)
         figures = {
             name: np.broadcast_to(np.asarray(values), (length,)).tolist()
             for name, values in plan.figures(machine).items()
@@ -241,11 +247,18 @@ class _Part:
             found[part] = self._times[key]
         return found
 
-    def plan(self, devices: Devices, rows: Ints, wire: str | None, residency: Residency) -> "_Plan":
+    def plan(
+        self,
+        devices: Devices,
+        streams: frozenset[int],
+        rows: Ints,
+        wire: str | None,
+        residency: Residency,
+    ) -> "_Plan":
         """What a placement moves at some of the sizes."""
-        key = devices, rows.tobytes(), wire, residency
+        key = devices, streams, rows.tobytes(), wire, residency
         if key not in self._plans:
-            self._plans[key] = _Plan(self, devices, rows, wire, residency)
+            self._plans[key] = _Plan(self, devices, streams, rows, wire, residency)
         return self._plans[key]
 
 
@@ -285,7 +298,7 @@ def _rows(
 ) -> _Rows:
     if wire is None and machine.options.int8_speedup is not None:
         wire = "int8"
-    answers = search.answers(machine, wire)
+    answers, streams = search.answers(machine, wire), search.streams(machine)
     length = part.over.length
     figures: dict[str, Column] = {
         **{name: np.zeros(length, np.int64) for name in (*COUNTS, *OPTIONAL_COUNTS)},
@@ -295,7 +308,7 @@ def _rows(
     known = {name: np.zeros(length, bool) for name in figures}
     for number, devices in enumerate(answers.placements):
         rows = np.flatnonzero(answers.which == number)
-        plan = part.plan(devices, rows, wire, residency)
+        plan = part.plan(devices, streams, rows, wire, residency)
         for name, values in plan.figures(machine).items():
             figures[name][rows], known[name][rows] = values, True
     return _Rows(wire, answers.placed, answers.optimal, figures, known)
@@ -322,9 +335,15 @@ class _Plan:
     """What a placement moves and runs, at some of the sizes of a part."""
 
     def __init__(
-        self, part: _Part, devices: Devices, rows: Ints, wire: str | None, residency: Residency
+        self,
+        part: _Part,
+        devices: Devices,
+        streams: frozenset[int],
+        rows: Ints,
+        wire: str | None,
+        residency: Residency,
     ) -> None:
-        graph, placement = part.graph, placement_on(devices)
+        graph, placement = part.graph, placement_on(devices, streams)
         traffic = account(
             graph, placement, Links(load_link("none")), wire_dtype=wire, residency=residency
         )

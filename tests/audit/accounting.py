@@ -14,7 +14,7 @@ The words that every part needs:
 import ast
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +128,30 @@ class Trace:
         """
         maker = self.tensors[tensor]["op_id"]
         return maker is None or bool(self.ops[maker]["is_constant"])
+
+    def parameters_of(self, op: int) -> tuple[set[int], set[int]]:
+        """(the parameters that an op reads, those that constants which it reads are made of).
+
+        Each by its storage: a view of a parameter is read as the parameter, and what is computed of
+        one is a constant (rule 2).
+        """
+        read: set[int] = set()
+        behind: set[int] = set()
+        for tensor in self.read_by[op]:
+            if not self.never_crosses(tensor):
+                continue
+            under = self.storage(tensor)
+            if self.tensors[under]["role"] == "parameter":
+                read.add(under)
+                continue
+            front = [tensor]
+            while front:
+                row = self.tensors[front.pop()]
+                if row["op_id"] is not None:
+                    front += self.read_by[row["op_id"]]
+                elif row["role"] == "parameter":
+                    behind.add(self.storage(row["tensor_id"]))
+        return read, behind
 
     def storage(self, tensor: int) -> int:
         """The tensor whose memory one lies in; itself where it is no alias."""
@@ -356,10 +380,12 @@ def account(
     *,
     wire_dtype: str | None = None,
     residency: str = "run",
+    streams: Collection[int] = (),
 ) -> Account:
     """Calls, transfers and resident bytes of a placement (op -> device, None where the rules say).
 
-    Rules 4, 5 and 9; the functions below say which words decide what.
+    Rules 1, 4, 5 and 9; the functions below say which words decide what. ``streams`` are the ops
+    whose parameters lie at home.
     """
     where = _cells(trace, placed, home)
     steps = _steps(trace, placed, home)
@@ -374,15 +400,62 @@ def account(
         source = placed[maker]
         assert source is not None
         moved += _moves(trace, tensor, source, steps[maker], needs, home, wire_dtype, residency)
+    sent = sent_parameters(trace, placed, home, streams)
+    for device, parameters in sent.items():
+        for parameter, readers in parameters.items():
+            moved += _sendings(
+                trace, parameter, device, {steps[op] for op in readers}, home, residency
+            )
     for one in moved:
         calls.setdefault(one.call, [])
     return Account(
         steps,
         {key: sorted(calls[key]) for key in sorted(calls)},
         sorted(moved),
-        resident(trace, placed, where, home),
+        resident(trace, placed, where, home, sent),
         cut_edges(trace, placed, where),
     )
+
+
+def sent_parameters(
+    trace: Trace, placed: Mapping[int, str | None], home: str, streams: Collection[int]
+) -> dict[str, dict[int, list[int]]]:
+    """Device -> parameter that is sent there -> the ops there that read it.
+
+    Rule 1: with weights at home "a parameter that ops of an accelerator read crosses from home in
+    each run [...] by storage"; "one that lies there anyway, for an op with its weights on the
+    device or for a constant, is not sent".
+    """
+    lies: set[tuple[str, int]] = set()
+    wanted: dict[str, dict[int, list[int]]] = {}
+    for op, device in placed.items():
+        if device is None or device == home:
+            continue
+        read, behind = trace.parameters_of(op)
+        lies.update((device, parameter) for parameter in behind)
+        for parameter in sorted(read):
+            if op in streams:
+                wanted.setdefault(device, {}).setdefault(parameter, []).append(op)
+            else:
+                lies.add((device, parameter))
+    return {
+        device: {p: ops for p, ops in parameters.items() if (device, p) not in lies}
+        for device, parameters in wanted.items()
+    }
+
+
+def _sendings(
+    trace: Trace, parameter: int, device: str, steps: set[int], home: str, residency: str
+) -> Iterable[Moved]:
+    """The transfers of a parameter that lies at home to one device.
+
+    Rule 1: "once for each (tensor, home, device), with `--residency call` once for each call that
+    needs it; with the first call that needs it; in what it is stored in, whatever `--wire-dtype`
+    says".
+    """
+    row = trace.tensors[parameter]
+    for step in sorted(steps) if residency == "call" else [min(steps)]:
+        yield Moved(parameter, home, device, (step, device), "send", row["dtype"], row["bytes"])
 
 
 def _cells(trace: Trace, placed: Mapping[int, str | None], home: str) -> dict[int, set[str]]:
@@ -584,7 +657,11 @@ def cut_edges(trace: Trace, placed: Mapping[int, str | None], where: Mapping[int
 
 
 def resident(
-    trace: Trace, placed: Mapping[int, str | None], where: Mapping[int, set[str]], home: str
+    trace: Trace,
+    placed: Mapping[int, str | None],
+    where: Mapping[int, set[str]],
+    home: str,
+    sent: Mapping[str, Mapping[int, Sequence[int]]],
 ) -> dict[str, int]:
     """Device -> the bytes that lie there all the time.
 
@@ -593,7 +670,8 @@ def resident(
     needs them [...] They count as resident bytes": those that an op there reads when it runs, by
     storage, and the parameters and buffers that they are computed from. Rule 9: the cache "is
     counted as resident bytes": as it is when the step is over, on each device that holds it. State
-    that no cached rows lead to (a recurrence's, in a prefill) lies where it is made.
+    that no cached rows lead to (a recurrence's, in a prefill) lies where it is made. Parameters that
+    a device is ``sent`` lie at home and not there.
     """
     storages: dict[str, set[int]] = {}
 
@@ -618,6 +696,9 @@ def resident(
         if device is not None:
             for tensor in trace.read_by[op]:
                 if trace.never_crosses(tensor):
+                    if trace.storage(tensor) in sent.get(device, ()):
+                        hold(tensor, home)
+                        continue
                     hold(tensor, device)
                     load(tensor, device)
     for tensor, row in trace.tensors.items():

@@ -15,7 +15,7 @@ from tests.audit.comparing import (
     compare_trace,
 )
 from tests.audit.models import CONFIGS, write_config
-from tests.audit.policies import as_toml, places_of, random_policy
+from tests.audit.policies import as_toml, at_home, places_of, random_policy, random_weights
 
 OWN = Path(__file__).parent / "own.py"
 
@@ -129,6 +129,8 @@ class Way:
     link: str = "plain"
     objective: bool = False
     """Whether what a random policy's rules leave is free, where fewest bytes cross."""
+    weights_at: str = "device"
+    """Where parameters lie; ``rules``: as each rule of a random policy says."""
 
 
 def ways(seeds: range) -> Iterator[Way]:
@@ -147,13 +149,33 @@ def ways(seeds: range) -> Iterator[Way]:
             yield Way(seed, ("run", "call")[seed % 2], objective=True)
 
 
+def weight_ways(seeds: range) -> Iterator[Way]:
+    """Ways in which parameters lie at home: all of them, and those of some rules."""
+    wires = [None, "bfloat16", "float16"]
+    links = list(LINKS)
+    for i, policy in enumerate(["offload-linear", "fuse-attention", "min-cut", "layers"]):
+        for residency in ("run", "call"):
+            if policy != "layers" or residency == "run":
+                yield Way(
+                    policy, residency, wire=wires[i % 3], link=links[i % 4], weights_at="home"
+                )
+    for seed in seeds:
+        two = ("gpu", "npu")[: 1 + seed % 2]
+        for residency, at in (("run", "rules"), ("call", "rules"), ("run", "home")):
+            yield Way(seed, residency, two, wires[seed % 3], links[seed % 4], weights_at=at)
+        if seed % 3 == 0:
+            yield Way(seed, ("run", "call")[seed % 2], objective=True, weights_at="rules")
+
+
 def split(trace: Trace, folder: Path, way: Way) -> Comparison:
     """Split a trace in one way and compare all of it."""
-    places = None
+    places, streams = None, None
     if isinstance(way.policy, int):
         default, rules = random_policy(trace, way.policy, len(way.accelerators))
         policy = folder / f"random-{way.policy}.toml"
-        text = as_toml("free" if way.objective else default, rules)
+        at = random_weights(trace, way.policy, rules) if way.weights_at == "rules" else None
+        streams = at_home(trace, rules, at) if at else None
+        text = as_toml("free" if way.objective else default, rules, at)
         policy.write_text('objective = "bytes"\n' + text if way.objective else text)
         if not way.objective:
             places = places_of(trace, default, rules, "tee", way.accelerators)
@@ -166,10 +188,12 @@ def split(trace: Trace, folder: Path, way: Way) -> Comparison:
         write_link(way.link, folder),
         *(word for name in way.accelerators for word in ("--accel", name)),
         *(("--wire-dtype", way.wire) if way.wire else ()),
+        *(("--weights-at", "home") if way.weights_at == "home" else ()),
     ]
     done = driving.partition(folder / "trace", *map(str, options))
     links = {"": read_link(folder / f"{way.link}.toml")}
-    asked = Asked("tee", way.accelerators, way.residency, way.wire, links)
+    at_all = "home" if way.weights_at == "home" else "device"
+    asked = Asked("tee", way.accelerators, way.residency, way.wire, links, at_all, streams)
     found = compare_split(trace, done, asked, places)
     if way.policy in BEST[:4] or way.objective:
         found += compare_optimum(trace, done, asked, seed=1, tries=10)

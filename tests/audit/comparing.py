@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -33,6 +33,10 @@ class Asked:
     wire_dtype: str | None
     links: Mapping[str, Link]
     """By accelerator, and by ``a+b`` of two; ``""`` is that of all others."""
+    weights_at: str = "device"
+    """Where parameters lie of which no rule says it."""
+    streams: Collection[int] | None = None
+    """The ops whose parameters lie at home, where rules say of each."""
 
 
 @dataclass
@@ -219,6 +223,7 @@ def compare_optimum(
     placed = {row["op_id"]: row["device"] for row in placement}
     free = [row["op_id"] for row in placement if not row["pinned"]]
     devices = [asked.home, *asked.accelerators]
+    streams = {row["op_id"] for row in placement if row["weights_at"] == "home"}
     drawn = random.Random(seed)
     for _ in range(tries if free else 0):
         op = drawn.choice(free)
@@ -231,6 +236,7 @@ def compare_optimum(
             asked.home,
             wire_dtype=asked.wire_dtype,
             residency=asked.residency,
+            streams=streams,
         )
         less = sum(m.payload_bytes for m in other.moved)
         found.compared += 1
@@ -265,10 +271,25 @@ def compare_split(
             found.same(f"op {op} ({row['name']}) is at", told[op], home)
         if placed is not None:
             found.same(f"op {op} ({row['name']}) is placed on", told[op], placed[op])
-    ours = account(trace, told, home, wire_dtype=asked.wire_dtype, residency=asked.residency)
+    streams = _streams(trace, folder, asked, found)
+    ours = account(
+        trace, told, home, wire_dtype=asked.wire_dtype, residency=asked.residency, streams=streams
+    )
     _compare_calls(trace, folder, ours, asked.links, found)
     _compare_summary(folder, ours, found)
     return found
+
+
+def _streams(trace: Trace, folder: Path, asked: "Asked", found: Comparison) -> set[int]:
+    """The ops whose parameters lie at home, as asked for; by ``asked.streams`` where rules say."""
+    told = {row["op_id"]: row["weights_at"] for row in rows(folder / "placement.parquet")}
+    for op, row in trace.ops.items():
+        free = bool(row["is_constant"]) or op in trace.state.ops
+        reads = not free and bool(trace.parameters_of(op)[0])
+        home = op in asked.streams if asked.streams is not None else asked.weights_at == "home"
+        ours = ("home" if home else "device") if reads else None
+        found.same(f"op {op} ({row['name']}) weights_at", told[op], ours)
+    return {op for op, at in told.items() if at == "home"}
 
 
 def _compare_calls(
@@ -320,7 +341,7 @@ def _compare_calls(
         found.same(f"{name} src_op", row["src_op"], tensor["op_id"])
         found.same(f"{name} tensor_name", row["tensor_name"], tensor["name"])
         found.same(f"{name} label", row["label"], tensor["label"])
-        maker = trace.ops[tensor["op_id"]]
+        maker = trace.ops[_origin(trace, tensor, row["dst_device"], ours)]
         found.same(f"{name} layer", row["layer"], maker["layer"])
         found.same(f"{name} module_path", row["module_path"], maker["module_path"])
         found.same(f"{name} seq_degree", row["seq_degree"], tensor["seq_degree"])
@@ -350,6 +371,14 @@ def _compare_calls(
             found.same(f"{name}_payload_bytes", call[f"{column}_payload_bytes"], payload)
             wire = wired.get((call["call_id"], direction), 0)
             found.same(f"{name}_wire_bytes", call[f"{column}_wire_bytes"], wire)
+
+
+def _origin(trace: Trace, tensor: Row, device: str, ours: Account) -> int:
+    """The op that makes a tensor; of a parameter the first on its device to read it."""
+    if tensor["op_id"] is not None:
+        return int(tensor["op_id"])
+    here = {op for (_, there), ops in ours.calls.items() if there == device for op in ops}
+    return min(op for op in here if tensor["tensor_id"] in trace.parameters_of(op)[0])
 
 
 def _call_of(call: Row, ours: Account, taken: Mapping[int, tuple[int, str]]) -> tuple[int, str]:

@@ -56,15 +56,45 @@ def random_policy(trace: Trace, seed: int, accelerators: int) -> tuple[str, list
     return drawn.choice(places), rules
 
 
-def as_toml(default: str, rules: Sequence[Rule]) -> str:
+def random_weights(trace: Trace, seed: int, rules: Sequence[Rule]) -> list[str | None]:
+    """By rule, where the parameters of its ops lie; None where it does not say."""
+    drawn = random.Random(f"weights {seed} {trace.about['trace_id']}")
+    return [drawn.choice([None, "home", "home", "device"]) for _ in rules]
+
+
+def as_toml(
+    default: str, rules: Sequence[Rule], weights_at: Sequence[str | None] | None = None
+) -> str:
     """The policy's file."""
     text = f'description = "Drawn at random"\ndefault = "{default}"\n'
-    for conditions, place in rules:
-        text += "\n[[rule]]\n"
+    for (conditions, place), at in zip(rules, weights_at or [None] * len(rules), strict=True):
+        text += "\n[[rule]]\n" + (f'weights_at = "{at}"\n' if at else "")
         for name, values in conditions.items():
             text += f"{name} = {list(values)!r}\n"
         text += f'place = "{place}"\n'
     return text
+
+
+def first_rule(trace: Trace, rules: Sequence[Rule], op: int) -> int | None:
+    """The rule that places an op; None where the default does."""
+    matching = (
+        number
+        for number, (conditions, _) in enumerate(rules)
+        if all(
+            set(CONDITIONS[name](trace, op)) & set(values) for name, values in conditions.items()
+        )
+    )
+    return next(matching, None)
+
+
+def at_home(trace: Trace, rules: Sequence[Rule], weights_at: Sequence[str | None]) -> set[int]:
+    """The ops whose parameters lie at home: those of whose rules the first that matches says so."""
+    found = set()
+    for op in trace.ops:
+        number = first_rule(trace, rules, op)
+        if number is not None and weights_at[number] == "home":
+            found.add(op)
+    return found
 
 
 def places_of(
@@ -81,15 +111,8 @@ def places_of(
     placed: dict[int, str | None] = {}
     for op, row in trace.ops.items():
         if op in free:
-            matching = (
-                place
-                for conditions, place in rules
-                if all(
-                    set(CONDITIONS[name](trace, op)) & set(values)
-                    for name, values in conditions.items()
-                )
-            )
-            placed[op] = devices[next(matching, default)]
+            number = first_rule(trace, rules, op)
+            placed[op] = devices[default if number is None else rules[number][1]]
         else:
             is_state = row["is_constant"] or op in trace.state.ops
             placed[op] = None if is_state else home

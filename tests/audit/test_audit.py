@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.audit.accounting import Account, Link, Trace, account, evaluate, framing_of
-from tests.audit.cases import CASES, LINKS, Asked, Case, Way, audit, split, ways
+from tests.audit.cases import CASES, LINKS, Asked, Case, Way, audit, split, ways, weight_ways
 from tests.audit.comparing import compare_split
 
 HERE = Path(__file__).parent
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_figure_is_what_the_rules_say(case: Case, tmp_path, record_property):
-    found = audit(case, tmp_path, ways(range(9)))
+    found = audit(case, tmp_path, [*ways(range(9)), *weight_ways(range(6))])
     record_property("figures compared", found.compared)
     assert not found.differ, f"{len(found.differ)} disagree:\n" + "\n".join(found.differ[:20])
 
@@ -30,6 +30,17 @@ def test_every_figure_is_what_the_rules_say(case: Case, tmp_path, record_propert
 @pytest.mark.parametrize("case", [Case("branches", "--batch 2 --seq 6")], ids=str)
 def test_a_module_with_every_corner_is_what_the_rules_say(case: Case, tmp_path, record_property):
     found = audit(case, tmp_path, [*ways(range(6))][::4])
+    record_property("figures compared", found.compared)
+    assert not found.differ, f"{len(found.differ)} disagree:\n" + "\n".join(found.differ[:20])
+
+
+WEIGHTY = [Case("branches", "--batch 2 --seq 6"), Case("gpt2", "--phase decode --past 8 --batch 2")]
+
+
+@pytest.mark.parametrize("case", WEIGHTY, ids=str)
+@pytest.mark.few(1)
+def test_parameters_that_are_sent_are_what_the_rules_say(case: Case, tmp_path, record_property):
+    found = audit(case, tmp_path, [*weight_ways(range(4))][:: 1 if case is WEIGHTY[0] else 2])
     record_property("figures compared", found.compared)
     assert not found.differ, f"{len(found.differ)} disagree:\n" + "\n".join(found.differ[:20])
 
@@ -107,6 +118,45 @@ def moved(trace: Trace, found: Account) -> list[tuple[Any, ...]]:
         (trace.tensors[m.tensor]["name"], m.source, m.destination, m.call, m.payload_bytes)
         for m in found.moved
     ]
+
+
+def test_a_parameter_at_home_is_sent_once_or_with_each_call_that_reads_it():
+    # x -> a (gpu, call 1) -> h (home) -> b (gpu, call 2); a and b read w, and c (gpu) a view of v.
+    trace = graph(
+        ("x", "input", 10, []),
+        ("a", "linear", 10, ["x"]),
+        ("h", "norm", 10, ["a"]),
+        ("b", "linear", 10, ["h"]),
+        results=("b",),
+    )
+    weight = {**trace.tensors[0], "op_id": None, "role": "parameter", "dtype": "bfloat16"}
+    tensors = {
+        **trace.tensors,
+        9: {**weight, "tensor_id": 9, "name": "w", "bytes": 20},
+        10: {**weight, "tensor_id": 10, "name": "tied", "bytes": 20, "alias_of": 9},
+    }
+    edges = [
+        *trace.edges,
+        *(
+            {"src_op": None, "dst_op": op, "tensor_id": tensor, "arg_index": 1}
+            for op, tensor in ((1, 9), (3, 10))
+        ),
+    ]
+    trace = Trace(trace.ops, tensors, edges, {})
+    placed = dict(enumerate([HOME, GPU, HOME, GPU, HOME]))
+
+    def weights(**options: Any) -> list[tuple[Any, ...]]:
+        return [
+            one for one in moved(trace, account(trace, placed, HOME, **options)) if one[0] == "w"
+        ]
+
+    first, second = (("w", HOME, GPU, (step, GPU), 20) for step in (1, 2))
+    assert weights() == []
+    assert weights(streams={1, 3}, wire_dtype="float32") == [first]
+    assert weights(streams={1, 3}, residency="call") == [first, second]
+    assert weights(streams={3}) == []  # it lies there for a
+    assert account(trace, placed, HOME, streams={1, 3}).resident_bytes == {HOME: 20}
+    assert account(trace, placed, HOME, streams={3}).resident_bytes == {GPU: 20}
 
 
 def test_what_is_read_again_is_sent_again_to_an_accelerator_that_forgets():

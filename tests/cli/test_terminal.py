@@ -4,6 +4,7 @@ The terminal is a real one (a pty).
 """
 
 import json
+import os
 import re
 import time
 from functools import cache, partial
@@ -94,6 +95,26 @@ def test_wide_shows_all_that_a_pipe_gets(name: str) -> None:
     assert not any(line.startswith("left out") for line in [*wide, *whole])
     tables = [line for line in whole if re.search(r"\S  \S", line)]
     assert {line.rstrip() for line in tables} <= {line.rstrip() for line in wide}
+
+
+CAPTURES = Path(__file__).parent / "captures"
+"""What commands print on terminals of each width; with WRITE_CAPTURES=1 the test writes it."""
+
+CAPTURED = {
+    **{name: TABLES[name] for name in ("compare", "partition", "devices", "links")},
+    "query": ("query", "SELECT * FROM ops WHERE kind = 'softmax'"),
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", CAPTURED)
+def test_what_is_printed_is_what_was_captured(name: str, width: int) -> None:
+    lines = on_terminal(width, *CAPTURED[name])
+    text = "".join(f"{line.rstrip()}\n" for line in lines)
+    capture = CAPTURES / f"{name}-{width}.txt"
+    if os.environ.get("WRITE_CAPTURES"):
+        capture.write_text(text, encoding="utf-8")
+    assert text == capture.read_text(encoding="utf-8"), "WRITE_CAPTURES=1 writes what it is now"
 
 
 def test_columns_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:

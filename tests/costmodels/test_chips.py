@@ -232,6 +232,63 @@ def test_the_documents_verdicts(here):
             assert one["times_too_slow"] == (pytest.approx(ratio) if ratio > 1 else None)
 
 
+PLAIN = """
+description = "8 bits a weight, of every tensor"
+
+[element_bits]
+value = 8
+source = "what a chip that computes in int8 takes in"
+"""
+
+
+def test_a_chip_that_is_sent_its_weights(here, tmp_path):
+    """TinyLlama on four chips in int8 is usable in 2.156 s with its weights there; they take longer.
+
+    Every linear's weight once, a byte each: 22 layers of 2 x 2048 x 2048 (q, o), 2 x 256 x 2048
+    (k, v) and 3 x 2048 x 5632, and a head of 32000 x 2048; axi-lite carries 200e6 bytes a second.
+    """
+    (tmp_path / "plain.toml").write_text(PLAIN)
+    options = (*FASTER, "--weights", str(tmp_path / "plain.toml"))
+    weights = 22 * (2 * 2048**2 + 2 * 256 * 2048 + 3 * 2048 * 5632) + 32000 * 2048
+    assert weights == sum(n * k for _, _, k, n in products(here, MODELS[2]) if n * k > 64 * 64)
+    there, sent = (
+        partitioned(here, MODELS[2], *options, "--weights-at", at) for at in ("device", "home")
+    )
+    assert there["run_seconds"] == pytest.approx(2.1556, abs=1e-4)
+    assert sent["sent_weight_bytes"] == weights
+    assert sent["seconds"] - there["seconds"] == pytest.approx(weights / 200e6) == 5.17210112
+    # What flows in the run beside it: 868,992 bytes.
+    assert sent["seconds"] == pytest.approx((weights + 868_992) / 200e6)
+    assert round(sent["seconds"], 2) == 5.18
+    assert sent["run_seconds"] == pytest.approx(there["run_seconds"] + weights / 200e6)
+    assert sent["resident_bytes"]["chip-8x8"] == 0
+    assert sum(sent["resident_bytes"].values()) == sum(there["resident_bytes"].values())
+    # Each product by itself, what several read sent for each of them: the documents' figure.
+    alone = invoke("cutedge", "cost", here / MODELS[2], "--device", "chip-8x8", *FASTER)
+    assert "axi-lite takes 5.177 s for their operands" in alone.stdout
+    laid = partitioned(here, MODELS[2], *options, "--weights-at", "home", "--schedule", "overlap")
+    # While the chips compute the next weights come: not under what the link takes, nor the sum.
+    assert sent["seconds"] < laid["makespan_seconds"] < sent["run_seconds"] - 1.9
+
+    def verdict(*more: str) -> str:
+        folder = here / MODELS[2]
+        done = invoke("cutedge", "compare", folder, *HOST_CHIP, *options, *more, "--within", "5")
+        assert done.returncode == 0, done.stderr
+        return next(line for line in done.stdout.splitlines() if line.startswith("host-chip"))
+
+    assert verdict().endswith("usable")
+    assert verdict("--weights-at", "home").endswith("1.47 x too slow")
+
+
+def test_a_chip_in_int8_is_sent_what_weights_are_stored_in(here):
+    """Not in int8 because it computes so: four bytes each, and a word of warning."""
+    done = invoke("partition", here / "edge-10m", *HOST_CHIP, *FASTER, "--weights-at", "home")
+    assert "arrays that compute in int8 are sent weights in float32" in done.stderr
+    assert "--weights" in done.stderr
+    quiet = invoke("partition", here / "edge-10m", *HOST_CHIP, *FASTER)
+    assert "int8 are sent" not in quiet.stderr
+
+
 def test_models_side_by_side(here):
     """A row a model and policy, and what is left out of each."""
     folders = [here / model for model in MODELS]

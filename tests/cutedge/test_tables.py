@@ -107,6 +107,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("device", TEXT, "null"),  # constants are on every device that reads them
         ("pinned", BOOL, ""),
         ("reason", TEXT, ""),
+        ("weights_at", TEXT, "null"),  # an op without parameters
     ],
     "transfers": [
         ("transfer_id", I32, ""),
@@ -116,7 +117,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("tensor_group", TEXT, ""),
         ("what", TEXT, "null"),  # a constant that all know
         ("secret", BOOL, ""),
-        ("src_op", I32, ""),
+        ("src_op", I32, "null"),  # parameters are not made
         ("src_device", TEXT, ""),
         ("dst_device", TEXT, ""),
         ("call_id", I32, ""),
@@ -152,11 +153,13 @@ COLUMNS: dict[str, list[Column]] = {
         ("link", TEXT, ""),
         ("wire_dtype", TEXT, "null"),
         ("residency", TEXT, ""),
+        ("weights_at", TEXT, ""),
         ("calls", I32, ""),
         ("transfers", I32, ""),
         ("cut_edges", I32, ""),
         ("sent_payload_bytes", I64, ""),
         ("sent_wire_bytes", I64, ""),
+        ("sent_weight_bytes", I64, ""),
         ("received_payload_bytes", I64, ""),
         ("received_wire_bytes", I64, ""),
         ("peer_payload_bytes", I64, ""),

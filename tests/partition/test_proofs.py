@@ -72,8 +72,11 @@ def least(graph: OpGraph, setting: Setting, placed: Placement) -> float:
     st.sampled_from(["run", "call"]),
     st.sampled_from([1, 1, 1, 2]),
     st.sampled_from([1e4, 1e6]),
+    st.sampled_from(["device", "home"]),
 )
-def test_what_is_called_optimal_is_and_a_bound_is_below_all(graph, link, residency, many, slow):
+def test_what_is_called_optimal_is_and_a_bound_is_below_all(
+    graph, link, residency, many, slow, weights_at
+):
     plain = {"kind": Kind.ELEMENTWISE, "dtype": "float32"}  # every device has seconds for these
     working = (Kind.INPUT, Kind.OUTPUT, Kind.VIEW, Kind.CONSTANT)
     graph = costed(
@@ -82,7 +85,8 @@ def test_what_is_called_optimal_is_and_a_bound_is_below_all(graph, link, residen
     speeds = {"tee": slow, "gpu": 1e6, "npu": 3e5}
     away = ("gpu", "npu")[:many]
     times = {name: time_ops(graph, device(name, speeds[name])) for name in ("tee", *away)}
-    at = Setting(Machine("tee", away, Links(link)), residency=residency, times=times)
+    machine = Machine("tee", away, Links(link), weights_at=weights_at)
+    at = Setting(machine, residency=residency, times=times)
     placed = place(graph, load_policy("fastest"), at)
     best = least(graph, at, placed.placement)
     ours = figure(graph, load_policy("fastest"), at, placed.placement)

@@ -30,7 +30,7 @@ from partition.problem import (
     viewed,
 )
 from partition.solve import SolverError, explain_infeasible, solve
-from partition.stored import resident_bytes, state_readers, storages
+from partition.stored import parameters_read, resident_bytes, state_readers, storages
 from tests.support import ROOT
 from tests.support.graphs import HOME, Builder, describe, place
 from tracer.graph import Edge, Kind, OpGraph, Role
@@ -89,8 +89,11 @@ def _grow(rng: random.Random, build: Builder, cache: int, active: list[int]) -> 
     return made
 
 
-def joined_graph(rng: random.Random, blocks: int) -> OpGraph:
-    """Blocks of ops, each of which reads of the one before only what it ends in, as layers do."""
+def joined_graph(rng: random.Random, blocks: int, weighty: float = 0.0) -> OpGraph:
+    """Blocks of ops, each of which reads of the one before only what it ends in, as layers do.
+
+    ``weighty`` is the share of ops that read the one parameter beside that.
+    """
     build = Builder(symbolic=False)
 
     def shape() -> list[int]:
@@ -107,6 +110,8 @@ def joined_graph(rng: random.Random, blocks: int) -> OpGraph:
                 reads = [weight]  # waits for nothing
             elif rng.random() < 0.05:
                 reads.append(cache)
+            if weighty and rng.random() < weighty:
+                reads.append(weight)
             active.append(build.op(f"op_{block}_{n}", *reads, shape=shape()))
         if not grown and rng.random() < 0.1:
             grown.append(_grow(rng, build, cache, active))
@@ -274,6 +279,101 @@ def test_many_calls_and_state_that_is_renewed(seed):
         memory = {HOME: rng.randrange(100, 500)} if rng.random() < 0.2 else {}
         residency = rng.choice(["run", "call"])
         assert_best(replace(problem, call_cost=calls, memory_bytes=memory, residency=residency))
+
+
+def streamed(rng: random.Random, problem: Problem) -> Problem:
+    """The same problem, where parameters of some ops lie at home; a view of them and more of them."""
+    graph = problem.graph
+    read = parameters_read(graph)
+    able = [op.id for op in graph.ops if read[op.id]]
+    streams = frozenset(rng.sample(able, rng.randint(0, len(able))))
+    away = problem.accelerators
+    costs = payload_costs(graph, problem.devices, streams=streams)
+    more = {k: rng.randrange(9) * n for k, n in costs.items() if k not in problem.transfer_cost}
+    assert {(graph.tensors[t].op, source) for t, source, _ in more} <= {(None, HOME)}
+    assert {device for *_, device in more} <= {*away}
+    return replace(problem, streams=streams, transfer_cost={**problem.transfer_cost, **more})
+
+
+def weighty_graph(rng: random.Random, body: int) -> OpGraph:
+    """Ops that read two parameters, one of them tied and viewed, and what is computed of one."""
+    build = Builder(symbolic=False)
+
+    def shape() -> list[int]:
+        return [rng.choice([1, 2, 3, 5, 8, 13]), rng.choice([1, 4])]
+
+    active = [build.input("x", shape())]
+    one, other = build.parameter("one", shape()), build.parameter("other", shape())
+    stored = [one, other, build.parameter("tied", (2, 2), alias_of=one)]
+    stored += [build.constant("turned", one, shape=(2, 1), alias_of=one)]
+    stored += [build.constant("scaled", other, shape=shape())]
+    for n in range(body):
+        reads = [rng.choice([active[-1], rng.choice(active)])]
+        if rng.random() < 0.7:
+            reads.append(rng.choice(stored))
+        active.append(build.op(f"op_{n}", *reads, shape=shape()))
+    return build.finish(active[-1], rng.choice(active))
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.few(2)
+def test_parameters_that_are_sent_are_costs_of_the_cut(seed):
+    rng = random.Random(600 + seed)
+    solvers = Counter[str]()
+    for _ in range(12):
+        graph = weighty_graph(rng, rng.randint(2, 7))
+        problem = streamed(rng, random_problem(rng, rng.randint(2, 7), graph=graph))
+        assert_best(problem)
+        solvers[solve(problem).solver] += 1
+        assert solve(problem, solver="program").objective == solve(problem).objective
+    assert solvers["cut"], solvers
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.few(2)
+def test_parameters_that_are_sent_within_limits(seed):
+    rng = random.Random(650 + seed)
+    for _ in range(8):
+        accelerators = rng.choice([1, 1, 2])
+        free = rng.randint(2, 4 if accelerators == 2 else 7)
+        graph = weighty_graph(rng, rng.randint(2, 8))
+        problem = limited(rng, random_problem(rng, free, accelerators, graph=graph))
+        assert_best(streamed(rng, problem))
+
+
+def test_a_parameter_of_a_layer_that_is_left_is_not_sent():
+    """Where it costs more to send w than to bring its op's result home, the op stays."""
+    build = Builder(symbolic=False)
+    x, w = build.input("x", (2, 1)), build.parameter("w", (50, 1))  # 8 and 200 bytes
+    graph = build.finish(build.op("heavy", x, w, shape=(2, 1)))
+    (heavy,) = (op.id for op in graph.ops if op.name == "heavy")
+    for dear, sent in ((215, False), (217, True)):  # x and w out, heavy home: 216
+        streams = frozenset({heavy})
+        problem = Problem(
+            graph,
+            HOME,
+            ("gpu",),
+            allowed_devices(graph, HOME, ("gpu",), {}),
+            op_cost={(heavy, HOME): dear},
+            transfer_cost=payload_costs(graph, (HOME, "gpu"), streams=streams),
+            streams=streams,
+        )
+        found = solve(problem)
+        assert found.objective == min(dear, 216)
+        assert (found.placement.devices[heavy] == "gpu") is sent
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.few(3)
+def test_a_parameter_of_many_blocks_is_sent_with_each_call(seed):
+    """Also where a call goes on from block to block."""
+    rng = random.Random(700 + seed)
+    for _ in range(8):
+        accelerators = rng.choice([1, 1, 2])
+        graph = joined_graph(rng, rng.randint(2, 4), weighty=0.5)
+        free = rng.randint(3, 5 if accelerators == 2 else 8)
+        problem = limited(rng, random_problem(rng, free, accelerators, graph=graph))
+        assert_best(streamed(rng, replace(problem, residency="call")))
 
 
 def joined_problem(rng: random.Random, blocks: int, accelerators: int, free: int) -> Problem:

@@ -8,7 +8,7 @@ import torch
 
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
-from cutedge.runtime.home import load
+from cutedge.runtime.home import load, workers
 from cutedge.runtime.plan import make_plan
 from cutedge.runtime.verify import Verdict, judge, unsplit
 from cutedge.runtime.weights import given_numbers
@@ -277,6 +277,46 @@ def test_a_memory_counts_once_and_the_users_module_answers_the_same(
     assert graph.meta.parameters == COUNTED[function]
     assert parameter_bytes(graph) == 4 * COUNTED[function]
     assert verdict.max_abs_difference < 1e-5 < verdict.max_abs_result
+
+
+@pytest.mark.parametrize(
+    "function", ["tied", "transposed", "part", "normed", "tied_blocks", "gpt2"]
+)
+@pytest.mark.parametrize("residency", ["run", "call"])
+@pytest.mark.few(5)
+def test_a_memory_that_lies_at_home_is_sent_as_one(file: Path, function: str, residency) -> None:
+    """Whichever its names and views are; every other op away, so that many calls need it."""
+    made = runnable_function(str(file), function)
+    graph = annotate(made.graph)
+    weights, links = {"seed": 0, "spread": 0.3}, Links(load_link("unix-socket"))
+    fixed = (Kind.INPUT, Kind.OUTPUT)
+    devices = [
+        None if graph.is_everywhere(op.id) else ("tee", "gpu")[op.kind not in fixed and op.id % 2]
+        for op in graph.ops
+    ]
+    devices = [
+        "gpu" if device and graph.inputs(op) and graph.ops[op].kind is Kind.LINEAR else device
+        for op, device in enumerate(devices)
+    ]
+    streams = frozenset(range(len(graph.ops)))
+    placement = Placement("tee", devices, [False] * len(devices), [""] * len(devices), streams)
+    traffic = account(graph, placement, links, wire_dtype="bfloat16", residency=residency)
+    sent = [t for t in traffic.transfers if t.tensor.op is None]
+    assert sent
+    assert {t.tensor.alias_of for t in sent} == {None}
+    assert {t.wire_dtype for t in sent} == {"float32"}
+    plan = make_plan(graph, made.invocations, placement, wire_dtype="bfloat16", residency=residency)
+    how = {"links": links, "wire_dtype": "bfloat16", "residency": residency}
+    with workers(list(plan.accelerators)) as running:
+        loaded = load(plan, running, data=made.data, weights=weights, **how)
+        given = given_numbers(graph, 0)
+        runs = [loaded.run(given) for _ in range(2)]
+    reference = unsplit(graph, made, given, weights, "tee")
+    for measured in runs:
+        verdict = judge(graph, traffic, measured, reference, "bfloat16")
+        assert verdict.unequal == ()
+        assert verdict.answer_equal
+        assert verdict.max_abs_result > 0
 
 
 def test_a_dtype_keeps_the_ties(file: Path) -> None:
