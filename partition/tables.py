@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -607,6 +608,7 @@ def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]
         frozenset(row["op_id"] for row in placed if row["weights_at"] == "home"),
     )
     transfers = tuple(_transfer(graph, row) for row in rows["transfers"])
+    _check_rows(graph, placement, rows)
     traffic = Traffic(
         _calls(graph, placement, rows["calls"], transfers),
         transfers,
@@ -639,6 +641,35 @@ def _rows(folder: Path, name: str, schema: pa.Schema, trace_id: str) -> list[dic
         raise TableError(f"{folder / name}.parquet is of another trace. Run partition again.")
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+def _check_rows(
+    graph: OpGraph, placement: Placement, rows: Mapping[str, list[dict[str, Any]]]
+) -> None:
+    """Raise ValueError or TypeError for transfers and calls that no placement like this has."""
+    devices, calls = {placement.home, *placement.accelerators}, len(rows["calls"])
+    for number, row in enumerate(rows["transfers"]):
+        ends = {row["src_device"], row["dst_device"]}
+        sound = (
+            row["transfer_id"] == number and 0 <= row["call_id"] < calls and row["tensor_id"] >= 0
+        )
+        if not (sound and ends <= devices):
+            raise ValueError(f"transfer {number}")
+    there = set[tuple[int, str]]()
+    for number, row in enumerate(rows["transfers"]):
+        tensor, src = row["tensor_id"], row["src_device"]
+        op = graph.tensors[tensor].op
+        if (tensor, src) not in there and (op is None or placement.devices[op] != src):
+            raise ValueError(f"transfer {number}: it is not there")
+        there.add((tensor, row["dst_device"]))
+    ran = [(op, row["device"]) for row in rows["calls"] for op in row["ops"]]
+    away = [(op, d) for op, d in enumerate(placement.devices) if d not in (None, placement.home)]
+    if sorted(ran) != away or [row["call_id"] for row in rows["calls"]] != list(range(calls)):
+        raise ValueError("calls of other ops than are away")
+    for row in (*rows["transfers"], *rows["calls"]):
+        figures = [v for k, v in row.items() if k.endswith(("_bytes", "seconds")) and v is not None]
+        if not all(isfinite(figure) and figure >= 0 for figure in figures):
+            raise ValueError("a figure below 0 or none")
 
 
 def _transfer(graph: OpGraph, row: Mapping[str, Any]) -> Transfer:
