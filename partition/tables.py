@@ -659,7 +659,11 @@ def _check_rows(
     for number, row in enumerate(rows["transfers"]):
         tensor, src = row["tensor_id"], row["src_device"]
         op = graph.tensors[tensor].op
-        if (tensor, src) not in there and (op is None or placement.devices[op] != src):
+        if op is None:  # a parameter, which lies at home where it is sent
+            lies = placement.home if placement.streams else None
+        else:
+            lies = placement.devices[op]
+        if (tensor, src) not in there and lies != src:
             raise ValueError(f"transfer {number}: it is not there")
         there.add((tensor, row["dst_device"]))
     ran = [(op, row["device"]) for row in rows["calls"] for op in row["ops"]]
