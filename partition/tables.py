@@ -659,10 +659,8 @@ def _check_rows(
     for number, row in enumerate(rows["transfers"]):
         tensor, src = row["tensor_id"], row["src_device"]
         op = graph.tensors[tensor].op
-        if op is None:  # a parameter, which lies at home where it is sent
-            lies = placement.home if placement.streams else None
-        else:
-            lies = placement.devices[op]
+        at_home = placement.home if placement.streams else None  # a parameter that is sent
+        lies = at_home if op is None else placement.devices[op]
         if (tensor, src) not in there and lies != src:
             raise ValueError(f"transfer {number}: it is not there")
         there.add((tensor, row["dst_device"]))
