@@ -33,7 +33,7 @@ CASES = {
         [*PYTHON, "-c", "import pyarrow.parquet, networkx"],
     ),
     "trace llama-3.2-1b, not cached / import torch and Llama, build the meta model": (
-        [*TRACE, "1024", "--no-cache"],
+        [*TRACE, "1024", "--no-trace-cache"],
         [*PYTHON, "-c", BUILD_ONLY],
     ),
     "partition of that trace / import pyarrow and networkx": (
@@ -46,8 +46,8 @@ CASES = {
     ),
     "cutedge --help / import typer": ([BIN / "cutedge", "--help"], [*PYTHON, "-c", "import typer"]),
     "trace llama-3.1-405b, 126 layers, not cached / trace llama-3.2-1b, 16 layers, not cached": (
-        [BIN / "trace", "llama-3.1-405b", "--seq", "1024", "--no-cache", "--out", "large"],
-        [*TRACE, "1024", "--no-cache"],
+        [BIN / "trace", "llama-3.1-405b", "--seq", "1024", "--no-trace-cache", "--out", "large"],
+        [*TRACE, "1024", "--no-trace-cache"],
     ),
 }
 
