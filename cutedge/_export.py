@@ -170,8 +170,9 @@ def opened(
     if folder is None:
         return read_trace(trace)[0], None, None
     split = read_split(trace, folder)
+    graph, placement, traffic = split.graph, split.placement, split.traffic
     split = replace(
-        split, schedule=read_schedule(folder, split.graph, split.traffic, split.trace_id)
+        split, schedule=read_schedule(folder, graph, placement, traffic, split.trace_id)
     )
     return split.graph, split, read_run(folder, split.trace_id, split.traffic.calls)
 

@@ -1,6 +1,7 @@
 """A schedule as a table, and what there is to say of it in a row."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import fields
 from math import isfinite
@@ -10,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from partition.accounting import Traffic, call_label
-from partition.schedule import Schedule, Slot, Task
+from partition.placement import Placement
+from partition.schedule import Schedule, Slot, Task, executed
 from tracer.files import parse_json
-from tracer.graph import OpGraph
+from tracer.graph import Op, OpGraph
 from tracer.serde import Rows, TableError, column, read_table
 from tracer.summary import tensor_names
 
@@ -113,10 +115,13 @@ def schedule_metadata(schedule: Schedule) -> str:
     return json.dumps({name: getattr(schedule, name) for name in _OF_THE_WHOLE})
 
 
-def read_schedule(folder: Path, graph: OpGraph, traffic: Traffic, trace_id: str) -> Schedule | None:
+def read_schedule(
+    folder: Path, graph: OpGraph, placement: Placement, traffic: Traffic, trace_id: str
+) -> Schedule | None:
     """The schedule in a partition's directory, without why its tasks are in this order.
 
-    None where it has none. Raises TableError where it is damaged or of another trace.
+    None where it has none. Raises TableError where it is damaged, of another trace or of other
+    tasks than the placement has.
     """
     if not (folder / "schedule.parquet").exists():
         return None
@@ -126,10 +131,9 @@ def read_schedule(folder: Path, graph: OpGraph, traffic: Traffic, trace_id: str)
     rows = table.to_pylist()
     try:
         slots = tuple(_slot(row, traffic, len(rows)) for row in rows)
-        if any((slot.task.op or 0) >= len(graph.ops) for slot in slots):
-            raise ValueError("an op that there is not")
         read = Schedule(slots=slots, **parse_json(metadata["schedule"]))
         _check_whole(read)
+        _check_tasks(read, graph, placement, traffic)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise TableError(f"{folder}/schedule.parquet is damaged. Run partition again.") from error
     return read
@@ -176,6 +180,29 @@ def _check_whole(schedule: Schedule) -> None:
         lanes = schedule.lanes[slot.task.uses[0]]
         if not (0 <= slot.lane < lanes and 0 <= slot.request < schedule.requests):
             raise ValueError("a lane or a request that there is not")
+
+
+def _check_tasks(
+    schedule: Schedule, graph: OpGraph, placement: Placement, traffic: Traffic
+) -> None:
+    """Raise ValueError unless each request has each op and transfer once, in its call and place."""
+    wanted = sorted(
+        (one.id, -1, -1 if call is None else call.id, call.device if call else placement.home)
+        if isinstance(one, Op)
+        else (-1, one.id, one.call, "")
+        for one, call in executed(graph, placement, traffic)
+    )
+    by_request: dict[int, list[tuple[int, int, int, str]]] = defaultdict(list)
+    for slot in schedule.slots:
+        task = slot.task
+        numbers = (-1 if n is None else n for n in (task.op, task.transfer, task.call))
+        op, transfer, call = numbers
+        place = "" if task.op is None else task.uses[0]
+        by_request[slot.request].append((op, transfer, call, place))
+    if len(by_request) != schedule.requests * bool(wanted):
+        raise ValueError("requests")
+    if any(sorted(tasks) != wanted for tasks in by_request.values()):
+        raise ValueError("other tasks than the placement has")
 
 
 _OF_THE_WHOLE = tuple(field.name for field in fields(Schedule) if field.name != "slots")

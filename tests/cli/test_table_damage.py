@@ -112,6 +112,35 @@ def test_a_thousand_tables_with_another_value(made, tmp_path):
     assert change_tables(1000, made, tmp_path / "here") > 400
 
 
+@pytest.mark.parametrize(
+    ("column", "value"), [("op_id", None), ("op_id", 0), ("call_id", 0), ("request", 1)]
+)
+def test_a_schedule_has_each_task_of_its_placement_once(made, tmp_path, column, value):
+    """A row that is of another task, call or request than what runs."""
+    here = tmp_path / "here"
+    shutil.copytree(made, here)
+    (path,) = here.rglob("schedule.parquet")
+    table = pq.ParquetFile(path).read()
+    values = table.column(column).to_pylist()
+    row = next(n for n, op in enumerate(table.column("op_id").to_pylist()) if (op or 0) > 9)
+    values[row] = (
+        next(v for v in table.column("op_id").to_pylist()[row + 1 :] if v)
+        if value is None
+        else value
+    )
+    index = table.schema.get_field_index(column)
+    changed = table.set_column(
+        index, table.schema.field(index), pa.array(values, table.schema.field(index).type)
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), sink)
+    write_files(path.parent, {path.name: sink.getvalue().to_pybytes()})
+    done = invoke("cutedge", "export", "perfetto", here / "t", "--out", tmp_path / "o")
+    assert done.returncode == 1, done.stdout
+    assert "schedule.parquet is damaged. Run partition again." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_command_says_it_in_a_line(made, tmp_path, as_json):
     """Exit code 2, the file by its name, and with --json an object."""
