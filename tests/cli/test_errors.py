@@ -497,7 +497,12 @@ def test_the_link_file_that_the_others_are_made_of(here, cli):
                 [f"[{FIRST}]", "whole number", value.strip('"')],
                 id=f"value = {value}",
             )
-            for value in ("-1", "1.5", '"82"', "[82]", "99999999999999999999")
+            for value in ("-1", "1.5", '"82"', "[82]")
+        ),
+        pytest.param(
+            GOOD_LINK.replace("value = 0", "value = 99999999999999999999"),
+            [f"{FIRST}.value", "whole number of more than 64 bits"],
+            id="no whole number of TOML",
         ),
         pytest.param(
             GOOD_LINK.replace("[sent_tensor", "[sent_tensr"),
