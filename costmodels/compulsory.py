@@ -1,14 +1,19 @@
 """What every program with a graph's results moves, however its ops are fused or ordered."""
 
 from collections import Counter
+from functools import lru_cache
+from math import fsum
 
 from costmodels.experts import STATE, Routing, routing_of
+from costmodels.flops import PRODUCTS
 from costmodels.fused import arranges, fused
+from costmodels.roofline import Rule
 from costmodels.traffic import has_own_rule
 from tracer.graph import Kind, OpGraph, Tensor
 from tracer.summary import renewals
 
 
+@lru_cache(maxsize=4)
 def compulsory_bytes(graph: OpGraph) -> int:
     """Bytes that a run reads or writes on any device that keeps nothing of them in its caches.
 
@@ -26,7 +31,26 @@ def compulsory_bytes(graph: OpGraph) -> int:
     return sum(_read(graph).values()) + _written(graph)
 
 
-def needed_ops(graph: OpGraph) -> list[int]:
+def least_seconds(graph: OpGraph, rule: Rule) -> float | None:
+    """What no program with a graph's results stays below; None where the device has no rates.
+
+    The longer of moving the compulsory bytes and of the matrix products, of a causal attention
+    without what its mask leaves out. Algorithms with fewer multiplications than a matrix product
+    has are left out of account.
+    """
+    moving = rule.memory_seconds(compulsory_bytes(graph))
+    computing: list[float | None] = []
+    for op in (graph.ops[number] for number in _needed_ops(graph)):
+        flops = op.cost.flops if op.cost.causal_flops is None else op.cost.causal_flops
+        if op.kind in PRODUCTS and flops is not None:
+            computing.append(rule.compute_seconds(rule.dtype_of(graph, op), flops))
+    known = [seconds for seconds in computing if seconds is not None]
+    if moving is None or len(known) < len(computing):
+        return None
+    return float(max(moving, fsum(known)))
+
+
+def _needed_ops(graph: OpGraph) -> list[int]:
     """The ops that a result depends on, in order."""
     found = {len(graph.ops) - 1}
     for op in reversed(graph.ops):
@@ -38,7 +62,7 @@ def needed_ops(graph: OpGraph) -> list[int]:
 def _read(graph: OpGraph) -> dict[int, int]:
     """By what is there before a run: what the kernel that reads most of it reads."""
     most: dict[int, int] = {}
-    needed = {*needed_ops(graph)}
+    needed = {*_needed_ops(graph)}
     for group in fused(graph):
         sizes: Counter[int] = Counter()
         for number, read in zip(group.ops, group.reads, strict=True):

@@ -6,7 +6,7 @@ of peak and bandwidth those of an engine on a known device, or rates of a device
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -178,7 +178,7 @@ class Residual:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class RateModel:
     """What figures are fitted on: a known device, under whose peaks they are shares, or one that is
     made of them."""
 
@@ -226,8 +226,6 @@ class Fitted:
     """Of all that was fitted, in the order of the file."""
     warnings: tuple[str, ...] = ()
     """What the measurements cannot tell, in sentences."""
-    notes: tuple[str, ...] = field(default=())
-    """What was read of them beside."""
 
     @property
     def measured_seconds(self) -> float:
@@ -269,7 +267,7 @@ def fit_profile(profile: Profile, device: Device | None) -> Fitted:
             f"{profile.name} has products in {', '.join(sorted(lacking))}, for which {device.name} "
             "has no peak: is it that device?"
         )
-    machine = Machine(tuple(sorted(dtypes)), device)
+    machine = RateModel(tuple(sorted(dtypes)), device)
     attention = work.is_attention
     floors = ["kernel_seconds", *(["attention_seconds"] if attention.sum() > 1 else [])]
     keys = [*machine.keys, *floors]
@@ -334,7 +332,7 @@ def _best(
 
 
 def _starts(
-    machine: Machine, work: Work, seconds: Floats, at_compute: float, at_memory: float
+    machine: RateModel, work: Work, seconds: Floats, at_compute: float, at_memory: float
 ) -> dict[str, float]:
     """Where a search begins: at a share of the most that any op reached."""
     starts = {"kernel_seconds": 0.5 * float(seconds.min()), "attention_seconds": 1e-6}
@@ -348,7 +346,7 @@ def _starts(
 
 def _of_profile(
     profile: Profile,
-    machine: Machine,
+    machine: RateModel,
     values: Values,
     residuals: tuple[Residual, ...],
     relative: Floats,

@@ -8,14 +8,23 @@ from typing import Any
 import numpy as np
 
 from costmodels.bench import FLOATS, BenchRow, is_bench, read_bench
-from costmodels.calibrate import Calibration, Log, check_out, fit, fit_copies, link_toml, read_log
+from costmodels.calibrate import (
+    Calibration,
+    Log,
+    check_out,
+    fit,
+    fit_copies,
+    link_toml,
+    read_log,
+    write_link,
+)
 from costmodels.described import rounded, toml, write_toml
 from costmodels.devices import Device, load_device
 from costmodels.engines import LAUNCH
 from costmodels.fit_engine import (
     BANDWIDTH,
     Fitted,
-    Machine,
+    RateModel,
     Residual,
     Work,
     engine_of,
@@ -162,7 +171,7 @@ def _of_calls(measured: Path, out: Path, *, force: bool) -> Calibrated:
     check_out(out, force=force)
     log = read_measured(measured) if measured.suffix == ".parquet" else (read_log(measured),)
     found = fit(*log)
-    write_toml(out, link_toml(found))
+    write_link(found, out)
     about = f"{measured}: {counted(found.calls, 'call')}"
     return Calibrated((Written("link", str(out), found.figures),), found, about=about)
 
@@ -235,7 +244,7 @@ class _Ran:
     steps: tuple[tuple[int, Work], ...]
     """(how many, the kernels of one)"""
 
-    def seconds(self, machine: Machine, values: Mapping[str, float]) -> float:
+    def seconds(self, machine: RateModel, values: Mapping[str, float]) -> float:
         """What the row takes under figures by key."""
         at = machine.at("fused", values)
         return sum(count * work.step_seconds(*at) for count, work in self.steps)
@@ -262,7 +271,7 @@ def fit_bench(
     if not ran:
         raise InputError(f"{name}: no row is left to fit: {'; '.join(warnings)}")
     storages = [one.row.storage for one in ran]
-    machine = Machine(tuple(sorted({one[0] for one in storages if one})), device)
+    machine = RateModel(tuple(sorted({one[0] for one in storages if one})), device)
     launch = f"{LAUNCH}.fused"
     keys = [*machine.keys, launch]
     kernels = [one.kernels for one in ran]
@@ -307,7 +316,7 @@ _MOST_STEPS = 256
 """Parts of a prompt, each with a graph of its own."""
 
 
-def _starts(machine: Machine, ran: Sequence[_Ran]) -> dict[str, float]:
+def _starts(machine: RateModel, ran: Sequence[_Ran]) -> dict[str, float]:
     """Where a search begins: at what the rows themselves reach."""
     if machine.device is not None:
         return dict.fromkeys(machine.keys, 0.8)

@@ -3,14 +3,12 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from costmodels.compulsory import compulsory_bytes, needed_ops
+from costmodels.compulsory import compulsory_bytes, least_seconds
 from costmodels.devices import load_device
 from costmodels.engines import PHYSICAL
-from costmodels.flops import PRODUCTS
 from costmodels.links import Link, load_link
 from costmodels.roofline import DeviceTime, Rule, Share, refuse_missing, shares, time_graph
 from cutedge._machines import array_options, engines_of
@@ -63,22 +61,10 @@ class Cost:
     def least_seconds(self) -> float | None:
         """What no program with these results stays below here, however its ops are fused.
 
-        The longer of moving the compulsory bytes and of the matrix products, of a causal attention
-        without what its mask leaves out, both at the device's own rates; None where it has none.
-        Algorithms with fewer multiplications than a matrix product has are left out of account.
+        None where the device has no rates of its own.
         """
-        graph, time = self.trace.graph, self.time
-        rule = Rule(time.device, products_dtype=time.products_dtype)
-        moving = rule.memory_seconds(self.compulsory_bytes)
-        computing: list[float | None] = []
-        for op in (graph.ops[number] for number in needed_ops(graph)):
-            flops = op.cost.flops if op.cost.causal_flops is None else op.cost.causal_flops
-            if op.kind in PRODUCTS and flops is not None:
-                computing.append(rule.compute_seconds(rule.dtype_of(graph, op), flops))
-        known = [seconds for seconds in computing if seconds is not None]
-        if moving is None or len(known) < len(computing):
-            return None
-        return float(max(moving, fsum(known)))
+        rule = Rule(self.time.device, products_dtype=self.time.products_dtype)
+        return least_seconds(self.trace.graph, rule)
 
     @property
     def total_share(self) -> Share | None:

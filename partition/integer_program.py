@@ -479,8 +479,7 @@ class _Steps:
         """
         program, graph = self.program, self.graph
         dominator: list[int | None] = [None] * len(graph.ops)
-        several = program.counted and len(self.problem.accelerators) > 1
-        if program.renewed or several:
+        if program.renewed or (program.counted and len(self.problem.accelerators) > 1):
             return dominator
         placed = [op for op in range(len(graph.ops)) if not graph.is_everywhere(op)]
         sources = max((op for op in placed if not self.before[op]), default=0)
@@ -693,9 +692,7 @@ class _Steps:
         cost = self.problem.transfer_cost.get((weight, self.problem.home, device), 0)
         lies, readers = program.lying(weight, device), program.weights[weight].sent
         last = max(readers)
-        sent: dict[
-            tuple[int | None, int], _Linear
-        ] = {}  # with the call of a step after a dominator
+        sent: dict[tuple[int | None, int], _Linear] = {}  # (dominator, step after it)
         for after in [None, *sorted({d for d in self.dominator if d is not None and d < last})]:
             begun = _ZERO  # with the call that the dominator is in
             if after is not None:

@@ -195,8 +195,7 @@ def _check_tasks(
     by_request: dict[int, list[tuple[int, int, int, str]]] = defaultdict(list)
     for slot in schedule.slots:
         task = slot.task
-        numbers = (-1 if n is None else n for n in (task.op, task.transfer, task.call))
-        op, transfer, call = numbers
+        op, transfer, call = (-1 if n is None else n for n in (task.op, task.transfer, task.call))
         place = "" if task.op is None else task.uses[0]
         by_request[slot.request].append((op, transfer, call, place))
     if len(by_request) != schedule.requests * bool(wanted):

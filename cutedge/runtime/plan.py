@@ -182,9 +182,10 @@ def _device_plan(
     front += [t for t in kept if not graph.crosses(graph.tensors[t])]
     uses.update(t for t in kept if graph.crosses(graph.tensors[t]))
     everywhere: dict[int, int] = {}
+    comes = sent | names.keys()
     while front:
         tensor = graph.tensors[front.pop()]
-        if tensor.id in everywhere or tensor.id in resident or tensor.id in sent | names.keys():
+        if tensor.id in everywhere or tensor.id in resident or tensor.id in comes:
             continue
         if tensor.op is None or (
             graph.is_everywhere(tensor.op) and tensor.op not in invocations
