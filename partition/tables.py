@@ -648,6 +648,7 @@ def _check_rows(
 ) -> None:
     """Raise ValueError or TypeError for transfers and calls that no placement like this has."""
     devices, calls = {placement.home, *placement.accelerators}, len(rows["calls"])
+    there = set[tuple[int, str]]()
     for number, row in enumerate(rows["transfers"]):
         ends = {row["src_device"], row["dst_device"]}
         sound = (
@@ -655,8 +656,6 @@ def _check_rows(
         )
         if not (sound and ends <= devices):
             raise ValueError(f"transfer {number}")
-    there = set[tuple[int, str]]()
-    for number, row in enumerate(rows["transfers"]):
         tensor, src = row["tensor_id"], row["src_device"]
         op = graph.tensors[tensor].op
         at_home = placement.home if placement.streams else None  # a parameter that is sent

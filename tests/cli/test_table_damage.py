@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.inprocess import invoke
+from tests.support.inprocess import invoke, prepare
 from tracer.files import write_files
 
 SEED = 15
@@ -26,17 +26,11 @@ SCHEDULED = ["--machine", "tee-tdx+rtx-4090@pcie4-x16", "--schedule", "overlap"]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("fuzz")
-    before = Path.cwd()
-    os.chdir(here)
-    try:
-        for words in (
-            ["trace", "edge-10m", "--seq", "8", "--out", "t"],
-            ["partition", "t", "--policy", "offload-linear", *SCHEDULED],
-        ):
-            done = invoke(*words)
-            assert done.returncode == 0, done.stderr
-    finally:
-        os.chdir(before)
+    prepare(
+        here,
+        ["trace", "edge-10m", "--seq", "8", "--out", "t"],
+        ["partition", "t", "--policy", "offload-linear", *SCHEDULED],
+    )
     return here
 
 

@@ -1,6 +1,8 @@
 """Commands without a process: for all tests that a process adds nothing to but seconds."""
 
 import traceback
+from collections.abc import Sequence
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -35,6 +37,14 @@ def invoke(command: str, *args: str | Path) -> CompletedProcess[str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         stderr += "".join(traceback.format_exception(result.exception))
     return CompletedProcess(words, result.exit_code, result.stdout, stderr)
+
+
+def prepare(folder: Path, *commands: Sequence[str]) -> None:
+    """Run commands in a folder, each of which must succeed."""
+    with chdir(folder):
+        for words in commands:
+            done = invoke(*words)
+            assert done.returncode == 0, done.stderr
 
 
 def command_names() -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.inprocess import invoke
+from tests.support.inprocess import invoke, prepare
 from tracer.files import MANIFEST, DamagedError, check_file, remove_files, write_files, write_whole
 
 # --- where output goes ----------------------------------------------------------------------------
@@ -209,32 +209,15 @@ SCHEDULED = ["--machine", "tee-tdx+rtx-4090@pcie4-x16", "--schedule", "overlap"]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace ``t`` with a partition and costs, a sweep ``s``, and the trace that was the last."""
     here = tmp_path_factory.mktemp("files")
-    before = Path.cwd()
-    os.chdir(here)
-    try:
-        for words in (
-            ["trace", "edge-10m", "--seq", "8"],
-            ["trace", "edge-10m", "--seq", "8", "--out", "t"],
-            ["partition", "t", "--policy", "offload-linear", *SCHEDULED],
-            ["cutedge", "cost", "t", "--device", "chip-8x8"],
-            [
-                "cutedge",
-                "sweep",
-                "edge-10m",
-                "--seq",
-                "8..64:8",
-                "--policy",
-                "offload-linear",
-                "--out",
-                "s",
-                "--jobs",
-                "1",
-            ],
-        ):
-            done = invoke(*words)
-            assert done.returncode == 0, done.stderr
-    finally:
-        os.chdir(before)
+    sizes = ["--seq", "8..64:8", "--policy", "offload-linear", "--out", "s", "--jobs", "1"]
+    prepare(
+        here,
+        ["trace", "edge-10m", "--seq", "8"],
+        ["trace", "edge-10m", "--seq", "8", "--out", "t"],
+        ["partition", "t", "--policy", "offload-linear", *SCHEDULED],
+        ["cutedge", "cost", "t", "--device", "chip-8x8"],
+        ["cutedge", "sweep", "edge-10m", *sizes],
+    )
     return here
 
 
