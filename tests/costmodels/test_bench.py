@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from costmodels.fit_engine import work_of
 from costmodels.roofline import time_ops
 from cutedge._calibrate import calibrate
 from tests.support.inprocess import invoke
+from tracer.presets import preset
 
 LLAMA = 6738546688  # CodeLlama-7b, whose sizes are those of llama-2-7b but for 16 tokens more
 
@@ -84,6 +86,7 @@ def test_published_rows_give_the_engine_that_is_shipped(tmp_path, name):
     assert "row 2 (llama 7B mostly Q8_0 tg128) " in engine.sources["launch_seconds.fused"]
 
 
+@pytest.mark.slow
 def test_a_prompt_gives_a_share_of_the_peak(tmp_path):
     """2 x 6.6e9 x 512 FLOPs in 46.3 ms are 146 TFLOP/s of 165; launches take 5 of the ms."""
     found = calibrate(
@@ -111,12 +114,24 @@ def test_published_rows_foretell_another_format(tmp_path):
     )
 
 
-EDGE = cutedge.trace("edge-10m", seq=16).graph.meta.parameters
+@cache
+def parameters(model: str, **options: Any) -> int:
+    return cutedge.trace(model, **options).graph.meta.parameters
 
 
-def made(engine: Engine, device: str) -> list[dict[str, Any]]:
-    """Rows of edge-10m with the seconds that an engine has for them."""
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory) -> str:
+    """The file of a model that is edge-10m but for its layers: it has one."""
+    file = tmp_path_factory.mktemp("models") / "shallow.json"
+    config = {**preset("edge-10m"), "num_hidden_layers": 1}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return str(file)
+
+
+def made(model: str, engine: Engine, device: str) -> list[dict[str, Any]]:
+    """Rows of a model with the seconds that an engine has for them."""
     card = load_device(device)
+    count = parameters(model, phase="decode", past=64, dtype="float16")
     rows = []
     for name, weights in (("F16", None), ("Q8_0", "q8_0")):
         for fields in (
@@ -132,14 +147,14 @@ def made(engine: Engine, device: str) -> list[dict[str, Any]]:
             if new:
                 parts.append((new, {"phase": "decode", "past": past + prompt + new // 2}))
             seconds = 0.0
-            for count, sizes in parts:
-                trace = cutedge.trace("edge-10m", dtype="float16", **sizes).stored(weights)
-                seconds += count * time_ops(trace.graph, card, engine=engine).seconds
-            rows.append(row(f"opt 10M {name}", EDGE, seconds, **fields))
+            for times, sizes in parts:
+                trace = cutedge.trace(model, dtype="float16", **sizes).stored(weights)
+                seconds += times * time_ops(trace.graph, card, engine=engine).seconds
+            rows.append(row(f"opt 10M {name}", count, seconds, **fields))
     return rows
 
 
-def test_an_engine_is_found_again(tmp_path):
+def test_an_engine_is_found_again(tmp_path, shallow):
     known = Engine(
         "known",
         "",
@@ -148,8 +163,8 @@ def test_an_engine_is_found_again(tmp_path):
         compute_ratio={"any": 0.3},
         bandwidth_ratio={"any": 0.6},
     )
-    file = written(tmp_path, made(known, "rtx-4090"))
-    found = calibrate(file, tmp_path / "my.toml", device="rtx-4090", models=["edge-10m"])
+    file = written(tmp_path, made(shallow, known, "rtx-4090"))
+    found = calibrate(file, tmp_path / "my.toml", device="rtx-4090", models=[shallow])
     (engine,) = found.files
     assert engine.figures == {
         "launch_seconds.fused": pytest.approx(2e-7, rel=1e-4),
@@ -157,7 +172,7 @@ def test_an_engine_is_found_again(tmp_path):
         "bandwidth_ratio.rtx-4090": pytest.approx(0.6, rel=1e-4),
     }
     # The same rows without a device: one of that many FLOPs and bytes a second.
-    rates = calibrate(file, tmp_path / "other.toml", models=["edge-10m"])
+    rates = calibrate(file, tmp_path / "other.toml", models=[shallow])
     assert [one.kind for one in rates.files] == ["device", "engine"]
     card, own = load_device("rtx-4090"), load_device(str(tmp_path / "other-device.toml"))
     assert own.memory_bandwidth_bytes_per_second == pytest.approx(
@@ -168,8 +183,9 @@ def test_an_engine_is_found_again(tmp_path):
     )  # float32 between the products has a peak of its own on the card
 
 
-def test_one_row_tells_nothing_apart(tmp_path):
-    done = refused(tmp_path, [row("opt 10M F16", EDGE, 0.01)], "--model", "edge-10m")
+def test_one_row_tells_nothing_apart(tmp_path, shallow):
+    count = parameters(shallow, phase="decode", past=64, dtype="float16")
+    done = refused(tmp_path, [row("opt 10M F16", count, 0.01)], "--model", shallow)
     assert "determines no figure" in done
     assert "cannot tell bandwidth_ratio.rtx-4090 and launch_seconds.fused apart" in done
 
@@ -186,7 +202,7 @@ def refused(folder: Path, rows: Sequence[Any], *options: str) -> str:
 
 def test_rows_of_which_no_graph_speaks_are_left_out_and_said(tmp_path):
     rows = [
-        *PUBLISHED,
+        *PUBLISHED[:2],
         row("llama 7B TQ1_0 - 1.69 bpw", LLAMA, 1.0),
         row("llama 7B F16", LLAMA, 1.0, n_gpu_layers=10),
         row("llama 7B F16", LLAMA, 1.0, type_v="q8_0"),
@@ -196,11 +212,11 @@ def test_rows_of_which_no_graph_speaks_are_left_out_and_said(tmp_path):
         written(tmp_path, rows), tmp_path / "my.toml", device="rtx-4090", models=["llama-2-7b"]
     )
     said = " ".join(found.warnings)
-    assert "row 4 (llama 7B TQ1_0 - 1.69 bpw tg128) is left out: its weights" in said
-    assert "row 5 (llama 7B F16 tg128) is left out: 10 of 32 layers" in said
-    assert "row 6 (llama 7B F16 tg128) is left out: keys and values are cached in two" in said
-    assert "row 7 (llama 7B F16 tg128) is left out: some of its experts" in said
-    assert len(found.fitted.residuals) == 3
+    assert "row 3 (llama 7B TQ1_0 - 1.69 bpw tg128) is left out: its weights" in said
+    assert "row 4 (llama 7B F16 tg128) is left out: 10 of 32 layers" in said
+    assert "row 5 (llama 7B F16 tg128) is left out: keys and values are cached in two" in said
+    assert "row 6 (llama 7B F16 tg128) is left out: some of its experts" in said
+    assert len(found.fitted.residuals) == 2
 
 
 @pytest.mark.parametrize(
@@ -226,11 +242,12 @@ def test_rows_of_which_no_graph_speaks_are_left_out_and_said(tmp_path):
     ],
 )
 def test_what_is_no_benchmark_is_refused(tmp_path, fields, options, says):
-    assert says in refused(tmp_path, [row("opt 10M F16", EDGE, 0.01, **fields)], *options)
+    rows = [row("opt 10M F16", parameters("edge-10m", seq=16), 0.01, **fields)]
+    assert says in refused(tmp_path, rows, *options)
 
 
 def test_a_row_that_is_none(tmp_path):
-    good = row("opt 10M F16", EDGE, 0.01)
+    good = row("opt 10M F16", parameters("edge-10m", seq=16), 0.01)
     assert "row 2: an object is wanted" in refused(tmp_path, [good, 3])
     short = {key: value for key, value in good.items() if key != "model_size"}
     assert "row 2: key 'model_size' is missing" in refused(tmp_path, [good, short])
@@ -271,10 +288,10 @@ def test_a_test_has_the_name_that_llama_bench_gives_it():
     ]
 
 
-@pytest.mark.parametrize("sizes", [{"seq": 64}, {"phase": "decode", "past": 64}])
+@pytest.mark.parametrize("sizes", [{"seq": 64, "cache": True}, {"phase": "decode", "past": 64}])
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp-2024"])
-def test_seconds_in_arrays_are_those_of_the_ops_one_by_one(sizes, engine):
-    graph = cutedge.trace("edge-10m", dtype="float16", **sizes).graph
+def test_seconds_in_arrays_are_those_of_the_ops_one_by_one(shallow, sizes, engine):
+    graph = cutedge.trace(shallow, dtype="float16", **sizes).graph
     by, card = load_engine(engine), load_device("a100-80g")
     taken = work_of(graph, by).step_seconds(card, by)
     assert taken == pytest.approx(time_ops(graph, card, engine=by).seconds, rel=1e-12)

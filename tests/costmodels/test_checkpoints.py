@@ -89,16 +89,18 @@ def test_a_checkpoint_is_stored_as_its_config_says(
 def test_a_trace_of_a_config_is_stored_as_it_says(
     told: dict[str, Any], name: str, size: float
 ) -> None:
-    traced = cutedge.trace({**LLAMA, "quantization_config": told}, seq=8, dtype="config")
+    config = {**LLAMA, "num_hidden_layers": 1, "quantization_config": told}
+    traced = cutedge.trace(config, seq=8, dtype="config")
     assert traced.graph.meta.dtype == "float16"
     check_stored(traced.graph, name, size)
     assert not any("quantization" in warning for warning in traced.warnings)
 
 
-def kept(told: dict[str, Any]) -> OpGraph:
+def kept(told: dict[str, Any], config: Mapping[str, Any] = LLAMA) -> OpGraph:
     """The model as its checkpoint has it: captured once, whatever it is stored in."""
-    plain = captured(dict(LLAMA), model="m", seq=8, dtype="float16").graph
-    graph, unknown = as_published(plain, {**LLAMA, "quantization_config": told})
+    dtype = config["torch_dtype"]
+    plain = captured(dict(config), model="m", seq=8, dtype=dtype, symbolic=False).graph
+    graph, unknown = as_published(plain, {**config, "quantization_config": told})
     assert unknown == ()
     return graph
 
@@ -107,7 +109,7 @@ def check_stored(graph: OpGraph, name: str, size: float) -> None:
     assert graph.meta.weights == name
     assert graph.meta.weights_other == "embedding head vector in float16"
     sizes = {t.name: t.bytes for t in graph.tensors if t.role is Role.PARAMETER}
-    assert sizes["model.layers.1.self_attn.q_proj.weight"] == size
+    assert sizes["model.layers.0.self_attn.q_proj.weight"] == size
     for what, elements in (("lm_head", 96 * 256), ("model.embed_tokens", 96 * 256)):
         assert sizes[f"{what}.weight"] == 2 * elements
     assert sizes["model.norm.weight"] == 2 * 256
@@ -156,10 +158,9 @@ def test_experts_alone_are_in_mxfp4() -> None:
         "head_dim": 16,
         "num_local_experts": 4,
         "vocab_size": 96,
-        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
     }
-    traced = cutedge.trace(config, seq=8)
-    for tensor in traced.graph.tensors:
+    told = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    for tensor in kept(told, config).tensors:
         if tensor.role is Role.PARAMETER and tensor.alias_of is None:
             stack = len(tensor.shape) == 3
             bits = 8 * 17 / 32 if stack else 16

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 import cutedge
 from costmodels.compulsory import compulsory_bytes
 from costmodels.fused import fused
+from tests.support.examples import examples
 from tests.support.graphs import Builder, graphs
 from tests.support.weights import LLAMA, decoded
 from tracer.graph import Kind, OpGraph
@@ -38,7 +39,7 @@ def least(graph: OpGraph) -> int:
     return sum(group.moved(n) for group in fused(graph) for n in range(len(group.ops)))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(graphs())
 def test_nothing_that_fuses_moves_less(graph: OpGraph) -> None:
     assert compulsory_bytes(graph) <= least(graph)

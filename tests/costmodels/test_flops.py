@@ -79,14 +79,28 @@ def test_encoders_equal_torch(traced, name):
     assert products(graph) == counted_by_torch(name, "all")
 
 
-def test_llama_in_closed_form(traced):
+@pytest.mark.parametrize("layers", [1, pytest.param(16, marks=pytest.mark.slow)])
+def test_llama_in_closed_form(traced, layers):
+    """2 products x 2 FLOPs x 32 heads x 64 a layer and pair of tokens; 2 FLOPs a token and weight.
+
+    The weights are all but the norms, two of a layer and the last one.
+    """
+    cut = {"num_hidden_layers": layers}
+    every = total_flops(traced("llama-3.2-1b", seq=1024, logits="all", overrides=cut))
+    parameters = 1_235_814_400 - (16 - layers) * (60_817_408 + 2 * 2048)
+    pairs, tokens = layers * 2 * 2 * 32 * 64, 2 * (parameters - (2 * layers + 1) * 2048)
+    assert every.products_expr == f"{pairs}*batch*seq**2 + {tokens}*batch*seq"
+    assert every.products == (pairs * 1024 + tokens) * 1024
+    if layers == 16:
+        assert every.products_expr == "131072*batch*seq**2 + 2471493632*batch*seq"
+        assert every.products == 2_668_248_432_640
+
+
+def test_llama_makes_logits_of_the_last_token(traced):
+    """As much less as the other 1,023 tokens take in the head, of 128256 x 2048 weights."""
     last = total_flops(traced("llama-3.2-1b", seq=1024))
-    every = total_flops(traced("llama-3.2-1b", seq=1024, logits="all"))
     assert last.products == 2_130_829_115_392
-    assert every.products == 2_668_248_432_640
-    # 131072 = 16 layers x 2 products x 2 FLOPs x 32 heads x 64; 2471493632 = 2 FLOPs a weight
-    assert every.products_expr == "131072*batch*seq**2 + 2471493632*batch*seq"
-    assert 2 * (1_235_814_400 - 33 * 2048) == 2_471_493_632  # all weights but the 33 norms
+    assert last.products == 2_668_248_432_640 - 2 * 1023 * 128256 * 2048
 
 
 @pytest.mark.parametrize("name", swept(preset_names()))

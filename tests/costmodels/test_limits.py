@@ -340,12 +340,16 @@ def test_biases_stand_apart(traced):
     assert parts["attention"].biases == 2 * (2048 + 2 * 256)
 
 
+DEPTHS = {"bert-base": 1, "deepseek-v3": 4}
+"""Layers that show each part of a model; of others two."""
+
+
 @pytest.mark.parametrize(
     "model", ["bert-base", "gpt2", "mobilebert", "gpt-oss-20b", "gemma-2-2b", "deepseek-v3"]
 )
 @pytest.mark.few(1)
 def test_all_parameters_are_somewhere(traced, model):
-    graph = traced(model, seq=16, overrides={"num_hidden_layers": 4 if "deep" in model else 2})
+    graph = traced(model, seq=16, overrides={"num_hidden_layers": DEPTHS.get(model, 2)})
     found = break_down(graph)
     assert found.total + found.unread == graph.meta.parameters
     assert set(found.parts) <= {"embedding", "attention", "ffn", "norm", "lm_head"} | (

@@ -358,7 +358,7 @@ JUNK = st.recursive(
 )
 
 
-@examples(60)
+@examples(25)
 @given(data=st.data())
 def test_no_trace_makes_it_fall_over(data):
     """A good trace with something else in a place or two: an answer, or a plain error."""
