@@ -84,8 +84,8 @@ def test_a_checkpoint_is_stored_as_its_config_says(
     check_stored(kept(told), name, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("told", "name", "size"), METHODS)
-@pytest.mark.few(1)
 def test_a_trace_of_a_config_is_stored_as_it_says(
     told: dict[str, Any], name: str, size: float
 ) -> None:

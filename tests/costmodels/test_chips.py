@@ -18,7 +18,7 @@ from tracer.graph import Gemm
 
 MODELS = ("edge-10m", "distilbert", "tinyllama-1.1b")
 """Those of the documents."""
-SHALLOW, LAYERS = "llama-3.2-1b", 2
+SHALLOW, LAYERS = "llama-3.2-1b", 1
 """A model that one chip is too slow for, cut to its first layers."""
 QUICK = ("edge-10m", SHALLOW)
 CHIP = ("--home", "ryzen-7950x", "--accel", "chip-8x8", "--link", "axi-lite")

@@ -97,7 +97,7 @@ LAYERS = [2, pytest.param(24, marks=pytest.mark.slow)]
 
 
 def qwen(layers: int, past: int, attn: str = "eager") -> OpGraph:
-    few = layers < 6
+    few = layers < 6  # more are traced as formulas, each kind of layer once
     options = {"past": past, "dtype": "bfloat16", "attn": attn, "symbolic": not few}
     shallow = {"num_hidden_layers": layers}
     plain = captured(
