@@ -160,18 +160,18 @@ def test_a_prefill_over_encoded_tokens_fills_both_caches():
 def test_a_decoder_gets_what_its_own_encoder_returns(symbolic):
     """Also where it asks for more of it than the tokens: here for what the routers said.
 
-    A sparse layer in so many that none of the two is one.
+    A sparse layer in so many that its only one is none.
     """
     small = {
         "d_model": 32,
         "d_kv": 8,
         "d_ff": 48,
         "num_heads": 4,
-        "num_layers": 2,
+        "num_layers": 1,
         "vocab_size": 64,
-        "num_decoder_layers": 2,
-        "num_sparse_encoder_layers": 3,
-        "num_sparse_decoder_layers": 3,
+        "num_decoder_layers": 1,
+        "num_sparse_encoder_layers": 2,
+        "num_sparse_decoder_layers": 2,
     }
     described = {
         "model_type": "switch_transformers",
