@@ -106,6 +106,7 @@ def test_a_pipe_gets_no_escape_codes(words: list[str]) -> None:
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("words", [["policies"], ["policies", "min-cat"], ["--help"]], ids=" ".join)
+@pytest.mark.few(1)
 def test_no_color_takes_colours_from_a_terminal(words: list[str]) -> None:
     def on_a_terminal(**more: str) -> str:
         ours, theirs = pty.openpty()

@@ -53,20 +53,7 @@ SAID: dict[str, list[tuple[str, ...]]] = {
         ("t", "--policy", "layers", "--over", "seq", "4..16"),
         ("t", *ON, "--policy", "layers", "--over", "seq", "4..5", "--schedule", "overlap"),
     ],
-    "generate": [
-        (
-            "edge-10m",
-            "--set",
-            "num_hidden_layers=1",
-            "--prompt",
-            "8",
-            "--new",
-            "3",
-            *ON,
-            "--policy",
-            "min-cut",
-        )
-    ],
+    "generate": [("edge-10m", "--prompt", "8", "--new", "3", *ON, "--policy", "min-cut")],
     "sweep": [("edge-10m", "--seq", "8", "--jobs", "1", "--out", "sw")],
     "report": [("t", "--policy", "offload-linear")],
     "verify": [

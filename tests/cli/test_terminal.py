@@ -69,7 +69,9 @@ def piped(name: str) -> str:
     return invoke("cutedge", *TABLES[name]).stdout
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    "width", [80, *(pytest.param(width, marks=pytest.mark.slow) for width in WIDTHS[1:])]
+)
 @pytest.mark.parametrize("name", TABLES)
 def test_what_is_printed_fits_the_terminal(name: str, width: int) -> None:
     """No line is wider, each word is one of the whole output's, and what is left out is named."""
@@ -87,7 +89,8 @@ def test_what_is_printed_fits_the_terminal(name: str, width: int) -> None:
     assert len(words(shown)) > 10
 
 
-@pytest.mark.parametrize("name", ["compare", "devices", "links", "query"])
+@pytest.mark.parametrize("name", ["devices", "query", "links", "compare"])
+@pytest.mark.few(2)
 def test_wide_shows_all_that_a_pipe_gets(name: str) -> None:
     narrow, wide = on_terminal(80, *TABLES[name]), on_terminal(80, *TABLES[name], "--wide")
     whole = piped(name).splitlines()
@@ -415,6 +418,7 @@ def test_a_name_near_to_a_known_device_is_refused(name: str) -> None:
         "x",
     ],
 )
+@pytest.mark.few(5)
 def test_a_name_of_the_users_own_is_a_device_without_figures(name: str) -> None:
     home = "tee-tdx"
     said = invoke("partition", "--home", home, "--accel", name).stdout

@@ -1,5 +1,6 @@
 """Runs of all kinds, wherever they are written, read as one data set by what analysts use."""
 
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ MACHINES = ("tee-tdx+rtx-4090@pcie4-x16", "ryzen-7950x+h100-sxm@pcie5-x16")
 WIRES = (None, "float16")
 TINY = {
     "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
     "n_layer": 1,
     "n_embd": 32,
     "n_head": 2,
@@ -90,9 +92,15 @@ def test_forty_runs_are_forty_in_pyarrow(runs: tuple[Path, int, int]) -> None:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two sweeps: 2 policies x 2 lengths in float32, and the same in bfloat16."""
     root = tmp_path_factory.mktemp("sweeps")
+    (root / "tiny.json").write_text(json.dumps(TINY))
     for dtype in ("float32", "bfloat16"):
         cutedge.sweep(
-            "edge-10m", root / dtype, policy=list(POLICIES), seq=[16, 32], dtype=dtype, jobs=1
+            str(root / "tiny.json"),
+            root / dtype,
+            policy=list(POLICIES),
+            seq=[16, 32],
+            dtype=dtype,
+            jobs=1,
         )
     return root
 
@@ -101,8 +109,8 @@ def test_rows_of_sweeps_say_what_they_are_of_without_their_paths(swept: Path) ->
     marks = ["model", "variant", "phase", "policy", "seq"]
     variants = {"default": "float32", "bfloat16": "bfloat16"}
     wanted = {
-        ("edge-10m", variant, "prefill", policy, seq): cutedge.trace(
-            "edge-10m", seq=seq, dtype=dtype
+        ("tiny", variant, "prefill", policy, seq): cutedge.trace(
+            swept / "tiny.json", seq=seq, dtype=dtype
         )
         .partition(policy)
         .summary["total_payload_bytes"]

@@ -323,7 +323,7 @@ def test_what_was_measured_of_other_calls_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 @pytest.mark.parametrize("case", ["narrow", "two", "offload", "forgets", "home"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_perfettos_own_sql_gives_the_totals_of_the_tables(case: str, tmp_path: Path) -> None:
     out = tmp_path / "run.pftrace"
     given = NAMED if case != "two" else TWO

@@ -97,7 +97,7 @@ DRAWN = """() => [...document.querySelectorAll('.drawing')].map(drawing => {
 @pytest.mark.parametrize(
     ("name", "scheme"), [*((name, "light") for name in PAGES), (next(iter(PAGES)), "dark")]
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_every_drawing_is_drawn_or_says_why(opened, pages, name, scheme):
     with opened(pages[name], color_scheme=scheme) as page:
         drawn = {one["id"]: one for one in page.evaluate(DRAWN)}
@@ -214,6 +214,7 @@ def test_both_themes_can_be_read(opened, pages, scheme):
         assert (bright + 0.05) / (dark + 0.05) >= 4.5, name
 
 
+@pytest.mark.slow
 def test_a_dark_page_is_printed_light_and_whole(opened, pages):
     with opened(pages["host-chip"], color_scheme="dark", changed=True) as page:
         seen = page.evaluate("""() => { window.printed = []; addEventListener('beforeprint', () => {
@@ -254,8 +255,8 @@ OVERLAPS = """selector => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.few(1)
 def test_labels_do_not_lie_on_each_other(opened, pages, width):
     with opened(pages["tee-gpu"], width=width) as page:
         for selector in (

@@ -258,7 +258,7 @@ def copy(workspace, tmp_path) -> Path:
 Ask = Callable[..., list[tuple[Any, ...]]]
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(scope="module", params=VARIANTS)
 def ask(request, trace) -> Ask:
     """SQL over the tables of a partition and its trace, for each partition in turn."""
     connection = duckdb.connect()

@@ -61,7 +61,11 @@ def test_every_command_and_query_prints_what_the_page_shows(tmp_path, page, run)
         assert block.group(3) == now, f"{block.group(0)}\n--- prints now ---\n{now}"
 
 
-@pytest.mark.parametrize("page", [README, PYTHON, GENERATE], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [README, pytest.param(PYTHON, marks=pytest.mark.slow), GENERATE],
+    ids=lambda page: page.stem,
+)
 def test_the_python_of_a_page_runs(page):
     text = page.read_text(encoding="utf-8")
     examples = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))

@@ -484,12 +484,12 @@ def test_flash_differs_from_fuse_where_heads_share_k_and_v(traced):
 
 
 def test_one_attention_op_is_offloaded_whole(traced):
-    graph = traced("gpt2", seq=8, attn="sdpa", overrides={"n_layer": 2})
+    graph = traced("gpt2", seq=8, attn="sdpa", overrides={"n_layer": 1})
     placement = apply_policy(
         graph, load_policy("offload-linear"), home="tee", accelerators=("gpu",)
     )
     kinds = Counter(graph.ops[op].kind for op in away(placement))
-    assert kinds == {Kind.LINEAR: 9, Kind.ATTENTION: 2, Kind.EMBEDDING: 1}
+    assert kinds == {Kind.LINEAR: 5, Kind.ATTENTION: 1, Kind.EMBEDDING: 1}
     fused = apply_policy(graph, load_policy("flash-attention"), home="tee", accelerators=("gpu",))
     assert away(fused) == away(placement)
 

@@ -364,7 +364,7 @@ def test_a_parameter_of_a_layer_that_is_left_is_not_sent():
 
 
 @pytest.mark.parametrize("seed", range(40))
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_a_parameter_of_many_blocks_is_sent_with_each_call(seed):
     """Also where a call goes on from block to block."""
     rng = random.Random(700 + seed)

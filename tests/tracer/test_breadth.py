@@ -236,6 +236,7 @@ def model(batch):
 # --- a trace is what runs -------------------------------------------------------------------------
 
 MIXERS = {
+    "xlnet": {"d_model": 32, "n_head": 4, "d_inner": 48, "n_layer": 1, "vocab_size": 64},
     "mamba2": {
         "hidden_size": 32,
         "num_heads": 4,
@@ -246,11 +247,11 @@ MIXERS = {
         "num_hidden_layers": 1,
         "chunk_size": 16,
     },
-    "xlnet": {"d_model": 32, "n_head": 4, "d_inner": 48, "n_layer": 1, "vocab_size": 64},
 }
 
 
 @pytest.mark.parametrize("model_type", MIXERS)
+@pytest.mark.few(1)
 def test_products_of_einsums_equal_torch(model_type):
     config = {"model_type": model_type, **MIXERS[model_type]}
     graph = annotate(capture(config, model="small", batch=BATCH, seq=SEQ, symbolic=False).graph)

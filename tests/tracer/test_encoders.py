@@ -150,28 +150,31 @@ def test_which_models_are_encoders(config: Mapping[str, Any], encodes: bool) -> 
 # --- parameters -----------------------------------------------------------------------------------
 
 
-def test_a_pooler_and_a_classifier_are_no_head_of_words() -> None:
+@pytest.mark.parametrize(
+    ("name", "pooled", "classified", "words"),
+    [
+        ("BertModel", True, False, False),
+        ("BertForPreTraining", True, True, True),
+        ("BertForSequenceClassification", True, True, False),
+        ("BertForMaskedLM", False, False, True),
+    ],
+)
+@pytest.mark.few(2)
+def test_a_pooler_and_a_classifier_are_no_head_of_words(
+    name: str, pooled: bool, classified: bool, words: bool
+) -> None:
     """BertModel: a pooler 32 x 32 with its bias; a classifier of 2 beside it: 32 x 2 and 2.
 
     The head of words: a transform 32 x 32 with its bias, and a bias of each of the 64 words, whose
     table [64, 32] is the embedding's; of BertForPreTraining beside a pooler and a classifier of 2.
     """
     pooler, classifier, head = 32 * 32 + 32, 32 * 2 + 2, 32 * 32 + 32 + 64
-    for name, other, words in (
-        ("BertModel", pooler, None),
-        ("BertForSequenceClassification", pooler + classifier, None),
-        ("BertForMaskedLM", None, head),
-        ("BertForPreTraining", pooler + classifier, head),
-    ):
-        config = {**BERT, "architectures": [name]}
-        found = break_down(capture(config, model="m", seq=8, symbolic=False).graph)
-        sizes = {
-            part: found.parts[part].total for part in ("other", "lm_head") if part in found.parts
-        }
-        assert sizes == {
-            key: size for key, size in (("other", other), ("lm_head", words)) if size
-        }, name
-        assert found.tied == (64 * 32 if words else 0)
+    config = {**BERT, "architectures": [name]}
+    found = break_down(capture(config, model="m", seq=8, symbolic=False).graph)
+    sizes = {part: found.parts[part].total for part in ("other", "lm_head") if part in found.parts}
+    wanted = {"other": pooled * pooler + classified * classifier, "lm_head": words * head}
+    assert sizes == {part: size for part, size in wanted.items() if size}
+    assert found.tied == (64 * 32 if words else 0)
 
 
 # --- positions ------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ def test_a_damaged_manifest_is_made_anew_by_the_next_writing(tmp_path):
 # --- flipped bits ---------------------------------------------------------------------------------
 
 SEED = 20
-FEW, MANY = 12, 200
+FEW, MANY = 4, 200
 
 
 SCHEDULED = ["--machine", "tee-tdx+rtx-4090@pcie4-x16", "--schedule", "overlap"]

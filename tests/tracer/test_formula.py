@@ -23,7 +23,7 @@ from tracer.formula import VARIABLES, Formula, const, formula, maximum, minimum,
 BATCH, PAST, SEQ, SOURCE = map(var, VARIABLES)
 
 check = examples(
-    60, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+    40, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
 )
 
 # --- one tree, two meanings -----------------------------------------------------------------------
@@ -547,7 +547,7 @@ def test_parse_refuses_everything_else(text):
 TOKENS = (*VARIABLES, *"0123", *"+-*/%(),", "**", "//", "min", "max", "()", "1.5", "x", "")
 
 
-@examples(120, check)
+@examples(60, check)
 @given(any_tree, st.data())
 def test_a_text_with_wrong_tokens_is_another_formula_or_refused(tree, data):
     try:

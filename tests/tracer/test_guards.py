@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
+from tests.support.examples import examples
 from tracer.capture import capture
 from tracer.capture.errors import Untraceable
 from tracer.capture.guards import judged, same_work
@@ -108,6 +109,7 @@ simple = st.builds(
 )
 
 
+@examples(10)
 @given(st.lists(simple, min_size=1, max_size=3))
 def test_words_speak_of_exactly_the_sizes_at_which_the_conditions_hold(guards):
     holding = [s for s in range(2, 130) if all(true(g, seq=s, batch=2, past=2) for g in guards)]

@@ -22,8 +22,8 @@ MODELS = {
             "d_kv": 8,
             "d_ff": 48,
             "num_heads": 4,
-            "num_layers": 1,
-            "num_decoder_layers": 2,
+            "num_layers": 2,
+            "num_decoder_layers": 1,
             "vocab_size": 64,
         },
     ),
@@ -75,7 +75,7 @@ def real_model(kind: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("phase", ["encoder", "prefill", "decode"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_products_of_each_phase_equal_torch(kind, phase):
     """The real model on the CPU, its encoder alone, then its decoder over given encoded tokens."""
     batch, seq, past, source = 2, 1 if phase == "decode" else 6, 5, 9
@@ -152,26 +152,26 @@ def test_formulas_of_a_decoder_are_those_of_other_sizes():
 def test_a_prefill_over_encoded_tokens_fills_both_caches():
     graph = traced("t5", phase="prefill", seq=6, source=9, cache=True)
     shapes = [t.shape_expr for t in state(graph, Kind.OUTPUT)]
-    assert shapes.count(("batch", "4", "seq", "8")) == 2 * 2
-    assert shapes.count(("batch", "4", "source", "8")) == 2 * 2
+    assert shapes.count(("batch", "4", "seq", "8")) == 2
+    assert shapes.count(("batch", "4", "source", "8")) == 2
 
 
 @pytest.mark.parametrize("symbolic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_decoder_gets_what_its_own_encoder_returns(symbolic):
     """Also where it asks for more of it than the tokens: here for what the routers said.
 
-    A sparse layer in so many that none of the two is one.
+    A sparse layer in so many that its only one is none.
     """
     small = {
         "d_model": 32,
         "d_kv": 8,
         "d_ff": 48,
         "num_heads": 4,
-        "num_layers": 2,
+        "num_layers": 1,
         "vocab_size": 64,
-        "num_decoder_layers": 2,
-        "num_sparse_encoder_layers": 3,
-        "num_sparse_decoder_layers": 3,
+        "num_decoder_layers": 1,
+        "num_sparse_encoder_layers": 2,
+        "num_sparse_decoder_layers": 2,
     }
     described = {
         "model_type": "switch_transformers",
@@ -193,7 +193,7 @@ def test_a_decoder_gets_what_its_own_encoder_returns(symbolic):
 VISION = {
     "vit": {
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "intermediate_size": 48,
         "image_size": 32,

@@ -15,7 +15,17 @@ from tests.support import ROOT
 
 CONFIG = {"model_type": "gpt2", "n_layer": 3}
 COMMIT = "1" * 40
-ASK = "import sys; from tracer.presets import find_config; print(find_config(sys.argv[1]))"
+ASK = """
+import sys
+from tracer.errors import CutedgeError
+from tracer.presets import find_config
+
+for model in sys.argv[1:]:
+    try:
+        print(find_config(model))
+    except CutedgeError as error:
+        print("error:", error)
+"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -53,47 +63,46 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def ask(model: str, home: Path, endpoint: str = "http://127.0.0.1:9") -> tuple[str, str]:
-    """(what is found, the last line of the error), in a process of its own with an empty cache."""
+def ask(home: Path, *models: str, endpoint: str = "http://127.0.0.1:9") -> list[str]:
+    """What is found for each, or the error, in a process of its own with the cache in ``home``."""
     env = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", ASK, model],
+        [sys.executable, "-c", ASK, *models],
         env=env,
         cwd=ROOT,
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
-    return done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1]
+    assert not done.stderr
+    return done.stdout.splitlines()
 
 
 def test_a_model_is_fetched_once_and_then_found_without_a_network(hub, tmp_path):
-    wanted = str(("someone/tiny", CONFIG))
-    assert ask("someone/tiny", tmp_path, hub) == (wanted, "")
-    assert ask("someone/tiny", tmp_path) == (wanted, "")
-    assert ask(f"someone/tiny@{COMMIT}", tmp_path)[0] == str((f"someone/tiny@{COMMIT}", CONFIG))
+    names = ("someone/tiny", f"someone/tiny@{COMMIT}")
+    wanted = [str((name, CONFIG)) for name in names]
+    assert ask(tmp_path, names[0], endpoint=hub) == wanted[:1]
+    assert ask(tmp_path, *names) == wanted
 
 
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
-        ("gone/llama-3.2-1b", "neither a path that exists nor a model that the hub shows. Did you"),
-        ("gated/llama", "gated/llama is gated: accept its terms on the hub and log in"),
-        ("bare/model", "bare/model has no config.json on the hub"),
-    ],
-)
-def test_what_the_hub_refuses(model, says, hub, tmp_path):
-    found, error = ask(model, tmp_path, hub)
-    assert not found
-    assert says in error
+REFUSED = {
+    "gone/llama-3.2-1b": "neither a path that exists nor a model that the hub shows. Did you",
+    "gated/llama": "gated/llama is gated: accept its terms on the hub and log in",
+    "bare/model": "bare/model has no config.json on the hub",
+}
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path):
-    found, error = ask("someone/tiny@v2", tmp_path)
-    assert not found
-    assert "someone/tiny@v2 is neither a path that exists nor in the local cache" in error
+def test_what_the_hub_refuses(hub, tmp_path):
+    for said, (model, why) in zip(
+        ask(tmp_path, *REFUSED, endpoint=hub), REFUSED.items(), strict=True
+    ):
+        assert said.startswith("error: "), model
+        assert why in said
 
 
-def test_a_path_that_is_missing_is_not_asked_of_the_hub(tmp_path):
-    for model in ("models/config.json", "models/build.py:tiny", "a/b/c"):
-        assert "unknown model" in ask(model, tmp_path)[1]
+def test_a_hub_that_cannot_be_reached_and_a_path_that_is_not_asked_of_it(tmp_path):
+    paths = ("models/config.json", "models/build.py:tiny", "a/b/c")
+    unreached, *missing = ask(tmp_path, "someone/tiny@v2", *paths)
+    assert "error: someone/tiny@v2 is neither a path that exists nor in the local cac" in unreached
+    assert len(missing) == len(paths)
+    assert all(said.startswith("error: unknown model") for said in missing)

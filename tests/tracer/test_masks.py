@@ -25,7 +25,7 @@ WIDTH = 8
 TURNS = {"sliding_window": WIDTH, "layer_types": ["sliding_attention", "full_attention"]}
 MODELS = {
     "llama": ("llama", SMALL),
-    "windows": ("mistral", SMALL | {"sliding_window": WIDTH}),
+    "windows": ("mistral", SMALL | {"sliding_window": WIDTH, "num_hidden_layers": 1}),
     "gemma-2": ("gemma2", SMALL | TURNS),
     "gemma-3": ("gemma3_text", SMALL | TURNS),
     "sinks": ("gpt_oss", SMALL | TURNS | {"num_local_experts": 2, "num_experts_per_tok": 1}),
@@ -98,11 +98,9 @@ CASES = [
 def test_pairs_are_those_that_the_real_model_gives_a_probability(name, seq, past):
     graph = traced(name, seq, past)
     attention = [op for op in graph.ops if op.kind is Kind.MATMUL]
-    assert len(attention) == 4  # two products in each of two layers
-    counted = [count for count in seen(name, seq, past) for _ in range(2)]
-    assert [
-        parse(o.extent_expr or "0").evaluate(graph.meta.variables) for o in attention
-    ] == counted
+    counted = [count for count in seen(name, seq, past) for _ in range(2)]  # products of a layer
+    extents = [parse(o.extent_expr or "0").evaluate(graph.meta.variables) for o in attention]
+    assert extents == counted != []
     for op, pairs in zip(attention, counted, strict=True):
         square = graph.outputs(op.id)[0] if op.cost.gemm.n != 16 else graph.inputs(op.id)[0]
         assert op.cost.causal_flops * square.shape[-1] * square.shape[-2] == op.cost.flops * pairs

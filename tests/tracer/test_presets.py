@@ -46,7 +46,21 @@ def test_every_preset_has_a_row():
         assert row["precision"] in ("exact", "rounded")
 
 
-@pytest.mark.parametrize("name", preset_names())
+def of_each_type() -> dict[str, str]:
+    """Model type -> its preset of the fewest layers."""
+    shallow: dict[str, str] = {}
+    for name in sorted(preset_names(), key=lambda name: describe(preset(name))["layers"]):
+        shallow.setdefault(preset(name)["model_type"], name)
+    return shallow
+
+
+SHALLOW = set(of_each_type().values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in SHALLOW else pytest.mark.slow) for n in preset_names()],
+)
 def test_parameters_are_those_that_are_published(name):
     row = published()[name]
     with quiet():

@@ -1,6 +1,7 @@
 """A module of the user's own, and how far a model can be traced."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -86,6 +87,18 @@ class Memory(torch.nn.Module):
 
 def half(seq):
     return Memory(), (torch.zeros(1, seq, 8), torch.zeros(1, seq // 2, 8))
+
+
+class Loop(torch.nn.Module):
+    def forward(self, x):
+        state = torch.zeros_like(x[:, 0])
+        for token in range(x.shape[1]):
+            state = torch.tanh(state + x[:, token])
+        return state
+
+
+def loop(batch, seq):
+    return Loop(), torch.zeros(batch, seq, 8)
 
 
 def table(seq):
@@ -195,6 +208,19 @@ def test_inputs_that_follow_no_size_are_traced_as_they_are(file, function, sizes
     assert captured.graph.meta.symbolic == ()
     assert any("formulas are null" in warning for warning in captured.warnings)
     assert total_flops(annotate(captured.graph)).products == products(file, function, **sizes)
+
+
+def test_a_loop_over_the_tokens_is_traced_as_it_is_and_says_so(file):
+    line = 1 + FILE.splitlines().index("        for token in range(x.shape[1]):")
+    captured = capture_function(file, "loop", batch=2, seq=3)
+    (warning,) = captured.warnings
+    assert warning.startswith(
+        f"mine.loop cannot be traced for every batch and seq (its code fixes seq at mine.py:{line} "
+    )
+    assert warning.endswith("sizes are exact at batch 2, seq 3, formulas are null")
+    assert captured.graph.meta.symbolic == ()
+    assert all(t.bytes_expr is None and t.bytes > 0 for t in captured.graph.tensors)
+    assert [op.target for op in captured.graph.ops].count("aten.tanh.default") == 3
 
 
 @pytest.mark.parametrize(
@@ -322,12 +348,26 @@ def build(batch=1, seq=8):
 """
 
 
-@pytest.mark.parametrize("command", ["trace", pytest.param("verify", marks=pytest.mark.slow)])
-def test_files_beside_a_model_win_over_packages_of_the_same_name(tmp_path, command):
+@pytest.fixture
+def beside(tmp_path):
+    """A folder with all of these."""
     for name, text in {**OURS, "net.py": MODEL}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    done = run_command("cutedge", command, "net.py:build", "--seq", "8", "--json", cwd=tmp_path)
+    return tmp_path
+
+
+def test_files_beside_a_model_win_over_packages_of_the_same_name(beside):
+    ours = {name: sys.modules.get(name) for name in ("partition", "tracer", "costmodels", "cli")}
+    graph = capture_function(str(beside / "net.py"), "build", seq=8).graph
+    assert graph.meta.parameters == 16 * 32 + 32
+    assert {name: sys.modules.get(name) for name in ours} == ours  # but not for cutedge itself
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["trace", "verify"])
+def test_files_beside_a_model_win_in_each_process_of_a_command(beside, command):
+    done = run_command("cutedge", command, "net.py:build", "--seq", "8", "--json", cwd=beside)
     assert done.returncode == 0, done.stderr
     if command == "trace":
         assert json.loads(done.stdout)["parameters"] == 16 * 32 + 32

@@ -221,16 +221,27 @@ def test_verify_speaks_of_no_secrets_where_there_are_none(verified: Verify) -> N
     assert json.loads(done.stdout)["runs"][0]["secrets"] is None
 
 
-def test_what_a_wrong_placement_shows_is_refused_before_it_is_sent(
-    verified: Verify, code: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The placement's own check is out of order: the runtime knows by itself."""
     monkeypatch.setattr("partition.optimise.check_kept", lambda *_: None)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", AFTER)
+@pytest.mark.few(3)
+def test_what_carries_a_secret_is_refused_before_it_is_sent(
+    name: str, verified: Verify, code: Path
+) -> None:
     secret = 'module_path = "first"\nreason = "it is mine"'
-    for name in AFTER:
-        done = verified(FIXED.format(f'"after.{name}"', secret), f"{code}:build", "--json")
-        assert done.returncode == 1
-        assert "is not sent to worker gpu, which is not trusted: it has the values" in done.stderr
+    done = verified(FIXED.format(f'"after.{name}"', secret), f"{code}:build", "--json")
+    assert done.returncode == 1
+    assert "is not sent to worker gpu, which is not trusted: it has the values" in done.stderr
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_made_or_lies_at_a_wrong_place_is_refused(verified: Verify, code: Path) -> None:
+    secret = 'module_path = "first"\nreason = "it is mine"'
     for away, how in (("first", "is made by op 1 on"), ("other", None)):
         done = verified(FIXED.format(f'"{away}"', secret), f"{code}:build", "--json")
         assert done.returncode == (how is not None), done.stderr
@@ -241,6 +252,7 @@ def test_what_a_wrong_placement_shows_is_refused_before_it_is_sent(
     assert "lies with worker gpu, which is not trusted: it has the values of a s" in done.stderr
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_values_alone_give_a_leak_away(
     verified: Verify, code: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +260,6 @@ def test_values_alone_give_a_leak_away(
 
     ``other`` is made of the same input by another weight, and is no leak.
     """
-    monkeypatch.setattr("partition.optimise.check_kept", lambda *_: None)
     monkeypatch.setattr("cutedge._verify.carriers", lambda *_: {})
     secret = 'module_path = "first"'
     for option in ([], ["--wire-dtype", "bfloat16"]):

@@ -487,7 +487,7 @@ def test_what_a_device_holds_is_what_is_predicted():
 
 def test_another_prediction_is_found_out(listening):
     """A judge that cannot say no says nothing."""
-    model, links = small("gpt2"), Links(load_link("unix-socket"))
+    model, links = small("llama-3.2-1b"), Links(load_link("unix-socket"))
     placement = placed(model, "offload-linear", "run", links.common)
     traffic, measured, _ = carry_out(model, placement, links, listening)
     first = replace(traffic.calls[0], sent_payload_bytes=traffic.calls[0].sent_payload_bytes + 1)

@@ -346,8 +346,9 @@ def test_runs_leave_nothing(
     assert not os.listdir(temp)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cold")
-@pytest.mark.parametrize("runs", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [1, 20])
 def test_workers_that_are_started_leave_nothing(
     runs: int, sharing: str, apart: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
