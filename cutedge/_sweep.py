@@ -42,7 +42,7 @@ class Swept:
 
 
 def sweep(
-    model: str | Sequence[str] | None = None,
+    model: str | Path | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     *,
     grid: str | Path | None = None,
@@ -55,7 +55,7 @@ def sweep(
 ) -> Swept:
     """Work out every point of a grid into one data set; what is there is not done again.
 
-    The ``axes`` are the options of ``cutedge sweep``: texts, or lists of them, such as
+    The ``axes`` are the options of ``cutedge sweep``: texts or paths, or lists of them, such as
     ``seq="64..4096"``. A ``grid`` file has the same keys. ``out`` is the folder of the data set,
     by default one for each grid in ``cutedge-out``. Points are worked out by ``jobs`` processes
     here, or by a cluster (``backend`` is ``dask`` or ``ray``, at the address ``scheduler``).
@@ -74,7 +74,7 @@ def sweep(
     if unknown := set(axes) - {*AXES, *SINGLE}:
         raise InputError(f"sweep has no {', '.join(sorted(unknown))}: {', '.join(AXES)} are axes")
     given = {
-        key: [value] if isinstance(value, str | int) and key not in SINGLE else value
+        key: [value] if isinstance(value, str | int | Path) and key not in SINGLE else value
         for key, value in {"model": model, **axes}.items()
     }
     texts = {

@@ -41,6 +41,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -157,8 +158,8 @@ class Policy:
 _FOLDER = files("partition") / "data"
 
 
-def policy_names() -> list[str]:
-    """The policies that come with cutedge, from everything at home to the most fused."""
+@cache
+def _shipped_names() -> tuple[str, ...]:
     order = [
         "all-home",
         "offload-linear",
@@ -175,9 +176,13 @@ def policy_names() -> list[str]:
         "kv-private",
         "activations-private",
     ]
-    return sorted(
-        shipped_names(_FOLDER), key=lambda name: (order.index(name) if name in order else 99, name)
-    )
+    names = shipped_names(_FOLDER)
+    return tuple(sorted(names, key=lambda n: (order.index(n) if n in order else 99, n)))
+
+
+def policy_names() -> list[str]:
+    """The policies that come with cutedge, from everything at home to the most fused."""
+    return [*_shipped_names()]
 
 
 def open_policy_names() -> list[str]:
@@ -196,14 +201,22 @@ def load_policy(name: str) -> Policy:
     Raises InputError that names the file, the rule and the key.
     """
     known = policy_names()
+    if name in known:
+        return _shipped(name)
     path, text = find_toml(name, "policy", _FOLDER, known)
     policy = _parse(path, text)
-    if policy.name in known and name not in known:
+    if policy.name in known:
         raise InputError(
             f"policy file {name} is called like a policy of cutedge, and its tables would be "
             f"taken for those of {policy.name}: rename the file, e.g. my-{path.name}"
         )
     return policy
+
+
+@cache
+def _shipped(name: str) -> Policy:
+    """A policy that comes with cutedge: read once, since a split asks for most of them."""
+    return _parse(*find_toml(name, "policy", _FOLDER, [name]))
 
 
 def _parse(path: Path, text: str) -> Policy:

@@ -95,7 +95,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tiny.json").write_text(json.dumps(TINY))
     for dtype in ("float32", "bfloat16"):
         cutedge.sweep(
-            str(root / "tiny.json"),
+            root / "tiny.json",
             root / dtype,
             policy=list(POLICIES),
             seq=[16, 32],
