@@ -174,7 +174,7 @@ def worker(
     tls_ca: TlsCa = None,
 ) -> None:
     """Hold weights and carry out calls for `verify --worker` on this or another machine."""
-    from cutedge._verify import serve
+    from cutedge._serve import serve
     from tracer.errors import InputError
 
     if (tls_cert is None) != (tls_key is None):

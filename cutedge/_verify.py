@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from costmodels.weights import as_computed
-from cutedge._machines import machine_of, read_size
+from cutedge._machines import machine_of
 from cutedge._placing import check_words
 from cutedge.runtime import RunError
 from cutedge.runtime.home import Measured, load, workers
 from cutedge.runtime.leaks import SecrecyProof, Secrets, Witness
 from cutedge.runtime.lineage import carriers
 from cutedge.runtime.plan import make_plan
-from cutedge.runtime.secure import stays_here, trust
+from cutedge.runtime.secure import LEAST_TOKEN, TOKEN, clear_text, trust
 from cutedge.runtime.verify import Verdict, judge, unsplit
 from cutedge.runtime.weights import given_numbers
 from cutedge.runtime.wire import MESSAGE_BYTES, TENSOR_BYTES, Carriage
@@ -37,11 +37,6 @@ Transport = Literal["unix", "tcp"]
 """The sockets to workers on this machine."""
 
 _SOCKETS = {"unix": "unix-socket", "tcp": "tcp-loopback"}
-
-TOKEN = "CUTEDGE_TOKEN"
-"""The environment variable that has the token which home and its workers share."""
-
-LEAST_TOKEN = 16
 
 
 class VerifyError(CutedgeError):
@@ -277,19 +272,6 @@ def _addresses(given: Sequence[str], accelerators: Sequence[str]) -> dict[str, t
     return addresses
 
 
-def clear_text(hosts: Sequence[str], option: str) -> list[str]:
-    """A warning where bytes leave this machine without TLS, and which ``option`` gives that."""
-    away = [host for host in hosts if not stays_here(host)]
-    return (
-        [
-            f"what goes to and from {', '.join(away)} is in the clear, and whoever is on the way can "
-            f"change it: give {option}"
-        ]
-        if away
-        else []
-    )
-
-
 def calibrate(verified: Sequence[Verification], folder: Path) -> tuple[str, ...]:
     """Write the link and the devices as measured into a folder, for --link, --home and --accel.
 
@@ -336,70 +318,3 @@ def socket_link(machine: Mapping[str, Any], transport: Transport) -> dict[str, A
     """The options of a machine, with the sockets of ``transport`` where they name no link."""
     named = machine["link"] or "@" in (machine["machine"] or "")
     return {**machine, "link": machine["link"] if named else [_SOCKETS[transport]]}
-
-
-def serve(
-    listen: str,
-    *,
-    memory: str | None,
-    timeout: float,
-    idle: float,
-    weights: tuple[Path, ...],
-    identity: tuple[Path, Path] | None,
-    tls_ca: Path | None,
-    warn: Callable[[str], None],
-    listening: Callable[[str], None],
-) -> None:
-    """Be a worker on ``HOST:PORT`` for whoever has its token: ``cutedge worker``.
-
-    ``identity`` is the certificate and key that TLS is taken with. Raises InputError for what
-    cannot be understood, CutedgeError where it cannot listen.
-    """
-    import socket
-
-    from cutedge.runtime import secure
-    from cutedge.runtime.wire import remove_segments
-    from cutedge.runtime.worker import Service
-    from cutedge.runtime.worker import serve as answer
-    from tracer.interrupts import at_interrupt, say_at_interrupt
-
-    host, _, port = f":{listen}".rpartition(":")
-    host = host.removeprefix(":") or "127.0.0.1"
-    if not port.isdigit() or int(port) > 65535:
-        raise InputError(f"--listen {listen!r}: write HOST:PORT, as in 127.0.0.1:7411")
-    token = os.environ.pop(TOKEN, "")
-    if len(token) < LEAST_TOKEN:
-        raise InputError(
-            f"a worker runs what it is sent by whoever has its token: put one of {LEAST_TOKEN} "
-            f"characters or more into {TOKEN}, here and where verify runs"
-        )
-    most = None if memory is None else read_size(memory)
-    if memory is not None and most is None:
-        raise InputError(f"--memory {memory!r}: write a size, as in 4GiB or 1000000")
-    service = Service(
-        token,
-        timeout,
-        idle,
-        most,
-        weights,
-        None if identity is None else secure.identity(*identity),
-        None if tls_ca is None else trust(tls_ca),
-    )
-    if identity is None:
-        for warning in clear_text([host], "--tls-cert and --tls-key"):
-            warn(warning)
-    listener = socket.socket()
-    with listener:
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, int(port)))
-        except OSError as error:
-            raise CutedgeError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}"
-            ) from error
-        listener.listen()
-        listening(f"listening on {':'.join(map(str, listener.getsockname()))}")
-        say_at_interrupt("stopped")
-        sessions: list[bytes] = []
-        with at_interrupt(lambda: [*map(remove_segments, sessions)]):
-            answer(listener, service, begun=sessions.append)

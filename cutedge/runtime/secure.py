@@ -1,10 +1,17 @@
-"""TLS between machines, from certificate files; and when bytes cross a network in the clear."""
+"""Who home and its workers trust: a token, TLS from certificate files; and what is in the clear."""
 
 import ssl
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
 from tracer.errors import InputError
+
+TOKEN = "CUTEDGE_TOKEN"
+"""The environment variable that has the token which home and its workers share."""
+
+LEAST_TOKEN = 16
+"""Characters that it must have where workers listen for others than the home that started them."""
 
 
 def identity(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -48,3 +55,16 @@ def stays_here(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def clear_text(hosts: Sequence[str], option: str) -> list[str]:
+    """A warning where bytes leave this machine without TLS, and which ``option`` gives that."""
+    away = [host for host in hosts if not stays_here(host)]
+    return (
+        [
+            f"what goes to and from {', '.join(away)} is in the clear, and whoever is on the way can "
+            f"change it: give {option}"
+        ]
+        if away
+        else []
+    )

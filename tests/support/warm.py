@@ -25,7 +25,8 @@ from tracer.interrupts import leave
 def _server() -> ForkServerContext:
     """What forks, from a process with all that a worker imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cutedge.runtime.worker", "cli.commands"])
+    # The last is what torch imports as it runs its first op on the meta device.
+    context.set_forkserver_preload(["cutedge._serve", "cli.main", "cli.commands", "torch._dynamo"])
     return context
 
 
