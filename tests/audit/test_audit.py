@@ -37,8 +37,8 @@ def test_a_module_with_every_corner_is_what_the_rules_say(case: Case, tmp_path, 
 WEIGHTY = [Case("branches", "--batch 2 --seq 6"), Case("gpt2", "--phase decode --past 8 --batch 2")]
 
 
+@pytest.mark.slow  # every placement of small graphs is tried in the solvers' own tests
 @pytest.mark.parametrize("case", WEIGHTY, ids=str)
-@pytest.mark.few(1)
 def test_parameters_that_are_sent_are_what_the_rules_say(case: Case, tmp_path, record_property):
     found = audit(case, tmp_path, [*weight_ways(range(4))][:: 1 if case is WEIGHTY[0] else 2])
     record_property("figures compared", found.compared)

@@ -200,7 +200,7 @@ def test_the_commands_on_path_take_the_switches_too(run: Run) -> None:
         ("partition --res", {"--residency"}, {"--policy"}),
     ],
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_a_shell_completes_commands_options_and_names(
     line: str, wanted: set[str], unwanted: set[str]
 ) -> None:

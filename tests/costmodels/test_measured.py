@@ -14,6 +14,7 @@ def ops():
     return of_ops()
 
 
+@pytest.mark.slow
 def test_what_kernels_reach_is_what_the_tool_fits(ops):
     for name in ("hf-eager", "vllm"):
         engine = load_engine(name)

@@ -14,7 +14,6 @@ from tests.support.inprocess import invoke
 from tests.support.presets import WINDOWED
 from tracer.errors import InputError
 from tracer.presets import preset
-from tracer.summary import cached_inputs
 
 MACHINE = "tee-tdx+h100-cc@pcie5-x16-cc"
 SHALLOW = {**preset("edge-10m"), "num_hidden_layers": 1}
@@ -86,7 +85,7 @@ def test_a_cache_that_decode_reads_elsewhere_moves_once() -> None:
 
 @pytest.mark.parametrize(("prompt", "new"), [(11, 3), pytest.param(8, 8, marks=pytest.mark.slow)])
 def test_a_window_is_another_program_and_is_counted_as_it_is(prompt: int, new: int) -> None:
-    """Past 12 tokens a step no longer makes its cache longer."""
+    """Past 12 tokens a step no longer makes its cache longer: it holds the 11 before its own."""
     made = cutedge.generate(
         WINDOW, prompt=prompt, new=new, policy="offload-linear", machine=MACHINE
     )
@@ -94,8 +93,7 @@ def test_a_window_is_another_program_and_is_counted_as_it_is(prompt: int, new: i
         wanted = alone(WINDOW, step.past, "offload-linear", machine=MACHINE)
         assert step.total_payload_bytes == wanted["total_payload_bytes"], step.past
         assert step.run_seconds == pytest.approx(wanted["run_seconds"]), step.past
-    last = cutedge.trace(WINDOW, phase="decode", past=prompt + new - 1).graph
-    assert made.summary["cache_bytes"] == sum(state.bytes for state in cached_inputs(last))
+    assert made.summary["cache_bytes"] == 2 * 2 * 16 * 4 * 11  # 2 heads of keys and of values
 
 
 def test_steps_cost_more_over_a_longer_cache_and_the_prefill_is_the_first_token() -> None:

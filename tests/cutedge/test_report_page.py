@@ -235,8 +235,8 @@ def test_a_dark_page_is_printed_light_and_whole(opened, pages):
         assert luminance(page.evaluate(COLOURS)["paper"]) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.few(1)
 def test_a_narrow_page_is_not_wider_than_the_screen(opened, pages, name):
     with opened(pages[name], width=390) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 390

@@ -150,7 +150,7 @@ SMALL_EXPERTS = {
 SUBJECTS = {
     "a prefill": (
         "edge-10m",
-        {"batch": 2, "seq": 33},
+        {"batch": 2, "seq": 33, "overrides": {"num_hidden_layers": 2}},
         {"seq": [2, 33, 700, 1024], "batch": [2, 5]},
     ),
     "a decode": (

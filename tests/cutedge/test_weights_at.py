@@ -129,6 +129,7 @@ def test_a_generation_is_sent_its_weights_in_each_step():
     assert at_home.summary["machine"].endswith("weights_at=home")
 
 
+@pytest.mark.slow
 def test_a_sweep_has_it_as_an_axis(tmp_path):
     import pyarrow.parquet as pq
 

@@ -539,6 +539,7 @@ def test_two_devices_of_one_kind_and_an_explanation(here):
         ),
     ],
 )
+@pytest.mark.few(9)
 def test_what_cannot_be_is_one_line(here, asked, says):
     done = invoke("partition", *asked)
     assert done.returncode in (1, 2)
