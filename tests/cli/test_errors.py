@@ -1182,12 +1182,11 @@ def test_json_of_partition(here, cli, options):
 
 
 def test_json_of_compare(here, cli):
-    asked = ("offload-linear", "fuse-attention", "flash-attention", "min-cut")
-    words = [word for name in asked for word in ("--policy", name)]
-    figures = parsed(cli("cutedge", "compare", *words, "--baseline", "fuse-attention", "--json"))[
+    figures = parsed(cli("cutedge", "compare", "--baseline", "fuse-attention", "--json"))[
         "partitions"
     ]
-    assert [one["policy"] for one in figures] == [*asked]
+    timed = ["fastest"]  # without described devices there are no seconds
+    assert [one["policy"] for one in figures] == [n for n in open_policy_names() if n not in timed]
     whole = {one["policy"]: one["total_payload_bytes"] for one in figures}
     for one in figures:
         check_partition_json(one, here)

@@ -70,7 +70,7 @@ def piped(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "width", [80, *(pytest.param(width, marks=pytest.mark.slow) for width in WIDTHS[1:])]
+    "width", [WIDTHS[0], *(pytest.param(width, marks=pytest.mark.slow) for width in WIDTHS[1:])]
 )
 @pytest.mark.parametrize("name", TABLES)
 def test_what_is_printed_fits_the_terminal(name: str, width: int) -> None:

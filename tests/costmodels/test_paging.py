@@ -96,7 +96,7 @@ def asked(*words: str) -> dict | list:
 
 
 def test_all_who_ask_hear_the_same():
-    pages = {"all-home": True, "offload-linear": False}
+    pages = {"all-home": True, "offload-linear": False, "fuse-attention": False}
     for policy, paging in pages.items():
         one = asked("partition", "t", "--policy", policy, *MACHINE)
         home = one["compute_seconds"]["small"]

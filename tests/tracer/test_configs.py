@@ -63,7 +63,8 @@ def test_attention_is_what_was_asked_whatever_the_config_says(
     assert kinds(made.graph) == {Kind.SOFTMAX if asked == "eager" else Kind.ATTENTION}
     (said,) = made.warnings
     assert said == f"not used of its config: {key} = {other} (--attn {asked} is what is traced)"
-    agreeing = {key: asked, "torch_dtype": "float32", "use_cache": False, "pruned_heads": None}
+    unset = dict.fromkeys(("quantization_config", "pruned_heads", "auto_map"))
+    agreeing = {key: asked, "torch_dtype": "float32", "use_cache": False, **unset}
     assert not capture({**LLAMA, **agreeing}, **options).warnings
 
 
