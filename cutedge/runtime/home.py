@@ -29,6 +29,7 @@ from cutedge.runtime.interpreter import Interpreter
 from cutedge.runtime.measured import MeasuredCall
 from cutedge.runtime.memory import check_memory, peak_memory_bytes
 from cutedge.runtime.plan import DevicePlan, Plan
+from cutedge.runtime.secure import TOKEN
 from cutedge.runtime.wire import DTYPES, SESSION_BYTES, Carriage, Channel, greet, remove_segments
 from cutedge.runtime.worker import take_in
 from tracer.interrupts import at_interrupt, uninterrupted
@@ -111,7 +112,7 @@ def workers(
     remote = remote or {}
     own = token or secrets.token_hex(32)
     if remote and not token:
-        raise RunError("a worker elsewhere asks for its token: give it in CUTEDGE_TOKEN")
+        raise RunError(f"a worker elsewhere asks for its token: give it in {TOKEN}")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cutedge-")))
         found: dict[str, Worker] = {}
@@ -189,7 +190,7 @@ def _started(
             *most,
         ],
         pass_fds=(listener.fileno(),),
-        env={**os.environ, "CUTEDGE_TOKEN": token},
+        env={**os.environ, TOKEN: token},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         process_group=0,  # Ctrl-C is home's to answer

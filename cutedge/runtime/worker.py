@@ -32,6 +32,7 @@ from cutedge.runtime.interpreter import (
     resident_bytes,
 )
 from cutedge.runtime.memory import check_memory, peak_memory_bytes
+from cutedge.runtime.secure import TOKEN
 from cutedge.runtime.weights import numbers_of, state_numbers
 from cutedge.runtime.wire import (
     DTYPES,
@@ -468,7 +469,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     end_with(int(home), signal.SIGTERM)
     service = Service(
-        os.environ.pop("CUTEDGE_TOKEN"),
+        os.environ.pop(TOKEN),
         timeout=float(timeout),
         idle=None,
         memory_bytes=int(memory[0]) if memory else None,
