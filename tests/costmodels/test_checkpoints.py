@@ -115,6 +115,7 @@ def check_stored(graph: OpGraph, name: str, size: float) -> None:
     assert sizes["model.norm.weight"] == 2 * 256
 
 
+@pytest.mark.slow
 def test_what_is_computed_in_and_counted_is_that_of_the_model_without() -> None:
     shallow = {**LLAMA, "num_hidden_layers": 1}
     bare = cutedge.trace(shallow, seq=8)

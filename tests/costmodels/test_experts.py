@@ -346,7 +346,7 @@ def test_a_model_that_runs_all_experts_is_counted_as_it_runs():
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_ways_to_route(config, assumed):
     graph = small({**SMALL, **config})
     (text,) = assumptions(graph)

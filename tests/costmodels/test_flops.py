@@ -81,7 +81,8 @@ def test_encoders_equal_torch(traced, name):
     assert products(graph) == counted_by_torch(name, "all", {})
 
 
-@pytest.mark.parametrize("layers", [1, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [1, 16])
 def test_llama_in_closed_form(traced, layers):
     """2 products x 2 FLOPs x 32 heads x 64 a layer and pair of tokens; 2 FLOPs a token and weight.
 
@@ -170,6 +171,7 @@ def kv_heads_read(graph: OpGraph) -> int:
     return find_attentions(graph)[0].k.shape[-3]
 
 
+@pytest.mark.slow
 def test_the_traffic_of_eager_attention_is_quadratic_and_of_a_fused_one_linear(traced):
     """Twice the tokens: 4 times the bytes in the limit (q, k, v, o grow by 2), and 2 times."""
     small = {"num_hidden_layers": 1}

@@ -327,7 +327,7 @@ def test_parts_of_a_llama(traced):
         ("deepseek-v3", {"num_hidden_layers": 4}, None, None),  # keys come from a latent
     ],
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_heads(traced, model, options, attention, heads):
     found = break_down(traced(model, seq=16, overrides=options))
     assert (found.attention, found.heads) == (attention, heads)

@@ -101,7 +101,7 @@ MAMBA = 2 * (32 * 4 + 32 * 4) * 4
         pytest.param("llama", {"seq": 8, "cache": True}, 8 * ROW, marks=pytest.mark.slow),
         ("llama", {"phase": "decode", "past": 8}, 9 * ROW),
         pytest.param("llama", {"seq": 4, "past": 8}, 12 * ROW, marks=pytest.mark.slow),
-        ("gemma3", {"seq": 10, "cache": True}, (5 + 10) * ROW),
+        pytest.param("gemma3", {"seq": 10, "cache": True}, (5 + 10) * ROW, marks=pytest.mark.slow),
         pytest.param(
             "gemma3", {"phase": "decode", "past": 12}, (5 + 13) * ROW, marks=pytest.mark.slow
         ),

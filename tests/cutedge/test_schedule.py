@@ -54,6 +54,7 @@ def rows_of(p: cutedge.Partition, *asked: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("residency", ["run", "call"])
 @pytest.mark.parametrize("policy", ["offload-linear", "fuse-attention", "all-home", "min-cut"])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.few(8)
 def test_serial_is_exactly_what_the_accounting_sums_up(phase, policy, residency, traced, decoded):
     trace = traced if phase == "prefill" else decoded
     p = trace.partition(policy, machine=ON, residency=residency)

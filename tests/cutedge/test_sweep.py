@@ -182,7 +182,7 @@ def program(graph: OpGraph, reach: Reach, given: dict[str, list[int]]) -> SizedG
 @pytest.mark.parametrize(
     ("subject", "samples"),
     [
-        (next(iter(SUBJECTS)), 4),
+        (next(iter(SUBJECTS)), 2),
         *(pytest.param(subject, 12, marks=pytest.mark.slow) for subject in SUBJECTS),
     ],
 )
@@ -420,7 +420,7 @@ def test_points_are_those_of_trace_and_partition(tmp_path, monkeypatch):
     assert told["rows"] == 3 * (4 + 1) * 2 * 2 * 2 * 3 == sum(told["placed"].values())
     rows = rows_of("data/**/*.parquet")
     assert len(rows) == len({tuple(row.values()) for row in rows}) == told["rows"]
-    for point in random.Random(7).sample(rows, 3):
+    for point in random.Random(7).sample(rows, 2):
         sizes = ["--past", point["past"]] if point["phase"] == "decode" else ["--seq", point["seq"]]
         traced = invoke(
             "trace",

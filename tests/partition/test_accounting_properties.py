@@ -403,7 +403,7 @@ def has_a_chain_of_constants(graph: OpGraph, where: Placement) -> bool:
         has_a_chain_of_constants,
     ],
 )
-@pytest.mark.few(3)
+@pytest.mark.slow
 def test_the_examples_reach(seen):
     # ``find`` raises NoSuchExample when none of so many is of the sort; it stops at the first.
     quick = settings(EXAMPLES, max_examples=1500, phases=(Phase.generate,), database=None)

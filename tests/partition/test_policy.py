@@ -436,6 +436,7 @@ def test_the_shipped_policies_come_from_home_to_fused():
         pytest.param(BERT, 2, 2 * 6 + 2, BOTH_WAYS, {}, id="bert"),
     ],
 )
+@pytest.mark.few(2)
 def test_who_is_on_the_accelerator(traced, model, layers, linears, core, spread):
     graph, placements = shipped(traced, model)
     for placement in placements.values():
@@ -602,6 +603,7 @@ def test_a_policy_for_attentions_says_when_there_is_none(policy, caution):
         assert placements[0] == placements[1]
 
 
+@pytest.mark.slow
 def test_what_a_model_need_not_have_is_not_warned_of(traced):
     for name in fixed_policy_names():
         for attn in ("eager", "sdpa"):  # no K to spread

@@ -435,6 +435,7 @@ def test_the_page_counts_its_rows_and_says_them_so_that_they_can_be_read_back():
     assert rows_of(text) == swept
 
 
+@pytest.mark.slow
 def test_the_page_has_a_row_for_each_model_type_and_counts_them():
     text = PAGE.read_text(encoding="utf-8")
     swept = rows_of(text)

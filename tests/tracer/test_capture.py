@@ -650,7 +650,7 @@ def test_a_dropout_hands_on_the_memory_of_its_input(kind):
 
 @pytest.mark.parametrize("kind", ["bloom", "xglm", "llama"])
 @pytest.mark.parametrize(("batch", "seq"), [(1, 2), (1, 7), (2, 7)])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_what_must_be_copied_is_decided_at_the_size_of_the_trace(kind, batch, seq):
     """A reshape that copies at batch 2 may be a view at batch 1."""
     options = {"model": kind, "batch": batch, "seq": seq, "overrides": {"num_hidden_layers": 1}}

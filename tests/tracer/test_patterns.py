@@ -1018,7 +1018,7 @@ def test_the_scores_of_a_preset_grow_with_the_square(model, name):
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", DEPTHS)
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_the_projections_of_a_preset_are_labelled(model, name, attn):
     """Each layer's linears that make q, k and v; the logits once, and no residual stream."""
     graph = model(name, attn=attn)
