@@ -257,7 +257,9 @@ def test_where_a_trace_reaches_is_where_it_has_a_graph(batch, attn):
 )
 @pytest.mark.few(1)
 def test_what_no_interval_proves_is_solved_at_each_size(policy, residency):
-    trace = captured(preset("edge-10m"), model="edge-10m", batch=2, seq=33)
+    trace = captured(
+        preset("edge-10m"), model="edge-10m", batch=2, seq=33, overrides={"num_hidden_layers": 2}
+    )
     whole = program(trace.graph, trace.reach, {"seq": [2, 400]})
     rules = load_policy(policy)
     on = MACHINES[1:3]

@@ -75,13 +75,13 @@ def placements(graph: OpGraph, draw: random.Random) -> Placement:
     "name", [n if n == "llama" else pytest.param(n, marks=pytest.mark.slow) for n in KINDS]
 )
 def test_what_the_ops_of_a_run_lack_is_what_the_accounting_counts(name: str) -> None:
-    """30 random placements: calls with their ops, and each transfer, both residencies.
+    """20 random placements: calls with their ops, and each transfer, both residencies.
 
     In every other one some ops have their parameters at home.
     """
     made, draw = model(name), random.Random(0)
     graph = annotate(made.graph)
-    for number in range(30):
+    for number in range(20):
         residency = RESIDENCIES[number % 2]
         placement = placements(graph, draw)
         if number % 4 > 1:
