@@ -45,8 +45,8 @@ class Invocation:
 
     Arguments are None, numbers and text as they are, lists of arguments, and mappings of one key:
     ``value`` (a tensor, by its index), ``like`` (one that is asked for its shape and dtype alone),
-    ``dtype``, ``layout``, ``memory_format``, ``float`` (one that is not finite), and ``device``
-    (the one that the node runs on).
+    ``dtype``, ``layout``, ``memory_format``, ``float`` (one that is not finite), ``complex``
+    (as Python writes it), and ``device`` (the one that the node runs on).
     """
 
     args: list[Any]

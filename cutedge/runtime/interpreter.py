@@ -282,6 +282,8 @@ class Interpreter:
                     return torch.device(device)
                 case {"float": text}:
                     return float(text)
+                case {"complex": text}:
+                    return complex(text)
                 case {"dtype": name}:
                     return DTYPES[name]
                 case {"layout": name}:

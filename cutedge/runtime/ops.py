@@ -328,6 +328,8 @@ def _fits(value: Any, kind: str, name: str, tensors: Collection[int]) -> bool:
                 return kind == "Tensor" and type(said) is int and said in tensors
             case "float":
                 return kind in ("float", "number", "Tensor") and said in ("inf", "-inf", "nan")
+            case "complex":
+                return kind in ("number", "Tensor") and _is_complex(said)
             case "dtype":
                 return kind == "ScalarType" and said in DTYPES
             case "layout":
@@ -350,3 +352,11 @@ def _fits(value: Any, kind: str, name: str, tensors: Collection[int]) -> bool:
                 return kind == "str" and EQUATION.fullmatch(value) is not None
             return kind == "str" and value in WORDS.get(name, ())
     return False
+
+
+def _is_complex(said: Any) -> bool:
+    """Whether it is text as Python writes a complex number."""
+    try:
+        return isinstance(said, str) and str(complex(said)) == said
+    except ValueError:
+        return False

@@ -462,7 +462,7 @@ class Wave(torch.nn.Module):
         self.out = torch.nn.Linear(8, 4)
 
     def forward(self, wave, unused):
-        return self.out((wave @ self.gain).abs())
+        return self.out((wave @ self.gain * (1 + 2j)).abs())
 
 def wave():
     return Wave(), (torch.zeros(2, 8, dtype=torch.complex64), torch.zeros(3))

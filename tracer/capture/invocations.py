@@ -49,6 +49,8 @@ def invocation(
     def number(argument: Any) -> Any:
         if isinstance(argument, float) and not math.isfinite(argument):
             return {"float": str(argument)}
+        if isinstance(argument, complex):
+            return {"complex": str(argument)}
         if isinstance(argument, bool | int | float):
             return argument
         raise Untraceable(

@@ -276,6 +276,7 @@ def carried_out(instructions: Instructions, *given: torch.Tensor) -> list[torch.
         ("aten.add.Tensor", [X, {"value": [100]}], {}, "which is no Tensor"),
         ("aten.add.Tensor", [X, {"value": 100, "like": 100}], {}, "which is no Tensor"),
         ("aten.add.Tensor", [X, {"float": "0x1p4"}], {}, "which is no Tensor"),
+        ("aten.add.Tensor", [X, {"complex": "1 + 2j"}], {}, "which is no Tensor"),
         ("aten.add.Tensor", [X, X], {"other": X}, "it is given other twice"),
         ("aten.add.Tensor", [X, X], {"out": X}, "it takes no out"),
         ("aten.add.Tensor", [X, X, 1, 2], {}, "it takes 3 arguments, not 4"),
