@@ -147,7 +147,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     edges: list[Edge] = []
     counts: Counter[str] = Counter()
     for node in _with_states(program):
-        base = base_name(node.target)
+        base = base_name(node.target).rpartition("::")[2]
         args = data_args(node.target, node.args)
         given = node.target in ("input", "output") or node.draws > 0
         is_constant = not given and constant.issuperset(args)

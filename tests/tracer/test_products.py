@@ -43,9 +43,10 @@ def of(tmp_path) -> Traced:
     return trace
 
 
-def written(folder: Path, returned: str) -> Path:
+def written(folder: Path, returned: str, before: str = "") -> Path:
     file = folder / "own.py"
-    file.write_text(f"{HEADER}\n\ndef build():\n    return {returned}\n", encoding="utf-8")
+    text = f"{HEADER}\n{before}\n\ndef build():\n    return {returned}\n"
+    file.write_text(text, encoding="utf-8")
     return file
 
 
@@ -131,3 +132,34 @@ def test_products_that_are_not_known_are_no_zero(of, returned):
     graph = of(returned)
     totals = total_flops(graph)
     assert totals.products_missing or totals.products
+
+
+OWN_OPS = """
+@torch.library.custom_op("elsewhere::add", mutates_args=())
+def add(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x @ w
+
+@torch.library.custom_op("elsewhere::view", mutates_args=())
+def view(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x @ w
+
+@add.register_fake
+@view.register_fake
+def _(x, w):
+    return x.new_empty(x.shape[0], w.shape[1])
+"""
+
+
+def test_an_op_of_ones_own_is_not_what_it_is_called_like(tmp_path):
+    """Each multiplies [4, 8] with [8, 8]: 512 operations that nobody can know of."""
+    call = "Of(lambda x, w: view(add(x, w), w), w=torch.zeros(8, 8)), torch.zeros(4, 8)"
+    file = written(tmp_path, call, OWN_OPS)
+    graph = annotate(capture_function(str(file), "build").graph)
+    added, viewed = (op for op in graph.ops if op.target.startswith("elsewhere"))
+    assert added.kind is viewed.kind is Kind.OTHER
+    assert (added.name, viewed.name) == ("add_0", "view_0")
+    assert added.cost.flops is viewed.cost.flops is None
+    assert (added.cost.read_bytes, added.cost.write_bytes) == (4 * (4 * 8 + 8 * 8), 4 * 4 * 8)
+    totals = total_flops(graph)
+    lacking = {"elsewhere.add.default": 1, "elsewhere.view.default": 1}
+    assert totals.products_missing == totals.unsupported == lacking
