@@ -1,5 +1,6 @@
 """What is a product, in users' own modules: of integers, in one op or in many, or not known."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from math import ceil
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import cutedge
 from costmodels.devices import load_device
 from costmodels.flops import annotate, total_flops
 from costmodels.roofline import time_ops
+from cutedge._words import cost_sentences, cycles, run_sentences
 from tests.support.inprocess import invoke
 from tracer.capture import capture_function
 from tracer.graph import Gemm, Kind, Op, OpGraph
@@ -117,6 +120,38 @@ def test_the_commands_count_integer_products(tmp_path):
     chip = ("--home", "ryzen-7950x", "--accel", "chip-8x8", "--link", "axi-lite")
     split = invoke("partition", tmp_path / "out", "--policy", "host-chip", *chip)
     assert "chip-8x8: 68,096 cycles" in split.stdout
+
+
+RECURRENT = """
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.LSTM(10, 20, batch_first=True), nn.Linear(20, 8)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0])
+"""
+
+
+def test_cycles_of_products_in_one_op_are_not_known(tmp_path):
+    """The head's alone are 2 x 1 x 3 tiles of 532, over 12 rows of 20 that become 8."""
+    file = written(tmp_path, "Mixed(), torch.randn(2, 6, 10)", RECURRENT)
+    traced = cutedge.trace(f"{file}:build")
+    split = traced.partition("host-chip", machine="ryzen-7950x+chip-8x8@axi-lite")
+    assert split.summary["cycles"] == {"chip-8x8": None}
+    assert cycles(split.split) == "not known"
+    (said,) = [line for line in run_sentences(split.split) if "cycles" in line]
+    assert said == "chip-8x8: cycles not known, for want of those of 1 x aten.lstm.input"
+    cost = traced.costs("chip-8x8")[0]
+    assert f"at least {6 * 532:,} cycles in 6 tiles" in "\n".join(cost_sentences(cost))
+    assert cost.summary["cycles"] is cost.summary["tiles"] is None
+    where = ("--home", "ryzen-7950x", "--accel", "chip-8x8", "--link", "axi-lite", "--jobs", "1")
+    grid = (f"{file}:build", "--policy", "host-chip", "--policy", "all-home", *where)
+    assert invoke("sweep", *grid, "--out", tmp_path / "grid").returncode == 0
+    sql = "SELECT policy, cycles FROM sweep ORDER BY 1"
+    rows = invoke("query", sql, "--trace", tmp_path / "grid", "--json")
+    found = {row["policy"]: row["cycles"] for row in json.loads(rows.stdout)["rows"]}
+    assert found == {"all-home": 0, "host-chip": None}
 
 
 @pytest.mark.parametrize(
