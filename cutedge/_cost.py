@@ -396,6 +396,8 @@ def params(model: str, *, overrides: "Overrides" = None) -> Parameters:
     """
     from costmodels.parameters import break_down
     from cutedge._request import traced_model
+    from tracer.presets import FUNCTION
 
-    graph, warnings = traced_model(model, overrides, phase="prefill", seq=16)
+    sizes = {} if FUNCTION.fullmatch(str(model)) else {"seq": 16}  # a function has its own
+    graph, warnings = traced_model(model, overrides, phase="prefill", **sizes)
     return Parameters(graph, break_down(graph), warnings)
