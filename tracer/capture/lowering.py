@@ -23,7 +23,7 @@ from tracer.capture.extents import find_extents
 from tracer.capture.inputs import Axis
 from tracer.capture.invocations import invocation
 from tracer.capture.kv_cache import State
-from tracer.capture.memory import Held, held, layout_of, memory_of
+from tracer.capture.memory import Held, held, layout_of, memory_of, plain_views
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
 from tracer.kinds import base_name, writes_in_place
@@ -89,10 +89,13 @@ class _Lowering:
         self.sizes: dict[Any, Formula] = {}
         self._add_state(module)
         signature = exported.graph_signature
+        self.lifted = dict(signature.inputs_to_lifted_tensor_constants)
+        """Placeholder -> its name, of the numbers that are nobody's parameter or buffer."""
         state = {
             **{k: rename(v) for k, v in signature.inputs_to_parameters.items()},
             **{k: rename(v) for k, v in signature.inputs_to_buffers.items()},
-            **signature.inputs_to_lifted_tensor_constants,
+            **self._views(exported, module),
+            **self.lifted,
         }
         nodes = list(exported.graph.nodes)
         self.position = {node: number for number, node in enumerate(nodes)}
@@ -137,12 +140,12 @@ class _Lowering:
                     self._call(node)
                 case "output":
                     self._output(node, returned)
-        self._forget_unread(signature.inputs_to_lifted_tensor_constants.values())
+        self._forget_unread(self.lifted.values())
         if runnable:
             self.program.data = {
                 self.program.values[self._index(node)].name: value
                 for node in nodes
-                if (name := signature.inputs_to_lifted_tensor_constants.get(node.name))
+                if (name := self.lifted.get(node.name))
                 and (value := exported.constants[name]) is not None
             }
 
@@ -191,6 +194,8 @@ class _Lowering:
         traced = {node: node.meta.get("val") for node in exported.graph.nodes}
         signature = exported.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        lifted = signature.inputs_to_lifted_tensor_constants
+        names |= {node: name for node, name in lifted.items() if node not in self.lifted}
         kept = {**exported.constants, **exported.state_dict}  # what shares memory there does here
         inputs = [
             kept[names[node.name]] if node.name in names else self._meta(value, sizes)
@@ -239,6 +244,38 @@ class _Lowering:
             self.names[one.name] = index if one.layout else values[one.owner]
             if one.layout:
                 self.layouts[index] = one.layout
+
+    def _views(self, exported: ExportedProgram, module: torch.nn.Module) -> dict[str, str]:
+        """Placeholder -> its name, of plain attributes that share memory: with what the module
+        holds, or with each other. They are read as buffers are that are views of others."""
+        views = {one.name: one for one in plain_views(module)}
+        names = {
+            (memory_of(v.tensor), layout_of(v.tensor), v.tensor.dtype): v for v in views.values()
+        }
+
+        def add(one: Held) -> int:
+            if one.name not in self.names:
+                owner = None
+                if one.owner != one.name:
+                    owner = self.names.get(one.owner)
+                    owner = add(views[one.owner]) if owner is None else owner
+                index = owner
+                if index is None or one.layout:
+                    index = self._add_value(one.tensor, one.name, Role.CONSTANT, owner)
+                if one.layout:
+                    self.layouts[index] = one.layout
+                self.names[one.name] = index
+            return self.names[one.name]
+
+        found = {}
+        for placeholder, name in [*self.lifted.items()]:
+            tensor = exported.constants[name]
+            one = names.get((memory_of(tensor), layout_of(tensor), tensor.dtype))
+            if one is not None:
+                del self.lifted[placeholder]
+                found[placeholder] = one.name
+                add(one)
+        return found
 
     def _name_sizes(self, inputs: Mapping[str, Sequence[Axis]]) -> None:
         """Learn which of torch's symbols is which size, from the inputs."""
