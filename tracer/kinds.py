@@ -187,9 +187,11 @@ def base_name(target: str) -> str:
 
 
 def writes_in_place(target: str) -> bool:
-    """Whether an ATen op writes into its first argument (``aten.add_.Tensor``)."""
-    name = target.split(".")[1] if "." in target else target
-    return name.endswith("_") and not name.endswith("__")
+    """Whether an op of torch's writes into its first argument (``aten.add_.Tensor``)."""
+    library, _, rest = target.partition(".")
+    name = rest.partition(".")[0]
+    many = name.startswith("_foreach_")  # into each of a list
+    return library in _LIBRARIES and name.endswith("_") and not name.endswith("__") and not many
 
 
 def kind_of(target: str) -> Kind:
