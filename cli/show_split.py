@@ -160,7 +160,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
             f"{part}%6": ["" if r is None else f"{r.shares[n]:.2%}" for *_, r in rows]
             for n, part in enumerate(("home", "accelerators", "links"))
         },
-        "cycles>7": [f"{sum(p.cycles.values()):,}" for p, *_ in rows],
+        "cycles>7": [_words.cycles(p) for p, *_ in rows],
         "run>2": [_time(p.run_seconds, p) for p, *_ in rows],
         "tokens/s>3": [
             "" if run is None or not run.seconds else _words.speed(run) for *_, run in rows

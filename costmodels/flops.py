@@ -28,6 +28,17 @@ PRODUCTS = frozenset({Kind.LINEAR, Kind.MATMUL, Kind.ATTENTION})
 """The kinds of matrix product."""
 
 
+def may_multiply(op: Op) -> bool:
+    """Whether an annotated op is a product, or may be one since nothing is known of it."""
+    return op.kind in PRODUCTS or (op.kind is Kind.OTHER and op.cost.flops is None)
+
+
+def without_sizes(ops: Iterable[Op]) -> dict[str, int]:
+    """target -> products among annotated ops, or what may be one, that are not one product of two
+    matrices: what an array of multipliers takes for them is not known."""
+    return dict(Counter(op.target for op in ops if may_multiply(op) and op.cost.gemm is None))
+
+
 _REAL = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
 
 
@@ -315,7 +326,7 @@ def total_flops(graph: OpGraph) -> FlopTotals:
     for op in graph.ops:
         if op.cost.flops is None:
             unsupported[op.target] += 1
-            if op.kind in PRODUCTS or op.kind is Kind.OTHER:  # what is not known may multiply
+            if may_multiply(op):
                 missing[op.target] += 1
         elif op.kind in PRODUCTS:
             if op.cost.flops_status is Status.ESTIMATE and op.cost.assumption is None:

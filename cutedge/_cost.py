@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from costmodels.compulsory import compulsory_bytes, least_seconds
 from costmodels.devices import load_device
 from costmodels.engines import PHYSICAL
+from costmodels.flops import without_sizes
 from costmodels.links import Link, load_link
 from costmodels.roofline import DeviceTime, Rule, Share, refuse_missing, shares, time_graph
 from cutedge._machines import array_options, engines_of
@@ -72,6 +73,11 @@ class Cost:
         return next(iter(shares(self.trace.graph, self.time, lambda op: "all")), None)
 
     @property
+    def without_sizes(self) -> dict[str, int]:
+        """target -> products that no cycles are known of, on an array of multipliers."""
+        return without_sizes(self.trace.graph.ops) if self.time.device.array else {}
+
+    @property
     def summary(self) -> dict[str, Any]:
         """Figures by name, as ``cost --json`` has them."""
         time, total, link = self.time, self.total_share, self.host_link
@@ -99,7 +105,7 @@ class Cost:
                 }
             ),
             **{
-                what: time.on_array(what)
+                what: None if self.without_sizes else time.on_array(what)
                 for what in ("cycles", "tiles", "useful_macs", "padded_macs")
             },
             "host_link": link and link.name,
@@ -390,6 +396,8 @@ def params(model: str, *, overrides: "Overrides" = None) -> Parameters:
     """
     from costmodels.parameters import break_down
     from cutedge._request import traced_model
+    from tracer.presets import FUNCTION
 
-    graph, warnings = traced_model(model, overrides, phase="prefill", seq=16)
+    sizes = {} if FUNCTION.fullmatch(str(model)) else {"seq": 16}  # a function has its own
+    graph, warnings = traced_model(model, overrides, phase="prefill", **sizes)
     return Parameters(graph, break_down(graph), warnings)

@@ -270,7 +270,7 @@ def _subjects(
         raise InputError("seq is of a prefill, a decode has one new token: give past instead")
     found = []
     for model, phase in product(axes["model"], phases):
-        sizes = {"batch": axes.get("batch", (1,))}
+        sizes = {"batch": axes["batch"]} if "batch" in axes else {}
         if phase == "decode":
             sizes["seq"] = (1,)
         elif "seq" in axes:

@@ -125,7 +125,7 @@ def partition_of(
         placed.solution,
         " and ".join(policy.objective or ()) or None,
         placed.unit,
-        compute_cycles(placed.placement, setting.times),
+        compute_cycles(graph, placed.placement, setting.times),
         machine.options,
         chips_of(graph, placed.placement, setting.times, machine.options),
         covered(graph, secret_tensors(graph, policy)),

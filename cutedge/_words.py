@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from costmodels.experts import active_parameters, assumptions
-from costmodels.flops import FlopTotals, numbered, total_flops
+from costmodels.flops import FlopTotals, numbered, total_flops, without_sizes
 from partition import seen as sorts
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck
@@ -137,6 +137,12 @@ def weights_at(split: Split) -> str:
     return ", weights at home" if split.weights_at == "home" else ""
 
 
+def cycles(split: Split) -> str:
+    """Of all its arrays of multipliers together."""
+    known = [each for each in split.cycles.values() if each is not None]
+    return f"{sum(known):,}" if len(known) == len(split.cycles) else "not known"
+
+
 def left_out(splits: Iterable[Split]) -> Iterable[str]:
     """What the seconds of splits leave out, a line each."""
     for what in dict.fromkeys(what for split in splits for what in split.left_out):
@@ -163,7 +169,12 @@ def run_sentences(split: Split) -> Iterable[str]:
     yield from left_out([split] if parts else [])
     for name, cycles in split.cycles.items():
         faster = f" ({split.options.text})" if split.options.text else ""
-        yield f"{name}: {cycles:,} cycles{faster}"
+        if cycles is None:
+            placed = zip(split.graph.ops, split.placement.devices, strict=True)
+            lacking = without_sizes(op for op, device in placed if device == name)
+            yield f"{name}: cycles not known, for want of those of {numbered(lacking)}"
+        else:
+            yield f"{name}: {cycles:,} cycles{faster}"
     if run is not None and run.link_bound_chips is not None:
         yield (
             f"from {counted(run.link_bound_chips, 'chip')} on, {split.link}, which they "
@@ -402,8 +413,9 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         )
     if padded := time.on_array("padded_macs"):
         useful = (time.on_array("useful_macs") or 0) / padded
+        lower = "at least " if cost.without_sizes else ""
         yield (
-            f"{time.on_array('cycles'):,} cycles in {time.on_array('tiles'):,} tiles; "
+            f"{lower}{time.on_array('cycles'):,} cycles in {time.on_array('tiles'):,} tiles; "
             f"{useful:.1%} of {padded:,} multiply-accumulates are useful"
         )
         link = cost.host_link

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil, floor, fsum, log10
 from time import perf_counter
 
+from costmodels.flops import without_sizes
 from costmodels.machine import Machine
 from costmodels.roofline import DeviceTime
 from partition import Residency
@@ -670,14 +671,21 @@ def may_move(
     return lambda op, device: setting.can_run(op, device) and (op, device) not in kept
 
 
-def compute_cycles(placement: Placement, times: Mapping[str, DeviceTime]) -> dict[str, int]:
-    """By array of multipliers: the cycles of its products, those of the chip with most to do."""
-    found: dict[str, int] = {}
+def compute_cycles(
+    graph: OpGraph, placement: Placement, times: Mapping[str, DeviceTime]
+) -> dict[str, int | None]:
+    """By array of multipliers: the cycles of its products, those of the chip with most to do.
+
+    None where one of them has no sizes (``flops.without_sizes``).
+    """
+    found: dict[str, int | None] = {}
     for device, time in times.items():
         if time.device.array is not None:
-            here = (op for op, where in enumerate(placement.devices) if where == device)
+            here = [op for op, where in enumerate(placement.devices) if where == device]
             gemms = [time.ops[op].gemm for op in here]
-            found[device] = sum(int(gemm.cycles) for gemm in gemms if gemm is not None)
+            known = not without_sizes(graph.ops[op] for op in here)
+            cycles = sum(int(gemm.cycles) for gemm in gemms if gemm is not None)
+            found[device] = cycles if known else None
     return found
 
 

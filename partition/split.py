@@ -54,8 +54,9 @@ class Split:
     """What the solution is best for: ``bytes``, ``seconds`` or both; None without one."""
     unit: str | None = None
     """Of the solution's objective and bound: ``bytes``, ``ns`` or ``weighted``."""
-    cycles: Mapping[str, int] = field(default_factory=dict)
-    """Device -> the cycles of its products there; arrays of multipliers alone."""
+    cycles: Mapping[str, int | None] = field(default_factory=dict)
+    """Device -> the cycles of its products there, None where one has no sizes; arrays of
+    multipliers alone."""
     options: Options = field(default_factory=Options)
     """What makes the arrays faster than their descriptions."""
     chips: Chips | None = None

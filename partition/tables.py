@@ -363,7 +363,8 @@ SUMMARY = pa.schema(
         column(
             "cycles",
             pa.map_(pa.string(), pa.int64()),
-            "Device -> cycles of its matrix products; arrays of multipliers alone.",
+            "Device -> cycles of its matrix products, null where one is not of two matrices (a "
+            "recurrent layer, an attention in one op) or may be one; arrays of multipliers alone.",
         ),
         column(
             "array_options",

@@ -49,7 +49,7 @@ from tools.describe import (
 from tracer.captured import Checked
 from tracer.graph import TraceMeta
 from tracer.presets import describe
-from tracer.serde import RUN, TENSORS
+from tracer.serde import RUN, TENSORS, description
 
 FOLDER = "docs/schema"
 
@@ -196,6 +196,7 @@ def _partition() -> dict[str, Schema]:
         **columns(RUN),
         **_STORAGE,
         **columns(SUMMARY),
+        "cycles": key(Mapping[str, int | None], description(SUMMARY.field("cycles"))),
         "tokens": key(int | None, "New tokens of the batch; null where `run_seconds` is."),
         "chips": field_key(Run, "chips"),
         **{

@@ -1,7 +1,8 @@
 """What each ATen op is: the one table from op names to kinds, and which ops move values.
 
-Names are ATen base names (``aten.add.Tensor`` is ``add``; ``add_`` counts as ``add``). Whether an
-op is a view, a constant or a linear depends on the graph around it and is decided there.
+Names are ATen base names (``aten.add.Tensor`` is ``add``; ``add_`` counts as ``add``). An op of
+another library has that before its name (``mine::add``) and is in no table, whatever it is called.
+Whether an op is a view, a constant or a linear depends on the graph around it and is decided there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -163,21 +164,34 @@ _BY_KIND: Mapping[Kind, str] = {
 
 _KINDS = {name: kind for kind, names in _BY_KIND.items() for name in names.split()}
 
+_LIBRARIES = frozenset(("aten", "prims"))
+"""Torch's own, whose ops of one name do the same."""
+
+_ELSEWHERE = {"transformers.grouped_mm_fallback": "grouped_mm_fallback"}
+"""Ops of other libraries that are in the tables here -> their names there."""
+
 
 @lru_cache(maxsize=4096)
 def base_name(target: str) -> str:
-    """``aten.add_.Tensor`` -> ``add``: the op without its library, overload and in-place mark."""
+    """``aten.add_.Tensor`` -> ``add``: the op without its library, overload and in-place mark.
+
+    An op of a library that is not torch's own keeps that: ``mine.add.default`` -> ``mine::add``.
+    """
     parts = target.split(".")
     name = parts[1] if len(parts) > 1 else parts[0]
+    if len(parts) > 1 and parts[0] not in _LIBRARIES:
+        return _ELSEWHERE.get(f"{parts[0]}.{name}", f"{parts[0]}::{name}")
     if not name.endswith("__"):
         name = name.rstrip("_") or name
     return _SAME_AS.get(f"{name}.{parts[-1]}") or _SAME_AS.get(name, name)
 
 
 def writes_in_place(target: str) -> bool:
-    """Whether an ATen op writes into its first argument (``aten.add_.Tensor``)."""
-    name = target.split(".")[1] if "." in target else target
-    return name.endswith("_") and not name.endswith("__")
+    """Whether an op of torch's writes into its first argument (``aten.add_.Tensor``)."""
+    library, _, rest = target.partition(".")
+    name = rest.partition(".")[0]
+    many = name.startswith("_foreach_")  # into each of a list
+    return library in _LIBRARIES and name.endswith("_") and not name.endswith("__") and not many
 
 
 def kind_of(target: str) -> Kind:

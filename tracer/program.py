@@ -14,14 +14,7 @@ from typing import Any
 
 from tracer.formula import Formula, const
 from tracer.graph import ITEM_BYTES, Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
-from tracer.kinds import (
-    MATRIX_PRODUCTS,
-    SEVERAL_PRODUCTS,
-    base_name,
-    data_args,
-    kind_of,
-    writes_in_place,
-)
+from tracer.kinds import MATRIX_PRODUCTS, SEVERAL_PRODUCTS, base_name, data_args, kind_of
 from tracer.patterns import label_tensors, mark_norms
 from tracer.stacks import with_stacks
 
@@ -147,7 +140,7 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     edges: list[Edge] = []
     counts: Counter[str] = Counter()
     for node in _with_states(program):
-        base = base_name(node.target)
+        base = base_name(node.target).rpartition("::")[2]
         args = data_args(node.target, node.args)
         given = node.target in ("input", "output") or node.draws > 0
         is_constant = not given and constant.issuperset(args)
@@ -199,10 +192,13 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
 
 def written_state(program: Program) -> set[int]:
     """The parameters and buffers that a node writes: what they hold depends on the runs before."""
-    written = (node.args[0] for node in program.nodes if node.args and writes_in_place(node.target))
-    aliases = ((value, program.values[value].alias_of) for value in written)
-    owners = {value if owner is None else owner for value, owner in aliases}
-    return {i for i in owners if program.values[i].role in (Role.PARAMETER, Role.BUFFER)}
+    made = (out for node in program.nodes if not node.is_view for out in node.outs)
+    owners = {program.values[out].alias_of for out in made}  # what is no view writes what it shares
+    return {
+        i
+        for i in owners
+        if i is not None and program.values[i].role in (Role.PARAMETER, Role.BUFFER)
+    }
 
 
 def tensor_ids(program: Program, graph: OpGraph) -> dict[int, int]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log10
 
+from costmodels.flops import numbered, without_sizes
 from costmodels.roofline import DeviceTime, Share, shares
 from cutedge.report.axes import Ticks, decades, flop_rate, number_ticks
 from cutedge.report.figures import Bars, Missing, Series
@@ -173,6 +174,8 @@ def cycles(partition: Split, device: str, time: DeviceTime | None) -> Bars | Mis
             groups.setdefault(sort_of(op), []).append(op.id)
     if not groups:
         return Missing(f"No product runs on {device} under this policy.")
+    if lacking := without_sizes(op for op in partition.graph.ops if placed[op.id] == device):
+        return Missing(f"The cycles of {numbered(lacking)} on {device} are not known.")
     sums = {}
     for name, ops in groups.items():
         gemms = [gemm for op in ops if (gemm := time.ops[op].gemm) is not None]

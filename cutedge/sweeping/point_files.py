@@ -20,7 +20,7 @@ from tracer.serde import RUN, column, description
 _OWN = {
     "home_resident_bytes": "Bytes of parameters, buffers, constants and cached state at home.",
     "accelerator_resident_bytes": "Such bytes on the accelerator.",
-    "cycles": "Of the matrix products on an array of multipliers; null elsewhere.",
+    "cycles": "Of the matrix products on an array of multipliers; null elsewhere, and where not known.",
 }
 
 

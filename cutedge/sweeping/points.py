@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.engines import PHYSICAL
-from costmodels.flops import annotate, total_flops
+from costmodels.flops import annotate, total_flops, without_sizes
 from costmodels.links import Link, Links, load_link, message_cost
 from costmodels.machine import Machine
 from costmodels.many import (
@@ -71,7 +71,7 @@ COUNTS = (
 """Whole figures of a point, as ``partition`` has them; none where no placement is possible."""
 
 OPTIONAL_COUNTS = ("cycles",)
-"""Of the products on an array; none elsewhere."""
+"""Of the products on an array; none elsewhere, and where they are not known."""
 
 SECONDS = ("seconds", "home_seconds", "accelerator_seconds", "run_seconds")
 """Of the transfers, of computing at home and away, and of all; none where not all is known."""
@@ -410,7 +410,7 @@ class _Plan:
                 if ran is not None:
                     found[name] = ran
         arrays = [place for place, device in machine.described.items() if device.array is not None]
-        if arrays:
+        if arrays and not any(map(self._lacks_sizes, arrays)):
             found["cycles"] = sum(self._cycles(machine, place) for place in arrays)
         away = any(device == ACCELERATOR for device in self._devices)
         if not away:
@@ -505,6 +505,11 @@ class _Plan:
 
         lying: Ints = self._once("lying", found).get(place, np.zeros(self._over.length, np.int64))
         return lying
+
+    def _lacks_sizes(self, place: str) -> bool:
+        ops = self._part.graph.ops
+        here = (ops[op] for op, device in enumerate(self._devices) if device == place)
+        return bool(without_sizes(here))
 
     def _cycles(self, machine: Machine, place: str) -> Ints:
         times = self._part.times(machine)[place]

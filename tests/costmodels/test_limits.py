@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+import cutedge
 from costmodels.devices import load_device
 from costmodels.flops import total_flops
 from costmodels.limits import (
@@ -122,6 +123,36 @@ def test_a_window_by_hand():
     # A token over 99 cached ones reads 4 x 99 + 6 x 7 values and writes 10.
     per_token = far.decode_B_ms + 99 / far.decode_W_tokens_per_ms
     assert per_token == pytest.approx((2400 + (4 * 99 + 42 + 10) * 2) / 1e3)
+
+
+GEMMA = Model(
+    dense_layers_params=697_761_792,
+    experts=(),
+    lm_head_params=301_989_888,
+    cached=Least(Line(26 * 512, 0), Line(4 * 512, 22 * 512 * 511)),
+    attention=even(40),
+)
+"""gemma-3-1b: 26 layers with one key and one value head of 256; 22 of them keep 511 rows alone."""
+
+
+def test_the_cache_of_a_gemma_by_hand():
+    """On 24 GiB at 1,008 GB/s. All 16 bits: (24 x 2^30 - 2 x 999,751,680 - 2 x 5,755,904) / 4,096
+    tokens, of which 1,008e9 / 4,096 are read a second. Carried on from within the windows, the
+    first slope would give 892,814 and 37,860."""
+    room = DeviceFigures(memory_bytes=24 * 2**30, bytes_per_second=1008e9, flops_per_second=1e14)
+    found = limits(GEMMA, room, weight_bits=16, kv_bits=16, prompt=8000)
+    assert found.stored_params == 999_751_680
+    assert (found.kv_cache_params_per_token, found.kv_cache_params_fixed) == (2048, 5_755_904)
+    assert found.kv_tokens == 5_800_485
+    assert found.decode_W_tokens_per_ms == 246_093.75
+
+
+@pytest.mark.slow
+def test_the_cache_of_gemma_3_1b():
+    card = {"device": "rtx-4090", "weight_bits": 16, "kv_bits": 16, "prompt": 8000}
+    found = cutedge.limits("gemma-3-1b", **card).figures
+    assert (found["kv_tokens"], found["decode_W_tokens_per_ms"]) == (5_800_485, 246_093.75)
+    assert found["kv_cache_params_fixed"] == 5_755_904
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         placed.solution,
         None,
         None,
-        compute_cycles(placed.placement, times),
+        compute_cycles(graph, placed.placement, times),
         on.options,
     )
     totals = traffic.totals

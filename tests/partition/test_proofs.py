@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
 
+from costmodels.devices import load_device
 from costmodels.links import Link, Links
 from costmodels.machine import Machine
 from costmodels.roofline import time_ops
@@ -96,3 +97,34 @@ def test_what_is_called_optimal_is_and_a_bound_is_below_all(
     assert placed.solution.bound <= best * (1 + 1e-6) + 1
     if placed.solution.proven:
         assert ours <= best * (1 + 1e-6)
+
+
+WIRE = Link(
+    "shm",
+    "",
+    *[0] * 4,
+    **dict.fromkeys([f"{way}_bandwidth_bytes_per_second" for way in WAYS], 1e7),
+    **dict.fromkeys([f"{way}_latency_seconds" for way in WAYS], 1e-5),
+    shared_memory_threshold_bytes=10**8,
+    shared_memory_handle_bytes=16,
+)
+"""A slow wire, beside shared memory for whatever is below 100 MB."""
+
+
+@pytest.mark.slow
+def test_the_fastest_is_as_fast_as_the_cut_with_the_fewest_bytes(traced):
+    """llama-3.2-1b, 16 tokens: token ids go in one call and logits come back, a handle of 16 bytes
+    each: 2 x (16 / 1e7 + 1e-5) seconds beside the GPU's. A search that charged the wire for all
+    513,024 bytes of logits printed 6.995 ms, as proven."""
+    graph = traced("llama-3.2-1b", seq=16)
+    cards = {"tee": load_device("tee-tdx"), "gpu": load_device("rtx-4090")}
+    machine = Machine("tee", ("gpu",), Links(WIRE), described=cards)
+    setting = Setting(machine, "run", machine.times(graph))
+    runs = {}
+    for policy in ("fastest", "min-cut"):
+        placed = place(graph, load_policy(policy), setting)
+        runs[policy] = figure(graph, load_policy("fastest"), setting, placed.placement) / 1e9
+        assert placed.solution.proven
+    gpu = sum(time.seconds or 0.0 for time in setting.times["gpu"].ops)
+    assert runs["fastest"] == runs["min-cut"] == pytest.approx(gpu + 2 * (16 / 1e7 + 1e-5))
+    assert round(runs["fastest"], 6) == 0.005105

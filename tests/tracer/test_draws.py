@@ -176,3 +176,56 @@ def test_what_a_run_changes_is_no_constant(tmp_path):
     assert any("a run changes count" in warning for warning in made.warnings)
     roles = {t.name: t.role for t in graph.tensors}
     assert roles["count"] is Role.BUFFER
+
+
+WRITES = """
+import torch
+import torch.nn.functional as F
+
+@torch.library.custom_op("counting::up", mutates_args={"count"})
+def up(count: torch.Tensor) -> None:
+    count.add_(1)
+
+@up.register_fake
+def _(count):
+    return None
+
+class Writes(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        for k in range(12):
+            self.register_buffer(f"n{k:02}", torch.ones(8))
+
+    def forward(self, x):
+        n = [*self.buffers()]
+        normed = F.batch_norm(x, n[0], n[1], training=True)
+        again = torch.native_batch_norm(x, None, None, n[2], n[3], True, 0.1, 1e-5)[0]
+        channels = F.instance_norm(x[..., None].expand(3, 8, 2), n[4], n[5], use_input_stats=True)
+        torch.add(n[10], n[11], out=n[6])
+        torch._foreach_add_([n[7], n[8]], 1)
+        up(n[9])
+        still = F.batch_norm(x, n[10], n[11], training=False)
+        return normed, again, channels, still, *(each * 2 for each in n)
+
+def build():
+    return Writes(), torch.randn(3, 8)
+"""
+
+
+def test_what_an_op_says_that_it_writes_is_no_constant(tmp_path):
+    """The running statistics of norms, what ``out=`` names, each of a list, what an op of one's own
+    says: what reads it afterwards reads what the op made of it."""
+    file = tmp_path / "own.py"
+    file.write_text(WRITES)
+    made = capture_function(str(file), "build")
+    graph = annotate(made.graph)
+    doubled = [op for op in graph.ops if op.target == "aten.mul.Tensor"]
+    assert [op.is_constant for op in doubled] == [False] * 10 + [True] * 2
+    read = [graph.inputs(op.id)[0] for op in doubled]
+    assert [tensor.op is None for tensor in read] == [False] * 10 + [True] * 2
+    names = [f"n{k:02}" for k in range(12)]
+    assert [graph.storage(tensor).name for tensor in read] == names
+    (said,) = [one for one in made.warnings if "a run changes" in one]
+    assert f"a run changes {', '.join(names[:10])}:" in said
+    (added,) = [op for op in graph.ops if op.target == "aten.add.out"]
+    assert (added.is_view, added.cost.flops) == (False, 8)  # it writes memory that is there already

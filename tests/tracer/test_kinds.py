@@ -2,8 +2,10 @@
 
 import pytest
 
+from costmodels.formulas import REGISTRY
+from costmodels.traffic import has_own_rule
 from tracer.graph import Kind
-from tracer.kinds import base_name, data_args, kind_of
+from tracer.kinds import base_name, data_args, is_known, kind_of, moves
 
 
 @pytest.mark.parametrize(
@@ -28,11 +30,30 @@ from tracer.kinds import base_name, data_args, kind_of
         ("aten.min.other", "minimum", Kind.ELEMENTWISE),
         ("aten.never_heard_of.default", "never_heard_of", Kind.OTHER),
         ("output", "output", Kind.OTHER),
+        # what a library that is not torch's own calls so is another op
+        ("prims.add.default", "add", Kind.ELEMENTWISE),
+        ("mine.add.default", "mine::add", Kind.OTHER),
+        ("mine.matmul.default", "mine::matmul", Kind.OTHER),
+        ("max.other.default", "max::other", Kind.OTHER),
+        ("quantized.linear.default", "quantized::linear", Kind.OTHER),
+        ("transformers.grouped_mm_fallback.default", "grouped_mm_fallback", Kind.MATMUL),
+        ("mine.grouped_mm_fallback.default", "mine::grouped_mm_fallback", Kind.OTHER),
     ],
 )
 def test_names_and_kinds(target, name, kind):
     assert base_name(target) == name
     assert kind_of(target) is kind
+
+
+def test_an_op_of_another_library_is_in_no_table():
+    """It may do anything to the values that it reads, whatever it is called."""
+    for name in ("add", "view", "softmax", "split", "zeros_like", "sum", "embedding", "slice_copy"):
+        target = f"mine.{name}.default"
+        assert not is_known(target), name
+        assert data_args(target, ("x", "y")) == ("x", "y")
+        assert moves(target, 2, 1, same_size=False) == [(0, 0), (1, 0)]
+        assert base_name(target) not in REGISTRY
+        assert not has_own_rule(target)
 
 
 @pytest.mark.parametrize(

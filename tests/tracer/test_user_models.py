@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import cutedge
 from costmodels.flops import annotate, total_flops
 from tests.support.inprocess import invoke
 from tests.support.processes import run_command
@@ -388,6 +389,9 @@ def four(batch=4):
 
 def both(*, batch=4, seq=6):
     return torch.nn.Linear(8, 8), (torch.zeros(batch, seq, 8),)
+
+def wide(seq=3):
+    return torch.nn.Linear(8, seq), (torch.zeros(2, 8),)
 """
 
 
@@ -409,6 +413,23 @@ def test_a_size_that_is_not_asked_for_is_the_functions_own(
     done = invoke("trace", f"own.py:{function}", *options, "--json")
     found = json.loads(done.stdout)
     assert (found["batch"], found["seq"]) == sizes
+
+
+def test_a_sweep_and_params_take_a_functions_own_sizes_too(tmp_path, monkeypatch):
+    """By default 4 x 6 rows of 8 floats go and 8 come back; a batch that is given counts. Of [8, 3]
+    weights and 3 biases there are 27."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(SIZES)
+    rows = {}
+    for number, batch in enumerate(((), ("--batch", "2,3"))):
+        words = ("own.py:both", "--policy", "offload-linear", "--jobs", "1", *batch)
+        assert invoke("sweep", *words, "--out", f"grid{number}").returncode == 0
+        sql = "SELECT batch, seq, total_payload_bytes FROM sweep ORDER BY batch"
+        found = invoke("query", sql, "--trace", f"grid{number}", "--json")
+        rows[batch] = [tuple(row.values()) for row in json.loads(found.stdout)["rows"]]
+    assert rows[()] == [(4, 6, 2 * 4 * 6 * 8 * 4)]
+    assert rows["--batch", "2,3"] == [(2, 6, 2 * 2 * 6 * 8 * 4), (3, 6, 2 * 3 * 6 * 8 * 4)]
+    assert cutedge.params("own.py:wide").summary["parameters"] == 8 * 3 + 3
 
 
 BY_VALUES = """

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch._ops import HigherOrderOperator
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node, map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracer import kinds
@@ -61,6 +61,27 @@ def _plain(value: Any, size: Callable[[Any], Formula]) -> Any:
         case Node() if isinstance(value.meta.get("val"), torch.SymInt):
             return {"size": str(size(value.meta["val"]))}
     raise TypeError(f"{type(value).__name__} is no plain argument")
+
+
+def written(node: Node) -> list[Node]:
+    """The tensors that a call writes into, by the op's schema.
+
+    A norm's schema does not say so of its running statistics, which it writes in training.
+    """
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    given = told(node.target, node.args, node.kwargs)
+    names = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    if any(given.get(name) is True for name in _IN_TRAINING):
+        names += [name for name in _STATISTICS if name in given and name not in names]
+    found: list[Node] = []
+    map_arg([given[name] for name in names], found.append)
+    return [one for one in found if isinstance(one.meta.get("val"), torch.Tensor)]
+
+
+_IN_TRAINING = ("training", "train", "use_input_stats")
+_STATISTICS = ("running_mean", "running_var")
 
 
 def draws(node: Node) -> bool:

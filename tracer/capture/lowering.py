@@ -17,16 +17,16 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
-from tracer.capture.arguments import Counted, arguments, draws
+from tracer.capture.arguments import Counted, arguments, draws, written
 from tracer.capture.errors import Untraceable, place, within
 from tracer.capture.extents import find_extents
 from tracer.capture.inputs import Axis
 from tracer.capture.invocations import invocation
 from tracer.capture.kv_cache import State
-from tracer.capture.memory import Held, held, layout_of, memory_of
+from tracer.capture.memory import Held, held, layout_of, memory_of, plain_views
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
-from tracer.kinds import base_name, writes_in_place
+from tracer.kinds import base_name
 from tracer.program import Invocation, Layout, Node, Program, Sharing, Value
 
 _einsum = torch.einsum
@@ -89,10 +89,13 @@ class _Lowering:
         self.sizes: dict[Any, Formula] = {}
         self._add_state(module)
         signature = exported.graph_signature
+        self.lifted = dict(signature.inputs_to_lifted_tensor_constants)
+        """Placeholder -> its name, of the numbers that are nobody's parameter or buffer."""
         state = {
             **{k: rename(v) for k, v in signature.inputs_to_parameters.items()},
             **{k: rename(v) for k, v in signature.inputs_to_buffers.items()},
-            **signature.inputs_to_lifted_tensor_constants,
+            **self._views(exported, module),
+            **self.lifted,
         }
         nodes = list(exported.graph.nodes)
         self.position = {node: number for number, node in enumerate(nodes)}
@@ -137,12 +140,12 @@ class _Lowering:
                     self._call(node)
                 case "output":
                     self._output(node, returned)
-        self._forget_unread(signature.inputs_to_lifted_tensor_constants.values())
+        self._forget_unread(self.lifted.values())
         if runnable:
             self.program.data = {
                 self.program.values[self._index(node)].name: value
                 for node in nodes
-                if (name := signature.inputs_to_lifted_tensor_constants.get(node.name))
+                if (name := self.lifted.get(node.name))
                 and (value := exported.constants[name]) is not None
             }
 
@@ -191,6 +194,8 @@ class _Lowering:
         traced = {node: node.meta.get("val") for node in exported.graph.nodes}
         signature = exported.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        lifted = signature.inputs_to_lifted_tensor_constants
+        names |= {node: name for node, name in lifted.items() if node not in self.lifted}
         kept = {**exported.constants, **exported.state_dict}  # what shares memory there does here
         inputs = [
             kept[names[node.name]] if node.name in names else self._meta(value, sizes)
@@ -239,6 +244,38 @@ class _Lowering:
             self.names[one.name] = index if one.layout else values[one.owner]
             if one.layout:
                 self.layouts[index] = one.layout
+
+    def _views(self, exported: ExportedProgram, module: torch.nn.Module) -> dict[str, str]:
+        """Placeholder -> its name, of plain attributes that share memory: with what the module
+        holds, or with each other. They are read as buffers are that are views of others."""
+        views = {one.name: one for one in plain_views(module)}
+        names = {
+            (memory_of(v.tensor), layout_of(v.tensor), v.tensor.dtype): v for v in views.values()
+        }
+
+        def add(one: Held) -> int:
+            if one.name not in self.names:
+                owner = None
+                if one.owner != one.name:
+                    owner = self.names.get(one.owner)
+                    owner = add(views[one.owner]) if owner is None else owner
+                index = owner
+                if index is None or one.layout:
+                    index = self._add_value(one.tensor, one.name, Role.CONSTANT, owner)
+                if one.layout:
+                    self.layouts[index] = one.layout
+                self.names[one.name] = index
+            return self.names[one.name]
+
+        found = {}
+        for placeholder, name in [*self.lifted.items()]:
+            tensor = exported.constants[name]
+            one = names.get((memory_of(tensor), layout_of(tensor), tensor.dtype))
+            if one is not None:
+                del self.lifted[placeholder]
+                found[placeholder] = one.name
+                add(one)
+        return found
 
     def _name_sizes(self, inputs: Mapping[str, Sequence[Axis]]) -> None:
         """Learn which of torch's symbols is which size, from the inputs."""
@@ -351,7 +388,8 @@ class _Lowering:
                     self.value_of[node] = many[position]
             return
         results = _tensors(node.meta.get("val"))
-        if not results:
+        changed = [n for n in written(node) if isinstance(self.value_of.get(n), int)]
+        if not results and not changed:
             return  # an assertion, a size: no tensor comes of it
         inputs = [n for n in _flat((node.args, node.kwargs)) if n in self.value_of]
         real = _tensors(self.real[node])
@@ -360,8 +398,7 @@ class _Lowering:
             self.owner.setdefault(memory_of(real[0]), self._owner(self._index(same)))
             return
         outs = []
-        mutates = writes_in_place(str(node.target))
-        view = not mutates
+        view = not changed
         for result, memory in zip(results, map(memory_of, real), strict=True):
             outs.append(self._add_value(result, "", Role.ACTIVATION, self.owner.get(memory)))
             view = view and memory in self.owner
@@ -370,19 +407,25 @@ class _Lowering:
         how = invocation(node, self._index, self.real) if self.runnable else None
         many = not isinstance(node.meta["val"], torch.Tensor)
         self.value_of[node] = tuple(outs) if many else outs[0]
-        if mutates and inputs:
+        shared = []
+        given = {memory_of(made): out for made, out in zip(real, outs, strict=True)}
+        for target in changed:
             # Later readers see the new values: of the tensor written to, and of all that share its
             # memory. The op makes those too, from what they were before.
-            self.value_of[inputs[0]] = outs[0]
-            shared = []
-            for other in self._sharing(inputs[0], node):
+            new = given.get(memory_of(self.real[target]))
+            if new is None:
+                new = self._renewed(target)
+                outs.append(new)
+            self.value_of[target] = new
+            for other in self._sharing(target, node):
+                if other in changed:
+                    continue
                 args.append(self._index(other))
-                owner = self._owner(self._index(other))
-                outs.append(self._add_value(other.meta["val"], "", Role.ACTIVATION, owner))
+                outs.append(self._renewed(other))
                 self.value_of[other] = outs[-1]
-                layouts = layout_of(self.real[other]), layout_of(self.real[inputs[0]])
+                layouts = layout_of(self.real[other]), layout_of(self.real[target])
                 shared.append(Sharing(args[-1], outs[-1], *layouts))
-            how = how and replace(how, shared=tuple(shared))
+        how = how and replace(how, shared=tuple(shared))
         path, module_type = _module(node)
         path = self.rename(path)
         self.program.nodes.append(
@@ -401,13 +444,18 @@ class _Lowering:
             )
         )
 
+    def _renewed(self, node: torch.fx.Node) -> int:
+        """What a tensor is once an op has written into its memory."""
+        owner = self._owner(self._index(node))
+        return self._add_value(node.meta["val"], "", Role.ACTIVATION, owner)
+
     def _written(self, nodes: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
         """The nodes whose memory an op writes in place."""
         memories = {node: {*map(memory_of, _tensors(self.real.get(node)))} for node in nodes}
         mutated: set[int] = set()
         for node in memories:
-            if node.op == "call_function" and writes_in_place(str(node.target)):
-                mutated |= memories[node]
+            if node.op == "call_function":
+                mutated.update(*(memories.get(changed, ()) for changed in written(node)))
         return {node for node, memory in memories.items() if not memory.isdisjoint(mutated)}
 
     def _owner(self, value: int) -> int:
@@ -438,7 +486,7 @@ class _Lowering:
             return None
         # Memory is that of a run: an export makes the tensors anew that code keeps from before it.
         kept = memory_of(self.real[inputs[0]]) == memory_of(self.real[node])
-        same = kept and _layout(source) == _layout(result) and not writes_in_place(str(node.target))
+        same = kept and _layout(source) == _layout(result) and not written(node)
         return inputs[0] if same else None
 
 

@@ -13,7 +13,7 @@ from tracer.program import Layout
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A parameter or a buffer of a module."""
+    """A parameter or a buffer of a module, or a plain attribute that is a view of one."""
 
     name: str
     tensor: torch.Tensor
@@ -35,6 +35,31 @@ def held(module: torch.nn.Module) -> tuple[Held, ...]:
     found = [(*one, kind) for named, kind in kinds for one in named(remove_duplicate=False)]
     owned = _owners([(name, tensor) for name, tensor, _ in found])
     return tuple(Held(name, tensor, kind, *owned[name]) for name, tensor, kind in found)
+
+
+def plain_views(module: torch.nn.Module) -> tuple[Held, ...]:
+    """The plain attributes of a module that share memory: with a parameter or a buffer whose
+    elements they have (``self.table = self.emb.weight.detach().t()``), or with each other.
+
+    One that no other has all elements of owns its memory.
+    """
+    owners: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for one in held(module):
+        if one.owner == one.name:
+            owners.setdefault(memory_of(one.tensor), []).append((one.name, one.tensor))
+    found = {}
+    order = sorted(plain_tensors(module).items(), key=lambda one: -one[1].numel())
+    for path, tensor in order:  # the whole before its views
+        beside = owners.setdefault(memory_of(tensor), [])
+        for owner, whole in beside:
+            if _same(whole, tensor) or _has_all(whole, tensor):
+                found[path] = Held(path, tensor, False, owner, _layout_in(whole, tensor))
+                break
+        else:
+            beside.append((path, tensor))
+            found[path] = Held(path, tensor, False, path, None)
+    shared = {one.owner for one in found.values() if one.owner != one.name}
+    return tuple(one for one in found.values() if one.owner != one.name or one.name in shared)
 
 
 def parameter_count(module: torch.nn.Module) -> int:
@@ -60,12 +85,8 @@ def _owned(
     owners: list[tuple[str, torch.Tensor]] = []
     for name, tensor in order:
         for owner, whole in owners:
-            if layout_of(whole) == layout_of(tensor) and whole.dtype == tensor.dtype:
-                yield name, (owner, None)
-                break
-            if _has_all(whole, tensor):
-                shape, strides, offset = layout_of(tensor)
-                yield name, (owner, (shape, strides, offset - int(whole.storage_offset())))
+            if _same(whole, tensor) or _has_all(whole, tensor):
+                yield name, (owner, _layout_in(whole, tensor))
                 break
             if not _apart(whole, tensor):
                 raise CutedgeError(
@@ -75,6 +96,16 @@ def _owned(
         else:
             owners.append((name, tensor))
             yield name, (name, None)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return layout_of(one) == layout_of(other) and one.dtype == other.dtype
+
+
+def _layout_in(whole: torch.Tensor, part: torch.Tensor) -> Layout | None:
+    """Where a part lies in the memory of the whole, None where it is the same tensor."""
+    shape, strides, offset = layout_of(part)
+    return None if _same(whole, part) else (shape, strides, offset - int(whole.storage_offset()))
 
 
 def memory_of(tensor: torch.Tensor) -> int:

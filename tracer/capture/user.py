@@ -19,7 +19,7 @@ from torch.utils._pytree import SequenceKey, tree_flatten_with_path, tree_unflat
 
 from tracer.capture.errors import first_line
 from tracer.capture.inputs import MANY_TOKENS, Axis, Input, Reading
-from tracer.capture.memory import remade
+from tracer.capture.memory import plain_tensors, remade
 from tracer.errors import InputError, suggest
 
 DEFAULTS = {"batch": 1, "seq": MANY_TOKENS, "past": 0, "source": MANY_TOKENS}
@@ -50,7 +50,7 @@ def own_module(module: torch.nn.Module, inputs: Any, name: str) -> Own:
 
     The copy shares the module's tensors: no number is copied.
     """
-    kept = [*module.parameters(), *module.buffers()]
+    kept = [*module.parameters(), *module.buffers(), *plain_tensors(module).values()]
 
     def build() -> tuple[torch.nn.Module, Any]:
         return copy.deepcopy(module, {id(tensor): tensor for tensor in kept}), inputs

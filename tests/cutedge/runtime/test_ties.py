@@ -197,6 +197,28 @@ def plain(batch=1, seq=4):
     return Plain(), ids(batch, seq)
 
 
+class Attributes(Model):
+    "Plain attributes that are views: of a weight, of a buffer, of each other."
+
+    def __init__(self):
+        super().__init__()
+        del self.head
+        self.register_buffer("scale", torch.randn(WIDTH, WIDTH))
+        weight = self.emb.weight.detach()
+        self.table, self.rows = weight.t(), {"first": weight[5:7], "same": weight}
+        self.turned, self.own = [self.scale.t()], torch.randn(WIDTH, 2)
+        self.flipped = self.own.t()
+
+    def forward(self, ids):
+        x = self.fc(self.emb(ids)) @ self.scale @ self.turned[0]
+        x = x + self.rows["first"].sum() + self.rows["same"].sum() + (x @ self.own) @ self.flipped
+        return x @ self.table
+
+
+def attributes(batch=1, seq=4):
+    return Attributes(), ids(batch, seq)
+
+
 def gpt2(batch=1, seq=4):
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -226,6 +248,7 @@ GPT2 = (
 )
 COUNTED = {
     "tied": EMB + FC,
+    "attributes": EMB + FC,
     "on_meta": EMB + FC,
     "transposed": EMB + FC,
     "part": EMB + FC,  # rows of the table
@@ -343,6 +366,24 @@ def test_what_shares_memory_lies_on_a_device_once(file: Path) -> None:
         "fc.weight": None,
         "table": "emb.weight",
     }
+
+
+def test_plain_attributes_that_are_views_lie_where_what_they_view_does(file: Path) -> None:
+    """The table [50, 8], the linear [8, 8], the buffer [8, 8], [8, 2] of its own, and two sums."""
+    graph, verdict = run_at_home(file, "attributes")
+    everywhere = [None if graph.is_everywhere(op.id) else "tee" for op in graph.ops]
+    placement = Placement("tee", everywhere, [False] * len(graph.ops), [""] * len(graph.ops))
+    traffic = account(graph, placement, Links(load_link("unix-socket")))
+    assert traffic.resident_bytes == {"tee": 1600 + 256 + 256 + 64 + 2 * 4}
+    state, names = [t for t in graph.tensors if t.op is None], [t.name for t in graph.tensors]
+    views = {t.name: names[t.alias_of] for t in state if t.alias_of is not None}
+    assert views == {
+        "table": "emb.weight",
+        "rows.first": "emb.weight",
+        "turned.0": "scale",
+        "flipped": "own",
+    }
+    assert verdict.answer_equal
 
 
 def test_memory_that_overlaps_is_refused_by_name(file: Path, tmp_path: Path) -> None:
