@@ -50,8 +50,8 @@ def sweep(
     dtype: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     attn: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     logits: Annotated[str | None, typer.Option(help="As for trace.")] = None,
-    weights: Annotated[str | None, typer.Option(help="As for cost.")] = None,
-    kv_dtype: Annotated[str | None, typer.Option(help="As for cost.")] = None,
+    weights: Annotated[Texts, _many("As for cost; none: as the config says")] = None,
+    kv_dtype: Annotated[Texts, _many("As for cost; none: as the config says")] = None,
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a search for one optimum may take.")
     ] = 60.0,

@@ -197,22 +197,23 @@ def time_group(
     A device has seconds for a group at all sizes or at none: sizes at which FLOPs are nothing and
     sizes at which they are something are not to be asked for together.
     """
+    rule = Rule(device, engine, paged_share(device, lying_bytes))
     if device.array is not None:
-        return _on_array(device, group, options)
-    return _on_roofline(Rule(device, engine, paged_share(device, lying_bytes)), group)
+        return _on_array(device, group, options, rule.launch_seconds)
+    return _on_roofline(rule, group)
 
 
-def _on_array(device: Device, group: OpGroup, options: Options) -> GroupTime:
+def _on_array(device: Device, group: OpGroup, options: Options, launch: float) -> GroupTime:
     if group.gemm is None or device.array is None:
         return GroupTime(None)
     batch, m, n, k = group.gemm
     cost = gemm_cost(device.array, m, k, n, batch=batch, options=options)
-    return GroupTime(cost.seconds, cost)
+    return GroupTime(cost.seconds + launch, cost)
 
 
 def _on_roofline(rule: Rule, group: OpGroup) -> GroupTime:
     work = _of_kernel(rule, [group], group.moved_bytes, is_attention=group.is_attention)
-    return GroupTime(None if work is None else work + rule.engine.launch(rule.device))
+    return GroupTime(None if work is None else work + rule.launch_seconds)
 
 
 def run_times(
@@ -241,7 +242,7 @@ def run_times(
             bytes_ = over(moved) if isinstance(moved, Formula) else groups[0].moved_bytes
             known[key] = _of_kernel(rule, groups, bytes_, is_attention=is_attention)
     alike = Counter(frozenset(counts.items()) for counts in together.values())
-    launch, terms = rule.engine.launch(rule.device), []
+    launch, terms = rule.launch_seconds, []
     for counts, times in alike.items():
         each = [(n, seconds) for key, n in counts if (seconds := known[key]) is not None]
         if len(each) < len(counts):

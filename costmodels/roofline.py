@@ -73,6 +73,12 @@ class DeviceTime:
     engine: Engine = PHYSICAL
     """How the ops are carried out."""
 
+    @property
+    def lacks_launches(self) -> bool:
+        """Whether it is not known what starting an op takes here: ops that work take at least their
+        seconds."""
+        return self.engine.launch(self.device) is None
+
     def holding(
         self, graph: OpGraph, lying_bytes: int, runs: tuple[Hashable, ...] | None = None
     ) -> "DeviceTime":
@@ -203,6 +209,11 @@ class Rule:
         seconds = moved / rate
         return seconds + moved * self.paged / paging if paging else seconds
 
+    @property
+    def launch_seconds(self) -> float:
+        """Of an op or kernel, as far as that is known."""
+        return self.engine.launch(self.device) or 0.0
+
     def kernel_seconds(self, *, is_attention: bool) -> float:
         """Of a kernel beside its work, its launch left out."""
         engine = self.engine
@@ -225,7 +236,7 @@ def _op_times(
     graph: OpGraph, rule: Rule, options: Options, runs: tuple[Hashable, ...] | None
 ) -> tuple[OpTime, ...]:
     if rule.device.array is not None:
-        one = _on_array(rule.device, options)
+        one = _on_array(rule.device, options, rule.launch_seconds)
         return tuple(OpTime(0.0) if op.kind in FREE else one(op) for op in graph.ops)
     times = [OpTime(0.0)] * len(graph.ops)
     if rule.engine.step_seconds:
@@ -234,7 +245,7 @@ def _op_times(
             for op, time in zip(graph.ops, times, strict=True)
         ]
     together: dict[Hashable, list[tuple[Kernel, OpTime]]] = defaultdict(list)
-    launch = rule.engine.launch(rule.device)
+    launch = rule.launch_seconds
     for kernel in kernels_of(graph, rule.engine, runs):
         for op, time in _on_roofline(graph, rule, kernel, launch):
             times[op] = time
@@ -298,13 +309,14 @@ def _on_roofline(
         yield kernel.ops[n], OpTime(seconds, bound, moved_bytes=kernel.moved[n])
 
 
-def _on_array(device: Device, options: Options) -> Callable[[Op], OpTime]:
+def _on_array(device: Device, options: Options, launch: float) -> Callable[[Op], OpTime]:
     def one(op: Op) -> OpTime:
         gemm, moved = op.cost.gemm, op.cost.read_bytes + op.cost.write_bytes
         if gemm is None or device.array is None:
             return OpTime(moved_bytes=moved)
         cost = gemm_cost(device.array, gemm.m, gemm.k, gemm.n, batch=gemm.batch, options=options)
-        return OpTime(cost.seconds, "compute", cost, moved)
+        bound: Bound = "compute" if cost.seconds >= launch else "overhead"
+        return OpTime(cost.seconds + launch, bound, cost, moved)
 
     return one
 

@@ -67,6 +67,13 @@ class Cost:
         return least_seconds(self.trace.graph, rule)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """What its seconds leave out since it is not known: with any of it they are at least so
+        many.
+        """
+        return (f"the launch time of {self.time.device.name}",) if self.time.lacks_launches else ()
+
+    @property
     def total_share(self) -> Share | None:
         """All ops as one group; None where not one works."""
         return next(iter(shares(self.trace.graph, self.time, lambda op: "all")), None)
@@ -84,6 +91,8 @@ class Cost:
             "kv_dtype": meta.kv_dtype or None,
             "parameter_bytes": parameter_bytes(self.trace.graph),
             "seconds": time.seconds,
+            "at_least": bool(self.left_out),
+            "left_out": list(self.left_out),
             "compulsory_bytes": self.compulsory_bytes,
             "least_seconds": self.least_seconds,
             "seconds_coverage": time.coverage,

@@ -120,7 +120,15 @@ class Generation:
     @property
     def unknown(self) -> tuple[str, ...]:
         """What is left out of the seconds, in words; with any of it they are at least so many."""
-        return tuple(dict.fromkeys((*self.prefill.split.left_out, *self.decode.split.left_out)))
+        return tuple(dict.fromkeys(what for split in self.splits for what in split.left_out))
+
+    @property
+    def splits(self) -> list[Split]:
+        """Each phase of the model, then of its draft."""
+        phases = [self.prefill, self.decode]
+        if self.draft is not None:
+            phases += [self.draft.prefill, self.draft.decode]
+        return [phase.split for phase in phases]
 
     @property
     def machine(self) -> str:
@@ -188,6 +196,7 @@ class Generation:
             "decode_optimal": _optimal(self.decode),
             "placed_at_past": meta.past + meta.seq,
             "draft": draft and draft.prefill.trace.graph.meta.model,
+            "draft_weights": (draft and draft.prefill.trace.graph.meta.weights) or None,
             "draft_tokens": draft and draft.tokens,
             "accept": draft and draft.accept,
             "expected_tokens": draft and draft.expected,
@@ -238,6 +247,7 @@ def generate(
     kv_dtype: str | None = None,
     cached_prompt: int = 0,
     draft: Any = None,
+    draft_weights: str | Path | None = None,
     accept: float | None = None,
     tokens: int = 4,
     **parts: Any,
@@ -253,7 +263,8 @@ def generate(
 
     The first ``cached_prompt`` tokens of the prompt lie in the cache already, where the prefill
     reads it. A ``draft`` model proposes so many ``tokens`` a round, each of which is taken with the
-    likelihood ``accept`` where those before it are; one pass of the model checks them all and makes
+    likelihood ``accept`` where those before it are (its weights are stored in ``draft_weights``, as
+    its config says when left out); one pass of the model checks them all and makes
     one more. How many tokens a round makes is then an expectation.
 
     Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
@@ -279,6 +290,8 @@ def generate(
         raise InputError(
             "draft and accept go together: a model, and how often its tokens are taken"
         )
+    if draft_weights is not None and draft is None:
+        raise InputError("draft_weights are those of a draft model: give that too")
     if accept is not None and not (0 <= accept <= 1 and tokens >= 1):
         raise InputError("accept is a likelihood from 0 to 1, of 1 or more tokens")
     options: dict[str, Any] = {"batch": batch, "dtype": dtype, "attn": attn, "overrides": overrides}
@@ -301,9 +314,10 @@ def generate(
     proposer = None
     if draft is not None and accept is not None:
         own = {**options, "overrides": None}
+        lying = {"weights": draft_weights}
         proposer = Draft(
-            placed(trace(draft, **read, **own), policy),
-            placed(trace(draft, phase="decode", past=prompt, **own), after),
+            placed(trace(draft, **read, **own), policy, **lying),
+            placed(trace(draft, phase="decode", past=prompt, **own), after, **lying),
             tokens,
             accept,
         )
@@ -311,7 +325,7 @@ def generate(
         pasts = _rounds(prompt, new - 1, proposer.expected)
         checks, noted = _steps(model, options | storage, [*pasts], decode)
         each = sorted({past + ahead for past in pasts for ahead in range(tokens)})
-        proposed, said = _steps(draft, own, each, proposer.decode)
+        proposed, said = _steps(draft, own | lying, each, proposer.decode)
         steps = _as_rounds(pasts.values(), checks, {one.past: one for one in proposed}, tokens)
         noted = (*noted, *said)
     else:

@@ -38,9 +38,11 @@ NAMES = (
     "engine",
     "execution",
     "weights_at",
+    "weights",
+    "kv_dtype",
 )
 """Axes of texts."""
-SINGLE = ("dtype", "attn", "logits", "weights", "kv_dtype")
+SINGLE = ("dtype", "attn", "logits")
 """What holds for the whole grid."""
 AXES = (*NAMES, *COUNTS, *RATIOS)
 
@@ -265,11 +267,12 @@ def _subjects(
     choose(single.get("attn", "eager"), ("eager", "sdpa"), "attn")
     choose(single.get("logits", "last"), ("last", "all"), "logits")
     options = {"dtype": None, "attn": "eager", "logits": "last", **single}
+    formats = [_formats(axes, key) for key in ("weights", "kv_dtype")]
     phases = _chosen(axes, "phase", PHASES, "prefill")
     if "seq" in axes and phases == ("decode",):
         raise InputError("seq is of a prefill, a decode has one new token: give past instead")
     found = []
-    for model, phase in product(axes["model"], phases):
+    for model, phase, weights, kv_dtype in product(axes["model"], phases, *formats):
         sizes = {"batch": axes.get("batch", (1,))}
         if phase == "decode":
             sizes["seq"] = (1,)
@@ -277,8 +280,19 @@ def _subjects(
             sizes["seq"] = axes["seq"]
         if "past" in axes and (phase == "decode" or "decode" not in phases):
             sizes["past"] = axes["past"]
-        found.append(Subject(model, phase, options, sizes))
+        stored = {"weights": weights, "kv_dtype": kv_dtype}
+        found.append(Subject(model, phase, options | stored, sizes))
     return tuple(found)
+
+
+def _formats(axes: Mapping[str, tuple[Any, ...]], key: str) -> tuple[str | None, ...]:
+    """Formats of storage; none: what the config says."""
+    values = axes.get(key, ("none",))
+    called = [Path(value).stem if Path(value).suffix else value for value in values]
+    for number, name in enumerate(called):
+        if name in called[:number]:
+            raise InputError(f"two {key} are called {name}: rename one of the files")
+    return tuple(None if value == "none" else value for value in values)
 
 
 def _policies(names: Sequence[str] | None) -> "tuple[Policy, ...]":

@@ -118,6 +118,7 @@ def partition_object(made: "Partition", folder: Path, *, explain: bool = False) 
         "weights": split.graph.meta.weights or None,
         "kv_dtype": split.graph.meta.kv_dtype or None,
         **summary_row(split),
+        "left_out": list(split.left_out),
         **_run(split.run),
         **({} if split.schedule is None else schedule_summary(split.graph, split.schedule)),
         "objective_gap": split.solution and split.solution.gap,
@@ -212,7 +213,7 @@ def comparison_objects(compared: "Comparison", within: float | None) -> list[dic
             ),
         }
         for made, saving in zip(compared, compared.compared.comparisons, strict=True)
-        for slower in [within and made.split.run and made.split.run.too_slow(within)]
+        for slower in [within and made.split.too_slow(within)]
     ]
 
 

@@ -27,6 +27,7 @@ from partition.optimise import (
     obstacle,
     place,
     prices,
+    unknown_launches,
 )
 from partition.placement import Placement
 from partition.policy import (
@@ -135,6 +136,7 @@ def partition_of(
         machine.engine,
         machine.execution or "",
         weights_at=machine.weights_at,
+        unknown_launches=unknown_launches(graph, placed.placement, setting.times),
     )
     asked = setting.scheduling
     return split if asked is None else replace(split, schedule=split.laid_out(times, asked))

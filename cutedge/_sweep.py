@@ -176,7 +176,9 @@ class _File:
 
 def _files(grid: Grid, folder: Path) -> list[_File]:
     """All files of a grid: the same ones, and the same rows in each, whoever makes them when."""
+    _refuse_namesakes(grid.subjects)
     found: list[_File] = []
+    parts: Counter[str] = Counter()
     each = len(grid.wires) * len(grid.residencies) * len(grid.machines)
     for subject in grid.subjects:
         name = quote(subject.asked({}).name, safe="+@,() ")
@@ -185,20 +187,27 @@ def _files(grid: Grid, folder: Path) -> list[_File]:
                 policy.objective is not None and "call" in grid.residencies
             )
             step = max(1, (SEARCHED_ROWS if searched else ROWS) // each)
-            for part, first in enumerate(range(0, subject.points, step)):
+            for first in range(0, subject.points, step):
                 last = min(first + step, subject.points)
                 inside = (
                     f"model={name}/phase={subject.phase}/policy={quote(policy.name, safe='+@,() ')}"
                 )
-                path = folder / inside / f"part={part}" / "sweep.parquet"
-                marks = {"grid": grid.id, "part": f"{inside}/part={part}"}
+                part = f"{inside}/part={parts[inside]}"
+                parts[inside] += 1  # also over what weights are stored in
+                path = folder / part / "sweep.parquet"
+                marks = {"grid": grid.id, "part": part}
                 found.append(
                     _File(path, subject, policy, first, last, (last - first) * each, marks)
                 )
-    paths = [file.path for file in found]
-    if len(set(paths)) < len(paths):
-        raise InputError("two models of the grid have the same name: rename one of the configs")
     return found
+
+
+def _refuse_namesakes(subjects: Iterable[Subject]) -> None:
+    by_name: dict[str, Any] = {}
+    for subject in subjects:
+        model = by_name.setdefault(subject.asked({}).name, subject.model)
+        if model != subject.model:
+            raise InputError("two models of the grid have the same name: rename one of the configs")
 
 
 def _refuse_strays(folder: Path, files: Iterable[_File]) -> None:

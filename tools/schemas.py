@@ -152,6 +152,10 @@ def _derived() -> Schema:
     )
 
 
+_LEFT_OUT = {
+    "at_least": key(bool, "Whether the seconds leave out what is not known."),
+    "left_out": key(list[str], "What they leave out: `the launch time of h100-cc`."),
+}
 _STORAGE = {
     "weights": key(str | None, "What parameters are stored in; null for their dtype."),
     "kv_dtype": key(str | None, "What cached keys and values are stored in; null for their dtype."),
@@ -196,6 +200,7 @@ def _partition() -> dict[str, Schema]:
         **columns(RUN),
         **_STORAGE,
         **columns(SUMMARY),
+        "left_out": _LEFT_OUT["left_out"],
         "tokens": key(int | None, "New tokens of the batch; null where `run_seconds` is."),
         "chips": field_key(Run, "chips"),
         **{
@@ -329,6 +334,7 @@ def _cost() -> Schema:
             **_STORAGE,
             "parameter_bytes": key(int, "Bytes of all parameters as stored, tied weights once."),
             "seconds": key(float, "Of all ops that have seconds there: what a run takes."),
+            **_LEFT_OUT,
             "compulsory_bytes": key(
                 int, "What every program with these results reads and writes, however it fuses ops."
             ),
@@ -406,6 +412,7 @@ def _generation() -> dict[str, Schema]:
         },
         "placed_at_past": key(int, "The cached tokens at which the steps were placed."),
         "draft": key(str | None, "The model that proposes tokens; null without one."),
+        "draft_weights": key(str | None, "What its weights are stored in; null for their dtype."),
         "draft_tokens": key(int | None, "How many it proposes a round."),
         "accept": key(float | None, "How likely a proposed token is taken."),
         "expected_tokens": key(float | None, "Tokens that a round is expected to make."),
@@ -425,8 +432,7 @@ def _generation() -> dict[str, Schema]:
         },
         "total_seconds": key(seconds, f"Prefill, moving cache and steps, in turn. {share}"),
         "tokens_per_second": key(seconds, f"New tokens of all sequences by all seconds. {share}"),
-        "at_least": key(bool, "Whether the seconds leave something out."),
-        "left_out": key(list[str], "What they leave out."),
+        **_LEFT_OUT,
         "last_step_saves_bytes": key(
             int | None, "What the last step would save, placed for itself; null without objective."
         ),

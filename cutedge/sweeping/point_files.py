@@ -67,6 +67,18 @@ SWEEP = pa.schema(
         _figure("execution", pa.string()),
         column("weights_at", pa.string(), description(SUMMARY.field("weights_at"))),
         column(
+            "weights",
+            pa.string(),
+            "What parameters are stored in; null for their dtype.",
+            null=True,
+        ),
+        column(
+            "kv_dtype",
+            pa.string(),
+            "What cached keys and values are stored in; null for their dtype.",
+            null=True,
+        ),
+        column(
             "placed",
             pa.string(),
             "How the placement is known: `fixed` (by rules alone), `solved`, `proven between "

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.engines import PHYSICAL
-from costmodels.flops import annotate, total_flops
+from costmodels.flops import FREE, annotate, total_flops
 from costmodels.links import Link, Links, load_link, message_cost
 from costmodels.machine import Machine
 from costmodels.many import (
@@ -121,8 +121,8 @@ def _unpacked(subject: bytes) -> "tuple[list[_Part], tuple[Machine, ...]]":
 class Points:
     """Rows as columns: one for each wire dtype, residency, machine and size, in that order."""
 
-    run: Mapping[str, str]
-    """The model, the variant and the phase that all rows are of."""
+    run: Mapping[str, str | None]
+    """The model, the variant, the phase and the storage that all rows are of."""
     sizes: Mapping[str, Column]
     """Variable -> its value."""
     wire: NDArray[np.int64]
@@ -174,9 +174,14 @@ def points(job: Job) -> Points:
     numbers = np.repeat(np.array(keys, np.int64), length, axis=0)
     coverage = np.concatenate([np.full(part.over.length, part.coverage) for part in parts])[order]
     first = parts[0].graph
-    stored = [f"{what}={getattr(first.meta, what)}" for what in ("weights", "kv_dtype")]
-    told = [variant_of(first), *(one for one in stored if not one.endswith("="))]
-    run = {"model": first.meta.model, "variant": ", ".join(told), "phase": first.meta.phase}
+    stored = {what: getattr(first.meta, what) or None for what in ("weights", "kv_dtype")}
+    told = [variant_of(first), *(f"{what}={one}" for what, one in stored.items() if one)]
+    run = {
+        "model": first.meta.model,
+        "variant": ", ".join(told),
+        "phase": first.meta.phase,
+        **stored,
+    }
     return Points(
         run,
         {name: np.tile(many[order], len(keys)) for name, many in sizes.items()},
@@ -348,6 +353,7 @@ class _Plan:
             graph, placement, Links(load_link("none")), wire_dtype=wire, residency=residency
         )
         self._part, self._rows, self._devices = part, rows, devices
+        self._traffic = traffic
         self._placed = placement, traffic.transfers
         self._over = Over({name: many[rows] for name, many in part.over.sizes.items()})
         tensors: dict[tuple[int, str], list[Formula]] = {}
@@ -386,6 +392,13 @@ class _Plan:
             )
             for place in (HOME, ACCELERATOR)
         }
+        self._working = {
+            place: any(
+                here == place and op.kind not in FREE
+                for op, here in zip(graph.ops, devices, strict=True)
+            )
+            for place in (HOME, ACCELERATOR)
+        }
         self._kept = kept_on(graph, placement)
         self._kept_ops = {
             place: Counter(
@@ -409,6 +422,8 @@ class _Plan:
                 ran = self._once(key, partial(self._ran, machine, place))
                 if ran is not None:
                     found[name] = ran
+                if self._working[place] and engine.launch(machine.described[place]) is None:
+                    found["at_least"] = True
         arrays = [place for place, device in machine.described.items() if device.array is not None]
         if arrays:
             found["cycles"] = sum(self._cycles(machine, place) for place in arrays)

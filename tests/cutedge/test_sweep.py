@@ -21,6 +21,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cutedge
+from costmodels import flops
 from costmodels.arrays import Options
 from costmodels.devices import Device, load_device
 from costmodels.flops import annotate
@@ -78,7 +80,13 @@ MACHINES = (
         described={HOME: enclave(2**18), ACCELERATOR: enclave(2**17)},
     ),
     machine("tee-tdx", "chip-8x8", "zmq-ipc-shm", chips=4, int8_speedup=2.5),
-    machine("ryzen-7950x", "systolic-16x16", "nvlink", sparsity=0.5),
+    replace(
+        machine("ryzen-7950x", "systolic-16x16", "nvlink", sparsity=0.5),
+        described={
+            HOME: replace(load_device("ryzen-7950x"), launch_seconds=2e-6),
+            ACCELERATOR: replace(load_device("systolic-16x16"), launch_seconds=3e-5),
+        },
+    ),
 )
 
 
@@ -112,6 +120,15 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         on.options,
     )
     totals = traffic.totals
+    working = {
+        device
+        for op, device in zip(graph.ops, placed.placement.devices, strict=True)
+        if device in on.described and op.kind not in flops.FREE
+    }
+    lacking = {
+        name: device.launch_seconds is None and not (name in on.engines and on.engines[name].name)
+        for name, device in on.described.items()
+    }
     return {
         "calls": len(traffic.calls),
         "transfers": len(traffic.transfers),
@@ -130,7 +147,7 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         "home_seconds": made.compute_seconds.get(HOME),
         "accelerator_seconds": made.compute_seconds.get(ACCELERATOR),
         "run_seconds": made.run_seconds,
-        "at_least": bool(made.left_out),
+        "at_least": totals.at_least or any(lacking[device] for device in working),
         "optimal": None if placed.solution is None else placed.solution.proven,
         "paging": {part for part, time in times.items() if time.paged_share},
     }
@@ -653,3 +670,22 @@ def test_a_cluster_has_an_address(words, said, tmp_path, monkeypatch):
     done = sweep("edge-10m", "--seq", "8", *words)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_what_weights_are_stored_in_is_an_axis(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    axes = ("--phase", "decode", "--past", "16", "--home", "tee-tdx", "--accel", "rtx-4090")
+    formats = ("--weights", "none", "--weights", "q8_0", "--kv-dtype", "none", "--kv-dtype", "fp8")
+    done = sweep("edge-10m", *axes, *formats, "--policy", "all-home", "--out", "data", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {(row["weights"], row["kv_dtype"]): row for row in rows_of("data/**/*.parquet")}
+    assert len(rows) == json.loads(done.stdout)["rows"] == 4
+    plain = cutedge.trace("edge-10m", phase="decode", past=16)
+    for (weights, kv_dtype), row in rows.items():
+        traced = plain.stored(weights=weights, kv_dtype=kv_dtype)
+        wanted = traced.partition("all-home", machine="tee-tdx+rtx-4090").summary
+        assert row["home_seconds"] == wanted["home_seconds"]
+        assert row["home_resident_bytes"] == wanted["resident_bytes"]["tee-tdx"]
+    twice = ("--weights", "a/q.toml", "--weights", "b/q.toml")
+    again = sweep("edge-10m", *twice, "--out", "other")
+    assert (again.returncode, "two weights are called q" in again.stderr) == (2, True)
