@@ -47,6 +47,8 @@ def sweep(
     engine: Annotated[Texts, _many("As for partition; none: the physical bound")] = None,
     execution: Annotated[Texts, _many("eager, graph or fused, as for partition")] = None,
     weights_at: Annotated[Texts, _many("home or device, as for partition")] = None,
+    schedule: Annotated[Texts, _many("serial or overlap, as for partition, or none")] = None,
+    requests: Annotated[Texts, _many("With --schedule: runs in flight, as --batch")] = None,
     dtype: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     attn: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     logits: Annotated[str | None, typer.Option(help="As for trace.")] = None,

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from costmodels import Execution, WeightsAt
-from partition import Residency
+from partition import Residency, ScheduleKind
 from tracer.errors import InputError, choose
 from tracer.toml_files import check_keys, read_text, read_toml
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from costmodels.many import Sizes
     from cutedge._request import Request
     from partition.policy import Policy
+    from partition.schedule import Scheduling
 
-COUNTS = ("batch", "seq", "past", "pipeline_depth", "chips")
+COUNTS = ("batch", "seq", "past", "pipeline_depth", "chips", "requests")
 """Axes of whole numbers; also ranges: ``64..4096`` (its doubles), ``64..4096:64`` (steps)."""
 RATIOS = ("int8_speedup", "sparsity", "sparsity_speedup")
 """Axes of numbers; ``none`` is an array without."""
@@ -40,6 +42,7 @@ NAMES = (
     "weights_at",
     "weights",
     "kv_dtype",
+    "schedule",
 )
 """Axes of texts."""
 SINGLE = ("dtype", "attn", "logits")
@@ -99,12 +102,19 @@ class Grid:
     residencies: tuple[Residency, ...]
     machines: "tuple[Machine, ...]"
     time_limit: float
+    schedulings: "tuple[Scheduling | None, ...]" = (None,)
+
+    @property
+    def each(self) -> int:
+        """How many points a policy has at a size."""
+        axes = self.wires, self.residencies, self.machines, self.schedulings
+        return prod(map(len, axes))
 
     @property
     def rows(self) -> int:
         """How many points there are."""
-        each = len(self.policies) * len(self.wires) * len(self.residencies) * len(self.machines)
-        return each * sum(subject.points for subject in self.subjects)
+        sizes = sum(subject.points for subject in self.subjects)
+        return len(self.policies) * self.each * sizes
 
     @property
     def id(self) -> str:
@@ -118,6 +128,8 @@ class Grid:
             "time_limit": self.time_limit,
             "machines": [_told(machine) for machine in self.machines],
         }
+        if self.schedulings != (None,):
+            told["schedulings"] = [s and asdict(s) for s in self.schedulings]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -173,6 +185,7 @@ def read_grid(file: Path | None, given: Mapping[str, Any], time_limit: float) ->
         _chosen(axes, "residency", get_args(Residency), "run"),
         _machines(axes),
         time_limit,
+        _schedulings(axes),
     )
 
 
@@ -258,6 +271,17 @@ def _wires() -> tuple[str, ...]:
     from tracer.graph import FLOATING
 
     return (NATIVE, *FLOATING)
+
+
+def _schedulings(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Scheduling | None, ...]":
+    """Each way to lay runs out with each number of requests."""
+    from partition.schedule import Scheduling
+
+    named = _chosen(axes, "schedule", ("none", *get_args(ScheduleKind)), "none")
+    if "requests" in axes and named == ("none",):
+        raise InputError("requests are of a schedule: give schedule overlap (or serial) too")
+    each = product(named, axes.get("requests", (1,)))
+    return tuple(dict.fromkeys(None if s == "none" else Scheduling(s, n) for s, n in each))
 
 
 def _subjects(

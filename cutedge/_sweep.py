@@ -179,14 +179,13 @@ def _files(grid: Grid, folder: Path) -> list[_File]:
     _refuse_namesakes(grid.subjects)
     found: list[_File] = []
     parts: Counter[str] = Counter()
-    each = len(grid.wires) * len(grid.residencies) * len(grid.machines)
     for subject in grid.subjects:
         name = quote(subject.asked({}).name, safe="+@,() ")
         for policy in grid.policies:
             searched = "seconds" in (policy.objective or {}) or (
                 policy.objective is not None and "call" in grid.residencies
             )
-            step = max(1, (SEARCHED_ROWS if searched else ROWS) // each)
+            step = max(1, (SEARCHED_ROWS if searched else ROWS) // grid.each)
             for first in range(0, subject.points, step):
                 last = min(first + step, subject.points)
                 inside = (
@@ -197,7 +196,7 @@ def _files(grid: Grid, folder: Path) -> list[_File]:
                 path = folder / part / "sweep.parquet"
                 marks = {"grid": grid.id, "part": part}
                 found.append(
-                    _File(path, subject, policy, first, last, (last - first) * each, marks)
+                    _File(path, subject, policy, first, last, (last - first) * grid.each, marks)
                 )
     return found
 
@@ -310,7 +309,9 @@ def _made(number: int, job: Job, marks: Mapping[str, str]) -> tuple[int, bytes]:
 
 
 def _job(grid: Grid, file: _File, subject: bytes) -> Job:
-    return Job(subject, file.policy, grid.wires, grid.residencies, grid.time_limit)
+    return Job(
+        subject, file.policy, grid.wires, grid.residencies, grid.time_limit, grid.schedulings
+    )
 
 
 def _inside(file: _File, programs: "Sequence[SizedGraph]") -> "list[SizedGraph]":

@@ -29,6 +29,7 @@ from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from costmodels.many import Over, exact_sum
+from cutedge._machines import machine_of
 from cutedge.sweeping.answers import (
     ACCELERATOR,
     BETWEEN,
@@ -40,11 +41,13 @@ from cutedge.sweeping.answers import (
     PlacementSearch,
 )
 from cutedge.sweeping.points import Job, SizedGraph, pack, points
+from cutedge.sweeping.schedules import Layout, Network
 from partition.accounting import account
 from partition.optimise import Setting, compute_cycles, compute_seconds, place
 from partition.policy import Policy, Rule, load_policy
 from partition.problem import InfeasibleError
 from partition.run import times_under
+from partition.schedule import Scheduling, Task, scheduled
 from partition.split import Split
 from tests.support import BIN
 from tests.support.examples import examples
@@ -285,7 +288,7 @@ def test_what_no_interval_proves_is_solved_at_each_size(policy, residency):
         there = annotate(graph_at(trace.graph, trace.reach, sizes))
         wanted = oracle(there, rules, on[found.machine[row]], None, residency)
         for figure, (values, known) in found.figures.items():
-            assert (values[row].item() if known[row] else None) == wanted[figure], figure
+            assert (values[row].item() if known[row] else None) == wanted.get(figure), figure
 
 
 # --- where placements are ---------------------------------------------------------------------
@@ -689,3 +692,72 @@ def test_what_weights_are_stored_in_is_an_axis(tmp_path, monkeypatch):
     twice = ("--weights", "a/q.toml", "--weights", "b/q.toml")
     again = sweep("edge-10m", *twice, "--out", "other")
     assert (again.returncode, "two weights are called q" in again.stderr) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    return cutedge.trace("edge-10m", batch=2, seq=16, overrides={"num_hidden_layers": 2})
+
+
+@pytest.mark.parametrize(
+    ("devices", "link", "asked", "engine", "execution"),
+    [
+        ("tee-tdx+rtx-4090", "pcie4-x16", Scheduling("overlap"), None, None),
+        ("tee-tdx+h100-cc", "pcie5-x16-cc", Scheduling("overlap", 3), None, None),  # one lane
+        ("tee-sgx+rtx-4090", "pcie4-x16-split", Scheduling("overlap"), "vllm", None),
+        ("tee-tdx+rtx-4090", "nvlink", Scheduling("overlap", 2), "hf-eager", None),
+        ("tee-tdx+rtx-4090", "pcie4-x16", Scheduling("serial", 2), None, "graph"),
+    ],
+)
+def test_runs_are_laid_out_as_partition_lays_them_out(
+    shallow, devices, link, asked, engine, execution
+):
+    on = {"machine": f"{devices}@{link}", "engine": engine, "execution": execution}
+    sizes = {"seq": [16, 48, 400, 1000], "batch": [2, 3]}
+    whole = program(shallow.graph, shallow.reach, sizes)
+    policy = load_policy("fuse-attention")
+    job = Job(pack([whole], [machine_of(**on)]), policy, (None,), ("run",), 60.0, (None, asked))
+    found = points(job)
+    names = ("makespan_seconds", "bound_seconds", "requests_per_second", "limited_by")
+    for row in range(16):
+        got = [
+            values[row] if known[row] else None for values, known in map(found.figures.get, names)
+        ]
+        if found.scheduling[row] == 0:
+            assert got == [None] * 4
+            continue
+        there = shallow.at(**{name: int(many[row]) for name, many in found.sizes.items()})
+        wanted = there.partition(policy, **on).schedule(asked.schedule, asked.requests).summary
+        assert got[:3] == pytest.approx([wanted[name] for name in names[:3]], rel=1e-12)
+        home, away = devices.split("+")
+        assert got[3].replace("home", home).replace("accelerator", away) == wanted["limited_by"]
+
+
+@examples(40, derandomize=True)
+@given(st.data())
+def test_an_order_holds_only_where_a_list_schedule_has_it(data):
+    """Tasks on resources of their own and on two at once, of times that are often equal."""
+    count = data.draw(st.integers(2, 12))
+    names = ("a", "b", "c")
+    tasks = []
+    for number in range(count):
+        uses = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True))
+        needs = data.draw(st.sets(st.integers(0, number - 1), max_size=2)) if number else set()
+        tasks.append(Task(tuple(uses), None, tuple(sorted(needs))))
+    times = st.lists(st.integers(0, 3), min_size=6, max_size=6)
+    seconds = [np.array(data.draw(times), float) for _ in tasks]
+    lanes = dict.fromkeys(names, data.draw(st.sampled_from([1, 1, 2])))
+    asked = Scheduling("overlap", data.draw(st.integers(1, 3)))
+    got = Layout(Network(tasks, lanes), seconds).laid_out(asked, sum(seconds))
+    for size in range(6):
+        there = [replace(t, seconds=s[size].item()) for t, s in zip(tasks, seconds, strict=True)]
+        wanted = scheduled(there, lanes, asked)
+        assert got.makespan_seconds[size] == wanted.makespan_seconds
+        assert got.bound_seconds[size] == pytest.approx(wanted.bound_seconds)
+        assert got.limited_by[size] == wanted.limited_by
+
+
+def test_requests_are_of_a_schedule(tmp_path):
+    done = sweep("edge-10m", "--requests", "2", "--out", tmp_path / "data")
+    assert done.returncode == 2
+    assert "requests are of a schedule" in done.stderr
