@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role
@@ -34,6 +35,7 @@ class MemoryNeed:
         return self.resident_bytes + self.peak_activation_bytes
 
 
+@lru_cache(maxsize=2)
 def memory_need(graph: OpGraph) -> MemoryNeed:
     """What running the whole graph on one device needs of its memory.
 

@@ -6,6 +6,8 @@ from math import ceil, fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from costmodels.flops import annotate
 from costmodels.links import message_cost
 from costmodels.machine import Machine
@@ -22,7 +24,9 @@ from partition.policy import Policy
 from partition.split import Split
 from partition.stored import held
 from tracer.errors import InputError
+from tracer.formula import parse
 from tracer.graph import OpGraph, Tensor
+from tracer.reach import reached
 from tracer.stages import stage
 from tracer.summary import cached_inputs, cached_outputs, cached_state, renewals, state_memory
 
@@ -115,7 +119,7 @@ class Generation:
     @property
     def _prefills(self) -> list[Split]:
         """Those of the model and of its draft."""
-        return [self.prefill.split, *([self.draft.prefill.split] if self.draft else [])]
+        return [self.prefill.bare, *([self.draft.prefill.bare] if self.draft else [])]
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -128,12 +132,12 @@ class Generation:
         phases = [self.prefill, self.decode]
         if self.draft is not None:
             phases += [self.draft.prefill, self.draft.decode]
-        return [phase.split for phase in phases]
+        return [phase.bare for phase in phases]
 
     @property
     def machine(self) -> str:
         """What it runs on, as of a split; one device alone where nothing runs elsewhere."""
-        first, then = self.prefill.split, self.decode.split
+        first, then = self.prefill.bare, self.decode.bare
         if first.placement.accelerators or then.placement.accelerators:
             return first.machine
         home = first.placement.home
@@ -166,7 +170,7 @@ class Generation:
     @property
     def ttft_seconds(self) -> float | None:
         """Until the first token: the prefill; None where it is not known."""
-        return _seconds(self.prefill.split)
+        return _seconds(self.prefill.bare)
 
     @property
     def total_seconds(self) -> float | None:
@@ -176,7 +180,7 @@ class Generation:
     @property
     def summary(self) -> dict[str, Any]:
         """Figures by name, as ``generate --json`` has them."""
-        split, meta = self.prefill.split, self.prefill.trace.graph.meta
+        split, meta = self.prefill.bare, self.prefill.trace.graph.meta
         steps, total, unknown = self.step_seconds, self.total_seconds, self.unknown
         first, last = (self.steps[0], self.steps[-1]) if self.steps else (None, None)
         new, draft = round(fsum(step.tokens for step in self.steps)) + 1, self.draft
@@ -341,10 +345,20 @@ def generate(
         moves,
         _move_seconds(moves, on),
         _anew(decode, steps),
-        cached_state(one.at(past=prompt + new - 1).graph)[0][0],
+        _cache_bytes(one, prompt + new - 1),
         tuple(warnings),
         proposer,
     )
+
+
+def _cache_bytes(decode: Trace, past: int) -> int:
+    """Cached state over ``past`` tokens, as a step of decode reads it."""
+    graph, size = decode.graph, decode.graph.meta.variables
+    formula = cached_state(graph)[0][1]
+    there = {name: np.array([n]) for name, n in (size | {"past": past}).items()}
+    if formula is None or not reached(graph, decode.reach, there).all():
+        return cached_state(decode.at(past=past).graph)[0][0]
+    return parse(formula).evaluate(size | {"past": past})
 
 
 def _rounds(prompt: int, new: int, expected: float) -> dict[int, float]:
@@ -383,7 +397,7 @@ def _sum(parts: Iterable[float | None]) -> float | None:
 
 def _optimal(split: Partition) -> bool | None:
     """Whether a placement is proven to be the best; None where the policy leaves nothing free."""
-    solution = split.split.solution
+    solution = split.bare.solution
     return None if solution is None else solution.proven
 
 
@@ -426,17 +440,17 @@ def _moves(prefill: Partition, decode: Partition) -> tuple[Move, ...]:
     before, after = prefill.trace.graph, decode.trace.graph
     renewed = {old.id: state for old, state in renewals(after)}
     read = cached_inputs(after)
-    left = _holding(before, prefill.split.placement, cached_outputs(before))
+    left = _holding(before, prefill.bare.placement, cached_outputs(before))
     wanted = _holding(
-        after, decode.split.placement, [renewed.get(state.id, state) for state in read]
+        after, decode.bare.placement, [renewed.get(state.id, state) for state in read]
     )
-    home = prefill.split.placement.home
+    home = prefill.bare.placement.home
     return tuple(
         Move(
             state.name,
             home if home in here else sorted(here)[0],
             device,
-            on_wire(state, prefill.split.wire_dtype)[1],
+            on_wire(state, prefill.bare.wire_dtype)[1],
         )
         for state, here, there in zip(read, left, wanted, strict=True)
         for device in sorted(there - here)
@@ -471,7 +485,7 @@ def _steps(
     from cutedge.sweeping.answers import ACCELERATOR, HOME, by_part
     from cutedge.sweeping.points import along
 
-    split, setting = decode.split, decode.setting
+    split, setting = decode.bare, decode.setting
     meta = decode.trace.graph.meta
     asked = ("dtype", "attn", "weights", "kv_dtype")
     told = {"logits": meta.logits} | {one: options.get(one) for one in asked}
@@ -512,12 +526,12 @@ def _placed_in(program: "SizedGraph", decode: Partition) -> Placement:
 
 def _anew(decode: Partition, steps: Sequence[Step]) -> tuple[int, float | None] | None:
     """(bytes, seconds) that the last step takes less where it is placed for itself."""
-    if len(steps) < 2 or decode.split.solution is None or steps[-1].tokens != 1:
+    if len(steps) < 2 or decode.bare.solution is None or steps[-1].tokens != 1:
         return None
     last = steps[-1]
     there = decode.trace.at(past=last.past)
     setting = decode.setting.of(there.graph)
-    best = partition_of(there.graph, there.id, decode.rules, setting, exposed=False)
+    best = partition_of(there.graph, "", decode.rules, setting, shows=False)
     seconds = _seconds(best)
     return (
         last.total_payload_bytes - best.traffic.totals.payload_bytes,

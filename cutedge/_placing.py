@@ -16,7 +16,7 @@ from cutedge._storage import check_storage
 from partition import Order, Residency, ScheduleKind
 from partition.crossover import Crossover, Point, best_over
 from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
-from partition.ladder import LadderStep, exposure, ladder
+from partition.ladder import Exposure, LadderStep, exposure, ladder
 from partition.optimise import (
     Price,
     Setting,
@@ -105,8 +105,13 @@ def obstacles(policies: Mapping[str, Policy], setting: Setting) -> dict[str, str
     return {name: why for name, policy in policies.items() if (why := obstacle(policy, setting))}
 
 
+def exposed(split: Split, setting: Setting) -> tuple[Exposure, ...]:
+    """What a placement shows to each accelerator that is not trusted."""
+    return tuple(exposure(split.graph, split.placement, split.traffic, setting.untrusted))
+
+
 def partition_of(
-    graph: OpGraph, trace_id: str, policy: Policy, setting: Setting, *, exposed: bool = True
+    graph: OpGraph, trace_id: str, policy: Policy, setting: Setting, *, shows: bool = True
 ) -> Split:
     """A graph placed by a policy, with what the placement moves and, where asked, shows."""
     placed, machine = place(graph, policy, setting), setting.machine
@@ -130,7 +135,7 @@ def partition_of(
         machine.options,
         chips_of(graph, placed.placement, setting.times, machine.options),
         covered(graph, secret_tensors(graph, policy)),
-        tuple(exposure(graph, placed.placement, traffic, setting.untrusted)) if exposed else (),
+        (),
         {name: device.name for name, device in machine.described.items()},
         machine.devices,
         machine.engine,
@@ -138,6 +143,8 @@ def partition_of(
         weights_at=machine.weights_at,
         unknown_launches=unknown_launches(graph, placed.placement, setting.times),
     )
+    if shows:
+        split = replace(split, exposed=exposed(split, setting))
     asked = setting.scheduling
     return split if asked is None else replace(split, schedule=split.laid_out(times, asked))
 
@@ -336,7 +343,7 @@ def compared_over(
         values = {}
         for name, rules in policies.items():
             with suppress(InfeasibleError):
-                one = partition_of(costed, "", rules, at, exposed=False)
+                one = partition_of(costed, "", rules, at, shows=False)
                 if setting.unknown_seconds and one.placement.accelerators:  # else it is no split
                     values[name] = float(one.traffic.totals.payload_bytes)
                 elif one.run_seconds is not None:

@@ -210,12 +210,12 @@ def verify_rows(verified: "Sequence[Verification]") -> Rows:
 
 def generation_rows(made: "Generation") -> Rows:
     """(what, calls, payload, seconds) of the parts of a generation, and of all of it."""
-    steps, traffic = made.steps, made.prefill.split.traffic
+    steps, traffic = made.steps, made.prefill.bare.traffic
     parts: list[tuple[str, int, int, float | None]] = [
         ("prefill", len(traffic.calls), traffic.totals.payload_bytes, made.ttft_seconds)
     ]
     if made.draft:
-        split = made.draft.prefill.split
+        split = made.draft.prefill.bare
         payload = split.traffic.totals.payload_bytes
         parts.append(("prefill of the draft", len(split.traffic.calls), payload, split.run_seconds))
     step_name = "round" if made.draft else "step"

@@ -329,7 +329,8 @@ def programs_of(
     subject: Subject, first_traced: "tuple[OpGraph, Reach] | None" = None
 ) -> "tuple[list[SizedGraph], tuple[str, ...], bool]":
     """(a subject's programs, warnings, whether the cache had all of them): traced as often as
-    there are programs, and no more. The first size need not be where ``first_traced`` has it."""
+    there are programs, and no more. The first size need not be where ``first_traced`` has it, with
+    its costs."""
     import numpy as np
 
     from cutedge._grids import all_sizes
@@ -341,13 +342,14 @@ def programs_of(
         (graph, reach), cached = first_traced, True
     sizes = all_sizes(subject, graph.meta.variables)
     left = np.arange(len(sizes["batch"]))
-    found = []
+    found: list[SizedGraph] = []
     noted: dict[str, None] = {}
     while True:
         here = {name: many[left] for name, many in sizes.items()}
         ok = reached(graph, reach, here)
         ok[0] = True  # what it was traced at
-        found.append(SizedGraph(graph, {n: many[ok] for n, many in here.items()}, left[ok]))
+        given = first_traced is not None and not found
+        found.append(SizedGraph(graph, {n: many[ok] for n, many in here.items()}, left[ok], given))
         largest = {name: int(many[ok].max()) for name, many in here.items()}
         noted.update(dict.fromkeys(reach.warnings(graph.meta.model, largest)))
         left = left[~ok]

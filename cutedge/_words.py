@@ -516,7 +516,7 @@ def generation_sentences(made: "Generation") -> Iterator[str]:
         )
     least = "at least " if found["at_least"] else ""
     if found["total_seconds"] is None:
-        yield no_figures(made.prefill.split) or "its seconds are not known"
+        yield no_figures(made.prefill.bare) or "its seconds are not known"
     else:
         yield f"first token after {least}{duration(found['ttft_seconds'])}"
         if made.steps:

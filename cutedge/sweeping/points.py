@@ -95,10 +95,12 @@ class SizedGraph:
     """A traced model, and the sizes at which it is this program."""
 
     graph: OpGraph
-    """At one of the sizes, without costs."""
+    """At one of the sizes."""
     sizes: Sizes
     numbers: Ints
     """By size: its number among all that are asked of the model."""
+    is_annotated: bool = False
+    """Whether the graph has its costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +288,7 @@ class _Part:
 def _alike(program: SizedGraph) -> list[_Part]:
     """A program in parts: where an op has FLOPs at some sizes only, these are apart."""
     over = Over(program.sizes)
-    graph = annotate(program.graph)
+    graph = program.graph if program.is_annotated else annotate(program.graph)
     costs = op_groups(graph, over)
     idle = [one.flops == 0 for one in costs.groups if one.flops is not None]
     if all(every.all() or not every.any() for every in idle):
