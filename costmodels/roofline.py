@@ -30,7 +30,7 @@ from costmodels.experts import routing_of
 from costmodels.flops import FREE, PRODUCTS, computed_in, numbered
 from costmodels.fused import fused
 from costmodels.links import Link, round_trip_seconds
-from costmodels.memory import MemoryNeed, larger, memory_need
+from costmodels.memory import larger, memory_need
 from tracer.errors import CutedgeError
 from tracer.graph import FLOATING, Kind, Op, OpGraph
 
@@ -58,8 +58,6 @@ class DeviceTime:
     device: Device
     ops: tuple[OpTime, ...]
     """By op id."""
-    need: MemoryNeed
-    """Of the whole graph on this device."""
     paged_share: float
     """The share of what lies on the device that its secure memory does not hold."""
     missing: Mapping[str, int]
@@ -115,18 +113,6 @@ class DeviceTime:
         known = [seconds for seconds in taken if seconds is not None]
         return sum(known) if len(known) == len(taken) else None
 
-    @property
-    def fits(self) -> bool | None:
-        """Whether the device's memory holds what the graph needs: certainly at its peak.
-
-        None where it is not known: the memory of the device, or whether tensors are freed early
-        enough for what lies between live and peak.
-        """
-        size = self.device.memory_bytes
-        if size is None or self.need.live_bytes <= size < self.need.peak_bytes:
-            return None
-        return self.need.peak_bytes <= size
-
 
 def time_ops(
     graph: OpGraph,
@@ -151,7 +137,6 @@ def time_ops(
     return DeviceTime(
         device,
         times,
-        memory_need(graph),
         0.0,
         dict(missing),
         (working - missing.total()) / working if working else 1.0,
@@ -164,7 +149,7 @@ def time_ops(
 def time_graph(graph: OpGraph, device: Device, **options: Any) -> DeviceTime:
     """``time_ops`` where the whole graph lies on the device, paging included."""
     found = time_ops(graph, device, **options)
-    return found.holding(graph, found.need.live_bytes)
+    return found.holding(graph, memory_need(graph).live_bytes)
 
 
 def paged_share(device: Device, lying_bytes: Any) -> Any:

@@ -10,6 +10,7 @@ from costmodels.compulsory import compulsory_bytes, least_seconds
 from costmodels.devices import load_device
 from costmodels.engines import PHYSICAL
 from costmodels.links import Link, load_link
+from costmodels.memory import MemoryNeed, fits, memory_need
 from costmodels.roofline import DeviceTime, Rule, Share, refuse_missing, shares, time_graph
 from cutedge._machines import array_options, engines_of
 from tracer.errors import InputError, choose
@@ -34,7 +35,17 @@ class Cost:
 
     trace: "Trace"
     time: DeviceTime
-    """The time of each op, and what the device must hold."""
+    """The time of each op."""
+
+    @property
+    def need(self) -> MemoryNeed:
+        """What the device must hold."""
+        return memory_need(self.trace.graph)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it does; None where that is not known (``costmodels.memory.fits``)."""
+        return fits(self.need, self.time.device.memory_bytes)
 
     @property
     def host_link(self) -> Link | None:
@@ -81,7 +92,7 @@ class Cost:
     @property
     def summary(self) -> dict[str, Any]:
         """Figures by name, as ``cost --json`` has them."""
-        time, total, link = self.time, self.total_share, self.host_link
+        time, total, link, need = self.time, self.total_share, self.host_link, self.need
         meta = self.trace.graph.meta
         return {
             "device": time.device.name,
@@ -113,10 +124,10 @@ class Cost:
             },
             "host_link": link and link.name,
             "link_seconds": link and time.link_seconds(link),
-            "resident_bytes": time.need.resident_bytes,
-            "live_activation_bytes": time.need.live_activation_bytes,
-            "peak_activation_bytes": time.need.peak_activation_bytes,
-            "fits": time.fits,
+            "resident_bytes": need.resident_bytes,
+            "live_activation_bytes": need.live_activation_bytes,
+            "peak_activation_bytes": need.peak_activation_bytes,
+            "fits": self.fits,
             "paged_share": time.paged_share,
             **{
                 f"by_{what}": [

@@ -130,15 +130,13 @@ def _counting(rows: int, before: int) -> Iterator[Callable[[int], None]]:
 
 def _check_policies(grid: Grid) -> None:
     """Refuse policies that count seconds where those of a machine are not known."""
-    from costmodels.memory import MemoryNeed
     from costmodels.roofline import DeviceTime
     from partition.optimise import Setting, obstacle
 
     for policy in grid.policies:
         for m in grid.machines:
             times = {
-                name: DeviceTime(device, (), MemoryNeed(0, 0, 0), 0.0, {}, 1.0)
-                for name, device in m.described.items()
+                name: DeviceTime(device, (), 0.0, {}, 1.0) for name, device in m.described.items()
             }
             if why := obstacle(policy, Setting(m, times=times)):
                 raise InputError(f"{policy.name} {why}")

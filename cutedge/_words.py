@@ -384,7 +384,7 @@ def policy_sort(policy: Policy) -> str:
 def cost_sentences(cost: "Cost") -> Iterator[str]:
     """What a graph takes on a device, in sentences."""
     time, whole = cost.time, cost.total_share
-    device, need = time.device, time.need
+    device, need = time.device, cost.need
     spent = "".join(
         f", {value / time.seconds:.1%} bound by {bound}"
         for share in ([whole] if whole else [])
@@ -419,7 +419,7 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
                 f"beside that, {link.name} takes {duration(taken)} for their operands "
                 f"({human(sent)}) and results ({human(received)})"
             )
-    fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[time.fits]
+    fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[cost.fits]
     graph, size = cost.trace.graph, ""
     if graph.meta.weights:
         other = f" ({graph.meta.weights_other})" if graph.meta.weights_other else ""
