@@ -81,8 +81,8 @@ def _time(seconds: float | None, at_least: object) -> str:
     return "not known" if seconds is None else f"{'>= ' * bool(at_least)}{duration(seconds)}"
 
 
-def _left_out(splits: Sequence[Split]) -> None:
-    for line in _words.left_out(splits):
+def _left_out(found: Sequence[Split | Point]) -> None:
+    for line in _words.left_out(found):
         console().print(f"{line} (>= is at least)")
 
 
@@ -201,6 +201,7 @@ def over(
     out.print(f"{unit} of a run{laid} over {variable}, each policy placed anew at each size")
     out.print()
     print_table(*_rows.crossover_table(variable, unit, points))
+    _left_out(points)
     out.print()
     for line in _words.crossover_sentences(variable, points, changes):
         out.print(line)

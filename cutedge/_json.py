@@ -231,7 +231,16 @@ def crossovers_object(
         "over": variable,
         "unit": unit,
         **({} if schedule is None else {"schedule": schedule}),
-        "points": [{variable: p.size, "best": p.best, "values": dict(p.values)} for p in points],
+        "points": [
+            {
+                variable: p.size,
+                "best": p.best,
+                "values": dict(p.values),
+                "at_least": bool(p.left_out),
+                "left_out": list(p.left_out),
+            }
+            for p in points
+        ],
         "crossovers": [{variable: c.size, "before": c.before, "after": c.after} for c in changes],
     }
 

@@ -330,6 +330,8 @@ def compared_over(
             "(what this trace has formulas in) and a range like 64..131072"
         )
 
+    lacking: dict[int, tuple[str, ...]] = {}
+
     def evaluate(size: int) -> dict[str, float]:
         there = graph_at(graph, reach, {**graph.meta.variables, variable: size})
         if there is None:
@@ -341,6 +343,7 @@ def compared_over(
         costed = annotate(there)
         at = setting.of(costed)
         values = {}
+        lacking[size] = ()
         for name, rules in policies.items():
             with suppress(InfeasibleError):
                 one = partition_of(costed, "", rules, at, shows=False)
@@ -348,11 +351,13 @@ def compared_over(
                     values[name] = float(one.traffic.totals.payload_bytes)
                 elif one.run_seconds is not None:
                     values[name] = _seconds(one)
+                    lacking[size] = tuple(dict.fromkeys((*lacking[size], *one.left_out)))
         if not values:
             raise InputError(f"--over {variable} {text}: no policy is possible at {size}")
         return values
 
     points, changes = best_over(evaluate, int(match[1]), int(match[2]))
+    points = [replace(point, left_out=lacking[point.size]) for point in points]
     unit = "bytes" if setting.unknown_seconds else "seconds"
     return unit, points, changes
 

@@ -150,14 +150,17 @@ def _most(part: tuple[str, str, int, float]) -> tuple[float, str, str]:
 def crossover_table(variable: str, unit: str, points: Sequence[Point]) -> tuple[list[str], Rows]:
     """(the headings, the rows) of what each policy takes at each size, and which is best."""
 
-    def shown(value: float) -> str:
-        return duration(value) if unit == "seconds" else mib(int(value))
+    def shown(point: Point, name: str) -> str:
+        value = point.values[name]
+        if unit != "seconds":
+            return mib(int(value))
+        return f"{'>= ' * bool(point.left_out)}{duration(value)}"
 
     names = list(dict.fromkeys(name for point in points for name in point.values))
     return [f"{variable}>", *(f"{name}>{n}" for n, name in enumerate(names, 1)), "best"], [
         (
             f"{point.size:,}",
-            *(shown(point.values[n]) if n in point.values else "not possible" for n in names),
+            *(shown(point, n) if n in point.values else "not possible" for n in names),
             point.best,
         )
         for point in points

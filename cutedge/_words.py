@@ -137,7 +137,7 @@ def weights_at(split: Split) -> str:
     return ", weights at home" if split.weights_at == "home" else ""
 
 
-def left_out(found: "Iterable[Split | Cost]") -> Iterable[str]:
+def left_out(found: "Iterable[Split | Cost | Point]") -> Iterable[str]:
     """What seconds leave out, in a line; nothing where that is nothing."""
     if what := dict.fromkeys(what for one in found for what in one.left_out):
         yield f"not known, and left out of the seconds: {', '.join(what)}"

@@ -309,7 +309,9 @@ def _over() -> dict[str, Schema]:
         "over": key(str, "The size that is varied."),
         "unit": key(str, "Of the values: seconds of the run, or bytes of payload."),
         "schedule": key(str, "With --schedule: the one that seconds are of."),
-        "points": key(listed(record(size | best, tuple(size))), "The best policy at each size."),
+        "points": key(
+            listed(record(size | best | _LEFT_OUT, tuple(size))), "The best policy at each size."
+        ),
         "crossovers": key(
             listed(record(size | change, tuple(size))), "Where the best policy changes."
         ),

@@ -95,18 +95,24 @@ class Layout:
         names = np.array([*on, None], object)
         self._busiest = busy.max(axis=0)
         self._limit = names[np.where(busy.any(axis=0), busy.argmax(axis=0), len(busy))]
-        self._longest = self._path(length)
+        self._longest = np.concatenate(
+            [
+                self._path(slice(first, first + _TOGETHER), distinct)
+                for first in range(0, length, _TOGETHER)
+            ]
+        )
 
-    def _path(self, length: int) -> Floats:
-        """The longest path."""
+    def _path(self, sizes: slice, distinct: Mapping[int, Floats]) -> Floats:
+        """The longest path at some of the sizes."""
         after = self._network.after(self._works)
         ends: dict[int, Floats] = {}
-        whole = np.zeros(length)
+        each = {key: taken[sizes] for key, taken in distinct.items()}
+        whole = np.zeros(len(self._odd[sizes]))
         for number, works in enumerate(self._works):
             if works:
                 before = [ends[one] for one in after[number]] or [np.zeros(1)]
                 start = before[0] if len(before) == 1 else np.maximum.reduce(before)
-                ends[number] = start + self._seconds[number]
+                ends[number] = start + each[id(self._seconds[number])]
         inner = {one for n, works in enumerate(self._works) if works for one in after[n]}
         for number in ends.keys() - inner:
             whole = np.maximum(whole, ends[number])

@@ -251,11 +251,17 @@ def test_compare_has_a_column_of_each(here):
     assert "overlap" in done("compare", here, *asked, "--schedule", "overlap")
     several = done("compare", here, *asked, "--schedule", "serial", "--requests", "3")
     assert "serial, 3 requests" in several
+    within = ("--schedule", "overlap", "--requests", "2", "--within", "1e-5", "--json")
+    for one in json.loads(done("compare", here, *asked, *within))["partitions"]:
+        # Each request has 16 tokens, and may be the last one.
+        assert one["times_too_slow"] == pytest.approx(one["makespan_seconds"] / 16 / 1e-5)
 
 
 def test_over_sizes_goes_by_the_schedule(here, traced):
     asked = ("seq", "16..17", ["offload-linear"])
     _, points, _ = traced.crossovers(*asked, machine=ON, schedule="overlap")
+    launches = ("the launch time of tee-tdx", "the launch time of h100-cc")
+    assert {point.left_out for point in points} == {launches}
     found = traced.partition("offload-linear", machine=ON).schedule().schedule
     assert points[0].values["offload-linear"] == found.makespan_seconds
 
