@@ -27,6 +27,7 @@ with torch.device("meta"):
 
 PYTHON = [sys.executable]
 TRACE = [BIN / "trace", "llama-3.2-1b", "--seq"]
+GENERATED = ["--policy", "fuse-attention", "--machine", "tee-tdx+h100-cc@pcie5-x16-cc"]
 CASES = {
     "trace again at another seq, cached / import pyarrow and networkx": (
         [*TRACE, "1000"],
@@ -43,6 +44,10 @@ CASES = {
     "compare of that trace / import pyarrow and networkx": (
         [BIN / "cutedge", "compare"],
         [*PYTHON, "-c", "import pyarrow.parquet, networkx"],
+    ),
+    "generate 256 tokens / partition of that trace": (
+        [BIN / "cutedge", "generate", "llama-3.2-1b", "--new", "256", *GENERATED],
+        [BIN / "partition", "--policy", "offload-linear"],
     ),
     "cutedge --help / import typer": ([BIN / "cutedge", "--help"], [*PYTHON, "-c", "import typer"]),
     "trace llama-3.1-405b, 126 layers, not cached / trace llama-3.2-1b, 16 layers, not cached": (

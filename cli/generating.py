@@ -42,6 +42,9 @@ def generate(
         int, typer.Option(min=0, help="Tokens of the prompt that lie in the cache already.")
     ] = 0,
     draft: Proposer = None,
+    draft_weights: Annotated[
+        str | None, typer.Option(help="What the weights of --draft are stored in, as --weights.")
+    ] = None,
     accept: Annotated[
         float | None, typer.Option(help="How likely a token of --draft is taken, 0 to 1.")
     ] = None,
@@ -56,6 +59,7 @@ def generate(
     groups = {**asdict(machine), **asdict(timing), **asdict(search)}
     options = {"prompt": prompt, "new": new, "policy": policy, "decode_policy": decode_policy}
     more = {"cached_prompt": cached_prompt, "draft": draft, "accept": accept, "tokens": tokens}
+    more["draft_weights"] = draft_weights
     traced = {"batch": batch, "dtype": dtype, "attn": attn, "overrides": overrides}
     import cutedge
     from cli.printing import print_json, print_table

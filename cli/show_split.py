@@ -36,11 +36,12 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
         f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}"
     )
     ways = totals.by_way
+    least = totals.at_least
     timed = any(seconds is not None for *_, seconds in ways.values())
     print_table(
         ["", "payload>", f"on the wire ({partition.link})>1", *["transfer time>2"][:timed]],
         [
-            (name, mib(payload), mib(framed), *([_time(seconds, partition)] if timed else []))
+            (name, mib(payload), mib(framed), *([_time(seconds, least)] if timed else []))
             for name, (payload, framed, seconds) in ways.items()
         ],
     )
@@ -76,12 +77,12 @@ def _print_why(partition: Split, steps: Sequence[LadderStep], prices: Sequence[P
         console().print()
 
 
-def _time(seconds: float | None, split: Split) -> str:
-    return "not known" if seconds is None else f"{'>= ' * bool(split.left_out)}{duration(seconds)}"
+def _time(seconds: float | None, at_least: object) -> str:
+    return "not known" if seconds is None else f"{'>= ' * bool(at_least)}{duration(seconds)}"
 
 
-def _left_out(splits: Sequence[Split]) -> None:
-    for line in _words.left_out(splits):
+def _left_out(found: Sequence[Split | Point]) -> None:
+    for line in _words.left_out(found):
         console().print(f"{line} (>= is at least)")
 
 
@@ -107,9 +108,11 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
         "resident off home>8": [human(c.resident_off_home_bytes) for c in savings],
     }
     if any(p.traffic.totals.seconds is not None for p in partitions):
-        columns["transfer time>5"] = [_time(p.traffic.totals.seconds, p) for p in partitions]
+        columns["transfer time>5"] = [
+            _time(p.traffic.totals.seconds, p.traffic.totals.at_least) for p in partitions
+        ]
     if any(p.run_seconds is not None for p in partitions):
-        columns["run>2"] = [_time(p.run_seconds, p) for p in partitions]
+        columns["run>2"] = [_time(p.run_seconds, p.left_out) for p in partitions]
     columns |= _words.schedule_columns(partitions)
     if any(p.exposed for p in partitions):
         columns["seen<9"] = [_words.sees(p.exposed) for p in partitions]
@@ -161,7 +164,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
             for n, part in enumerate(("home", "accelerators", "links"))
         },
         "cycles>7": [_words.cycles(p) for p, *_ in rows],
-        "run>2": [_time(p.run_seconds, p) for p, *_ in rows],
+        "run>2": [_time(p.run_seconds, p.left_out) for p, *_ in rows],
         "tokens/s>3": [
             "" if run is None or not run.seconds else _words.speed(run) for *_, run in rows
         ],
@@ -198,6 +201,7 @@ def over(
     out.print(f"{unit} of a run{laid} over {variable}, each policy placed anew at each size")
     out.print()
     print_table(*_rows.crossover_table(variable, unit, points))
+    _left_out(points)
     out.print()
     for line in _words.crossover_sentences(variable, points, changes):
         out.print(line)

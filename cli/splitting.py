@@ -67,7 +67,10 @@ def compare(
     baseline: Baseline = None,
     within: Annotated[
         float | None,
-        typer.Option(help="Seconds a token that are usable: says which runs are, or how far off."),
+        typer.Option(
+            help="Seconds a token that are usable: says which runs are, or how far off, by the "
+            "--schedule where one is asked for."
+        ),
     ] = None,
     over: Annotated[
         tuple[str, str] | None,

@@ -47,11 +47,13 @@ def sweep(
     engine: Annotated[Texts, _many("As for partition; none: the physical bound")] = None,
     execution: Annotated[Texts, _many("eager, graph or fused, as for partition")] = None,
     weights_at: Annotated[Texts, _many("home or device, as for partition")] = None,
+    schedule: Annotated[Texts, _many("serial or overlap, as for partition, or none")] = None,
+    requests: Annotated[Texts, _many("With --schedule: runs in flight, as --batch")] = None,
     dtype: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     attn: Annotated[str | None, typer.Option(help="As for trace.")] = None,
     logits: Annotated[str | None, typer.Option(help="As for trace.")] = None,
-    weights: Annotated[str | None, typer.Option(help="As for cost.")] = None,
-    kv_dtype: Annotated[str | None, typer.Option(help="As for cost.")] = None,
+    weights: Annotated[Texts, _many("As for cost; none: as the config says")] = None,
+    kv_dtype: Annotated[Texts, _many("As for cost; none: as the config says")] = None,
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a search for one optimum may take.")
     ] = 60.0,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from costmodels.flops import FREE
 from costmodels.roofline import DeviceTime
 from tracer.graph import OpGraph
 from tracer.serde import column, make_tables, run_of, trace_metadata, write_tables
@@ -25,6 +26,11 @@ COSTS = pa.schema(
             "What it takes there; null where the device has no figure for it or its FLOPs are not "
             "known.",
             null=True,
+        ),
+        column(
+            "at_least",
+            pa.bool_(),
+            "Whether `seconds` leaves out what starting the op takes, which is not known.",
         ),
         column(
             "bound",
@@ -70,6 +76,7 @@ def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa
             time.device.name,
             at.gemm and at.gemm.cycles,
             at.seconds,
+            at.seconds is not None and time.lacks_launches and graph.ops[op].kind not in FREE,
             at.bound,
             at.moved_bytes,
             time.engine.name or None,

@@ -94,8 +94,8 @@ class Device:
     """What its memory holds; None where that is not known."""
     on_chip_bytes: int | None = None
     """The last cache that all of the device shares."""
-    launch_seconds: float = 0.0
-    """What starting an op takes beside its work."""
+    launch_seconds: float | None = None
+    """What starting an op takes beside its work; None where that is not known."""
     efficiency_ratio: float = 1.0
     """The share of its peaks and bandwidth that the device reaches, at most 1."""
     enclave_bytes: int | None = None

@@ -77,8 +77,11 @@ class Engine:
         """Whether what an op takes depends on which others run with it."""
         return self.execution == "fused" or self.runs_ahead
 
-    def launch(self, device: Device) -> float:
-        """What starting an op takes: of the physical bound, what the device's description says."""
+    def launch(self, device: Device) -> float | None:
+        """What starting an op takes: of the physical bound, what the device's description says.
+
+        None where that says nothing: seconds then leave it out, and are at least so many.
+        """
         return self.launch_seconds[self.execution] if self.name else device.launch_seconds
 
     def flops_per_second(self, device: Device, dtype: str) -> float | None:
@@ -120,7 +123,7 @@ class Engine:
 
 
 PHYSICAL = Engine("", "the physical bound: peaks, bandwidth, and no time to start anything")
-"""What holds without an engine: shares of 1, and the launch time of the device's description."""
+"""What holds without an engine: shares of 1, and the device's own launch time where that is known."""
 
 
 def _entry(by_device: Mapping[str, float], device: Device) -> float:

@@ -136,7 +136,7 @@ class Work:
 
     def step_seconds(self, device: Device, engine: Engine) -> float:
         """What they take where each has its launch before it, and the step what it has beside."""
-        launches = engine.launch(device) * len(self.moved)
+        launches = Rule(device, engine).launch_seconds * len(self.moved)
         return float(self.seconds(device, engine).sum()) + launches + engine.step_seconds
 
 

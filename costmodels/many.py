@@ -197,22 +197,23 @@ def time_group(
     A device has seconds for a group at all sizes or at none: sizes at which FLOPs are nothing and
     sizes at which they are something are not to be asked for together.
     """
+    rule = Rule(device, engine, paged_share(device, lying_bytes))
     if device.array is not None:
-        return _on_array(device, group, options)
-    return _on_roofline(Rule(device, engine, paged_share(device, lying_bytes)), group)
+        return _on_array(device, group, options, rule.launch_seconds)
+    return _on_roofline(rule, group)
 
 
-def _on_array(device: Device, group: OpGroup, options: Options) -> GroupTime:
+def _on_array(device: Device, group: OpGroup, options: Options, launch: float) -> GroupTime:
     if group.gemm is None or device.array is None:
         return GroupTime(None)
     batch, m, n, k = group.gemm
     cost = gemm_cost(device.array, m, k, n, batch=batch, options=options)
-    return GroupTime(cost.seconds, cost)
+    return GroupTime(cost.seconds + launch, cost)
 
 
 def _on_roofline(rule: Rule, group: OpGroup) -> GroupTime:
     work = _of_kernel(rule, [group], group.moved_bytes, is_attention=group.is_attention)
-    return GroupTime(None if work is None else work + rule.engine.launch(rule.device))
+    return GroupTime(None if work is None else work + rule.launch_seconds)
 
 
 def run_times(
@@ -241,7 +242,7 @@ def run_times(
             bytes_ = over(moved) if isinstance(moved, Formula) else groups[0].moved_bytes
             known[key] = _of_kernel(rule, groups, bytes_, is_attention=is_attention)
     alike = Counter(frozenset(counts.items()) for counts in together.values())
-    launch, terms = rule.engine.launch(rule.device), []
+    launch, terms = rule.launch_seconds, []
     for counts, times in alike.items():
         each = [(n, seconds) for key, n in counts if (seconds := known[key]) is not None]
         if len(each) < len(counts):
@@ -251,6 +252,92 @@ def run_times(
         ahead = rule.engine.runs_ahead
         terms.append((times, np.maximum(work, starting) if ahead else work + starting))
     return exact_sum(terms, over.length)
+
+
+def op_times(
+    graph: OpGraph,
+    over: Over,
+    ops: OpGroups,
+    device: str,
+    runs: tuple[tuple[str, int] | None, ...],
+    rule: Rule,
+) -> dict[int, Floats] | None:
+    """What each op takes that runs on a device, by size, under such an engine: ``run_times`` by op.
+
+    Of a kernel of several ops each has its part (``costmodels.roofline``).
+    """
+    known: dict[Any, tuple[Floats, ...] | None] = {}
+    together: dict[tuple[str, int], list[tuple[tuple[int, ...], tuple[Floats, ...]]]] = {}
+    for members, moved, is_attention in _kernels_by_op(graph, ops, rule.engine, runs):
+        run = runs[members[0]]
+        if run is None or run[0] != device:
+            continue
+        key = tuple(ops.of[op] for op in members), moved, is_attention
+        if key not in known:
+            groups = [None if number is None else ops.groups[number] for number in key[0]]
+            known[key] = _parts(rule, over, groups, moved, is_attention=is_attention)
+        parts = known[key]
+        if parts is None:
+            return None
+        together.setdefault(run, []).append((members, parts))
+    found: dict[int, Floats] = {}
+    launch = rule.launch_seconds
+    for kernels in together.values():
+        work = sum((sum(parts) for _, parts in kernels), np.zeros(over.length))
+        waits = rule.engine.runs_ahead & (launch * len(kernels) >= work)
+        for members, parts in kernels:
+            for op, part in zip(members, parts, strict=True):
+                found[op] = np.where(waits, launch, part)
+    return found
+
+
+def _kernels_by_op(
+    graph: OpGraph, ops: OpGroups, engine: Engine, runs: tuple[Any, ...]
+) -> Iterator[tuple[tuple[int, ...], tuple[Formula | None, ...], bool]]:
+    """As ``_kernels``, with the bytes that each op moves as a part of its kernel."""
+    if engine.execution != "fused":
+        for op, group in enumerate(ops.of):
+            if group is not None:
+                yield (op,), (None,), ops.groups[group].is_attention
+        return
+    for found in fused(closed(graph), runs):
+        alone = len(found.ops) == 1 and routed(graph, graph.ops[found.ops[0]])
+        moved = (None if alone else formula(found.moved(n)) for n in range(len(found.ops)))
+        yield found.ops, tuple(moved), found.is_attention
+
+
+def _parts(
+    rule: Rule,
+    over: Over,
+    groups: Sequence[OpGroup | None],
+    moved: Sequence[Formula | None],
+    *,
+    is_attention: bool,
+) -> tuple[Floats, ...] | None:
+    """What each op of a kernel takes, with a launch where launches do not run ahead."""
+    computing, moving = [], []
+    for group, closed_bytes in zip(groups, moved, strict=True):
+        touched = over(closed_bytes) if closed_bytes is not None else group and group.moved_bytes
+        flops = np.zeros(over.length, np.int64) if group is None else group.flops
+        dtype = None if group is None else group.dtype
+        compute = None if flops is None else rule.compute_seconds(dtype, flops)
+        memory = rule.memory_seconds(touched)
+        if compute is None or memory is None:
+            return None
+        computing.append(compute + np.zeros(over.length))
+        moving.append(memory)
+    beside = rule.kernel_seconds(is_attention=is_attention)
+    beside += 0.0 if rule.engine.runs_ahead else rule.launch_seconds
+    if len(groups) == 1:
+        return (np.maximum(computing[0], moving[0]) + beside,)
+    compute, memory = sum(computing), sum(moving)
+    work = np.maximum(compute, memory)
+    spread = np.where(work > 0, work, 1)
+    return tuple(
+        (work + beside)
+        * np.where(work > 0, np.where(compute >= memory, c, m) / spread, 1 / len(groups))
+        for c, m in zip(computing, moving, strict=True)
+    )
 
 
 def _kernels(

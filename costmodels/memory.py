@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role
@@ -34,6 +35,18 @@ class MemoryNeed:
         return self.resident_bytes + self.peak_activation_bytes
 
 
+def fits(need: MemoryNeed, size: int | None) -> bool | None:
+    """Whether a memory of so many bytes holds what a graph needs: certainly at its peak.
+
+    None where it is not known: the size, or whether tensors are freed early enough for what lies
+    between live and peak.
+    """
+    if size is None or need.live_bytes <= size < need.peak_bytes:
+        return None
+    return need.peak_bytes <= size
+
+
+@lru_cache(maxsize=2)
 def memory_need(graph: OpGraph) -> MemoryNeed:
     """What running the whole graph on one device needs of its memory.
 

@@ -30,7 +30,7 @@ from costmodels.experts import routing_of
 from costmodels.flops import FREE, PRODUCTS, computed_in, numbered
 from costmodels.fused import fused
 from costmodels.links import Link, round_trip_seconds
-from costmodels.memory import MemoryNeed, larger, memory_need
+from costmodels.memory import larger, memory_need
 from tracer.errors import CutedgeError
 from tracer.graph import FLOATING, Kind, Op, OpGraph
 
@@ -58,8 +58,6 @@ class DeviceTime:
     device: Device
     ops: tuple[OpTime, ...]
     """By op id."""
-    need: MemoryNeed
-    """Of the whole graph on this device."""
     paged_share: float
     """The share of what lies on the device that its secure memory does not hold."""
     missing: Mapping[str, int]
@@ -72,6 +70,12 @@ class DeviceTime:
     """Of an array of multipliers."""
     engine: Engine = PHYSICAL
     """How the ops are carried out."""
+
+    @property
+    def lacks_launches(self) -> bool:
+        """Whether it is not known what starting an op takes here: ops that work take at least their
+        seconds."""
+        return self.engine.launch(self.device) is None
 
     def holding(
         self, graph: OpGraph, lying_bytes: int, runs: tuple[Hashable, ...] | None = None
@@ -109,18 +113,6 @@ class DeviceTime:
         known = [seconds for seconds in taken if seconds is not None]
         return sum(known) if len(known) == len(taken) else None
 
-    @property
-    def fits(self) -> bool | None:
-        """Whether the device's memory holds what the graph needs: certainly at its peak.
-
-        None where it is not known: the memory of the device, or whether tensors are freed early
-        enough for what lies between live and peak.
-        """
-        size = self.device.memory_bytes
-        if size is None or self.need.live_bytes <= size < self.need.peak_bytes:
-            return None
-        return self.need.peak_bytes <= size
-
 
 def time_ops(
     graph: OpGraph,
@@ -145,7 +137,6 @@ def time_ops(
     return DeviceTime(
         device,
         times,
-        memory_need(graph),
         0.0,
         dict(missing),
         (working - missing.total()) / working if working else 1.0,
@@ -158,7 +149,7 @@ def time_ops(
 def time_graph(graph: OpGraph, device: Device, **options: Any) -> DeviceTime:
     """``time_ops`` where the whole graph lies on the device, paging included."""
     found = time_ops(graph, device, **options)
-    return found.holding(graph, found.need.live_bytes)
+    return found.holding(graph, memory_need(graph).live_bytes)
 
 
 def paged_share(device: Device, lying_bytes: Any) -> Any:
@@ -203,6 +194,11 @@ class Rule:
         seconds = moved / rate
         return seconds + moved * self.paged / paging if paging else seconds
 
+    @property
+    def launch_seconds(self) -> float:
+        """Of an op or kernel, as far as that is known."""
+        return self.engine.launch(self.device) or 0.0
+
     def kernel_seconds(self, *, is_attention: bool) -> float:
         """Of a kernel beside its work, its launch left out."""
         engine = self.engine
@@ -225,7 +221,7 @@ def _op_times(
     graph: OpGraph, rule: Rule, options: Options, runs: tuple[Hashable, ...] | None
 ) -> tuple[OpTime, ...]:
     if rule.device.array is not None:
-        one = _on_array(rule.device, options)
+        one = _on_array(rule.device, options, rule.launch_seconds)
         return tuple(OpTime(0.0) if op.kind in FREE else one(op) for op in graph.ops)
     times = [OpTime(0.0)] * len(graph.ops)
     if rule.engine.step_seconds:
@@ -234,7 +230,7 @@ def _op_times(
             for op, time in zip(graph.ops, times, strict=True)
         ]
     together: dict[Hashable, list[tuple[Kernel, OpTime]]] = defaultdict(list)
-    launch = rule.engine.launch(rule.device)
+    launch = rule.launch_seconds
     for kernel in kernels_of(graph, rule.engine, runs):
         for op, time in _on_roofline(graph, rule, kernel, launch):
             times[op] = time
@@ -298,13 +294,14 @@ def _on_roofline(
         yield kernel.ops[n], OpTime(seconds, bound, moved_bytes=kernel.moved[n])
 
 
-def _on_array(device: Device, options: Options) -> Callable[[Op], OpTime]:
+def _on_array(device: Device, options: Options, launch: float) -> Callable[[Op], OpTime]:
     def one(op: Op) -> OpTime:
         gemm, moved = op.cost.gemm, op.cost.read_bytes + op.cost.write_bytes
         if gemm is None or device.array is None:
             return OpTime(moved_bytes=moved)
         cost = gemm_cost(device.array, gemm.m, gemm.k, gemm.n, batch=gemm.batch, options=options)
-        return OpTime(cost.seconds, "compute", cost, moved)
+        bound: Bound = "compute" if cost.seconds >= launch else "overhead"
+        return OpTime(cost.seconds + launch, bound, cost, moved)
 
     return one
 

@@ -11,6 +11,7 @@ from costmodels.devices import load_device
 from costmodels.engines import PHYSICAL
 from costmodels.flops import without_sizes
 from costmodels.links import Link, load_link
+from costmodels.memory import MemoryNeed, fits, memory_need
 from costmodels.roofline import DeviceTime, Rule, Share, refuse_missing, shares, time_graph
 from cutedge._machines import array_options, engines_of
 from tracer.errors import InputError, choose
@@ -35,7 +36,17 @@ class Cost:
 
     trace: "Trace"
     time: DeviceTime
-    """The time of each op, and what the device must hold."""
+    """The time of each op."""
+
+    @property
+    def need(self) -> MemoryNeed:
+        """What the device must hold."""
+        return memory_need(self.trace.graph)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it does; None where that is not known (``costmodels.memory.fits``)."""
+        return fits(self.need, self.time.device.memory_bytes)
 
     @property
     def host_link(self) -> Link | None:
@@ -68,6 +79,13 @@ class Cost:
         return least_seconds(self.trace.graph, rule)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """What its seconds leave out since it is not known: with any of it they are at least so
+        many.
+        """
+        return (f"the launch time of {self.time.device.name}",) if self.time.lacks_launches else ()
+
+    @property
     def total_share(self) -> Share | None:
         """All ops as one group; None where not one works."""
         return next(iter(shares(self.trace.graph, self.time, lambda op: "all")), None)
@@ -80,7 +98,7 @@ class Cost:
     @property
     def summary(self) -> dict[str, Any]:
         """Figures by name, as ``cost --json`` has them."""
-        time, total, link = self.time, self.total_share, self.host_link
+        time, total, link, need = self.time, self.total_share, self.host_link, self.need
         meta = self.trace.graph.meta
         return {
             "device": time.device.name,
@@ -90,6 +108,8 @@ class Cost:
             "kv_dtype": meta.kv_dtype or None,
             "parameter_bytes": parameter_bytes(self.trace.graph),
             "seconds": time.seconds,
+            "at_least": bool(self.left_out),
+            "left_out": list(self.left_out),
             "compulsory_bytes": self.compulsory_bytes,
             "least_seconds": self.least_seconds,
             "seconds_coverage": time.coverage,
@@ -110,10 +130,10 @@ class Cost:
             },
             "host_link": link and link.name,
             "link_seconds": link and time.link_seconds(link),
-            "resident_bytes": time.need.resident_bytes,
-            "live_activation_bytes": time.need.live_activation_bytes,
-            "peak_activation_bytes": time.need.peak_activation_bytes,
-            "fits": time.fits,
+            "resident_bytes": need.resident_bytes,
+            "live_activation_bytes": need.live_activation_bytes,
+            "peak_activation_bytes": need.peak_activation_bytes,
+            "fits": self.fits,
             "paged_share": time.paged_share,
             **{
                 f"by_{what}": [

@@ -6,6 +6,8 @@ from math import ceil, fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from costmodels.flops import annotate
 from costmodels.links import message_cost
 from costmodels.machine import Machine
@@ -22,7 +24,9 @@ from partition.policy import Policy
 from partition.split import Split
 from partition.stored import held
 from tracer.errors import InputError
+from tracer.formula import parse
 from tracer.graph import OpGraph, Tensor
+from tracer.reach import reached
 from tracer.stages import stage
 from tracer.summary import cached_inputs, cached_outputs, cached_state, renewals, state_memory
 
@@ -115,17 +119,25 @@ class Generation:
     @property
     def _prefills(self) -> list[Split]:
         """Those of the model and of its draft."""
-        return [self.prefill.split, *([self.draft.prefill.split] if self.draft else [])]
+        return [self.prefill.bare, *([self.draft.prefill.bare] if self.draft else [])]
 
     @property
     def unknown(self) -> tuple[str, ...]:
         """What is left out of the seconds, in words; with any of it they are at least so many."""
-        return tuple(dict.fromkeys((*self.prefill.split.left_out, *self.decode.split.left_out)))
+        return tuple(dict.fromkeys(what for split in self.splits for what in split.left_out))
+
+    @property
+    def splits(self) -> list[Split]:
+        """Each phase of the model, then of its draft."""
+        phases = [self.prefill, self.decode]
+        if self.draft is not None:
+            phases += [self.draft.prefill, self.draft.decode]
+        return [phase.bare for phase in phases]
 
     @property
     def machine(self) -> str:
         """What it runs on, as of a split; one device alone where nothing runs elsewhere."""
-        first, then = self.prefill.split, self.decode.split
+        first, then = self.prefill.bare, self.decode.bare
         if first.placement.accelerators or then.placement.accelerators:
             return first.machine
         home = first.placement.home
@@ -158,7 +170,7 @@ class Generation:
     @property
     def ttft_seconds(self) -> float | None:
         """Until the first token: the prefill; None where it is not known."""
-        return _seconds(self.prefill.split)
+        return _seconds(self.prefill.bare)
 
     @property
     def total_seconds(self) -> float | None:
@@ -168,7 +180,7 @@ class Generation:
     @property
     def summary(self) -> dict[str, Any]:
         """Figures by name, as ``generate --json`` has them."""
-        split, meta = self.prefill.split, self.prefill.trace.graph.meta
+        split, meta = self.prefill.bare, self.prefill.trace.graph.meta
         steps, total, unknown = self.step_seconds, self.total_seconds, self.unknown
         first, last = (self.steps[0], self.steps[-1]) if self.steps else (None, None)
         new, draft = round(fsum(step.tokens for step in self.steps)) + 1, self.draft
@@ -188,6 +200,7 @@ class Generation:
             "decode_optimal": _optimal(self.decode),
             "placed_at_past": meta.past + meta.seq,
             "draft": draft and draft.prefill.trace.graph.meta.model,
+            "draft_weights": (draft and draft.prefill.trace.graph.meta.weights) or None,
             "draft_tokens": draft and draft.tokens,
             "accept": draft and draft.accept,
             "expected_tokens": draft and draft.expected,
@@ -238,6 +251,7 @@ def generate(
     kv_dtype: str | None = None,
     cached_prompt: int = 0,
     draft: Any = None,
+    draft_weights: str | Path | None = None,
     accept: float | None = None,
     tokens: int = 4,
     **parts: Any,
@@ -253,7 +267,8 @@ def generate(
 
     The first ``cached_prompt`` tokens of the prompt lie in the cache already, where the prefill
     reads it. A ``draft`` model proposes so many ``tokens`` a round, each of which is taken with the
-    likelihood ``accept`` where those before it are; one pass of the model checks them all and makes
+    likelihood ``accept`` where those before it are (its weights are stored in ``draft_weights``, as
+    its config says when left out); one pass of the model checks them all and makes
     one more. How many tokens a round makes is then an expectation.
 
     Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
@@ -279,6 +294,8 @@ def generate(
         raise InputError(
             "draft and accept go together: a model, and how often its tokens are taken"
         )
+    if draft_weights is not None and draft is None:
+        raise InputError("draft_weights are those of a draft model: give that too")
     if accept is not None and not (0 <= accept <= 1 and tokens >= 1):
         raise InputError("accept is a likelihood from 0 to 1, of 1 or more tokens")
     options: dict[str, Any] = {"batch": batch, "dtype": dtype, "attn": attn, "overrides": overrides}
@@ -301,9 +318,10 @@ def generate(
     proposer = None
     if draft is not None and accept is not None:
         own = {**options, "overrides": None}
+        lying = {"weights": draft_weights}
         proposer = Draft(
-            placed(trace(draft, **read, **own), policy),
-            placed(trace(draft, phase="decode", past=prompt, **own), after),
+            placed(trace(draft, **read, **own), policy, **lying),
+            placed(trace(draft, phase="decode", past=prompt, **own), after, **lying),
             tokens,
             accept,
         )
@@ -311,7 +329,7 @@ def generate(
         pasts = _rounds(prompt, new - 1, proposer.expected)
         checks, noted = _steps(model, options | storage, [*pasts], decode)
         each = sorted({past + ahead for past in pasts for ahead in range(tokens)})
-        proposed, said = _steps(draft, own, each, proposer.decode)
+        proposed, said = _steps(draft, own | lying, each, proposer.decode)
         steps = _as_rounds(pasts.values(), checks, {one.past: one for one in proposed}, tokens)
         noted = (*noted, *said)
     else:
@@ -327,10 +345,20 @@ def generate(
         moves,
         _move_seconds(moves, on),
         _anew(decode, steps),
-        cached_state(one.at(past=prompt + new - 1).graph)[0][0],
+        _cache_bytes(one, prompt + new - 1),
         tuple(warnings),
         proposer,
     )
+
+
+def _cache_bytes(decode: Trace, past: int) -> int:
+    """Cached state over ``past`` tokens, as a step of decode reads it."""
+    graph, size = decode.graph, decode.graph.meta.variables
+    formula = cached_state(graph)[0][1]
+    there = {name: np.array([n]) for name, n in (size | {"past": past}).items()}
+    if formula is None or not reached(graph, decode.reach, there).all():
+        return cached_state(decode.at(past=past).graph)[0][0]
+    return parse(formula).evaluate(size | {"past": past})
 
 
 def _rounds(prompt: int, new: int, expected: float) -> dict[int, float]:
@@ -369,7 +397,7 @@ def _sum(parts: Iterable[float | None]) -> float | None:
 
 def _optimal(split: Partition) -> bool | None:
     """Whether a placement is proven to be the best; None where the policy leaves nothing free."""
-    solution = split.split.solution
+    solution = split.bare.solution
     return None if solution is None else solution.proven
 
 
@@ -412,17 +440,17 @@ def _moves(prefill: Partition, decode: Partition) -> tuple[Move, ...]:
     before, after = prefill.trace.graph, decode.trace.graph
     renewed = {old.id: state for old, state in renewals(after)}
     read = cached_inputs(after)
-    left = _holding(before, prefill.split.placement, cached_outputs(before))
+    left = _holding(before, prefill.bare.placement, cached_outputs(before))
     wanted = _holding(
-        after, decode.split.placement, [renewed.get(state.id, state) for state in read]
+        after, decode.bare.placement, [renewed.get(state.id, state) for state in read]
     )
-    home = prefill.split.placement.home
+    home = prefill.bare.placement.home
     return tuple(
         Move(
             state.name,
             home if home in here else sorted(here)[0],
             device,
-            on_wire(state, prefill.split.wire_dtype)[1],
+            on_wire(state, prefill.bare.wire_dtype)[1],
         )
         for state, here, there in zip(read, left, wanted, strict=True)
         for device in sorted(there - here)
@@ -457,7 +485,7 @@ def _steps(
     from cutedge.sweeping.answers import ACCELERATOR, HOME, by_part
     from cutedge.sweeping.points import along
 
-    split, setting = decode.split, decode.setting
+    split, setting = decode.bare, decode.setting
     meta = decode.trace.graph.meta
     asked = ("dtype", "attn", "weights", "kv_dtype")
     told = {"logits": meta.logits} | {one: options.get(one) for one in asked}
@@ -498,12 +526,12 @@ def _placed_in(program: "SizedGraph", decode: Partition) -> Placement:
 
 def _anew(decode: Partition, steps: Sequence[Step]) -> tuple[int, float | None] | None:
     """(bytes, seconds) that the last step takes less where it is placed for itself."""
-    if len(steps) < 2 or decode.split.solution is None or steps[-1].tokens != 1:
+    if len(steps) < 2 or decode.bare.solution is None or steps[-1].tokens != 1:
         return None
     last = steps[-1]
     there = decode.trace.at(past=last.past)
     setting = decode.setting.of(there.graph)
-    best = partition_of(there.graph, there.id, decode.rules, setting, exposed=False)
+    best = partition_of(there.graph, "", decode.rules, setting, shows=False)
     seconds = _seconds(best)
     return (
         last.total_payload_bytes - best.traffic.totals.payload_bytes,

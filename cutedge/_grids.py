@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from costmodels import Execution, WeightsAt
-from partition import Residency
+from partition import Residency, ScheduleKind
 from tracer.errors import InputError, choose
 from tracer.toml_files import check_keys, read_text, read_toml
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from costmodels.many import Sizes
     from cutedge._request import Request
     from partition.policy import Policy
+    from partition.schedule import Scheduling
 
-COUNTS = ("batch", "seq", "past", "pipeline_depth", "chips")
+COUNTS = ("batch", "seq", "past", "pipeline_depth", "chips", "requests")
 """Axes of whole numbers; also ranges: ``64..4096`` (its doubles), ``64..4096:64`` (steps)."""
 RATIOS = ("int8_speedup", "sparsity", "sparsity_speedup")
 """Axes of numbers; ``none`` is an array without."""
@@ -38,9 +40,12 @@ NAMES = (
     "engine",
     "execution",
     "weights_at",
+    "weights",
+    "kv_dtype",
+    "schedule",
 )
 """Axes of texts."""
-SINGLE = ("dtype", "attn", "logits", "weights", "kv_dtype")
+SINGLE = ("dtype", "attn", "logits")
 """What holds for the whole grid."""
 AXES = (*NAMES, *COUNTS, *RATIOS)
 
@@ -97,12 +102,19 @@ class Grid:
     residencies: tuple[Residency, ...]
     machines: "tuple[Machine, ...]"
     time_limit: float
+    schedulings: "tuple[Scheduling | None, ...]" = (None,)
+
+    @property
+    def each(self) -> int:
+        """How many points a policy has at a size."""
+        axes = self.wires, self.residencies, self.machines, self.schedulings
+        return prod(map(len, axes))
 
     @property
     def rows(self) -> int:
         """How many points there are."""
-        each = len(self.policies) * len(self.wires) * len(self.residencies) * len(self.machines)
-        return each * sum(subject.points for subject in self.subjects)
+        sizes = sum(subject.points for subject in self.subjects)
+        return len(self.policies) * self.each * sizes
 
     @property
     def id(self) -> str:
@@ -116,6 +128,8 @@ class Grid:
             "time_limit": self.time_limit,
             "machines": [_told(machine) for machine in self.machines],
         }
+        if self.schedulings != (None,):
+            told["schedulings"] = [s and asdict(s) for s in self.schedulings]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -171,6 +185,7 @@ def read_grid(file: Path | None, given: Mapping[str, Any], time_limit: float) ->
         _chosen(axes, "residency", get_args(Residency), "run"),
         _machines(axes),
         time_limit,
+        _schedulings(axes),
     )
 
 
@@ -258,6 +273,17 @@ def _wires() -> tuple[str, ...]:
     return (NATIVE, *FLOATING)
 
 
+def _schedulings(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Scheduling | None, ...]":
+    """Each way to lay runs out with each number of requests."""
+    from partition.schedule import Scheduling
+
+    named = _chosen(axes, "schedule", ("none", *get_args(ScheduleKind)), "none")
+    if "requests" in axes and named == ("none",):
+        raise InputError("requests are of a schedule: give schedule overlap (or serial) too")
+    each = product(named, axes.get("requests", (1,)))
+    return tuple(dict.fromkeys(None if s == "none" else Scheduling(s, n) for s, n in each))
+
+
 def _subjects(
     axes: Mapping[str, tuple[Any, ...]], single: Mapping[str, str]
 ) -> tuple[Subject, ...]:
@@ -265,11 +291,12 @@ def _subjects(
     choose(single.get("attn", "eager"), ("eager", "sdpa"), "attn")
     choose(single.get("logits", "last"), ("last", "all"), "logits")
     options = {"dtype": None, "attn": "eager", "logits": "last", **single}
+    formats = [_formats(axes, key) for key in ("weights", "kv_dtype")]
     phases = _chosen(axes, "phase", PHASES, "prefill")
     if "seq" in axes and phases == ("decode",):
         raise InputError("seq is of a prefill, a decode has one new token: give past instead")
     found = []
-    for model, phase in product(axes["model"], phases):
+    for model, phase, weights, kv_dtype in product(axes["model"], phases, *formats):
         sizes = {"batch": axes["batch"]} if "batch" in axes else {}
         if phase == "decode":
             sizes["seq"] = (1,)
@@ -277,8 +304,19 @@ def _subjects(
             sizes["seq"] = axes["seq"]
         if "past" in axes and (phase == "decode" or "decode" not in phases):
             sizes["past"] = axes["past"]
-        found.append(Subject(model, phase, options, sizes))
+        stored = {"weights": weights, "kv_dtype": kv_dtype}
+        found.append(Subject(model, phase, options | stored, sizes))
     return tuple(found)
+
+
+def _formats(axes: Mapping[str, tuple[Any, ...]], key: str) -> tuple[str | None, ...]:
+    """Formats of storage; none: what the config says."""
+    values = axes.get(key, ("none",))
+    called = [Path(value).stem if Path(value).suffix else value for value in values]
+    for number, name in enumerate(called):
+        if name in called[:number]:
+            raise InputError(f"two {key} are called {name}: rename one of the files")
+    return tuple(None if value == "none" else value for value in values)
 
 
 def _policies(names: Sequence[str] | None) -> "tuple[Policy, ...]":

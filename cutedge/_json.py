@@ -118,6 +118,7 @@ def partition_object(made: "Partition", folder: Path, *, explain: bool = False) 
         "weights": split.graph.meta.weights or None,
         "kv_dtype": split.graph.meta.kv_dtype or None,
         **summary_row(split),
+        "left_out": list(split.left_out),
         **_run(split.run),
         **({} if split.schedule is None else schedule_summary(split.graph, split.schedule)),
         "objective_gap": split.solution and split.solution.gap,
@@ -212,7 +213,7 @@ def comparison_objects(compared: "Comparison", within: float | None) -> list[dic
             ),
         }
         for made, saving in zip(compared, compared.compared.comparisons, strict=True)
-        for slower in [within and made.split.run and made.split.run.too_slow(within)]
+        for slower in [within and made.split.too_slow(within)]
     ]
 
 
@@ -230,7 +231,16 @@ def crossovers_object(
         "over": variable,
         "unit": unit,
         **({} if schedule is None else {"schedule": schedule}),
-        "points": [{variable: p.size, "best": p.best, "values": dict(p.values)} for p in points],
+        "points": [
+            {
+                variable: p.size,
+                "best": p.best,
+                "values": dict(p.values),
+                "at_least": bool(p.left_out),
+                "left_out": list(p.left_out),
+            }
+            for p in points
+        ],
         "crossovers": [{variable: c.size, "before": c.before, "after": c.after} for c in changes],
     }
 

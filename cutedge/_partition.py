@@ -1,13 +1,20 @@
 """A traced model that is split between devices, and what crosses."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.machine import Machine
-from cutedge._placing import bottlenecks, derived_of, explained, partition_of, scheduling_of
+from cutedge._placing import (
+    bottlenecks,
+    derived_of,
+    explained,
+    exposed,
+    partition_of,
+    scheduling_of,
+)
 from partition import Residency, ScheduleKind
 from partition.optimise import Setting
 from partition.policy import Policy, cautions, load_policy, with_secrets
@@ -70,8 +77,8 @@ class Partition:
         """The traced model."""
         self.policy = split.policy
         """What placed it, by name."""
-        self.split = split
-        """The placement and what it moves, as the tables are made from it."""
+        self.bare = split
+        """The placement and what it moves; maybe without what it shows and its trace's id."""
         self.rules = policy
         """The policy itself, secrets that were asked for with it."""
         self.setting = asked.setting
@@ -80,8 +87,16 @@ class Partition:
     def placed(cls, trace: "Trace", asked: Asked, name: str) -> "Partition":
         """What one of the policies makes of a trace."""
         policy = asked.policies[name]
-        split = partition_of(trace.graph, trace.id, policy, asked.setting)
+        split = partition_of(trace.graph, "", policy, asked.setting, shows=False)
         return cls(trace, split, asked, policy)
+
+    @cached_property
+    def split(self) -> Split:
+        """The placement, what it moves and what it shows, as the tables are made from it."""
+        if self.bare.trace_id:
+            return self.bare
+        shown = exposed(self.bare, self.setting)
+        return replace(self.bare, trace_id=self.trace.id, exposed=shown)
 
     def __repr__(self) -> str:
         totals, placement = self.split.traffic.totals, self.split.placement

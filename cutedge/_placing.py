@@ -16,7 +16,7 @@ from cutedge._storage import check_storage
 from partition import Order, Residency, ScheduleKind
 from partition.crossover import Crossover, Point, best_over
 from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
-from partition.ladder import LadderStep, exposure, ladder
+from partition.ladder import Exposure, LadderStep, exposure, ladder
 from partition.optimise import (
     Price,
     Setting,
@@ -27,6 +27,7 @@ from partition.optimise import (
     obstacle,
     place,
     prices,
+    unknown_launches,
 )
 from partition.placement import Placement
 from partition.policy import (
@@ -104,8 +105,13 @@ def obstacles(policies: Mapping[str, Policy], setting: Setting) -> dict[str, str
     return {name: why for name, policy in policies.items() if (why := obstacle(policy, setting))}
 
 
+def exposed(split: Split, setting: Setting) -> tuple[Exposure, ...]:
+    """What a placement shows to each accelerator that is not trusted."""
+    return tuple(exposure(split.graph, split.placement, split.traffic, setting.untrusted))
+
+
 def partition_of(
-    graph: OpGraph, trace_id: str, policy: Policy, setting: Setting, *, exposed: bool = True
+    graph: OpGraph, trace_id: str, policy: Policy, setting: Setting, *, shows: bool = True
 ) -> Split:
     """A graph placed by a policy, with what the placement moves and, where asked, shows."""
     placed, machine = place(graph, policy, setting), setting.machine
@@ -129,13 +135,16 @@ def partition_of(
         machine.options,
         chips_of(graph, placed.placement, setting.times, machine.options),
         covered(graph, secret_tensors(graph, policy)),
-        tuple(exposure(graph, placed.placement, traffic, setting.untrusted)) if exposed else (),
+        (),
         {name: device.name for name, device in machine.described.items()},
         machine.devices,
         machine.engine,
         machine.execution or "",
         weights_at=machine.weights_at,
+        unknown_launches=unknown_launches(graph, placed.placement, setting.times),
     )
+    if shows:
+        split = replace(split, exposed=exposed(split, setting))
     asked = setting.scheduling
     return split if asked is None else replace(split, schedule=split.laid_out(times, asked))
 
@@ -321,6 +330,8 @@ def compared_over(
             "(what this trace has formulas in) and a range like 64..131072"
         )
 
+    lacking: dict[int, tuple[str, ...]] = {}
+
     def evaluate(size: int) -> dict[str, float]:
         there = graph_at(graph, reach, {**graph.meta.variables, variable: size})
         if there is None:
@@ -332,18 +343,21 @@ def compared_over(
         costed = annotate(there)
         at = setting.of(costed)
         values = {}
+        lacking[size] = ()
         for name, rules in policies.items():
             with suppress(InfeasibleError):
-                one = partition_of(costed, "", rules, at, exposed=False)
+                one = partition_of(costed, "", rules, at, shows=False)
                 if setting.unknown_seconds and one.placement.accelerators:  # else it is no split
                     values[name] = float(one.traffic.totals.payload_bytes)
                 elif one.run_seconds is not None:
                     values[name] = _seconds(one)
+                    lacking[size] = tuple(dict.fromkeys((*lacking[size], *one.left_out)))
         if not values:
             raise InputError(f"--over {variable} {text}: no policy is possible at {size}")
         return values
 
     points, changes = best_over(evaluate, int(match[1]), int(match[2]))
+    points = [replace(point, left_out=lacking[point.size]) for point in points]
     unit = "bytes" if setting.unknown_seconds else "seconds"
     return unit, points, changes
 

@@ -150,14 +150,17 @@ def _most(part: tuple[str, str, int, float]) -> tuple[float, str, str]:
 def crossover_table(variable: str, unit: str, points: Sequence[Point]) -> tuple[list[str], Rows]:
     """(the headings, the rows) of what each policy takes at each size, and which is best."""
 
-    def shown(value: float) -> str:
-        return duration(value) if unit == "seconds" else mib(int(value))
+    def shown(point: Point, name: str) -> str:
+        value = point.values[name]
+        if unit != "seconds":
+            return mib(int(value))
+        return f"{'>= ' * bool(point.left_out)}{duration(value)}"
 
     names = list(dict.fromkeys(name for point in points for name in point.values))
     return [f"{variable}>", *(f"{name}>{n}" for n, name in enumerate(names, 1)), "best"], [
         (
             f"{point.size:,}",
-            *(shown(point.values[n]) if n in point.values else "not possible" for n in names),
+            *(shown(point, n) if n in point.values else "not possible" for n in names),
             point.best,
         )
         for point in points
@@ -210,12 +213,12 @@ def verify_rows(verified: "Sequence[Verification]") -> Rows:
 
 def generation_rows(made: "Generation") -> Rows:
     """(what, calls, payload, seconds) of the parts of a generation, and of all of it."""
-    steps, traffic = made.steps, made.prefill.split.traffic
+    steps, traffic = made.steps, made.prefill.bare.traffic
     parts: list[tuple[str, int, int, float | None]] = [
         ("prefill", len(traffic.calls), traffic.totals.payload_bytes, made.ttft_seconds)
     ]
     if made.draft:
-        split = made.draft.prefill.split
+        split = made.draft.prefill.bare
         payload = split.traffic.totals.payload_bytes
         parts.append(("prefill of the draft", len(split.traffic.calls), payload, split.run_seconds))
     step_name = "round" if made.draft else "step"

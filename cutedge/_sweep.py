@@ -130,15 +130,13 @@ def _counting(rows: int, before: int) -> Iterator[Callable[[int], None]]:
 
 def _check_policies(grid: Grid) -> None:
     """Refuse policies that count seconds where those of a machine are not known."""
-    from costmodels.memory import MemoryNeed
     from costmodels.roofline import DeviceTime
     from partition.optimise import Setting, obstacle
 
     for policy in grid.policies:
         for m in grid.machines:
             times = {
-                name: DeviceTime(device, (), MemoryNeed(0, 0, 0), 0.0, {}, 1.0)
-                for name, device in m.described.items()
+                name: DeviceTime(device, (), 0.0, {}, 1.0) for name, device in m.described.items()
             }
             if why := obstacle(policy, Setting(m, times=times)):
                 raise InputError(f"{policy.name} {why}")
@@ -176,29 +174,37 @@ class _File:
 
 def _files(grid: Grid, folder: Path) -> list[_File]:
     """All files of a grid: the same ones, and the same rows in each, whoever makes them when."""
+    _refuse_namesakes(grid.subjects)
     found: list[_File] = []
-    each = len(grid.wires) * len(grid.residencies) * len(grid.machines)
+    parts: Counter[str] = Counter()
     for subject in grid.subjects:
         name = quote(subject.asked({}).name, safe="+@,() ")
         for policy in grid.policies:
             searched = "seconds" in (policy.objective or {}) or (
                 policy.objective is not None and "call" in grid.residencies
             )
-            step = max(1, (SEARCHED_ROWS if searched else ROWS) // each)
-            for part, first in enumerate(range(0, subject.points, step)):
+            step = max(1, (SEARCHED_ROWS if searched else ROWS) // grid.each)
+            for first in range(0, subject.points, step):
                 last = min(first + step, subject.points)
                 inside = (
                     f"model={name}/phase={subject.phase}/policy={quote(policy.name, safe='+@,() ')}"
                 )
-                path = folder / inside / f"part={part}" / "sweep.parquet"
-                marks = {"grid": grid.id, "part": f"{inside}/part={part}"}
+                part = f"{inside}/part={parts[inside]}"
+                parts[inside] += 1  # also over what weights are stored in
+                path = folder / part / "sweep.parquet"
+                marks = {"grid": grid.id, "part": part}
                 found.append(
-                    _File(path, subject, policy, first, last, (last - first) * each, marks)
+                    _File(path, subject, policy, first, last, (last - first) * grid.each, marks)
                 )
-    paths = [file.path for file in found]
-    if len(set(paths)) < len(paths):
-        raise InputError("two models of the grid have the same name: rename one of the configs")
     return found
+
+
+def _refuse_namesakes(subjects: Iterable[Subject]) -> None:
+    by_name: dict[str, Any] = {}
+    for subject in subjects:
+        model = by_name.setdefault(subject.asked({}).name, subject.model)
+        if model != subject.model:
+            raise InputError("two models of the grid have the same name: rename one of the configs")
 
 
 def _refuse_strays(folder: Path, files: Iterable[_File]) -> None:
@@ -301,7 +307,9 @@ def _made(number: int, job: Job, marks: Mapping[str, str]) -> tuple[int, bytes]:
 
 
 def _job(grid: Grid, file: _File, subject: bytes) -> Job:
-    return Job(subject, file.policy, grid.wires, grid.residencies, grid.time_limit)
+    return Job(
+        subject, file.policy, grid.wires, grid.residencies, grid.time_limit, grid.schedulings
+    )
 
 
 def _inside(file: _File, programs: "Sequence[SizedGraph]") -> "list[SizedGraph]":
@@ -319,7 +327,8 @@ def programs_of(
     subject: Subject, first_traced: "tuple[OpGraph, Reach] | None" = None
 ) -> "tuple[list[SizedGraph], tuple[str, ...], bool]":
     """(a subject's programs, warnings, whether the cache had all of them): traced as often as
-    there are programs, and no more. The first size need not be where ``first_traced`` has it."""
+    there are programs, and no more. The first size need not be where ``first_traced`` has it, with
+    its costs."""
     import numpy as np
 
     from cutedge._grids import all_sizes
@@ -331,13 +340,14 @@ def programs_of(
         (graph, reach), cached = first_traced, True
     sizes = all_sizes(subject, graph.meta.variables)
     left = np.arange(len(sizes["batch"]))
-    found = []
+    found: list[SizedGraph] = []
     noted: dict[str, None] = {}
     while True:
         here = {name: many[left] for name, many in sizes.items()}
         ok = reached(graph, reach, here)
         ok[0] = True  # what it was traced at
-        found.append(SizedGraph(graph, {n: many[ok] for n, many in here.items()}, left[ok]))
+        given = first_traced is not None and not found
+        found.append(SizedGraph(graph, {n: many[ok] for n, many in here.items()}, left[ok], given))
         largest = {name: int(many[ok].max()) for name, many in here.items()}
         noted.update(dict.fromkeys(reach.warnings(graph.meta.model, largest)))
         left = left[~ok]

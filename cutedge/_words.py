@@ -143,10 +143,10 @@ def cycles(split: Split) -> str:
     return f"{sum(known):,}" if len(known) == len(split.cycles) else "not known"
 
 
-def left_out(splits: Iterable[Split]) -> Iterable[str]:
-    """What the seconds of splits leave out, a line each."""
-    for what in dict.fromkeys(what for split in splits for what in split.left_out):
-        yield f"not known, and left out of the seconds: {what}"
+def left_out(found: "Iterable[Split | Cost | Point]") -> Iterable[str]:
+    """What seconds leave out, in a line; nothing where that is nothing."""
+    if what := dict.fromkeys(what for one in found for what in one.left_out):
+        yield f"not known, and left out of the seconds: {', '.join(what)}"
 
 
 def run_sentences(split: Split) -> Iterable[str]:
@@ -260,11 +260,14 @@ def proof_sentences(split: Split, beside: TopologicalCut | None) -> Iterable[str
         return
     found = f"{amount(solution.objective, split.unit)} by {SOLVERS[solution.solver]}"
     what = "cut between two layers" if solution.cut else "placement"
+    of = split.objective or ""
+    if split.left_out and "seconds" in of:
+        of += ", as far as these are known"
     if solution.proven:
-        yield f"optimal for {split.objective}: {found}; no {what} that is allowed has less"
+        yield f"optimal for {of}: {found}; no {what} that is allowed has less"
     else:
         yield (
-            f"best found for {split.objective}: {found}; the optimum is not below "
+            f"best found for {of}: {found}; the optimum is not below "
             f"{amount(solution.bound, split.unit)} (gap {solution.gap or 0:.2%})"
         )
     if beside is not None:
@@ -392,7 +395,7 @@ def policy_sort(policy: Policy) -> str:
 def cost_sentences(cost: "Cost") -> Iterator[str]:
     """What a graph takes on a device, in sentences."""
     time, whole = cost.time, cost.total_share
-    device, need = time.device, time.need
+    device, need = time.device, cost.need
     spent = "".join(
         f", {value / time.seconds:.1%} bound by {bound}"
         for share in ([whole] if whole else [])
@@ -405,7 +408,9 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         by = f"{engine.name} ({engine.description})" if engine.name else "the physical bound"
         yield f"{by}; {engine.execution}: {EXECUTIONS[engine.execution]}"
     how = "launches and work at once" if engine.runs_ahead else "one after another"
-    yield f"{duration(time.seconds)} for {which}, {how}{spent}"
+    so_many = "at least " if cost.left_out else ""
+    yield f"{so_many}{duration(time.seconds)} for {which}, {how}{spent}"
+    yield from left_out([cost])
     if (least := cost.least_seconds) is not None:
         yield (
             f"no program with these results takes less than {duration(least)} here: "
@@ -426,7 +431,7 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
                 f"beside that, {link.name} takes {duration(taken)} for their operands "
                 f"({human(sent)}) and results ({human(received)})"
             )
-    fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[time.fits]
+    fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[cost.fits]
     graph, size = cost.trace.graph, ""
     if graph.meta.weights:
         other = f" ({graph.meta.weights_other})" if graph.meta.weights_other else ""
@@ -471,11 +476,13 @@ def within_words(seconds: float | None) -> str:
 
 
 def verdict(split: Split, within: float) -> str:
-    """Whether a run is usable."""
+    """Whether a run is usable, as it was laid out or one after another."""
     if split.run is None:
         return "not known"
-    ratio = split.run.too_slow(within)
-    return "usable" if ratio is None else f"{ratio:,.3g} x too slow"
+    ratio = split.too_slow(within)
+    if ratio is None:
+        return "at best usable" if split.left_out else "usable"
+    return f"{'>= ' * bool(split.left_out)}{ratio:,.3g} x too slow"
 
 
 def best_for(split: Split) -> str:
@@ -513,14 +520,15 @@ def generation_sentences(made: "Generation") -> Iterator[str]:
     if found["cached_prompt"]:
         yield f"{found['cached_prompt']:,} tokens of the prompt lie in the cache already"
     if found["draft"] is not None:
+        stored = f" with weights in {found['draft_weights']}" if found["draft_weights"] else ""
         yield (
-            f"{found['draft']} proposes {counted(found['draft_tokens'], 'token')} a round, of which "
-            f"{found['accept']:.0%} are taken: {found['expected_tokens']:.4g} tokens a round are "
+            f"{found['draft']}{stored} proposes {counted(found['draft_tokens'], 'token')} a round, of "
+            f"which {found['accept']:.0%} are taken: {found['expected_tokens']:.4g} tokens a round are "
             f"expected, {counted(len(made.steps), 'round')} in all (an estimate)"
         )
     least = "at least " if found["at_least"] else ""
     if found["total_seconds"] is None:
-        yield no_figures(made.prefill.split) or "its seconds are not known"
+        yield no_figures(made.prefill.bare) or "its seconds are not known"
     else:
         yield f"first token after {least}{duration(found['ttft_seconds'])}"
         if made.steps:
@@ -530,7 +538,7 @@ def generation_sentences(made: "Generation") -> Iterator[str]:
             yield f"then {least}{mean} a token: {first} the first, {last} the last"
         rate = "at most " if found["at_least"] else ""
         yield f"{rate}{found['tokens_per_second']:,.4g} tokens a second"
-        yield from left_out([made.prefill.split, made.decode.split])
+        yield from left_out(made.splits)
     yield f"cache at the end: {human(found['cache_bytes'])}"
     if made.anew is not None:
         saved, seconds = made.anew

@@ -20,6 +20,8 @@ class Point:
     """The policy that costs least there."""
     values: Values
     """Policy -> what it costs there; those that are possible."""
+    left_out: tuple[str, ...] = ()
+    """What the values leave out since it is not known: with any of it they are at least so much."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil, floor, fsum, log10
 from time import perf_counter
 
-from costmodels.flops import without_sizes
+from costmodels.flops import FREE, without_sizes
 from costmodels.machine import Machine
 from costmodels.roofline import DeviceTime
 from partition import Residency
@@ -687,6 +687,21 @@ def compute_cycles(
             cycles = sum(int(gemm.cycles) for gemm in gemms if gemm is not None)
             found[device] = cycles if known else None
     return found
+
+
+def unknown_launches(
+    graph: OpGraph, placement: Placement, times: Mapping[str, DeviceTime]
+) -> tuple[str, ...]:
+    """The devices whose seconds leave out what it takes to start the ops that work there."""
+    working = {
+        device
+        for op, device in zip(graph.ops, placement.devices, strict=True)
+        if op.kind not in FREE
+    }
+    lacking = (
+        time.device.name for d, time in times.items() if d in working and time.lacks_launches
+    )
+    return tuple(dict.fromkeys(lacking))
 
 
 def compute_seconds(placement: Placement, times: Mapping[str, DeviceTime]) -> dict[str, float]:

@@ -81,11 +81,13 @@ class Chips:
     """(array, product) -> how often it is computed there."""
     options: Options
     """How many there are, and what makes each faster."""
+    launch_seconds: float = 0.0
+    """What starting all products takes, however many share them."""
 
     def seconds(self, chips: int) -> float:
         """What all products take, each as long as the chip that has most of its tiles."""
         options = replace(self.options, chips=chips)
-        return fsum(
+        return self.launch_seconds + fsum(
             times * gemm_cost(array, g.m, g.k, g.n, batch=g.batch, options=options).seconds
             for (array, g), times in self.products.items()
         )
@@ -117,13 +119,15 @@ def chips_of(
     """The arrays that compute for home; None where no accelerator computes, or one is no array."""
     arrays = {name: time.device.array for name, time in times.items()}
     products: Counter[tuple[Array, Gemm]] = Counter()
+    launches = 0.0
     for op, device in zip(graph.ops, placement.devices, strict=True):
         array = arrays.get(device or "")
         if device == placement.home or op.cost.gemm is None or array is None:
             continue
         products[array, op.cost.gemm] += 1
+        launches += times[device or ""].device.launch_seconds or 0.0
     only_arrays = all(arrays.get(name) is not None for name in placement.accelerators)
-    return Chips(products, options) if products and only_arrays else None
+    return Chips(products, options, launches) if products and only_arrays else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +172,12 @@ class Run:
             self.link_seconds / whole,
         )
 
-    def too_slow(self, seconds_per_token: float) -> float | None:
+    def too_slow(self, seconds_per_token: float, whole: float | None = None) -> float | None:
         """How many times longer than ``seconds_per_token`` a token takes; None where it does not.
 
-        None is the verdict that the run is usable.
+        None is the verdict that the run is usable. ``whole`` is what the run takes where that is
+        not one after another: the makespan of its schedule.
         """
-        ratio = self.seconds_per_token / seconds_per_token
+        seconds = self.seconds if whole is None else whole
+        ratio = seconds / self.tokens / seconds_per_token
         return ratio if ratio > 1 else None

@@ -42,6 +42,8 @@ def covered(graph: OpGraph, marked: Collection[int]) -> frozenset[int]:
     another. Cached state that is marked is so in the next run too, with the rows that are new in
     it.
     """
+    if not marked:
+        return frozenset()
     ahead, back = _steps(graph)
     twins = _renewed(graph)
     whole = set(marked)  # these and what is made of them

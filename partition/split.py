@@ -77,6 +77,8 @@ class Split:
     """When ops run and tensors move; None where that was not asked for."""
     weights_at: WeightsAt = "device"
     """Where parameters lie of ops that no rule of the policy says it of."""
+    unknown_launches: tuple[str, ...] = ()
+    """The devices of which ``compute_seconds`` leaves out what it takes to start an op."""
 
     @property
     def sent_weight_bytes(self) -> int:
@@ -105,11 +107,12 @@ class Split:
         """
         crossed = (t for t in self.traffic.transfers if t.at_least)
         ends = {(t.src_device, t.dst_device) for t in crossed}
-        if self.links is None:
-            return ("the latency of its links",) if ends else ()
-        home = self.placement.home
-        names = {self.links.between(one, other, home).name for one, other in ends}
-        return tuple(f"the latency of {name}" for name in sorted(names))
+        links, home = self.links, self.placement.home
+        names = {"its links" if links is None else links.between(*d, home).name for d in ends}
+        return (
+            *(f"the latency of {name}" for name in sorted(names)),
+            *(f"the launch time of {name}" for name in self.unknown_launches),
+        )
 
     @property
     def run(self) -> Run | None:
@@ -136,9 +139,7 @@ class Split:
         tasks, lanes = tasks_of(
             self.graph, self.placement, self.traffic, times, self.residency, self.links
         )
-        return scheduled(
-            tasks, lanes, asked, self.run_seconds, at_least=self.traffic.totals.at_least
-        )
+        return scheduled(tasks, lanes, asked, self.run_seconds, at_least=bool(self.left_out))
 
     @property
     def home_seconds(self) -> float | None:
@@ -157,6 +158,14 @@ class Split:
     def run_seconds(self) -> float | None:
         """Computing and moving, one after another; None where ``run`` is."""
         return None if self.run is None else self.run.seconds
+
+    def too_slow(self, seconds_per_token: float) -> float | None:
+        """``Run.too_slow``, by the schedule where there is one: what its last request waits for.
+
+        None also where ``run`` is.
+        """
+        laid = None if self.schedule is None else self.schedule.makespan_seconds
+        return None if self.run is None else self.run.too_slow(seconds_per_token, laid)
 
     @property
     def wire(self) -> str:

@@ -265,7 +265,8 @@ SUMMARY = pa.schema(
         column(
             "at_least",
             pa.bool_(),
-            "Whether the seconds of this row leave out what is not known, as a link's latency.",
+            "Whether the seconds of this row leave out what is not known: a link's latency, or what "
+            "starting an op takes on a device.",
         ),
         column(
             "resident_bytes",

@@ -152,6 +152,10 @@ def _derived() -> Schema:
     )
 
 
+_LEFT_OUT = {
+    "at_least": key(bool, "Whether the seconds leave out what is not known."),
+    "left_out": key(list[str], "What they leave out: `the launch time of h100-cc`."),
+}
 _STORAGE = {
     "weights": key(str | None, "What parameters are stored in; null for their dtype."),
     "kv_dtype": key(str | None, "What cached keys and values are stored in; null for their dtype."),
@@ -197,6 +201,7 @@ def _partition() -> dict[str, Schema]:
         **_STORAGE,
         **columns(SUMMARY),
         "cycles": key(Mapping[str, int | None], description(SUMMARY.field("cycles"))),
+        "left_out": _LEFT_OUT["left_out"],
         "tokens": key(int | None, "New tokens of the batch; null where `run_seconds` is."),
         "chips": field_key(Run, "chips"),
         **{
@@ -305,7 +310,9 @@ def _over() -> dict[str, Schema]:
         "over": key(str, "The size that is varied."),
         "unit": key(str, "Of the values: seconds of the run, or bytes of payload."),
         "schedule": key(str, "With --schedule: the one that seconds are of."),
-        "points": key(listed(record(size | best, tuple(size))), "The best policy at each size."),
+        "points": key(
+            listed(record(size | best | _LEFT_OUT, tuple(size))), "The best policy at each size."
+        ),
         "crossovers": key(
             listed(record(size | change, tuple(size))), "Where the best policy changes."
         ),
@@ -330,6 +337,7 @@ def _cost() -> Schema:
             **_STORAGE,
             "parameter_bytes": key(int, "Bytes of all parameters as stored, tied weights once."),
             "seconds": key(float, "Of all ops that have seconds there: what a run takes."),
+            **_LEFT_OUT,
             "compulsory_bytes": key(
                 int, "What every program with these results reads and writes, however it fuses ops."
             ),
@@ -407,6 +415,7 @@ def _generation() -> dict[str, Schema]:
         },
         "placed_at_past": key(int, "The cached tokens at which the steps were placed."),
         "draft": key(str | None, "The model that proposes tokens; null without one."),
+        "draft_weights": key(str | None, "What its weights are stored in; null for their dtype."),
         "draft_tokens": key(int | None, "How many it proposes a round."),
         "accept": key(float | None, "How likely a proposed token is taken."),
         "expected_tokens": key(float | None, "Tokens that a round is expected to make."),
@@ -426,8 +435,7 @@ def _generation() -> dict[str, Schema]:
         },
         "total_seconds": key(seconds, f"Prefill, moving cache and steps, in turn. {share}"),
         "tokens_per_second": key(seconds, f"New tokens of all sequences by all seconds. {share}"),
-        "at_least": key(bool, "Whether the seconds leave something out."),
-        "left_out": key(list[str], "What they leave out."),
+        **_LEFT_OUT,
         "last_step_saves_bytes": key(
             int | None, "What the last step would save, placed for itself; null without objective."
         ),

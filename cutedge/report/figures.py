@@ -139,6 +139,9 @@ def policies_table(
     def text(value: float | None, write: Callable[[float], str]) -> str:
         return "–" if value is None else write(value)
 
+    def least(at_least: object) -> Callable[[float], str]:
+        return lambda seconds: f"{'≥ ' if at_least else ''}{duration(seconds)}"
+
     def column(write: Callable[[Split], str]) -> list[str]:
         return [write(one) for one in partitions]
 
@@ -149,8 +152,10 @@ def policies_table(
         "received": column(lambda p: human(p.traffic.totals.received_payload_bytes)),
         "all bytes": column(lambda p: human(p.traffic.totals.payload_bytes)),
         "saved": [text(c.saved_share, lambda s: f"{s:.1%}") for c in compared],
-        "transfer time": column(lambda p: text(p.traffic.totals.seconds, duration)),
-        "run": column(lambda p: text(p.run_seconds, duration)),
+        "transfer time": column(
+            lambda p: text(p.traffic.totals.seconds, least(p.traffic.totals.at_least))
+        ),
+        "run": column(lambda p: text(p.run_seconds, least(p.left_out))),
         "seen": column(_seen),
         "optimal": column(_optimal),
     }

@@ -11,7 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cutedge.sweeping.points import COUNTS, FLAGS, OPTIONAL_COUNTS, SECONDS, Job, Points, points
+from cutedge.sweeping.points import (
+    COUNTS,
+    FLAGS,
+    LIMIT,
+    OPTIONAL_COUNTS,
+    SECONDS,
+    Job,
+    Points,
+    points,
+)
 from partition.tables import SUMMARY
 from tracer.errors import InputError
 from tracer.files import check_file, parse_json
@@ -22,6 +31,14 @@ _OWN = {
     "accelerator_resident_bytes": "Such bytes on the accelerator.",
     "cycles": "Of the matrix products on an array of multipliers; null elsewhere, and where not known.",
 }
+
+_LAID = {
+    "makespan_seconds": "When the last task of all requests ends",
+    "bound_seconds": "What no schedule of these tasks takes less than",
+    "requests_per_second": "Requests over the makespan",
+}
+
+_TEXT = pa.string()
 
 
 def _figure(name: str, kind: pa.DataType) -> pa.Field:
@@ -67,6 +84,18 @@ SWEEP = pa.schema(
         _figure("execution", pa.string()),
         column("weights_at", pa.string(), description(SUMMARY.field("weights_at"))),
         column(
+            "weights",
+            pa.string(),
+            "What parameters are stored in; null for their dtype.",
+            null=True,
+        ),
+        column(
+            "kv_dtype",
+            pa.string(),
+            "What cached keys and values are stored in; null for their dtype.",
+            null=True,
+        ),
+        column(
             "placed",
             pa.string(),
             "How the placement is known: `fixed` (by rules alone), `solved`, `proven between "
@@ -87,6 +116,28 @@ SWEEP = pa.schema(
         *(_figure(name, pa.int64()) for name in (*COUNTS, *OPTIONAL_COUNTS)),
         *(_figure(name, pa.float64()) for name in SECONDS),
         *(_figure(name, pa.bool_()) for name in FLAGS),
+        column(
+            "schedule",
+            pa.string(),
+            "How runs are laid out: serial or overlap; null where that is not asked for.",
+            null=True,
+        ),
+        column("requests", pa.int32(), "Runs in flight; null without a schedule.", null=True),
+        *(
+            column(
+                name,
+                pa.float64(),
+                f"{what}; null without a schedule, or where not known.",
+                null=True,
+            )
+            for name, what in _LAID.items()
+        ),
+        column(
+            LIMIT,
+            pa.string(),
+            "The busiest resource then: home, accelerator, or what moves between them; null likewise.",
+            null=True,
+        ),
     ]
 )
 """A row is a point. Model, phase and policy stand in the path too."""
@@ -125,6 +176,10 @@ def _table(found: Points, job: Job) -> pa.Table:
         "engine": _each([m.engine or None for m in machines], found.machine),
         "execution": _each([m.execution for m in machines], found.machine),
         "weights_at": _each([m.weights_at for m in machines], found.machine),
+        "schedule": _each([s.schedule if s else None for s in job.schedulings], found.scheduling),
+        "requests": _each(
+            [s.requests if s else None for s in job.schedulings], found.scheduling, pa.int32()
+        ),
         "placed": found.placed,
         "optimal": found.optimal,
         "coverage": found.coverage,
@@ -133,8 +188,8 @@ def _table(found: Points, job: Job) -> pa.Table:
     return pa.table([columns[field.name] for field in SWEEP], schema=SWEEP)
 
 
-def _each(names: Sequence[str | None], numbers: Any) -> pa.Array:
-    return pa.array(names, pa.string()).take(pa.array(np.asarray(numbers)))
+def _each(values: Sequence[str | int | None], numbers: Any, kind: pa.DataType = _TEXT) -> pa.Array:
+    return pa.array(values, kind).take(pa.array(np.asarray(numbers)))
 
 
 def placed_rows(path: Path, marks: Mapping[str, str]) -> dict[str, int] | None:

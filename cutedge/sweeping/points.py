@@ -7,15 +7,16 @@ call. Each kind is worked out once, for all sizes, and counted as often as it oc
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.devices import Device
 from costmodels.engines import PHYSICAL
-from costmodels.flops import annotate, total_flops, without_sizes
+from costmodels.flops import FREE, annotate, total_flops, without_sizes
 from costmodels.links import Link, Links, load_link, message_cost
 from costmodels.machine import Machine
 from costmodels.many import (
@@ -29,6 +30,7 @@ from costmodels.many import (
     bytes_of,
     exact_sum,
     op_groups,
+    op_times,
     run_times,
     time_group,
 )
@@ -41,14 +43,16 @@ from cutedge.sweeping.answers import (
     by_part,
     placement_on,
 )
+from cutedge.sweeping.schedules import Layout, Network
 from partition import Residency
-from partition.accounting import account, steps_of
+from partition.accounting import Transfer, account, steps_of
 from partition.policy import Policy
 from partition.problem import memory_of
 from partition.run import runs_of
+from partition.schedule import Scheduling, tasks_of
 from partition.stored import held, kept_on
 from tracer.formula import Formula, const, parse
-from tracer.graph import OpGraph
+from tracer.graph import Kind, OpGraph
 from tracer.reach import resized
 from tracer.summary import variant_of
 
@@ -76,6 +80,12 @@ OPTIONAL_COUNTS = ("cycles",)
 SECONDS = ("seconds", "home_seconds", "accelerator_seconds", "run_seconds")
 """Of the transfers, of computing at home and away, and of all; none where not all is known."""
 
+LAID = ("makespan_seconds", "bound_seconds", "requests_per_second")
+"""Of runs as they are laid out; none where no schedule is asked for, or not all seconds are known."""
+
+LIMIT = "limited_by"
+"""The busiest resource then; none likewise."""
+
 FLAGS = ("at_least",)
 """Whether those seconds leave out what is not known; none where no placement is possible."""
 
@@ -85,10 +95,12 @@ class SizedGraph:
     """A traced model, and the sizes at which it is this program."""
 
     graph: OpGraph
-    """At one of the sizes, without costs."""
+    """At one of the sizes."""
     sizes: Sizes
     numbers: Ints
     """By size: its number among all that are asked of the model."""
+    is_annotated: bool = False
+    """Whether the graph has its costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +116,8 @@ class Job:
     residencies: tuple[Residency, ...]
     time_limit: float
     """Seconds that the search for one placement may take."""
+    schedulings: tuple[Scheduling | None, ...] = (None,)
+    """How runs are laid out; None: not at all."""
 
 
 def pack(programs: Sequence[SizedGraph], machines: Sequence[Machine]) -> bytes:
@@ -119,15 +133,17 @@ def _unpacked(subject: bytes) -> "tuple[list[_Part], tuple[Machine, ...]]":
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Rows as columns: one for each wire dtype, residency, machine and size, in that order."""
+    """Rows as columns: one for each wire dtype, residency, machine, schedule and size, in that
+    order."""
 
-    run: Mapping[str, str]
-    """The model, the variant and the phase that all rows are of."""
+    run: Mapping[str, str | None]
+    """The model, the variant, the phase and the storage that all rows are of."""
     sizes: Mapping[str, Column]
     """Variable -> its value."""
     wire: NDArray[np.int64]
     residency: NDArray[np.int64]
     machine: NDArray[np.int64]
+    scheduling: NDArray[np.int64]
     """By row: the position in what the job lists."""
     machines: tuple[Machine, ...]
     wire_dtype: Sequence[str | None]
@@ -160,29 +176,36 @@ def points(job: Job) -> Points:
         for number, part in enumerate(parts)
     }
     row_sets: list[_Rows] = []
-    keys: list[tuple[int, int, int]] = []
+    keys: list[tuple[int, int, int, int]] = []
     for w, wire in enumerate(job.wires):
         for r, residency in enumerate(job.residencies):
             for m, machine in enumerate(map(by_part, machines)):
-                made = [
-                    _rows(part, searches[residency, number], machine, wire, residency)
-                    for number, part in enumerate(parts)
-                ]
-                row_sets.append(_joined(made, order))
-                keys.append((w, r, m))
+                for s, asked in enumerate(job.schedulings):
+                    made = [
+                        _rows(part, searches[residency, number], machine, wire, residency, asked)
+                        for number, part in enumerate(parts)
+                    ]
+                    row_sets.append(_joined(made, order))
+                    keys.append((w, r, m, s))
     length = len(order)
     numbers = np.repeat(np.array(keys, np.int64), length, axis=0)
     coverage = np.concatenate([np.full(part.over.length, part.coverage) for part in parts])[order]
     first = parts[0].graph
-    stored = [f"{what}={getattr(first.meta, what)}" for what in ("weights", "kv_dtype")]
-    told = [variant_of(first), *(one for one in stored if not one.endswith("="))]
-    run = {"model": first.meta.model, "variant": ", ".join(told), "phase": first.meta.phase}
+    stored = {what: getattr(first.meta, what) or None for what in ("weights", "kv_dtype")}
+    told = [variant_of(first), *(f"{what}={one}" for what, one in stored.items() if one)]
+    run = {
+        "model": first.meta.model,
+        "variant": ", ".join(told),
+        "phase": first.meta.phase,
+        **stored,
+    }
     return Points(
         run,
         {name: np.tile(many[order], len(keys)) for name, many in sizes.items()},
         numbers[:, 0],
         numbers[:, 1],
         numbers[:, 2],
+        numbers[:, 3],
         machines,
         [dtype for rows in row_sets for dtype in (rows.wire_dtype,) * length],
         [placed for rows in row_sets for placed in rows.placed],
@@ -193,7 +216,7 @@ def points(job: Job) -> Points:
                 np.concatenate([rows.figures[name] for rows in row_sets]),
                 np.concatenate([rows.known[name] for rows in row_sets]),
             )
-            for name in (*COUNTS, *OPTIONAL_COUNTS, *SECONDS, *FLAGS)
+            for name in row_sets[0].figures
         },
     )
 
@@ -265,7 +288,7 @@ class _Part:
 def _alike(program: SizedGraph) -> list[_Part]:
     """A program in parts: where an op has FLOPs at some sizes only, these are apart."""
     over = Over(program.sizes)
-    graph = annotate(program.graph)
+    graph = program.graph if program.is_annotated else annotate(program.graph)
     costs = op_groups(graph, over)
     idle = [one.flops == 0 for one in costs.groups if one.flops is not None]
     if all(every.all() or not every.any() for every in idle):
@@ -294,7 +317,12 @@ class _Rows:
 
 
 def _rows(
-    part: _Part, search: PlacementSearch, machine: Machine, wire: str | None, residency: Residency
+    part: _Part,
+    search: PlacementSearch,
+    machine: Machine,
+    wire: str | None,
+    residency: Residency,
+    asked: Scheduling | None,
 ) -> _Rows:
     if wire is None and machine.options.int8_speedup is not None:
         wire = "int8"
@@ -302,15 +330,21 @@ def _rows(
     length = part.over.length
     figures: dict[str, Column] = {
         **{name: np.zeros(length, np.int64) for name in (*COUNTS, *OPTIONAL_COUNTS)},
-        **{name: np.zeros(length) for name in SECONDS},
+        **{name: np.zeros(length) for name in (*SECONDS, *LAID)},
         **{name: np.zeros(length, bool) for name in FLAGS},
+        LIMIT: np.full(length, None, object),
     }
     known = {name: np.zeros(length, bool) for name in figures}
     for number, devices in enumerate(answers.placements):
         rows = np.flatnonzero(answers.which == number)
         plan = part.plan(devices, streams, rows, wire, residency)
-        for name, values in plan.figures(machine).items():
+        found = plan.figures(machine)
+        if asked is not None and "run_seconds" in found:
+            found |= plan.laid(machine, asked, found["run_seconds"])
+        for name, values in found.items():
             figures[name][rows], known[name][rows] = values, True
+    for name in ("requests_per_second", LIMIT):
+        known[name] &= figures["makespan_seconds"] > 0
     return _Rows(wire, answers.placed, answers.optimal, figures, known)
 
 
@@ -331,6 +365,12 @@ _Message = tuple[str, tuple[Formula, ...]]
 """(direction, the payload of each tensor)"""
 
 
+def _payload(transfer: Transfer) -> Formula:
+    if transfer.bytes_expr is None:
+        return const(transfer.payload_bytes)
+    return parse(transfer.bytes_expr)
+
+
 class _Plan:
     """What a placement moves and runs, at some of the sizes of a part."""
 
@@ -348,12 +388,12 @@ class _Plan:
             graph, placement, Links(load_link("none")), wire_dtype=wire, residency=residency
         )
         self._part, self._rows, self._devices = part, rows, devices
+        self._traffic, self._residency = traffic, residency
         self._placed = placement, traffic.transfers
         self._over = Over({name: many[rows] for name, many in part.over.sizes.items()})
         tensors: dict[tuple[int, str], list[Formula]] = {}
         for t in traffic.transfers:
-            payload = const(t.payload_bytes) if t.bytes_expr is None else parse(t.bytes_expr)
-            tensors.setdefault((t.call, t.direction), []).append(payload)
+            tensors.setdefault((t.call, t.direction), []).append(_payload(t))
         self._messages: Counter[_Message] = Counter(
             (direction, tuple(payloads)) for (_, direction), payloads in tensors.items()
         )
@@ -386,6 +426,13 @@ class _Plan:
             )
             for place in (HOME, ACCELERATOR)
         }
+        self._working = {
+            place: any(
+                here == place and op.kind not in FREE
+                for op, here in zip(graph.ops, devices, strict=True)
+            )
+            for place in (HOME, ACCELERATOR)
+        }
         self._kept = kept_on(graph, placement)
         self._kept_ops = {
             place: Counter(
@@ -409,6 +456,8 @@ class _Plan:
                 ran = self._once(key, partial(self._ran, machine, place))
                 if ran is not None:
                     found[name] = ran
+                if self._working[place] and engine.launch(machine.described[place]) is None:
+                    found["at_least"] = True
         arrays = [place for place, device in machine.described.items() if device.array is not None]
         if arrays and not any(map(self._lacks_sizes, arrays)):
             found["cycles"] = sum(self._cycles(machine, place) for place in arrays)
@@ -454,30 +503,111 @@ class _Plan:
         device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
         step = engine.step_seconds if place == HOME else 0.0
         if engine.depends_on_runs:
-            paged = paged_share(device, self._lying(place) if device.enclave_bytes else 0)
             found = run_times(
                 self._part.graph,
                 self._over,
                 OpGroups(self._part.op_groups.of, self._groups_here()),
                 place,
                 self._runs(place),
-                Rule(device, engine, paged),
+                Rule(device, engine, self._paged(place, device)),
             )
             return None if found is None else found + step
         terms = [(1, np.full(self._over.length, step))] if step else []
         kept = Counter() if device.array else self._kept_ops[place]
         for group, count in (self._ops[place] + kept).items():
-            if device.enclave_bytes is None:
-                taken = self._part.times(machine)[place][group].seconds
-                taken = None if taken is None else taken[self._rows]
-            else:
-                costs = self._part.op_groups.groups[group].at(self._rows)
-                lying = self._lying(place)
-                taken = time_group(device, costs, machine.options, lying, engine).seconds
+            taken = self._group_time(machine, place, group)
             if taken is None:
                 return None
             terms.append((count, taken))
         return exact_sum(terms, self._over.length)
+
+    def _group_time(self, machine: Machine, place: str, group: int) -> Floats | None:
+        """What ops that are alike take each, under an engine that looks at no runs."""
+        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
+        if device.enclave_bytes is None:
+            taken = self._part.times(machine)[place][group].seconds
+            return None if taken is None else taken[self._rows]
+        costs = self._part.op_groups.groups[group].at(self._rows)
+        return time_group(device, costs, machine.options, self._lying(place), engine).seconds
+
+    def _paged(self, place: str, device: Device) -> Any:
+        return paged_share(device, self._lying(place) if device.enclave_bytes else 0)
+
+    def laid(self, machine: Machine, asked: Scheduling, serial: Floats) -> dict[str, Any]:
+        """The figures of runs as they are laid out; ``serial`` is one run, one op after another."""
+        link = machine.links.common
+        devices = [id(device) for device in machine.described.values()]
+        engines = [id(engine) for engine in machine.engines.values()]
+        key = "laid", id(link), machine.options, *devices, *engines
+        layout: Layout = self._once(key, partial(self._layout, machine))
+        laid = self._once((asked, *key), lambda: layout.laid_out(asked, serial))
+        whole = laid.makespan_seconds
+        rate = asked.requests / np.where(whole > 0, whole, 1)
+        return dict(zip(LAID, (whole, laid.bound_seconds, rate), strict=True)) | {
+            LIMIT: laid.limited_by
+        }
+
+    def _layout(self, machine: Machine) -> Layout:
+        link, graph = machine.links.common, self._part.graph
+        key = "tasks", link.concurrency_messages, link.synchronous
+        ways = Links(replace(load_link("none"), concurrency_messages=key[1], synchronous=key[2]))
+        made = partial(tasks_of, graph, self._placed[0], self._traffic, {}, self._residency, ways)
+        network: Network = self._once(key, lambda: Network(*made()))
+        moving = self._once(("moving", id(link)), partial(self._by_transfer, link))
+        ran: dict[int, Floats] = {}
+        for place, device in machine.described.items():
+            engine = machine.engines.get(place, PHYSICAL)
+            kind = "ops", place, id(device), machine.options, id(engine)
+            ran |= self._once(kind, partial(self._by_op, machine, place))
+        still = np.zeros(self._over.length)
+        seconds = [
+            ran.get(task.op, still) if task.op is not None else moving[task.transfer]
+            for task in network.tasks
+        ]
+        return Layout(network, seconds)
+
+    def _by_transfer(self, link: Link) -> list[Floats]:
+        """What each transfer takes."""
+        messages: dict[tuple[int, str], list[Transfer]] = {}
+        for transfer in self._traffic.transfers:
+            messages.setdefault((transfer.call, transfer.direction), []).append(transfer)
+        found: dict[int, Floats] = {}
+        known: dict[Any, Any] = {}
+        for (_, way), transfers in messages.items():
+            payloads = tuple(_payload(transfer) for transfer in transfers)
+            if (way, payloads) not in known:
+                cost = message_cost(link, [self._over(payload) for payload in payloads], way)
+                still = np.zeros(self._over.length)
+                known[way, payloads] = [one + still for one in cost.seconds or ()]
+            for transfer, taken in zip(transfers, known[way, payloads], strict=True):
+                found[transfer.id] = taken
+        return [found[transfer.id] for transfer in self._traffic.transfers]
+
+    def _by_op(self, machine: Machine, place: str) -> dict[int, Floats]:
+        """What each op on a device takes, as ``_ran`` sums it."""
+        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
+        graph, groups = self._part.graph, self._part.op_groups
+        kept = {op: beside for (op, where), beside in self._kept.items() if where == place}
+        kept = {} if device.array else kept
+        if engine.depends_on_runs:
+            rule = Rule(device, engine, self._paged(place, device))
+            here = OpGroups(groups.of, self._groups_here())
+            found = op_times(graph, self._over, here, place, self._runs(place), rule) or {}
+        else:
+            ops = {op for op, where in enumerate(self._devices) if where == place} | kept.keys()
+            of = {op: group for op in sorted(ops) if (group := groups.of[op]) is not None}
+            times = {group: self._group_time(machine, place, group) for group in set(of.values())}
+            found = {op: taken for op, group in of.items() if (taken := times[group]) is not None}
+        for op, beside in kept.items():
+            if op in found and beside in found:
+                found[beside] = found[beside] + found.pop(op)
+        if place == HOME and engine.step_seconds:
+            found |= {
+                op.id: np.full(self._over.length, engine.step_seconds)
+                for op in graph.ops
+                if op.kind is Kind.OUTPUT
+            }
+        return found
 
     def _groups_here(self) -> tuple[OpGroup, ...]:
         """What the groups of ops cost at these sizes."""

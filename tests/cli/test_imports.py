@@ -22,9 +22,11 @@ def test_the_command_imports_no_torch_for_what_it_has_seen(cli, tmp_path, monkey
     assert first["cached"] is False
     assert run("--seq", "24", by=partial(run_command, cwd=tmp_path)) == {**first, "cached": True}
     code = (
-        "import sys; from cli.main import app\n"
+        "import sys; from importlib.util import find_spec; from cli.main import _NoPandas, app\n"
+        "sys.meta_path.insert(0, _NoPandas())\n"  # as in a process of the command line
         f"try: app(['trace', {', '.join(map(repr, MODEL))}, '--seq', '99'])\n"
-        "finally: assert not {'torch', 'transformers', 'sympy'} & set(sys.modules)"
+        "finally: assert not {'torch', 'transformers', 'sympy', 'pandas'} & set(sys.modules)\n"
+        "assert find_spec('pandas')"  # it is there for all others
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True

@@ -175,7 +175,7 @@ def test_what_a_partition_prints(here):
     assert shared_out(each, chips) <= found["seconds"] < shared_out(each, chips - 1)
     assert f"\nchip-8x8: {found['cycles']['chip-8x8']:,} cycles\n" in done.stdout
     assert f"\nfrom {chips:,} chips on, axi-lite, which they share, takes longer" in done.stdout
-    assert "\n817.1 ms a token, 1.224 tokens a second\n" in done.stdout
+    assert "\nat least 817.1 ms a token, at most 1.224 tokens a second\n" in done.stdout
     # A chip that only multiplies is not told to run a relu.
     assert "on chip-8x8 too" not in done.stdout
 
@@ -356,7 +356,7 @@ def test_models_side_by_side(here):
     found = json.loads(done.stdout)["partitions"]
     ratio = found[2]["run_seconds"] / 10
     verdicts = [line.split("  ")[-1].strip() for line in lines[3:7]]
-    assert verdicts == ["usable", "usable", f"{ratio:.3g} x too slow", "usable"]
+    assert verdicts == ["at best usable"] * 2 + [f">= {ratio:.3g} x too slow", "at best usable"]
     for row, one in zip(rows, found, strict=True):
         assert row[6] == str(one["calls"])
         assert f"{sum(one['cycles'].values()):,}" in row
@@ -368,7 +368,7 @@ def test_models_side_by_side(here):
 def test_one_directory_has_a_verdict_too(here):
     shown = invoke("cutedge", "compare", here / "edge-10m", *HOST_CHIP, "--within", "0.1").stdout
     assert "within 100 ms a token" in shown
-    assert shown.splitlines()[4].endswith("8.17 x too slow")
+    assert shown.splitlines()[4].endswith(">= 8.17 x too slow")
     undescribed = (here / "edge-10m", "--policy", "all-home", "--within", "1")
     unknown = invoke("cutedge", "compare", *undescribed)
     assert unknown.stdout.splitlines()[4].endswith("not known")

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from costmodels.arrays import gemm_cost
+from costmodels.cost_table import cost_table
 from costmodels.devices import Device, load_device
-from costmodels.memory import memory_need
+from costmodels.engines import PHYSICAL, load_engine
+from costmodels.memory import fits, memory_need
 from costmodels.roofline import (
     MissingCostError,
     paged_share,
@@ -89,6 +91,28 @@ def test_what_bounds_an_op(graph, device, bound, taken):
     assert at.seconds == pytest.approx(taken)
 
 
+def test_a_launch_time_that_is_not_known_is_no_launch_for_nothing(graph):
+    known = replace(CARD, launch_seconds=0.0)
+    bare, timed = time_ops(graph, CARD), time_ops(graph, known)
+    assert (bare.lacks_launches, timed.lacks_launches) == (True, False)
+    assert bare.seconds == timed.seconds
+    assert not time_ops(graph, CARD, engine=load_engine("vllm")).lacks_launches
+    graphs = PHYSICAL.by("graph")  # each op is started all the same
+    assert time_ops(graph, CARD, engine=graphs).lacks_launches
+    rows = cost_table(graph, "", [bare, timed]).to_pylist()
+    lacking = [row["op_id"] for row in rows if row["at_least"]]
+    assert lacking == [op.id for op in graph.ops if op.name in ("linear", "softmax", "copy")]
+
+
+def test_starting_a_product_on_an_array_takes_its_launch_time(graph):
+    chip = load_device("chip-8x8")
+    (alone,) = (op.seconds for op in time_ops(graph, chip).ops if op.gemm)
+    slow = replace(chip, launch_seconds=3 * alone)
+    found = [op for op in time_ops(graph, slow).ops if op.gemm]
+    assert [(op.seconds, op.bound) for op in found] == [(4 * alone, "overhead")]
+    assert not time_ops(graph, slow).lacks_launches
+
+
 def test_products_in_another_dtype(graph):
     fast = replace(CARD, memory_bandwidth_bytes_per_second=1e9)
     found = seconds(graph, fast, products_dtype="tfloat32")
@@ -150,14 +174,14 @@ def test_paging_goes_by_what_lies_there(graph):
 
 def test_whether_it_fits(graph):
     need = memory_need(graph)
-    for memory, fits in (
+    for memory, answer in (
         (need.peak_bytes, True),
         (need.peak_bytes - 1, None),
         (need.live_bytes, None),
         (need.live_bytes - 1, False),
         (None, None),
     ):
-        assert time_ops(graph, replace(CARD, memory_bytes=memory)).fits is fits
+        assert fits(need, memory) is answer
 
 
 def test_sums_hold_every_op_once(graph):

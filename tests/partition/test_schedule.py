@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from costmodels.devices import Device
 from costmodels.links import Link, Links
-from costmodels.memory import MemoryNeed
 from costmodels.roofline import DeviceTime, OpTime
 from partition.accounting import account
 from partition.schedule import Schedule, Scheduling, Task, scheduled, tasks_of
@@ -47,7 +46,7 @@ def timed(seconds: Sequence[float | None]) -> DeviceTime:
     """A device that takes so much for each op."""
     device = Device("by hand", "", True, {})
     ops = tuple(OpTime(each) for each in seconds)
-    return DeviceTime(device, ops, MemoryNeed(0, 0, 0), 0.0, {}, 1.0)
+    return DeviceTime(device, ops, 0.0, {}, 1.0)
 
 
 def laid_out(

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from costmodels.devices import Device
 from costmodels.links import Link, Links
-from costmodels.memory import MemoryNeed
 from costmodels.roofline import DeviceTime, OpTime
 from partition.accounting import account
 from partition.placement import Placement
@@ -257,7 +256,7 @@ def timed(graph: OpGraph, where: Placement, compute: float, residency: str = "ru
     links = Links(WHOLE)
     traffic = account(graph, where, links, residency=residency)
     ops = tuple(OpTime(compute if "layer" in op.name else 0.0) for op in graph.ops)
-    at = DeviceTime(Device("by hand", "", True, {}), ops, MemoryNeed(0, 0, 0), 0.0, {}, 1.0)
+    at = DeviceTime(Device("by hand", "", True, {}), ops, 0.0, {}, 1.0)
     tasks, lanes = tasks_of(graph, where, traffic, {HOME: at, "gpu": at}, residency, links)
     return scheduled(tasks, lanes, Scheduling("overlap"))
 
