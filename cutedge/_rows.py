@@ -80,6 +80,12 @@ def secret_rows(policy: Policy) -> Rows:
     return [(str(n), str(one), one.reason) for n, one in enumerate(policy.secrets, 1)]
 
 
+def pack_rows(policy: Policy) -> Rows:
+    """(number, tensors, packing, reason) of each ``[[pack]]``."""
+    packs = enumerate(policy.packs, 1)
+    return [(str(n), str(one), one.packing.name, one.reason) for n, one in packs]
+
+
 def ladder_rows(steps: Sequence[LadderStep]) -> Rows:
     """(ops, how many, where to, bytes saved, calls saved, bytes left) of each step."""
     return [

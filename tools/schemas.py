@@ -25,11 +25,13 @@ from cutedge._sweep import Swept
 from cutedge.runtime.leaks import SecrecyProof
 from cutedge.runtime.verify import Verdict
 from cutedge.sweeping.point_files import SWEEP
+from partition.conditions import OF_SECRETS, OF_TENSORS
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, Relief, Savings, TransferGroup
 from partition.ladder import Exposure, LadderStep
 from partition.optimise import Price
-from partition.policy import _OF_TENSORS, CONDITIONS, Policy, Rule, Secret
+from partition.packs import Pack
+from partition.policy import CONDITIONS, Policy, Rule, Secret
 from partition.run import Run
 from partition.schedule import Schedule
 from partition.schedule_table import SCHEDULE
@@ -555,7 +557,12 @@ def _policy() -> Schema:
         return {name: key(anything, f"Condition: {name}; any of these.") for name in names}
 
     own = dataclass_keys(Policy, "description", "default", "objective", "cut")
-    of_rules, of_secrets = conditions(CONDITIONS), conditions(tuple(_OF_TENSORS))
+    of_rules, of_secrets = conditions(CONDITIONS), conditions(OF_SECRETS)
+    of_packs, pack = (
+        conditions(tuple(OF_TENSORS)),
+        dataclass_keys(Pack, "at_least_bytes", "reason", "optional"),
+    )
+    pack["packing"] = key(str, "The packing, by name.")
     return record(
         {
             "policy": field_key(Policy, "name"),
@@ -567,6 +574,10 @@ def _policy() -> Schema:
             "rules": key(
                 listed(record(of_rules | rule, (*of_rules, "weights_at"))),
                 "The first that matches an op places it.",
+            ),
+            "packs": key(
+                listed(record(of_packs | pack, (*of_packs,))),
+                "What crosses packed: the first that names a tensor, and can pack it, does.",
             ),
         }
     )

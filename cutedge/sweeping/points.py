@@ -47,6 +47,7 @@ from partition.policy import Policy
 from partition.problem import memory_of
 from partition.run import runs_of
 from partition.stored import held, kept_on
+from partition.wire_format import WireFormat
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
 from tracer.reach import resized
@@ -345,7 +346,7 @@ class _Plan:
     ) -> None:
         graph, placement = part.graph, placement_on(devices, streams)
         traffic = account(
-            graph, placement, Links(load_link("none")), wire_dtype=wire, residency=residency
+            graph, placement, Links(load_link("none")), wire=WireFormat(wire), residency=residency
         )
         self._part, self._rows, self._devices = part, rows, devices
         self._placed = placement, traffic.transfers

@@ -23,6 +23,7 @@ from cutedge.runtime.weights import given_numbers
 from partition.accounting import Residency, Traffic, account
 from partition.placement import Placement
 from partition.policy import apply_policy, load_policy
+from partition.wire_format import WireFormat
 from tests.support import BIN
 from tests.support.traces import made_runnable
 from tests.support.warm import Forked, command
@@ -109,7 +110,7 @@ def split(
 ) -> Split:
     graph, links = annotate(tiny().graph), Links(load_link(link))
     placement = apply_policy(graph, load_policy(policy), home="tee", accelerators=accelerators)
-    traffic = account(graph, placement, links, wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, placement, links, wire=WireFormat(wire_dtype), residency=residency)
     plan = make_plan(
         graph, tiny().invocations, placement, wire_dtype=wire_dtype, residency=residency
     )

@@ -32,6 +32,7 @@ from partition.accounting import Traffic, account
 from partition.optimise import Setting, obstacle, place
 from partition.placement import Placement
 from partition.policy import fixed_policy_names, load_policy, policy_names
+from partition.wire_format import WireFormat
 from tests.support.examples import examples
 from tests.support.inprocess import invoke
 from tests.support.running import TOKEN
@@ -106,7 +107,9 @@ def carry_out(
     wire_dtype: str | None = None,
     residency: Any = "run",
 ) -> tuple[Traffic, Measured, Verdict]:
-    traffic = account(model.graph, placement, links, wire_dtype=wire_dtype, residency=residency)
+    traffic = account(
+        model.graph, placement, links, wire=WireFormat(wire_dtype), residency=residency
+    )
     plan = make_plan(
         model.graph,
         model.runnable.invocations,

@@ -14,6 +14,7 @@ from cutedge.runtime.verify import Verdict, judge, unsplit
 from cutedge.runtime.weights import given_numbers
 from partition.accounting import account
 from partition.placement import Placement
+from partition.wire_format import WireFormat
 from tests.support.inprocess import invoke
 from tracer.capture import runnable_function
 from tracer.graph import Kind, OpGraph, Role
@@ -300,7 +301,7 @@ def test_a_memory_that_lies_at_home_is_sent_as_one(file: Path, function: str, re
     ]
     streams = frozenset(range(len(graph.ops)))
     placement = Placement("tee", devices, [False] * len(devices), [""] * len(devices), streams)
-    traffic = account(graph, placement, links, wire_dtype="bfloat16", residency=residency)
+    traffic = account(graph, placement, links, wire=WireFormat("bfloat16"), residency=residency)
     sent = [t for t in traffic.transfers if t.tensor.op is None]
     assert sent
     assert {t.tensor.alias_of for t in sent} == {None}
