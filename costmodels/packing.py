@@ -30,6 +30,8 @@ COMPRESSED = ("zstd", "lz4")
 SCALE_BYTES = 2
 """Of a block's scale, a float16."""
 
+_MOST_LEVEL = 19
+_MOST_GROUP = 2**16
 _PARTS = 10_000
 """A ratio counts in parts of so many, so that the bytes have a formula in whole numbers."""
 
@@ -48,6 +50,17 @@ class Form:
     """Of an element, in blocks and by range."""
     group: int = 0
     """Elements of a block."""
+
+    def fits(self, dtype: str) -> bool:
+        """Whether it says something, and of such a dtype: what comes from elsewhere may not."""
+        if self.codec == "blocks":
+            sound = self.bits in (4, 8) and self.group % 2 == 0 and 0 < self.group <= _MOST_GROUP
+            return sound and dtype in FLOATING
+        if self.codec == "range":
+            whole = dtype in ITEM_BYTES and "float" not in dtype and not dtype.startswith("complex")
+            fewer = self.bits % 8 == 0 and 0 < self.bits < 8 * ITEM_BYTES.get(dtype, 0)
+            return self.bits == 1 if dtype == "bool" else whole and fewer
+        return self.codec in COMPRESSED and self.level <= _MOST_LEVEL
 
     def packed_bytes(self, shape: Sequence[Any]) -> Any:
         """The bytes of a packed tensor, where no value decides them; shapes may be formulas.
@@ -93,7 +106,8 @@ class Packing:
     element_bits: int = 0
     """Of an element of a block."""
     ratios: Mapping[str, float] = field(default_factory=dict)
-    """Dtype -> packed bytes over bytes. A dtype that is not here is not compressed."""
+    """Dtype -> packed bytes over bytes. What is compressed of a dtype that is not here counts with
+    its plain bytes: it takes no more."""
     pack_seconds_per_byte: float | None = None
     """What the end that sends takes, by the bytes before packing; None where it is not known."""
     unpack_seconds_per_byte: float | None = None
@@ -148,7 +162,7 @@ class Packing:
         if self.codec == "range" and values is not None and dtype in ITEM_BYTES:
             width = max(1, -(-(values - 1).bit_length() // 8))
             return Form("range", bits=8 * width) if width < ITEM_BYTES[dtype] else None
-        if self.codec in COMPRESSED and dtype in self.ratios:
+        if self.codec in COMPRESSED:
             return Form(self.codec, self.level, self.byte_planes)
         return None
 
@@ -162,7 +176,7 @@ class Packing:
         if (size := form.packed_bytes(shape)) is not None:
             return size
         plain = prod(shape, start=1) * ITEM_BYTES[dtype]
-        return (plain * round(self.ratios[dtype] * _PARTS) + (_PARTS - 1)) // _PARTS
+        return (plain * round(self.ratios.get(dtype, 1.0) * _PARTS) + (_PARTS - 1)) // _PARTS
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -188,7 +202,7 @@ class SizedPacking:
 
 _RATIO = Figure(positive=True, most=1)
 _BLOCKS: Mapping[str, Figure] = {
-    "group_elements": Figure(whole=True, positive=True, most=2**16),
+    "group_elements": Figure(whole=True, positive=True, most=_MOST_GROUP),
     "element_bits": Figure(whole=True, positive=True, most=8),
 }
 _SECONDS = ("pack_seconds_per_byte", "unpack_seconds_per_byte")
@@ -198,9 +212,18 @@ _HEADS: Mapping[str, tuple[type, str]] = {
     "level": (int, "a whole number"),
     "byte_planes": (bool, "true or false"),
 }
-_MOST_LEVEL = 19
 
 _FOLDER = files("costmodels") / "data" / "packings"
+
+
+FIGURES: Mapping[str, str] = {
+    "group_elements": "values of a block; of blocks",
+    "element_bits": "of a value of a block, 8 or 4; of blocks",
+    "DTYPE_ratio": "packed bytes over bytes of a dtype (`float32_ratio`), at most 1; of zstd and lz4",
+    "pack_seconds_per_byte": "what the end that sends takes, by the bytes before packing",
+    "unpack_seconds_per_byte": "what the end that receives takes, likewise",
+}
+"""What a description may say in figures."""
 
 
 def packing_names() -> list[str]:

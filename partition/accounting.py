@@ -63,8 +63,8 @@ class Transfer:
     """Payload and framing; a message's own framing is with its first tensor. Of what lies in shared
     memory, its handle and framing."""
     seconds: float | None
-    """On the link, packing and encryption with it; a message's latency and toll are with its first
-    tensor. None where the link has no bandwidth in this direction."""
+    """On the link; serialisation, packing and encryption are in it, and with a message's first tensor
+    its latency and toll. None where the link has no bandwidth in this direction."""
     at_least: bool
     """Whether the seconds leave out what is not known: the latency of its message, or packing."""
     bytes_expr: str | None

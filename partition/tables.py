@@ -146,8 +146,8 @@ TRANSFERS = pa.schema(
         column(
             "seconds",
             pa.float64(),
-            "On its link, packing and encryption included; a message's latency and toll are with its "
-            "first tensor. Null where the link has no bandwidth in this direction.",
+            "On its link, serialisation, packing and encryption included; a message's latency and "
+            "toll are with its first tensor. Null where the link has no bandwidth in this direction.",
             null=True,
         ),
         column(

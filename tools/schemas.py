@@ -23,6 +23,7 @@ from costmodels.roofline import DeviceTime, Share
 from cutedge._calibrate import Written
 from cutedge._sweep import Swept
 from cutedge.runtime.leaks import SecrecyProof
+from cutedge.runtime.packed import Packed, PackedGroup
 from cutedge.runtime.verify import Verdict
 from cutedge.sweeping.point_files import SWEEP
 from partition.conditions import OF_SECRETS, OF_TENSORS
@@ -543,6 +544,35 @@ def _verify() -> Schema:
             "measured_calls": key(str, "The table of measured calls that was written."),
             "secrets": key(
                 SecrecyProof | None, "What was shown of the policy's secrets; null without any."
+            ),
+            "packed": key(
+                {
+                    "anyOf": [
+                        record(
+                            {
+                                **dataclass_keys(Packed, "max_abs_difference"),
+                                "is_lossless": key(
+                                    bool, "Whether packing gives back what it was given."
+                                ),
+                                "groups": key(
+                                    listed(
+                                        record(
+                                            {
+                                                **dataclass_keys(PackedGroup),
+                                                "ratio": key(
+                                                    float, "Packed bytes over bytes, as measured."
+                                                ),
+                                            }
+                                        )
+                                    ),
+                                    "What crossed packed, alike tensors together.",
+                                ),
+                            }
+                        ),
+                        {"type": "null"},
+                    ]
+                },
+                "What packing did; null where nothing was packed.",
             ),
         }
     )

@@ -22,6 +22,7 @@ from partition.accounting import account
 from partition.policy import apply_policy, load_policy
 from partition.split import Split
 from partition.tables import remove_stale, write_partition
+from partition.wire_format import WireFormat
 from tests.support.inprocess import invoke
 from tracer.files import MANIFEST, check_file, write_files
 from tracer.graph import OpGraph
@@ -305,7 +306,7 @@ def partition_of(graph: OpGraph, trace_id: str, **changes: Any) -> Split:
         account(graph, placement, links),
         links.name,
         links,
-        None,
+        WireFormat(),
         "run",
     )
     return replace(made, **changes)

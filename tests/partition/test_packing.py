@@ -39,14 +39,12 @@ def by_hand(tensor: Tensor, packing: Packing, dtype: str | None) -> tuple[str, i
     for size in tensor.shape:
         elements *= size
     plain = elements * ITEM_BYTES[dtype]
-    if tensor.op is None or dtype not in FLOATING:
-        return "plain", tensor.bytes if tensor.op is None else plain
+    if tensor.op is None:
+        return "plain", tensor.bytes
     if packing is HALF:
-        ratio = {"float32": (1, 2), "bfloat16": (3, 4)}.get(dtype)
-        if ratio is None:
-            return "plain", plain
+        ratio = {"float32": (1, 2), "bfloat16": (3, 4)}.get(dtype, (1, 1))
         return "half", -(-plain * ratio[0] // ratio[1])
-    if ITEM_BYTES[dtype] < 2:  # 3 bytes for 2
+    if ITEM_BYTES[dtype] < 2 or dtype not in FLOATING:  # 3 bytes for 2
         return "plain", plain
     last = tensor.shape[-1] if tensor.shape else 1
     packed = 0
