@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cutedge._placing import Compared, bottlenecks
-from cutedge._words import bottleneck_claim, coverage, relief_claim, schedule_sentences
+from cutedge._words import bottleneck_claim, coverage, estimates, relief_claim, schedule_sentences
 from cutedge.report.contents import Report, make_report
 from cutedge.report.page import drawing_library, write_page
 from cutedge.report.pictures import find_browser, take_pictures
@@ -65,7 +65,11 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
         baseline=baseline.policy,
         shown=shown,
         reach=reach,
-        notes=[coverage(graph), *(f"without {name}: {why}" for name, why in found.without.items())],
+        notes=[
+            coverage(graph),
+            *estimates(found.partitions),
+            *(f"without {name}: {why}" for name, why in found.without.items()),
+        ],
     )
 
 
