@@ -88,6 +88,7 @@ def test_every_packing_that_comes_with_it(name):
     packing = load_packing(name)
     assert all(packing.sources.values())
     assert packing.is_lossless == (packing.codec != "blocks")
+    assert packing.seconds_per_byte is not None
     for dtype, ratio in packing.ratios.items():
         assert ceil(ratio) == 1, dtype
 
