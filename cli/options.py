@@ -232,6 +232,15 @@ class MachineOptions:
             "when left out."
         ),
     ] = None
+    pack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pack tensors while they cross: zstd, lz4, zstd-planes, q8_0, q4_0, range, or a "
+            ".toml file; zstd:1MiB of 1 MiB and more. Again for another: the first that can pack a "
+            "tensor does, a policy's [[pack]] before them.",
+            autocompletion=complete.packings,
+        ),
+    ] = None
     weights_at: Annotated[
         WeightsAt | None,
         typer.Option(

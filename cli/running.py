@@ -104,7 +104,7 @@ def verify(
 
 def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
     from cli.printing import console, print_table
-    from cutedge._rows import verify_rows
+    from cutedge._rows import packed_rows, verify_rows
     from tracer.summary import headline
     from tracer.words import duration, human
 
@@ -131,7 +131,14 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
             f"peak memory {held}; longest calls "
             + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none")
         )
+    if packed := packed_rows(verified):
+        print_table(
+            "policy<3, packed, by, of<4, count>5, plain>6, predicted / measured>1, ratio>", packed
+        )
+        say()
     for each in verified:
+        if each.packed is not None:
+            out.print(f"{each.split.policy}, {each.packed}")
         if each.proof is not None:
             out.print(f"{each.split.policy}, secrets: {each.proof}")
     for file in files:

@@ -125,6 +125,8 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
     print_table([*columns], zip(*columns.values(), strict=True))
     if bare := _words.no_figures(baseline):
         out.print(bare)
+    for line in _words.estimates(partitions):
+        out.print(line)
     _left_out(partitions)
     for name, reason in found.without.items():
         out.print(f"without {name}: {reason}")
@@ -177,6 +179,8 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
     if within is not None:
         columns[f"{_words.within_words(within)}<2"] = [_words.verdict(p, within) for p, *_ in rows]
     print_table([*columns], zip(*columns.values(), strict=True))
+    for line in _words.estimates([p for p, *_ in rows]):
+        out.print(line)
     _left_out([p for p, *_ in rows])
     for one in found:
         for name, reason in one.without.items():

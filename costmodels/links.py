@@ -55,7 +55,7 @@ class Link:
     received_toll_seconds: float = 0.0
     """As ``sent_toll_seconds``."""
     sent_serialisation_seconds_per_byte: float = 0.0
-    """What the two ends together take to pack and unpack a payload byte."""
+    """What the two ends together take to serialise a payload byte and to read it back."""
     received_serialisation_seconds_per_byte: float = 0.0
     """As ``sent_serialisation_seconds_per_byte``."""
     sent_encryption_seconds_per_byte: float = 0.0
@@ -102,14 +102,14 @@ class Link:
 
     def payload_rate(self, direction: str) -> float | None:
         """Payload bytes a second of a long message in a ``direction`` of the transfers: what wire,
-        packing and encryption leave of the bandwidth. None without one.
+        serialisation and encryption leave of the bandwidth. None without one.
         """
         if not self.timed(direction):
             return None
         usual, large = _bandwidths(self, direction)
         least = _of(self, direction, "large_message_bytes")
         whole = self.chunk_bytes is None or (least is not None and self.chunk_bytes >= least)
-        return 1 / (1 / (large if whole else usual) + _packing(self, direction))
+        return 1 / (1 / (large if whole else usual) + _serialisation(self, direction))
 
     def tensor_seconds(self, payload: int, direction: str) -> float | None:
         """What a tensor takes, without what its message takes however little is in it.
@@ -141,11 +141,11 @@ def _message_toll(link: Link, direction: str) -> float:
     return (latency or 0.0) + toll
 
 
-def _packing(link: Link, direction: str) -> float:
+def _serialisation(link: Link, direction: str) -> float:
     """Seconds a payload byte, beside those on the wire."""
-    packing: float = _of(link, direction, "serialisation_seconds_per_byte")
+    serialisation: float = _of(link, direction, "serialisation_seconds_per_byte")
     encryption: float = _of(link, direction, "encryption_seconds_per_byte")
-    return packing + encryption
+    return serialisation + encryption
 
 
 def _bandwidths(link: Link, direction: str) -> tuple[int, int]:
@@ -298,7 +298,7 @@ def message_cost(link: Link, payloads: Sequence[Any], direction: str) -> Message
     """The cost of tensors of ``payloads`` bytes that go as one message.
 
     ``direction`` is that of a transfer: ``send``, ``receive`` or ``peer``. Nothing overlaps: not
-    packing with sending, nor one piece with the next. Payloads may be arrays of int64, for as many
+    serialising with sending, nor one piece with the next. Payloads may be arrays of int64, for as many
     messages at once.
     """
     handle, framing = link.shared_memory_handle_bytes, _of(link, direction, "tensor_framing_bytes")
@@ -319,9 +319,10 @@ def message_cost(link: Link, payloads: Sequence[Any], direction: str) -> Message
     if not link.timed(direction):
         return MessageCost(tuple(wire), None, peak)
     usual, of_large = _bandwidths(link, direction)
-    packing = _packing(link, direction)
+    each_byte = _serialisation(link, direction)
     seconds = [
-        on_wire / usual + payload * packing for on_wire, payload in zip(wire, payloads, strict=True)
+        on_wire / usual + payload * each_byte
+        for on_wire, payload in zip(wire, payloads, strict=True)
     ]
     least = _of(link, direction, "large_message_bytes")
     if least is not None:

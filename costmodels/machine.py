@@ -8,6 +8,7 @@ from costmodels.arrays import Options
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL, Engine
 from costmodels.links import Links
+from costmodels.packing import SizedPacking
 from costmodels.roofline import DeviceTime, time_ops
 from tracer.graph import OpGraph
 
@@ -40,6 +41,8 @@ class Machine:
     """How engines carry ops out in place of what they say."""
     weights_at: WeightsAt = "device"
     """Where the parameters of ops on accelerators lie, where no rule of a policy says."""
+    pack: tuple[SizedPacking, ...] = ()
+    """How tensors cross that no rule of a policy packs: the first that can pack one does."""
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -17,10 +17,9 @@ from cutedge._placing import partition_of
 from cutedge._request import Overrides
 from cutedge._trace import Trace, trace
 from partition import Residency
-from partition.accounting import on_wire
 from partition.optimise import place
 from partition.placement import Placement
-from partition.policy import Policy
+from partition.policy import Policy, load_policy
 from partition.split import Split
 from partition.stored import held
 from tracer.errors import InputError
@@ -278,6 +277,7 @@ def generate(
     >>> made.calls, [step.past for step in made.steps]
     (88, [64, 65, 66])
     """
+    after = decode_policy or policy
     if new < 1:
         raise InputError(f"new {new}: at least one token is made, by the prefill")
     on = machine_of(machine, **parts)
@@ -285,6 +285,12 @@ def generate(
         raise InputError(
             f"generate takes one accelerator, and here are {', '.join(on.accelerators)}: partition "
             "and compare take several"
+        )
+    rules = [one if isinstance(one, Policy) else load_policy(str(one)) for one in (policy, after)]
+    if on.pack or any(one.packs for one in rules):
+        raise InputError(
+            "generate counts what crosses as it lies in memory: leave --pack and [[pack]] tables out, "
+            "or ask partition for a step"
         )
     if not 0 <= cached_prompt < prompt:
         raise InputError(
@@ -300,7 +306,6 @@ def generate(
         raise InputError("accept is a likelihood from 0 to 1, of 1 or more tokens")
     options: dict[str, Any] = {"batch": batch, "dtype": dtype, "attn": attn, "overrides": overrides}
     storage: dict[str, Any] = {"weights": weights, "kv_dtype": kv_dtype}
-    after = decode_policy or policy
 
     def placed(plain: Trace, by: str | Path | Policy, **stored: Any) -> Partition:
         traced = plain.stored(**stored)
@@ -450,7 +455,7 @@ def _moves(prefill: Partition, decode: Partition) -> tuple[Move, ...]:
             state.name,
             home if home in here else sorted(here)[0],
             device,
-            on_wire(state, prefill.bare.wire_dtype)[1],
+            prefill.bare.wire_format.of(state).payload_bytes,
         )
         for state, here, there in zip(read, left, wanted, strict=True)
         for device in sorted(there - here)

@@ -272,4 +272,14 @@ def policy_object(policy: Policy) -> dict[str, Any]:
             }
             for rule in policy.rules
         ],
+        "packs": [
+            {
+                **{key: list(values) for key, values in pack.conditions},
+                "packing": pack.packing.name,
+                "at_least_bytes": pack.at_least_bytes,
+                "reason": pack.reason,
+                "optional": pack.optional,
+            }
+            for pack in policy.packs
+        ],
     }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from costmodels.engines import Engine
     from costmodels.links import Links
     from costmodels.machine import Machine
+    from costmodels.packing import SizedPacking
 
 
 def array_options(
@@ -48,6 +49,7 @@ def read_machine(
     engine: str | Sequence[str] | None = None,
     execution: "Execution | None" = None,
     weights_at: "WeightsAt | None" = None,
+    pack: str | Sequence[str] | None = None,
     **options: Any,
 ) -> "Machine":
     """The devices and links that the options name. Raises InputError naming the option.
@@ -95,6 +97,7 @@ def read_machine(
         engines_of(described, engine, execution),
         execution,
         weights_at or "device",
+        tuple(map(_packing, _several(pack) or ())),
     )
 
 
@@ -203,6 +206,17 @@ def _links(given: Iterable[str], accelerators: Sequence[str]) -> "Links":
     if len(own) == len(accelerators):  # nothing else is left for a common one
         return Links(own[accelerators[0]], own, peers)
     return Links(found.get(frozenset()) or load_link("zmq-ipc"), own, peers)
+
+
+def _packing(text: str) -> "SizedPacking":
+    """``q8_0``, or ``zstd:1MiB`` of tensors of so many bytes and more."""
+    from costmodels.packing import SizedPacking, load_packing
+
+    name, _, size = text.rpartition(":")
+    least = read_size(size) if name else None
+    packing = load_packing(text if least is None else name)
+    told = packing.name if least is None else f"{packing.name}:{size}"
+    return SizedPacking(packing, least or 0, told)
 
 
 def _sizes(given: Sequence[str], devices: Sequence[str]) -> dict[str, int]:

@@ -115,7 +115,8 @@ def partition_of(
 ) -> Split:
     """A graph placed by a policy, with what the placement moves and, where asked, shows."""
     placed, machine = place(graph, policy, setting), setting.machine
-    traffic = setting.account(graph, placed.placement)
+    wire = setting.wire(graph, policy)
+    traffic = setting.account(graph, placed.placement, wire)
     times = times_under(graph, placed.placement, traffic.transfers, setting.times)
     split = Split(
         graph,
@@ -125,7 +126,7 @@ def partition_of(
         traffic,
         machine.links.name,
         machine.links,
-        machine.wire_dtype,
+        wire,
         setting.residency,
         compute_seconds(placed.placement, times),
         placed.solution,
@@ -159,7 +160,7 @@ def explained(
         start,
         made.placement,
         setting.machine.links,
-        wire_dtype=setting.machine.wire_dtype,
+        wire=setting.wire(graph, policy),
         residency=setting.residency,
     )
     return steps, prices(graph, policy, setting, made.solution)
@@ -192,8 +193,8 @@ def bottlenecks(
                 one.placement,
                 one.traffic,
                 machine.links,
-                policies=known,
-                wire_dtype=one.wire_dtype,
+                policies={} if policy.packs else known,  # they would not pack the same
+                wire=one.wire_format,
                 residency=setting.residency,
                 can_run=able,
             )

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cutedge._placing import Compared, bottlenecks
-from cutedge._words import bottleneck_claim, coverage, left_out, relief_claim, schedule_sentences
+from cutedge._words import (
+    bottleneck_claim,
+    coverage,
+    estimates,
+    left_out,
+    relief_claim,
+    schedule_sentences,
+)
 from cutedge.report.contents import Report, make_report
 from cutedge.report.page import drawing_library, write_page
 from cutedge.report.pictures import find_browser, take_pictures
@@ -68,6 +75,7 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
         notes=[
             coverage(graph),
             *left_out(found.partitions),
+            *estimates(found.partitions),
             *(f"without {name}: {why}" for name, why in found.without.items()),
         ],
     )

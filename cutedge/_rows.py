@@ -80,6 +80,32 @@ def secret_rows(policy: Policy) -> Rows:
     return [(str(n), str(one), one.reason) for n, one in enumerate(policy.secrets, 1)]
 
 
+def pack_rows(policy: Policy) -> Rows:
+    """(number, tensors, packing, reason) of each ``[[pack]]``."""
+    packs = enumerate(policy.packs, 1)
+    return [(str(n), str(one), one.packing.name, one.reason) for n, one in packs]
+
+
+def packed_rows(verified: "Sequence[Verification]") -> Rows:
+    """(policy, tensors, packing, dtype, how many, bytes, packed as predicted and as measured, ratio)
+    of what crossed packed."""
+    return [
+        (
+            each.split.policy,
+            one.name,
+            one.packing,
+            one.dtype,
+            str(one.transfers),
+            human(one.plain_bytes),
+            f"{one.payload_bytes_predicted:,} / {one.payload_bytes_measured:,} B",
+            f"{one.ratio:.3f}",
+        )
+        for each in verified
+        if each.packed is not None
+        for one in each.packed.groups
+    ]
+
+
 def ladder_rows(steps: Sequence[LadderStep]) -> Rows:
     """(ops, how many, where to, bytes saved, calls saved, bytes left) of each step."""
     return [

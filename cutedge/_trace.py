@@ -270,7 +270,7 @@ class Trace:
 
         ``policy`` is a name of ``cutedge policies``, a .toml file or a ``Policy``. ``machine`` is
         ``HOME+ACCELERATOR@LINK``; in its place, ``home``, ``accel``, ``link`` (texts, or lists of
-        them), and beside either ``memory``, ``wire_dtype`` and the options of arrays
+        them), and beside either ``memory``, ``wire_dtype``, ``pack`` and the options of arrays
         (``pipeline_depth``, ``int8_speedup``, ``sparsity``, ``sparsity_speedup``, ``chips``) are as
         on the command line. ``weights`` and ``kv_dtype`` are as for ``stored``. ``residency`` is
         ``run`` (a device keeps what it has) or ``call`` (an accelerator forgets). No accelerator

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,17 +14,20 @@ from costmodels.weights import as_computed
 from cutedge._machines import machine_of
 from cutedge._placing import check_words
 from cutedge.runtime import RunError
-from cutedge.runtime.home import Measured, load, workers
+from cutedge.runtime.home import Loaded, Measured, load, workers
 from cutedge.runtime.leaks import SecrecyProof, Secrets, Witness
 from cutedge.runtime.lineage import carriers
-from cutedge.runtime.plan import make_plan
+from cutedge.runtime.packed import Packed, groups_of, packings_of, write_packings
+from cutedge.runtime.plan import Plan, make_plan
 from cutedge.runtime.secure import LEAST_TOKEN, TOKEN, clear_text, trust
-from cutedge.runtime.verify import Verdict, judge, unsplit
+from cutedge.runtime.verify import Verdict, difference, judge, unsplit
 from cutedge.runtime.weights import given_numbers
 from cutedge.runtime.wire import MESSAGE_BYTES, TENSOR_BYTES, Carriage
+from partition.accounting import Traffic, account
 from partition.policy import named_by
 from partition.split import Split
 from partition.tables import write_partition
+from partition.wire_format import WireFormat
 from tracer.errors import CutedgeError, InputError, choose
 from tracer.stages import stage
 
@@ -58,12 +61,28 @@ class Verification:
     trace: "Trace"
     warnings: tuple[str, ...]
     """What a user must know before trusting the figures, a line each."""
+    packed: Packed | None = None
+    """What packing did; None where nothing was packed."""
+    numbers: str = ""
+    """Which numbers its parameters had, in words."""
 
     @property
     def failure(self) -> str | None:
         """What is not as it must be: a secret that was seen, bytes, the answer; None if nothing."""
         verdict, proof, policy = self.verdict, self.proof, self.split.policy
         wrong = verdict.unequal if proof is None or not proof.leaks else proof.leaks
+        packed, on = self.packed, self.measured.devices.values()
+        if (
+            not wrong
+            and packed
+            and packed.is_lossless
+            and packed.max_abs_difference
+            and {*on} == {"cpu"}
+        ):
+            wrong = (
+                f"what is packed without loss changes the answer by "
+                f"{packed.max_abs_difference:.3g}",
+            )
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             return f"{policy}: {wrong[0]}{more}"
@@ -106,6 +125,13 @@ class Verification:
             "peak_memory_bytes": run.peak_memory_bytes,
             "ran_on": run.devices,
             "secrets": None if self.proof is None else asdict(self.proof),
+            "packed": None
+            if self.packed is None
+            else {
+                "max_abs_difference": self.packed.max_abs_difference,
+                "is_lossless": self.packed.is_lossless,
+                "groups": [{**asdict(one), "ratio": one.ratio} for one in self.packed.groups],
+            },
         }
 
     def save(self, folder: str | Path) -> Path:
@@ -146,11 +172,11 @@ def verify(
     trusted = None if tls_ca is None else trust(tls_ca)
     warnings = [] if trusted else clear_text([host for host, _ in remote.values()], "--tls-ca")
     split, links, said = _over_sockets(partition.split, transport)
-    packed = [t for t in split.traffic.transfers if t.tensor.op is None and t.tensor.is_packed]
-    if packed:
+    narrow = [t for t in split.traffic.transfers if t.tensor.op is None and t.tensor.is_packed]
+    if narrow:
         raise InputError(
             f"{split.policy} is sent weights in {split.graph.meta.weights}, and verify runs them in "
-            f"{packed[0].tensor.dtype}: leave --weights out, or take --weights-at device"
+            f"{narrow[0].tensor.dtype}: leave --weights out, or take --weights-at device"
         )
     runnable, numbers = _runnable(trace), _numbers(trace, seed, weights)
     given = given_numbers(trace.graph, seed)
@@ -158,7 +184,7 @@ def verify(
         split.graph,
         runnable.invocations,
         split.placement,
-        wire_dtype=split.wire_dtype,
+        wire=split.wire_format,
         residency=split.residency,
     )
     secrets, memory = _secrets(partition, runnable), machine.memory_bytes
@@ -174,16 +200,33 @@ def verify(
         for name in secrets.untrusted:
             if name in running:
                 running[name].channel.forbidden = secrets.carriers
-        loaded = load(
-            plan,
-            running,
-            data=runnable.data,
-            weights=numbers,
-            links=links,
-            wire_dtype=split.wire_dtype,
-            residency=split.residency,
-            memory_bytes=memory.get(plan.home.name),
-        )
+
+        def take(one: Plan) -> Loaded:
+            return load(
+                one,
+                running,
+                data=runnable.data,
+                weights=numbers,
+                links=links,
+                residency=split.residency,
+                memory_bytes=memory.get(plan.home.name),
+            )
+
+        packings = packings_of(split)
+        unpacked = None
+        if packings:  # to say what packing does to the answer
+            wire = WireFormat(split.wire_dtype)
+            loaded = take(
+                make_plan(
+                    split.graph,
+                    runnable.invocations,
+                    split.placement,
+                    wire=wire,
+                    residency=split.residency,
+                )
+            )
+            unpacked = loaded.run(given).results
+        loaded = take(plan)
         proof = None
         with stage(f"running {split.policy}", len(split.traffic.calls)) as done:
 
@@ -191,15 +234,32 @@ def verify(
                 done(call + 1)
 
             if secrets.named:  # in a run of its own: to look takes time
-                witness = Witness.of(plan, split.graph, secrets, split.wire_dtype)
+                witness = Witness.of(plan, split.graph, secrets)
                 loaded.run(given, progress, witness)
                 proof = witness.prove(runnable, given, numbers, links)
             measured = min(
                 (loaded.run(given, progress) for _ in range(runs)), key=lambda run: run.seconds
             )
     reference = _unsplit(trace, seed, weights, machine.home)
-    verdict = judge(trace.graph, split.traffic, measured, reference, split.wire_dtype)
-    return Verification(split, measured, verdict, proof, trace, (*warnings, *said))
+    epsilon = max((one.epsilon for one in packings), default=0.0)
+    verdict = judge(
+        trace.graph, split.traffic, measured, reference, _counted(split, links, measured), epsilon
+    )
+    packed = None
+    if unpacked is not None:
+        apart = map(difference, measured.results, unpacked)
+        packed = Packed(groups_of(split, measured), max(apart, default=0.0), packings)
+    told, words = (*warnings, *said), _in_words(seed, weights)
+    return Verification(split, measured, verdict, proof, trace, told, packed, words)
+
+
+def _counted(split: Split, links: Links, measured: Measured) -> Traffic:
+    """The prediction, with the bytes that came out where a ratio stood in for them."""
+    if not split.traffic.totals.estimated_payload_bytes:
+        return split.traffic
+    sizes = {one.tensor: one.payload_bytes for one in measured.crossed}
+    wire = replace(split.wire_format, sizes=sizes)
+    return account(split.graph, split.placement, links, wire=wire, residency=split.residency)
 
 
 def _over_sockets(split: Split, transport: Transport) -> tuple[Split, Links, list[str]]:
@@ -230,6 +290,11 @@ def _numbers(trace: "Trace", seed: int, weights: Path | None) -> dict[str, Any]:
     """Which numbers the parameters have: random ones, or those of a checkpoint."""
     checkpoint = {} if weights is None else {"checkpoint": str(weights.resolve())}
     return {"seed": seed, "spread": _runnable(trace).spread, **checkpoint}
+
+
+def _in_words(seed: int, weights: Path | None) -> str:
+    """The same, as a source says it."""
+    return f"weights of {weights.name}" if weights else f"random weights of seed {seed}"
 
 
 @lru_cache(maxsize=1)
@@ -273,7 +338,7 @@ def _addresses(given: Sequence[str], accelerators: Sequence[str]) -> dict[str, t
 
 
 def calibrate(verified: Sequence[Verification], folder: Path) -> tuple[str, ...]:
-    """Write the link and the devices as measured into a folder, for --link, --home and --accel.
+    """Write link, devices and packings as measured into a folder, for --link, --home, --accel, --pack.
 
     The link is that of the split with most calls. What a user must know of the fits comes back.
     """
@@ -295,7 +360,11 @@ def calibrate(verified: Sequence[Verification], folder: Path) -> tuple[str, ...]
     for name, device in verified[0].measured.devices.items():
         about = f"{graph.meta.model} ({policies})"
         write_device(fit_device(graph, here[device]), about, folder / f"{name}.toml")
-    return fitted.warnings
+    write_packings([(one.split, one.measured, one.numbers) for one in verified], folder)
+    return (
+        *fitted.warnings,
+        *(["link.toml: the seconds of packing are in it"] if most.packed is not None else []),
+    )
 
 
 def check_verify(

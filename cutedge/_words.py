@@ -1,6 +1,7 @@
 """What command line, reports and notebooks say in one way of figures."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import fsum
 from typing import TYPE_CHECKING
 
 from costmodels.experts import active_parameters, assumptions
@@ -15,6 +16,7 @@ from partition.policy import Policy
 from partition.run import Run
 from partition.schedule import Schedule
 from partition.split import Split
+from partition.wire_format import PLAIN
 from tracer.graph import Kind, OpGraph
 from tracer.kinds import base_name
 from tracer.summary import (
@@ -110,6 +112,7 @@ def split_sentences(made: "Partition") -> Iterator[str]:
                 f"sent in chunks of {human(link.chunk_bytes)} at most: "
                 f"the peak buffer is {human(traffic.peak_buffer_bytes)}"
             )
+    yield from packed_sentences(split)
     if traffic.total_expr is not None:
         yield f"total payload bytes = {traffic.total_expr}"
     yield from run_sentences(split)
@@ -130,6 +133,37 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     for device, found in made.derived.items():
         yield from derived_sentences(split.graph, device, found)
     yield coverage(split.graph)
+
+
+def packed_sentences(split: Split) -> Iterator[str]:
+    """What of a split crosses packed, by packing; and what of the bytes is no count."""
+    for name in dict.fromkeys(t.packing for t in split.traffic.transfers if t.packing != PLAIN):
+        there = [t for t in split.traffic.transfers if t.packing == name]
+        payload, plain = (
+            sum(getattr(t, f"{of}_bytes") for t in there) for of in ("payload", "plain")
+        )
+        taken = [t.packing_seconds for t in there]
+        known = [seconds for seconds in taken if seconds is not None]
+        took = (
+            f", packed and unpacked in {duration(fsum(known))}" if len(known) == len(taken) else ""
+        )
+        about = " (an estimate, by a ratio)" if there[0].payload_status == "estimate" else ""
+        yield (
+            f"{counted(len(there), 'transfer')} packed by {name}: {human(plain)} cross as "
+            f"{human(payload)}{about}{took}"
+        )
+    yield from estimates([split])
+
+
+def estimates(splits: Sequence[Split]) -> Iterator[str]:
+    """Whose bytes and seconds are no counts, in a line."""
+    named = [one.policy for one in splits if one.traffic.totals.estimated_payload_bytes]
+    if named:
+        of = f" of {', '.join(named)}" if len(splits) > 1 else ""
+        yield (
+            f"an estimate: payload, bytes on the wire and transfer time{of}, where a ratio stands in "
+            "for what is packed"
+        )
 
 
 def weights_at(split: Split) -> str:

@@ -17,6 +17,8 @@ The rules, in short:
   that reads the state needs it no more.
 - New state comes to the devices that read the old one: with the first call that needs it, and where
   no op of this run does, with the first call after it is made.
+- What a tensor is on the wire (its dtype, its packing) says ``partition.wire_format``; packing and
+  unpacking are in the seconds of the transfer.
 - What moves in one call from one device to another is one message on the link of the two, and
   messages go one after another. Seconds are of the transfers alone, not of the ops; nothing is
   said of a request or reply that carries no tensor.
@@ -31,8 +33,9 @@ from costmodels.links import Link, Links, message_cost
 from partition import Residency
 from partition.placement import Placement, validate
 from partition.stored import resident_bytes, sent_weights, state_devices, state_readers
+from partition.wire_format import PLAIN, Status, WireFormat
 from tracer.formula import Formula, const, parse
-from tracer.graph import FLOATING, ITEM_BYTES, Kind, Op, OpGraph, Role, Tensor
+from tracer.graph import Kind, Op, OpGraph, Role, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +56,29 @@ class Transfer:
     direction: str
     """``send`` from home, ``receive`` to home, ``peer`` between accelerators."""
     wire_dtype: str
-    """The dtype that it crosses in."""
+    """The dtype that it crosses in, or that is packed."""
     payload_bytes: int
-    """Elements x item size on the wire."""
+    """Elements x item size on the wire; of what is packed, its packed bytes."""
     wire_bytes: int
     """Payload and framing; a message's own framing is with its first tensor. Of what lies in shared
     memory, its handle and framing."""
     seconds: float | None
-    """On the link, packing and encryption with it; a message's latency and toll are with its first
-    tensor. None where the link has no bandwidth in this direction."""
+    """On the link; serialisation, packing and encryption are in it, and with a message's first tensor
+    its latency and toll. None where the link has no bandwidth in this direction."""
     at_least: bool
-    """Whether the seconds leave out the latency of its message, which is not known."""
+    """Whether the seconds leave out what is not known: the latency of its message, or packing."""
     bytes_expr: str | None
-    """``payload_bytes`` as a formula, None for a concrete trace."""
+    """``payload_bytes`` as a formula, None for a concrete trace. Which tensors are packed from some
+    size on is as it is at the traced size."""
+    packing: str = PLAIN
+    """How it is packed."""
+    payload_status: Status = "exact"
+    """Whether its payload is counted, or a ratio stands in."""
+    plain_bytes: int = 0
+    """What its payload would be unpacked."""
+    packing_seconds: float | None = 0.0
+    """What of the seconds is packing at one end and unpacking at the other; None where that is not
+    known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +104,7 @@ class Call:
     seconds: float | None
     """Of its transfers, one after another; None where those of one of them are not known."""
     at_least: bool
-    """Whether the seconds leave out a latency that is not known."""
+    """Whether the seconds leave out a latency or a packing that is not known."""
     step: int
     """Which of home's turns it ends, counted from 1; see ``steps_of``."""
 
@@ -119,12 +132,19 @@ class Totals:
     peer_seconds: float | None
     """Between accelerators; None where a link that is used has no bandwidth for what is sent."""
     at_least: bool
-    """Whether the seconds leave out a latency that is not known."""
+    """Whether the seconds leave out a latency or a packing that is not known."""
+    estimated_payload_bytes: int = 0
+    """Of the payload bytes those that a ratio stands in for."""
 
     @property
     def payload_bytes(self) -> int:
         """Sent, received and between accelerators."""
         return self.sent_payload_bytes + self.received_payload_bytes + self.peer_payload_bytes
+
+    @property
+    def payload_status(self) -> Status:
+        """Whether the payload is counted, or a ratio stands in for some of it."""
+        return "estimate" if self.estimated_payload_bytes else "exact"
 
     @property
     def wire_bytes(self) -> int:
@@ -180,13 +200,13 @@ def account(
     placement: Placement,
     links: Links,
     *,
-    wire_dtype: str | None = None,
+    wire: WireFormat | None = None,
     residency: Residency = "run",
 ) -> Traffic:
     """Count what ``placement`` moves over ``links``.
 
-    ``wire_dtype`` replaces the dtype of floating tensors while they cross; None leaves each tensor
-    its own. Raises PlacementError for a placement that is not allowed.
+    ``wire`` says what tensors are while they cross; without it each is as it lies in memory. Raises
+    PlacementError for a placement that is not allowed.
     """
     validate(graph, placement)
     steps = steps_of(graph, placement)
@@ -194,7 +214,7 @@ def account(
     calls = _calls(graph, placement, steps, updates)
     moves = _moves(graph, placement, steps, calls, updates, residency)
     moves += _weight_moves(graph, placement, steps, calls, residency)
-    transfers, peak = _transfers(graph, placement, moves, links, wire_dtype)
+    transfers, peak = _transfers(graph, placement, moves, links, wire or WireFormat())
     links_by_pair = links.among(placement.home, placement.accelerators)
     of_home = [link for pair, link in links_by_pair.items() if placement.home in pair]
     return Traffic(
@@ -383,7 +403,7 @@ def _transfers(
     placement: Placement,
     moves: Iterable[_Move],
     links: Links,
-    wire_dtype: str | None,
+    wire_format: WireFormat,
 ) -> tuple[tuple[Transfer, ...], int]:
     """The moves in order of execution, with what they cost, and the peak buffer.
 
@@ -397,7 +417,7 @@ def _transfers(
     directed.sort(
         key=lambda d: (d[0].call, order[d[1]], d[0].src, d[0].reader, d[0].tensor, d[0].dst)
     )
-    crossing = [on_wire(graph.tensors[move.tensor], wire_dtype) for move, _ in directed]
+    crossing = [wire_format.of(graph.tensors[move.tensor]) for move, _ in directed]
     messages: dict[tuple[int, str, str, str], list[int]] = defaultdict(list)
     for number, (move, direction) in enumerate(directed):
         messages[move.call, move.src, move.dst, direction].append(number)
@@ -408,10 +428,15 @@ def _transfers(
     peak = 0
     for (_, src, dst, direction), numbers in messages.items():
         link = links.between(src, dst, home)
-        cost = message_cost(link, [crossing[number][1] for number in numbers], direction)
+        cost = message_cost(link, [crossing[number].payload_bytes for number in numbers], direction)
         wire.update(zip(numbers, cost.wire_bytes, strict=True))
         if cost.seconds is not None:
             seconds.update(zip(numbers, cost.seconds, strict=True))
+        for number in numbers if link.timed(direction) else ():
+            packing = crossing[number].packing_seconds
+            seconds[number] += packing or 0.0
+            if packing is None:
+                at_least.add(number)
         if link.at_least(direction):
             at_least.add(numbers[0])
         peak = max(peak, cost.peak_buffer_bytes)
@@ -423,37 +448,20 @@ def _transfers(
             dst_device=move.dst,
             call=move.call,
             direction=direction,
-            wire_dtype=dtype,
-            payload_bytes=payload,
+            wire_dtype=one.dtype,
+            payload_bytes=one.payload_bytes,
             wire_bytes=wire[number],
             seconds=seconds.get(number),
             at_least=number in at_least,
-            bytes_expr=expr_on_wire(graph.tensors[move.tensor], dtype),
+            bytes_expr=wire_format.expr(graph.tensors[move.tensor]),
+            packing=one.packing,
+            payload_status=one.status,
+            plain_bytes=one.plain_bytes,
+            packing_seconds=one.packing_seconds,
         )
-        for number, ((move, direction), (dtype, payload)) in enumerate(
-            zip(directed, crossing, strict=True)
-        )
+        for number, ((move, direction), one) in enumerate(zip(directed, crossing, strict=True))
     )
     return transfers, peak
-
-
-def on_wire(tensor: Tensor, wire_dtype: str | None) -> tuple[str, int]:
-    """(dtype, payload bytes) of a tensor while it crosses: only floats take on the wire's dtype.
-
-    Parameters cross as they are stored, and so does what is stored in another format than its
-    dtype.
-    """
-    if tensor.is_packed or tensor.op is None:
-        return tensor.dtype, tensor.bytes
-    dtype = wire_dtype if wire_dtype and tensor.dtype in FLOATING else tensor.dtype
-    return dtype, tensor.numel * ITEM_BYTES[dtype]
-
-
-def expr_on_wire(tensor: Tensor, dtype: str) -> str | None:
-    """The formula of a tensor's bytes with another item size."""
-    if tensor.bytes_expr is None or dtype == tensor.dtype:
-        return tensor.bytes_expr
-    return str(parse(tensor.bytes_expr) * ITEM_BYTES[dtype] // ITEM_BYTES[tensor.dtype])
 
 
 def _filled(
@@ -511,6 +519,9 @@ def totals_of(transfers: Sequence[Transfer], of_home: Sequence[Link]) -> Totals:
         seconds["receive"],
         seconds["peer"],
         at_least=any(transfer.at_least for transfer in transfers),
+        estimated_payload_bytes=sum(
+            t.payload_bytes for t in transfers if t.payload_status == "estimate"
+        ),
     )
 
 

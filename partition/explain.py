@@ -8,6 +8,7 @@ from costmodels.links import Links
 from partition import Residency
 from partition.accounting import Traffic, Transfer, account
 from partition.placement import Placement
+from partition.wire_format import WireFormat
 from tracer.graph import OpGraph, Tensor
 from tracer.kinds import base_name
 from tracer.summary import tensor_names
@@ -107,7 +108,7 @@ def find_bottleneck(
     links: Links,
     *,
     policies: Mapping[str, Placement],
-    wire_dtype: str | None = None,
+    wire: WireFormat | None = None,
     residency: Residency = "run",
     can_run: Callable[[int, str], bool] = lambda op, device: True,
 ) -> Bottleneck | None:
@@ -130,8 +131,10 @@ def find_bottleneck(
     heaviest = sorted(families, key=weight, reverse=True)[:_TRIED]
     worst = heaviest[0]
 
-    def recount(other: Placement, dtype: str | None, policy: str | None = None) -> Relief:
-        after = account(graph, other, links, wire_dtype=dtype, residency=residency)
+    wire = wire or WireFormat()
+
+    def recount(other: Placement, on_wire: WireFormat, policy: str | None = None) -> Relief:
+        after = account(graph, other, links, wire=on_wire, residency=residency)
         left = (t.payload_bytes for t in after.transfers if family_of[t.tensor.id] == worst)
         moved = [op for op in graph.ops if other.devices[op.id] != placement.devices[op.id]]
         return Relief(
@@ -145,7 +148,7 @@ def find_bottleneck(
             ),
             device=other.devices[moved[0].id] if moved else None,
             policy=policy,
-            wire_dtype=None if moved else dtype,
+            wire_dtype=None if moved else on_wire.dtype,
             elsewhere=sum(left) >= weight(worst),
             placement=other,
         )
@@ -161,12 +164,12 @@ def find_bottleneck(
         for device in placement.accelerators
         if all(can_run(op, device) for op in island)
     ]
-    tried = (recount(step, wire_dtype) for step in steps)
+    tried = (recount(step, wire) for step in steps)
     relief = max(tried, key=lambda r: (r.saved_bytes, r.saved_calls), default=None)
     if relief is None or relief.saved_bytes <= 0:
-        relief = recount(placement, _SMALL)
+        relief = recount(placement, replace(wire, dtype=_SMALL))
     elif name := _called(relief.placement, policies):
-        named = recount(policies[name], wire_dtype, name)
+        named = recount(policies[name], wire, name)
         relief = named if named.saved_bytes >= relief.saved_bytes else relief
     return Bottleneck(
         name=worst[0],

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 from costmodels.links import Links
 from partition import Residency
-from partition.accounting import Traffic, account, on_wire
+from partition.accounting import Traffic, account
 from partition.placement import Placement
 from partition.seen import How, Seen, seen
 from partition.stored import sent_weights
+from partition.wire_format import WireFormat
 from tracer.graph import Kind, OpGraph, Role
 from tracer.kinds import base_name
 from tracer.summary import tensor_names
@@ -38,7 +39,7 @@ def ladder(
     end: Placement,
     links: Links,
     *,
-    wire_dtype: str | None = None,
+    wire: WireFormat | None = None,
     residency: Residency = "run",
 ) -> list[LadderStep]:
     """The steps from ``start`` to ``end``, each the one that saves most of those that are left.
@@ -48,21 +49,22 @@ def ladder(
     after it. The savings add up to the difference of the two placements, since every step is
     recounted; parameters lie where they lie at the ``end``.
     """
+    wire = wire or WireFormat()
     groups = _groups(graph, start, end)
     start = replace(start, streams=end.streams)
     here = list(start.devices)
-    before = account(graph, start, links, wire_dtype=wire_dtype, residency=residency)
-    bytes_now = _payload(graph, start, here, wire_dtype)
+    before = account(graph, start, links, wire=wire, residency=residency)
+    bytes_now = _payload(graph, start, here, wire)
     steps: list[LadderStep] = []
     while groups:
         totals = {
-            name: _payload(graph, start, _moved(here, end, ops), wire_dtype)
+            name: _payload(graph, start, _moved(here, end, ops), wire)
             for name, ops in groups.items()
         }
         best = min(totals, key=lambda name: totals[name])
         if totals[best] >= bytes_now:  # only together do they save: the two that save most, or all
             pairs = {
-                (a, b): _payload(graph, start, _moved(here, end, groups[a] | groups[b]), wire_dtype)
+                (a, b): _payload(graph, start, _moved(here, end, groups[a] | groups[b]), wire)
                 for a in groups
                 for b in groups
                 if a < b
@@ -73,13 +75,9 @@ def ladder(
             together = [best]
         moved = frozenset().union(*(groups.pop(name) for name in together))
         here = _moved(here, end, moved)
-        bytes_now = _payload(graph, start, here, wire_dtype)
+        bytes_now = _payload(graph, start, here, wire)
         after = account(
-            graph,
-            replace(start, devices=tuple(here)),
-            links,
-            wire_dtype=wire_dtype,
-            residency=residency,
+            graph, replace(start, devices=tuple(here)), links, wire=wire, residency=residency
         )
         working = [op for op in sorted(moved) if not graph.ops[op].is_view] or sorted(moved)
         kinds = ", ".join(dict.fromkeys(base_name(graph.ops[op].target) for op in working))
@@ -118,7 +116,7 @@ def _moved(here: Sequence[str | None], end: Placement, ops: frozenset[int]) -> l
 
 
 def _payload(
-    graph: OpGraph, start: Placement, devices: Sequence[str | None], wire_dtype: str | None
+    graph: OpGraph, start: Placement, devices: Sequence[str | None], wire: WireFormat
 ) -> int:
     """What crosses with residency ``run``: quick, and enough to choose a step by."""
     total = 0
@@ -128,7 +126,7 @@ def _payload(
         source = devices[tensor.op]
         there = {devices[op] for op in graph.needed_by(tensor.id)} - {source}
         if there:
-            total += len(there) * on_wire(tensor, wire_dtype)[1]
+            total += len(there) * wire.of(tensor).payload_bytes
     for sent in sent_weights(graph, replace(start, devices=devices)).values():
         total += sum(graph.tensors[parameter].bytes for parameter in sent)
     return total

@@ -35,6 +35,7 @@ from costmodels.roofline import DeviceTime
 from partition import Residency
 from partition.accounting import Traffic, account
 from partition.layers import TopologicalCut, cut_between_layers, topological_cut
+from partition.packs import wire_format
 from partition.placement import Placement
 from partition.policy import (
     Policy,
@@ -64,6 +65,7 @@ from partition.schedule import Scheduling
 from partition.secrets import present, ways_to_keep
 from partition.solve import Proof, Solution, solve
 from partition.stored import kept_beside, state_readers
+from partition.wire_format import WireFormat
 from tracer.errors import InputError
 from tracer.graph import Kind, OpGraph
 from tracer.stages import stage
@@ -127,12 +129,13 @@ class Setting:
             weights_at=machine.weights_at,
         )
 
-    def account(self, graph: OpGraph, placement: Placement) -> Traffic:
+    def wire(self, graph: OpGraph, policy: Policy) -> WireFormat:
+        """What tensors are on the wire under a policy."""
+        return wire_format(graph, policy.packs, self.machine)
+
+    def account(self, graph: OpGraph, placement: Placement, wire: WireFormat) -> Traffic:
         """What a placement moves over the machine's links."""
-        machine = self.machine
-        return account(
-            graph, placement, machine.links, wire_dtype=machine.wire_dtype, residency=self.residency
-        )
+        return account(graph, placement, self.machine.links, wire=wire, residency=self.residency)
 
     def can_run(self, op: int, device: str) -> bool:
         """Whether a device has seconds for an op, or no description: an array multiplies alone."""
@@ -244,7 +247,7 @@ def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solu
 
 def figure(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> float:
     """What a placement costs by what is printed of it: bytes, nanoseconds, or the weighted sum."""
-    traffic = setting.account(graph, placement)
+    traffic = setting.account(graph, placement, setting.wire(graph, policy))
     weights, seconds = _weights(policy), 0.0
     if weights["seconds"]:
         times = times_under(graph, placement, traffic.transfers, setting.times)
@@ -380,7 +383,7 @@ def check_kept(graph: OpGraph, policy: Policy, setting: Setting, placement: Plac
     """Raise InfeasibleError where a placement shows a secret of a policy to who is not trusted."""
     if not policy.secrets or not setting.untrusted:
         return
-    traffic = setting.account(graph, placement)
+    traffic = setting.account(graph, placement, setting.wire(graph, policy))
     there = present(graph, placement, traffic)
     shown: list[str] = []
     for secret in policy.secrets:
@@ -462,7 +465,8 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
     )
     weights = _weights(policy)
     streams = streaming(graph, policy, setting.machine.weights_at)
-    payload = payload_costs(graph, devices, setting.machine.wire_dtype, streams)
+    wire = setting.wire(graph, policy)
+    payload = payload_costs(graph, devices, wire, streams)
     moving = {key: weights["bytes"] * size for key, size in payload.items()}
     computing: dict[tuple[int, str], float] = {}
     calling: dict[str, float] = {}
@@ -470,11 +474,13 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
     if weights["seconds"]:
         _check_costs(graph, policy, setting, allowed)
         known: dict[tuple[int, str, str], float] = {}
+        packing = {tensor: wire.of(graph.tensors[tensor]).packing_seconds for tensor, *_ in payload}
         for (tensor, *ends), size in payload.items():
             way = size, ends[0], ends[1]
             if way not in known:
                 known[way] = setting.tensor_seconds(*way)
-            moving[tensor, ends[0], ends[1]] += weights["seconds"] * known[way]
+            taken = known[way] + (packing[tensor] or 0.0)
+            moving[tensor, ends[0], ends[1]] += weights["seconds"] * taken
         kept: dict[int, list[int]] = defaultdict(list)
         for op, beside in kept_beside(graph).items():
             kept[beside].append(op)

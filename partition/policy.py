@@ -28,6 +28,10 @@ A policy file is TOML::
     derived = true                    # nor what arithmetic makes of them
     reason = "why"
 
+    [[pack]]                          # tensors that cross packed, see partition.packs
+    what = "hidden_states"
+    packing = "q8_0"
+
 A secret covers all that carries its values (``partition.secrets``). A label of a secret is also the
 name of an input (``input_ids``). A rule or a secret that matches nothing in a graph is an error,
 but for an optional one.
@@ -38,20 +42,34 @@ that needs them.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
 from costmodels import WeightsAt
+from partition.conditions import (
+    OF_SECRETS,
+    Conditions,
+    choice_of,
+    fits,
+    flag_of,
+    labels_of,
+    meets,
+    nearest,
+    tensor_conditions,
+    text_of,
+    texts_of,
+    values_of,
+)
+from partition.packs import Pack, idle_packs, read_pack, why_idle
 from partition.placement import Placement
-from partition.seen import What, what_is
+from partition.seen import What
 from partition.stored import parameters_read
-from tracer.errors import InputError, suggest
-from tracer.graph import Kind, Op, OpGraph, Tensor
+from tracer.errors import InputError
+from tracer.graph import Kind, Op, OpGraph
 from tracer.patterns import PATTERNS
 from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names
 
@@ -64,34 +82,12 @@ _TEXTS: Mapping[str, Callable[[OpGraph, Op], Sequence[str]]] = {
     "target": lambda graph, op: [op.target],
     "module_path": lambda graph, op: [op.module_path],
     "module_type": lambda graph, op: [op.module_type],
-    "label": lambda graph, op: [text for t in graph.outputs(op.id) for text in _labels(graph, t)],
+    "label": lambda graph, op: [text for t in graph.outputs(op.id) for text in labels_of(graph, t)],
     "stack": lambda graph, op: [] if op.stack is None else [op.stack],
 }
 """Conditions that are shell patterns, with the texts of an op that they are held against."""
 
 CONDITIONS = ("kind", *_TEXTS, "layer", "pattern")
-
-_OF_TENSORS: Mapping[str, Callable[[OpGraph, Tensor], Sequence[str]]] = {
-    "label": lambda graph, tensor: _labels(graph, tensor),
-    "name": lambda graph, tensor: [tensor.name],
-    "module_path": lambda graph, tensor: _made_in(graph, tensor, "module_path"),
-    "stack": lambda graph, tensor: _made_in(graph, tensor, "stack"),
-    "layer": lambda graph, tensor: _made_in(graph, tensor, "layer"),
-    "what": lambda graph, tensor: [sort] if (sort := what_is(graph)[tensor.id]) else [],
-}
-"""Conditions of secrets, shell patterns, with the texts of a tensor that they are held against."""
-
-
-def _made_in(graph: OpGraph, tensor: Tensor, what: str) -> list[str]:
-    """A text of the op that makes a tensor, which parameters do not have."""
-    value = None if tensor.op is None else getattr(graph.ops[tensor.op], what)
-    return [] if value is None else [str(value)]
-
-
-def _labels(graph: OpGraph, tensor: Tensor) -> list[str]:
-    """What a tensor is called by its part in the model; an input by its name too."""
-    given = tensor.op is not None and graph.ops[tensor.op].kind is Kind.INPUT
-    return [*([tensor.label] if tensor.label else []), *([tensor.name] if given else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +113,7 @@ class Rule:
 class Secret:
     """Tensors that meet every condition are not for accelerators that are not trusted."""
 
-    conditions: tuple[tuple[str, tuple[str, ...]], ...]
-    """(condition, the shell patterns of which any may hold); a layer's are its digits."""
+    conditions: Conditions
     reason: str
     """Why, in the user's words; may be empty."""
     optional: bool = False
@@ -153,6 +148,8 @@ class Policy:
     """``layers``: what is free is at home up to some layer and away from the next on."""
     secrets: tuple[Secret, ...] = ()
     """What accelerators that are not trusted may not see."""
+    packs: tuple[Pack, ...] = ()
+    """What crosses packed: the first that names a tensor, and can pack it, does."""
 
 
 _FOLDER = files("partition") / "data"
@@ -225,23 +222,27 @@ def _parse(path: Path, text: str) -> Policy:
         table,
         str(path),
         required=("description", "default"),
-        optional=("objective", "cut", "rule", "secret"),
+        optional=("objective", "cut", "rule", "secret", "pack"),
     )
     policy = Policy(
         name=path.stem,
-        description=_text(table, "description", str(path)),
+        description=text_of(table, "description", str(path)),
         default=_place(table["default"], f"{path}: default"),
         rules=tuple(
             _rule(rule, f"{path}: rule {n}")
             for n, rule in enumerate(_tables(path, table, "rule"), 1)
         ),
         objective=_objective(table["objective"], path) if "objective" in table else None,
-        cut=_choice(table["cut"], ("anywhere", "layers"), f"{path}: cut")
+        cut=choice_of(table["cut"], ("anywhere", "layers"), f"{path}: cut")
         if "cut" in table
         else "anywhere",
         secrets=tuple(
             _secret(secret, f"{path}: secret {n}")
             for n, secret in enumerate(_tables(path, table, "secret"), 1)
+        ),
+        packs=tuple(
+            read_pack(pack, f"{path}: pack {n}")
+            for n, pack in enumerate(_tables(path, table, "pack"), 1)
         ),
     )
     free = "free" in (policy.default, *(rule.place for rule in policy.rules))
@@ -262,7 +263,7 @@ def _tables(path: Path, table: Mapping[str, Any], key: str) -> list[dict[str, An
 def _objective(entry: Any, path: Path) -> dict[str, float]:
     where = f"{path}: objective"
     if not isinstance(entry, dict):
-        return {_choice(entry, UNITS, where): 1}
+        return {choice_of(entry, UNITS, where): 1}
     check_keys(entry, where, optional=UNITS)
     for unit, weight in entry.items():
         if type(weight) not in (int, float) or not 0 < weight < 1e15:
@@ -273,26 +274,15 @@ def _objective(entry: Any, path: Path) -> dict[str, float]:
 
 
 def _secret(table: Mapping[str, Any], where: str) -> Secret:
-    check_keys(table, where, optional=("reason", "optional", "derived", *_OF_TENSORS))
-    for value in _values(table, "what", where) if "what" in table else ():
-        _choice(value, [what.value for what in What], f"{where}: what")
-    conditions = tuple(
-        (key, tuple(map(str, _values(table, key, where)))) for key in _OF_TENSORS if key in table
-    )
+    check_keys(table, where, optional=("reason", "optional", "derived", *OF_SECRETS))
+    for value in values_of(table, "what", where) if "what" in table else ():
+        choice_of(value, [what.value for what in What], f"{where}: what")
+    conditions = tensor_conditions(table, where, OF_SECRETS)
     if not conditions:
-        raise InputError(f"{where}: no condition; give at least one of {', '.join(_OF_TENSORS)}")
-    reason = _text(table, "reason", where) if "reason" in table else ""
-    optional, derived = (_flag(table, key, where) for key in ("optional", "derived"))
+        raise InputError(f"{where}: no condition; give at least one of {', '.join(OF_SECRETS)}")
+    reason = text_of(table, "reason", where) if "reason" in table else ""
+    optional, derived = (flag_of(table, key, where) for key in ("optional", "derived"))
     return Secret(conditions, reason, optional, derived)
-
-
-def _values(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
-    """What a condition names: whole numbers where it is the layer, else texts."""
-    values = table[key] if isinstance(table[key], list) else [table[key]]
-    wanted, noun = (int, "whole number") if key == "layer" else (str, "text")
-    if not values or any(type(value) is not wanted for value in values):
-        raise InputError(f"{where}: {key} must be a {noun} or a list of them")
-    return values
 
 
 def _rule(table: Mapping[str, Any], where: str) -> Rule:
@@ -302,49 +292,28 @@ def _rule(table: Mapping[str, Any], where: str) -> Rule:
     for key in CONDITIONS:
         if key not in table:
             continue
-        values = _values(table, key, where)
+        values = values_of(table, key, where)
         if key in ("kind", "pattern"):
             known = [kind.value for kind in Kind] if key == "kind" else list(PATTERNS)
-            values = [_choice(value, known, f"{where}: {key}") for value in values]
+            values = [choice_of(value, known, f"{where}: {key}") for value in values]
         conditions.append((key, tuple(values)))
     if not conditions:
         raise InputError(f"{where}: no condition; give at least one of {', '.join(CONDITIONS)}")
     return Rule(
         conditions=tuple(conditions),
         place=_place(table["place"], f"{where}: place"),
-        reason=_text(table, "reason", where) if "reason" in table else "",
-        optional=_flag(table, "optional", where),
-        weights_at=_choice(table["weights_at"], get_args(WeightsAt), f"{where}: weights_at")  # type: ignore[arg-type]
+        reason=text_of(table, "reason", where) if "reason" in table else "",
+        optional=flag_of(table, "optional", where),
+        weights_at=choice_of(table["weights_at"], get_args(WeightsAt), f"{where}: weights_at")  # type: ignore[arg-type]
         if "weights_at" in table
         else None,
     )
 
 
-def _flag(table: Mapping[str, Any], key: str, where: str) -> bool:
-    value = table.get(key, False)
-    if not isinstance(value, bool):
-        raise InputError(f"{where}: {key} must be true or false")
-    return value
-
-
-def _text(table: Mapping[str, Any], key: str, where: str) -> str:
-    if not isinstance(table[key], str):
-        raise InputError(f"{where}: {key} must be text")
-    return str(table[key])
-
-
 def _place(value: Any, where: str) -> str:
     if isinstance(value, str) and re.fullmatch(r"accelerator [1-9]\d{0,3}", value):
         return value
-    return _choice(value, PLACES, where)
-
-
-def _choice(value: Any, known: Sequence[str], where: str) -> str:
-    if value not in known:
-        raise InputError(
-            f"{where}: {value!r} is not one of {', '.join(known)}." + suggest(str(value), known)
-        )
-    return str(value)
+    return choice_of(value, PLACES, where)
 
 
 def apply_policy(
@@ -483,15 +452,7 @@ def derived_too(graph: OpGraph, policy: Policy) -> frozenset[int]:
 
 def named_by(graph: OpGraph, secret: Secret) -> frozenset[int]:
     """The tensors that a secret names: those that meet all of its conditions."""
-    return frozenset(
-        t.id
-        for t in graph.tensors
-        if all(_fits(_OF_TENSORS[key](graph, t), values) for key, values in secret.conditions)
-    )
-
-
-def _fits(texts: Iterable[str], patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(text, pattern) for text in texts for pattern in patterns)
+    return frozenset(t.id for t in graph.tensors if meets(graph, t, secret.conditions))
 
 
 def idle_rules(graph: OpGraph, policy: Policy) -> list[Rule]:
@@ -501,7 +462,8 @@ def idle_rules(graph: OpGraph, policy: Policy) -> list[Rule]:
 
 
 def check_matches(graph: OpGraph, policy: Policy) -> None:
-    """Raise InputError where a rule or a secret matches nothing in a graph and is not optional.
+    """Raise InputError where a rule, a secret or a ``[[pack]]`` matches nothing in a graph and is not
+    optional.
 
     Who misspelt a secret would take for kept what is not. The error suggests what was meant.
     """
@@ -520,7 +482,7 @@ def check_matches(graph: OpGraph, policy: Policy) -> None:
         known = _known(graph, what)
         alone = [
             f"no {what} has {key} {' or '.join(map(str, values))}."
-            + (_nearest(map(str, values), known[key]) if key in known else "")
+            + (nearest(map(str, values), known[key]) if key in known else "")
             for key, values in one.conditions
             if not _occurs(graph, what, key, values)
         ]
@@ -528,8 +490,18 @@ def check_matches(graph: OpGraph, policy: Policy) -> None:
             f"{policy.name}: {which} ({one}) matches nothing in {graph.meta.model}, "
             f"{graph.meta.phase}: "
             + (" ".join(alone) or f"no {what} meets all of it together.")
-            + " Where that is as it should be, give it optional = true"
+            + _WELL
         )
+    idle_here = idle_packs(graph, policy.packs)
+    for n, pack in enumerate(policy.packs, 1):
+        if pack in idle_here and not pack.optional:
+            raise InputError(
+                f"{policy.name}: pack {n} ({pack}) packs nothing in {graph.meta.model}, "
+                f"{graph.meta.phase}: {why_idle(graph, pack)}{_WELL}"
+            )
+
+
+_WELL = " Where that is as it should be, give it optional = true"
 
 
 def _occurs(graph: OpGraph, what: str, key: str, values: tuple[Any, ...]) -> bool:
@@ -544,10 +516,7 @@ def _occurs(graph: OpGraph, what: str, key: str, values: tuple[Any, ...]) -> boo
 def _known(graph: OpGraph, what: str) -> dict[str, list[str]]:
     """Condition -> what it could be held against, each once, in the order of the graph."""
     if what == "tensor":
-        return {
-            key: list(dict.fromkeys(text for t in graph.tensors for text in texts(graph, t)))
-            for key, texts in _OF_TENSORS.items()
-        }
+        return texts_of(graph, OF_SECRETS)
     return {
         "kind": list(dict.fromkeys(op.kind.value for op in graph.ops)),
         **{
@@ -555,17 +524,6 @@ def _known(graph: OpGraph, what: str) -> dict[str, list[str]]:
             for key, texts in _TEXTS.items()
         },
     }
-
-
-_LISTED = 8
-"""So many names an error lists where no name is near."""
-
-
-def _nearest(words: Iterable[str], known: Sequence[str]) -> str:
-    near = "".join(suggest(word, known) for word in words)
-    there = [one for one in known if one]
-    more = ", ..." if len(there) > _LISTED else ""
-    return near or (f" There are {', '.join(there[:_LISTED])}{more}." if there else "")
 
 
 def cautions(graph: OpGraph, policy: Policy) -> list[str]:
@@ -577,7 +535,7 @@ def cautions(graph: OpGraph, policy: Policy) -> list[str]:
         return []  # the other rules of cutedge's own policies are for some models only
     known = _known(graph, "tensor")
     return [f"no op matches the rule {rule}" for rule in idle] + [
-        f"no tensor has the secret {key} {value}.{_nearest([value], known[key])}"
+        f"no tensor has the secret {key} {value}.{nearest([value], known[key])}"
         for secret in policy.secrets
         for key, values in secret.conditions
         for value in values
@@ -606,7 +564,7 @@ def _matches(graph: OpGraph, op: Op, rule: Rule, found: Mapping[str, set[int]]) 
         elif key == "pattern":
             holds = any(op.id in found[name] for name in values)
         else:
-            holds = _fits(_TEXTS[key](graph, op), values)
+            holds = fits(_TEXTS[key](graph, op), values)
         if not holds:
             return False
     return True

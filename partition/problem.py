@@ -14,10 +14,11 @@ from typing import Any
 from costmodels.links import Links, load_link
 from costmodels.memory import highest
 from partition import Residency
-from partition.accounting import Traffic, Transfer, account, on_wire
+from partition.accounting import Traffic, Transfer, account
 from partition.placement import Placement, PlacementError
 from partition.secrets import present
 from partition.stored import held, readers_of_sent, readers_of_stored, sent_weights, state_readers
+from partition.wire_format import WireFormat
 from tracer.graph import Kind, OpGraph
 
 
@@ -118,24 +119,25 @@ def allowed_devices(
 def payload_costs(
     graph: OpGraph,
     devices: Sequence[str],
-    wire_dtype: str | None = None,
+    wire: WireFormat | None = None,
     streams: frozenset[int] = frozenset(),
 ) -> dict[tuple[int, str, str], int]:
     """(tensor, source, destination) -> payload bytes, for all that can cross.
 
     The first of ``devices`` is home, where the parameters of ``streams`` come from.
     """
+    wire = wire or WireFormat()
     costs: dict[tuple[int, str, str], int] = {}
     for tensor in graph.tensors:
         if graph.crosses(tensor):
-            _, payload = on_wire(tensor, wire_dtype)
+            payload = wire.of(tensor).payload_bytes
             for source in devices:
                 for destination in devices:
                     if source != destination:
                         key = tensor.id, source, destination
                         costs[key] = payload
     for parameter in readers_of_sent(graph, streams):
-        _, payload = on_wire(graph.tensors[parameter], wire_dtype)
+        payload = wire.of(graph.tensors[parameter]).payload_bytes
         costs |= {(parameter, devices[0], device): payload for device in devices[1:]}
     return costs
 

@@ -17,6 +17,7 @@ from partition.placement import Placement
 from partition.run import Chips, Run
 from partition.schedule import Schedule, Scheduling, scheduled, tasks_of
 from partition.solve import Proof
+from partition.wire_format import WireFormat
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import run_of
 
@@ -43,8 +44,8 @@ class Split:
     """What the links are called."""
     links: Links | None
     """None of a split that was read from its tables, which name them alone."""
-    wire_dtype: str | None
-    """What floating tensors were turned into on the wire, None for their own dtypes."""
+    wire_format: WireFormat
+    """What tensors are on the wire; of a split that was read from its tables its dtype and text."""
     residency: Residency
     compute_seconds: Mapping[str, float] = field(default_factory=dict)
     """Device -> what its ops take there, one after another; described devices alone."""
@@ -94,25 +95,37 @@ class Split:
     def over(self, links: Links) -> "Split":
         """The same placement over other links; proof and schedule were of the former ones."""
         traffic = account(
-            self.graph, self.placement, links, wire_dtype=self.wire_dtype, residency=self.residency
+            self.graph, self.placement, links, wire=self.wire_format, residency=self.residency
         )
         return replace(
             self, link=links.name, links=links, traffic=traffic, solution=None, schedule=None
         )
 
     @property
+    def wire_dtype(self) -> str | None:
+        """What floating tensors were turned into on the wire, None for their own dtypes."""
+        return self.wire_format.dtype
+
+    @property
     def left_out(self) -> tuple[str, ...]:
         """What its seconds leave out since it is not known: with any of it they are at least so
         many.
         """
-        crossed = (t for t in self.traffic.transfers if t.at_least)
-        ends = {(t.src_device, t.dst_device) for t in crossed}
-        links, home = self.links, self.placement.home
-        names = {"its links" if links is None else links.between(*d, home).name for d in ends}
-        return (
-            *(f"the latency of {name}" for name in sorted(names)),
+        crossed = [t for t in self.traffic.transfers if t.at_least]
+        packings = {t.packing for t in crossed if t.packing_seconds is None}
+        beside = [
+            *(f"what packing by {name} takes" for name in sorted(packings)),
             *(f"the launch time of {name}" for name in self.unknown_launches),
-        )
+        ]
+        if self.links is None:
+            late = any(t.packing_seconds is not None for t in crossed)
+            return (*(["the latency of its links"] if late else []), *beside)
+        home = self.placement.home
+        used = {
+            (self.links.between(t.src_device, t.dst_device, home), t.direction) for t in crossed
+        }
+        names = {link.name for link, direction in used if link.at_least(direction)}
+        return (*(f"the latency of {name}" for name in sorted(names)), *beside)
 
     @property
     def run(self) -> Run | None:
@@ -169,7 +182,13 @@ class Split:
 
     @property
     def wire(self) -> str:
-        """The dtype in the directory's name: what floats cross in, ``native`` where several do."""
+        """The directory's name: what floats cross in, ``native`` where several do; behind it what all
+        tensors are packed by where a rule of the policy says nothing else."""
+        packed = f"+{self.wire_format.text}" if self.wire_format.text else ""
+        return f"{self._float_dtype}{packed}"
+
+    @property
+    def _float_dtype(self) -> str:
         activations = [t for t in self.traffic.transfers if t.tensor.op is not None]
         crossing = {t.wire_dtype for t in activations if t.wire_dtype in FLOATING}
         if len(crossing) == 1:

@@ -20,6 +20,7 @@ from partition.schedule_table import SCHEDULE, schedule_metadata, schedule_rows
 from partition.seen import what_is
 from partition.split import PARTITIONS, Split
 from partition.stored import parameters_read
+from partition.wire_format import WireFormat
 from tracer.files import open_file, remove_files
 from tracer.graph import OpGraph
 from tracer.serde import (
@@ -111,7 +112,18 @@ TRANSFERS = pa.schema(
             "The dtype that it crosses in; of what is stored in a format of its own (weights, cached "
             "state) what that is turned into where it is read.",
         ),
-        column("payload_bytes", pa.int64(), "Elements times item size on the wire."),
+        column(
+            "payload_bytes",
+            pa.int64(),
+            "Elements times item size on the wire; of what is packed, its packed bytes.",
+        ),
+        column(
+            "payload_status",
+            pa.string(),
+            "exact, or estimate where a ratio stands in for what the values decide.",
+        ),
+        column("packing", pa.string(), "How it is packed; plain where it is not."),
+        column("plain_bytes", pa.int64(), "What `payload_bytes` would be unpacked."),
         column(
             "wire_bytes",
             pa.int64(),
@@ -134,14 +146,21 @@ TRANSFERS = pa.schema(
         column(
             "seconds",
             pa.float64(),
-            "On its link, packing and encryption included; a message's latency and toll are with its "
-            "first tensor. Null where the link has no bandwidth in this direction.",
+            "On its link, serialisation, packing and encryption included; a message's latency and "
+            "toll are with its first tensor. Null where the link has no bandwidth in this direction.",
+            null=True,
+        ),
+        column(
+            "packing_seconds",
+            pa.float64(),
+            "What of `seconds` is packing at one end and unpacking at the other; null where that is "
+            "not known.",
             null=True,
         ),
         column(
             "at_least",
             pa.bool_(),
-            "Whether `seconds` leaves out the latency of its message, which is not known.",
+            "Whether `seconds` leaves out what is not known: the latency of its message, or packing.",
         ),
         column(
             "module_path",
@@ -194,7 +213,11 @@ CALLS = pa.schema(
             "known.",
             null=True,
         ),
-        column("at_least", pa.bool_(), "Whether `seconds` leaves out a latency that is not known."),
+        column(
+            "at_least",
+            pa.bool_(),
+            "Whether `seconds` leaves out a latency or packing that is not known.",
+        ),
     ]
 )
 
@@ -212,6 +235,12 @@ SUMMARY = pa.schema(
             "wire_dtype",
             pa.string(),
             "The dtype asked for on the wire; null for the tensors' own.",
+            null=True,
+        ),
+        column(
+            "pack",
+            pa.string(),
+            "What all tensors are packed by where no rule of the policy says; null for nothing.",
             null=True,
         ),
         column("residency", pa.string(), "run or call, as in every row."),
@@ -243,6 +272,12 @@ SUMMARY = pa.schema(
         column("peer_payload_bytes", pa.int64(), "Bytes between accelerators, without framing."),
         column("peer_wire_bytes", pa.int64(), "Bytes between accelerators, with framing."),
         column("total_payload_bytes", pa.int64(), "Bytes of all transfers, without framing."),
+        column(
+            "payload_status",
+            pa.string(),
+            "exact, or estimate where a ratio stands in for the packed bytes of some transfer.",
+        ),
+        column("plain_payload_bytes", pa.int64(), "What `total_payload_bytes` would be unpacked."),
         column("total_wire_bytes", pa.int64(), "Bytes of all transfers, with framing."),
         column(
             "total_bytes_expr",
@@ -439,11 +474,15 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         t.direction,
                         t.wire_dtype,
                         t.payload_bytes,
+                        t.payload_status,
+                        t.packing,
+                        t.plain_bytes,
                         t.wire_bytes,
                         t.bytes_expr,
                         t.tensor.seq_degree,
                         t.payload_bytes / whole if whole else 0.0,
                         t.seconds,
+                        t.packing_seconds,
                         t.at_least,
                         origin.module_path,
                         origin.stack,
@@ -528,6 +567,7 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "accelerators": list(placement.accelerators),
         "link": partition.link,
         "wire_dtype": partition.wire_dtype,
+        "pack": partition.wire_format.text or None,
         "residency": partition.residency,
         "weights_at": partition.weights_at,
         "calls": len(traffic.calls),
@@ -541,6 +581,8 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "peer_payload_bytes": totals.peer_payload_bytes,
         "peer_wire_bytes": totals.peer_wire_bytes,
         "total_payload_bytes": totals.payload_bytes,
+        "payload_status": totals.payload_status,
+        "plain_payload_bytes": sum(t.plain_bytes for t in traffic.transfers),
         "total_wire_bytes": totals.wire_bytes,
         "total_bytes_expr": traffic.total_expr,
         "peak_buffer_bytes": traffic.peak_buffer_bytes,
@@ -628,7 +670,7 @@ def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]
         traffic,
         summary["link"],
         None,
-        summary["wire_dtype"],
+        WireFormat(summary["wire_dtype"], text=summary["pack"] or ""),
         summary["residency"],
         options=Options.parse(summary["array_options"] or ""),
         engine=summary["engine"] or "",
@@ -689,6 +731,10 @@ def _transfer(graph: OpGraph, row: Mapping[str, Any]) -> Transfer:
         row["seconds"],
         row["at_least"],
         row["bytes_expr"],
+        row["packing"],
+        row["payload_status"],
+        row["plain_bytes"],
+        row["packing_seconds"],
     )
 
 

@@ -22,6 +22,7 @@ from costmodels.parameters import Breakdown, break_down
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.policy import apply_policy, load_policy
+from partition.wire_format import WireFormat
 from tracer.graph import Kind, OpGraph
 
 HERE = Path(__file__).parents[1] / "tests" / "reference"
@@ -365,7 +366,7 @@ def transfer_rows() -> Iterator[Row]:
 
     def split(policy: str, wire: str):  # type: ignore[no-untyped-def]
         placement = apply_policy(graph, load_policy(policy), home="tee", accelerators=("gpu",))
-        return account(graph, placement, Links(load_link("zmq-ipc")), wire_dtype=wire)
+        return account(graph, placement, Links(load_link("zmq-ipc")), wire=WireFormat(wire))
 
     for case, expected in data["totals_by_policy_and_wire_dtype (payload, no framing)"].items():
         traffic = split(*case.split("/"))
@@ -413,7 +414,9 @@ def transfer_rows() -> Iterator[Row]:
     placement = apply_policy(
         graph_k, load_policy("offload-linear"), home="tee", accelerators=("gpu",)
     )
-    full = account(graph_k, placement, Links(load_link("none")), wire_dtype="float32").calls[1]
+    full = account(graph_k, placement, Links(load_link("none")), wire=WireFormat("float32")).calls[
+        1
+    ]
     yield Row(
         "003 report: q/k/v output of a layer",
         "24",

@@ -17,6 +17,8 @@ from costmodels.cost_table import COSTS
 from costmodels.described import Figure
 from costmodels.devices import ARRAY_FIGURES, TILE_FIGURES, Array, Device, device_names, load_device
 from costmodels.links import FIGURES, Link, link_names, load_link
+from costmodels.packing import FIGURES as OF_PACKINGS
+from costmodels.packing import Packing, load_packing, packing_names
 from costmodels.weight_parts import PARTS, Model, Weight
 from costmodels.weights import FIGURES as OF_WEIGHTS
 from costmodels.weights import Encoding, Rule, load_weights, weight_names
@@ -343,6 +345,55 @@ def _links() -> str:
     )
 
 
+def _packings() -> str:
+    def figures(one: Packing) -> str:
+        told = [f"{dtype} {ratio:.4g}" for dtype, ratio in one.ratios.items()]
+        return ", ".join(told) or ("exact" if one.is_exact else "")
+
+    def nanoseconds(value: float | None) -> str:
+        return "" if value is None else f"{value * 1e9:.3g}"
+
+    return "\n\n".join(
+        [
+            "# Packings",
+            "What a description of a packing may say, and the packings of cutedge. A file has a "
+            "`description`, a `codec` (plain, zstd, lz4, blocks, range), for zstd a `level`, and "
+            "`byte_planes`; each figure is a table with `value` and `source`. Of a dtype without one "
+            "the plain bytes count. [Packing](../guide/packing.md) has examples.",
+            "## Figures",
+            table(("key", "what it is"), [(code(key), what) for key, what in OF_PACKINGS.items()]),
+            "## The packings",
+            _described(
+                packing_names(),
+                load_packing,
+                (
+                    "packing",
+                    "packed bytes over bytes",
+                    "ns a byte to pack",
+                    "to unpack",
+                    "what it is",
+                ),
+                lambda one: (
+                    code(one.name),
+                    figures(one),
+                    nanoseconds(one.pack_seconds_per_byte),
+                    nanoseconds(one.unpack_seconds_per_byte),
+                    one.description,
+                ),
+            ),
+            "## Where the figures come from",
+            table(
+                ("packing", "figure", "source"),
+                [
+                    (code(name), code(key), source)
+                    for name in packing_names()
+                    for key, source in load_packing(name).sources.items()
+                ],
+            ),
+        ]
+    )
+
+
 def _weights() -> str:
     def bits(name: str) -> str:
         one = load_weights(name)
@@ -396,6 +447,7 @@ def texts() -> dict[str, str]:
         "policies": _policies,
         "devices": _devices,
         "links": _links,
+        "packings": _packings,
         "weights": _weights,
     }
     return {f"{FOLDER}/{name}.md": page() + "\n" for name, page in pages.items()}

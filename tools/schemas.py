@@ -23,13 +23,16 @@ from costmodels.roofline import DeviceTime, Share
 from cutedge._calibrate import Written
 from cutedge._sweep import Swept
 from cutedge.runtime.leaks import SecrecyProof
+from cutedge.runtime.packed import Packed, PackedGroup
 from cutedge.runtime.verify import Verdict
 from cutedge.sweeping.point_files import SWEEP
+from partition.conditions import OF_SECRETS, OF_TENSORS
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, Relief, Savings, TransferGroup
 from partition.ladder import Exposure, LadderStep
 from partition.optimise import Price
-from partition.policy import _OF_TENSORS, CONDITIONS, Policy, Rule, Secret
+from partition.packs import Pack
+from partition.policy import CONDITIONS, Policy, Rule, Secret
 from partition.run import Run
 from partition.schedule import Schedule
 from partition.schedule_table import SCHEDULE
@@ -551,6 +554,35 @@ def _verify() -> Schema:
             "secrets": key(
                 SecrecyProof | None, "What was shown of the policy's secrets; null without any."
             ),
+            "packed": key(
+                {
+                    "anyOf": [
+                        record(
+                            {
+                                **dataclass_keys(Packed, "max_abs_difference"),
+                                "is_lossless": key(
+                                    bool, "Whether packing gives back what it was given."
+                                ),
+                                "groups": key(
+                                    listed(
+                                        record(
+                                            {
+                                                **dataclass_keys(PackedGroup),
+                                                "ratio": key(
+                                                    float, "Packed bytes over bytes, as measured."
+                                                ),
+                                            }
+                                        )
+                                    ),
+                                    "What crossed packed, alike tensors together.",
+                                ),
+                            }
+                        ),
+                        {"type": "null"},
+                    ]
+                },
+                "What packing did; null where nothing was packed.",
+            ),
         }
     )
 
@@ -564,7 +596,12 @@ def _policy() -> Schema:
         return {name: key(anything, f"Condition: {name}; any of these.") for name in names}
 
     own = dataclass_keys(Policy, "description", "default", "objective", "cut")
-    of_rules, of_secrets = conditions(CONDITIONS), conditions(tuple(_OF_TENSORS))
+    of_rules, of_secrets = conditions(CONDITIONS), conditions(OF_SECRETS)
+    of_packs, pack = (
+        conditions(tuple(OF_TENSORS)),
+        dataclass_keys(Pack, "at_least_bytes", "reason", "optional"),
+    )
+    pack["packing"] = key(str, "The packing, by name.")
     return record(
         {
             "policy": field_key(Policy, "name"),
@@ -576,6 +613,10 @@ def _policy() -> Schema:
             "rules": key(
                 listed(record(of_rules | rule, (*of_rules, "weights_at"))),
                 "The first that matches an op places it.",
+            ),
+            "packs": key(
+                listed(record(of_packs | pack, (*of_packs,))),
+                "What crosses packed: the first that names a tensor, and can pack it, does.",
             ),
         }
     )

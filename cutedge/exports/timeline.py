@@ -274,6 +274,7 @@ def _of_transfer(transfer: Transfer) -> dict[str, int | float | str | None]:
         "label": transfer.tensor.label,
         "direction": transfer.direction,
         "wire_dtype": transfer.wire_dtype,
+        "packing": transfer.packing,
         "payload_bytes": transfer.payload_bytes,
         "wire_bytes": transfer.wire_bytes,
     }

@@ -16,6 +16,7 @@ from cutedge.report.layout import ROW, lay_out
 from partition.accounting import Traffic, Transfer, call_label
 from partition.split import Split
 from partition.stored import sent_weights
+from partition.wire_format import PLAIN
 from tracer.graph import Kind, Op, OpGraph, Tensor
 from tracer.stacks import layer_names
 from tracer.summary import tensor_names
@@ -222,6 +223,7 @@ class _Drawing:
             (
                 f"{self.names[tensor.id]}: {way}",
                 f"{transfer.payload_bytes:,} bytes as {transfer.wire_dtype}"
+                + (f" by {transfer.packing}" if transfer.packing != PLAIN else "")
                 + (f" = {transfer.bytes_expr}" if transfer.bytes_expr else ""),
                 _shape(tensor),
                 *([] if transfer.seconds is None else [duration(transfer.seconds)]),

@@ -28,9 +28,18 @@ from cutedge.runtime.forms import read
 from cutedge.runtime.interpreter import Interpreter
 from cutedge.runtime.measured import MeasuredCall
 from cutedge.runtime.memory import check_memory, peak_memory_bytes
+from cutedge.runtime.packs import prepare
 from cutedge.runtime.plan import DevicePlan, Plan
 from cutedge.runtime.secure import TOKEN
-from cutedge.runtime.wire import DTYPES, SESSION_BYTES, Carriage, Channel, greet, remove_segments
+from cutedge.runtime.wire import (
+    DTYPES,
+    SESSION_BYTES,
+    Carriage,
+    Channel,
+    Spec,
+    greet,
+    remove_segments,
+)
 from cutedge.runtime.worker import take_in
 from tracer.interrupts import at_interrupt, uninterrupted
 from tracer.stages import stage
@@ -66,6 +75,10 @@ class SentTensor:
     dst: str
     call: int
     wire_dtype: str
+    payload_bytes: int
+    """Of it, packed as it was."""
+    packing_seconds: float | None = None
+    """What home took to pack or unpack it; None of what is not packed, or passed home by."""
 
 
 @dataclass(slots=True)
@@ -246,7 +259,7 @@ _REPORT = {
             "peer_payload_bytes": int,
             "peer_wire_bytes": int,
             "peak_memory_bytes": int,
-            "peer_tensors": {str: {int: frozenset(DTYPES)}},
+            "peer_tensors": {str: {int: (frozenset(DTYPES), int)}},
         }
     },
     "ops": {int: float},
@@ -263,7 +276,6 @@ def load(
     data: Mapping[int, torch.Tensor],
     weights: Mapping[str, Any],
     links: Links,
-    wire_dtype: str | None,
     residency: str,
     memory_bytes: int | None = None,
 ) -> "Loaded":
@@ -277,6 +289,7 @@ def load(
     for name, device in plan.accelerators.items():
         with _explained(found[name], "loading"):
             _check_there(device, found[name].channel)
+    prepare({spec.form for spec in plan.crossing.values() if spec.form})
     threads = torch.get_num_threads()
     for name, device in plan.accelerators.items():
         worker, carriage = found[name], Carriage.of(links.of(name))
@@ -286,12 +299,7 @@ def load(
                 do="load",
                 plan=_spelled(plan, device)
                 | {"session": worker.channel.session.hex(), "carriage": carriage.as_json()}
-                | {
-                    "weights": dict(weights),
-                    "wire_dtype": wire_dtype,
-                    "residency": residency,
-                    "threads": threads,
-                },
+                | {"weights": dict(weights), "residency": residency, "threads": threads},
             )
             worker.channel.hear()
             worker.channel.send(0, [(tensor, data[tensor]) for tensor in device.data])
@@ -317,7 +325,7 @@ def load(
     for one, other in sorted(map(sorted, pairs)):
         between = Carriage.of(links.between(one, other, plan.home.name))
         _introduce(found[one], found[other], between)
-    return Loaded(plan, found, interpreter, wire_dtype)
+    return Loaded(plan, found, interpreter)
 
 
 def _check_there(device: DevicePlan, channel: Channel) -> None:
@@ -370,6 +378,7 @@ def _spelled(plan: Plan, device: DevicePlan) -> dict[str, Any]:
     ]
     moving = {t for call in calls for tensors in call.peers.values() for t in tensors}
     moving |= {t for call in calls for t in (*call.sent, *call.received)}
+    moving |= {t for _, _, pushed in pushes for t in pushed}
     return {
         "name": device.name,
         "invocations": {
@@ -383,7 +392,7 @@ def _spelled(plan: Plan, device: DevicePlan) -> dict[str, Any]:
         "uses": instructions.uses,
         "names": instructions.names,
         "passing": sorted(instructions.passing),
-        "crossing": {t: [plan.crossing[t].dtype, plan.crossing[t].shape] for t in moving},
+        "crossing": {t: _as_text(plan.crossing[t]) for t in moving},
         "calls": [asdict(call) for call in calls],
         "pushes": pushes,
         "ops": [op for op in device.ops if op in instructions.invocations],
@@ -396,6 +405,10 @@ def _spelled(plan: Plan, device: DevicePlan) -> dict[str, Any]:
     }
 
 
+def _as_text(spec: Spec) -> list[Any]:
+    return [spec.dtype, spec.shape, None if spec.form is None else astuple(spec.form)]
+
+
 @dataclass(slots=True)
 class Loaded:
     """Devices that hold their numbers, ready to run a plan as often as wanted."""
@@ -403,7 +416,6 @@ class Loaded:
     plan: Plan
     workers: Mapping[str, Worker]
     interpreter: Interpreter
-    wire_dtype: str | None
 
     def run(
         self,
@@ -467,7 +479,7 @@ class Loaded:
             for source in call.peers:
                 worker.channel.check(call.peers[source])
                 self.workers[source].channel.say(do="push", call=number, to=call.device)
-            went = worker.channel.send(number, leaving, self.wire_dtype, weights)
+            went = worker.channel.send(number, leaving, self.plan.crossing)
             del leaving
             specs = {tensor: self.plan.crossing[tensor] for tensor in call.received}
             dtypes = {
@@ -479,7 +491,15 @@ class Loaded:
         interpreter.put(arrived)
         for src, dst, message in ((home, call.device, went), (call.device, home, came)):
             measured.crossed += [
-                SentTensor(tensor, src, dst, number, spec.dtype)
+                SentTensor(
+                    tensor,
+                    src,
+                    dst,
+                    number,
+                    spec.dtype,
+                    message.sizes[tensor],
+                    message.packing_seconds.get(tensor),
+                )
                 for tensor, spec in message.crossed.items()
             ]
         return {
@@ -542,9 +562,9 @@ class Loaded:
             with _explained(self.workers[row["device"]], "reporting"):
                 taken = stats[row["call_id"]]
                 measured.crossed += [
-                    SentTensor(tensor, source, row["device"], row["call_id"], dtype)
+                    SentTensor(tensor, source, row["device"], row["call_id"], dtype, size)
                     for source, came in taken["peer_tensors"].items()
-                    for tensor, dtype in came.items()
+                    for tensor, (dtype, size) in came.items()
                 ]
                 measured.calls.append(
                     MeasuredCall(

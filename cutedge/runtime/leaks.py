@@ -197,13 +197,13 @@ class Witness:
     """None where it passed between two accelerators, out of home's sight."""
 
     @staticmethod
-    def of(plan: Plan, graph: OpGraph, secrets: Secrets, wire_dtype: str | None) -> "Witness":
+    def of(plan: Plan, graph: OpGraph, secrets: Secrets) -> "Witness":
         """One for a run of a plan."""
         named = frozenset[int]().union(*secrets.named.values())
         compared = [graph.tensors[t] for t in named | plan.crossing.keys()]
         lengths = {size for tensor in compared for size in tensor.shape if size >= TELLING}
         dtypes = {t.dtype for t in compared if t.dtype in FLOATING}
-        dtypes |= {wire_dtype} if wire_dtype else set()
+        dtypes |= {spec.dtype for spec in plan.crossing.values() if spec.dtype in FLOATING}
         return Witness(graph, secrets, Sight(named, frozenset(lengths), frozenset(dtypes)))
 
     def see(
@@ -263,8 +263,6 @@ def _run_at_home(
     devices = [None if graph.is_everywhere(op.id) else home for op in graph.ops]
     placement = Placement(home, devices, [False] * len(devices), [""] * len(devices))
     plan = make_plan(graph, runnable.invocations, placement)
-    loaded = load(
-        plan, {}, data=runnable.data, weights=weights, links=links, wire_dtype=None, residency="run"
-    )
+    loaded = load(plan, {}, data=runnable.data, weights=weights, links=links, residency="run")
     loaded.interpreter.sight = sight
     loaded.run(given)

@@ -9,7 +9,8 @@ from cutedge.runtime.walk import walk
 from cutedge.runtime.wire import Spec
 from partition import Residency
 from partition.placement import Placement
-from tracer.graph import FLOATING, OpGraph, Role
+from partition.wire_format import WireFormat
+from tracer.graph import OpGraph, Role
 from tracer.program import Invocation
 
 
@@ -68,7 +69,7 @@ class Plan:
     crossing: Mapping[int, Spec] = field(default_factory=dict)
     """By tensor that crosses: what it is on the wire."""
     weights: frozenset[int] = frozenset()
-    """Of these the parameters, which cross in their own dtype."""
+    """Of these the parameters, which cross as they are stored."""
 
 
 def make_plan(
@@ -76,7 +77,7 @@ def make_plan(
     invocations: Mapping[int, Invocation],
     placement: Placement,
     *,
-    wire_dtype: str | None = None,
+    wire: WireFormat | None = None,
     residency: Residency = "run",
 ) -> Plan:
     """Spell out a placement for its devices, by what the ops read (``cutedge.runtime.walk``).
@@ -132,8 +133,8 @@ def make_plan(
     for call in walked.calls:
         home_ops.append(tuple(op for op in pending if walked.steps[op] < call.step))
         pending = [op for op in pending if walked.steps[op] >= call.step]
-    crossing = {move.tensor: graph.tensors[move.tensor] for move in walked.moves}
-    weights = frozenset().union(*came.values())
+    wire = wire or WireFormat()
+    crossing = {move.tensor: wire.of(graph.tensors[move.tensor]) for move in walked.moves}
     return Plan(
         home=devices.pop(home),
         accelerators=devices,
@@ -141,13 +142,9 @@ def make_plan(
         home_ops=(*home_ops, tuple(pending)),
         outputs=outputs,
         crossing={
-            n: Spec(
-                wire_dtype if wire_dtype and t.dtype in FLOATING and n not in weights else t.dtype,
-                t.shape,
-            )
-            for n, t in crossing.items()
+            n: Spec(one.dtype, graph.tensors[n].shape, one.form) for n, one in crossing.items()
         },
-        weights=weights,
+        weights=frozenset().union(*came.values()),
     )
 
 

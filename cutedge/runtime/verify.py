@@ -15,7 +15,7 @@ from cutedge.runtime.weights import numbers_of, state_numbers
 from cutedge.runtime.wire import Spec
 from partition.accounting import Traffic
 from tracer.capture.runnable import Runnable
-from tracer.graph import Kind, OpGraph, Role
+from tracer.graph import FLOATING, Kind, OpGraph, Role
 from tracer.stages import stage
 
 _COMPARED = (
@@ -115,30 +115,37 @@ def judge(
     traffic: Traffic,
     measured: Measured,
     reference: Mapping[int, torch.Tensor],
-    wire_dtype: str | None,
+    counted: Traffic | None = None,
+    epsilon: float = 0.0,
 ) -> Verdict:
     """Set a run beside its prediction, and its answer beside ``reference``, what is ``unsplit``.
 
-    State that no device has kept is left out.
+    ``counted`` is the prediction with what only a run can say: the bytes of what a ratio stood in
+    for. ``epsilon`` is that of the coarsest packing. State that no device has kept is left out.
     """
     last = graph.inputs(len(graph.ops) - 1)
     results = [tensor for tensor in last if tensor.role is not Role.KV_CACHE]
     found = {t.id: made for t, made in zip(results, measured.results, strict=True)}
     found.update(measured.states)
     unequal = [
-        *_other_transfers(graph, traffic, measured),
+        *_other_transfers(graph, counted or traffic, measured),
         *_unread(graph, measured),
-        *_unequal(traffic, measured),
+        *_unequal(counted or traffic, measured),
     ]
     pairs = [
         (tensor.label or tensor.name, found[tensor.id], reference[tensor.id])
         for tensor in dict.fromkeys(last)
         if tensor.id in found
     ]
-    apart = [(name, _difference(one.cpu(), other)) for name, one, other in pairs]
+    apart = [(name, difference(one.cpu(), other)) for name, one, other in pairs]
     sizes = (_wide(other).abs().max() for _, _, other in pairs if other.numel())
     largest = max(map(float, sizes), default=0.0)
     dtypes = [str(other.dtype).removeprefix("torch.") for _, _, other in pairs]
+    dtypes += {
+        t.wire_dtype
+        for t in traffic.transfers
+        if t.tensor.op is not None and t.wire_dtype in FLOATING
+    }
     totals = traffic.totals
     moved = [
         (
@@ -160,21 +167,23 @@ def judge(
         max_abs_difference=max((d for _, d in apart), default=0.0),
         max_abs_result=largest,
         largest_differences=tuple(sorted(apart, key=lambda pair: -pair[1])[:3]),
-        tolerance=tolerance_of([*dtypes, *([wire_dtype] if wire_dtype else [])], largest),
+        tolerance=tolerance_of(dtypes, largest, epsilon),
     )
 
 
-def tolerance_of(dtypes: Sequence[str], largest: float) -> float:
-    """What results may be off by: half of the digits of the coarsest of ``dtypes`` must agree.
+def tolerance_of(dtypes: Sequence[str], largest: float, epsilon: float = 0.0) -> float:
+    """What results may be off by: half of the digits of the coarsest of ``dtypes`` must agree, or of
+    what has ``epsilon``.
 
     Sums may be taken in another order on another device; a mistake shows in the first digits.
     """
     floats = [getattr(torch, name) for name in dtypes]
     epsilons = [torch.finfo(dtype).eps for dtype in floats if dtype.is_floating_point]
-    return sqrt(max(epsilons, default=0.0)) * largest
+    return sqrt(max(epsilon, *epsilons, 0.0)) * largest
 
 
-def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest between two tensors of numbers; without end where their shapes differ."""
     if one.shape != other.shape:
         return float("inf")
     if not one.numel():
@@ -198,11 +207,14 @@ def _other_transfers(graph: OpGraph, traffic: Traffic, measured: Measured) -> It
     for key, (predicted, found) in sorted(calls.items()):
         if sorted(predicted) != sorted(found):
             yield f"{_way(graph, *key)}: {_in_calls(found)}; predicted: {_in_calls(predicted)}"
-    dtypes = {(t.tensor.id, t.src_device, t.dst_device): t.wire_dtype for t in traffic.transfers}
+    told = {(t.tensor.id, t.src_device, t.dst_device): t for t in traffic.transfers}
     for c in measured.crossed:
-        wanted = dtypes.get((c.tensor, c.src, c.dst), c.wire_dtype)
-        if c.wire_dtype != wanted:
-            yield f"{_way(graph, c.tensor, c.src, c.dst)}: {c.wire_dtype}; predicted: {wanted}"
+        wanted = told.get((c.tensor, c.src, c.dst))
+        way = _way(graph, c.tensor, c.src, c.dst)
+        if wanted is not None and c.wire_dtype != wanted.wire_dtype:
+            yield f"{way}: {c.wire_dtype}; predicted: {wanted.wire_dtype}"
+        if wanted is not None and c.payload_bytes != wanted.payload_bytes:
+            yield f"{way}: {c.payload_bytes:,} bytes; predicted: {wanted.payload_bytes:,}"
 
 
 def _unread(graph: OpGraph, measured: Measured) -> Iterator[str]:

@@ -21,7 +21,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from math import inf
@@ -31,8 +31,10 @@ from typing import Any
 import torch
 
 from costmodels.links import Link
+from costmodels.packing import Form
 from cutedge.runtime import RunError
-from tracer.graph import ITEM_BYTES
+from cutedge.runtime.packs import bytes_of, elements_of, pack, unpack
+from tracer.graph import FLOATING, ITEM_BYTES
 from tracer.words import plain
 
 _HEADER = struct.Struct("<2sBBIIIQ")
@@ -77,12 +79,22 @@ class Spec:
     """What a tensor in a message must be."""
 
     dtype: str
-    """The dtype that it crosses in."""
+    """The dtype that it crosses in, or that is packed."""
     shape: tuple[int, ...]
+    form: Form | None = None
+    """How it is packed; None where it crosses as it lies in memory."""
+
+    @property
+    def crossing_bytes(self) -> int | None:
+        """What of it crosses; None where its values decide: then at most ``payload_bytes``."""
+        if self.form is None:
+            return self.payload_bytes
+        packed: int | None = self.form.packed_bytes(self.shape)
+        return packed
 
     @property
     def payload_bytes(self) -> int:
-        """Elements x item size."""
+        """Elements x item size: what it takes unpacked."""
         numel = 1
         for size in self.shape:
             numel *= size
@@ -94,12 +106,16 @@ class Moved:
     """What a message took."""
 
     payload_bytes: int = 0
-    """Elements x item size of its tensors."""
+    """Of its tensors, packed as they were."""
     wire_bytes: int = 0
     """What went over the socket, as counted there."""
     tensors: int = 0
     crossed: dict[int, Spec] = field(default_factory=dict)
     """Tensor -> what it was on the wire, by the message's own headers."""
+    sizes: dict[int, int] = field(default_factory=dict)
+    """Tensor -> the bytes of it that crossed."""
+    packing_seconds: dict[int, float] = field(default_factory=dict)
+    """Tensor -> what packing or unpacking it took, of those that are packed."""
     pack_seconds: float = 0.0
     """Bringing the tensors into the dtype and the order that they cross in, or out of it."""
     move_seconds: float = 0.0
@@ -300,17 +316,14 @@ class Channel:
         self,
         call: int,
         tensors: Sequence[tuple[int, torch.Tensor]],
-        wire_dtype: str | None = None,
-        plain: Collection[int] = (),
+        crossing: Mapping[int, Spec] | None = None,
     ) -> Moved:
-        """Send tensors, by id, as one message; floats in ``wire_dtype`` where it is given, but for
-        those that are ``plain``.
-        """
+        """Send tensors, by id, as one message: each as ``crossing`` says, or as it is."""
         self.check(number for number, _ in tensors)
         moved = Moved(tensors=len(tensors))
         start = time.perf_counter()
-        packed = [_packed(one, None if n in plain else wire_dtype) for n, one in tensors]
-        views = [memoryview(flat.numpy()) for flat, _, _ in packed]
+        packed = [_packed(n, one, (crossing or {}).get(n), moved) for n, one in tensors]
+        views = [view for view, _, _ in packed]
         moved.payload_bytes = sum(view.nbytes for view in views)
         begun = time.perf_counter()
         before = self.sent_bytes
@@ -322,7 +335,9 @@ class Channel:
         for (number, tensor), (_, dtype, order), view, lies in zip(
             tensors, packed, views, shared, strict=True
         ):
-            moved.crossed[number] = Spec(dtype, tuple(tensor.shape))
+            spec = (crossing or {}).get(number)
+            moved.crossed[number] = Spec(dtype, tuple(tensor.shape), spec.form if spec else None)
+            moved.sizes[number] = view.nbytes
             headers += _TENSOR.pack(
                 number, _DTYPES.index(dtype), len(order), 0, _coded(order), view.nbytes
             )
@@ -404,64 +419,74 @@ class Channel:
         if sort != _TENSORS:
             self._text(sort, length)
             raise RunError(f"{self.peer} sent text where call {call} was to follow")
-        sizes = [spec.payload_bytes for spec in expected.values()]
-        outside = sum(size for size in sizes if not self.carriage.is_shared(size))
-        _, first = next(self.carriage.pieces(outside))
-        if (count, number, piece, length) != (len(expected), call, 0, first):
+        first = self._first_piece([spec.crossing_bytes for spec in expected.values()])
+        if (count, number, piece) != (len(expected), call, 0) or first not in (None, length):
             raise RunError(
                 f"{self.peer} sent {count} tensors for call {number}, a piece of {length} bytes; "
                 f"{len(expected)} for call {call}, a piece of {first}, were to come"
             )
-        with self._message(sum(sizes)):
-            flat, orders = self._payload(call, expected)
-        moved.tensors, moved.payload_bytes = count, sum(sizes)
+        with self._message(sum(spec.payload_bytes for spec in expected.values())):
+            flat, orders = self._payload(call, expected, length)
+        moved.sizes = {number: raw.nbytes for number, raw in flat.items()}
+        moved.tensors, moved.payload_bytes = count, sum(moved.sizes.values())
         moved.crossed = {number: expected[number] for number in orders}
         moved.wire_bytes = self.received_bytes - before
         moved.move_seconds = time.perf_counter() - start
         start = time.perf_counter()
-        made = {
-            number: _unpacked(flat[number], expected[number], orders[number], dtypes[number])
-            for number in orders
-        }
+        made = {}
+        for number in orders:
+            begun = time.perf_counter()
+            made[number] = self._unpacked(
+                flat.pop(number), expected[number], orders[number], dtypes[number]
+            )
+            if expected[number].form is not None:
+                moved.packing_seconds[number] = time.perf_counter() - begun
         moved.pack_seconds = time.perf_counter() - start
         return made, moved
 
+    def _first_piece(self, sizes: Sequence[int | None]) -> int | None:
+        """Of tensors of these sizes, the bytes of the first piece; None where values decide."""
+        known = [size for size in sizes if size is not None]
+        if len(known) < len(sizes):
+            return None
+        outside = sum(size for size in known if not self.carriage.is_shared(size))
+        return next(self.carriage.pieces(outside))[1]
+
     def _payload(
-        self, call: int, expected: Mapping[int, Spec]
+        self, call: int, expected: Mapping[int, Spec], length: int
     ) -> tuple[dict[int, torch.Tensor], dict[int, tuple[int, ...]]]:
-        """By tensor: its elements in a row, and its axes in the order of memory."""
-        sizes = [spec.payload_bytes for spec in expected.values()]
-        shared = sum(map(self.carriage.is_shared, sizes))
-        handle_bytes = self.carriage.shared_memory_handle_bytes
-        headers, at = self._in(len(expected) * TENSOR_BYTES + shared * handle_bytes), 0
+        """By tensor: its bytes, and its axes in the order of memory; ``length`` is what the first
+        piece has of them."""
         orders: dict[int, tuple[int, ...]] = {}
         handles: dict[int, bytes] = {}
+        sizes: dict[int, int] = {}
         for _ in expected:
-            number, dtype, axes, _, order, payload = _TENSOR.unpack_from(headers, at)
-            at += TENSOR_BYTES
+            number, dtype, axes, _, order, payload = _TENSOR.unpack(self._in(TENSOR_BYTES))
             spec = expected.get(number)
             given = _DTYPES[dtype] if dtype < len(_DTYPES) else f"dtype {dtype}"
             if spec is None or number in orders:
                 raise RunError(f"{self.peer} sent tensor {number}, which is not of call {call}")
-            if (given, axes, payload) != (spec.dtype, len(spec.shape), spec.payload_bytes):
+            wanted = spec.crossing_bytes
+            sized = payload == wanted if wanted is not None else payload <= spec.payload_bytes
+            if (given, axes) != (spec.dtype, len(spec.shape)) or not sized:
+                most = f"{wanted}" if wanted is not None else f"at most {spec.payload_bytes}"
                 raise RunError(
                     f"{self.peer} sent tensor {number} as {given}, {axes} axes, {payload} bytes; "
-                    f"it is {spec.dtype}, {len(spec.shape)} axes, {spec.payload_bytes} bytes"
+                    f"it is {spec.dtype}, {len(spec.shape)} axes, {most} bytes"
                 )
+            sizes[number] = payload
             orders[number] = _decoded(order, axes)
             if sorted(orders[number]) != list(range(axes)):
                 raise RunError(f"{self.peer} sent tensor {number} with damaged axes")
             if self.carriage.is_shared(payload):
-                handles[number] = bytes(headers[at : at + HANDLE_BYTES])
-                at += handle_bytes
-        flat = {
-            number: torch.empty(
-                expected[number].payload_bytes // ITEM_BYTES[expected[number].dtype],
-                dtype=DTYPES[expected[number].dtype],
+                handle = self._in(self.carriage.shared_memory_handle_bytes)
+                handles[number] = bytes(handle[:HANDLE_BYTES])
+        if self._first_piece([*sizes.values()]) != length:
+            raise RunError(
+                f"{self.peer} sent call {call} in a piece of {length} bytes too many or few"
             )
-            for number in orders
-        }
-        views = {number: memoryview(_bytes(tensor).numpy()) for number, tensor in flat.items()}
+        flat = {number: torch.empty(size, dtype=torch.uint8) for number, size in sizes.items()}
+        views = {number: memoryview(raw.numpy()) for number, raw in flat.items()}
         rest = [view for number, view in views.items() if number not in handles]
         outside = sum(view.nbytes for view in rest)
         for place, (at, end) in enumerate(self.carriage.pieces(outside)):
@@ -473,6 +498,24 @@ class Channel:
                 self._into(view)
         self._shared({number: views[number] for number in handles}, handles)
         return flat, orders
+
+    def _unpacked(
+        self, raw: torch.Tensor, spec: Spec, order: Sequence[int], dtype: str
+    ) -> torch.Tensor:
+        """A tensor of bytes that came: as it lay in memory at the other end, in its own dtype."""
+        kind, form = DTYPES[spec.dtype], spec.form
+        laid = [spec.shape[axis] for axis in order]
+        if form is None or (spec.crossing_bytes is None and raw.nbytes == spec.payload_bytes):
+            flat = elements_of(raw, kind)
+        else:
+            try:
+                flat = unpack(form, raw, kind, spec.shape)
+            except RunError as error:
+                raise RunError(f"{self.peer}: {error}") from error
+            if spec.crossing_bytes is not None:  # its elements came in the order of its axes
+                flat = flat.permute(*order) if order else flat
+        back = [order.index(axis) for axis in range(len(order))]
+        return flat.reshape(laid).contiguous().permute(back).to(DTYPES[dtype])
 
     def _shared(self, views: Mapping[int, memoryview], handles: Mapping[int, bytes]) -> None:
         """Copy tensors out of the shared memory that their handles name, and remove it.
@@ -625,32 +668,26 @@ def _encoded(text: str) -> bytes:
 
 
 def _packed(
-    tensor: torch.Tensor, wire_dtype: str | None
-) -> tuple[torch.Tensor, str, tuple[int, ...]]:
+    number: int, tensor: torch.Tensor, spec: Spec | None, moved: Moved
+) -> tuple[memoryview, str, tuple[int, ...]]:
     """(its bytes in a row, the dtype that they are in, its axes in the order of memory)
 
     A tensor that fills its memory crosses as it lies there, and has the same strides afterwards.
     """
     tensor = tensor.detach().resolve_conj().resolve_neg()
-    if wire_dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(DTYPES[wire_dtype])
+    if spec is not None and spec.dtype in FLOATING and tensor.is_floating_point():
+        tensor = tensor.to(DTYPES[spec.dtype])
     order = tuple(sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride(axis), axis)))
     laid = tensor.permute(order)
     if not laid.is_contiguous():
         laid, order = tensor.contiguous(), tuple(range(tensor.dim()))
-    flat = _bytes(laid.cpu().reshape(-1))
-    return flat, str(tensor.dtype).removeprefix("torch."), order
-
-
-def _unpacked(flat: torch.Tensor, spec: Spec, order: Sequence[int], dtype: str) -> torch.Tensor:
-    laid = flat.reshape([spec.shape[axis] for axis in order])
-    back = [order.index(axis) for axis in range(len(order))]
-    return laid.permute(back).to(DTYPES[dtype])
-
-
-def _bytes(flat: torch.Tensor) -> torch.Tensor:
-    """A row of elements as a row of bytes, in the same memory."""
-    return (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if spec is None or spec.form is None:
+        return memoryview(bytes_of(laid).numpy()), dtype, order
+    begun = time.perf_counter()
+    view = pack(spec.form, tensor, laid)
+    moved.packing_seconds[number] = time.perf_counter() - begun
+    return view, dtype, order
 
 
 def _coded(order: Sequence[int]) -> int:

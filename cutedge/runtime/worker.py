@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from costmodels.packing import CODECS, Form
 from cutedge.runtime import RunError
 from cutedge.runtime.door import BUSY_SECONDS, GREETING_SECONDS, Door
 from cutedge.runtime.forms import Maybe, read
@@ -32,6 +33,7 @@ from cutedge.runtime.interpreter import (
     resident_bytes,
 )
 from cutedge.runtime.memory import check_memory, peak_memory_bytes
+from cutedge.runtime.packs import prepare
 from cutedge.runtime.secure import TOKEN
 from cutedge.runtime.weights import numbers_of, state_numbers
 from cutedge.runtime.wire import (
@@ -53,6 +55,7 @@ IDLE_SECONDS = 600.0
 """How long home may be silent between two messages before a worker lets it go."""
 
 _SPEC = (frozenset(DTYPES), [int])
+_FORM = (frozenset(CODECS), int, bool, int, int)
 _LAYOUT = ([int], [int], int)
 _CARRIAGE = (Maybe(int), int, int)
 
@@ -62,7 +65,6 @@ _PLAN = {
     "carriage": _CARRIAGE,
     "threads": int,
     "weights": {"seed": Maybe(int), "spread": Maybe(float), "checkpoint": Maybe(str)},
-    "wire_dtype": Maybe(frozenset(FLOATING)),
     "residency": frozenset(("run", "call")),
     "invocations": {int: (list, dict, [(int, int, _LAYOUT, _LAYOUT)], Maybe(int))},
     "targets": {int: str},
@@ -72,7 +74,7 @@ _PLAN = {
     "uses": {int: int},
     "names": {int: int},
     "passing": [int],
-    "crossing": {int: _SPEC},
+    "crossing": {int: (*_SPEC, Maybe(_FORM))},
     "pushes": [(int, str, [int])],
     "calls": [
         {
@@ -226,16 +228,18 @@ class _Session:
     def _load(self, plan: Mapping[str, Any]) -> None:
         """Take in a plan, make or read the parameters, and work out the constants."""
         start = time.perf_counter()
+        self._unload()
         plan = read(plan, _PLAN, "its plan")
         instructions = _instructions(plan)
-        self.name, self.wire_dtype = plan["name"], plan["wire_dtype"]
+        self.name = plan["name"]
         self.channel.session = _session_of(plan["session"])
         self.begun(self.channel.session)
         self.door.expect(self.channel.session)
         self.channel.carriage = Carriage(*plan["carriage"])
         torch.set_num_threads(min(max(plan["threads"], 1), os.cpu_count() or 1))
         self.dtypes = {number: spec.dtype for number, spec in instructions.specs.items()}
-        self.crossing = {number: Spec(*spec) for number, spec in plan["crossing"].items()}
+        self.crossing = _crossing(plan["crossing"], self.dtypes)
+        prepare({spec.form for spec in self.crossing.values() if spec.form})
         self.calls = {call["number"]: call for call in plan["calls"]}
         self.forgets = plan["residency"] == "call"
         self.kept = plan["kept"]
@@ -259,6 +263,14 @@ class _Session:
         del resident
         self.interpreter.prepare(plan["ops"], frozenset(plan["constants"]))
         self.channel.say(loaded=time.perf_counter() - start, device=device)
+
+    def _unload(self) -> None:
+        """Let go of what a plan before this one has brought."""
+        for peer in self.peers.values():
+            peer.close()
+        self.peers.clear()
+        with suppress(AttributeError):
+            del self.interpreter
 
     def _check_checkpoint(self, folder: str | None) -> None:
         """Raise RunError for a folder that this worker is not to read."""
@@ -290,18 +302,18 @@ class _Session:
             raise RunError(f"it was called for call {number}, which is not one of its own")
         begun = time.perf_counter()
         came = self._receive(self.channel, number, call["sent"], head)
-        peered, arrived = Moved(), dict[str, dict[int, str]]()
+        peered, arrived = Moved(), dict[str, dict[int, list[Any]]]()
         for device, tensors in call["peers"].items():
             moved = self._receive(self.peers[device], number, tensors)
             peered.payload_bytes += moved.payload_bytes
             peered.wire_bytes += moved.wire_bytes
-            arrived[device] = {t: spec.dtype for t, spec in moved.crossed.items()}
+            arrived[device] = {t: [spec.dtype, moved.sizes[t]] for t, spec in moved.crossed.items()}
         start = time.perf_counter()
         self.interpreter.run(call["ops"])
         self.interpreter.keep(self.kept)
         done = time.perf_counter()
         leaving = self.interpreter.take(call["received"])
-        went = self.channel.send(number, leaving, self.wire_dtype)
+        went = self.channel.send(number, leaving, self.crossing)
         del leaving
         if self.forgets:
             self.interpreter.forget()
@@ -319,7 +331,7 @@ class _Session:
     def _push(self, number: int, to: str) -> None:
         """Send another accelerator what its call needs from here."""
         tensors = self.interpreter.take(self.pushes[number, to])
-        self.peers[to].send(number, tensors, self.wire_dtype)
+        self.peers[to].send(number, tensors, self.crossing)
 
     def _connect(self, to: str, family: Any, address: Any, carriage: Any) -> None:
         """Connect to another accelerator."""
@@ -396,7 +408,7 @@ def _instructions(plan: Mapping[str, Any]) -> Instructions:
     ):
         if unknown := {*used} - {*known}:
             raise RunError(f"its plan does not say what {what} {min(unknown)} is")
-    for tensor, (_, shape) in plan["crossing"].items():
+    for tensor, (_, shape, _) in plan["crossing"].items():
         if tuple(shape) != specs[tensor].shape:
             raise RunError(f"its plan has two shapes of tensor {tensor}")
     needed = resident_bytes(plan["parameters"], (*plan["data"], *plan["states"]), specs)
@@ -417,6 +429,21 @@ def _instructions(plan: Mapping[str, Any]) -> Instructions:
         names=plan["names"],
         passing=frozenset(plan["passing"]),
     )
+
+
+def _crossing(
+    told: Mapping[int, tuple[str, list[int], tuple[Any, ...] | None]], dtypes: Mapping[int, str]
+) -> dict[int, Spec]:
+    """What tensors are on the wire. Raises RunError for what no tensor of its dtype can be there."""
+    found = {}
+    for tensor, (dtype, shape, packed) in told.items():
+        own, form = dtypes[tensor], None if packed is None else Form(*packed)
+        if dtype != own and not {dtype, own} <= {*FLOATING}:
+            raise RunError(f"its plan turns tensor {tensor} from {own} into {dtype}")
+        if form is not None and not form.fits(dtype):
+            raise RunError(f"its plan packs tensor {tensor} as no {dtype} can be packed")
+        found[tensor] = Spec(dtype, tuple(shape), form)
+    return found
 
 
 def _session_of(text: str) -> bytes:

@@ -29,7 +29,7 @@ from costmodels.machine import Machine
 from costmodels.many import Over, bytes_of
 from costmodels.roofline import DeviceTime, time_ops
 from partition import Residency
-from partition.accounting import account, expr_on_wire, on_wire
+from partition.accounting import account
 from partition.layers import cut_between_layers
 from partition.optimise import Setting, check_kept, place, problem_of
 from partition.placement import Placement
@@ -44,6 +44,8 @@ from partition.policy import (
 from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
 from partition.secrets import ways_to_keep
 from partition.solve import solve
+from partition.wire_format import WireFormat
+from tracer.errors import InputError
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
 from tracer.reach import resized
@@ -103,6 +105,11 @@ class PlacementSearch:
         Raises InputError where something of the policy matches nothing.
         """
         check_matches(graph, policy)
+        if policy.packs:
+            raise InputError(
+                f"{policy.name} packs tensors, and a sweep counts them as they lie in memory: leave "
+                "its [[pack]] tables out, or take partition or compare"
+            )
         self._graph, self._policy, self._over = graph, policy, over
         self._residency, self._time_limit = residency, time_limit
         self._known: dict[Any, Answers] = {}
@@ -335,9 +342,9 @@ def _best(problem: Problem, policy: Policy) -> Devices | None:
 
 
 def _payload(graph: OpGraph, tensor: int, wire_dtype: str | None) -> Formula:
-    dtype, payload = on_wire(graph.tensors[tensor], wire_dtype)
-    expr = expr_on_wire(graph.tensors[tensor], dtype)
-    return const(payload) if expr is None else parse(expr)
+    wire = WireFormat(wire_dtype)
+    expr = wire.expr(graph.tensors[tensor])
+    return const(wire.of(graph.tensors[tensor]).payload_bytes) if expr is None else parse(expr)
 
 
 def _plain(monomial: Iterable[tuple[Any, int]]) -> bool:

@@ -51,6 +51,7 @@ from partition.problem import memory_of
 from partition.run import runs_of
 from partition.schedule import Scheduling, tasks_of
 from partition.stored import held, kept_on
+from partition.wire_format import WireFormat
 from tracer.formula import Formula, const, parse
 from tracer.graph import Kind, OpGraph
 from tracer.reach import resized
@@ -385,7 +386,7 @@ class _Plan:
     ) -> None:
         graph, placement = part.graph, placement_on(devices, streams)
         traffic = account(
-            graph, placement, Links(load_link("none")), wire_dtype=wire, residency=residency
+            graph, placement, Links(load_link("none")), wire=WireFormat(wire), residency=residency
         )
         self._part, self._rows, self._devices = part, rows, devices
         self._traffic, self._residency = traffic, residency

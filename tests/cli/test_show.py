@@ -16,6 +16,7 @@ from partition.accounting import account
 from partition.explain import compare_traffic, top_transfers
 from partition.optimise import Setting
 from partition.split import Split
+from partition.wire_format import WireFormat
 from tests.support.graphs import Builder, place
 from tracer import words
 from tracer.graph import Kind, OpGraph, TraceMeta
@@ -38,7 +39,7 @@ def partition(graph: OpGraph, link: Link | None = None) -> Split:
     links = Links(link or load_link("zmq-ipc"))
     where = place(graph, {"gpu": ["linear"]})
     traffic = account(graph, where, links)
-    return Split(graph, "id", "a-policy", where, traffic, links.name, links, None, "run")
+    return Split(graph, "id", "a-policy", where, traffic, links.name, links, WireFormat(), "run")
 
 
 def summarise(made: Split) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from costmodels.links import FIGURES, REQUIRED, Link, Links, link_names, load_link, message_cost
 from partition.accounting import account
 from partition.policy import apply_policy, load_policy
+from partition.wire_format import WireFormat
 from tests.support.examples import examples
 from tests.support.inprocess import invoke
 from tracer.errors import InputError
@@ -225,7 +226,7 @@ def test_tensors_below_the_threshold_lie_in_shared_memory(traced):
         graph, load_policy("offload-linear"), home="tee", accelerators=("gpu",)
     )
     link = Links(load_link("zmq-ipc-shm"))
-    totals = account(graph, placement, link, wire_dtype="bfloat16").totals
+    totals = account(graph, placement, link, wire=WireFormat("bfloat16")).totals
     assert totals.sent_wire_bytes == 1280 * 2**20 + 98 * 12 + 98 * 82
     assert totals.received_wire_bytes == 1536 * 2**20 + 98 * 12 + (98 + 48) * 51
     assert totals.sent_wire_bytes / 2**20 == pytest.approx(1280.0108, abs=0.005)

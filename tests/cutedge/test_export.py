@@ -149,7 +149,7 @@ def test_what_is_read_back_is_what_the_accounting_says(case: str) -> None:
         split.graph,
         split.placement,
         machine.links,
-        wire_dtype=split.wire_dtype,
+        wire=split.wire_format,
         residency=split.residency,
     )
     assert split.traffic.calls == traffic.calls  # steps among them, which no table has

@@ -49,6 +49,7 @@ from partition.problem import InfeasibleError
 from partition.run import times_under
 from partition.schedule import Scheduling, Task, scheduled
 from partition.split import Split
+from partition.wire_format import WireFormat
 from tests.support import BIN
 from tests.support.examples import examples
 from tests.support.graphs import Builder, graphs, resized
@@ -102,7 +103,7 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
     except InfeasibleError:
         return None
     traffic = account(
-        graph, placed.placement, setting.machine.links, wire_dtype=wire, residency=residency
+        graph, placed.placement, setting.machine.links, wire=WireFormat(wire), residency=residency
     )
     times = times_under(graph, placed.placement, traffic.transfers, times)
     made = Split(
@@ -113,7 +114,7 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         traffic,
         setting.machine.links.name,
         setting.machine.links,
-        wire,
+        WireFormat(wire),
         residency,
         compute_seconds(placed.placement, times),
         placed.solution,

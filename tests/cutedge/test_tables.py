@@ -22,6 +22,7 @@ from partition.accounting import account
 from partition.policy import apply_policy, load_policy
 from partition.split import Split
 from partition.tables import remove_stale, write_partition
+from partition.wire_format import WireFormat
 from tests.support.inprocess import invoke
 from tracer.files import MANIFEST, check_file, write_files
 from tracer.graph import OpGraph
@@ -124,11 +125,15 @@ COLUMNS: dict[str, list[Column]] = {
         ("direction", TEXT, ""),
         ("wire_dtype", TEXT, ""),
         ("payload_bytes", I64, ""),
+        ("payload_status", TEXT, ""),
+        ("packing", TEXT, ""),
+        ("plain_bytes", I64, ""),
         ("wire_bytes", I64, ""),
         ("bytes_expr", TEXT, "null"),
         ("seq_degree", I8, "null"),
         ("share", FLOAT, ""),
         ("seconds", FLOAT, "null"),
+        ("packing_seconds", FLOAT, "null"),
         ("at_least", BOOL, ""),
         ("module_path", TEXT, ""),
         ("stack", TEXT, "null"),
@@ -152,6 +157,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("accelerators", pa.list_(TEXT), ""),
         ("link", TEXT, ""),
         ("wire_dtype", TEXT, "null"),
+        ("pack", TEXT, "null"),
         ("residency", TEXT, ""),
         ("weights_at", TEXT, ""),
         ("calls", I32, ""),
@@ -165,6 +171,8 @@ COLUMNS: dict[str, list[Column]] = {
         ("peer_payload_bytes", I64, ""),
         ("peer_wire_bytes", I64, ""),
         ("total_payload_bytes", I64, ""),
+        ("payload_status", TEXT, ""),
+        ("plain_payload_bytes", I64, ""),
         ("total_wire_bytes", I64, ""),
         ("total_bytes_expr", TEXT, "null"),
         ("peak_buffer_bytes", I64, ""),
@@ -298,7 +306,7 @@ def partition_of(graph: OpGraph, trace_id: str, **changes: Any) -> Split:
         account(graph, placement, links),
         links.name,
         links,
-        None,
+        WireFormat(),
         "run",
     )
     return replace(made, **changes)

@@ -10,6 +10,7 @@ import pytest
 from costmodels.links import Link, Links, load_link
 from partition.accounting import account, call_label
 from partition.placement import PlacementError
+from partition.wire_format import WireFormat
 from tests.support.graphs import Builder, place, placement
 from tracer.formula import parse
 from tracer.graph import Kind, OpGraph
@@ -399,7 +400,7 @@ def test_by_hand(case):
         graph,
         place(graph, case.on),
         Links(load_link("none")),
-        wire_dtype=case.wire_dtype,
+        wire=WireFormat(case.wire_dtype),
         residency=case.residency,
     )
     calls = [(call.device, [graph.ops[op].name for op in call.ops]) for call in traffic.calls]
@@ -601,7 +602,7 @@ def test_bytes_on_the_wire_as_a_formula(dtype, wire_dtype, crosses_as, expected)
     x = build.input("x", ("batch", "seq", 3), dtype)
     graph = build.finish(build.op("a", x, shape=(1,)))
     where = place(graph, {"gpu": ["a"]})
-    sent = account(graph, where, Links(load_link("none")), wire_dtype=wire_dtype).transfers[0]
+    sent = account(graph, where, Links(load_link("none")), wire=WireFormat(wire_dtype)).transfers[0]
     assert sent.wire_dtype == crosses_as
     assert parse(sent.bytes_expr) == parse(expected)
     assert sent.payload_bytes == parse(expected).evaluate({"batch": 2, "seq": 5, "past": 0})
@@ -614,7 +615,9 @@ def test_half_an_odd_number_of_bytes_is_rounded_with_the_tensor():
         x = build.input("x", ("seq//2 + 1",))
         graph = build.finish(build.op("a", x, shape=(1,)))
         where = place(graph, {"gpu": ["a"]})
-        sent = account(graph, where, Links(load_link("none")), wire_dtype="bfloat16").transfers[0]
+        sent = account(
+            graph, where, Links(load_link("none")), wire=WireFormat("bfloat16")
+        ).transfers[0]
         assert sent.payload_bytes == 2 * (seq // 2 + 1)
         assert parse(sent.bytes_expr).evaluate({"batch": 1, "seq": seq}) == sent.payload_bytes
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from costmodels.links import Links
 from partition.accounting import account
 from partition.placement import Placement
+from partition.wire_format import WireFormat
 from tests.support.graphs import HOME, describe, graphs, place, placed, resized
 from tests.support.oracle import (
     EXAMPLES,
@@ -83,7 +84,7 @@ def test_transfers(case, residency):
 def test_bytes_by_call_and_direction(case, residency, wire_dtype):
     graph, where = case
     note(describe(graph, where))
-    traffic = account(graph, where, Links(LINK), wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, where, Links(LINK), wire=WireFormat(wire_dtype), residency=residency)
     sums = oracle_bytes(graph, oracle_moves(graph, where, residency), wire_dtype)
     for call in traffic.calls:
         sent = (call.sent_payload_bytes, call.sent_wire_bytes)
@@ -106,7 +107,7 @@ def test_bytes_by_call_and_direction(case, residency, wire_dtype):
 def test_calls_and_transfers_sum_to_the_totals(case, residency, wire_dtype):
     graph, where = case
     note(describe(graph, where))
-    traffic = account(graph, where, Links(LINK), wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, where, Links(LINK), wire=WireFormat(wire_dtype), residency=residency)
     totals, calls, transfers = traffic.totals, traffic.calls, traffic.transfers
     assert totals.sent_payload_bytes == sum(call.sent_payload_bytes for call in calls)
     assert totals.sent_wire_bytes == sum(call.sent_wire_bytes for call in calls)
@@ -197,7 +198,7 @@ def test_keeping_tensors_never_moves_more_payload(case, wire_dtype):
     graph, where = case
     note(describe(graph, where))
     kept, dropped = (
-        account(graph, where, Links(LINK), wire_dtype=wire_dtype, residency=residency)
+        account(graph, where, Links(LINK), wire=WireFormat(wire_dtype), residency=residency)
         for residency in ("run", "call")
     )
     assert kept.totals.payload_bytes <= dropped.totals.payload_bytes
@@ -215,7 +216,7 @@ def test_wire_dtype_changes_floating_tensors_only(case, residency, wire_dtype):
     graph, where = case
     note(describe(graph, where))
     plain = account(graph, where, Links(LINK), residency=residency)
-    wired = account(graph, where, Links(LINK), residency=residency, wire_dtype=wire_dtype)
+    wired = account(graph, where, Links(LINK), residency=residency, wire=WireFormat(wire_dtype))
     assert moves_of(plain) == moves_of(wired)
     for before, after in zip(plain.transfers, wired.transfers, strict=True):
         tensor = before.tensor
@@ -240,7 +241,7 @@ def test_wire_dtype_changes_floating_tensors_only(case, residency, wire_dtype):
 def test_all_at_home_moves_nothing(graph, residency, wire_dtype):
     where = place(graph, {})
     note(describe(graph, where))
-    traffic = account(graph, where, Links(LINK), wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, where, Links(LINK), wire=WireFormat(wire_dtype), residency=residency)
     assert (traffic.calls, traffic.transfers, traffic.cut_edges) == ((), (), 0)
     assert (traffic.totals.payload_bytes, traffic.totals.wire_bytes) == (0, 0)
     assert parse(traffic.total_expr).evaluate(graph.meta.variables) == 0
@@ -252,7 +253,7 @@ def test_all_at_home_moves_nothing(graph, residency, wire_dtype):
 def test_formulas_give_the_bytes_at_any_size(case, residency, wire_dtype, batch, seq):
     graph, where = case
     note(describe(graph, where))
-    options = {"wire_dtype": wire_dtype, "residency": residency}
+    options = {"wire": WireFormat(wire_dtype), "residency": residency}
     traffic = account(graph, where, Links(LINK), **options)
     # Once at the sizes of the trace, and once at others against a trace at those.
     there = account(resized(graph, batch, seq), where, Links(LINK), **options)

@@ -16,6 +16,7 @@ from partition.accounting import account
 from partition.explain import Bottleneck, compare_traffic, find_bottleneck, top_transfers
 from partition.placement import Placement, validate
 from partition.policy import apply_policy, fixed_policy_names, load_policy
+from partition.wire_format import WireFormat
 from tests.support.examples import examples
 from tests.support.graphs import Builder, describe, graphs, place, placements
 from tracer.graph import Kind, OpGraph
@@ -34,14 +35,14 @@ def bottleneck(
     wire_dtype: str | None = None,
     residency: Residency = "run",
 ) -> Bottleneck | None:
-    traffic = account(graph, where, LINKS, wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, where, LINKS, wire=WireFormat(wire_dtype), residency=residency)
     return find_bottleneck(
         graph,
         where,
         traffic,
         LINKS,
         policies=policies or {},
-        wire_dtype=wire_dtype,
+        wire=WireFormat(wire_dtype),
         residency=residency,
     )
 
@@ -356,7 +357,7 @@ def family(graph: OpGraph, tensor: int) -> tuple[str, tuple[int, ...]]:
 def test_what_is_claimed_is_what_a_recount_finds(case, residency, wire_dtype):
     graph, where, policies = case
     note(describe(graph, where))
-    traffic = account(graph, where, LINKS, wire_dtype=wire_dtype, residency=residency)
+    traffic = account(graph, where, LINKS, wire=WireFormat(wire_dtype), residency=residency)
     found = bottleneck(graph, where, policies, wire_dtype, residency)
     weights = defaultdict(list)
     for transfer in traffic.transfers:
@@ -377,7 +378,7 @@ def test_what_is_claimed_is_what_a_recount_finds(case, residency, wire_dtype):
         graph,
         relief.placement,
         LINKS,
-        wire_dtype=relief.wire_dtype or wire_dtype,
+        wire=WireFormat(relief.wire_dtype or wire_dtype),
         residency=residency,
     )
     assert relief.saved_bytes > 0

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from costmodels.devices import load_device
 from costmodels.links import Link, Links
 from costmodels.machine import Machine
+from costmodels.packing import Packing, SizedPacking
 from costmodels.roofline import time_ops
 from partition.optimise import Setting, figure, place
 from partition.placement import Placement
@@ -49,6 +50,18 @@ LINKS = links_of() | links_of(
 )
 
 
+RATIOS = {"float32": 0.3, "bfloat16": 0.9}
+PACKINGS = st.sampled_from(
+    [
+        None,
+        None,
+        Packing("pairs", "", "blocks", 0, False, 2, 4, {}, 1e-6, 3e-5),  # 3 bytes for 8
+        Packing("third", "", "lz4", 0, False, 0, 0, RATIOS, 0.0, 1e-4),
+        Packing("odd", "", "lz4", 0, False, 0, 0, RATIOS),  # nobody knows what it takes
+    ]
+)
+
+
 def least(graph: OpGraph, setting: Setting, placed: Placement) -> float:
     """The least figure of all placements, each counted as it is printed."""
     free = [
@@ -74,9 +87,11 @@ def least(graph: OpGraph, setting: Setting, placed: Placement) -> float:
     st.sampled_from([1, 1, 1, 2]),
     st.sampled_from([1e4, 1e6]),
     st.sampled_from(["device", "home"]),
+    PACKINGS,
+    st.sampled_from([0, 20]),
 )
 def test_what_is_called_optimal_is_and_a_bound_is_below_all(
-    graph, link, residency, many, slow, weights_at
+    graph, link, residency, many, slow, weights_at, packing, from_bytes
 ):
     plain = {"kind": Kind.ELEMENTWISE, "dtype": "float32"}  # every device has seconds for these
     working = (Kind.INPUT, Kind.OUTPUT, Kind.VIEW, Kind.CONSTANT)
@@ -86,7 +101,8 @@ def test_what_is_called_optimal_is_and_a_bound_is_below_all(
     speeds = {"tee": slow, "gpu": 1e6, "npu": 3e5}
     away = ("gpu", "npu")[:many]
     times = {name: time_ops(graph, device(name, speeds[name])) for name in ("tee", *away)}
-    machine = Machine("tee", away, Links(link), weights_at=weights_at)
+    packed = () if packing is None else (SizedPacking(packing, from_bytes),)
+    machine = Machine("tee", away, Links(link), weights_at=weights_at, pack=packed)
     at = Setting(machine, residency=residency, times=times)
     placed = place(graph, load_policy("fastest"), at)
     best = least(graph, at, placed.placement)

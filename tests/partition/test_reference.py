@@ -7,6 +7,7 @@ import pytest
 from costmodels.links import Links, load_link
 from partition.accounting import Traffic, account
 from partition.policy import apply_policy, load_policy
+from partition.wire_format import WireFormat
 from tests.support import REFERENCE
 from tracer.graph import OpGraph
 
@@ -21,7 +22,7 @@ def llama(traced) -> OpGraph:
 
 def split(graph: OpGraph, policy: str, wire_dtype: str | None = None) -> Traffic:
     placement = apply_policy(graph, load_policy(policy), home="tee", accelerators=("gpu",))
-    return account(graph, placement, Links(load_link("zmq-ipc")), wire_dtype=wire_dtype)
+    return account(graph, placement, Links(load_link("zmq-ipc")), wire=WireFormat(wire_dtype))
 
 
 @pytest.mark.parametrize("case", sorted(TOTALS))

@@ -15,6 +15,7 @@ from partition.placement import Placement
 from partition.problem import memory_of
 from partition.schedule import Schedule, Scheduling, scheduled, tasks_of
 from partition.stored import sent_weights
+from partition.wire_format import WireFormat
 from tests.support.graphs import HOME, Builder, describe, place, placed
 from tests.support.oracle import EXAMPLES, LINK, RESIDENCY, moves_of, oracle_calls, running
 from tracer.graph import OpGraph, Role
@@ -49,7 +50,9 @@ def streaming(graph: OpGraph, where: Placement, *names: str) -> Placement:
 AWAY = {"gpu": ["first", "last"]}
 
 
-def crossed(graph: OpGraph, where: Placement, **options: str) -> list[tuple[int, str, str, int]]:
+def crossed(
+    graph: OpGraph, where: Placement, **options: WireFormat
+) -> list[tuple[int, str, str, int]]:
     traffic = account(graph, where, Links(LINK), **options)  # type: ignore[arg-type]
     return [
         (t.call, t.direction, t.tensor.name, t.payload_bytes)
@@ -94,7 +97,7 @@ def test_a_device_that_forgets_is_sent_a_parameter_with_each_call():
 def test_the_wire_changes_no_parameter_and_a_format_does():
     graph = two_calls()
     where = streaming(graph, place(graph, AWAY))
-    traffic = account(graph, where, Links(LINK), wire_dtype="float16")
+    traffic = account(graph, where, Links(LINK), wire=WireFormat("float16"))
     told = {t.tensor.name: (t.wire_dtype, t.payload_bytes) for t in traffic.transfers}
     assert (told["w"], told["u"]) == (("bfloat16", 100), ("float32", 28))
     assert told["between"] == ("float16", 48)
@@ -105,7 +108,7 @@ def test_the_wire_changes_no_parameter_and_a_format_does():
         [replace(t, bytes=53) if graph.storage(t) is w else t for t in graph.tensors],
         graph.edges,
     )
-    assert (0, "send", "w", 53) in crossed(packed, where, wire_dtype="float16")
+    assert (0, "send", "w", 53) in crossed(packed, where, wire=WireFormat("float16"))
 
 
 def test_what_lies_there_for_one_op_is_not_sent_to_another():

@@ -16,13 +16,17 @@ import torch
 
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
+from costmodels.machine import Machine
+from costmodels.packing import Packing, SizedPacking
 from cutedge.runtime.home import Loaded, Measured, Worker, load
 from cutedge.runtime.plan import Plan, make_plan
 from cutedge.runtime.verify import unsplit
 from cutedge.runtime.weights import given_numbers
 from partition.accounting import Residency, Traffic, account
+from partition.packs import wire_format
 from partition.placement import Placement
 from partition.policy import apply_policy, load_policy
+from partition.wire_format import WireFormat
 from tests.support import BIN
 from tests.support.traces import made_runnable
 from tests.support.warm import Forked, command
@@ -78,7 +82,7 @@ class Split:
     plan: Plan
     traffic: Traffic
     links: Links
-    wire_dtype: str | None
+    wire: WireFormat
     residency: Residency
 
     def load(
@@ -90,7 +94,6 @@ class Split:
             data=tiny().data,
             weights=weights,
             links=self.links,
-            wire_dtype=self.wire_dtype,
             residency=self.residency,
             **options,
         )
@@ -106,14 +109,17 @@ def split(
     link: str = "unix-socket",
     wire_dtype: str | None = None,
     residency: Residency = "run",
+    packings: Sequence[Packing] = (),
 ) -> Split:
     graph, links = annotate(tiny().graph), Links(load_link(link))
     placement = apply_policy(graph, load_policy(policy), home="tee", accelerators=accelerators)
-    traffic = account(graph, placement, links, wire_dtype=wire_dtype, residency=residency)
-    plan = make_plan(
-        graph, tiny().invocations, placement, wire_dtype=wire_dtype, residency=residency
+    machine = Machine(
+        "tee", tuple(accelerators), links, wire_dtype, pack=tuple(map(SizedPacking, packings))
     )
-    return Split(graph, placement, plan, traffic, links, wire_dtype, residency)
+    wire = wire_format(graph, (), machine)
+    traffic = account(graph, placement, links, wire=wire, residency=residency)
+    plan = make_plan(graph, tiny().invocations, placement, wire=wire, residency=residency)
+    return Split(graph, placement, plan, traffic, links, wire, residency)
 
 
 def given() -> dict[int, torch.Tensor]:

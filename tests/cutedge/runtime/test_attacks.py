@@ -63,7 +63,6 @@ def plan_of(one: Split) -> dict[str, Any]:
         "carriage": [None, 0, 16],
         "weights": WEIGHTS,
         "threads": 1,
-        "wire_dtype": None,
         "residency": "run",
     }
     return json.loads(json.dumps(_spelled(one.plan, one.plan.accelerators["gpu"]) | session))
@@ -212,8 +211,6 @@ SIZES: dict[str, Any] = {
     "pieces of nothing": (["carriage", 0], 0, "pieces of 0 bytes and handles of 16 are not to be"),
     "handles": (["carriage", 2], 2**40, "and handles of 1099511627776 are not to be had"),
     "short handles": (["carriage", 2], 8, "and handles of 8 are not to be had"),
-    "wire": (["wire_dtype"], "ones", "wire_dtype of its plan is damaged: 'ones'"),
-    "wire of integers": (["wire_dtype"], "int8", "wire_dtype of its plan is damaged: 'int8'"),
     "residency": (["residency"], "always", "residency of its plan is damaged: 'always'"),
     "name": (["name"], "\x1b[2J", "name of its plan is damaged: "),
     "surrogate": (["name"], "\ud800", "name of its plan is damaged: "),
@@ -241,6 +238,32 @@ def test_what_a_plan_says_is_checked(
         place = place[key]
     place[where[-1]] = value
     assert said in answered(there, plan)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "form", "said"),
+    [
+        ("ones", None, "its plan is damaged: 'ones'"),
+        ("int8", None, "its plan turns tensor {} from float32 into int8"),
+        (None, ["zst", 1, False, 0, 0], "its plan is damaged: 'zst'"),
+        (None, ["zstd", 99, False, 0, 0], "its plan packs tensor {} as no float32 can be packed"),
+        (None, ["zstd", 1, "yes", 0, 0], "its plan is damaged: 'yes'"),
+        (None, ["plain", 0, False, 0, 0], "its plan packs tensor {} as no float32 can be packed"),
+        (None, ["blocks", 0, False, 8, 0], "its plan packs tensor {} as no float32 can be packed"),
+        (None, ["blocks", 0, False, 8, 2**40], "its plan packs tensor {} as no float32 can be"),
+        (None, ["blocks", 0, False, 8, 33], "its plan packs tensor {} as no float32 can be packed"),
+        (None, ["blocks", 0, False, 5, 32], "its plan packs tensor {} as no float32 can be packed"),
+        (None, ["range", 0, False, 8, 0], "its plan packs tensor {} as no float32 can be packed"),
+        (None, ["blocks", 0, False, 8], "its plan is damaged: ['blocks', 0, False, 8]"),
+    ],
+)
+def test_what_crosses_is_checked(
+    dtype: str | None, form: list[Any] | None, said: str, there: Listening
+) -> None:
+    plan = plan_of(split())
+    tensor, spec = next((t, s) for t, s in plan["crossing"].items() if s[0] == "float32")
+    plan["crossing"][tensor] = [dtype or spec[0], spec[1], form]
+    assert said.format(tensor) in answered(there, plan)
 
 
 @pytest.mark.parametrize("numel", [10**10, 10**15, 2**61])

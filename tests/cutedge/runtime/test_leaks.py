@@ -30,6 +30,7 @@ from partition.problem import InfeasibleError
 from partition.secrets import covered
 from partition.split import Split
 from partition.tables import write_partition
+from partition.wire_format import WireFormat
 from tests.support.examples import examples
 from tests.support.graphs import HOME, describe, graphs, placements
 from tests.support.inprocess import invoke
@@ -439,7 +440,9 @@ def test_no_placement_shows_a_secret_and_the_runtime_would_refuse_it(tmp_path: P
                 file.unlink()
             traffic = account(graph, placement, link)
             trace_id = write_trace(graph, tmp_path)
-            made = Split(graph, trace_id, "mine", placement, traffic, link.name, link, None, "run")
+            made = Split(
+                graph, trace_id, "mine", placement, traffic, link.name, link, WireFormat(), "run"
+            )
             write_partition(made, tmp_path)
             taint = tainted(tmp_path, names)
             assert taint <= covered(graph, named), describe(graph, placement)

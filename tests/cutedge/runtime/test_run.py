@@ -32,6 +32,7 @@ from partition.accounting import Traffic, account
 from partition.optimise import Setting, obstacle, place
 from partition.placement import Placement
 from partition.policy import fixed_policy_names, load_policy, policy_names
+from partition.wire_format import WireFormat
 from tests.support.examples import examples
 from tests.support.inprocess import invoke
 from tests.support.running import TOKEN
@@ -106,42 +107,31 @@ def carry_out(
     wire_dtype: str | None = None,
     residency: Any = "run",
 ) -> tuple[Traffic, Measured, Verdict]:
-    traffic = account(model.graph, placement, links, wire_dtype=wire_dtype, residency=residency)
+    traffic = account(
+        model.graph, placement, links, wire=WireFormat(wire_dtype), residency=residency
+    )
     plan = make_plan(
         model.graph,
         model.runnable.invocations,
         placement,
-        wire_dtype=wire_dtype,
+        wire=WireFormat(wire_dtype),
         residency=residency,
     )
     with workers(list(plan.accelerators), remote=listening, token=TOKEN, timeout=60.0) as found:
-        measured = loaded(model, plan, found, links, wire_dtype, residency).run(model.given)
-    return traffic, measured, verdict_of(model, traffic, measured, wire_dtype)
+        measured = loaded(model, plan, found, links, residency).run(model.given)
+    return traffic, measured, verdict_of(model, traffic, measured)
 
 
 def loaded(
-    model: Model,
-    plan: Any,
-    found: Mapping[str, Worker],
-    links: Links,
-    wire_dtype: str | None = None,
-    residency: str = "run",
+    model: Model, plan: Any, found: Mapping[str, Worker], links: Links, residency: str = "run"
 ) -> Any:
     return load(
-        plan,
-        found,
-        data=model.runnable.data,
-        weights=WEIGHTS,
-        links=links,
-        wire_dtype=wire_dtype,
-        residency=residency,
+        plan, found, data=model.runnable.data, weights=WEIGHTS, links=links, residency=residency
     )
 
 
-def verdict_of(
-    model: Model, traffic: Traffic, measured: Measured, wire_dtype: str | None = None
-) -> Verdict:
-    return judge(model.graph, traffic, measured, model.reference, wire_dtype)
+def verdict_of(model: Model, traffic: Traffic, measured: Measured) -> Verdict:
+    return judge(model.graph, traffic, measured, model.reference)
 
 
 def placed(model: Model, policy: str, residency: Any, link: Link) -> Placement | None:
@@ -256,7 +246,7 @@ def test_a_secret_does_not_pass_between_accelerators(listening):
     secrets = Secrets(("gpu2",), named, carriers(graph, invocations, named))
     with workers(["gpu", "gpu2"], remote=listening, token=TOKEN, timeout=60.0) as found:
         run = loaded(model, plan, found, links)
-        witness = Witness.of(plan, graph, secrets, None)
+        witness = Witness.of(plan, graph, secrets)
         run.run(model.given, witness=witness)
         proof = witness.prove(model.runnable, model.given, WEIGHTS, links)
         assert proof.leaks == (

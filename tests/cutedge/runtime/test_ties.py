@@ -14,6 +14,7 @@ from cutedge.runtime.verify import Verdict, judge, unsplit
 from cutedge.runtime.weights import given_numbers
 from partition.accounting import account
 from partition.placement import Placement
+from partition.wire_format import WireFormat
 from tests.support.inprocess import invoke
 from tracer.capture import runnable_function
 from tracer.graph import Kind, OpGraph, Role
@@ -282,13 +283,11 @@ def run_at_home(file: Path, function: str, **options: Any) -> tuple[OpGraph, Ver
     links = Links(load_link("unix-socket"))
     traffic = account(graph, placement, links)
     plan = make_plan(graph, made.invocations, placement)
-    loaded = load(
-        plan, {}, data=made.data, weights=weights, links=links, wire_dtype=None, residency="run"
-    )
+    loaded = load(plan, {}, data=made.data, weights=weights, links=links, residency="run")
     given = given_numbers(graph, 0)
     measured = loaded.run(given)
     reference = unsplit(graph, made, given, weights, "tee")
-    return graph, judge(graph, traffic, measured, reference, None)
+    return graph, judge(graph, traffic, measured, reference)
 
 
 @pytest.mark.parametrize("function", COUNTED)
@@ -323,20 +322,22 @@ def test_a_memory_that_lies_at_home_is_sent_as_one(file: Path, function: str, re
     ]
     streams = frozenset(range(len(graph.ops)))
     placement = Placement("tee", devices, [False] * len(devices), [""] * len(devices), streams)
-    traffic = account(graph, placement, links, wire_dtype="bfloat16", residency=residency)
+    traffic = account(graph, placement, links, wire=WireFormat("bfloat16"), residency=residency)
     sent = [t for t in traffic.transfers if t.tensor.op is None]
     assert sent
     assert {t.tensor.alias_of for t in sent} == {None}
     assert {t.wire_dtype for t in sent} == {"float32"}
-    plan = make_plan(graph, made.invocations, placement, wire_dtype="bfloat16", residency=residency)
-    how = {"links": links, "wire_dtype": "bfloat16", "residency": residency}
+    plan = make_plan(
+        graph, made.invocations, placement, wire=WireFormat("bfloat16"), residency=residency
+    )
+    how = {"links": links, "residency": residency}
     with workers(list(plan.accelerators)) as running:
         loaded = load(plan, running, data=made.data, weights=weights, **how)
         given = given_numbers(graph, 0)
         runs = [loaded.run(given) for _ in range(2)]
     reference = unsplit(graph, made, given, weights, "tee")
     for measured in runs:
-        verdict = judge(graph, traffic, measured, reference, "bfloat16")
+        verdict = judge(graph, traffic, measured, reference)
         assert verdict.unequal == ()
         assert verdict.answer_equal
         assert verdict.max_abs_result > 0

@@ -159,7 +159,7 @@ def test_a_wrong_prediction_is_named(
     monkeypatch.setattr(partition.accounting, "_moves", wrong)
     traffic = account(graph, placement, ran[0].links)
     [result] = graph.inputs(len(graph.ops) - 1)
-    verdict = judge(graph, traffic, measured, {result.id: answer()}, None)
+    verdict = judge(graph, traffic, measured, {result.id: answer()})
     if said is None:
         assert verdict.unequal == ()
         assert verdict.transfers_measured == verdict.transfers_predicted > 10
@@ -185,7 +185,7 @@ def test_another_dtype_on_the_wire_and_what_came_for_no_op_are_named(
     name = f"{graph.tensors[first.tensor].name} (tensor {first.tensor})"
     others = [replace(c, wire_dtype="float16") if c is first else c for c in measured.crossed]
     wrong = replace(measured, crossed=others, unread={"gpu": [first.tensor]})
-    found = judge(graph, ran[0].traffic, wrong, {result.id: answer()}, None).unequal
+    found = judge(graph, ran[0].traffic, wrong, {result.id: answer()}).unequal
     assert found == (
         f"{name} from {first.src} to {first.dst}: float16; predicted: float32",
         f"{name} came to gpu, and no op there reads it",

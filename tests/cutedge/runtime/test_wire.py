@@ -115,7 +115,7 @@ def crossed(
     expected = {n: spec_of(tensor, wire_dtype) for n, tensor in enumerate(tensors)}
     dtypes = {n: spec_of(tensor).dtype for n, tensor in enumerate(tensors)}
     went, came = together(
-        lambda: here.send(7, list(enumerate(tensors)), wire_dtype),
+        lambda: here.send(7, list(enumerate(tensors)), expected),
         lambda: there.receive(7, expected, dtypes),
     )
     for one in (went, came):
