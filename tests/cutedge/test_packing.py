@@ -101,6 +101,9 @@ def test_what_cannot_be_packed_is_said(traced, tmp_path):
         InputError, match=r"pack 1 .label = logts. packs nothing.*Did you mean logits"
     ):
         traced.partition(str(rules))
+    rules.write_text(rules.read_text().replace("logts", "logits"))
+    with pytest.raises(InputError, match="mine packs tensors, and a sweep counts them as they lie"):
+        cutedge.sweep("edge-10m", seq=16, policy=str(rules), out=str(tmp_path / "s"))
 
 
 def test_what_a_run_measures_is_a_packing(traced, tmp_path, monkeypatch):
