@@ -168,6 +168,9 @@ SMALL_EXPERTS = {
         "num_local_experts": 6,
     }
 }
+LAID_OUT = ("makespan_seconds", "bound_seconds", "requests_per_second", "limited_by")
+"""The figures of a schedule."""
+
 SUBJECTS = {
     "a prefill": (
         "edge-10m",
@@ -236,6 +239,7 @@ def test_every_figure_is_that_of_one_point(subject, samples):
                 figure: values[row].item() if known[row] else None
                 for figure, (values, known) in found.figures.items()
             }
+            assert {got.pop(figure) for figure in LAID_OUT} == {None}  # no schedule is asked for
             assert got == wanted, f"{policy_name} at {sizes} on {on}"
             checked[found.placed[row]] += 1
     if samples > 4:
@@ -721,17 +725,17 @@ def test_runs_are_laid_out_as_partition_lays_them_out(
     policy = load_policy("fuse-attention")
     job = Job(pack([whole], [machine_of(**on)]), policy, (None,), ("run",), 60.0, (None, asked))
     found = points(job)
-    names = ("makespan_seconds", "bound_seconds", "requests_per_second", "limited_by")
     for row in range(16):
         got = [
-            values[row] if known[row] else None for values, known in map(found.figures.get, names)
+            values[row] if known[row] else None
+            for values, known in map(found.figures.get, LAID_OUT)
         ]
         if found.scheduling[row] == 0:
             assert got == [None] * 4
             continue
         there = shallow.at(**{name: int(many[row]) for name, many in found.sizes.items()})
         wanted = there.partition(policy, **on).schedule(asked.schedule, asked.requests).summary
-        assert got[:3] == pytest.approx([wanted[name] for name in names[:3]], rel=1e-12)
+        assert got[:3] == pytest.approx([wanted[name] for name in LAID_OUT[:3]], rel=1e-12)
         home, away = devices.split("+")
         assert got[3].replace("home", home).replace("accelerator", away) == wanted["limited_by"]
 
