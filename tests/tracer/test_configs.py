@@ -219,6 +219,9 @@ def test_no_alarm_is_false(config: Mapping[str, Any]) -> None:
     ("changed", "says"),
     [
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0: a model has one layer or more"),
+        ({"intermediate_size": 0}, "intermediate_size is 0, which is no size"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0, which is no size"),
+        ({"head_dim": 0}, "head_dim is 0, which is no size"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
         ({"num_hidden_layers": 10**9}, "1,000,000,000: a stack of more than 10,000 layers"),
         ({"vocab_size": 0}, "vocab_size is 0: a model has one token in its vocabulary or more"),
@@ -228,7 +231,6 @@ def test_no_alarm_is_false(config: Mapping[str, Any]) -> None:
         ({"max_position_embeddings": 0}, "max_position_embeddings is 0, which is no size"),
         ({"hidden_size": 10**15}, "m"),
         ({"hidden_size": "64"}, "hidden_size"),
-        ({"num_key_value_heads": 0}, "m"),
     ],
 )
 def test_numbers_that_are_no_size_are_refused(changed: Mapping[str, Any], says: str) -> None:

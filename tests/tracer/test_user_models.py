@@ -435,6 +435,22 @@ def test_a_sweep_and_params_take_a_functions_own_sizes_too(tmp_path, monkeypatch
 BY_VALUES = """
 import torch
 
+class Counts(torch.nn.Module):
+    def forward(self, x):
+        for _ in range(int(x.sum())):
+            x = x + 1
+        return x
+
+class Largest(torch.nn.Module):
+    def forward(self, x):
+        return x * max(x.flatten().tolist())
+
+def counts():
+    return Counts(), torch.zeros(2, 8)
+
+def largest():
+    return Largest(), torch.zeros(2, 8)
+
 def chosen(x):
     if x.sum() > 0:
         return x
@@ -458,18 +474,26 @@ def deep():
 """
 
 
-@pytest.mark.parametrize(("function", "module"), [("flat", "Net"), ("deep", "inside (Net)")])
+@pytest.mark.parametrize(
+    ("function", "module", "code"),
+    [
+        ("flat", "Net", "if x.sum() > 0:"),
+        ("deep", "inside (Net)", "if x.sum() > 0:"),
+        ("counts", "Counts", "for _ in range(int(x.sum())):"),
+        ("largest", "Largest", "return x * max(x.flatten().tolist())"),
+    ],
+)
 def test_code_of_a_users_own_that_goes_by_values_is_named_with_its_file_and_line(
-    function, module, tmp_path, monkeypatch
+    function, module, code, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(BY_VALUES)
     done = invoke("trace", f"own.py:{function}")
-    line = 1 + BY_VALUES.splitlines().index("    if x.sum() > 0:")
+    line = 1 + [text.strip() for text in BY_VALUES.splitlines()].index(code)
     assert done.returncode == 1
     assert done.stderr == (
         f"error: own.{function} cannot be traced: its code goes by the values of tensors, not by "
-        f"their shapes alone in {module} at own.py:{line} (if x.sum() > 0:).\n"
+        f"their shapes alone in {module} at own.py:{line} ({code}).\n"
     )
 
 

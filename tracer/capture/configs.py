@@ -263,7 +263,7 @@ def _refuse_absurd(table: _Table, model: str) -> None:
                     f"{model}: {table.path}{key} is {number}: a model has one "
                     f"{thing.get(meaning, 'feature')} or more"
                 )
-            if number < 0 or (number == 0 and meaning == "positions"):
+            if number < 0 or (number == 0 and meaning != "experts"):  # a dense model has 0
                 raise InputError(f"{model}: {table.path}{key} is {number}, which is no size")
             if meaning == LAYERS and number > MOST_LAYERS:
                 raise InputError(

@@ -11,8 +11,8 @@ import torch
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n *(.*)')
 _OURS = f"{Path(__file__).parents[1].as_posix()}/"
 _LIBRARY = f"{Path(sysconfig.get_paths()['stdlib']).as_posix()}/"
-_UNKNOWN = re.compile(r"\bu\d+\b")
-"""Torch's name for a number that only data gives."""
+_UNKNOWN = re.compile(r"\bz?uf?\d+\b")
+"""Torch's name for a number that only data gives: ``u0`` a whole one, ``zuf0`` one of floats."""
 
 
 def first_line(error: BaseException) -> str:
