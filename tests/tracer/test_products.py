@@ -323,6 +323,7 @@ def test_complex_arithmetic_by_hand(tmp_path):
     ],
     ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
 )
+@pytest.mark.few(1)
 def test_rotations_by_complex_numbers_by_hand(config, rotated):
     """Each pair of a head's elements is turned by one complex multiplication, in each of 8 tokens;
     the turns themselves are constants."""
