@@ -146,6 +146,7 @@ def test_modules_that_are_left_are_those_that_are_named() -> None:
                 assert tensor.bytes == (2 * prod(tensor.shape) if plain else size), tensor.name
 
 
+@pytest.mark.slow
 def test_experts_alone_are_in_mxfp4() -> None:
     config = {
         "model_type": "gpt_oss",

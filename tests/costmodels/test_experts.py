@@ -285,12 +285,14 @@ def test_decoding_a_token_reads_its_active_parameters_once(name):
     )
 
 
+@pytest.mark.slow
 def test_a_dense_model_assumes_nothing_and_is_active_as_a_whole():
     graph = small({**SMALL, "model_type": "qwen3"})
     assert assumptions(graph) == ()
     assert active_parameters(graph) == graph.meta.parameters
 
 
+@pytest.mark.slow
 def test_a_model_that_runs_all_experts_is_counted_as_it_runs():
     """Each token meets every expert, with weights of zero for those that it does not go to."""
     config = {

@@ -341,6 +341,7 @@ def answers(
     return pairs, PlacementSearch(start, policy, over, "run", time_limit).answers(on, None)
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(
     graphs(), st.sampled_from([FREE, SOME]), st.lists(st.integers(1, 40), min_size=1, max_size=9)

@@ -484,6 +484,7 @@ def test_flash_differs_from_fuse_where_heads_share_k_and_v(traced):
     assert sent["flash-attention"] == {"k": 8 * 8 * 64 * 4, "v": 8 * 8 * 64 * 4}
 
 
+@pytest.mark.slow
 def test_one_attention_op_is_offloaded_whole(traced):
     graph = traced("gpt2", seq=8, attn="sdpa", overrides={"n_layer": 1})
     placement = apply_policy(

@@ -260,6 +260,7 @@ def test_products_of_einsums_equal_torch(model_type):
     assert total_flops(graph).products <= counted_by_torch(config, {}, "small", tokens())
 
 
+@pytest.mark.slow
 def test_code_for_an_export_alone_is_not_traced():
     """A gated delta rule solves a triangular system where it runs."""
     config = {

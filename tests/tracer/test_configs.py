@@ -276,6 +276,7 @@ def test_a_class_that_is_none_of_the_type(named: str, says: str) -> None:
     assert "--set architectures=LlamaForCausalLM" in str(refused.value)
 
 
+@pytest.mark.slow
 def test_of_a_model_that_also_sees_the_tower_is_not_run(tmp_path: Path) -> None:
     """Its parameters, by hand: CLIP's vision model, 16 wide over 4 patches of 14 x 14 x 3.
 

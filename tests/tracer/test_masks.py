@@ -132,6 +132,7 @@ def test_repeated_layers_have_the_masks_of_their_kind():
     assert len({op.extent_expr for op in short.ops if op.extent_expr}) == 2
 
 
+@pytest.mark.slow
 def test_a_mask_that_is_not_known_is_not_guessed():
     """Bloom's biases are in its product of q and k, and so might be its mask."""
     settings = {"hidden_size": 32, "n_layer": 1, "n_head": 2, "vocab_size": VOCABULARY}

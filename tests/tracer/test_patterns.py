@@ -1070,6 +1070,7 @@ def test_a_preset_in_bfloat16_has_the_same_attentions(model, name):
         assert targets[0] == targets[1]
 
 
+@pytest.mark.slow
 def test_llamas_softmax_in_float32_is_cast_back(model):
     graph = model("llama-3.2-1b", dtype="bfloat16", symbolic=False)
     for attention in find_attentions(graph):

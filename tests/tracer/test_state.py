@@ -133,6 +133,7 @@ def test_what_state_is_made_of_tells_what_it_renews(kind, chunk):
     assert renewals(graph) == list(zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_a_new_cache_renews_nothing():
     config = {"model_type": "t5", **KINDS["t5"][0], "num_layers": 1}
     options = {"seq": 4, "source": 8, "cache": True, "symbolic": False}

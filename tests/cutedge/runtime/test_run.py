@@ -179,6 +179,7 @@ def test_a_policy_moves_what_is_predicted_and_answers_as_the_model(
         assert set(measured.states) == {t.id for t in results if t.role is Role.KV_CACHE}
 
 
+@pytest.mark.slow
 def test_half_as_wide_on_the_wire(listening):
     model, links = small("llama-3.2-1b"), Links(load_link("unix-socket"))
     placement = placed(model, "offload-linear", "run", links.common)
