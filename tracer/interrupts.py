@@ -28,6 +28,9 @@ _endings: list[Callable[[], object]] = []
 _last_words = "interrupted; nothing was written"
 """What Ctrl-C says."""
 
+_signalled = False
+"""A signal has come that ends this process."""
+
 _form: Callable[[str], str] = str
 """How it says it."""
 
@@ -64,7 +67,10 @@ def watch() -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in wanted:
         signal.signal(number, lambda number, _: _note(writer, number))
-    threading.Thread(target=_wait, args=(reader, wanted), daemon=True).start()
+    waiting = threading.Thread(target=_wait, args=(reader, wanted), daemon=True)
+    waiting.start()
+    # A signal also cuts a call into C short. What then comes to its end has not done its work.
+    atexit.register(lambda: waiting.join() if _signalled else None)
 
 
 def uninterrupted() -> AbstractContextManager[object]:
@@ -103,6 +109,8 @@ def end_with(parent: int, how: signal.Signals) -> None:
 
 
 def _note(writer: int, number: int) -> None:
+    global _signalled
+    _signalled = True
     with suppress(OSError):  # full of signals
         os.write(writer, bytes([number]))
 

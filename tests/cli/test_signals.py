@@ -47,6 +47,7 @@ def script(text: str, start=heed) -> subprocess.Popen:
 def interrupted(process: subprocess.Popen, how: signal.Signals = signal.SIGINT) -> tuple:
     """Exit code and what was printed, of a process that says when it is where it is to be."""
     assert process.stdout.readline() == "here\n"
+    time.sleep(0.2)  # for what it does after it has said so
     process.send_signal(how)
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
@@ -76,7 +77,19 @@ gone = Gone()
 watched = weakref.ref(gone, lambda _: time.sleep(60))
 del gone
 """,
-    "in a call into C that lets other threads run": "import ctypes; ctypes.CDLL(None).sleep(60)",
+    "in a call into C that the signal cuts short": """
+import ctypes
+ending = interrupts.at_interrupt(lambda: time.sleep(0.3))
+ending.__enter__()
+ctypes.CDLL(None).sleep(60)
+""",
+    "in such a call, and is then done": """
+import ctypes
+ending = interrupts.at_interrupt(lambda: time.sleep(0.3))
+ending.__enter__()
+ctypes.CDLL(None).sleep(60)
+interrupts.leave(0)
+""",
     "in a sum that never ends": "while True: pass",
     "where the main thread is at its end": """
 import atexit
