@@ -1,4 +1,4 @@
-"""Conditions that name tensors, as the tables of a policy file have them, and how they are read."""
+"""Conditions that name ops or tensors, as the tables of a policy file have them, and their reading."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -6,7 +6,8 @@ from typing import Any
 
 from partition.seen import what_is
 from tracer.errors import InputError, suggest
-from tracer.graph import Kind, OpGraph, Tensor
+from tracer.graph import Kind, Op, OpGraph, Tensor
+from tracer.patterns import PATTERNS
 
 Conditions = tuple[tuple[str, tuple[str, ...]], ...]
 """(condition, the shell patterns of which any may hold); a layer's are its digits."""
@@ -37,6 +38,68 @@ def labels_of(graph: OpGraph, tensor: Tensor) -> list[str]:
     """What a tensor is called by its part in the model; an input by its name too."""
     given = tensor.op is not None and graph.ops[tensor.op].kind is Kind.INPUT
     return [*([tensor.label] if tensor.label else []), *([tensor.name] if given else [])]
+
+
+OP_TEXTS: Mapping[str, Callable[[OpGraph, Op], Sequence[str]]] = {
+    "target": lambda graph, op: [op.target],
+    "module_path": lambda graph, op: [op.module_path],
+    "module_type": lambda graph, op: [op.module_type],
+    "label": lambda graph, op: [text for t in graph.outputs(op.id) for text in labels_of(graph, t)],
+    "stack": lambda graph, op: [] if op.stack is None else [op.stack],
+}
+"""Conditions that are shell patterns, with the texts of an op that they are held against."""
+
+OF_OPS = ("kind", *OP_TEXTS, "layer", "pattern")
+"""Those that name ops."""
+
+OpConditions = tuple[tuple[str, tuple[Any, ...]], ...]
+"""(condition, the values of which any may hold)."""
+
+
+def op_conditions(table: Mapping[str, Any], where: str) -> OpConditions:
+    """The conditions of a table that names ops. Raises InputError where it has none."""
+    found: list[tuple[str, tuple[Any, ...]]] = []
+    for key in OF_OPS:
+        if key not in table:
+            continue
+        values = values_of(table, key, where)
+        if key in ("kind", "pattern"):
+            known = [kind.value for kind in Kind] if key == "kind" else list(PATTERNS)
+            values = [choice_of(value, known, f"{where}: {key}") for value in values]
+        found.append((key, tuple(values)))
+    if not found:
+        raise InputError(f"{where}: no condition; give at least one of {', '.join(OF_OPS)}")
+    return tuple(found)
+
+
+def patterns_of(graph: OpGraph, conditions: Iterable[OpConditions]) -> dict[str, set[int]]:
+    """Pattern -> its ops in a graph, of the patterns that the conditions speak of."""
+    named = {
+        pattern
+        for each in conditions
+        for key, values in each
+        if key == "pattern"
+        for pattern in values
+    }
+    return {name: PATTERNS[name](graph) for name in sorted(named)}
+
+
+def op_meets(
+    graph: OpGraph, op: Op, conditions: OpConditions, found: Mapping[str, set[int]]
+) -> bool:
+    """Whether an op meets all of the conditions; ``found`` are the ops of patterns."""
+    for key, values in conditions:
+        if key == "kind":
+            holds = op.kind.value in values
+        elif key == "layer":
+            holds = op.layer in values
+        elif key == "pattern":
+            holds = any(op.id in found[name] for name in values)
+        else:
+            holds = fits(OP_TEXTS[key](graph, op), values)
+        if not holds:
+            return False
+    return True
 
 
 def tensor_conditions(table: Mapping[str, Any], where: str, known: Iterable[str]) -> Conditions:

@@ -23,7 +23,7 @@ too, and the best of all is the answer, with the bound.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import ceil, floor, fsum, log10
@@ -35,6 +35,7 @@ from costmodels.roofline import DeviceTime
 from partition import Residency
 from partition.accounting import Traffic, account
 from partition.layers import TopologicalCut, cut_between_layers, topological_cut
+from partition.masks import MaskedGraph, masked, plain_of, seen_through, settled
 from partition.packs import wire_format
 from partition.placement import Placement
 from partition.policy import (
@@ -57,12 +58,14 @@ from partition.problem import (
     allowed_devices,
     candidates,
     kept_from,
+    memory_of,
     payload_costs,
     recount,
 )
+from partition.protects import named, protections
 from partition.run import times_under
 from partition.schedule import Scheduling
-from partition.secrets import present, ways_to_keep
+from partition.secrets import covered, present, reached, ways_to_keep
 from partition.solve import Proof, Solution, solve
 from partition.stored import kept_beside, state_readers
 from partition.wire_format import WireFormat
@@ -166,6 +169,8 @@ class Setting:
 class Placed:
     """Where a policy places a graph's ops."""
 
+    graph: OpGraph
+    """The graph; of one whose policy protects ops, with the masks of those that are away."""
     placement: Placement
     solution: Proof | None = None
     """How good it is; None where the policy leaves nothing free."""
@@ -183,23 +188,29 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     check_matches(graph, policy)
     fixed = setting.fixed(graph, policy)
     if policy.objective is None:
-        check_kept(graph, policy, setting, fixed)
-        return Placed(fixed)
+        there, placement = settled(*_with_masks(graph, policy, setting, fixed))
+        check_kept(there, policy, setting, placement)
+        return Placed(there, placement)
     if why := obstacle(policy, setting):
         raise InputError(f"{policy.name} {why}")
-    problem, *others = problems = problems_of(graph, policy, setting)
+    whole, asked = protecting(graph, policy, setting)
+    problem, *others = problems = problems_of(whole, policy, asked)
     with stage(f"placing by {policy.name}"):
-        found = _best([problem, *others], policy, setting)
+        found = _best([problem, *others], policy, asked)
         if found.placement is None:
             raise NotFoundError(
                 f"no placement was found in {setting.time_limit:g} s: take a longer "
                 "--time-limit or fewer limits"
             )
-        best, solution = _proven(graph, policy, setting, problems, found, found.placement)
+        best, solution = _proven(whole, policy, asked, problems, found, found.placement)
+    there, best = settled(whole, best)
+    _check_room(there, policy, setting, best)
+    devices = _plain_placement(there, best).devices
     proof = "the optimum" if solution.proven else "the best found"
     chosen = f"{proof} for {' and '.join(policy.objective)}"
     free = free_ops(graph, policy)
-    several = {op for op, choice in enumerate(problem.allowed) if len(choice) > 1} - free
+    allowed = allowed_by(graph, policy, setting.machine.home, setting.machine.accelerators)
+    several = {op for op, choice in enumerate(allowed) if len(choice) > 1} - free
     reasons = tuple(
         chosen
         if op in free
@@ -209,17 +220,104 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
         for op, reason in enumerate(fixed.reasons)
     )
     pinned = tuple(held and op not in several for op, held in enumerate(fixed.pinned))
-    placement = replace(fixed, devices=best.devices, pinned=pinned, reasons=reasons)
-    return Placed(placement, solution, _unit(policy))
+    placement = replace(fixed, devices=devices, pinned=pinned, reasons=reasons)
+    return Placed(there, _placed(there, placement), solution, _unit(policy))
+
+
+# --- ops that run masked where they are away ------------------------------------------------------
+
+
+def _placed(graph: OpGraph, placement: Placement) -> Placement:
+    """A placement of the plain graph, as one of a graph that may have masks."""
+    return graph.placed(placement) if isinstance(graph, MaskedGraph) else placement
+
+
+def _plain_placement(graph: OpGraph, placement: Placement) -> Placement:
+    """The other way round."""
+    return graph.plain_placement(placement) if isinstance(graph, MaskedGraph) else placement
+
+
+def _with_masks(
+    graph: OpGraph, policy: Policy, setting: Setting, placement: Placement
+) -> tuple[OpGraph, Placement]:
+    """A plain graph and its placement with the masks of what the policy protects."""
+    protected = protections(graph, policy.protects)
+    whole = masked(graph, protected, setting.machine.wire_dtype)
+    return whole, _placed(whole, placement)
+
+
+def protecting(graph: OpGraph, policy: Policy, setting: Setting) -> tuple[OpGraph, Setting]:
+    """A plain graph where all is masked that may be away and is protected, and what ops take there.
+
+    At home a protected op takes what it takes in plain.
+    """
+    machine = setting.machine
+    allowed = allowed_by(graph, policy, machine.home, machine.accelerators)
+    protected = {
+        op: how
+        for op, how in protections(graph, policy.protects).items()
+        if set(allowed[op]) - {machine.home}
+    }
+    whole = masked(graph, protected, machine.wire_dtype)
+    if not isinstance(whole, MaskedGraph):
+        return graph, setting
+    times, home = machine.times(whole), machine.home
+    if home in times:
+        ops = [*times[home].ops]
+        for op in protected:
+            ops[whole.here[op]] = setting.times[home].ops[op]
+        times[home] = replace(times[home], ops=tuple(ops))
+    return whole, replace(setting, times=times)
+
+
+def _mask_seconds(
+    graph: OpGraph, setting: Setting, *, certain: bool
+) -> Iterator[tuple[int, bool, float]]:
+    """(tensor, whether it is sent, what home computes where it crosses, in seconds).
+
+    A mask is made where what it masks is sent, once; recovery, pads and checks where a result comes
+    back. What is sent to several devices, or with several calls, is not ``certain`` to cost it each
+    time.
+    """
+    if not isinstance(graph, MaskedGraph):
+        return
+    taken = setting.times[setting.machine.home].ops
+    beside: dict[int, float] = defaultdict(float)
+    for op, (part, of) in graph.parts.items():
+        seconds = taken[op].seconds or 0.0
+        if part == "mask":
+            sent = graph.outputs(op)[0].id
+            several = len(setting.machine.accelerators)
+            again = setting.residency == "call" and len(graph.readers(sent)) > 1
+            yield sent, True, 0.0 if again and certain else seconds / several
+        else:
+            beside[graph.here[of]] += seconds
+    for op, seconds in beside.items():
+        yield graph.outputs(op)[0].id, False, seconds
+
+
+def _check_room(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> None:
+    """Raise NotFoundError where what masks need at home finds no room there: no solver was asked."""
+    home = placement.home
+    if not isinstance(graph, MaskedGraph) or home not in (limits := _memory(graph, setting)):
+        return
+    traffic = setting.account(graph, placement, setting.wire(graph, policy))
+    taken = memory_of(graph, placement, traffic.transfers)[home]
+    if taken > limits[home]:
+        raise NotFoundError(
+            f"{policy.name}: the best placement with its masks takes {taken} bytes at {home}, of "
+            f"{limits[home]}: give it more room, or pin fewer ops away"
+        )
 
 
 def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> TopologicalCut | None:
     """The best cut of the op graph, for a policy that cuts between two layers; else None."""
     if policy.cut != "layers" or policy.objective is None:
         return None
-    found = map(topological_cut, problems_of(graph, policy, setting))
+    whole, asked = protecting(graph, policy, setting)
+    found = map(topological_cut, problems_of(whole, policy, asked))
     cuts = [
-        replace(cut, objective_value=ceil(figure(graph, policy, setting, cut.placement) - 0.5))
+        replace(cut, objective_value=ceil(figure(whole, policy, asked, cut.placement) - 0.5))
         for cut in found
         if cut is not None
     ]
@@ -247,8 +345,11 @@ def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solu
 
 def figure(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> float:
     """What a placement costs by what is printed of it: bytes, nanoseconds, or the weighted sum."""
-    traffic = setting.account(graph, placement, setting.wire(graph, policy))
     weights, seconds = _weights(policy), 0.0
+    if isinstance(graph, MaskedGraph):
+        graph, placement = settled(graph, placement)
+        setting = setting.of(graph) if weights["seconds"] else setting
+    traffic = setting.account(graph, placement, setting.wire(graph, policy))
     if weights["seconds"]:
         times = times_under(graph, placement, traffic.transfers, setting.times)
         taken = compute_seconds(placement, times)
@@ -278,8 +379,9 @@ def _proven(
     costs = len(graph.ops) + len(traffic.transfers) + len(traffic.calls)
     slack = costs * problem.unit + 1e-12 * value if seconds else 0.0
     if value > bound + slack and policy.cut != "layers":
-        for other in _others(graph, policy, setting):
-            other = replace(other, streams=placement.streams)
+        plain = setting.of(plain_of(graph)) if isinstance(graph, MaskedGraph) else setting
+        for other in _others(plain_of(graph), policy, plain):
+            other = replace(_placed(graph, other), streams=placement.streams)
             met = any(not recount(one, other).broken and _within(one, other) for one in problems)
             if met and (cost := figure(graph, policy, setting, other)) < value:
                 placement, value, solver = other, cost, "candidates"
@@ -387,8 +489,7 @@ def check_kept(graph: OpGraph, policy: Policy, setting: Setting, placement: Plac
     there = present(graph, placement, traffic)
     shown: list[str] = []
     for secret in policy.secrets:
-        marked = named_by(graph, secret)
-        ways = ways_to_keep(graph, marked, setting.untrusted, marked if secret.derived else ())
+        ways = _ways(graph, replace(policy, secrets=(secret,)), setting)
         for device in setting.untrusted:
             seen = min(
                 (way.get(device, frozenset()) & there.get(device, set()) for way in ways), key=len
@@ -446,10 +547,22 @@ def _unit(policy: Policy) -> str:
 def problems_of(graph: OpGraph, policy: Policy, setting: Setting) -> list[Problem]:
     """What a policy asks, once for each way to keep its secrets: the best of all is its answer."""
     problem = problem_of(graph, replace(policy, secrets=()), setting)
-    ways = ways_to_keep(
-        graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
-    )
-    return [replace(problem, secrets=way) for way in ways]
+    return [replace(problem, secrets=way) for way in _ways(graph, policy, setting)]
+
+
+def _ways(
+    graph: OpGraph, policy: Policy, setting: Setting
+) -> Sequence[Mapping[str, frozenset[int]]]:
+    """The ways to keep a policy's secrets, of what stands for them under masks too."""
+    plain, devices = plain_of(graph), setting.untrusted
+    ways = ways_to_keep(plain, secret_tensors(plain, policy), devices, derived_too(plain, policy))
+    weak: frozenset[int] = frozenset()
+    for secret in policy.secrets if isinstance(graph, MaskedGraph) else ():
+        marked = named_by(plain, secret)
+        kept = covered(plain, marked)
+        kept |= reached(plain, kept) if secret.derived else frozenset()
+        weak |= seen_through(graph, kept, secret.allow_masked)
+    return [{device: kept | weak for device, kept in way.items()} for way in ways]
 
 
 def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
@@ -459,15 +572,21 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
     without seconds for it is none. Raises InputError where seconds count and an op has none on a
     device that it must run on.
     """
-    devices = setting.machine.devices
-    allowed = _able(
-        setting, allowed_by(graph, policy, setting.machine.home, setting.machine.accelerators)
-    )
+    devices, plain = setting.machine.devices, plain_of(graph)
+    home = setting.machine.home
+    allowed = allowed_by(plain, policy, home, setting.machine.accelerators)
+    streams = streaming(plain, policy, setting.machine.weights_at)
+    if isinstance(graph, MaskedGraph):
+        allowed = tuple((home,) if op is None else allowed[op] for op in graph.origin)
+        streams = frozenset(graph.here[op] for op in streams)
+    allowed = _able(setting, allowed)
     weights = _weights(policy)
-    streams = streaming(graph, policy, setting.machine.weights_at)
     wire = setting.wire(graph, policy)
     payload = payload_costs(graph, devices, wire, streams)
     moving = {key: weights["bytes"] * size for key, size in payload.items()}
+    limits = _memory(graph, setting)
+    if isinstance(graph, MaskedGraph):
+        limits.pop(home, None)  # which masks lie there is not in the problem: ``_check_room``
     computing: dict[tuple[int, str], float] = {}
     calling: dict[str, float] = {}
     unit = 1.0
@@ -481,6 +600,10 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
                 known[way] = setting.tensor_seconds(*way)
             taken = known[way] + (packing[tensor] or 0.0)
             moving[tensor, ends[0], ends[1]] += weights["seconds"] * taken
+        for tensor, is_sent, taken in _mask_seconds(graph, setting, certain=True):
+            for accelerator in setting.machine.accelerators:
+                source, end = (home, accelerator) if is_sent else (accelerator, home)
+                moving[tensor, source, end] += weights["seconds"] * taken
         kept: dict[int, list[int]] = defaultdict(list)
         for op, beside in kept_beside(graph).items():
             kept[beside].append(op)
@@ -488,6 +611,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
             (op, device): weights["seconds"] * _taken(setting.times[device], op, kept[op])
             for op, choice in enumerate(allowed)
             for device in choice
+            if not isinstance(graph, MaskedGraph) or op not in graph.parts  # paid where they cross
         }
         calling = {
             accelerator: weights["seconds"] * setting.call_seconds(accelerator)
@@ -497,7 +621,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         most = _some(graph, policy, setting)
         every = fsum([*moving.values(), *computing.values(), *calling.values()])
         most = every if most is None else most
-        if setting.max_calls is None and not _memory(graph, setting):  # else it may not be allowed
+        if setting.max_calls is None and not limits:  # else it may not be allowed
             moving = {key: min(cost, most) for key, cost in moving.items()}
             computing = {key: min(cost, most) for key, cost in computing.items()}
         unit = 10.0 ** ceil(log10(most / _WHOLE)) if most > 0 else 1.0
@@ -512,11 +636,9 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         call_cost={key: floor(cost / unit) for key, cost in calling.items()},
         unit=unit,
         max_calls=setting.max_calls,
-        memory_bytes=_memory(graph, setting),
+        memory_bytes=limits,
         residency=setting.residency,
-        secrets=ways_to_keep(
-            graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
-        )[0],
+        secrets=_ways(graph, policy, setting)[0],
         streams=streams,
     )
 
@@ -542,7 +664,7 @@ _WHOLE = 2e9
 
 def _some(graph: OpGraph, policy: Policy, setting: Setting) -> float | None:
     """The figure of the placement that leaves at home what is free; None where home cannot."""
-    fixed = setting.fixed(graph, policy)
+    fixed = _placed(graph, setting.fixed(plain_of(graph), policy))
     if not all(d is None or setting.can_run(op, d) for op, d in enumerate(fixed.devices)):
         return None
     return figure(graph, policy, setting, fixed)
@@ -585,11 +707,12 @@ class Price:
     """What it costs that a rule or a secret of a policy is kept."""
 
     rule: str
-    """As the policy has it; of a secret ``secret`` and its conditions."""
+    """As the policy has it; of a secret or a protection that word and its conditions."""
     reason: str
     """Why it is kept, in the policy's words."""
     ops: int
-    """How many it pins; of a secret, how many it keeps from a device that they could be on."""
+    """How many it pins; of a secret, how many it keeps from a device that they could be on; of a
+    protection, how many it names."""
     saved: int
     """How much less the optimum without it would cost, in the solution's unit."""
     proven: bool
@@ -635,12 +758,32 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
         except NotFoundError:
             continue
         assert without.solution is not None
-        kept, others = (set(kept_from(problem_of(graph, one, setting))) for one in (policy, freer))
+        kept, others = (
+            set(kept_from(problem_of(whole, one, asked)))
+            for one in (policy, freer)
+            for whole, asked in [protecting(graph, one, setting)]
+        )
         found.append(
             Price(
                 f"secret {secret}",
                 secret.reason,
                 len({op for op, _ in kept - others}),
+                solution.objective - (without.solution.objective or 0),
+                solution.proven and without.solution.proven,
+            )
+        )
+    for number, protect in enumerate(policy.protects):
+        protects = (*policy.protects[:number], *policy.protects[number + 1 :])
+        try:
+            without = place(graph, replace(policy, protects=protects), setting)
+        except (NotFoundError, InfeasibleError):  # what it hides is a secret
+            continue
+        assert without.solution is not None
+        found.append(
+            Price(
+                f"protect {protect}: {protect.protection}",
+                protect.reason,
+                sum(one == protect for one in named(graph, policy.protects).values()),
                 solution.objective - (without.solution.objective or 0),
                 solution.proven and without.solution.proven,
             )
@@ -656,9 +799,7 @@ def hidden_from(
     Of several ways to keep them, the one that it keeps to.
     """
     there = present(graph, placement, traffic)
-    ways = ways_to_keep(
-        graph, secret_tensors(graph, policy), setting.untrusted, derived_too(graph, policy)
-    )
+    ways = _ways(graph, policy, setting)
     return min(ways, key=lambda way: sum(len(way[d] & there.get(d, set())) for d in way))
 
 

@@ -32,6 +32,7 @@ from partition.conditions import (
     texts_of,
     values_of,
 )
+from partition.masks import MaskedGraph
 from partition.seen import What
 from partition.wire_format import PLAIN, WireFormat
 from tracer.errors import InputError
@@ -157,8 +158,9 @@ def why_idle(graph: OpGraph, pack: Pack) -> str:
 
 
 def _crossing(graph: OpGraph) -> Iterable[Tensor]:
-    """What may cross packed: parameters go as they are stored."""
-    return (t for t in graph.tensors if t.op is not None and graph.crosses(t))
+    """What may cross packed: parameters go as they are stored, what is masked as its mask left it."""
+    masks = graph.masks if isinstance(graph, MaskedGraph) else ()
+    return (t for t in graph.tensors if graph.crosses(t) and t.id not in masks)
 
 
 def _names(graph: OpGraph, tensor: Tensor, pack: Pack) -> bool:

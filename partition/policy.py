@@ -26,7 +26,12 @@ A policy file is TOML::
                                       # exact; all must hold
     what = "hidden_states"            # as partition.seen calls it: prompt_tokens, qkv, logits ...
     derived = true                    # nor what arithmetic makes of them
+    allow_masked = ["one-time-pad-mod"]   # but for what is masked so
     reason = "why"
+
+    [[protect]]                       # ops that run masked where they are away, see partition.protects
+    kind = "linear"
+    scheme = "one-time-pad"
 
     [[pack]]                          # tensors that cross packed, see partition.packs
     what = "hidden_states"
@@ -42,7 +47,7 @@ that needs them.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -51,14 +56,18 @@ from typing import Any, get_args
 
 from costmodels import WeightsAt
 from partition.conditions import (
+    OF_OPS,
     OF_SECRETS,
+    OP_TEXTS,
     Conditions,
+    OpConditions,
     choice_of,
-    fits,
     flag_of,
-    labels_of,
     meets,
     nearest,
+    op_conditions,
+    op_meets,
+    patterns_of,
     tensor_conditions,
     text_of,
     texts_of,
@@ -66,10 +75,11 @@ from partition.conditions import (
 )
 from partition.packs import Pack, idle_packs, read_pack, why_idle
 from partition.placement import Placement
+from partition.protects import Protect, check_allowed, idle_protects, read_protect
 from partition.seen import What
 from partition.stored import parameters_read
 from tracer.errors import InputError
-from tracer.graph import Kind, Op, OpGraph
+from tracer.graph import Kind, OpGraph
 from tracer.patterns import PATTERNS
 from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names
 
@@ -78,24 +88,12 @@ PLACES = ("home", "accelerator", "free")
 UNITS = ("bytes", "seconds")
 """What an objective weighs."""
 
-_TEXTS: Mapping[str, Callable[[OpGraph, Op], Sequence[str]]] = {
-    "target": lambda graph, op: [op.target],
-    "module_path": lambda graph, op: [op.module_path],
-    "module_type": lambda graph, op: [op.module_type],
-    "label": lambda graph, op: [text for t in graph.outputs(op.id) for text in labels_of(graph, t)],
-    "stack": lambda graph, op: [] if op.stack is None else [op.stack],
-}
-"""Conditions that are shell patterns, with the texts of an op that they are held against."""
-
-CONDITIONS = ("kind", *_TEXTS, "layer", "pattern")
-
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Ops that meet every condition go to one place."""
 
-    conditions: tuple[tuple[str, tuple[Any, ...]], ...]
-    """(condition, the values of which any may hold)."""
+    conditions: OpConditions
     place: str
     """``home``, ``accelerator``, ``accelerator N`` or ``free``."""
     reason: str
@@ -120,6 +118,8 @@ class Secret:
     """Whether it may match nothing."""
     derived: bool = False
     """Whether what arithmetic makes of them is secret too."""
+    allow_masked: tuple[str, ...] = ()
+    """The schemes that they may be seen under; see ``partition.schemes``."""
 
     @property
     def what(self) -> str:
@@ -150,6 +150,8 @@ class Policy:
     """What accelerators that are not trusted may not see."""
     packs: tuple[Pack, ...] = ()
     """What crosses packed: the first that names a tensor, and can pack it, does."""
+    protects: tuple[Protect, ...] = ()
+    """Which ops run masked where they are away: the first that names an op decides."""
 
 
 _FOLDER = files("partition") / "data"
@@ -222,7 +224,7 @@ def _parse(path: Path, text: str) -> Policy:
         table,
         str(path),
         required=("description", "default"),
-        optional=("objective", "cut", "rule", "secret", "pack"),
+        optional=("objective", "cut", "rule", "secret", "pack", "protect"),
     )
     policy = Policy(
         name=path.stem,
@@ -243,6 +245,10 @@ def _parse(path: Path, text: str) -> Policy:
         packs=tuple(
             read_pack(pack, f"{path}: pack {n}")
             for n, pack in enumerate(_tables(path, table, "pack"), 1)
+        ),
+        protects=tuple(
+            read_protect(protect, f"{path}: protect {n}")
+            for n, protect in enumerate(_tables(path, table, "protect"), 1)
         ),
     )
     free = "free" in (policy.default, *(rule.place for rule in policy.rules))
@@ -274,33 +280,26 @@ def _objective(entry: Any, path: Path) -> dict[str, float]:
 
 
 def _secret(table: Mapping[str, Any], where: str) -> Secret:
-    check_keys(table, where, optional=("reason", "optional", "derived", *OF_SECRETS))
+    optional = ("reason", "optional", "derived", "allow_masked", *OF_SECRETS)
+    check_keys(table, where, optional=optional)
     for value in values_of(table, "what", where) if "what" in table else ():
         choice_of(value, [what.value for what in What], f"{where}: what")
     conditions = tensor_conditions(table, where, OF_SECRETS)
     if not conditions:
         raise InputError(f"{where}: no condition; give at least one of {', '.join(OF_SECRETS)}")
     reason = text_of(table, "reason", where) if "reason" in table else ""
-    optional, derived = (flag_of(table, key, where) for key in ("optional", "derived"))
-    return Secret(conditions, reason, optional, derived)
+    may_match_nothing, derived = (flag_of(table, key, where) for key in ("optional", "derived"))
+    allowed = values_of(table, "allow_masked", where) if "allow_masked" in table else ()
+    check_allowed(allowed, f"{where}: allow_masked")
+    return Secret(conditions, reason, may_match_nothing, derived, tuple(allowed))
 
 
 def _rule(table: Mapping[str, Any], where: str) -> Rule:
-    optional = ("reason", "optional", "weights_at", *CONDITIONS)
+    optional = ("reason", "optional", "weights_at", *OF_OPS)
     check_keys(table, where, required=("place",), optional=optional)
-    conditions = []
-    for key in CONDITIONS:
-        if key not in table:
-            continue
-        values = values_of(table, key, where)
-        if key in ("kind", "pattern"):
-            known = [kind.value for kind in Kind] if key == "kind" else list(PATTERNS)
-            values = [choice_of(value, known, f"{where}: {key}") for value in values]
-        conditions.append((key, tuple(values)))
-    if not conditions:
-        raise InputError(f"{where}: no condition; give at least one of {', '.join(CONDITIONS)}")
+    conditions = op_conditions(table, where)
     return Rule(
-        conditions=tuple(conditions),
+        conditions=conditions,
         place=_place(table["place"], f"{where}: place"),
         reason=text_of(table, "reason", where) if "reason" in table else "",
         optional=flag_of(table, "optional", where),
@@ -418,9 +417,10 @@ def free_ops(graph: OpGraph, policy: Policy) -> frozenset[int]:
 
 def _rules_of(graph: OpGraph, policy: Policy) -> list[Rule | None]:
     """The first rule that matches each op, None where no rule does."""
-    found = _patterns_of(graph, policy)
+    found = patterns_of(graph, [rule.conditions for rule in policy.rules])
     return [
-        next((r for r in policy.rules if _matches(graph, op, r, found)), None) for op in graph.ops
+        next((r for r in policy.rules if op_meets(graph, op, r.conditions, found)), None)
+        for op in graph.ops
     ]
 
 
@@ -457,20 +457,28 @@ def named_by(graph: OpGraph, secret: Secret) -> frozenset[int]:
 
 def idle_rules(graph: OpGraph, policy: Policy) -> list[Rule]:
     """The rules that match no op of a graph."""
-    found = _patterns_of(graph, policy)
-    return [r for r in policy.rules if not any(_matches(graph, op, r, found) for op in graph.ops)]
+    found = patterns_of(graph, [rule.conditions for rule in policy.rules])
+    return [
+        r
+        for r in policy.rules
+        if not any(op_meets(graph, op, r.conditions, found) for op in graph.ops)
+    ]
 
 
 def check_matches(graph: OpGraph, policy: Policy) -> None:
-    """Raise InputError where a rule, a secret or a ``[[pack]]`` matches nothing in a graph and is not
-    optional.
+    """Raise InputError where a table of a policy matches nothing in a graph and is not optional.
 
     Who misspelt a secret would take for kept what is not. The error suggests what was meant.
     """
-    idle: list[tuple[str, Rule | Secret]] = [
+    idle: list[tuple[str, Rule | Protect | Secret]] = [
         (f"rule {n}", rule)
         for n, rule in enumerate(policy.rules, 1)
         if not rule.optional and rule in idle_rules(graph, policy)
+    ]
+    idle += [
+        (f"protect {n}", protect)
+        for n, protect in enumerate(policy.protects, 1)
+        if not protect.optional and protect in idle_protects(graph, [protect])
     ]
     idle += [
         (f"secret {n}", secret)
@@ -478,7 +486,7 @@ def check_matches(graph: OpGraph, policy: Policy) -> None:
         if not secret.optional and not named_by(graph, secret)
     ]
     for which, one in idle:
-        what = "op" if isinstance(one, Rule) else "tensor"
+        what = "tensor" if isinstance(one, Secret) else "op"
         known = _known(graph, what)
         alone = [
             f"no {what} has {key} {' or '.join(map(str, values))}."
@@ -508,9 +516,9 @@ def _occurs(graph: OpGraph, what: str, key: str, values: tuple[Any, ...]) -> boo
     """Whether anything in a graph meets a condition by itself."""
     if what == "tensor":
         return bool(named_by(graph, Secret(((key, values),), "")))
-    alone = Rule(((key, values),), "home", "")
+    alone = ((key, values),)
     found = {name: PATTERNS[name](graph) for name in values} if key == "pattern" else {}
-    return any(_matches(graph, op, alone, found) for op in graph.ops)
+    return any(op_meets(graph, op, alone, found) for op in graph.ops)
 
 
 def _known(graph: OpGraph, what: str) -> dict[str, list[str]]:
@@ -521,7 +529,7 @@ def _known(graph: OpGraph, what: str) -> dict[str, list[str]]:
         "kind": list(dict.fromkeys(op.kind.value for op in graph.ops)),
         **{
             key: list(dict.fromkeys(text for op in graph.ops for text in texts(graph, op)))
-            for key, texts in _TEXTS.items()
+            for key, texts in OP_TEXTS.items()
         },
     }
 
@@ -541,30 +549,3 @@ def cautions(graph: OpGraph, policy: Policy) -> list[str]:
         for value in values
         if not _occurs(graph, "tensor", key, (value,))
     ]
-
-
-def _patterns_of(graph: OpGraph, policy: Policy) -> dict[str, set[int]]:
-    """Pattern -> its ops in a graph, of the patterns that a policy speaks of."""
-    named = {
-        pattern
-        for rule in policy.rules
-        for key, values in rule.conditions
-        if key == "pattern"
-        for pattern in values
-    }
-    return {name: PATTERNS[name](graph) for name in sorted(named)}
-
-
-def _matches(graph: OpGraph, op: Op, rule: Rule, found: Mapping[str, set[int]]) -> bool:
-    for key, values in rule.conditions:
-        if key == "kind":
-            holds = op.kind.value in values
-        elif key == "layer":
-            holds = op.layer in values
-        elif key == "pattern":
-            holds = any(op.id in found[name] for name in values)
-        else:
-            holds = fits(_TEXTS[key](graph, op), values)
-        if not holds:
-            return False
-    return True

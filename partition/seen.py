@@ -13,6 +13,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from partition.accounting import Traffic
+from partition.masks import MaskedGraph, plain_of
 from partition.placement import Placement
 from partition.secrets import is_look_up, moved_from, moved_into, present, reached
 from tracer.graph import Kind, Op, OpGraph, Role, Tensor
@@ -81,7 +82,13 @@ class How(StrEnum):
 
 @lru_cache(maxsize=4)
 def what_is(graph: OpGraph) -> tuple[What | None, ...]:
-    """What each tensor is, by id; None for constants without parameters, which all know."""
+    """What each tensor is, by id; None for constants without parameters, which all know, and for
+    the keys and pads of masks. What is masked is what it stands for."""
+    if isinstance(graph, MaskedGraph):
+        plain = what_is(graph.plain)
+        behind = {t: one.plain for t, one in graph.masks.items()} | dict(graph.copies)
+        new = range(len(plain), len(graph.tensors))
+        return (*plain, *(plain[behind[t]] if t in behind else None for t in new))
     found: dict[int, What] = {}
 
     def mark(tensors: Iterable[Tensor], what: What) -> None:
@@ -366,6 +373,8 @@ def derived(graph: OpGraph, secret: Collection[int], there: Collection[int]) -> 
     ``secret`` is all that it covers (``partition.secrets.covered``), ``there`` the tensors that are
     on a device.
     """
+    graph = plain_of(graph)
+    there = {tensor for tensor in there if tensor < len(graph.tensors)}
     known = {*there, *recoverable(graph, there)}
     best: dict[int, Derived] = {
         t: Derived(graph.tensors[t], graph.tensors[t], (), True, True) for t in secret
@@ -413,7 +422,7 @@ class Seen:
     how: How
     """In plain, or in which other way."""
     sent: int
-    """Tensors that come to the device."""
+    """Tensors that come to the device; of what is masked those that stand for it, here and below."""
     made: int
     """Tensors that are computed there; views left out."""
     kept: int
@@ -421,7 +430,7 @@ class Seen:
     bytes: int
     """Of all of these, in the tensors' own dtypes."""
     example: str | None
-    """Of what is recoverable: a tensor that is, and the op that leads to it; else None."""
+    """Of what is recoverable: a tensor that is, and the op or the attack that leads to it; else None."""
 
     @property
     def is_known(self) -> bool:
@@ -440,46 +449,58 @@ def seen(
 ) -> list[Seen]:
     """By device, what it sees of each sort of tensor that the graph has; in ``What``'s order."""
     there = present(graph, placement, traffic)
-    sorts = what_is(graph)
+    sorts, plain = what_is(graph), plain_of(graph)
+    masks = graph.masks if isinstance(graph, MaskedGraph) else {}
     found: list[Seen] = []
     for device in devices:
         here = there.get(device, set())
-        led = recoverable(graph, here)
+        attacked = {masks[t].plain: masks[t].attack for t in sorted(here) if t in masks}
+        attacked = {t: attack for t, attack in attacked.items() if attack and t not in here}
+        visible = {t for t in here if t < len(plain.tensors)}
+        led = recoverable(plain, visible | set(attacked))
+        ways = {
+            **{t: f"{plain.tensors[t].name} by {plain.ops[op].name}" for t, op in led.items()},
+            **{t: f"{plain.tensors[t].name}: {attack}" for t, attack in attacked.items()},
+        }
         came = {t.tensor.id for t in traffic.transfers if t.dst_device == device}
         for what in What:
-            tensors = [t for t in graph.tensors if sorts[t.id] is what]
-            plain = [t for t in tensors if t.id in here]
-            sent = [t for t in plain if t.id in came]
-            made = [
-                t
-                for t in plain
-                if t.op is not None
-                and placement.devices[t.op] == device
-                and not graph.ops[t.op].is_view
-            ]
-            lying = {graph.storage(t).id: graph.storage(t) for t in plain if not graph.crosses(t)}
-            kept = [t for number, t in lying.items() if number not in came]
-            worked_out = next((t for t in tensors if t.id in led), None)
+            tensors = [t for t in plain.tensors if sorts[t.id] is what]
+            if not tensors:
+                continue
+            open_ = [t for t in tensors if t.id in here]
+            hidden = [t for t in graph.tensors if t.id in here & masks.keys()]
+            hidden = [t for t in hidden if sorts[t.id] is what]
+            worked_out = next((ways[t.id] for t in tensors if t.id in ways), None)
             how = (
                 How.PLAIN
-                if plain
+                if open_
                 else How.RECOVERABLE
                 if worked_out is not None
+                else How.MASKED
+                if hidden
                 else How.NOT_AT_ALL
             )
-            if tensors:
-                found.append(
-                    Seen(
-                        device,
-                        what,
-                        how,
-                        len(sent),
-                        len(made),
-                        len(kept),
-                        sum(t.bytes for t in (*sent, *made, *kept)),
-                        None
-                        if how is not How.RECOVERABLE or worked_out is None
-                        else f"{worked_out.name} by {graph.ops[led[worked_out.id]].name}",
-                    )
+            shown = open_ or hidden
+            sent = [t for t in shown if t.id in came]
+            made = [
+                t
+                for t in shown
+                if (op := graph.tensors[t.id].op) is not None
+                and placement.devices[op] == device
+                and not graph.ops[op].is_view
+            ]
+            lying = {graph.storage(t).id: graph.storage(t) for t in open_ if not plain.crosses(t)}
+            kept = [t for number, t in lying.items() if number not in came]
+            found.append(
+                Seen(
+                    device,
+                    what,
+                    how,
+                    len(sent),
+                    len(made),
+                    len(kept),
+                    sum(t.bytes for t in (*sent, *made, *kept)),
+                    worked_out if how is How.RECOVERABLE else None,
                 )
+            )
     return found
