@@ -17,6 +17,7 @@ from partition import Order, Residency, ScheduleKind
 from partition.crossover import Crossover, Point, best_over
 from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
 from partition.ladder import Exposure, LadderStep, exposure, ladder
+from partition.masks import MaskedGraph, plain_of
 from partition.optimise import (
     Price,
     Setting,
@@ -115,6 +116,8 @@ def partition_of(
 ) -> Split:
     """A graph placed by a policy, with what the placement moves and, where asked, shows."""
     placed, machine = place(graph, policy, setting), setting.machine
+    if placed.graph is not graph:
+        graph, setting = placed.graph, setting.of(placed.graph)
     wire = setting.wire(graph, policy)
     traffic = setting.account(graph, placed.placement, wire)
     times = times_under(graph, placed.placement, traffic.transfers, setting.times)
@@ -135,7 +138,7 @@ def partition_of(
         compute_cycles(graph, placed.placement, setting.times),
         machine.options,
         chips_of(graph, placed.placement, setting.times, machine.options),
-        covered(graph, secret_tensors(graph, policy)),
+        covered(plain_of(graph), secret_tensors(plain_of(graph), policy)),
         (),
         {name: device.name for name, device in machine.described.items()},
         machine.devices,
@@ -154,13 +157,13 @@ def explained(
     graph: OpGraph, policy: Policy, setting: Setting, made: Split
 ) -> tuple[list[LadderStep], list[Price]]:
     """(the steps from offload-linear, what each rule costs)"""
-    start = setting.fixed(graph, load_policy("offload-linear"))
+    start, there = setting.fixed(graph, load_policy("offload-linear")), made.graph
     steps = ladder(
-        graph,
-        start,
+        there,
+        there.placed(start) if isinstance(there, MaskedGraph) else start,
         made.placement,
         setting.machine.links,
-        wire=setting.wire(graph, policy),
+        wire=setting.wire(there, policy),
         residency=setting.residency,
     )
     return steps, prices(graph, policy, setting, made.solution)
@@ -176,10 +179,15 @@ def bottlenecks(
     """
     if not made:
         return []
-    graph, found = made[0].graph, []
+    found: list[Bottleneck | None] = []
     machine = setting.machine
-    placements = _shipped(graph, machine.home, machine.accelerators, machine.weights_at)
+    plain = plain_of(made[0].graph)
+    placements = _shipped(plain, machine.home, machine.accelerators, machine.weights_at)
     for one, policy in zip(made, policies, strict=True):
+        graph = one.graph
+        if graph is not plain:
+            found.append(None)  # a relief may be masked in other ways
+            continue
         hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
         able = may_move(graph, setting, hidden)
         known = {

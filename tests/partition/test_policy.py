@@ -10,9 +10,9 @@ import pytest
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from partition.accounting import account
+from partition.conditions import OF_OPS
 from partition.placement import Placement, validate
 from partition.policy import (
-    CONDITIONS,
     Secret,
     apply_policy,
     cautions,
@@ -232,7 +232,7 @@ def test_a_condition_takes_these_ops(tmp_path, condition, expected):
 
 
 def test_every_condition_has_a_case():
-    assert {condition.split(" ")[0] for condition, _ in ONE_CONDITION} == set(CONDITIONS)
+    assert {condition.split(" ")[0] for condition, _ in ONE_CONDITION} == set(OF_OPS)
 
 
 @pytest.mark.parametrize(
