@@ -460,7 +460,7 @@ def _others(graph: OpGraph, policy: Policy, setting: Setting) -> list[Placement]
     started = perf_counter()
     for name in policy_names():
         other = load_policy(name)
-        if name == policy.name or "seconds" in (other.objective or {}) or obstacle(other, setting):
+        if name == policy.name or other.protects or "seconds" in (other.objective or {}) or obstacle(other, setting):
             continue
         left = setting
         if setting.time_limit is not None:

@@ -32,7 +32,8 @@ from partition.explain import Bottleneck, Relief, Savings, TransferGroup
 from partition.ladder import Exposure, LadderStep
 from partition.optimise import Price
 from partition.packs import Pack
-from partition.policy import CONDITIONS, Policy, Rule, Secret
+from partition.conditions import OF_OPS
+from partition.policy import Policy, Rule, Secret
 from partition.run import Run
 from partition.schedule import Schedule
 from partition.schedule_table import SCHEDULE
@@ -596,7 +597,7 @@ def _policy() -> Schema:
         return {name: key(anything, f"Condition: {name}; any of these.") for name in names}
 
     own = dataclass_keys(Policy, "description", "default", "objective", "cut")
-    of_rules, of_secrets = conditions(CONDITIONS), conditions(OF_SECRETS)
+    of_rules, of_secrets = conditions(OF_OPS), conditions(OF_SECRETS)
     of_packs, pack = (
         conditions(tuple(OF_TENSORS)),
         dataclass_keys(Pack, "at_least_bytes", "reason", "optional"),
