@@ -21,7 +21,8 @@ from partition.policy import Policy, cautions, load_policy, with_secrets
 from partition.run import times_under
 from partition.schedule import Scheduling
 from partition.split import Split
-from partition.tables import partition_tables, summary_row
+from partition.summary_table import summary_row
+from partition.tables import partition_tables
 from tracer.graph import OpGraph
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Partition:
         """What crosses, alike tensors together, those of most bytes first."""
         from partition.explain import top_transfers
 
-        return top_transfers(self.trace.graph, self.split.traffic)
+        return top_transfers(self.split.graph, self.split.traffic)
 
     @cached_property
     def topological_cut(self) -> "TopologicalCut | None":
@@ -285,7 +286,7 @@ class Partition:
         if kind == "perfetto":
             export_timeline(self.split, None, Path(file), machine=self.setting.machine)
         else:
-            export_graph(kind, self.trace.graph, self.split, Path(file))
+            export_graph(kind, self.split.graph, self.split, Path(file))
         return Path(file)
 
     def save(self, folder: str | Path) -> Path:

@@ -24,6 +24,7 @@ from partition.optimise import (
     compute_cycles,
     compute_seconds,
     hidden_from,
+    mask_seconds,
     may_move,
     obstacle,
     place,
@@ -146,6 +147,7 @@ def partition_of(
         machine.execution or "",
         weights_at=machine.weights_at,
         unknown_launches=unknown_launches(graph, placed.placement, setting.times),
+        mask_seconds=mask_seconds(graph, machine.home, times),
     )
     if shows:
         split = replace(split, exposed=exposed(split, setting))
