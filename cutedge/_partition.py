@@ -181,8 +181,11 @@ class Partition:
     @property
     def warnings(self) -> list[str]:
         """Where the policy does less than it says, and what of the machine cannot be so."""
+        from cutedge._words import bare_sentences
+
         graph, machine = self.trace.graph, self.setting.machine
         told = [*machine.warnings, *cautions(graph, self.rules)]
+        told += bare_sentences(graph, self.rules, self.split)
         as_int8 = machine.options.int8_speedup is not None
         if as_int8 and self.split.sent_weight_bytes and not graph.meta.weights:
             told.append(

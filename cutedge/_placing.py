@@ -187,8 +187,19 @@ def bottlenecks(
     placements = _shipped(plain, machine.home, machine.accelerators, machine.weights_at)
     for one, policy in zip(made, policies, strict=True):
         graph = one.graph
-        if graph is not plain:
-            found.append(None)  # a relief may be masked in other ways
+        if graph is not plain:  # an op that moves would be masked in another way
+            found.append(
+                find_bottleneck(
+                    graph,
+                    one.placement,
+                    one.traffic,
+                    machine.links,
+                    policies={},
+                    wire=one.wire_format,
+                    residency=setting.residency,
+                    can_run=lambda op, device: False,
+                )
+            )
             continue
         hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
         able = may_move(graph, setting, hidden)

@@ -14,6 +14,7 @@ from partition.layers import TopologicalCut
 from partition.masks import MaskedGraph
 from partition.optimise import Setting
 from partition.policy import Policy
+from partition.protects import unhidden
 from partition.run import Run
 from partition.schedule import Schedule
 from partition.schemes import MANTISSA_BITS, pad_bits
@@ -197,6 +198,22 @@ def masked_sentences(split: Split) -> Iterator[str]:
         yield f"not hidden by {one.protection.scheme}: {name}: {attack}"
 
 
+def bare_sentences(graph: OpGraph, policy: Policy, split: Split) -> Iterator[str]:
+    """Which protected ops are away as they are, since their scheme hides nothing there."""
+    where = split.placement
+    if isinstance(split.graph, MaskedGraph):
+        where = split.graph.plain_placement(where)
+    bare: dict[str, int] = {}
+    for op, how in unhidden(graph, policy.protects).items():
+        if where.devices[op] != where.home:
+            bare[how.scheme] = bare.get(how.scheme, 0) + 1
+    for scheme, count in bare.items():
+        yield (
+            f"{scheme} hides nothing of a single row: {counted(count, 'op')} that it names "
+            f"{'is' if count == 1 else 'are'} away unmasked"
+        )
+
+
 def estimates(splits: Sequence[Split]) -> Iterator[str]:
     """Whose bytes and seconds are no counts, in a line."""
     named = [one.policy for one in splits if one.traffic.totals.estimated_payload_bytes]
@@ -375,6 +392,7 @@ def seen_sentences(one: Exposure) -> Iterable[str]:
     yield (
         f"{one.device} is sent {human(one.sent_bytes)}, computes {human(one.made_bytes)} and holds "
         f"{human(one.parameter_bytes)} of parameters, in plain"
+        + (f", and {human(one.masked_bytes)} under masks" if one.masked_bytes else "")
     )
     seen = sorts.known(one.seen)
     if sorts.What.EMBEDDINGS in seen:
