@@ -147,7 +147,7 @@ def policies(
     """List the policies, or show the rules of one."""
     from cli.printing import grouped, print_json, print_table
     from cutedge._json import policy_object
-    from cutedge._rows import pack_rows, rule_rows, secret_rows
+    from cutedge._rows import pack_rows, protect_rows, rule_rows, secret_rows
     from cutedge._words import policy_sort
     from partition.policy import load_policy, policy_names
     from tracer.toml_files import matching
@@ -169,6 +169,9 @@ def policies(
                     ["secret", "tensors, with all that carries their values~", "reason~1"],
                     secret_rows(p),
                 )
+            if p.protects:
+                say()
+                print_table("protect, ops~, scheme, reason~1", protect_rows(p))
             if p.packs:
                 say()
                 print_table("pack, tensors~, packing, reason~1", pack_rows(p))

@@ -292,6 +292,10 @@ def generate(
             "generate counts what crosses as it lies in memory: leave --pack and [[pack]] tables out, "
             "or ask partition for a step"
         )
+    if masking := [one.name for one in rules if one.protects]:
+        raise InputError(
+            f"{masking[0]} masks ops, which generate does not count yet: ask partition for a step"
+        )
     if not 0 <= cached_prompt < prompt:
         raise InputError(
             f"cached_prompt {cached_prompt}: of a prompt of {prompt} tokens at least one is read"

@@ -12,7 +12,7 @@ from partition.crossover import Crossover, Point
 from partition.policy import Policy
 from partition.run import Run
 from partition.schedule_table import schedule_summary
-from partition.tables import summary_row
+from partition.summary_table import summary_row
 from tracer.captured import Checked
 from tracer.graph import OpGraph, TraceMeta
 from tracer.summary import (
@@ -259,6 +259,7 @@ def policy_object(policy: Policy) -> dict[str, Any]:
                 "reason": secret.reason,
                 "optional": secret.optional,
                 **({"derived": True} if secret.derived else {}),
+                **({"allow_masked": list(secret.allow_masked)} if secret.allow_masked else {}),
             }
             for secret in policy.secrets
         ],
@@ -271,6 +272,15 @@ def policy_object(policy: Policy) -> dict[str, Any]:
                 "optional": rule.optional,
             }
             for rule in policy.rules
+        ],
+        "protects": [
+            {
+                **{key: list(values) for key, values in protect.conditions},
+                **asdict(protect.protection),
+                "reason": protect.reason,
+                "optional": protect.optional,
+            }
+            for protect in policy.protects
         ],
         "packs": [
             {

@@ -21,7 +21,8 @@ from partition.policy import Policy, cautions, load_policy, with_secrets
 from partition.run import times_under
 from partition.schedule import Scheduling
 from partition.split import Split
-from partition.tables import partition_tables, summary_row
+from partition.summary_table import summary_row
+from partition.tables import partition_tables
 from tracer.graph import OpGraph
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Partition:
         """What crosses, alike tensors together, those of most bytes first."""
         from partition.explain import top_transfers
 
-        return top_transfers(self.trace.graph, self.split.traffic)
+        return top_transfers(self.split.graph, self.split.traffic)
 
     @cached_property
     def topological_cut(self) -> "TopologicalCut | None":
@@ -180,8 +181,11 @@ class Partition:
     @property
     def warnings(self) -> list[str]:
         """Where the policy does less than it says, and what of the machine cannot be so."""
+        from cutedge._words import bare_sentences
+
         graph, machine = self.trace.graph, self.setting.machine
         told = [*machine.warnings, *cautions(graph, self.rules)]
+        told += bare_sentences(graph, self.rules, self.split)
         as_int8 = machine.options.int8_speedup is not None
         if as_int8 and self.split.sent_weight_bytes and not graph.meta.weights:
             told.append(
@@ -285,7 +289,7 @@ class Partition:
         if kind == "perfetto":
             export_timeline(self.split, None, Path(file), machine=self.setting.machine)
         else:
-            export_graph(kind, self.trace.graph, self.split, Path(file))
+            export_graph(kind, self.split.graph, self.split, Path(file))
         return Path(file)
 
     def save(self, folder: str | Path) -> Path:

@@ -24,6 +24,7 @@ from partition.optimise import (
     compute_cycles,
     compute_seconds,
     hidden_from,
+    mask_seconds,
     may_move,
     obstacle,
     place,
@@ -146,6 +147,7 @@ def partition_of(
         machine.execution or "",
         weights_at=machine.weights_at,
         unknown_launches=unknown_launches(graph, placed.placement, setting.times),
+        mask_seconds=mask_seconds(graph, machine.home, times),
     )
     if shows:
         split = replace(split, exposed=exposed(split, setting))
@@ -185,8 +187,19 @@ def bottlenecks(
     placements = _shipped(plain, machine.home, machine.accelerators, machine.weights_at)
     for one, policy in zip(made, policies, strict=True):
         graph = one.graph
-        if graph is not plain:
-            found.append(None)  # a relief may be masked in other ways
+        if graph is not plain:  # an op that moves would be masked in another way
+            found.append(
+                find_bottleneck(
+                    graph,
+                    one.placement,
+                    one.traffic,
+                    machine.links,
+                    policies={},
+                    wire=one.wire_format,
+                    residency=setting.residency,
+                    can_run=lambda op, device: False,
+                )
+            )
             continue
         hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
         able = may_move(graph, setting, hidden)

@@ -80,6 +80,12 @@ def secret_rows(policy: Policy) -> Rows:
     return [(str(n), str(one), one.reason) for n, one in enumerate(policy.secrets, 1)]
 
 
+def protect_rows(policy: Policy) -> Rows:
+    """(number, ops, scheme, reason) of each ``[[protect]]``."""
+    protects = enumerate(policy.protects, 1)
+    return [(str(n), str(one), str(one.protection), one.reason) for n, one in protects]
+
+
 def pack_rows(policy: Policy) -> Rows:
     """(number, tensors, packing, reason) of each ``[[pack]]``."""
     packs = enumerate(policy.packs, 1)

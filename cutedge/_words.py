@@ -11,10 +11,13 @@ from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck
 from partition.ladder import Exposure
 from partition.layers import TopologicalCut
+from partition.masks import MaskedGraph
 from partition.optimise import Setting
 from partition.policy import Policy
+from partition.protects import unhidden
 from partition.run import Run
 from partition.schedule import Schedule
+from partition.schemes import MANTISSA_BITS, pad_bits
 from partition.split import Split
 from partition.wire_format import PLAIN
 from tracer.graph import Kind, OpGraph
@@ -113,6 +116,7 @@ def split_sentences(made: "Partition") -> Iterator[str]:
                 f"the peak buffer is {human(traffic.peak_buffer_bytes)}"
             )
     yield from packed_sentences(split)
+    yield from masked_sentences(split)
     if traffic.total_expr is not None:
         yield f"total payload bytes = {traffic.total_expr}"
     yield from run_sentences(split)
@@ -153,6 +157,61 @@ def packed_sentences(split: Split) -> Iterator[str]:
             f"{human(payload)}{about}{took}"
         )
     yield from estimates([split])
+
+
+def masked_sentences(split: Split) -> Iterator[str]:
+    """What of a split crosses masked, by scheme, what that costs, and what it does not hide."""
+    graph = split.graph
+    if not isinstance(graph, MaskedGraph):
+        return
+    crossed = [t for t in split.traffic.transfers if t.tensor.id in graph.masks]
+    for scheme in dict.fromkeys(graph.masks[t.tensor.id].protection.scheme for t in crossed):
+        under = [t for t in crossed if graph.masks[t.tensor.id].protection.scheme == scheme]
+        plain = sum(split.unmasked_bytes(t.tensor.id) for t in under)
+        yield (
+            f"{counted(len(under), 'transfer')} masked by {scheme}: {human(plain)} cross as "
+            f"{human(sum(t.payload_bytes for t in under))}"
+        )
+    costs = split.mask_costs
+    taken = [seconds for seconds in split.mask_seconds.values() if seconds is not None]
+    whole = f" in {duration(fsum(taken))}" if taken and len(taken) == len(graph.parts) else ""
+    yield (
+        f"masks at {split.placement.home}: {costs['home_mask_flops']:,} FLOPs{whole}; before the run "
+        f"{costs['offline_flops']:,} FLOPs and {human(costs['pad_bytes'])} of pads, each used once"
+    )
+    scales = {
+        (one.protection.scale, split.wire_dtype or graph.tensors[one.plain].dtype)
+        for one in graph.masks.values()
+        if one.protection.scheme == "one-time-pad"
+    }
+    for scale, dtype in sorted(scales):
+        if dtype in MANTISSA_BITS:
+            bits = pad_bits(dtype, scale)
+            yield (
+                f"float pads {scale:g} times as wide as what they hide tell "
+                f"{bits.leaked_bits:.4f} bits of each value, and leave {bits.left_bits:.1f} of the "
+                f"{MANTISSA_BITS[dtype]} significant bits of {dtype}"
+            )
+    attacks = {one.attack: one for one in graph.masks.values() if one.attack}
+    for attack, one in attacks.items():
+        name = graph.tensors[one.plain].label or graph.tensors[one.plain].name
+        yield f"not hidden by {one.protection.scheme}: {name}: {attack}"
+
+
+def bare_sentences(graph: OpGraph, policy: Policy, split: Split) -> Iterator[str]:
+    """Which protected ops are away as they are, since their scheme hides nothing there."""
+    where = split.placement
+    if isinstance(split.graph, MaskedGraph):
+        where = split.graph.plain_placement(where)
+    bare: dict[str, int] = {}
+    for op, how in unhidden(graph, policy.protects).items():
+        if where.devices[op] != where.home:
+            bare[how.scheme] = bare.get(how.scheme, 0) + 1
+    for scheme, count in bare.items():
+        yield (
+            f"{scheme} hides nothing of a single row: {counted(count, 'op')} that it names "
+            f"{'is' if count == 1 else 'are'} away unmasked"
+        )
 
 
 def estimates(splits: Sequence[Split]) -> Iterator[str]:
@@ -333,6 +392,7 @@ def seen_sentences(one: Exposure) -> Iterable[str]:
     yield (
         f"{one.device} is sent {human(one.sent_bytes)}, computes {human(one.made_bytes)} and holds "
         f"{human(one.parameter_bytes)} of parameters, in plain"
+        + (f", and {human(one.masked_bytes)} under masks" if one.masked_bytes else "")
     )
     seen = sorts.known(one.seen)
     if sorts.What.EMBEDDINGS in seen:

@@ -19,6 +19,7 @@ MAKERS = {
     **dict.fromkeys(("ops", "tensors", "edges"), "trace"),
     **dict.fromkeys(("placement", "transfers", "calls", "summary"), "partition"),
     "schedule": "partition --schedule overlap",
+    "masks": "partition --policy slalom",
     "costs": "cost",
     "measured_calls": "verify",
     "sweep": "sweep",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from costmodels.links import Links
 from partition import Residency
 from partition.accounting import Traffic, account
+from partition.masks import MaskedGraph
 from partition.placement import Placement
 from partition.seen import How, Seen, seen
 from partition.stored import sent_weights
@@ -148,6 +149,8 @@ class Exposure:
     """Bytes of what is made there, likewise."""
     parameter_bytes: int
     """Bytes of the parameters that its ops read, whether they lie there or are sent."""
+    masked_bytes: int = 0
+    """Bytes of what is sent or made there under a mask; in no figure above."""
     seen: Sequence[Seen] = ()
     """What it sees of each sort of tensor, and how."""
 
@@ -182,8 +185,10 @@ def exposure(
     names = tensor_names(graph)
     found = []
     sorts = seen(graph, placement, traffic, devices)
+    masks = graph.masks if isinstance(graph, MaskedGraph) else {}
     for device in devices:
-        came = [t.tensor for t in traffic.transfers if t.dst_device == device]
+        here = [t.tensor for t in traffic.transfers if t.dst_device == device]
+        came = [t for t in here if t.id not in masks]
         sent = [t for t in came if t.op is not None]
         made = [
             tensor
@@ -191,6 +196,8 @@ def exposure(
             if placement.devices[op.id] == device and not op.is_view and op.kind is not Kind.OUTPUT
             for tensor in graph.outputs(op.id)
         ]
+        hidden = [t for t in (*here, *made) if t.id in masks]
+        made = [t for t in made if t.id not in masks]
         read = {
             graph.storage(tensor).id
             for op in graph.ops
@@ -206,6 +213,7 @@ def exposure(
                 sent_bytes=sum(t.bytes for t in sent),
                 made_bytes=sum(t.bytes for t in made),
                 parameter_bytes=sum(graph.tensors[t].bytes for t in read),
+                masked_bytes=sum(t.bytes for t in hidden),
                 seen=tuple(one for one in sorts if one.device == device),
             )
         )

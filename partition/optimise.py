@@ -468,7 +468,12 @@ def _others(graph: OpGraph, policy: Policy, setting: Setting) -> list[Placement]
     started = perf_counter()
     for name in policy_names():
         other = load_policy(name)
-        if name == policy.name or "seconds" in (other.objective or {}) or obstacle(other, setting):
+        if (
+            name == policy.name
+            or other.protects
+            or "seconds" in (other.objective or {})
+            or obstacle(other, setting)
+        ):
             continue
         left = setting
         if setting.time_limit is not None:
@@ -862,6 +867,15 @@ def unknown_launches(
         time.device.name for d, time in times.items() if d in working and time.lacks_launches
     )
     return tuple(dict.fromkeys(lacking))
+
+
+def mask_seconds(
+    graph: OpGraph, home: str, times: Mapping[str, DeviceTime]
+) -> dict[int, float | None]:
+    """Op that home does for masks -> what it takes; nothing where home is not described."""
+    if not isinstance(graph, MaskedGraph) or home not in times:
+        return {}
+    return {op: times[home].ops[op].seconds for op in graph.parts}
 
 
 def compute_seconds(placement: Placement, times: Mapping[str, DeviceTime]) -> dict[str, float]:

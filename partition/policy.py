@@ -174,6 +174,11 @@ def _shipped_names() -> tuple[str, ...]:
         "prompt-private",
         "kv-private",
         "activations-private",
+        "slalom",
+        "slalom-verified",
+        "rank-one",
+        "masked-all",
+        "private-optimal",
     ]
     names = shipped_names(_FOLDER)
     return tuple(sorted(names, key=lambda n: (order.index(n) if n in order else 99, n)))
@@ -185,13 +190,17 @@ def policy_names() -> list[str]:
 
 
 def open_policy_names() -> list[str]:
-    """Those that have no secrets: what is compared where nothing else is asked for."""
-    return [name for name in policy_names() if not load_policy(name).secrets]
+    """Those without secrets and masks: what is compared where nothing else is asked for."""
+    return [name for name in policy_names() if _is_open(load_policy(name))]
 
 
 def fixed_policy_names() -> list[str]:
-    """Those that leave nothing free: they take no search."""
-    return [name for name in policy_names() if load_policy(name).objective is None]
+    """Of these those that leave nothing free: they take no search."""
+    return [name for name in open_policy_names() if load_policy(name).objective is None]
+
+
+def _is_open(policy: Policy) -> bool:
+    return not policy.secrets and not policy.protects
 
 
 def load_policy(name: str) -> Policy:

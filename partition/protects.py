@@ -141,6 +141,16 @@ def named(graph: OpGraph, protects: Sequence[Protect]) -> dict[int, Protect]:
     return found
 
 
+def unhidden(graph: OpGraph, protects: Sequence[Protect]) -> dict[int, Protection]:
+    """Op -> the scheme that names it and hides nothing there: away it is as it is."""
+    return {
+        op: one.protection
+        for op, one in named(graph, protects).items()
+        if why_not(graph, graph.ops[op], one.protection) is None
+        and not hides(graph, graph.ops[op], one.protection)
+    }
+
+
 def idle_protects(graph: OpGraph, protects: Sequence[Protect]) -> list[Protect]:
     """Those that name no op."""
     return [one for one in protects if not named(graph, [one])]

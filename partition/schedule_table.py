@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from partition.accounting import Traffic, call_label
+from partition.mask_table import here, mask_ids, mask_op, traced_op
 from partition.placement import Placement
 from partition.schedule import Schedule, Slot, Task, executed
 from tracer.files import parse_json
@@ -31,7 +32,18 @@ SCHEDULE = pa.schema(
         column("lane", pa.int32(), "Which of the tasks at one time on its resource, from 0."),
         column("category", pa.string(), "op or transfer."),
         column("name", pa.string(), "The op by its module, or the tensor as `tensor_group`."),
-        column("op_id", pa.int32(), "The op; joins with `ops`; null of a transfer.", null=True),
+        column(
+            "op_id",
+            pa.int32(),
+            "The op; joins with `ops`; null of a transfer, and of what home does for masks.",
+            null=True,
+        ),
+        column(
+            "mask_id",
+            pa.int32(),
+            "What home does for a mask; joins with `masks`; null of all else.",
+            null=True,
+        ),
         column(
             "transfer_id",
             pa.int32(),
@@ -81,12 +93,13 @@ SCHEDULE = pa.schema(
 
 def schedule_rows(graph: OpGraph, schedule: Schedule) -> Rows:
     """The rows of ``schedule.parquet``."""
-    moved, labels = tensor_names(graph), dict[int, str]()
+    moved, labels, masks = tensor_names(graph), dict[int, str](), mask_ids(graph)
     rows = []
     for number, slot in enumerate(schedule.slots):
         task = slot.task
         if task.op is not None and task.op not in labels:
-            labels[task.op] = call_label(graph, (task.op,))
+            name, what = call_label(graph, (task.op,)), graph.ops[task.op].name.split("_")[0]
+            labels[task.op] = f"{what} {name}" if task.op in masks else name
         rows.append(
             (
                 number,
@@ -96,7 +109,8 @@ def schedule_rows(graph: OpGraph, schedule: Schedule) -> Rows:
                 slot.lane,
                 "transfer" if task.op is None else "op",
                 moved[task.tensor or 0] if task.op is None else labels[task.op],
-                task.op,
+                traced_op(graph, task.op),
+                masks.get(-1 if task.op is None else task.op),
                 task.transfer,
                 task.call,
                 slot.start,
@@ -130,7 +144,7 @@ def read_schedule(
         raise TableError(f"{folder}/schedule.parquet is of another trace. Run partition again.")
     rows = table.to_pylist()
     try:
-        slots = tuple(_slot(row, traffic, len(rows)) for row in rows)
+        slots = tuple(_slot(row, graph, traffic, len(rows)) for row in rows)
         read = Schedule(slots=slots, **parse_json(metadata["schedule"]))
         _check_whole(read)
         _check_tasks(read, graph, placement, traffic)
@@ -139,9 +153,13 @@ def read_schedule(
     return read
 
 
-def _slot(row: Mapping[str, Any], traffic: Traffic, count: int) -> Slot:
+def _slot(row: Mapping[str, Any], graph: OpGraph, traffic: Traffic, count: int) -> Slot:
     """A row of ``count`` as what it was. Raises ValueError for one that was never written so."""
     op, transfer, waits_for = row["op_id"], row["transfer_id"], row["waits_for"]
+    if row["mask_id"] is not None and op is None and row["mask_id"] >= 0:
+        op = mask_op(graph, row["mask_id"])
+    elif op is not None and op >= 0:
+        op = here(graph, op)
     start, end, seconds = row["start_seconds"], row["end_seconds"], row["seconds"]
     if (op is None) == (transfer is None) or (waits_for is None) != (row["wait"] is None):
         raise ValueError("neither or both")

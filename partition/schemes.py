@@ -83,7 +83,9 @@ class Protection:
         told += ["online pads"] if self.pads == "online" else []
         told += [self.axis] if self.scheme == "permutation" else []
         told += [f"mod 2^{self.bits}"] if self.dtype else []
+        told += [f"scale {self.scale:g}"] if self.scale != 16 else []
         told += ["freivalds"] if self.check else []
+        told += [f"{self.trials} trials"] if self.trials > 1 else []
         return "+".join(told)
 
 

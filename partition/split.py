@@ -13,6 +13,7 @@ from costmodels.roofline import DeviceTime
 from partition import Residency
 from partition.accounting import Traffic, account
 from partition.ladder import Exposure
+from partition.masks import MaskedGraph
 from partition.placement import Placement
 from partition.run import Chips, Run
 from partition.schedule import Schedule, Scheduling, scheduled, tasks_of
@@ -36,6 +37,7 @@ class Split:
     """A placement of a traced model with what it moves, and the options it was counted under."""
 
     graph: OpGraph
+    """The trace's; where ops are masked a ``partition.masks.MaskedGraph``."""
     trace_id: str
     policy: str
     placement: Placement
@@ -80,12 +82,33 @@ class Split:
     """Where parameters lie of ops that no rule of the policy says it of."""
     unknown_launches: tuple[str, ...] = ()
     """The devices of which ``compute_seconds`` leaves out what it takes to start an op."""
+    mask_seconds: Mapping[int, float | None] = field(default_factory=dict)
+    """What home does for masks, by the op in the graph -> its seconds; None where not known."""
 
     @property
     def sent_weight_bytes(self) -> int:
         """The payload of parameters that lie at home."""
         sent = (t for t in self.traffic.transfers if t.tensor.op is None)
         return sum(t.payload_bytes for t in sent)
+
+    @property
+    def mask_costs(self) -> dict[str, int]:
+        """What masks cost a run, by columns of ``summary``; 0 where there are no masks."""
+        masks = self.graph if isinstance(self.graph, MaskedGraph) else None
+        crossed = [t for t in self.traffic.transfers if masks and t.tensor.id in masks.masks]
+        return {
+            "masked_payload_bytes": sum(t.payload_bytes for t in crossed),
+            "unmasked_payload_bytes": sum(self.unmasked_bytes(t.tensor.id) for t in crossed),
+            "pad_bytes": masks.pad_bytes if masks else 0,
+            "offline_flops": masks.offline_flops if masks else 0,
+            "home_mask_flops": masks.home_mask_flops if masks else 0,
+        }
+
+    def unmasked_bytes(self, tensor: int) -> int:
+        """What the payload is of what a tensor of the graph stands for under a mask."""
+        masks = self.graph.masks if isinstance(self.graph, MaskedGraph) else {}
+        plain = masks[tensor].plain if tensor in masks else tensor
+        return self.wire_format.of(self.graph.tensors[plain]).payload_bytes
 
     @property
     def used(self) -> tuple[str, ...]:

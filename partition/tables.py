@@ -13,13 +13,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from costmodels.arrays import Options
-from costmodels.flops import total_flops
 from partition.accounting import Call, Traffic, Transfer, origins, steps_of, totals_of
+from partition.mask_table import (
+    MASKS,
+    crossing,
+    here,
+    mask_of,
+    mask_rows,
+    masks_metadata,
+    traced_op,
+    traced_tensor,
+    with_masks,
+)
+from partition.masks import MaskedGraph, plain_of
 from partition.placement import Placement
 from partition.schedule_table import SCHEDULE, schedule_metadata, schedule_rows
 from partition.seen import what_is
 from partition.split import PARTITIONS, Split
 from partition.stored import parameters_read
+from partition.summary_table import SUMMARY, summary_row
 from partition.wire_format import WireFormat
 from tracer.files import open_file, remove_files
 from tracer.graph import OpGraph
@@ -56,6 +68,12 @@ PLACEMENT = pa.schema(
             pa.string(),
             "Where the parameters that it reads lie: device, its own, or home, from where its device "
             "is sent them in each run; null where it reads no parameters.",
+            null=True,
+        ),
+        column(
+            "mask",
+            pa.string(),
+            "The scheme that it runs masked under, with what is chosen of it; null where it does not.",
             null=True,
         ),
     ]
@@ -122,6 +140,20 @@ TRANSFERS = pa.schema(
             pa.string(),
             "exact, or estimate where a ratio stands in for what the values decide.",
         ),
+        column(
+            "mask",
+            pa.string(),
+            "The scheme that it crosses under; null where it crosses as it is.",
+            null=True,
+        ),
+        column(
+            "masked_id",
+            pa.int32(),
+            "What stands for it under its mask has this number: one tensor under two masks is two "
+            "transfers. Null likewise.",
+            null=True,
+        ),
+        column("unmasked_bytes", pa.int64(), "What `payload_bytes` would be without its mask."),
         column("packing", pa.string(), "How it is packed; plain where it is not."),
         column("plain_bytes", pa.int64(), "What `payload_bytes` would be unpacked."),
         column(
@@ -221,222 +253,16 @@ CALLS = pa.schema(
     ]
 )
 
-SUMMARY = pa.schema(
-    [
-        column("policy", pa.string(), "The policy that placed the ops."),
-        column("home", pa.string(), "The device with the inputs and the outputs."),
-        column("accelerators", pa.list_(pa.string()), "The devices that home calls."),
-        column(
-            "link",
-            pa.string(),
-            "The link between them, or the links where they differ (`pcie5-x16, a+b=nvlink`).",
-        ),
-        column(
-            "wire_dtype",
-            pa.string(),
-            "The dtype asked for on the wire; null for the tensors' own.",
-            null=True,
-        ),
-        column(
-            "pack",
-            pa.string(),
-            "What all tensors are packed by where no rule of the policy says; null for nothing.",
-            null=True,
-        ),
-        column("residency", pa.string(), "run or call, as in every row."),
-        column(
-            "weights_at",
-            pa.string(),
-            "Where parameters of ops on accelerators lie, where no rule says: device or home.",
-        ),
-        column("calls", pa.int32(), "Round trips, the fewest that the placement allows."),
-        column(
-            "transfers",
-            pa.int32(),
-            "Tensors that cross, once for each tensor, source device and destination device.",
-        ),
-        column(
-            "cut_edges",
-            pa.int32(),
-            "Edges whose two ops are on different devices: several for a tensor that several ops read.",
-        ),
-        column("sent_payload_bytes", pa.int64(), "Bytes from home, without framing."),
-        column("sent_wire_bytes", pa.int64(), "Bytes from home, with framing."),
-        column(
-            "sent_weight_bytes",
-            pa.int64(),
-            "Of `sent_payload_bytes` those of parameters that lie at home.",
-        ),
-        column("received_payload_bytes", pa.int64(), "Bytes to home, without framing."),
-        column("received_wire_bytes", pa.int64(), "Bytes to home, with framing."),
-        column("peer_payload_bytes", pa.int64(), "Bytes between accelerators, without framing."),
-        column("peer_wire_bytes", pa.int64(), "Bytes between accelerators, with framing."),
-        column("total_payload_bytes", pa.int64(), "Bytes of all transfers, without framing."),
-        column(
-            "payload_status",
-            pa.string(),
-            "exact, or estimate where a ratio stands in for the packed bytes of some transfer.",
-        ),
-        column("plain_payload_bytes", pa.int64(), "What `total_payload_bytes` would be unpacked."),
-        column("total_wire_bytes", pa.int64(), "Bytes of all transfers, with framing."),
-        column(
-            "total_bytes_expr",
-            pa.string(),
-            "`total_payload_bytes` as a formula in batch, seq, past and source; null in a trace at "
-            "fixed sizes.",
-            null=True,
-        ),
-        column(
-            "peak_buffer_bytes",
-            pa.int64(),
-            "The most payload that either end must hold at one time to pass a message on.",
-        ),
-        column(
-            "seconds",
-            pa.float64(),
-            "Of all transfers, one after another; null where one of them is not known.",
-            null=True,
-        ),
-        column(
-            "at_least",
-            pa.bool_(),
-            "Whether the seconds of this row leave out what is not known: a link's latency, or what "
-            "starting an op takes on a device.",
-        ),
-        column(
-            "resident_bytes",
-            pa.map_(pa.string(), pa.int64()),
-            "Device -> bytes of parameters, buffers, constants and cached state that lie there.",
-        ),
-        column(
-            "coverage",
-            pa.float64(),
-            "Share of the ops that work whose FLOPs are known, from 0 to 1.",
-        ),
-        column(
-            "compute_seconds",
-            pa.map_(pa.string(), pa.float64()),
-            "Described device -> what its ops take there, one after another.",
-        ),
-        column(
-            "home_seconds",
-            pa.float64(),
-            "Computing at home; null where home is not described or cannot run all that is there.",
-            null=True,
-        ),
-        column(
-            "accelerator_seconds",
-            pa.float64(),
-            "Computing on the accelerators that are used, all together; null where one is not known.",
-            null=True,
-        ),
-        column(
-            "run_seconds",
-            pa.float64(),
-            "Computing and transfers, one after another; null where one of them is not known.",
-            null=True,
-        ),
-        column(
-            "seconds_per_token",
-            pa.float64(),
-            "`run_seconds` over the new tokens of the batch; null likewise.",
-            null=True,
-        ),
-        column(
-            "link_bound_chips",
-            pa.int64(),
-            "From so many equal chips on, they compute no longer than their shared link takes; null "
-            "without chips, and where any number of them takes longer.",
-            null=True,
-        ),
-        column(
-            "many_chips_seconds",
-            pa.float64(),
-            "What the run takes with one chip for each tile of its largest product; null without "
-            "chips.",
-            null=True,
-        ),
-        column(
-            "objective",
-            pa.string(),
-            "What the placement is best for: bytes, seconds, or both; null where the policy left "
-            "nothing free.",
-            null=True,
-        ),
-        column(
-            "objective_value",
-            pa.int64(),
-            "What the placement costs, in `objective_unit`; null likewise.",
-            null=True,
-        ),
-        column(
-            "objective_bound",
-            pa.int64(),
-            "No placement that is allowed costs less; equal to `objective_value` where that is proven "
-            "best.",
-            null=True,
-        ),
-        column("objective_unit", pa.string(), "bytes, ns, or weighted; null likewise.", null=True),
-        column(
-            "optimal",
-            pa.bool_(),
-            "Whether no placement that is allowed costs less; null likewise.",
-            null=True,
-        ),
-        column(
-            "solver",
-            pa.string(),
-            "What found the placement: cut, networkx, program, layers or candidates; null likewise.",
-            null=True,
-        ),
-        column(
-            "cut",
-            pa.string(),
-            "Where the one cut lies of a policy that cuts between two layers (`after encoder.2`); null "
-            "for others.",
-            null=True,
-        ),
-        column(
-            "cycles",
-            pa.map_(pa.string(), pa.int64()),
-            "Device -> cycles of its matrix products, null where one is not of two matrices (a "
-            "recurrent layer, an attention in one op) or may be one; arrays of multipliers alone.",
-        ),
-        column(
-            "array_options",
-            pa.string(),
-            "What makes the arrays faster than their descriptions (`int8_speedup=2, chips=4`); null "
-            "where nothing does.",
-            null=True,
-        ),
-        column(
-            "engine",
-            pa.string(),
-            "What carries ops out (`vllm`, or `gpu=vllm` of one device); null for the physical bound.",
-            null=True,
-        ),
-        column(
-            "execution",
-            pa.string(),
-            "How, where that is not what the engine says: eager, graph or fused; else null.",
-            null=True,
-        ),
-        column(
-            "seen",
-            pa.map_(pa.string(), pa.map_(pa.string(), pa.string())),
-            "Accelerator that is not trusted -> sort of tensor -> how it sees it: plain, recoverable, "
-            "masked or not at all.",
-        ),
-    ]
-)
-
 
 def partition_tables(partition: Split) -> dict[str, pa.Table]:
     """The four tables of a partition, by name, and that of its schedule where it has one."""
     graph, placement, traffic = partition.graph, partition.placement, partition.traffic
     whole, sorts = traffic.totals.payload_bytes, what_is(graph)
-    groups = tensor_names(graph)
-    schedule, parameters = partition.schedule, parameters_read(graph)
+    of_masks = {"masks": (MASKS, rows)} if (rows := mask_rows(partition)) else {}
+    plain = plain_of(graph)
+    protected = graph.protected if isinstance(graph, MaskedGraph) else {}
+    groups = tensor_names(plain)
+    schedule, parameters = partition.schedule, parameters_read(plain)
     timed = {} if schedule is None else {"schedule": (SCHEDULE, schedule_rows(graph, schedule))}
     return make_tables(
         graph.meta,
@@ -446,14 +272,16 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                 [
                     (
                         op.id,
-                        placement.devices[op.id],
-                        placement.pinned[op.id],
-                        placement.reasons[op.id],
-                        ("home" if op.id in placement.streams else "device")
+                        placement.devices[place],
+                        placement.pinned[place],
+                        placement.reasons[place],
+                        ("home" if place in placement.streams else "device")
                         if parameters[op.id]
                         else None,
+                        str(protected[op.id]) if op.id in protected else None,
                     )
-                    for op in graph.ops
+                    for op in plain.ops
+                    for place in [here(graph, op.id)]
                 ],
             ),
             "transfers": (
@@ -461,13 +289,13 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                 [
                     (
                         t.id,
-                        t.tensor.id,
-                        t.tensor.name,
-                        t.tensor.label,
-                        groups[t.tensor.id],
-                        sorts[t.tensor.id],
+                        known.id,
+                        known.name,
+                        known.label,
+                        groups[known.id],
+                        sorts[known.id],
                         t.tensor.id in partition.secret,
-                        t.tensor.op,
+                        known.op,
                         t.src_device,
                         t.dst_device,
                         t.call,
@@ -475,6 +303,11 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         t.wire_dtype,
                         t.payload_bytes,
                         t.payload_status,
+                        mask_of(graph, t.tensor.id),
+                        t.tensor.id if t.tensor.id != known.id else None,
+                        t.payload_bytes
+                        if t.tensor.id == known.id
+                        else partition.unmasked_bytes(t.tensor.id),
                         t.packing,
                         t.plain_bytes,
                         t.wire_bytes,
@@ -491,6 +324,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                     for t, origin in zip(
                         traffic.transfers, origins(graph, placement, traffic.transfers), strict=True
                     )
+                    for known in [plain.tensors[traced_tensor(graph, t.tensor.id)]]
                 ],
             ),
             "calls": (
@@ -500,7 +334,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         c.id,
                         c.device,
                         c.label,
-                        c.ops,
+                        tuple(traced_op(graph, op) for op in c.ops),
                         c.sent_payload_bytes,
                         c.sent_wire_bytes,
                         c.received_payload_bytes,
@@ -516,6 +350,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                 [tuple(_items(value) for value in summary_row(partition).values())],
             ),
             **timed,
+            **of_masks,
         },
         partition.identity,
     )
@@ -524,7 +359,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
 def write_partition(partition: Split, trace: Path) -> Path:
     """Write the tables of a partition into its trace's directory; where they are.
 
-    A schedule of what was there before goes.
+    A schedule, and masks, of what was there before go.
     """
     metadata = {
         **trace_metadata(partition.graph.meta, partition.trace_id),
@@ -535,6 +370,8 @@ def write_partition(partition: Split, trace: Path) -> Path:
         "wire_dtype": partition.wire,
         "residency": partition.residency,
     }
+    if (masks := masks_metadata(partition.graph)) is not None:
+        metadata["masks"] = masks
     if partition.schedule is not None:
         metadata["schedule"] = schedule_metadata(partition.schedule)
     folder = trace / partition.folder
@@ -544,9 +381,10 @@ def write_partition(partition: Split, trace: Path) -> Path:
         metadata,
         advice="Make the place writable, or free some space.",
     )
-    if partition.schedule is None and (folder / "schedule.parquet").exists():
-        with suppress(OSError):
-            remove_files(folder, "schedule.parquet")
+    for table, there in (("schedule", partition.schedule), ("masks", masks)):
+        if there is None and (folder / f"{table}.parquet").exists():
+            with suppress(OSError):
+                remove_files(folder, f"{table}.parquet")
     return folder
 
 
@@ -555,64 +393,6 @@ def _items(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return [(key, _items(inner)) for key, inner in sorted(value.items())]
-
-
-def summary_row(partition: Split) -> dict[str, Any]:
-    """The one row of ``summary.parquet``: column -> value, in the order of ``SUMMARY``."""
-    placement, traffic, totals = partition.placement, partition.traffic, partition.traffic.totals
-    run, solution = partition.run, partition.solution
-    return {
-        "policy": partition.policy,
-        "home": placement.home,
-        "accelerators": list(placement.accelerators),
-        "link": partition.link,
-        "wire_dtype": partition.wire_dtype,
-        "pack": partition.wire_format.text or None,
-        "residency": partition.residency,
-        "weights_at": partition.weights_at,
-        "calls": len(traffic.calls),
-        "transfers": len(traffic.transfers),
-        "cut_edges": traffic.cut_edges,
-        "sent_payload_bytes": totals.sent_payload_bytes,
-        "sent_wire_bytes": totals.sent_wire_bytes,
-        "sent_weight_bytes": partition.sent_weight_bytes,
-        "received_payload_bytes": totals.received_payload_bytes,
-        "received_wire_bytes": totals.received_wire_bytes,
-        "peer_payload_bytes": totals.peer_payload_bytes,
-        "peer_wire_bytes": totals.peer_wire_bytes,
-        "total_payload_bytes": totals.payload_bytes,
-        "payload_status": totals.payload_status,
-        "plain_payload_bytes": sum(t.plain_bytes for t in traffic.transfers),
-        "total_wire_bytes": totals.wire_bytes,
-        "total_bytes_expr": traffic.total_expr,
-        "peak_buffer_bytes": traffic.peak_buffer_bytes,
-        "seconds": totals.seconds,
-        "at_least": bool(partition.left_out),
-        "resident_bytes": dict(traffic.resident_bytes),
-        "coverage": total_flops(partition.graph).coverage,
-        "compute_seconds": dict(partition.compute_seconds),
-        "home_seconds": partition.home_seconds,
-        "accelerator_seconds": partition.accelerator_seconds,
-        "run_seconds": partition.run_seconds,
-        "seconds_per_token": run and run.seconds_per_token,
-        "link_bound_chips": run and run.link_bound_chips,
-        "many_chips_seconds": run and run.many_chips_seconds,
-        "objective": partition.objective,
-        "objective_value": solution and solution.objective,
-        "objective_bound": solution and solution.bound,
-        "objective_unit": partition.unit if solution else None,
-        "optimal": solution and solution.proven,
-        "solver": solution and solution.solver,
-        "cut": (solution and solution.cut) or None,
-        "cycles": dict(partition.cycles),
-        "array_options": partition.options.text or None,
-        "engine": partition.engine or None,
-        "execution": partition.execution or None,
-        "seen": {
-            one.device: {sort.what.value: sort.how.value for sort in one.seen}
-            for one in partition.exposed
-        },
-    }
 
 
 def read_split(trace: Path, folder: Path) -> Split:
@@ -630,9 +410,11 @@ def read_split(trace: Path, folder: Path) -> Split:
             ("summary", SUMMARY),
         )
     }
-    stored: dict[str, Any] = storage_of(read_table(folder, "summary", SUMMARY)[1])
+    metadata = read_table(folder, "summary", SUMMARY)[1]
+    stored: dict[str, Any] = storage_of(metadata)
     graph = graph.with_meta(replace(graph.meta, **stored))
     try:
+        graph = with_masks(graph, metadata.get("masks"))
         return _split(graph, trace_id, rows)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise TableError(f"{folder} is damaged. Run partition again.") from error
@@ -641,7 +423,7 @@ def read_split(trace: Path, folder: Path) -> Split:
 def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]]]) -> Split:
     """What rows of tables say. Raises ValueError, KeyError ... for rows that were never written."""
     (summary,) = rows["summary"]
-    if len(rows["placement"]) != len(graph.ops):
+    if len(rows["placement"]) != len(plain_of(graph).ops):
         raise ValueError("another number of ops")
     placed = rows["placement"]
     placement = Placement(
@@ -651,6 +433,8 @@ def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]
         tuple(row["reason"] for row in placed),
         frozenset(row["op_id"] for row in placed if row["weights_at"] == "home"),
     )
+    if isinstance(graph, MaskedGraph):
+        placement = graph.placed(placement)
     transfers = tuple(_transfer(graph, row) for row in rows["transfers"])
     _check_rows(graph, placement, rows)
     traffic = Traffic(
@@ -700,14 +484,14 @@ def _check_rows(
         )
         if not (sound and ends <= devices):
             raise ValueError(f"transfer {number}")
-        tensor, src = row["tensor_id"], row["src_device"]
+        tensor, src = crossing(graph, row), row["src_device"]
         op = graph.tensors[tensor].op
         at_home = placement.home if placement.streams else None  # a parameter that is sent
         lies = at_home if op is None else placement.devices[op]
         if (tensor, src) not in there and lies != src:
             raise ValueError(f"transfer {number}: it is not there")
         there.add((tensor, row["dst_device"]))
-    ran = [(op, row["device"]) for row in rows["calls"] for op in row["ops"]]
+    ran = [(here(graph, op), row["device"]) for row in rows["calls"] for op in row["ops"]]
     away = [(op, d) for op, d in enumerate(placement.devices) if d not in (None, placement.home)]
     if sorted(ran) != away or [row["call_id"] for row in rows["calls"]] != list(range(calls)):
         raise ValueError("calls of other ops than are away")
@@ -720,7 +504,7 @@ def _check_rows(
 def _transfer(graph: OpGraph, row: Mapping[str, Any]) -> Transfer:
     return Transfer(
         row["transfer_id"],
-        graph.tensors[row["tensor_id"]],
+        graph.tensors[crossing(graph, row)],
         row["src_device"],
         row["dst_device"],
         row["call_id"],
@@ -755,7 +539,7 @@ def _calls(
         Call(
             row["call_id"],
             row["device"],
-            tuple(row["ops"]),
+            tuple(here(graph, op) for op in row["ops"]),
             row["label"],
             row["sent_payload_bytes"],
             row["sent_wire_bytes"],
@@ -764,10 +548,13 @@ def _calls(
             row["seconds"],
             row["at_least"],
             # One without ops brings new state, right after it is made.
-            steps[row["ops"][0]] if row["ops"] else brought[row["call_id"]],
+            steps[here(graph, row["ops"][0])] if row["ops"] else brought[row["call_id"]],
         )
         for row in rows
     )
+
+
+_TABLES = ("placement", "transfers", "calls", "summary", "schedule", "masks", "measured_calls")
 
 
 def remove_stale(trace: Path, trace_id: str) -> list[str]:
@@ -786,7 +573,15 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
         levels = (folder, *folder.parents[:3])
         removed.add(unquote(levels[-1].name.removeprefix("policy=")))
         with suppress(OSError):  # what is not ours stays
-            tables = ("placement", "transfers", "calls", "summary", "schedule", "measured_calls")
+            tables = (
+                "placement",
+                "transfers",
+                "calls",
+                "summary",
+                "schedule",
+                "masks",
+                "measured_calls",
+            )
             remove_files(folder, *(f"{table}.parquet" for table in tables))
             for level in levels:
                 level.rmdir()

@@ -24,9 +24,11 @@ from costmodels.weights import FIGURES as OF_WEIGHTS
 from costmodels.weights import Encoding, Rule, load_weights, weight_names
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
+from partition.mask_table import MASKS
 from partition.policy import Policy, load_policy, policy_names
 from partition.schedule_table import SCHEDULE
-from partition.tables import CALLS, PLACEMENT, SUMMARY, TRANSFERS
+from partition.summary_table import SUMMARY
+from partition.tables import CALLS, PLACEMENT, TRANSFERS
 from tools.describe import field_words, plain, write
 from tools.schemas import schemas
 from tracer.serde import EDGES, OPS, RUN, TENSORS, description
@@ -45,6 +47,10 @@ TABLES: Mapping[str, tuple[str, pa.Schema]] = {
         "A row is an op or a transfer of a request, in time. `--schedule` of `partition` and "
         "`compare` writes it.",
         SCHEDULE,
+    ),
+    "masks": (
+        "A row is what home does for a mask: of a policy that protects ops, and where one is away.",
+        MASKS,
     ),
     "costs": ("A row is an op on a device. `cutedge cost` writes it.", COSTS),
     "measured_calls": ("A row is a round trip as `cutedge verify` ran it.", MEASURED_CALLS),

@@ -26,18 +26,21 @@ from cutedge.runtime.leaks import SecrecyProof
 from cutedge.runtime.packed import Packed, PackedGroup
 from cutedge.runtime.verify import Verdict
 from cutedge.sweeping.point_files import SWEEP
-from partition.conditions import OF_SECRETS, OF_TENSORS
+from partition.conditions import OF_OPS, OF_SECRETS, OF_TENSORS
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, Relief, Savings, TransferGroup
 from partition.ladder import Exposure, LadderStep
 from partition.optimise import Price
 from partition.packs import Pack
-from partition.policy import CONDITIONS, Policy, Rule, Secret
+from partition.policy import Policy, Rule, Secret
+from partition.protects import Protect
 from partition.run import Run
 from partition.schedule import Schedule
 from partition.schedule_table import SCHEDULE
+from partition.schemes import Protection
 from partition.seen import Derived
-from partition.tables import SUMMARY, TRANSFERS
+from partition.summary_table import SUMMARY
+from partition.tables import TRANSFERS
 from tools.describe import (
     Schema,
     columns,
@@ -590,13 +593,14 @@ def _verify() -> Schema:
 def _policy() -> Schema:
     anything = {"type": "array", "items": {"type": ["string", "integer"]}}
     rule = dataclass_keys(Rule, "place", "weights_at", "reason", "optional")
-    secret = dataclass_keys(Secret, "reason", "optional", "derived")
+    secret = dataclass_keys(Secret, "reason", "optional", "derived", "allow_masked")
 
     def conditions(names: tuple[str, ...]) -> dict[str, Schema]:
         return {name: key(anything, f"Condition: {name}; any of these.") for name in names}
 
     own = dataclass_keys(Policy, "description", "default", "objective", "cut")
-    of_rules, of_secrets = conditions(CONDITIONS), conditions(OF_SECRETS)
+    of_rules, of_secrets = conditions(OF_OPS), conditions(OF_SECRETS)
+    protect = dataclass_keys(Protect, "reason", "optional") | dataclass_keys(Protection)
     of_packs, pack = (
         conditions(tuple(OF_TENSORS)),
         dataclass_keys(Pack, "at_least_bytes", "reason", "optional"),
@@ -607,12 +611,16 @@ def _policy() -> Schema:
             "policy": field_key(Policy, "name"),
             **own,
             "secrets": key(
-                listed(record(of_secrets | secret, (*of_secrets, "derived"))),
+                listed(record(of_secrets | secret, (*of_secrets, "derived", "allow_masked"))),
                 "What accelerators that are not trusted may not see.",
             ),
             "rules": key(
                 listed(record(of_rules | rule, (*of_rules, "weights_at"))),
                 "The first that matches an op places it.",
+            ),
+            "protects": key(
+                listed(record(of_rules | protect, (*of_rules,))),
+                "Which ops run masked where they are away: the first that names an op decides.",
             ),
             "packs": key(
                 listed(record(of_packs | pack, (*of_packs,))),

@@ -110,6 +110,11 @@ class PlacementSearch:
                 f"{policy.name} packs tensors, and a sweep counts them as they lie in memory: leave "
                 "its [[pack]] tables out, or take partition or compare"
             )
+        if policy.protects:
+            raise InputError(
+                f"{policy.name} masks ops, which a sweep does not count yet: take partition or compare "
+                "(--over seq 64..8192)"
+            )
         self._graph, self._policy, self._over = graph, policy, over
         self._residency, self._time_limit = residency, time_limit
         self._known: dict[Any, Answers] = {}

@@ -21,7 +21,7 @@ from cutedge.sweeping.points import (
     Points,
     points,
 )
-from partition.tables import SUMMARY
+from partition.summary_table import SUMMARY
 from tracer.errors import InputError
 from tracer.files import check_file, parse_json
 from tracer.serde import RUN, column, description

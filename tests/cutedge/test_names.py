@@ -12,7 +12,8 @@ from costmodels.cost_table import COSTS
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
 from partition.schedule_table import SCHEDULE
-from partition.tables import CALLS, PLACEMENT, SUMMARY, TRANSFERS
+from partition.summary_table import SUMMARY
+from partition.tables import CALLS, PLACEMENT, TRANSFERS
 from tests.support.inprocess import invoke
 from tracer.serde import EDGES, OPS, TENSORS
 
