@@ -272,7 +272,7 @@ class _Rewriting:
         self.parts: dict[int, tuple[Part, int]] = {}
         self.masks: dict[int, Masked] = {}
         self.pads: set[int] = set()
-        self.made: dict[tuple[int, Protection, Side], _Mask] = {}
+        self.made: dict[tuple[int, Protection, Operands, Side], _Mask] = {}
         self.copies: dict[int, int] = {}
         self.integers: dict[tuple[int, int], int] = {}
         self.offline = (0, const(0))
@@ -483,7 +483,7 @@ class _Rewriting:
         """What is sent in place of an operand: made once for all ops that read it, checked or not."""
         scheme, protection = self.scheme(op), self.protected[op.id]
         assert scheme.mask is not None
-        made = tensor.id, replace(protection, check="", trials=1), side
+        made = tensor.id, replace(protection, check="", trials=1), scheme.operands, side
         if made in self.made:
             return self.made[made]
         shapes, dtype = self.shapes(tensor), protection.dtype or tensor.dtype

@@ -80,6 +80,8 @@ def read_protect(table: Mapping[str, Any], where: str) -> Protect:
     ):
         if key in table:
             chosen[key] = choice_of(table[key], known, f"{where}: {key}")
+    if "check" in chosen and scheme == "freivalds":
+        raise InputError(f"{where}: check is of the other schemes: freivalds checks by itself")
     if "scale" in table:
         scale = table["scale"]
         if type(scale) not in (int, float) or not 0 < scale < 1e9:
