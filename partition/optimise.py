@@ -205,7 +205,8 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
             )
         best, solution = _proven(whole, policy, asked, problems, found, found.placement)
     there, best = settled(whole, best)
-    _check_room(there, policy, setting, best)
+    if whole is not graph:
+        _check_room(there, policy, setting, best)
     devices = _plain_placement(there, best).devices
     proof = "the optimum" if solution.proven else "the best found"
     chosen = f"{proof} for {' and '.join(policy.objective)}"
@@ -301,12 +302,12 @@ def _mask_seconds(graph: OpGraph, setting: Setting) -> Iterator[tuple[int, bool,
 
 
 def _check_room(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> None:
-    """Raise NotFoundError where a placement with its masks finds no room.
+    """Raise NotFoundError where a placement finds no room, its masks with it.
 
-    The problem has not all of it: which masks lie at home, and how long a tensor lies away that
-    several protected ops read at home.
+    The problem of ops that may be masked has not all of it: which masks lie at home, and how long a
+    tensor lies away that several such ops read at home.
     """
-    if not isinstance(graph, MaskedGraph) or not (limits := _memory(graph, setting)):
+    if not (limits := _memory(graph, setting)):
         return
     traffic = setting.account(graph, placement, setting.wire(graph, policy))
     taken = memory_of(graph, placement, traffic.transfers)
