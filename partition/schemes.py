@@ -17,7 +17,7 @@ scheme                       what is sent  returns  home            protects
 ============================ ============= ======== =============== ============================
 
 x, z and y are the elements of X, Z and of the result, n its rows; home's figures are FLOPs. Drawing
-random numbers is counted nowhere.
+random numbers is counted nowhere. A bias that is added at home is one more for each of y.
 
 Sources. ``one-time-pad`` and its check: F. Tramer and D. Boneh, Slalom (ICLR 2019), blinding over
 integers mod p, here over floats and mod 2^k. ``freivalds``: R. Freivalds, Probabilistic machines can
