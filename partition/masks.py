@@ -9,6 +9,7 @@ tensors at home. One tensor under one mask is masked once, however many ops read
 Tensors keep their ids and the new ones come behind; ops have new ids (``MaskedGraph.origin``).
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,8 +24,8 @@ from partition.schemes import (
     Scheme,
     Shape,
     Side,
-    Work,
-    check_work,
+    Size,
+    check_flops,
     elements,
 )
 from tracer.errors import InputError
@@ -81,7 +82,8 @@ class MaskedGraph(OpGraph):
     offline_expr: str | None
     """The same as a formula; None for a concrete trace."""
     copies: Mapping[int, int]
-    """Parameter in another form -> the parameter of the plain graph."""
+    """Tensor that has the values of one of the plain graph and hides nothing of them -> that one: a
+    parameter as integers, a result that is only checked."""
     wire_dtype: str | None
     """What floats cross in."""
 
@@ -149,22 +151,25 @@ def settled(graph: OpGraph, placement: Placement) -> tuple[OpGraph, Placement]:
 
 
 def seen_through(
-    graph: OpGraph, secret: Collection[int], allowed: Collection[str]
+    graph: MaskedGraph,
+    secret: Collection[int],
+    covers: Iterable[tuple[Collection[int], Collection[str]]],
 ) -> frozenset[int]:
     """What stands for ``secret`` tensors and does not hide them well enough.
 
-    That is what no scheme hides that is ``allowed``, withstands something, and has no attack; and
-    other forms of parameters.
+    ``covers`` are by secret the tensors that it covers, and the schemes that it allows. Well enough
+    is a scheme that each secret allows which covers the tensor, that withstands something and has
+    no attack. A copy hides nothing.
     """
-    if not isinstance(graph, MaskedGraph):
-        return frozenset()
-    weak = {
-        tensor
-        for tensor, one in graph.masks.items()
-        if one.plain in secret
-        and not (one.protection.scheme in allowed and one.withstands and not one.attack)
-    }
-    return frozenset(weak | {copy for copy, plain in graph.copies.items() if plain in secret})
+    weak = {copy for copy, plain in graph.copies.items() if plain in secret}
+    for tensor, one in graph.masks.items():
+        allowed = [schemes for covered, schemes in covers if one.plain in covered]
+        hidden = one.withstands and not one.attack and allowed
+        if one.plain in secret and not (
+            hidden and all(one.protection.scheme in schemes for schemes in allowed)
+        ):
+            weak.add(tensor)
+    return frozenset(weak)
 
 
 def masked(
@@ -267,23 +272,32 @@ class _Rewriting:
         self.parts: dict[int, tuple[Part, int]] = {}
         self.masks: dict[int, Masked] = {}
         self.pads: set[int] = set()
-        self.made: dict[tuple[int, str, Side], _Mask] = {}
+        self.made: dict[tuple[int, Protection, Side], _Mask] = {}
+        self.copies: dict[int, int] = {}
         self.integers: dict[tuple[int, int], int] = {}
         self.offline = (0, const(0))
+        self.masked_by: dict[int, list[int]] = defaultdict(list)
+        for number in sorted(self.protected):
+            for tensor in graph.inputs(number):
+                self.masked_by[tensor.id].append(number)
 
     def graph(self) -> MaskedGraph:
         for op in self.plain.ops:
+            for tensor in self.plain.inputs(op.id):
+                for number in self.masked_by.pop(tensor.id, ()):
+                    self.mask_for(number, tensor)
             if op.id in self.protected:
                 self.protect(op, self.protected[op.id])
             else:
                 self.copy(op)
+        self.count_traffic()
         found = MaskedGraph(self.plain.meta, self.ops, self.tensors, self.edges)
         found.plain, found.origin, found.parts = self.plain, tuple(self.origin), self.parts
         found.protected, found.masks = self.protected, self.masks
         found.pads = frozenset(self.pads)
         found.offline_flops = self.offline[0]
         found.offline_expr = str(self.offline[1]) if self.symbolic else None
-        found.copies = {copy: plain for (plain, _), copy in self.integers.items()}
+        found.copies = self.copies
         found.wire_dtype = self.wire_dtype
         return found
 
@@ -306,12 +320,10 @@ class _Rewriting:
         ]
 
     def at_home(
-        self, part: Part, of: Op, scheme: str, reads: Sequence[int], work: Sequence[Work]
+        self, part: Part, of: Op, scheme: str, reads: Sequence[int], flops: Sequence[Size]
     ) -> int:
-        """An op of home's; ``work`` in numbers and, of a symbolic trace, in formulas."""
+        """An op of home's; ``flops`` in numbers and, of a symbolic trace, in formulas."""
         number = len(self.ops)
-        item = ITEM_BYTES[self.tensors[reads[0]].dtype]
-        flops = work[0].flops
         self.parts[number] = (part, of.id)
         self.origin.append(None)
         self.ops.append(
@@ -328,16 +340,29 @@ class _Rewriting:
                 False,
                 self.tensors[reads[0]].dtype,
                 cost=OpCost(
-                    flops=flops,
-                    flops_expr=str(formula(work[1].flops)) if self.symbolic else None,
-                    flops_status=Status.EXACT if flops else Status.ZERO,
-                    read_bytes=work[0].read * item,
-                    write_bytes=work[0].write * item,
+                    flops=flops[0],
+                    flops_expr=str(formula(flops[1])) if self.symbolic else None,
+                    flops_status=Status.EXACT if flops[0] else Status.ZERO,
                 ),
             )
         )
         self.read(number, reads)
         return number
+
+    def count_traffic(self) -> None:
+        """Fill in what home's ops read and write: a check hands on what it has read."""
+        written: dict[int, int] = defaultdict(int)
+        for tensor in self.tensors:
+            if tensor.op in self.parts and self.parts[tensor.op][0] != "check":
+                written[tensor.op] += tensor.bytes
+        read: dict[int, dict[int, int]] = defaultdict(dict)
+        for edge in self.edges:
+            if edge.dst in self.parts:
+                read[edge.dst][edge.tensor] = self.tensors[edge.tensor].bytes
+        for op in self.parts:
+            cost = self.ops[op].cost
+            cost = replace(cost, read_bytes=sum(read[op].values()), write_bytes=written[op])
+            self.ops[op] = replace(self.ops[op], cost=cost)
 
     def add(
         self,
@@ -347,6 +372,7 @@ class _Rewriting:
         dtype: str,
         like: Tensor | None = None,
         role: Role = Role.ACTIVATION,
+        alias_of: int | None = None,
     ) -> int:
         """A tensor; ``shapes`` in numbers and, of a symbolic trace, in formulas."""
         number, item = len(self.tensors), ITEM_BYTES[dtype]
@@ -364,7 +390,7 @@ class _Rewriting:
                 elements(shapes[0]) * item,
                 None if size is None else str(size),
                 None if size is None else size.degree("seq"),
-                None,
+                alias_of,
             )
         )
         return number
@@ -388,32 +414,33 @@ class _Rewriting:
     # --- a protected op ---
 
     def protect(self, op: Op, protection: Protection) -> None:
-        operands = _operands(self.plain, op)
-        assert operands is not None
-        scheme = SCHEMES[protection.scheme, operands]
+        scheme = self.scheme(op)
         (result,) = self.plain.outputs(op.id)
         reads = list(self.plain.inputs(op.id))
-        sides: dict[int, Side] = {}
-        for position, tensor in enumerate(reads):
-            if not _is_stored(self.plain, tensor):
-                sides[position] = "right" if sides else "left"
-        masks = {
-            position: self.mask(op, reads[position], side, scheme, protection)
-            for position, side in sides.items()
-            if scheme.mask is not None
-        }
-        sent = [masks[n].sent if n in masks else t.id for n, t in enumerate(reads)]
-        if protection.dtype is not None:
-            sent = self.in_integers(op, reads, sent, protection)
+        sides = self.sides(op)
+        masks = {n: self.mask(op, reads[n], side) for n, side in sides.items() if scheme.mask}
+        biases = [t.id for t in self.biases(op, reads)] if scheme.bias_at_home else []
+        sent = [
+            masks[n].sent
+            if n in masks
+            else self.in_integers(t, protection)
+            if protection.dtype
+            else t.id
+            for n, t in enumerate(reads)
+            if t.id not in biases
+        ]
         away = self.product(op, scheme, protection, result, sent)
         keys = [mask.key for mask in masks.values()]
         if scheme.pads:
             keys = [self.product_pad(op, reads, result, protection, keys[0])]
         if scheme.recover is not None:
-            shapes = self.shapes(result)
-            work = [scheme.recover(shape) for shape in shapes]
-            bias = [t.id for t in self.biases(op, reads)] if protection.dtype else []
-            recovered = self.at_home("recover", op, protection.scheme, [away, *keys, *bias], work)
+            added = 1 if biases else 0  # for each element
+            flops = [
+                scheme.recover(shape) + added * elements(shape) for shape in self.shapes(result)
+            ]
+            recovered = self.at_home(
+                "recover", op, protection.scheme, [away, *keys, *biases], flops
+            )
         if not protection.checks:
             self.tensors[result.id] = replace(result, op=recovered)
             return
@@ -424,16 +451,37 @@ class _Rewriting:
             )
         self.check(op, reads, sides, result, plain, protection)
 
-    def mask(
-        self, op: Op, tensor: Tensor, side: Side, scheme: Scheme, protection: Protection
-    ) -> _Mask:
-        """What is sent in place of an operand: made once for all ops that read it."""
+    def scheme(self, op: Op) -> Scheme:
+        """That of a protected op."""
+        operands = _operands(self.plain, op)
+        assert operands is not None
+        return SCHEMES[self.protected[op.id].scheme, operands]
+
+    def sides(self, op: Op) -> dict[int, Side]:
+        """Position of an operand that is no weight -> its side."""
+        flowing = [
+            n for n, t in enumerate(self.plain.inputs(op.id)) if not _is_stored(self.plain, t)
+        ]
+        return dict(zip(flowing, ("left", "right"), strict=False))
+
+    def mask_for(self, number: int, tensor: Tensor) -> None:
+        """Mask a tensor before the first op that reads it, whether that one is protected or not: so
+        it lies as long wherever a mask is, whichever ops have one."""
+        op = self.plain.ops[number]
+        reads = self.plain.inputs(number)
+        for position, side in self.sides(op).items():
+            if reads[position].id == tensor.id and self.scheme(op).mask is not None:
+                self.mask(op, tensor, side)
+
+    def mask(self, op: Op, tensor: Tensor, side: Side) -> _Mask:
+        """What is sent in place of an operand: made once for all ops that read it, checked or not."""
+        scheme, protection = self.scheme(op), self.protected[op.id]
         assert scheme.mask is not None
-        made = tensor.id, str(protection), side
+        made = tensor.id, replace(protection, check="", trials=1), side
         if made in self.made:
             return self.made[made]
         shapes, dtype = self.shapes(tensor), protection.dtype or tensor.dtype
-        work = [scheme.mask(shape) for shape in shapes]
+        flops = [scheme.mask(shape) for shape in shapes]
         pads = protection.pads == "offline" and scheme.pads
         key_dtype = self.pad_dtype(tensor, protection)
         reads = [tensor.id]
@@ -442,7 +490,7 @@ class _Rewriting:
             key = self.add(None, f"{tensor.name}.pad", shapes, key_dtype, role=Role.BUFFER)
             self.pads.add(key)
             reads.append(key)
-        number = self.at_home("mask", op, protection.scheme, reads, work)
+        number = self.at_home("mask", op, protection.scheme, reads, flops)
         sent = self.add(
             number,
             f"{tensor.name}.masked",
@@ -462,28 +510,32 @@ class _Rewriting:
         self.made[made] = _Mask(sent, key)
         return self.made[made]
 
-    def in_integers(
-        self, op: Op, reads: Sequence[Tensor], sent: list[int], protection: Protection
-    ) -> list[int]:
-        """Weights as integers, stored where the op runs; what is added is added at home."""
+    def in_integers(self, tensor: Tensor, protection: Protection) -> int:
+        """Weights as integers, stored where their op runs; those of one storage once."""
         assert protection.dtype is not None
-        kept = []
-        biases = {t.id for t in self.biases(op, reads)}
-        for number, tensor in zip(sent, reads, strict=True):
-            if tensor.id in biases:
-                continue
-            if _is_stored(self.plain, tensor):
-                key = tensor.id, protection.bits
-                if key not in self.integers:
-                    name = f"{tensor.name}.int{protection.bits}"
-                    self.integers[key] = self.add(
-                        None, name, self.shapes(tensor), protection.dtype, role=Role.PARAMETER
-                    )
-                number = self.integers[key]
-            kept.append(number)
-        return kept
+        key = tensor.id, protection.bits
+        if key not in self.integers:
+            storage, alike = self.plain.storage(tensor).id, None
+            for (other, bits), copy in self.integers.items():
+                one = self.plain.tensors[other]
+                if (self.plain.storage(one).id, one.numel, bits) == (
+                    storage,
+                    tensor.numel,
+                    protection.bits,
+                ):
+                    alike = self.tensors[copy].alias_of or copy
+            self.integers[key] = self.add(
+                None,
+                f"{tensor.name}.int{protection.bits}",
+                self.shapes(tensor),
+                protection.dtype,
+                role=Role.PARAMETER,
+                alias_of=alike,
+            )
+            self.copies[self.integers[key]] = tensor.id
+        return self.integers[key]
 
-    def biases(self, op: Op, reads: Sequence[Tensor]) -> Iterable[Tensor]:
+    def biases(self, op: Op, reads: Sequence[Tensor]) -> list[Tensor]:
         """What a product adds beside."""
         added = base_name(op.target) == "addmm"
         return [t for n, t in enumerate(reads) if (n == 0 if added else n > 1)]
@@ -521,7 +573,9 @@ class _Rewriting:
                 ),
             ),
         )
-        if scheme.mask is not None:
+        if scheme.mask is None:
+            self.copies[made] = result.id
+        else:
             attack = scheme.attack("result", result.label)
             self.masks[made] = Masked(result.id, protection, attack, scheme.withstands)
         return made
@@ -543,11 +597,8 @@ class _Rewriting:
         weights = [
             t for t in reads if _is_stored(self.plain, t) and t not in self.biases(op, reads)
         ]
-        work = [
-            Work(one.flops, elements(one.left) + elements(one.right), elements(one.result))
-            for one in matrices
-        ]
-        number = self.at_home("pad", op, protection.scheme, [pad, *(t.id for t in weights)], work)
+        reading = [pad, *(t.id for t in weights)]
+        number = self.at_home("pad", op, protection.scheme, reading, flops)
         gemm = op.cost.gemm
         self.ops[number] = replace(
             self.ops[number],
@@ -581,7 +632,7 @@ class _Rewriting:
         count = len(self.shapes(result))
         matrices = [self.matrices(op, reads, result, n) for n in range(count)]
         trials = protection.trials
-        work = [check_work(one, trials, stored=stored) for one in matrices]
+        flops = [check_flops(one, trials, stored=stored) for one in matrices]
         left = next(n for n, side in sides.items() if side == "left")
         vectors = [
             self.add(
@@ -600,6 +651,6 @@ class _Rewriting:
             self.before_the_run([2 * trials * elements(one.right) for one in matrices])
         others = [] if stored else [reads[n].id for n, side in sides.items() if side == "right"]
         number = self.at_home(
-            "check", op, "freivalds", [plain, reads[left].id, *others, *vectors], work
+            "check", op, "freivalds", [plain, reads[left].id, *others, *vectors], flops
         )
         self.tensors[result.id] = replace(result, op=number)

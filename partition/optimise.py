@@ -65,7 +65,8 @@ from partition.problem import (
 from partition.protects import named, protections
 from partition.run import times_under
 from partition.schedule import Scheduling
-from partition.secrets import covered, present, reached, ways_to_keep
+from partition.schemes import Protection
+from partition.secrets import covered, lookups, present, reached, ways_to_keep
 from partition.solve import Proof, Solution, solve
 from partition.stored import kept_beside, state_readers
 from partition.wire_format import WireFormat
@@ -188,7 +189,7 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     check_matches(graph, policy)
     fixed = setting.fixed(graph, policy)
     if policy.objective is None:
-        there, placement = settled(*_with_masks(graph, policy, setting, fixed))
+        there, placement = _with_masks(graph, policy, setting, fixed)
         check_kept(there, policy, setting, placement)
         return Placed(there, placement)
     if why := obstacle(policy, setting):
@@ -241,9 +242,17 @@ def _with_masks(
     graph: OpGraph, policy: Policy, setting: Setting, placement: Placement
 ) -> tuple[OpGraph, Placement]:
     """A plain graph and its placement with the masks of what the policy protects."""
-    protected = protections(graph, policy.protects)
+    away = [op for op, d in enumerate(placement.devices) if d not in (None, placement.home)]
+    protected = _protections(graph, policy, away)
     whole = masked(graph, protected, setting.machine.wire_dtype)
     return whole, _placed(whole, placement)
+
+
+def _protections(graph: OpGraph, policy: Policy, away: Collection[int]) -> dict[int, Protection]:
+    try:
+        return protections(graph, policy.protects, away)
+    except InputError as error:
+        raise InputError(f"{policy.name}: {error}") from None
 
 
 def protecting(graph: OpGraph, policy: Policy, setting: Setting) -> tuple[OpGraph, Setting]:
@@ -253,11 +262,8 @@ def protecting(graph: OpGraph, policy: Policy, setting: Setting) -> tuple[OpGrap
     """
     machine = setting.machine
     allowed = allowed_by(graph, policy, machine.home, machine.accelerators)
-    protected = {
-        op: how
-        for op, how in protections(graph, policy.protects).items()
-        if set(allowed[op]) - {machine.home}
-    }
+    away = [op for op, choice in enumerate(allowed) if set(choice) - {machine.home}]
+    protected = _protections(graph, policy, away)
     whole = masked(graph, protected, machine.wire_dtype)
     if not isinstance(whole, MaskedGraph):
         return graph, setting
@@ -270,14 +276,12 @@ def protecting(graph: OpGraph, policy: Policy, setting: Setting) -> tuple[OpGrap
     return whole, replace(setting, times=times)
 
 
-def _mask_seconds(
-    graph: OpGraph, setting: Setting, *, certain: bool
-) -> Iterator[tuple[int, bool, float]]:
-    """(tensor, whether it is sent, what home computes where it crosses, in seconds).
+def _mask_seconds(graph: OpGraph, setting: Setting) -> Iterator[tuple[int, bool, float]]:
+    """(tensor, whether it is sent, what home is certain to compute where it crosses, in seconds).
 
-    A mask is made where what it masks is sent, once; recovery, pads and checks where a result comes
-    back. What is sent to several devices, or with several calls, is not ``certain`` to cost it each
-    time.
+    A mask is made where what it masks is sent, once: to each of several devices not certainly more
+    than its share, nor with each of several calls any of it. Recovery, pads and checks are made
+    where a result comes back.
     """
     if not isinstance(graph, MaskedGraph):
         return
@@ -289,7 +293,7 @@ def _mask_seconds(
             sent = graph.outputs(op)[0].id
             several = len(setting.machine.accelerators)
             again = setting.residency == "call" and len(graph.readers(sent)) > 1
-            yield sent, True, 0.0 if again and certain else seconds / several
+            yield sent, True, 0.0 if again else seconds / several
         else:
             beside[graph.here[of]] += seconds
     for op, seconds in beside.items():
@@ -297,17 +301,21 @@ def _mask_seconds(
 
 
 def _check_room(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> None:
-    """Raise NotFoundError where what masks need at home finds no room there: no solver was asked."""
-    home = placement.home
-    if not isinstance(graph, MaskedGraph) or home not in (limits := _memory(graph, setting)):
+    """Raise NotFoundError where a placement with its masks finds no room.
+
+    The problem has not all of it: which masks lie at home, and how long a tensor lies away that
+    several protected ops read at home.
+    """
+    if not isinstance(graph, MaskedGraph) or not (limits := _memory(graph, setting)):
         return
     traffic = setting.account(graph, placement, setting.wire(graph, policy))
-    taken = memory_of(graph, placement, traffic.transfers)[home]
-    if taken > limits[home]:
-        raise NotFoundError(
-            f"{policy.name}: the best placement with its masks takes {taken} bytes at {home}, of "
-            f"{limits[home]}: give it more room, or pin fewer ops away"
-        )
+    taken = memory_of(graph, placement, traffic.transfers)
+    for device, limit in limits.items():
+        if (size := taken.get(device, 0)) > limit:
+            raise NotFoundError(
+                f"{policy.name}: the best placement with its masks takes {size} bytes at {device}, "
+                f"of {limit}: give it more room, or pin fewer ops away"
+            )
 
 
 def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> TopologicalCut | None:
@@ -561,13 +569,18 @@ def _ways(
     """The ways to keep a policy's secrets, of what stands for them under masks too."""
     plain, devices = plain_of(graph), setting.untrusted
     ways = ways_to_keep(plain, secret_tensors(plain, policy), devices, derived_too(plain, policy))
-    weak: frozenset[int] = frozenset()
-    for secret in policy.secrets if isinstance(graph, MaskedGraph) else ():
-        marked = named_by(plain, secret)
-        kept = covered(plain, marked)
+    if not isinstance(graph, MaskedGraph):
+        return ways
+    covers = []
+    for secret in policy.secrets:
+        kept = covered(plain, named_by(plain, secret))
         kept |= reached(plain, kept) if secret.derived else frozenset()
-        weak |= seen_through(graph, kept, secret.allow_masked)
-    return [{device: kept | weak for device, kept in way.items()} for way in ways]
+        rows = (one.rows for one in lookups(plain, kept))
+        covers.append((kept.union(*rows), secret.allow_masked))
+    return [
+        {device: kept | seen_through(graph, kept, covers) for device, kept in way.items()}
+        for way in ways
+    ]
 
 
 def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
@@ -605,7 +618,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
                 known[way] = setting.tensor_seconds(*way)
             taken = known[way] + (packing[tensor] or 0.0)
             moving[tensor, ends[0], ends[1]] += weights["seconds"] * taken
-        for tensor, is_sent, taken in _mask_seconds(graph, setting, certain=True):
+        for tensor, is_sent, taken in _mask_seconds(graph, setting):
             for accelerator in setting.machine.accelerators:
                 source, end = (home, accelerator) if is_sent else (accelerator, home)
                 moving[tensor, source, end] += weights["seconds"] * taken

@@ -19,7 +19,7 @@ Where ops go the rules say: a protected op is at home, or away and masked. A sin
 that hides nothing there (``rank-one``) is away as it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -102,8 +102,10 @@ def read_protect(table: Mapping[str, Any], where: str) -> Protect:
     return Protect(conditions, protection, reason, flag_of(table, "optional", where))
 
 
-def protections(graph: OpGraph, protects: Sequence[Protect]) -> dict[int, Protection]:
-    """Op -> how it is protected where it is away, by the first table that names it.
+def protections(
+    graph: OpGraph, protects: Sequence[Protect], away: Collection[int]
+) -> dict[int, Protection]:
+    """Op that may be ``away`` -> how it is protected there, by the first table that names it.
 
     Without ops of which the scheme hides nothing. Raises InputError where a scheme is not for an
     op.
@@ -111,8 +113,13 @@ def protections(graph: OpGraph, protects: Sequence[Protect]) -> dict[int, Protec
     found: dict[int, Protection] = {}
     for number, one in named(graph, protects).items():
         op = graph.ops[number]
+        if number not in away:
+            continue
         if why := why_not(graph, op, one.protection):
-            raise InputError(f"[[protect]] ({one}): {why}")
+            raise InputError(
+                f"protect {protects.index(one) + 1} ({one}): {why}. Place it at home by a rule, or "
+                "have the conditions of the protect leave it out"
+            )
         if hides(graph, op, one.protection):
             found[number] = one.protection
     return found

@@ -90,17 +90,6 @@ class Protection:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What home does for a mask, a recovery or a check."""
-
-    flops: Size
-    read: Size
-    """Elements that it reads."""
-    write: Size
-    """Elements that it writes."""
-
-
-@dataclass(frozen=True, slots=True)
 class Matrices:
     """The shapes of a product: ``left`` x ``right`` -> ``result``, batches in front.
 
@@ -140,26 +129,14 @@ def _doubled(shape: Shape, side: Side) -> Shape:
     return (*batch, rows, 2 * columns) if side == "right" else (*batch, 2 * rows, 2 * columns)
 
 
-def _pass(flops: int) -> Callable[[Shape], Work]:
-    """So many FLOPs an element, which is read beside as large a mask, and written."""
-    return lambda shape: Work(flops * elements(shape), 2 * elements(shape), elements(shape))
+def _each(flops: int) -> Callable[[Shape], Size]:
+    """So many FLOPs an element."""
+    return lambda shape: flops * elements(shape)
 
 
-def _alone(flops: int, reads: int = 1, writes: int = 1) -> Callable[[Shape], Work]:
-    """So many FLOPs an element; the mask is small against it."""
-    return lambda shape: Work(
-        flops * elements(shape), reads * elements(shape), writes * elements(shape)
-    )
-
-
-def _transformed(shape: Shape) -> Work:
-    """An n x n matrix times n rows: 2 n FLOPs an element, the matrix of each batch read too."""
-    *batch, rows, _ = (1, *shape)[-max(len(shape), 2) :]
-    return Work(
-        2 * rows * elements(shape),
-        elements(shape) + elements((*batch, rows, rows)),
-        elements(shape),
-    )
+def _transformed(shape: Shape) -> Size:
+    """An n x n matrix times n rows: 2 n FLOPs an element."""
+    return 2 * _rows(shape) * elements(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +146,19 @@ class Scheme:
     name: str
     operands: Operands
     """What is multiplied with X: stored weights, or another activation."""
-    mask: Callable[[Shape], Work] | None
-    """The shape of an operand -> what masking it takes; None where it is sent as it is."""
-    recover: Callable[[Shape], Work] | None
-    """The shape of the plain result -> what recovering it takes."""
+    mask: Callable[[Shape], Size] | None
+    """The shape of an operand -> the FLOPs of masking it; None where it is sent as it is."""
+    recover: Callable[[Shape], Size] | None
+    """The shape of the plain result -> the FLOPs of recovering it."""
     key: Callable[[Shape, Side], Shape] = lambda shape, side: ()
     """The shape of an operand -> of what home remembers of its mask until it recovers."""
     sent: Callable[[Shape, Side], Shape] = lambda shape, side: shape
     """The shape of a matrix -> that of what stands for it away from home."""
     factor: int = 1
     """FLOPs away over those of the plain product."""
+    bias_at_home: bool = False
+    """Whether what a product adds beside is added at home, after the recovery: where it would be
+    taken for a part of the product, or is no integer."""
     pads: bool = False
     """Whether a pad as large as X, and one as large as the result, can be made before the run."""
     least_rows: int = 1
@@ -219,8 +199,8 @@ _SCHEMES = (
     Scheme(
         "one-time-pad",
         "weights",
-        _pass(1),
-        _pass(1),
+        _each(1),
+        _each(1),
         lambda shape, side: shape,
         pads=True,
         remains="log2(1 + 1 / scale^2) / 2 bits of each value",
@@ -228,17 +208,18 @@ _SCHEMES = (
     Scheme(
         "one-time-pad-mod",
         "weights",
-        _pass(3),
-        _pass(3),
+        _each(3),
+        _each(3),
         lambda shape, side: shape,
+        bias_at_home=True,
         pads=True,
         withstands="whoever sees all that is sent in all runs, as long as each pad is used once",
     ),
     Scheme(
         "embedded-additive",
         "activations",
-        _alone(2, writes=2),
-        _alone(6, reads=4),
+        _each(2),
+        _each(6),
         _key_of(lambda rows, columns, side: 1),
         sent=_doubled,
         factor=4,
@@ -247,17 +228,18 @@ _SCHEMES = (
     Scheme(
         "rank-one",
         "weights",
-        _alone(5),
-        _alone(5),
+        _each(5),
+        _each(5),
         _key_of(lambda rows, columns, side: 3 * rows),
+        bias_at_home=True,
         least_rows=2,
         remains="each row up to a factor and a share of one row that all have",
     ),
     Scheme(
         "rank-one",
         "activations",
-        _alone(2),
-        _alone(2),
+        _each(2),
+        _each(2),
         _key_of(lambda rows, columns, side: 2 * (columns if side == "right" else rows + columns)),
         least_rows=2,
         attack=_diagonal_attack,
@@ -269,6 +251,7 @@ _SCHEMES = (
         _transformed,
         _transformed,
         _key_of(lambda rows, columns, side: rows * rows),
+        bias_at_home=True,
         least_rows=2,
         remains="X'X, the products of its channels",
     ),
@@ -276,8 +259,8 @@ _SCHEMES = (
         Scheme(
             "permutation",
             operands,
-            _alone(0),
-            _alone(0),
+            _each(0),
+            _each(0),
             _key_of(lambda rows, columns, side: columns if side == "right" else rows),
             least_rows=2,
             attack=_permuted_attack,
@@ -294,19 +277,17 @@ NAMES = tuple(dict.fromkeys(one.name for one in _SCHEMES))
 """Of all schemes."""
 
 
-def check_work(matrices: Matrices, trials: int, *, stored: bool) -> Work:
-    """Freivalds' check at home: Y r against X (Z r), ``trials`` times.
+def check_flops(matrices: Matrices, trials: int, *, stored: bool) -> Size:
+    """Of Freivalds' check at home: Y r against X (Z r), ``trials`` times.
 
     Z r of ``stored`` weights is made before. Of [m, k] x [k, n]: 2 m n + 2 m k FLOPs, and 2 k n
     more where Z is an activation; m comparisons.
 
-    >>> check_work(Matrices((4, 8), (8, 2), (4, 2), 8), 1, stored=True).flops
+    >>> check_flops(Matrices((4, 8), (8, 2), (4, 2), 8), 1, stored=True)
     84
     """
     x, z, y = (elements(shape) for shape in (matrices.left, matrices.right, matrices.result))
-    compared = elements(matrices.result[:-1])
-    touched = x + y if stored else x + y + z
-    return Work(trials * (2 * touched + compared), touched, 0)
+    return trials * (2 * (x + y if stored else x + y + z) + elements(matrices.result[:-1]))
 
 
 def false_accept(

@@ -373,8 +373,7 @@ def derived(graph: OpGraph, secret: Collection[int], there: Collection[int]) -> 
     ``secret`` is all that it covers (``partition.secrets.covered``), ``there`` the tensors that are
     on a device.
     """
-    graph = plain_of(graph)
-    there = {tensor for tensor in there if tensor < len(graph.tensors)}
+    there, graph = _open(graph, there), plain_of(graph)
     known = {*there, *recoverable(graph, there)}
     best: dict[int, Derived] = {
         t: Derived(graph.tensors[t], graph.tensors[t], (), True, True) for t in secret
@@ -438,6 +437,14 @@ class Seen:
         return self.how in (How.PLAIN, How.RECOVERABLE)
 
 
+def _open(graph: OpGraph, there: Collection[int]) -> set[int]:
+    """The tensors of the plain graph of which the values are ``there`` as they are."""
+    if not isinstance(graph, MaskedGraph):
+        return set(there)
+    plain = range(len(graph.plain.tensors))
+    return {graph.copies.get(t, t) for t in there if t in plain or t in graph.copies}
+
+
 def known(found: Iterable[Seen]) -> list[What]:
     """The sorts of a run's own tensors that are in plain or recoverable, on some device."""
     sorts = {one.what for one in found if one.is_known}
@@ -454,9 +461,11 @@ def seen(
     found: list[Seen] = []
     for device in devices:
         here = there.get(device, set())
-        attacked = {masks[t].plain: masks[t].attack for t in sorted(here) if t in masks}
-        attacked = {t: attack for t, attack in attacked.items() if attack and t not in here}
-        visible = {t for t in here if t < len(plain.tensors)}
+        visible = _open(graph, here)
+        under = [masks[t] for t in sorted(here) if t in masks]
+        attacked = {
+            one.plain: one.attack for one in under if one.attack and one.plain not in visible
+        }
         led = recoverable(plain, visible | set(attacked))
         ways = {
             **{t: f"{plain.tensors[t].name} by {plain.ops[op].name}" for t, op in led.items()},
@@ -467,9 +476,9 @@ def seen(
             tensors = [t for t in plain.tensors if sorts[t.id] is what]
             if not tensors:
                 continue
-            open_ = [t for t in tensors if t.id in here]
-            hidden = [t for t in graph.tensors if t.id in here & masks.keys()]
-            hidden = [t for t in hidden if sorts[t.id] is what]
+            at_hand = [t for t in graph.tensors if t.id in here and sorts[t.id] is what]
+            open_ = [t for t in at_hand if t.id not in masks]
+            hidden = [t for t in at_hand if t.id in masks]
             worked_out = next((ways[t.id] for t in tensors if t.id in ways), None)
             how = (
                 How.PLAIN
@@ -489,7 +498,7 @@ def seen(
                 and placement.devices[op] == device
                 and not graph.ops[op].is_view
             ]
-            lying = {graph.storage(t).id: graph.storage(t) for t in open_ if not plain.crosses(t)}
+            lying = {graph.storage(t).id: graph.storage(t) for t in open_ if not graph.crosses(t)}
             kept = [t for number, t in lying.items() if number not in came]
             found.append(
                 Seen(
