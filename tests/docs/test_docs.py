@@ -116,7 +116,7 @@ def test_each_place_that_the_developers_page_names_is_there():
     text = (ROOT / "docs" / "developers.md").read_text(encoding="utf-8")
     rows = [
         line.split("|")[1:-1]
-        for line in text.split("## Ten questions")[1].splitlines()
+        for line in text.split("## Eleven questions")[1].splitlines()
         if line.startswith("| ")
     ][1:]
     assert len(rows) == 10
