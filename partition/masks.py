@@ -320,9 +320,16 @@ class _Rewriting:
         ]
 
     def at_home(
-        self, part: Part, of: Op, scheme: str, reads: Sequence[int], flops: Sequence[Size]
+        self,
+        part: Part,
+        of: Op,
+        scheme: str,
+        reads: Sequence[int],
+        flops: Sequence[Size],
+        dtype: str,
     ) -> int:
-        """An op of home's; ``flops`` in numbers and, of a symbolic trace, in formulas."""
+        """An op of home's; ``flops`` in numbers and, of a symbolic trace, in formulas; ``dtype`` is
+        what it computes in."""
         number = len(self.ops)
         self.parts[number] = (part, of.id)
         self.origin.append(None)
@@ -338,7 +345,7 @@ class _Rewriting:
                 of.layer,
                 False,
                 False,
-                self.tensors[reads[0]].dtype,
+                dtype,
                 cost=OpCost(
                     flops=flops[0],
                     flops_expr=str(formula(flops[1])) if self.symbolic else None,
@@ -406,7 +413,7 @@ class _Rewriting:
         self.offline = whole + flops[0], expr + (flops[1] if self.symbolic else 0)
 
     def pad_dtype(self, tensor: Tensor, protection: Protection) -> str:
-        """As wide as what crosses."""
+        """Of a pad that is made before the run: as wide as what crosses."""
         if protection.dtype is not None:
             return protection.dtype
         return self.wire_dtype if self.wire_dtype and tensor.dtype in FLOATING else tensor.dtype
@@ -438,9 +445,8 @@ class _Rewriting:
             flops = [
                 scheme.recover(shape) + added * elements(shape) for shape in self.shapes(result)
             ]
-            recovered = self.at_home(
-                "recover", op, protection.scheme, [away, *keys, *biases], flops
-            )
+            reading = [away, *keys, *biases]
+            recovered = self.at_home("recover", op, protection.scheme, reading, flops, result.dtype)
         if not protection.checks:
             self.tensors[result.id] = replace(result, op=recovered)
             return
@@ -483,14 +489,14 @@ class _Rewriting:
         shapes, dtype = self.shapes(tensor), protection.dtype or tensor.dtype
         flops = [scheme.mask(shape) for shape in shapes]
         pads = protection.pads == "offline" and scheme.pads
-        key_dtype = self.pad_dtype(tensor, protection)
         reads = [tensor.id]
         key = -1
         if pads:
-            key = self.add(None, f"{tensor.name}.pad", shapes, key_dtype, role=Role.BUFFER)
+            pad_dtype = self.pad_dtype(tensor, protection)
+            key = self.add(None, f"{tensor.name}.pad", shapes, pad_dtype, role=Role.BUFFER)
             self.pads.add(key)
             reads.append(key)
-        number = self.at_home("mask", op, protection.scheme, reads, flops)
+        number = self.at_home("mask", op, protection.scheme, reads, flops, tensor.dtype)
         sent = self.add(
             number,
             f"{tensor.name}.masked",
@@ -500,10 +506,7 @@ class _Rewriting:
         )
         if not pads:
             key = self.add(
-                number,
-                f"{tensor.name}.key",
-                [scheme.key(shape, side) for shape in shapes],
-                key_dtype,
+                number, f"{tensor.name}.key", [scheme.key(shape, side) for shape in shapes], dtype
             )
         attack = scheme.attack(side, tensor.label)
         self.masks[sent] = Masked(tensor.id, protection, attack, scheme.withstands)
@@ -585,29 +588,24 @@ class _Rewriting:
     ) -> int:
         """The pad times the weights: made before the run, or at home in it."""
         shapes = self.shapes(result)
-        dtype = self.pad_dtype(result, protection)
         matrices = [self.matrices(op, reads, result, n) for n in range(len(shapes))]
         flops = [one.flops for one in matrices]
+        name = f"{result.name}.pad"
         if protection.pads == "offline":
+            dtype = self.pad_dtype(result, protection)
             self.before_the_run(flops)
-            name = f"{result.name}.pad"
             made = self.add(None, name, shapes, dtype, role=Role.BUFFER)
             self.pads.add(made)
             return made
-        weights = [
-            t for t in reads if _is_stored(self.plain, t) and t not in self.biases(op, reads)
-        ]
-        reading = [pad, *(t.id for t in weights)]
-        number = self.at_home("pad", op, protection.scheme, reading, flops)
-        gemm = op.cost.gemm
-        self.ops[number] = replace(
-            self.ops[number],
-            kind=Kind.LINEAR,
-            cost=replace(
-                self.ops[number].cost, gemm=gemm, param_bytes=sum(t.bytes for t in weights)
-            ),
-        )
-        return self.add(number, f"{result.name}.pad", shapes, dtype)
+        biases = self.biases(op, reads)
+        weights = [t for t in reads if _is_stored(self.plain, t) and t not in biases]
+        stored = [self.in_integers(t, protection) if protection.dtype else t.id for t in weights]
+        dtype = protection.dtype or result.dtype
+        number = self.at_home("pad", op, protection.scheme, [pad, *stored], flops, dtype)
+        size = sum(self.tensors[t].bytes for t in stored)
+        cost = replace(self.ops[number].cost, gemm=op.cost.gemm, param_bytes=size)
+        self.ops[number] = replace(self.ops[number], kind=Kind.LINEAR, cost=cost)
+        return self.add(number, name, shapes, dtype)
 
     def matrices(self, op: Op, reads: Sequence[Tensor], result: Tensor, which: int) -> Matrices:
         """The shapes of a product: in numbers (0), or as formulas (1)."""
@@ -651,6 +649,11 @@ class _Rewriting:
             self.before_the_run([2 * trials * elements(one.right) for one in matrices])
         others = [] if stored else [reads[n].id for n, side in sides.items() if side == "right"]
         number = self.at_home(
-            "check", op, "freivalds", [plain, reads[left].id, *others, *vectors], flops
+            "check",
+            op,
+            "freivalds",
+            [plain, reads[left].id, *others, *vectors],
+            flops,
+            result.dtype,
         )
         self.tensors[result.id] = replace(result, op=number)

@@ -597,7 +597,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
     if isinstance(graph, MaskedGraph):
         allowed = tuple((home,) if op is None else allowed[op] for op in graph.origin)
         streams = frozenset(graph.here[op] for op in streams)
-    allowed = _able(setting, allowed)
+    allowed = _able(graph, setting, allowed)
     weights = _weights(policy)
     wire = setting.wire(graph, policy)
     payload = payload_costs(graph, devices, wire, streams)
@@ -688,23 +688,52 @@ def _some(graph: OpGraph, policy: Policy, setting: Setting) -> float | None:
     return figure(graph, policy, setting, fixed)
 
 
-def _able(setting: Setting, allowed: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
-    """Of several allowed devices those that can run the op."""
+def _able(
+    graph: OpGraph, setting: Setting, allowed: Sequence[tuple[str, ...]]
+) -> tuple[tuple[str, ...], ...]:
+    """Of several allowed devices those that can run the op, and home where only it can mask it."""
+    unmasked = _unmasked(graph, setting)
+    home = (setting.machine.home,)
     return tuple(
-        tuple(d for d in choice if setting.can_run(op, d)) or choice
+        home
+        if op in unmasked and {*home} < {*choice}
+        else tuple(d for d in choice if setting.can_run(op, d)) or choice
         for op, choice in enumerate(allowed)
     )
+
+
+def _unmasked(graph: OpGraph, setting: Setting) -> dict[int, int]:
+    """Protected op -> what home does for its mask and has no seconds for."""
+    if not isinstance(graph, MaskedGraph):
+        return {}
+    found: dict[int, int] = {}
+    for op, (part, of) in graph.parts.items():
+        if not setting.can_run(op, setting.machine.home):
+            readers = graph.readers(graph.outputs(op)[0].id) if part == "mask" else ()
+            found |= dict.fromkeys((*readers, graph.here[of]), op)
+    return found
 
 
 def _check_costs(
     graph: OpGraph, policy: Policy, setting: Setting, allowed: Sequence[tuple[str, ...]]
 ) -> None:
+    masks = graph if isinstance(graph, MaskedGraph) else None
+    unmasked, home = _unmasked(graph, setting), setting.machine.home
     for op, choice in zip(graph.ops, allowed, strict=True):
+        if masks and op.id in masks.parts:
+            continue
         for device in choice:
-            if setting.times[device].ops[op.id].seconds is None:
+            lacking = op if setting.times[device].ops[op.id].seconds is None else None
+            if device != home and op.id in unmasked:
+                lacking, device = graph.ops[unmasked[op.id]], home
+            if lacking is not None:
+                number = masks.origin[op.id] if masks else op.id
+                what = (
+                    f", whose {lacking.target} ({lacking.dtype})" if lacking is not op else ", and"
+                )
                 raise InputError(
-                    f"{policy.name}: op {op.id} ({op.target}, {op.dtype}) may run on "
-                    f"{' or '.join(choice)}, and has no cost on {device}"
+                    f"{policy.name}: op {number} ({op.target}, {op.dtype}) may run on "
+                    f"{' or '.join(choice)}{what} has no cost on {device}"
                 )
 
 

@@ -265,6 +265,11 @@ def _parse(path: Path, text: str) -> Policy:
         raise InputError(f"{path}: what is free needs an objective: {' or '.join(UNITS)}")
     if policy.objective is not None and not free:
         raise InputError(f"{path}: an objective is of no use where nothing is free")
+    if policy.cut == "layers" and policy.protects:
+        raise InputError(
+            f'{path}: cut = "layers" leaves home nothing to do behind the cut, and masks are made '
+            "there: leave out cut, or [[protect]]"
+        )
     return policy
 
 
