@@ -14,9 +14,11 @@ from costmodels.weights import as_computed
 from cutedge._machines import machine_of
 from cutedge._placing import check_words
 from cutedge.runtime import RunError
+from cutedge.runtime.alone import alone, run_seen
 from cutedge.runtime.home import Loaded, Measured, load, workers
 from cutedge.runtime.leaks import SecrecyProof, Secrets, Witness
 from cutedge.runtime.lineage import carriers
+from cutedge.runtime.masks import Gauge, Masking, Randomness, masked_invocations
 from cutedge.runtime.packed import Packed, groups_of, packings_of, write_packings
 from cutedge.runtime.plan import Plan, make_plan
 from cutedge.runtime.secure import LEAST_TOKEN, TOKEN, clear_text, trust
@@ -24,6 +26,7 @@ from cutedge.runtime.verify import Verdict, difference, judge, unsplit
 from cutedge.runtime.weights import given_numbers
 from cutedge.runtime.wire import MESSAGE_BYTES, TENSOR_BYTES, Carriage
 from partition.accounting import Traffic, account
+from partition.masks import MaskedGraph
 from partition.policy import named_by
 from partition.split import Split
 from partition.tables import write_partition
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from cutedge._partition import Partition
     from cutedge._trace import Trace
     from tracer.capture.runnable import Runnable
+    from tracer.program import Invocation
 
 Transport = Literal["unix", "tcp"]
 """The sockets to workers on this machine."""
@@ -180,12 +184,10 @@ def verify(
         )
     runnable, numbers = _runnable(trace), _numbers(trace, seed, weights)
     given = given_numbers(trace.graph, seed)
+    masking = _masking(split, runnable, given, numbers, links)
+    invocations = _invocations(split, runnable)
     plan = make_plan(
-        split.graph,
-        runnable.invocations,
-        split.placement,
-        wire=split.wire_format,
-        residency=split.residency,
+        split.graph, invocations, split.placement, wire=split.wire_format, residency=split.residency
     )
     secrets, memory = _secrets(partition, runnable), machine.memory_bytes
     with workers(
@@ -210,6 +212,7 @@ def verify(
                 links=links,
                 residency=split.residency,
                 memory_bytes=memory.get(plan.home.name),
+                masking=masking,
             )
 
         packings = packings_of(split)
@@ -218,11 +221,7 @@ def verify(
             wire = WireFormat(split.wire_dtype)
             loaded = take(
                 make_plan(
-                    split.graph,
-                    runnable.invocations,
-                    split.placement,
-                    wire=wire,
-                    residency=split.residency,
+                    split.graph, invocations, split.placement, wire=wire, residency=split.residency
                 )
             )
             unpacked = loaded.run(given).results
@@ -242,8 +241,9 @@ def verify(
             )
     reference = _unsplit(trace, seed, weights, machine.home)
     epsilon = max((one.epsilon for one in packings), default=0.0)
+    epsilon = max(epsilon, 0.0 if masking is None else masking.epsilon)
     verdict = judge(
-        trace.graph, split.traffic, measured, reference, _counted(split, links, measured), epsilon
+        split.graph, split.traffic, measured, reference, _counted(split, links, measured), epsilon
     )
     packed = None
     if unpacked is not None:
@@ -251,6 +251,28 @@ def verify(
         packed = Packed(groups_of(split, measured), max(apart, default=0.0), packings)
     told, words = (*warnings, *said), _in_words(seed, weights)
     return Verification(split, measured, verdict, proof, trace, told, packed, words)
+
+
+def _masking(
+    split: Split,
+    runnable: "Runnable",
+    given: "Mapping[int, Any]",
+    weights: Mapping[str, Any],
+    links: Links,
+) -> Masking | None:
+    """What home does for the masks of a split, by the scales of a plain run; None without masks."""
+    if not isinstance(split.graph, MaskedGraph):
+        return None
+    whole, gauge = alone(split.graph.plain, runnable, weights, links), Gauge.of(split.graph)
+    run_seen(whole, given, gauge)
+    return Masking(split.graph, whole.interpreter, gauge.found, Randomness())
+
+
+def _invocations(split: Split, runnable: "Runnable") -> "Mapping[int, Invocation]":
+    """How each op of a split is carried out."""
+    if isinstance(split.graph, MaskedGraph):
+        return masked_invocations(split.graph, runnable.invocations)
+    return runnable.invocations
 
 
 def _counted(split: Split, links: Links, measured: Measured) -> Traffic:

@@ -9,7 +9,7 @@ tensors at home. One tensor under one mask is masked once, however many ops read
 Tensors keep their ids and the new ones come behind; ops have new ids (``MaskedGraph.origin``).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -81,7 +81,7 @@ class MaskedGraph(OpGraph):
     offline_expr: str | None
     """The same as a formula; None for a concrete trace."""
     copies: Mapping[int, int]
-    """Parameter in another form -> the parameter of the plain graph."""
+    """Parameter in another form -> the parameter of the plain graph. Home makes that form."""
     wire_dtype: str | None
     """What floats cross in."""
 
@@ -193,6 +193,9 @@ def why_not(graph: OpGraph, op: Op, protection: Protection) -> str | None:
         return f"{named} is no product of two matrices"
     if (protection.scheme, operands) in SCHEMES:
         gemm = base_name(op.target) in _MATRICES
+        if operands == "activations" and _shares_inner(protection):
+            left, right = (t.shape[:-2] for t in _flowing(graph, op))
+            gemm = gemm and left == right
         if gemm or (
             protection.scheme in ("one-time-pad", "one-time-pad-mod") and not protection.checks
         ):
@@ -213,6 +216,16 @@ def hides(graph: OpGraph, op: Op, protection: Protection) -> bool:
 
 
 _MATRICES = frozenset(("linear", "mm", "matmul", "bmm", "addmm"))
+
+
+def _shares_inner(protection: Protection) -> bool:
+    """Whether of two activations the second is masked by what undoes the first one's mask."""
+    return protection.scheme == "rank-one" or protection.on_channels
+
+
+def _at_least_float32(dtype: str) -> str:
+    """The dtype of what home keeps: 16 bits would spoil what they undo."""
+    return dtype if ITEM_BYTES[dtype] >= 4 else "float32"
 
 
 def _is_stored(graph: OpGraph, tensor: Tensor) -> bool:
@@ -267,8 +280,8 @@ class _Rewriting:
         self.parts: dict[int, tuple[Part, int]] = {}
         self.masks: dict[int, Masked] = {}
         self.pads: set[int] = set()
-        self.made: dict[tuple[int, str, Side], _Mask] = {}
-        self.integers: dict[tuple[int, int], int] = {}
+        self.made: dict[tuple[int | str, ...], _Mask] = {}
+        self.forms: dict[tuple[int, str], int] = {}
         self.offline = (0, const(0))
 
     def graph(self) -> MaskedGraph:
@@ -283,7 +296,7 @@ class _Rewriting:
         found.pads = frozenset(self.pads)
         found.offline_flops = self.offline[0]
         found.offline_expr = str(self.offline[1]) if self.symbolic else None
-        found.copies = {copy: plain for (plain, _), copy in self.integers.items()}
+        found.copies = {copy: plain for (plain, _), copy in self.forms.items()}
         found.wire_dtype = self.wire_dtype
         return found
 
@@ -397,50 +410,61 @@ class _Rewriting:
         for position, tensor in enumerate(reads):
             if not _is_stored(self.plain, tensor):
                 sides[position] = "right" if sides else "left"
-        masks = {
-            position: self.mask(op, reads[position], side, scheme, protection)
-            for position, side in sides.items()
-            if scheme.mask is not None
-        }
+        masks: dict[int, _Mask] = {}
+        for position, side in sides.items() if scheme.mask is not None else ():
+            inner = [masks[0].key] if masks and _shares_inner(protection) else []
+            masks[position] = self.mask(op, reads[position], side, scheme, protection, inner)
         sent = [masks[n].sent if n in masks else t.id for n, t in enumerate(reads)]
         if protection.dtype is not None:
-            sent = self.in_integers(op, reads, sent, protection)
-        away = self.product(op, scheme, protection, result, sent)
+            sent = self.in_form(reads, sent, f"int{protection.bits}", protection.dtype)
+        elif protection.on_channels and len(sides) == 1:
+            order = next(iter(masks.values())).key
+            sent = self.in_form(reads, sent, f"by_{self.tensors[order].name}")
+        biases = [] if scheme.adds_away else [t.id for t in self.biases(op, reads)]
+        sent = [t for t in sent if t not in biases]
+        plain = away = self.product(op, scheme, protection, result, sent)
         keys = [mask.key for mask in masks.values()]
         if scheme.pads:
             keys = [self.product_pad(op, reads, result, protection, keys[0])]
-        if scheme.recover is not None:
+        if scheme.recover is not None and not protection.on_channels:
             shapes = self.shapes(result)
             work = [scheme.recover(shape) for shape in shapes]
-            bias = [t.id for t in self.biases(op, reads)] if protection.dtype else []
-            recovered = self.at_home("recover", op, protection.scheme, [away, *keys, *bias], work)
-        if not protection.checks:
-            self.tensors[result.id] = replace(result, op=recovered)
-            return
-        plain = away
-        if scheme.recover is not None:
-            plain = self.add(
-                recovered, f"{result.name}.unchecked", self.shapes(result), result.dtype, result
-            )
-        self.check(op, reads, sides, result, plain, protection)
+            number = self.at_home("recover", op, protection.scheme, [away, *keys, *biases], work)
+            plain = self.result(number, result, protection)
+        if protection.checks:
+            self.check(op, reads, sides, result, plain, protection)
 
     def mask(
-        self, op: Op, tensor: Tensor, side: Side, scheme: Scheme, protection: Protection
+        self,
+        op: Op,
+        tensor: Tensor,
+        side: Side,
+        scheme: Scheme,
+        protection: Protection,
+        inner: Sequence[int],
     ) -> _Mask:
-        """What is sent in place of an operand: made once for all ops that read it."""
+        """What is sent in place of an operand: made once for all ops that read it.
+
+        ``inner`` is the key of the other operand, where that has to be undone by this mask.
+        """
         assert scheme.mask is not None
-        made = tensor.id, str(protection), side
+        made = tensor.id, str(protection), side, *inner
         if made in self.made:
             return self.made[made]
         shapes, dtype = self.shapes(tensor), protection.dtype or tensor.dtype
         work = [scheme.mask(shape) for shape in shapes]
-        pads = protection.pads == "offline" and scheme.pads
-        key_dtype = self.pad_dtype(tensor, protection)
-        reads = [tensor.id]
-        key = -1
-        if pads:
+        before = protection.pads == "offline" and scheme.pads
+        key_dtype = self.key_dtype(scheme, tensor, protection)
+        reads = [tensor.id, *inner]
+        key = inner[0] if inner and protection.on_channels else -1
+        if before:
             key = self.add(None, f"{tensor.name}.pad", shapes, key_dtype, role=Role.BUFFER)
             self.pads.add(key)
+            reads.append(key)
+        elif protection.on_channels and _operands(self.plain, op) == "weights":
+            # The weights lie permuted where they are: this order is that of all runs.
+            orders = [shape[-1:] for shape in shapes]
+            key = self.add(None, f"{tensor.name}.order", orders, key_dtype, role=Role.BUFFER)
             reads.append(key)
         number = self.at_home("mask", op, protection.scheme, reads, work)
         sent = self.add(
@@ -450,40 +474,52 @@ class _Rewriting:
             dtype,
             tensor,
         )
-        if not pads:
-            key = self.add(
-                number,
-                f"{tensor.name}.key",
-                [scheme.key(shape, side) for shape in shapes],
-                key_dtype,
-            )
+        if key < 0:
+            keys = [self.key_shape(scheme, shape, side, protection) for shape in shapes]
+            key = self.add(number, f"{tensor.name}.key", keys, key_dtype)
         attack = scheme.attack(side, tensor.label)
         self.masks[sent] = Masked(tensor.id, protection, attack, scheme.withstands)
         self.made[made] = _Mask(sent, key)
         return self.made[made]
 
-    def in_integers(
-        self, op: Op, reads: Sequence[Tensor], sent: list[int], protection: Protection
+    def key_dtype(self, scheme: Scheme, tensor: Tensor, protection: Protection) -> str:
+        """Of pads what crosses; places are whole numbers, and scalars are as good as float32."""
+        if scheme.pads:
+            return self.pad_dtype(tensor, protection)
+        return "int32" if scheme.name == "permutation" else _at_least_float32(tensor.dtype)
+
+    def key_shape(self, scheme: Scheme, shape: Shape, side: Side, protection: Protection) -> Shape:
+        """Of what home remembers of a mask: of permuted channels their order, in each batch."""
+        if protection.on_channels:
+            return (*shape[:-2], shape[-1])
+        return scheme.key(shape, side)
+
+    def in_form(
+        self, reads: Sequence[Tensor], sent: Sequence[int], form: str, dtype: str | None = None
     ) -> list[int]:
-        """Weights as integers, stored where the op runs; what is added is added at home."""
-        assert protection.dtype is not None
+        """The weights in another form, as they are stored where the op runs."""
         kept = []
-        biases = {t.id for t in self.biases(op, reads)}
         for number, tensor in zip(sent, reads, strict=True):
-            if tensor.id in biases:
-                continue
-            if _is_stored(self.plain, tensor):
-                key = tensor.id, protection.bits
-                if key not in self.integers:
-                    name = f"{tensor.name}.int{protection.bits}"
-                    self.integers[key] = self.add(
-                        None, name, self.shapes(tensor), protection.dtype, role=Role.PARAMETER
+            if _is_stored(self.plain, tensor) and len(tensor.shape) > 1:
+                key = tensor.id, form
+                if key not in self.forms:
+                    name = f"{tensor.name}.{form}"
+                    self.forms[key] = self.add(
+                        None, name, self.shapes(tensor), dtype or tensor.dtype, role=Role.PARAMETER
                     )
-                number = self.integers[key]
+                number = self.forms[key]
             kept.append(number)
         return kept
 
-    def biases(self, op: Op, reads: Sequence[Tensor]) -> Iterable[Tensor]:
+    def result(self, number: int, result: Tensor, protection: Protection) -> int:
+        """The plain result, made by an op of home's; still to be checked where it is checked."""
+        if protection.checks:
+            name = f"{result.name}.unchecked"
+            return self.add(number, name, self.shapes(result), result.dtype, result)
+        self.tensors[result.id] = replace(result, op=number)
+        return result.id
+
+    def biases(self, op: Op, reads: Sequence[Tensor]) -> list[Tensor]:
         """What a product adds beside."""
         added = base_name(op.target) == "addmm"
         return [t for n, t in enumerate(reads) if (n == 0 if added else n > 1)]
@@ -492,11 +528,29 @@ class _Rewriting:
         self, op: Op, scheme: Scheme, protection: Protection, result: Tensor, sent: Sequence[int]
     ) -> int:
         """The op itself, on what is sent; what it makes."""
-        number = self.copy(op, sent)
+        biased = base_name(op.target) == "addmm" and not scheme.adds_away
+        number = self.copy(op, sent, **({"target": "aten.mm.default"} if biased else {}))
+        if protection.on_channels or scheme.mask is None:
+            made = self.result(number, result, protection)
+            if made != result.id:
+                self.masks[made] = Masked(result.id, protection, "it is what is sent", "")
+        else:
+            made = self.away(number, scheme, protection, result)
+        self.at_cost(number, op, scheme, made, sent)
+        return made
+
+    def away(self, number: int, scheme: Scheme, protection: Protection, result: Tensor) -> int:
+        """What stands for a result, made away."""
         shapes = [scheme.sent(shape, "result") for shape in self.shapes(result)]
         made = self.add(
             number, f"{result.name}.masked", shapes, protection.dtype or result.dtype, result
         )
+        attack = scheme.attack("result", result.label)
+        self.masks[made] = Masked(result.id, protection, attack, scheme.withstands)
+        return made
+
+    def at_cost(self, number: int, op: Op, scheme: Scheme, made: int, sent: Sequence[int]) -> None:
+        """Have an op cost what it does on masked operands."""
         cost, factor = op.cost, scheme.factor
         gemm, times = cost.gemm, 2 if factor == 4 else 1
         assert gemm is not None
@@ -521,10 +575,6 @@ class _Rewriting:
                 ),
             ),
         )
-        if scheme.mask is not None:
-            attack = scheme.attack("result", result.label)
-            self.masks[made] = Masked(result.id, protection, attack, scheme.withstands)
-        return made
 
     def product_pad(
         self, op: Op, reads: Sequence[Tensor], result: Tensor, protection: Protection, pad: int
@@ -540,9 +590,10 @@ class _Rewriting:
             made = self.add(None, name, shapes, dtype, role=Role.BUFFER)
             self.pads.add(made)
             return made
-        weights = [
-            t for t in reads if _is_stored(self.plain, t) and t not in self.biases(op, reads)
-        ]
+        biases, form = self.biases(op, reads), f"int{protection.bits}"
+        weights = [t for t in reads if _is_stored(self.plain, t) and t not in biases]
+        if protection.dtype is not None:
+            weights = [self.tensors[self.forms[t.id, form]] for t in weights]
         work = [
             Work(one.flops, elements(one.left) + elements(one.right), elements(one.result))
             for one in matrices
@@ -587,8 +638,8 @@ class _Rewriting:
             self.add(
                 None,
                 f"{result.name}.{name}",
-                [(*([] if stored else one.right[:-2]), trials, size) for one, size in sized],
-                result.dtype,
+                [(*one.right[:-2], trials, size) for one, size in sized],
+                _at_least_float32(result.dtype),
                 role=Role.BUFFER,
             )
             for name, sized in (
@@ -599,7 +650,8 @@ class _Rewriting:
         if stored:
             self.before_the_run([2 * trials * elements(one.right) for one in matrices])
         others = [] if stored else [reads[n].id for n, side in sides.items() if side == "right"]
+        biases = [t.id for t in self.biases(op, reads)]
         number = self.at_home(
-            "check", op, "freivalds", [plain, reads[left].id, *others, *vectors], work
+            "check", op, "freivalds", [plain, reads[left].id, *others, *vectors, *biases], work
         )
         self.tensors[result.id] = replace(result, op=number)

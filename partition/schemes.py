@@ -74,6 +74,11 @@ class Protection:
         return "freivalds" in (self.scheme, self.check)
 
     @property
+    def on_channels(self) -> bool:
+        """Whether it permutes the channels that are summed over: the result comes as it is."""
+        return self.scheme == "permutation" and self.axis == "channels"
+
+    @property
     def dtype(self) -> str | None:
         """What is sent and comes back, where that is no float."""
         return f"int{self.bits}" if self.scheme == "one-time-pad-mod" else None
@@ -179,6 +184,8 @@ class Scheme:
     """FLOPs away over those of the plain product."""
     pads: bool = False
     """Whether a pad as large as X, and one as large as the result, can be made before the run."""
+    adds_away: bool = True
+    """Whether a linear's bias may be added to what comes back, before the result is recovered."""
     least_rows: int = 1
     """Of fewer rows it hides nothing: such an op is not masked."""
     withstands: str = ""
@@ -230,6 +237,7 @@ _SCHEMES = (
         _pass(3),
         lambda shape, side: shape,
         pads=True,
+        adds_away=False,
         withstands="whoever sees all that is sent in all runs, as long as each pad is used once",
     ),
     Scheme(
@@ -248,6 +256,7 @@ _SCHEMES = (
         _alone(5),
         _alone(5),
         _key_of(lambda rows, columns, side: 3 * rows),
+        adds_away=False,
         least_rows=2,
         remains="each row up to a factor and a share of one row that all have",
     ),
@@ -267,6 +276,7 @@ _SCHEMES = (
         _transformed,
         _transformed,
         _key_of(lambda rows, columns, side: rows * rows),
+        adds_away=False,
         least_rows=2,
         remains="X'X, the products of its channels",
     ),

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from costmodels.links import Links
-from cutedge.runtime.home import load
-from cutedge.runtime.plan import Plan, make_plan
+from cutedge.runtime.alone import alone, run_seen
+from cutedge.runtime.plan import Plan
 from cutedge.runtime.wire import DTYPES
-from partition.placement import Placement
+from partition.masks import plain_of
 from tracer.capture.runnable import Runnable
 from tracer.graph import FLOATING, OpGraph
 from tracer.words import counted
@@ -228,13 +228,14 @@ class Witness:
         secrets that home did not read, and what passed between accelerators, are known too.
         """
         tensors = self.sight.tensors | {p.tensor for p in self.passed}
-        alone = Sight(tensors, self.sight.lengths, self.sight.dtypes)
-        _run_at_home(self.graph, runnable, given, weights, links, alone)
+        sight = Sight(tensors, self.sight.lengths, self.sight.dtypes)
+        whole = alone(plain_of(self.graph), runnable, weights, links)
+        run_seen(whole, given, sight)
         leaks = []
         for passage, seen in self.passed.items():
             for secret, named in self.secrets.named.items():
                 pairs = [(seen, self.sight.prints.get(t)) for t in named]
-                pairs += [(alone.prints.get(passage.tensor), alone.prints.get(t)) for t in named]
+                pairs += [(sight.prints.get(passage.tensor), sight.prints.get(t)) for t in named]
                 if any(one and other and alike(one, other) for one, other in pairs):
                     leaks.append(
                         f"{self.graph.tensors[passage.tensor].name} (tensor {passage.tensor}) "
@@ -248,21 +249,3 @@ class Witness:
             len(self.passed),
             tuple(leaks),
         )
-
-
-def _run_at_home(
-    graph: OpGraph,
-    runnable: Runnable,
-    given: Mapping[int, torch.Tensor],
-    weights: Mapping[str, Any],
-    links: Links,
-    sight: Sight,
-) -> None:
-    """Carry out every op at home, and have all that ops read seen."""
-    home = "home"
-    devices = [None if graph.is_everywhere(op.id) else home for op in graph.ops]
-    placement = Placement(home, devices, [False] * len(devices), [""] * len(devices))
-    plan = make_plan(graph, runnable.invocations, placement)
-    loaded = load(plan, {}, data=runnable.data, weights=weights, links=links, residency="run")
-    loaded.interpreter.sight = sight
-    loaded.run(given)
