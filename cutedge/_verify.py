@@ -14,11 +14,10 @@ from costmodels.weights import as_computed
 from cutedge._machines import machine_of
 from cutedge._placing import check_words
 from cutedge.runtime import RunError
-from cutedge.runtime.alone import alone, run_seen
 from cutedge.runtime.home import Loaded, Measured, load, workers
 from cutedge.runtime.leaks import SecrecyProof, Secrets, Witness
 from cutedge.runtime.lineage import carriers
-from cutedge.runtime.masks import Gauge, Masking, Randomness, masked_invocations
+from cutedge.runtime.masks import masked_invocations, masking_of
 from cutedge.runtime.packed import Packed, groups_of, packings_of, write_packings
 from cutedge.runtime.plan import Plan, make_plan
 from cutedge.runtime.secure import LEAST_TOKEN, TOKEN, clear_text, trust
@@ -26,7 +25,6 @@ from cutedge.runtime.verify import Verdict, difference, judge, unsplit
 from cutedge.runtime.weights import given_numbers
 from cutedge.runtime.wire import MESSAGE_BYTES, TENSOR_BYTES, Carriage
 from partition.accounting import Traffic, account
-from partition.masks import MaskedGraph
 from partition.policy import named_by
 from partition.split import Split
 from partition.tables import write_partition
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
     from cutedge._partition import Partition
     from cutedge._trace import Trace
     from tracer.capture.runnable import Runnable
-    from tracer.program import Invocation
 
 Transport = Literal["unix", "tcp"]
 """The sockets to workers on this machine."""
@@ -184,8 +181,8 @@ def verify(
         )
     runnable, numbers = _runnable(trace), _numbers(trace, seed, weights)
     given = given_numbers(trace.graph, seed)
-    masking = _masking(split, runnable, given, numbers, links)
-    invocations = _invocations(split, runnable)
+    masking = masking_of(split.graph, runnable, given, numbers, links)
+    invocations = masked_invocations(split.graph, runnable.invocations)
     plan = make_plan(
         split.graph, invocations, split.placement, wire=split.wire_format, residency=split.residency
     )
@@ -251,28 +248,6 @@ def verify(
         packed = Packed(groups_of(split, measured), max(apart, default=0.0), packings)
     told, words = (*warnings, *said), _in_words(seed, weights)
     return Verification(split, measured, verdict, proof, trace, told, packed, words)
-
-
-def _masking(
-    split: Split,
-    runnable: "Runnable",
-    given: "Mapping[int, Any]",
-    weights: Mapping[str, Any],
-    links: Links,
-) -> Masking | None:
-    """What home does for the masks of a split, by the scales of a plain run; None without masks."""
-    if not isinstance(split.graph, MaskedGraph):
-        return None
-    whole, gauge = alone(split.graph.plain, runnable, weights, links), Gauge.of(split.graph)
-    run_seen(whole, given, gauge)
-    return Masking(split.graph, whole.interpreter, gauge.found, Randomness())
-
-
-def _invocations(split: Split, runnable: "Runnable") -> "Mapping[int, Invocation]":
-    """How each op of a split is carried out."""
-    if isinstance(split.graph, MaskedGraph):
-        return masked_invocations(split.graph, runnable.invocations)
-    return runnable.invocations
 
 
 def _counted(split: Split, links: Links, measured: Measured) -> Traffic:

@@ -10,15 +10,19 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import floor, log2, pi, prod, sqrt
+from typing import Any
 
 import torch
 
+from costmodels.links import Links
 from cutedge.runtime import RunError
+from cutedge.runtime.alone import alone, run_seen
 from cutedge.runtime.interpreter import Interpreter, in_limbs, read
 from cutedge.runtime.wire import DTYPES
 from partition.masks import MaskedGraph
 from partition.schemes import Protection, pad_bits
-from tracer.graph import FLOATING, Op, Tensor
+from tracer.capture.runnable import Runnable
+from tracer.graph import FLOATING, Op, OpGraph, Tensor
 from tracer.kinds import base_name
 from tracer.program import Invocation
 
@@ -200,9 +204,11 @@ def epsilon_of(protection: Protection, dtype: str, inner: int) -> float:
 
 
 def masked_invocations(
-    graph: MaskedGraph, invocations: Mapping[int, Invocation]
-) -> dict[int, Invocation]:
-    """By op of a masked graph: how it is carried out; ``invocations`` are those of the plain one."""
+    graph: OpGraph, invocations: Mapping[int, Invocation]
+) -> Mapping[int, Invocation]:
+    """By op of a graph, masked or not: how it is carried out; those of the plain one are given."""
+    if not isinstance(graph, MaskedGraph):
+        return invocations
     found: dict[int, Invocation] = {}
     for op, plain in enumerate(graph.origin):
         if plain is None:
@@ -243,6 +249,25 @@ def _on_masked(graph: MaskedGraph, op: int, plain: int, how: Invocation) -> Invo
     return Invocation(args, {key: put(argument) for key, argument in kwargs.items()})
 
 
+def masking_of(
+    graph: OpGraph,
+    runnable: Runnable,
+    given: Mapping[int, torch.Tensor],
+    weights: Mapping[str, Any],
+    links: Links,
+    source: "Randomness | None" = None,
+) -> "Masking | None":
+    """What home does for the masks of a graph, by the scales of a plain run; None without masks.
+
+    Masks are of numbers that nobody foresees, unless a ``source`` is given.
+    """
+    if not isinstance(graph, MaskedGraph):
+        return None
+    whole, gauge = alone(graph.plain, runnable, weights, links), Gauge.of(graph)
+    run_seen(whole, given, gauge)
+    return Masking(graph, whole.interpreter, gauge.found, source or Randomness())
+
+
 class Masking:
     """What home knows of the masks of a graph, and does for them."""
 
@@ -266,6 +291,11 @@ class Masking:
         """By op of home's for masks: what it does."""
         self._pads: list[tuple[int, int, int | None]] = []
         """(pad, the plain op, None or the pad that it is the product of), in order."""
+        for of, protection in graph.protected.items():
+            if protection.dtype:
+                self._in_integers(of)
+            elif protection.on_channels and len(self._flowing(of)) == 1:
+                self._in_order(of)
         makers = {"mask": self._mask, "pad": self._pad, "recover": self._recover}
         for op, (part, of) in graph.parts.items():
             self.own[op] = self._check(op, of) if part == "check" else makers[part](op, of)
@@ -363,8 +393,6 @@ class Masking:
             orders = [random.orders((*x.shape[:-2], x.shape[-1]))]
             return [reorder(x, orders[0], -1), *orders]
 
-        if stored and protection.on_channels:
-            self._in_order(of, graph.inputs(op)[1])
         return self._cast(
             op,
             {
@@ -391,7 +419,7 @@ class Masking:
                 case "one-time-pad":
                     return wide(y) + wide(keys[0])
                 case "one-time-pad-mod":
-                    exponent = self._exponent(plain, protection) + self._weights_exponent(of)
+                    exponent = self._exponent(plain, protection) + self.exponents[self._copy(of)]
                     return from_integers(y + keys[0], exponent)
             y = wide(y)
             keys = [key.to(y.dtype) if key.is_floating_point() else key for key in keys]
@@ -474,7 +502,7 @@ class Masking:
         if weights:
             values[weight.id] = wide(weights[0])
         elif exact:
-            values[weight.id] = self._as_integers(self._copy(of))
+            values[weight.id] = self.data[self._copy(of)]
         else:
             values[weight.id] = wide(alone.value(weight.id))
         for bias in biases:
@@ -486,33 +514,34 @@ class Masking:
         """Of a tensor in fixed point: the norm of its rows has half of the bits, less one."""
         return _fitting(self._scale(plain).row, protection.bits)
 
-    def _weights_exponent(self, of: int) -> int:
-        copy = self._copy(of)
-        if copy not in self.exponents:
-            self._as_integers(copy)
-        return self.exponents[copy]
-
-    def _as_integers(self, copy: int) -> torch.Tensor:
-        """Weights as integers, in the memory of home until all have been loaded."""
+    def _in_integers(self, of: int) -> None:
+        """The weights of an op in fixed point."""
+        copy, bits = self._copy(of), self.graph.protected[of].bits
         if copy not in self.data:
-            protection, of = self._copied(copy)
             value = self.alone.value(self.graph.copies[copy]).double()
-            axis = -1 if base_name(self.graph.plain.ops[of].target) == "linear" else -2
-            norms = value.norm(dim=axis) if value.dim() == 2 else value.flatten(1).norm(dim=-1)
-            self.exponents[copy] = _fitting(float(norms.max()), protection.bits)
+            norms = (
+                value.norm(dim=self._summed(of))
+                if value.dim() == 2
+                else value.flatten(1).norm(dim=-1)
+            )
+            self.exponents[copy] = _fitting(float(norms.max()), bits)
             dtype = DTYPES[self.graph.tensors[copy].dtype]
             self.data[copy] = to_integers(value, self.exponents[copy], dtype)
-        return self.data[copy]
 
-    def _in_order(self, of: int, order: Tensor) -> None:
-        """The order of a tensor's channels, and the weights of an op in it."""
+    def _in_order(self, of: int) -> None:
+        """The weights of an op in the order that the channels of what it reads are put into."""
+        maker = self.graph.tensors[self._left_mask(of)].op
+        assert maker is not None
+        order, copy = self.graph.inputs(maker)[1], self._copy(of)
         if order.id not in self.data:
             self.data[order.id] = self.random.orders(order.shape).int()
-        copy, places = self._copy(of), self.data[order.id].long()
         if copy not in self.data:
-            value = self.alone.value(self.graph.copies[copy])
-            axis = -1 if base_name(self.graph.plain.ops[of].target) == "linear" else -2
-            self.data[copy] = value.index_select(axis, places)
+            value, places = self.alone.value(self.graph.copies[copy]), self.data[order.id].long()
+            self.data[copy] = value.index_select(self._summed(of), places)
+
+    def _summed(self, of: int) -> int:
+        """The axis of a matrix of weights that is summed over."""
+        return -1 if base_name(self.graph.plain.ops[of].target) == "linear" else -2
 
     def _draw_vectors(self, of: int, vectors: Sequence[Tensor]) -> None:
         """What a check multiplies by: signs, and the stored weights times these."""
@@ -524,9 +553,7 @@ class Masking:
             stored = [t for t in self.graph.plain.inputs(of) if t.id != left]
             weight = max(stored, key=lambda t: len(t.shape))
             value = self.alone.value(weight.id).to(dtype)
-            if base_name(self.graph.plain.ops[of].target) != "linear":
-                value = value.mT
-            self.data[product.id] = signs @ value
+            self.data[product.id] = signs @ (value if self._summed(of) == -1 else value.mT)
 
     # --- the graph ---
 
@@ -537,14 +564,14 @@ class Masking:
     def _plain_left(self, of: int) -> int:
         return self._flowing(of)[0].id
 
-    def _left_mask(self, of: int) -> int | None:
+    def _left_mask(self, of: int) -> int:
         """What stands for the left operand of a protected op."""
         here = self.graph.inputs(self.graph.here[of])
-        return next((t.id for t in here if t.id in self.graph.masks), None)
+        return next(t.id for t in here if t.id in self.graph.masks)
 
     def _left(self, of: int) -> int:
         """The pad of the left operand of a protected op."""
-        maker = self.graph.tensors[self._left_mask(of) or 0].op
+        maker = self.graph.tensors[self._left_mask(of)].op
         assert maker is not None
         return self.graph.inputs(maker)[1].id
 
@@ -553,25 +580,20 @@ class Masking:
         here = self.graph.inputs(self.graph.here[of])
         return next(t.id for t in here if t.id in self.graph.copies)
 
-    def _copied(self, copy: int) -> tuple[Protection, int]:
-        """How the ops are protected that read another form, and the first of them."""
-        for op, protection in self.graph.protected.items():
-            if copy in (t.id for t in self.graph.inputs(self.graph.here[op])):
-                return protection, op
-        raise KeyError(copy)
-
     def _scale(self, plain: int) -> Scale:
         return self.scales[plain]
 
     def _epsilon(self, of: int) -> float:
         op: Op = self.graph.plain.ops[of]
-        dtypes = [op.dtype or "float32", self.graph.wire_dtype or "float32"]
+        protection = self.graph.protected[of]
+        dtypes = [op.dtype or "float32"]
+        dtypes += [self.graph.wire_dtype or "float32"] if protection.dtype is None else []
         dtype = max(
             (name for name in dtypes if name in FLOATING),
             key=lambda name: torch.finfo(DTYPES[name]).eps,
         )
         gemm = op.cost.gemm
-        return epsilon_of(self.graph.protected[of], dtype, 1 if gemm is None else gemm.k)
+        return epsilon_of(protection, dtype, 1 if gemm is None else gemm.k)
 
 
 _SLACK = 8.0
