@@ -15,9 +15,9 @@ from cutedge._machines import machine_of
 from cutedge._placing import check_words
 from cutedge.runtime import RunError
 from cutedge.runtime.home import Loaded, Measured, load, workers
-from cutedge.runtime.leaks import SecrecyProof, Secrets, Witness
+from cutedge.runtime.leaks import MaskProof, SecrecyProof, Secrets, Witness, masked_alone
 from cutedge.runtime.lineage import carriers
-from cutedge.runtime.masks import masked_invocations, masking_of
+from cutedge.runtime.masks import Masking, masked_invocations, masking_of
 from cutedge.runtime.packed import Packed, groups_of, packings_of, write_packings
 from cutedge.runtime.plan import Plan, make_plan
 from cutedge.runtime.secure import LEAST_TOKEN, TOKEN, clear_text, trust
@@ -25,6 +25,7 @@ from cutedge.runtime.verify import Verdict, difference, judge, unsplit
 from cutedge.runtime.weights import given_numbers
 from cutedge.runtime.wire import MESSAGE_BYTES, TENSOR_BYTES, Carriage
 from partition.accounting import Traffic, account
+from partition.masks import MaskedGraph, seen_through
 from partition.policy import named_by
 from partition.split import Split
 from partition.tables import write_partition
@@ -66,12 +67,16 @@ class Verification:
     """What packing did; None where nothing was packed."""
     numbers: str = ""
     """Which numbers its parameters had, in words."""
+    masks: MaskProof | None = None
+    """What a run before them showed of its masks; None where nothing is masked."""
 
     @property
     def failure(self) -> str | None:
         """What is not as it must be: a secret that was seen, bytes, the answer; None if nothing."""
         verdict, proof, policy = self.verdict, self.proof, self.split.policy
         wrong = verdict.unequal if proof is None or not proof.leaks else proof.leaks
+        if self.masks is not None and self.masks.leaks:
+            wrong = self.masks.leaks
         packed, on = self.packed, self.measured.devices.values()
         if (
             not wrong
@@ -126,6 +131,7 @@ class Verification:
             "peak_memory_bytes": run.peak_memory_bytes,
             "ran_on": run.devices,
             "secrets": None if self.proof is None else asdict(self.proof),
+            "masks": None if self.masks is None else asdict(self.masks),
             "packed": None
             if self.packed is None
             else {
@@ -223,7 +229,7 @@ def verify(
             )
             unpacked = loaded.run(given).results
         loaded = take(plan)
-        proof = None
+        proof, masks = None, None
         with stage(f"running {split.policy}", len(split.traffic.calls)) as done:
 
             def progress(call: int, moved: int) -> None:
@@ -233,6 +239,8 @@ def verify(
                 witness = Witness.of(plan, split.graph, secrets)
                 loaded.run(given, progress, witness)
                 proof = witness.prove(runnable, given, numbers, links)
+            if masking is not None:
+                masks = _prove_masks(masking, loaded, runnable, given, numbers, links)
             measured = min(
                 (loaded.run(given, progress) for _ in range(runs)), key=lambda run: run.seconds
             )
@@ -247,7 +255,23 @@ def verify(
         apart = map(difference, measured.results, unpacked)
         packed = Packed(groups_of(split, measured), max(apart, default=0.0), packings)
     told, words = (*warnings, *said), _in_words(seed, weights)
-    return Verification(split, measured, verdict, proof, trace, told, packed, words)
+    return Verification(split, measured, verdict, proof, trace, told, packed, words, masks)
+
+
+def _prove_masks(
+    masking: Masking,
+    loaded: Loaded,
+    runnable: "Runnable",
+    given: "Mapping[int, Any]",
+    weights: Mapping[str, Any],
+    links: Links,
+) -> MaskProof:
+    """A run of its own, in which all that crosses is set beside what masks hide."""
+    hidden = masked_alone(masking.graph, loaded.plan, runnable)
+    witness = Witness.of(loaded.plan, masking.graph, hidden)
+    loaded.run(given, witness=witness)
+    found = witness.prove(runnable, given, weights, links)
+    return MaskProof(len(hidden.named), found.tensors_compared, found.leaks, masking.epsilon)
 
 
 def _counted(split: Split, links: Links, measured: Measured) -> Traffic:
@@ -312,7 +336,14 @@ def _secrets(partition: "Partition", runnable: "Runnable") -> Secrets:
     untrusted = partition.setting.untrusted
     named = {str(secret): named_by(graph, secret) for secret in secrets if untrusted}
     derived = [str(secret) for secret in secrets if secret.derived]
-    return Secrets(untrusted, named, carriers(graph, runnable.invocations, named, derived))
+    carried = carriers(graph, runnable.invocations, named, derived)
+    there = partition.split.graph
+    if isinstance(there, MaskedGraph) and carried:  # those of each secret, by what that allows
+        for secret in secrets:
+            its = carriers(graph, runnable.invocations, {str(secret): named[str(secret)]}, derived)
+            weak = seen_through(there, its.keys(), secret.allow_masked)
+            carried |= {t: f"{there.tensors[t].name} of {secret}" for t in weak}
+    return Secrets(untrusted, named, carried)
 
 
 def _addresses(given: Sequence[str], accelerators: Sequence[str]) -> dict[str, tuple[str, int]]:

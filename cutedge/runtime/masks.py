@@ -1,15 +1,12 @@
 """Masks for real: what home does to tensors that a device is to compute on without knowing them.
 
-First pure functions of tensors, by the schemes of ``partition.schemes``; then ``Masking``, which
-carries out the ops of a ``MaskedGraph`` that home does for masks, and knows the numbers that such a
-graph has beside those of the model: pads, the weights in other forms, the vectors of checks.
+``Masking`` carries out the ops of a ``MaskedGraph`` that home does for masks, and knows the numbers
+that such a graph has beside those of the model: pads, weights in other forms, vectors of checks.
 """
 
-import os
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import floor, log2, pi, prod, sqrt
+from math import floor, log2, sqrt
 from typing import Any
 
 import torch
@@ -18,6 +15,20 @@ from costmodels.links import Links
 from cutedge.runtime import RunError
 from cutedge.runtime.alone import alone, run_seen
 from cutedge.runtime.interpreter import Interpreter, in_limbs, read
+from cutedge.runtime.transforms import (
+    Randomness,
+    disembed,
+    embed,
+    from_integers,
+    mix,
+    orthogonal,
+    reorder,
+    residuals,
+    restore,
+    to_integers,
+    unmix,
+    wide,
+)
 from cutedge.runtime.wire import DTYPES
 from partition.masks import MaskedGraph
 from partition.schemes import Protection, pad_bits
@@ -29,120 +40,6 @@ from tracer.program import Invocation
 Values = Sequence[torch.Tensor]
 
 
-class Randomness:
-    """Random numbers for masks: of the system, which nobody foresees; of a seed for tests alone."""
-
-    def __init__(self, seed: int | None = None) -> None:
-        self._bytes = os.urandom if seed is None else random.Random(seed).randbytes
-
-    def integers(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Uniform over all numbers of an integer dtype."""
-        count = prod(shape)
-        if not count:
-            return torch.empty(tuple(shape), dtype=dtype)
-        drawn = bytearray(self._bytes(count * dtype.itemsize))
-        return torch.frombuffer(drawn, dtype=dtype).reshape(tuple(shape))
-
-    def uniform(self, shape: Sequence[int]) -> torch.Tensor:
-        """Between 0 and 1, without these."""
-        return (self.integers(shape, torch.int32).double() + (2**31 + 0.5)) / 2**32
-
-    def normal(self, shape: Sequence[int]) -> torch.Tensor:
-        """Standard normal, by Box and Muller."""
-        one, other = self.uniform(shape), self.uniform(shape)
-        return one.log_().mul_(-2).sqrt_() * other.mul_(2 * pi).cos_()
-
-    def signs(self, shape: Sequence[int]) -> torch.Tensor:
-        """1 or -1."""
-        return (self.integers(shape, torch.int8) & 1).double() * 2 - 1
-
-    def factors(self, shape: Sequence[int]) -> torch.Tensor:
-        """From 1/2 to 2, or from -2 to -1/2: none makes a value much larger or smaller."""
-        return self.signs(shape) * (0.5 + 1.5 * self.uniform(shape))
-
-    def orders(self, shape: Sequence[int]) -> torch.Tensor:
-        """Of each line along the last axis a permutation."""
-        return self.integers(shape, torch.int64).argsort(-1)
-
-
-# --- schemes, of [..., rows, columns] -------------------------------------------------------------
-
-
-def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in the dtype that home computes in: float32 where it has fewer bits."""
-    return tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor
-
-
-def to_integers(x: torch.Tensor, exponent: int, dtype: torch.dtype) -> torch.Tensor:
-    """Fixed point: x times 2^exponent, rounded. Each value is off by 2^-exponent / 2 at most."""
-    return (x.double() * 2.0**exponent).round().to(dtype)
-
-
-def from_integers(y: torch.Tensor, exponent: int) -> torch.Tensor:
-    """What a sum of products of such integers stands for; ``exponent`` is that of both together."""
-    return y.double() * 2.0**-exponent
-
-
-def embed(x: torch.Tensor, noise: torch.Tensor, factor: torch.Tensor, axis: int) -> torch.Tensor:
-    """[x + noise; factor noise], along an axis; ``factor`` is one for each batch: [..., 1]."""
-    return torch.cat([x + noise, factor[..., None] * noise], axis)
-
-
-def disembed(blocks: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """X Z of the blocks of [X + R; aR] [Z + S, bS]: B11 - B12 / b - B21 / a + B22 / (ab)."""
-    upper, lower = blocks.chunk(2, -2)
-    (first, second), (third, fourth) = upper.chunk(2, -1), lower.chunk(2, -1)
-    a, b = a[..., None], b[..., None]
-    return first - second / b - third / a + fourth / (a * b)
-
-
-def mix(x: torch.Tensor, d: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """(D + u v') X, with a number of d, u and v for each row."""
-    return d[..., None] * x + u[..., None] * (v[..., None, :] @ x)
-
-
-def unmix(y: torch.Tensor, d: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """(D + u v')^-1 Y, by Sherman and Morrison."""
-    y, u = y / d[..., None], u / d
-    share = (v[..., None, :] @ y) / (1 + (v * u).sum(-1)[..., None, None])
-    return y - u[..., None] * share
-
-
-def reorder(x: torch.Tensor, order: torch.Tensor, axis: int) -> torch.Tensor:
-    """The rows (-2) or columns (-1) of each batch in another order."""
-    places = order.long()[..., None] if axis == -2 else order.long()[..., None, :]
-    return torch.take_along_dim(x, places, axis)
-
-
-def restore(y: torch.Tensor, order: torch.Tensor, axis: int) -> torch.Tensor:
-    """Undo ``reorder``."""
-    return reorder(y, order.argsort(-1), axis)
-
-
-def orthogonal(rows: torch.Tensor) -> torch.Tensor:
-    """A random orthogonal matrix, of a square one of normal numbers (Stewart 1980)."""
-    q, r = torch.linalg.qr(rows)
-    return q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
-
-
-def residuals(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    r: torch.Tensor,
-    product: torch.Tensor,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Freivalds: Y r - X (Z r), for each row of ``r`` and of Y; 0 but for rounding where Y is X Z.
-
-    ``product`` has Z r for each row of ``r``. Integers wrap, as do those of Y.
-    """
-    off = y @ r.mT - x @ product.mT
-    return off if bias is None else off - (r @ bias)
-
-
-# --- a masked graph -------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How large the values of a tensor are, by which its mask is chosen."""
@@ -151,14 +48,18 @@ class Scale:
     """The root of the mean of their squares."""
     row: float
     """The largest 2-norm of a row."""
+    matrix: float
+    """The largest 2-norm of all values of a matrix: of the last two axes, or of less."""
 
     @staticmethod
     def of(value: torch.Tensor) -> "Scale":
         """That of a tensor."""
         value = value.double()
         if not value.numel():
-            return Scale(0.0, 0.0)
-        return Scale(float(value.square().mean().sqrt()), float(value.norm(dim=-1).max()))
+            return Scale(0.0, 0.0, 0.0)
+        rows = value.norm(dim=-1)
+        matrices = rows.norm(dim=-1) if rows.dim() else rows
+        return Scale(float(value.square().mean().sqrt()), float(rows.max()), float(matrices.max()))
 
 
 @dataclass(slots=True)
@@ -171,7 +72,10 @@ class Gauge:
     @staticmethod
     def of(graph: MaskedGraph) -> "Gauge":
         """One for a run of the plain graph."""
-        return Gauge(frozenset(t.id for op in graph.protected for t in graph.plain.inputs(op)))
+        plain = graph.plain
+        read = (t.id for op in graph.protected for t in plain.inputs(op))
+        made = (t.id for op in graph.protected for t in plain.outputs(op))
+        return Gauge(frozenset((*read, *made)))
 
     def __call__(self, tensor: int, value: torch.Tensor) -> None:
         """Take that of a tensor, where it is wanted."""
@@ -179,28 +83,30 @@ class Gauge:
             self.found[tensor] = Scale.of(value)
 
 
-def epsilon_of(protection: Protection, dtype: str, inner: int) -> float:
-    """By how much a recovered result is off, over its own size: what the rounding of what crosses
-    in ``dtype`` comes to.
+def amplification(protection: Protection) -> float:
+    """How many times as far off a recovered result is by rounding as a plain one.
 
     A pad makes values wider, and their rounding with them (``pad_bits``). The four blocks are 2,
     sqrt 2, sqrt 2 and 1 times as wide as their product, and their errors add up to 3. A rank-one
-    mask and its inverse make values up to 8 times as wide, a diagonal one up to 2. Integers mod 2^k
-    have k/2 - 1 bits for the norm of a row, which is that of ``inner`` values.
+    mask and its inverse make values up to 8 times as wide, an orthogonal one rounds them twice.
+    Integers are not rounded.
     """
-    eps = float(torch.finfo(DTYPES[dtype]).eps)
-    match protection.scheme:
-        case "one-time-pad":
-            return eps * float(2.0 ** pad_bits(dtype, protection.scale).lost_bits)
-        case "one-time-pad-mod":
-            return eps + sqrt(inner) * 2.0 ** -(protection.bits // 2 - 1)
-        case "embedded-additive":
-            return 3 * eps
-        case "rank-one":
-            return 8 * eps
-        case "orthogonal":
-            return 2 * eps
-    return eps
+    if protection.scheme == "one-time-pad":
+        return float(2.0 ** pad_bits("float32", protection.scale).lost_bits)
+    return {"embedded-additive": 3.0, "rank-one": 8.0, "orthogonal": 2.0}.get(
+        protection.scheme, 1.0
+    )
+
+
+def epsilon_of(protection: Protection, dtype: str, inner: int) -> float:
+    """By how much a recovered result is off, over the size that such a sum of ``inner`` products has.
+
+    Its rounding in ``dtype``, amplified. Integers mod 2^k have k/2 - 1 bits for the norm of a row,
+    and such a row is sqrt(inner) times as wide as its values.
+    """
+    lost = float(torch.finfo(DTYPES[dtype]).eps) * amplification(protection)
+    coarse = sqrt(inner) * 2.0 ** -(protection.bits // 2 - 1) if protection.dtype else 0.0
+    return lost + coarse
 
 
 def masked_invocations(
@@ -255,7 +161,7 @@ def masking_of(
     given: Mapping[int, torch.Tensor],
     weights: Mapping[str, Any],
     links: Links,
-    source: "Randomness | None" = None,
+    source: Randomness | None = None,
 ) -> "Masking | None":
     """What home does for the masks of a graph, by the scales of a plain run; None without masks.
 
@@ -287,6 +193,8 @@ class Masking:
         """Of weights as integers, by tensor."""
         self.data: dict[int, torch.Tensor] = {}
         """By tensor: what is made once, before all runs."""
+        self.tolerances: dict[int, float] = {}
+        """By protected op that is checked: how far off a row of its result may be."""
         self.own: dict[int, Callable[[Values], list[torch.Tensor]]] = {}
         """By op of home's for masks: what it does."""
         self._pads: list[tuple[int, int, int | None]] = []
@@ -450,7 +358,7 @@ class Masking:
         stored = len(self._flowing(of)) == 1
         reads = graph.inputs(op)
         self._draw_vectors(of, reads[2:4] if stored else reads[3:4])
-        row, error = self._scale(self._plain_left(of)).row, self._epsilon(of)
+        self.tolerances[of] = tolerance = self._tolerance(of)
 
         def checked(values: Values) -> list[torch.Tensor]:
             y, x, *rest = values
@@ -462,7 +370,6 @@ class Masking:
             found = residuals(
                 y.to(r.dtype), x.to(r.dtype), r, product, bias[0].to(r.dtype) if bias else None
             )
-            tolerance = _SLACK * error * row * float(product.norm(dim=-1).max())
             off = float(found.abs().max()) if found.numel() else 0.0
             if not off <= tolerance:
                 raise RunError(
@@ -583,6 +490,25 @@ class Masking:
     def _scale(self, plain: int) -> Scale:
         return self.scales[plain]
 
+    def _tolerance(self, of: int) -> float:
+        """How far a row of a result times a vector of signs may be off by rounding: ``_SLACK`` times
+        what it is off by if errors are independent.
+
+        Each value is off by its own rounding, which is also that of what hid it, and by that of
+        the sum it is: float32 does the sums of less. A change of one value shows from twice as much on.
+        """
+        plain, protection = self.graph.plain, self.graph.protected[of]
+        left, (made,) = self._plain_left(of), plain.outputs(of)
+        others = [t for t in plain.inputs(of) if t.id != left] or [plain.tensors[left]]
+        other = max(others, key=lambda t: len(t.shape)).id
+        right = self.scales.get(other) or Scale.of(self.alone.value(other))
+        gemm, error = plain.ops[of].cost.gemm, self._epsilon(of)
+        assert gemm is not None
+        most = self._scale(left).row * right.matrix
+        sums = torch.finfo(wide(torch.empty(0, dtype=DTYPES[made.dtype])).dtype).eps
+        values = error * (self._scale(made.id).row + most / sqrt(gemm.k))
+        return _SLACK * (values + amplification(protection) * float(sums) * most)
+
     def _epsilon(self, of: int) -> float:
         op: Op = self.graph.plain.ops[of]
         protection = self.graph.protected[of]
@@ -596,8 +522,8 @@ class Masking:
         return epsilon_of(protection, dtype, 1 if gemm is None else gemm.k)
 
 
-_SLACK = 8.0
-"""How many times as far off as rounding alone has it a result may be, before it counts as wrong."""
+_SLACK = 4.0
+"""How many times as far off as independent rounding has it a result may be."""
 
 
 def _fitting(norm: float, bits: int) -> int:
