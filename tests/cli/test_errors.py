@@ -1323,14 +1323,12 @@ def test_json_of_policies(here, cli):
             ],
             "protects": [
                 {
-                    **{
-                        "pads": "offline",
-                        "scale": 16.0,
-                        "bits": 32,
-                        "axis": "tokens",
-                        "check": "",
-                        "trials": 1,
-                    },
+                    "pads": "offline",
+                    "scale": 16.0,
+                    "bits": 32,
+                    "axis": "tokens",
+                    "check": "",
+                    "trials": 1,
                     **protect,
                     "kind": protect["kind"]
                     if isinstance(protect["kind"], list)
