@@ -141,6 +141,8 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
             out.print(f"{each.split.policy}, {each.packed}")
         if each.proof is not None:
             out.print(f"{each.split.policy}, secrets: {each.proof}")
+        if each.masks is not None:
+            out.print(f"{each.split.policy}, masks: {each.masks}")
     for file in files:
         out.print(f"written to {file}")
 

@@ -15,8 +15,9 @@ from cutedge._machines import machine_of
 from cutedge._placing import check_words
 from cutedge.runtime import RunError
 from cutedge.runtime.home import Loaded, Measured, load, workers
-from cutedge.runtime.leaks import SecrecyProof, Secrets, Witness
+from cutedge.runtime.leaks import MaskProof, SecrecyProof, Secrets, Witness, masked_alone
 from cutedge.runtime.lineage import carriers
+from cutedge.runtime.masks import Masking, masked_invocations, masking_of
 from cutedge.runtime.packed import Packed, groups_of, packings_of, write_packings
 from cutedge.runtime.plan import Plan, make_plan
 from cutedge.runtime.secure import LEAST_TOKEN, TOKEN, clear_text, trust
@@ -24,6 +25,7 @@ from cutedge.runtime.verify import Verdict, difference, judge, unsplit
 from cutedge.runtime.weights import given_numbers
 from cutedge.runtime.wire import MESSAGE_BYTES, TENSOR_BYTES, Carriage
 from partition.accounting import Traffic, account
+from partition.masks import MaskedGraph, seen_through
 from partition.policy import named_by
 from partition.split import Split
 from partition.tables import write_partition
@@ -65,12 +67,16 @@ class Verification:
     """What packing did; None where nothing was packed."""
     numbers: str = ""
     """Which numbers its parameters had, in words."""
+    masks: MaskProof | None = None
+    """What a run before them showed of its masks; None where nothing is masked."""
 
     @property
     def failure(self) -> str | None:
         """What is not as it must be: a secret that was seen, bytes, the answer; None if nothing."""
         verdict, proof, policy = self.verdict, self.proof, self.split.policy
         wrong = verdict.unequal if proof is None or not proof.leaks else proof.leaks
+        if self.masks is not None and self.masks.leaks:
+            wrong = self.masks.leaks
         packed, on = self.packed, self.measured.devices.values()
         if (
             not wrong
@@ -125,6 +131,7 @@ class Verification:
             "peak_memory_bytes": run.peak_memory_bytes,
             "ran_on": run.devices,
             "secrets": None if self.proof is None else asdict(self.proof),
+            "masks": None if self.masks is None else asdict(self.masks),
             "packed": None
             if self.packed is None
             else {
@@ -180,12 +187,10 @@ def verify(
         )
     runnable, numbers = _runnable(trace), _numbers(trace, seed, weights)
     given = given_numbers(trace.graph, seed)
+    masking = masking_of(split.graph, runnable, given, numbers, links)
+    invocations = masked_invocations(split.graph, runnable.invocations)
     plan = make_plan(
-        split.graph,
-        runnable.invocations,
-        split.placement,
-        wire=split.wire_format,
-        residency=split.residency,
+        split.graph, invocations, split.placement, wire=split.wire_format, residency=split.residency
     )
     secrets, memory = _secrets(partition, runnable), machine.memory_bytes
     with workers(
@@ -210,6 +215,7 @@ def verify(
                 links=links,
                 residency=split.residency,
                 memory_bytes=memory.get(plan.home.name),
+                masking=masking,
             )
 
         packings = packings_of(split)
@@ -218,16 +224,12 @@ def verify(
             wire = WireFormat(split.wire_dtype)
             loaded = take(
                 make_plan(
-                    split.graph,
-                    runnable.invocations,
-                    split.placement,
-                    wire=wire,
-                    residency=split.residency,
+                    split.graph, invocations, split.placement, wire=wire, residency=split.residency
                 )
             )
             unpacked = loaded.run(given).results
         loaded = take(plan)
-        proof = None
+        proof, masks = None, None
         with stage(f"running {split.policy}", len(split.traffic.calls)) as done:
 
             def progress(call: int, moved: int) -> None:
@@ -237,20 +239,39 @@ def verify(
                 witness = Witness.of(plan, split.graph, secrets)
                 loaded.run(given, progress, witness)
                 proof = witness.prove(runnable, given, numbers, links)
+            if masking is not None:
+                masks = _prove_masks(masking, loaded, runnable, given, numbers, links)
             measured = min(
                 (loaded.run(given, progress) for _ in range(runs)), key=lambda run: run.seconds
             )
     reference = _unsplit(trace, seed, weights, machine.home)
     epsilon = max((one.epsilon for one in packings), default=0.0)
+    epsilon = max(epsilon, 0.0 if masking is None else masking.epsilon)
     verdict = judge(
-        trace.graph, split.traffic, measured, reference, _counted(split, links, measured), epsilon
+        split.graph, split.traffic, measured, reference, _counted(split, links, measured), epsilon
     )
     packed = None
     if unpacked is not None:
         apart = map(difference, measured.results, unpacked)
         packed = Packed(groups_of(split, measured), max(apart, default=0.0), packings)
     told, words = (*warnings, *said), _in_words(seed, weights)
-    return Verification(split, measured, verdict, proof, trace, told, packed, words)
+    return Verification(split, measured, verdict, proof, trace, told, packed, words, masks)
+
+
+def _prove_masks(
+    masking: Masking,
+    loaded: Loaded,
+    runnable: "Runnable",
+    given: "Mapping[int, Any]",
+    weights: Mapping[str, Any],
+    links: Links,
+) -> MaskProof:
+    """A run of its own, in which all that crosses is set beside what masks hide."""
+    hidden = masked_alone(masking.graph, loaded.plan, runnable)
+    witness = Witness.of(loaded.plan, masking.graph, hidden)
+    loaded.run(given, witness=witness)
+    found = witness.prove(runnable, given, weights, links)
+    return MaskProof(len(hidden.named), found.tensors_compared, found.leaks, masking.epsilon)
 
 
 def _counted(split: Split, links: Links, measured: Measured) -> Traffic:
@@ -315,7 +336,17 @@ def _secrets(partition: "Partition", runnable: "Runnable") -> Secrets:
     untrusted = partition.setting.untrusted
     named = {str(secret): named_by(graph, secret) for secret in secrets if untrusted}
     derived = [str(secret) for secret in secrets if secret.derived]
-    return Secrets(untrusted, named, carriers(graph, runnable.invocations, named, derived))
+    carried = carriers(graph, runnable.invocations, named, derived)
+    there = partition.split.graph
+    if isinstance(there, MaskedGraph) and carried:  # those of each secret, by what that allows
+        covers = [
+            (carriers(graph, runnable.invocations, {name: named[name]}, derived).keys(), allowed)
+            for name, allowed in ((str(secret), secret.allow_masked) for secret in secrets)
+        ]
+        weak = seen_through(there, {t for its, _ in covers for t in its}, covers)
+        behind = {t: one.plain for t, one in there.masks.items()} | dict(there.copies)
+        carried |= {t: carried[behind[t]] for t in sorted(weak) if behind[t] in carried}
+    return Secrets(untrusted, named, carried)
 
 
 def _addresses(given: Sequence[str], accelerators: Sequence[str]) -> dict[str, tuple[str, int]]:

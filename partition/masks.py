@@ -198,6 +198,9 @@ def why_not(graph: OpGraph, op: Op, protection: Protection) -> str | None:
         return f"{named} is no product of two matrices"
     if (protection.scheme, operands) in SCHEMES:
         gemm = base_name(op.target) in _MATRICES
+        if operands == "activations" and _shares_inner(protection):
+            left, right = (t.shape[:-2] for t in _flowing(graph, op))
+            gemm = gemm and left == right
         if gemm or (
             protection.scheme in ("one-time-pad", "one-time-pad-mod") and not protection.checks
         ):
@@ -218,6 +221,16 @@ def hides(graph: OpGraph, op: Op, protection: Protection) -> bool:
 
 
 _MATRICES = frozenset(("linear", "mm", "matmul", "bmm", "addmm"))
+
+
+def _shares_inner(protection: Protection) -> bool:
+    """Whether of two activations the second is masked by what undoes the first one's mask."""
+    return protection.scheme == "rank-one" or protection.on_channels
+
+
+def _at_least_float32(dtype: str) -> str:
+    """The dtype of what home keeps: 16 bits would spoil what they undo."""
+    return dtype if ITEM_BYTES[dtype] >= 4 else "float32"
 
 
 def _is_stored(graph: OpGraph, tensor: Tensor) -> bool:
@@ -272,9 +285,9 @@ class _Rewriting:
         self.parts: dict[int, tuple[Part, int]] = {}
         self.masks: dict[int, Masked] = {}
         self.pads: set[int] = set()
-        self.made: dict[tuple[int, Protection, Operands, Side], _Mask] = {}
+        self.made: dict[tuple[int, Protection, Operands, Side, int], _Mask] = {}
         self.copies: dict[int, int] = {}
-        self.integers: dict[tuple[int, int], int] = {}
+        self.forms: dict[tuple[int, str], int] = {}
         self.offline = (0, const(0))
         self.masked_by: dict[int, list[int]] = defaultdict(list)
         for number in sorted(self.protected):
@@ -413,7 +426,7 @@ class _Rewriting:
         self.offline = whole + flops[0], expr + (flops[1] if self.symbolic else 0)
 
     def pad_dtype(self, tensor: Tensor, protection: Protection) -> str:
-        """Of a pad that is made before the run: as wide as what crosses."""
+        """Of a pad: as wide as what crosses."""
         if protection.dtype is not None:
             return protection.dtype
         return self.wire_dtype if self.wire_dtype and tensor.dtype in FLOATING else tensor.dtype
@@ -425,18 +438,22 @@ class _Rewriting:
         (result,) = self.plain.outputs(op.id)
         reads = list(self.plain.inputs(op.id))
         sides = self.sides(op)
-        masks = {n: self.mask(op, reads[n], side) for n, side in sides.items() if scheme.mask}
+        masks: dict[int, _Mask] = {}
+        for position, side in sides.items() if scheme.mask else ():
+            inner = next(iter(masks.values())).key if masks and _shares_inner(protection) else -1
+            masks[position] = self.mask(op, reads[position], side, inner)
         biases = [t.id for t in self.biases(op, reads)] if scheme.bias_at_home else []
+        order = next(iter(masks.values())).key if protection.on_channels else -1
         sent = [
-            masks[n].sent
-            if n in masks
-            else self.in_integers(t, protection)
-            if protection.dtype
-            else t.id
+            masks[n].sent if n in masks else self.stored(t, protection, order)
             for n, t in enumerate(reads)
             if t.id not in biases
         ]
         away = self.product(op, scheme, protection, result, sent)
+        if protection.on_channels:
+            if protection.checks:
+                self.check(op, reads, sides, result, away, protection)
+            return
         keys = [mask.key for mask in masks.values()]
         if scheme.pads:
             keys = [self.product_pad(op, reads, result, protection, keys[0])]
@@ -476,25 +493,34 @@ class _Rewriting:
         op = self.plain.ops[number]
         reads = self.plain.inputs(number)
         for position, side in self.sides(op).items():
-            if reads[position].id == tensor.id and self.scheme(op).mask is not None:
+            alone = self.scheme(op).mask is not None and not _shares_inner(self.protected[number])
+            if reads[position].id == tensor.id and alone:
                 self.mask(op, tensor, side)
 
-    def mask(self, op: Op, tensor: Tensor, side: Side) -> _Mask:
-        """What is sent in place of an operand: made once for all ops that read it, checked or not."""
+    def mask(self, op: Op, tensor: Tensor, side: Side, inner: int = -1) -> _Mask:
+        """What is sent in place of an operand: made once for all ops that read it, checked or not.
+
+        ``inner`` is the key of the other operand, where that has to be undone by this mask.
+        """
         scheme, protection = self.scheme(op), self.protected[op.id]
         assert scheme.mask is not None
-        made = tensor.id, replace(protection, check="", trials=1), scheme.operands, side
+        made = tensor.id, replace(protection, check="", trials=1), scheme.operands, side, inner
         if made in self.made:
             return self.made[made]
         shapes, dtype = self.shapes(tensor), protection.dtype or tensor.dtype
         flops = [scheme.mask(shape) for shape in shapes]
         pads = protection.pads == "offline" and scheme.pads
-        reads = [tensor.id]
-        key = -1
+        reads = [tensor.id, *([inner] if inner >= 0 else [])]
+        key = inner if protection.on_channels else -1
+        key_dtype = self.key_dtype(scheme, tensor, protection)
         if pads:
-            pad_dtype = self.pad_dtype(tensor, protection)
-            key = self.add(None, f"{tensor.name}.pad", shapes, pad_dtype, role=Role.BUFFER)
+            key = self.add(None, f"{tensor.name}.pad", shapes, key_dtype, role=Role.BUFFER)
             self.pads.add(key)
+            reads.append(key)
+        elif key < 0 and protection.on_channels and scheme.operands == "weights":
+            # The weights lie permuted where they are: this order is that of all runs.
+            orders = [shape[-1:] for shape in shapes]
+            key = self.add(None, f"{tensor.name}.order", orders, key_dtype, role=Role.BUFFER)
             reads.append(key)
         number = self.at_home("mask", op, protection.scheme, reads, flops, tensor.dtype)
         sent = self.add(
@@ -504,39 +530,55 @@ class _Rewriting:
             dtype,
             tensor,
         )
-        if not pads:
-            key = self.add(
-                number, f"{tensor.name}.key", [scheme.key(shape, side) for shape in shapes], dtype
-            )
+        if key < 0:
+            keys = [self.key_shape(scheme, shape, side, protection) for shape in shapes]
+            key = self.add(number, f"{tensor.name}.key", keys, key_dtype)
         attack = scheme.attack(side, tensor.label)
         self.masks[sent] = Masked(tensor.id, protection, attack, scheme.withstands)
         self.made[made] = _Mask(sent, key)
         return self.made[made]
 
-    def in_integers(self, tensor: Tensor, protection: Protection) -> int:
-        """Weights as integers, stored where their op runs; those of one storage once."""
-        assert protection.dtype is not None
-        key = tensor.id, protection.bits
-        if key not in self.integers:
+    def in_form(self, tensor: Tensor, form: str, dtype: str) -> int:
+        """Weights in another form, stored where their op runs; those of one storage once."""
+        key = tensor.id, form
+        if key not in self.forms:
             storage, alike = self.plain.storage(tensor).id, None
-            for (other, bits), copy in self.integers.items():
+            for (other, known), copy in self.forms.items():
                 one = self.plain.tensors[other]
-                if (self.plain.storage(one).id, one.numel, bits) == (
-                    storage,
-                    tensor.numel,
-                    protection.bits,
-                ):
+                same = self.plain.storage(one).id == storage and one.numel == tensor.numel
+                if known == form and same:
                     alike = self.tensors[copy].alias_of or copy
-            self.integers[key] = self.add(
+            self.forms[key] = self.add(
                 None,
-                f"{tensor.name}.int{protection.bits}",
+                f"{tensor.name}.{form}",
                 self.shapes(tensor),
-                protection.dtype,
+                dtype,
                 role=Role.PARAMETER,
                 alias_of=alike,
             )
-            self.copies[self.integers[key]] = tensor.id
-        return self.integers[key]
+            self.copies[self.forms[key]] = tensor.id
+        return self.forms[key]
+
+    def key_dtype(self, scheme: Scheme, tensor: Tensor, protection: Protection) -> str:
+        """Of pads what crosses; places are whole numbers, and scalars are as good as float32."""
+        if scheme.pads:
+            return self.pad_dtype(tensor, protection)
+        return "int32" if scheme.name == "permutation" else _at_least_float32(tensor.dtype)
+
+    def key_shape(self, scheme: Scheme, shape: Shape, side: Side, protection: Protection) -> Shape:
+        """Of what home remembers of a mask: of permuted channels their order, in each batch."""
+        if protection.on_channels:
+            return (*shape[:-2], shape[-1])
+        return scheme.key(shape, side)
+
+    def stored(self, tensor: Tensor, protection: Protection, order: int = -1) -> int:
+        """What is stored of a protected op, in the form that its scheme needs; ``order`` is that of
+        permuted channels."""
+        if protection.dtype is not None:
+            return self.in_form(tensor, f"int{protection.bits}", protection.dtype)
+        if order >= 0 and len(tensor.shape) > 1:
+            return self.in_form(tensor, f"by_{self.tensors[order].name}", tensor.dtype)
+        return tensor.id
 
     def biases(self, op: Op, reads: Sequence[Tensor]) -> list[Tensor]:
         """What a product adds beside."""
@@ -547,11 +589,15 @@ class _Rewriting:
         self, op: Op, scheme: Scheme, protection: Protection, result: Tensor, sent: Sequence[int]
     ) -> int:
         """The op itself, on what is sent; what it makes."""
-        number = self.copy(op, sent)
-        shapes = [scheme.sent(shape, "result") for shape in self.shapes(result)]
-        made = self.add(
-            number, f"{result.name}.masked", shapes, protection.dtype or result.dtype, result
-        )
+        biased = base_name(op.target) == "addmm" and scheme.bias_at_home
+        number = self.copy(op, sent, **({"target": "aten.mm.default"} if biased else {}))
+        if protection.on_channels and not protection.checks:
+            made = result.id  # it comes as it is
+        else:
+            shapes = [scheme.sent(shape, "result") for shape in self.shapes(result)]
+            made = self.add(
+                number, f"{result.name}.masked", shapes, protection.dtype or result.dtype, result
+            )
         cost, factor = op.cost, scheme.factor
         gemm, times = cost.gemm, 2 if factor == 4 else 1
         assert gemm is not None
@@ -576,9 +622,9 @@ class _Rewriting:
                 ),
             ),
         )
-        if scheme.mask is None:
+        if made != result.id and (scheme.mask is None or protection.on_channels):
             self.copies[made] = result.id
-        else:
+        elif made != result.id:
             attack = scheme.attack("result", result.label)
             self.masks[made] = Masked(result.id, protection, attack, scheme.withstands)
         return made
@@ -590,17 +636,15 @@ class _Rewriting:
         shapes = self.shapes(result)
         matrices = [self.matrices(op, reads, result, n) for n in range(len(shapes))]
         flops = [one.flops for one in matrices]
-        name = f"{result.name}.pad"
+        name, dtype = f"{result.name}.pad", self.pad_dtype(result, protection)
         if protection.pads == "offline":
-            dtype = self.pad_dtype(result, protection)
             self.before_the_run(flops)
             made = self.add(None, name, shapes, dtype, role=Role.BUFFER)
             self.pads.add(made)
             return made
         biases = self.biases(op, reads)
         weights = [t for t in reads if _is_stored(self.plain, t) and t not in biases]
-        stored = [self.in_integers(t, protection) if protection.dtype else t.id for t in weights]
-        dtype = protection.dtype or result.dtype
+        stored = [self.stored(t, protection) for t in weights]
         number = self.at_home("pad", op, protection.scheme, [pad, *stored], flops, dtype)
         size = sum(self.tensors[t].bytes for t in stored)
         cost = replace(self.ops[number].cost, gemm=op.cost.gemm, param_bytes=size)
@@ -636,8 +680,8 @@ class _Rewriting:
             self.add(
                 None,
                 f"{result.name}.{name}",
-                [(*([] if stored else one.right[:-2]), trials, size) for one, size in sized],
-                result.dtype,
+                [(*one.right[:-2], trials, size) for one, size in sized],
+                _at_least_float32(result.dtype),
                 role=Role.BUFFER,
             )
             for name, sized in (
@@ -648,11 +692,12 @@ class _Rewriting:
         if stored:
             self.before_the_run([2 * trials * elements(one.right) for one in matrices])
         others = [] if stored else [reads[n].id for n, side in sides.items() if side == "right"]
+        biases = [t.id for t in self.biases(op, reads)]
         number = self.at_home(
             "check",
             op,
             "freivalds",
-            [plain, reads[left].id, *others, *vectors],
+            [plain, reads[left].id, *others, *vectors, *biases],
             flops,
             result.dtype,
         )

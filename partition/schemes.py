@@ -74,6 +74,11 @@ class Protection:
         return "freivalds" in (self.scheme, self.check)
 
     @property
+    def on_channels(self) -> bool:
+        """Whether it permutes the channels that are summed over: the result comes as it is."""
+        return self.scheme == "permutation" and self.axis == "channels"
+
+    @property
     def dtype(self) -> str | None:
         """What is sent and comes back, where that is no float."""
         return f"int{self.bits}" if self.scheme == "one-time-pad-mod" else None

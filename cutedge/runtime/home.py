@@ -46,6 +46,7 @@ from tracer.stages import stage
 
 if TYPE_CHECKING:
     from cutedge.runtime.leaks import Witness
+    from cutedge.runtime.masks import Masking
 
 Transport = Literal["unix", "tcp"]
 
@@ -278,11 +279,13 @@ def load(
     links: Links,
     residency: str,
     memory_bytes: int | None = None,
+    masking: "Masking | None" = None,
 ) -> "Loaded":
     """Give every device its part of a plan, and its numbers: parameters, buffers, constants.
 
     ``data`` has the buffers and the constants without an op, ``weights`` says which the others are
-    (``weights``), ``memory_bytes`` is what home's may take, by default what is free. Raises
+    (``weights``), ``memory_bytes`` is what home's may take, by default what is free, and
+    ``masking`` carries out what home does for masks, where the plan has any. Raises
     RunError for a link that is not what runs here, for a device without the memory, and where
     something that a device must not see would be made there or lie there.
     """
@@ -290,6 +293,8 @@ def load(
         with _explained(found[name], "loading"):
             _check_there(device, found[name].channel)
     prepare({spec.form for spec in plan.crossing.values() if spec.form})
+    if masking is not None:
+        data = {**data, **masking.data}
     threads = torch.get_num_threads()
     for name, device in plan.accelerators.items():
         worker, carriage = found[name], Carriage.of(links.of(name))
@@ -306,10 +311,10 @@ def load(
     mine = plan.home
     with _at_home(mine.name, "loading"):
         check_memory(mine.resident_bytes, "cpu", memory_bytes)
-        interpreter = Interpreter(mine.instructions)
+        interpreter = Interpreter(mine.instructions, own={} if masking is None else masking.own)
         take_in(
             interpreter,
-            {tensor: data[tensor] for tensor in mine.data},
+            {t: data[t] for t in mine.data if masking is None or t not in masking},
             mine.parameters,
             mine.states,
             weights,
@@ -325,7 +330,7 @@ def load(
     for one, other in sorted(map(sorted, pairs)):
         between = Carriage.of(links.between(one, other, plan.home.name))
         _introduce(found[one], found[other], between)
-    return Loaded(plan, found, interpreter)
+    return Loaded(plan, found, interpreter, masking)
 
 
 def _check_there(device: DevicePlan, channel: Channel) -> None:
@@ -416,6 +421,8 @@ class Loaded:
     plan: Plan
     workers: Mapping[str, Worker]
     interpreter: Interpreter
+    masking: "Masking | None" = None
+    """What home does for masks; None for a plan without."""
 
     def run(
         self,
@@ -436,6 +443,8 @@ class Loaded:
             with _explained(self.workers[name], "starting"):
                 self.workers[name].channel.say(do="begin")
                 self.workers[name].channel.hear()
+        if self.masking is not None:
+            interpreter.resident.update(self.masking.fresh())  # each pad is used once
         interpreter.begin()
         interpreter.seconds.clear()
         start = time.perf_counter()

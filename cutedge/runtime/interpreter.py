@@ -13,6 +13,7 @@ from cutedge.runtime.draws import Draws
 from cutedge.runtime.memory import free_bytes
 from cutedge.runtime.ops import LAYOUTS, MEMORY_FORMATS, Operation, operation
 from cutedge.runtime.wire import DTYPES, Spec
+from tracer.kinds import MATRIX_PRODUCTS, base_name
 from tracer.program import Invocation, Sharing
 from tracer.words import plain
 
@@ -29,6 +30,36 @@ _SAME_AS = {
 def _histc(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     counted: torch.Tensor = torch.histc(tensor.float(), *args, **kwargs)
     return counted.to(tensor.dtype)
+
+
+def in_limbs(function: Callable[..., Any]) -> Callable[..., torch.Tensor]:
+    """A product of two matrices of integers mod 2^32 or 2^64, by products of float64.
+
+    Torch has no such kernel on CUDA, and a slow one on CPUs. Each number is cut into limbs of 16
+    bits: sums of up to 2^21 products of two are below 2^53, and float64 has them exactly.
+    """
+
+    def cut(tensor: torch.Tensor) -> list[torch.Tensor]:
+        limbs = range(0, 8 * tensor.itemsize, 16)
+        return [((tensor >> bits) & 0xFFFF).double() for bits in limbs]
+
+    def multiply(*args: Any, **kwargs: Any) -> torch.Tensor:
+        one, other = (n for n, a in enumerate(args) if isinstance(a, torch.Tensor) and a.dim() > 1)
+        dtype, given = args[one].dtype, [*args]
+        rest = [n for n, a in enumerate(args) if isinstance(a, torch.Tensor) and a.dim() < 2]
+        for n in rest:
+            given[n] = args[n].double()
+        firsts, seconds = cut(args[one]), cut(args[other])
+        total: torch.Tensor | None = None
+        for i, first in enumerate(firsts):
+            for j, second in enumerate(seconds[: len(firsts) - i]):
+                given[one], given[other] = first, second
+                part = function(*given, **kwargs).long() << 16 * (i + j)
+                total = part if total is None else total + part
+        assert total is not None
+        return total.to(dtype)
+
+    return multiply
 
 
 _WITHOUT_KERNEL = {"aten.histc.default": _histc}
@@ -83,13 +114,18 @@ class Interpreter:
     """What was made since the device last looked at how much memory is free."""
     sight: Callable[[int, torch.Tensor], None] | None = None
     """Is shown each tensor that is read."""
+    own: Mapping[int, Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]] = field(
+        default_factory=dict
+    )
+    """By op that is none of torch's, but this process's own: what it makes of what it reads."""
 
     def __post_init__(self) -> None:
         """Refuse instructions with an op that is in no list, an argument that is not of its type, or a
         result of another size than was announced. No op runs, and no memory is taken, for that."""
         for op in self.instructions.invocations:
             try:
-                self._foresee(op)
+                if op not in self.own:
+                    self._foresee(op)
             except Exception as error:  # whatever torch says of it
                 raise self._failed(op, error) from error
 
@@ -223,12 +259,14 @@ class Interpreter:
             raise RunError(f"it makes {needed:,} bytes, and may take {free:,}")
 
     def _carry_out(self, op: int) -> list[torch.Tensor]:
-        how, found = self.instructions.invocations[op], self.operations[op]
-        function = found.function
-        if self.device == "cpu":
-            function = _WITHOUT_KERNEL.get(found.target, function)
+        how = self.instructions.invocations[op]
         values = {tensor: self.value(tensor) for tensor in read(how)}
         try:
+            if op in self.own:
+                made = self.own[op]([*values.values()])
+                self._compare(op, made)
+                return made
+            found, function = self.operations[op], self._function(op)
             self.make_room(self._needed(op, values))
             # What is drawn is to be the same on every device.
             device = self.device if how.draw is None else "cpu"
@@ -242,6 +280,26 @@ class Interpreter:
         except Exception as error:  # whatever torch says of it
             raise self._failed(op, error) from error
         return made
+
+    def _function(self, op: int) -> Callable[..., Any]:
+        """What torch carries out for an op here."""
+        found, how, specs = (
+            self.operations[op],
+            self.instructions.invocations[op],
+            self.instructions.specs,
+        )
+        if base_name(found.target) in MATRIX_PRODUCTS:
+            shapes = [specs[t] for t in read(how)]
+            if {one.dtype for one in shapes} <= {"int32", "int64"} and len(shapes) == 2:
+                return in_limbs(found.function)
+        function: Callable[..., Any] = found.function
+        return _WITHOUT_KERNEL.get(found.target, function) if self.device == "cpu" else function
+
+    def results(
+        self, op: int, value: Callable[[int], torch.Tensor], function: Callable[..., Any]
+    ) -> list[torch.Tensor]:
+        """What an op makes of other values than those that it reads here."""
+        return self._results(op, value, self.device, function)
 
     def _needed(self, op: int, values: Mapping[int, torch.Tensor]) -> int:
         """The memory that an op is about to take for what it makes."""

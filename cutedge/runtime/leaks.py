@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from costmodels.links import Links
-from cutedge.runtime.home import load
-from cutedge.runtime.plan import Plan, make_plan
+from cutedge.runtime.alone import alone, run_seen
+from cutedge.runtime.lineage import carriers
+from cutedge.runtime.plan import Plan
 from cutedge.runtime.wire import DTYPES
-from partition.placement import Placement
+from partition.masks import MaskedGraph, plain_of
 from tracer.capture.runnable import Runnable
 from tracer.graph import FLOATING, OpGraph
 from tracer.words import counted
@@ -149,6 +150,8 @@ class Secrets:
     """Secret -> the tensors that it names."""
     carriers: Mapping[int, str]
     """Tensor that has a secret's values -> how it is called (``cutedge.runtime.lineage``)."""
+    word: str = "a secret"
+    """What each is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,74 @@ class SecrecyProof:
             f"{counted(self.secret_tensors, 'tensor')} of {counted(self.secrets, 'secret')} kept "
             f"from {', '.join(self.untrusted)}; {counted(self.tensors_compared, 'tensor')} that "
             f"crossed compared with their values: {found}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MaskProof:
+    """What a run has shown of its masks."""
+
+    masked: int
+    """Tensors that cross under masks alone."""
+    tensors_compared: int
+    """What crossed, each tensor as often as it did."""
+    leaks: tuple[str, ...]
+    """What of that has the plain values of one that a mask hides, in words."""
+    epsilon: float
+    """By how much the coarsest mask has a result off, over its size (``masks.epsilon_of``)."""
+
+    def __str__(self) -> str:
+        found = f"{len(self.leaks):,} are equal" if self.leaks else "not one is equal"
+        return (
+            f"{counted(self.masked, 'tensor')} crossed under masks alone; "
+            f"{counted(self.tensors_compared, 'tensor')} that crossed compared with their plain "
+            f"values: {found}; rounding through masks is {self.epsilon:.2g} of a result"
+        )
+
+
+def masked_alone(graph: MaskedGraph, plan: Plan, runnable: Runnable) -> Secrets:
+    """The tensors of a run that cross under masks alone: neither they, nor what has their values.
+
+    Without those that are permuted: their values are seen, in another order.
+    """
+    plain = [t for t in plan.crossing if t < len(graph.plain.tensors)]
+    seen = carriers(graph.plain, runnable.invocations, {"what crosses as it is": plain})
+    hidden = {
+        one.plain: f"{graph.tensors[one.plain].name}, {one.protection}"
+        for tensor, one in graph.masks.items()
+        if tensor in plan.crossing
+        and one.protection.scheme not in ("permutation", "freivalds")
+        and one.plain not in seen
+    }
+    named = {words: [tensor] for tensor, words in hidden.items()}
+    return Secrets(tuple(plan.accelerators), named, hidden, "what a mask hides")
+
+
+class _Union:
+    """The fingerprints of many tensors, to see at once what has none of theirs."""
+
+    def __init__(self, prints: Iterable[Print | None]) -> None:
+        wholes: dict[str, set[int]] = {}
+        lines: dict[tuple[str, int], list[torch.Tensor]] = {}
+        for one in prints:
+            for name, values in (one or {}).items():
+                if values.whole is not None:
+                    wholes.setdefault(name, set()).add(values.whole)
+                for length, some in values.lines.items():
+                    lines.setdefault((name, length), []).extend(some)
+        self.wholes = wholes
+        self.lines = {key: torch.cat(some).unique() for key, some in lines.items()}
+
+    def meets(self, one: Print | None) -> bool:
+        """Whether a tensor has any fingerprint of theirs: what is alike one of them does."""
+        return any(
+            values.whole in self.wholes.get(name, ())
+            or any(
+                (name, length) in self.lines
+                and any(bool(torch.isin(mine, self.lines[name, length]).any()) for mine in some)
+                for length, some in values.lines.items()
+            )
+            for name, values in (one or {}).items()
         )
 
 
@@ -228,18 +299,23 @@ class Witness:
         secrets that home did not read, and what passed between accelerators, are known too.
         """
         tensors = self.sight.tensors | {p.tensor for p in self.passed}
-        alone = Sight(tensors, self.sight.lengths, self.sight.dtypes)
-        _run_at_home(self.graph, runnable, given, weights, links, alone)
+        sight = Sight(tensors, self.sight.lengths, self.sight.dtypes)
+        whole = alone(plain_of(self.graph), runnable, weights, links)
+        run_seen(whole, given, sight)
+        there = [self.sight.prints.get(t) for t in self.sight.tensors]
+        union = _Union([*there, *(sight.prints.get(t) for t in self.sight.tensors)])
         leaks = []
         for passage, seen in self.passed.items():
+            if not (union.meets(seen) or union.meets(sight.prints.get(passage.tensor))):
+                continue
             for secret, named in self.secrets.named.items():
                 pairs = [(seen, self.sight.prints.get(t)) for t in named]
-                pairs += [(alone.prints.get(passage.tensor), alone.prints.get(t)) for t in named]
+                pairs += [(sight.prints.get(passage.tensor), sight.prints.get(t)) for t in named]
                 if any(one and other and alike(one, other) for one, other in pairs):
                     leaks.append(
                         f"{self.graph.tensors[passage.tensor].name} (tensor {passage.tensor}) "
                         f"from {passage.src} to {passage.dst} in call {passage.call} has the "
-                        f"values of a secret ({secret})"
+                        f"values of {self.secrets.word} ({secret})"
                     )
         return SecrecyProof(
             len(self.secrets.named),
@@ -248,21 +324,3 @@ class Witness:
             len(self.passed),
             tuple(leaks),
         )
-
-
-def _run_at_home(
-    graph: OpGraph,
-    runnable: Runnable,
-    given: Mapping[int, torch.Tensor],
-    weights: Mapping[str, Any],
-    links: Links,
-    sight: Sight,
-) -> None:
-    """Carry out every op at home, and have all that ops read seen."""
-    home = "home"
-    devices = [None if graph.is_everywhere(op.id) else home for op in graph.ops]
-    placement = Placement(home, devices, [False] * len(devices), [""] * len(devices))
-    plan = make_plan(graph, runnable.invocations, placement)
-    loaded = load(plan, {}, data=runnable.data, weights=weights, links=links, residency="run")
-    loaded.interpreter.sight = sight
-    loaded.run(given)

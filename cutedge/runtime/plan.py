@@ -8,6 +8,7 @@ from cutedge.runtime.interpreter import Instructions, read, resident_bytes
 from cutedge.runtime.walk import walk
 from cutedge.runtime.wire import Spec
 from partition import Residency
+from partition.masks import MaskedGraph
 from partition.placement import Placement
 from partition.wire_format import WireFormat
 from tracer.graph import OpGraph, Role
@@ -43,7 +44,7 @@ class DevicePlan:
     parameters: Mapping[int, str]
     """Tensor -> the name of the parameter that owns its memory."""
     data: tuple[int, ...]
-    """Buffers and constants without an op, which home has the numbers of."""
+    """Buffers, constants without an op and weights in other forms, which home has the numbers of."""
     states: Mapping[int, str]
     """Tensor -> the name of the cached state that it is before the run."""
     kept: tuple[int, ...] = ()
@@ -196,6 +197,7 @@ def _device_plan(
     needed_ops = carried | set(everywhere.values())
     involved = {t for op in needed_ops for t in read(invocations[op], likes=True)}
     involved |= {t.id for op in needed_ops for t in graph.outputs(op)} | resident | set(uses)
+    copies = graph.copies if isinstance(graph, MaskedGraph) else {}
     passing = frozenset(t for t in everywhere if graph.storage(graph.tensors[t]).id in sent)
     roles = {t: graph.tensors[t].role for t in resident}
     return DevicePlan(
@@ -221,9 +223,13 @@ def _device_plan(
         parameters={
             t: graph.storage(graph.tensors[t]).name
             for t in sorted(resident)
-            if roles[t] is Role.PARAMETER
+            if roles[t] is Role.PARAMETER and t not in copies
         },
-        data=tuple(t for t in sorted(resident) if roles[t] not in (Role.PARAMETER, Role.KV_CACHE)),
+        data=tuple(
+            t
+            for t in sorted(resident)
+            if t in copies or roles[t] not in (Role.PARAMETER, Role.KV_CACHE)
+        ),
         states={t: graph.tensors[t].name for t in sorted(resident) if roles[t] is Role.KV_CACHE},
         kept=tuple(kept),
     )

@@ -1321,6 +1321,21 @@ def test_json_of_policies(here, cli):
                 }
                 for rule in table.get("rule", [])
             ],
+            "protects": [
+                {
+                    "pads": "offline",
+                    "scale": 16.0,
+                    "bits": 32,
+                    "axis": "tokens",
+                    "check": "",
+                    "trials": 1,
+                    **protect,
+                    "kind": protect["kind"]
+                    if isinstance(protect["kind"], list)
+                    else [protect["kind"]],
+                }
+                for protect in table.get("protect", [])
+            ],
             "packs": table.get("pack", []),  # no policy of cutedge packs
         }
         for name, table in shipped_policies()

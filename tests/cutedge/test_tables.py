@@ -109,6 +109,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("pinned", BOOL, ""),
         ("reason", TEXT, ""),
         ("weights_at", TEXT, "null"),  # an op without parameters
+        ("mask", TEXT, "null"),  # one that is not masked
     ],
     "transfers": [
         ("transfer_id", I32, ""),
@@ -126,6 +127,9 @@ COLUMNS: dict[str, list[Column]] = {
         ("wire_dtype", TEXT, ""),
         ("payload_bytes", I64, ""),
         ("payload_status", TEXT, ""),
+        ("mask", TEXT, "null"),  # what crosses as it is
+        ("masked_id", I32, "null"),
+        ("unmasked_bytes", I64, ""),
         ("packing", TEXT, ""),
         ("plain_bytes", I64, ""),
         ("wire_bytes", I64, ""),
@@ -173,6 +177,11 @@ COLUMNS: dict[str, list[Column]] = {
         ("total_payload_bytes", I64, ""),
         ("payload_status", TEXT, ""),
         ("plain_payload_bytes", I64, ""),
+        ("masked_payload_bytes", I64, ""),
+        ("unmasked_payload_bytes", I64, ""),
+        ("pad_bytes", I64, ""),
+        ("offline_flops", I64, ""),
+        ("home_mask_flops", I64, ""),
         ("total_wire_bytes", I64, ""),
         ("total_bytes_expr", TEXT, "null"),
         ("peak_buffer_bytes", I64, ""),
