@@ -470,7 +470,8 @@ def seen(
             open_ = [t for t in tensors if t.id in here]
             hidden = [t for t in graph.tensors if t.id in here & masks.keys()]
             hidden = [t for t in hidden if sorts[t.id] is what]
-            worked_out = next((ways[t.id] for t in tensors if t.id in ways), None)
+            first = [t for t in tensors if t.id in attacked] + tensors  # what the rest follows from
+            worked_out = next((ways[t.id] for t in first if t.id in ways), None)
             how = (
                 How.PLAIN
                 if open_
