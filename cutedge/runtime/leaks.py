@@ -249,11 +249,19 @@ class _Union:
             values.whole in self.wholes.get(name, ())
             or any(
                 (name, length) in self.lines
-                and any(bool(torch.isin(mine, self.lines[name, length]).any()) for mine in some)
+                and any(_share(mine, self.lines[name, length]) for mine in some)
                 for length, some in values.lines.items()
             )
             for name, values in (one or {}).items()
         )
+
+
+def _share(some: torch.Tensor, ordered: torch.Tensor) -> bool:
+    """Whether any of ``some`` is among ``ordered`` numbers."""
+    if not len(ordered):
+        return False
+    places = torch.searchsorted(ordered, some).clamp_(max=len(ordered) - 1)
+    return bool((ordered[places] == some).any())
 
 
 @dataclass(slots=True)
