@@ -479,7 +479,8 @@ def seen(
             at_hand = [t for t in graph.tensors if t.id in here and sorts[t.id] is what]
             open_ = [t for t in at_hand if t.id not in masks]
             hidden = [t for t in at_hand if t.id in masks]
-            worked_out = next((ways[t.id] for t in tensors if t.id in ways), None)
+            first = [t for t in tensors if t.id in attacked] + tensors  # what the rest follows from
+            worked_out = next((ways[t.id] for t in first if t.id in ways), None)
             how = (
                 How.PLAIN
                 if open_

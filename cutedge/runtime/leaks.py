@@ -228,14 +228,6 @@ def masked_alone(graph: MaskedGraph, plan: Plan, runnable: Runnable) -> Secrets:
     return Secrets(tuple(plan.accelerators), named, hidden, "what a mask hides")
 
 
-def _shares(some: torch.Tensor, known: torch.Tensor) -> bool:
-    """Whether any of some numbers is among ``known`` ones, which are sorted."""
-    if not len(known):
-        return False
-    places = torch.searchsorted(known, some.contiguous()).clamp(max=len(known) - 1)
-    return bool((known[places] == some).any())
-
-
 class _Union:
     """The fingerprints of many tensors, to see at once what has none of theirs."""
 
@@ -257,11 +249,19 @@ class _Union:
             values.whole in self.wholes.get(name, ())
             or any(
                 (name, length) in self.lines
-                and any(_shares(mine, self.lines[name, length]) for mine in some)
+                and any(_share(mine, self.lines[name, length]) for mine in some)
                 for length, some in values.lines.items()
             )
             for name, values in (one or {}).items()
         )
+
+
+def _share(some: torch.Tensor, ordered: torch.Tensor) -> bool:
+    """Whether any of ``some`` is among ``ordered`` numbers."""
+    if not len(ordered):
+        return False
+    places = torch.searchsorted(ordered, some).clamp_(max=len(ordered) - 1)
+    return bool((ordered[places] == some).any())
 
 
 @dataclass(slots=True)

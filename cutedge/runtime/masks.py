@@ -512,8 +512,7 @@ class Masking:
     def _epsilon(self, of: int) -> float:
         op: Op = self.graph.plain.ops[of]
         protection = self.graph.protected[of]
-        dtypes = [op.dtype or "float32"]
-        dtypes += [self.graph.wire_dtype or "float32"] if protection.dtype is None else []
+        dtypes = [op.dtype, None if protection.dtype else self.graph.wire_dtype]
         dtype = max(
             (name for name in dtypes if name in FLOATING),
             key=lambda name: torch.finfo(DTYPES[name]).eps,

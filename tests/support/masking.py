@@ -1,15 +1,15 @@
 """The small model with masks, split and run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from cutedge.runtime.home import Loaded, Measured, Worker, load
-from cutedge.runtime.masks import Masking, Randomness, masked_invocations, masking_of
+from cutedge.runtime.masks import Masking, masked_invocations, masking_of
 from cutedge.runtime.plan import Plan, make_plan
+from cutedge.runtime.transforms import Randomness
 from cutedge.runtime.verify import Verdict, judge
 from partition.accounting import Residency, Traffic
 from partition.masks import MaskedGraph
@@ -69,13 +69,11 @@ def hidden(
     *,
     wire_dtype: str | None = None,
     residency: Residency = "run",
-    seed: int = 0,
-    accelerators: Sequence[str] = ("gpu",),
-    **options: Any,
+    source: Randomness | None = None,
 ) -> Hidden:
-    """The small model under a policy that masks something; masks are of a seed."""
+    """The small model under a policy that masks something; masks are of a seed, or of a source."""
     links, whole = Links(load_link("unix-socket")), annotate(tiny().graph)
-    setting = Setting(Machine("tee", tuple(accelerators), links, wire_dtype), residency)
+    setting = Setting(Machine("tee", ("gpu",), links, wire_dtype), residency)
     rules = load_policy(policy) if isinstance(policy, str) else policy
     there = place(whole, rules, setting)
     graph = there.graph
@@ -89,6 +87,6 @@ def hidden(
         wire=wire,
         residency=residency,
     )
-    masking = masking_of(graph, tiny(), given(), WEIGHTS, links, Randomness(seed))
+    masking = masking_of(graph, tiny(), given(), WEIGHTS, links, source or Randomness(0))
     assert masking is not None
     return Hidden(graph, there.placement, traffic, plan, masking, links)

@@ -1,14 +1,24 @@
-"""Masked partitions run for real, and what each scheme does to the numbers."""
+"""Masked partitions run for real: what crosses, what comes out, and who answers wrongly."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
+import torch
 
+from cutedge.runtime import RunError
 from cutedge.runtime.home import workers
+from cutedge.runtime.interpreter import Interpreter
+from cutedge.runtime.leaks import Witness, masked_alone
+from cutedge.runtime.transforms import Randomness
+from cutedge.runtime.wire import Channel
 from partition.schemes import Protection
+from partition.seen import How, What, seen
+from tests.support.inprocess import invoke
 from tests.support.masking import hidden, protecting
-from tests.support.running import TOKEN, listening
+from tests.support.running import MODEL, TOKEN, WEIGHTS, given, listening, tiny
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +30,13 @@ def there() -> Iterator[dict[str, tuple[str, int]]]:
 
 WAYS = {
     "pad": {"weights": Protection("one-time-pad")},
+    "blocks and check": {"activations": Protection("embedded-additive", check="freivalds")},
+    "mod 2^32": {"weights": Protection("one-time-pad-mod")},
+    "rank one": {each: Protection("rank-one") for each in ("weights", "activations")},
     "online": {"weights": Protection("one-time-pad", pads="online")},
     "pad and check": {"weights": Protection("one-time-pad", check="freivalds", trials=2)},
-    "mod 2^32": {"weights": Protection("one-time-pad-mod")},
     "mod 2^64 online": {"weights": Protection("one-time-pad-mod", bits=64, pads="online")},
-    "blocks": {"activations": Protection("embedded-additive")},
-    "blocks and check": {"activations": Protection("embedded-additive", check="freivalds")},
-    "rank one": {each: Protection("rank-one") for each in ("weights", "activations")},
+    "mod and check": {"weights": Protection("one-time-pad-mod", check="freivalds")},
     "orthogonal": {"weights": Protection("orthogonal", check="freivalds")},
     "tokens": {each: Protection("permutation") for each in ("weights", "activations")},
     "channels": {
@@ -37,14 +47,127 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("wire_dtype", [None, "bfloat16"])
+@pytest.mark.few(6)
 @pytest.mark.parametrize("protections", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("wire_dtype", [None, "bfloat16"])
 def test_a_masked_run_moves_what_is_predicted_and_answers_as_the_model(
     there, protections, wire_dtype
 ):
+    """The tolerance is half of the digits; what is off is what the rounding of masks comes to."""
     made = hidden(protecting(protections), wire_dtype=wire_dtype)
     with workers(["gpu"], remote=there, token=TOKEN, timeout=60.0) as found:
         _, verdict = made.run(found)
     assert verdict.unequal == ()
     assert verdict.answer_equal
     assert verdict.max_abs_difference <= 2 * made.masking.epsilon * verdict.max_abs_result
+
+
+def test_the_command_runs_masks_and_says_what_they_hid(tmp_path, monkeypatch):
+    """13 inputs and results of the linears, 6 of the two products; pads 16 times as wide as values."""
+    monkeypatch.chdir(tmp_path)
+    done = invoke("cutedge", "verify", *MODEL, "--policy", "masked-all", "--json")
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads(done.stdout)["runs"]
+    assert run["bytes_equal"]
+    assert run["answer_equal"]
+    assert run["masks"]["leaks"] == []
+    assert (run["masks"]["masked"], run["masks"]["tensors_compared"]) == (19, 21)
+    assert run["masks"]["epsilon"] == pytest.approx(2**-23 * (1 + 16**2) ** 0.5)
+
+
+class Nothing(Randomness):
+    """Numbers that hide nothing."""
+
+    def normal(self, shape):
+        return torch.zeros(tuple(shape), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("source", [Randomness(0), Nothing()])
+def test_plain_values_that_cross_are_known_again(there, source):
+    """A pad of zeros leaves X as it is: each of the 13 tensors is found to be what it hides."""
+    made = hidden("slalom", source=source)
+    secrets = masked_alone(made.graph, made.plan, tiny())
+    with workers(["gpu"], remote=there, token=TOKEN, timeout=60.0) as found:
+        witness = Witness.of(made.plan, made.graph, secrets)
+        made.load(found).run(given(), witness=witness)
+    proof = witness.prove(tiny(), given(), WEIGHTS, made.links)
+    assert len(secrets.named) == proof.tensors_compared == 13
+    assert len(proof.leaks) == (13 if isinstance(source, Nothing) else 0)
+
+
+def test_each_run_has_pads_of_its_own(there, monkeypatch):
+    made, sent = hidden("slalom"), list[dict[int, torch.Tensor]]()
+    send = Channel.send
+
+    def seen(self: Channel, call: int, tensors: Any, *args: Any) -> Any:
+        if args and call == 0:
+            sent.append({t: value.clone() for t, value in tensors})
+        return send(self, call, tensors, *args)
+
+    monkeypatch.setattr(Channel, "send", seen)
+    with workers(["gpu"], remote=there, token=TOKEN, timeout=60.0) as found:
+        loaded = made.load(found)
+        one, other = loaded.run(given()), loaded.run(given())
+    (first,), (second,) = (run.values() for run in sent)
+    pad = made.masking.scales[made.graph.masks[next(iter(sent[0]))].plain].rms * 16
+    assert float((first - second).std()) == pytest.approx(2**0.5 * pad, rel=0.2)
+    assert torch.allclose(one.results[0], other.results[0], atol=1e-4)
+
+
+def test_no_worker_carries_out_what_home_does_for_masks():
+    with pytest.raises(RunError, match=r"mask\.one-time-pad\.mask.*in no list"):
+        Interpreter(hidden("slalom").plan.home.instructions)
+
+
+# --- who answers wrongly --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [0.01, 2.5])
+def test_one_wrong_value_is_found_and_its_op_is_named(there, monkeypatch, times):
+    """A change of twice the tolerance and more always is; of a hundredth the pads' rounding hides it."""
+    made = hidden("slalom-verified")
+    op = next(op for op in made.graph.plain.ops if op.module_path.endswith("down_proj"))
+    (result,) = made.graph.outputs(made.graph.here[op.id])
+    receive = Channel.receive
+
+    def tampered(self: Channel, *args: Any) -> Any:
+        arrived, moved = receive(self, *args)
+        if result.id in arrived:
+            arrived[result.id].view(-1)[7] += times * made.masking.tolerances[op.id]
+        return arrived, moved
+
+    monkeypatch.setattr(Channel, "receive", tampered)
+    with workers(["gpu"], remote=there, token=TOKEN, timeout=60.0) as found:
+        loaded = made.load(found)
+        if times < 1:
+            loaded.run(given())
+            return
+        with pytest.raises(RunError, match=rf"{op.name} \({op.module_path}\) was answered wrongly"):
+            loaded.run(given())
+
+
+# --- what the tool says of attacks ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("label", "what", "told"),
+    [
+        ("attention_probs", What.ATTENTION_SCORES, "a = sum(aR) / (sum(P + R) - 1)"),
+        ("attention_scores", What.ATTENTION_SCORES, "up to two scalars"),
+        (None, What.QKV, "up to one scalar"),
+    ],
+)
+def test_the_tool_says_how_blocks_are_undone(label, what, told):
+    """The example of each sort that is recoverable is an attack on a tensor of that sort."""
+    made = hidden("masked-all")
+    plain = made.graph.plain.tensors
+    attacks = {
+        f"{plain[one.plain].name}: {one.attack}": plain[one.plain].label
+        for one in made.graph.masks.values()
+        if one.attack
+    }
+    assert any(told in words and (label in (None, has)) for words, has in attacks.items())
+    found = seen(made.graph, made.placement, made.traffic, ["gpu"])
+    (sort,) = (one for one in found if one.what is what)
+    assert sort.how is How.RECOVERABLE
+    assert sort.example in attacks
