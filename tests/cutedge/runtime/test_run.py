@@ -234,6 +234,23 @@ def test_a_model_in_bfloat16(listening):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("policy", ["slalom-verified", "masked-all", "rank-one"])
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_what_masks_round_follows_the_dtype(listening, policy, dtype):
+    """A result is off by epsilon, a few times over in a few layers: far from half of its digits."""
+    model, links = small("llama-3.2-1b", dtype=dtype), Links(load_link("unix-socket"))
+    there = placed(model, policy, "run", links.common)
+    assert there is not None
+    _, _, verdict = carry_out(model, there.placement, links, listening, graph=there.graph)
+    amplified = 8 if policy == "rank-one" else (1 + 16**2) ** 0.5
+    epsilon = torch.finfo(getattr(torch, dtype)).eps * amplified
+    assert verdict.unequal == ()
+    assert verdict.answer_equal
+    assert verdict.tolerance == pytest.approx(epsilon**0.5 * verdict.max_abs_result)
+    assert verdict.max_abs_difference <= 10 * epsilon * verdict.max_abs_result
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["one-time-pad-mod", "rank-one", "orthogonal", "permutation"])
 def test_biases_are_added_where_the_scheme_has_them(listening, scheme):
     """gpt2's linears add them in one op with the product, and some of them have a single row."""
