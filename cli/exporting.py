@@ -71,7 +71,8 @@ def perfetto(
     """Write a timeline for ui.perfetto.dev: predicted, and measured where verify has run."""
     from cli.printing import print_json
     from cutedge._export import export_timeline, opened
-    from tracer.words import counted, duration
+    from cutedge._words import no_less
+    from tracer.words import counted
 
     _, split, run = opened(directory, policy)
     written = export_timeline(split, run, out, home, accel, link)
@@ -82,7 +83,7 @@ def perfetto(
         return
     for timeline in written.timelines:
         what = ", ".join(counted(n, category) for category, n in timeline.counts.items() if n)
-        say(f"{timeline.name}: {duration(timeline.seconds)}, {what}")
+        say(f"{timeline.name}: {no_less(timeline.seconds, timeline.at_least)}, {what}")
     say(f"written to {out}; open it at ui.perfetto.dev")
 
 

@@ -125,11 +125,11 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
         slowest = sorted(
             zip(one.traffic.calls, m.calls, strict=True), key=lambda pair: -pair[1].call_seconds
         )[:3]
+        longest = ", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest)
         held = ", ".join(f"{name} {human(size)}" for name, size in m.peak_memory_bytes.items())
         out.print(
             f"{one.policy}: {v.transfers_measured} transfers compared one by one; "
-            f"peak memory {held}; longest calls "
-            + (", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest) or "none")
+            f"peak memory {held}; " + (f"longest calls {longest}" if longest else "no calls")
         )
     if packed := packed_rows(verified):
         print_table(

@@ -13,7 +13,7 @@ from partition.optimise import Price
 from partition.split import Split
 from tracer.graph import TraceMeta
 from tracer.summary import headline
-from tracer.words import counted, duration, human, mib
+from tracer.words import counted, human, mib
 
 if TYPE_CHECKING:
     import cutedge
@@ -49,8 +49,8 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
         out.print(line)
     out.print()
     if partition.schedule is not None:
-        print_table("on, busy>, idle%", _rows.resource_rows(partition.schedule))
-        critical = _rows.critical_rows(partition.graph, partition.schedule)
+        print_table("on, busy>, idle%", _rows.resource_rows(partition, partition.schedule))
+        critical = _rows.critical_rows(partition, partition.schedule)
         print_table("critical path~, on<1, count>2, takes>, share%", critical)
         out.print()
     if why is not None:
@@ -78,12 +78,12 @@ def _print_why(partition: Split, steps: Sequence[LadderStep], prices: Sequence[P
 
 
 def _time(seconds: float | None, at_least: object) -> str:
-    return "not known" if seconds is None else f"{'>= ' * bool(at_least)}{duration(seconds)}"
+    return "not known" if seconds is None else _words.no_less(seconds, at_least)
 
 
-def _left_out(found: Sequence[Split | Point]) -> None:
+def _left_out(found: Sequence[Split | Point], *, rates: bool = False) -> None:
     for line in _words.left_out(found):
-        console().print(f"{line} (>= is at least)")
+        console().print(f"{line} (>= is at least{', <= at most' * rates})")
 
 
 def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
@@ -168,7 +168,8 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
         "cycles>7": [_words.cycles(p) for p, *_ in rows],
         "run>2": [_time(p.run_seconds, p.left_out) for p, *_ in rows],
         "tokens/s>3": [
-            "" if run is None or not run.seconds else _words.speed(run) for *_, run in rows
+            "" if run is None or not run.seconds else _words.speed(run, at_most=p.left_out)
+            for p, _, run in rows
         ],
         **_words.schedule_columns([p for p, *_ in rows]),
     }
@@ -181,7 +182,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
     print_table([*columns], zip(*columns.values(), strict=True))
     for line in _words.estimates([p for p, *_ in rows]):
         out.print(line)
-    _left_out([p for p, *_ in rows])
+    _left_out([p for p, *_ in rows], rates=True)
     for one in found:
         for name, reason in one.without.items():
             model = one.baseline.graph.meta.model

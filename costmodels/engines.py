@@ -17,6 +17,9 @@ How launches add up is a matter of the execution:
   ops read and write.
 - ``graph``: the same ops, captured once and replayed: a launch before each.
 - ``fused``: kernels of several ops (``costmodels.fused``): a launch before each of those.
+
+Copies in strides (``costmodels.fused.strides``), which ``eager`` and ``graph`` carry out one by one,
+may have a share of the bandwidth of their own: they move a value at a time.
 """
 
 from collections.abc import Mapping
@@ -57,6 +60,8 @@ class Engine:
     """By device: the share of its peaks that a kernel reaches at most; 1 without an entry."""
     bandwidth_ratio: Mapping[str, float] = field(default_factory=dict)
     """By device: the share of its memory bandwidth that a kernel reaches at most; likewise."""
+    copy_ratio: Mapping[str, float] = field(default_factory=dict)
+    """By device: the same of a copy in strides; ``bandwidth_ratio`` without an entry."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where each figure comes from, by its key (``launch_seconds.eager``)."""
 
@@ -91,12 +96,18 @@ class Engine:
             return None
         return peak * device.efficiency_ratio * _entry(self.compute_ratio, device)
 
-    def bytes_per_second(self, device: Device) -> float | None:
-        """What the largest kernels reach; None where the device has no bandwidth."""
+    def bytes_per_second(self, device: Device, *, strided: bool = False) -> float | None:
+        """What the largest kernels reach; None where the device has no bandwidth.
+
+        ``strided``: of a copy in strides; a fused program has none.
+        """
         bandwidth = device.memory_bandwidth_bytes_per_second
         if bandwidth is None:
             return None
-        return bandwidth * device.efficiency_ratio * _entry(self.bandwidth_ratio, device)
+        ratio = _entry(self.bandwidth_ratio, device)
+        if strided and self.execution != "fused":
+            ratio = _entry(self.copy_ratio, device, ratio)
+        return bandwidth * device.efficiency_ratio * ratio
 
     def share(self, rate: float, most: float, work: float) -> float:
         """The share of a ``rate`` that a kernel of so much ``work`` reaches, ``most`` of which
@@ -126,14 +137,14 @@ PHYSICAL = Engine("", "the physical bound: peaks, bandwidth, and no time to star
 """What holds without an engine: shares of 1, and the device's own launch time where that is known."""
 
 
-def _entry(by_device: Mapping[str, float], device: Device) -> float:
-    return by_device.get(device.name, by_device.get(ANY, 1.0))
+def _entry(by_device: Mapping[str, float], device: Device, default: float = 1.0) -> float:
+    return by_device.get(device.name, by_device.get(ANY, default))
 
 
 _SECONDS, _RATIO = Figure(), Figure(positive=True, most=1)
 
 FIGURES = ("step_seconds", "kernel_seconds", "attention_seconds")
-RATIOS = ("compute_ratio", "bandwidth_ratio")
+RATIOS = ("compute_ratio", "bandwidth_ratio", "copy_ratio")
 LAUNCH = "launch_seconds"
 KEYS = ("description", "execution", LAUNCH, *FIGURES, *RATIOS)
 

@@ -19,6 +19,7 @@ from costmodels.described import rounded, toml
 from costmodels.devices import PEAK, Device
 from costmodels.engines import LAUNCH, Engine
 from costmodels.flops import PRODUCTS, computed_in
+from costmodels.fused import strides
 from costmodels.least_squares import Floats, identified
 from costmodels.profiles import Profile
 from costmodels.roofline import Rule, kernels_of
@@ -122,6 +123,8 @@ class Work:
     """Bytes that each reads and writes."""
     is_attention: NDArray[np.bool_]
     """Which are attentions."""
+    strided: NDArray[np.bool_]
+    """Which are copies in strides."""
 
     def seconds(self, device: Device, engine: Engine) -> Floats:
         """What each takes, launches left out; what a device has no peak for has no FLOPs."""
@@ -131,7 +134,8 @@ class Work:
             if dtype in device.peak_flops_per_second:
                 computing += rule.compute_seconds(dtype, flops)
         floor, attention = (rule.kernel_seconds(is_attention=what) for what in (False, True))
-        work = np.maximum(computing, rule.memory_seconds(self.moved))
+        plain, copied = (rule.memory_seconds(self.moved, strided=what) for what in (False, True))
+        work = np.maximum(computing, np.where(self.strided, copied, plain))
         return np.asarray(work + np.where(self.is_attention, attention, floor))
 
     def step_seconds(self, device: Device, engine: Engine) -> float:
@@ -153,6 +157,7 @@ def work_of(graph: OpGraph, engine: Engine) -> Work:
         flops,
         np.array([sum(kernel.moved) for kernel in kernels], float),
         np.array([kernel.is_attention for kernel in kernels], bool),
+        np.array([strides(graph, graph.ops[kernel.ops[0]]) for kernel in kernels], bool),
     )
 
 

@@ -52,6 +52,15 @@ def arranges(op: Op) -> bool:
     return copies and base_name(op.target) in ARRANGES
 
 
+def strides(graph: OpGraph, op: Op) -> bool:
+    """Whether an op is such a copy that changes no dtype: a program that runs op by op reads or
+    writes it in strides (``cat`` of a cache, ``repeat_kv``, a transpose made contiguous)."""
+    if not arranges(op):
+        return False
+    inputs, outputs = graph.inputs(op.id), graph.outputs(op.id)
+    return bool(inputs) and all(t.dtype == inputs[0].dtype for t in outputs)
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Ops that are one kernel."""

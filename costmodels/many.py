@@ -18,7 +18,7 @@ from costmodels.devices import Device
 from costmodels.engines import PHYSICAL, Engine
 from costmodels.experts import route, routed
 from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape
-from costmodels.fused import fused
+from costmodels.fused import fused, strides
 from costmodels.roofline import Rule, paged_share
 from costmodels.traffic import traffic
 from tracer.formula import Formula, const, formula, parse
@@ -77,6 +77,8 @@ class OpGroup:
     """(batch, m, n, k) of a matrix product."""
     is_attention: bool = False
     """A whole attention in one op."""
+    strided: bool = False
+    """A copy in strides."""
 
     def at(self, rows: Ints) -> "OpGroup":
         """At some of the sizes."""
@@ -119,10 +121,11 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
         shapes = tuple(tuple(t.shape for t in tensors) for tensors in (inputs, outputs))
         dtype = computed_in(graph, op)
         known = op.cost.flops_expr or (op.cost.flops is None or (op.target, op.arguments, shapes))
-        is_attention = op.kind is Kind.ATTENTION
+        is_attention, strided = op.kind is Kind.ATTENTION, strides(graph, op)
         key = (
             dtype,
             is_attention,
+            strided,
             known,
             moved,
             gemm,
@@ -137,6 +140,7 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
                     over(moved) + (0 if routing is None else _routed(graph, routing, over)),
                     None if gemm is None else tuple(over(formula(axis)) for axis in gemm),  # type: ignore[arg-type]
                     is_attention,
+                    strided,
                 )
             )
         of.append(numbers[key])
@@ -321,7 +325,7 @@ def _parts(
         flops = np.zeros(over.length, np.int64) if group is None else group.flops
         dtype = None if group is None else group.dtype
         compute = None if flops is None else rule.compute_seconds(dtype, flops)
-        memory = rule.memory_seconds(touched)
+        memory = rule.memory_seconds(touched, strided=group is not None and group.strided)
         if compute is None or memory is None:
             return None
         computing.append(compute + np.zeros(over.length))
@@ -360,7 +364,7 @@ def _of_kernel(
     rule: Rule, groups: Sequence[OpGroup], moved: Ints, *, is_attention: bool
 ) -> Floats | None:
     """What a kernel takes by size, its launch left out."""
-    memory = rule.memory_seconds(moved)
+    memory = rule.memory_seconds(moved, strided=groups[0].strided if groups else False)
     compute: Any = 0.0
     for group in groups:
         seconds = None if group.flops is None else rule.compute_seconds(group.dtype, group.flops)

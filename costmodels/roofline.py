@@ -28,7 +28,7 @@ from costmodels.devices import Device
 from costmodels.engines import PHYSICAL, Engine
 from costmodels.experts import routing_of
 from costmodels.flops import FREE, PRODUCTS, computed_in, numbered
-from costmodels.fused import fused
+from costmodels.fused import fused, strides
 from costmodels.links import Link, round_trip_seconds
 from costmodels.memory import larger, memory_need
 from tracer.errors import CutedgeError
@@ -185,9 +185,10 @@ class Rule:
             return flops / rate
         return None if (flops if isinstance(flops, int) else flops.any()) else 0.0
 
-    def memory_seconds(self, moved: Any) -> Any:
-        """Of bytes read and written; None where the device has no bandwidth."""
-        rate = self.engine.bytes_per_second(self.device)
+    def memory_seconds(self, moved: Any, *, strided: bool = False) -> Any:
+        """Of bytes read and written, by a copy in strides or not; None where the device has no
+        bandwidth."""
+        rate = self.engine.bytes_per_second(self.device, strided=strided)
         if rate is None:
             return None
         paging = self.device.paging_bytes_per_second
@@ -272,7 +273,7 @@ def _on_roofline(
     for op, touched in zip((graph.ops[n] for n in kernel.ops), kernel.moved, strict=True):
         flops = op.cost.flops
         compute = None if flops is None else rule.compute_seconds(rule.dtype_of(graph, op), flops)
-        memory = rule.memory_seconds(touched)
+        memory = rule.memory_seconds(touched, strided=strides(graph, op))
         if compute is None or memory is None:
             yield op.id, OpTime(moved_bytes=touched)
             compute, memory = -1.0, -1.0

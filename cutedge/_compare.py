@@ -130,7 +130,7 @@ class Comparison(Sequence[Partition]):
     def _repr_html_(self) -> str:
         from cutedge._html import rows
 
-        shown = ("policy", "calls", "total_payload_bytes", "run_seconds", "optimal")
+        shown = ("policy", "calls", "total_payload_bytes", "run_seconds", "at_least", "optimal")
         return rows(
             repr(self).strip("<>"), shown, [[one.summary[name] for name in shown] for one in self]
         )

@@ -85,11 +85,13 @@ def product_rows(product: "ProductCost") -> Rows:
         f"{share:.1%} of {axis}"
         for axis, share in (("M", cost.lost_by_m), ("K", cost.lost_by_k), ("N", cost.lost_by_n))
     )
+    no_less = ">= " * bool(product.left_out)
+    late = ">= " * any(what.startswith("the latency") for what in product.left_out)
     linked = (
         [
-            ("link seconds", f"{product.link_seconds:.9g}", f"on {host_link}"),
-            ("run seconds", f"{product.run_seconds:.9g}", "one after another"),
-            ("overlapped", f"{product.overlapped_seconds:.9g}", "both at once, at best"),
+            ("link seconds", f"{late}{product.link_seconds:.9g}", f"on {host_link}"),
+            ("run seconds", f"{no_less}{product.run_seconds:.9g}", "one after another"),
+            ("overlapped", f"{no_less}{product.overlapped_seconds:.9g}", "both at once, at best"),
         ]
         if product.link_seconds is not None
         else []
@@ -104,4 +106,5 @@ def product_rows(product: "ProductCost") -> Rows:
         ("utilisation", f"{cost.utilisation:.2%}", ""),
         ("sent", human(cost.sent_bytes), "both operands, each element once"),
         ("received", human(cost.received_bytes), "the result"),
+        *(("left out", "", f"not known: {what}") for what in product.left_out),
     ]

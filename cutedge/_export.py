@@ -48,6 +48,7 @@ class Exported:
                 {
                     "name": one.name,
                     "seconds": one.seconds,
+                    "at_least": one.at_least,
                     "tracks": one.tracks,
                     **{f"{category}s": count for category, count in one.counts.items()},
                 }

@@ -29,13 +29,33 @@ class ProductCost:
 
     @property
     def run_seconds(self) -> float | None:
-        """Moving and computing, one after another."""
-        return None if self.link_seconds is None else self.cost.seconds + self.link_seconds
+        """Starting, moving and computing, one after another."""
+        if self.link_seconds is None:
+            return None
+        return float(self._launch + self.cost.seconds + self.link_seconds)
 
     @property
     def overlapped_seconds(self) -> float | None:
-        """Moving and computing at once, at best."""
-        return None if self.link_seconds is None else max(self.cost.seconds, self.link_seconds)
+        """Moving and computing at once, at best, once it has started."""
+        if self.link_seconds is None:
+            return None
+        return float(self._launch + max(self.cost.seconds, self.link_seconds))
+
+    @property
+    def _launch(self) -> float:
+        return self.device.launch_seconds or 0.0
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What its seconds leave out since it is not known: with any of it they are at least so
+        many."""
+        device, host_link = self.device, self.device.host_link
+        link = load_link(host_link) if host_link and self.link_seconds is not None else None
+        late = link is not None and any(link.at_least(way) for way in ("send", "receive"))
+        return (
+            *([f"the launch time of {device.name}"] if device.launch_seconds is None else []),
+            *([f"the latency of {host_link}"] if late else []),
+        )
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -56,6 +76,8 @@ class ProductCost:
             "link_seconds": self.link_seconds,
             "run_seconds": self.run_seconds,
             "overlapped_seconds": self.overlapped_seconds,
+            "at_least": bool(self.left_out),
+            "left_out": list(self.left_out),
         }
 
 

@@ -118,6 +118,7 @@ class Partition:
             "received_payload_bytes",
             "total_payload_bytes",
             "run_seconds",
+            "at_least",
             "optimal",
         )
         values = [[name, self.summary[name]] for name in shown if self.summary[name] is not None]

@@ -6,14 +6,14 @@ from math import fsum
 from typing import TYPE_CHECKING
 
 from cutedge._device_rows import Rows
-from cutedge._words import amount
+from cutedge._words import amount, no_less
 from partition.accounting import call_label
 from partition.crossover import Point
 from partition.ladder import LadderStep
 from partition.optimise import Price
 from partition.policy import Policy
 from partition.schedule import Schedule
-from tracer.graph import OpGraph
+from partition.split import Split
 from tracer.summary import growth, tensor_names
 from tracer.words import counted, duration, human, mib
 
@@ -140,20 +140,33 @@ def price_rows(prices: Sequence[Price], unit: str | None) -> Rows:
     ]
 
 
-def resource_rows(found: Schedule) -> Rows:
+def _lacking(split: Split, found: Schedule) -> set[str]:
+    """The devices and links whose seconds leave something out in a schedule."""
+    devices, lacking = {*split.used}, {*split.unknown_launches}
+    if lacking - devices:  # a device that is called otherwise here: it may be any of them
+        lacking |= devices
+    for task in (slot.task for slot in found.slots):
+        late = task.op is None and split.traffic.transfers[task.transfer or 0].at_least
+        if late or task.seconds is None:
+            lacking.update(task.uses)
+    return lacking
+
+
+def resource_rows(split: Split, found: Schedule) -> Rows:
     """(resource, what it is busy for, its share that stands still) of each device and link."""
-    idle = found.idle_shares
+    idle, lacking = found.idle_shares, _lacking(split, found)
     return [
-        (name, duration(seconds), f"{idle[name]:.1%}")
+        (name, no_less(seconds, name in lacking), f"{idle[name]:.1%}")
         for name, seconds in found.busy_seconds.items()
     ]
 
 
-def critical_rows(graph: OpGraph, found: Schedule) -> Rows:
+def critical_rows(split: Split, found: Schedule) -> Rows:
     """(what, resource, count, seconds, share) of the critical path, alike ones together.
 
     Those that take most come first; what is left is the last row.
     """
+    graph, lacking = split.graph, _lacking(split, found)
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     names, moved = dict[int, str](), tensor_names(graph)
     for number in found.critical_path:
@@ -168,9 +181,11 @@ def critical_rows(graph: OpGraph, found: Schedule) -> Rows:
     shown, rest = parts[:8], parts[8:]
     if rest:
         shown.append((f"{len(rest)} others", "", sum(p[2] for p in rest), fsum(p[3] for p in rest)))
+    if any(part[1] in lacking for part in rest):
+        lacking.add("")
     whole = found.makespan_seconds or 1.0
     return [
-        (name, resource, str(count), duration(taken), f"{taken / whole:.1%}")
+        (name, resource, str(count), no_less(taken, resource in lacking), f"{taken / whole:.1%}")
         for name, resource, count, taken in shown
     ]
 
@@ -186,7 +201,7 @@ def crossover_table(variable: str, unit: str, points: Sequence[Point]) -> tuple[
         value = point.values[name]
         if unit != "seconds":
             return mib(int(value))
-        return f"{'>= ' * bool(point.left_out)}{duration(value)}"
+        return no_less(value, point.left_out)
 
     names = list(dict.fromkeys(name for point in points for name in point.values))
     return [f"{variable}>", *(f"{name}>{n}" for n, name in enumerate(names, 1)), "best"], [
@@ -212,7 +227,9 @@ def cost_rows(cost: "Cost", by: "By") -> Rows:
             human(share.traffic_bytes),
             "" if share.intensity is None else f"{share.intensity:.2f}",
             f"{share.seconds / total:.1%}" if total else "",
-            "not here" if share.missing_ops == share.ops else duration(share.seconds),
+            "not here"
+            if share.missing_ops == share.ops
+            else no_less(share.seconds, cost.left_out and share.seconds),
             share.bound,
         )
         for share in shares
@@ -223,10 +240,11 @@ def verify_rows(verified: "Sequence[Verification]") -> Rows:
     """(policy, calls, payload, bytes on the wire, whether equal, times, how far the answer is off):
     what was predicted and what was measured."""
 
-    def against(predicted: float | None, seconds: float) -> str:
+    def against(predicted: float | None, seconds: float, at_least: object) -> str:
         if not predicted:
             return f"{duration(seconds)}"
-        return f"{duration(predicted)} / {duration(seconds)} ({predicted / seconds - 1:+.1%})"
+        off = f"{predicted / seconds - 1:+.1%}"
+        return f"{no_less(predicted, at_least)} / {duration(seconds)} ({off})"
 
     return [
         (
@@ -235,8 +253,12 @@ def verify_rows(verified: "Sequence[Verification]") -> Rows:
             f"{mib(v.total_payload_bytes_predicted)} / {mib(v.total_payload_bytes_measured)}",
             f"{v.total_wire_bytes_predicted:,} / {v.total_wire_bytes_measured:,} B",
             "equal" if v.bytes_equal else "NOT EQUAL",
-            against(one.traffic.totals.seconds, sum(call.seconds for call in measured.calls)),
-            against(one.run_seconds, measured.seconds),
+            against(
+                one.traffic.totals.seconds,
+                sum(call.seconds for call in measured.calls),
+                one.traffic.totals.at_least,
+            ),
+            against(one.run_seconds, measured.seconds, one.left_out),
             f"{v.max_abs_difference:.3g} of {v.max_abs_result:.3g}",
         )
         for one, measured, v in ((each.split, each.measured, each.verdict) for each in verified)
@@ -245,7 +267,7 @@ def verify_rows(verified: "Sequence[Verification]") -> Rows:
 
 def generation_rows(made: "Generation") -> Rows:
     """(what, calls, payload, seconds) of the parts of a generation, and of all of it."""
-    steps, traffic = made.steps, made.prefill.bare.traffic
+    steps, traffic, lacks = made.steps, made.prefill.bare.traffic, made.summary["at_least"]
     parts: list[tuple[str, int, int, float | None]] = [
         ("prefill", len(traffic.calls), traffic.totals.payload_bytes, made.ttft_seconds)
     ]
@@ -271,6 +293,6 @@ def generation_rows(made: "Generation") -> Rows:
         parts.append((f"all {counted(len(steps), step_name)}", calls, payload, made.step_seconds))
     parts.append(("total", made.calls, made.total_payload_bytes, made.total_seconds))
     return [
-        (name, f"{calls:,}", mib(payload), "" if seconds is None else duration(seconds))
+        (name, f"{calls:,}", mib(payload), "" if seconds is None else no_less(seconds, lacks))
         for name, calls, payload, seconds in parts
     ]

@@ -19,10 +19,11 @@ class Timetable:
         self.split, self.schedule = split, schedule
 
     def __repr__(self) -> str:
-        found = self.schedule
+        found, least = self.schedule, ">= " * self.schedule.at_least
         return (
             f"<cutedge.Timetable {found.schedule} of {self.split.policy}: {found.requests} x "
-            f"{len(found.slots) // found.requests} ops and transfers, {found.makespan_seconds:g} s>"
+            f"{len(found.slots) // found.requests} ops and transfers, {least}"
+            f"{found.makespan_seconds:g} s>"
         )
 
     def _repr_html_(self) -> str:

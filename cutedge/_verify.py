@@ -119,6 +119,8 @@ class Verification:
             **asdict(verdict),
             "bytes_equal": verdict.bytes_equal,
             "answer_equal": verdict.answer_equal,
+            "at_least": bool(one.left_out),
+            "left_out": list(one.left_out),
             "run_seconds_predicted": one.run_seconds,
             "run_seconds_measured": run.seconds,
             "seconds_predicted": one.traffic.totals.seconds,

@@ -236,6 +236,11 @@ def cycles(split: Split) -> str:
     return f"{sum(known):,}" if len(known) == len(split.cycles) else "not known"
 
 
+def no_less(seconds: float, at_least: object) -> str:
+    """Seconds that may leave something out, in a table."""
+    return f"{'>= ' * bool(at_least)}{duration(seconds)}"
+
+
 def left_out(found: "Iterable[Split | Cost | Point]") -> Iterable[str]:
     """What seconds leave out, in a line; nothing where that is nothing."""
     if what := dict.fromkeys(what for one in found for what in one.left_out):
@@ -246,19 +251,19 @@ def run_sentences(split: Split) -> Iterable[str]:
     """What the run takes and on what, where the devices or the link are known."""
     parts = dict(split.compute_seconds)
     run, moving = split.run, split.traffic.totals.seconds
+    least, most = ("at least ", "at most ") if split.left_out else ("", "")
     if parts and moving is not None:
         parts[split.link] = moving
     each = [f"{name} {duration(seconds)}" for name, seconds in parts.items()]
     if run is not None and run.seconds:
         shares = [seconds / run.seconds for seconds in parts.values()]
         each = [f"{one} ({share:.2%})" for one, share in zip(each, shares, strict=True)]
-        least, most = ("at least ", "at most ") if split.left_out else ("", "")
         yield f"run: {least}{duration(run.seconds)} = {' + '.join(each)}, one after another"
         yield (
             f"{least}{duration(run.seconds_per_token)} a token, {most}{speed(run)} tokens a second"
         )
     elif parts:
-        yield f"computing: {', '.join(each)}"
+        yield f"computing: {least}{', '.join(each)}"
     yield from left_out([split] if parts else [])
     for name, cycles in split.cycles.items():
         faster = f" ({split.options.text})" if split.options.text else ""
@@ -272,12 +277,12 @@ def run_sentences(split: Split) -> Iterable[str]:
         yield (
             f"from {counted(run.link_bound_chips, 'chip')} on, {split.link}, which they "
             "share, takes longer than they compute; with ever more of them the run takes "
-            f"{duration(run.many_chips_seconds or 0.0)}"
+            f"{least}{duration(run.many_chips_seconds or 0.0)}"
         )
     elif run is not None and run.many_chips_seconds is not None:
         yield (
-            f"with ever more chips the run takes {duration(run.many_chips_seconds)}: one tile of "
-            f"each product takes longer than {split.link}"
+            f"with ever more chips the run takes {least}{duration(run.many_chips_seconds)}: one tile "
+            f"of each product takes longer than {split.link}"
         )
 
 
@@ -326,15 +331,17 @@ def schedule_columns(splits: Sequence[Split]) -> dict[str, list[str]]:
     several = f", {found[0].requests} requests" if found[0].requests > 1 else ""
     return {
         f"{found[0].schedule}{several}>2": [
-            f"{'>= ' if one.at_least else ''}{duration(one.makespan_seconds)}" for one in found
+            no_less(one.makespan_seconds, one.at_least) for one in found
         ],
         "bound>4": [duration(one.bound_seconds) for one in found],
         "limited by<5": [one.limited_by or "" for one in found],
     }
 
 
-def speed(run: Run) -> str:
+def speed(run: Run, *, at_most: object = False) -> str:
     """Tokens a second, of a run that takes time, to four digits or to one."""
+    if at_most:
+        return f"<= {speed(run)}"
     rate = 1 / run.seconds_per_token
     return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
@@ -521,8 +528,9 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         taken = None if link is None else time.link_seconds(link)
         if link is not None and taken is not None:
             sent, received = (time.on_array(f"{way}_bytes") or 0 for way in ("sent", "received"))
+            lacking = "at least " if link.at_least("send") or link.at_least("receive") else ""
             yield (
-                f"beside that, {link.name} takes {duration(taken)} for their operands "
+                f"beside that, {link.name} takes {lacking}{duration(taken)} for their operands "
                 f"({human(sent)}) and results ({human(received)})"
             )
     fits = {True: "fits", False: "does NOT fit", None: "not known whether it fits"}[cost.fits]

@@ -44,46 +44,88 @@ MOVES = {"a100-80g": ["P01", "P02"], "h100-sxm": ["P05"], "l40s": ["P10"], "h200
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """Figures that are fitted together."""
+
+    figures: Sequence[str]
+    """Their keys."""
+    rows: Sequence[str]
+    """On what."""
+    starts: Values = field(default_factory=dict)
+    """Where a search begins, where not at a microsecond."""
+
+
+@dataclass(frozen=True, slots=True)
 class Steps:
     """An engine that is fitted on steps of decode."""
 
     name: str
     description: str
     execution: Execution
-    rows: Sequence[str]
-    """What it is fitted on."""
-    figures: Sequence[str]
-    """The keys of what is fitted."""
+    fits: Sequence[Fit]
+    """What is fitted, one after another: each with what is known then."""
     kernels: bool = True
     """Whether its kernels are those of the single ops; else its figures have all there is."""
-    starts: Values = field(default_factory=dict)
-    """Where a search begins, where not at a microsecond."""
     given: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     """Key -> (value, source) of what is published as it is."""
+    like: Mapping[str, str] = field(default_factory=dict)
+    """Figure -> the one that stands in for it: its own, or ``ENGINE:key`` of an engine before."""
 
+    @property
+    def rows(self) -> list[str]:
+        """What it is fitted on."""
+        return [row for one in self.fits for row in one.rows]
+
+
+def _share(device: str, *rows: str) -> Fit:
+    """The share of a card's bandwidth, on its row of weights in 16 bits where there is one."""
+    return Fit([f"bandwidth_ratio.{device}"], rows, {f"bandwidth_ratio.{device}": 0.8})
+
+
+SHARES = {
+    "rtx-4090": "bandwidth_ratio.rtx-4090",
+    "rtx-3090": "bandwidth_ratio.rtx-3090",
+    "rtx-3090-ti": "bandwidth_ratio.rtx-3090",
+    "l40s": "bandwidth_ratio.l40s",
+    "a100-80g": "bandwidth_ratio.a100-pcie-80g",
+    "a100-pcie-80g": "bandwidth_ratio.a100-pcie-80g",
+    "h100-pcie": "bandwidth_ratio.h100-pcie",
+}
+"""Card -> the figure of llama.cpp-2024 that says what its kernels reach there, or on a card of the
+same chip."""
 
 ENGINES = (
     Steps(
         "hf-eager",
         "Hugging Face transformers, eager PyTorch: a launch for each op, from Python",
         "eager",
-        ["C10", "C11", "C12", "C15", "C16", "C19"],
-        ["launch_seconds.eager"],
-        starts={"launch_seconds.eager": 1e-4},
+        [
+            Fit(
+                ["launch_seconds.eager"],
+                ["C10", "C11", "C12", "C15", "C16", "C19"],
+                {"launch_seconds.eager": 1e-4},
+            )
+        ],
+        given={
+            "copy_ratio.any": (
+                0.2961,
+                "pytorch/pytorch#120678: copies of bfloat16 into slices, one by one, on an H100: 248e9 "
+                "values a second, each read and written, of 3,350 GB/s; #150233 has 945 to 966 GB/s "
+                "for torch.cat of bfloat16 before PyTorch 2.8, on a card that it does not name",
+            )
+        },
     ),
     Steps(
         "vllm",
         "vLLM: fused kernels in captured CUDA graphs",
         "fused",
-        ["C13", "C14", "C17", "C18", "C20"],
-        ["launch_seconds.fused", "step_seconds"],
+        [Fit(["launch_seconds.fused", "step_seconds"], ["C13", "C14", "C17", "C18", "C20"])],
     ),
     Steps(
         "gpt-fast",
         "gpt-fast: PyTorch compiled to fused kernels, replayed as one CUDA graph",
         "fused",
-        ["C01"],
-        ["launch_seconds.fused"],
+        [Fit(["launch_seconds.fused"], ["C01"])],
         kernels=False,
         given={
             "bandwidth_ratio.a100-80g": (
@@ -97,19 +139,38 @@ ENGINES = (
         "llama.cpp-2024",
         "llama.cpp with CUDA, before it captured graphs: early 2024",
         "fused",
-        ["A01", "A03"],
-        ["launch_seconds.fused", "bandwidth_ratio.rtx-4090"],
+        [
+            Fit(
+                ["launch_seconds.fused", "bandwidth_ratio.rtx-4090"],
+                ["A01", "A03"],
+                {"bandwidth_ratio.rtx-4090": 0.9, "launch_seconds.fused": 5e-6},
+            ),
+            _share("rtx-3090", "A18"),
+            _share("l40s", "A20"),
+            _share("a100-pcie-80g", "A22"),
+            _share("h100-pcie", "A12"),
+        ],
         kernels=False,
-        starts={"bandwidth_ratio.rtx-4090": 0.9, "launch_seconds.fused": 5e-6},
+        like={
+            "bandwidth_ratio.rtx-3090-ti": "bandwidth_ratio.rtx-3090",
+            "bandwidth_ratio.a100-80g": "bandwidth_ratio.a100-pcie-80g",
+        },
+    ),
+    Steps(
+        "llama.cpp-2024-graphs",
+        "llama.cpp with CUDA graphs, without flash attention: April to July 2024",
+        "fused",
+        [Fit(["launch_seconds.fused"], ["D33"])],
+        kernels=False,
+        like={f"bandwidth_ratio.{card}": f"llama.cpp-2024:{key}" for card, key in SHARES.items()},
     ),
     Steps(
         "llama.cpp-2025",
         "llama.cpp with CUDA graphs and flash attention, as of August 2025",
         "fused",
-        ["A28", "A29", "A30"],
-        ["launch_seconds.fused", "bandwidth_ratio.rtx-4090"],
+        [Fit(["launch_seconds.fused"], ["A28", "A29", "A30"]), _share("rtx-2080", "B09")],
         kernels=False,
-        starts={"bandwidth_ratio.rtx-4090": 0.9},
+        like={f"bandwidth_ratio.{card}": f"llama.cpp-2024:{key}" for card, key in SHARES.items()},
     ),
 )
 
@@ -138,19 +199,34 @@ def of_ops() -> dict[str, float]:
     return found
 
 
-def fitted(steps: Steps, ops: Values) -> dict[str, float]:
-    """All figures of an engine."""
-    known = dict(ops) if steps.kernels else {}
-    known |= {key: value for key, (value, _) in steps.given.items()}
-
-    def off(values: Values) -> Mapping[str, float]:
-        return residuals(list(steps.rows), _engine(steps, {**known, **values}))
-
-    found = {**known, **fit_four(steps.figures, steps.starts, off)}
+def fitted(steps: Steps, ops: Values, before: Mapping[str, Values]) -> dict[str, float]:
+    """All figures of an engine; ``before`` are those of the engines that stand before it."""
+    found = dict(ops) if steps.kernels else {}
+    found |= {key: value for key, (value, _) in steps.given.items()}
+    own = {key: other.split(":") for key, other in steps.like.items()}
+    found |= {key: before[at[0]][at[1]] for key, at in own.items() if len(at) == 2}
+    for one in steps.fits:
+        found |= _fitted(steps, one, found)
+    found |= {key: found[at[0]] for key, at in own.items() if len(at) == 1}
     for figure in ("compute_ratio", "bandwidth_ratio"):
-        own = [value for key, value in found.items() if key.startswith(figure)]
-        if own and not steps.kernels:
-            found[f"{figure}.{ANY}"] = own[0]
+        shares = [value for key, value in found.items() if key.startswith(figure)]
+        if shares and not steps.kernels:
+            found[f"{figure}.{ANY}"] = _four(median(shares))
+    return found
+
+
+def _fitted(steps: Steps, one: Fit, known: Values) -> dict[str, float]:
+    def off(values: Values) -> Mapping[str, float]:
+        return residuals(list(one.rows), _engine(steps, {**known, **values}))
+
+    return fit_four(one.figures, one.starts, off)
+
+
+def all_fitted() -> dict[str, dict[str, float]]:
+    """The figures of every engine."""
+    ops, found = of_ops(), {}
+    for steps in ENGINES:
+        found[steps.name] = fitted(steps, ops, found)
     return found
 
 
@@ -169,8 +245,12 @@ def _source(steps: Steps, key: str, engine: Engine) -> str:
     figure, _, entry = key.partition(".")
     if key in steps.given:
         return steps.given[key][1]
-    if key in steps.figures:
-        return _fitted_on(steps.rows, engine)
+    if key in steps.like:
+        where = steps.like[key].replace(":", ", ")
+        return f"as {where}: kernels of the same program on the same chip, or one of its family"
+    for one in steps.fits:
+        if key in one.figures:
+            return _fitted_on(one.rows, engine)
     if entry == ANY:
         return "the median of the devices beside it"
     by = {"compute_ratio": COMPUTES, "bandwidth_ratio": MOVES}.get(figure)
@@ -191,13 +271,14 @@ def _fitted_on(ids: Sequence[str], engine: Engine) -> str:
 def main() -> None:
     """Write the files, and say what was fitted."""
     FOLDER.mkdir(exist_ok=True)
-    ops = of_ops()
+    found = all_fitted()
     for steps in ENGINES:
-        values = fitted(steps, ops)
+        values = found[steps.name]
         (FOLDER / f"{steps.name}.toml").write_text(toml(steps, values), encoding="utf-8")
-        off = residuals(list(steps.rows), _engine(steps, values))
+        off = residuals(steps.rows, _engine(steps, values))
         rms = math.sqrt(sum(error**2 for error in off.values()) / len(off))
-        figures = ", ".join(f"{key} {values[key]:.4g}" for key in steps.figures)
+        keys = [key for one in steps.fits for key in one.figures]
+        figures = ", ".join(f"{key} {values[key]:.4g}" for key in keys)
         sys.stdout.write(f"{steps.name}: {figures}; {rms:.1%} off (root mean square)\n")
 
 

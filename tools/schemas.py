@@ -391,6 +391,7 @@ def _gemm() -> dict[str, Schema]:
         "link_seconds": key(seconds, "What operands and result take on the host link."),
         "run_seconds": key(seconds, "Computing and the link, one after another."),
         "overlapped_seconds": key(seconds, "The longer of both: the two at once, at best."),
+        **_LEFT_OUT,
     }
 
 
@@ -546,6 +547,7 @@ def _verify() -> Schema:
                 bool, "Whether the results are the unsplit model's, within tolerance."
             ),
             **both,
+            **_LEFT_OUT,
             "seconds_predicted": columns(SUMMARY, "seconds")["seconds"],
             "seconds_measured": key(float, "Of all transfers."),
             "load_seconds": key(
@@ -725,6 +727,7 @@ def _timeline() -> dict[str, Schema]:
                     {
                         "name": key(str, "predicted or measured."),
                         "seconds": key(float, "How long it is."),
+                        "at_least": _LEFT_OUT["at_least"],
                         "tracks": key(list[str], "Rows of slices: devices, and links each way."),
                         **{
                             f"{what}s": key(int, f"Slices of {what}s.")

@@ -25,7 +25,7 @@ def trace_of(timelines: Sequence[Timeline], about: str) -> bytes:
             uuid=next(ids), child_ordering=TrackDescriptor.ChildTracksOrdering.EXPLICIT
         )
         process.process.pid = number
-        process.process.process_name = f"{timeline.name}: {about}"
+        process.process.process_name = f"{timeline.title}: {about}"
         trace.packet.append(_described(process))
         tracks = {name: next(ids) for name in timeline.tracks}
         counters = {level.device: next(ids) for level in timeline.levels}

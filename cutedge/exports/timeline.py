@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Literal
 
-from costmodels.flops import numbered
+from costmodels.flops import FREE, numbered
 from costmodels.roofline import DeviceTime
 from cutedge.runtime.measured import MeasuredRun
 from partition.accounting import Call, Transfer, call_label
@@ -71,7 +71,14 @@ class Timeline:
     slices: tuple[Slice, ...]
     """In order of execution; on a track one after another."""
     levels: tuple[Level, ...] = ()
-    """In order of time; none of what is measured."""
+    """In order of time; of what is measured there are not any."""
+    at_least: bool = False
+    """Whether its seconds leave out what is not known; slices that do have ``at_least`` too."""
+
+    @property
+    def title(self) -> str:
+        """What a viewer shows it as."""
+        return f"{self.name}{', seconds are at least these' * self.at_least}"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -104,7 +111,8 @@ def predicted(split: Split, times: Mapping[str, DeviceTime]) -> Timeline:
     walked = _walk(split, times_under(split.graph, split.placement, split.traffic.transfers, times))
     slices = _with_flows(split, walked.slices, [walked])
     levels = tuple(_levels(split, walked.slices, [walked]))
-    return Timeline("predicted", _tracks(split, slices), slices, levels)
+    at_least = any("at_least" in one.arguments for one in slices)
+    return Timeline("predicted", _tracks(split, slices), slices, levels, at_least)
 
 
 def laid_out(split: Split, schedule: Schedule) -> Timeline:
@@ -135,7 +143,7 @@ def laid_out(split: Split, schedule: Schedule) -> Timeline:
     called = f"{schedule.schedule}, {counted(schedule.requests, 'request')}"
     levels = tuple(_levels(split, slices, walks))
     whole = _with_flows(split, slices, walks)
-    return Timeline(called, _tracks(split, whole), whole, levels)
+    return Timeline(called, _tracks(split, whole), whole, levels, schedule.at_least)
 
 
 def _check_known(split: Split, times: Mapping[str, DeviceTime]) -> None:
@@ -187,7 +195,13 @@ def _walk(split: Split, times: Mapping[str, DeviceTime]) -> _Walked:
         nonlocal clock
         time = times[device].ops[op.id]
         walked.ops[op.id] = len(walked.slices)
-        said = {**_of_op(op), "seconds": time.seconds or 0.0, "bound": time.bound}
+        lacks = op.kind not in FREE and times[device].lacks_launches
+        said = {
+            **_of_op(op),
+            "seconds": time.seconds or 0.0,
+            "at_least": int(lacks) or None,
+            "bound": time.bound,
+        }
         walked.slices.append(
             _slice(device, call_label(graph, (op.id,)), "op", clock, time.seconds or 0.0, said)
         )
@@ -221,7 +235,12 @@ def _walk(split: Split, times: Mapping[str, DeviceTime]) -> _Walked:
             "call",
             begin,
             clock - begin,
-            {**_of_call(call), "ops": len(call.ops), "seconds": clock - begin},
+            {
+                **_of_call(call),
+                "ops": len(call.ops),
+                "seconds": clock - begin,
+                "at_least": int(call.at_least or times[call.device].lacks_launches) or None,
+            },
         )
 
     for one, call in executed(graph, placement, split.traffic):
@@ -277,6 +296,7 @@ def _of_transfer(transfer: Transfer) -> dict[str, int | float | str | None]:
         "packing": transfer.packing,
         "payload_bytes": transfer.payload_bytes,
         "wire_bytes": transfer.wire_bytes,
+        "at_least": int(transfer.at_least) or None,
     }
 
 

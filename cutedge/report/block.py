@@ -226,7 +226,11 @@ class _Drawing:
                 + (f" by {transfer.packing}" if transfer.packing != PLAIN else "")
                 + (f" = {transfer.bytes_expr}" if transfer.bytes_expr else ""),
                 _shape(tensor),
-                *([] if transfer.seconds is None else [duration(transfer.seconds)]),
+                *(
+                    []
+                    if transfer.seconds is None
+                    else [f"{'≥ ' * transfer.at_least}{duration(transfer.seconds)}"]
+                ),
                 f"call {transfer.call}: {self.partition.traffic.calls[transfer.call].label}",
             ),
             transfer.payload_bytes,

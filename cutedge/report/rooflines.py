@@ -83,7 +83,8 @@ def roofline(partition: Split, device: str, time: DeviceTime | None) -> Roofline
     if not drawn:
         return Missing(f"No op with FLOPs runs on {device} under this policy.")
     whole = sum(one.seconds for one in found)
-    marks = _marks(drawn, whole)
+    least = "≥ " * time.lacks_launches
+    marks = _marks(drawn, whole, least)
     dtypes = dict.fromkeys(
         op.dtype for op in graph.ops if placed[op.id] == device and op.cost.flops and op.dtype
     )
@@ -101,12 +102,15 @@ def roofline(partition: Split, device: str, time: DeviceTime | None) -> Roofline
         y_range,
         decades(*x_range),
         decades(*y_range),
-        f"{left}: {duration(taken)}." if rest else "",
+        f"{left}: {least}{duration(taken)}." if rest else "",
     )
 
 
-def _marks(drawn: Sequence[Share], whole: float) -> list[Mark]:
-    """A point for all sorts of op that would be one on top of the other; the longest first."""
+def _marks(drawn: Sequence[Share], whole: float, least: str) -> list[Mark]:
+    """A point for all sorts of op that would be one on top of the other; the longest first.
+
+    ``least`` stands before seconds that leave out what starting an op takes.
+    """
     points: dict[tuple[str, str], list[Share]] = {}
     for one in sorted(drawn, key=lambda one: -one.seconds):
         place = f"{one.intensity or 0.0:.1e}", f"{one.flops / one.seconds:.1e}"
@@ -125,7 +129,7 @@ def _marks(drawn: Sequence[Share], whole: float) -> list[Mark]:
             [
                 f"{intensity:,.3g} FLOPs a byte, {flop_rate(rate)}; most of it {_BOUNDS[bound]}",
                 *(
-                    f"{one.name}: {counted(one.ops, 'op')}, {duration(one.seconds)} "
+                    f"{one.name}: {counted(one.ops, 'op')}, {least}{duration(one.seconds)} "
                     f"({one.seconds / whole:.1%})"
                     for one in alike
                 ),
@@ -183,7 +187,7 @@ def cycles(partition: Split, device: str, time: DeviceTime | None) -> Bars | Mis
         useful = round(sum(gemm.cycles * gemm.utilisation for gemm in gemms))
         text = (
             f"{name}: {counted(len(ops), 'product')}\n{every:,} cycles, "
-            f"{duration(sum(gemm.seconds for gemm in gemms))}\n"
+            f"{'≥ ' * time.lacks_launches}{duration(sum(gemm.seconds for gemm in gemms))}\n"
             f"{useful / every:.1%} useful: {sum(g.useful_macs for g in gemms):,} of "
             f"{sum(g.padded_macs for g in gemms):,} multiplications"
         )

@@ -24,8 +24,8 @@ from costmodels.calibrate import (
     write_link,
 )
 from costmodels.links import Link, load_link, message_cost
-from tests.support import REFERENCE
 from tests.support.inprocess import invoke
+from tools.measured import calls as reference_calls
 from tracer.errors import InputError
 
 LATENCY_S, SENT_S, RECEIVED_S = 300e-6, 1 / 2e9, 1 / 1.6e9
@@ -489,30 +489,14 @@ def test_of_a_whole_run_the_total_comes_out():
         assert "no line fits both ends" in " ".join(found.warnings)
 
 
-REFERENCE_CALLS = (
-    # sent and received as in tests/reference/transfers_llama32_1b.json, measured milliseconds,
-    # how many: the 98 calls of llama-3.2-1b over 1024 tokens in float32
-    ("embed_tokens", 11.82, 1),
-    ("q_proj+k_proj+v_proj", 56.38, 16),
-    ("matmul QK^T", 986.79, 16),
-    ("matmul scores*V", 852.34, 16),
-    ("o_proj", 57.55, 16),
-    ("gate_proj+up_proj", 501.90, 16),
-    ("down_proj", 231.33, 16),
-)
-
-
 @pytest.fixture
 def reference_rows():
     """(sent, received, seconds) of the 98 calls, lm_head of the last token among them."""
-    table = json.loads((REFERENCE / "transfers_llama32_1b.json").read_text(encoding="utf-8"))
-    known = {one["ops"]: one for one in table["first_calls offload-linear/float32 (payload bytes)"]}
-    rows = [
-        (known[ops]["sent"], known[ops]["received"], taken / 1e3)
-        for ops, taken, count in REFERENCE_CALLS
-        for _ in range(count)
+    return [
+        (one.sent, one.received, one.measured)
+        for one in reference_calls()
+        for _ in range(one.count)
     ]
-    return [*rows, (8192, 128256 * 4, 7.30e-3)]
 
 
 def test_the_calls_of_the_measured_system_take_a_line_with_a_break(log, reference_rows):

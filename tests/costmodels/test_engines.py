@@ -7,6 +7,7 @@ import pytest
 import cutedge
 from costmodels.devices import Device, load_device
 from costmodels.engines import PHYSICAL, Engine, engine_names, load_engine
+from costmodels.fused import strides
 from costmodels.many import Over, op_groups, run_times
 from costmodels.roofline import Rule, shares, time_ops
 from tests.support.inprocess import invoke
@@ -22,6 +23,7 @@ CARD = Device(
 EAGER = Engine("slow", "", "eager", {"eager": 1e-3}, step_seconds=0.5)
 AHEAD = Engine("quick", "", "eager", {"eager": 1e-9}, kernel_seconds=1e-6)
 FUSED = Engine("fine", "", "fused", {"fused": 1e-6}, attention_seconds=1e-5)
+COPIES = replace(AHEAD, copy_ratio={"card": 0.01})
 
 
 def traced(model, **sizes):
@@ -97,7 +99,7 @@ def test_what_is_kept_of_state_is_in_partition_as_in_cost():
         assert alone.split.home_seconds == pytest.approx(cost.time.seconds, rel=1e-12)
 
 
-@pytest.mark.parametrize("engine", [EAGER, AHEAD, FUSED, PHYSICAL.by("fused")])
+@pytest.mark.parametrize("engine", [EAGER, AHEAD, COPIES, FUSED, PHYSICAL.by("fused")])
 def test_many_sizes_at_once_are_as_one(model, engine):
     import numpy as np
 
@@ -129,6 +131,21 @@ def test_half_of_the_share_is_reached_at_half():
     assert half / taken == pytest.approx(0.4 * 1e11)
     other = replace(CARD, name="other")
     assert Rule(other, engine).memory_seconds(5e10) == pytest.approx(1.0)
+
+
+def test_copies_in_strides_have_a_share_of_their_own():
+    """A cast keeps the bandwidth's share, ``cat`` and ``repeat_kv`` have theirs; fused ones none."""
+    engine = Engine("e", "", bandwidth_ratio={"any": 0.8}, copy_ratio={"card": 0.2})
+    assert engine.bytes_per_second(CARD, strided=True) == pytest.approx(0.2 * 1e11)
+    assert engine.bytes_per_second(CARD) == pytest.approx(0.8 * 1e11)
+    other = replace(CARD, name="other")
+    assert engine.bytes_per_second(other, strided=True) == engine.bytes_per_second(other)
+    fused = replace(engine, execution="fused")
+    assert fused.bytes_per_second(CARD, strided=True) == fused.bytes_per_second(CARD)
+    graph = traced("edge-10m", phase="decode", past=64)
+    names = {op.target for op in graph.ops if strides(graph, op)}
+    assert "aten.cat.default" in names
+    assert not any("_to_copy" in name for name in names)
 
 
 @pytest.mark.parametrize("name", engine_names())
