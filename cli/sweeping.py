@@ -34,6 +34,7 @@ def sweep(
     past: Annotated[Texts, _many("Cached tokens, as --batch")] = None,
     policy: Annotated[Texts, _many("A policy's name, or a .toml file")] = None,
     wire_dtype: Annotated[Texts, _many("What floats cross in; native: their own dtypes")] = None,
+    pack: Annotated[Texts, _many("As for partition, range+q8_0 is both; none: nothing")] = None,
     residency: Annotated[Texts, _many("run or call")] = None,
     home: Annotated[Texts, _many("As for partition")] = None,
     accel: Annotated[Texts, _many("As for partition, one in each point")] = None,

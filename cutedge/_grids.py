@@ -19,6 +19,7 @@ from tracer.toml_files import check_keys, read_text, read_toml
 if TYPE_CHECKING:
     from costmodels.machine import Machine
     from costmodels.many import Sizes
+    from costmodels.packing import SizedPacking
     from cutedge._request import Request
     from partition.policy import Policy
     from partition.schedule import Scheduling
@@ -32,6 +33,7 @@ NAMES = (
     "phase",
     "policy",
     "wire_dtype",
+    "pack",
     "residency",
     "home",
     "accel",
@@ -103,11 +105,12 @@ class Grid:
     machines: "tuple[Machine, ...]"
     time_limit: float
     schedulings: "tuple[Scheduling | None, ...]" = (None,)
+    packings: "tuple[tuple[SizedPacking, ...], ...]" = ((),)
 
     @property
     def each(self) -> int:
         """How many points a policy has at a size."""
-        axes = self.wires, self.residencies, self.machines, self.schedulings
+        axes = self.wires, self.packings, self.residencies, self.machines, self.schedulings
         return prod(map(len, axes))
 
     @property
@@ -130,6 +133,8 @@ class Grid:
         }
         if self.schedulings != (None,):
             told["schedulings"] = [s and asdict(s) for s in self.schedulings]
+        if self.packings != ((),):
+            told["packings"] = [[asdict(one) for one in each] for each in self.packings]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -178,14 +183,16 @@ def read_grid(file: Path | None, given: Mapping[str, Any], time_limit: float) ->
     if "model" not in axes:
         where = "" if file is None else f"{file} has "
         raise InputError(f"{where}no model: name one or more, or a --grid file with the key model")
+    machines = _machines(axes)
     return Grid(
         _subjects(axes, single),
         _policies(axes.get("policy")),
         tuple(None if w == NATIVE else w for w in _chosen(axes, "wire_dtype", _wires(), NATIVE)),
         _chosen(axes, "residency", get_args(Residency), "run"),
-        _machines(axes),
+        machines,
         time_limit,
         _schedulings(axes),
+        _packings(axes, machines),
     )
 
 
@@ -282,6 +289,25 @@ def _schedulings(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Scheduling | Non
         raise InputError("requests are of a schedule: give schedule overlap (or serial) too")
     each = product(named, axes.get("requests", (1,)))
     return tuple(dict.fromkeys(None if s == "none" else Scheduling(s, n) for s, n in each))
+
+
+def _packings(
+    axes: Mapping[str, tuple[Any, ...]], machines: "Sequence[Machine]"
+) -> "tuple[tuple[SizedPacking, ...], ...]":
+    """What tensors are packed by, on each machine: ``none``, ``q8_0``, ``range+zstd:1MiB``."""
+    from cutedge._machines import packed
+
+    found = {}
+    for text in axes.get("pack", ("none",)):
+        each = [text] if Path(text).is_file() else text.split("+") if text != "none" else []
+        sized = [packed(machine, each).pack for machine in machines]
+        told = "+".join(one.text for one in sized[0])
+        if told in found:
+            raise InputError(
+                f"two packs are called {told or text}: give each once, or rename a file"
+            )
+        found[told] = sized[0]
+    return tuple(found.values())
 
 
 def _subjects(

@@ -308,7 +308,13 @@ def _made(number: int, job: Job, marks: Mapping[str, str]) -> tuple[int, bytes]:
 
 def _job(grid: Grid, file: _File, subject: bytes) -> Job:
     return Job(
-        subject, file.policy, grid.wires, grid.residencies, grid.time_limit, grid.schedulings
+        subject,
+        file.policy,
+        grid.wires,
+        grid.residencies,
+        grid.time_limit,
+        grid.schedulings,
+        grid.packings,
     )
 
 

@@ -17,6 +17,7 @@ from cutedge.sweeping.points import (
     LIMIT,
     OPTIONAL_COUNTS,
     SECONDS,
+    STATUS,
     Job,
     Points,
     points,
@@ -64,6 +65,7 @@ SWEEP = pa.schema(
             "tensors' own.",
             null=True,
         ),
+        _figure("pack", pa.string()),
         column("residency", pa.string(), "run or call, as for `partition`."),
         column("home", pa.string(), "The device with the inputs and the outputs."),
         column("accelerator", pa.string(), "The device that home calls."),
@@ -116,6 +118,7 @@ SWEEP = pa.schema(
         *(_figure(name, pa.int64()) for name in (*COUNTS, *OPTIONAL_COUNTS)),
         *(_figure(name, pa.float64()) for name in SECONDS),
         *(_figure(name, pa.bool_()) for name in FLAGS),
+        _figure(STATUS, pa.string()),
         column(
             "schedule",
             pa.string(),
@@ -168,6 +171,9 @@ def _table(found: Points, job: Job) -> pa.Table:
         **{name: [text] * len(found.placed) for name, text in run.items()},
         **{name: found.sizes[name] for name in ("batch", "seq", "past", "source")},
         "wire_dtype": found.wire_dtype,
+        "pack": _each(
+            ["+".join(one.text for one in each) or None for each in job.packings], found.packing
+        ),
         "residency": _each(job.residencies, found.residency),
         "home": _each([m.home for m in machines], found.machine),
         "accelerator": _each([m.accelerators[0] for m in machines], found.machine),

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from costmodels.many import (
     run_times,
     time_group,
 )
+from costmodels.packing import SizedPacking
 from costmodels.roofline import Rule, paged_share
 from cutedge.sweeping.answers import (
     ACCELERATOR,
@@ -43,6 +45,7 @@ from cutedge.sweeping.answers import (
     by_part,
     placement_on,
 )
+from cutedge.sweeping.crossing import Crossing, crossing, kind_of
 from cutedge.sweeping.schedules import Layout, Network
 from partition import Residency
 from partition.accounting import Transfer, account, steps_of
@@ -52,7 +55,7 @@ from partition.run import runs_of
 from partition.schedule import Scheduling, tasks_of
 from partition.stored import held, kept_on
 from partition.wire_format import WireFormat
-from tracer.formula import Formula, const, parse
+from tracer.formula import Formula, const
 from tracer.graph import Kind, OpGraph
 from tracer.reach import resized
 from tracer.summary import variant_of
@@ -87,6 +90,9 @@ LAID = ("makespan_seconds", "bound_seconds", "requests_per_second")
 LIMIT = "limited_by"
 """The busiest resource then; none likewise."""
 
+STATUS = "payload_status"
+"""Whether the payload is counted or a ratio stands in; none where no placement is possible."""
+
 FLAGS = ("at_least",)
 """Whether those seconds leave out what is not known; none where no placement is possible."""
 
@@ -119,6 +125,8 @@ class Job:
     """Seconds that the search for one placement may take."""
     schedulings: tuple[Scheduling | None, ...] = (None,)
     """How runs are laid out; None: not at all."""
+    packings: tuple[tuple[SizedPacking, ...], ...] = ((),)
+    """How tensors are packed that no rule of the policy packs; an empty one: not at all."""
 
 
 def pack(programs: Sequence[SizedGraph], machines: Sequence[Machine]) -> bytes:
@@ -134,7 +142,7 @@ def _unpacked(subject: bytes) -> "tuple[list[_Part], tuple[Machine, ...]]":
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Rows as columns: one for each wire dtype, residency, machine, schedule and size, in that
+    """Rows as columns: one for each wire dtype, packing, residency, machine, schedule and size, in that
     order."""
 
     run: Mapping[str, str | None]
@@ -142,6 +150,7 @@ class Points:
     sizes: Mapping[str, Column]
     """Variable -> its value."""
     wire: NDArray[np.int64]
+    packing: NDArray[np.int64]
     residency: NDArray[np.int64]
     machine: NDArray[np.int64]
     scheduling: NDArray[np.int64]
@@ -177,19 +186,19 @@ def points(job: Job) -> Points:
         for number, part in enumerate(parts)
     }
     row_sets: list[_Rows] = []
-    keys: list[tuple[int, int, int, int]] = []
-    for w, wire in enumerate(job.wires):
-        for r, residency in enumerate(job.residencies):
-            for m, machine in enumerate(map(by_part, machines)):
-                for s, asked in enumerate(job.schedulings):
-                    made = [
-                        _rows(part, searches[residency, number], machine, wire, residency, asked)
-                        for number, part in enumerate(parts)
-                    ]
-                    row_sets.append(_joined(made, order))
-                    keys.append((w, r, m, s))
+    keys: list[tuple[int, ...]] = []
+    axes = job.wires, job.packings, job.residencies, tuple(map(by_part, machines)), job.schedulings
+    for each in product(*map(enumerate, axes)):
+        numbers, (wire, packings, residency, machine, asked) = zip(*each, strict=True)
+        on = replace(machine, wire_dtype=wire, pack=packings)
+        made = [
+            _rows(part, searches[residency, number], on, residency, asked)
+            for number, part in enumerate(parts)
+        ]
+        row_sets.append(_joined(made, order))
+        keys.append(numbers)
     length = len(order)
-    numbers = np.repeat(np.array(keys, np.int64), length, axis=0)
+    places = np.repeat(np.array(keys, np.int64), length, axis=0)
     coverage = np.concatenate([np.full(part.over.length, part.coverage) for part in parts])[order]
     first = parts[0].graph
     stored = {what: getattr(first.meta, what) or None for what in ("weights", "kv_dtype")}
@@ -203,10 +212,11 @@ def points(job: Job) -> Points:
     return Points(
         run,
         {name: np.tile(many[order], len(keys)) for name, many in sizes.items()},
-        numbers[:, 0],
-        numbers[:, 1],
-        numbers[:, 2],
-        numbers[:, 3],
+        places[:, 0],
+        places[:, 1],
+        places[:, 2],
+        places[:, 3],
+        places[:, 4],
         machines,
         [dtype for rows in row_sets for dtype in (rows.wire_dtype,) * length],
         [placed for rows in row_sets for placed in rows.placed],
@@ -227,7 +237,7 @@ def along(
     devices: Devices,
     streams: frozenset[int],
     machine: Machine,
-    wire: str | None,
+    wire: WireFormat,
     residency: Residency,
 ) -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
     """(sizes, figures by name) of one placement at each size of a program, in no order.
@@ -276,11 +286,12 @@ class _Part:
         devices: Devices,
         streams: frozenset[int],
         rows: Ints,
-        wire: str | None,
+        wire: WireFormat,
         residency: Residency,
     ) -> "_Plan":
         """What a placement moves at some of the sizes."""
-        key = devices, streams, rows.tobytes(), wire, residency
+        packed = id(wire) if wire.packings else None  # the plan keeps it
+        key = devices, streams, rows.tobytes(), wire.dtype, packed, residency
         if key not in self._plans:
             self._plans[key] = _Plan(self, devices, streams, rows, wire, residency)
         return self._plans[key]
@@ -321,19 +332,19 @@ def _rows(
     part: _Part,
     search: PlacementSearch,
     machine: Machine,
-    wire: str | None,
     residency: Residency,
     asked: Scheduling | None,
 ) -> _Rows:
-    if wire is None and machine.options.int8_speedup is not None:
-        wire = "int8"
-    answers, streams = search.answers(machine, wire), search.streams(machine)
+    if machine.wire_dtype is None and machine.options.int8_speedup is not None:
+        machine = replace(machine, wire_dtype="int8")
+    answers, streams = search.answers(machine), search.streams(machine)
+    wire = search.wire(machine)
     length = part.over.length
     figures: dict[str, Column] = {
         **{name: np.zeros(length, np.int64) for name in (*COUNTS, *OPTIONAL_COUNTS)},
         **{name: np.zeros(length) for name in (*SECONDS, *LAID)},
         **{name: np.zeros(length, bool) for name in FLAGS},
-        LIMIT: np.full(length, None, object),
+        **{name: np.full(length, None, object) for name in (LIMIT, STATUS)},
     }
     known = {name: np.zeros(length, bool) for name in figures}
     for number, devices in enumerate(answers.placements):
@@ -346,7 +357,7 @@ def _rows(
             figures[name][rows], known[name][rows] = values, True
     for name in ("requests_per_second", LIMIT):
         known[name] &= figures["makespan_seconds"] > 0
-    return _Rows(wire, answers.placed, answers.optimal, figures, known)
+    return _Rows(machine.wire_dtype, answers.placed, answers.optimal, figures, known)
 
 
 def _joined(row_sets: Sequence[_Rows], order: Ints) -> _Rows:
@@ -362,14 +373,8 @@ def _joined(row_sets: Sequence[_Rows], order: Ints) -> _Rows:
     )
 
 
-_Message = tuple[str, tuple[Formula, ...]]
-"""(direction, the payload of each tensor)"""
-
-
-def _payload(transfer: Transfer) -> Formula:
-    if transfer.bytes_expr is None:
-        return const(transfer.payload_bytes)
-    return parse(transfer.bytes_expr)
+_Message = tuple[str, tuple[int, ...]]
+"""(direction, the kind of each tensor)"""
 
 
 class _Plan:
@@ -381,41 +386,50 @@ class _Plan:
         devices: Devices,
         streams: frozenset[int],
         rows: Ints,
-        wire: str | None,
+        wire: WireFormat,
         residency: Residency,
     ) -> None:
         graph, placement = part.graph, placement_on(devices, streams)
-        traffic = account(
-            graph, placement, Links(load_link("none")), wire=WireFormat(wire), residency=residency
-        )
+        none = Links(load_link("none"))
+        traffic = account(graph, placement, none, wire=wire, residency=residency)
+        self._wire = wire
         self._part, self._rows, self._devices = part, rows, devices
         self._traffic, self._residency = traffic, residency
         self._placed = placement, traffic.transfers
         self._over = Over({name: many[rows] for name, many in part.over.sizes.items()})
-        tensors: dict[tuple[int, str], list[Formula]] = {}
+        kinds: dict[Any, int] = {}
+        self._crossings: list[Crossing] = []
+        self._kinds: list[int] = []
+        """By transfer: the position of its tensor among the crossings."""
+        tensors: dict[tuple[int, str], list[int]] = {}
         for t in traffic.transfers:
-            tensors.setdefault((t.call, t.direction), []).append(_payload(t))
+            key = kind_of(t.tensor, wire)
+            if key not in kinds:
+                kinds[key] = len(kinds)
+                self._crossings.append(crossing(t.tensor, wire, self._over))
+            self._kinds.append(kinds[key])
+            tensors.setdefault((t.call, t.direction), []).append(kinds[key])
         self._messages: Counter[_Message] = Counter(
-            (direction, tuple(payloads)) for (_, direction), payloads in tensors.items()
+            (direction, tuple(ones)) for (_, direction), ones in tensors.items()
         )
         stored = {
             device: sum((bytes_of(graph.tensors[t]) for t in ids), const(0))
             for device, ids in held(graph, placement).items()
         }
-        crossing = {
-            way: sum(
-                (sum(m[1], const(0)) * n for m, n in self._messages.items() if m[0] == way),
-                const(0),
-            )
-            for way in ("send", "receive")
-        }
+        sent, received = self._payload("send"), self._payload("receive")
+        total = self._over(sent[0] + received[0])
+        if wire.packings:
+            total = sent[1] + received[1]
+        packed = [one.is_estimate for one in self._crossings]
+        estimate = np.any(np.broadcast_arrays(False, *packed), axis=0)
         self._common = {
             "calls": len(traffic.calls),
             "transfers": len(traffic.transfers),
             "cut_edges": traffic.cut_edges,
-            "sent_payload_bytes": self._over(crossing["send"]),
-            "received_payload_bytes": self._over(crossing["receive"]),
-            "total_payload_bytes": self._over(crossing["send"] + crossing["receive"]),
+            "sent_payload_bytes": sent[1],
+            "received_payload_bytes": received[1],
+            "total_payload_bytes": total,
+            STATUS: np.where(estimate, "estimate", "exact").astype(object),
             "home_resident_bytes": self._over(stored[HOME]),
             "accelerator_resident_bytes": self._over(stored.get(ACCELERATOR, const(0))),
         }
@@ -435,15 +449,36 @@ class _Plan:
             for place in (HOME, ACCELERATOR)
         }
         self._kept = kept_on(graph, placement)
-        self._kept_ops = {
-            place: Counter(
-                group
-                for op, device in self._kept
-                if device == place and (group := part.op_groups.of[op]) is not None
-            )
-            for place in (HOME, ACCELERATOR)
-        }
+        self._with_state = {place: self._together(place) for place in (HOME, ACCELERATOR)}
         self._known: dict[Any, Any] = {}
+
+    def _together(self, place: str) -> Counter[tuple[int, ...]]:
+        """The groups of the ops on a device, each with those of the cached state kept for it."""
+        of = self._part.op_groups.of
+        kept: dict[int, list[int]] = {}
+        for (op, device), beside in self._kept.items():
+            if device == place and (state := of[op]) is not None:
+                kept.setdefault(beside, []).append(state)
+        found: Counter[tuple[int, ...]] = Counter()
+        for op, here in enumerate(self._devices):
+            if here == place:
+                group = of[op]
+                found[*(() if group is None else (group,)), *kept.get(op, ())] += 1
+        del found[()]
+        return found
+
+    def _payload(self, way: str) -> tuple[Formula, Ints]:
+        """(what crosses in a direction unpacked, what does cross)"""
+        counts: Counter[int] = Counter()
+        for (direction, kinds), count in self._messages.items():
+            for one in kinds if direction == way else ():
+                counts[one] += count
+        plain = sum((self._crossings[one].plain * n for one, n in counts.items()), const(0))
+        found = self._over(plain)  # raises where 64 bits are too few
+        if self._wire.packings:
+            each = (self._crossings[one].payload_bytes * n for one, n in counts.items())
+            found = sum(each, np.zeros(self._over.length, np.int64))
+        return plain, found
 
     def figures(self, machine: Machine) -> dict[str, Any]:
         """The figures that are known, by name."""
@@ -480,17 +515,21 @@ class _Plan:
         wire = {way: np.zeros(self._over.length, np.int64) for way in ("send", "receive")}
         seconds: dict[str, list[tuple[int, Floats]]] = {"send": [], "receive": []}
         peak = np.zeros(self._over.length, np.int64)
-        for (way, payloads), count in self._messages.items():
-            cost = message_cost(link, [self._over(payload) for payload in payloads], way)
+        at_least: Any = any(link.at_least(way) for way, _ in self._messages)
+        for (way, kinds), count in self._messages.items():
+            tensors = [self._crossings[one] for one in kinds]
+            cost = message_cost(link, [one.payload_bytes for one in tensors], way)
             wire[way] = wire[way] + count * sum(cost.wire_bytes)
             peak = np.maximum(peak, cost.peak_buffer_bytes)
-            seconds[way] += [(count, each) for each in cost.seconds or ()]
+            for one, each in zip(tensors, cost.seconds or (), strict=bool(cost.seconds)):
+                seconds[way].append((count, each + one.packing_seconds))
+                at_least = at_least | one.at_least
         found: dict[str, Any] = {
             "sent_wire_bytes": wire["send"],
             "received_wire_bytes": wire["receive"],
             "total_wire_bytes": wire["send"] + wire["receive"],
             "peak_buffer_bytes": peak,
-            "at_least": any(link.at_least(way) for way, _ in self._messages),
+            "at_least": at_least,
         }
         if link.timed("send") and link.timed("receive"):
             sent, received = (
@@ -514,12 +553,13 @@ class _Plan:
             )
             return None if found is None else found + step
         terms = [(1, np.full(self._over.length, step))] if step else []
-        kept = Counter() if device.array else self._kept_ops[place]
-        for group, count in (self._ops[place] + kept).items():
-            taken = self._group_time(machine, place, group)
-            if taken is None:
+        alone = {(group,): count for group, count in self._ops[place].items()}
+        for groups, count in (alone if device.array else self._with_state[place]).items():
+            taken = [self._group_time(machine, place, group) for group in groups]
+            known = [seconds for seconds in taken if seconds is not None]
+            if len(known) < len(taken):
                 return None
-            terms.append((count, taken))
+            terms.append((count, sum(known[1:], known[0])))
         return exact_sum(terms, self._over.length)
 
     def _group_time(self, machine: Machine, place: str, group: int) -> Floats | None:
@@ -575,12 +615,16 @@ class _Plan:
         found: dict[int, Floats] = {}
         known: dict[Any, Any] = {}
         for (_, way), transfers in messages.items():
-            payloads = tuple(_payload(transfer) for transfer in transfers)
-            if (way, payloads) not in known:
-                cost = message_cost(link, [self._over(payload) for payload in payloads], way)
+            kinds = tuple(self._kinds[transfer.id] for transfer in transfers)
+            if (way, kinds) not in known:
+                tensors = [self._crossings[one] for one in kinds]
+                cost = message_cost(link, [one.payload_bytes for one in tensors], way)
                 still = np.zeros(self._over.length)
-                known[way, payloads] = [one + still for one in cost.seconds or ()]
-            for transfer, taken in zip(transfers, known[way, payloads], strict=True):
+                known[way, kinds] = [
+                    taken + one.packing_seconds + still
+                    for taken, one in zip(cost.seconds or (), tensors, strict=bool(cost.seconds))
+                ]
+            for transfer, taken in zip(transfers, known[way, kinds], strict=True):
                 found[transfer.id] = taken
         return [found[transfer.id] for transfer in self._traffic.transfers]
 
