@@ -21,14 +21,14 @@ from partition.optimise import place
 from partition.placement import Placement
 from partition.policy import Policy
 from partition.split import Split
-from partition.stored import held
+from partition.stored import moved_state
 from partition.wire_format import Status
 from tracer.errors import InputError
 from tracer.formula import parse
 from tracer.graph import OpGraph, Tensor
 from tracer.reach import reached
 from tracer.stages import stage
-from tracer.summary import cached_inputs, cached_outputs, cached_state, renewals, state_memory
+from tracer.summary import cached_inputs, cached_outputs, cached_state
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -333,7 +333,7 @@ def generate(
     if draft is not None:
         phase = {"seq": tokens + 1, "past": prompt, "cache": True, "logits": "all"}
     decode = placed(trace(model, **phase, **options), after, **storage)
-    _check_causal(first.trace.graph, decode.trace.graph)
+    check_causal(first.trace.graph, decode.trace.graph)
     moves = _moves(first, decode)
     proposer = None
     if draft is not None and accept is not None:
@@ -429,7 +429,7 @@ def _seconds(split: Split) -> float | None:
     return split.home_seconds if not split.placement.accelerators else None
 
 
-def _check_causal(prefill: OpGraph, decode: OpGraph) -> None:
+def check_causal(prefill: OpGraph, decode: OpGraph) -> None:
     """Refuse a model whose decode reads other state than its prefill leaves."""
     if decode.meta.source:
         raise InputError(
@@ -449,29 +449,15 @@ def _width(tensor: Tensor) -> tuple[str, int]:
     return tensor.dtype, tensor.bytes
 
 
-def _holding(graph: OpGraph, placement: Placement, states: Sequence[Tensor]) -> list[set[str]]:
-    """By piece of cached state, the devices on which it lies."""
-    there = held(graph, placement)
-    memory = [state_memory(graph, state).id for state in states]
-    return [{device for device, tensors in there.items() if m in tensors} for m in memory]
-
-
 def _moves(prefill: Partition, decode: Partition) -> tuple[Move, ...]:
     """What of the cache lies elsewhere than the first step reads it, and from where it comes."""
-    before, after = prefill.trace.graph, decode.trace.graph
-    renewed = {old.id: state for old, state in renewals(after)}
-    read = cached_inputs(after)
-    left = _holding(before, prefill.bare.placement, cached_outputs(before))
-    wanted = _holding(
-        after, decode.bare.placement, [renewed.get(state.id, state) for state in read]
-    )
-    home, found = prefill.bare.placement.home, []
-    for state, here, there in zip(read, left, wanted, strict=True):
-        source = home if home in here else sorted(here)[0]
+    found = []
+    for state, source, device in moved_state(
+        prefill.trace.graph, prefill.bare.placement, decode.trace.graph, decode.bare.placement
+    ):
         one = decode.bare.wire_format.of(state)
-        for device in sorted(there - here):
-            told = one.payload_bytes, one.packing_seconds, one.status
-            found.append(Move(state.name, source, device, *told))
+        told = one.payload_bytes, one.packing_seconds, one.status
+        found.append(Move(state.name, source, device, *told))
     return tuple(found)
 
 

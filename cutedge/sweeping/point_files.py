@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cutedge.sweeping.generations import STATUS
 from cutedge.sweeping.points import (
     COUNTS,
     FLAGS,
     LIMIT,
     OPTIONAL_COUNTS,
     SECONDS,
-    STATUS,
     Job,
     Points,
     points,
@@ -37,6 +37,19 @@ _LAID = {
     "makespan_seconds": "When the last task of all requests ends",
     "bound_seconds": "What no schedule of these tasks takes less than",
     "requests_per_second": "Requests over the makespan",
+}
+
+_GENERATED = {
+    "ttft_seconds": "Of a generation, until its first token: the prefill",
+    "tpot_first_seconds": "The first step after that",
+    "tpot_last_seconds": "The last step",
+    "tpot_mean_seconds": "The mean of all steps",
+    "total_seconds": "Prefill, the move of cached state and all steps, one after another",
+    "tokens_per_second": "Tokens of all sequences over `total_seconds`",
+}
+
+_MOVED = {
+    "moved_cache_bytes": "Cached state that goes to another device between prefill and decode"
 }
 
 _TEXT = pa.string()
@@ -135,6 +148,18 @@ SWEEP = pa.schema(
             )
             for name, what in _LAID.items()
         ),
+        column("new", pa.int64(), "Tokens of a generation; null of one run.", null=True),
+        column(
+            "decode_policy",
+            pa.string(),
+            "What places the steps of a generation; null of one run.",
+            null=True,
+        ),
+        *(
+            column(name, kind, f"{what}; null of one run, or where not known.", null=True)
+            for kind, told in ((pa.float64(), _GENERATED), (pa.int64(), _MOVED))
+            for name, what in told.items()
+        ),
         column(
             LIMIT,
             pa.string(),
@@ -186,12 +211,25 @@ def _table(found: Points, job: Job) -> pa.Table:
         "requests": _each(
             [s.requests if s else None for s in job.schedulings], found.scheduling, pa.int32()
         ),
+        **(_of_generations(found, job) if job.news else {}),
         "placed": found.placed,
         "optimal": found.optimal,
         "coverage": found.coverage,
         **{name: pa.array(values, mask=~known) for name, (values, known) in found.figures.items()},
     }
-    return pa.table([columns[field.name] for field in SWEEP], schema=SWEEP)
+    rows = len(found.placed)
+    return pa.table(
+        [columns.get(field.name, pa.nulls(rows, field.type)) for field in SWEEP], schema=SWEEP
+    )
+
+
+def _of_generations(found: Points, job: Job) -> dict[str, Any]:
+    policies = [(policy or job.policy).name for policy in job.decode_policies]
+    return {
+        "phase": ["generate"] * len(found.placed),
+        "new": _each(job.news, found.new, pa.int64()),
+        "decode_policy": _each(policies, found.decode_policy),
+    }
 
 
 def _each(values: Sequence[str | int | None], numbers: Any, kind: pa.DataType = _TEXT) -> pa.Array:

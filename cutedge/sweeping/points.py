@@ -46,6 +46,7 @@ from cutedge.sweeping.answers import (
     placement_on,
 )
 from cutedge.sweeping.crossing import Crossing, crossing, kind_of
+from cutedge.sweeping.generations import STATUS, Prefills, Steps
 from cutedge.sweeping.schedules import Layout, Network
 from partition import Residency
 from partition.accounting import Transfer, account, steps_of
@@ -90,9 +91,6 @@ LAID = ("makespan_seconds", "bound_seconds", "requests_per_second")
 LIMIT = "limited_by"
 """The busiest resource then; none likewise."""
 
-STATUS = "payload_status"
-"""Whether the payload is counted or a ratio stands in; none where no placement is possible."""
-
 FLAGS = ("at_least",)
 """Whether those seconds leave out what is not known; none where no placement is possible."""
 
@@ -127,17 +125,27 @@ class Job:
     """How runs are laid out; None: not at all."""
     packings: tuple[tuple[SizedPacking, ...], ...] = ((),)
     """How tensors are packed that no rule of the policy packs; an empty one: not at all."""
+    news: tuple[int, ...] = ()
+    """Tokens of generations; of none each point is one run."""
+    decode_policies: tuple[Policy | None, ...] = (None,)
+    """What places the steps of generations; None: what places their prefills."""
 
 
-def pack(programs: Sequence[SizedGraph], machines: Sequence[Machine]) -> bytes:
-    """Programs that share out the sizes of a job, and its machines."""
-    return pickle.dumps((tuple(programs), tuple(machines)))
+def pack(
+    programs: Sequence[SizedGraph], machines: Sequence[Machine], decode: Sequence[SizedGraph] = ()
+) -> bytes:
+    """Programs that share out the sizes of a job, and its machines.
+
+    Of generations these are the prefills, and ``decode`` has the steps.
+    """
+    return pickle.dumps((tuple(programs), tuple(machines), tuple(decode)))
 
 
 @lru_cache(maxsize=1)
-def _unpacked(subject: bytes) -> "tuple[list[_Part], tuple[Machine, ...]]":
-    programs, machines = pickle.loads(subject)
-    return [part for program in programs for part in _alike(program)], machines
+def _unpacked(subject: bytes) -> "tuple[list[_Part], tuple[Machine, ...], list[list[_Part]]]":
+    programs, machines, decode = pickle.loads(subject)
+    parts = [part for program in programs for part in _alike(program)]
+    return parts, machines, [_alike(program) for program in decode]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +162,8 @@ class Points:
     residency: NDArray[np.int64]
     machine: NDArray[np.int64]
     scheduling: NDArray[np.int64]
+    decode_policy: NDArray[np.int64]
+    new: NDArray[np.int64]
     """By row: the position in what the job lists."""
     machines: tuple[Machine, ...]
     wire_dtype: Sequence[str | None]
@@ -172,7 +182,7 @@ def points(job: Job) -> Points:
     Raises InputError for a policy that is not for a machine, OverflowError for figures that 64
     bits do not hold.
     """
-    parts, machines = _unpacked(job.subject)
+    parts, machines, decode = _unpacked(job.subject)
     sizes = {
         name: np.concatenate([part.over.sizes[name] for part in parts])
         for name in ("batch", "past", "source", "seq")
@@ -188,15 +198,24 @@ def points(job: Job) -> Points:
     row_sets: list[_Rows] = []
     keys: list[tuple[int, ...]] = []
     axes = job.wires, job.packings, job.residencies, tuple(map(by_part, machines)), job.schedulings
+    steps = _StepsOf(job, parts, decode, order) if job.news else None
     for each in product(*map(enumerate, axes)):
         numbers, (wire, packings, residency, machine, asked) = zip(*each, strict=True)
+        if wire is None and machine.options.int8_speedup is not None:
+            wire = "int8"
         on = replace(machine, wire_dtype=wire, pack=packings)
+        here = [searches[residency, number] for number in range(len(parts))]
         made = [
-            _rows(part, searches[residency, number], on, residency, asked)
-            for number, part in enumerate(parts)
+            _rows(part, search, on, residency, asked)
+            for part, search in zip(parts, here, strict=True)
         ]
-        row_sets.append(_joined(made, order))
-        keys.append(numbers)
+        if steps is None:
+            row_sets.append(_joined(made, order))
+            keys.append((*numbers, -1, -1))
+            continue
+        for position, rows in steps.generated(_joined(made, order), here, on, residency):
+            row_sets.append(rows)
+            keys.append((*numbers, *position))
     length = len(order)
     places = np.repeat(np.array(keys, np.int64), length, axis=0)
     coverage = np.concatenate([np.full(part.over.length, part.coverage) for part in parts])[order]
@@ -217,6 +236,8 @@ def points(job: Job) -> Points:
         places[:, 2],
         places[:, 3],
         places[:, 4],
+        places[:, 5],
+        places[:, 6],
         machines,
         [dtype for rows in row_sets for dtype in (rows.wire_dtype,) * length],
         [placed for rows in row_sets for placed in rows.placed],
@@ -230,6 +251,61 @@ def points(job: Job) -> Points:
             for name in row_sets[0].figures
         },
     )
+
+
+class _StepsOf:
+    """The steps of a job's generations, which follow its prefills."""
+
+    def __init__(
+        self, job: Job, parts: "Sequence[_Part]", decode: "list[list[_Part]]", order: Ints
+    ) -> None:
+        batch, prompt = (
+            np.concatenate([part.over.sizes[name] for part in parts])[order]
+            for name in ("batch", "seq")
+        )
+        self._job, self._order = job, order
+        self._graphs = [part.graph for part in parts for _ in range(part.over.length)]
+        self._steps = Steps(decode, batch, prompt, max(job.news))
+
+        def placing(graph: OpGraph, over: Over, policy: Policy, residency: Residency) -> Any:
+            return PlacementSearch(graph, policy, over, residency, job.time_limit)
+
+        self._searches = {
+            (residency, after): self._steps.searches(
+                partial(placing, policy=policy or job.policy, residency=residency)
+            )
+            for residency in job.residencies
+            for after, policy in enumerate(job.decode_policies)
+        }
+
+    def generated(
+        self,
+        rows: "_Rows",
+        searches: Sequence[PlacementSearch],
+        machine: Machine,
+        residency: Residency,
+    ) -> "Iterator[tuple[tuple[int, int], _Rows]]":
+        """((decode policy, tokens), the generations that begin with prefills), in that order."""
+        devices: list[Devices | None] = []
+        for search in searches:
+            answers = search.answers(machine)
+            devices += [answers.placements[n] if n >= 0 else None for n in answers.which.tolist()]
+        prefills = Prefills(
+            [self._graphs[n] for n in self._order],
+            [devices[n] for n in self._order],
+            searches[0].streams(machine),
+            rows.placed,
+            rows.optimal,
+            rows.figures,
+            rows.known,
+        )
+        for after in range(len(self._job.decode_policies)):
+            found = self._steps.generated(
+                prefills, self._searches[residency, after], machine, residency, self._job.news
+            )
+            for number, one in enumerate(found):
+                made = _Rows(rows.wire_dtype, one.placed, one.optimal, one.figures, one.known)
+                yield (after, number), made
 
 
 def along(
@@ -335,8 +411,6 @@ def _rows(
     residency: Residency,
     asked: Scheduling | None,
 ) -> _Rows:
-    if machine.wire_dtype is None and machine.options.int8_speedup is not None:
-        machine = replace(machine, wire_dtype="int8")
     answers, streams = search.answers(machine), search.streams(machine)
     wire = search.wire(machine)
     length = part.over.length
