@@ -1,11 +1,11 @@
 """How fast a sweep is: a million points, from formulas, against points done one by one.
 
 Five models, 100 lengths, 10 batches, 8 policies, 25 pairs of devices and links: cold, and with the
-models traced before, then with schedules, with whole generations and with formats of weights as axes. Then decode too,
-bfloat16 and a chip at fewer sizes, for the questions of docs/guide/grids.md, and for ten points drawn
-at random that are done by ``trace`` and ``partition`` as well. Run it with ``make bench``; it prints
-and judges nothing, but stops where one of the ten differs. The yardstick is one point by itself, of a
-trace that is in memory.
+models traced before, then with schedules, with whole generations and with formats of weights as axes.
+Then decode too, bfloat16 and a chip at fewer sizes, for the questions of docs/guide/grids.md, and for
+ten points drawn at random that are done by ``trace`` and ``partition`` as well. Run it with ``make
+bench``; it prints and judges nothing, but stops where one of the ten differs. The yardstick is one
+point by itself, of a trace that is in memory.
 """
 
 import os

@@ -33,7 +33,7 @@ from tracer.summary import cached_inputs, cached_outputs, cached_state
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cutedge.sweeping.points import SizedGraph
+    from cutedge.sweeping.parts import SizedGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -487,7 +487,7 @@ def _steps(
     from cutedge._grids import Subject
     from cutedge._sweep import programs_of
     from cutedge.sweeping.answers import ACCELERATOR, HOME, by_part
-    from cutedge.sweeping.points import along
+    from cutedge.sweeping.parts import along
 
     split, setting = decode.bare, decode.setting
     meta = decode.trace.graph.meta

@@ -14,7 +14,8 @@ from urllib.parse import quote
 from cutedge._grids import AXES, SINGLE, Grid, Subject, read_grid
 from cutedge._workspace import OUT
 from cutedge.sweeping import BackendName
-from cutedge.sweeping.points import Job, SizedGraph, pack
+from cutedge.sweeping.parts import SizedGraph
+from cutedge.sweeping.points import Job, pack
 from partition.policy import Policy
 from tracer.errors import CutedgeError, InputError
 from tracer.graph import OpGraph

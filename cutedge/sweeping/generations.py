@@ -82,7 +82,7 @@ class Steps:
     def __init__(
         self, programs: Sequence[Sequence[Any]], batch: Ints, prompt: Ints, most: int
     ) -> None:
-        """``programs`` are in parts (``points.parts_of``), ``most`` new tokens are the most."""
+        """Each of the ``programs`` is in parts (``parts.alike``); ``most`` is the most new tokens."""
         self._programs = programs
         every = [part for parts in programs for part in parts]
         batches, pasts = (

@@ -12,16 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cutedge.sweeping.generations import STATUS
-from cutedge.sweeping.points import (
-    COUNTS,
-    FLAGS,
-    LIMIT,
-    OPTIONAL_COUNTS,
-    SECONDS,
-    Job,
-    Points,
-    points,
-)
+from cutedge.sweeping.parts import COUNTS, FLAGS, LIMIT, OPTIONAL_COUNTS, SECONDS
+from cutedge.sweeping.points import Job, Points, points
 from partition.tables import SUMMARY
 from tracer.errors import InputError
 from tracer.files import check_file, parse_json

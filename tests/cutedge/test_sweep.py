@@ -41,7 +41,8 @@ from cutedge.sweeping.answers import (
     NOT_FOUND,
     PlacementSearch,
 )
-from cutedge.sweeping.points import Job, Points, SizedGraph, pack, points
+from cutedge.sweeping.parts import SizedGraph
+from cutedge.sweeping.points import Job, Points, pack, points
 from cutedge.sweeping.schedules import Layout, Network
 from partition.optimise import Setting, compute_cycles, compute_seconds, place
 from partition.policy import Policy, Rule, load_policy
