@@ -1,11 +1,11 @@
 """How fast a sweep is: a million points, from formulas, against points done one by one.
 
 Five models, 100 lengths, 10 batches, 8 policies, 25 pairs of devices and links: cold, and with the
-models traced before, then with schedules and with formats of weights as axes. Then decode too,
-bfloat16 and a chip at fewer sizes, for the questions of docs/guide/grids.md, and for ten points drawn
-at random that are done by ``trace`` and ``partition`` as well. Run it with ``make bench``; it prints
-and judges nothing, but stops where one of the ten differs. The yardstick is one point by itself, of a
-trace that is in memory.
+models traced before, then with schedules, with whole generations and with formats of weights as axes.
+Then decode too, bfloat16 and a chip at fewer sizes, for the questions of docs/guide/grids.md, and for
+ten points drawn at random that are done by ``trace`` and ``partition`` as well. Run it with ``make
+bench``; it prints and judges nothing, but stops where one of the ten differs. The yardstick is one
+point by itself, of a trace that is in memory.
 """
 
 import os
@@ -69,6 +69,7 @@ def main() -> None:
             ("cold", GRID),
             ("warm", GRID),
             ("schedules", f'{GRID}schedule = ["serial", "overlap"]'),
+            ("generations", f"{GRID}new = [64, 256]"),
             ("weights", f'{GRID}weights = ["none", "q8_0"]'),
             ("both", BOTH),
         ):
@@ -80,7 +81,7 @@ def main() -> None:
             print(f"{which}: {points:,} points in {taken:.1f} s, {user:.1f} s of processors")
             print(f"  {rate:,.0f} a second; {memory:,.0f} MiB at most, all processes together")
             rates[which] = points / user
-            if which in ("schedules", "weights"):
+            if which in ("schedules", "generations", "weights"):
                 print(f"  {rates[which] / rates['warm']:.2f} of the rate without")
             if which == "warm":
                 one = statistics.median(alone(folder) for _ in range(9))

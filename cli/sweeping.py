@@ -32,8 +32,15 @@ def sweep(
     batch: Annotated[Texts, _many(f"Sequences; {Numbers}")] = None,
     seq: Annotated[Texts, _many("New tokens a sequence in a prefill, as --batch")] = None,
     past: Annotated[Texts, _many("Cached tokens, as --batch")] = None,
+    new: Annotated[
+        Texts, _many("Tokens of a whole generation after --seq ones, as --batch")
+    ] = None,
     policy: Annotated[Texts, _many("A policy's name, or a .toml file")] = None,
+    decode_policy: Annotated[
+        Texts, _many("With --new: of the steps; --policy when left out")
+    ] = None,
     wire_dtype: Annotated[Texts, _many("What floats cross in; native: their own dtypes")] = None,
+    pack: Annotated[Texts, _many("As for partition, range+q8_0 is both; none: nothing")] = None,
     residency: Annotated[Texts, _many("run or call")] = None,
     home: Annotated[Texts, _many("As for partition")] = None,
     accel: Annotated[Texts, _many("As for partition, one in each point")] = None,

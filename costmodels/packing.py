@@ -143,6 +143,10 @@ class Packing:
             return None
         return self.pack_seconds_per_byte + self.unpack_seconds_per_byte
 
+    def packs(self, dtype: str, values: int | None = None) -> bool:
+        """Whether it says what becomes of a dtype: ``plain`` does of all, that nothing does."""
+        return self.codec == "plain" or self.form(dtype, values) is not None
+
     def form(self, dtype: str, values: int | None = None) -> Form | None:
         """What it makes of a dtype; None of one that it leaves as it is.
 
@@ -191,9 +195,10 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class SizedPacking:
-    """A packing of all tensors that are large enough."""
+    """How tensors that are large enough are packed."""
 
-    packing: Packing
+    packings: tuple[Packing, ...]
+    """One; or several, of which each tensor has the one that takes the fewest seconds on its link."""
     at_least_bytes: int = 0
     """The bytes of a tensor, in its own dtype, from which on it is packed."""
     text: str = ""

@@ -13,26 +13,27 @@ from costmodels.links import message_cost
 from costmodels.machine import Machine
 from cutedge._machines import machine_of
 from cutedge._partition import Partition, asked_of
-from cutedge._placing import partition_of
+from cutedge._placing import check_words, partition_of
 from cutedge._request import Overrides
 from cutedge._trace import Trace, trace
 from partition import Residency
 from partition.optimise import place
 from partition.placement import Placement
-from partition.policy import Policy, load_policy
+from partition.policy import Policy
 from partition.split import Split
-from partition.stored import held
+from partition.stored import moved_state
+from partition.wire_format import Status
 from tracer.errors import InputError
 from tracer.formula import parse
 from tracer.graph import OpGraph, Tensor
 from tracer.reach import reached
 from tracer.stages import stage
-from tracer.summary import cached_inputs, cached_outputs, cached_state, renewals, state_memory
+from tracer.summary import cached_inputs, cached_outputs, cached_state
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cutedge.sweeping.points import SizedGraph
+    from cutedge.sweeping.parts import SizedGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Step:
     """Computing and moving, one after another; None where not all of it is known."""
     tokens: float = 1.0
     """New tokens that it makes of each sequence: of a round, how many are expected."""
+    payload_status: Status = "exact"
+    """Whether the payload is counted, or a ratio stands in for some of it."""
 
     @property
     def token_seconds(self) -> float | None:
@@ -89,6 +92,10 @@ class Move:
     source: str
     destination: str
     payload_bytes: int
+    packing_seconds: float | None = 0.0
+    """What packing and unpacking it takes; None where that is not known."""
+    payload_status: Status = "exact"
+    """Whether the payload is counted, or a ratio stands in for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,18 @@ class Generation:
     @property
     def unknown(self) -> tuple[str, ...]:
         """What is left out of the seconds, in words; with any of it they are at least so many."""
-        return tuple(dict.fromkeys(what for split in self.splits for what in split.left_out))
+        told = [what for split in self.splits for what in split.left_out]
+        if any(move.packing_seconds is None for move in self.moves):
+            told.append("what packing the cache that moves takes")
+        return tuple(dict.fromkeys(told))
+
+    @property
+    def payload_status(self) -> Status:
+        """Whether all payload bytes are counted, or a ratio stands in for some."""
+        told = {split.traffic.totals.payload_status for split in self._prefills}
+        told |= {one.payload_status for one in self.moves}
+        told |= {one.payload_status for one in self.steps}
+        return "estimate" if "estimate" in told else "exact"
 
     @property
     def splits(self) -> list[Split]:
@@ -192,6 +210,7 @@ class Generation:
             "new": new,
             "machine": self.machine,
             "wire_dtype": split.wire_dtype,
+            "pack": split.wire_format.text or None,
             "residency": split.residency,
             "policy": self.prefill.policy,
             "decode_policy": self.decode.policy,
@@ -205,6 +224,7 @@ class Generation:
             "expected_tokens": draft and draft.expected,
             "calls": self.calls,
             "total_payload_bytes": self.total_payload_bytes,
+            "payload_status": self.payload_status,
             "prefill_payload_bytes": split.traffic.totals.payload_bytes,
             "moved_cache_bytes": self.moved_cache_bytes,
             "cache_bytes": self.cache_bytes,
@@ -286,16 +306,13 @@ def generate(
             f"generate takes one accelerator, and here are {', '.join(on.accelerators)}: partition "
             "and compare take several"
         )
-    rules = [one if isinstance(one, Policy) else load_policy(str(one)) for one in (policy, after)]
-    if on.pack or any(one.packs for one in rules):
-        raise InputError(
-            "generate counts what crosses as it lies in memory: leave --pack and [[pack]] tables out, "
-            "or ask partition for a step"
-        )
-    if masking := [one.name for one in rules if one.protects]:
-        raise InputError(
-            f"{masking[0]} masks ops, which generate does not count yet: ask partition for a step"
-        )
+    check_words([policy, after])  # before a model is traced
+    for rules in (policy, after):
+        one = rules if isinstance(rules, Policy) else load_policy(str(rules))
+        if one.protects:
+            raise InputError(
+                f"{one.name} masks ops, which generate does not count yet: ask partition for a step"
+            )
     if not 0 <= cached_prompt < prompt:
         raise InputError(
             f"cached_prompt {cached_prompt}: of a prompt of {prompt} tokens at least one is read"
@@ -322,7 +339,7 @@ def generate(
     if draft is not None:
         phase = {"seq": tokens + 1, "past": prompt, "cache": True, "logits": "all"}
     decode = placed(trace(model, **phase, **options), after, **storage)
-    _check_causal(first.trace.graph, decode.trace.graph)
+    check_causal(first.trace.graph, decode.trace.graph)
     moves = _moves(first, decode)
     proposer = None
     if draft is not None and accept is not None:
@@ -392,6 +409,7 @@ def _as_rounds(
                 sum(part.total_payload_bytes for part in parts),
                 _sum(part.run_seconds for part in parts),
                 expected,
+                "estimate" if any(part.payload_status == "estimate" for part in parts) else "exact",
             )
         )
     return tuple(rounds)
@@ -417,7 +435,7 @@ def _seconds(split: Split) -> float | None:
     return split.home_seconds if not split.placement.accelerators else None
 
 
-def _check_causal(prefill: OpGraph, decode: OpGraph) -> None:
+def check_causal(prefill: OpGraph, decode: OpGraph) -> None:
     """Refuse a model whose decode reads other state than its prefill leaves."""
     if decode.meta.source:
         raise InputError(
@@ -437,33 +455,16 @@ def _width(tensor: Tensor) -> tuple[str, int]:
     return tensor.dtype, tensor.bytes
 
 
-def _holding(graph: OpGraph, placement: Placement, states: Sequence[Tensor]) -> list[set[str]]:
-    """By piece of cached state, the devices on which it lies."""
-    there = held(graph, placement)
-    memory = [state_memory(graph, state).id for state in states]
-    return [{device for device, tensors in there.items() if m in tensors} for m in memory]
-
-
 def _moves(prefill: Partition, decode: Partition) -> tuple[Move, ...]:
     """What of the cache lies elsewhere than the first step reads it, and from where it comes."""
-    before, after = prefill.trace.graph, decode.trace.graph
-    renewed = {old.id: state for old, state in renewals(after)}
-    read = cached_inputs(after)
-    left = _holding(before, prefill.bare.placement, cached_outputs(before))
-    wanted = _holding(
-        after, decode.bare.placement, [renewed.get(state.id, state) for state in read]
-    )
-    home = prefill.bare.placement.home
-    return tuple(
-        Move(
-            state.name,
-            home if home in here else sorted(here)[0],
-            device,
-            prefill.bare.wire_format.of(state).payload_bytes,
-        )
-        for state, here, there in zip(read, left, wanted, strict=True)
-        for device in sorted(there - here)
-    )
+    found = []
+    for state, source, device in moved_state(
+        prefill.trace.graph, prefill.bare.placement, decode.trace.graph, decode.bare.placement
+    ):
+        one = decode.bare.wire_format.of(state)
+        told = one.payload_bytes, one.packing_seconds, one.status
+        found.append(Move(state.name, source, device, *told))
+    return tuple(found)
 
 
 def _move_seconds(moves: Sequence[Move], machine: Machine) -> float | None:
@@ -471,7 +472,7 @@ def _move_seconds(moves: Sequence[Move], machine: Machine) -> float | None:
     messages: dict[tuple[str, str], list[int]] = {}
     for move in moves:
         messages.setdefault((move.source, move.destination), []).append(move.payload_bytes)
-    total: list[float] = []
+    total = [move.packing_seconds or 0.0 for move in moves]
     for (source, destination), payloads in messages.items():
         direction = "send" if source == machine.home else "receive"
         link = machine.links.between(source, destination, machine.home)
@@ -492,7 +493,7 @@ def _steps(
     from cutedge._grids import Subject
     from cutedge._sweep import programs_of
     from cutedge.sweeping.answers import ACCELERATOR, HOME, by_part
-    from cutedge.sweeping.points import along
+    from cutedge.sweeping.parts import along
 
     split, setting = decode.bare, decode.setting
     meta = decode.trace.graph.meta
@@ -512,8 +513,8 @@ def _steps(
             for device in placement.devices
         )
         streams = placement.streams
-        wire, residency = split.wire_dtype, split.residency
-        for at, figures in along(program, devices, streams, machine, wire, residency):
+        wire = setting.wire(program.graph, decode.rules)
+        for at, figures in along(program, devices, streams, machine, wire, split.residency):
             seconds = figures.get("run_seconds")
             if seconds is None and not figures["transfers"]:  # whatever the link
                 seconds = _sum(figures.get(f"{part}_seconds") for part in (HOME, ACCELERATOR))
@@ -523,6 +524,7 @@ def _steps(
                 figures["transfers"],
                 figures["total_payload_bytes"],
                 seconds,
+                payload_status=figures["payload_status"],
             )
     return tuple(found[past] for past in pasts), warnings
 

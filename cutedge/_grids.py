@@ -19,11 +19,12 @@ from tracer.toml_files import check_keys, read_text, read_toml
 if TYPE_CHECKING:
     from costmodels.machine import Machine
     from costmodels.many import Sizes
+    from costmodels.packing import SizedPacking
     from cutedge._request import Request
     from partition.policy import Policy
     from partition.schedule import Scheduling
 
-COUNTS = ("batch", "seq", "past", "pipeline_depth", "chips", "requests")
+COUNTS = ("batch", "seq", "past", "new", "pipeline_depth", "chips", "requests")
 """Axes of whole numbers; also ranges: ``64..4096`` (its doubles), ``64..4096:64`` (steps)."""
 RATIOS = ("int8_speedup", "sparsity", "sparsity_speedup")
 """Axes of numbers; ``none`` is an array without."""
@@ -31,7 +32,9 @@ NAMES = (
     "model",
     "phase",
     "policy",
+    "decode_policy",
     "wire_dtype",
+    "pack",
     "residency",
     "home",
     "accel",
@@ -69,6 +72,23 @@ class Subject:
     """Fields of the config, as ``trace`` takes them."""
     cache: bool = False
     """Whether a prefill fills a cache."""
+    most_new: int = 0
+    """Of generations, which the prefills begin, the most tokens; else 0."""
+
+    @property
+    def called(self) -> str:
+        """The phase as rows have it."""
+        return "generate" if self.most_new else self.phase
+
+    @property
+    def decode(self) -> "Subject | None":
+        """The steps of generations, over all numbers of cached tokens that they pass."""
+        if not self.most_new:
+            return None
+        after = max(self.most_new - 1, 1)
+        pasts = dict.fromkeys(n for p in self.sizes["seq"] for n in range(p, p + after))
+        sizes = {**self.sizes, "seq": (1,), "past": (*pasts,)}
+        return replace(self, phase="decode", sizes=sizes, cache=False, most_new=0)
 
     def asked(self, sizes: Mapping[str, int]) -> "Request":
         """The model at sizes."""
@@ -103,12 +123,17 @@ class Grid:
     machines: "tuple[Machine, ...]"
     time_limit: float
     schedulings: "tuple[Scheduling | None, ...]" = (None,)
+    packings: "tuple[tuple[SizedPacking, ...], ...]" = ((),)
+    news: tuple[int, ...] = ()
+    """Tokens of generations; of none each point is one run."""
+    decode_policies: "tuple[Policy | None, ...]" = (None,)
+    """What places the steps of generations; None: what places their prefills."""
 
     @property
     def each(self) -> int:
         """How many points a policy has at a size."""
-        axes = self.wires, self.residencies, self.machines, self.schedulings
-        return prod(map(len, axes))
+        axes = self.wires, self.packings, self.residencies, self.machines, self.schedulings
+        return prod(map(len, axes)) * len(self.news or (1,)) * len(self.decode_policies)
 
     @property
     def rows(self) -> int:
@@ -130,6 +155,11 @@ class Grid:
         }
         if self.schedulings != (None,):
             told["schedulings"] = [s and asdict(s) for s in self.schedulings]
+        if self.packings != ((),):
+            told["packings"] = [[asdict(one) for one in each] for each in self.packings]
+        if self.news:
+            policies = [p and asdict(p, dict_factory=_said) for p in self.decode_policies]
+            told["generations"] = [self.news, policies]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -178,14 +208,18 @@ def read_grid(file: Path | None, given: Mapping[str, Any], time_limit: float) ->
     if "model" not in axes:
         where = "" if file is None else f"{file} has "
         raise InputError(f"{where}no model: name one or more, or a --grid file with the key model")
+    machines = _machines(axes)
     return Grid(
         _subjects(axes, single),
         _policies(axes.get("policy")),
         tuple(None if w == NATIVE else w for w in _chosen(axes, "wire_dtype", _wires(), NATIVE)),
         _chosen(axes, "residency", get_args(Residency), "run"),
-        _machines(axes),
+        machines,
         time_limit,
         _schedulings(axes),
+        _packings(axes, machines),
+        axes.get("new", ()),
+        _policies(axes["decode_policy"]) if "decode_policy" in axes else (None,),
     )
 
 
@@ -284,6 +318,25 @@ def _schedulings(axes: Mapping[str, tuple[Any, ...]]) -> "tuple[Scheduling | Non
     return tuple(dict.fromkeys(None if s == "none" else Scheduling(s, n) for s, n in each))
 
 
+def _packings(
+    axes: Mapping[str, tuple[Any, ...]], machines: "Sequence[Machine]"
+) -> "tuple[tuple[SizedPacking, ...], ...]":
+    """What tensors are packed by, on each machine: ``none``, ``q8_0``, ``range+zstd:1MiB``."""
+    from cutedge._machines import packed
+
+    found = {}
+    for text in axes.get("pack", ("none",)):
+        each = [text] if Path(text).is_file() else text.split("+") if text != "none" else []
+        sized = [packed(machine, each).pack for machine in machines]
+        told = "+".join(one.text for one in sized[0])
+        if told in found:
+            raise InputError(
+                f"two packs are called {told or text}: give each once, or rename a file"
+            )
+        found[told] = sized[0]
+    return tuple(found.values())
+
+
 def _subjects(
     axes: Mapping[str, tuple[Any, ...]], single: Mapping[str, str]
 ) -> tuple[Subject, ...]:
@@ -291,6 +344,14 @@ def _subjects(
     choose(single.get("attn", "eager"), ("eager", "sdpa"), "attn")
     choose(single.get("logits", "last"), ("last", "all"), "logits")
     options = {"dtype": None, "attn": "eager", "logits": "last", **single}
+    news = axes.get("new", ())
+    for key in ("phase", "past", "schedule", "requests") if news else ():
+        if key in axes:
+            raise InputError(
+                f"new is of generations, of a prompt of seq tokens and a run at a time: leave {key} out"
+            )
+    if "decode_policy" in axes and not news:
+        raise InputError("decode_policy is of generations: give new (tokens) too")
     formats = [_formats(axes, key) for key in ("weights", "kv_dtype")]
     phases = _chosen(axes, "phase", PHASES, "prefill")
     if "seq" in axes and phases == ("decode",):
@@ -305,7 +366,10 @@ def _subjects(
         if "past" in axes and (phase == "decode" or "decode" not in phases):
             sizes["past"] = axes["past"]
         stored = {"weights": weights, "kv_dtype": kv_dtype}
-        found.append(Subject(model, phase, options | stored, sizes))
+        if news:
+            sizes.setdefault("seq", (1024,))
+        one = Subject(model, phase, options | stored, sizes, cache=bool(news))
+        found.append(replace(one, most_new=max(news, default=0)))
     return tuple(found)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from costmodels.links import Links
     from costmodels.machine import Machine
     from costmodels.packing import SizedPacking
+
+
+BEST = "best"
+"""What asks for the packing that is fastest on the link, tensor by tensor."""
 
 
 def array_options(
@@ -86,7 +91,7 @@ def read_machine(
                 "with --wire-dtype what floats cross in"
             )
         wire_dtype = "int8"
-    return Machine(
+    machine = Machine(
         home_name,
         tuple(names),
         _links(links or [], names),
@@ -97,8 +102,8 @@ def read_machine(
         engines_of(described, engine, execution),
         execution,
         weights_at or "device",
-        tuple(map(_packing, _several(pack) or ())),
     )
+    return packed(machine, pack)
 
 
 def engines_of(
@@ -209,14 +214,41 @@ def _links(given: Iterable[str], accelerators: Sequence[str]) -> "Links":
 
 
 def _packing(text: str) -> "SizedPacking":
-    """``q8_0``, or ``zstd:1MiB`` of tensors of so many bytes and more."""
-    from costmodels.packing import SizedPacking, load_packing
+    """``q8_0``, or ``zstd:1MiB`` of tensors of so many bytes and more.
+
+    ``best`` is whatever is fastest of all that come with cutedge and lose nothing; ``best,q8_0``
+    with one more.
+    """
+    from costmodels.packing import SizedPacking, load_packing, packing_names
 
     name, _, size = text.rpartition(":")
     least = read_size(size) if name else None
-    packing = load_packing(text if least is None else name)
-    told = packing.name if least is None else f"{packing.name}:{size}"
-    return SizedPacking(packing, least or 0, told)
+    first, *others = (text if least is None else name).split(",")
+    found = [load_packing(one) for one in ([first] if first != BEST else others)]
+    told = ",".join(([BEST] if first == BEST else []) + [one.name for one in found])
+    if first == BEST:
+        found = [one for one in map(load_packing, packing_names()) if one.is_lossless] + found
+    elif others:
+        raise InputError(f"--pack {text}: several of which the fastest is taken begin with {BEST}")
+    return SizedPacking((*found,), least or 0, told if least is None else f"{told}:{size}")
+
+
+def packed(machine: "Machine", pack: str | Sequence[str] | None) -> "Machine":
+    """A machine whose tensors cross packed. Raises InputError for a choice by an unknown link."""
+    packings = tuple(map(_packing, _several(pack) or ()))
+    links = machine.links
+    if any(len(one.packings) > 1 for one in packings):
+        if links.own or links.peers:
+            raise InputError(
+                f"--pack {BEST} chooses by the seconds of one link, and here are {links.name}: name "
+                "a packing"
+            )
+        if not all(map(links.common.timed, ("send", "receive"))):
+            raise InputError(
+                f"--pack {BEST} chooses by seconds, and the link {links.common.name} has no "
+                "bandwidth: name a packing, or another link"
+            )
+    return replace(machine, pack=packings)
 
 
 def _sizes(given: Sequence[str], devices: Sequence[str]) -> dict[str, int]:

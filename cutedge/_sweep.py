@@ -14,7 +14,8 @@ from urllib.parse import quote
 from cutedge._grids import AXES, SINGLE, Grid, Subject, read_grid
 from cutedge._workspace import OUT
 from cutedge.sweeping import BackendName
-from cutedge.sweeping.points import Job, SizedGraph, pack
+from cutedge.sweeping.parts import SizedGraph
+from cutedge.sweeping.points import Job, pack
 from partition.policy import Policy
 from tracer.errors import CutedgeError, InputError
 from tracer.graph import OpGraph
@@ -186,9 +187,8 @@ def _files(grid: Grid, folder: Path) -> list[_File]:
             step = max(1, (SEARCHED_ROWS if searched else ROWS) // grid.each)
             for first in range(0, subject.points, step):
                 last = min(first + step, subject.points)
-                inside = (
-                    f"model={name}/phase={subject.phase}/policy={quote(policy.name, safe='+@,() ')}"
-                )
+                by = quote(policy.name, safe="+@,() ")
+                inside = f"model={name}/phase={subject.called}/policy={by}"
                 part = f"{inside}/part={parts[inside]}"
                 parts[inside] += 1  # also over what weights are stored in
                 path = folder / part / "sweep.parquet"
@@ -261,6 +261,7 @@ def _work_out(
     warn: Callable[[str], None],
 ) -> None:
     """Make files: trace what they are of, work out their points, write each when it is there."""
+    from cutedge._generate import check_causal
     from tracer.files import write_files
     from tracer.interrupts import uninterrupted
 
@@ -270,12 +271,14 @@ def _work_out(
     ranges: dict[int, list[_File]] = {key: [] for key in subjects}
     for file in files:
         ranges[id(file.subject)].append(file)
-    traced = backend.traced(list(subjects.values()))
-    programs: dict[int, list[SizedGraph]] = {}
-    for key, (found, notes) in zip(subjects, traced, strict=True):
-        programs[key] = found
-        for warning in notes:
-            warn(warning)
+    followed = {key: one for key, subject in subjects.items() if (one := subject.decode)}
+    every = backend.traced([*subjects.values(), *followed.values()])
+    for warning in dict.fromkeys(said for _, notes in every for said in notes):
+        warn(warning)
+    programs = dict(zip(subjects, (found for found, _ in every), strict=False))
+    decode = dict(zip(followed, (found for found, _ in every[len(subjects) :]), strict=True))
+    for key, steps in decode.items():
+        check_causal(programs[key][0].graph, steps[0].graph)
     packed: dict[tuple[int, int], bytes] = {}
 
     def tasks() -> "Iterator[tuple[int, Job, Mapping[str, str]]]":
@@ -283,7 +286,9 @@ def _work_out(
             key = id(file.subject), file.first
             if key not in packed:
                 packed.clear()
-                packed[key] = pack(_inside(file, programs[key[0]]), grid.machines)
+                inside = _inside(file, programs[key[0]])
+                steps = _passed(inside, decode.get(key[0], []), max(grid.news, default=0))
+                packed[key] = pack(inside, grid.machines, steps)
             yield number, _job(grid, file, packed[key]), file.marks
 
     for number, data in backend.each(_made, tasks(), len(files)):
@@ -308,7 +313,15 @@ def _made(number: int, job: Job, marks: Mapping[str, str]) -> tuple[int, bytes]:
 
 def _job(grid: Grid, file: _File, subject: bytes) -> Job:
     return Job(
-        subject, file.policy, grid.wires, grid.residencies, grid.time_limit, grid.schedulings
+        subject,
+        file.policy,
+        grid.wires,
+        grid.residencies,
+        grid.time_limit,
+        grid.schedulings,
+        grid.packings,
+        grid.news,
+        grid.decode_policies,
     )
 
 
@@ -320,6 +333,25 @@ def _inside(file: _File, programs: "Sequence[SizedGraph]") -> "list[SizedGraph]"
         if inside.any():
             sizes = {name: many[inside] for name, many in program.sizes.items()}
             found.append(SizedGraph(program.graph, sizes, program.numbers[inside]))
+    return found
+
+
+def _passed(
+    prefills: "Sequence[SizedGraph]", programs: "Sequence[SizedGraph]", most: int
+) -> "list[SizedGraph]":
+    """The programs of decode at the pasts that generations of so many tokens pass."""
+    import numpy as np
+
+    found = []
+    for program in programs:
+        batch, past = program.sizes["batch"], program.sizes["past"]
+        needed = np.zeros(len(past), bool)
+        for prefill in prefills:
+            for here, prompt in zip(prefill.sizes["batch"], prefill.sizes["seq"], strict=True):
+                needed |= (batch == here) & (past >= prompt) & (past <= prompt + max(most - 2, 0))
+        if needed.any():
+            sizes = {name: many[needed] for name, many in program.sizes.items()}
+            found.append(SizedGraph(program.graph, sizes, program.numbers[needed]))
     return found
 
 

@@ -615,6 +615,7 @@ def generation_sentences(made: "Generation") -> Iterator[str]:
     by = found["policy"]
     if found["decode_policy"] != by:
         by = f"{by}, then {found['decode_policy']}"
+    by += f", packed by {found['pack']}" if found["pack"] else ""
     yield (
         f"{found['model']}: {counted(found['new'], 'token')} after {found['batch']:,} x "
         f"{found['prompt']:,}, {found['dtype']}; {by} on {found['machine']}"
@@ -641,6 +642,8 @@ def generation_sentences(made: "Generation") -> Iterator[str]:
         rate = "at most " if found["at_least"] else ""
         yield f"{rate}{found['tokens_per_second']:,.4g} tokens a second"
         yield from left_out(made.splits)
+    if found["payload_status"] == "estimate":
+        yield "an estimate: payload and seconds, where a ratio stands in for what is packed"
     yield f"cache at the end: {human(found['cache_bytes'])}"
     if made.anew is not None:
         saved, seconds = made.anew

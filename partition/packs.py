@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodels.machine import Machine
-from costmodels.packing import Packing, load_packing
+from costmodels.packing import Packing, SizedPacking, load_packing
 from partition.conditions import (
     OF_TENSORS,
     Conditions,
@@ -34,10 +34,11 @@ from partition.conditions import (
 )
 from partition.masks import MaskedGraph
 from partition.seen import What
-from partition.wire_format import PLAIN, WireFormat
+from partition.wire_format import WireFormat
 from tracer.errors import InputError
 from tracer.graph import Kind, OpGraph, Tensor
 from tracer.kinds import base_name
+from tracer.summary import cached_inputs
 from tracer.toml_files import check_keys
 
 _CHOICES: Mapping[str, list[str]] = {
@@ -92,17 +93,22 @@ def read_pack(table: Mapping[str, Any], where: str) -> Pack:
 
 
 def wire_format(graph: OpGraph, packs: Sequence[Pack], machine: Machine) -> WireFormat:
-    """What tensors are on the wire by a policy's tables, and by what is asked for of all."""
+    """What tensors are on the wire by a policy's tables, and by what is asked for of all.
+
+    It holds at all sizes of the graph.
+    """
     if not packs and not machine.pack:
         return WireFormat(machine.wire_dtype)
-    found: dict[int, tuple[Packing, ...]] = {}
-    for tensor in _crossing(graph):
-        packings = [one.packing for one in packs if _names(graph, tensor, one)]
-        packings += [one.packing for one in machine.pack if tensor.bytes >= one.at_least_bytes]
-        if packings:
-            found[tensor.id] = (*packings,)
+    rules = [(one, SizedPacking((one.packing,), one.at_least_bytes)) for one in packs]
+    found: dict[int, tuple[SizedPacking, ...]] = {}
+    for tensor in (*_crossing(graph), *cached_inputs(graph)):  # state moves between two runs
+        packings = [sized for one, sized in rules if meets(graph, tensor, one.conditions)]
+        if packings or machine.pack:
+            found[tensor.id] = (*packings, *machine.pack)
     text = "+".join(one.text for one in machine.pack)
-    return WireFormat(machine.wire_dtype, found, whole_numbers(graph), text)
+    several = any(len(one.packings) > 1 for one in machine.pack)
+    link = machine.links.common if several else None
+    return WireFormat(machine.wire_dtype, found, whole_numbers(graph), text, link)
 
 
 def whole_numbers(graph: OpGraph) -> dict[int, int]:
@@ -128,11 +134,7 @@ def idle_packs(graph: OpGraph, packs: Sequence[Pack]) -> list[Pack]:
         one
         for one in packs
         if not any(
-            _names(graph, tensor, one)
-            and (
-                one.packing.name == PLAIN
-                or one.packing.form(tensor.dtype, values.get(tensor.id)) is not None
-            )
+            _names(graph, tensor, one) and one.packing.packs(tensor.dtype, values.get(tensor.id))
             for tensor in _crossing(graph)
         )
     ]

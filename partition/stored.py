@@ -1,14 +1,14 @@
 """What lies on devices rather than crossing: parameters, buffers, constants and cached state."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from costmodels.experts import STATE
 from partition.placement import Placement
 from tracer.graph import Kind, OpGraph, Role, Tensor
-from tracer.summary import cached_outputs, kept_state, renewals, state_memory
+from tracer.summary import cached_inputs, cached_outputs, kept_state, renewals, state_memory
 
 
 def state_readers(graph: OpGraph) -> dict[int, tuple[int, ...]]:
@@ -285,3 +285,29 @@ def held(graph: OpGraph, placement: Placement) -> dict[str, set[int]]:
     for sent in sent_weights(graph, placement).values():
         found[placement.home].update(sent)
     return found
+
+
+def moved_state(
+    before: OpGraph, left: Placement, after: OpGraph, wanted: Placement
+) -> list[tuple[Tensor, str, str]]:
+    """(state of the run after, where it lies, where it is read): what moves between two runs.
+
+    Of cached state that a run leaves on devices and the next one reads on others; home hands on
+    what it has.
+    """
+    renewed = {old.id: state for old, state in renewals(after)}
+    read = cached_inputs(after)
+    lying = _holding(before, left, cached_outputs(before))
+    needed = _holding(after, wanted, [renewed.get(state.id, state) for state in read])
+    return [
+        (state, left.home if left.home in here else sorted(here)[0], device)
+        for state, here, there in zip(read, lying, needed, strict=True)
+        for device in sorted(there - here)
+    ]
+
+
+def _holding(graph: OpGraph, placement: Placement, states: Sequence[Tensor]) -> list[set[str]]:
+    """By piece of cached state, the devices on which it lies."""
+    there = held(graph, placement)
+    memory = [state_memory(graph, state).id for state in states]
+    return [{device for device, tensors in there.items() if m in tensors} for m in memory]

@@ -77,7 +77,8 @@ _Pair = tuple[Transfer, SentTensor]
 
 def packings_of(split: Split) -> tuple[Packing, ...]:
     """What a split's transfers are packed by, in the order in which they first are."""
-    known = {one.name: one for each in split.wire_format.packings.values() for one in each}
+    sized = [one for each in split.wire_format.packings.values() for one in each]
+    known = {packing.name: packing for one in sized for packing in one.packings}
     used = dict.fromkeys(t.packing for t in split.traffic.transfers if t.packing != PLAIN)
     return tuple(known[name] for name in used)
 

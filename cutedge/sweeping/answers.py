@@ -32,6 +32,7 @@ from partition import Residency
 from partition.accounting import account
 from partition.layers import cut_between_layers
 from partition.optimise import Setting, check_kept, place, problem_of
+from partition.packs import wire_format
 from partition.placement import Placement
 from partition.policy import (
     Policy,
@@ -45,7 +46,6 @@ from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
 from partition.secrets import ways_to_keep
 from partition.solve import solve
 from partition.wire_format import WireFormat
-from tracer.errors import InputError
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
 from tracer.reach import resized
@@ -105,11 +105,6 @@ class PlacementSearch:
         Raises InputError where something of the policy matches nothing.
         """
         check_matches(graph, policy)
-        if policy.packs:
-            raise InputError(
-                f"{policy.name} packs tensors, and a sweep counts them as they lie in memory: leave "
-                "its [[pack]] tables out, or take partition or compare"
-            )
         if policy.protects:
             raise InputError(
                 f"{policy.name} masks ops, which a sweep does not count yet: take partition or compare "
@@ -121,14 +116,15 @@ class PlacementSearch:
         self._there: dict[int, OpGraph] = {}
         self._times: dict[Any, DeviceTime] = {}
         self._streams: dict[WeightsAt, frozenset[int]] = {}
+        self._wires: dict[Any, WireFormat] = {}
         self._needed: dict[tuple[Devices, frozenset[int]], dict[str, Any]] = {}
 
-    def answers(self, machine: Machine, wire_dtype: str | None) -> Answers:
+    def answers(self, machine: Machine) -> Answers:
         """Where the ops are on a machine; machines that make no difference share an answer."""
         policy = self._policy
         if policy.objective is None and not policy.secrets:
             return self._once("fixed", self._fixed)
-        setting = self._setting(self._graph, machine, wire_dtype)
+        setting = self._setting(self._graph, machine)
         streams = self.streams(machine)
         one_way = not policy.secrets or self._is_one_way(setting)
         if policy.objective is None and one_way:
@@ -138,18 +134,21 @@ class PlacementSearch:
             for part, device in machine.described.items()
             if device.memory_bytes is not None
         }
+        wire = self.wire(machine)
+        sized = [one for each in wire.packings.values() for one in each]
         by_size = "seconds" in (policy.objective or ()) or self._residency == "call"
+        by_size |= any(one.at_least_bytes or len(one.packings) > 1 for one in sized)
         if by_size or not one_way:
             sizes = range(self._over.length)
-            return self._solved(_nowhere(self._over.length), sizes, machine, wire_dtype)
+            return self._solved(_nowhere(self._over.length), sizes, machine)
         able = tuple(self._able(setting, part) for part in (HOME, ACCELERATOR))
-        key = wire_dtype, able, setting.untrusted if policy.secrets else (), streams
+        key = id(wire), able, setting.untrusted if policy.secrets else (), streams
         free = self._once(key, lambda: self._best_in_bytes(setting))
         if not limits:
             return free
         return self._once(
             (key, tuple(sorted(limits.items()))),
-            lambda: self._within(limits, free, machine, wire_dtype, streams),
+            lambda: self._within(limits, free, machine, streams),
         )
 
     def streams(self, machine: Machine) -> frozenset[int]:
@@ -159,6 +158,14 @@ class PlacementSearch:
             self._streams[at] = streaming(self._graph, self._policy, at)
         return self._streams[at]
 
+    def wire(self, machine: Machine) -> WireFormat:
+        """What tensors are on the wire: the same at all sizes."""
+        link = id(machine.links.common) if any(len(p.packings) > 1 for p in machine.pack) else None
+        key = machine.wire_dtype, tuple(map(id, machine.pack)), link
+        if key not in self._wires:
+            self._wires[key] = wire_format(self._graph, self._policy.packs, machine)
+        return self._wires[key]
+
     def _able(self, setting: Setting, part: str) -> tuple[bool, ...] | None:
         """By op: whether a device can run it; None for one that can run all."""
         if part not in setting.times:
@@ -166,7 +173,7 @@ class PlacementSearch:
         able = tuple(time.seconds is not None for time in setting.times[part].ops)
         return None if all(able) else able
 
-    def _setting(self, graph: OpGraph, machine: Machine, wire_dtype: str | None) -> Setting:
+    def _setting(self, graph: OpGraph, machine: Machine) -> Setting:
         """What ``partition.optimise`` places the graph in."""
         times = {}
         for part, device in machine.described.items():
@@ -176,8 +183,7 @@ class PlacementSearch:
                 options = machine.options
                 self._times[key] = time_ops(graph, device, options=options, engine=engine)
             times[part] = self._times[key]
-        there = replace(machine, wire_dtype=wire_dtype)
-        return Setting(there, self._residency, times, time_limit=self._time_limit)
+        return Setting(machine, self._residency, times, time_limit=self._time_limit)
 
     def _once(self, key: Any, make: Callable[[], Answers]) -> Answers:
         if key not in self._known:
@@ -221,7 +227,7 @@ class PlacementSearch:
         graph, over = self._graph, self._over
         asked = replace(problem_of(graph, self._policy, setting), memory_bytes={})
         payload = {
-            tensor: _payload(graph, tensor, setting.machine.wire_dtype)
+            tensor: _payload(graph, tensor, self.wire(setting.machine))
             for tensor in sorted({key[0] for key in asked.transfer_cost})
         }
         distinct = sorted(set(payload.values()), key=str)
@@ -267,12 +273,7 @@ class PlacementSearch:
         return _gathered(found, placed, [True] * over.length)
 
     def _within(
-        self,
-        limits: Mapping[str, int],
-        free: Answers,
-        machine: Machine,
-        wire_dtype: str | None,
-        streams: frozenset[int],
+        self, limits: Mapping[str, int], free: Answers, machine: Machine, streams: frozenset[int]
     ) -> Answers:
         """``free`` where its placements fit into the memories, else what is solved there.
 
@@ -292,13 +293,11 @@ class PlacementSearch:
             for part, limit in limits.items():
                 over_limit = (limit < most) & (needed.get(part, 0) > limit)
                 beyond |= (free.which == number) & over_limit
-        return self._solved(free, np.flatnonzero(beyond), machine, wire_dtype)
+        return self._solved(free, np.flatnonzero(beyond), machine)
 
     # --- size by size ------------------------------------------------------------------------
 
-    def _solved(
-        self, known: Answers, sizes: Iterable[int], machine: Machine, wire_dtype: str | None
-    ) -> Answers:
+    def _solved(self, known: Answers, sizes: Iterable[int], machine: Machine) -> Answers:
         """``known``, but for the sizes that are solved each by itself."""
         found = [known.placements[n] if n >= 0 else None for n in known.which]
         placed, optimal = list(known.placed), list(known.optimal)
@@ -314,7 +313,7 @@ class PlacementSearch:
                     else annotate(resized(self._graph, values))
                 )
             there = self._there[n]
-            setting = self._setting(there, machine, wire_dtype)
+            setting = self._setting(there, machine)
             try:
                 answer = place(there, self._policy, setting)
                 found[n], placed[n] = tuple(answer.placement.devices), HERE
@@ -346,8 +345,7 @@ def _best(problem: Problem, policy: Policy) -> Devices | None:
     return tuple(solution.placement.devices)
 
 
-def _payload(graph: OpGraph, tensor: int, wire_dtype: str | None) -> Formula:
-    wire = WireFormat(wire_dtype)
+def _payload(graph: OpGraph, tensor: int, wire: WireFormat) -> Formula:
     expr = wire.expr(graph.tensors[tensor])
     return const(wire.of(graph.tensors[tensor]).payload_bytes) if expr is None else parse(expr)
 

@@ -11,16 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cutedge.sweeping.points import (
-    COUNTS,
-    FLAGS,
-    LIMIT,
-    OPTIONAL_COUNTS,
-    SECONDS,
-    Job,
-    Points,
-    points,
-)
+from cutedge.sweeping.generations import STATUS
+from cutedge.sweeping.parts import COUNTS, FLAGS, LIMIT, OPTIONAL_COUNTS, SECONDS
+from cutedge.sweeping.points import Job, Points, points
 from partition.summary_table import SUMMARY
 from tracer.errors import InputError
 from tracer.files import check_file, parse_json
@@ -36,6 +29,19 @@ _LAID = {
     "makespan_seconds": "When the last task of all requests ends",
     "bound_seconds": "What no schedule of these tasks takes less than",
     "requests_per_second": "Requests over the makespan",
+}
+
+_GENERATED = {
+    "ttft_seconds": "Of a generation, until its first token: the prefill",
+    "tpot_first_seconds": "The first step after that",
+    "tpot_last_seconds": "The last step",
+    "tpot_mean_seconds": "The mean of all steps",
+    "total_seconds": "Prefill, the move of cached state and all steps, one after another",
+    "tokens_per_second": "Tokens of all sequences over `total_seconds`",
+}
+
+_MOVED = {
+    "moved_cache_bytes": "Cached state that goes to another device between prefill and decode"
 }
 
 _TEXT = pa.string()
@@ -64,6 +70,7 @@ SWEEP = pa.schema(
             "tensors' own.",
             null=True,
         ),
+        _figure("pack", pa.string()),
         column("residency", pa.string(), "run or call, as for `partition`."),
         column("home", pa.string(), "The device with the inputs and the outputs."),
         column("accelerator", pa.string(), "The device that home calls."),
@@ -116,6 +123,7 @@ SWEEP = pa.schema(
         *(_figure(name, pa.int64()) for name in (*COUNTS, *OPTIONAL_COUNTS)),
         *(_figure(name, pa.float64()) for name in SECONDS),
         *(_figure(name, pa.bool_()) for name in FLAGS),
+        _figure(STATUS, pa.string()),
         column(
             "schedule",
             pa.string(),
@@ -131,6 +139,18 @@ SWEEP = pa.schema(
                 null=True,
             )
             for name, what in _LAID.items()
+        ),
+        column("new", pa.int64(), "Tokens of a generation; null of one run.", null=True),
+        column(
+            "decode_policy",
+            pa.string(),
+            "What places the steps of a generation; null of one run.",
+            null=True,
+        ),
+        *(
+            column(name, kind, f"{what}; null of one run, or where not known.", null=True)
+            for kind, told in ((pa.float64(), _GENERATED), (pa.int64(), _MOVED))
+            for name, what in told.items()
         ),
         column(
             LIMIT,
@@ -168,6 +188,9 @@ def _table(found: Points, job: Job) -> pa.Table:
         **{name: [text] * len(found.placed) for name, text in run.items()},
         **{name: found.sizes[name] for name in ("batch", "seq", "past", "source")},
         "wire_dtype": found.wire_dtype,
+        "pack": _each(
+            ["+".join(one.text for one in each) or None for each in job.packings], found.packing
+        ),
         "residency": _each(job.residencies, found.residency),
         "home": _each([m.home for m in machines], found.machine),
         "accelerator": _each([m.accelerators[0] for m in machines], found.machine),
@@ -180,12 +203,25 @@ def _table(found: Points, job: Job) -> pa.Table:
         "requests": _each(
             [s.requests if s else None for s in job.schedulings], found.scheduling, pa.int32()
         ),
+        **(_of_generations(found, job) if job.news else {}),
         "placed": found.placed,
         "optimal": found.optimal,
         "coverage": found.coverage,
         **{name: pa.array(values, mask=~known) for name, (values, known) in found.figures.items()},
     }
-    return pa.table([columns[field.name] for field in SWEEP], schema=SWEEP)
+    rows = len(found.placed)
+    return pa.table(
+        [columns.get(field.name, pa.nulls(rows, field.type)) for field in SWEEP], schema=SWEEP
+    )
+
+
+def _of_generations(found: Points, job: Job) -> dict[str, Any]:
+    policies = [(policy or job.policy).name for policy in job.decode_policies]
+    return {
+        "phase": ["generate"] * len(found.placed),
+        "new": _each(job.news, found.new, pa.int64()),
+        "decode_policy": _each(policies, found.decode_policy),
+    }
 
 
 def _each(values: Sequence[str | int | None], numbers: Any, kind: pa.DataType = _TEXT) -> pa.Array:

@@ -1,107 +1,38 @@
-"""The figures of many points: what ``trace`` and ``partition`` say of each, from formulas.
-
-A placement's figures are sums over equal things: the ops of every layer, the messages of every
-call. Each kind is worked out once, for all sizes, and counted as often as it occurs.
-"""
+"""The figures of many points: what ``trace`` and ``partition`` say of each, from formulas."""
 
 import pickle
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.devices import Device
-from costmodels.engines import PHYSICAL
-from costmodels.flops import FREE, annotate, total_flops, without_sizes
-from costmodels.links import Link, Links, load_link, message_cost
 from costmodels.machine import Machine
-from costmodels.many import (
-    Floats,
-    GroupTime,
-    Ints,
-    OpGroup,
-    OpGroups,
-    Over,
-    Sizes,
-    bytes_of,
-    exact_sum,
-    op_groups,
-    op_times,
-    run_times,
-    time_group,
+from costmodels.many import Ints, Over
+from costmodels.packing import SizedPacking
+from cutedge.sweeping.answers import Devices, PlacementSearch, by_part
+from cutedge.sweeping.generations import STATUS, Prefills, Steps
+from cutedge.sweeping.parts import (
+    COUNTS,
+    FLAGS,
+    LAID,
+    LIMIT,
+    OPTIONAL_COUNTS,
+    SECONDS,
+    Part,
+    SizedGraph,
+    alike,
 )
-from costmodels.roofline import Rule, paged_share
-from cutedge.sweeping.answers import (
-    ACCELERATOR,
-    HOME,
-    Devices,
-    PlacementSearch,
-    by_part,
-    placement_on,
-)
-from cutedge.sweeping.schedules import Layout, Network
 from partition import Residency
-from partition.accounting import Transfer, account, steps_of
 from partition.policy import Policy
-from partition.problem import memory_of
-from partition.run import runs_of
-from partition.schedule import Scheduling, tasks_of
-from partition.stored import held, kept_on
-from partition.wire_format import WireFormat
-from tracer.formula import Formula, const, parse
-from tracer.graph import Kind, OpGraph
-from tracer.reach import resized
+from partition.schedule import Scheduling
+from tracer.graph import OpGraph
 from tracer.summary import variant_of
 
 Column = NDArray[Any]
-
-COUNTS = (
-    "calls",
-    "transfers",
-    "cut_edges",
-    "sent_payload_bytes",
-    "sent_wire_bytes",
-    "received_payload_bytes",
-    "received_wire_bytes",
-    "total_payload_bytes",
-    "total_wire_bytes",
-    "peak_buffer_bytes",
-    "home_resident_bytes",
-    "accelerator_resident_bytes",
-)
-"""Whole figures of a point, as ``partition`` has them; none where no placement is possible."""
-
-OPTIONAL_COUNTS = ("cycles",)
-"""Of the products on an array; none elsewhere, and where they are not known."""
-
-SECONDS = ("seconds", "home_seconds", "accelerator_seconds", "run_seconds")
-"""Of the transfers, of computing at home and away, and of all; none where not all is known."""
-
-LAID = ("makespan_seconds", "bound_seconds", "requests_per_second")
-"""Of runs as they are laid out; none where no schedule is asked for, or not all seconds are known."""
-
-LIMIT = "limited_by"
-"""The busiest resource then; none likewise."""
-
-FLAGS = ("at_least",)
-"""Whether those seconds leave out what is not known; none where no placement is possible."""
-
-
-@dataclass(frozen=True, slots=True)
-class SizedGraph:
-    """A traced model, and the sizes at which it is this program."""
-
-    graph: OpGraph
-    """At one of the sizes."""
-    sizes: Sizes
-    numbers: Ints
-    """By size: its number among all that are asked of the model."""
-    is_annotated: bool = False
-    """Whether the graph has its costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +50,34 @@ class Job:
     """Seconds that the search for one placement may take."""
     schedulings: tuple[Scheduling | None, ...] = (None,)
     """How runs are laid out; None: not at all."""
+    packings: tuple[tuple[SizedPacking, ...], ...] = ((),)
+    """How tensors are packed that no rule of the policy packs; an empty one: not at all."""
+    news: tuple[int, ...] = ()
+    """Tokens of generations; of none each point is one run."""
+    decode_policies: tuple[Policy | None, ...] = (None,)
+    """What places the steps of generations; None: what places their prefills."""
 
 
-def pack(programs: Sequence[SizedGraph], machines: Sequence[Machine]) -> bytes:
-    """Programs that share out the sizes of a job, and its machines."""
-    return pickle.dumps((tuple(programs), tuple(machines)))
+def pack(
+    programs: Sequence[SizedGraph], machines: Sequence[Machine], decode: Sequence[SizedGraph] = ()
+) -> bytes:
+    """Programs that share out the sizes of a job, and its machines.
+
+    Of generations these are the prefills, and ``decode`` has the steps.
+    """
+    return pickle.dumps((tuple(programs), tuple(machines), tuple(decode)))
 
 
 @lru_cache(maxsize=1)
-def _unpacked(subject: bytes) -> "tuple[list[_Part], tuple[Machine, ...]]":
-    programs, machines = pickle.loads(subject)
-    return [part for program in programs for part in _alike(program)], machines
+def _unpacked(subject: bytes) -> "tuple[list[Part], tuple[Machine, ...], list[list[Part]]]":
+    programs, machines, decode = pickle.loads(subject)
+    parts = [part for program in programs for part in alike(program)]
+    return parts, machines, [alike(program) for program in decode]
 
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Rows as columns: one for each wire dtype, residency, machine, schedule and size, in that
+    """Rows as columns: one for each wire dtype, packing, residency, machine, schedule and size, in that
     order."""
 
     run: Mapping[str, str | None]
@@ -142,9 +85,12 @@ class Points:
     sizes: Mapping[str, Column]
     """Variable -> its value."""
     wire: NDArray[np.int64]
+    packing: NDArray[np.int64]
     residency: NDArray[np.int64]
     machine: NDArray[np.int64]
     scheduling: NDArray[np.int64]
+    decode_policy: NDArray[np.int64]
+    new: NDArray[np.int64]
     """By row: the position in what the job lists."""
     machines: tuple[Machine, ...]
     wire_dtype: Sequence[str | None]
@@ -163,7 +109,7 @@ def points(job: Job) -> Points:
     Raises InputError for a policy that is not for a machine, OverflowError for figures that 64
     bits do not hold.
     """
-    parts, machines = _unpacked(job.subject)
+    parts, machines, decode = _unpacked(job.subject)
     sizes = {
         name: np.concatenate([part.over.sizes[name] for part in parts])
         for name in ("batch", "past", "source", "seq")
@@ -177,19 +123,28 @@ def points(job: Job) -> Points:
         for number, part in enumerate(parts)
     }
     row_sets: list[_Rows] = []
-    keys: list[tuple[int, int, int, int]] = []
-    for w, wire in enumerate(job.wires):
-        for r, residency in enumerate(job.residencies):
-            for m, machine in enumerate(map(by_part, machines)):
-                for s, asked in enumerate(job.schedulings):
-                    made = [
-                        _rows(part, searches[residency, number], machine, wire, residency, asked)
-                        for number, part in enumerate(parts)
-                    ]
-                    row_sets.append(_joined(made, order))
-                    keys.append((w, r, m, s))
+    keys: list[tuple[int, ...]] = []
+    axes = job.wires, job.packings, job.residencies, tuple(map(by_part, machines)), job.schedulings
+    steps = _StepsOf(job, parts, decode, order) if job.news else None
+    for each in product(*map(enumerate, axes)):
+        numbers, (wire, packings, residency, machine, asked) = zip(*each, strict=True)
+        if wire is None and machine.options.int8_speedup is not None:
+            wire = "int8"
+        on = replace(machine, wire_dtype=wire, pack=packings)
+        here = [searches[residency, number] for number in range(len(parts))]
+        made = [
+            _rows(part, search, on, residency, asked)
+            for part, search in zip(parts, here, strict=True)
+        ]
+        if steps is None:
+            row_sets.append(_joined(made, order))
+            keys.append((*numbers, -1, -1))
+            continue
+        for position, rows in steps.generated(_joined(made, order), here, on, residency):
+            row_sets.append(rows)
+            keys.append((*numbers, *position))
     length = len(order)
-    numbers = np.repeat(np.array(keys, np.int64), length, axis=0)
+    places = np.repeat(np.array(keys, np.int64), length, axis=0)
     coverage = np.concatenate([np.full(part.over.length, part.coverage) for part in parts])[order]
     first = parts[0].graph
     stored = {what: getattr(first.meta, what) or None for what in ("weights", "kv_dtype")}
@@ -203,10 +158,13 @@ def points(job: Job) -> Points:
     return Points(
         run,
         {name: np.tile(many[order], len(keys)) for name, many in sizes.items()},
-        numbers[:, 0],
-        numbers[:, 1],
-        numbers[:, 2],
-        numbers[:, 3],
+        places[:, 0],
+        places[:, 1],
+        places[:, 2],
+        places[:, 3],
+        places[:, 4],
+        places[:, 5],
+        places[:, 6],
         machines,
         [dtype for rows in row_sets for dtype in (rows.wire_dtype,) * length],
         [placed for rows in row_sets for placed in rows.placed],
@@ -222,87 +180,59 @@ def points(job: Job) -> Points:
     )
 
 
-def along(
-    program: SizedGraph,
-    devices: Devices,
-    streams: frozenset[int],
-    machine: Machine,
-    wire: str | None,
-    residency: Residency,
-) -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
-    """(sizes, figures by name) of one placement at each size of a program, in no order.
+class _StepsOf:
+    """The steps of a job's generations, which follow its prefills."""
 
-    A figure that is not known at a size is left out there. ``devices`` are ``HOME`` and
-    ``ACCELERATOR``, as the parts of the machine are called (``by_part``); the parameters of
-    ``streams`` lie at home.
-    """
-    for part in _alike(program):
-        length = part.over.length
-        plan = part.plan(devices, streams, np.arange(length), wire, residency)
-        figures = {
-            name: np.broadcast_to(np.asarray(values), (length,)).tolist()
-            for name, values in plan.figures(machine).items()
+    def __init__(
+        self, job: Job, parts: "Sequence[Part]", decode: "list[list[Part]]", order: Ints
+    ) -> None:
+        batch, prompt = (
+            np.concatenate([part.over.sizes[name] for part in parts])[order]
+            for name in ("batch", "seq")
+        )
+        self._job, self._order = job, order
+        self._graphs = [part.graph for part in parts for _ in range(part.over.length)]
+        self._steps = Steps(decode, batch, prompt, max(job.news))
+
+        def placing(graph: OpGraph, over: Over, policy: Policy, residency: Residency) -> Any:
+            return PlacementSearch(graph, policy, over, residency, job.time_limit)
+
+        self._searches = {
+            (residency, after): self._steps.searches(
+                partial(placing, policy=policy or job.policy, residency=residency)
+            )
+            for residency in job.residencies
+            for after, policy in enumerate(job.decode_policies)
         }
-        for row in range(length):
-            sizes = {name: int(many[row]) for name, many in part.over.sizes.items()}
-            yield sizes, {name: values[row] for name, values in figures.items()}
 
-
-class _Part:
-    """Sizes at which the same ops of a program work, and what they cost."""
-
-    def __init__(self, graph: OpGraph, over: Over, groups: OpGroups) -> None:
-        self.graph, self.over, self.op_groups = graph, over, groups
-        self.coverage = total_flops(graph).coverage
-        self._times: dict[Any, tuple[GroupTime, ...]] = {}
-        self._plans: dict[Any, _Plan] = {}
-
-    def times(self, machine: Machine) -> dict[str, tuple[GroupTime, ...]]:
-        """By part of the machine: what the groups of ops take there, paging left out."""
-        found = {}
-        for part, device in machine.described.items():
-            engine = machine.engines.get(part, PHYSICAL)
-            key = id(device), machine.options, id(engine)
-            if key not in self._times:
-                self._times[key] = tuple(
-                    time_group(device, group, machine.options, engine=engine)
-                    for group in self.op_groups.groups
-                )
-            found[part] = self._times[key]
-        return found
-
-    def plan(
+    def generated(
         self,
-        devices: Devices,
-        streams: frozenset[int],
-        rows: Ints,
-        wire: str | None,
+        rows: "_Rows",
+        searches: Sequence[PlacementSearch],
+        machine: Machine,
         residency: Residency,
-    ) -> "_Plan":
-        """What a placement moves at some of the sizes."""
-        key = devices, streams, rows.tobytes(), wire, residency
-        if key not in self._plans:
-            self._plans[key] = _Plan(self, devices, streams, rows, wire, residency)
-        return self._plans[key]
-
-
-def _alike(program: SizedGraph) -> list[_Part]:
-    """A program in parts: where an op has FLOPs at some sizes only, these are apart."""
-    over = Over(program.sizes)
-    graph = program.graph if program.is_annotated else annotate(program.graph)
-    costs = op_groups(graph, over)
-    idle = [one.flops == 0 for one in costs.groups if one.flops is not None]
-    if all(every.all() or not every.any() for every in idle):
-        return [_Part(graph, over, costs)]
-    kinds, which = np.unique(np.stack(idle), axis=1, return_inverse=True)
-    parts = []
-    for kind in range(kinds.shape[1]):
-        rows = np.flatnonzero(which == kind)
-        some = Over({name: many[rows] for name, many in program.sizes.items()})
-        first = {name: int(many[0]) for name, many in some.sizes.items()}
-        there = annotate(resized(program.graph, first) if graph.meta.symbolic else program.graph)
-        parts.append(_Part(there, some, op_groups(there, some)))
-    return parts
+    ) -> "Iterator[tuple[tuple[int, int], _Rows]]":
+        """((decode policy, tokens), the generations that begin with prefills), in that order."""
+        devices: list[Devices | None] = []
+        for search in searches:
+            answers = search.answers(machine)
+            devices += [answers.placements[n] if n >= 0 else None for n in answers.which.tolist()]
+        prefills = Prefills(
+            [self._graphs[n] for n in self._order],
+            [devices[n] for n in self._order],
+            searches[0].streams(machine),
+            rows.placed,
+            rows.optimal,
+            rows.figures,
+            rows.known,
+        )
+        for after in range(len(self._job.decode_policies)):
+            found = self._steps.generated(
+                prefills, self._searches[residency, after], machine, residency, self._job.news
+            )
+            for number, one in enumerate(found):
+                made = _Rows(rows.wire_dtype, one.placed, one.optimal, one.figures, one.known)
+                yield (after, number), made
 
 
 # --- the figures of one machine -------------------------------------------------------------------
@@ -318,22 +248,20 @@ class _Rows:
 
 
 def _rows(
-    part: _Part,
+    part: Part,
     search: PlacementSearch,
     machine: Machine,
-    wire: str | None,
     residency: Residency,
     asked: Scheduling | None,
 ) -> _Rows:
-    if wire is None and machine.options.int8_speedup is not None:
-        wire = "int8"
-    answers, streams = search.answers(machine, wire), search.streams(machine)
+    answers, streams = search.answers(machine), search.streams(machine)
+    wire = search.wire(machine)
     length = part.over.length
     figures: dict[str, Column] = {
         **{name: np.zeros(length, np.int64) for name in (*COUNTS, *OPTIONAL_COUNTS)},
         **{name: np.zeros(length) for name in (*SECONDS, *LAID)},
         **{name: np.zeros(length, bool) for name in FLAGS},
-        LIMIT: np.full(length, None, object),
+        **{name: np.full(length, None, object) for name in (LIMIT, STATUS)},
     }
     known = {name: np.zeros(length, bool) for name in figures}
     for number, devices in enumerate(answers.placements):
@@ -346,7 +274,7 @@ def _rows(
             figures[name][rows], known[name][rows] = values, True
     for name in ("requests_per_second", LIMIT):
         known[name] &= figures["makespan_seconds"] > 0
-    return _Rows(wire, answers.placed, answers.optimal, figures, known)
+    return _Rows(machine.wire_dtype, answers.placed, answers.optimal, figures, known)
 
 
 def _joined(row_sets: Sequence[_Rows], order: Ints) -> _Rows:
@@ -360,293 +288,3 @@ def _joined(row_sets: Sequence[_Rows], order: Ints) -> _Rows:
         {name: np.concatenate([rows.figures[name] for rows in row_sets])[order] for name in names},
         {name: np.concatenate([rows.known[name] for rows in row_sets])[order] for name in names},
     )
-
-
-_Message = tuple[str, tuple[Formula, ...]]
-"""(direction, the payload of each tensor)"""
-
-
-def _payload(transfer: Transfer) -> Formula:
-    if transfer.bytes_expr is None:
-        return const(transfer.payload_bytes)
-    return parse(transfer.bytes_expr)
-
-
-class _Plan:
-    """What a placement moves and runs, at some of the sizes of a part."""
-
-    def __init__(
-        self,
-        part: _Part,
-        devices: Devices,
-        streams: frozenset[int],
-        rows: Ints,
-        wire: str | None,
-        residency: Residency,
-    ) -> None:
-        graph, placement = part.graph, placement_on(devices, streams)
-        traffic = account(
-            graph, placement, Links(load_link("none")), wire=WireFormat(wire), residency=residency
-        )
-        self._part, self._rows, self._devices = part, rows, devices
-        self._traffic, self._residency = traffic, residency
-        self._placed = placement, traffic.transfers
-        self._over = Over({name: many[rows] for name, many in part.over.sizes.items()})
-        tensors: dict[tuple[int, str], list[Formula]] = {}
-        for t in traffic.transfers:
-            tensors.setdefault((t.call, t.direction), []).append(_payload(t))
-        self._messages: Counter[_Message] = Counter(
-            (direction, tuple(payloads)) for (_, direction), payloads in tensors.items()
-        )
-        stored = {
-            device: sum((bytes_of(graph.tensors[t]) for t in ids), const(0))
-            for device, ids in held(graph, placement).items()
-        }
-        crossing = {
-            way: sum(
-                (sum(m[1], const(0)) * n for m, n in self._messages.items() if m[0] == way),
-                const(0),
-            )
-            for way in ("send", "receive")
-        }
-        self._common = {
-            "calls": len(traffic.calls),
-            "transfers": len(traffic.transfers),
-            "cut_edges": traffic.cut_edges,
-            "sent_payload_bytes": self._over(crossing["send"]),
-            "received_payload_bytes": self._over(crossing["receive"]),
-            "total_payload_bytes": self._over(crossing["send"] + crossing["receive"]),
-            "home_resident_bytes": self._over(stored[HOME]),
-            "accelerator_resident_bytes": self._over(stored.get(ACCELERATOR, const(0))),
-        }
-        self._ops = {
-            place: Counter(
-                group
-                for op, group in enumerate(part.op_groups.of)
-                if group is not None and devices[op] == place
-            )
-            for place in (HOME, ACCELERATOR)
-        }
-        self._working = {
-            place: any(
-                here == place and op.kind not in FREE
-                for op, here in zip(graph.ops, devices, strict=True)
-            )
-            for place in (HOME, ACCELERATOR)
-        }
-        self._kept = kept_on(graph, placement)
-        self._kept_ops = {
-            place: Counter(
-                group
-                for op, device in self._kept
-                if device == place and (group := part.op_groups.of[op]) is not None
-            )
-            for place in (HOME, ACCELERATOR)
-        }
-        self._known: dict[Any, Any] = {}
-
-    def figures(self, machine: Machine) -> dict[str, Any]:
-        """The figures that are known, by name."""
-        link = machine.links.common
-        moved = self._once(("link", id(link)), lambda: self._moved(link))
-        found = {**self._common, **moved}
-        for place, name in ((HOME, "home_seconds"), (ACCELERATOR, "accelerator_seconds")):
-            if place in machine.described:
-                engine = machine.engines.get(place, PHYSICAL)
-                key = place, id(machine.described[place]), machine.options, id(engine)
-                ran = self._once(key, partial(self._ran, machine, place))
-                if ran is not None:
-                    found[name] = ran
-                if self._working[place] and engine.launch(machine.described[place]) is None:
-                    found["at_least"] = True
-        arrays = [place for place, device in machine.described.items() if device.array is not None]
-        if arrays and not any(map(self._lacks_sizes, arrays)):
-            found["cycles"] = sum(self._cycles(machine, place) for place in arrays)
-        away = any(device == ACCELERATOR for device in self._devices)
-        if not away:
-            found.setdefault("accelerator_seconds", 0.0)
-        parts = ("home_seconds", "accelerator_seconds", "seconds")
-        if all(part in found for part in parts):
-            found["run_seconds"] = sum(found[part] for part in parts)
-        return found
-
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
-
-    def _moved(self, link: Link) -> dict[str, Any]:
-        """What the messages cost on a link, as ``accounting`` sums it."""
-        wire = {way: np.zeros(self._over.length, np.int64) for way in ("send", "receive")}
-        seconds: dict[str, list[tuple[int, Floats]]] = {"send": [], "receive": []}
-        peak = np.zeros(self._over.length, np.int64)
-        for (way, payloads), count in self._messages.items():
-            cost = message_cost(link, [self._over(payload) for payload in payloads], way)
-            wire[way] = wire[way] + count * sum(cost.wire_bytes)
-            peak = np.maximum(peak, cost.peak_buffer_bytes)
-            seconds[way] += [(count, each) for each in cost.seconds or ()]
-        found: dict[str, Any] = {
-            "sent_wire_bytes": wire["send"],
-            "received_wire_bytes": wire["receive"],
-            "total_wire_bytes": wire["send"] + wire["receive"],
-            "peak_buffer_bytes": peak,
-            "at_least": any(link.at_least(way) for way, _ in self._messages),
-        }
-        if link.timed("send") and link.timed("receive"):
-            sent, received = (
-                exact_sum(seconds[way], self._over.length) for way in ("send", "receive")
-            )
-            found["seconds"] = sent + received
-        return found
-
-    def _ran(self, machine: Machine, place: str) -> Floats | None:
-        """What the ops on a device take, None where it cannot run all of them."""
-        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
-        step = engine.step_seconds if place == HOME else 0.0
-        if engine.depends_on_runs:
-            found = run_times(
-                self._part.graph,
-                self._over,
-                OpGroups(self._part.op_groups.of, self._groups_here()),
-                place,
-                self._runs(place),
-                Rule(device, engine, self._paged(place, device)),
-            )
-            return None if found is None else found + step
-        terms = [(1, np.full(self._over.length, step))] if step else []
-        kept = Counter() if device.array else self._kept_ops[place]
-        for group, count in (self._ops[place] + kept).items():
-            taken = self._group_time(machine, place, group)
-            if taken is None:
-                return None
-            terms.append((count, taken))
-        return exact_sum(terms, self._over.length)
-
-    def _group_time(self, machine: Machine, place: str, group: int) -> Floats | None:
-        """What ops that are alike take each, under an engine that looks at no runs."""
-        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
-        if device.enclave_bytes is None:
-            taken = self._part.times(machine)[place][group].seconds
-            return None if taken is None else taken[self._rows]
-        costs = self._part.op_groups.groups[group].at(self._rows)
-        return time_group(device, costs, machine.options, self._lying(place), engine).seconds
-
-    def _paged(self, place: str, device: Device) -> Any:
-        return paged_share(device, self._lying(place) if device.enclave_bytes else 0)
-
-    def laid(self, machine: Machine, asked: Scheduling, serial: Floats) -> dict[str, Any]:
-        """The figures of runs as they are laid out; ``serial`` is one run, one op after another."""
-        link = machine.links.common
-        devices = [id(device) for device in machine.described.values()]
-        engines = [id(engine) for engine in machine.engines.values()]
-        key = "laid", id(link), machine.options, *devices, *engines
-        layout: Layout = self._once(key, partial(self._layout, machine))
-        laid = self._once((asked, *key), lambda: layout.laid_out(asked, serial))
-        whole = laid.makespan_seconds
-        rate = asked.requests / np.where(whole > 0, whole, 1)
-        return dict(zip(LAID, (whole, laid.bound_seconds, rate), strict=True)) | {
-            LIMIT: laid.limited_by
-        }
-
-    def _layout(self, machine: Machine) -> Layout:
-        link, graph = machine.links.common, self._part.graph
-        key = "tasks", link.concurrency_messages, link.synchronous
-        ways = Links(replace(load_link("none"), concurrency_messages=key[1], synchronous=key[2]))
-        made = partial(tasks_of, graph, self._placed[0], self._traffic, {}, self._residency, ways)
-        network: Network = self._once(key, lambda: Network(*made()))
-        moving = self._once(("moving", id(link)), partial(self._by_transfer, link))
-        ran: dict[int, Floats] = {}
-        for place, device in machine.described.items():
-            engine = machine.engines.get(place, PHYSICAL)
-            kind = "ops", place, id(device), machine.options, id(engine)
-            ran |= self._once(kind, partial(self._by_op, machine, place))
-        still = np.zeros(self._over.length)
-        seconds = [
-            ran.get(task.op, still) if task.op is not None else moving[task.transfer]
-            for task in network.tasks
-        ]
-        return Layout(network, seconds)
-
-    def _by_transfer(self, link: Link) -> list[Floats]:
-        """What each transfer takes."""
-        messages: dict[tuple[int, str], list[Transfer]] = {}
-        for transfer in self._traffic.transfers:
-            messages.setdefault((transfer.call, transfer.direction), []).append(transfer)
-        found: dict[int, Floats] = {}
-        known: dict[Any, Any] = {}
-        for (_, way), transfers in messages.items():
-            payloads = tuple(_payload(transfer) for transfer in transfers)
-            if (way, payloads) not in known:
-                cost = message_cost(link, [self._over(payload) for payload in payloads], way)
-                still = np.zeros(self._over.length)
-                known[way, payloads] = [one + still for one in cost.seconds or ()]
-            for transfer, taken in zip(transfers, known[way, payloads], strict=True):
-                found[transfer.id] = taken
-        return [found[transfer.id] for transfer in self._traffic.transfers]
-
-    def _by_op(self, machine: Machine, place: str) -> dict[int, Floats]:
-        """What each op on a device takes, as ``_ran`` sums it."""
-        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
-        graph, groups = self._part.graph, self._part.op_groups
-        kept = {op: beside for (op, where), beside in self._kept.items() if where == place}
-        kept = {} if device.array else kept
-        if engine.depends_on_runs:
-            rule = Rule(device, engine, self._paged(place, device))
-            here = OpGroups(groups.of, self._groups_here())
-            found = op_times(graph, self._over, here, place, self._runs(place), rule) or {}
-        else:
-            ops = {op for op, where in enumerate(self._devices) if where == place} | kept.keys()
-            of = {op: group for op in sorted(ops) if (group := groups.of[op]) is not None}
-            times = {group: self._group_time(machine, place, group) for group in set(of.values())}
-            found = {op: taken for op, group in of.items() if (taken := times[group]) is not None}
-        for op, beside in kept.items():
-            if op in found and beside in found:
-                found[beside] = found[beside] + found.pop(op)
-        if place == HOME and engine.step_seconds:
-            found |= {
-                op.id: np.full(self._over.length, engine.step_seconds)
-                for op in graph.ops
-                if op.kind is Kind.OUTPUT
-            }
-        return found
-
-    def _groups_here(self) -> tuple[OpGroup, ...]:
-        """What the groups of ops cost at these sizes."""
-
-        def found() -> tuple[OpGroup, ...]:
-            return tuple(group.at(self._rows) for group in self._part.op_groups.groups)
-
-        here: tuple[OpGroup, ...] = self._once("groups", found)
-        return here
-
-    def _runs(self, place: str) -> tuple[tuple[str, int] | None, ...]:
-        """By op, what it runs in, as a device sees it."""
-        placement = self._placed[0]
-        steps = self._once("steps", lambda: steps_of(self._part.graph, placement))
-        kept = {op: beside for (op, device), beside in self._kept.items() if device == place}
-        return runs_of(placement, steps, kept)
-
-    def _lying(self, place: str) -> Ints:
-        """The most bytes that lie on a device at a time."""
-        graph = self._part.graph
-
-        def found() -> dict[str, Any]:
-            taken = [self._over(bytes_of(t)) for t in graph.tensors]
-            return memory_of(graph, *self._placed, taken)
-
-        lying: Ints = self._once("lying", found).get(place, np.zeros(self._over.length, np.int64))
-        return lying
-
-    def _lacks_sizes(self, place: str) -> bool:
-        ops = self._part.graph.ops
-        here = (ops[op] for op, device in enumerate(self._devices) if device == place)
-        return bool(without_sizes(here))
-
-    def _cycles(self, machine: Machine, place: str) -> Ints:
-        times = self._part.times(machine)[place]
-        total = np.zeros(self._over.length, np.int64)
-        for group, count in self._ops[place].items():
-            gemm = times[group].gemm
-            if gemm is not None:
-                total = total + count * gemm.cycles[self._rows]
-        return total

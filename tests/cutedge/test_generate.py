@@ -1,12 +1,14 @@
 """A generation is the sum of its steps: each traced, placed and counted by itself."""
 
 import json
+import random
 from importlib.resources import files
 from itertools import pairwise
 from math import fsum
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 import cutedge
@@ -269,3 +271,96 @@ def test_the_command_says_it_in_words(tmp_path: Path) -> None:
     assert "placed as the step over 64; placed anew, the last would be no better" in shown
     found = json.loads(invoke("generate", *words, "--json").stdout)
     assert found["calls"] == 26 * 3
+
+
+# --- many of them at once --------------------------------------------------------------------------
+
+SWEPT = (
+    "calls",
+    "total_payload_bytes",
+    "moved_cache_bytes",
+    "ttft_seconds",
+    "tpot_first_seconds",
+    "tpot_last_seconds",
+    "tpot_mean_seconds",
+    "total_seconds",
+    "tokens_per_second",
+    "at_least",
+    "payload_status",
+)
+
+
+def swept(model: Any, folder: Path, **axes: Any) -> list[dict[str, Any]]:
+    """The rows of a sweep over generations, each held against ``generate`` at that point."""
+    rows = cutedge.sweep(model, folder, jobs=1, warn=lambda _: None, **axes)
+    found = duckdb.sql(f"FROM '{folder}/**/*.parquet' ORDER BY ALL").fetchdf().to_dict("records")
+    assert len(found) == rows.rows
+    return [{k: None if v != v else v for k, v in row.items()} for row in found]
+
+
+def held_against_generate(model: Any, row: dict[str, Any], **options: Any) -> None:
+    alone = cutedge.generate(
+        model,
+        prompt=int(row["seq"]),
+        new=int(row["new"]),
+        batch=int(row["batch"]),
+        policy=row["policy"],
+        decode_policy=row["decode_policy"],
+        machine=f"{row['home']}+{row['accelerator']}@{row['link']}",
+        wire_dtype=row["wire_dtype"],
+        pack=row["pack"] and row["pack"].split("+"),
+        residency=row["residency"],
+        **options,
+    ).summary
+    for name in SWEPT:
+        if isinstance(alone[name], float):
+            assert row[name] == pytest.approx(alone[name], rel=1e-12), (name, row)
+        else:
+            assert row[name] == alone[name], (name, row)
+
+
+def test_points_of_a_sweep_are_generations(tmp_path: Path) -> None:
+    """Moves, packs, an unknown link, one token alone; each point against ``generate``."""
+    axes = {
+        "seq": [16, 64],
+        "new": [1, 2, 9],
+        "policy": ["all-home", "fuse-attention", "min-cut-norm-home"],
+        "decode_policy": ["all-home", "min-cut"],
+        "pair": ["tee-tdx+h100-cc", "tee+gpu"],
+        "link": ["1gbe", "zmq-ipc"],
+        "wire_dtype": "bfloat16",
+        "pack": ["none", "range+zstd:1KiB"],
+    }
+    rows = swept("edge-10m", tmp_path / "s", **axes)
+    assert len(rows) == 2 * 3 * 3 * 2 * 2 * 2 * 2
+    assert {row["phase"] for row in rows} == {"generate"}
+    assert {row["run_seconds"] for row in rows} == {None}
+    for row in random.Random(0).sample(rows, 4):
+        held_against_generate("edge-10m", row)
+    moving = [row for row in rows if row["moved_cache_bytes"]]
+    held_against_generate("edge-10m", random.Random(1).choice(moving))
+
+
+@pytest.mark.slow
+def test_generations_of_a_sweep_go_through_a_window(tmp_path: Path) -> None:
+    config = tmp_path / "window.json"
+    config.write_text(json.dumps({**WINDOW, "architectures": ["MistralForCausalLM"]}))
+    axes = {"seq": [8, 12], "new": [1, 7], "policy": ["offload-linear", "min-cut"]}
+    machine = {"pair": "tee-tdx+h100-cc", "link": "pcie5-x16-cc", "residency": ["run", "call"]}
+    for row in swept(str(config), tmp_path / "s", **axes, **machine):
+        held_against_generate(str(config), row)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"new": 2, "phase": "decode"}, "leave phase out"),
+        ({"new": 2, "past": 7}, "leave past out"),
+        ({"new": 2, "schedule": "overlap"}, "leave schedule out"),
+        ({"decode_policy": "min-cut"}, "give new .tokens. too"),
+        ({"new": "0"}, "0 is less than 1"),
+    ],
+)
+def test_what_is_no_generation_of_a_sweep(axes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cutedge.sweep("edge-10m", "nowhere", **axes)

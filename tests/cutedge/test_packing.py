@@ -2,6 +2,7 @@
 
 import json
 
+import duckdb
 import pytest
 
 import cutedge
@@ -91,8 +92,14 @@ def test_the_optimum_is_of_the_packed_seconds(traced, tmp_path):
 def test_what_cannot_be_packed_is_said(traced, tmp_path):
     with pytest.raises(InputError, match=r"unknown packing 'zst'.*Did you mean zstd"):
         traced.partition(pack="zst")
-    with pytest.raises(InputError, match="leave --pack and"):
-        cutedge.generate("edge-10m", prompt=16, new=2, overrides=SMALL, pack="q8_0")
+    with pytest.raises(InputError, match="several of which the fastest is taken begin with best"):
+        traced.partition(pack="q8_0,zstd")
+    with pytest.raises(
+        InputError, match="chooses by seconds, and the link zmq-ipc has no bandwidth"
+    ):
+        traced.partition(pack="best")
+    with pytest.raises(InputError, match="of one link, and here are 1gbe, b=pcie4-x16"):
+        traced.partition(pack="best", accel=["a", "b"], link=["a=1gbe", "b=pcie4-x16"])
     rules = tmp_path / "mine.toml"
     rules.write_text(
         "description = 'd'\ndefault = 'accelerator'\n[[pack]]\nlabel = 'logts'\npacking = 'q8_0'\n"
@@ -101,9 +108,57 @@ def test_what_cannot_be_packed_is_said(traced, tmp_path):
         InputError, match=r"pack 1 .label = logts. packs nothing.*Did you mean logits"
     ):
         traced.partition(str(rules))
-    rules.write_text(rules.read_text().replace("logts", "logits"))
-    with pytest.raises(InputError, match="mine packs tensors, and a sweep counts them as they lie"):
-        cutedge.sweep("edge-10m", seq=16, policy=str(rules), out=str(tmp_path / "s"))
+
+
+@pytest.mark.parametrize("policy", ["offload-linear", "packed"])
+def test_a_generation_and_a_sweep_pack_as_partition_does(policy, tmp_path):
+    """By rules and by options, and from a size on that some steps have and others do not."""
+    rules = tmp_path / "packed.toml"
+    rules.write_text(
+        "description = 'd'\ndefault = 'accelerator'\n[[rule]]\nkind = 'norm'\nplace = 'home'\n"
+        "[[pack]]\nlabel = 'logits'\npacking = 'q4_0'\n"
+    )
+    by = str(rules) if policy == "packed" else policy
+    packs = ["range+zstd:2KiB+q8_0", "best,q8_0:200"]
+    options = {"machine": SLOW, "pack": ["range", "zstd:2KiB", "q8_0"]}  # 512 scores of 4 heads
+    made = cutedge.generate("edge-10m", prompt=127, new=4, policy=by, **options)
+    steps = [
+        cutedge.trace("edge-10m", phase="decode", past=step.past).partition(by, **options).summary
+        for step in made.steps
+    ]
+    for step, wanted in zip(made.steps, steps, strict=True):
+        assert step.total_payload_bytes == wanted["total_payload_bytes"]
+        assert step.payload_status == wanted["payload_status"]
+        assert step.run_seconds == pytest.approx(wanted["run_seconds"], rel=1e-12)
+    assert (made.summary["pack"], made.payload_status) == ("range+zstd:2KiB+q8_0", "estimate")
+    grid = {"phase": "decode", "past": [step.past for step in made.steps], "policy": by}
+    machine = {"pair": "tee-tdx+h100-cc", "link": "1gbe", "pack": ["none", *packs]}
+    swept = cutedge.sweep("edge-10m", tmp_path / "s", jobs=1, **grid, **machine)
+    assert swept.rows == 9
+    options["pack"] = packs[1]
+    steps += [
+        cutedge.trace("edge-10m", phase="decode", past=step.past).partition(by, **options).summary
+        for step in made.steps
+    ]
+    rows = duckdb.sql(
+        f"FROM '{tmp_path}/s/**/*.parquet' WHERE pack IS NOT NULL ORDER BY pack DESC, past"
+    )
+    names = ("pack", "calls", "total_payload_bytes", "seconds", "run_seconds", "payload_status")
+    wanted = [tuple(step[name] for name in names) for step in steps]
+    assert rows.select(*names).fetchall() == wanted
+
+
+def test_a_cache_that_moves_is_packed():
+    """4 layers x 2 x 256 values x 64 tokens in blocks: 34 bytes for 32."""
+    policies = {"policy": "all-home", "decode_policy": "min-cut"}
+    made = cutedge.generate("edge-10m", prompt=64, new=3, machine=SLOW, pack="q8_0", **policies)
+    assert made.moved_cache_bytes == 4 * 2 * 256 * 64 // 32 * 34
+    plain = cutedge.generate("edge-10m", prompt=64, new=3, machine=SLOW, **policies)
+    assert plain.moved_cache_bytes == 4 * 2 * 256 * 64 * 4
+    # blocks take 3.86 ns a byte before packing, and save 1 - 17/64 of it on the link
+    packing = 3.86e-9 * plain.moved_cache_bytes
+    saved = (plain.moved_cache_bytes - made.moved_cache_bytes) / 117685305
+    assert made.move_seconds == pytest.approx(plain.move_seconds + packing - saved)
 
 
 def test_what_a_run_measures_is_a_packing(traced, tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def test_what_is_called_optimal_is_and_a_bound_is_below_all(
     speeds = {"tee": slow, "gpu": 1e6, "npu": 3e5}
     away = ("gpu", "npu")[:many]
     times = {name: time_ops(graph, device(name, speeds[name])) for name in ("tee", *away)}
-    packed = () if packing is None else (SizedPacking(packing, from_bytes),)
+    packed = () if packing is None else (SizedPacking((packing,), from_bytes),)
     machine = Machine("tee", away, Links(link), weights_at=weights_at, pack=packed)
     at = Setting(machine, residency=residency, times=times)
     placed = place(graph, load_policy("fastest"), at)

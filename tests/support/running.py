@@ -114,7 +114,11 @@ def split(
     graph, links = annotate(tiny().graph), Links(load_link(link))
     placement = apply_policy(graph, load_policy(policy), home="tee", accelerators=accelerators)
     machine = Machine(
-        "tee", tuple(accelerators), links, wire_dtype, pack=tuple(map(SizedPacking, packings))
+        "tee",
+        tuple(accelerators),
+        links,
+        wire_dtype,
+        pack=tuple(SizedPacking((one,)) for one in packings),
     )
     wire = wire_format(graph, (), machine)
     traffic = account(graph, placement, links, wire=wire, residency=residency)

@@ -1,0 +1,503 @@
+"""The figures of one placement at many sizes of a program, on any machine.
+
+They are sums over equal things: the ops of every layer, the messages of every call. Each kind is
+worked out once, for all sizes, and counted as often as it occurs.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.devices import Device
+from costmodels.engines import PHYSICAL
+from costmodels.flops import FREE, annotate, total_flops, without_sizes
+from costmodels.links import Link, Links, load_link, message_cost
+from costmodels.machine import Machine
+from costmodels.many import (
+    Floats,
+    GroupTime,
+    Ints,
+    OpGroup,
+    OpGroups,
+    Over,
+    Sizes,
+    bytes_of,
+    exact_sum,
+    op_groups,
+    op_times,
+    run_times,
+    time_group,
+)
+from costmodels.roofline import Rule, paged_share
+from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, placement_on
+from cutedge.sweeping.crossing import Crossing, crossing, kind_of
+from cutedge.sweeping.generations import STATUS
+from cutedge.sweeping.schedules import Layout, Network
+from partition import Residency
+from partition.accounting import Transfer, account, steps_of
+from partition.problem import memory_of
+from partition.run import runs_of
+from partition.schedule import Scheduling, tasks_of
+from partition.stored import held, kept_on
+from partition.wire_format import WireFormat
+from tracer.formula import Formula, const
+from tracer.graph import Kind, OpGraph
+from tracer.reach import resized
+
+Column = NDArray[Any]
+
+COUNTS = (
+    "calls",
+    "transfers",
+    "cut_edges",
+    "sent_payload_bytes",
+    "sent_wire_bytes",
+    "received_payload_bytes",
+    "received_wire_bytes",
+    "total_payload_bytes",
+    "total_wire_bytes",
+    "peak_buffer_bytes",
+    "home_resident_bytes",
+    "accelerator_resident_bytes",
+)
+"""Whole figures of a point, as ``partition`` has them; none where no placement is possible."""
+
+OPTIONAL_COUNTS = ("cycles",)
+"""Of the products on an array; none elsewhere, and where they are not known."""
+
+SECONDS = ("seconds", "home_seconds", "accelerator_seconds", "run_seconds")
+"""Of the transfers, of computing at home and away, and of all; none where not all is known."""
+
+LAID = ("makespan_seconds", "bound_seconds", "requests_per_second")
+"""Of runs as they are laid out; none where no schedule is asked for, or not all seconds are known."""
+
+LIMIT = "limited_by"
+"""The busiest resource then; none likewise."""
+
+FLAGS = ("at_least",)
+"""Whether those seconds leave out what is not known; none where no placement is possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizedGraph:
+    """A traced model, and the sizes at which it is this program."""
+
+    graph: OpGraph
+    """At one of the sizes."""
+    sizes: Sizes
+    numbers: Ints
+    """By size: its number among all that are asked of the model."""
+    is_annotated: bool = False
+    """Whether the graph has its costs."""
+
+
+def along(
+    program: SizedGraph,
+    devices: Devices,
+    streams: frozenset[int],
+    machine: Machine,
+    wire: WireFormat,
+    residency: Residency,
+) -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
+    """(sizes, figures by name) of one placement at each size of a program, in no order.
+
+    A figure that is not known at a size is left out there. ``devices`` are ``HOME`` and
+    ``ACCELERATOR``, as the parts of the machine are called (``by_part``); the parameters of
+    ``streams`` lie at home.
+    """
+    for part in alike(program):
+        length = part.over.length
+        plan = part.plan(devices, streams, np.arange(length), wire, residency)
+        figures = {
+            name: np.broadcast_to(np.asarray(values), (length,)).tolist()
+            for name, values in plan.figures(machine).items()
+        }
+        for row in range(length):
+            sizes = {name: int(many[row]) for name, many in part.over.sizes.items()}
+            yield sizes, {name: values[row] for name, values in figures.items()}
+
+
+class Part:
+    """Sizes at which the same ops of a program work, and what they cost."""
+
+    def __init__(self, graph: OpGraph, over: Over, groups: OpGroups) -> None:
+        self.graph, self.over, self.op_groups = graph, over, groups
+        self.coverage = total_flops(graph).coverage
+        self._times: dict[Any, tuple[GroupTime, ...]] = {}
+        self._plans: dict[Any, _Plan] = {}
+
+    def times(self, machine: Machine) -> dict[str, tuple[GroupTime, ...]]:
+        """By part of the machine: what the groups of ops take there, paging left out."""
+        found = {}
+        for part, device in machine.described.items():
+            engine = machine.engines.get(part, PHYSICAL)
+            key = id(device), machine.options, id(engine)
+            if key not in self._times:
+                self._times[key] = tuple(
+                    time_group(device, group, machine.options, engine=engine)
+                    for group in self.op_groups.groups
+                )
+            found[part] = self._times[key]
+        return found
+
+    def plan(
+        self,
+        devices: Devices,
+        streams: frozenset[int],
+        rows: Ints,
+        wire: WireFormat,
+        residency: Residency,
+    ) -> "_Plan":
+        """What a placement moves at some of the sizes."""
+        packed = id(wire) if wire.packings else None  # the plan keeps it
+        key = devices, streams, rows.tobytes(), wire.dtype, packed, residency
+        if key not in self._plans:
+            self._plans[key] = _Plan(self, devices, streams, rows, wire, residency)
+        return self._plans[key]
+
+
+def alike(program: SizedGraph) -> list[Part]:
+    """A program in parts: where an op has FLOPs at some sizes only, these are apart."""
+    over = Over(program.sizes)
+    graph = program.graph if program.is_annotated else annotate(program.graph)
+    costs = op_groups(graph, over)
+    idle = [one.flops == 0 for one in costs.groups if one.flops is not None]
+    if all(every.all() or not every.any() for every in idle):
+        return [Part(graph, over, costs)]
+    kinds, which = np.unique(np.stack(idle), axis=1, return_inverse=True)
+    parts = []
+    for kind in range(kinds.shape[1]):
+        rows = np.flatnonzero(which == kind)
+        some = Over({name: many[rows] for name, many in program.sizes.items()})
+        first = {name: int(many[0]) for name, many in some.sizes.items()}
+        there = annotate(resized(program.graph, first) if graph.meta.symbolic else program.graph)
+        parts.append(Part(there, some, op_groups(there, some)))
+    return parts
+
+
+_Message = tuple[str, tuple[int, ...]]
+"""(direction, the kind of each tensor)"""
+
+
+class _Plan:
+    """What a placement moves and runs, at some of the sizes of a part."""
+
+    def __init__(
+        self,
+        part: Part,
+        devices: Devices,
+        streams: frozenset[int],
+        rows: Ints,
+        wire: WireFormat,
+        residency: Residency,
+    ) -> None:
+        graph, placement = part.graph, placement_on(devices, streams)
+        none = Links(load_link("none"))
+        traffic = account(graph, placement, none, wire=wire, residency=residency)
+        self._wire = wire
+        self._part, self._rows, self._devices = part, rows, devices
+        self._traffic, self._residency = traffic, residency
+        self._placed = placement, traffic.transfers
+        self._over = Over({name: many[rows] for name, many in part.over.sizes.items()})
+        kinds: dict[Any, int] = {}
+        self._crossings: list[Crossing] = []
+        self._kinds: list[int] = []
+        """By transfer: the position of its tensor among the crossings."""
+        tensors: dict[tuple[int, str], list[int]] = {}
+        for t in traffic.transfers:
+            key = kind_of(t.tensor, wire)
+            if key not in kinds:
+                kinds[key] = len(kinds)
+                self._crossings.append(crossing(t.tensor, wire, self._over))
+            self._kinds.append(kinds[key])
+            tensors.setdefault((t.call, t.direction), []).append(kinds[key])
+        self._messages: Counter[_Message] = Counter(
+            (direction, tuple(ones)) for (_, direction), ones in tensors.items()
+        )
+        stored = {
+            device: sum((bytes_of(graph.tensors[t]) for t in ids), const(0))
+            for device, ids in held(graph, placement).items()
+        }
+        sent, received = self._payload("send"), self._payload("receive")
+        total = self._over(sent[0] + received[0])
+        if wire.packings:
+            total = sent[1] + received[1]
+        packed = [one.is_estimate for one in self._crossings]
+        estimate = np.any(np.broadcast_arrays(False, *packed), axis=0)
+        self._common = {
+            "calls": len(traffic.calls),
+            "transfers": len(traffic.transfers),
+            "cut_edges": traffic.cut_edges,
+            "sent_payload_bytes": sent[1],
+            "received_payload_bytes": received[1],
+            "total_payload_bytes": total,
+            STATUS: np.where(estimate, "estimate", "exact").astype(object),
+            "home_resident_bytes": self._over(stored[HOME]),
+            "accelerator_resident_bytes": self._over(stored.get(ACCELERATOR, const(0))),
+        }
+        self._ops = {
+            place: Counter(
+                group
+                for op, group in enumerate(part.op_groups.of)
+                if group is not None and devices[op] == place
+            )
+            for place in (HOME, ACCELERATOR)
+        }
+        self._working = {
+            place: any(
+                here == place and op.kind not in FREE
+                for op, here in zip(graph.ops, devices, strict=True)
+            )
+            for place in (HOME, ACCELERATOR)
+        }
+        self._kept = kept_on(graph, placement)
+        self._with_state = {place: self._together(place) for place in (HOME, ACCELERATOR)}
+        self._known: dict[Any, Any] = {}
+
+    def _together(self, place: str) -> Counter[tuple[int, ...]]:
+        """The groups of the ops on a device, each with those of the cached state kept for it."""
+        of = self._part.op_groups.of
+        kept: dict[int, list[int]] = {}
+        for (op, device), beside in self._kept.items():
+            if device == place and (state := of[op]) is not None:
+                kept.setdefault(beside, []).append(state)
+        found: Counter[tuple[int, ...]] = Counter()
+        for op, here in enumerate(self._devices):
+            if here == place:
+                group = of[op]
+                found[*(() if group is None else (group,)), *kept.get(op, ())] += 1
+        del found[()]
+        return found
+
+    def _payload(self, way: str) -> tuple[Formula, Ints]:
+        """(what crosses in a direction unpacked, what does cross)"""
+        counts: Counter[int] = Counter()
+        for (direction, kinds), count in self._messages.items():
+            for one in kinds if direction == way else ():
+                counts[one] += count
+        plain = sum((self._crossings[one].plain * n for one, n in counts.items()), const(0))
+        found = self._over(plain)  # raises where 64 bits are too few
+        if self._wire.packings:
+            each = (self._crossings[one].payload_bytes * n for one, n in counts.items())
+            found = sum(each, np.zeros(self._over.length, np.int64))
+        return plain, found
+
+    def figures(self, machine: Machine) -> dict[str, Any]:
+        """The figures that are known, by name."""
+        link = machine.links.common
+        moved = self._once(("link", id(link)), lambda: self._moved(link))
+        found = {**self._common, **moved}
+        for place, name in ((HOME, "home_seconds"), (ACCELERATOR, "accelerator_seconds")):
+            if place in machine.described:
+                engine = machine.engines.get(place, PHYSICAL)
+                key = place, id(machine.described[place]), machine.options, id(engine)
+                ran = self._once(key, partial(self._ran, machine, place))
+                if ran is not None:
+                    found[name] = ran
+                if self._working[place] and engine.launch(machine.described[place]) is None:
+                    found["at_least"] = True
+        arrays = [place for place, device in machine.described.items() if device.array is not None]
+        if arrays and not any(map(self._lacks_sizes, arrays)):
+            found["cycles"] = sum(self._cycles(machine, place) for place in arrays)
+        away = any(device == ACCELERATOR for device in self._devices)
+        if not away:
+            found.setdefault("accelerator_seconds", 0.0)
+        parts = ("home_seconds", "accelerator_seconds", "seconds")
+        if all(part in found for part in parts):
+            found["run_seconds"] = sum(found[part] for part in parts)
+        return found
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def _moved(self, link: Link) -> dict[str, Any]:
+        """What the messages cost on a link, as ``accounting`` sums it."""
+        wire = {way: np.zeros(self._over.length, np.int64) for way in ("send", "receive")}
+        seconds: dict[str, list[tuple[int, Floats]]] = {"send": [], "receive": []}
+        peak = np.zeros(self._over.length, np.int64)
+        at_least: Any = any(link.at_least(way) for way, _ in self._messages)
+        for (way, kinds), count in self._messages.items():
+            tensors = [self._crossings[one] for one in kinds]
+            cost = message_cost(link, [one.payload_bytes for one in tensors], way)
+            wire[way] = wire[way] + count * sum(cost.wire_bytes)
+            peak = np.maximum(peak, cost.peak_buffer_bytes)
+            for one, each in zip(tensors, cost.seconds or (), strict=bool(cost.seconds)):
+                seconds[way].append((count, each + one.packing_seconds))
+                at_least = at_least | one.at_least
+        found: dict[str, Any] = {
+            "sent_wire_bytes": wire["send"],
+            "received_wire_bytes": wire["receive"],
+            "total_wire_bytes": wire["send"] + wire["receive"],
+            "peak_buffer_bytes": peak,
+            "at_least": at_least,
+        }
+        if link.timed("send") and link.timed("receive"):
+            sent, received = (
+                exact_sum(seconds[way], self._over.length) for way in ("send", "receive")
+            )
+            found["seconds"] = sent + received
+        return found
+
+    def _ran(self, machine: Machine, place: str) -> Floats | None:
+        """What the ops on a device take, None where it cannot run all of them."""
+        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
+        step = engine.step_seconds if place == HOME else 0.0
+        if engine.depends_on_runs:
+            found = run_times(
+                self._part.graph,
+                self._over,
+                OpGroups(self._part.op_groups.of, self._groups_here()),
+                place,
+                self._runs(place),
+                Rule(device, engine, self._paged(place, device)),
+            )
+            return None if found is None else found + step
+        terms = [(1, np.full(self._over.length, step))] if step else []
+        alone = {(group,): count for group, count in self._ops[place].items()}
+        for groups, count in (alone if device.array else self._with_state[place]).items():
+            taken = [self._group_time(machine, place, group) for group in groups]
+            known = [seconds for seconds in taken if seconds is not None]
+            if len(known) < len(taken):
+                return None
+            terms.append((count, sum(known[1:], known[0])))
+        return exact_sum(terms, self._over.length)
+
+    def _group_time(self, machine: Machine, place: str, group: int) -> Floats | None:
+        """What ops that are alike take each, under an engine that looks at no runs."""
+        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
+        if device.enclave_bytes is None:
+            taken = self._part.times(machine)[place][group].seconds
+            return None if taken is None else taken[self._rows]
+        costs = self._part.op_groups.groups[group].at(self._rows)
+        return time_group(device, costs, machine.options, self._lying(place), engine).seconds
+
+    def _paged(self, place: str, device: Device) -> Any:
+        return paged_share(device, self._lying(place) if device.enclave_bytes else 0)
+
+    def laid(self, machine: Machine, asked: Scheduling, serial: Floats) -> dict[str, Any]:
+        """The figures of runs as they are laid out; ``serial`` is one run, one op after another."""
+        link = machine.links.common
+        devices = [id(device) for device in machine.described.values()]
+        engines = [id(engine) for engine in machine.engines.values()]
+        key = "laid", id(link), machine.options, *devices, *engines
+        layout: Layout = self._once(key, partial(self._layout, machine))
+        laid = self._once((asked, *key), lambda: layout.laid_out(asked, serial))
+        whole = laid.makespan_seconds
+        rate = asked.requests / np.where(whole > 0, whole, 1)
+        return dict(zip(LAID, (whole, laid.bound_seconds, rate), strict=True)) | {
+            LIMIT: laid.limited_by
+        }
+
+    def _layout(self, machine: Machine) -> Layout:
+        link, graph = machine.links.common, self._part.graph
+        key = "tasks", link.concurrency_messages, link.synchronous
+        ways = Links(replace(load_link("none"), concurrency_messages=key[1], synchronous=key[2]))
+        made = partial(tasks_of, graph, self._placed[0], self._traffic, {}, self._residency, ways)
+        network: Network = self._once(key, lambda: Network(*made()))
+        moving = self._once(("moving", id(link)), partial(self._by_transfer, link))
+        ran: dict[int, Floats] = {}
+        for place, device in machine.described.items():
+            engine = machine.engines.get(place, PHYSICAL)
+            kind = "ops", place, id(device), machine.options, id(engine)
+            ran |= self._once(kind, partial(self._by_op, machine, place))
+        still = np.zeros(self._over.length)
+        seconds = [
+            ran.get(task.op, still) if task.op is not None else moving[task.transfer]
+            for task in network.tasks
+        ]
+        return Layout(network, seconds)
+
+    def _by_transfer(self, link: Link) -> list[Floats]:
+        """What each transfer takes."""
+        messages: dict[tuple[int, str], list[Transfer]] = {}
+        for transfer in self._traffic.transfers:
+            messages.setdefault((transfer.call, transfer.direction), []).append(transfer)
+        found: dict[int, Floats] = {}
+        known: dict[Any, Any] = {}
+        for (_, way), transfers in messages.items():
+            kinds = tuple(self._kinds[transfer.id] for transfer in transfers)
+            if (way, kinds) not in known:
+                tensors = [self._crossings[one] for one in kinds]
+                cost = message_cost(link, [one.payload_bytes for one in tensors], way)
+                still = np.zeros(self._over.length)
+                known[way, kinds] = [
+                    taken + one.packing_seconds + still
+                    for taken, one in zip(cost.seconds or (), tensors, strict=bool(cost.seconds))
+                ]
+            for transfer, taken in zip(transfers, known[way, kinds], strict=True):
+                found[transfer.id] = taken
+        return [found[transfer.id] for transfer in self._traffic.transfers]
+
+    def _by_op(self, machine: Machine, place: str) -> dict[int, Floats]:
+        """What each op on a device takes, as ``_ran`` sums it."""
+        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
+        graph, groups = self._part.graph, self._part.op_groups
+        kept = {op: beside for (op, where), beside in self._kept.items() if where == place}
+        kept = {} if device.array else kept
+        if engine.depends_on_runs:
+            rule = Rule(device, engine, self._paged(place, device))
+            here = OpGroups(groups.of, self._groups_here())
+            found = op_times(graph, self._over, here, place, self._runs(place), rule) or {}
+        else:
+            ops = {op for op, where in enumerate(self._devices) if where == place} | kept.keys()
+            of = {op: group for op in sorted(ops) if (group := groups.of[op]) is not None}
+            times = {group: self._group_time(machine, place, group) for group in set(of.values())}
+            found = {op: taken for op, group in of.items() if (taken := times[group]) is not None}
+        for op, beside in kept.items():
+            if op in found and beside in found:
+                found[beside] = found[beside] + found.pop(op)
+        if place == HOME and engine.step_seconds:
+            found |= {
+                op.id: np.full(self._over.length, engine.step_seconds)
+                for op in graph.ops
+                if op.kind is Kind.OUTPUT
+            }
+        return found
+
+    def _groups_here(self) -> tuple[OpGroup, ...]:
+        """What the groups of ops cost at these sizes."""
+
+        def found() -> tuple[OpGroup, ...]:
+            return tuple(group.at(self._rows) for group in self._part.op_groups.groups)
+
+        here: tuple[OpGroup, ...] = self._once("groups", found)
+        return here
+
+    def _runs(self, place: str) -> tuple[tuple[str, int] | None, ...]:
+        """By op, what it runs in, as a device sees it."""
+        placement = self._placed[0]
+        steps = self._once("steps", lambda: steps_of(self._part.graph, placement))
+        kept = {op: beside for (op, device), beside in self._kept.items() if device == place}
+        return runs_of(placement, steps, kept)
+
+    def _lying(self, place: str) -> Ints:
+        """The most bytes that lie on a device at a time."""
+        graph = self._part.graph
+
+        def found() -> dict[str, Any]:
+            taken = [self._over(bytes_of(t)) for t in graph.tensors]
+            return memory_of(graph, *self._placed, taken)
+
+        lying: Ints = self._once("lying", found).get(place, np.zeros(self._over.length, np.int64))
+        return lying
+
+    def _lacks_sizes(self, place: str) -> bool:
+        ops = self._part.graph.ops
+        here = (ops[op] for op, device in enumerate(self._devices) if device == place)
+        return bool(without_sizes(here))
+
+    def _cycles(self, machine: Machine, place: str) -> Ints:
+        times = self._part.times(machine)[place]
+        total = np.zeros(self._over.length, np.int64)
+        for group, count in self._ops[place].items():
+            gemm = times[group].gemm
+            if gemm is not None:
+                total = total + count * gemm.cycles[self._rows]
+        return total
