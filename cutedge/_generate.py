@@ -19,16 +19,15 @@ from cutedge._trace import Trace, trace
 from partition import Residency
 from partition.optimise import place
 from partition.placement import Placement
-from partition.policy import Policy
+from partition.policy import Policy, load_policy
 from partition.split import Split
 from partition.stored import moved_state
 from partition.wire_format import Status
 from tracer.errors import InputError
 from tracer.formula import parse
-from tracer.graph import OpGraph, Tensor
 from tracer.reach import reached
 from tracer.stages import stage
-from tracer.summary import cached_inputs, cached_outputs, cached_state
+from tracer.summary import cached_state, check_causal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -307,11 +306,11 @@ def generate(
             "and compare take several"
         )
     check_words([policy, after])  # before a model is traced
-    for rules in (policy, after):
-        one = rules if isinstance(rules, Policy) else load_policy(str(rules))
-        if one.protects:
+    for asked in (policy, after):
+        rules = asked if isinstance(asked, Policy) else load_policy(str(asked))
+        if rules.protects:
             raise InputError(
-                f"{one.name} masks ops, which generate does not count yet: ask partition for a step"
+                f"{rules.name} masks ops, which generate does not count yet: ask partition for a step"
             )
     if not 0 <= cached_prompt < prompt:
         raise InputError(
@@ -433,26 +432,6 @@ def _seconds(split: Split) -> float | None:
     if split.traffic.transfers or split.run_seconds is not None:
         return split.run_seconds
     return split.home_seconds if not split.placement.accelerators else None
-
-
-def check_causal(prefill: OpGraph, decode: OpGraph) -> None:
-    """Refuse a model whose decode reads other state than its prefill leaves."""
-    if decode.meta.source:
-        raise InputError(
-            f"{decode.meta.model}: an encoder runs before its decoder does, and no phase has both: "
-            "trace and split its phases one by one"
-        )
-    left = [_width(tensor) for tensor in cached_outputs(prefill)]
-    if not left or left != [_width(tensor) for tensor in cached_inputs(decode)]:
-        raise InputError(
-            f"{prefill.meta.model}: its decode reads other cached state than its prefill leaves, so "
-            "it is no model that generates alone: trace and split its phases one by one"
-        )
-
-
-def _width(tensor: Tensor) -> tuple[str, int]:
-    """Dtype and bytes: equal for state before and after it is handed on."""
-    return tensor.dtype, tensor.bytes
 
 
 def _moves(prefill: Partition, decode: Partition) -> tuple[Move, ...]:

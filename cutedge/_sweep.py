@@ -261,9 +261,9 @@ def _work_out(
     warn: Callable[[str], None],
 ) -> None:
     """Make files: trace what they are of, work out their points, write each when it is there."""
-    from cutedge._generate import check_causal
     from tracer.files import write_files
     from tracer.interrupts import uninterrupted
+    from tracer.summary import check_causal
 
     subjects = {id(f.subject): f.subject for f in files}
     if not subjects:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tracer.errors import InputError
 from tracer.formula import formula, parse
 from tracer.graph import Kind, OpGraph, Role, Tensor, TraceMeta
 from tracer.stacks import place_of
@@ -280,3 +281,23 @@ def variant_of(graph: OpGraph) -> str:
 
 def _has_logits(graph: OpGraph) -> bool:
     return any(tensor.label == "logits" for tensor in graph.tensors)
+
+
+def check_causal(prefill: OpGraph, decode: OpGraph) -> None:
+    """Refuse a model whose decode reads other state than its prefill leaves."""
+    if decode.meta.source:
+        raise InputError(
+            f"{decode.meta.model}: an encoder runs before its decoder does, and no phase has both: "
+            "trace and split its phases one by one"
+        )
+    left = [_width(tensor) for tensor in cached_outputs(prefill)]
+    if not left or left != [_width(tensor) for tensor in cached_inputs(decode)]:
+        raise InputError(
+            f"{prefill.meta.model}: its decode reads other cached state than its prefill leaves, so "
+            "it is no model that generates alone: trace and split its phases one by one"
+        )
+
+
+def _width(tensor: Tensor) -> tuple[str, int]:
+    """Dtype and bytes: equal for state before and after it is handed on."""
+    return tensor.dtype, tensor.bytes

@@ -46,6 +46,7 @@ from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
 from partition.secrets import ways_to_keep
 from partition.solve import solve
 from partition.wire_format import WireFormat
+from tracer.errors import InputError
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
 from tracer.reach import resized
