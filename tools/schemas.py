@@ -22,7 +22,7 @@ from costmodels.parameters import Breakdown, Count
 from costmodels.roofline import DeviceTime, Share
 from cutedge._calibrate import Written
 from cutedge._sweep import Swept
-from cutedge.runtime.leaks import SecrecyProof
+from cutedge.runtime.leaks import MaskProof, SecrecyProof
 from cutedge.runtime.packed import Packed, PackedGroup
 from cutedge.runtime.verify import Verdict
 from cutedge.sweeping.point_files import SWEEP
@@ -560,6 +560,9 @@ def _verify() -> Schema:
             "measured_calls": key(str, "The table of measured calls that was written."),
             "secrets": key(
                 SecrecyProof | None, "What was shown of the policy's secrets; null without any."
+            ),
+            "masks": key(
+                MaskProof | None, "What was shown of what masks hide; null where no op is masked."
             ),
             "packed": key(
                 {
