@@ -86,7 +86,7 @@ def test_a_cache_that_decode_reads_elsewhere_moves_once() -> None:
 
 
 @pytest.mark.parametrize(("prompt", "new"), [(12, 2), (11, 3), (8, 8)])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_window_is_another_program_and_is_counted_as_it_is(prompt: int, new: int) -> None:
     """Past 12 tokens a step no longer makes its cache longer: it holds the 11 before its own."""
     made = cutedge.generate(

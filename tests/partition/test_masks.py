@@ -345,6 +345,7 @@ ALL = protecting(("linear", PAD), ("matmul", Protection("embedded-additive")))
         (("linear", Protection("orthogonal")), ("matmul", Protection("permutation"))),
     ],
 )
+@pytest.mark.few(2)
 def test_formulas_are_those_of_any_size(traced, ways):
     """Bytes and FLOPs of all tensors and ops, from a trace of 1 x 8 tokens, at 3 x 21 tokens."""
     small, large = (
@@ -394,6 +395,7 @@ def test_a_masked_cache_lies_at_home_and_crosses_whole(traced):
         ("qwen2.5-3b", SMALL, 2 * (2048 + 2 * 256)),
     ],
 )
+@pytest.mark.few(1)
 def test_biases_of_models(traced, model, overrides, biases):
     """Of integers they are at home, with an addition for each element; of float pads away."""
     graph = traced(model, seq=8, overrides=overrides)

@@ -141,6 +141,7 @@ def test_what_a_scheme_is_not_for(tmp_path, text, says):
     assert not isinstance(place(attending(), fine, setting()).graph, MaskedGraph)
 
 
+@pytest.mark.slow
 def test_attention_in_one_op_and_experts_have_no_scheme(traced, tmp_path):
     """The shipped policies leave both at home."""
     flash = traced("edge-10m", seq=8, attn="sdpa")
