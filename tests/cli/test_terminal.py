@@ -377,8 +377,8 @@ def test_a_device_is_known_however_it_is_spelt(name: str) -> None:
 
 
 NEAR = {
-    "h100": "h100-cc, h100-sxm",
-    "nvidia-h100": "h100-cc, h100-sxm",
+    "h100": "h100-cc, h100-nvl",
+    "nvidia-h100": "h100-cc, h100-nvl",
     "a100": "a100-80g",
     "rtx-4080": "rtx-4090",
     "4090": "rtx-4090",

@@ -156,6 +156,7 @@ def made(model: str, engine: Engine, device: str) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 def test_an_engine_is_found_again(tmp_path, shallow):
     known = Engine(
         "known",

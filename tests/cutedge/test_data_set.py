@@ -52,6 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
     return root, count, total
 
 
+@pytest.mark.slow
 def test_forty_runs_are_forty_in_duckdb(runs: tuple[Path, int, int]) -> None:
     root, count, total = runs
     rows = f"read_parquet('{root}/**/summary.parquet', union_by_name=true)"

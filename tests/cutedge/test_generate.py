@@ -120,6 +120,7 @@ def test_one_device_alone_needs_no_link() -> None:
     assert made.summary["left_out"] == ["the launch time of a100-80g"]
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_cache_already_is_not_read_again() -> None:
     made = cutedge.generate(
         SHALLOW, prompt=64, cached_prompt=48, new=3, policy="fuse-attention", machine=MACHINE

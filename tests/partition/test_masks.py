@@ -369,6 +369,7 @@ def test_formulas_are_those_of_any_size(traced, ways):
     assert parse(small.offline_expr).evaluate(sizes) == large.offline_flops
 
 
+@pytest.mark.slow
 def test_a_masked_cache_lies_at_home_and_crosses_whole(traced):
     """One of 40 tokens, of 4 heads of 64: K' of 4 x 64 x 41 in two blocks, V likewise."""
     graph = traced("edge-10m", phase="decode", past=40)
