@@ -107,6 +107,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_rows_of_sweeps_say_what_they_are_of_without_their_paths(swept: Path) -> None:
     marks = ["model", "variant", "phase", "policy", "seq"]
     variants = {"default": "float32", "bfloat16": "bfloat16"}

@@ -137,6 +137,7 @@ def test_what_lies_in_the_cache_already_is_not_read_again() -> None:
         cutedge.generate("edge-10m", prompt=64, cached_prompt=64)
 
 
+@pytest.mark.slow
 def test_a_draft_proposes_and_the_model_checks() -> None:
     """Of 3 tokens at 1/2 each round makes 1 + 1/2 + 1/4 + 1/8 = 1.875; 7 more take 4 rounds.
 

@@ -465,6 +465,7 @@ chips = [1, 4]
 """
 
 
+@pytest.mark.slow
 def test_points_are_those_of_trace_and_partition(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("grid.toml").write_text(GRID, encoding="utf-8")

@@ -348,6 +348,7 @@ def test_columns_in_order_with_their_types(trace, table):
         assert sorted(columns[len(own) :]) == sorted(c for c in run if c[0] not in own)
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_anything_lie_apart_and_say_in_each_row_what_they_are(copy):
     """Another dtype, field, machine: no result replaces another, and one glob reads them all."""
     on = ("--home", "tee-tdx", "--accel", "a=rtx-4090", "--link", "pcie4-x16")
