@@ -17,7 +17,7 @@ from partition import Order, Residency, ScheduleKind
 from partition.crossover import Crossover, Point, best_over
 from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
 from partition.ladder import Exposure, LadderStep, exposure, ladder
-from partition.masks import MaskedGraph, plain_of
+from partition.masks import plain_of, with_masks_placed
 from partition.optimise import (
     Price,
     Setting,
@@ -162,7 +162,7 @@ def explained(
     start, there = setting.fixed(graph, load_policy("offload-linear")), made.graph
     steps = ladder(
         there,
-        there.placed(start) if isinstance(there, MaskedGraph) else start,
+        with_masks_placed(there, start),
         made.placement,
         setting.machine.links,
         wire=setting.wire(there, policy),
@@ -187,27 +187,16 @@ def bottlenecks(
     placements = _shipped(plain, machine.home, machine.accelerators, machine.weights_at)
     for one, policy in zip(made, policies, strict=True):
         graph = one.graph
-        if graph is not plain:  # an op that moves would be masked in another way
-            found.append(
-                find_bottleneck(
-                    graph,
-                    one.placement,
-                    one.traffic,
-                    machine.links,
-                    policies={},
-                    wire=one.wire_format,
-                    residency=setting.residency,
-                    can_run=lambda op, device: False,
-                )
-            )
-            continue
-        hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
-        able = may_move(graph, setting, hidden)
-        known = {
-            name: placement
-            for name, placement in placements.items()
-            if all(d is None or able(op, d) for op, d in enumerate(placement.devices))
-        }
+        able: Callable[[int, str], bool] = _stays
+        known: dict[str, Placement] = {}
+        if graph is plain:  # else an op that moves would be masked in another way
+            hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
+            able = may_move(graph, setting, hidden)
+            known = {
+                name: placement
+                for name, placement in placements.items()
+                if all(d is None or able(op, d) for op, d in enumerate(placement.devices))
+            }
         found.append(
             find_bottleneck(
                 graph,
@@ -221,6 +210,10 @@ def bottlenecks(
             )
         )
     return found
+
+
+def _stays(op: int, device: str) -> bool:
+    return False
 
 
 @lru_cache(maxsize=2)

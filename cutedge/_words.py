@@ -11,7 +11,7 @@ from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck
 from partition.ladder import Exposure
 from partition.layers import TopologicalCut
-from partition.masks import MaskedGraph
+from partition.masks import MaskedGraph, without_masks_placed
 from partition.optimise import Setting
 from partition.policy import Policy
 from partition.protects import unhidden
@@ -200,9 +200,7 @@ def masked_sentences(split: Split) -> Iterator[str]:
 
 def bare_sentences(graph: OpGraph, policy: Policy, split: Split) -> Iterator[str]:
     """Which protected ops are away as they are, since their scheme hides nothing there."""
-    where = split.placement
-    if isinstance(split.graph, MaskedGraph):
-        where = split.graph.plain_placement(where)
+    where = without_masks_placed(split.graph, split.placement)
     bare: dict[str, int] = {}
     for op, how in unhidden(graph, policy.protects).items():
         if where.devices[op] != where.home:

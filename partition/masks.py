@@ -140,6 +140,16 @@ def plain_of(graph: OpGraph) -> OpGraph:
     return graph.plain if isinstance(graph, MaskedGraph) else graph
 
 
+def with_masks_placed(graph: OpGraph, placement: Placement) -> Placement:
+    """A placement of the plain graph, as one of a graph that may have masks."""
+    return graph.placed(placement) if isinstance(graph, MaskedGraph) else placement
+
+
+def without_masks_placed(graph: OpGraph, placement: Placement) -> Placement:
+    """The other way round."""
+    return graph.plain_placement(placement) if isinstance(graph, MaskedGraph) else placement
+
+
 def settled(graph: OpGraph, placement: Placement) -> tuple[OpGraph, Placement]:
     """The same placement where no op is masked that is at home."""
     if not isinstance(graph, MaskedGraph):
@@ -147,7 +157,7 @@ def settled(graph: OpGraph, placement: Placement) -> tuple[OpGraph, Placement]:
     plain = graph.plain_placement(placement)
     away = {op: how for op, how in graph.protected.items() if plain.devices[op] != placement.home}
     found = masked(graph.plain, away, graph.wire_dtype)
-    return found, found.placed(plain) if isinstance(found, MaskedGraph) else plain
+    return found, with_masks_placed(found, plain)
 
 
 def seen_through(

@@ -35,7 +35,15 @@ from costmodels.roofline import DeviceTime
 from partition import Residency
 from partition.accounting import Traffic, account
 from partition.layers import TopologicalCut, cut_between_layers, topological_cut
-from partition.masks import MaskedGraph, masked, plain_of, seen_through, settled
+from partition.masks import (
+    MaskedGraph,
+    masked,
+    plain_of,
+    seen_through,
+    settled,
+    with_masks_placed,
+    without_masks_placed,
+)
 from partition.packs import wire_format
 from partition.placement import Placement
 from partition.policy import (
@@ -207,7 +215,7 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     there, best = settled(whole, best)
     if whole is not graph:
         _check_room(there, policy, setting, best)
-    devices = _plain_placement(there, best).devices
+    devices = without_masks_placed(there, best).devices
     proof = "the optimum" if solution.proven else "the best found"
     chosen = f"{proof} for {' and '.join(policy.objective)}"
     free = free_ops(graph, policy)
@@ -223,20 +231,10 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     )
     pinned = tuple(held and op not in several for op, held in enumerate(fixed.pinned))
     placement = replace(fixed, devices=devices, pinned=pinned, reasons=reasons)
-    return Placed(there, _placed(there, placement), solution, _unit(policy))
+    return Placed(there, with_masks_placed(there, placement), solution, _unit(policy))
 
 
 # --- ops that run masked where they are away ------------------------------------------------------
-
-
-def _placed(graph: OpGraph, placement: Placement) -> Placement:
-    """A placement of the plain graph, as one of a graph that may have masks."""
-    return graph.placed(placement) if isinstance(graph, MaskedGraph) else placement
-
-
-def _plain_placement(graph: OpGraph, placement: Placement) -> Placement:
-    """The other way round."""
-    return graph.plain_placement(placement) if isinstance(graph, MaskedGraph) else placement
 
 
 def _with_masks(
@@ -246,7 +244,7 @@ def _with_masks(
     away = [op for op, d in enumerate(placement.devices) if d not in (None, placement.home)]
     protected = _protections(graph, policy, away)
     whole = masked(graph, protected, setting.machine.wire_dtype)
-    return whole, _placed(whole, placement)
+    return whole, with_masks_placed(whole, placement)
 
 
 def _protections(graph: OpGraph, policy: Policy, away: Collection[int]) -> dict[int, Protection]:
@@ -390,7 +388,7 @@ def _proven(
     if value > bound + slack and policy.cut != "layers":
         plain = setting.of(plain_of(graph)) if isinstance(graph, MaskedGraph) else setting
         for other in _others(plain_of(graph), policy, plain):
-            other = replace(_placed(graph, other), streams=placement.streams)
+            other = replace(with_masks_placed(graph, other), streams=placement.streams)
             met = any(not recount(one, other).broken and _within(one, other) for one in problems)
             if met and (cost := figure(graph, policy, setting, other)) < value:
                 placement, value, solver = other, cost, "candidates"
@@ -683,7 +681,7 @@ _WHOLE = 2e9
 
 def _some(graph: OpGraph, policy: Policy, setting: Setting) -> float | None:
     """The figure of the placement that leaves at home what is free; None where home cannot."""
-    fixed = _placed(graph, setting.fixed(plain_of(graph), policy))
+    fixed = with_masks_placed(graph, setting.fixed(plain_of(graph), policy))
     if not all(d is None or setting.can_run(op, d) for op, d in enumerate(fixed.devices)):
         return None
     return figure(graph, policy, setting, fixed)

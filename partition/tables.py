@@ -25,7 +25,7 @@ from partition.mask_table import (
     traced_tensor,
     with_masks,
 )
-from partition.masks import MaskedGraph, plain_of
+from partition.masks import MaskedGraph, plain_of, with_masks_placed
 from partition.placement import Placement
 from partition.schedule_table import SCHEDULE, schedule_metadata, schedule_rows
 from partition.seen import what_is
@@ -433,8 +433,7 @@ def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]
         tuple(row["reason"] for row in placed),
         frozenset(row["op_id"] for row in placed if row["weights_at"] == "home"),
     )
-    if isinstance(graph, MaskedGraph):
-        placement = graph.placed(placement)
+    placement = with_masks_placed(graph, placement)
     transfers = tuple(_transfer(graph, row) for row in rows["transfers"])
     _check_rows(graph, placement, rows)
     traffic = Traffic(
@@ -555,6 +554,7 @@ def _calls(
 
 
 _TABLES = ("placement", "transfers", "calls", "summary", "schedule", "masks", "measured_calls")
+"""What may lie in the folder of a partition."""
 
 
 def remove_stale(trace: Path, trace_id: str) -> list[str]:
@@ -573,16 +573,7 @@ def remove_stale(trace: Path, trace_id: str) -> list[str]:
         levels = (folder, *folder.parents[:3])
         removed.add(unquote(levels[-1].name.removeprefix("policy=")))
         with suppress(OSError):  # what is not ours stays
-            tables = (
-                "placement",
-                "transfers",
-                "calls",
-                "summary",
-                "schedule",
-                "masks",
-                "measured_calls",
-            )
-            remove_files(folder, *(f"{table}.parquet" for table in tables))
+            remove_files(folder, *(f"{table}.parquet" for table in _TABLES))
             for level in levels:
                 level.rmdir()
     return sorted(removed)

@@ -7,7 +7,7 @@ of a tensor are also those of its transpose, its reshape, a permutation of its r
 slice, a concatenation. So that casts are found each is taken in every dtype that occurs.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,6 +164,11 @@ class Passage:
     call: int
 
 
+def _equal(leaks: Sequence[str]) -> str:
+    """How many of what was compared are equal."""
+    return f"{len(leaks):,} are equal" if leaks else "not one is equal"
+
+
 @dataclass(frozen=True, slots=True)
 class SecrecyProof:
     """What a run has shown of its policy's secrets."""
@@ -180,7 +185,7 @@ class SecrecyProof:
     """What of that has a secret's values: tensor, devices, call and secret, in words."""
 
     def __str__(self) -> str:
-        found = f"{len(self.leaks):,} are equal" if self.leaks else "not one is equal"
+        found = _equal(self.leaks)
         return (
             f"{counted(self.secret_tensors, 'tensor')} of {counted(self.secrets, 'secret')} kept "
             f"from {', '.join(self.untrusted)}; {counted(self.tensors_compared, 'tensor')} that "
@@ -202,7 +207,7 @@ class MaskProof:
     """By how much the coarsest mask has a result off, over its size (``masks.epsilon_of``)."""
 
     def __str__(self) -> str:
-        found = f"{len(self.leaks):,} are equal" if self.leaks else "not one is equal"
+        found = _equal(self.leaks)
         return (
             f"{counted(self.masked, 'tensor')} crossed under masks alone; "
             f"{counted(self.tensors_compared, 'tensor')} that crossed compared with their plain "
