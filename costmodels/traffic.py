@@ -54,6 +54,11 @@ def _add_in_place(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
     return [put, *(t.bytes for t in inputs[1:])], put
 
 
+def _hand_on(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Moved:
+    """A check: what it has read is its result, which it does not write anew."""
+    return [t.bytes for t in inputs], 0
+
+
 _TRAFFIC = {
     name: rule
     for rule, names in (
@@ -62,6 +67,7 @@ _TRAFFIC = {
         (_put, "index_put index_copy scatter slice_scatter select_scatter diagonal_scatter"),
         (_put_in_place, "index_put_ index_copy_ scatter_ copy_ fill_ zero_"),
         (_add_in_place, "index_add_ scatter_add_ scatter_reduce_"),
+        (_hand_on, "freivalds"),  # of ``partition.masks``
     )
     for name in names.split()
 }

@@ -1,7 +1,7 @@
 """A whole generation: a prefill, then steps of decode over a cache that grows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ from cutedge._placing import check_words, partition_of
 from cutedge._request import Overrides
 from cutedge._trace import Trace, trace
 from partition import Residency
-from partition.optimise import place
-from partition.placement import Placement
-from partition.policy import Policy, load_policy
+from partition.masks import without_masks_placed
+from partition.optimise import Placed, place
+from partition.policy import Policy
 from partition.split import Split
 from partition.stored import moved_state
 from partition.wire_format import Status
@@ -52,6 +52,8 @@ class Step:
     """New tokens that it makes of each sequence: of a round, how many are expected."""
     payload_status: Status = "exact"
     """Whether the payload is counted, or a ratio stands in for some of it."""
+    mask_costs: Mapping[str, int] = field(default_factory=dict)
+    """What masks cost, by key of ``Generation.summary``; all 0 where there are none."""
 
     @property
     def token_seconds(self) -> float | None:
@@ -143,12 +145,15 @@ class Generation:
         return "estimate" if "estimate" in told else "exact"
 
     @property
+    def phases(self) -> list[Partition]:
+        """Those of the model, then of its draft."""
+        drafted = [] if self.draft is None else [self.draft.prefill, self.draft.decode]
+        return [self.prefill, self.decode, *drafted]
+
+    @property
     def splits(self) -> list[Split]:
-        """Each phase of the model, then of its draft."""
-        phases = [self.prefill, self.decode]
-        if self.draft is not None:
-            phases += [self.draft.prefill, self.draft.decode]
-        return [phase.bare for phase in phases]
+        """The placement of each of the ``phases``."""
+        return [phase.bare for phase in self.phases]
 
     @property
     def machine(self) -> str:
@@ -177,6 +182,13 @@ class Generation:
         decode = sum(step.total_payload_bytes for step in self.steps)
         prefills = sum(split.traffic.totals.payload_bytes for split in self._prefills)
         return prefills + self.moved_cache_bytes + decode
+
+    @property
+    def mask_costs(self) -> dict[str, int]:
+        """What masks cost in all runs, by key of ``summary``: each pad is of one run alone."""
+        runs = [split.mask_costs for split in self._prefills]
+        runs += [{**step.mask_costs} for step in self.steps]
+        return {name: sum(run[name] for run in runs) for name in runs[0]}
 
     @property
     def step_seconds(self) -> float | None:
@@ -227,6 +239,7 @@ class Generation:
             "prefill_payload_bytes": split.traffic.totals.payload_bytes,
             "moved_cache_bytes": self.moved_cache_bytes,
             "cache_bytes": self.cache_bytes,
+            **self.mask_costs,
             "ttft_seconds": self.ttft_seconds,
             "tpot_first_seconds": first and first.token_seconds,
             "tpot_last_seconds": last and last.token_seconds,
@@ -246,7 +259,10 @@ class Generation:
         import pyarrow as pa
 
         names = ("past", "calls", "transfers", "total_payload_bytes", "run_seconds")
-        return pa.table({name: [getattr(step, name) for step in self.steps] for name in names})
+        columns = {name: [getattr(step, name) for step in self.steps] for name in names}
+        for name in self.prefill.bare.mask_costs:
+            columns[name] = [step.mask_costs[name] for step in self.steps]
+        return pa.table(columns)
 
 
 def generate(
@@ -306,12 +322,6 @@ def generate(
             "and compare take several"
         )
     check_words([policy, after])  # before a model is traced
-    for asked in (policy, after):
-        rules = asked if isinstance(asked, Policy) else load_policy(str(asked))
-        if rules.protects:
-            raise InputError(
-                f"{rules.name} masks ops, which generate does not count yet: ask partition for a step"
-            )
     if not 0 <= cached_prompt < prompt:
         raise InputError(
             f"cached_prompt {cached_prompt}: of a prompt of {prompt} tokens at least one is read"
@@ -409,6 +419,7 @@ def _as_rounds(
                 _sum(part.run_seconds for part in parts),
                 expected,
                 "estimate" if any(part.payload_status == "estimate" for part in parts) else "exact",
+                {name: sum(part.mask_costs[name] for part in parts) for name in check.mask_costs},
             )
         )
     return tuple(rounds)
@@ -437,9 +448,10 @@ def _seconds(split: Split) -> float | None:
 def _moves(prefill: Partition, decode: Partition) -> tuple[Move, ...]:
     """What of the cache lies elsewhere than the first step reads it, and from where it comes."""
     found = []
-    for state, source, device in moved_state(
-        prefill.trace.graph, prefill.bare.placement, decode.trace.graph, decode.bare.placement
-    ):
+    left, read = (
+        without_masks_placed(one.bare.graph, one.bare.placement) for one in (prefill, decode)
+    )
+    for state, source, device in moved_state(prefill.trace.graph, left, decode.trace.graph, read):
         one = decode.bare.wire_format.of(state)
         told = one.payload_bytes, one.packing_seconds, one.status
         found.append(Move(state.name, source, device, *told))
@@ -472,6 +484,7 @@ def _steps(
     from cutedge._grids import Subject
     from cutedge._sweep import programs_of
     from cutedge.sweeping.answers import ACCELERATOR, HOME, by_part
+    from cutedge.sweeping.generations import MASKED
     from cutedge.sweeping.parts import along
 
     split, setting = decode.bare, decode.setting
@@ -486,14 +499,14 @@ def _steps(
     machine = by_part(setting.machine)
     found: dict[int, Step] = {}
     for number, program in enumerate(programs):
-        placement = split.placement if number == 0 else _placed_in(program, decode)
+        placed = Placed(split.graph, split.placement) if number == 0 else _in(program, decode)
+        placement = without_masks_placed(placed.graph, placed.placement)
         devices = tuple(
             device and (HOME if device == placement.home else ACCELERATOR)
             for device in placement.devices
         )
-        streams = placement.streams
-        wire = setting.wire(program.graph, decode.rules)
-        for at, figures in along(program, devices, streams, machine, wire, split.residency):
+        streams, rules = placement.streams, decode.rules
+        for at, figures in along(program, rules, devices, streams, machine, split.residency):
             seconds = figures.get("run_seconds")
             if seconds is None and not figures["transfers"]:  # whatever the link
                 seconds = _sum(figures.get(f"{part}_seconds") for part in (HOME, ACCELERATOR))
@@ -504,14 +517,15 @@ def _steps(
                 figures["total_payload_bytes"],
                 seconds,
                 payload_status=figures["payload_status"],
+                mask_costs={name: figures[name] for name in MASKED},
             )
     return tuple(found[past] for past in pasts), warnings
 
 
-def _placed_in(program: "SizedGraph", decode: Partition) -> Placement:
+def _in(program: "SizedGraph", decode: Partition) -> Placed:
     """Where the policy of decode places another program of the model: one past a window, say."""
     graph = annotate(program.graph)
-    return place(graph, decode.rules, decode.setting.of(graph)).placement
+    return place(graph, decode.rules, decode.setting.of(graph))
 
 
 def _anew(decode: Partition, steps: Sequence[Step]) -> tuple[int, float | None] | None:

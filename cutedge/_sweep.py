@@ -182,7 +182,7 @@ def _files(grid: Grid, folder: Path) -> list[_File]:
         name = quote(subject.asked({}).name, safe="+@,() ")
         for policy in grid.policies:
             searched = "seconds" in (policy.objective or {}) or (
-                policy.objective is not None and "call" in grid.residencies
+                policy.objective is not None and ("call" in grid.residencies or policy.protects)
             )
             step = max(1, (SEARCHED_ROWS if searched else ROWS) // grid.each)
             for first in range(0, subject.points, step):

@@ -192,7 +192,13 @@ def masked_sentences(split: Split) -> Iterator[str]:
                 f"{bits.leaked_bits:.4f} bits of each value, and leave {bits.left_bits:.1f} of the "
                 f"{MANTISSA_BITS[dtype]} significant bits of {dtype}"
             )
-    attacks = {one.attack: one for one in graph.masks.values() if one.attack}
+    yield from attack_sentences(graph)
+
+
+def attack_sentences(graph: OpGraph) -> Iterator[str]:
+    """What masks do not hide."""
+    masks = graph.masks.values() if isinstance(graph, MaskedGraph) else ()
+    attacks = {one.attack: one for one in masks if one.attack}
     for attack, one in attacks.items():
         name = graph.tensors[one.plain].label or graph.tensors[one.plain].name
         yield f"not hidden by {one.protection.scheme}: {name}: {attack}"
@@ -607,6 +613,26 @@ def parameter_sentences(params: "Parameters") -> Iterator[str]:
     yield from idle
 
 
+def masked_generation_sentences(made: "Generation") -> Iterator[str]:
+    """What masks cost in all runs of a generation, and what they do not hide in any of them."""
+    phases, costs = made.phases, made.mask_costs
+    if any(isinstance(phase.bare.graph, MaskedGraph) for phase in phases):
+        yield (
+            f"masks at {made.prefill.bare.placement.home}: {costs['home_mask_flops']:,} FLOPs; before "
+            f"the runs {costs['offline_flops']:,} FLOPs and {human(costs['pad_bytes'])} of pads, each "
+            "used once"
+        )
+    told = [
+        said
+        for phase in phases
+        for said in (
+            *attack_sentences(phase.bare.graph),
+            *bare_sentences(phase.trace.graph, phase.rules, phase.bare),
+        )
+    ]
+    yield from dict.fromkeys(told)
+
+
 def generation_sentences(made: "Generation") -> Iterator[str]:
     """What a generation is of; then how fast it is, what is left out, how it is placed."""
     found = made.summary
@@ -643,6 +669,7 @@ def generation_sentences(made: "Generation") -> Iterator[str]:
     if found["payload_status"] == "estimate":
         yield "an estimate: payload and seconds, where a ratio stands in for what is packed"
     yield f"cache at the end: {human(found['cache_bytes'])}"
+    yield from masked_generation_sentences(made)
     if made.anew is not None:
         saved, seconds = made.anew
         more = "" if not seconds else f" and {duration(seconds)}"

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from costmodels.experts import STATE
+from costmodels.traffic import traffic
 from partition.placement import Placement
 from partition.schemes import (
     SCHEMES,
@@ -77,10 +79,9 @@ class MaskedGraph(OpGraph):
     """Tensor that is seen away from home in place of a plain one -> what it is."""
     pads: frozenset[int]
     """The tensors that are made before the run, for one run alone."""
-    offline_flops: int
-    """What making them takes, and what checks need of the weights."""
-    offline_expr: str | None
-    """The same as a formula; None for a concrete trace."""
+    offline: Formula
+    """The FLOPs that making them takes, and what checks need of the weights; of a concrete trace a
+    number."""
     copies: Mapping[int, int]
     """Tensor that has the values of one of the plain graph and hides nothing of them -> that one: a
     parameter as integers, a result that is only checked."""
@@ -98,9 +99,20 @@ class MaskedGraph(OpGraph):
         return sum(self.tensors[pad].bytes for pad in self.pads)
 
     @property
+    def offline_flops(self) -> int:
+        """``offline`` here."""
+        return self.offline.evaluate(self.meta.variables)
+
+    @property
+    def mask_flops(self) -> Formula:
+        """What home computes in a run for masks, recovery and checks; of a concrete trace a number."""
+        costs = [self.ops[op].cost for op in self.parts]
+        return sum((parse(one.flops_expr or str(one.flops or 0)) for one in costs), const(0))
+
+    @property
     def home_mask_flops(self) -> int:
-        """What home computes in a run for masks, recovery and checks."""
-        return sum(self.ops[op].cost.flops or 0 for op in self.parts)
+        """``mask_flops`` here."""
+        return self.mask_flops.evaluate(self.meta.variables)
 
     def placed(self, placement: Placement) -> Placement:
         """A placement of the plain graph, with what masks need at home."""
@@ -223,11 +235,18 @@ def why_not(graph: OpGraph, op: Op, protection: Protection) -> str | None:
 
 def hides(graph: OpGraph, op: Op, protection: Protection) -> bool:
     """Whether a scheme that is for an op hides anything there: a single row it may not."""
+    rows, least = rows_to_hide(graph, op, protection)
+    return rows.evaluate(graph.meta.variables) >= least
+
+
+def rows_to_hide(graph: OpGraph, op: Op, protection: Protection) -> tuple[Formula, int]:
+    """(the rows that a scheme that is for an op masks, how many of them it needs to hide any)"""
     operands = _operands(graph, op)
     assert operands is not None
-    left = _flowing(graph, op)[0].shape
-    rows = left[-2] if len(left) > 1 else 1
-    return rows >= SCHEMES[protection.scheme, operands].least_rows
+    left = _flowing(graph, op)[0]
+    sizes = left.shape_expr or tuple(map(str, left.shape))
+    rows = parse(sizes[-2]) if len(sizes) > 1 else const(1)
+    return rows, SCHEMES[protection.scheme, operands].least_rows
 
 
 _MATRICES = frozenset(("linear", "mm", "matmul", "bmm", "addmm"))
@@ -298,7 +317,7 @@ class _Rewriting:
         self.made: dict[tuple[int, Protection, Operands, Side, int], _Mask] = {}
         self.copies: dict[int, int] = {}
         self.forms: dict[tuple[int, str], int] = {}
-        self.offline = (0, const(0))
+        self.offline = const(0)
         self.masked_by: dict[int, list[int]] = defaultdict(list)
         for number in sorted(self.protected):
             for tensor in graph.inputs(number):
@@ -313,13 +332,12 @@ class _Rewriting:
                 self.protect(op, self.protected[op.id])
             else:
                 self.copy(op)
-        self.count_traffic()
-        found = MaskedGraph(self.plain.meta, self.ops, self.tensors, self.edges)
+        made = OpGraph(self.plain.meta, self.ops, self.tensors, self.edges)
+        found = MaskedGraph(made.meta, self.with_traffic(made), self.tensors, self.edges)
         found.plain, found.origin, found.parts = self.plain, tuple(self.origin), self.parts
         found.protected, found.masks = self.protected, self.masks
         found.pads = frozenset(self.pads)
-        found.offline_flops = self.offline[0]
-        found.offline_expr = str(self.offline[1]) if self.symbolic else None
+        found.offline = self.offline
         found.copies = self.copies
         found.wire_dtype = self.wire_dtype
         return found
@@ -379,20 +397,17 @@ class _Rewriting:
         self.read(number, reads)
         return number
 
-    def count_traffic(self) -> None:
-        """Fill in what home's ops read and write: a check hands on what it has read."""
-        written: dict[int, int] = defaultdict(int)
-        for tensor in self.tensors:
-            if tensor.op in self.parts and self.parts[tensor.op][0] != "check":
-                written[tensor.op] += tensor.bytes
-        read: dict[int, dict[int, int]] = defaultdict(dict)
-        for edge in self.edges:
-            if edge.dst in self.parts:
-                read[edge.dst][edge.tensor] = self.tensors[edge.tensor].bytes
-        for op in self.parts:
-            cost = self.ops[op].cost
-            cost = replace(cost, read_bytes=sum(read[op].values()), write_bytes=written[op])
-            self.ops[op] = replace(self.ops[op], cost=cost)
+    def with_traffic(self, graph: OpGraph) -> list[Op]:
+        """The ops, with what those read and write that home does for masks, and protected ones."""
+        ops = [*graph.ops]
+        protected = {op for op, plain in enumerate(self.origin) if plain in self.protected}
+        for op in (*self.parts, *protected):
+            reads, written = traffic(graph, ops[op])
+            params = sum(size for t, size in reads.items() if graph.storage(t).role in STATE)
+            moved = {"read_bytes": sum(reads.values()), "write_bytes": written}
+            cost = replace(ops[op].cost, **moved, param_bytes=params)
+            ops[op] = replace(ops[op], cost=cost)
+        return ops
 
     def add(
         self,
@@ -432,8 +447,7 @@ class _Rewriting:
         return tensor.shape, tuple(parse(size) for size in tensor.shape_expr)
 
     def before_the_run(self, flops: Sequence[Any]) -> None:
-        whole, expr = self.offline
-        self.offline = whole + flops[0], expr + (flops[1] if self.symbolic else 0)
+        self.offline += flops[-1]  # the formula, where there is one
 
     def pad_dtype(self, tensor: Tensor, protection: Protection) -> str:
         """Of a pad: as wide as what crosses."""
@@ -611,7 +625,6 @@ class _Rewriting:
         cost, factor = op.cost, scheme.factor
         gemm, times = cost.gemm, 2 if factor == 4 else 1
         assert gemm is not None
-        read = sum(self.tensors[t].bytes for t in dict.fromkeys(sent))
         self.ops[number] = replace(
             self.ops[number],
             dtype=self.tensors[made].dtype,
@@ -625,11 +638,6 @@ class _Rewriting:
                 else str(parse(cost.flops_expr) * factor),
                 causal_flops=cost.causal_flops if factor == 1 else None,
                 causal_flops_expr=cost.causal_flops_expr if factor == 1 else None,
-                read_bytes=read,
-                write_bytes=self.tensors[made].bytes,
-                param_bytes=sum(
-                    self.tensors[t].bytes for t in dict.fromkeys(sent) if self.tensors[t].op is None
-                ),
             ),
         )
         if made != result.id and (scheme.mask is None or protection.on_channels):
@@ -656,8 +664,7 @@ class _Rewriting:
         weights = [t for t in reads if _is_stored(self.plain, t) and t not in biases]
         stored = [self.stored(t, protection) for t in weights]
         number = self.at_home("pad", op, protection.scheme, [pad, *stored], flops, dtype)
-        size = sum(self.tensors[t].bytes for t in stored)
-        cost = replace(self.ops[number].cost, gemm=op.cost.gemm, param_bytes=size)
+        cost = replace(self.ops[number].cost, gemm=op.cost.gemm)
         self.ops[number] = replace(self.ops[number], kind=Kind.LINEAR, cost=cost)
         return self.add(number, name, shapes, dtype)
 

@@ -197,7 +197,7 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     check_matches(graph, policy)
     fixed = setting.fixed(graph, policy)
     if policy.objective is None:
-        there, placement = _with_masks(graph, policy, setting, fixed)
+        there, placement = with_masks(graph, policy, setting.machine, fixed)
         check_kept(there, policy, setting, placement)
         return Placed(there, placement)
     if why := obstacle(policy, setting):
@@ -237,13 +237,13 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
 # --- ops that run masked where they are away ------------------------------------------------------
 
 
-def _with_masks(
-    graph: OpGraph, policy: Policy, setting: Setting, placement: Placement
+def with_masks(
+    graph: OpGraph, policy: Policy, machine: Machine, placement: Placement
 ) -> tuple[OpGraph, Placement]:
     """A plain graph and its placement with the masks of what the policy protects."""
     away = [op for op, d in enumerate(placement.devices) if d not in (None, placement.home)]
     protected = _protections(graph, policy, away)
-    whole = masked(graph, protected, setting.machine.wire_dtype)
+    whole = masked(graph, protected, machine.wire_dtype)
     return whole, with_masks_placed(whole, placement)
 
 

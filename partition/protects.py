@@ -33,9 +33,10 @@ from partition.conditions import (
     patterns_of,
     text_of,
 )
-from partition.masks import hides, why_not
+from partition.masks import hides, rows_to_hide, why_not
 from partition.schemes import NAMES, SCHEMES, Operands, Protection
 from tracer.errors import InputError
+from tracer.formula import Formula
 from tracer.graph import Kind, OpGraph
 from tracer.toml_files import check_keys
 
@@ -151,6 +152,19 @@ def unhidden(graph: OpGraph, protects: Sequence[Protect]) -> dict[int, Protectio
         if why_not(graph, graph.ops[op], one.protection) is None
         and not hides(graph, graph.ops[op], one.protection)
     }
+
+
+def rows_that_hide(graph: OpGraph, protects: Sequence[Protect]) -> set[tuple[Formula, int]]:
+    """(the rows that a protected op masks, how many of them hide anything), where one does not.
+
+    At sizes on the same side of all these numbers the same ops are masked.
+    """
+    found = {
+        rows_to_hide(graph, graph.ops[op], one.protection)
+        for op, one in named(graph, protects).items()
+        if why_not(graph, graph.ops[op], one.protection) is None
+    }
+    return {(rows, least) for rows, least in found if least > 1}
 
 
 def idle_protects(graph: OpGraph, protects: Sequence[Protect]) -> list[Protect]:

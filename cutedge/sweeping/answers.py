@@ -31,6 +31,7 @@ from costmodels.roofline import DeviceTime, time_ops
 from partition import Residency
 from partition.accounting import account
 from partition.layers import cut_between_layers
+from partition.masks import without_masks_placed
 from partition.optimise import Setting, check_kept, place, problem_of
 from partition.packs import wire_format
 from partition.placement import Placement
@@ -46,7 +47,6 @@ from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
 from partition.secrets import ways_to_keep
 from partition.solve import solve
 from partition.wire_format import WireFormat
-from tracer.errors import InputError
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
 from tracer.reach import resized
@@ -81,7 +81,7 @@ Devices = tuple[str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The placements of a policy over many sizes."""
+    """The placements of a policy over many sizes, without what home does for masks."""
 
     placements: tuple[Devices, ...]
     which: NDArray[np.int64]
@@ -106,12 +106,7 @@ class PlacementSearch:
         Raises InputError where something of the policy matches nothing.
         """
         check_matches(graph, policy)
-        if policy.protects:
-            raise InputError(
-                f"{policy.name} masks ops, which a sweep does not count yet: take partition or compare "
-                "(--over seq 64..8192)"
-            )
-        self._graph, self._policy, self._over = graph, policy, over
+        self._graph, self.policy, self._over = graph, policy, over
         self._residency, self._time_limit = residency, time_limit
         self._known: dict[Any, Answers] = {}
         self._there: dict[int, OpGraph] = {}
@@ -122,12 +117,12 @@ class PlacementSearch:
 
     def answers(self, machine: Machine) -> Answers:
         """Where the ops are on a machine; machines that make no difference share an answer."""
-        policy = self._policy
+        policy = self.policy
         if policy.objective is None and not policy.secrets:
             return self._once("fixed", self._fixed)
         setting = self._setting(self._graph, machine)
         streams = self.streams(machine)
-        one_way = not policy.secrets or self._is_one_way(setting)
+        one_way = not policy.secrets or (not policy.protects and self._is_one_way(setting))
         if policy.objective is None and one_way:
             return self._once(("fixed", setting.untrusted), lambda: self._fixed(setting))
         limits = {
@@ -138,6 +133,7 @@ class PlacementSearch:
         wire = self.wire(machine)
         sized = [one for each in wire.packings.values() for one in each]
         by_size = "seconds" in (policy.objective or ()) or self._residency == "call"
+        by_size |= bool(policy.protects)
         by_size |= any(one.at_least_bytes or len(one.packings) > 1 for one in sized)
         if by_size or not one_way:
             sizes = range(self._over.length)
@@ -156,7 +152,7 @@ class PlacementSearch:
         """The ops whose parameters lie at home: the same at all sizes."""
         at = machine.weights_at
         if at not in self._streams:
-            self._streams[at] = streaming(self._graph, self._policy, at)
+            self._streams[at] = streaming(self._graph, self.policy, at)
         return self._streams[at]
 
     def wire(self, machine: Machine) -> WireFormat:
@@ -164,7 +160,7 @@ class PlacementSearch:
         link = id(machine.links.common) if any(len(p.packings) > 1 for p in machine.pack) else None
         key = machine.wire_dtype, tuple(map(id, machine.pack)), link
         if key not in self._wires:
-            self._wires[key] = wire_format(self._graph, self._policy.packs, machine)
+            self._wires[key] = wire_format(self._graph, self.policy.packs, machine)
         return self._wires[key]
 
     def _able(self, setting: Setting, part: str) -> tuple[bool, ...] | None:
@@ -196,8 +192,8 @@ class PlacementSearch:
 
         What a sum of one element carries is one at the smallest sizes first.
         """
-        marked = secret_tensors(self._graph, self._policy)
-        derived = derived_too(self._graph, self._policy)
+        marked = secret_tensors(self._graph, self.policy)
+        derived = derived_too(self._graph, self.policy)
         least = {name: int(many.min()) for name, many in self._over.sizes.items()}
         ways = [
             ways_to_keep(graph, marked, setting.untrusted, derived)
@@ -208,10 +204,10 @@ class PlacementSearch:
     def _fixed(self, setting: Setting | None = None) -> Answers:
         """The placement of rules alone; in a ``setting`` where it keeps their secrets."""
         length = self._over.length
-        placed = apply_policy(self._graph, self._policy, home=HOME, accelerators=(ACCELERATOR,))
+        placed = apply_policy(self._graph, self.policy, home=HOME, accelerators=(ACCELERATOR,))
         try:
             if setting is not None:
-                check_kept(self._graph, self._policy, setting, placed)
+                check_kept(self._graph, self.policy, setting, placed)
         except InfeasibleError:
             return _nowhere(length)
         return Answers(
@@ -226,7 +222,7 @@ class PlacementSearch:
     def _best_in_bytes(self, setting: Setting) -> Answers:
         """The best placements where memory sets no limit."""
         graph, over = self._graph, self._over
-        asked = replace(problem_of(graph, self._policy, setting), memory_bytes={})
+        asked = replace(problem_of(graph, self.policy, setting), memory_bytes={})
         payload = {
             tensor: _payload(graph, tensor, self.wire(setting.machine))
             for tensor in sorted({key[0] for key in asked.transfer_cost})
@@ -237,7 +233,7 @@ class PlacementSearch:
             if any(cost < 0 for cost in costs.values()):
                 return None  # such a corner proves nothing
             priced = {key: costs[payload[key[0]]] for key in asked.transfer_cost}
-            return _best(replace(asked, transfer_cost=priced), self._policy)
+            return _best(replace(asked, transfer_cost=priced), self.policy)
 
         proportional = all(
             dict(monomial).get("batch") == 1 and _plain(monomial)
@@ -316,8 +312,9 @@ class PlacementSearch:
             there = self._there[n]
             setting = self._setting(there, machine)
             try:
-                answer = place(there, self._policy, setting)
-                found[n], placed[n] = tuple(answer.placement.devices), HERE
+                answer = place(there, self.policy, setting)
+                placement = without_masks_placed(answer.graph, answer.placement)
+                found[n], placed[n] = tuple(placement.devices), HERE
                 optimal[n] = None if answer.solution is None else answer.solution.proven
             except InfeasibleError:
                 found[n], placed[n], optimal[n] = None, IMPOSSIBLE, None

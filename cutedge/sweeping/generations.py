@@ -26,6 +26,7 @@ from cutedge.sweeping.answers import (
 from cutedge.sweeping.crossing import Bools, Crossing, crossing
 from partition import Residency
 from partition.placement import Placement
+from partition.policy import Policy
 from partition.stored import moved_state
 from partition.wire_format import WireFormat
 from tracer.graph import OpGraph, Tensor
@@ -33,8 +34,17 @@ from tracer.graph import OpGraph, Tensor
 STATUS = "payload_status"
 """Whether the payload is counted or a ratio stands in; none where no placement is possible."""
 
-TOTALS = ("calls", "total_payload_bytes", "moved_cache_bytes")
-"""Whole figures of a generation."""
+MASKED = (
+    "masked_payload_bytes",
+    "unmasked_payload_bytes",
+    "pad_bytes",
+    "offline_flops",
+    "home_mask_flops",
+)
+"""What masks cost, as ``partition`` has it; 0 where there are none."""
+
+SUMS = ("calls", "total_payload_bytes", *MASKED)
+"""Whole figures of a generation that are those of its prefill and of all its steps."""
 
 TIMES = (
     "ttft_seconds",
@@ -152,7 +162,7 @@ class Steps:
                 continue
             placing, where = search
             answers, streams = placing.answers(machine), placing.streams(machine)
-            wire = placing.wire(machine)
+            policy, wire = placing.policy, placing.wire(machine)
             which = np.where(where >= 0, answers.which[where], -2)
             for row in np.flatnonzero(which == -1).tolist():
                 if prefills.devices[row] is not None:
@@ -164,7 +174,9 @@ class Steps:
                 rows = np.flatnonzero(which == which_one)
                 if not len(rows):
                     continue
-                walked = self._walked(number, rows, devices, streams, wire, machine, residency)
+                walked = self._walked(
+                    number, rows, policy, devices, streams, wire, machine, residency
+                )
                 begin = rows[self._starts[number][rows] == self.first[rows]]
                 at = self.row[begin], self.first[begin]
                 at_least[begin] |= walked.at_least[at]
@@ -191,6 +203,7 @@ class Steps:
         self,
         number: int,
         rows: Ints,
+        policy: Policy,
         devices: Devices,
         streams: frozenset[int],
         wire: WireFormat,
@@ -201,10 +214,12 @@ class Steps:
         found = _Walked(self._shape)
         low, high = self.first[rows].min(), self._last[rows].max()
         for part, (of_batch, of_past) in zip(self._programs[number], self._at[number], strict=True):
-            some = np.flatnonzero((of_past >= low) & (of_past <= high))
-            if len(some):
-                figures = part.plan(devices, streams, some, wire, residency).figures(machine)
-                found.fill((of_batch[some], of_past[some]), figures)
+            passed = np.flatnonzero((of_past >= low) & (of_past <= high))
+            if not len(passed):
+                continue
+            plans = part.plans(policy, devices, streams, passed, wire, machine, residency)
+            for some, plan in plans:
+                found.fill((of_batch[some], of_past[some]), plan.figures(machine))
         found.sum_up()
         return found
 
@@ -281,12 +296,10 @@ class Steps:
         total = first + moved.seconds + steps.seconds
         several = possible & steps.is_timed & (new > 1)
         estimate = estimate | steps.estimate | moved.is_estimate
+        sums = {name: figures[name] + steps.sums[name] for name in SUMS}
+        sums["total_payload_bytes"] = sums["total_payload_bytes"] + moved.payload_bytes
         columns = {
-            "calls": (figures["calls"] + steps.calls, possible),
-            "total_payload_bytes": (
-                figures["total_payload_bytes"] + moved.payload_bytes + steps.payload_bytes,
-                possible,
-            ),
+            **{name: (values, possible) for name, values in sums.items()},
             "moved_cache_bytes": (moved.payload_bytes, possible),
             "at_least": (at_least, possible),
             STATUS: (np.where(estimate, "estimate", "exact").astype(object), possible),
@@ -313,14 +326,14 @@ class _Walked:
     """Steps by batch and past: their figures, and running sums over the pasts before each."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        self.calls, self.payload = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self._each = {name: np.zeros(shape, np.int64) for name in SUMS}
         self.seconds, self.is_timed = np.zeros(shape), True
         self.at_least, self._estimate = np.zeros(shape, bool), np.zeros(shape, bool)
 
     def fill(self, at: tuple[Ints, Ints], figures: Mapping[str, Any]) -> None:
         """Take the figures of some steps."""
-        self.calls[at] = figures["calls"]
-        self.payload[at] = figures["total_payload_bytes"]
+        for name, values in self._each.items():
+            values[at] = figures[name]
         self.at_least[at] = figures["at_least"]
         self._estimate[at] = figures[STATUS] == "estimate"
         seconds = figures.get("run_seconds")
@@ -334,7 +347,8 @@ class _Walked:
 
     def sum_up(self) -> None:
         """Make the running sums, of all before each past and behind the last."""
-        self.sums = [_running(each) for each in (self.calls, self.payload, self.seconds)]
+        self.sums = {name: _running(each) for name, each in self._each.items()}
+        self.running_seconds = _running(self.seconds)
         self.estimates = _running(self._estimate.astype(np.int64))
 
 
@@ -348,15 +362,15 @@ class _Sums:
     """What steps come to, by row."""
 
     def __init__(self, length: int) -> None:
-        self.calls, self.payload_bytes = np.zeros(length, np.int64), np.zeros(length, np.int64)
+        self.sums = {name: np.zeros(length, np.int64) for name in SUMS}
         self.seconds, self.first, self.last = (np.zeros(length) for _ in range(3))
         self.is_timed, self.estimate = np.ones(length, bool), np.zeros(length, bool)
 
     def add(self, walked: _Walked, rows: Ints, batch: Ints, first: Ints, last: Ints) -> None:
         """Add the steps of one program and placement to rows, by positions of batch and pasts."""
         batch, first, last = batch[rows], first[rows], last[rows]
-        own = (self.calls, self.payload_bytes, self.seconds)
-        for total, running in zip(own, walked.sums, strict=True):
+        own = ((total, walked.sums[name]) for name, total in self.sums.items())
+        for total, running in (*own, (self.seconds, walked.running_seconds)):
             total[rows] += running[batch, last + 1] - running[batch, first]
         some = last >= first
         self.first[rows] += np.where(some, walked.seconds[batch, first], 0.0)

@@ -5,7 +5,7 @@ worked out once, for all sizes, and counted as often as it occurs.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,17 +36,22 @@ from costmodels.many import (
 from costmodels.roofline import Rule, paged_share
 from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, placement_on
 from cutedge.sweeping.crossing import Crossing, crossing, kind_of
-from cutedge.sweeping.generations import STATUS
+from cutedge.sweeping.generations import MASKED, STATUS
 from cutedge.sweeping.schedules import Layout, Network
 from partition import Residency
 from partition.accounting import Transfer, account, steps_of
+from partition.masks import MaskedGraph
+from partition.optimise import with_masks
+from partition.packs import wire_format
+from partition.policy import Policy
 from partition.problem import memory_of
+from partition.protects import rows_that_hide
 from partition.run import runs_of
 from partition.schedule import Scheduling, tasks_of
 from partition.stored import held, kept_on
 from partition.wire_format import WireFormat
 from tracer.formula import Formula, const
-from tracer.graph import Kind, OpGraph
+from tracer.graph import Kind, OpGraph, Tensor
 from tracer.reach import resized
 
 Column = NDArray[Any]
@@ -98,28 +103,30 @@ class SizedGraph:
 
 def along(
     program: SizedGraph,
+    policy: Policy,
     devices: Devices,
     streams: frozenset[int],
     machine: Machine,
-    wire: WireFormat,
     residency: Residency,
 ) -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
     """(sizes, figures by name) of one placement at each size of a program, in no order.
 
     A figure that is not known at a size is left out there. ``devices`` are ``HOME`` and
     ``ACCELERATOR``, as the parts of the machine are called (``by_part``); the parameters of
-    ``streams`` lie at home.
+    ``streams`` lie at home. The policy is asked for what it packs and masks.
     """
+    wire = wire_format(program.graph, policy.packs, machine)
     for part in alike(program):
-        length = part.over.length
-        plan = part.plan(devices, streams, np.arange(length), wire, residency)
-        figures = {
-            name: np.broadcast_to(np.asarray(values), (length,)).tolist()
-            for name, values in plan.figures(machine).items()
-        }
-        for row in range(length):
-            sizes = {name: int(many[row]) for name, many in part.over.sizes.items()}
-            yield sizes, {name: values[row] for name, values in figures.items()}
+        every = np.arange(part.over.length)
+        plans = part.plans(policy, devices, streams, every, wire, machine, residency)
+        for rows, plan in plans:
+            figures = {
+                name: np.broadcast_to(np.asarray(values), (len(rows),)).tolist()
+                for name, values in plan.figures(machine).items()
+            }
+            for at, row in enumerate(rows.tolist()):
+                sizes = {name: int(many[row]) for name, many in part.over.sizes.items()}
+                yield sizes, {name: values[at] for name, values in figures.items()}
 
 
 class Part:
@@ -130,6 +137,7 @@ class Part:
         self.coverage = total_flops(graph).coverage
         self._times: dict[Any, tuple[GroupTime, ...]] = {}
         self._plans: dict[Any, _Plan] = {}
+        self._masked: dict[Any, _Masked] = {}
 
     def times(self, machine: Machine) -> dict[str, tuple[GroupTime, ...]]:
         """By part of the machine: what the groups of ops take there, paging left out."""
@@ -159,6 +167,71 @@ class Part:
         if key not in self._plans:
             self._plans[key] = _Plan(self, devices, streams, rows, wire, residency)
         return self._plans[key]
+
+    def plans(
+        self,
+        policy: Policy,
+        devices: Devices,
+        streams: frozenset[int],
+        rows: Ints,
+        wire: WireFormat,
+        machine: Machine,
+        residency: Residency,
+    ) -> "Iterator[tuple[Ints, _Plan]]":
+        """(some of the sizes, what a placement moves there with the masks of a policy): all sizes
+        together but where a scheme hides nothing at some. ``wire`` is that of the plain tensors.
+        """
+        if not policy.protects:
+            yield rows, self.plan(devices, streams, rows, wire, residency)
+            return
+        hide = [
+            self.over(formula)[rows] >= least
+            for formula, least in sorted(rows_that_hide(self.graph, policy.protects), key=str)
+        ]
+        kinds, which = np.unique(
+            np.array(hide, bool).reshape(-1, len(rows)), axis=1, return_inverse=True
+        )
+        for kind in range(kinds.shape[1]):
+            some = rows[which.reshape(-1) == kind]
+            key = (
+                id(policy),
+                devices,
+                streams,
+                id(wire),
+                machine.wire_dtype,
+                kinds[:, kind].tobytes(),
+            )
+            if key not in self._masked:
+                self._masked[key] = self._under_masks(
+                    policy, devices, streams, int(some[0]), machine
+                )
+            one = self._masked[key]
+            yield some, one.part.plan(one.devices, one.streams, some, one.wire, residency)
+
+    def _under_masks(
+        self, policy: Policy, devices: Devices, streams: frozenset[int], row: int, machine: Machine
+    ) -> "_Masked":
+        """The same sizes under the masks that the ops have at one of them."""
+        graph = self.graph
+        sizes = {name: int(many[row]) for name, many in self.over.sizes.items()}
+        if graph.meta.symbolic and sizes != graph.meta.variables:
+            graph = annotate(resized(graph, sizes))
+        there, placed = with_masks(graph, policy, machine, placement_on(devices, streams))
+        part = Part(there, self.over, op_groups(there, self.over))
+        wire = wire_format(there, policy.packs, machine)
+        return _Masked(part, tuple(placed.devices), placed.streams, wire, policy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Masked:
+    """A part with the masks of a policy, where ops are placed."""
+
+    part: Part
+    devices: Devices
+    streams: frozenset[int]
+    wire: WireFormat
+    policy: Policy
+    """Kept for its id."""
 
 
 def alike(program: SizedGraph) -> list[Part]:
@@ -239,6 +312,7 @@ class _Plan:
             STATUS: np.where(estimate, "estimate", "exact").astype(object),
             "home_resident_bytes": self._over(stored[HOME]),
             "accelerator_resident_bytes": self._over(stored.get(ACCELERATOR, const(0))),
+            **self._of_masks(),
         }
         self._ops = {
             place: Counter(
@@ -286,6 +360,31 @@ class _Plan:
             each = (self._crossings[one].payload_bytes * n for one, n in counts.items())
             found = sum(each, np.zeros(self._over.length, np.int64))
         return plain, found
+
+    def _of_masks(self) -> dict[str, Ints | int]:
+        """What masks cost: ``MASKED``."""
+        graph = self._part.graph
+        if not isinstance(graph, MaskedGraph):
+            return dict.fromkeys(MASKED, 0)
+        crossed = [t.tensor for t in self._traffic.transfers if t.tensor.id in graph.masks]
+        plain = [graph.tensors[graph.masks[tensor.id].plain] for tensor in crossed]
+        pads = sum((bytes_of(graph.tensors[pad]) for pad in graph.pads), const(0))
+        return {
+            "masked_payload_bytes": self._crossing_bytes(crossed),
+            "unmasked_payload_bytes": self._crossing_bytes(plain),
+            "pad_bytes": self._over(pads),
+            "offline_flops": self._over(graph.offline),
+            "home_mask_flops": self._over(graph.mask_flops),
+        }
+
+    def _crossing_bytes(self, tensors: Sequence[Tensor]) -> Ints:
+        """What tensors are together while they cross."""
+        alike = {kind_of(tensor, self._wire): tensor for tensor in tensors}
+        counts = Counter(kind_of(tensor, self._wire) for tensor in tensors)
+        total = np.zeros(self._over.length, np.int64)
+        for kind, tensor in alike.items():
+            total = total + counts[kind] * crossing(tensor, self._wire, self._over).payload_bytes
+        return total
 
     def figures(self, machine: Machine) -> dict[str, Any]:
         """The figures that are known, by name."""

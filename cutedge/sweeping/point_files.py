@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cutedge.sweeping.generations import STATUS
+from cutedge.sweeping.generations import MASKED, STATUS
 from cutedge.sweeping.parts import COUNTS, FLAGS, LIMIT, OPTIONAL_COUNTS, SECONDS
 from cutedge.sweeping.points import Job, Points, points
 from partition.summary_table import SUMMARY
@@ -120,7 +120,7 @@ SWEEP = pa.schema(
             pa.float64(),
             "Share of the ops that work whose FLOPs are known, from 0 to 1.",
         ),
-        *(_figure(name, pa.int64()) for name in (*COUNTS, *OPTIONAL_COUNTS)),
+        *(_figure(name, pa.int64()) for name in (*COUNTS, *MASKED, *OPTIONAL_COUNTS)),
         *(_figure(name, pa.float64()) for name in SECONDS),
         *(_figure(name, pa.bool_()) for name in FLAGS),
         _figure(STATUS, pa.string()),

@@ -14,7 +14,7 @@ from costmodels.machine import Machine
 from costmodels.many import Ints, Over
 from costmodels.packing import SizedPacking
 from cutedge.sweeping.answers import Devices, PlacementSearch, by_part
-from cutedge.sweeping.generations import STATUS, Prefills, Steps
+from cutedge.sweeping.generations import MASKED, STATUS, Prefills, Steps
 from cutedge.sweeping.parts import (
     COUNTS,
     FLAGS,
@@ -133,7 +133,7 @@ def points(job: Job) -> Points:
         on = replace(machine, wire_dtype=wire, pack=packings)
         here = [searches[residency, number] for number in range(len(parts))]
         made = [
-            _rows(part, search, on, residency, asked)
+            _rows(part, job.policy, search, on, residency, asked)
             for part, search in zip(parts, here, strict=True)
         ]
         if steps is None:
@@ -249,6 +249,7 @@ class _Rows:
 
 def _rows(
     part: Part,
+    policy: Policy,
     search: PlacementSearch,
     machine: Machine,
     residency: Residency,
@@ -258,20 +259,21 @@ def _rows(
     wire = search.wire(machine)
     length = part.over.length
     figures: dict[str, Column] = {
-        **{name: np.zeros(length, np.int64) for name in (*COUNTS, *OPTIONAL_COUNTS)},
+        **{name: np.zeros(length, np.int64) for name in (*COUNTS, *MASKED, *OPTIONAL_COUNTS)},
         **{name: np.zeros(length) for name in (*SECONDS, *LAID)},
         **{name: np.zeros(length, bool) for name in FLAGS},
         **{name: np.full(length, None, object) for name in (LIMIT, STATUS)},
     }
     known = {name: np.zeros(length, bool) for name in figures}
     for number, devices in enumerate(answers.placements):
-        rows = np.flatnonzero(answers.which == number)
-        plan = part.plan(devices, streams, rows, wire, residency)
-        found = plan.figures(machine)
-        if asked is not None and "run_seconds" in found:
-            found |= plan.laid(machine, asked, found["run_seconds"])
-        for name, values in found.items():
-            figures[name][rows], known[name][rows] = values, True
+        every = np.flatnonzero(answers.which == number)
+        plans = part.plans(policy, devices, streams, every, wire, machine, residency)
+        for rows, plan in plans:
+            found = plan.figures(machine)
+            if asked is not None and "run_seconds" in found:
+                found |= plan.laid(machine, asked, found["run_seconds"])
+            for name, values in found.items():
+                figures[name][rows], known[name][rows] = values, True
     for name in ("requests_per_second", LIMIT):
         known[name] &= figures["makespan_seconds"] > 0
     return _Rows(machine.wire_dtype, answers.placed, answers.optimal, figures, known)

@@ -22,6 +22,16 @@ SHALLOW = {**preset("edge-10m"), "num_hidden_layers": 1}
 WINDOW = {**WINDOWED, "sliding_window": 12, "num_hidden_layers": 1}
 
 
+MASKING = "tee-tdx+rtx-4090@pcie5-x16"
+MASKED = (
+    "masked_payload_bytes",
+    "unmasked_payload_bytes",
+    "pad_bytes",
+    "offline_flops",
+    "home_mask_flops",
+)
+
+
 def alone(model: Any, past: int, policy: str, **options: Any) -> dict[str, Any]:
     """The summary of one step of decode."""
     split = cutedge.trace(model, phase="decode", past=past).partition(policy, **options)
@@ -34,6 +44,9 @@ def alone(model: Any, past: int, policy: str, **options: Any) -> dict[str, Any]:
         ("fuse-attention", {"machine": MACHINE}),
         ("min-cut-norm-home", {"machine": MACHINE, "wire_dtype": "bfloat16"}),
         ("offload-linear", {"machine": MACHINE, "residency": "call"}),
+        ("slalom-verified", {"machine": MASKING}),
+        ("masked-all", {"machine": MASKING, "wire_dtype": "bfloat16"}),
+        pytest.param("private-optimal", {"machine": MASKING}, marks=pytest.mark.slow),
         pytest.param(
             "host-chip",
             {"machine": "ryzen-7950x+chip-8x8@axi-lite", "chips": 4},
@@ -51,7 +64,7 @@ def test_a_generation_is_the_sum_of_its_steps(policy: str, options: dict[str, An
         assert step.total_payload_bytes == wanted["total_payload_bytes"]
         assert step.run_seconds == pytest.approx(wanted["run_seconds"], rel=1e-12)
     found, all_of_it = made.summary, [prompt, *steps]
-    for figure in ("calls", "total_payload_bytes"):
+    for figure in ("calls", "total_payload_bytes", *MASKED):
         assert found[figure] == sum(one[figure] for one in all_of_it)
     assert found["ttft_seconds"] == prompt["run_seconds"]
     assert found["total_seconds"] == pytest.approx(fsum(one["run_seconds"] for one in all_of_it))
@@ -289,6 +302,7 @@ SWEPT = (
     "tokens_per_second",
     "at_least",
     "payload_status",
+    *MASKED,
 )
 
 
@@ -341,6 +355,24 @@ def test_points_of_a_sweep_are_generations(tmp_path: Path) -> None:
         held_against_generate("edge-10m", row)
     moving = [row for row in rows if row["moved_cache_bytes"]]
     held_against_generate("edge-10m", random.Random(1).choice(moving))
+
+
+def test_generations_under_masks(tmp_path: Path) -> None:
+    """Pads are of one run: those of all steps are summed. One row has no mask of ``rank-one``."""
+    policies = ["slalom", "masked-all", "rank-one"]
+    axes = {"seq": [16, 64], "new": [1, 9], "policy": policies}
+    pair = {"pair": "tee-tdx+rtx-4090", "link": "pcie5-x16", "wire_dtype": ["native", "bfloat16"]}
+    rows = swept("edge-10m", tmp_path / "s", **axes, **pair)
+    assert len(rows) == 2 * 2 * 3 * 2
+    for row in random.Random(0).sample(rows, 3):
+        held_against_generate("edge-10m", row)
+    steps = {
+        (row["policy"], row["new"]): row["masked_payload_bytes"]
+        for row in rows
+        if (row["seq"], row["wire_dtype"]) == (64, None)
+    }
+    assert steps["rank-one", 9] == steps["rank-one", 1] > 0
+    assert steps["slalom", 9] > steps["slalom", 1] > 0
 
 
 @pytest.mark.slow

@@ -115,6 +115,8 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         placed = place(graph, policy, setting)
     except InfeasibleError:
         return None
+    if placed.graph is not graph:  # with masks
+        graph, times = placed.graph, on.times(placed.graph)
     on_wire = setting.wire(graph, policy)
     traffic = setting.account(graph, placed.placement, on_wire)
     times = times_under(graph, placed.placement, traffic.transfers, times)
@@ -165,6 +167,7 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         "run_seconds": made.run_seconds,
         "at_least": totals.at_least or any(lacking[device] for device in working),
         "payload_status": totals.payload_status,
+        **made.mask_costs,
         "optimal": None if placed.solution is None else placed.solution.proven,
         "paging": {part for part, time in times.items() if time.paged_share},
     }
@@ -216,6 +219,17 @@ SUBJECTS = {
 }
 
 
+POLICIES = (
+    "offload-linear",
+    "flash-attention",
+    "min-cut-norm-home",
+    "layers",
+    "slalom-verified",
+    "rank-one",  # masks nothing of a single row
+    "masked-all",
+)
+
+
 def program(graph: OpGraph, reach: Reach, given: dict[str, list[int]]) -> SizedGraph:
     values = {name: given.get(name, [value]) for name, value in graph.meta.variables.items()}
     grid = np.meshgrid(*values.values(), indexing="ij")
@@ -236,7 +250,7 @@ def test_every_figure_is_that_of_one_point(subject, samples):
     subject_trace = captured(preset(name), model=name, **options)
     whole = program(subject_trace.graph, subject_trace.reach, given)
     checked = Counter()
-    for policy_name in ("offload-linear", "flash-attention", "min-cut-norm-home", "layers"):
+    for policy_name in POLICIES if samples > 4 else POLICIES[::2]:
         policy = load_policy(policy_name)
         residencies = ("run",) if policy.objective else ("run", "call")
         job = Job(
