@@ -52,7 +52,7 @@ class Step:
     """New tokens that it makes of each sequence: of a round, how many are expected."""
     payload_status: Status = "exact"
     """Whether the payload is counted, or a ratio stands in for some of it."""
-    mask_costs: Mapping[str, int] = field(default_factory=dict)
+    mask_costs: Mapping[str, int] = field(default_factory=dict, hash=False)
     """What masks cost, by key of ``Generation.summary``; all 0 where there are none."""
 
     @property
