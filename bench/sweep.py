@@ -29,8 +29,9 @@ from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
-from partition.optimise import Setting, compute_seconds, place
+from partition.optimise import compute_seconds, place
 from partition.policy import load_policy
+from partition.setting import Setting
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
 from tracer.serde import read_reach, read_trace

@@ -16,10 +16,10 @@ from cutedge._placing import (
     scheduling_of,
 )
 from partition import Residency, ScheduleKind
-from partition.optimise import Setting
 from partition.policy import Policy, cautions, load_policy, with_secrets
 from partition.run import times_under
 from partition.schedule import Scheduling
+from partition.setting import Setting
 from partition.split import Split
 from partition.summary_table import summary_row
 from partition.tables import partition_tables

@@ -17,14 +17,13 @@ from partition import Order, Residency, ScheduleKind
 from partition.crossover import Crossover, Point, best_over
 from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
 from partition.ladder import Exposure, LadderStep, exposure, ladder
+from partition.masked_choice import mask_seconds
 from partition.masks import plain_of, with_masks_placed
 from partition.optimise import (
     Price,
-    Setting,
     compute_cycles,
     compute_seconds,
     hidden_from,
-    mask_seconds,
     may_move,
     obstacle,
     place,
@@ -45,6 +44,7 @@ from partition.run import chips_of, times_under
 from partition.schedule import Scheduling
 from partition.secrets import covered, present
 from partition.seen import Derived, derived, known
+from partition.setting import Setting
 from partition.split import Split
 from tracer.errors import InputError, choose
 from tracer.graph import OpGraph

@@ -132,7 +132,8 @@ def _counting(rows: int, before: int) -> Iterator[Callable[[int], None]]:
 def _check_policies(grid: Grid) -> None:
     """Refuse policies that count seconds where those of a machine are not known."""
     from costmodels.roofline import DeviceTime
-    from partition.optimise import Setting, obstacle
+    from partition.optimise import obstacle
+    from partition.setting import Setting
 
     for policy in grid.policies:
         for m in grid.machines:

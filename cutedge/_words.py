@@ -12,12 +12,12 @@ from partition.explain import Bottleneck
 from partition.ladder import Exposure
 from partition.layers import TopologicalCut
 from partition.masks import MaskedGraph, without_masks_placed
-from partition.optimise import Setting
 from partition.policy import Policy
 from partition.protects import unhidden
 from partition.run import Run
 from partition.schedule import Schedule
 from partition.schemes import MANTISSA_BITS, pad_bits
+from partition.setting import Setting
 from partition.split import Split
 from partition.wire_format import PLAIN
 from tracer.graph import Kind, OpGraph

@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from partition.masks import MaskedGraph, masked, plain_of
+from partition.masking import masked
+from partition.masks import MaskedGraph, plain_of
 from partition.schemes import MANTISSA_BITS, Protection, pad_bits
 from partition.split import Split
 from tracer.files import parse_json

@@ -23,33 +23,29 @@ too, and the best of all is the answer, with the bound.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import ceil, floor, fsum, log10
 from time import perf_counter
 
 from costmodels.flops import FREE, without_sizes
-from costmodels.machine import Machine
 from costmodels.roofline import DeviceTime
-from partition import Residency
 from partition.accounting import Traffic, account
 from partition.layers import TopologicalCut, cut_between_layers, topological_cut
+from partition.masked_choice import crossing_seconds, protecting, unmasked, with_masks
+from partition.masking import settled
 from partition.masks import (
     MaskedGraph,
-    masked,
     plain_of,
     seen_through,
-    settled,
     with_masks_placed,
     without_masks_placed,
 )
-from partition.packs import wire_format
 from partition.placement import Placement
 from partition.policy import (
     Policy,
     allowed_by,
-    apply_policy,
     check_matches,
     derived_too,
     free_ops,
@@ -70,108 +66,16 @@ from partition.problem import (
     payload_costs,
     recount,
 )
-from partition.protects import named, protections
+from partition.protects import named
 from partition.run import times_under
-from partition.schedule import Scheduling
-from partition.schemes import Protection
 from partition.secrets import covered, lookups, present, reached, ways_to_keep
+from partition.setting import Setting
 from partition.solve import Proof, Solution, solve
 from partition.stored import kept_beside, state_readers
-from partition.wire_format import WireFormat
 from tracer.errors import InputError
 from tracer.graph import Kind, OpGraph
 from tracer.stages import stage
 from tracer.words import counted
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a policy is applied to beside a graph."""
-
-    machine: Machine
-    residency: Residency = "run"
-    times: Mapping[str, DeviceTime] = field(default_factory=dict)
-    """Device -> what each op takes there, for the devices that are described."""
-    max_calls: int | None = None
-    time_limit: float | None = None
-    """Seconds that a search may take; the best until then is the answer."""
-    scheduling: Scheduling | None = None
-    """How runs are laid out in time; None where that was not asked for. Placements are the best
-    for runs one after another all the same."""
-
-    @property
-    def untrusted(self) -> tuple[str, ...]:
-        """The accelerators that are not described as trusted."""
-        return tuple(
-            device
-            for device in self.machine.accelerators
-            if device not in self.times or not self.times[device].device.trusted
-        )
-
-    @property
-    def unknown_seconds(self) -> str | None:
-        """What keeps seconds from being counted, in words; None where all is known."""
-        undescribed = [d for d in self.machine.devices if d not in self.times]
-        if undescribed:
-            return (
-                f"{', '.join(undescribed)} is no described device: name devices of "
-                "`cutedge devices`, or .toml files, with --home and --accel"
-            )
-        home, accelerators = self.machine.home, self.machine.accelerators
-        for (one, _), link in self.machine.links.among(home, accelerators).items():
-            if not all(map(link.timed, ("send", "receive") if one == home else ("peer",))):
-                return (
-                    f"the link {link.name} has no bandwidth: choose another of `cutedge links` "
-                    "with --link, or calibrate one"
-                )
-        return None
-
-    def of(self, graph: OpGraph) -> "Setting":
-        """The same for another annotated graph: what its ops take on the machine's devices."""
-        return replace(self, times=self.machine.times(graph))
-
-    def fixed(self, graph: OpGraph, policy: Policy) -> Placement:
-        """Where the rules of a policy put the ops; what they leave free is at home."""
-        machine = self.machine
-        return apply_policy(
-            graph,
-            policy,
-            home=machine.home,
-            accelerators=machine.accelerators,
-            weights_at=machine.weights_at,
-        )
-
-    def wire(self, graph: OpGraph, policy: Policy) -> WireFormat:
-        """What tensors are on the wire under a policy."""
-        return wire_format(graph, policy.packs, self.machine)
-
-    def account(self, graph: OpGraph, placement: Placement, wire: WireFormat) -> Traffic:
-        """What a placement moves over the machine's links."""
-        return account(graph, placement, self.machine.links, wire=wire, residency=self.residency)
-
-    def can_run(self, op: int, device: str) -> bool:
-        """Whether a device has seconds for an op, or no description: an array multiplies alone."""
-        return device not in self.times or self.times[device].ops[op].seconds is not None
-
-    def call_seconds(self, accelerator: str) -> float:
-        """What a call takes beside its tensors: two messages' latency and framing, where known."""
-        link = self.machine.links.of(accelerator)
-        return sum(link.message_seconds(way) or 0.0 for way in ("send", "receive"))
-
-    def tensor_seconds(self, payload: int, source: str, destination: str) -> float:
-        """What a tensor takes on its link, where known, without what its message takes.
-
-        Between two accelerators with it.
-        """
-        direction = self._direction(source, destination)
-        link = self.machine.links.between(source, destination, self.machine.home)
-        toll = (link.message_seconds("peer") or 0.0) if direction == "peer" else 0.0
-        return (link.tensor_seconds(payload, direction) or 0.0) + toll
-
-    def _direction(self, source: str, destination: str) -> str:
-        if self.machine.home not in (source, destination):
-            return "peer"
-        return "receive" if destination == self.machine.home else "send"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,71 +136,6 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     pinned = tuple(held and op not in several for op, held in enumerate(fixed.pinned))
     placement = replace(fixed, devices=devices, pinned=pinned, reasons=reasons)
     return Placed(there, with_masks_placed(there, placement), solution, _unit(policy))
-
-
-# --- ops that run masked where they are away ------------------------------------------------------
-
-
-def with_masks(
-    graph: OpGraph, policy: Policy, machine: Machine, placement: Placement
-) -> tuple[OpGraph, Placement]:
-    """A plain graph and its placement with the masks of what the policy protects."""
-    away = [op for op, d in enumerate(placement.devices) if d not in (None, placement.home)]
-    protected = _protections(graph, policy, away)
-    whole = masked(graph, protected, machine.wire_dtype)
-    return whole, with_masks_placed(whole, placement)
-
-
-def _protections(graph: OpGraph, policy: Policy, away: Collection[int]) -> dict[int, Protection]:
-    try:
-        return protections(graph, policy.protects, away)
-    except InputError as error:
-        raise InputError(f"{policy.name}: {error}") from None
-
-
-def protecting(graph: OpGraph, policy: Policy, setting: Setting) -> tuple[OpGraph, Setting]:
-    """A plain graph where all is masked that may be away and is protected, and what ops take there.
-
-    At home a protected op takes what it takes in plain.
-    """
-    machine = setting.machine
-    allowed = allowed_by(graph, policy, machine.home, machine.accelerators)
-    away = [op for op, choice in enumerate(allowed) if set(choice) - {machine.home}]
-    protected = _protections(graph, policy, away)
-    whole = masked(graph, protected, machine.wire_dtype)
-    if not isinstance(whole, MaskedGraph):
-        return graph, setting
-    times, home = machine.times(whole), machine.home
-    if home in times:
-        ops = [*times[home].ops]
-        for op in protected:
-            ops[whole.here[op]] = setting.times[home].ops[op]
-        times[home] = replace(times[home], ops=tuple(ops))
-    return whole, replace(setting, times=times)
-
-
-def _mask_seconds(graph: OpGraph, setting: Setting) -> Iterator[tuple[int, bool, float]]:
-    """(tensor, whether it is sent, what home is certain to compute where it crosses, in seconds).
-
-    A mask is made where what it masks is sent, once: to each of several devices not certainly more
-    than its share, nor with each of several calls any of it. Recovery, pads and checks are made
-    where a result comes back.
-    """
-    if not isinstance(graph, MaskedGraph):
-        return
-    taken = setting.times[setting.machine.home].ops
-    beside: dict[int, float] = defaultdict(float)
-    for op, (part, of) in graph.parts.items():
-        seconds = taken[op].seconds or 0.0
-        if part == "mask":
-            sent = graph.outputs(op)[0].id
-            several = len(setting.machine.accelerators)
-            again = setting.residency == "call" and len(graph.readers(sent)) > 1
-            yield sent, True, 0.0 if again else seconds / several
-        else:
-            beside[graph.here[of]] += seconds
-    for op, seconds in beside.items():
-        yield graph.outputs(op)[0].id, False, seconds
 
 
 def _check_room(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> None:
@@ -617,7 +456,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
                 known[way] = setting.tensor_seconds(*way)
             taken = known[way] + (packing[tensor] or 0.0)
             moving[tensor, ends[0], ends[1]] += weights["seconds"] * taken
-        for tensor, is_sent, taken in _mask_seconds(graph, setting):
+        for tensor, is_sent, taken in crossing_seconds(graph, setting):
             for accelerator in setting.machine.accelerators:
                 source, end = (home, accelerator) if is_sent else (accelerator, home)
                 moving[tensor, source, end] += weights["seconds"] * taken
@@ -691,40 +530,28 @@ def _able(
     graph: OpGraph, setting: Setting, allowed: Sequence[tuple[str, ...]]
 ) -> tuple[tuple[str, ...], ...]:
     """Of several allowed devices those that can run the op, and home where only it can mask it."""
-    unmasked = _unmasked(graph, setting)
+    lacking = unmasked(graph, setting)
     home = (setting.machine.home,)
     return tuple(
         home
-        if op in unmasked and {*home} < {*choice}
+        if op in lacking and {*home} < {*choice}
         else tuple(d for d in choice if setting.can_run(op, d)) or choice
         for op, choice in enumerate(allowed)
     )
-
-
-def _unmasked(graph: OpGraph, setting: Setting) -> dict[int, int]:
-    """Protected op -> what home does for its mask and has no seconds for."""
-    if not isinstance(graph, MaskedGraph):
-        return {}
-    found: dict[int, int] = {}
-    for op, (part, of) in graph.parts.items():
-        if not setting.can_run(op, setting.machine.home):
-            readers = graph.readers(graph.outputs(op)[0].id) if part == "mask" else ()
-            found |= dict.fromkeys((*readers, graph.here[of]), op)
-    return found
 
 
 def _check_costs(
     graph: OpGraph, policy: Policy, setting: Setting, allowed: Sequence[tuple[str, ...]]
 ) -> None:
     masks = graph if isinstance(graph, MaskedGraph) else None
-    unmasked, home = _unmasked(graph, setting), setting.machine.home
+    unable, home = unmasked(graph, setting), setting.machine.home
     for op, choice in zip(graph.ops, allowed, strict=True):
         if masks and op.id in masks.parts:
             continue
         for device in choice:
             lacking = op if setting.times[device].ops[op.id].seconds is None else None
-            if device != home and op.id in unmasked:
-                lacking, device = graph.ops[unmasked[op.id]], home
+            if device != home and op.id in unable:
+                lacking, device = graph.ops[unable[op.id]], home
             if lacking is not None:
                 number = masks.origin[op.id] if masks else op.id
                 what = (
@@ -895,15 +722,6 @@ def unknown_launches(
         time.device.name for d, time in times.items() if d in working and time.lacks_launches
     )
     return tuple(dict.fromkeys(lacking))
-
-
-def mask_seconds(
-    graph: OpGraph, home: str, times: Mapping[str, DeviceTime]
-) -> dict[int, float | None]:
-    """Op that home does for masks -> what it takes; nothing where home is not described."""
-    if not isinstance(graph, MaskedGraph) or home not in times:
-        return {}
-    return {op: times[home].ops[op].seconds for op in graph.parts}
 
 
 def compute_seconds(placement: Placement, times: Mapping[str, DeviceTime]) -> dict[str, float]:

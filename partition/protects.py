@@ -33,7 +33,7 @@ from partition.conditions import (
     patterns_of,
     text_of,
 )
-from partition.masks import hides, rows_to_hide, why_not
+from partition.masking import hides, rows_to_hide, why_not
 from partition.schemes import NAMES, SCHEMES, Operands, Protection
 from tracer.errors import InputError
 from tracer.formula import Formula

@@ -32,7 +32,7 @@ from partition import Residency
 from partition.accounting import account
 from partition.layers import cut_between_layers
 from partition.masks import without_masks_placed
-from partition.optimise import Setting, check_kept, place, problem_of
+from partition.optimise import check_kept, place, problem_of
 from partition.packs import wire_format
 from partition.placement import Placement
 from partition.policy import (
@@ -45,6 +45,7 @@ from partition.policy import (
 )
 from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
 from partition.secrets import ways_to_keep
+from partition.setting import Setting
 from partition.solve import solve
 from partition.wire_format import WireFormat
 from tracer.formula import Formula, const, parse

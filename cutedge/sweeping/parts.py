@@ -40,8 +40,8 @@ from cutedge.sweeping.generations import MASKED, STATUS
 from cutedge.sweeping.schedules import Layout, Network
 from partition import Residency
 from partition.accounting import Transfer, account, steps_of
+from partition.masked_choice import with_masks
 from partition.masks import MaskedGraph
-from partition.optimise import with_masks
 from partition.packs import wire_format
 from partition.policy import Policy
 from partition.problem import memory_of

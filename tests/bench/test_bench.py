@@ -23,7 +23,7 @@ from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
-from partition.optimise import Setting
+from partition.setting import Setting
 from tests.support import ROOT
 from tests.support.graphs import Builder
 from tracer.graph import Kind, OpGraph

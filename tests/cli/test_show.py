@@ -14,7 +14,7 @@ from cutedge import Comparison, Partition
 from cutedge._placing import Compared
 from partition.accounting import account
 from partition.explain import compare_traffic, top_transfers
-from partition.optimise import Setting
+from partition.setting import Setting
 from partition.split import Split
 from partition.wire_format import WireFormat
 from tests.support.graphs import Builder, place

@@ -44,11 +44,12 @@ from cutedge.sweeping.answers import (
 from cutedge.sweeping.parts import SizedGraph
 from cutedge.sweeping.points import Job, Points, pack, points
 from cutedge.sweeping.schedules import Layout, Network
-from partition.optimise import Setting, compute_cycles, compute_seconds, place
+from partition.optimise import compute_cycles, compute_seconds, place
 from partition.policy import Policy, Rule, load_policy
 from partition.problem import InfeasibleError
 from partition.run import times_under
 from partition.schedule import Scheduling, Task, scheduled
+from partition.setting import Setting
 from partition.split import Split
 from tests.support import BIN
 from tests.support.examples import examples

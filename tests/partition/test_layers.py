@@ -13,10 +13,11 @@ from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from partition.accounting import account
 from partition.layers import topological_cut
-from partition.optimise import Setting, place, problem_of
+from partition.optimise import place, problem_of
 from partition.placement import Placement
 from partition.policy import load_policy
 from partition.problem import InfeasibleError
+from partition.setting import Setting
 from tests.support.examples import examples
 from tests.support.graphs import HOME, graphs
 from tests.support.inprocess import invoke

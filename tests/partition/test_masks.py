@@ -11,12 +11,14 @@ from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from partition.accounting import Traffic, account
-from partition.masks import MaskedGraph, hides, masked, settled
-from partition.optimise import Placed, Setting, place
+from partition.masking import hides, masked, settled
+from partition.masks import MaskedGraph
+from partition.optimise import Placed, place
 from partition.placement import Placement
 from partition.policy import Policy, load_policy
 from partition.protects import Protect
 from partition.schemes import SCHEMES, Matrices, Protection, elements, false_accept, pad_bits
+from partition.setting import Setting
 from partition.stored import held, resident_bytes, state_devices
 from partition.wire_format import WireFormat
 from tests.support.examples import examples

@@ -13,7 +13,7 @@ from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.ladder import exposure, ladder
-from partition.optimise import Setting, compute_seconds, place, prices
+from partition.optimise import compute_seconds, place, prices
 from partition.placement import Placement
 from partition.policy import (
     apply_policy,
@@ -24,6 +24,7 @@ from partition.policy import (
     secret_tensors,
 )
 from partition.problem import InfeasibleError
+from partition.setting import Setting
 from tests.support.costs import costed, device
 from tests.support.graphs import Builder
 from tests.support.inprocess import invoke

@@ -12,9 +12,10 @@ from costmodels.links import Link, Links
 from costmodels.machine import Machine
 from costmodels.packing import Packing, SizedPacking
 from costmodels.roofline import time_ops
-from partition.optimise import Setting, figure, place
+from partition.optimise import figure, place
 from partition.placement import Placement
 from partition.policy import load_policy
+from partition.setting import Setting
 from tests.support.costs import costed, device
 from tests.support.examples import examples
 from tests.support.graphs import describe, graphs

@@ -12,14 +12,16 @@ from costmodels.flops import annotate
 from costmodels.links import Link, Links, load_link
 from costmodels.machine import Machine
 from partition.accounting import account
-from partition.masks import MaskedGraph, hides
-from partition.optimise import Setting, place, prices
+from partition.masking import hides
+from partition.masks import MaskedGraph
+from partition.optimise import place, prices
 from partition.policy import Policy, Rule, Secret, load_policy, policy_names
 from partition.problem import InfeasibleError, NotFoundError, memory_of
 from partition.protects import Protect
 from partition.schemes import Protection
 from partition.secrets import covered, present, reached
 from partition.seen import How, What, derived, seen
+from partition.setting import Setting
 from partition.wire_format import WireFormat
 from tests.support.costs import device
 from tests.support.examples import examples

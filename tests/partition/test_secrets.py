@@ -12,11 +12,12 @@ import pytest
 from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from partition.accounting import account
-from partition.optimise import Setting, place
+from partition.optimise import place
 from partition.policy import load_policy, secret_tensors
 from partition.problem import InfeasibleError
 from partition.secrets import covered, lookups, ways_to_keep
 from partition.seen import What, derived, recoverable, what_is
+from partition.setting import Setting
 from tests.support.graphs import HOME, Builder
 from tests.support.inprocess import invoke
 from tracer.graph import Gemm, Kind, OpCost, OpGraph, Role

@@ -7,7 +7,8 @@ from itertools import product
 from hypothesis import strategies as st
 
 from costmodels.flops import annotate
-from partition.masks import MaskedGraph, masked
+from partition.masking import masked
+from partition.masks import MaskedGraph
 from partition.placement import Placement
 from partition.schemes import Protection
 from tests.support.graphs import HOME, Builder, Shape, placement

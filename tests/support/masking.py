@@ -13,11 +13,12 @@ from cutedge.runtime.transforms import Randomness
 from cutedge.runtime.verify import Verdict, judge
 from partition.accounting import Residency, Traffic
 from partition.masks import MaskedGraph
-from partition.optimise import Setting, place
+from partition.optimise import place
 from partition.placement import Placement
 from partition.policy import Policy, Rule, load_policy
 from partition.protects import Protect
 from partition.schemes import Protection
+from partition.setting import Setting
 from tests.support.running import WEIGHTS, answer, given, tiny
 
 KINDS = {"weights": ("linear",), "activations": ("matmul",)}

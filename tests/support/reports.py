@@ -5,8 +5,8 @@ from pathlib import Path
 
 from cutedge._machines import read_machine
 from cutedge._placing import partition_of
-from partition.optimise import Setting
 from partition.policy import load_policy
+from partition.setting import Setting
 from partition.split import Split
 from tests.support.inprocess import invoke
 from tracer.graph import OpGraph

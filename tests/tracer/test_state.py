@@ -11,8 +11,9 @@ from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from partition.accounting import account
-from partition.optimise import Setting, place
+from partition.optimise import place
 from partition.policy import apply_policy, load_policy
+from partition.setting import Setting
 from partition.stored import state_readers
 from tests.support.graphs import Builder
 from tracer.capture import capture

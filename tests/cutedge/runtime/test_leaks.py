@@ -23,11 +23,12 @@ from cutedge.runtime.lineage import carriers
 from cutedge.runtime.plan import make_plan
 from cutedge.runtime.wire import Channel
 from partition.accounting import account
-from partition.optimise import Setting, place
+from partition.optimise import place
 from partition.placement import Placement
 from partition.policy import Policy, Rule, Secret
 from partition.problem import InfeasibleError
 from partition.secrets import covered
+from partition.setting import Setting
 from partition.split import Split
 from partition.tables import write_partition
 from partition.wire_format import WireFormat

@@ -31,11 +31,12 @@ from cutedge.runtime.verify import Verdict, judge, tolerance_of, unsplit
 from cutedge.runtime.weights import given_numbers, seeded
 from cutedge.runtime.wire import Spec
 from partition.accounting import Traffic, account
-from partition.optimise import Placed, Setting, obstacle, place
+from partition.optimise import Placed, obstacle, place
 from partition.placement import Placement
 from partition.policy import Policy, Rule, fixed_policy_names, load_policy, policy_names
 from partition.protects import Protect
 from partition.schemes import Protection
+from partition.setting import Setting
 from partition.wire_format import WireFormat
 from tests.support.examples import examples
 from tests.support.inprocess import invoke
