@@ -54,7 +54,7 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
         print_table("critical path~, on<1, count>2, takes>, share%", critical)
         out.print()
     if why is not None:
-        _print_why(partition, *why)
+        _print_why(*why)
     if made.top_transfers:
         print_table(
             "top transfers, direction<1, count>3, each>2, all>, share%, growth<4",
@@ -65,15 +65,13 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     out.print(f"written to {folder}")
 
 
-def _print_why(partition: Split, steps: Sequence[LadderStep], prices: Sequence[Price]) -> None:
+def _print_why(steps: Sequence[LadderStep], prices: Sequence[Price]) -> None:
     print_table(
         "step from offload-linear~, ops>2, to<1, saves>, calls>, left>3", _rows.ladder_rows(steps)
     )
     console().print()
     if prices:
-        print_table(
-            "price of a rule or secret~, ops>1, costs>, ", _rows.price_rows(prices, partition.unit)
-        )
+        print_table("price of a rule, secret or mask~, ops>1, costs>, ", _rows.price_rows(prices))
         console().print()
 
 

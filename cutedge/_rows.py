@@ -127,13 +127,13 @@ def ladder_rows(steps: Sequence[LadderStep]) -> Rows:
     ]
 
 
-def price_rows(prices: Sequence[Price], unit: str | None) -> Rows:
-    """(reason, ops, what it costs, whether that is a bound) of each rule or secret."""
+def price_rows(prices: Sequence[Price]) -> Rows:
+    """(reason, ops, what it costs, whether that is a bound) of each rule, secret or protection."""
     return [
         (
             price.reason or price.rule,
             str(price.ops),
-            amount(price.saved, unit),
+            amount(price.saved, price.unit),
             "" if price.proven else "about",
         )
         for price in prices

@@ -23,7 +23,7 @@ too, and the best of all is the answer, with the bound.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil, floor, fsum, log10
@@ -66,7 +66,7 @@ from partition.problem import (
     payload_costs,
     recount,
 )
-from partition.protects import named
+from partition.protects import Protect, named
 from partition.run import times_under
 from partition.secrets import covered, lookups, present, reached, ways_to_keep
 from partition.setting import Setting
@@ -587,20 +587,24 @@ class Price:
     """How many it pins; of a secret, how many it keeps from a device that they could be on; of a
     protection, how many it names."""
     saved: int
-    """How much less the optimum without it would cost, in the solution's unit."""
+    """How much less it would cost without it, in ``unit``: the optimum, or of a policy that leaves
+    nothing free the same placement."""
+    unit: str
+    """``bytes``, ``ns`` or ``weighted``."""
     proven: bool
-    """Whether both optima are proven."""
+    """Whether that is so: both optima are proven, or there are none."""
 
 
 def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | None) -> list[Price]:
     """The price of each rule that pins ops, and of each secret: the optimum, less that without it.
 
-    ``solution`` is that of the policy; without one there is nothing to price. A rule without which
-    nothing is found in time has no price.
+    ``solution`` is that of the policy; without one there are the prices of what it protects alone.
+    A rule without which nothing is found in time has no price.
     """
     if solution is None:
-        return []
+        return _fixed_prices(graph, policy, setting)
     found = []
+    unit = _unit(policy)
     free = free_ops(graph, policy)
     for number, rule in enumerate(policy.rules):
         if rule.place == "free":
@@ -620,6 +624,7 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
                 rule.reason,
                 pinned,
                 solution.objective - (without.solution.objective or 0),
+                unit,
                 solution.proven and without.solution.proven,
             )
         )
@@ -642,13 +647,13 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
                 secret.reason,
                 len({op for op, _ in kept - others}),
                 solution.objective - (without.solution.objective or 0),
+                unit,
                 solution.proven and without.solution.proven,
             )
         )
-    for number, protect in enumerate(policy.protects):
-        protects = (*policy.protects[:number], *policy.protects[number + 1 :])
+    for protect, freer in _unprotected(policy):
         try:
-            without = place(graph, replace(policy, protects=protects), setting)
+            without = place(graph, freer, setting)
         except (NotFoundError, InfeasibleError):  # what it hides is a secret
             continue
         assert without.solution is not None
@@ -658,10 +663,51 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
                 protect.reason,
                 sum(one == protect for one in named(graph, policy.protects).values()),
                 solution.objective - (without.solution.objective or 0),
+                unit,
                 solution.proven and without.solution.proven,
             )
         )
     return found
+
+
+def _unprotected(policy: Policy) -> Iterator[tuple[Protect, Policy]]:
+    """(each protection, the policy without it)"""
+    for number, protect in enumerate(policy.protects):
+        others = (*policy.protects[:number], *policy.protects[number + 1 :])
+        yield protect, replace(policy, protects=others)
+
+
+def _fixed_prices(graph: OpGraph, policy: Policy, setting: Setting) -> list[Price]:
+    """What each protection of a policy that leaves nothing free costs: in bytes, and in nanoseconds
+    where these are known."""
+    found = []
+    names = named(graph, policy.protects)
+    for protect, freer in _unprotected(policy):
+        try:
+            placed = [place(graph, one, setting) for one in (policy, freer)]
+        except InfeasibleError:  # what it hides is a secret
+            continue
+        for unit, wanted in (("bytes", "bytes"), ("ns", "seconds")):
+            by = replace(policy, objective={wanted: 1.0})
+            known = [setting.of(one.graph) for one in placed]
+            if unit == "ns" and not all(map(_is_timed, placed, known)):
+                continue
+            costs = [
+                figure(one.graph, by, there, one.placement)
+                for one, there in zip(placed, known, strict=True)
+            ]
+            count = sum(one == protect for one in names.values())
+            rule, saved = f"protect {protect}: {protect.protection}", round(costs[0] - costs[1])
+            found.append(Price(rule, protect.reason, count, saved, unit, True))
+    return found
+
+
+def _is_timed(placed: Placed, setting: Setting) -> bool:
+    """Whether the seconds of a placement are known."""
+    return setting.unknown_seconds is None and all(
+        device is None or setting.can_run(op, device)
+        for op, device in enumerate(placed.placement.devices)
+    )
 
 
 def hidden_from(

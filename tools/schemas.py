@@ -250,7 +250,7 @@ def _partition() -> dict[str, Schema]:
         ),
         "derived": _derived(),
         "ladder": key(list[LadderStep], "With --explain: the steps from offload-linear to here."),
-        "prices": key(list[Price], "With --explain: what each rule and secret costs."),
+        "prices": key(list[Price], "With --explain: what each rule, secret and protection costs."),
         "unsupported": _unsupported(),
         "top_transfers": key(
             listed(

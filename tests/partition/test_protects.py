@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cutedge
 from costmodels.flops import annotate
 from costmodels.links import Link, Links, load_link
 from costmodels.machine import Machine
@@ -579,3 +580,29 @@ def test_a_protection_has_a_price():
         p for p in prices(graph, pinned, setting(), placed.solution) if "protect" in p.rule
     )
     assert (price.ops, price.saved, price.reason, price.proven) == (1, 384 - 192, "why", True)
+
+
+@pytest.mark.slow
+def test_what_each_protection_of_a_fixed_policy_costs():
+    """As much as the totals with it are above those without it."""
+    trace, rules = cutedge.trace("edge-10m", seq=64), load_policy("masked-all")
+    linears, products = rules.protects
+    for machine in ("tee-tdx+rtx-4090@pcie5-x16", None):
+        made = trace.partition(rules, machine=machine)
+        by_rule = {(one.rule, one.unit): one for one in made.explain()[1]}
+        units = ("bytes", "ns") if machine else ("bytes",)
+        assert len(by_rule) == 2 * len(units)
+        for protect, left in ((linears, products), (products, linears)):
+            bare = trace.partition(replace(rules, protects=(left,)), machine=machine)
+            for unit, key in zip(units, ("total_payload_bytes", "run_seconds"), strict=False):
+                price = by_rule[f"protect {protect}: {protect.protection}", unit]
+                with_it, without = made.summary[key], bare.summary[key]
+                scale = 1 if unit == "bytes" else 1e9
+                assert price.saved == round(scale * (with_it - without))
+                assert price.ops > 0
+    # 2 products in 4 layers: operands once more, results three times more.
+    heads, seq, width = 4, 64, 64
+    operands = 3 * heads * seq * width + heads * seq * seq
+    results = heads * seq * seq + heads * seq * width
+    price = by_rule[f"protect {products}: {products.protection}", "bytes"]
+    assert price.saved == 4 * 4 * (operands + 3 * results)
