@@ -183,6 +183,7 @@ def test_the_traffic_of_eager_attention_is_quadratic_and_of_a_fused_one_linear(t
         assert least <= two / one <= most
 
 
+@pytest.mark.slow
 def test_sdpa_counts_what_eager_counts(traced):
     """One attention op holds the same two products over the whole square as the two matmuls."""
     small = {"num_hidden_layers": 1}
@@ -236,6 +237,7 @@ def test_qwen15_parameters_are_those_of_the_document(traced):
         assert f"{weights / 2**30:.2f}" == value
 
 
+@pytest.mark.slow
 def test_the_broadcast_of_k_and_v_reads_what_is_stored(traced):
     """K spread over 4 x as many heads reads 8 heads and writes 32."""
     graph = traced("llama-3.2-1b", seq=64, overrides={"num_hidden_layers": 2})

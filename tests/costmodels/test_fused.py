@@ -106,6 +106,7 @@ def qwen(layers: int, past: int, attn: str = "eager") -> OpGraph:
     return annotate(plain.graph)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", LAYERS)
 def test_a_decode_moves_what_is_counted_by_hand(layers):
     assert moved(qwen(layers, 512)) == by_hand(14, 2, 64, 896, 4864, layers, 151936, 512)

@@ -64,6 +64,7 @@ def test_a_gguf_file_says_what_each_tensor_takes(model: str, tmp_path: Path) -> 
     assert (read.meta.weights, read.meta.weights_other) == ("model-Q4_K_M.gguf", "")
 
 
+@pytest.mark.slow
 def test_what_a_gguf_file_has_beside_is_said(tmp_path: Path) -> None:
     plain = decoded(LLAMA)
     tensors = in_q4_k_m(plain, "llama") | {"blk.0.attn_rot.weight.x": ((64,), 0)}

@@ -138,7 +138,7 @@ def test_the_sizes_of_a_small_model(name: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("model", ["mixtral", "gpt2", "llama", "tied", "narrow", "phi3"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_the_mixture_is_that_of_a_rule_by_names(model: str) -> None:
     plain = decoded(MODELS[model])
     packed = stored(plain, load_weights("q4_k_m"))
@@ -232,6 +232,7 @@ def test_tied_weights_count_once_and_a_stack_of_bfloat16_is_half() -> None:
 
 
 @pytest.mark.parametrize(("name", "bits"), [("fp8", 8), ("q8_0", 8.5), ("q4_0", 4.5)])
+@pytest.mark.few(1)
 def test_a_cache_takes_its_own_dtype_and_formula(name: str, bits: float) -> None:
     config = {**LLAMA, "num_hidden_layers": 1}
     plain = cutedge.trace(config, phase="decode", past=16, dtype="float16")

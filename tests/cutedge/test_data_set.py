@@ -64,6 +64,7 @@ def test_forty_runs_are_forty_in_duckdb(runs: tuple[Path, int, int]) -> None:
     assert cutedge.query("SELECT count(*) AS n FROM summary", root).to_pylist() == [{"n": count}]
 
 
+@pytest.mark.slow
 def test_forty_runs_are_forty_in_polars(runs: tuple[Path, int, int]) -> None:
     root, count, total = runs
     table = pl.read_parquet(f"{root}/**/transfers.parquet", hive_partitioning=False)

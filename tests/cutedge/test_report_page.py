@@ -197,6 +197,7 @@ COLOURS = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 @pytest.mark.few(1)
 def test_both_themes_can_be_read(opened, pages, scheme):

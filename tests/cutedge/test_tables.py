@@ -508,6 +508,7 @@ def test_a_concrete_trace_has_the_sizes_of_the_symbolic_one(traced):
 # --- the same again -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(run, trace, tmp_path):
     """Another process, another folder, another hash seed: what the fixture has written."""
     place = tmp_path / "elsewhere"
@@ -519,6 +520,7 @@ def test_two_processes_write_the_same_bytes(run, trace, tmp_path):
     assert [name for name in written if written[name] != expected[name]] == []
 
 
+@pytest.mark.slow
 def test_tracing_the_same_again_keeps_partitions_and_other_options_remove_them(copy):
     """The partitions of another trace would join with ops that they do not belong to."""
     before = files(copy)

@@ -302,7 +302,7 @@ STACKS = {
 
 
 @pytest.mark.parametrize("name", STACKS)
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_the_repeated_stacks_of_a_model(models, name):
     graph = models[name]
     assert set(blocks(graph)) == set(map(frozenset, whole_blocks(graph, STACKS[name])))

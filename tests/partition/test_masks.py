@@ -345,7 +345,7 @@ ALL = protecting(("linear", PAD), ("matmul", Protection("embedded-additive")))
         (("linear", Protection("orthogonal")), ("matmul", Protection("permutation"))),
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_formulas_are_those_of_any_size(traced, ways):
     """Bytes and FLOPs of all tensors and ops, from a trace of 1 x 8 tokens, at 3 x 21 tokens."""
     small, large = (

@@ -163,7 +163,7 @@ def checked(trace: Path, text: str, folder: Path, link: str = "none") -> str:
 @pytest.mark.parametrize(
     ("phase", "each"),
     [
-        ("decode", 24),
+        ("decode", 60),
         pytest.param("decode", 1, marks=pytest.mark.slow),
         pytest.param("prefill", 1, marks=pytest.mark.slow),
     ],

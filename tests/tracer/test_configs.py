@@ -244,6 +244,7 @@ def test_numbers_that_are_no_size_are_refused(changed: Mapping[str, Any], says: 
 # --- the class ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_class_is_in_the_header_the_json_and_the_tables(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(json.dumps({**LLAMA, "architectures": None}))
     trace = ("trace", tmp_path / "m.json", "--seq", "8", "--out", tmp_path / "out")

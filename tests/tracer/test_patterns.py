@@ -1037,7 +1037,7 @@ def test_the_projections_of_a_preset_are_labelled(model, name, attn):
 
 
 @pytest.mark.parametrize("name", DEPTHS)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_preset_with_sdpa_has_one_attention_op_a_layer(model, name):
     graph = model(name, attn="sdpa")
     ops = [op for op in graph.ops if op.kind is Kind.ATTENTION]

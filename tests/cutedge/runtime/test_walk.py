@@ -71,6 +71,7 @@ def placements(graph: OpGraph, draw: random.Random) -> Placement:
     return Placement("tee", devices, [False] * len(devices), [""] * len(devices))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [n if n == "llama" else pytest.param(n, marks=pytest.mark.slow) for n in KINDS]
 )
