@@ -203,6 +203,7 @@ def refused(folder: Path, rows: Sequence[Any], *options: str) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_rows_of_which_no_graph_speaks_are_left_out_and_said(tmp_path, shallow):
     count = parameters(shallow)
     rows = [

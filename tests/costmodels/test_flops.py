@@ -252,6 +252,7 @@ def test_the_broadcast_of_k_and_v_reads_what_is_stored(traced):
     assert spread.cost.write_bytes == 32 * 64 * 64 * 4
 
 
+@pytest.mark.slow
 def test_an_embedding_reads_rows_not_the_table(traced):
     graph = traced("llama-3.2-1b", seq=64, overrides={"num_hidden_layers": 2})
     look_up = next(op for op in graph.ops if op.kind is Kind.EMBEDDING)

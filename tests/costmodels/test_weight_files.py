@@ -53,6 +53,7 @@ def in_q4_k_m(graph: OpGraph, model: str) -> dict[str, tuple[tuple[int, ...], in
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mixtral", "llama", "tied"])
 @pytest.mark.few(1)
 def test_a_gguf_file_says_what_each_tensor_takes(model: str, tmp_path: Path) -> None:
@@ -143,6 +144,7 @@ def test_a_file_that_is_damaged_or_of_another_model_is_said(
         stored_as(plain, tmp_path / "no" / name)
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "t"
     config = tmp_path / "m.json"

@@ -137,6 +137,7 @@ def test_the_sizes_of_a_small_model(name: str, size: float) -> None:
 # --- which tensor takes what ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mixtral", "gpt2", "llama", "tied", "narrow", "phi3"])
 @pytest.mark.few(1)
 def test_the_mixture_is_that_of_a_rule_by_names(model: str) -> None:
@@ -174,6 +175,7 @@ def test_checkpoints_leave_embedding_head_norms_and_routers() -> None:
 # --- what follows ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_flops_and_dtypes_stay_and_bytes_follow() -> None:
     plain = annotate(decoded(LLAMA))
     packed = annotate(stored(plain, load_weights("q8_0")))

@@ -72,6 +72,7 @@ def test_forty_runs_are_forty_in_polars(runs: tuple[Path, int, int]) -> None:
     assert table.select(RUN.split(", ")).n_unique() == count
 
 
+@pytest.mark.slow
 def test_forty_runs_are_forty_in_pandas(runs: tuple[Path, int, int]) -> None:
     root, count, total = runs
     files = sorted(root.glob("**/transfers.parquet"))
@@ -83,6 +84,7 @@ def test_forty_runs_are_forty_in_pandas(runs: tuple[Path, int, int]) -> None:
     assert moved == split.summary["total_payload_bytes"]
 
 
+@pytest.mark.slow
 def test_forty_runs_are_forty_in_pyarrow(runs: tuple[Path, int, int]) -> None:
     root, count, total = runs
     table = ds.dataset([str(file) for file in root.glob("**/transfers.parquet")]).to_table()

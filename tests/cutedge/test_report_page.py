@@ -94,6 +94,7 @@ DRAWN = """() => [...document.querySelectorAll('.drawing')].map(drawing => {
 })"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scheme"), [*((name, "light") for name in PAGES), (next(iter(PAGES)), "dark")]
 )

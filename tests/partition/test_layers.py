@@ -352,6 +352,7 @@ def divided(at_home: set[int], whole: Sequence[frozenset[int]]) -> bool:
     return any(block <= at_home for block in whole) and any(not block & at_home for block in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

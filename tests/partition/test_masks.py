@@ -389,6 +389,7 @@ def test_a_masked_cache_lies_at_home_and_crosses_whole(traced):
     assert not isinstance(single.graph, MaskedGraph)  # of a single row it would hide nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "overrides", "biases"),
     [

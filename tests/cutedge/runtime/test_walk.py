@@ -239,6 +239,7 @@ def test_the_channel_sends_no_tensor_with_a_secrets_values() -> None:
             one.run(found)
 
 
+@pytest.mark.slow
 def test_values_go_through_what_moves_them_and_not_through_arithmetic() -> None:
     """What carries a secret by this is what ``partition.secrets`` covers, from edges alone."""
     made = model("llama")
