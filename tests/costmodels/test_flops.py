@@ -99,6 +99,7 @@ def test_llama_in_closed_form(traced, layers):
         assert every.products == 2_668_248_432_640
 
 
+@pytest.mark.slow
 def test_llama_makes_logits_of_the_last_token(traced):
     """As much less as the other 1,023 tokens take in the head, of 128256 x 2048 weights."""
     last = total_flops(traced("llama-3.2-1b", seq=1024))

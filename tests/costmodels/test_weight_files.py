@@ -100,6 +100,7 @@ def checkpoint(graph: OpGraph) -> dict[str, tuple[tuple[int, ...], int]]:
     return found
 
 
+@pytest.mark.slow
 def test_an_index_says_what_each_tensor_takes_with_its_scales(tmp_path: Path) -> None:
     plain = decoded(MODELS["mixtral"])
     tensors = checkpoint(plain)

@@ -161,6 +161,7 @@ def test_rows_that_are_no_whole_number_of_blocks_take_what_the_tool_takes() -> N
         assert (head.bytes, f"in {name}" in packed.meta.weights_other) == (96 * width * each, True)
 
 
+@pytest.mark.slow
 def test_checkpoints_leave_embedding_head_norms_and_routers() -> None:
     plain = decoded(MODELS["mixtral"])
     packed = stored(plain, load_weights("int4-g128"))
@@ -233,6 +234,7 @@ def test_tied_weights_count_once_and_a_stack_of_bfloat16_is_half() -> None:
 # --- cached keys and values -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bits"), [("fp8", 8), ("q8_0", 8.5), ("q4_0", 4.5)])
 @pytest.mark.few(1)
 def test_a_cache_takes_its_own_dtype_and_formula(name: str, bits: float) -> None:

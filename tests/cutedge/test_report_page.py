@@ -114,6 +114,7 @@ def test_every_drawing_is_drawn_or_says_why(opened, pages, name, scheme):
     assert ("draw-cycles-1" in drawn) == (name == "host-chip")
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_the_data(opened, pages):
     text = pages["tee-gpu"].read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])

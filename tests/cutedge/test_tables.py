@@ -467,6 +467,7 @@ def test_a_trace_reads_back_as_it_was(traced, tmp_path, options):
     assert read.edges == graph.edges
 
 
+@pytest.mark.slow
 def test_traces_of_other_models_have_other_ids(traced, tmp_path):
     ids = {write_trace(traced("edge-10m", seq=8, **o), tmp_path) for o in TRACES.values()}
     assert len(ids) == len(TRACES)

@@ -336,6 +336,7 @@ SMALL = {"num_hidden_layers": 2}
 ALL = protecting(("linear", PAD), ("matmul", Protection("embedded-additive")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ways",
     [

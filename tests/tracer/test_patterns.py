@@ -1036,6 +1036,7 @@ def test_the_projections_of_a_preset_are_labelled(model, name, attn):
     assert all(t.label is None for o in graph.ops if o.kind in inputs for t in graph.outputs(o.id))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEPTHS)
 @pytest.mark.few(1)
 def test_a_preset_with_sdpa_has_one_attention_op_a_layer(model, name):

@@ -29,6 +29,7 @@ def returned(graph: OpGraph) -> list[Tensor]:
     return [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "products"),
     [(1, 655_368_192), pytest.param(16, 2_605_842_432, marks=pytest.mark.slow)],
