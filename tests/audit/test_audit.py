@@ -27,6 +27,7 @@ def test_every_figure_is_what_the_rules_say(case: Case, tmp_path, record_propert
     assert not found.differ, f"{len(found.differ)} disagree:\n" + "\n".join(found.differ[:20])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [Case("branches", "--batch 2 --seq 6")], ids=str)
 def test_a_module_with_every_corner_is_what_the_rules_say(case: Case, tmp_path, record_property):
     found = audit(case, tmp_path, [*ways(range(6))][::4])

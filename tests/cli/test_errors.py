@@ -323,6 +323,7 @@ def test_a_baseline_that_is_not_possible(here, refuse, options, says):
     refuse(2, ["cutedge", "compare", *options.split()], *says)
 
 
+@pytest.mark.slow
 def test_more_tokens_than_positions_are_warned_of(cli):
     model, positions = "bert-base", 512
     shallow = ("--set", "num_hidden_layers=1", "--json")
@@ -1013,6 +1014,7 @@ def metadata(path: Path) -> dict[str, str]:
     return {k.decode(): v.decode() for k, v in pq.read_metadata(path).metadata.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -1181,6 +1183,7 @@ def test_json_of_partition(here, cli, options):
         assert bottleneck is None
 
 
+@pytest.mark.slow
 def test_json_of_compare(here, cli):
     figures = parsed(cli("cutedge", "compare", "--baseline", "fuse-attention", "--json"))[
         "partitions"
@@ -1294,6 +1297,7 @@ def shipped_policies() -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, tomllib.loads(text)
 
 
+@pytest.mark.slow
 def test_json_of_policies(here, cli):
     listed = parsed(cli("cutedge", "policies", "--json"))["policies"]
     expected = [

@@ -559,6 +559,7 @@ def trace_odd(count: int, folder: Path) -> int:
     return refused
 
 
+@pytest.mark.slow
 def test_an_odd_config_is_refused_or_traced(tmp_path):
     assert trace_odd(5, tmp_path) > 1
 

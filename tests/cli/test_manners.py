@@ -268,6 +268,7 @@ def test_with_json_an_error_is_one_object_on_standard_error(
     assert said["exit_code"] == code
 
 
+@pytest.mark.slow
 def test_with_json_a_warning_is_an_object_in_a_line(here: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(here)
     far = ("--past", "5000", "--set", "n_layer=1", "--json", "--out", "far")

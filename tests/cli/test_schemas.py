@@ -166,6 +166,10 @@ def parts(schema: Any) -> Iterator[dict[str, Any]]:
             yield from parts(inner)
 
 
+SLOW = ("generate", "models-check", "verify")
+"""Those that trace a model anew, or run it."""
+
+
 @pytest.mark.parametrize("name", [*SAID, "warning"])
 def test_a_schema_is_strict_and_describes_every_key(name):
     schema = known()[name]
@@ -178,7 +182,9 @@ def test_a_schema_is_strict_and_describes_every_key(name):
                 assert inner["description"].endswith("."), key
 
 
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SAID]
+)
 def test_what_a_command_prints_is_as_its_schema_says(name):
     command = name.removesuffix("-over").removesuffix("-check").removesuffix("-ops")
     words = command.split("-", 1) if command.startswith("export-") else [command]

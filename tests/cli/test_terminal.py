@@ -73,6 +73,7 @@ def piped(name: str) -> str:
     "width", [WIDTHS[0], *(pytest.param(width, marks=pytest.mark.slow) for width in WIDTHS[1:])]
 )
 @pytest.mark.parametrize("name", TABLES)
+@pytest.mark.few(6)
 def test_what_is_printed_fits_the_terminal(name: str, width: int) -> None:
     """No line is wider, each word is one of the whole output's, and what is left out is named."""
     lines = on_terminal(width, *TABLES[name])

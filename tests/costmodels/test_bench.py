@@ -186,6 +186,7 @@ def test_an_engine_is_found_again(tmp_path, shallow):
     )  # float32 between the products has a peak of its own on the card
 
 
+@pytest.mark.slow
 def test_one_row_tells_nothing_apart(tmp_path, shallow):
     done = refused(tmp_path, [row("opt 10M F16", parameters(shallow), 0.01)], "--model", shallow)
     assert "determines no figure" in done
@@ -202,6 +203,7 @@ def refused(folder: Path, rows: Sequence[Any], *options: str) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_rows_of_which_no_graph_speaks_are_left_out_and_said(tmp_path, shallow):
     count = parameters(shallow)
     rows = [
@@ -294,6 +296,7 @@ def test_a_test_has_the_name_that_llama_bench_gives_it():
 
 @pytest.mark.parametrize("sizes", [{"seq": 64, "cache": True}, {"phase": "decode", "past": 64}])
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp-2024"])
+@pytest.mark.few(1)
 def test_seconds_in_arrays_are_those_of_the_ops_one_by_one(shallow, sizes, engine):
     graph = cutedge.trace(shallow, dtype="float16", **sizes).graph
     by, card = load_engine(engine), load_device("a100-80g")

@@ -187,6 +187,7 @@ def test_what_is_not_known_is_said_in_a_line(told: dict[str, Any]) -> None:
     assert storage_of(LLAMA) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_command_says_it_and_runs_it(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     told = {"num_hidden_layers": 1, "quantization_config": METHODS[0][0]}

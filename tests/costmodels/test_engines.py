@@ -100,6 +100,7 @@ def test_what_is_kept_of_state_is_in_partition_as_in_cost():
 
 
 @pytest.mark.parametrize("engine", [EAGER, AHEAD, COPIES, FUSED, PHYSICAL.by("fused")])
+@pytest.mark.few(2)
 def test_many_sizes_at_once_are_as_one(model, engine):
     import numpy as np
 

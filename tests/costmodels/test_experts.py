@@ -384,6 +384,7 @@ def test_a_run_reads_no_more_experts_than_expected():
 # --- tables and lines -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_assumption_is_in_the_tables(tmp_path):
     graph = small(ROUTED)
     write_trace(graph, tmp_path)
@@ -392,6 +393,7 @@ def test_the_assumption_is_in_the_tables(tmp_path):
     assert sum(op.cost.assumption is not None for op in read.ops) == 2  # products
 
 
+@pytest.mark.slow
 def test_the_summary_says_what_is_active_and_what_is_assumed(tmp_path):
     said, printed = summary(ROUTED, tmp_path)
     # experts of three matrices 64 x 32, of which a token passes by 14

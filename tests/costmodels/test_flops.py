@@ -99,6 +99,7 @@ def test_llama_in_closed_form(traced, layers):
         assert every.products == 2_668_248_432_640
 
 
+@pytest.mark.slow
 def test_llama_makes_logits_of_the_last_token(traced):
     """As much less as the other 1,023 tokens take in the head, of 128256 x 2048 weights."""
     last = total_flops(traced("llama-3.2-1b", seq=1024))
@@ -183,6 +184,7 @@ def test_the_traffic_of_eager_attention_is_quadratic_and_of_a_fused_one_linear(t
         assert least <= two / one <= most
 
 
+@pytest.mark.slow
 def test_sdpa_counts_what_eager_counts(traced):
     """One attention op holds the same two products over the whole square as the two matmuls."""
     small = {"num_hidden_layers": 1}
@@ -236,6 +238,7 @@ def test_qwen15_parameters_are_those_of_the_document(traced):
         assert f"{weights / 2**30:.2f}" == value
 
 
+@pytest.mark.slow
 def test_the_broadcast_of_k_and_v_reads_what_is_stored(traced):
     """K spread over 4 x as many heads reads 8 heads and writes 32."""
     graph = traced("llama-3.2-1b", seq=64, overrides={"num_hidden_layers": 2})
@@ -250,6 +253,7 @@ def test_the_broadcast_of_k_and_v_reads_what_is_stored(traced):
     assert spread.cost.write_bytes == 32 * 64 * 64 * 4
 
 
+@pytest.mark.slow
 def test_an_embedding_reads_rows_not_the_table(traced):
     graph = traced("llama-3.2-1b", seq=64, overrides={"num_hidden_layers": 2})
     look_up = next(op for op in graph.ops if op.kind is Kind.EMBEDDING)

@@ -106,11 +106,13 @@ def qwen(layers: int, past: int, attn: str = "eager") -> OpGraph:
     return annotate(plain.graph)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", LAYERS)
 def test_a_decode_moves_what_is_counted_by_hand(layers):
     assert moved(qwen(layers, 512)) == by_hand(14, 2, 64, 896, 4864, layers, 151936, 512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", LAYERS)
 def test_an_attention_written_out_moves_what_one_op_does(layers):
     """Eager and sdpa are the same kernels, but for a mask that the eager one reads."""

@@ -302,7 +302,7 @@ def test_windows_of_traced_models(name, tmp_path, monkeypatch):
 
 def test_a_prefill_is_refused(traced):
     with pytest.raises(InputError, match="decode"):
-        describe(traced("llama-3.2-1b", seq=1024))
+        describe(traced("edge-10m", seq=64))
 
 
 def rows() -> list[dict[str, str]]:

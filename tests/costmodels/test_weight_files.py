@@ -53,6 +53,7 @@ def in_q4_k_m(graph: OpGraph, model: str) -> dict[str, tuple[tuple[int, ...], in
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mixtral", "llama", "tied"])
 @pytest.mark.few(1)
 def test_a_gguf_file_says_what_each_tensor_takes(model: str, tmp_path: Path) -> None:
@@ -64,6 +65,7 @@ def test_a_gguf_file_says_what_each_tensor_takes(model: str, tmp_path: Path) -> 
     assert (read.meta.weights, read.meta.weights_other) == ("model-Q4_K_M.gguf", "")
 
 
+@pytest.mark.slow
 def test_what_a_gguf_file_has_beside_is_said(tmp_path: Path) -> None:
     plain = decoded(LLAMA)
     tensors = in_q4_k_m(plain, "llama") | {"blk.0.attn_rot.weight.x": ((64,), 0)}
@@ -98,6 +100,7 @@ def checkpoint(graph: OpGraph) -> dict[str, tuple[tuple[int, ...], int]]:
     return found
 
 
+@pytest.mark.slow
 def test_an_index_says_what_each_tensor_takes_with_its_scales(tmp_path: Path) -> None:
     plain = decoded(MODELS["mixtral"])
     tensors = checkpoint(plain)
@@ -142,6 +145,7 @@ def test_a_file_that_is_damaged_or_of_another_model_is_said(
         stored_as(plain, tmp_path / "no" / name)
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "t"
     config = tmp_path / "m.json"

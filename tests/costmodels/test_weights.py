@@ -137,8 +137,9 @@ def test_the_sizes_of_a_small_model(name: str, size: float) -> None:
 # --- which tensor takes what ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mixtral", "gpt2", "llama", "tied", "narrow", "phi3"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_the_mixture_is_that_of_a_rule_by_names(model: str) -> None:
     plain = decoded(MODELS[model])
     packed = stored(plain, load_weights("q4_k_m"))
@@ -160,6 +161,7 @@ def test_rows_that_are_no_whole_number_of_blocks_take_what_the_tool_takes() -> N
         assert (head.bytes, f"in {name}" in packed.meta.weights_other) == (96 * width * each, True)
 
 
+@pytest.mark.slow
 def test_checkpoints_leave_embedding_head_norms_and_routers() -> None:
     plain = decoded(MODELS["mixtral"])
     packed = stored(plain, load_weights("int4-g128"))
@@ -174,6 +176,7 @@ def test_checkpoints_leave_embedding_head_norms_and_routers() -> None:
 # --- what follows ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_flops_and_dtypes_stay_and_bytes_follow() -> None:
     plain = annotate(decoded(LLAMA))
     packed = annotate(stored(plain, load_weights("q8_0")))
@@ -231,7 +234,9 @@ def test_tied_weights_count_once_and_a_stack_of_bfloat16_is_half() -> None:
 # --- cached keys and values -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bits"), [("fp8", 8), ("q8_0", 8.5), ("q4_0", 4.5)])
+@pytest.mark.few(1)
 def test_a_cache_takes_its_own_dtype_and_formula(name: str, bits: float) -> None:
     config = {**LLAMA, "num_hidden_layers": 1}
     plain = cutedge.trace(config, phase="decode", past=16, dtype="float16")

@@ -64,6 +64,7 @@ def test_forty_runs_are_forty_in_duckdb(runs: tuple[Path, int, int]) -> None:
     assert cutedge.query("SELECT count(*) AS n FROM summary", root).to_pylist() == [{"n": count}]
 
 
+@pytest.mark.slow
 def test_forty_runs_are_forty_in_polars(runs: tuple[Path, int, int]) -> None:
     root, count, total = runs
     table = pl.read_parquet(f"{root}/**/transfers.parquet", hive_partitioning=False)
@@ -71,6 +72,7 @@ def test_forty_runs_are_forty_in_polars(runs: tuple[Path, int, int]) -> None:
     assert table.select(RUN.split(", ")).n_unique() == count
 
 
+@pytest.mark.slow
 def test_forty_runs_are_forty_in_pandas(runs: tuple[Path, int, int]) -> None:
     root, count, total = runs
     files = sorted(root.glob("**/transfers.parquet"))
@@ -82,6 +84,7 @@ def test_forty_runs_are_forty_in_pandas(runs: tuple[Path, int, int]) -> None:
     assert moved == split.summary["total_payload_bytes"]
 
 
+@pytest.mark.slow
 def test_forty_runs_are_forty_in_pyarrow(runs: tuple[Path, int, int]) -> None:
     root, count, total = runs
     table = ds.dataset([str(file) for file in root.glob("**/transfers.parquet")]).to_table()

@@ -321,6 +321,7 @@ def test_what_was_measured_of_other_calls_is_left_out(tmp_path: Path) -> None:
         remove_files(folder_of("forgets"), "measured_calls.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 @pytest.mark.parametrize("case", ["narrow", "two", "offload", "forgets", "home"])
 @pytest.mark.few(1)

@@ -181,6 +181,7 @@ def test_a_draft_proposes_and_the_model_checks() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_draft_has_a_weight_format_of_its_own() -> None:
     """Each of its steps reads so many bytes of weights less; the model's own passes do not."""
     options = {"prompt": 8, "new": 3, "policy": "all-home", "home": "a100-80g"}

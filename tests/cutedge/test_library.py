@@ -94,6 +94,7 @@ def test_a_module_that_is_there_is_traced_and_left_as_it_is():
         assert torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_a_config_is_a_model():
     config = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 50}
     traced = cutedge.trace(config, seq=8, overrides={"n_layer": 2})

@@ -132,6 +132,7 @@ def test_the_seconds_of_a_partition_add_up():
     assert [unknown[key] for key in ("seconds", "home_seconds", "run_seconds")] == [None] * 3
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_partitions_names_and_values():
     sweep = ("edge-10m", "--seq", "8", "--jobs", "1")
     for split in ("described", "forgetful", "chip", "home"):

@@ -111,6 +111,7 @@ def test_what_cannot_be_packed_is_said(traced, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["offload-linear", "packed"])
+@pytest.mark.few(1)
 def test_a_generation_and_a_sweep_pack_as_partition_does(policy, tmp_path):
     """By rules and by options, and from a size on that some steps have and others do not."""
     rules = tmp_path / "packed.toml"

@@ -94,6 +94,7 @@ DRAWN = """() => [...document.querySelectorAll('.drawing')].map(drawing => {
 })"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scheme"), [*((name, "light") for name in PAGES), (next(iter(PAGES)), "dark")]
 )
@@ -113,6 +114,7 @@ def test_every_drawing_is_drawn_or_says_why(opened, pages, name, scheme):
     assert ("draw-cycles-1" in drawn) == (name == "host-chip")
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_the_data(opened, pages):
     text = pages["tee-gpu"].read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
@@ -197,6 +199,7 @@ COLOURS = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 @pytest.mark.few(1)
 def test_both_themes_can_be_read(opened, pages, scheme):

@@ -760,6 +760,7 @@ def shallow():
         ("tee-tdx+rtx-4090", "pcie4-x16", Scheduling("serial", 2), None, "graph"),
     ],
 )
+@pytest.mark.few(1)
 def test_runs_are_laid_out_as_partition_lays_them_out(
     shallow, devices, link, asked, engine, execution
 ):

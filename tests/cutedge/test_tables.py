@@ -467,6 +467,7 @@ def test_a_trace_reads_back_as_it_was(traced, tmp_path, options):
     assert read.edges == graph.edges
 
 
+@pytest.mark.slow
 def test_traces_of_other_models_have_other_ids(traced, tmp_path):
     ids = {write_trace(traced("edge-10m", seq=8, **o), tmp_path) for o in TRACES.values()}
     assert len(ids) == len(TRACES)
@@ -508,6 +509,7 @@ def test_a_concrete_trace_has_the_sizes_of_the_symbolic_one(traced):
 # --- the same again -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(run, trace, tmp_path):
     """Another process, another folder, another hash seed: what the fixture has written."""
     place = tmp_path / "elsewhere"
@@ -519,6 +521,7 @@ def test_two_processes_write_the_same_bytes(run, trace, tmp_path):
     assert [name for name in written if written[name] != expected[name]] == []
 
 
+@pytest.mark.slow
 def test_tracing_the_same_again_keeps_partitions_and_other_options_remove_them(copy):
     """The partitions of another trace would join with ops that they do not belong to."""
     before = files(copy)

@@ -197,6 +197,7 @@ def test_a_page_shows_them(traced, tmp_path):
     assert "weights" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.slow
 def test_verify_sends_them_and_refuses_what_it_does_not_run(traced, rules):
     made = traced.partition(rules, weights_at="home", wire_dtype="bfloat16", link="unix-socket")
     with warm.workers():

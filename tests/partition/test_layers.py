@@ -303,7 +303,7 @@ STACKS = {
 
 
 @pytest.mark.parametrize("name", STACKS)
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_the_repeated_stacks_of_a_model(models, name):
     graph = models[name]
     assert set(blocks(graph)) == set(map(frozenset, whole_blocks(graph, STACKS[name])))
@@ -353,6 +353,7 @@ def divided(at_home: set[int], whole: Sequence[frozenset[int]]) -> bool:
     return any(block <= at_home for block in whole) and any(not block & at_home for block in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -338,6 +338,7 @@ SMALL = {"num_hidden_layers": 2}
 ALL = protecting(("linear", PAD), ("matmul", Protection("embedded-additive")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ways",
     [
@@ -347,7 +348,7 @@ ALL = protecting(("linear", PAD), ("matmul", Protection("embedded-additive")))
         (("linear", Protection("orthogonal")), ("matmul", Protection("permutation"))),
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_formulas_are_those_of_any_size(traced, ways):
     """Bytes and FLOPs of all tensors and ops, from a trace of 1 x 8 tokens, at 3 x 21 tokens."""
     small, large = (
@@ -390,6 +391,7 @@ def test_a_masked_cache_lies_at_home_and_crosses_whole(traced):
     assert not isinstance(single.graph, MaskedGraph)  # of a single row it would hide nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "overrides", "biases"),
     [

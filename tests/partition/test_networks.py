@@ -495,6 +495,7 @@ def test_a_model_that_fits_on_neither_is_split_over_both(here):
         assert row["seconds"] >= row["wire_bytes"] / one.sent_bandwidth_bytes_per_second
 
 
+@pytest.mark.slow
 def test_compare_says_which_accelerators_and_leaves_out_what_is_for_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert invoke("trace", "edge-10m", "--seq", "4", "--set", "num_hidden_layers=1").returncode == 0

@@ -461,6 +461,7 @@ def test_who_is_on_the_accelerator(traced, model, layers, linears, core, spread)
 
 
 @pytest.mark.parametrize("model", [GPT2, BERT], ids=["gpt2", "bert"])
+@pytest.mark.few(1)
 def test_flash_is_fuse_where_every_head_has_its_own_k_and_v(traced, model):
     graph, placements = shipped(traced, model)
     assert placements["flash-attention"].devices == placements["fuse-attention"].devices

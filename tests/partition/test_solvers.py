@@ -881,6 +881,7 @@ def test_both_cuts_agree_on_capacities_of_any_size(bits):
         assert fast_cut(scaled) == fast  # the common divisor is taken out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1013, 10**9 + 7, 1, 10**6 + 3])
 @pytest.mark.few(2)
 def test_costs_of_any_unit_give_the_same_placement(unit):

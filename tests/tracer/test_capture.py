@@ -457,6 +457,7 @@ def test_last_token_logits(traced):
         assert result.label == "logits"
 
 
+@pytest.mark.slow
 def test_beyond_the_positions_is_a_warning():
     small = {"num_hidden_layers": 1}
     captured = capture(preset("bert-base"), model="bert-base", seq=600, overrides=small)
@@ -499,6 +500,7 @@ def test_a_model_that_only_traces_at_concrete_sizes_says_so():
     assert all(t.bytes > 0 for t in captured.graph.tensors if 0 not in t.shape)
 
 
+@pytest.mark.slow
 def test_a_config_that_makes_no_model():
     with pytest.raises(InputError, match="num_attention_heads"):
         capture(preset("gpt2"), model="gpt2", overrides={"num_attention_heads": 7})

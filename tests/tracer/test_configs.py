@@ -68,6 +68,7 @@ def test_attention_is_what_was_asked_whatever_the_config_says(
     assert not capture({**LLAMA, **agreeing}, **options).warnings
 
 
+@pytest.mark.slow
 def test_also_of_the_parts_of_a_model() -> None:
     made = capture(LLAVA, model="m", seq=8, symbolic=False)
     assert (made.graph.meta.attn, kinds(made.graph)) == ("eager", {Kind.SOFTMAX})
@@ -244,6 +245,7 @@ def test_numbers_that_are_no_size_are_refused(changed: Mapping[str, Any], says: 
 # --- the class ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_class_is_in_the_header_the_json_and_the_tables(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(json.dumps({**LLAMA, "architectures": None}))
     trace = ("trace", tmp_path / "m.json", "--seq", "8", "--out", tmp_path / "out")
@@ -301,6 +303,7 @@ def test_of_a_model_that_also_sees_the_tower_is_not_run(tmp_path: Path) -> None:
     assert said in invoke("params", tmp_path / "m.json").stdout
 
 
+@pytest.mark.slow
 def test_the_encoder_of_a_decoders_step_is_not_run() -> None:
     """T5's table of tokens is the encoder's too: it is read, and the rest of the encoder is not."""
     t5 = {

@@ -141,6 +141,7 @@ def test_the_command_says_what_to_do(tmp_path: Path) -> None:
     ],
     ids=lambda value: value["architectures"][0] if isinstance(value, dict) else str(value),
 )
+@pytest.mark.few(4)
 def test_which_models_are_encoders(config: Mapping[str, Any], encodes: bool) -> None:
     module = build(config, {}, model="m", dtype="float32", attn="eager")
     assert is_encoder(module) is encodes
@@ -199,6 +200,7 @@ def test_tokens_beyond_the_positions_are_said_and_no_default_is() -> None:
     assert "source 129 is beyond the 128 positions of the encoder of m" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "length", "why"),
     [
@@ -221,6 +223,7 @@ def test_an_encoder_of_sounds_or_images_makes_as_much_as_it_makes(
         capture(config, model="m", phase="decode", past=4, source=9999)
 
 
+@pytest.mark.slow
 def test_what_an_encoder_makes_of_an_image_is_as_wide_as_a_run_makes_it() -> None:
     """The decoder is 48 wide; the encoder 32, which one more product widens."""
     graph = capture(SEES, model="m", seq=8, symbolic=False).graph

@@ -109,6 +109,7 @@ def test_products_of_each_phase_equal_torch(kind, phase):
     assert total_flops(graph).unsupported == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.few(1)
 def test_state_of_a_decoder_is_that_of_a_real_run(kind):

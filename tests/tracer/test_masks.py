@@ -94,6 +94,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "seq", "past"), CASES)
 def test_pairs_are_those_that_the_real_model_gives_a_probability(name, seq, past):
     graph = traced(name, seq, past)

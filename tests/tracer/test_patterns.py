@@ -1036,8 +1036,9 @@ def test_the_projections_of_a_preset_are_labelled(model, name, attn):
     assert all(t.label is None for o in graph.ops if o.kind in inputs for t in graph.outputs(o.id))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEPTHS)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_preset_with_sdpa_has_one_attention_op_a_layer(model, name):
     graph = model(name, attn="sdpa")
     ops = [op for op in graph.ops if op.kind is Kind.ATTENTION]

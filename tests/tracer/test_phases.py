@@ -29,10 +29,12 @@ def returned(graph: OpGraph) -> list[Tensor]:
     return [t for t in graph.inputs(len(graph.ops) - 1) if t.role is Role.KV_CACHE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "products"),
     [(1, 655_368_192), pytest.param(16, 2_605_842_432, marks=pytest.mark.slow)],
 )
+@pytest.mark.few(1)
 def test_decode_of_llama_in_closed_form(layers, products, traced):
     """One token reads all weights but the norms, and q k^T and p v over 1025 tokens in 32 heads.
 
@@ -53,6 +55,7 @@ def test_decode_of_llama_in_closed_form(layers, products, traced):
     assert graph.meta.symbolic == ("batch", "past")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seq", "past"), [(256, 768), (5, 1000)])
 @pytest.mark.few(1)
 def test_chunks_and_verification_are_formulas_in_seq_and_past(seq, past):
@@ -90,6 +93,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("past", [pytest.param(3, marks=pytest.mark.slow), 12])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.few(1)
@@ -297,6 +301,7 @@ def test_state_that_modules_keep_for_themselves_is_refused():
         capture(config, model="m", phase="decode", past=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "past", [6, *(pytest.param(past, marks=pytest.mark.slow) for past in (8, 12))]
 )

@@ -290,6 +290,7 @@ def test_complex_arithmetic_by_hand(tmp_path):
     assert chip.ops[product.id].gemm.cycles == 4 * 68_096 == 272_384
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "rotated"),
     [

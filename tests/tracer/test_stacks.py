@@ -157,6 +157,7 @@ def test_a_module_without_parts_that_follow_each_other_has_no_stack(module, name
     assert {(op.stack, op.layer) for op in graph.ops} == {(None, None)}
 
 
+@pytest.mark.slow
 def test_cached_state_is_in_the_layer_that_reads_it(traced):
     graph = traced("gpt2", phase="decode", past=8, overrides={"n_layer": 2})
     states = [op for op in graph.ops if op.name.startswith("cache.")]

@@ -121,6 +121,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [{}, {"phase": "prefill", "seq": 4}], ids=["token", "chunk"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.few(1)

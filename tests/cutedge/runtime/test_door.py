@@ -184,6 +184,7 @@ def test_a_silent_home_is_let_go_and_the_next_is_served() -> None:
             assert is_right(one.run(found), one)
 
 
+@pytest.mark.slow
 def test_a_home_is_served_while_strangers_hold_connections() -> None:
     """Each says a byte now and then, and comes again when it is sent away."""
     ended: list[bool] = []

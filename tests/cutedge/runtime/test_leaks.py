@@ -241,6 +241,7 @@ def test_what_carries_a_secret_is_refused_before_it_is_sent(
     assert "is not sent to worker gpu, which is not trusted: it has the values" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_made_or_lies_at_a_wrong_place_is_refused(verified: Verify, code: Path) -> None:
     secret = 'module_path = "first"\nreason = "it is mine"'

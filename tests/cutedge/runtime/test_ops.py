@@ -205,6 +205,7 @@ def test_what_the_tracer_knows_the_kind_of_is_carried_out() -> None:
     assert known - carried_out - {*UNKNOWN} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama-3.2-1b", "gpt-oss-20b", "mobilebert"])
 @pytest.mark.few(1)
 def test_what_a_preset_is_traced_to_is_carried_out(

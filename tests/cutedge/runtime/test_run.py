@@ -187,6 +187,7 @@ QUICK = {
         for case in product(("prefill", "decode"), policy_names(), ("run", "call"))
     ],
 )
+@pytest.mark.few(4)
 def test_a_policy_moves_what_is_predicted_and_answers_as_the_model(
     listening, name, phase, policy, residency
 ):
@@ -267,6 +268,7 @@ def test_biases_are_added_where_the_scheme_has_them(listening, scheme):
 
 
 @pytest.mark.parametrize("residency", ["run", "call"])
+@pytest.mark.few(1)
 def test_two_accelerators(listening, tmp_path, residency):
     """The MLPs on the second one: with residency run it hears from the first one directly."""
     file = tmp_path / "two.toml"

@@ -71,6 +71,7 @@ def placements(graph: OpGraph, draw: random.Random) -> Placement:
     return Placement("tee", devices, [False] * len(devices), [""] * len(devices))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [n if n == "llama" else pytest.param(n, marks=pytest.mark.slow) for n in KINDS]
 )
@@ -238,6 +239,7 @@ def test_the_channel_sends_no_tensor_with_a_secrets_values() -> None:
             one.run(found)
 
 
+@pytest.mark.slow
 def test_values_go_through_what_moves_them_and_not_through_arithmetic() -> None:
     """What carries a secret by this is what ``partition.secrets`` covers, from edges alone."""
     made = model("llama")
