@@ -11,3 +11,6 @@ Order = Literal["bytes", "calls", "seconds", "seen"]
 
 ScheduleKind = Literal["serial", "overlap"]
 """``serial``: ops and transfers one after another; ``overlap``: each as soon as it can."""
+
+Granularity = Literal["op", "tensor", "module", "layer", "convex"]
+"""The smallest unit that an executor can place; see ``partition.granularity``."""
