@@ -69,6 +69,23 @@ def units(graph: OpGraph, granularity: Granularity) -> tuple[int, ...]:
     return tuple(found)
 
 
+def shared(units: Sequence[int], choices: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """By op: of the devices that it may be on those that all ops of its unit may be on."""
+    common: dict[int, tuple[str, ...]] = {}
+    for unit, choice in zip(units, choices, strict=True):
+        common[unit] = tuple(d for d in common.get(unit, choice) if d in choice)
+    return [common[unit] for unit in units]
+
+
+def apart(units: Sequence[int], choices: Sequence[tuple[str, ...]]) -> tuple[int, int] | None:
+    """The first two ops of one unit that have no device in common; None where there are no such."""
+    for op, unit in enumerate(units):
+        for other in range(unit, op):
+            if units[other] == unit and choices[op] and not {*choices[op]} & {*choices[other]}:
+                return other, op
+    return None
+
+
 def unit_name(graph: OpGraph, granularity: Granularity, unit: int) -> str:
     """What to call the unit that begins with an op.
 

@@ -3,7 +3,7 @@
 Every quantity of the accounting has its variables, so that for a placement the least that the rows
 allow is what ``accounting.account`` counts:
 
-- where an op runs: one binary for each device but one;
+- where an op runs: one binary for each device but one, for all ops of a unit together;
 - a transfer: at least (a reader there) - (made there), paid for the device that it is made on;
 - a storage: at least each op there that needs it;
 - a parameter that is sent: at least (an op there that reads it) - (ops there that it lies with);
@@ -126,7 +126,7 @@ class _Program:
         # By tensor: what is 1 when home sends it (residency ``call``: also what it did not make).
         self.passed: Mapping[int, Sequence[_Linear]] = {}
         self.crossing = [t for t in self.graph.tensors if self.graph.crosses(t)]
-        self.counted = problem.max_calls is not None or any(problem.call_cost.values())
+        self.counted = problem.most_calls is not None or any(problem.call_cost.values())
 
     # --- the language of the rows -----------------------------------------------------------------
 
@@ -218,14 +218,18 @@ class _Program:
         for op, choice in enumerate(self.choices):
             if self.graph.is_everywhere(op):
                 continue
-            others = [self.variable(integer=True) for _ in choice[1:]]
-            self.where.update(((op, d), x) for d, x in zip(choice[1:], others, strict=True))
-            first = 1 - _sum(others)
-            if choice:
-                self.where[op, choice[0]] = first
-                self.require(first)
+            unit = self.problem.units[op] if self.problem.units else op
+            if unit == op:
+                others = [self.variable(integer=True) for _ in choice[1:]]
+                self.where.update(((op, d), x) for d, x in zip(choice[1:], others, strict=True))
+                first = 1 - _sum(others)
+                if choice:
+                    self.where[op, choice[0]] = first
+                    self.require(first)
+                else:
+                    self.require(_Linear(-1))  # it can be nowhere
             else:
-                self.require(_Linear(-1))  # it can be nowhere
+                self.where.update(((op, d), self.at(unit, d)) for d in choice)
             for device in choice:
                 cost = self.problem.op_cost.get((op, device), 0)
                 self.objective.append(self.at(op, device) * cost)
@@ -284,7 +288,7 @@ class _Program:
         """The calls of one accelerator that keeps what it has: no step without a call."""
         graph, (accelerator,) = self.graph, self.problem.accelerators
         calls = self.variable(
-            upper=inf if self.problem.max_calls is None else self.problem.max_calls,
+            upper=inf if (most := self.problem.most_calls) is None else most,
             cost=self.problem.call_cost.get(accelerator, 0),
         )
         step: dict[int, _Linear] = {}
@@ -448,7 +452,7 @@ class _Steps:
         self.program = program
         self.graph = program.graph
         self.problem = program.problem
-        limit = program.problem.max_calls
+        limit = program.problem.most_calls
         self.before = [
             sorted({t.op for t in self.graph.flowing(op) if t.op is not None})
             for op in range(len(self.graph.ops))
@@ -631,7 +635,7 @@ class _Steps:
     def calls(self) -> None:
         """Each step of each accelerator is a call; with one of them, up to an op its step is."""
         program, problem = self.program, self.problem
-        calls = []
+        calls: list[_Linear] = []
         for op in sorted({op for op in self.dominator if op is not None}):
             for step in range(1, self.high[op] + 1):
                 (device,) = problem.accelerators
@@ -641,10 +645,13 @@ class _Steps:
             op for op, dominator in enumerate(self.dominator) if dominator == self.dominator[-1]
         ]
         for device in problem.accelerators:
+            before = len(calls) if len(problem.accelerators) > 1 else 0
             for step in range(1, self.end + 1):
                 parts = [self.assigned(op, step, device) for op in rest]
                 parts += [v for (_, k, d), v in self.state_sent.items() if (k, d) == (step, device)]
                 calls.append(program.any_of(parts, problem.call_cost.get(device, 0)))
+            if problem.one_call:
+                program.require(1 - _sum(calls[before:]))
         if problem.max_calls is not None:
             program.require(problem.max_calls - _sum(calls))
 

@@ -113,6 +113,13 @@ class _Order:
             (self._at[op] for op in ops if home not in allowed[op]), default=len(ops)
         )
         self.costs, self._held = self._counted()
+        ends: dict[int, list[int]] = defaultdict(list)
+        for op in ops if problem.units else ():
+            ends[problem.units[op]].append(self._at[op])
+        divided = _ByCut(len(ops))
+        for span in ends.values():
+            divided.add(span[0] + 1, span[-1], 1)
+        self._divided = divided.values()  # by cut: how many units it goes through
 
     def divides(self, cut: int) -> bool:
         """Whether a whole block is on each side."""
@@ -127,6 +134,8 @@ class _Order:
         ):
             if wrong:
                 return f"op {self.ops[at]} ({graph.ops[self.ops[at]].name}) may not run on {device}"
+        if self._divided[cut]:
+            return "ops that lie together are on both sides of it"
         for device, limit in problem.memory_bytes.items():
             if (size := self._held[device][cut]) > limit:
                 return f"{device} holds {size} bytes of parameters and constants, of {limit}"

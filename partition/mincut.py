@@ -11,7 +11,8 @@ that leads from the source side to the sink side exactly then:
 - a parameter that is sent once: source -> p -> each op that reads it, or where it may lie on the
   accelerator for one op, that op -> p: with several such ops it is no cut any more.
 
-Ops with one allowed device are merged into the terminal that stands for it.
+Ops with one allowed device are merged into the terminal that stands for it, the ops of a unit into
+one node.
 
 Many cuts may be minimal. Both solvers return the one with the most ops at home: the ops from which
 the sink cannot be reached in the residual network. It is the same for every maximum flow.
@@ -47,7 +48,7 @@ class Network:
     """A problem as a flow network: the cost of a placement is ``base`` plus the cut's capacity."""
 
     node: Sequence[int | None]
-    """By op: ``HOME``, ``ACCELERATOR`` or a number of its own; None for ops without a device."""
+    """By op: ``HOME``, ``ACCELERATOR`` or the number of its unit; None for ops without a device."""
     nodes: int
     """How many there are, the two terminals and the auxiliary ones among them."""
     capacity: Mapping[tuple[int, int], int]
@@ -61,7 +62,7 @@ def is_cut(problem: Problem) -> bool:
     return (
         len(problem.accelerators) == 1
         and problem.residency == "run"
-        and problem.max_calls is None
+        and problem.most_calls is None
         and not any(problem.call_cost.values())
         and not problem.memory_bytes
         and not (problem.streams and (problem.storage_cost or _may_lie(problem)))
@@ -93,6 +94,8 @@ def network_of(problem: Problem, *, forward: bool = False) -> Network:
     for op, choice in enumerate(candidates(problem)):
         if len(choice) == 1:
             node.append(HOME if choice[0] == home else ACCELERATOR)
+        elif choice and problem.units and problem.units[op] != op:
+            node.append(node[problem.units[op]])
         elif choice:
             node.append(nodes)
             nodes += 1

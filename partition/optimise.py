@@ -22,7 +22,7 @@ Where that leaves a gap, the placements of other policies that meet the same lim
 too, and the best of all is the answer, with the bound.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,6 +32,7 @@ from time import perf_counter
 from costmodels.flops import FREE, without_sizes
 from costmodels.roofline import DeviceTime
 from partition.accounting import Traffic, account
+from partition.granularity import apart, shared, unit_name, units
 from partition.layers import TopologicalCut, cut_between_layers, topological_cut
 from partition.masked_choice import crossing_seconds, protecting, unmasked, with_masks
 from partition.masking import settled
@@ -96,16 +97,18 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
 
     Raises InputError where the policy is not for the setting (``obstacle``) or has something that
     matches nothing, InfeasibleError (it names what cannot hold) where no placement meets the
-    limits, or the policy's own shows a secret, NotFoundError where none was found in time.
+    limits, or the policy's own shows a secret or splits a unit of the granularity, NotFoundError
+    where none was found in time.
     """
     check_matches(graph, policy)
+    if why := obstacle(policy, setting):
+        raise InputError(f"{policy.name} {why}")
     fixed = setting.fixed(graph, policy)
+    _check_together(graph, policy, setting, fixed)
     if policy.objective is None:
         there, placement = with_masks(graph, policy, setting.machine, fixed)
         check_kept(there, policy, setting, placement)
         return Placed(there, placement)
-    if why := obstacle(policy, setting):
-        raise InputError(f"{policy.name} {why}")
     whole, asked = protecting(graph, policy, setting)
     problem, *others = problems = problems_of(whole, policy, asked)
     with stage(f"placing by {policy.name}"):
@@ -138,6 +141,45 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     return Placed(there, with_masks_placed(there, placement), solution, _unit(policy))
 
 
+def _check_together(graph: OpGraph, policy: Policy, setting: Setting, fixed: Placement) -> None:
+    """Raise InfeasibleError where a policy has ops on two devices that are to be on one."""
+    name = f"{policy.name}, by {setting.granularity}"
+    allowed: Sequence[tuple[str, ...]] = [() if d is None else (d,) for d in fixed.devices]
+    if policy.objective is not None:
+        allowed = allowed_by(graph, policy, setting.machine.home, setting.machine.accelerators)
+    elif setting.granularity == "convex":
+        traffic = setting.account(graph, fixed, setting.wire(graph, policy))
+        for device, calls in Counter(call.device for call in traffic.calls).items():
+            if calls > 1:
+                raise InfeasibleError(
+                    f"{name}: {device} is called once at most, and the policy's rules take {calls} "
+                    "calls. A policy that leaves ops free, like min-cut, finds the best placement"
+                )
+    if pair := apart(units(graph, setting.granularity), allowed):
+        unit = unit_name(graph, setting.granularity, units(graph, setting.granularity)[pair[0]])
+        told = [
+            f"op {op} ({graph.ops[op].name}) on {' or '.join(allowed[op])} ({fixed.reasons[op]})"
+            for op in pair
+        ]
+        raise InfeasibleError(
+            f"{name}: {unit} lies on one device, and the policy has {' and '.join(told)}. Take a "
+            "finer --granularity, or a policy that leaves one of the two free, like min-cut"
+        )
+
+
+def beside_ops(graph: OpGraph, policy: Policy, setting: Setting) -> Proof | None:
+    """How good the best placement op by op is, for a policy that is searched by a granularity.
+
+    None where that is op by op itself, where there is no search, and where nothing was found in
+    time.
+    """
+    if setting.granularity == "op" or policy.objective is None:
+        return None
+    with suppress(NotFoundError):
+        return place(graph, policy, replace(setting, granularity="op")).solution
+    return None
+
+
 def _check_room(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> None:
     """Raise NotFoundError where a placement finds no room, its masks with it.
 
@@ -160,7 +202,7 @@ def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> Topologic
     """The best cut of the op graph, for a policy that cuts between two layers; else None."""
     if policy.cut != "layers" or policy.objective is None:
         return None
-    whole, asked = protecting(graph, policy, setting)
+    whole, asked = protecting(graph, policy, replace(setting, granularity="op"))
     found = map(topological_cut, problems_of(whole, policy, asked))
     cuts = [
         replace(cut, objective_value=ceil(figure(whole, policy, asked, cut.placement) - 0.5))
@@ -383,6 +425,12 @@ def obstacle(policy: Policy, setting: Setting) -> str | None:
             f"{len(accelerators)} ({', '.join(accelerators)}): give one --accel, "
             "or a policy that may cut anywhere, like min-cut or fastest"
         )
+    if policy.protects and setting.granularity != "op":
+        return (
+            "masks ops, and home makes the masks in the middle of a "
+            f"{setting.granularity if setting.granularity != 'convex' else 'call'}: "
+            "leave out --granularity"
+        )
     if "seconds" in (policy.objective or {}) and setting.unknown_seconds is not None:
         return f"counts seconds, and {setting.unknown_seconds}"
     return None
@@ -436,6 +484,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         allowed = tuple((home,) if op is None else allowed[op] for op in graph.origin)
         streams = frozenset(graph.here[op] for op in streams)
     allowed = _able(graph, setting, allowed)
+    together = () if setting.granularity in ("op", "convex") else units(graph, setting.granularity)
     weights = _weights(policy)
     wire = setting.wire(graph, policy)
     payload = payload_costs(graph, devices, wire, streams)
@@ -474,10 +523,11 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
             for accelerator in setting.machine.accelerators
         }
         # What costs more than a whole placement is in no better one: it need cost no more than it.
-        most = _some(graph, policy, setting)
+        most = _some(graph, policy, setting, shared(together, allowed) if together else allowed)
         every = fsum([*moving.values(), *computing.values(), *calling.values()])
         most = every if most is None else most
-        if setting.max_calls is None and not limits:  # else it may not be allowed
+        one_call = setting.granularity == "convex"
+        if setting.max_calls is None and not one_call and not limits:  # else it may not be allowed
             moving = {key: min(cost, most) for key, cost in moving.items()}
             computing = {key: min(cost, most) for key, cost in computing.items()}
         unit = 10.0 ** ceil(log10(most / _WHOLE)) if most > 0 else 1.0
@@ -496,6 +546,8 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         residency=setting.residency,
         secrets=_ways(graph, policy, setting)[0],
         streams=streams,
+        units=together,
+        one_call=setting.granularity == "convex",
     )
 
 
@@ -518,9 +570,15 @@ _WHOLE = 2e9
 53 bits, some of which tell equal placements apart."""
 
 
-def _some(graph: OpGraph, policy: Policy, setting: Setting) -> float | None:
+def _some(
+    graph: OpGraph, policy: Policy, setting: Setting, allowed: Sequence[tuple[str, ...]]
+) -> float | None:
     """The figure of the placement that leaves at home what is free; None where home cannot."""
     fixed = with_masks_placed(graph, setting.fixed(plain_of(graph), policy))
+    if setting.granularity != "op":
+        if not all(choice or graph.is_everywhere(op) for op, choice in enumerate(allowed)):
+            return None
+        fixed = replace(fixed, devices=[choice[0] if choice else None for choice in allowed])
     if not all(d is None or setting.can_run(op, d) for op, d in enumerate(fixed.devices)):
         return None
     return figure(graph, policy, setting, fixed)

@@ -6,7 +6,7 @@ own sum is ever believed. Costs are integers in one unit that the caller chooses
 nanoseconds), so that two solvers on two machines agree to the last digit.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from costmodels.links import Links, load_link
 from costmodels.memory import highest
 from partition import Residency
 from partition.accounting import Traffic, Transfer, account
+from partition.granularity import shared
 from partition.placement import Placement, PlacementError
 from partition.secrets import present
 from partition.stored import held, readers_of_sent, readers_of_stored, sent_weights, state_readers
@@ -61,11 +62,18 @@ class Problem:
     streams: frozenset[int] = frozenset()
     """Ops whose parameters lie at home, as in ``Placement.streams``. What it costs to send one is
     among ``transfer_cost``."""
+    units: Sequence[int] = ()
+    """By op: the first op of those that lie on one device with it (``granularity.units``); empty
+    where each may lie on another one."""
+    one_call: bool = False
+    """Whether each accelerator may be called once at most."""
 
     def __post_init__(self) -> None:
         devices = self.devices
         if not self.accelerators or len(set(devices)) != len(devices):
             raise PlacementError(f"home and the accelerators must be distinct: {devices}")
+        if self.units and len(self.units) != len(self.graph.ops):
+            raise PlacementError(f"{len(self.units)} ops have a unit, of {len(self.graph.ops)}")
         if self.home in self.secrets:
             raise PlacementError(f"{self.home} is home, from which nothing can be kept secret")
         for op, choice in zip(self.graph.ops, self.allowed, strict=True):
@@ -91,6 +99,12 @@ class Problem:
     def devices(self) -> tuple[str, ...]:
         """Home, then the accelerators."""
         return (self.home, *self.accelerators)
+
+    @property
+    def most_calls(self) -> int | None:
+        """The most calls that a run may make, one to each accelerator where that is the limit."""
+        each = [len(self.accelerators)] if self.one_call else []
+        return min([*each, *([] if self.max_calls is None else [self.max_calls])], default=None)
 
 
 class InfeasibleError(PlacementError):
@@ -176,12 +190,14 @@ def kept_from(problem: Problem) -> dict[tuple[int, str], tuple[int, str]]:
 
 
 def candidates(problem: Problem) -> list[tuple[str, ...]]:
-    """By op: the allowed devices, but for those that a secret tensor would reach through it."""
+    """By op: the devices that are allowed to all ops of its unit, but for those that a secret tensor
+    would reach through one of them."""
     forbidden = kept_from(problem)
-    return [
+    own = [
         tuple(d for d in problem.devices if d in choice and (op, d) not in forbidden)
         for op, choice in enumerate(problem.allowed)
     ]
+    return shared(problem.units, own) if problem.units else own
 
 
 # --- what a placement costs -----------------------------------------------------------------------
@@ -241,6 +257,11 @@ def _broken(
     for op, device in zip(graph.ops, placement.devices, strict=True):
         if device is not None and device not in problem.allowed[op.id]:
             yield f"op {op.id} ({op.name}) may not run on {device}"
+    for number, unit in enumerate(problem.units):
+        here, beside = placement.devices[number], placement.devices[unit]
+        if here != beside:
+            names = f"{unit} ({graph.ops[unit].name}) and {number} ({graph.ops[number].name})"
+            yield f"ops {names} lie together, and here on {beside} and {here}"
     there = present(graph, placement, traffic) if problem.secrets else {}
     for device, tensors in sorted(problem.secrets.items()):
         for number in sorted(tensors & there.get(device, set())):
@@ -251,6 +272,9 @@ def _broken(
             yield f"{device} holds {size} bytes at a time, of {problem.memory_bytes[device]}"
     if problem.max_calls is not None and len(traffic.calls) > problem.max_calls:
         yield f"{len(traffic.calls)} calls, at most {problem.max_calls} are allowed"
+    called = Counter(call.device for call in traffic.calls)
+    if problem.one_call and (often := [f"{n} to {d}" for d, n in called.items() if n > 1]):
+        yield f"{' and '.join(often)} calls, and each accelerator is called once at most"
 
 
 def memory_of(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from costmodels.machine import Machine
 from costmodels.roofline import DeviceTime
-from partition import Residency
+from partition import Granularity, Residency
 from partition.accounting import Traffic, account
 from partition.packs import wire_format
 from partition.placement import Placement
@@ -29,6 +29,8 @@ class Setting:
     scheduling: Scheduling | None = None
     """How runs are laid out in time; None where that was not asked for. Placements are the best
     for runs one after another all the same."""
+    granularity: Granularity = "op"
+    """What ops lie on one device together, in placements that are searched for."""
 
     @property
     def untrusted(self) -> tuple[str, ...]:

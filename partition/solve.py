@@ -266,6 +266,7 @@ def _as_one(problem: Problem) -> Problem:
         transfer_cost=transfer_cost,
         storage_cost=storage_cost,
         streams=problem.streams,
+        units=problem.units,
     )
 
 
@@ -290,7 +291,17 @@ def _nowhere(problem: Problem) -> list[str]:
     """The ops that no device is left for."""
     graph, forbidden = problem.graph, kept_from(problem)
     found = []
-    for op, choice in enumerate(candidates(problem)):
+    own = candidates(replace(problem, units=()))
+    for unit, choice in enumerate(candidates(problem)):
+        together = [op for op, first in enumerate(problem.units) if first == unit]
+        if together and not choice and all(own[op] for op in together):
+            why = [
+                f"op {op} ({graph.ops[op].name}) may not run on {device}"
+                for device in problem.devices
+                for op in [next(op for op in together if device not in own[op])]
+            ]
+            found.append(f"ops that lie together have no device: {', '.join(why)}")
+    for op, choice in enumerate(own):
         if choice or graph.is_everywhere(op):
             continue
         text = f"op {op} ({graph.ops[op].name}) may run on no device"
@@ -347,7 +358,9 @@ def _conflict(problem: Problem, time_limit: float | None) -> list[str]:
         else:
             kept.append(text)
     if problem.max_calls is not None:
-        counting = replace(problem, max_calls=None, call_cost=dict.fromkeys(problem.devices, 1))
+        counting = replace(
+            problem, max_calls=None, one_call=False, call_cost=dict.fromkeys(problem.devices, 1)
+        )
         least = solve_program(counting, time_limit).bound
         kept[-1] += "" if least is None else f", of at least {least} that are needed"
     return kept
@@ -365,13 +378,17 @@ def _limits(problem: Problem) -> list[tuple[str, str, str | None]]:
         found.append((f"tensors secret to {device}: {names}", "secrets", device))
     for device, size in sorted(problem.memory_bytes.items()):
         found.append((f"the memory of {device}, {size} bytes", "memory_bytes", device))
+    if problem.units:
+        found.append(("the ops that lie together", "units", None))
+    if problem.one_call:
+        found.append(("one call to each accelerator", "one_call", None))
     if problem.max_calls is not None:
         found.append((f"at most {problem.max_calls} calls", "max_calls", None))
     return found
 
 
 def _without(problem: Problem, limits: str, device: str | None) -> Problem:
-    rest: Any = None
+    rest: Any = () if limits == "units" else None
     if device is not None:
         rest = {d: limit for d, limit in getattr(problem, limits).items() if d != device}
     return replace(problem, **{limits: rest})

@@ -1,15 +1,33 @@
 """What lies on one device together, by what an executor can place."""
 
+import random
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 
+from costmodels.links import Links, load_link
+from partition.accounting import account
 from partition.granularity import unit_name, units
+from partition.problem import (
+    InfeasibleError,
+    Problem,
+    allowed_devices,
+    payload_costs,
+    placement_of,
+    recount,
+)
+from partition.solve import solve
 from tests.support.examples import examples
-from tests.support.graphs import Builder, graphs
+from tests.support.graphs import HOME, Builder, graphs
 from tests.support.presets import QUICK
+from tests.support.problems import limited, ops_away, placements, random_problem, report
 from tracer.graph import Kind, OpGraph
 from tracer.patterns import attention_core
 from tracer.stacks import run_order
+
+NO_FRAMING = Links(load_link("none"))
 
 FINER = [
     ("op", "tensor"),
@@ -152,3 +170,129 @@ def test_an_attention_and_its_cache_are_where_their_block_is(traced):
         assert len({found[op] for op in ops}) == 9
         kinds = [graph.ops[op].module_path.split(".")[-1] for op in ops if found[op] == op]
         assert kinds[:5] == ["input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+# --- the best placement of units ------------------------------------------------------------------
+
+
+def united(rng: random.Random, problem: Problem) -> Problem:
+    """The same problem with random units, or with one call to each accelerator, or with both."""
+    together = list(range(len(problem.graph.ops)))
+    placed = run_order(problem.graph)
+    share = rng.choice([0.0, 0.2, 0.6])
+    for number, op in enumerate(placed):
+        if number and rng.random() < share:
+            together[op] = together[rng.choice(placed[:number])]
+    one_call = rng.random() < 0.5
+    return replace(problem, units=rng.choice([(), together, together]), one_call=one_call)
+
+
+def best_of_units(problem: Problem) -> tuple[int, int] | None:
+    """The least cost, and the least ops away it can be had with, by trying all placements.
+
+    Units and single calls are looked at here and not by ``recount``.
+    """
+    plain = replace(problem, units=(), one_call=False)
+    found = []
+    for devices in placements(plain):
+        if any(devices[op] != devices[unit] for op, unit in enumerate(problem.units)):
+            continue
+        where = placement_of(plain, devices)
+        counted = recount(plain, where)
+        if counted.broken:
+            continue
+        traffic = account(problem.graph, where, NO_FRAMING, residency=problem.residency)
+        calls = Counter(call.device for call in traffic.calls)
+        if not problem.one_call or max(calls.values(), default=0) <= 1:
+            found.append((counted.objective, ops_away(devices)))
+    return min(found, default=None)
+
+
+def assert_best_of_units(problem: Problem) -> None:
+    best = best_of_units(problem)
+    if best is None:
+        with pytest.raises(InfeasibleError):
+            solve(problem)
+        return
+    found = solve(problem)
+    assert found.placement is not None
+    assert not recount(problem, found.placement).broken
+    devices = found.placement.devices
+    assert all(devices[op] == devices[unit] for op, unit in enumerate(problem.units))
+    assert (found.objective, ops_away(devices)) == best, report(problem)
+    assert (found.bound, found.proven) == (best[0], True), report(problem)
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.few(2)
+def test_units_are_placed_as_the_best_of_all_placements(seed):
+    rng = random.Random(seed)
+    for _ in range(6):
+        accelerators = rng.choice([1, 1, 2])
+        free = rng.randint(2, 4 if accelerators == 2 else 7)
+        problem = united(rng, random_problem(rng, free, accelerators, pinned=(0.1, 0.3)))
+        assert_best_of_units(problem if rng.random() < 0.5 else limited(rng, problem))
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.few(2)
+def test_three_solvers_place_units_alike(seed):
+    rng = random.Random(100 + seed)
+    for _ in range(6):
+        problem = replace(united(rng, random_problem(rng, rng.randint(2, 8))), one_call=False)
+        found = []
+        for solver in ("cut", "networkx", "program"):
+            try:
+                found.append(solve(problem, solver=solver).placement.devices)
+            except InfeasibleError:
+                found.append(None)
+        assert found[0] == found[1] == found[2], report(problem)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.few(2)
+def test_one_call_to_one_accelerator_is_a_convex_set(seed):
+    """No path leaves it and comes back; beside that, new state may need a call of its own."""
+    rng = random.Random(200 + seed)
+    for _ in range(4):
+        problem = random_problem(rng, rng.randint(3, 7), states=(0,))
+        graph = problem.graph
+        for devices in placements(problem):
+            traffic = account(graph, placement_of(problem, devices), NO_FRAMING)
+            # By op: whether a path from the accelerator has come to it, and has left it again.
+            reached, left = set(), set()
+            convex = True
+            for op in range(len(graph.ops)):
+                before = {t.op for t in graph.flowing(op)}
+                if devices[op] == "gpu":
+                    convex &= not before & left
+                    reached.add(op)
+                elif before & (reached | left):
+                    left.add(op)
+            assert convex == (len(traffic.calls) <= 1)
+
+
+def test_what_keeps_units_from_every_device_is_named():
+    build = Builder(symbolic=False)
+    x = build.input("x", (2, 1))
+    a = build.op("a", x, shape=(2, 1))
+    b = build.op("b", a, shape=(2, 1))
+    c = build.op("c", b, shape=(2, 1))
+    graph = build.finish(c)
+    costs = payload_costs(graph, (HOME, "gpu"))
+    together = [0, 1, 2, 1, 4]  # a and c
+
+    def problem(pins: dict[int, str], **limits) -> Problem:
+        allowed = allowed_devices(graph, HOME, ("gpu",), pins)
+        return Problem(graph, HOME, ("gpu",), allowed, transfer_cost=costs, **limits)
+
+    with pytest.raises(InfeasibleError, match=r"op 3 \(c\) may not run on tee, op 1 \(a\) may not"):
+        solve(problem({1: HOME, 3: "gpu"}, units=together))
+    # b at home between two on the accelerator: two calls
+    apart = problem({2: HOME, 3: "gpu"}, units=together)
+    assert recount(apart, solve(apart).placement).calls == 2
+    with pytest.raises(InfeasibleError, match="the ops that lie together; one call to each"):
+        solve(replace(apart, one_call=True))
+    with pytest.raises(InfeasibleError, match="the ops that lie together; at most 1 calls, of at"):
+        solve(replace(apart, max_calls=1))
+    assert solve(replace(apart, units=(), one_call=True)).objective == 16
