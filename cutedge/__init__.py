@@ -17,6 +17,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # as type checkers take it; ``typing`` takes half of the import's time
 if TYPE_CHECKING:
+    from cutedge._carried import placement
     from cutedge._compare import Comparison
     from cutedge._cost import limits, params
     from cutedge._gemm import gemm
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [  # noqa: RUF022  # in groups
     # begin
     "load",
+    "placement",
     "trace",
     # a whole generation, many points, and what is on disk
     "generate",
@@ -59,6 +61,7 @@ _PLACES = {
     "limits": "cutedge._cost",
     "load": "cutedge._trace",
     "params": "cutedge._cost",
+    "placement": "cutedge._carried",
     "query": "cutedge._sql",
     "sweep": "cutedge._sweep",
     "trace": "cutedge._trace",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodels.machine import Machine
+from cutedge._carried import placement_policies
 from cutedge._partition import Asked, Partition, asked_of
 from cutedge._placing import (
     Compared,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 def compare(
     trace: "Trace",
     policies: Sequence[str | Path | Policy] | None,
+    placements: Sequence[str],
     baseline: str | None,
     machine: Machine,
     residency: Residency,
@@ -43,7 +45,7 @@ def compare(
     """The policies on a trace; one that cannot be is left out, where the user has not named it."""
     asked = asked_of(
         trace.graph,
-        policies or open_policy_names(),
+        [*(policies or open_policy_names()), *placement_policies(placements)],
         machine,
         residency,
         (),

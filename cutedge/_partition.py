@@ -28,6 +28,7 @@ from tracer.graph import OpGraph
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cutedge._carried import BesideOptimum, Words
     from cutedge._export import GraphKind
     from cutedge._schedule import Timetable
     from cutedge._trace import Trace
@@ -175,6 +176,18 @@ class Partition:
         return beside_layers(self.trace.graph, self.rules, self.setting)
 
     @cached_property
+    def beside_optimum(self) -> "BesideOptimum | str | None":
+        """How far an executor's placement (``cutedge.placement``) is from the best; or why not known.
+
+        None of any other policy's.
+        """
+        if self.rules.placer is None:
+            return None
+        from cutedge._carried import beside_optimum
+
+        return beside_optimum(self.bare, self.rules, self.setting)
+
+    @cached_property
     def derived(self) -> "dict[str, list[Derived]]":
         """By device that is not trusted, what it gets that arithmetic has made of secrets."""
         return derived_of(self.setting, self.split)
@@ -292,6 +305,22 @@ class Partition:
         else:
             export_graph(kind, self.split.graph, self.split, Path(file))
         return Path(file)
+
+    def words_for(self, executor: str, *, nearest: bool = False) -> "Words":
+        """The placement in the words of an executor, ready for it in ``text``.
+
+        ``executor`` is ``llama.cpp``, ``accelerate``, ``vllm`` or ``torch``. Raises InputError for
+        another one, CutedgeError for a placement that it cannot carry out: it says which ops stop
+        it, and what the ``nearest`` costs that is written in its place where that will do.
+
+        >>> import cutedge
+        >>> t = cutedge.trace("edge-10m", seq=64)
+        >>> t.partition("layers").words_for("vllm", nearest=True).text
+        'VLLM_PP_LAYER_PARTITION=3,1\\n'
+        """
+        from cutedge._carried import words_for
+
+        return words_for(self.bare, executor, nearest=nearest)
 
     def save(self, folder: str | Path) -> Path:
         """Write the trace's tables and these below it; where these are."""

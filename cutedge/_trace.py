@@ -268,7 +268,8 @@ class Trace:
     ) -> "Partition":
         """Place every op on a device by a policy, and count what crosses.
 
-        ``policy`` is a name of ``cutedge policies``, a .toml file or a ``Policy``. ``machine`` is
+        ``policy`` is a name of ``cutedge policies``, a .toml file or a ``Policy``, such as
+        ``cutedge.placement`` gives. ``machine`` is
         ``HOME+ACCELERATOR@LINK``; in its place, ``home``, ``accel``, ``link`` (texts, or lists of
         them), and beside either ``memory``, ``wire_dtype``, ``pack`` and the options of arrays
         (``pipeline_depth``, ``int8_speedup``, ``sparsity``, ``sparsity_speedup``, ``chips``) are as
@@ -304,6 +305,7 @@ class Trace:
         self,
         policies: "Sequence[str | Path | Policy] | None" = None,
         *,
+        placements: Sequence[str] | None = (),
         baseline: str | None = None,
         machine: str | None = None,
         residency: Residency = "run",
@@ -318,6 +320,7 @@ class Trace:
     ) -> "Comparison":
         """Policies side by side; all that are shipped and keep no secret when left out.
 
+        Beside them are ``placements``: files or words of executors, as ``cutedge.placement`` takes.
         Savings are against ``baseline``, else against ``offload-linear`` where it is among them,
         else against the first. All else is as for ``partition``.
 
@@ -333,6 +336,7 @@ class Trace:
         return compare(
             self.stored(weights, kv_dtype),
             policies,
+            placements or (),
             baseline,
             machine_of(machine, **parts),
             residency,

@@ -1,6 +1,6 @@
 """Why one placement moves less than another, step by step; and what an accelerator gets to see."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from costmodels.links import Links
@@ -51,8 +51,8 @@ def ladder(
     recounted; parameters lie where they lie at the ``end``.
     """
     wire = wire or WireFormat()
-    groups = _groups(graph, start, end)
     start = replace(start, streams=end.streams)
+    groups = _groups(graph, start, end)
     here = list(start.devices)
     before = account(graph, start, links, wire=wire, residency=residency)
     bytes_now = _payload(graph, start, here, wire)
@@ -80,13 +80,12 @@ def ladder(
         after = account(
             graph, replace(start, devices=tuple(here)), links, wire=wire, residency=residency
         )
-        working = [op for op in sorted(moved) if not graph.ops[op].is_view] or sorted(moved)
-        kinds = ", ".join(dict.fromkeys(base_name(graph.ops[op].target) for op in working))
+        ops, count, device = _told(graph, moved, together, end)
         steps.append(
             LadderStep(
-                ops=f"{kinds}: {', '.join(name for name, _ in together)}",
-                count=len(working),
-                device=str(end.devices[working[0]]),
+                ops=ops,
+                count=count,
+                device=device,
                 saved_bytes=before.totals.payload_bytes - after.totals.payload_bytes,
                 saved_calls=len(before.calls) - len(after.calls),
                 total_payload_bytes=after.totals.payload_bytes,
@@ -96,16 +95,77 @@ def ladder(
     return steps
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Ops that a placement has in one place, and what it gains when they are in another."""
+
+    ops: str
+    """What they are, as in ``LadderStep``."""
+    count: int
+    """How many, views left out."""
+    device: str
+    """Where they would be."""
+    saved: float
+    """What falls away, in the unit that was counted in."""
+
+
+def dearest(
+    graph: OpGraph,
+    start: Placement,
+    end: Placement,
+    cost: Callable[[Placement], float],
+    most: int = 3,
+) -> list[Choice]:
+    """The choices of ``start`` that cost most against ``end``, the dearest first.
+
+    The groups of ``ladder``, each moved with those before it; where not one gains anything alone,
+    all that are left go together. Every gain is recounted by ``cost``.
+    """
+    groups = _groups(graph, start, end)
+    here, now = start, cost(start)
+    found: list[Choice] = []
+    while groups and len(found) < most:
+        ways = {name: _with(here, end, ops) for name, ops in groups.items()}
+        costs = {name: cost(way) for name, way in ways.items()}
+        best = min(costs, key=lambda name: costs[name])
+        names = [best] if costs[best] < now else list(groups)
+        moved = frozenset().union(*(groups.pop(name) for name in names))
+        here = _with(here, end, moved)
+        after = costs[best] if len(names) == 1 else cost(here)
+        if after >= now:
+            break
+        ops, count, device = _told(graph, moved, names, end)
+        found.append(Choice(ops, count, device, now - after))
+        now = after
+    return found
+
+
+def _with(here: Placement, end: Placement, ops: frozenset[int]) -> Placement:
+    streams = frozenset(op for op in end.streams if op in ops) | (here.streams - ops)
+    return replace(here, devices=tuple(_moved(here.devices, end, ops)), streams=streams)
+
+
+def _told(
+    graph: OpGraph, moved: frozenset[int], names: Sequence["_Group"], end: Placement
+) -> tuple[str, int, str]:
+    """(what some ops are, how many, where they move to)."""
+    working = [op for op in sorted(moved) if not graph.ops[op].is_view] or sorted(moved)
+    kinds = ", ".join(dict.fromkeys(base_name(graph.ops[op].target) for op in working))
+    made = ", ".join(dict.fromkeys(name for name, _ in names))
+    return f"{kinds}: {made}", len(working), str(end.devices[working[0]])
+
+
 _Group = tuple[str, str]
 """(what ops make, the device that they move to)"""
 
 
 def _groups(graph: OpGraph, start: Placement, end: Placement) -> dict[_Group, frozenset[int]]:
-    """The ops that differ by group; a view goes with what it is a view of."""
+    """The ops that differ by group, in device or in where their parameters lie."""
     names = tensor_names(graph)
     found: dict[_Group, set[int]] = {}
     for op in graph.ops:
-        if start.devices[op.id] != end.devices[op.id]:
+        lies = (op.id in start.streams) != (op.id in end.streams)
+        if start.devices[op.id] != end.devices[op.id] or lies:
             made = graph.outputs(op.id)
             name = names[made[0].id] if made else op.name
             found.setdefault((name, str(end.devices[op.id])), set()).add(op.id)

@@ -47,7 +47,7 @@ that needs them.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -87,6 +87,12 @@ PLACES = ("home", "accelerator", "free")
 
 UNITS = ("bytes", "seconds")
 """What an objective weighs."""
+
+Placer = Callable[
+    [OpGraph, str, Sequence[str]], tuple[Sequence[str | None], frozenset[int]]
+]
+"""A policy as a function of (graph, home, accelerators): (the device of each op, the ops whose
+parameters lie at home)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +158,8 @@ class Policy:
     """What crosses packed: the first that names a tensor, and can pack it, does."""
     protects: tuple[Protect, ...] = ()
     """Which ops run masked where they are away: the first that names an op decides."""
+    placer: Placer | None = None
+    """What places the ops in place of rules, for a policy that is no list of rules."""
 
 
 _FOLDER = files("partition") / "data"
@@ -343,6 +351,11 @@ def apply_policy(
     ``accelerator`` is the first of ``accelerators``. Parameters lie where the rule of their op says,
     else ``weights_at``. Raises InputError where the policy speaks of one that is not given.
     """
+    if policy.placer is not None:
+        there, sent = policy.placer(graph, home, accelerators)
+        said = tuple(policy.description for _ in there)
+        sent |= streaming(graph, policy, weights_at)
+        return Placement(home, tuple(there), tuple(True for _ in there), said, sent)
     device = {
         place: candidates_of(policy, place, home, accelerators)[0]
         for place in (policy.default, *(rule.place for rule in policy.rules))

@@ -455,11 +455,17 @@ def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]
         None,
         WireFormat(summary["wire_dtype"], text=summary["pack"] or ""),
         summary["residency"],
+        devices=_devices(summary["machine"]),
         options=Options.parse(summary["array_options"] or ""),
         engine=summary["engine"] or "",
         execution=summary["execution"] or "",
         weights_at=summary["weights_at"],
     )
+
+
+def _devices(machine: str) -> tuple[str, ...]:
+    """Home and the accelerators of ``Split.machine``, in their order."""
+    return tuple(one.partition("=")[0] for one in machine.rpartition("@")[0].split("+"))
 
 
 def _rows(folder: Path, name: str, schema: pa.Schema, trace_id: str) -> list[dict[str, Any]]:

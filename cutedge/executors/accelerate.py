@@ -1,0 +1,295 @@
+"""accelerate's ``device_map``: a device for each module, as ``from_pretrained`` takes it.
+
+An entry is of a module and all in it; a longer path goes before a shorter one. Every parameter must
+be under an entry. What accelerate does with it (``dispatch_model``): before a module with an entry
+runs, its inputs are moved to its device. What a module does itself between its parts has no entry
+and runs where its inputs are; so the parts that come together there need one device, and a block
+with a residual sum stays whole (transformers' ``_no_split_modules``).
+
+Numbers are accelerators in order. ``cpu`` is home, in one of two ways: parameters lie there and are
+sent to the first accelerator, where the module runs (what ``from_pretrained`` does); or the module
+runs there, which ``dispatch_model`` does when it is told ``main_device="cpu"``. Written are
+``device_map``, ``max_memory`` (what each device holds) and, where home computes, ``main_device``.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from cutedge.executors.places import Places, majority, places
+from partition.placement import Placement
+from partition.stored import parameters_read, storages
+from tracer.errors import InputError, choose
+from tracer.graph import OpGraph, Role
+from tracer.stacks import run_order
+
+NAME = "accelerate"
+UNITS = "blocks, and modules outside of them"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMap:
+    """What ``dispatch_model`` is told."""
+
+    entries: Mapping[str, int | str]
+    """Module path, empty for the whole model -> number of an accelerator, ``cpu`` or ``disk``."""
+    home_computes: bool
+    """Whether modules on ``cpu`` run there (``main_device="cpu"``), not on the first accelerator."""
+    max_memory: Mapping[str, int]
+    """Device -> bytes; not read."""
+
+
+def reads(text: str) -> bool:
+    """Whether a text is a JSON object."""
+    return text.lstrip().startswith("{")
+
+
+def parse(text: str) -> DeviceMap:
+    """A ``device_map`` alone, or with what stands beside it. Raises InputError for anything else.
+
+    >>> parse('{"model": 0, "lm_head": "cpu"}').entries
+    {'model': 0, 'lm_head': 'cpu'}
+    """
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"the device_map is no JSON: {error}") from error
+    whole = given if "device_map" in given else {"device_map": given}
+    entries, main = whole["device_map"], whole.get("main_device")
+    if not isinstance(entries, dict) or not entries:
+        raise InputError("the device_map is empty: write module paths and their devices")
+    if "" in entries and len(entries) > 1:
+        raise InputError('device_map: an entry "" is of the whole model, and here are others')
+    for path, device in entries.items():
+        if _number(device) is None and device not in ("cpu", "disk"):
+            raise InputError(
+                f"device_map: {path!r} is on {device!r}; write a number (or cuda:0), cpu or disk"
+            )
+    numbers = {path: device if (n := _number(device)) is None else n for path, device in entries.items()}
+    return DeviceMap(numbers, main == "cpu" or not _numbers(numbers), {})
+
+
+def _number(device: object) -> int | None:
+    """The number of an accelerator: 0, ``"0"``, ``cuda:0``, ``cuda``."""
+    if type(device) is int:
+        return device if device >= 0 else None
+    match = re.fullmatch(r"(?:cuda|xpu|npu|mps|hpu)(?::(\d+))?|(\d+)", str(device))
+    return int(match[1] or match[2] or 0) if match else None
+
+
+def _numbers(entries: Mapping[str, int | str]) -> list[int]:
+    return [device for device in entries.values() if isinstance(device, int)]
+
+
+def text(told: DeviceMap) -> str:
+    """As JSON."""
+    main = {"main_device": "cpu"} if told.home_computes and _numbers(told.entries) else {}
+    memory = {"max_memory": dict(told.max_memory)} if told.max_memory else {}
+    return json.dumps({"device_map": dict(told.entries), **memory, **main}, indent=2) + "\n"
+
+
+def place(graph: OpGraph, told: DeviceMap, devices: Sequence[str]) -> Places:
+    """Where accelerate runs each op.
+
+    Raises InputError for an entry that names no module, a parameter without an entry, a number
+    without an accelerator, and for an op between modules whose inputs are on two devices.
+    """
+    home, *accelerators = devices
+    for path, device in told.entries.items():
+        if isinstance(device, int) and device >= len(accelerators):
+            raise InputError(
+                f"device_map: {path!r} is on {device}, and here are {len(accelerators)} "
+                "accelerators, counted from 0: --accel adds one"
+            )
+    _check_paths(graph, told.entries)
+    main = home if told.home_computes else accelerators[0]
+    at: dict[int, str] = {}
+    sent: set[int] = set()
+    read = parameters_read(graph)
+    for op in run_order(graph):
+        path = graph.ops[op].module_path
+        entry = _entry(told.entries, path)
+        if entry is None:
+            at[op] = _between(graph, op, at, main)
+            continue
+        device = told.entries[entry]
+        at[op] = accelerators[device] if isinstance(device, int) else main
+        if read[op] and (device == "disk" or not isinstance(device, int)) and main != home:
+            sent.add(op)
+    return places(graph, home, at, frozenset(sent))
+
+
+def _entry(entries: Mapping[str, int | str], path: str) -> str | None:
+    """The longest entry that a module is under."""
+    for one in _above(path):
+        if one in entries:
+            return one
+    return None
+
+
+def _above(path: str) -> Iterator[str]:
+    """A path, and those that it is under, the longest first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
+
+
+def _between(graph: OpGraph, op: int, at: Mapping[int, str], main: str) -> str:
+    """Where an op runs that no entry moves anything for: where its inputs are."""
+    made = {t.op: at.get(t.op, main) for t in graph.flowing(op) if t.op is not None}
+    there = list(dict.fromkeys(made.values()))
+    if len(there) > 1:
+        one = graph.ops[op]
+        raise InputError(
+            f"device_map: op {op} ({one.name}) of {one.module_path or 'the model itself'} reads "
+            f"from {' and '.join(there)}, and accelerate moves nothing between two modules: give "
+            "them one device"
+        )
+    return there[0] if there else main
+
+
+def _check_paths(graph: OpGraph, entries: Mapping[str, int | str]) -> None:
+    """Raise InputError where an entry is of no module, or a parameter has no entry.
+
+    A module without parameters or ops (a dropout) is not in a graph: it passes beside others.
+    """
+    names = [t.name for t in graph.tensors if t.role in (Role.PARAMETER, Role.BUFFER)]
+    paths = [op.module_path for op in graph.ops]
+    known = {one for path in (*paths, *names) for one in _above(path)}
+    for path in entries:
+        parent, _, last = path.rpartition(".")
+        if path in known and path not in names:
+            continue
+        if path in names or last.isdigit() or parent not in known or not parent:
+            modules = sorted(known - {*names, ""})
+            choose(path, modules, "device_map: the module")
+    parameters = [t.name for t in graph.tensors if t.role is Role.PARAMETER]
+    bare = [name for name in parameters if _entry(entries, name) is None]
+    if bare:
+        more = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
+        raise InputError(f"device_map: no entry is of {bare[0]}{more}: every parameter needs one")
+
+
+def nearest(graph: OpGraph, placement: Placement, devices: Sequence[str]) -> DeviceMap:
+    """The map that agrees with most of a placement.
+
+    Home computes, unless the placement sends parameters to an accelerator.
+    """
+    home, *accelerators = devices
+    units = _units(graph)
+    where = majority(graph, placement.devices, units, devices)
+    away = {op for op in placement.streams if placement.devices[op] != home}
+    sent = {units[op] for op in away}
+    where[_MAIN] = accelerators[0] if away else home
+    paths: dict[str, int | str] = {}
+    for op, unit in units.items():
+        if (path := _path(graph, op)) is not None:
+            device = where[unit]
+            stays = device == home or (unit in sent and device == accelerators[0])
+            paths[path] = "cpu" if stays else accelerators.index(device)
+    told = DeviceMap(_coarsest(graph, paths), not away or not _numbers(paths), {})
+    return replace(told, max_memory=_held(graph, place(graph, told, devices), devices))
+
+
+def _held(graph: OpGraph, at: Places, devices: Sequence[str]) -> dict[str, int]:
+    """What lies on each device: parameters, buffers, constants and cached state."""
+    there: dict[str, set[int]] = {device: set() for device in devices}
+    whole, read = storages(graph), parameters_read(graph)
+    for op, device in enumerate(at.devices):
+        if device is not None:
+            sent = read[op] if op in at.streams else frozenset[int]()
+            there[device] |= whole[op] - sent
+            there[devices[0]] |= sent
+    names = ["cpu", *map(str, range(len(devices) - 1))]
+    return {
+        name: sum(graph.tensors[owner].bytes for owner in held)
+        for name, held in zip(names, there.values(), strict=True)
+        if held
+    }
+
+
+def _path(graph: OpGraph, op: int) -> str | None:
+    """The module that an op is placed with: its block, else its own; None between modules.
+
+    A module that has parameters beside its parts goes as a whole.
+    """
+    one = graph.ops[op]
+    containers, whole = _containers(graph)
+    above = next((path for path in reversed([*_above(one.module_path)]) if path in whole), None)
+    if one.stack is not None:
+        parts = one.module_path.split(".")
+        depth = 1 + (one.stack.count(".") + 1 if one.stack else 0)
+        block = ".".join(parts[:depth])
+        if len(parts) >= depth and one.module_path:
+            return block if above is None else min(block, above, key=len)
+    if above is not None:
+        return above
+    return None if one.module_path in containers else one.module_path
+
+
+@lru_cache(maxsize=4)
+def _containers(graph: OpGraph) -> tuple[frozenset[str], frozenset[str]]:
+    """(the modules that others are in, those of them that have parameters of their own)."""
+    own = {t.name.rpartition(".")[0] for t in graph.tensors if t.op is None}
+    paths = {*own, *(op.module_path for op in graph.ops)}
+    found = frozenset(above for path in paths for above in list(_above(path))[1:])
+    return found, found & own
+
+
+_MAIN = ""
+"""The unit of what runs on the main device, whatever the entries say."""
+
+
+def _units(graph: OpGraph) -> dict[int, str]:
+    """By op that has a device: the module that it is placed with, by one of those that come together.
+
+    What modules do between their parts with graph inputs alone is on the main device.
+    """
+    joined: dict[str, str] = {}
+
+    def root(path: str) -> str:
+        while path in joined:
+            path = joined[path]
+        return path
+
+    found: dict[int, str] = {}
+    for op in run_order(graph):
+        path = _path(graph, op)
+        if path is None:  # where its inputs are
+            made = [root(found.get(t.op or 0, _MAIN)) for t in graph.flowing(op)]
+            path, *others = sorted(set(made)) or [_MAIN]
+            joined.update(dict.fromkeys(others, path))
+        found[op] = path
+    return {op: root(path) for op, path in found.items()}
+
+
+def _coarsest(graph: OpGraph, paths: Mapping[str, int | str]) -> dict[str, int | str]:
+    """The fewest entries that give each module its device; all else is with the first of them."""
+    names = [t.name.rpartition(".")[0] for t in graph.tensors if t.op is None]
+    known = dict.fromkeys(paths)
+    for path in (*names, *(op.module_path for op in graph.ops)):
+        if path not in _containers(graph)[0] and not any(one in known for one in _above(path)):
+            known.setdefault(path)
+    under: dict[str, list[str]] = {}
+    for path in known:
+        for above in _above(path):
+            under.setdefault(above, []).append(path)
+    first = next(iter(paths.values()))
+    entries: dict[str, int | str] = {}
+
+    def write(path: str) -> None:
+        there = {paths[one] for one in under[path] if one in paths}
+        if len(there) <= 1:
+            entries[path] = next(iter(there), first)
+            return
+        if path in paths:
+            entries[path] = paths[path]
+        depth = path.count(".") + 2 if path else 1
+        for part in dict.fromkeys(".".join(one.split(".")[:depth]) for one in under[path] if one != path):
+            write(part)
+
+    write("")
+    return entries
