@@ -130,6 +130,28 @@ def _graph(
     say(f"written to {', '.join(map(str, written.files))}")
 
 
+@command("cutedge export placement --for llama.cpp --policy min-cut --nearest", export)
+def placement(
+    executor: Annotated[str, typer.Option("--for", help="llama.cpp, accelerate, vllm or torch.")],
+    directory: Directory = None,
+    policy: PolicyName = None,
+    nearest: Annotated[bool, typer.Option("--nearest", help="The nearest that it can do.")] = False,
+    out: OutOrPrint = None,
+    as_json: Json = False,
+) -> None:
+    """Write a placement in the words of the program that is to carry it out."""
+    from cli.printing import print_json
+    from cutedge._export import placement_words
+
+    words = placement_words(executor, directory, policy, out, nearest=nearest)
+    if not words.exact:
+        warn(words.claim)
+    if as_json:
+        print_json({**words.summary, "file": out and str(out)})
+    else:
+        typer.echo(f"placement for {executor} written to {out}\n" if out else words.text, nl=False)
+
+
 @command("cutedge export csv transfers --policy fuse-attention --out transfers.csv", export)
 def csv(
     table: TableName,

@@ -10,7 +10,8 @@ from cli import complete
 from cli.app import command, say, warn
 from cli.options import Baseline, Costs, Json, MachineOptions, Policies, Running, TraceDir, no_model
 from partition import Order
-from tracer.errors import InputError
+
+_PLACEMENT = "What an executor is told, or a file of it: a device_map, '-ngl 20 -ot exps=CPU' ..."
 
 
 @command("cutedge partition --policy fuse-attention --wire-dtype bfloat16")
@@ -23,6 +24,7 @@ def partition(
         str,
         typer.Option(help="A policy's name, or a .toml file.", autocompletion=complete.policies),
     ] = "offload-linear",
+    placement: Annotated[str | None, typer.Option(help=_PLACEMENT)] = None,
     explain: Annotated[
         bool,
         typer.Option(
@@ -40,12 +42,13 @@ def partition(
     from cutedge._workspace import trace_folder
 
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
-    check_words([policy], **options)
+    rules = cutedge.placement(placement) if placement else policy
+    check_words([rules], **options)
     folder = trace_folder(directory)
-    split = cutedge.load(folder).partition(policy, **options)
+    split = cutedge.load(folder).partition(rules, **options)
     written = split.save(folder)
     for warning in split.warnings:
-        warn(f"{policy}: {warning}")
+        warn(f"{split.policy}: {warning}")
     if as_json:
         print_json(partition_object(split, written, explain=explain))
     else:
@@ -64,6 +67,7 @@ def compare(
         ),
     ] = None,
     policies: Policies = None,
+    placements: Annotated[list[str] | None, typer.Option("--placement", help=_PLACEMENT)] = None,
     baseline: Baseline = None,
     within: Annotated[
         float | None,
@@ -98,18 +102,13 @@ def compare(
     from cli import show_split
     from cli.printing import print_json
     from cutedge._json import comparison_objects, crossovers_object
-    from cutedge._placing import check_words
+    from cutedge._placing import check_shown, check_words
     from cutedge._workspace import trace_folder
 
-    if within is not None and not 0 < within < float("inf"):
-        raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folders = [*dict.fromkeys(map(trace_folder, directories or [None]))]  # type: ignore[list-item]
-    if over is not None and (len(folders) > 1 or within is not None or unseen or sort):
-        raise InputError(
-            "--over is of one trace directory and goes without --within, --unseen and --sort"
-        )
+    check_shown(len(folders), within, over, [*(unseen or ()), *([sort] if sort else ())])
     traces = [cutedge.load(folder) for folder in folders]
     if over is not None:
         found = traces[0].crossovers(*over, policies, **options)
@@ -118,7 +117,7 @@ def compare(
         else:
             show_split.over(traces[0].graph.meta, over[0], *found, search.schedule)
         return
-    compared = [traced.compare(policies, baseline=baseline, **options) for traced in traces]
+    compared = [one.compare(policies, placements, baseline=baseline, **options) for one in traces]
     for one, folder in zip(compared, folders, strict=True):
         one.save(folder)
         for warning in one.warnings:

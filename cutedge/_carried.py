@@ -76,6 +76,7 @@ class Words:
     """A placement in the words of an executor."""
 
     executor: str
+    """Whose words they are."""
     text: str
     """What the executor is told; the nearest that it can carry out."""
     policy: str
@@ -246,7 +247,9 @@ def beside_optimum(split: Split, policy: Policy, setting: Setting) -> BesideOpti
 def _commands(policy: str, executor: Executor, machine: "Machine") -> tuple[str, ...]:
     described = machine.described
     devices = [
-        name if name not in described or described[name].name == name else f"{name}={described[name].name}"
+        name
+        if name not in described or described[name].name == name
+        else f"{name}={described[name].name}"
         for name in machine.devices
     ]
     words = ["--home", devices[0], *(w for d in devices[1:] for w in ("--accel", d))]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from costmodels.machine import Machine
+    from cutedge._carried import Words
     from cutedge.exports.timeline import Timeline
 
 GraphKind = Literal["graphml", "dot", "model-explorer"]
@@ -176,6 +177,24 @@ def opened(
         split, schedule=read_schedule(folder, graph, placement, traffic, split.trace_id)
     )
     return split.graph, split, read_run(folder, split.trace_id, split.traffic.calls)
+
+
+def placement_words(
+    executor: str, directory: Path | None, policy: str | None, out: Path | None, *, nearest: bool
+) -> "Words":
+    """A placement in the words of an executor, written to a file where ``out`` names one.
+
+    Raises as ``_carried.words_for``, and InputError where there is no placement.
+    """
+    from cutedge._carried import words_for
+
+    split = opened(directory, policy)[1]
+    if split is None:
+        raise InputError("a placement is of a partition, and there is none: run partition first")
+    words = words_for(split, executor, nearest=nearest)
+    if out is not None:
+        write_file(words.text.encode(), out)
+    return words
 
 
 def opened_table(name: str, directory: Path | None, policy: str | None) -> "pa.Table":

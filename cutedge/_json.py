@@ -109,6 +109,7 @@ def trace_object(traced: "Trace", folder: Path) -> dict[str, Any]:
 def partition_object(made: "Partition", folder: Path, *, explain: bool = False) -> dict[str, Any]:
     """``partition --json``, and an entry of ``compare --json``."""
     split, bottleneck, beside = made.split, made.bottleneck, made.topological_cut
+    held = made.beside_optimum
     why = made.explain() if explain else None
     relief = bottleneck.relief if bottleneck else None
     return {
@@ -125,6 +126,11 @@ def partition_object(made: "Partition", folder: Path, *, explain: bool = False) 
         "topological_cut": None
         if beside is None
         else {"objective_value": beside.objective_value, "after": list(beside.after)},
+        **(
+            {}
+            if held is None
+            else {"beside_optimum": None if isinstance(held, str) else asdict(held)}
+        ),
         "exposed": [{**asdict(one), "words": one.words} for one in split.exposed],
         "derived": {
             device: [

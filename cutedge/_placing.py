@@ -90,6 +90,18 @@ def check_words(
     machine_of(**machine)
 
 
+def check_shown(
+    traces: int, within: float | None, over: tuple[str, str] | None, others: Sequence[str]
+) -> None:
+    """Raise InputError where what is to be shown of comparisons does not go together."""
+    if within is not None and not 0 < within < inf:
+        raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
+    if over is not None and (traces > 1 or within is not None or others):
+        raise InputError(
+            "--over is of one trace directory and goes without --within, --unseen and --sort"
+        )
+
+
 def scheduling_of(schedule: ScheduleKind | None, requests: int | None) -> Scheduling | None:
     """How runs are laid out, where that is asked for. Raises InputError for what says nothing."""
     if schedule is None:

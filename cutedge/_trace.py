@@ -304,8 +304,8 @@ class Trace:
     def compare(
         self,
         policies: "Sequence[str | Path | Policy] | None" = None,
-        *,
         placements: Sequence[str] | None = (),
+        *,
         baseline: str | None = None,
         machine: str | None = None,
         residency: Residency = "run",

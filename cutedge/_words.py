@@ -33,6 +33,7 @@ from tracer.summary import (
 from tracer.words import counted, covered, duration, human, mib
 
 if TYPE_CHECKING:
+    from cutedge._carried import BesideOptimum
     from cutedge._cost import Cost, Parameters
     from cutedge._generate import Generation
     from cutedge._partition import Partition
@@ -104,6 +105,39 @@ def relief_claim(found: Bottleneck, size: Callable[[int], str] = mib) -> str:
     return f"running {ops} on {relief.device} too{how} would save {saved}"
 
 
+def beside_sentences(found: "BesideOptimum | str | None") -> Iterator[str]:
+    """How far an executor's placement is from the best, what it loses most by, what is better."""
+    if found is None or isinstance(found, str):
+        yield from [found] if found else []
+        return
+    unit = found.unit
+
+    def told(amount: float) -> str:
+        return mib(round(amount)) if unit == "bytes" else duration(amount)
+
+    best = f"the {'optimum' if found.proven else 'best found'} in {found.unit}"
+    way = f"{found.policy}, by {found.granularity}"
+    if not found.commands:
+        yield f"{told(found.value)}: no more than {best} ({way})"
+        return
+    yield (
+        f"{told(found.value)} where {best} is {told(found.optimum)} ({way}): "
+        f"{told(found.value - found.optimum)} more"
+    )
+    for choice in found.choices:
+        kinds, _, made = choice.ops.partition(": ")
+        alike = [
+            ", ".join(one.split(", ")[:3]) + ", ..." * (one.count(", ") > 2)
+            for one in (kinds, made)
+        ]
+        yield (
+            f"dearest: {told(choice.saved)} less with {counted(choice.count, 'op')} on "
+            f"{choice.device} ({': '.join(alike)})"
+        )
+    for command in found.commands:
+        yield f"better: {command}"
+
+
 def split_sentences(made: "Partition") -> Iterator[str]:
     """What there is to say of a split model: chunks, time, proof, memory, what is seen."""
     split = made.split
@@ -125,6 +159,7 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     if bare := no_figures(split):
         yield bare
     yield from proof_sentences(split, made.topological_cut)
+    yield from beside_sentences(made.beside_optimum)
     if split.sent_weight_bytes:
         yield (
             f"{human(split.sent_weight_bytes)} of weights lie at {placement.home} and are sent in "

@@ -88,9 +88,7 @@ PLACES = ("home", "accelerator", "free")
 UNITS = ("bytes", "seconds")
 """What an objective weighs."""
 
-Placer = Callable[
-    [OpGraph, str, Sequence[str]], tuple[Sequence[str | None], frozenset[int]]
-]
+Placer = Callable[[OpGraph, str, Sequence[str]], tuple[Sequence[str | None], frozenset[int]]]
 """A policy as a function of (graph, home, accelerators): (the device of each op, the ops whose
 parameters lie at home)."""
 

@@ -415,7 +415,8 @@ def read_split(trace: Path, folder: Path) -> Split:
     graph = graph.with_meta(replace(graph.meta, **stored))
     try:
         graph = with_masks(graph, metadata.get("masks"))
-        return _split(graph, trace_id, rows)
+        split = _split(graph, trace_id, rows)
+        return replace(split, devices=_devices(folder))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise TableError(f"{folder} is damaged. Run partition again.") from error
 
@@ -455,7 +456,6 @@ def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]
         None,
         WireFormat(summary["wire_dtype"], text=summary["pack"] or ""),
         summary["residency"],
-        devices=_devices(summary["machine"]),
         options=Options.parse(summary["array_options"] or ""),
         engine=summary["engine"] or "",
         execution=summary["execution"] or "",
@@ -463,9 +463,10 @@ def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]
     )
 
 
-def _devices(machine: str) -> tuple[str, ...]:
-    """Home and the accelerators of ``Split.machine``, in their order."""
-    return tuple(one.partition("=")[0] for one in machine.rpartition("@")[0].split("+"))
+def _devices(folder: Path) -> tuple[str, ...]:
+    """Home and the accelerators in their order, as the name of a partition's folder has them."""
+    machine = unquote(folder.absolute().name).removeprefix("machine=")
+    return tuple(one.partition("=")[0] for one in machine.partition("@")[0].split("+"))
 
 
 def _rows(folder: Path, name: str, schema: pa.Schema, trace_id: str) -> list[dict[str, Any]]:

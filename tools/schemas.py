@@ -21,6 +21,7 @@ from costmodels.memory import MemoryNeed
 from costmodels.parameters import Breakdown, Count
 from costmodels.roofline import DeviceTime, Share
 from cutedge._calibrate import Written
+from cutedge._carried import BesideOptimum, Words
 from cutedge._sweep import Swept
 from cutedge.runtime.leaks import MaskProof, SecrecyProof
 from cutedge.runtime.packed import Packed, PackedGroup
@@ -192,7 +193,7 @@ def _schedule() -> dict[str, Schema]:
     }
 
 
-_EXTRAS = ("topological_cut", "derived", "ladder", "prices", *_schedule())
+_EXTRAS = ("topological_cut", "beside_optimum", "derived", "ladder", "prices", *_schedule())
 """Keys of a partition that only some have."""
 
 
@@ -238,6 +239,10 @@ def _partition() -> dict[str, Schema]:
                 ]
             },
             "Of a policy that cuts between layers: the best cut at any op; null for others.",
+        ),
+        "beside_optimum": key(
+            {"anyOf": [record(dataclass_keys(BesideOptimum)), {"type": "null"}]},
+            "Of an executor's placement (--placement): the best beside it; null where not known.",
         ),
         "exposed": key(
             listed(
@@ -829,6 +834,16 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
         ),
         "export-graphml": ("A graph.", _graph() | _written(), ()),
         "export-dot": ("A graph.", _graph() | _written(), ()),
+        "export-placement": (
+            "A placement in the words of an executor.",
+            {
+                **dataclass_keys(Words, "executor", "policy", "text", "exact"),
+                "stopped_ops": field_key(Words, "stopped"),
+                **dataclass_keys(Words, "stops", "payload_bytes", "nearest_payload_bytes"),
+                "file": key(str | None, "With --out: the file that was written."),
+            },
+            (),
+        ),
         "export-csv": ("A table.", _table(), ()),
         "export-json": ("A table.", _table(), ()),
         "cost": (

@@ -21,7 +21,7 @@ from functools import lru_cache
 from cutedge.executors.places import Places, majority, places
 from partition.placement import Placement
 from partition.stored import parameters_read, storages
-from tracer.errors import InputError, choose
+from tracer.errors import InputError, suggest
 from tracer.graph import OpGraph, Role
 from tracer.stacks import run_order
 
@@ -67,7 +67,9 @@ def parse(text: str) -> DeviceMap:
             raise InputError(
                 f"device_map: {path!r} is on {device!r}; write a number (or cuda:0), cpu or disk"
             )
-    numbers = {path: device if (n := _number(device)) is None else n for path, device in entries.items()}
+    numbers = {
+        path: device if (n := _number(device)) is None else n for path, device in entries.items()
+    }
     return DeviceMap(numbers, main == "cpu" or not _numbers(numbers), {})
 
 
@@ -165,7 +167,9 @@ def _check_paths(graph: OpGraph, entries: Mapping[str, int | str]) -> None:
             continue
         if path in names or last.isdigit() or parent not in known or not parent:
             modules = sorted(known - {*names, ""})
-            choose(path, modules, "device_map: the module")
+            raise InputError(
+                f"device_map: {path!r} is no module of {graph.meta.model}.{suggest(path, modules)}"
+            )
     parameters = [t.name for t in graph.tensors if t.role is Role.PARAMETER]
     bare = [name for name in parameters if _entry(entries, name) is None]
     if bare:
@@ -288,7 +292,9 @@ def _coarsest(graph: OpGraph, paths: Mapping[str, int | str]) -> dict[str, int |
         if path in paths:
             entries[path] = paths[path]
         depth = path.count(".") + 2 if path else 1
-        for part in dict.fromkeys(".".join(one.split(".")[:depth]) for one in under[path] if one != path):
+        for part in dict.fromkeys(
+            ".".join(one.split(".")[:depth]) for one in under[path] if one != path
+        ):
             write(part)
 
     write("")

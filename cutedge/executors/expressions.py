@@ -34,8 +34,8 @@ def expression(asked: Collection[str], kept: Collection[str]) -> str:
         else:
             alone.append(name)
     together: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for end, numbers in blocks.items():
-        together[tuple(sorted(numbers))].append(end)
+    for end, where in blocks.items():
+        together[tuple(sorted(where))].append(end)
     found: list[str] = []
     for numbers, ends in together.items():
         names = [f"blk.{n}.{end}" for end in ends for n in numbers]
@@ -74,7 +74,7 @@ def _shared(asked: Collection[str], kept: Collection[str], least: int) -> str | 
     Of ``least`` letters or more, whole words first.
     """
     shortest = min(asked, key=len)
-    words = re.findall(r"[a-z]+", shortest)
+    words: list[str] = re.findall(r"[a-z]+", shortest)
     for word in sorted(dict.fromkeys(words), key=len):
         if len(word) >= least and _tells(word, asked, kept):
             return word

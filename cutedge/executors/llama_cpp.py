@@ -144,14 +144,14 @@ def _part(value: str) -> float:
 
 def _overrides(value: str) -> Iterator[tuple[str, str]]:
     for one in value.split(","):
-        expression, given, buffer = one.partition("=")
-        if not given or not expression or not buffer:
+        regex, given, buffer = one.partition("=")
+        if not given or not regex or not buffer:
             raise InputError(f"-ot {one}: write REGEX=BUFFER, as in exps=CPU")
         try:
-            re.compile(expression)
+            re.compile(regex)
         except re.error as error:
-            raise InputError(f"-ot {one}: {expression} is no expression: {error}") from error
-        yield expression, buffer
+            raise InputError(f"-ot {one}: {regex} is no expression: {error}") from error
+        yield regex, buffer
 
 
 def text(told: Options) -> str:
@@ -161,8 +161,8 @@ def text(told: Options) -> str:
         words += ["--tensor-split", ",".join(f"{part:g}" for part in told.tensor_split)]
     if told.cpu_moe:
         words += ["--n-cpu-moe", str(told.cpu_moe)]
-    for expression, buffer in told.overrides[told.cpu_moe :]:
-        words += ["--override-tensor", f"{expression}={buffer}"]
+    for regex, buffer in told.overrides[told.cpu_moe :]:
+        words += ["--override-tensor", f"{regex}={buffer}"]
     words += [] if told.kv_offload else ["--no-kv-offload"]
     return shlex.join(words) + "\n"
 
@@ -177,14 +177,14 @@ def place(graph: OpGraph, told: Options, devices: Sequence[str]) -> Places:
     accelerator, and for two tensors on two devices that are read by one op here.
     """
     names, pieces = gguf_names(graph), _units(graph)
-    for expression, _ in told.overrides[told.cpu_moe :]:
-        if EXPERTS not in expression and not any(re.search(expression, name) for name in names.all):
+    for regex, _ in told.overrides[told.cpu_moe :]:
+        if EXPERTS not in regex and not any(re.search(regex, name) for name in names.all):
             raise InputError(
-                f"-ot {expression}: no weight of {graph.meta.model} is called so; they are called "
+                f"-ot {regex}: no weight of {graph.meta.model} is called so; they are called "
                 f"like {', '.join(_examples(names))}"
             )
     blocks = _blocks(names.layers, told, devices)
-    buffers = [(expression, _device(buffer, devices)) for expression, buffer in told.overrides]
+    buffers = [(regex, _device(buffer, devices)) for regex, buffer in told.overrides]
     where: dict[_Unit, str] = {}
     for unit in dict.fromkeys(pieces.values()):
         if not unit.storages:
@@ -378,10 +378,7 @@ def _told(
 
 
 def _overridden(
-    names: Names,
-    asked: Mapping[str, set[str]],
-    moved: Mapping[str, str],
-    devices: Sequence[str],
+    names: Names, asked: Mapping[str, set[str]], moved: Mapping[str, str], devices: Sequence[str]
 ) -> Iterator[tuple[int, list[tuple[str, str]]]]:
     """(how many are of ``--n-cpu-moe``, overrides): with as many of these as there can be, and none."""
     home = devices[0]

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tracer.graph import Kind, OpGraph
 
@@ -44,17 +45,17 @@ def weight_of(graph: OpGraph, op: int) -> Weight:
     return cost.flops or 0, cost.read_bytes + cost.write_bytes, 1
 
 
+Unit = TypeVar("Unit", bound=Hashable)
+
+
 def majority(
-    graph: OpGraph,
-    devices: Sequence[str | None],
-    units: Mapping[int, Hashable],
-    order: Sequence[str],
-) -> dict[Hashable, str]:
+    graph: OpGraph, devices: Sequence[str | None], units: Mapping[int, Unit], order: Sequence[str]
+) -> dict[Unit, str]:
     """Unit -> the device with most of its FLOPs, of as many its bytes; else the first in ``order``.
 
     ``units`` is by op.
     """
-    found: dict[Hashable, dict[str, Weight]] = defaultdict(lambda: dict.fromkeys(order, (0, 0, 0)))
+    found: dict[Unit, dict[str, Weight]] = defaultdict(lambda: dict.fromkeys(order, (0, 0, 0)))
     for op, unit in units.items():
         device = devices[op]
         if device is not None:
@@ -75,19 +76,22 @@ def staged(agreed: Sequence[Mapping[str, Weight]], stages: Sequence[str]) -> lis
     if len(agreed) < len(stages):
         return None
     nothing: Weight = (0, 0, 0)
-    best: list[tuple[Weight, list[int]] | None] = [None] * len(stages)
+    best: list[_Way | None] = [None] * len(stages)
     for at, piece in enumerate(agreed):
-        before = best
-        best = [None] * len(stages)
+        before, best = best, []
         for stage, device in enumerate(stages):
-            ways = [before[stage]] if at else [(nothing, [])] if stage == 0 else [None]
-            if at and stage and (last := before[stage - 1]) is not None:
+            ways = [before[stage]]
+            if at == stage == 0:
+                ways = [(nothing, [])]
+            elif at and stage and (last := before[stage - 1]) is not None:
                 ways.append((last[0], [*last[1], at]))
-            reached = [way for way in ways if way is not None]
-            if reached:
-                most = max(reached, key=lambda way: way[0])
-                best[stage] = _sum(most[0], piece.get(device, nothing)), most[1]
+            most = max((way for way in ways if way), key=lambda way: way[0], default=None)
+            best.append(most and (_sum(most[0], piece.get(device, nothing)), most[1]))
     return None if best[-1] is None else best[-1][1]
+
+
+_Way = tuple[Weight, list[int]]
+"""(what agrees, where the stages after the first begin)"""
 
 
 def agreement(
@@ -123,5 +127,3 @@ def best_stages(
             if best is None or total > best[0]:
                 best = total, stages, begins
     return None if best is None else best[1:]
-
-

@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from cutedge.executors.places import Places, agreement, best_stages, pipeline_stages, places
 from partition.placement import Placement
-from tracer.errors import CutedgeError, InputError, choose
+from tracer.errors import CutedgeError, InputError, suggest
 from tracer.graph import OpGraph
 from tracer.stacks import run_order
 
@@ -63,7 +63,11 @@ def place(graph: OpGraph, points: Mapping[str, Point], devices: Sequence[str]) -
     order = run_order(graph)
     spans, cuts = _spans(graph, order), set[int]()
     for path, point in points.items():
-        choose(path, list(spans), "split_spec: the module")
+        if path not in spans:
+            raise InputError(
+                f"split_spec: {path!r} is no module of {graph.meta.model} that does anything."
+                f"{suggest(path, list(spans))}"
+            )
         span = spans[path]
         if len(span) > 1:
             raise InputError(
@@ -92,9 +96,7 @@ def nearest(graph: OpGraph, placement: Placement, devices: Sequence[str]) -> dic
     for path in sorted(paths, key=lambda path: path.count(".")):
         where.setdefault(paths[path].stop, (path, "END"))
     cuts = sorted(where.keys() - {0, len(order)})
-    pieces = [
-        order[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(order)], strict=True)
-    ]
+    pieces = [order[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(order)], strict=True)]
     found = best_stages([agreement(graph, placement.devices, ops) for ops in pieces], devices)
     if found is None:
         raise CutedgeError(

@@ -8,6 +8,7 @@ are as many as accelerators, these alone.
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from cutedge.executors.places import Places, agreement, best_stages, pipeline_stages, places
 from partition.placement import Placement
@@ -34,9 +35,7 @@ def parse(text: str) -> tuple[int, ...]:
     match = re.search(rf"{_WORD}\s*=\s*[\"']?([^\"'\s]*)", text)
     given = match[1] if match else ""
     if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", given):
-        raise InputError(
-            f"{_WORD}={given}: write the layers of each rank, as in {_WORD}=6,10"
-        )
+        raise InputError(f"{_WORD}={given}: write the layers of each rank, as in {_WORD}=6,10")
     return tuple(map(int, given.split(",")))
 
 
@@ -77,7 +76,7 @@ def nearest(graph: OpGraph, placement: Placement, devices: Sequence[str]) -> tup
             f"{graph.meta.model} has {len(pieces)} layers, too few for {len(devices) - 1} ranks"
         )
     begins = [0, *found[1], len(pieces)]
-    return tuple(after - begin for begin, after in zip(begins, begins[1:], strict=False))
+    return tuple(after - begin for begin, after in pairwise(begins))
 
 
 def _pieces(graph: OpGraph) -> list[list[int]]:
@@ -86,9 +85,9 @@ def _pieces(graph: OpGraph) -> list[list[int]]:
     Raises CutedgeError for a model without layers.
     """
     layers: dict[str, set[int]] = {}
-    for op in graph.ops:
-        if op.stack is not None and op.layer is not None:
-            layers.setdefault(op.stack, set()).add(op.layer)
+    for each in graph.ops:
+        if each.stack is not None and each.layer is not None:
+            layers.setdefault(each.stack, set()).add(each.layer)
     if not layers:
         raise CutedgeError(f"{graph.meta.model} has no layers, and vLLM's ranks have layers each")
     stack = max(layers, key=lambda one: len(layers[one]))
@@ -96,8 +95,8 @@ def _pieces(graph: OpGraph) -> list[list[int]]:
     numbers = {layer: at for at, layer in enumerate(sorted(layers[stack]))}
     last = 0
     for op in run_order(graph):
-        one = graph.ops[op]
-        if one.stack == stack and one.layer is not None:
-            last = numbers[one.layer]
+        layer = graph.ops[op].layer
+        if graph.ops[op].stack == stack and layer is not None:
+            last = numbers[layer]
         pieces[last].append(op)
     return pieces
