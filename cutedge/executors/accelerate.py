@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from cutedge.executors.places import Places, majority, places
 from partition.placement import Placement
@@ -110,9 +110,9 @@ def place(graph: OpGraph, told: DeviceMap, devices: Sequence[str]) -> Places:
     at: dict[int, str] = {}
     sent: set[int] = set()
     read = parameters_read(graph)
+    of = {path: _entry(told.entries, path) for path in {op.module_path for op in graph.ops}}
     for op in run_order(graph):
-        path = graph.ops[op].module_path
-        entry = _entry(told.entries, path)
+        entry = of[graph.ops[op].module_path]
         if entry is None:
             at[op] = _between(graph, op, at, main)
             continue
@@ -125,10 +125,7 @@ def place(graph: OpGraph, told: DeviceMap, devices: Sequence[str]) -> Places:
 
 def _entry(entries: Mapping[str, int | str], path: str) -> str | None:
     """The longest entry that a module is under."""
-    for one in _above(path):
-        if one in entries:
-            return one
-    return None
+    return next((one for one in _above(path) if one in entries), None)
 
 
 def _above(path: str) -> Iterator[str]:
@@ -158,15 +155,13 @@ def _check_paths(graph: OpGraph, entries: Mapping[str, int | str]) -> None:
 
     A module without parameters or ops (a dropout) is not in a graph: it passes beside others.
     """
-    names = [t.name for t in graph.tensors if t.role in (Role.PARAMETER, Role.BUFFER)]
-    paths = [op.module_path for op in graph.ops]
-    known = {one for path in (*paths, *names) for one in _above(path)}
+    known, names = _known(graph)
     for path in entries:
         parent, _, last = path.rpartition(".")
         if path in known and path not in names:
             continue
         if path in names or last.isdigit() or parent not in known or not parent:
-            modules = sorted(known - {*names, ""})
+            modules = sorted(known - names - {""})
             raise InputError(
                 f"device_map: {path!r} is no module of {graph.meta.model}.{suggest(path, modules)}"
             )
@@ -175,6 +170,14 @@ def _check_paths(graph: OpGraph, entries: Mapping[str, int | str]) -> None:
     if bare:
         more = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
         raise InputError(f"device_map: no entry is of {bare[0]}{more}: every parameter needs one")
+
+
+@lru_cache(maxsize=4)
+def _known(graph: OpGraph) -> tuple[frozenset[str], frozenset[str]]:
+    """(all modules, parameters and buffers by their paths; parameters and buffers)."""
+    names = frozenset(t.name for t in graph.tensors if t.role in (Role.PARAMETER, Role.BUFFER))
+    paths = {*names, *(op.module_path for op in graph.ops)}
+    return frozenset(one for path in paths for one in _above(path)), names
 
 
 def nearest(graph: OpGraph, placement: Placement, devices: Sequence[str]) -> DeviceMap:
@@ -190,7 +193,7 @@ def nearest(graph: OpGraph, placement: Placement, devices: Sequence[str]) -> Dev
     where[_MAIN] = accelerators[0] if away else home
     paths: dict[str, int | str] = {}
     for op, unit in units.items():
-        if (path := _path(graph, op)) is not None:
+        if (path := _paths(graph)[op]) is not None:
             device = where[unit]
             stays = device == home or (unit in sent and device == accelerators[0])
             paths[path] = "cpu" if stays else accelerators.index(device)
@@ -215,23 +218,26 @@ def _held(graph: OpGraph, at: Places, devices: Sequence[str]) -> dict[str, int]:
     }
 
 
-def _path(graph: OpGraph, op: int) -> str | None:
-    """The module that an op is placed with: its block, else its own; None between modules.
+@lru_cache(maxsize=4)
+def _paths(graph: OpGraph) -> Sequence[str | None]:
+    """By op: the module that it is placed with, its block or else its own; None between modules.
 
     A module that has parameters beside its parts goes as a whole.
     """
-    one = graph.ops[op]
     containers, whole = _containers(graph)
-    above = next((path for path in reversed([*_above(one.module_path)]) if path in whole), None)
-    if one.stack is not None:
-        parts = one.module_path.split(".")
-        depth = 1 + (one.stack.count(".") + 1 if one.stack else 0)
-        block = ".".join(parts[:depth])
-        if len(parts) >= depth and one.module_path:
-            return block if above is None else min(block, above, key=len)
-    if above is not None:
-        return above
-    return None if one.module_path in containers else one.module_path
+
+    @cache
+    def path_of(path: str, stack: str | None) -> str | None:
+        above = min((one for one in _above(path) if one in whole), key=len, default=None)
+        parts = path.split(".")
+        if stack is not None and path:
+            depth = 1 + (stack.count(".") + 1 if stack else 0)
+            if len(parts) >= depth:
+                block = ".".join(parts[:depth])
+                return block if above is None else min(block, above, key=len)
+        return above if above is not None or path in containers else path
+
+    return [path_of(op.module_path, op.stack) for op in graph.ops]
 
 
 @lru_cache(maxsize=4)
@@ -247,7 +253,8 @@ _MAIN = ""
 """The unit of what runs on the main device, whatever the entries say."""
 
 
-def _units(graph: OpGraph) -> dict[int, str]:
+@lru_cache(maxsize=4)
+def _units(graph: OpGraph) -> Mapping[int, str]:
     """By op that has a device: the module that it is placed with, by one of those that come together.
 
     What modules do between their parts with graph inputs alone is on the main device.
@@ -261,7 +268,7 @@ def _units(graph: OpGraph) -> dict[int, str]:
 
     found: dict[int, str] = {}
     for op in run_order(graph):
-        path = _path(graph, op)
+        path = _paths(graph)[op]
         if path is None:  # where its inputs are
             made = [root(found.get(t.op or 0, _MAIN)) for t in graph.flowing(op)]
             path, *others = sorted(set(made)) or [_MAIN]

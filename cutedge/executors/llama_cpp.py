@@ -28,7 +28,8 @@ from partition.granularity import units
 from partition.placement import Placement
 from partition.stored import parameters_read
 from tracer.errors import InputError
-from tracer.graph import Kind, OpGraph
+from tracer.graph import OpGraph
+from tracer.patterns import attention_core, kv_broadcast
 from tracer.stacks import run_order
 
 NAME = "llama.cpp"
@@ -223,13 +224,7 @@ class _Unit:
 def _units(graph: OpGraph) -> dict[int, _Unit]:
     """By op that has a device: its unit."""
     read, order, groups = parameters_read(graph), run_order(graph), units(graph, "tensor")
-    core = {
-        (graph.ops[op].layer, graph.ops[op].module_path)
-        for op in order
-        if graph.ops[op].kind in (Kind.MATMUL, Kind.SOFTMAX, Kind.ATTENTION) and not read[op]
-        if graph.ops[op].layer is not None and graph.ops[op].module_path != ""
-    }
-    core = {place for place in core if _attends(graph, order, place)}
+    core = attention_core(graph) | kv_broadcast(graph)
     within: dict[int, set[int]] = defaultdict(set)  # group -> its weights
     for op in order:
         within[groups[op]] |= read[op]
@@ -237,22 +232,13 @@ def _units(graph: OpGraph) -> dict[int, _Unit]:
     behind = max((op for op in order if graph.ops[op].layer is not None), default=-1)
     for op in order:
         layer = graph.ops[op].layer
-        if (layer, graph.ops[op].module_path) in core and not read[op]:
+        if op in core and not read[op]:
             found[op] = _Unit(layer, ())
         else:
             layer = graph.ops[groups[op]].layer
             held = sorted(within[groups[op]], key=lambda one: (-graph.tensors[one].bytes, one))
             found[op] = _Unit(layer, tuple(held), layer is None and groups[op] > behind)
     return found
-
-
-def _attends(graph: OpGraph, order: Sequence[int], place: tuple[int | None, str]) -> bool:
-    """Whether a module multiplies activations with each other: an attention, no router."""
-    ops = (graph.ops[op] for op in order)
-    return any(
-        (op.layer, op.module_path) == place and op.kind in (Kind.MATMUL, Kind.ATTENTION)
-        for op in ops
-    )
 
 
 def _blocks(layers: int, told: Options, devices: Sequence[str]) -> list[str]:
