@@ -80,13 +80,13 @@ def read_words(given: str) -> tuple[Executor, Any]:
     ('vllm', (6, 10))
     """
     text = given
-    try:
-        if "\n" not in given and Path(given).is_file():
+    if _is_file(given):
+        try:
             text = read_bounded(Path(given), _MOST).decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"--placement {given}: the file is no text") from error
-    except OSError as error:
-        raise InputError(f"--placement {given}: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"--placement {given}: the file is no text") from error
+        except OSError as error:
+            raise InputError(f"--placement {given}: {error.strerror or error}") from error
     for executor in EXECUTORS.values():
         if executor.reads(text):
             try:
@@ -98,6 +98,13 @@ def read_words(given: str) -> tuple[Executor, Any]:
         "'-ngl 20 -ot exps=CPU', VLLM_PP_LAYER_PARTITION=6,10, or the name of a file with a "
         "device_map or a split_spec"
     )
+
+
+def _is_file(given: str) -> bool:
+    try:
+        return Path(given).is_file()
+    except (OSError, ValueError):  # too long for a name, or with what no name has
+        return False
 
 
 @dataclass(frozen=True, slots=True)
