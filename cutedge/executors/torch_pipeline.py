@@ -17,7 +17,7 @@ from tracer.graph import OpGraph
 from tracer.stacks import run_order
 
 NAME = "torch"
-UNITS = "what stands between two beginnings of modules"
+UNITS = "what stands between the beginnings or ends of two modules"
 Point = Literal["BEGINNING", "END"]
 _POINT = re.compile(r"[\"']([^\"']+)[\"']\s*:\s*(?:[\w.]*\.)?SplitPoint\.(BEGINNING|END)\b")
 
@@ -69,6 +69,14 @@ def place(graph: OpGraph, points: Mapping[str, Point], devices: Sequence[str]) -
                 f"{suggest(path, list(spans))}"
             )
         span = spans[path]
+        parts = {
+            one[len(path) + 1 :].partition(".")[0] for one in spans if one.startswith(f"{path}.")
+        }
+        if parts and all(part.isdigit() for part in parts):
+            raise InputError(
+                f"split_spec: {path} is a list of modules, and torch splits where one is called: "
+                f"name {path}.{min(parts, key=int)} or another"
+            )
         if len(span) > 1:
             raise InputError(
                 f"split_spec: {path} is called {len(span)} times, and each call would be split"
@@ -87,10 +95,15 @@ def place(graph: OpGraph, points: Mapping[str, Point], devices: Sequence[str]) -
 
 
 def nearest(graph: OpGraph, placement: Placement, devices: Sequence[str]) -> dict[str, Point]:
-    """The points that agree with most of a placement. Raises CutedgeError where there are too few."""
+    """The points that agree with most of a placement. Raises CutedgeError where there are too few.
+
+    Of modules that do something themselves: what has parts alone may be a list that is never called.
+    """
     order = run_order(graph)
+    called = {op.module_path for op in graph.ops}
     where: dict[int, tuple[str, Point]] = {}
-    paths = {path: span[0] for path, span in _spans(graph, order).items() if len(span) == 1}
+    spans = _spans(graph, order).items()
+    paths = {path: span[0] for path, span in spans if len(span) == 1 and path in called}
     for path in sorted(paths, key=lambda path: path.count(".")):
         where.setdefault(paths[path].start, (path, "BEGINNING"))
     for path in sorted(paths, key=lambda path: path.count(".")):

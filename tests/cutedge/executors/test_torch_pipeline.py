@@ -114,6 +114,10 @@ def test_points_of_the_same_place_are_one(trace: cutedge.Trace):
         ("split_spec = {blocks.2: SplitPoint.BEGINNING}", "is a dictionary of split points"),
         (spec({"block.2": "BEGINNING"}), "'block.2' is no module of Tiny that does anything"),
         (spec({"blocks.2": "END", "blocks.3": "END"}), "2 points make 3 stages, and here are tee"),
+        (
+            spec({"blocks": "END"}),
+            "blocks is a list of modules, and torch splits where one is called",
+        ),
         (spec({"embed": "BEGINNING"}), "1 points make 1 stages"),
         (
             'split_spec = {"head": SplitPoint.END, "head": SplitPoint.BEGINNING}',
