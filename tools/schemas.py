@@ -449,7 +449,10 @@ def _generation() -> dict[str, Schema]:
             int | None, "What the last step would save, placed for itself; null without objective."
         ),
         "last_step_saves_seconds": key(seconds, "The same in seconds."),
-        "warnings": key(list[str], "What holds at some of the steps, or is not known."),
+        "warnings": key(
+            list[str],
+            "What holds at some of the steps, what of the machine cannot be so, and where a policy does less than it says in a phase.",
+        ),
     }
 
 
