@@ -451,7 +451,8 @@ def _generation() -> dict[str, Schema]:
         "last_step_saves_seconds": key(seconds, "The same in seconds."),
         "warnings": key(
             list[str],
-            "What holds at some of the steps, what of the machine cannot be so, and where a policy does less than it says in a phase.",
+            "What holds at some of the steps, what of the machine cannot be so, and where a policy "
+            "does less than it says in a phase.",
         ),
     }
 
