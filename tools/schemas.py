@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cli.app import JSON_VERSION
+from costmodels.array_memory import MemoryCost
 from costmodels.arrays import GemmCost, Options
 from costmodels.calibrate import Calibration, Fit
 from costmodels.cost_table import COSTS
@@ -388,11 +389,20 @@ def _gemm() -> dict[str, Schema]:
             name: key({"type": "integer" if name in _WHOLE else "number"}, schema["description"])
             for name, schema in _gemm_cost().items()
         },
+        "total_cycles": key(int | None, "`cycles` and `stall_cycles`; null without buffers."),
+        "bound": key(str | None, "compute or dram: what takes longer; null without buffers."),
+        **{name: _moved(name, about) for name, about in field_words(MemoryCost).items()},
         "link_seconds": key(seconds, "What operands and result take on the host link."),
         "run_seconds": key(seconds, "Computing and the link, one after another."),
         "overlapped_seconds": key(seconds, "The longer of both: the two at once, at best."),
         **_LEFT_OUT,
     }
+
+
+def _moved(name: str, about: str) -> Schema:
+    """Of a field of ``MemoryCost``: cycles, or words by operand."""
+    kind = int | None if name.endswith("cycles") else dict[str, int] | None
+    return key(kind, f"{about.rstrip('.')}; null without buffers.")
 
 
 _WHOLE = ("tiles", "cycles", "useful_macs", "padded_macs", "sent_bytes", "received_bytes")
