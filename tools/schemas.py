@@ -19,6 +19,7 @@ from costmodels.flops import FlopTotals
 from costmodels.limits import Limits
 from costmodels.links import FIGURES, Link
 from costmodels.memory import MemoryNeed
+from costmodels.packing import SizedPacking
 from costmodels.parameters import Breakdown, Count
 from costmodels.roofline import DeviceTime, Share
 from cutedge._calibrate import Written
@@ -624,9 +625,11 @@ def _policy() -> Schema:
     protect = dataclass_keys(Protect, "reason", "optional") | dataclass_keys(Protection)
     of_packs, pack = (
         conditions(tuple(OF_TENSORS)),
-        dataclass_keys(Pack, "at_least_bytes", "reason", "optional"),
+        dataclass_keys(SizedPacking, "at_least_bytes") | dataclass_keys(Pack, "reason", "optional"),
     )
-    pack["packing"] = key(str, "The packing, by name.")
+    pack["packing"] = key(
+        str, "The packing, by name; with best the several of which the fastest is taken."
+    )
     return record(
         {
             "policy": field_key(Policy, "name"),
