@@ -71,7 +71,7 @@ def _print_why(steps: Sequence[LadderStep], prices: Sequence[Price]) -> None:
     )
     console().print()
     if prices:
-        print_table("price of a rule, secret or mask~, ops>1, costs>, ", _rows.price_rows(prices))
+        print_table("price of a rule or secret~, ops>1, costs>, ", _rows.price_rows(prices))
         console().print()
 
 
