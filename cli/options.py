@@ -17,7 +17,7 @@ import typer
 
 from cli import complete
 from costmodels import Execution, WeightsAt
-from partition import Residency, ScheduleKind
+from partition import Granularity, Residency, ScheduleKind
 from tracer.errors import InputError, alike
 from tracer.graph import FLOATING, MODEL_DTYPES
 
@@ -279,6 +279,13 @@ class Search:
 class Running(Search):
     """What a placement must keep to, and how its run is laid out in time."""
 
+    granularity: Annotated[
+        Granularity,
+        typer.Option(
+            help="What lies on one device together: the ops of a stored tensor, a module, a layer; "
+            "convex: one call to each accelerator. For policies that search."
+        ),
+    ] = "op"
     schedule: Annotated[
         ScheduleKind | None,
         typer.Option(

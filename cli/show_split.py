@@ -29,7 +29,7 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     out.print(
         f"policy {partition.policy}: {placement.home} calls {accelerators}, "
         f"{partition.wire} on the wire, residency {partition.residency}"
-        f"{_words.weights_at(partition)}"
+        f"{_words.how_placed(partition)}"
     )
     out.print()
     out.print(
@@ -71,7 +71,7 @@ def _print_why(steps: Sequence[LadderStep], prices: Sequence[Price]) -> None:
     )
     console().print()
     if prices:
-        print_table("price of a rule, secret or mask~, ops>1, costs>, ", _rows.price_rows(prices))
+        print_table("price of a rule or secret~, ops>1, costs>, ", _rows.price_rows(prices))
         console().print()
 
 
@@ -92,7 +92,7 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
     out.print(Text(headline(meta), style="bold"))
     out.print(
         f"{_words.devices_of(found.setting)}, {baseline.wire} on the wire, residency "
-        f"{baseline.residency}{_words.weights_at(baseline)}; saved is against {baseline.policy}"
+        f"{baseline.residency}{_words.how_placed(baseline)}; saved is against {baseline.policy}"
     )
     out.print()
     columns = {
@@ -123,6 +123,9 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
     print_table([*columns], zip(*columns.values(), strict=True))
     if bare := _words.no_figures(baseline):
         out.print(bare)
+    for p in partitions:
+        for line in _words.granularity_sentences(p):
+            out.print(f"{p.policy} is {line}")
     for line in _words.estimates(partitions):
         out.print(line)
     _left_out(partitions)
@@ -142,7 +145,7 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
     """What ``compare`` prints of several traces: a row for each model and policy."""
     out, found = console(), [one.compared for one in compared]
     first = found[0]
-    faster, at = first.baseline.options.text, _words.weights_at(first.baseline)
+    faster, at = first.baseline.options.text, _words.how_placed(first.baseline)
     out.print(
         f"{_words.devices_of(first.setting)} over {first.setting.machine.links.name}, residency "
         f"{first.setting.residency}{at}{f'; {faster}' if faster else ''}"

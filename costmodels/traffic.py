@@ -67,7 +67,7 @@ _TRAFFIC = {
         (_put, "index_put index_copy scatter slice_scatter select_scatter diagonal_scatter"),
         (_put_in_place, "index_put_ index_copy_ scatter_ copy_ fill_ zero_"),
         (_add_in_place, "index_add_ scatter_add_ scatter_reduce_"),
-        (_hand_on, "freivalds"),  # of ``partition.masks``
+        (_hand_on, "mask::freivalds"),  # of ``partition.masking``
     )
     for name in names.split()
 }

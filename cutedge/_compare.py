@@ -16,7 +16,7 @@ from cutedge._placing import (
     compared_over,
     obstacles,
 )
-from partition import Order, Residency
+from partition import Granularity, Order, Residency
 from partition.policy import Policy, load_policy, open_policy_names
 from partition.seen import What
 from tracer.errors import choose
@@ -41,6 +41,7 @@ def compare(
     max_calls: int | None,
     time_limit: float,
     scheduling: "Scheduling | None",
+    granularity: Granularity,
 ) -> "Comparison":
     """The policies on a trace; one that cannot be is left out, where the user has not named it."""
     asked = asked_of(
@@ -52,6 +53,7 @@ def compare(
         max_calls,
         time_limit,
         scheduling,
+        granularity,
     )
     names = list(asked.policies)
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
@@ -81,6 +83,7 @@ def crossovers(
     max_calls: int | None,
     time_limit: float,
     scheduling: "Scheduling | None",
+    granularity: Granularity,
 ) -> "tuple[str, list[Point], list[Crossover]]":
     """(unit, the best policy at sizes of a range, where that changes): ``Trace.crossovers``."""
     graph = trace.graph
@@ -93,6 +96,7 @@ def crossovers(
         max_calls,
         time_limit,
         scheduling,
+        granularity,
     )
     check_namesakes(asked.policies)
     without = {} if policies else obstacles(asked.policies, asked.setting)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from costmodels.machine import Machine
 from cutedge._placing import (
@@ -15,7 +15,7 @@ from cutedge._placing import (
     partition_of,
     scheduling_of,
 )
-from partition import Residency, ScheduleKind
+from partition import Granularity, Residency, ScheduleKind
 from partition.policy import Policy, cautions, load_policy, with_secrets
 from partition.run import times_under
 from partition.schedule import Scheduling
@@ -23,6 +23,7 @@ from partition.setting import Setting
 from partition.split import Split
 from partition.summary_table import summary_row
 from partition.tables import partition_tables
+from tracer.errors import choose
 from tracer.graph import OpGraph
 
 if TYPE_CHECKING:
@@ -58,15 +59,18 @@ def asked_of(
     max_calls: int | None,
     time_limit: float,
     scheduling: Scheduling | None = None,
+    granularity: Granularity = "op",
 ) -> Asked:
     """The policies and the setting that a user's words come to, for a graph."""
+    choose(granularity, get_args(Granularity), "--granularity")
     chosen = {
         one.name if isinstance(one, Policy) else str(one): with_secrets(
             graph, one if isinstance(one, Policy) else load_policy(str(one)), secrets
         )
         for one in policies
     }
-    setting = Setting(machine, residency, machine.times(graph), max_calls, time_limit, scheduling)
+    times = machine.times(graph)
+    setting = Setting(machine, residency, times, max_calls, time_limit, scheduling, granularity)
     return Asked(chosen, setting)
 
 
@@ -199,9 +203,9 @@ class Partition:
 
         graph, machine = self.trace.graph, self.setting.machine
         told = [*machine.warnings, *cautions(graph, self.rules)]
-        told += bare_sentences(graph, self.rules, self.split)
+        told += bare_sentences(graph, self.rules, self.bare)
         as_int8 = machine.options.int8_speedup is not None
-        if as_int8 and self.split.sent_weight_bytes and not graph.meta.weights:
+        if as_int8 and self.bare.sent_weight_bytes and not graph.meta.weights:
             told.append(
                 f"arrays that compute in int8 are sent weights in {graph.meta.dtype}: say with "
                 "--weights what they are stored in"

@@ -13,7 +13,7 @@ from costmodels import WeightsAt
 from costmodels.flops import annotate
 from cutedge._machines import machine_of
 from cutedge._storage import check_storage
-from partition import Order, Residency, ScheduleKind
+from partition import Granularity, Order, Residency, ScheduleKind
 from partition.crossover import Crossover, Point, best_over
 from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
 from partition.ladder import Exposure, LadderStep, exposure, ladder
@@ -21,6 +21,7 @@ from partition.masked_choice import mask_seconds
 from partition.masks import plain_of, with_masks_placed
 from partition.optimise import (
     Price,
+    beside_ops,
     compute_cycles,
     compute_seconds,
     hidden_from,
@@ -79,6 +80,7 @@ def check_words(
     kv_dtype: str | None = None,
     schedule: ScheduleKind | None = None,
     requests: int | None = None,
+    granularity: Granularity = "op",
     **machine: Any,
 ) -> None:
     """Raise InputError for options that cannot be understood, before a model is traced or read."""
@@ -160,6 +162,8 @@ def partition_of(
         weights_at=machine.weights_at,
         unknown_launches=unknown_launches(graph, placed.placement, setting.times),
         mask_seconds=mask_seconds(graph, machine.home, times),
+        granularity=setting.granularity,
+        by_op=beside_ops(graph, policy, setting),
     )
     if shows:
         split = replace(split, exposed=exposed(split, setting))
@@ -201,7 +205,8 @@ def bottlenecks(
         graph = one.graph
         able: Callable[[int, str], bool] = _stays
         known: dict[str, Placement] = {}
-        if graph is plain:  # else an op that moves would be masked in another way
+        # Else an op that moves would be masked in another way, or leave its unit behind.
+        if graph is plain and setting.granularity == "op":
             hidden = hidden_from(graph, policy, setting, one.placement, one.traffic)
             able = may_move(graph, setting, hidden)
             known = {

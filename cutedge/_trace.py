@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from costmodels.flops import annotate
 from cutedge._machines import machine_of
 from cutedge._request import Overrides, Request
-from partition import Residency, ScheduleKind
+from partition import Granularity, Residency, ScheduleKind
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
@@ -264,6 +264,7 @@ class Trace:
         kv_dtype: str | None = None,
         schedule: ScheduleKind | None = None,
         requests: int | None = None,
+        granularity: Granularity = "op",
         **parts: Any,
     ) -> "Partition":
         """Place every op on a device by a policy, and count what crosses.
@@ -277,6 +278,9 @@ class Trace:
         ``run`` (a device keeps what it has) or ``call`` (an accelerator forgets). No accelerator
         that is not trusted may see the ``secrets``. With a ``schedule`` (``serial`` or ``overlap``)
         of so many ``requests``, what is saved has its table too (``Partition.schedule``).
+        ``granularity`` is the smallest unit that goes to one device as a whole, in what is searched
+        for: ``op``, ``tensor``, ``module``, ``layer``, or ``convex``: one call to each accelerator
+        (``partition.granularity``). A policy that leaves nothing free must keep to it.
 
         Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
 
@@ -284,6 +288,8 @@ class Trace:
         >>> t = cutedge.trace("edge-10m", seq=64)
         >>> t.partition("min-cut", machine="tee-tdx+h100-cc@pcie5-x16-cc").summary["optimal"]
         True
+        >>> t.partition("min-cut", granularity="layer").summary["granularity_price"]
+        0
         """
         from cutedge._partition import Partition, asked_of
         from cutedge._placing import scheduling_of
@@ -298,6 +304,7 @@ class Trace:
             max_calls,
             time_limit,
             scheduling_of(schedule, requests),
+            granularity,
         )
         return Partition.placed(traced, chosen, next(iter(chosen.policies)))
 
@@ -316,6 +323,7 @@ class Trace:
         kv_dtype: str | None = None,
         schedule: ScheduleKind | None = None,
         requests: int | None = None,
+        granularity: Granularity = "op",
         **parts: Any,
     ) -> "Comparison":
         """Policies side by side; all that are shipped and keep no secret when left out.
@@ -344,6 +352,7 @@ class Trace:
             max_calls,
             time_limit,
             scheduling_of(schedule, requests),
+            granularity,
         )
 
     def crossovers(
@@ -361,6 +370,7 @@ class Trace:
         kv_dtype: str | None = None,
         schedule: ScheduleKind | None = None,
         requests: int | None = None,
+        granularity: Granularity = "op",
         **parts: Any,
     ) -> "tuple[str, list[Point], list[Crossover]]":
         """(unit, the best policy at sizes of a range, where that changes).
@@ -388,6 +398,7 @@ class Trace:
             max_calls,
             time_limit,
             scheduling_of(schedule, requests),
+            granularity,
         )
 
     def costs(

@@ -264,9 +264,10 @@ def estimates(splits: Sequence[Split]) -> Iterator[str]:
         )
 
 
-def weights_at(split: Split) -> str:
-    """Where parameters lie, as it follows the residency; empty where that is where they are read."""
-    return ", weights at home" if split.weights_at == "home" else ""
+def how_placed(split: Split) -> str:
+    """Where parameters lie and what ops lie together, as it follows the residency; else empty."""
+    at_home = ", weights at home" if split.weights_at == "home" else ""
+    return at_home + (f", by {split.granularity}" if split.granularity != "op" else "")
 
 
 def cycles(split: Split) -> str:
@@ -409,6 +410,7 @@ def proof_sentences(split: Split, beside: TopologicalCut | None) -> Iterable[str
             f"best found for {of}: {found}; the optimum is not below "
             f"{amount(solution.bound, split.unit)} (gap {solution.gap or 0:.2%})"
         )
+    yield from granularity_sentences(split)
     if beside is not None:
         where = ", ".join(beside.after[:_NAMED]) or "the inputs"
         more = f" and {len(beside.after) - _NAMED} more" if len(beside.after) > _NAMED else ""
@@ -416,6 +418,20 @@ def proof_sentences(split: Split, beside: TopologicalCut | None) -> Iterable[str
             f"the cut is {solution.cut}; the best one of the op graph, at any op, is "
             f"{amount(beside.objective_value, split.unit)}, after {where}{more}"
         )
+
+
+def granularity_sentences(split: Split) -> Iterable[str]:
+    """What it costs that some ops lie on one device together."""
+    if split.granularity == "op" or split.solution is None:
+        return
+    by = "one call to each accelerator" if split.granularity == "convex" else split.granularity
+    if split.by_op is None or split.granularity_price is None:
+        yield f"placed by {by}: what is best op by op was not found in time"
+        return
+    price = split.granularity_price
+    more = f"{amount(price, split.unit)} more than" if price else "no more than"
+    sure = "proven" if split.solution.proven and split.by_op.proven else "of the best found"
+    yield f"placed by {by}: {more} op by op ({sure})"
 
 
 _NAMED = 4
@@ -649,23 +665,15 @@ def parameter_sentences(params: "Parameters") -> Iterator[str]:
 
 
 def masked_generation_sentences(made: "Generation") -> Iterator[str]:
-    """What masks cost in all runs of a generation, and what they do not hide in any of them."""
-    phases, costs = made.phases, made.mask_costs
-    if any(isinstance(phase.bare.graph, MaskedGraph) for phase in phases):
+    """What masks cost in all runs of a generation, and what they do not hide."""
+    graphs, costs = [split.graph for split in made.splits], made.mask_costs
+    if any(isinstance(graph, MaskedGraph) for graph in graphs):
         yield (
             f"masks at {made.prefill.bare.placement.home}: {costs['home_mask_flops']:,} FLOPs; before "
             f"the runs {costs['offline_flops']:,} FLOPs and {human(costs['pad_bytes'])} of pads, each "
             "used once"
         )
-    told = [
-        said
-        for phase in phases
-        for said in (
-            *attack_sentences(phase.bare.graph),
-            *bare_sentences(phase.trace.graph, phase.rules, phase.bare),
-        )
-    ]
-    yield from dict.fromkeys(told)
+    yield from dict.fromkeys(said for graph in graphs for said in attack_sentences(graph))
 
 
 def generation_sentences(made: "Generation") -> Iterator[str]:

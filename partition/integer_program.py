@@ -7,7 +7,9 @@ allow is what ``accounting.account`` counts:
 - a transfer: at least (a reader there) - (made there), paid for the device that it is made on;
 - a storage: at least each op there that needs it;
 - a parameter that is sent: at least (an op there that reads it) - (ops there that it lies with);
-- calls of one accelerator that keeps what it has: a step is a real number, no less than the step of
+- at most one call of one accelerator: an op is before it, in it, or after it, and no later one is
+  earlier;
+- more calls of one accelerator that keeps what it has: a step is a real number, no less than the step of
   what the op reads, and one more when the op is away and that is at home; the largest is their
   number;
 - all else (residency ``call``, or a call to one of many accelerators): an op is in the *earliest*
@@ -204,6 +206,8 @@ class _Program:
                 steps.calls()
             if problem.residency == "call":
                 steps.moves()
+        elif self.counted and problem.most_calls in (0, 1):
+            self.only_call()
         elif self.counted:
             self.longest_path()
         if problem.residency == "run":
@@ -283,6 +287,36 @@ class _Program:
                 self.require(_sum(sources) - paid[-1])
         for need in wanted:
             self.require(_sum(paid) - need + self.at(tensor.op, device))
+
+    def only_call(self) -> None:
+        """At most one call of one accelerator: what runs at home comes before it or after it.
+
+        An op is after it from where something on the accelerator, or after it, is read.
+        """
+        graph, (accelerator,) = self.graph, self.problem.accelerators
+        called = self.variable(
+            upper=self.problem.most_calls or 0, cost=self.problem.call_cost.get(accelerator, 0)
+        )
+        after: dict[int, _Linear] = {}
+        begun: dict[int, _Linear] = {}  # in the call, or after it
+        for op in range(len(graph.ops)):
+            if graph.is_everywhere(op):
+                continue
+            here = self.at(op, accelerator)
+            self.require(called - here)
+            after[op] = self.variable()
+            begun[op] = after[op] + here
+            self.require(1 - begun[op])
+            for reading in sorted({t.op for t in graph.flowing(op) if t.op is not None}):
+                self.require(after[op] - after[reading])
+                self.require(begun[op] - begun[reading])
+        for tensor, ops in self.renewed.items():
+            source = graph.tensors[tensor].op
+            assert source is not None
+            for op in ops:  # new state that is made after the call would take another one
+                there = self.at(op, accelerator) - self.at(source, accelerator)
+                self.require(1 - after[source] - there)
+                self.require(called - there)
 
     def longest_path(self) -> None:
         """The calls of one accelerator that keeps what it has: no step without a call."""

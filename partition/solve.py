@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from partition.granularity import units
 from partition.integer_program import solve_program
 from partition.mincut import cut_devices, cut_value, fast_cut, is_cut, network_of, reference_cut
 from partition.pipeline import in_turn
@@ -195,7 +196,8 @@ def _relaxed(
     With one accelerator what the minimum cut leaves out (limits, calls, forgetting) only adds to
     the cost; so does the forgetting that a program without it leaves out, which is far smaller.
     Several are no better than all of them as one (``_as_one``), and the cut between home and one
-    of them may meet the limits, or that between home and all of them, each with some layers.
+    of them may meet the limits, or that between home and all of them, each with some layers. Where
+    the memory decides what a single call may have, the best placement by layer is a start.
     """
     if len(problem.accelerators) == 1:
         devices, bound = _cut(problem)
@@ -217,6 +219,12 @@ def _relaxed(
                 found.append(placement_of(problem, _cut(part)[0], "minimum cut"))
         if problem.memory_bytes:
             found += in_turn(problem, [d not in (None, problem.home) for d in devices])
+    layers = units(problem.graph, "layer")
+    if problem.one_call and problem.memory_bytes and tuple(problem.units) != layers:
+        with suppress(PlacementError):  # pins that are apart
+            half = None if time_limit is None else time_limit / 2
+            by_layer = solve(replace(problem, units=layers), time_limit=half).placement
+            found += [] if by_layer is None else [by_layer]
     best: tuple[Placement, Recount] | None = None
     for placement in found:
         counted = recount(problem, placement)
@@ -357,7 +365,7 @@ def _conflict(problem: Problem, time_limit: float | None) -> list[str]:
             problem = trial
         else:
             kept.append(text)
-    if problem.max_calls is not None:
+    if problem.max_calls is not None or (problem.one_call and len(problem.accelerators) == 1):
         counting = replace(
             problem, max_calls=None, one_call=False, call_cost=dict.fromkeys(problem.devices, 1)
         )

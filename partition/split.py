@@ -10,7 +10,7 @@ from costmodels import WeightsAt
 from costmodels.arrays import Options
 from costmodels.links import Links
 from costmodels.roofline import DeviceTime
-from partition import Residency
+from partition import Granularity, Residency
 from partition.accounting import Traffic, account
 from partition.ladder import Exposure
 from partition.masks import MaskedGraph
@@ -82,8 +82,20 @@ class Split:
     """Where parameters lie of ops that no rule of the policy says it of."""
     unknown_launches: tuple[str, ...] = ()
     """The devices of which ``compute_seconds`` leaves out what it takes to start an op."""
+    granularity: Granularity = "op"
+    """What ops lie on one device together."""
+    by_op: Proof | None = None
+    """How good the best placement op by op is; None where that is the granularity, where the policy
+    left nothing free, and where it was not found in time."""
     mask_seconds: Mapping[int, float | None] = field(default_factory=dict)
     """What home does for masks, by the op in the graph -> its seconds; None where not known."""
+
+    @property
+    def granularity_price(self) -> int | None:
+        """What the placement costs more than the best one op by op, in ``unit``; None without one."""
+        if self.solution is None or self.by_op is None:
+            return None
+        return max(0, self.solution.objective - self.by_op.objective)
 
     @property
     def sent_weight_bytes(self) -> int:
@@ -221,7 +233,8 @@ class Split:
     @property
     def machine(self) -> str:
         """Devices and links in a text: ``tee-tdx+a=rtx-4090@pcie4-x16``; then options of arrays, what
-        weights and cached state are stored in, what carries ops out, and weights that are sent."""
+        weights and cached state are stored in, what carries ops out, weights that are sent, and what
+        ops lie together."""
         placement = self.placement
         used = self.devices or (placement.home, *placement.accelerators)
         devices = [
@@ -233,6 +246,7 @@ class Split:
         told = [self.options.text, *(f"{what}={name}" for what, name in stored if name)]
         told += [self.engine, self.execution]
         told += ["weights_at=home"] if self.weights_at == "home" else []
+        told += [f"granularity={self.granularity}"] if self.granularity != "op" else []
         return ", ".join([f"{'+'.join(devices)}@{self.link}", *filter(None, told)])
 
     @property

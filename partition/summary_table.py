@@ -36,6 +36,12 @@ SUMMARY = pa.schema(
             pa.string(),
             "Where parameters of ops on accelerators lie, where no rule says: device or home.",
         ),
+        column(
+            "granularity",
+            pa.string(),
+            "What ops lie on one device together: op, tensor, module, layer, or convex for one call to "
+            "each accelerator.",
+        ),
         column("calls", pa.int32(), "Round trips, the fewest that the placement allows."),
         column(
             "transfers",
@@ -186,6 +192,13 @@ SUMMARY = pa.schema(
         ),
         column("objective_unit", pa.string(), "bytes, ns, or weighted; null likewise.", null=True),
         column(
+            "granularity_price",
+            pa.int64(),
+            "What the placement costs more than the best one op by op, in `objective_unit`; null "
+            "likewise, and where that is the granularity.",
+            null=True,
+        ),
+        column(
             "optimal",
             pa.bool_(),
             "Whether no placement that is allowed costs less; null likewise.",
@@ -252,6 +265,7 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "pack": partition.wire_format.text or None,
         "residency": partition.residency,
         "weights_at": partition.weights_at,
+        "granularity": partition.granularity,
         "calls": len(traffic.calls),
         "transfers": len(traffic.transfers),
         "cut_edges": traffic.cut_edges,
@@ -284,6 +298,7 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "objective_value": solution and solution.objective,
         "objective_bound": solution and solution.bound,
         "objective_unit": partition.unit if solution else None,
+        "granularity_price": partition.granularity_price,
         "optimal": solution and solution.proven,
         "solver": solution and solution.solver,
         "cut": (solution and solution.cut) or None,

@@ -460,6 +460,7 @@ def _split(graph: OpGraph, trace_id: str, rows: Mapping[str, list[dict[str, Any]
         engine=summary["engine"] or "",
         execution=summary["execution"] or "",
         weights_at=summary["weights_at"],
+        granularity=summary["granularity"],
     )
 
 

@@ -3,13 +3,20 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, note
+from hypothesis import strategies as st
 
-from costmodels.links import Links, load_link
+import cutedge
+from costmodels.links import Link, Links, load_link
+from costmodels.machine import Machine
+from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.granularity import unit_name, units
+from partition.optimise import beside_ops, figure, place
+from partition.policy import Policy, Rule, allowed_by, load_policy
 from partition.problem import (
     InfeasibleError,
     Problem,
@@ -18,12 +25,16 @@ from partition.problem import (
     placement_of,
     recount,
 )
-from partition.solve import solve
+from partition.setting import Setting
+from partition.solve import Proof, solve
+from partition.wire_format import WireFormat
+from tests.support.costs import costed, device
 from tests.support.examples import examples
-from tests.support.graphs import HOME, Builder, graphs
+from tests.support.graphs import HOME, Builder, describe, graphs
 from tests.support.presets import QUICK
 from tests.support.problems import limited, ops_away, placements, random_problem, report
-from tracer.graph import Kind, OpGraph
+from tracer.errors import CutedgeError, InputError
+from tracer.graph import Kind, OpGraph, Role
 from tracer.patterns import attention_core
 from tracer.stacks import run_order
 
@@ -224,7 +235,7 @@ def assert_best_of_units(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_units_are_placed_as_the_best_of_all_placements(seed):
     rng = random.Random(seed)
     for _ in range(6):
@@ -272,6 +283,31 @@ def test_one_call_to_one_accelerator_is_a_convex_set(seed):
             assert convex == (len(traffic.calls) <= 1)
 
 
+def test_new_state_that_is_made_after_the_call_takes_another_one():
+    """The accelerator reads the cache; home makes its new rows of what that gives."""
+    build = Builder(symbolic=False)
+    x, cache = build.input("x", (2, 1)), build.input("cache", (4, 2), role=Role.KV_CACHE)
+    made = build.op("reads", x, cache, shape=(2, 1))
+    rows = build.op("rows", made, shape=(1, 2))
+    grown = build.op("grow", cache, rows, shape=(5, 2), kind=Kind.COPY)
+    build.tensors[grown] = replace(build.tensors[grown], role=Role.KV_CACHE)
+    graph = build.finish(rows, grown)
+    names = {op.name: op.id for op in graph.ops}
+    costs = payload_costs(graph, (HOME, "gpu"))
+
+    def problem(pins: dict[int, str], **limits) -> Problem:
+        allowed = allowed_devices(graph, HOME, ("gpu",), pins)
+        return Problem(graph, HOME, ("gpu",), allowed, transfer_cost=costs, **limits)
+
+    away = {names["reads"]: "gpu"}
+    both = {**away, names["rows"]: HOME}
+    assert recount(problem(both), solve(problem(both)).placement).calls == 2
+    with pytest.raises(InfeasibleError, match="one call to each accelerator, of at least 2"):
+        solve(problem(both, one_call=True))
+    found = solve(problem(away, one_call=True))
+    assert found.placement.devices[names["rows"]] == "gpu"
+
+
 def test_what_keeps_units_from_every_device_is_named():
     build = Builder(symbolic=False)
     x = build.input("x", (2, 1))
@@ -296,3 +332,192 @@ def test_what_keeps_units_from_every_device_is_named():
     with pytest.raises(InfeasibleError, match="the ops that lie together; at most 1 calls, of at"):
         solve(replace(apart, max_calls=1))
     assert solve(replace(apart, units=(), one_call=True)).objective == 16
+
+
+# --- policies -------------------------------------------------------------------------------------
+
+GRANULARITIES = ("op", "tensor", "module", "layer", "convex")
+
+LINK = Link(
+    "slow",
+    "",
+    *[0] * 4,
+    sent_bandwidth_bytes_per_second=3e4,
+    received_bandwidth_bytes_per_second=1e6,
+    sent_latency_seconds=1e-4,
+    received_latency_seconds=2e-3,
+)
+
+PINS = (
+    Rule((("kind", ("linear", "matmul")),), "accelerator", "products", optional=True),
+    Rule((("kind", ("softmax", "norm")),), "home", "norms", optional=True),
+)
+
+
+def policy_for(objective: str, rules: tuple[Rule, ...] = ()) -> Policy:
+    return Policy("mine", "", "free", rules, {objective: 1.0})
+
+
+def least_of_units(graph: OpGraph, policy: Policy, at: Setting) -> float | None:
+    """The least figure of all placements that keep to the granularity, each counted as printed."""
+    together = units(graph, at.granularity)
+    fixed = at.fixed(graph, policy)
+    choices = allowed_by(graph, policy, HOME, at.machine.accelerators)
+    best = None
+    for devices in product(*[choice or (None,) for choice in choices]):
+        if any(devices[op] != devices[unit] for op, unit in enumerate(together)):
+            continue
+        where = replace(fixed, devices=devices)
+        calls = Counter(call.device for call in at.account(graph, where, WireFormat()).calls)
+        if at.granularity == "convex" and max(calls.values(), default=0) > 1:
+            continue
+        cost = figure(graph, policy, at, where)
+        best = cost if best is None else min(best, cost)
+    return best
+
+
+@examples(4, derandomize=True)
+@given(
+    graphs(max_ops=7),
+    st.sampled_from(["bytes", "seconds"]),
+    st.sampled_from([(), PINS, PINS[:1]]),
+    st.sampled_from(["run", "call"]),
+    st.sampled_from([1, 1, 2]),
+    st.sampled_from([1e4, 1e6]),
+)
+def test_the_best_by_each_granularity(graph, objective, rules, residency, many, slow):
+    """Against every placement; a finer granularity costs no more, and its price is no less than 0."""
+    graph = costed(
+        graph.with_ops(
+            replace(op, dtype="float32", kind=Kind.ELEMENTWISE)
+            if objective == "seconds" and op.kind not in STILL
+            else op
+            for op in graph.ops
+        )
+    )
+    policy = policy_for(objective, rules)
+    away = ("gpu", "npu")[:many]
+    speeds = {HOME: slow, "gpu": 1e6, "npu": 3e5}
+    times = {name: time_ops(graph, device(name, speeds[name])) for name in (HOME, *away)}
+    at = Setting(Machine(HOME, away, Links(LINK)), residency=residency, times=times)
+    found: dict[str, Proof] = {}
+    for granularity in GRANULARITIES:
+        there = replace(at, granularity=granularity)
+        best = least_of_units(graph, policy, there)
+        note(f"{granularity}: {best}")
+        if best is None:
+            with pytest.raises(InfeasibleError):
+                place(graph, policy, there)
+            continue
+        placed = place(graph, policy, there)
+        note(f"{describe(graph, placed.placement)}\n{placed.solution}")
+        ours = figure(graph, policy, there, placed.placement)
+        assert placed.solution is not None
+        assert placed.solution.objective == pytest.approx(ours, abs=0.5)
+        assert best * (1 - 1e-9) <= ours
+        assert placed.solution.bound <= best * (1 + 1e-6) + 1
+        if placed.solution.proven:
+            assert ours <= best * (1 + 1e-6)
+            found[granularity] = placed.solution
+        devices = placed.placement.devices
+        together = units(graph, granularity)
+        assert all(devices[op] == devices[unit] for op, unit in enumerate(together))
+        beside = beside_ops(graph, policy, there)
+        assert (beside is None) == (granularity == "op")
+    for finer, coarser in FINER:
+        if finer in found and coarser in found and finer != "convex":
+            assert found[finer].objective <= found[coarser].objective + 1
+
+
+STILL = (Kind.INPUT, Kind.OUTPUT, Kind.VIEW, Kind.CONSTANT)
+"""What no device takes seconds for."""
+
+HEAD = """
+description = "The head on the accelerator, the table of tokens at home"
+default = "free"
+objective = "bytes"
+
+[[rule]]
+module_path = "lm_head"
+place = "accelerator"
+
+[[rule]]
+kind = "embedding"
+place = "home"
+"""
+
+
+@pytest.fixture
+def head(tmp_path):
+    (tmp_path / "head.toml").write_text(HEAD)
+    return str(tmp_path / "head.toml")
+
+
+HIDDEN, LAST, LOGITS = 16 * 2048 * 4, 2048 * 4, 128256 * 4
+"""Bytes of the hidden states of 16 tokens, of those of the last, and of its logits."""
+
+
+def test_the_price_of_layers_by_hand(head):
+    """The head needs the last token alone, and the slice that takes it comes after the last layer."""
+    traced = cutedge.trace("llama-3.2-1b", seq=16)
+    price = {}
+    for granularity in ("op", "tensor", "module", "layer"):
+        split = traced.partition(head, granularity=granularity)
+        summary = split.summary
+        assert summary["granularity"] == granularity
+        assert summary["optimal"]
+        cost = (HIDDEN if granularity == "layer" else LAST) + LOGITS
+        assert summary["objective_value"] == summary["total_payload_bytes"] == cost
+        price[granularity] = summary["granularity_price"]
+        devices = split.bare.placement.devices
+        assert len(set(devices)) == 3  # no device, home and the accelerator
+    assert price == {"op": None, "tensor": 0, "module": 0, "layer": HIDDEN - LAST}
+    with pytest.raises(InputError, match="--granularity"):
+        traced.partition(head, granularity="block")
+
+
+def test_policies_that_split_units_are_left_out_side_by_side():
+    found = cutedge.trace("edge-10m", seq=16).compare(granularity="layer")
+    assert [*found.compared.names] == ["all-home", "min-cut", "layers"]
+    assert found.without["offload-linear"].startswith(
+        "offload-linear, by layer: what comes before the first layer lies on one device, and the "
+    )
+    assert "min-cut-norm-home" in found.without
+    assert found["all-home"].summary["granularity_price"] is None
+
+
+def test_layers_of_a_policy_of_layers_are_whole(traced):
+    """Of the cuts between parts at any depth those inside of a block are left out."""
+    graph = traced("llama-3.2-1b", seq=16)
+    at = Setting(Machine(HOME, ("gpu",), Links(load_link("none"))))
+    policy = load_policy("layers")
+    found = {
+        granularity: place(graph, policy, replace(at, granularity=granularity)).solution
+        for granularity in ("op", "layer")
+    }
+    assert found["op"].objective == found["layer"].objective == HIDDEN + LOGITS
+    assert found["layer"].cut == "after model.layers.14"
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        (
+            "offload-linear",
+            {"granularity": "convex"},
+            "gpu is called once at most, and .* 98 calls",
+        ),
+        (
+            "fuse-attention",
+            {"granularity": "module"},
+            r"layers\.0\.self_attn lies on one device, and the policy has op \d+ \(.*\) on tee .* on "
+            "gpu .*finer --granularity",
+        ),
+        ("slalom", {"granularity": "layer"}, "slalom masks ops, .* in the middle of a layer"),
+        ("masked-all", {"granularity": "convex"}, "in the middle of a call: leave out"),
+    ],
+)
+def test_what_cannot_be_placed_so_is_one_line(policy, options, message):
+    with pytest.raises(CutedgeError, match=message) as raised:
+        cutedge.trace("llama-3.2-1b", seq=16).partition(policy, **options)
+    assert "\n" not in str(raised.value)
