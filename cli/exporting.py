@@ -1,7 +1,7 @@
 """Commands that write traces, graphs and tables for other tools."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,12 +10,7 @@ from cli.app import app, command, say, warn
 from cli.options import Accelerators, Json, Link, no_model
 from tracer.errors import InputError
 
-if TYPE_CHECKING:
-    from cutedge._export import GraphKind
-
-export = typer.Typer(
-    help="Write a timeline, a graph or a table for another tool.", no_args_is_help=True
-)
+export = typer.Typer(help="Write a timeline, graph, placement or table.", no_args_is_help=True)
 app.add_typer(export, name="export")
 
 Directory = Annotated[
@@ -114,9 +109,7 @@ def dot(
     _graph("dot", out, directory, policy, as_json)
 
 
-def _graph(
-    kind: "GraphKind", out: Path, directory: Path | None, policy: str | None, as_json: bool
-) -> None:
+def _graph(kind: Any, out: Path, directory: Path | None, policy: str | None, as_json: bool) -> None:
     from cli.printing import print_json
     from cutedge._export import export_graph, opened
 
@@ -149,7 +142,7 @@ def placement(
     if as_json:
         print_json({**words.summary, "file": out and str(out)})
     else:
-        typer.echo(f"placement for {executor} written to {out}\n" if out else words.text, nl=False)
+        typer.echo(f"written to {out}\n" if out else words.text, nl=False)
 
 
 @command("cutedge export csv transfers --policy fuse-attention --out transfers.csv", export)
@@ -159,10 +152,7 @@ def csv(
     policy: PolicyName = None,
     escape_formulas: Annotated[
         bool,
-        typer.Option(
-            "--escape-formulas",
-            help="Put a ' before text that a spreadsheet would carry out (it begins with = + - @).",
-        ),
+        typer.Option("--escape-formulas", help="A ' before text that a spreadsheet carries out."),
     ] = False,
     out: OutOrPrint = None,
     as_json: Json = False,

@@ -137,12 +137,9 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
         )
         say()
     for each in verified:
-        if each.packed is not None:
-            out.print(f"{each.split.policy}, {each.packed}")
-        if each.proof is not None:
-            out.print(f"{each.split.policy}, secrets: {each.proof}")
-        if each.masks is not None:
-            out.print(f"{each.split.policy}, masks: {each.masks}")
+        for what, told in (("", each.packed), ("secrets: ", each.proof), ("masks: ", each.masks)):
+            if told is not None:
+                out.print(f"{each.split.policy}, {what}{told}")
     for file in files:
         out.print(f"written to {file}")
 

@@ -21,9 +21,12 @@ def partition(
     search: Running,
     directory: TraceDir = None,
     policy: Annotated[
-        str,
-        typer.Option(help="A policy's name, or a .toml file.", autocompletion=complete.policies),
-    ] = "offload-linear",
+        str | None,
+        typer.Option(
+            help="A policy's name, or a .toml file; offload-linear when left out.",
+            autocompletion=complete.policies,
+        ),
+    ] = None,
     placement: Annotated[str | None, typer.Option(help=_PLACEMENT)] = None,
     explain: Annotated[
         bool,
@@ -37,18 +40,19 @@ def partition(
     import cutedge
     from cli import show_split
     from cli.printing import print_json
+    from cutedge._carried import chosen
     from cutedge._json import partition_object
     from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
-    rules = cutedge.placement(placement) if placement else policy
+    rules = chosen(policy, placement)
     check_words([rules], **options)
     folder = trace_folder(directory)
     split = cutedge.load(folder).partition(rules, **options)
     written = split.save(folder)
     for warning in split.warnings:
-        warn(f"{split.policy}: {warning}")
+        warn(f"{policy or split.policy}: {warning}")
     if as_json:
         print_json(partition_object(split, written, explain=explain))
     else:
@@ -108,7 +112,7 @@ def compare(
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folders = [*dict.fromkeys(map(trace_folder, directories or [None]))]  # type: ignore[list-item]
-    check_shown(len(folders), within, over, [*(unseen or ()), *([sort] if sort else ())])
+    check_shown(len(folders), within, over, unseen, sort, placements)
     traces = [cutedge.load(folder) for folder in folders]
     if over is not None:
         found = traces[0].crossovers(*over, policies, **options)

@@ -10,6 +10,7 @@ from cutedge.executors import EXECUTORS, Executor, carried, read_words
 from partition.accounting import account
 from partition.ladder import Choice, dearest
 from partition.masks import MaskedGraph
+from partition.optimise import place
 from partition.placement import Placement
 from partition.policy import Policy, load_policy
 from partition.problem import InfeasibleError, NotFoundError
@@ -66,6 +67,15 @@ def placement_policies(given: "Iterable[str]") -> list[Policy]:
         alike = sum(one.name.partition(" ")[0] == policy.name for one in found)
         found.append(replace(policy, name=f"{policy.name} {alike + 1}") if alike else policy)
     return found
+
+
+def chosen(policy: str | None, placement_given: str | None) -> str | Policy:
+    """What places a split: a policy, or an executor's words. Raises InputError for both."""
+    if placement_given is None:
+        return policy or "offload-linear"
+    if policy is not None:
+        raise InputError(f"--placement places every op: leave out --policy {policy}")
+    return placement(placement_given)
 
 
 # --- written --------------------------------------------------------------------------------------
@@ -220,7 +230,7 @@ def beside_optimum(split: Split, policy: Policy, setting: Setting) -> BesideOpti
     best = replace(load_policy("fastest" if timed else "min-cut"), secrets=policy.secrets)
     asked = replace(setting, granularity=executor.granularity, scheduling=None)
     try:
-        found = partition_of(split.graph, "", best, asked, shows=False)
+        found = place(split.graph, best, asked)
     except (InfeasibleError, NotFoundError, InputError) as error:
         return f"the optimum beside it is not known: {error}"
 
@@ -240,26 +250,35 @@ def beside_optimum(split: Split, policy: Policy, setting: Setting) -> BesideOpti
         best.name,
         executor.granularity,
         tuple(dearest(split.graph, split.placement, found.placement, cost)) if better else (),
-        _commands(best.name, executor, setting.machine) if better else (),
+        _commands(best.name, executor, setting) if better else (),
     )
 
 
-def _commands(policy: str, executor: Executor, machine: "Machine") -> tuple[str, ...]:
-    described = machine.described
-    devices = [
-        name
-        if name not in described or described[name].name == name
-        else f"{name}={described[name].name}"
+def _commands(policy: str, executor: Executor, setting: Setting) -> tuple[str, ...]:
+    machine = setting.machine
+    kinds = {name: device.name for name, device in machine.described.items()}
+    named = [
+        name if kinds.get(name, name) == name else f"{name}={kinds[name]}"
         for name in machine.devices
     ]
-    words = ["--home", devices[0], *(w for d in devices[1:] for w in ("--accel", d))]
-    links = machine.links
-    if links.own or links.peers:
-        words += [w for name, one in links.own.items() for w in ("--link", f"{name}={one.name}")]
-    else:
-        words += ["--link", links.common.name]
-    words += [w for d, size in machine.memory_bytes.items() for w in ("--memory", f"{d}={size}")]
+    words = [
+        f"--policy {policy} --granularity {executor.granularity} --home {named[0]}",
+        *(f"--accel {name}" for name in named[1:]),
+        *(f"--link {text}" for text in _links(machine)),
+        *(f"--memory {device}={size}" for device, size in machine.memory_bytes.items()),
+        *([f"--wire-dtype {machine.wire_dtype}"] if machine.wire_dtype else []),
+        *([f"--residency {setting.residency}"] if setting.residency != "run" else []),
+    ]
     return (
-        f"cutedge partition --policy {policy} --granularity {executor.granularity} {' '.join(words)}",
+        f"cutedge partition {' '.join(words)}",
         f"cutedge export placement --for {executor.name} --policy {policy}",
     )
+
+
+def _links(machine: "Machine") -> "Iterable[str]":
+    """As ``--link`` takes them."""
+    links = machine.links
+    if len(links.own) < len(machine.accelerators):
+        yield links.common.name
+    yield from (f"{name}={link.name}" for name, link in links.own.items())
+    yield from (f"{'+'.join(sorted(pair))}={link.name}" for pair, link in links.peers.items())

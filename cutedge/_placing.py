@@ -93,14 +93,18 @@ def check_words(
 
 
 def check_shown(
-    traces: int, within: float | None, over: tuple[str, str] | None, others: Sequence[str]
+    traces: int, within: float | None, over: tuple[str, str] | None, *others: object
 ) -> None:
-    """Raise InputError where what is to be shown of comparisons does not go together."""
+    """Raise InputError where what is to be shown of comparisons does not go together.
+
+    ``others`` are what goes without ``over``.
+    """
     if within is not None and not 0 < within < inf:
         raise InputError(f"--within {within:g}: give the seconds a token that are usable, above 0")
-    if over is not None and (traces > 1 or within is not None or others):
+    if over is not None and (traces > 1 or within is not None or any(others)):
         raise InputError(
-            "--over is of one trace directory and goes without --within, --unseen and --sort"
+            "--over is of one trace directory and goes without --within, --unseen, --sort and "
+            "--placement"
         )
 
 
