@@ -10,10 +10,10 @@ from cutedge.executors import EXECUTORS, Executor, carried, read_words
 from partition.accounting import account
 from partition.ladder import Choice, dearest
 from partition.masks import MaskedGraph
-from partition.optimise import place
+from partition.optimise import memory_limits, place
 from partition.placement import Placement
 from partition.policy import Policy, load_policy
-from partition.problem import InfeasibleError, NotFoundError
+from partition.problem import InfeasibleError, NotFoundError, memory_of
 from partition.setting import Setting
 from partition.split import Split
 from tracer.errors import CutedgeError, InputError, choose
@@ -208,6 +208,7 @@ class BesideOptimum:
     optimum: float
     """Of the best that was found by ``policy``, in the executor's units."""
     proven: bool
+    """Whether no placement by these units is better."""
     policy: str
     """What finds it."""
     granularity: str
@@ -252,6 +253,17 @@ def beside_optimum(split: Split, policy: Policy, setting: Setting) -> BesideOpti
         tuple(dearest(split.graph, split.placement, found.placement, cost)) if better else (),
         _commands(best.name, executor, setting) if better else (),
     )
+
+
+def too_large(split: Split, setting: Setting) -> list[str]:
+    """Where a placement takes more memory than there is."""
+    limits = memory_limits(split.graph, setting)
+    taken = memory_of(split.graph, split.placement, split.traffic.transfers) if limits else {}
+    return [
+        f"it takes {human(taken[device])} at {device}, which has {human(limit)}: it does not fit"
+        for device, limit in limits.items()
+        if taken.get(device, 0) > limit
+    ]
 
 
 def _commands(policy: str, executor: Executor, setting: Setting) -> tuple[str, ...]:

@@ -204,6 +204,10 @@ class Partition:
         graph, machine = self.trace.graph, self.setting.machine
         told = [*machine.warnings, *cautions(graph, self.rules)]
         told += bare_sentences(graph, self.rules, self.bare)
+        if self.rules.placer is not None:
+            from cutedge._carried import too_large
+
+            told += too_large(self.bare, self.setting)
         as_int8 = machine.options.int8_speedup is not None
         if as_int8 and self.bare.sent_weight_bytes and not graph.meta.weights:
             told.append(

@@ -186,7 +186,7 @@ def _check_room(graph: OpGraph, policy: Policy, setting: Setting, placement: Pla
     The problem of ops that may be masked has not all of it: which masks lie at home, and how long a
     tensor lies away that several such ops read at home.
     """
-    if not (limits := _memory(graph, setting)):
+    if not (limits := memory_limits(graph, setting)):
         return
     traffic = setting.account(graph, placement, setting.wire(graph, policy))
     taken = memory_of(graph, placement, traffic.transfers)
@@ -489,7 +489,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
     wire = setting.wire(graph, policy)
     payload = payload_costs(graph, devices, wire, streams)
     moving = {key: weights["bytes"] * size for key, size in payload.items()}
-    limits = _memory(graph, setting)
+    limits = memory_limits(graph, setting)
     if isinstance(graph, MaskedGraph):
         limits.pop(home, None)  # which masks lie there is not in the problem: ``_check_room``
     computing: dict[tuple[int, str], float] = {}
@@ -621,7 +621,7 @@ def _check_costs(
                 )
 
 
-def _memory(graph: OpGraph, setting: Setting) -> dict[str, int]:
+def memory_limits(graph: OpGraph, setting: Setting) -> dict[str, int]:
     """The limits that could be broken: a device with room for the whole model has no limit."""
     described = {
         device: time.device.memory_bytes

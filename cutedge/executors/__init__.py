@@ -27,6 +27,7 @@ class Executor:
     """A program that carries placements out."""
 
     name: str
+    """As ``--for`` takes it."""
     units: str
     """What it keeps on one device each, in words."""
     granularity: Granularity
@@ -42,7 +43,7 @@ class Executor:
     """What it can do that agrees with most of a placement. Raises CutedgeError where it can do
     nothing with the graph."""
     text: Callable[[Any], str]
-    """Its words."""
+    """What it is told, in its words."""
 
 
 def _executor(module: Any, granularity: Granularity) -> Executor:
@@ -112,6 +113,7 @@ class Carried:
     """What an executor can do of a placement."""
 
     executor: str
+    """Its name."""
     text: str
     """The nearest that it can do, in its words."""
     places: Places

@@ -1,13 +1,13 @@
 """llama.cpp's options of placement: ``-ngl``, ``-ot``, ``--n-cpu-moe``, ``-ts``, ``-nkvo``.
 
 An op runs where its weights are. Of ``N`` blocks and the output (counted as one more, the last)
-``-ngl K`` has the last K on the accelerators: the output first, as of December 2025 (build b7448;
-before that, the output last). The table of words is at home. ``-ts`` gives each accelerator its
-part of these K, in order. ``-ot REGEX=BUFFER`` puts every tensor with the expression in its name
-into a buffer, whatever ``-ngl`` says; the first that matches counts; ``--n-cpu-moe N`` is the same
-for the experts of the first N blocks. The cache, and with it what an attention does between its
-projections, is with its block, or with ``-nkvo`` at home. What else has no weight goes with the
-weight before it (``partition.granularity``).
+``-ngl K`` has the last K on the accelerators: the output first, since llama.cpp's pull request 18148
+of December 2025 (before it, the output last). The table of words is at home. ``-ts`` gives each
+accelerator its part of these K, in order. ``-ot REGEX=BUFFER`` puts every tensor with the expression
+in its name into a buffer, whatever ``-ngl`` says; the first that matches counts; ``--n-cpu-moe N`` is
+the same for the experts of the first N blocks. The cache, and with it an attention from its scores
+to the product with the values, is with its block, or with ``-nkvo`` at home. Where all else goes that
+has no weight: ``partition.granularity``, ``tensor``.
 
 Expressions are ECMAScript's, searched for anywhere in a name (``std::regex_search``), and none has
 a comma or "=", which end it on the command line. Python's ``re.search`` reads what is written here
@@ -127,13 +127,13 @@ def parse(text: str) -> Options:
     if told.get("sm") == "none":
         split = ()
     ngl = told.get("ngl", "all")
-    layers = None if ngl in ("all", "-1", "-2") else _whole("-ngl", ngl)
+    layers = None if ngl in ("all", "-2") else _whole("-ngl", ngl)
     return Options(layers, tuple(overrides), split, "nkvo" not in told)
 
 
 def _whole(option: str, value: str) -> int:
     if not re.fullmatch(r"\d{1,6}", value):
-        raise InputError(f"{option} {value}: give a number of layers")
+        raise InputError(f"{option} {value}: give a number of layers (-ngl also all)")
     return int(value)
 
 
@@ -355,9 +355,8 @@ def _told(
     away = [device for device in blocks if device != devices[0]]
     split = tuple(float(away.count(device)) for device in devices[1:])
     split = split if len(set(away)) > 1 or away[:1] not in ([], [devices[1]]) else ()
-    layers = None if len(away) == len(blocks) else len(away)
     ways = [
-        Options(layers, tuple(overrides), split, offload, moe)
+        Options(len(away), tuple(overrides), split, offload, moe)
         for moe, overrides in _overridden(names, asked, moved, devices)
     ]
     return min(ways, key=lambda one: len(text(one)))

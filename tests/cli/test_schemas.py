@@ -42,6 +42,8 @@ SAID: dict[str, list[tuple[str, ...]]] = {
         ("t", "--policy", "secret.toml", "--wire-dtype", "bfloat16", "--residency", "call"),
         ("t", "--policy", "all-home", "--home", "rtx-4090"),
         ("t", *ON, "--schedule", "overlap", "--requests", "2"),
+        ("t", *ON, "--placement", '{"": 0}'),
+        ("t", "--placement", '{"": 0}', "--secret", "logits", "--home", "rtx-4090"),
     ],
     "compare": [
         ("t", "t", "--policy", "offload-linear"),
@@ -79,6 +81,10 @@ SAID: dict[str, list[tuple[str, ...]]] = {
     "export-model-explorer": [("u", "--out", "x.json")],
     "export-graphml": [("u", "--out", "x.graphml"), ("bare", "--out", "y.graphml")],
     "export-dot": [("u", "--out", "x.dot")],
+    "export-placement": [
+        ("--for", "torch", "u", "--nearest"),
+        ("--for", "vllm", "u", "--nearest", "--out", "x.txt"),
+    ],
     "export-csv": [("ops", "u", "--out", "x.csv")],
     "export-json": [("ops", "u", "--out", "x.json")],
     "cost": [("t",), ("t", "--device", "rtx-4090", "--device", "chip-8x8", "--device", "tee-sgx")],

@@ -10,12 +10,16 @@ import pytest
 
 import cutedge
 from costmodels.links import Links, load_link
-from cutedge import _compare, _cost, _gemm, _machines, _partition, _sql, _sweep, _trace
+from cutedge import _carried, _compare, _cost, _gemm, _machines, _partition, _sql, _sweep, _trace
+from cutedge import executors as every_executor
+from cutedge.executors import accelerate, expressions, gguf_names, llama_cpp, torch_pipeline, vllm
 from partition import schedule
 from tests.support import warm
 from tests.support.inprocess import invoke
 
 PUBLIC = [*(cutedge, _trace, _partition, _compare, _cost, _gemm, _machines, _sql, _sweep), schedule]
+PUBLIC += [_carried, every_executor, accelerate, expressions, gguf_names, llama_cpp]
+PUBLIC += [torch_pipeline, vllm]
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)

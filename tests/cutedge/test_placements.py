@@ -77,6 +77,13 @@ def test_weights_that_are_sent_are_a_choice(trace):
     assert split.words_for("accelerate").text.count('"cpu"') == 2  # an entry, and what it holds
 
 
+def test_it_is_told_where_it_does_not_fit(trace):
+    given, fits = cutedge.placement("VLLM_PP_LAYER_PARTITION=1,3"), {"memory": "gpu=1GiB"}
+    assert trace.partition(given, **fits).warnings == []
+    (said,) = trace.partition(given, memory="gpu=1MiB").warnings
+    assert re.fullmatch(r"it takes [\d.]+ MiB at gpu, which has 1.0 MiB: it does not fit", said)
+
+
 def test_what_an_executor_cannot_do_is_told_with_its_price(trace):
     split = trace.partition("offload-linear")
     for name in ("accelerate", "vllm", "torch"):

@@ -130,7 +130,7 @@ def test_bytes_of_experts_at_home_by_hand(moe: OpGraph):
     assert split.summary["received_payload_bytes"] == 2 * (hidden + choice) + 151936 * 4
     assert split.summary["sent_payload_bytes"] == hidden + 2 * (choice + 8 * hidden)
     assert split.summary["calls"] == 3
-    assert split.words_for("llama.cpp").text == "-ngl all --n-cpu-moe 2\n"
+    assert split.words_for("llama.cpp").text == "-ngl 3 --n-cpu-moe 2\n"
 
 
 # --- names and expressions ------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_expressions_are_short(asked: str, regex: str):
         ),
         ("-ot 'blk(=CPU'", "is no expression"),
         ("-ot blk", "write REGEX=BUFFER"),
-        ("-ngl many", "give a number of layers"),
+        ("-ngl auto", "give a number of layers (-ngl also all)"),  # by the memory that is free
         ("-ngl", "needs a value"),
         ("--ngl 3", "is no option of placement in llama.cpp"),
         ("-ngl 4 -ts 1,1", "-ts has 2 parts, and here are 1 accelerators"),
