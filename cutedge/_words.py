@@ -399,6 +399,11 @@ def granularity_sentences(split: Split) -> Iterable[str]:
     yield f"placed by {by}: {more} op by op ({sure})"
 
 
+def granularity_prices(splits: Sequence[Split]) -> list[str]:
+    """The same of each of several, which it names."""
+    return [f"{one.policy} is {line}" for one in splits for line in granularity_sentences(one)]
+
+
 _NAMED = 4
 """Tensors that a sentence names."""
 
