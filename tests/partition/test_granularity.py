@@ -13,6 +13,7 @@ import cutedge
 from costmodels.links import Link, Links, load_link
 from costmodels.machine import Machine
 from costmodels.roofline import time_ops
+from cutedge._words import granularity_prices, granularity_sentences
 from partition.accounting import account
 from partition.granularity import unit_name, units
 from partition.optimise import beside_ops, figure, place
@@ -474,6 +475,25 @@ def test_the_price_of_layers_by_hand(head):
     assert price == {"op": None, "tensor": 0, "module": 0, "layer": HIDDEN - LAST}
     with pytest.raises(InputError, match="--granularity"):
         traced.partition(head, granularity="block")
+
+
+def test_the_price_is_told_with_how_sure_it_is(head):
+    split = cutedge.trace("llama-3.2-1b", seq=16).partition(head, granularity="layer").bare
+    cost, by_op = HIDDEN + LOGITS, LAST + LOGITS
+    assert (split.solution.objective, split.by_op.objective) == (cost, by_op)
+    for beside, told in (
+        (split.by_op, "122,880 bytes (0.1172 MiB) more than op by op (proven)"),
+        (Proof(cost, cost, True, "cut"), "no more than op by op (proven)"),
+        (
+            Proof(cost + 9, by_op, False, "program"),  # cut short, a worse one was found
+            "no more than the best found op by op, and at most 122,880 bytes (0.1172 MiB) more than "
+            "the best",
+        ),
+        (None, "what is best op by op was not found in time"),
+    ):
+        (line,) = granularity_sentences(replace(split, by_op=beside))
+        assert line == f"placed by layer: {told}"
+        assert granularity_prices([replace(split, by_op=beside)]) == [f"head is {line}"]
 
 
 def test_policies_that_split_units_are_left_out_side_by_side():
