@@ -356,9 +356,10 @@ class Masking:
     def _check(self, op: int, of: int) -> Callable[[Values], list[torch.Tensor]]:
         graph, what = self.graph, self.graph.plain.ops[of]
         stored = len(self._flowing(of)) == 1
-        reads = graph.inputs(op)
+        reads, bits = graph.inputs(op), graph.protected[of].bits
+        exact = graph.protected[of].dtype is not None
         self._draw_vectors(of, reads[2:4] if stored else reads[3:4])
-        self.tolerances[of] = tolerance = self._tolerance(of)
+        self.tolerances[of] = tolerance = 0.0 if exact else self.error(of)
 
         def checked(values: Values) -> list[torch.Tensor]:
             y, x, *rest = values
@@ -370,11 +371,13 @@ class Masking:
             found = residuals(
                 y.to(r.dtype), x.to(r.dtype), r, product, bias[0].to(r.dtype) if bias else None
             )
-            off = float(found.abs().max()) if found.numel() else 0.0
+            off = float(found.double().abs().max()) if found.numel() else 0.0
             if not off <= tolerance:
+                by = f"{off:.0f} mod 2^{bits}" if exact else f"{off:.3g}"
+                most = "nothing is rounded" if exact else f"{tolerance:.3g} would be rounding"
                 raise RunError(
                     f"{what.name} ({what.module_path}) was answered wrongly: its result times a "
-                    f"random vector is off by {off:.3g}, and {tolerance:.3g} would be rounding"
+                    f"random vector is off by {by}, and {most}"
                 )
             return [y]
 
@@ -451,9 +454,15 @@ class Masking:
         return -1 if base_name(self.graph.plain.ops[of].target) == "linear" else -2
 
     def _draw_vectors(self, of: int, vectors: Sequence[Tensor]) -> None:
-        """What a check multiplies by: signs, and the stored weights times these."""
+        """What a check multiplies by: signs, or any integers, and the stored weights times these."""
         r = vectors[0]
         dtype = DTYPES[r.dtype]
+        if not dtype.is_floating_point:
+            self.data[r.id] = drawn = self.random.integers(r.shape, dtype)
+            weights = self.data[self._copy(of)]
+            for product in vectors[1:]:
+                self.data[product.id] = drawn @ (weights if self._summed(of) == -1 else weights.mT)
+            return
         self.data[r.id] = signs = self.random.signs(r.shape).to(dtype)
         for product in vectors[1:]:
             left = self._plain_left(of)
@@ -490,12 +499,13 @@ class Masking:
     def _scale(self, plain: int) -> Scale:
         return self.scales[plain]
 
-    def _tolerance(self, of: int) -> float:
-        """How far a row of a result times a vector of signs may be off by rounding: ``_SLACK`` times
-        what it is off by if errors are independent.
+    def error(self, of: int) -> float:
+        """By how much a row of a recovered result may be off by rounding, as its 2-norm, and so its
+        sum with any signs: ``_SLACK`` times what it is off by if errors are independent.
 
-        Each value is off by its own rounding, which is also that of what hid it, and by that of
-        the sum it is: float32 does the sums of less. A change of one value shows from twice as much on.
+        ``of`` is the op of the plain graph. Each value is off by its own rounding, which is also
+        that of what hid it, and by that of the sum it is: float32 does the sums of less. A change
+        of one value shows from twice as much on.
         """
         plain, protection = self.graph.plain, self.graph.protected[of]
         left, (made,) = self._plain_left(of), plain.outputs(of)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -12,9 +12,12 @@ from cutedge.runtime import RunError
 from cutedge.runtime.home import workers
 from cutedge.runtime.interpreter import Interpreter
 from cutedge.runtime.leaks import Witness, masked_alone
+from cutedge.runtime.masks import Masking
 from cutedge.runtime.transforms import Randomness
 from cutedge.runtime.wire import Channel
-from partition.schemes import Protection
+from partition.policy import Policy, Rule
+from partition.protects import Protect
+from partition.schemes import Protection, false_accept
 from partition.seen import How, What, seen
 from tests.support.inprocess import invoke
 from tests.support.masking import hidden, protecting
@@ -143,6 +146,74 @@ def test_one_wrong_value_is_found_and_its_op_is_named(there, monkeypatch, times)
             loaded.run(given())
             return
         with pytest.raises(RunError, match=rf"{op.name} \({op.module_path}\) was answered wrongly"):
+            loaded.run(given())
+
+
+TRIALS = 2000
+MISSED = {
+    "odd": ({7: 1}, 2.0**-32),
+    "2^16": ({7: 2**16}, 2.0**-16),
+    "3 * 2^30": ({7: 3 * 2**30}, 1 / 4),
+    "2^31": ({7: 2**31}, 1 / 2),
+    "2^31 and 2^30": ({7: 2**31, 8: -(2**30)}, 1 / 4),
+    "what cancels": ({7: 5, 8: -5}, 2.0**-32),
+}
+"""Changes of values of one row, and how often they are missed: what is divisible by least counts."""
+
+
+@pytest.mark.slow
+def test_a_check_of_integers_misses_as_often_as_stated():
+    """Home's own op, for 2,000 draws of r: to three standard deviations, sqrt(2000 p (1 - p)) each."""
+    how = Protection("one-time-pad-mod", check="freivalds")
+    which = (("module_path", ("*.down_proj",)),)
+    rules = (Rule(which, "accelerator", ""),)
+    made = hidden(Policy("one", "", "home", rules, protects=(Protect(which, how, ""),)))
+    graph, masking, random = made.graph, made.masking, Randomness(1)
+    (check,) = (op for op, (part, _) in graph.parts.items() if part == "check")
+    _, x, *vectors = graph.inputs(check)
+    (weights,) = (masking.data[copy] for copy in graph.copies)
+    sent = random.integers(x.shape, torch.int32)
+    right = sent @ weights.mT
+    wrong = {name: right.clone() for name in MISSED}
+    for name, (changes, _) in MISSED.items():
+        for place, change in changes.items():
+            wrong[name].view(-1)[place] += (change + 2**31) % 2**32 - 2**31
+    missed = dict.fromkeys(MISSED, 0)
+    for _ in range(TRIALS):
+        one = Masking(graph, masking.alone, masking.scales, random)
+        drawn = [one.data[t.id] for t in vectors]
+        assert one.own[check]([right, sent, *drawn])[0] is right
+        for name, y in wrong.items():
+            with suppress(RunError):
+                one.own[check]([y, sent, *drawn])
+                missed[name] += 1
+    for name, (changes, stated) in MISSED.items():
+        lowest = min(change & -change for change in changes.values())
+        assert false_accept(lowest, 0, bits=32) == stated
+        off = abs(missed[name] - TRIALS * stated)
+        assert off <= 3 * (TRIALS * stated * (1 - stated)) ** 0.5, name
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_least_digit_of_an_integer_is_found_to_be_wrong(there, monkeypatch, bits):
+    """No tolerance: what crosses is checked mod 2^k, and not what home recovers as floats."""
+    how = Protection("one-time-pad-mod", bits=bits, check="freivalds")
+    made = hidden(protecting({"weights": how}))
+    op = next(op for op in made.graph.plain.ops if op.module_path.endswith("down_proj"))
+    (result,) = made.graph.outputs(made.graph.here[op.id])
+    receive = Channel.receive
+
+    def tampered(self: Channel, *args: Any) -> Any:
+        arrived, moved = receive(self, *args)
+        if result.id in arrived:
+            arrived[result.id].view(-1)[7] += 1
+        return arrived, moved
+
+    monkeypatch.setattr(Channel, "receive", tampered)
+    says = rf"{op.name} .* answered wrongly: .* mod 2\^{bits}, and nothing is rounded"
+    with workers(["gpu"], remote=there, token=TOKEN, timeout=60.0) as found:
+        loaded = made.load(found)
+        with pytest.raises(RunError, match=says):
             loaded.run(given())
 
 
