@@ -16,6 +16,7 @@ from cutedge.runtime import RunError
 from cutedge.runtime.alone import alone, run_seen
 from cutedge.runtime.interpreter import Interpreter, in_limbs, read
 from cutedge.runtime.transforms import (
+    FixedPoint,
     Randomness,
     disembed,
     embed,
@@ -221,6 +222,21 @@ class Masking:
         """By how much the coarsest mask has a result off, over its size; see ``epsilon_of``."""
         return max(map(self._epsilon, self.graph.protected))
 
+    @property
+    def fixed(self) -> dict[int, FixedPoint]:
+        """By tensor that crosses as integers: what these stand for."""
+        found: dict[int, FixedPoint] = {}
+        for of, protection in self.graph.protected.items():
+            if protection.dtype:
+                product = self.graph.here[of]
+                exponent = self._exponent(self._plain_left(of), protection)
+                bias = [t for t in self._stored(of) if len(t.shape) == 1]
+                added = self.alone.value(bias[0].id).double() if bias else None
+                found[self._left_mask(of)] = FixedPoint(exponent)
+                (made,) = self.graph.outputs(product)
+                found[made.id] = FixedPoint(exponent + self.exponents[self._copy(of)], added)
+        return found
+
     def fresh(self) -> dict[int, torch.Tensor]:
         """New pads, for one run."""
         made: dict[int, torch.Tensor] = {}
@@ -404,10 +420,9 @@ class Masking:
 
     def _product(self, of: int, x: torch.Tensor, weights: Values = ()) -> torch.Tensor:
         """What a protected op makes of another left operand, without its bias."""
-        graph, alone, plain = self.graph.plain, self.alone, self._plain_left(of)
+        alone, plain = self.alone, self._plain_left(of)
         exact = not x.is_floating_point()
-        stored = [t for t in graph.inputs(of) if t.id != plain]
-        weight, *biases = sorted(stored, key=lambda t: -len(t.shape))
+        weight, *biases = self._stored(of)
         values = {plain: wide(x)}
         if weights:
             values[weight.id] = wide(weights[0])
@@ -465,10 +480,7 @@ class Masking:
             return
         self.data[r.id] = signs = self.random.signs(r.shape).to(dtype)
         for product in vectors[1:]:
-            left = self._plain_left(of)
-            stored = [t for t in self.graph.plain.inputs(of) if t.id != left]
-            weight = max(stored, key=lambda t: len(t.shape))
-            value = self.alone.value(weight.id).to(dtype)
+            value = self.alone.value(self._stored(of)[0].id).to(dtype)
             self.data[product.id] = signs @ (value if self._summed(of) == -1 else value.mT)
 
     # --- the graph ---
@@ -479,6 +491,12 @@ class Masking:
 
     def _plain_left(self, of: int) -> int:
         return self._flowing(of)[0].id
+
+    def _stored(self, of: int) -> list[Tensor]:
+        """What a protected op reads beside what it masks: of stored weights these, then a bias."""
+        left = self._plain_left(of)
+        rest = [t for t in self.graph.plain.inputs(of) if t.id != left]
+        return sorted(rest, key=lambda t: -len(t.shape))
 
     def _left_mask(self, of: int) -> int:
         """What stands for the left operand of a protected op."""

@@ -122,6 +122,93 @@ def test_no_worker_carries_out_what_home_does_for_masks():
         Interpreter(hidden("slalom").plan.home.instructions)
 
 
+SECRET = """
+description = "Linears away as integers, whose inputs and results are secrets"
+default = "home"
+[[rule]]
+kind = "linear"
+place = "accelerator"
+[[protect]]
+kind = "linear"
+scheme = "one-time-pad-mod"
+{more}
+[[secret]]
+what = ["hidden_states", "logits"]
+allow_masked = ["one-time-pad-mod"]
+"""
+
+
+@pytest.fixture
+def secret(tmp_path, monkeypatch):
+    """``verify`` of a policy with a secret that integers hide: (exit code, its only run, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def verified(more: str = "") -> tuple[int, dict[str, Any], str]:
+        (tmp_path / "secret.toml").write_text(SECRET.format(more=more))
+        done = invoke("cutedge", "verify", *MODEL, "--policy", "secret.toml", "--json")
+        (run,) = json.loads(done.stdout)["runs"] if done.stdout else ({},)
+        return done.returncode, run, done.stderr
+
+    return verified
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["", pytest.param('bits = 64\npads = "online"\ncheck = "freivalds"', marks=pytest.mark.slow)],
+    ids=["32", "64"],
+)
+def test_a_secret_is_kept_under_a_mask_that_it_allows(secret, more):
+    """All 13 inputs and results of the linears cross, masked, and none is a secret's values."""
+    code, run, said = secret(more)
+    assert code == 0, said
+    assert run["secrets"]["secrets"] == 1
+    assert run["secrets"]["untrusted"] == ["gpu"]
+    assert run["secrets"]["tensors_compared"] == run["masks"]["tensors_compared"] == 13
+    assert run["secrets"]["leaks"] == run["masks"]["leaks"] == []
+
+
+def zeros(self: Randomness, shape: Any, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(tuple(shape), dtype=dtype)
+
+
+def no_mask(mask: Any) -> Any:
+    """How a mask is put on, with a pad of zeros in place of the one that recovery knows."""
+
+    def left_out(self: Masking, op: int, of: int) -> Any:
+        made = mask(self, op, of)
+        return lambda values: made([values[0], torch.zeros_like(values[1])])
+
+    return left_out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "bits", "secrets", "masks"),
+    [
+        ("zeros", 32, 7, 13),
+        pytest.param("no mask", 32, 4, 5, marks=pytest.mark.slow),
+        pytest.param("zeros", 64, 7, 13, marks=pytest.mark.slow),
+        pytest.param("no mask", 64, 4, 5, marks=pytest.mark.slow),
+    ],
+)
+def test_a_secret_under_a_mask_of_nothing_is_a_leak(
+    secret, monkeypatch, wrong, bits, secrets, masks
+):
+    """Integers in fixed point are known again as the floats that they stand for.
+
+    Of 13 masked tensors 7 are hidden states or logits: what q, o, gate and the head read, what o, down
+    and the head make. Where the pad is left out and taken away from each result all the same, the 5
+    that are sent are what they are, and the results are nobody's.
+    """
+    if wrong == "zeros":
+        monkeypatch.setattr(Randomness, "integers", zeros)
+    else:
+        monkeypatch.setattr(Masking, "_mask", no_mask(Masking._mask))
+    code, run, said = secret(f"bits = {bits}")
+    assert code == 1
+    assert "tee to gpu in call 0 has the values of what a mask hides" in said
+    assert (len(run["secrets"]["leaks"]), len(run["masks"]["leaks"])) == (secrets, masks)
+
+
 # --- who answers wrongly --------------------------------------------------------------------------
 
 
