@@ -221,19 +221,24 @@ class MaskProof:
         )
 
 
+_OPEN = ("permutation", "freivalds")
+"""Schemes that leave every value as it is."""
+
+
 def masked_alone(graph: MaskedGraph, plan: Plan, runnable: Runnable) -> Secrets:
     """The tensors of a run that cross under masks alone: neither they, nor what has their values.
 
-    Without those that are permuted: their values are seen, in another order.
+    What is permuted is seen, in another order, and so is a result that is only checked.
     """
-    plain = [t for t in plan.crossing if t < len(graph.plain.tensors)]
+    open_to = {t: one.plain for t, one in graph.masks.items() if one.protection.scheme in _OPEN}
+    behind = {**dict(graph.copies), **open_to}
+    own = len(graph.plain.tensors)
+    plain = [behind.get(t, t) for t in plan.crossing if t < own or t in behind]
     seen = carriers(graph.plain, runnable.invocations, {"what crosses as it is": plain})
     hidden = {
         one.plain: f"{graph.tensors[one.plain].name}, {one.protection}"
         for tensor, one in graph.masks.items()
-        if tensor in plan.crossing
-        and one.protection.scheme not in ("permutation", "freivalds")
-        and one.plain not in seen
+        if tensor in plan.crossing and one.protection.scheme not in _OPEN and one.plain not in seen
     }
     named = {words: [tensor] for tensor, words in hidden.items()}
     return Secrets(tuple(plan.accelerators), named, hidden, "what a mask hides")

@@ -423,15 +423,12 @@ class Masking:
         alone, plain = self.alone, self._plain_left(of)
         exact = not x.is_floating_point()
         weight, *biases = self._stored(of)
-        values = {plain: wide(x)}
-        if weights:
-            values[weight.id] = wide(weights[0])
-        elif exact:
-            values[weight.id] = self.data[self._copy(of)]
-        else:
-            values[weight.id] = wide(alone.value(weight.id))
+        stored = self.data[self._copy(of)] if exact else alone.value(weight.id)
+        x, other = wide(x), wide(weights[0] if weights else stored)
+        dtype = torch.promote_types(x.dtype, other.dtype)  # a pad is as wide as what crosses
+        values = {plain: x.to(dtype), weight.id: other.to(dtype)}
         for bias in biases:
-            values[bias.id] = torch.zeros(bias.shape, dtype=values[plain].dtype)
+            values[bias.id] = torch.zeros(bias.shape, dtype=dtype)
         function = alone.operations[of].function
         return alone.results(of, values.__getitem__, in_limbs(function) if exact else function)[0]
 
@@ -534,7 +531,8 @@ class Masking:
         assert gemm is not None
         most = self._scale(left).row * right.matrix
         sums = torch.finfo(wide(torch.empty(0, dtype=DTYPES[made.dtype])).dtype).eps
-        values = error * (self._scale(made.id).row + most / sqrt(gemm.k))
+        size = self.scales[made.id].row if made.id in self.scales else most  # where nobody reads it
+        values = error * (size + most / sqrt(gemm.k))
         return _SLACK * (values + amplification(protection) * float(sums) * most)
 
     def _epsilon(self, of: int) -> float:

@@ -122,25 +122,23 @@ def carry_out(
     return made.traffic, measured, made.judge(measured)
 
 
-def placements(
-    graph: OpGraph, accelerators: Sequence[str] = ("gpu", "gpu2")
-) -> st.SearchStrategy[Placement]:
-    """Any op at home or on any accelerator; inputs and the output at home."""
+def placed(graph: OpGraph, devices: Sequence[str]) -> Placement:
+    """Each op on its device, but for inputs and the output, at home, and constants, anywhere."""
+    there = [
+        None
+        if graph.is_everywhere(op.id)
+        else "tee"
+        if op.kind in (Kind.INPUT, Kind.OUTPUT)
+        else device
+        for op, device in zip(graph.ops, devices, strict=True)
+    ]
+    return Placement("tee", there, [False] * len(there), [""] * len(there))
 
-    def made(devices: Sequence[str]) -> Placement:
-        placed = [
-            None
-            if graph.is_everywhere(op.id)
-            else "tee"
-            if op.kind in (Kind.INPUT, Kind.OUTPUT)
-            else device
-            for op, device in zip(graph.ops, devices, strict=True)
-        ]
-        return Placement("tee", placed, [False] * len(placed), [""] * len(placed))
 
-    count = len(graph.ops)
-    device = st.sampled_from(("tee", *accelerators))
-    return st.lists(device, min_size=count, max_size=count).map(made)
+def placements(graph: OpGraph) -> st.SearchStrategy[Placement]:
+    """Any op on any of three devices."""
+    count, device = len(graph.ops), st.sampled_from(("tee", "gpu", "gpu2"))
+    return st.lists(device, min_size=count, max_size=count).map(lambda all: placed(graph, all))
 
 
 ANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -1,13 +1,16 @@
 """Masked partitions run for real: what crosses, what comes out, and who answers wrongly."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 
+from costmodels.links import Links, load_link
 from cutedge.runtime import RunError
 from cutedge.runtime.home import workers
 from cutedge.runtime.interpreter import Interpreter
@@ -19,16 +22,20 @@ from partition.policy import Policy, Rule
 from partition.protects import Protect
 from partition.schemes import Protection, false_accept
 from partition.seen import How, What, seen
+from tests.support import running
+from tests.support.examples import examples
 from tests.support.inprocess import invoke
 from tests.support.masking import hidden, protecting
-from tests.support.running import MODEL, TOKEN, WEIGHTS, given, listening, tiny
+from tests.support.models import ANY, WEIGHTS, Model, Prepared, by_seed, placed
+from tests.support.products import PRODUCTS, margins, protected_run, protected_runs
+from tests.support.running import MODEL, TOKEN, given, listening, tiny
 
 
 @pytest.fixture(scope="module")
 def there() -> Iterator[dict[str, tuple[str, int]]]:
-    """A worker that serves one run after another."""
+    """Two workers that serve one run after another."""
     with ExitStack() as stack:
-        yield {"gpu": stack.enter_context(listening()).address}
+        yield {name: stack.enter_context(listening()).address for name in ("gpu", "gpu2")}
 
 
 WAYS = {
@@ -52,7 +59,7 @@ WAYS = {
 
 @pytest.mark.few(6)
 @pytest.mark.parametrize("protections", WAYS.values(), ids=WAYS)
-@pytest.mark.parametrize("wire_dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("wire_dtype", [None, "bfloat16", "float64"])
 def test_a_masked_run_moves_what_is_predicted_and_answers_as_the_model(
     there, protections, wire_dtype
 ):
@@ -84,6 +91,126 @@ class Nothing(Randomness):
     def normal(self, shape):
         return torch.zeros(tuple(shape), dtype=torch.float64)
 
+    def integers(self, shape, dtype):
+        return torch.zeros(tuple(shape), dtype=dtype)
+
+    def factors(self, shape):
+        return torch.ones(tuple(shape), dtype=torch.float64)
+
+    def orders(self, shape):
+        return torch.arange(shape[-1]).expand(tuple(shape))
+
+
+# --- any products, any masks ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Model]:
+    return by_seed(PRODUCTS, tmp_path_factory.mktemp("own"))
+
+
+def check_masked(made: Prepared, there: Mapping[str, tuple[str, int]]) -> None:
+    """All that crosses is predicted, nothing that masks alone hide is there in plain, and each value
+    of the answer is the unsplit model's but for what rounding and masks have it off by."""
+    masking, model = made.masking, made.model
+    witness = None
+    if masking is not None:
+        secrets = masked_alone(masking.graph, made.plan, model.runnable)
+        witness = Witness.of(made.plan, made.graph, secrets, masking.fixed)
+    with workers([*made.plan.accelerators], remote=there, token=TOKEN, timeout=60.0) as found:
+        measured = made.load(found).run(model.given, witness=witness)
+    assert made.judge(measured).unequal == ()
+    if witness is not None:
+        leaks = witness.prove(model.runnable, model.given, WEIGHTS, made.links).leaks
+        assert not leaks, f"in plain: {leaks}"
+    off = margins(made)
+    for tensor, result in zip(made.plan.outputs, measured.results, strict=True):
+        apart = (result.double() - model.reference[tensor].double()).abs()
+        times = float((apart / off[tensor]).nan_to_num().max())
+        assert bool((apart <= off[tensor]).all()), f"{times:.3g} times as far off as it may be"
+
+
+@examples(8, ANY)
+@hypothesis.given(seed=st.integers(0, 2), data=st.data())
+def test_any_masks_of_a_random_graph(there, random_model, seed, data):
+    check_masked(data.draw(protected_runs(random_model(seed))), there)
+
+
+@pytest.mark.slow
+@hypothesis.settings(parent=ANY, max_examples=300)
+@hypothesis.given(seed=st.integers(0, 2**31), data=st.data())
+def test_any_masks_of_many_random_graphs(there, random_model, seed, data):
+    check_masked(data.draw(protected_runs(random_model(seed))), there)
+
+
+OPEN = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (torch.nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        self.third(x)
+        y = self.first(x)
+        return torch.bmm(y, self.second(y).transpose(1, 2))
+
+def build(seed=0):
+    return Net(), (torch.ones(2, 3, 8),)
+"""
+"""A product that nobody reads, one that two read, and one of two."""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "more"), [("freivalds", set()), ("permutation", set()), ("rank-one", {"linear_1"})]
+)
+def test_what_crosses_in_plain_too_is_hidden_by_no_mask(there, tmp_path, scheme, more):
+    """The first product comes as it is, or in another order, and goes away under other masks."""
+    model = by_seed(OPEN, tmp_path)(0)
+    ways = {
+        "linear_0": Protection("freivalds"),
+        "linear_1": Protection(scheme),
+        "linear_2": Protection("one-time-pad", check="freivalds"),
+        "bmm_0": Protection("embedded-additive"),
+    }
+    ops = model.graph.ops
+    where = placed(model.graph, ["gpu" if op.name in ways else "tee" for op in ops])
+    protected = {op.id: ways[op.name] for op in ops if op.name in ways}
+    made = protected_run(model, where, protected, Links(load_link("unix-socket")))
+    assert made.masking is not None
+    secrets = masked_alone(made.masking.graph, made.plan, model.runnable)
+    found = {model.graph.tensors[t].name for t in secrets.carriers}
+    assert found == {"linear_2", "transpose_0", "bmm_0"} | more
+    check_masked(made, there)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "says"),
+    [
+        ("one-time-pad", "linear", "in plain"),
+        ("one-time-pad-mod", "linear", "in plain"),
+        ("rank-one", "linear", "in plain"),
+        ("orthogonal", "linear", "as far off"),  # zeros turn everything to zeros
+        ("embedded-additive", "bmm", "in plain"),
+    ],
+)
+def test_masks_of_nothing_do_not_pass_for_masks(there, random_model, scheme, name, says):
+    """The same check says no where numbers that nobody foresees are zeros and ones."""
+    models = map(random_model, range(9))
+    graph, model = next(
+        (m.graph, m) for m in models if any(name in op.target for op in m.graph.ops)
+    )
+    op = next(op for op in graph.ops if name in op.target)
+    where = placed(graph, ["gpu" if one is op else "tee" for one in graph.ops])
+    links = Links(load_link("unix-socket"))
+    made = protected_run(model, where, {op.id: Protection(scheme)}, links, source=Nothing())
+    with pytest.raises(AssertionError, match=says):
+        check_masked(made, there)
+
+
+# --- what masks hide ------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("source", [Randomness(0), Nothing()])
 def test_plain_values_that_cross_are_known_again(there, source):
@@ -93,7 +220,7 @@ def test_plain_values_that_cross_are_known_again(there, source):
     with workers(["gpu"], remote=there, token=TOKEN, timeout=60.0) as found:
         witness = Witness.of(made.plan, made.graph, secrets)
         made.load(found).run(given(), witness=witness)
-    proof = witness.prove(tiny(), given(), WEIGHTS, made.links)
+    proof = witness.prove(tiny(), given(), running.WEIGHTS, made.links)
     assert len(secrets.named) == proof.tensors_compared == 13
     assert len(proof.leaks) == (13 if isinstance(source, Nothing) else 0)
 
@@ -167,10 +294,6 @@ def test_a_secret_is_kept_under_a_mask_that_it_allows(secret, more):
     assert run["secrets"]["leaks"] == run["masks"]["leaks"] == []
 
 
-def zeros(self: Randomness, shape: Any, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(tuple(shape), dtype=dtype)
-
-
 def no_mask(mask: Any) -> Any:
     """How a mask is put on, with a pad of zeros in place of the one that recovery knows."""
 
@@ -200,7 +323,7 @@ def test_a_secret_under_a_mask_of_nothing_is_a_leak(
     that are sent are what they are, and the results are nobody's.
     """
     if wrong == "zeros":
-        monkeypatch.setattr(Randomness, "integers", zeros)
+        monkeypatch.setattr(Randomness, "integers", Nothing.integers)
     else:
         monkeypatch.setattr(Masking, "_mask", no_mask(Masking._mask))
     code, run, said = secret(f"bits = {bits}")
