@@ -10,10 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from costmodels.array_memory import Buffers, memory_cost
 from costmodels.arrays import Options, gemm_cost
 from costmodels.devices import load_device
 from costmodels.roofline import time_ops
@@ -24,6 +27,7 @@ RUNS = 7
 SHAPES = 1_000_000
 
 CHIP, SYSTOLIC = load_device("chip-8x8").array, load_device("systolic-8x8").array
+BUFFERS = Buffers(2**16, 2**16, 2**16, Fraction(10))
 CASES = {
     "fixed tiles": (CHIP, {}),
     "fixed tiles, every option": (CHIP, {"options": Options(4, 2.5, 0.9, 5.5, 4)}),
@@ -54,6 +58,12 @@ def main() -> None:
     for name, (array, options) in CASES.items():
         taken = seconds(lambda array=array, options=options: gemm_cost(array, *sizes, **options))
         print(f"{taken / yardstick:6.0f} {SHAPES / taken:12,.0f}  {name}")
+    for name, (array, options) in CASES.items():
+        if array.dataflow != "fixed":
+            taken = seconds(partial(memory_cost, array, BUFFERS, *sizes, **options))
+            print(
+                f"{taken / yardstick:6.0f} {SHAPES / taken:12,.0f}  {name}, with buffers and a DRAM"
+            )
     deep = traced(DEEP)
     devices = [load_device(name) for name in DEVICES]
     taken = seconds(lambda: [time_ops(deep, device) for device in devices])

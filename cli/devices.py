@@ -79,6 +79,13 @@ class Product:
     dtype: Annotated[
         str, typer.Option(help=f"Dtype of the elements on the host link: {', '.join(ITEM_BYTES)}.")
     ] = "float32"
+    sram_kib: Annotated[
+        str | None,
+        typer.Option(help="KiB of the buffers for left operand, right one, result: 64,64,64."),
+    ] = None
+    dram_words_per_cycle: Annotated[
+        float | None, typer.Option(help="Elements that a DRAM moves to and from them in a cycle.")
+    ] = None
 
 
 @command("cutedge gemm 1 2048 2048 --device chip-8x8")

@@ -148,7 +148,7 @@ def gemm_cost(
             raise InputError("folds overlap in systolic arrays; fixed tiles have a pipeline depth")
     elif options.pipeline_depth != 1:
         raise InputError("a pipeline depth is of fixed tiles; folds of systolic arrays overlap")
-    sizes, spans = {"m": m, "k": k, "n": n}, _spans(array)
+    sizes, spans = {"m": m, "k": k, "n": n}, spans_of(array)
     parts = {axis: -(-sizes[axis] // span) for axis, span in spans.items()}
     lost = {axis: 0.0 * size for axis, size in sizes.items()}
     lost |= {axis: 1 - sizes[axis] / (parts[axis] * span) for axis, span in spans.items()}
@@ -158,14 +158,15 @@ def gemm_cost(
     useful = batch * m * k * n
     if array.depth is not None and array.tile_cycles is not None:
         padded = tiles * cells * array.depth
-        cycles = _divided(each * array.tile_cycles, options.speedup)
+        cycles = divided(each * array.tile_cycles, options.speedup)
         possible = each * options.chips * cells * array.depth
     else:
         length = {"os": k, "ws": m, "is": n}[array.dataflow]
         padded = tiles * cells * length
-        whole = _folded_cycles(array, each, length, overlap)
+        first, inner, last = fold_cycles(array, length, overlap)
+        whole = first + (each - 1) * inner + last
         late = 1 if count == "scalesim" else 0
-        cycles = _divided(whole, options.speedup) - late
+        cycles = divided(whole, options.speedup) - late
         # The one cycle of a 1 x 1 x 1 product is number 0.
         possible = _larger(whole - late, 1) * cells * options.chips
     used = useful / possible
@@ -185,7 +186,7 @@ def gemm_cost(
     )
 
 
-def _spans(array: Array) -> dict[str, int]:
+def spans_of(array: Array) -> dict[str, int]:
     """How much of each axis of a product one tile has; an axis that is streamed has no entry."""
     tiled = {"fixed": ("m", "n"), "os": ("m", "n"), "ws": ("k", "n"), "is": ("k", "m")}
     down, across = tiled[array.dataflow]
@@ -193,18 +194,22 @@ def _spans(array: Array) -> dict[str, int]:
     return spans if array.depth is None else {**spans, "k": array.depth}
 
 
-def _folded_cycles(array: Array, folds: Count, length: Count, overlap: Overlap) -> Count:
-    """Cycles of folds that stream ``length`` each: see the top of this file."""
+def fold_cycles(array: Array, length: Count, overlap: Overlap) -> tuple[Count, Count, Count]:
+    """(before the first fold, each fold but the last, the last one) of folds that stream ``length``
+    each: see the top of this file."""
     load = 0 if array.dataflow == "os" else array.rows
     drain = array.rows + array.columns - 2
     if overlap == "none":
-        return folds * (load + length + drain)
-    return load + (folds - 1) * _larger(length, load) + length + drain
+        whole = load + length + drain
+        return 0, whole, whole
+    return load, _larger(length, load), length + drain
 
 
-def _divided(cycles: Count, speedup: Fraction) -> Count:
+def divided(cycles: Count, speedup: Fraction) -> Count:
     """``cycles / speedup`` rounded up, exactly, and within 64 bits for arrays."""
     top, bottom = speedup.numerator, speedup.denominator
+    if bottom == 1:
+        return -(-cycles // top)
     return cycles // top * bottom - (-(cycles % top) * bottom // top)
 
 

@@ -205,6 +205,25 @@ class SizedPacking:
     """As the user wrote it, a file by its name without .toml."""
 
 
+BEST = "best"
+
+
+def packings_of(text: str) -> tuple[tuple[Packing, ...], str]:
+    """(the packings that a text names, as it is told): one, or several of which the fastest is taken.
+
+    ``best`` is all that come with cutedge and lose nothing, ``best,q8_0`` one more. Raises
+    InputError.
+    """
+    first, *others = text.split(",")
+    found = [load_packing(one) for one in ([first] if first != BEST else others)]
+    told = ",".join(([BEST] if first == BEST else []) + [one.name for one in found])
+    if first == BEST:
+        found = [one for one in map(load_packing, packing_names()) if one.is_lossless] + found
+    elif others:
+        raise InputError(f"{text}: several of which the fastest is taken begin with {BEST}")
+    return (*found,), told
+
+
 _RATIO = Figure(positive=True, most=1)
 _BLOCKS: Mapping[str, Figure] = {
     "group_elements": Figure(whole=True, positive=True, most=_MOST_GROUP),

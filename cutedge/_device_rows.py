@@ -76,6 +76,27 @@ def figure_rows(device: Device) -> Rows:
     ]
 
 
+def _memory_rows(product: "ProductCost") -> Rows:
+    """What a product moves through buffers, where there are any."""
+    memory = product.memory
+    if memory is None:
+        return []
+    slower = "the DRAM takes longer" if product.bound == "dram" else "computing takes longer"
+    told: Rows = [
+        ("stalls", f"{memory.stall_cycles:,}", f"cycles of waiting; {slower}"),
+        ("total", f"{product.total_cycles:,}", "cycles"),
+    ]
+    for name, moved in (
+        ("DRAM reads", memory.dram_reads),
+        ("DRAM writes", memory.dram_writes),
+        ("SRAM reads", memory.sram_reads),
+        ("SRAM writes", memory.sram_writes),
+    ):
+        parts = ", ".join(f"{one} {words:,}" for one, words in moved.items() if words)
+        told.append((name, f"{sum(moved.values()):,}", f"words: {parts}"))
+    return told
+
+
 def product_rows(product: "ProductCost") -> Rows:
     """What ``gemm`` says of a product: a figure, its value, what it is."""
     cost, host_link = product.cost, product.device.host_link
@@ -85,6 +106,7 @@ def product_rows(product: "ProductCost") -> Rows:
         f"{share:.1%} of {axis}"
         for axis, share in (("M", cost.lost_by_m), ("K", cost.lost_by_k), ("N", cost.lost_by_n))
     )
+    stalls = product.memory is not None
     no_less = ">= " * bool(product.left_out)
     late = ">= " * any(what.startswith("the latency") for what in product.left_out)
     linked = (
@@ -99,7 +121,8 @@ def product_rows(product: "ProductCost") -> Rows:
     return [
         ("tiles" if product.array.dataflow == "fixed" else "folds", f"{cost.tiles:,}", ""),
         ("cycles", f"{cost.cycles:,}", counting),
-        ("seconds", f"{cost.seconds:.9g}", "without the host link"),
+        *_memory_rows(product),
+        ("seconds", f"{cost.seconds:.9g}", "without the host link" + " and stalls" * stalls),
         *linked,
         ("useful MACs", f"{cost.useful_macs:,}", ""),
         ("padded MACs", f"{cost.padded_macs:,}", f"lost to padding: {lost}"),

@@ -1,14 +1,20 @@
 """What one matrix product costs on an array of multipliers."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from math import isfinite
 from typing import Any
 
 from costmodels import CountAs, Dataflow, Overlap
+from costmodels.array_memory import MOST_WORDS, Buffers, MemoryCost, memory_cost
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Array, Device, load_device
 from costmodels.links import load_link, round_trip_seconds
 from tracer.errors import InputError, choose
 from tracer.graph import ITEM_BYTES
+
+_MEMORY = tuple(field.name for field in fields(MemoryCost))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,8 @@ class ProductCost:
     """How its cycles are counted; None for a device whose tiles take a fixed time."""
     options: Options
     cost: GemmCost
+    memory: MemoryCost | None
+    """What moves through its buffers; None where none were given."""
     link_seconds: float | None
     """Of the operands and the result over the device's host link; None where it is not known."""
 
@@ -32,14 +40,32 @@ class ProductCost:
         """Starting, moving and computing, one after another."""
         if self.link_seconds is None:
             return None
-        return float(self._launch + self.cost.seconds + self.link_seconds)
+        return float(self._launch + self._seconds + self.link_seconds)
 
     @property
     def overlapped_seconds(self) -> float | None:
         """Moving and computing at once, at best, once it has started."""
         if self.link_seconds is None:
             return None
-        return float(self._launch + max(self.cost.seconds, self.link_seconds))
+        return float(self._launch + max(self._seconds, self.link_seconds))
+
+    @property
+    def total_cycles(self) -> int | None:
+        """Computing and waiting for the DRAM; None without buffers."""
+        return None if self.memory is None else int(self.cost.cycles + self.memory.stall_cycles)
+
+    @property
+    def bound(self) -> str | None:
+        """What takes longer, computing or the DRAM; None without buffers."""
+        if self.memory is None:
+            return None
+        return "dram" if self.memory.dram_cycles > self.cost.cycles else "compute"
+
+    @property
+    def _seconds(self) -> float:
+        """Of the cycles, those of waiting too."""
+        cycles = self.cost.cycles if self.total_cycles is None else self.total_cycles
+        return float(cycles / self.array.clock_hertz)
 
     @property
     def _launch(self) -> float:
@@ -73,6 +99,9 @@ class ProductCost:
             **asdict(self.options),
             "host_link": self.device.host_link,
             **asdict(self.cost),
+            "total_cycles": self.total_cycles,
+            "bound": self.bound,
+            **{name: self.memory and getattr(self.memory, name) for name in _MEMORY},
             "link_seconds": self.link_seconds,
             "run_seconds": self.run_seconds,
             "overlapped_seconds": self.overlapped_seconds,
@@ -94,13 +123,23 @@ def gemm(
     count: CountAs | None = None,
     overlap: Overlap | None = None,
     dtype: str = "float32",
+    sram_kib: str | Sequence[float] | None = None,
+    dram_words_per_cycle: float | None = None,
     **arrays: Any,
 ) -> ProductCost:
     """Cost one matrix product [m, k] x [k, n] on an array: tiles, cycles, seconds, utilisation.
 
     ``mode``, ``rows`` and ``cols`` are another dataflow and size than the device's; ``count`` and
     ``overlap`` say how a systolic array's cycles are counted; ``dtype`` is that of the elements on
-    the host link; ``arrays`` are the options of arrays. Raises InputError for a device without one.
+    the host link and in the buffers; ``arrays`` are the options of arrays.
+
+    ``sram_kib`` are the KiB of the buffers for the left operand, the right one and the result
+    (``"64,64,64"``, or three numbers), which a DRAM fills and empties at so many words (elements) a
+    cycle: then the cycles that the array waits and what moves are known too
+    (``costmodels.array_memory``). Their counts are physical unless ``count`` is "scalesim": then
+    they are those of SCALE-Sim, whose words are bytes.
+
+    Raises InputError for a device without an array, and for buffers of one that has none.
 
     >>> import cutedge
     >>> cutedge.gemm(32, 64, 64).cost.tiles
@@ -125,6 +164,19 @@ def gemm(
         overlap=overlapped,
         element_bytes=ITEM_BYTES[dtype],
     )
+    memory = None
+    if sram_kib is not None or dram_words_per_cycle is not None:
+        word_bytes = 1 if count == "scalesim" else ITEM_BYTES[dtype]
+        memory = memory_cost(
+            array,
+            _buffers(sram_kib, dram_words_per_cycle, word_bytes, options),
+            m,
+            k,
+            n,
+            batch=batch,
+            count=count or "true",
+            overlap=overlapped,
+        )
     link = chosen.host_link and load_link(chosen.host_link)
     seconds = (
         round_trip_seconds(link, int(cost.sent_bytes), int(cost.received_bytes)) if link else None
@@ -137,8 +189,38 @@ def gemm(
         overlapped if systolic else None,
         options,
         cost,
+        memory,
         seconds,
     )
+
+
+def _buffers(
+    sram_kib: str | Sequence[float] | None,
+    words_per_cycle: float | None,
+    word_bytes: int,
+    options: Options,
+) -> Buffers:
+    """The memories that a user gives. Raises InputError where one is missing or is none."""
+    if sram_kib is None or words_per_cycle is None:
+        raise InputError(
+            "--sram-kib and --dram-words-per-cycle go together: buffers, and what fills them"
+        )
+    if options.text:
+        raise InputError(
+            f"buffers are counted of one array without {options.text}: leave these out"
+        )
+    given = sram_kib.split(",") if isinstance(sram_kib, str) else [*sram_kib]
+    try:
+        left, right, result = (int(Fraction(str(kib)) * 1024 / word_bytes) for kib in given)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(
+            f"--sram-kib {sram_kib}: three numbers, for the left operand, the right one and the "
+            "result, like 64,64,64"
+        ) from None
+    if not isfinite(words_per_cycle):
+        raise InputError(f"--dram-words-per-cycle {words_per_cycle} is no number")
+    bandwidth = Fraction(str(words_per_cycle)).limit_denominator(MOST_WORDS)
+    return Buffers(left, right, result, bandwidth)
 
 
 def _array(device: Device, mode: Dataflow | None, rows: int | None, cols: int | None) -> Array:

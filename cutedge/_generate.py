@@ -119,8 +119,8 @@ class Generation:
     without an objective, and where one step is all."""
     cache_bytes: int
     """Cached state after the last step."""
-    warnings: tuple[str, ...]
-    """Of the traces, at all of these sizes."""
+    warned: tuple[str, ...]
+    """What there is to warn of in the traces, at all of these sizes."""
     draft: Draft | None = None
 
     @property
@@ -145,15 +145,32 @@ class Generation:
         return "estimate" if "estimate" in told else "exact"
 
     @property
-    def phases(self) -> list[Partition]:
-        """Those of the model, then of its draft."""
-        drafted = [] if self.draft is None else [self.draft.prefill, self.draft.decode]
-        return [self.prefill, self.decode, *drafted]
+    def phases(self) -> dict[str, Partition]:
+        """By name, those of the model and then of its draft."""
+        found = {"prefill": self.prefill, "step": self.decode}
+        if self.draft is not None:
+            found["prefill of the draft"] = self.draft.prefill
+            found["step of the draft"] = self.draft.decode
+        return found
 
     @property
     def splits(self) -> list[Split]:
         """The placement of each of the ``phases``."""
-        return [phase.bare for phase in self.phases]
+        return [phase.bare for phase in self.phases.values()]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of the traces, of the machine, and where a policy does less than it says in a phase."""
+        told: dict[str, list[str]] = {}
+        for name, phase in self.phases.items():
+            for said in phase.warnings:
+                told.setdefault(said, []).append(name)
+        every = len(self.phases)
+        said_of = (
+            said if len(names) == every else f"{' and '.join(names)}: {said}"
+            for said, names in told.items()
+        )
+        return (*self.warned, *said_of)
 
     @property
     def machine(self) -> str:

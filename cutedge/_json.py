@@ -285,8 +285,8 @@ def policy_object(policy: Policy) -> dict[str, Any]:
         "packs": [
             {
                 **{key: list(values) for key, values in pack.conditions},
-                "packing": pack.packing.name,
-                "at_least_bytes": pack.at_least_bytes,
+                "packing": pack.sized.text,
+                "at_least_bytes": pack.sized.at_least_bytes,
                 "reason": pack.reason,
                 "optional": pack.optional,
             }

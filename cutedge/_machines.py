@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from costmodels.packing import SizedPacking
 
 
-BEST = "best"
 """What asks for the packing that is fastest on the link, tensor by tensor."""
 
 
@@ -214,40 +213,24 @@ def _links(given: Iterable[str], accelerators: Sequence[str]) -> "Links":
 
 
 def _packing(text: str) -> "SizedPacking":
-    """``q8_0``, or ``zstd:1MiB`` of tensors of so many bytes and more.
-
-    ``best`` is whatever is fastest of all that come with cutedge and lose nothing; ``best,q8_0``
-    with one more.
-    """
-    from costmodels.packing import SizedPacking, load_packing, packing_names
+    """``q8_0``, or ``zstd:1MiB`` of tensors of so many bytes and more."""
+    from costmodels.packing import SizedPacking, packings_of
 
     name, _, size = text.rpartition(":")
     least = read_size(size) if name else None
-    first, *others = (text if least is None else name).split(",")
-    found = [load_packing(one) for one in ([first] if first != BEST else others)]
-    told = ",".join(([BEST] if first == BEST else []) + [one.name for one in found])
-    if first == BEST:
-        found = [one for one in map(load_packing, packing_names()) if one.is_lossless] + found
-    elif others:
-        raise InputError(f"--pack {text}: several of which the fastest is taken begin with {BEST}")
-    return SizedPacking((*found,), least or 0, told if least is None else f"{told}:{size}")
+    try:
+        found, told = packings_of(text if least is None else name)
+    except InputError as error:
+        raise InputError(f"--pack {error}" if str(error).startswith(text) else str(error)) from None
+    return SizedPacking(found, least or 0, told if least is None else f"{told}:{size}")
 
 
 def packed(machine: "Machine", pack: str | Sequence[str] | None) -> "Machine":
     """A machine whose tensors cross packed. Raises InputError for a choice by an unknown link."""
+    from partition.packs import check_choice
+
     packings = tuple(map(_packing, _several(pack) or ()))
-    links = machine.links
-    if any(len(one.packings) > 1 for one in packings):
-        if links.own or links.peers:
-            raise InputError(
-                f"--pack {BEST} chooses by the seconds of one link, and here are {links.name}: name "
-                "a packing"
-            )
-        if not all(map(links.common.timed, ("send", "receive"))):
-            raise InputError(
-                f"--pack {BEST} chooses by seconds, and the link {links.common.name} has no "
-                "bandwidth: name a packing, or another link"
-            )
+    check_choice(packings, machine.links, "--pack")
     return replace(machine, pack=packings)
 
 

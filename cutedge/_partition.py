@@ -186,9 +186,9 @@ class Partition:
 
         graph, machine = self.trace.graph, self.setting.machine
         told = [*machine.warnings, *cautions(graph, self.rules)]
-        told += bare_sentences(graph, self.rules, self.split)
+        told += bare_sentences(graph, self.rules, self.bare)
         as_int8 = machine.options.int8_speedup is not None
-        if as_int8 and self.split.sent_weight_bytes and not graph.meta.weights:
+        if as_int8 and self.bare.sent_weight_bytes and not graph.meta.weights:
             told.append(
                 f"arrays that compute in int8 are sent weights in {graph.meta.dtype}: say with "
                 "--weights what they are stored in"

@@ -89,7 +89,7 @@ def protect_rows(policy: Policy) -> Rows:
 def pack_rows(policy: Policy) -> Rows:
     """(number, tensors, packing, reason) of each ``[[pack]]``."""
     packs = enumerate(policy.packs, 1)
-    return [(str(n), str(one), one.packing.name, one.reason) for n, one in packs]
+    return [(str(n), str(one), one.sized.text, one.reason) for n, one in packs]
 
 
 def packed_rows(verified: "Sequence[Verification]") -> Rows:

@@ -614,23 +614,15 @@ def parameter_sentences(params: "Parameters") -> Iterator[str]:
 
 
 def masked_generation_sentences(made: "Generation") -> Iterator[str]:
-    """What masks cost in all runs of a generation, and what they do not hide in any of them."""
-    phases, costs = made.phases, made.mask_costs
-    if any(isinstance(phase.bare.graph, MaskedGraph) for phase in phases):
+    """What masks cost in all runs of a generation, and what they do not hide."""
+    graphs, costs = [split.graph for split in made.splits], made.mask_costs
+    if any(isinstance(graph, MaskedGraph) for graph in graphs):
         yield (
             f"masks at {made.prefill.bare.placement.home}: {costs['home_mask_flops']:,} FLOPs; before "
             f"the runs {costs['offline_flops']:,} FLOPs and {human(costs['pad_bytes'])} of pads, each "
             "used once"
         )
-    told = [
-        said
-        for phase in phases
-        for said in (
-            *attack_sentences(phase.bare.graph),
-            *bare_sentences(phase.trace.graph, phase.rules, phase.bare),
-        )
-    ]
-    yield from dict.fromkeys(told)
+    yield from dict.fromkeys(said for graph in graphs for said in attack_sentences(graph))
 
 
 def generation_sentences(made: "Generation") -> Iterator[str]:

@@ -6,7 +6,8 @@
     what = "hidden_states"            # label, name, module_path, stack, what, kind (of the op that
                                       # makes it), dtype: shell patterns; layer: exact; all must hold
     at_least_bytes = 65536            # its own bytes, in its own dtype
-    packing = "q8_0"                  # a packing's name, a .toml file, or plain
+    packing = "q8_0"                  # a packing's name, a .toml file, plain, or best (also
+                                      # "best,q8_0"): by what is fastest on the link
     reason = "why"
     optional = true
 
@@ -18,8 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from costmodels.links import Links
 from costmodels.machine import Machine
-from costmodels.packing import Packing, SizedPacking, load_packing
+from costmodels.packing import BEST, SizedPacking, packings_of
 from partition.conditions import (
     OF_TENSORS,
     Conditions,
@@ -55,9 +57,8 @@ class Pack:
     """Tensors that meet every condition cross packed."""
 
     conditions: Conditions
-    packing: Packing
-    at_least_bytes: int
-    """The bytes of a tensor, in its own dtype, from which on it is packed."""
+    sized: SizedPacking
+    """How, and from how many bytes on."""
     reason: str
     """Why, in the user's words; may be empty."""
     optional: bool = False
@@ -65,7 +66,8 @@ class Pack:
 
     def __str__(self) -> str:
         told = [f"{key} = {'|'.join(values)}" for key, values in self.conditions]
-        told += [f"at_least_bytes = {self.at_least_bytes}"] if self.at_least_bytes else []
+        least = self.sized.at_least_bytes
+        told += [f"at_least_bytes = {least}"] if least else []
         return ", ".join(told)
 
 
@@ -85,11 +87,29 @@ def read_pack(table: Mapping[str, Any], where: str) -> Pack:
             f"{where}: no condition; give at least one of at_least_bytes, {', '.join(OF_TENSORS)}"
         )
     try:
-        packing = load_packing(text_of(table, "packing", where))
+        packings, told = packings_of(text_of(table, "packing", where))
     except InputError as error:
         raise InputError(f"{where}: packing: {error}") from error
     reason = text_of(table, "reason", where) if "reason" in table else ""
-    return Pack(conditions, packing, least, reason, flag_of(table, "optional", where))
+    sized = SizedPacking(packings, least, told)
+    return Pack(conditions, sized, reason, flag_of(table, "optional", where))
+
+
+def check_choice(packings: Iterable[SizedPacking], links: Links, where: str) -> None:
+    """Raise InputError, beginning with ``where``, for a choice by the seconds of a link that has
+    none, or of several links."""
+    if not any(len(one.packings) > 1 for one in packings):
+        return
+    if links.own or links.peers:
+        raise InputError(
+            f"{where} {BEST} chooses by the seconds of one link, and here are {links.name}: name a "
+            "packing"
+        )
+    if not all(map(links.common.timed, ("send", "receive"))):
+        raise InputError(
+            f"{where} {BEST} chooses by seconds, and the link {links.common.name} has no bandwidth: "
+            "name a packing, or another link"
+        )
 
 
 def wire_format(graph: OpGraph, packs: Sequence[Pack], machine: Machine) -> WireFormat:
@@ -99,14 +119,15 @@ def wire_format(graph: OpGraph, packs: Sequence[Pack], machine: Machine) -> Wire
     """
     if not packs and not machine.pack:
         return WireFormat(machine.wire_dtype)
-    rules = [(one, SizedPacking((one.packing,), one.at_least_bytes)) for one in packs]
+    check_choice([one.sized for one in packs], machine.links, "[[pack]] packing =")
     found: dict[int, tuple[SizedPacking, ...]] = {}
     for tensor in (*_crossing(graph), *cached_inputs(graph)):  # state moves between two runs
-        packings = [sized for one, sized in rules if meets(graph, tensor, one.conditions)]
+        packings = [one.sized for one in packs if meets(graph, tensor, one.conditions)]
         if packings or machine.pack:
             found[tensor.id] = (*packings, *machine.pack)
     text = "+".join(one.text for one in machine.pack)
-    several = any(len(one.packings) > 1 for one in machine.pack)
+    every = *(one.sized for one in packs), *machine.pack
+    several = any(len(sized.packings) > 1 for sized in every)
     link = machine.links.common if several else None
     return WireFormat(machine.wire_dtype, found, whole_numbers(graph), text, link)
 
@@ -134,8 +155,9 @@ def idle_packs(graph: OpGraph, packs: Sequence[Pack]) -> list[Pack]:
         one
         for one in packs
         if not any(
-            _names(graph, tensor, one) and one.packing.packs(tensor.dtype, values.get(tensor.id))
+            _names(graph, tensor, one) and packing.packs(tensor.dtype, values.get(tensor.id))
             for tensor in _crossing(graph)
+            for packing in one.sized.packings
         )
     ]
 
@@ -144,12 +166,12 @@ def why_idle(graph: OpGraph, pack: Pack) -> str:
     """Why a ``[[pack]]`` packs nothing, with what may have been meant."""
     named = [t for t in _crossing(graph) if meets(graph, t, pack.conditions)]
     if named:
-        large = [t for t in named if t.bytes >= pack.at_least_bytes]
+        large = [t for t in named if t.bytes >= pack.sized.at_least_bytes]
         if not large:
             most = max(t.bytes for t in named)
             return f"the largest that meets the conditions has {most:,} bytes."
         dtypes = ", ".join(dict.fromkeys(t.dtype for t in large))
-        return f"packing {pack.packing.name} leaves {dtypes} as it is."
+        return f"packing {pack.sized.text} leaves {dtypes} as it is."
     known = texts_of(graph, (key for key, _ in pack.conditions))
     alone = [
         f"no tensor has {key} {' or '.join(values)}." + nearest(values, known[key])
@@ -166,4 +188,4 @@ def _crossing(graph: OpGraph) -> Iterable[Tensor]:
 
 
 def _names(graph: OpGraph, tensor: Tensor, pack: Pack) -> bool:
-    return tensor.bytes >= pack.at_least_bytes and meets(graph, tensor, pack.conditions)
+    return tensor.bytes >= pack.sized.at_least_bytes and meets(graph, tensor, pack.conditions)

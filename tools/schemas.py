@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cli.app import JSON_VERSION
+from costmodels.array_memory import MemoryCost
 from costmodels.arrays import GemmCost, Options
 from costmodels.calibrate import Calibration, Fit
 from costmodels.cost_table import COSTS
@@ -18,6 +19,7 @@ from costmodels.flops import FlopTotals
 from costmodels.limits import Limits
 from costmodels.links import FIGURES, Link
 from costmodels.memory import MemoryNeed
+from costmodels.packing import SizedPacking
 from costmodels.parameters import Breakdown, Count
 from costmodels.roofline import DeviceTime, Share
 from cutedge._calibrate import Written
@@ -388,11 +390,20 @@ def _gemm() -> dict[str, Schema]:
             name: key({"type": "integer" if name in _WHOLE else "number"}, schema["description"])
             for name, schema in _gemm_cost().items()
         },
+        "total_cycles": key(int | None, "`cycles` and `stall_cycles`; null without buffers."),
+        "bound": key(str | None, "compute or dram: what takes longer; null without buffers."),
+        **{name: _moved(name, about) for name, about in field_words(MemoryCost).items()},
         "link_seconds": key(seconds, "What operands and result take on the host link."),
         "run_seconds": key(seconds, "Computing and the link, one after another."),
         "overlapped_seconds": key(seconds, "The longer of both: the two at once, at best."),
         **_LEFT_OUT,
     }
+
+
+def _moved(name: str, about: str) -> Schema:
+    """Of a field of ``MemoryCost``: cycles, or words by operand."""
+    kind = int | None if name.endswith("cycles") else dict[str, int] | None
+    return key(kind, f"{about.rstrip('.')}; null without buffers.")
 
 
 _WHOLE = ("tiles", "cycles", "useful_macs", "padded_macs", "sent_bytes", "received_bytes")
@@ -449,7 +460,11 @@ def _generation() -> dict[str, Schema]:
             int | None, "What the last step would save, placed for itself; null without objective."
         ),
         "last_step_saves_seconds": key(seconds, "The same in seconds."),
-        "warnings": key(list[str], "What holds at some of the steps, or is not known."),
+        "warnings": key(
+            list[str],
+            "What holds at some of the steps, what of the machine cannot be so, and where a policy "
+            "does less than it says in a phase.",
+        ),
     }
 
 
@@ -610,9 +625,11 @@ def _policy() -> Schema:
     protect = dataclass_keys(Protect, "reason", "optional") | dataclass_keys(Protection)
     of_packs, pack = (
         conditions(tuple(OF_TENSORS)),
-        dataclass_keys(Pack, "at_least_bytes", "reason", "optional"),
+        dataclass_keys(SizedPacking, "at_least_bytes") | dataclass_keys(Pack, "reason", "optional"),
     )
-    pack["packing"] = key(str, "The packing, by name.")
+    pack["packing"] = key(
+        str, "The packing, by name; with best the several of which the fastest is taken."
+    )
     return record(
         {
             "policy": field_key(Policy, "name"),

@@ -158,7 +158,8 @@ class PlacementSearch:
 
     def wire(self, machine: Machine) -> WireFormat:
         """What tensors are on the wire: the same at all sizes."""
-        link = id(machine.links.common) if any(len(p.packings) > 1 for p in machine.pack) else None
+        sized = *machine.pack, *(one.sized for one in self.policy.packs)
+        link = id(machine.links.common) if any(len(p.packings) > 1 for p in sized) else None
         key = machine.wire_dtype, tuple(map(id, machine.pack)), link
         if key not in self._wires:
             self._wires[key] = wire_format(self._graph, self.policy.packs, machine)

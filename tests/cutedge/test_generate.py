@@ -374,6 +374,9 @@ def test_generations_under_masks(tmp_path: Path) -> None:
     }
     assert steps["rank-one", 9] == steps["rank-one", 1] > 0
     assert steps["slalom", 9] > steps["slalom", 1] > 0
+    made = cutedge.generate("edge-10m", prompt=64, new=9, policy="rank-one", machine=MASKING)
+    # 6 linears and 2 products in each of 4 layers, and the head
+    assert "step: rank-one hides nothing of a single row: 33 ops" in " ".join(made.warnings)
 
 
 @pytest.mark.slow

@@ -110,6 +110,27 @@ def test_what_cannot_be_packed_is_said(traced, tmp_path):
         traced.partition(str(rules))
 
 
+def test_a_rule_may_choose_the_fastest(traced, tmp_path):
+    """As the option does, of the tensors that it names; by a link without seconds it cannot."""
+    rules = tmp_path / "chosen.toml"
+    rules.write_text(
+        "description = 'd'\ndefault = 'accelerator'\n[[rule]]\nkind = 'norm'\nplace = 'home'\n"
+        "[[pack]]\nkind = 'norm'\npacking = 'best,q8_0'\nat_least_bytes = 300\n"
+    )
+    plain = tmp_path / "plain.toml"
+    plain.write_text(rules.read_text().partition("[[pack]]")[0])
+    chosen = traced.partition(str(rules), machine=SLOW).transfers.to_pylist()
+    every = traced.partition(str(plain), machine=SLOW, pack="best,q8_0:300").transfers.to_pylist()
+    made_by_norms = {one["transfer_id"] for one in chosen if one["packing"] != "plain"}
+    assert made_by_norms
+    for one, other in zip(chosen, every, strict=True):
+        if one["transfer_id"] in made_by_norms:
+            named = {key: one[key] for key in ("share", "wire", "policy")}
+            assert one == {**other, **named}
+    with pytest.raises(InputError, match=r"\[\[pack\]\] packing = best chooses by seconds"):
+        traced.partition(str(rules))
+
+
 @pytest.mark.parametrize("policy", ["offload-linear", "packed"])
 @pytest.mark.few(1)
 def test_a_generation_and_a_sweep_pack_as_partition_does(policy, tmp_path):
