@@ -123,10 +123,7 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
     print_table([*columns], zip(*columns.values(), strict=True))
     if bare := _words.no_figures(baseline):
         out.print(bare)
-    for p in partitions:
-        for line in _words.granularity_sentences(p):
-            out.print(f"{p.policy} is {line}")
-    for line in _words.estimates(partitions):
+    for line in [*_words.granularity_prices(partitions), *_words.estimates(partitions)]:
         out.print(line)
     _left_out(partitions)
     for name, reason in found.without.items():

@@ -37,7 +37,7 @@ def placement(given: str) -> Policy:
     >>> import cutedge
     >>> given = cutedge.placement("VLLM_PP_LAYER_PARTITION=3,1")
     >>> cutedge.trace("edge-10m", seq=64).partition(given)
-    <cutedge.Partition placement-vllm of edge-10m: tee calls gpu 1 times, 266,316 bytes>
+    <cutedge.Partition placement-vllm of edge-10m: tee calls gpu 1 times, 169,536 bytes>
     """
     executor, told = read_words(given)
 

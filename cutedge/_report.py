@@ -9,6 +9,8 @@ from cutedge._words import (
     bottleneck_claim,
     coverage,
     estimates,
+    granularity_prices,
+    how_placed,
     left_out,
     relief_claim,
     schedule_sentences,
@@ -64,7 +66,8 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
     return make_report(
         found.partitions,
         of=f"{headline(graph.meta)}; {setting.machine.home} calls {accelerators} over "
-        f"{setting.machine.links.name}, {baseline.wire} on the wire, residency {setting.residency}",
+        f"{setting.machine.links.name}, {baseline.wire} on the wire, residency {setting.residency}"
+        f"{how_placed(baseline)}",
         headlines=_headlines(found),
         devices=setting.machine.devices,
         times=setting.times,
@@ -74,6 +77,7 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
         reach=reach,
         notes=[
             coverage(graph),
+            *granularity_prices(found.partitions),
             *left_out(found.partitions),
             *estimates(found.partitions),
             *(f"without {name}: {why}" for name, why in found.without.items()),

@@ -238,7 +238,8 @@ def verify(
                 done(call + 1)
 
             if secrets.named:  # in a run of its own: to look takes time
-                witness = Witness.of(plan, split.graph, secrets)
+                fixed = None if masking is None else masking.fixed
+                witness = Witness.of(plan, split.graph, secrets, fixed)
                 loaded.run(given, progress, witness)
                 proof = witness.prove(runnable, given, numbers, links)
             if masking is not None:
@@ -270,7 +271,7 @@ def _prove_masks(
 ) -> MaskProof:
     """A run of its own, in which all that crosses is set beside what masks hide."""
     hidden = masked_alone(masking.graph, loaded.plan, runnable)
-    witness = Witness.of(loaded.plan, masking.graph, hidden)
+    witness = Witness.of(loaded.plan, masking.graph, hidden, masking.fixed)
     loaded.run(given, witness=witness)
     found = witness.prove(runnable, given, weights, links)
     return MaskProof(len(hidden.named), found.tensors_compared, found.leaks, masking.epsilon)

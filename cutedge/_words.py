@@ -428,10 +428,20 @@ def granularity_sentences(split: Split) -> Iterable[str]:
     if split.by_op is None or split.granularity_price is None:
         yield f"placed by {by}: what is best op by op was not found in time"
         return
-    price = split.granularity_price
+    price, most = split.granularity_price, split.solution.objective - split.by_op.bound
     more = f"{amount(price, split.unit)} more than" if price else "no more than"
-    sure = "proven" if split.solution.proven and split.by_op.proven else "of the best found"
-    yield f"placed by {by}: {more} op by op ({sure})"
+    if split.solution.proven and split.by_op.proven:
+        yield f"placed by {by}: {more} op by op (proven)"
+    else:
+        yield (
+            f"placed by {by}: {more} the best found op by op, and at most {amount(most, split.unit)} "
+            "more than the best"
+        )
+
+
+def granularity_prices(splits: Sequence[Split]) -> list[str]:
+    """The same of each of several, which it names."""
+    return [f"{one.policy} is {line}" for one in splits for line in granularity_sentences(one)]
 
 
 _NAMED = 4

@@ -79,10 +79,15 @@ def shared(units: Sequence[int], choices: Sequence[tuple[str, ...]]) -> list[tup
 
 def apart(units: Sequence[int], choices: Sequence[tuple[str, ...]]) -> tuple[int, int] | None:
     """The first two ops of one unit that have no device in common; None where there are no such."""
-    for op, unit in enumerate(units):
-        for other in range(unit, op):
-            if units[other] == unit and choices[op] and not {*choices[op]} & {*choices[other]}:
-                return other, op
+    first: dict[tuple[int, tuple[str, ...]], int] = {}  # (unit, devices) -> the first op with them
+    chosen: dict[int, list[tuple[str, ...]]] = {}
+    for op, (unit, choice) in enumerate(zip(units, choices, strict=True)):
+        for other in chosen.setdefault(unit, []):
+            if choice and not {*choice} & {*other}:
+                return first[unit, other], op
+        if (unit, choice) not in first:
+            first[unit, choice] = op
+            chosen[unit].append(choice)
     return None
 
 

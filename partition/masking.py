@@ -338,10 +338,17 @@ class _Rewriting:
             if t.id not in biases
         ]
         away = self.product(op, scheme, protection, result, sent)
+        plain = [reads[n].id for n in sides]
         if protection.on_channels:
             if protection.checks:
-                self.check(op, reads, sides, result, away, protection)
+                self.checked(op, away, plain, protection)
             return
+        if protection.checks and protection.dtype is not None:
+            # What crosses is checked, mod 2^k: there nothing is rounded.
+            number = self.check(op, away, [mask.sent for mask in masks.values()], (), protection)
+            away = self.add(
+                number, f"{result.name}.checked", self.shapes(result), protection.dtype, result
+            )
         keys = [mask.key for mask in masks.values()]
         if scheme.pads:
             keys = [self.product_pad(op, reads, result, protection, keys[0])]
@@ -352,15 +359,15 @@ class _Rewriting:
             ]
             reading = [away, *keys, *biases]
             recovered = self.at_home("recover", op, protection.scheme, reading, flops, result.dtype)
-        if not protection.checks:
+        if not protection.checks or protection.dtype is not None:
             self.tensors[result.id] = replace(result, op=recovered)
             return
-        plain = away
+        found = away
         if scheme.recover is not None:
-            plain = self.add(
+            found = self.add(
                 recovered, f"{result.name}.unchecked", self.shapes(result), result.dtype, result
             )
-        self.check(op, reads, sides, result, plain, protection)
+        self.checked(op, found, plain, protection)
 
     def scheme(self, op: Op) -> Scheme:
         """That of a protected op."""
@@ -541,28 +548,36 @@ class _Rewriting:
         inner = left[which][-1] if base_name(op.target) in _MATRICES else gemm.k
         return Matrices(left[which], right[which], self.shapes(result)[which], inner)
 
+    def checked(self, op: Op, found: int, operands: Sequence[int], protection: Protection) -> None:
+        """Home's check of a result, which is the result for all who read it."""
+        (result,) = self.plain.outputs(op.id)
+        biases = [t.id for t in self.biases(op, self.plain.inputs(op.id))]
+        number = self.check(op, found, operands, biases, protection)
+        self.tensors[result.id] = replace(result, op=number)
+
     def check(
         self,
         op: Op,
-        reads: Sequence[Tensor],
-        sides: Mapping[int, Side],
-        result: Tensor,
-        plain: int,
+        found: int,
+        operands: Sequence[int],
+        biases: Sequence[int],
         protection: Protection,
-    ) -> None:
-        """Home's check of a result, which is the result for all who read it."""
-        stored = len(sides) == 1
+    ) -> int:
+        """Home's check that ``found`` is the product of ``operands``, plus ``biases``: an op that
+        hands it on. Stored weights are no operand: what is needed of them is made before."""
+        (result,) = self.plain.outputs(op.id)
+        reads = list(self.plain.inputs(op.id))
+        stored, trials = len(operands) == 1, protection.trials
+        dtype = protection.dtype or _at_least_float32(result.dtype)
         count = len(self.shapes(result))
         matrices = [self.matrices(op, reads, result, n) for n in range(count)]
-        trials = protection.trials
         flops = [check_flops(one, trials, stored=stored) for one in matrices]
-        left = next(n for n, side in sides.items() if side == "left")
         vectors = [
             self.add(
                 None,
                 f"{result.name}.{name}",
                 [(*one.right[:-2], trials, size) for one, size in sized],
-                _at_least_float32(result.dtype),
+                dtype,
                 role=Role.BUFFER,
             )
             for name, sized in (
@@ -572,14 +587,6 @@ class _Rewriting:
         ]
         if stored:
             self.before_the_run([2 * trials * elements(one.right) for one in matrices])
-        others = [] if stored else [reads[n].id for n, side in sides.items() if side == "right"]
-        biases = [t.id for t in self.biases(op, reads)]
-        number = self.at_home(
-            "check",
-            op,
-            "freivalds",
-            [plain, reads[left].id, *others, *vectors, *biases],
-            flops,
-            result.dtype,
-        )
-        self.tensors[result.id] = replace(result, op=number)
+        reading = [found, *operands, *vectors, *biases]
+        computed = protection.dtype or result.dtype
+        return self.at_home("check", op, "freivalds", reading, flops, computed)

@@ -143,7 +143,7 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
 
 def _check_together(graph: OpGraph, policy: Policy, setting: Setting, fixed: Placement) -> None:
     """Raise InfeasibleError where a policy has ops on two devices that are to be on one."""
-    name = f"{policy.name}, by {setting.granularity}"
+    by = f"by --granularity {setting.granularity}"
     allowed: Sequence[tuple[str, ...]] = [() if d is None else (d,) for d in fixed.devices]
     if policy.objective is not None:
         allowed = allowed_by(graph, policy, setting.machine.home, setting.machine.accelerators)
@@ -152,18 +152,19 @@ def _check_together(graph: OpGraph, policy: Policy, setting: Setting, fixed: Pla
         for device, calls in Counter(call.device for call in traffic.calls).items():
             if calls > 1:
                 raise InfeasibleError(
-                    f"{name}: {device} is called once at most, and the policy's rules take {calls} "
-                    "calls. A policy that leaves ops free, like min-cut, finds the best placement"
+                    f"{device} is called once at most {by}, and the rules of {policy.name} take "
+                    f"{calls} calls: take a policy that leaves ops free, like min-cut"
                 )
-    if pair := apart(units(graph, setting.granularity), allowed):
-        unit = unit_name(graph, setting.granularity, units(graph, setting.granularity)[pair[0]])
+    together = units(graph, setting.granularity)
+    if pair := apart(together, allowed):
         told = [
             f"op {op} ({graph.ops[op].name}) on {' or '.join(allowed[op])} ({fixed.reasons[op]})"
             for op in pair
         ]
         raise InfeasibleError(
-            f"{name}: {unit} lies on one device, and the policy has {' and '.join(told)}. Take a "
-            "finer --granularity, or a policy that leaves one of the two free, like min-cut"
+            f"{unit_name(graph, setting.granularity, together[pair[0]])} lies on one device {by}, "
+            f"and {policy.name} has {' and '.join(told)}: take a finer granularity, or a policy that "
+            "leaves one of the two free, like min-cut"
         )
 
 

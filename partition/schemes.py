@@ -303,9 +303,10 @@ def false_accept(
     ``signs``: r of 1 and -1, so that a change over the tolerance is always found, alone. Of several
     changes in a row that cancel one another, half are missed by each trial. ``normal``: r standard
     normal; a change is missed where abs(r) is below tolerance / change. With ``bits`` the integers
-    are those mod 2^bits and r is uniform: a change of an odd number times 2^j is missed where r is
-    a multiple of 2^(bits - j), a zero divisor, which happens once in 2^(bits - j).
-    Below the tolerance nothing is seen: 1.
+    are those mod 2^bits, which are not rounded, and r is uniform (``one-time-pad-mod``): a change by
+    an odd number times 2^j is missed where r is a multiple of 2^(bits - j), a zero divisor, which
+    happens once in 2^(bits - j). Of several changes in a row that with the lowest j counts: what
+    cancels is found as often. Below the tolerance nothing is seen: 1.
 
     >>> false_accept(1.0, 0.5), false_accept(0.1, 0.5)
     (0.0, 1.0)

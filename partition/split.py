@@ -92,7 +92,10 @@ class Split:
 
     @property
     def granularity_price(self) -> int | None:
-        """What the placement costs more than the best one op by op, in ``unit``; None without one."""
+        """What the placement costs more than the best one found op by op, in ``unit``.
+
+        None without one. Of searches that were cut short this one may have found the better.
+        """
         if self.solution is None or self.by_op is None:
             return None
         return max(0, self.solution.objective - self.by_op.objective)

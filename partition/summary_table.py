@@ -194,8 +194,8 @@ SUMMARY = pa.schema(
         column(
             "granularity_price",
             pa.int64(),
-            "What the placement costs more than the best one op by op, in `objective_unit`; null "
-            "likewise, and where that is the granularity.",
+            "What the placement costs more than the best one found op by op, in `objective_unit`; null "
+            "likewise, and where that is the granularity or nothing was found in time.",
             null=True,
         ),
         column(

@@ -4,11 +4,12 @@ Two tensors are compared by fingerprints: sums of their values' hashes, which ar
 whatever order the values stand. One is taken of the whole tensor, and one of each of its lines: of
 all that differ in one index alone, cut into pieces where another tensor has shorter axes. The lines
 of a tensor are also those of its transpose, its reshape, a permutation of its rows or columns, a
-slice, a concatenation. So that casts are found each is taken in every dtype that occurs.
+slice, a concatenation. So that casts are found each is taken in every dtype that occurs; integers
+that stand for floats are compared as these, and rounded as they are.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from costmodels.links import Links
 from cutedge.runtime.alone import alone, run_seen
 from cutedge.runtime.lineage import carriers
 from cutedge.runtime.plan import Plan
+from cutedge.runtime.transforms import FixedPoint
 from cutedge.runtime.wire import DTYPES
 from partition.masks import MaskedGraph, plain_of
 from tracer.capture.runnable import Runnable
@@ -56,21 +58,25 @@ class Sight:
     """Of the lines: the axes of all tensors that are to be compared."""
     dtypes: frozenset[str]
     """The floating dtypes in which they are to be compared."""
+    exponents: Mapping[int, Collection[int]] = field(default_factory=dict)
+    """By tensor: of fixed points in which it is to be compared too."""
     prints: dict[int, Print] = field(default_factory=dict)
 
     def __call__(self, tensor: int, value: torch.Tensor) -> None:
         """Take that of a tensor, where it is wanted and has not been taken."""
         if tensor in self.tensors and tensor not in self.prints:
-            self.prints[tensor] = self.of(value)
+            self.prints[tensor] = self.of(value, self.exponents.get(tensor, ()))
 
-    def of(self, value: torch.Tensor) -> Print:
-        """The fingerprints of a tensor."""
+    def of(self, value: torch.Tensor, exponents: Collection[int] = ()) -> Print:
+        """The fingerprints of a tensor, also as it is in fixed point with these ``exponents``."""
         value = value.detach().cpu().resolve_conj().resolve_neg()
         if value.is_complex():
             value = torch.view_as_real(value)
         found = {} if value.is_floating_point() else {_WHOLE: self._values(value.long())}
         for name in self.dtypes:
             found[name] = self._values(value.to(DTYPES[name]).double())
+        for exponent in exponents:
+            found[f"2^-{exponent}"] = self._values((value.double() * 2.0**exponent).round())
         return found
 
     def _values(self, value: torch.Tensor) -> _Values:
@@ -215,19 +221,24 @@ class MaskProof:
         )
 
 
+_OPEN = ("permutation", "freivalds")
+"""Schemes that leave every value as it is."""
+
+
 def masked_alone(graph: MaskedGraph, plan: Plan, runnable: Runnable) -> Secrets:
     """The tensors of a run that cross under masks alone: neither they, nor what has their values.
 
-    Without those that are permuted: their values are seen, in another order.
+    What is permuted is seen, in another order, and so is a result that is only checked.
     """
-    plain = [t for t in plan.crossing if t < len(graph.plain.tensors)]
+    open_to = {t: one.plain for t, one in graph.masks.items() if one.protection.scheme in _OPEN}
+    behind = {**dict(graph.copies), **open_to}
+    own = len(graph.plain.tensors)
+    plain = [behind.get(t, t) for t in plan.crossing if t < own or t in behind]
     seen = carriers(graph.plain, runnable.invocations, {"what crosses as it is": plain})
     hidden = {
         one.plain: f"{graph.tensors[one.plain].name}, {one.protection}"
         for tensor, one in graph.masks.items()
-        if tensor in plan.crossing
-        and one.protection.scheme not in ("permutation", "freivalds")
-        and one.plain not in seen
+        if tensor in plan.crossing and one.protection.scheme not in _OPEN and one.plain not in seen
     }
     named = {words: [tensor] for tensor, words in hidden.items()}
     return Secrets(tuple(plan.accelerators), named, hidden, "what a mask hides")
@@ -277,18 +288,24 @@ class Witness:
     secrets: Secrets
     sight: Sight
     """Of the secrets, as home reads them."""
+    fixed: Mapping[int, FixedPoint] = field(default_factory=dict)
+    """By tensor that crosses as integers: what these stand for."""
     passed: dict[Passage, Print | None] = field(default_factory=dict)
     """None where it passed between two accelerators, out of home's sight."""
 
     @staticmethod
-    def of(plan: Plan, graph: OpGraph, secrets: Secrets) -> "Witness":
-        """One for a run of a plan."""
+    def of(
+        plan: Plan, graph: OpGraph, secrets: Secrets, fixed: Mapping[int, FixedPoint] | None = None
+    ) -> "Witness":
+        """One for a run of a plan; ``fixed`` is that of its ``Masking``."""
         named = frozenset[int]().union(*secrets.named.values())
         compared = [graph.tensors[t] for t in named | plan.crossing.keys()]
         lengths = {size for tensor in compared for size in tensor.shape if size >= TELLING}
         dtypes = {t.dtype for t in compared if t.dtype in FLOATING}
         dtypes |= {spec.dtype for spec in plan.crossing.values() if spec.dtype in FLOATING}
-        return Witness(graph, secrets, Sight(named, frozenset(lengths), frozenset(dtypes)))
+        exponents = {one.exponent for one in (fixed or {}).values()}
+        sight = Sight(named, frozenset(lengths), frozenset(dtypes), dict.fromkeys(named, exponents))
+        return Witness(graph, secrets, sight, fixed or {})
 
     def see(
         self, src: str, dst: str, call: int, tensors: Iterable[tuple[int, torch.Tensor | None]]
@@ -297,7 +314,14 @@ class Witness:
         if {src, dst} & {*self.secrets.untrusted}:
             for tensor, value in tensors:
                 passage = Passage(tensor, src, dst, call)
-                self.passed[passage] = None if value is None else self.sight.of(value)
+                self.passed[passage] = None if value is None else self._print(tensor, value)
+
+    def _print(self, tensor: int, value: torch.Tensor) -> Print:
+        found = self.sight.of(value)
+        if tensor not in self.fixed:
+            return found
+        point = self.fixed[tensor]
+        return {**found, **self.sight.of(point.value(value), (point.exponent,))}
 
     def prove(
         self,
@@ -312,7 +336,7 @@ class Witness:
         secrets that home did not read, and what passed between accelerators, are known too.
         """
         tensors = self.sight.tensors | {p.tensor for p in self.passed}
-        sight = Sight(tensors, self.sight.lengths, self.sight.dtypes)
+        sight = replace(self.sight, tensors=tensors, prints={})
         whole = alone(plain_of(self.graph), runnable, weights, links)
         run_seen(whole, given, sight)
         there = [self.sight.prints.get(t) for t in self.sight.tensors]

@@ -16,6 +16,7 @@ from cutedge.runtime import RunError
 from cutedge.runtime.alone import alone, run_seen
 from cutedge.runtime.interpreter import Interpreter, in_limbs, read
 from cutedge.runtime.transforms import (
+    FixedPoint,
     Randomness,
     disembed,
     embed,
@@ -221,6 +222,21 @@ class Masking:
         """By how much the coarsest mask has a result off, over its size; see ``epsilon_of``."""
         return max(map(self._epsilon, self.graph.protected))
 
+    @property
+    def fixed(self) -> dict[int, FixedPoint]:
+        """By tensor that crosses as integers: what these stand for."""
+        found: dict[int, FixedPoint] = {}
+        for of, protection in self.graph.protected.items():
+            if protection.dtype:
+                product = self.graph.here[of]
+                exponent = self._exponent(self._plain_left(of), protection)
+                bias = [t for t in self._stored(of) if len(t.shape) == 1]
+                added = self.alone.value(bias[0].id).double() if bias else None
+                found[self._left_mask(of)] = FixedPoint(exponent)
+                (made,) = self.graph.outputs(product)
+                found[made.id] = FixedPoint(exponent + self.exponents[self._copy(of)], added)
+        return found
+
     def fresh(self) -> dict[int, torch.Tensor]:
         """New pads, for one run."""
         made: dict[int, torch.Tensor] = {}
@@ -356,9 +372,10 @@ class Masking:
     def _check(self, op: int, of: int) -> Callable[[Values], list[torch.Tensor]]:
         graph, what = self.graph, self.graph.plain.ops[of]
         stored = len(self._flowing(of)) == 1
-        reads = graph.inputs(op)
+        reads, bits = graph.inputs(op), graph.protected[of].bits
+        exact = graph.protected[of].dtype is not None
         self._draw_vectors(of, reads[2:4] if stored else reads[3:4])
-        self.tolerances[of] = tolerance = self._tolerance(of)
+        self.tolerances[of] = tolerance = 0.0 if exact else self.error(of)
 
         def checked(values: Values) -> list[torch.Tensor]:
             y, x, *rest = values
@@ -370,11 +387,13 @@ class Masking:
             found = residuals(
                 y.to(r.dtype), x.to(r.dtype), r, product, bias[0].to(r.dtype) if bias else None
             )
-            off = float(found.abs().max()) if found.numel() else 0.0
+            off = float(found.double().abs().max()) if found.numel() else 0.0
             if not off <= tolerance:
+                by = f"{off:.0f} mod 2^{bits}" if exact else f"{off:.3g}"
+                most = "nothing is rounded" if exact else f"{tolerance:.3g} would be rounding"
                 raise RunError(
                     f"{what.name} ({what.module_path}) was answered wrongly: its result times a "
-                    f"random vector is off by {off:.3g}, and {tolerance:.3g} would be rounding"
+                    f"random vector is off by {by}, and {most}"
                 )
             return [y]
 
@@ -401,19 +420,15 @@ class Masking:
 
     def _product(self, of: int, x: torch.Tensor, weights: Values = ()) -> torch.Tensor:
         """What a protected op makes of another left operand, without its bias."""
-        graph, alone, plain = self.graph.plain, self.alone, self._plain_left(of)
+        alone, plain = self.alone, self._plain_left(of)
         exact = not x.is_floating_point()
-        stored = [t for t in graph.inputs(of) if t.id != plain]
-        weight, *biases = sorted(stored, key=lambda t: -len(t.shape))
-        values = {plain: wide(x)}
-        if weights:
-            values[weight.id] = wide(weights[0])
-        elif exact:
-            values[weight.id] = self.data[self._copy(of)]
-        else:
-            values[weight.id] = wide(alone.value(weight.id))
+        weight, *biases = self._stored(of)
+        stored = self.data[self._copy(of)] if exact else alone.value(weight.id)
+        x, other = wide(x), wide(weights[0] if weights else stored)
+        dtype = torch.promote_types(x.dtype, other.dtype)  # a pad is as wide as what crosses
+        values = {plain: x.to(dtype), weight.id: other.to(dtype)}
         for bias in biases:
-            values[bias.id] = torch.zeros(bias.shape, dtype=values[plain].dtype)
+            values[bias.id] = torch.zeros(bias.shape, dtype=dtype)
         function = alone.operations[of].function
         return alone.results(of, values.__getitem__, in_limbs(function) if exact else function)[0]
 
@@ -451,15 +466,18 @@ class Masking:
         return -1 if base_name(self.graph.plain.ops[of].target) == "linear" else -2
 
     def _draw_vectors(self, of: int, vectors: Sequence[Tensor]) -> None:
-        """What a check multiplies by: signs, and the stored weights times these."""
+        """What a check multiplies by: signs, or any integers, and the stored weights times these."""
         r = vectors[0]
         dtype = DTYPES[r.dtype]
+        if not dtype.is_floating_point:
+            self.data[r.id] = drawn = self.random.integers(r.shape, dtype)
+            weights = self.data[self._copy(of)]
+            for product in vectors[1:]:
+                self.data[product.id] = drawn @ (weights if self._summed(of) == -1 else weights.mT)
+            return
         self.data[r.id] = signs = self.random.signs(r.shape).to(dtype)
         for product in vectors[1:]:
-            left = self._plain_left(of)
-            stored = [t for t in self.graph.plain.inputs(of) if t.id != left]
-            weight = max(stored, key=lambda t: len(t.shape))
-            value = self.alone.value(weight.id).to(dtype)
+            value = self.alone.value(self._stored(of)[0].id).to(dtype)
             self.data[product.id] = signs @ (value if self._summed(of) == -1 else value.mT)
 
     # --- the graph ---
@@ -470,6 +488,12 @@ class Masking:
 
     def _plain_left(self, of: int) -> int:
         return self._flowing(of)[0].id
+
+    def _stored(self, of: int) -> list[Tensor]:
+        """What a protected op reads beside what it masks: of stored weights these, then a bias."""
+        left = self._plain_left(of)
+        rest = [t for t in self.graph.plain.inputs(of) if t.id != left]
+        return sorted(rest, key=lambda t: -len(t.shape))
 
     def _left_mask(self, of: int) -> int:
         """What stands for the left operand of a protected op."""
@@ -490,12 +514,13 @@ class Masking:
     def _scale(self, plain: int) -> Scale:
         return self.scales[plain]
 
-    def _tolerance(self, of: int) -> float:
-        """How far a row of a result times a vector of signs may be off by rounding: ``_SLACK`` times
-        what it is off by if errors are independent.
+    def error(self, of: int) -> float:
+        """By how much a row of a recovered result may be off by rounding, as its 2-norm, and so its
+        sum with any signs: ``_SLACK`` times what it is off by if errors are independent.
 
-        Each value is off by its own rounding, which is also that of what hid it, and by that of
-        the sum it is: float32 does the sums of less. A change of one value shows from twice as much on.
+        ``of`` is the op of the plain graph. Each value is off by its own rounding, which is also
+        that of what hid it, and by that of the sum it is: float32 does the sums of less. A change
+        of one value shows from twice as much on.
         """
         plain, protection = self.graph.plain, self.graph.protected[of]
         left, (made,) = self._plain_left(of), plain.outputs(of)
@@ -506,7 +531,8 @@ class Masking:
         assert gemm is not None
         most = self._scale(left).row * right.matrix
         sums = torch.finfo(wide(torch.empty(0, dtype=DTYPES[made.dtype])).dtype).eps
-        values = error * (self._scale(made.id).row + most / sqrt(gemm.k))
+        size = self.scales[made.id].row if made.id in self.scales else most  # where nobody reads it
+        values = error * (size + most / sqrt(gemm.k))
         return _SLACK * (values + amplification(protection) * float(sums) * most)
 
     def _epsilon(self, of: int) -> float:

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import pi, prod
 
 import torch
@@ -60,6 +61,21 @@ def to_integers(x: torch.Tensor, exponent: int, dtype: torch.dtype) -> torch.Ten
 def from_integers(y: torch.Tensor, exponent: int) -> torch.Tensor:
     """What a sum of products of such integers stands for; ``exponent`` is that of both together."""
     return y.double() * 2.0**-exponent
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPoint:
+    """What the integers of a tensor stand for, once no pad is in them."""
+
+    exponent: int
+    """Each is a number times 2^exponent."""
+    added: torch.Tensor | None = None
+    """What home adds to the numbers: a bias."""
+
+    def value(self, integers: torch.Tensor) -> torch.Tensor:
+        """The numbers, as float64."""
+        found = from_integers(integers, self.exponent)
+        return found if self.added is None else found + self.added
 
 
 def embed(x: torch.Tensor, noise: torch.Tensor, factor: torch.Tensor, axis: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ import cutedge
 from costmodels.links import Link, Links, load_link
 from costmodels.machine import Machine
 from costmodels.roofline import time_ops
+from cutedge._words import granularity_prices, granularity_sentences
 from partition.accounting import account
 from partition.granularity import unit_name, units
 from partition.optimise import beside_ops, figure, place
@@ -476,11 +477,30 @@ def test_the_price_of_layers_by_hand(head):
         traced.partition(head, granularity="block")
 
 
+def test_the_price_is_told_with_how_sure_it_is(head):
+    split = cutedge.trace("llama-3.2-1b", seq=16).partition(head, granularity="layer").bare
+    cost, by_op = HIDDEN + LOGITS, LAST + LOGITS
+    assert (split.solution.objective, split.by_op.objective) == (cost, by_op)
+    for beside, told in (
+        (split.by_op, "122,880 bytes (0.1172 MiB) more than op by op (proven)"),
+        (Proof(cost, cost, True, "cut"), "no more than op by op (proven)"),
+        (
+            Proof(cost + 9, by_op, False, "program"),  # cut short, a worse one was found
+            "no more than the best found op by op, and at most 122,880 bytes (0.1172 MiB) more than "
+            "the best",
+        ),
+        (None, "what is best op by op was not found in time"),
+    ):
+        (line,) = granularity_sentences(replace(split, by_op=beside))
+        assert line == f"placed by layer: {told}"
+        assert granularity_prices([replace(split, by_op=beside)]) == [f"head is {line}"]
+
+
 def test_policies_that_split_units_are_left_out_side_by_side():
     found = cutedge.trace("edge-10m", seq=16).compare(granularity="layer")
     assert [*found.compared.names] == ["all-home", "min-cut", "layers"]
     assert found.without["offload-linear"].startswith(
-        "offload-linear, by layer: what comes before the first layer lies on one device, and the "
+        "what comes before the first layer lies on one device by --granularity layer, and offload-"
     )
     assert "min-cut-norm-home" in found.without
     assert found["all-home"].summary["granularity_price"] is None
@@ -505,13 +525,13 @@ def test_layers_of_a_policy_of_layers_are_whole(traced):
         (
             "offload-linear",
             {"granularity": "convex"},
-            "gpu is called once at most, and .* 98 calls",
+            "gpu is called once at most by .* take 98 calls",
         ),
         (
             "fuse-attention",
             {"granularity": "module"},
-            r"layers\.0\.self_attn lies on one device, and the policy has op \d+ \(.*\) on tee .* on "
-            "gpu .*finer --granularity",
+            r"layers\.0\.self_attn lies on one device by .* has op \d+ \(.*\) on tee .* on "
+            "gpu .*finer granularity",
         ),
         ("slalom", {"granularity": "layer"}, "slalom masks ops, .* in the middle of a layer"),
         ("masked-all", {"granularity": "convex"}, "in the middle of a call: leave out"),

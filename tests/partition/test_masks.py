@@ -184,6 +184,7 @@ MOD = Protection("one-time-pad-mod")
         (MOD, 3 * 64, 480, 256),
         (replace(MOD, bits=64), 3 * 64, 480, 512),
         (replace(MOD, pads="online"), 3 * 64 + 480, 0, 0),
+        (replace(MOD, check="freivalds"), 3 * 64 + 2 * 64 + 4, 480 + 2 * 60, 256),
         (Protection("rank-one"), 5 * 64, 0, 0),
         (Protection("orthogonal"), 2 * 4 * 64, 0, 0),
         (Protection("permutation"), 0, 0, 0),
@@ -237,7 +238,7 @@ def test_what_a_product_of_two_activations_takes(how, home, sent, comes, away):
 
 def test_homes_traffic_is_that_of_its_tensors():
     """In bytes: X 96, R and X - R in int32 96, (X - R) W and RW 160, Y 160; R and RW of one-time-pad
-    in bfloat16 half of it."""
+    in bfloat16 half of it. A check reads what crosses where that is integers."""
     wide = masked(one_linear(), {1: MOD})
     slim = masked(one_linear(), {1: PAD}, "bfloat16")
     checked = masked(one_linear(), {1: Protection("freivalds")})
@@ -248,6 +249,15 @@ def test_homes_traffic_is_that_of_its_tensors():
     ]
     assert moved[:2] == [[(96 + 96, 96), (160 + 160, 160)], [(96 + 48, 96), (160 + 80, 160)]]
     assert moved[2] == [(160 + 96 + 4 * (10 + 6), 0)]  # with r and W r; it hands Y on
+    exact = masked(one_linear(bias=True), {1: replace(MOD, bits=64, check="freivalds")})
+    assert isinstance(exact, MaskedGraph)
+    (check,) = (op for op, (part, _) in exact.parts.items() if part == "check")
+    cost, made = exact.ops[check].cost, exact.outputs(check)[0]
+    assert (cost.read_bytes, cost.write_bytes) == (2 * (160 + 96) + 8 * (10 + 6), 0)
+    assert (made.dtype, [exact.parts[op][0] for op in exact.readers(made.id)]) == (
+        "int64",
+        ["recover"],
+    )
 
 
 def test_integers_cross_in_their_own_size():
@@ -514,11 +524,14 @@ def test_masks_change_nothing_but_what_is_masked(data):
     ]
     if not isinstance(there, MaskedGraph):
         return
-    # All that is masked is made or read away, and a mask is made for each that is sent.
+    # All that is masked is made or read away, and a mask is made for each that is sent; home reads it
+    # again for the check of integers.
+    checks = {op for op, (part, _) in there.parts.items() if part == "check"}
     for tensor in there.masks:
         made = there.tensors[tensor].op
         assert made is not None
-        readers = {placed.devices[op] for op in there.readers(tensor)}
+        of = checks if placed.devices[made] == HOME else ()
+        readers = {placed.devices[op] for op in there.readers(tensor) if op not in of}
         assert readers == ({"gpu"} if placed.devices[made] == HOME else {HOME}), told
     # The rest crosses as it does without masks, and so many calls take it.
     traffic = account(there, placed, Links(load_link("none")), residency=residency)

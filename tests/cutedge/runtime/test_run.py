@@ -1,9 +1,9 @@
 """Placements run for real: bytes as predicted call by call, answers as of the unsplit model."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -11,24 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.devices import Device
 from costmodels.fit_device import fit_device
-from costmodels.flops import annotate
 from costmodels.links import Link, Links, load_link
 from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from cutedge.runtime import RunError
-from cutedge.runtime.home import Measured, Worker, load, workers
+from cutedge.runtime.home import Measured, workers
 from cutedge.runtime.leaks import Secrets, Witness
 from cutedge.runtime.lineage import carriers
-from cutedge.runtime.masks import Masking, masked_invocations, masking_of
 from cutedge.runtime.plan import make_plan
-from cutedge.runtime.transforms import Randomness
-from cutedge.runtime.verify import Verdict, judge, tolerance_of, unsplit
-from cutedge.runtime.weights import given_numbers, seeded
+from cutedge.runtime.verify import Verdict, judge, tolerance_of
+from cutedge.runtime.weights import seeded
 from cutedge.runtime.wire import Spec
 from partition.accounting import Traffic, account
 from partition.optimise import Placed, obstacle, place
@@ -37,15 +34,24 @@ from partition.policy import Policy, Rule, fixed_policy_names, load_policy, poli
 from partition.protects import Protect
 from partition.schemes import Protection
 from partition.setting import Setting
-from partition.wire_format import WireFormat
 from tests.support.examples import examples
 from tests.support.inprocess import invoke
+from tests.support.models import (
+    ANY,
+    LINKS,
+    WEIGHTS,
+    Model,
+    by_seed,
+    carry_out,
+    model_of,
+    placements,
+    prepare,
+)
 from tests.support.running import TOKEN
 from tests.support.running import listening as started
 from tracer.capture import runnable, runnable_function
-from tracer.capture.runnable import Runnable
 from tracer.errors import InputError
-from tracer.graph import Kind, OpGraph, Role
+from tracer.graph import Kind, Role
 from tracer.presets import preset
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
@@ -70,25 +76,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 }
 PREFILL: Mapping[str, Any] = {"seq": 6}
 DECODE: Mapping[str, Any] = {"phase": "decode", "past": 5}
-WEIGHTS = {"seed": 0, "spread": 0.3}
-"""Wider than a model begins with: what goes wrong shows."""
 WAYS = ("send", "receive")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A small model that can be run, and what it makes unsplit."""
-
-    runnable: Runnable
-    graph: OpGraph
-    given: Mapping[int, torch.Tensor]
-    reference: Sequence[torch.Tensor]
-
-
-def model_of(made: Runnable) -> Model:
-    graph = annotate(made.graph)
-    given = given_numbers(graph, 0)
-    return Model(made, graph, given, unsplit(graph, made, given, WEIGHTS, "tee"))
 
 
 @cache
@@ -102,52 +90,6 @@ def listening() -> Iterator[dict[str, tuple[str, int]]]:
     """Two workers that serve one run after another."""
     with ExitStack() as stack:
         yield {name: stack.enter_context(started()).address for name in ("gpu", "gpu2")}
-
-
-def carry_out(
-    model: Model,
-    placement: Placement,
-    links: Links,
-    listening: Mapping[str, tuple[str, int]],
-    *,
-    graph: OpGraph | None = None,
-    wire_dtype: str | None = None,
-    residency: Any = "run",
-) -> tuple[Traffic, Measured, Verdict]:
-    """``graph`` is the model's with masks, where it has any."""
-    graph = graph or model.graph
-    traffic = account(graph, placement, links, wire=WireFormat(wire_dtype), residency=residency)
-    plan = make_plan(
-        graph,
-        masked_invocations(graph, model.runnable.invocations),
-        placement,
-        wire=WireFormat(wire_dtype),
-        residency=residency,
-    )
-    masking = masking_of(graph, model.runnable, model.given, WEIGHTS, links, Randomness(0))
-    with workers(list(plan.accelerators), remote=listening, token=TOKEN, timeout=60.0) as found:
-        measured = loaded(model, plan, found, links, residency, masking).run(model.given)
-    epsilon = masking.epsilon if masking else 0.0
-    return traffic, measured, judge(graph, traffic, measured, model.reference, epsilon=epsilon)
-
-
-def loaded(
-    model: Model,
-    plan: Any,
-    found: Mapping[str, Worker],
-    links: Links,
-    residency: str = "run",
-    masking: Masking | None = None,
-) -> Any:
-    return load(
-        plan,
-        found,
-        data=model.runnable.data,
-        weights=WEIGHTS,
-        links=links,
-        residency=residency,
-        masking=masking,
-    )
 
 
 def verdict_of(model: Model, traffic: Traffic, measured: Measured) -> Verdict:
@@ -308,12 +250,13 @@ def test_a_secret_does_not_pass_between_accelerators(listening):
         for op in graph.ops
     ]
     placement = Placement("tee", own, [False] * len(own), [""] * len(own))
-    plan = make_plan(graph, invocations, placement)
+    made = prepare(model, placement, links)
+    plan = made.plan
     [(call, passed)] = [(c.number, c.peers["gpu"]) for c in plan.calls if c.device == "gpu2"][:1]
     named = {"that": [passed[0]]}
     secrets = Secrets(("gpu2",), named, carriers(graph, invocations, named))
     with workers(["gpu", "gpu2"], remote=listening, token=TOKEN, timeout=60.0) as found:
-        run = loaded(model, plan, found, links)
+        run = made.load(found)
         witness = Witness.of(plan, graph, secrets)
         run.run(model.given, witness=witness)
         proof = witness.prove(model.runnable, model.given, WEIGHTS, links)
@@ -391,32 +334,6 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return model_of(runnable_function(str(file), "build"))
 
 
-def placements(graph: OpGraph) -> st.SearchStrategy[Placement]:
-    """Any op on any of three devices; inputs and the output at home."""
-
-    def made(devices: Sequence[str]) -> Placement:
-        placed = [
-            None
-            if graph.is_everywhere(op.id)
-            else "tee"
-            if op.kind in (Kind.INPUT, Kind.OUTPUT)
-            else device
-            for op, device in zip(graph.ops, devices, strict=True)
-        ]
-        return Placement("tee", placed, [False] * len(placed), [""] * len(placed))
-
-    count = len(graph.ops)
-    device = st.sampled_from(("tee", "gpu", "gpu2"))
-    return st.lists(device, min_size=count, max_size=count).map(made)
-
-
-ANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-CHUNKED = replace(load_link("unix-socket"), chunk_bytes=100)
-SHARED = replace(
-    load_link("unix-socket"), shared_memory_threshold_bytes=2000, shared_memory_handle_bytes=16
-)
-
-
 @examples(6, ANY)
 @given(data=st.data())
 def test_any_placement_of_a_model_moves_what_is_predicted(listening, data):
@@ -489,11 +406,7 @@ def build(seed=0):
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Model]:
-    file = tmp_path_factory.mktemp("own") / "net.py"
-    file.write_text(RANDOM)
-    return cache(
-        lambda seed: model_of(runnable_function(str(file), "build", overrides={"seed": seed}))
-    )
+    return by_seed(RANDOM, tmp_path_factory.mktemp("own"))
 
 
 @examples(12, ANY)
@@ -514,7 +427,7 @@ def test_any_placement_of_many_random_graphs(listening, random_model, seed, data
 def check_any(model: Model, listening: Any, data: Any) -> None:
     placement = data.draw(placements(model.graph))
     residency = data.draw(st.sampled_from(("run", "call")))
-    links = Links(data.draw(st.sampled_from((load_link("unix-socket"), CHUNKED, SHARED))))
+    links = Links(data.draw(st.sampled_from(LINKS)))
     wire_dtype = data.draw(st.sampled_from((None, "float64")))
     _, _, verdict = carry_out(
         model, placement, links, listening, wire_dtype=wire_dtype, residency=residency
@@ -571,13 +484,12 @@ def test_a_worker_computes_on_cuda_where_there_is_one(listening):
 def test_a_run_can_be_repeated(listening):
     model, links = small("llama-3.2-1b", "decode"), Links(load_link("unix-socket"))
     placement = fixed(model, "offload-linear", "call", links.common)
-    traffic = account(model.graph, placement, links, residency="call")
-    plan = make_plan(model.graph, model.runnable.invocations, placement, residency="call")
-    with workers(list(plan.accelerators), remote=listening, token=TOKEN) as found:
-        ready = loaded(model, plan, found, links, residency="call")
+    made = prepare(model, placement, links, residency="call")
+    with workers(list(made.plan.accelerators), remote=listening, token=TOKEN) as found:
+        ready = made.load(found)
         runs = [ready.run(model.given) for _ in range(3)]
     for measured in runs:
-        verdict = verdict_of(model, traffic, measured)
+        verdict = made.judge(measured)
         assert verdict.bytes_equal
         assert verdict.answer_equal
 
