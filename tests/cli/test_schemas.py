@@ -43,7 +43,7 @@ SAID: dict[str, list[tuple[str, ...]]] = {
         ("t", "--policy", "all-home", "--home", "rtx-4090"),
         ("t", *ON, "--schedule", "overlap", "--requests", "2"),
         ("t", *ON, "--placement", '{"": 0}'),
-        ("t", "--placement", '{"": 0}', "--secret", "logits", "--home", "rtx-4090"),
+        ("t", "--placement", '{"": 0}', "--max-calls", "0"),
     ],
     "compare": [
         ("t", "t", "--policy", "offload-linear"),

@@ -14,6 +14,7 @@ from cutedge._words import bottleneck_sentence
 from partition import Residency
 from partition.accounting import account
 from partition.explain import Bottleneck, compare_traffic, find_bottleneck, top_transfers
+from partition.ladder import dearest
 from partition.placement import Placement, validate
 from partition.policy import apply_policy, fixed_policy_names, load_policy
 from partition.wire_format import WireFormat
@@ -466,3 +467,25 @@ def test_what_is_resident_off_home_is_summed_over_the_accelerators():
         account(graph, where, LINKS), resident_bytes={"tee": 1, "gpu": 20, "npu": 300}
     )
     assert compare_traffic(where, traffic, traffic).resident_off_home_bytes == 320
+
+
+def test_the_dearest_choices_are_recounted(traced):
+    """From everything dear to the optimum: each gain is what the cost falls by, most first."""
+    graph = traced("edge-10m", seq=8)
+    start, end = (
+        apply_policy(graph, load_policy(name), home="tee", accelerators=("gpu",))
+        for name in ("offload-linear", "flash-attention")
+    )
+
+    def cost(placement):
+        return account(graph, placement, LINKS).totals.payload_bytes
+
+    found = dearest(graph, start, end, cost, most=100)
+    assert sum(choice.saved for choice in found) == cost(start) - cost(end) > 0
+    assert all(choice.saved > 0 and choice.device == "gpu" for choice in found)
+    assert dearest(graph, start, end, cost, most=1) == found[:1]
+    # What lies at home and is sent is a choice too, of ops that stay where they are.
+    sent = replace(end, streams=frozenset(op.id for op in graph.ops if op.kind is Kind.LINEAR))
+    (choice,) = dearest(graph, sent, end, cost, most=1)
+    assert choice.saved <= cost(sent) - cost(end)
+    assert dearest(graph, end, sent, cost) == []
