@@ -40,8 +40,8 @@ def partition(
     import cutedge
     from cli import show_split
     from cli.printing import print_json
-    from cutedge._carried import chosen
     from cutedge._json import partition_object
+    from cutedge._partition import chosen
     from cutedge._placing import check_words
     from cutedge._workspace import trace_folder
 

@@ -69,15 +69,6 @@ def placement_policies(given: "Iterable[str]") -> list[Policy]:
     return found
 
 
-def chosen(policy: str | None, placement_given: str | None) -> str | Policy:
-    """What places a split: a policy, or an executor's words. Raises InputError for both."""
-    if placement_given is None:
-        return policy or "offload-linear"
-    if policy is not None:
-        raise InputError(f"--placement places every op: leave out --policy {policy}")
-    return placement(placement_given)
-
-
 # --- written --------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodels.machine import Machine
-from cutedge._carried import placement_policies
 from cutedge._partition import Asked, Partition, asked_of
 from cutedge._placing import (
     Compared,
@@ -46,7 +45,7 @@ def compare(
     """The policies on a trace; one that cannot be is left out, where the user has not named it."""
     asked = asked_of(
         trace.graph,
-        [*(policies or open_policy_names()), *placement_policies(placements)],
+        [*(policies or open_policy_names()), *_placements(placements)],
         machine,
         residency,
         (),
@@ -71,6 +70,15 @@ def compare(
         named=baseline is not None,
     )
     return Comparison(trace, found, asked, names[0] if policies else against)
+
+
+def _placements(given: Sequence[str]) -> list[Policy]:
+    """The policies of executors' words, which are seldom given: their modules load then alone."""
+    if not given:
+        return []
+    from cutedge._carried import placement_policies
+
+    return placement_policies(given)
 
 
 def crossovers(

@@ -23,7 +23,7 @@ from partition.setting import Setting
 from partition.split import Split
 from partition.summary_table import summary_row
 from partition.tables import partition_tables
-from tracer.errors import choose
+from tracer.errors import InputError, choose
 from tracer.graph import OpGraph
 
 if TYPE_CHECKING:
@@ -72,6 +72,17 @@ def asked_of(
     times = machine.times(graph)
     setting = Setting(machine, residency, times, max_calls, time_limit, scheduling, granularity)
     return Asked(chosen, setting)
+
+
+def chosen(policy: str | None, words: str | None) -> str | Policy:
+    """What places a split: a policy, or an executor's words. Raises InputError for both."""
+    if words is None:
+        return policy or "offload-linear"
+    if policy is not None:
+        raise InputError(f"--placement places every op: leave out --policy {policy}")
+    from cutedge._carried import placement
+
+    return placement(words)
 
 
 class Partition:

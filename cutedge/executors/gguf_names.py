@@ -88,6 +88,11 @@ def gguf_names(graph: OpGraph) -> Names:
                 "model of another kind"
             )
         found[tensor.id] = tuple(one for name in names for one in _split(str(name)))
+        if str(names[0]).startswith(("enc.", "dec.")):
+            raise CutedgeError(
+                f"{graph.meta.model} has an encoder and a decoder, and llama.cpp's layers are of one "
+                "stack here: take another --for, such as accelerate"
+            )
     return Names(MODEL_ARCH_NAMES[arch], found, layers)
 
 
