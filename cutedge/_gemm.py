@@ -1,20 +1,23 @@
 """What one matrix product costs on an array of multipliers."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from costmodels import CountAs, Dataflow, Overlap
-from costmodels.array_memory import MOST_WORDS, Buffers, MemoryCost, memory_cost
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Array, Device, load_device
 from costmodels.links import load_link, round_trip_seconds
 from tracer.errors import InputError, choose
 from tracer.graph import ITEM_BYTES
 
-_MEMORY = tuple(field.name for field in fields(MemoryCost))
+if TYPE_CHECKING:
+    from costmodels.array_memory import Buffers, MemoryCost
+
+_MEMORY = ("stall_cycles", "dram_cycles", "sram_reads", "sram_writes", "dram_reads", "dram_writes")
+"""The figures of a product's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class ProductCost:
     """How its cycles are counted; None for a device whose tiles take a fixed time."""
     options: Options
     cost: GemmCost
-    memory: MemoryCost | None
+    memory: "MemoryCost | None"
     """What moves through its buffers; None where none were given."""
     link_seconds: float | None
     """Of the operands and the result over the device's host link; None where it is not known."""
@@ -166,6 +169,8 @@ def gemm(
     )
     memory = None
     if sram_kib is not None or dram_words_per_cycle is not None:
+        from costmodels.array_memory import memory_cost  # and numpy with it
+
         word_bytes = 1 if count == "scalesim" else ITEM_BYTES[dtype]
         memory = memory_cost(
             array,
@@ -199,7 +204,7 @@ def _buffers(
     words_per_cycle: float | None,
     word_bytes: int,
     options: Options,
-) -> Buffers:
+) -> "Buffers":
     """The memories that a user gives. Raises InputError where one is missing or is none."""
     if sram_kib is None or words_per_cycle is None:
         raise InputError(
@@ -209,6 +214,8 @@ def _buffers(
         raise InputError(
             f"buffers are counted of one array without {options.text}: leave these out"
         )
+    from costmodels.array_memory import MOST_WORDS, Buffers
+
     given = sram_kib.split(",") if isinstance(sram_kib, str) else [*sram_kib]
     try:
         left, right, result = (int(Fraction(str(kib)) * 1024 / word_bytes) for kib in given)
