@@ -50,6 +50,7 @@ def summarise(made: Split) -> None:
         bottleneck=None,
         derived={},
         topological_cut=None,
+        beside_optimum=None,
     )
     show_split.partition_summary(cast(Partition, told), "here", explain=False)
 

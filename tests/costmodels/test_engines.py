@@ -99,6 +99,7 @@ def test_what_is_kept_of_state_is_in_partition_as_in_cost():
         assert alone.split.home_seconds == pytest.approx(cost.time.seconds, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [EAGER, AHEAD, COPIES, FUSED, PHYSICAL.by("fused")])
 @pytest.mark.few(2)
 def test_many_sizes_at_once_are_as_one(model, engine):
@@ -210,6 +211,7 @@ def test_engines_on_the_command_line(tmp_path, monkeypatch):
         assert said in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_generation_on_one_device_speaks_of_that_alone():
     made = cutedge.generate(
         "edge-10m", prompt=8, new=4, policy="all-home", home="a100-80g", engine="hf-eager"

@@ -335,6 +335,7 @@ def test_the_command_gives_the_reference_figures():
 # --- parameters by part ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parts_of_a_llama(traced):
     found = break_down(traced("llama-3.2-1b", seq=1024))
     parts = {part: count.total for part, count in found.parts.items()}

@@ -207,6 +207,7 @@ def test_a_chosen_expert_is_read_as_it_is_stored() -> None:
         assert other * 128 == one * 18
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_computed_as_it_was() -> None:
     plain = decoded(LLAMA)
     packed = cache_in(stored(plain, load_weights("q4_k_m")), "q8_0")

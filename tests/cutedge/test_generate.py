@@ -227,6 +227,7 @@ def without_latency(folder: Path) -> Path:
     return folder / "timeless.toml"
 
 
+@pytest.mark.slow
 def test_what_the_seconds_leave_out_is_said(tmp_path: Path) -> None:
     machine = f"tee-tdx+h100-cc@{without_latency(tmp_path)}"
     of: dict[str, Any] = {"prompt": 16, "new": 2}
@@ -358,6 +359,7 @@ def test_points_of_a_sweep_are_generations(tmp_path: Path) -> None:
     held_against_generate("edge-10m", random.Random(1).choice(moving))
 
 
+@pytest.mark.slow
 def test_generations_under_masks(tmp_path: Path) -> None:
     """Pads are of one run: those of all steps are summed. One row has no mask of ``rank-one``."""
     policies = ["slalom", "masked-all", "rank-one"]

@@ -131,6 +131,7 @@ def test_a_rule_may_choose_the_fastest(traced, tmp_path):
         traced.partition(str(rules))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["offload-linear", "packed"])
 @pytest.mark.few(1)
 def test_a_generation_and_a_sweep_pack_as_partition_does(policy, tmp_path):
@@ -183,6 +184,7 @@ def test_a_cache_that_moves_is_packed():
     assert made.move_seconds == pytest.approx(plain.move_seconds + packing - saved)
 
 
+@pytest.mark.slow
 def test_what_a_run_measures_is_a_packing(traced, tmp_path, monkeypatch):
     """zstd over sockets: the same answer, the bytes as counted, and a file with what was measured."""
     monkeypatch.chdir(tmp_path)

@@ -251,7 +251,7 @@ def test_every_figure_is_that_of_one_point(subject, samples):
     subject_trace = captured(preset(name), model=name, **options)
     whole = program(subject_trace.graph, subject_trace.reach, given)
     checked = Counter()
-    for policy_name in POLICIES if samples > 4 else POLICIES[::2]:
+    for policy_name in POLICIES if samples > 4 else POLICIES[::3]:
         policy = load_policy(policy_name)
         residencies = ("run",) if policy.objective else ("run", "call")
         job = Job(
@@ -750,6 +750,7 @@ def shallow():
     return cutedge.trace("edge-10m", batch=2, seq=16, overrides={"num_hidden_layers": 2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "link", "asked", "engine", "execution"),
     [

@@ -144,6 +144,7 @@ def test_units_have_names():
     assert called("op", "q0") == f"op {names['q0']} (q0)"
 
 
+@pytest.mark.slow
 @examples(30)
 @given(graphs())
 def test_units_of_any_graph(graph):

@@ -425,6 +425,7 @@ def test_the_shipped_policies_come_from_home_to_fused():
         assert all(rule.place == "accelerator" and rule.reason for rule in policy.rules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "layers", "linears", "core", "spread"),
     [

@@ -381,6 +381,7 @@ def test_of_a_secrets_values_those_that_match_nothing_are_warned_of(traces, tmp_
 # --- what is seen, and what can be worked out -----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_tensor_of_a_llama_is_what_a_person_would_call_it(traces):
     """By hand from the names of its modules, of which the classification looks at not one."""
     for phase in ("prefill", "decode"):

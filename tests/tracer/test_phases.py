@@ -205,6 +205,7 @@ def test_repeated_layers_equal_the_whole_trace_of_an_encoder_and_a_decoder(kind,
     assert (one.ops, one.tensors, one.edges) == (two.ops, two.tensors, two.edges)
 
 
+@pytest.mark.slow
 def test_a_prefill_that_fills_a_cache_returns_it(one_token):
     """It does the work of one that fills no cache: by its formula, that of a token alone."""
     config = {"model_type": "llama", **SMALL, **KINDS["llama"], "num_hidden_layers": 1}

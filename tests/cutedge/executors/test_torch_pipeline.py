@@ -75,6 +75,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
 @pytest.mark.parametrize(("points", "devices"), CASES)
 def test_the_stages_that_torch_makes_have_the_weights_of_the_placement(
