@@ -533,6 +533,7 @@ MINE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same_as", sorted(MINE))
 def test_a_users_policy_gives_what_the_shipped_one_gives(traced, cli, tmp_path, same_as):
     write_trace(shipped(traced, BERT)[0], tmp_path / "trace")

@@ -308,6 +308,7 @@ def same_toys(module: torch.nn.Module, repeated: int) -> None:
     assert instantiated.edges == wanted.edges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "kinds", "repeated"),
     [
@@ -615,6 +616,7 @@ def test_sdpa_gets_the_operands_that_a_real_run_gives_it(config, masked, monkeyp
     assert {len(operands) for operands in real} == {4 if masked else 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seq", "said"), [(64, "seq <= 99"), (100, "seq >= 100")])
 @pytest.mark.few(1)
 def test_a_sliding_window_that_a_model_branches_on_bounds_the_formulas(seq, said):

@@ -209,6 +209,7 @@ def test_biases_are_added_where_the_scheme_has_them(listening, scheme):
     assert verdict.answer_equal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residency", ["run", "call"])
 @pytest.mark.few(1)
 def test_two_accelerators(listening, tmp_path, residency):
