@@ -1,6 +1,6 @@
 """Placements in the words of the programs that carry them out: read, written, held to the optimum."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,8 @@ class Words:
     """Whose words they are."""
     text: str
     """What the executor is told; the nearest that it can carry out."""
+    beside: Mapping[str, object]
+    """What it takes beside that, by its own names: accelerate's ``max_memory``."""
     policy: str
     """What the placement is of."""
     exact: bool
@@ -114,6 +116,7 @@ class Words:
             "executor": self.executor,
             "policy": self.policy,
             "text": self.text,
+            "beside": dict(self.beside),
             "exact": self.exact,
             "stopped_ops": self.stopped,
             "stops": list(self.stops),
@@ -147,6 +150,7 @@ def words_for(split: Split, executor: str, *, nearest: bool = False) -> Words:
     told = Words(
         executor,
         found.text,
+        found.beside,
         split.policy,
         exact,
         () if exact else tuple(_stops(graph, placement, there, elsewhere or found.moved)),

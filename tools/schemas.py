@@ -855,6 +855,7 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
             "A placement in the words of an executor.",
             {
                 **dataclass_keys(Words, "executor", "policy", "text", "exact"),
+                "beside": key({"type": "object"}, field_words(Words)["beside"]),
                 "stopped_ops": field_key(Words, "stopped"),
                 **dataclass_keys(Words, "stops", "payload_bytes", "nearest_payload_bytes"),
                 "file": key(str | None, "With --out: the file that was written."),

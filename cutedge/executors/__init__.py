@@ -44,6 +44,12 @@ class Executor:
     nothing with the graph."""
     text: Callable[[Any], str]
     """What it is told, in its words."""
+    beside: Callable[[Any], Mapping[str, object]]
+    """What it takes beside these, by its own names."""
+
+
+def _nothing(told: object) -> Mapping[str, object]:
+    return {}
 
 
 def _executor(module: Any, granularity: Granularity) -> Executor:
@@ -56,6 +62,7 @@ def _executor(module: Any, granularity: Granularity) -> Executor:
         module.place,
         module.nearest,
         module.text,
+        getattr(module, "beside", _nothing),
     )
 
 
@@ -116,6 +123,8 @@ class Carried:
     """Its name."""
     text: str
     """The nearest that it can do, in its words."""
+    beside: Mapping[str, object]
+    """What it takes beside these, by its own names."""
     places: Places
     """Where the ops are then."""
     moved: tuple[int, ...]
@@ -130,7 +139,8 @@ def carried(
     Raises CutedgeError where it can do nothing with the graph.
     """
     devices = (placement.home, *accelerators)
-    text = executor.text(executor.nearest(graph, placement, devices))
+    told = executor.nearest(graph, placement, devices)
+    text = executor.text(told)
     try:
         at = executor.place(graph, executor.parse(text), devices)
     except InputError as error:  # of words that are ours
@@ -141,4 +151,4 @@ def carried(
         if at.devices[op.id] != placement.devices[op.id]
         or (op.id in at.streams) != (op.id in placement.streams)
     )
-    return Carried(executor.name, text, at, moved)
+    return Carried(executor.name, text, executor.beside(told), at, moved)

@@ -6,10 +6,10 @@ runs, its inputs are moved to its device. What a module does itself between its 
 and runs where its inputs are; so the parts that come together there need one device, and a block
 with a residual sum stays whole (transformers' ``_no_split_modules``).
 
-Numbers are accelerators in order. ``cpu`` is home, in one of two ways: parameters lie there and are
-sent to the first accelerator, where the module runs (what ``from_pretrained`` does); or the module
-runs there, which ``dispatch_model`` does when it is told ``main_device="cpu"``. Written are
-``device_map``, ``max_memory`` (what each device holds) and, where home computes, ``main_device``.
+Numbers are accelerators in order. ``cpu`` is home, in one of two ways: the module runs there, which
+``dispatch_model`` does when it is told ``main_device="cpu"``; or its parameters lie there and are
+sent to the first accelerator, where it runs (what ``from_pretrained`` does). A map alone is the
+first: each op runs where its weights are. Of the second a map stands beside ``main_device``: 0.
 """
 
 import json
@@ -36,7 +36,7 @@ class DeviceMap:
     entries: Mapping[str, int | str]
     """Module path, empty for the whole model -> number of an accelerator, ``cpu`` or ``disk``."""
     home_computes: bool
-    """Whether modules on ``cpu`` run there (``main_device="cpu"``), not on the first accelerator."""
+    """Whether modules on ``cpu`` run there, not on the first accelerator."""
     max_memory: Mapping[str, int]
     """Device -> bytes; not read."""
 
@@ -70,7 +70,8 @@ def parse(text: str) -> DeviceMap:
     numbers = {
         path: device if (n := _number(device)) is None else n for path, device in entries.items()
     }
-    return DeviceMap(numbers, main == "cpu" or not _numbers(numbers), {})
+    sends = main is not None and _number(main) is not None
+    return DeviceMap(numbers, not sends or not _numbers(numbers), {})
 
 
 def _number(device: object) -> int | None:
@@ -87,9 +88,14 @@ def _numbers(entries: Mapping[str, int | str]) -> list[int]:
 
 def text(told: DeviceMap) -> str:
     """As JSON."""
-    main = {"main_device": "cpu"} if told.home_computes and _numbers(told.entries) else {}
-    memory = {"max_memory": dict(told.max_memory)} if told.max_memory else {}
-    return json.dumps({"device_map": dict(told.entries), **memory, **main}, indent=2) + "\n"
+    entries = dict(told.entries)
+    whole = entries if told.home_computes else {"device_map": entries, "main_device": 0}
+    return json.dumps(whole, indent=2) + "\n"
+
+
+def beside(told: DeviceMap) -> Mapping[str, object]:
+    """What ``dispatch_model`` takes beside the map."""
+    return {"main_device": "cpu" if told.home_computes else 0, "max_memory": dict(told.max_memory)}
 
 
 def place(graph: OpGraph, told: DeviceMap, devices: Sequence[str]) -> Places:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from tracer.errors import CutedgeError, InputError
+from tracer.errors import CutedgeError
 from tracer.graph import OpGraph, Role
 
 if TYPE_CHECKING:
@@ -53,21 +53,16 @@ class Names:
 def gguf_names(graph: OpGraph) -> Names:
     """The names of a model's weights.
 
-    Raises InputError without the package ``gguf``, CutedgeError for a model that llama.cpp has no
-    names for.
+    Raises CutedgeError for a model that llama.cpp has no names for.
 
     >>> import cutedge
     >>> graph = cutedge.trace("gpt2", seq=4).graph
     >>> sorted(gguf_names(graph).all)[:2]
     ['blk.0.attn_norm.bias', 'blk.0.attn_norm.weight']
     """
-    try:
-        from gguf.constants import MODEL_ARCH_NAMES
-        from gguf.tensor_mapping import get_tensor_name_map
-    except ImportError as error:
-        raise InputError(
-            f"llama.cpp's names of weights need a package ({error}): pip install 'cutedge[export]'"
-        ) from error
+    from gguf.constants import MODEL_ARCH_NAMES
+    from gguf.tensor_mapping import get_tensor_name_map
+
     kind = _HEADS.sub("", graph.meta.model_class).lower()
     plain = {re.sub(r"[^a-z0-9]", "", name): arch for arch, name in MODEL_ARCH_NAMES.items()}
     arch = plain.get(re.sub(r"[^a-z0-9]", "", _ARCHITECTURES.get(kind, kind)))

@@ -69,12 +69,13 @@ def test_the_best_has_nothing_better_beside_it(trace):
 def test_weights_that_are_sent_are_a_choice(trace):
     """accelerate's ``cpu`` lies at home and is sent: that is what such a placement loses by."""
     entries = {"model": 0, "lm_head": 0, "model.decoder.layers.2": "cpu"}
-    split = trace.partition(cutedge.placement(json.dumps(entries)), **MACHINE)
+    given = json.dumps({"device_map": entries, "main_device": 0})
+    split = trace.partition(cutedge.placement(given), **MACHINE)
     sent = {trace.graph.ops[op].layer for op in split.split.placement.streams}
     assert sent == {2}
     (choice,) = split.beside_optimum.choices[:1]
     assert "linear" in choice.ops
-    assert split.words_for("accelerate").text.count('"cpu"') == 2  # an entry, and what it holds
+    assert split.words_for("accelerate").text.count('"cpu"') == 1
 
 
 def test_it_is_told_where_it_does_not_fit(trace):
