@@ -162,13 +162,14 @@ def _described(text: str, names: Sequence[str]) -> str:
 
 
 def opened(
-    directory: Path | None, policy: str | None
+    directory: Path | None, policy: str | None, *, last: bool = False
 ) -> tuple[OpGraph, Split | None, MeasuredRun | None]:
     """(a trace's graph, its split if it has one, what was measured of that) of a directory.
 
-    It is a trace's or a partition's; ``policy`` is for a trace that has several partitions.
+    It is a trace's or a partition's; ``policy`` is for a trace that has several partitions, of
+    which else the ``last`` that was written may be taken.
     """
-    trace, folder = find_partition(trace_folder(directory), policy)
+    trace, folder = find_partition(trace_folder(directory), policy, last=last)
     if folder is None:
         return read_trace(trace)[0], None, None
     split = read_split(trace, folder)
@@ -182,13 +183,14 @@ def opened(
 def placement_words(
     executor: str, directory: Path | None, policy: str | None, out: Path | None, *, nearest: bool
 ) -> "Words":
-    """A placement in the words of an executor, written to a file where ``out`` names one.
+    """A placement in the words of an executor, written to a file where ``out`` names one: of a
+    policy, or of the last partition.
 
     Raises as ``_carried.words_for``, and InputError where there is no placement.
     """
     from cutedge._carried import words_for
 
-    split = opened(directory, policy)[1]
+    split = opened(directory, policy, last=True)[1]
     if split is None:
         raise InputError("a placement is of a partition, and there is none: run partition first")
     words = words_for(split, executor, nearest=nearest)

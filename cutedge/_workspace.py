@@ -72,11 +72,13 @@ def trace_folder(given: Path | None) -> Path:
     return Path(os.path.normpath(OUT / os.fsdecode(data).removesuffix("\n")))
 
 
-def find_partition(folder: Path, policy: str | None) -> tuple[Path, Path | None]:
+def find_partition(
+    folder: Path, policy: str | None, *, last: bool = False
+) -> tuple[Path, Path | None]:
     """(trace directory, partition directory or None where it has none) of either of the two.
 
-    A trace directory with several partitions needs the ``policy`` of one. Raises InputError naming
-    those that there are.
+    A trace directory with several partitions needs the ``policy`` of one, or the ``last`` that was
+    written is taken. Raises InputError naming those that there are.
     """
     if (folder / "summary.parquet").exists():
         trace, found = Path(os.path.normpath(folder / "../../../..")), [folder]
@@ -90,6 +92,8 @@ def find_partition(folder: Path, policy: str | None) -> tuple[Path, Path | None]
             f"{folder} has no partition by {policy}, but by {made}: run partition --policy {policy}"
         )
     chosen = [path for path in found if policy in (None, names[path])]
+    if len(chosen) > 1 and last:
+        chosen = [max(chosen, key=lambda path: (path / "summary.parquet").stat().st_mtime_ns)]
     if len(chosen) > 1:
         same = len({names[path] for path in chosen}) == 1
         raise InputError(

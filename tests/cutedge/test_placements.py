@@ -155,6 +155,8 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     assert invoke(*asked, "placement-vllm 2", "--out", "x").stdout.endswith("written to x\n")
     assert (tmp_path / "x").read_text() == "VLLM_PP_LAYER_PARTITION=1,3\n"
     invoke("partition")
+    invoke("partition", "--placement", "VLLM_PP_LAYER_PARTITION=2,2")  # the last of several
+    assert invoke("export", "placement", "--for", "vllm").stdout == "VLLM_PP_LAYER_PARTITION=2,2\n"
     done = invoke(*asked, "offload-linear")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     done = invoke(*asked, "offload-linear", "--nearest")
