@@ -17,7 +17,8 @@ launches alone: what crosses a link is as the placement has it, op by op.
 Ops that run apart (``runs``: on another device, or in another call) are never in one group: what
 passes between them is written and read. Groups are convex, so that they can run one after another:
 each op has a depth, the most steps behind it into or out of an op that stays alone, and ops of one
-group have the same depth, while a way out of the group and back is deeper.
+group have the same depth, while a way out of the group and back is deeper. What runs apart divides
+the groups that there are where all runs together, and makes no others: so it moves no less.
 """
 
 from collections import defaultdict
@@ -88,14 +89,23 @@ def fused(graph: OpGraph, runs: tuple[Hashable, ...] | None = None) -> tuple[Gro
     ``runs`` is by op what it runs in (device and call, in this order, as a tuple); None where that
     is everywhere (state, constants). Left out, all ops run together.
     """
-    return tuple(_Fusion(graph, runs).groups())
+    if runs is None:
+        return tuple(_Fusion(graph, runs).groups())
+    return tuple(_Fusion(graph, runs, _Fusion(graph, None).of).groups())
 
 
 class _Fusion:
     """A graph while its ops are put into groups."""
 
-    def __init__(self, graph: OpGraph, runs: Sequence[Hashable] | None) -> None:
+    def __init__(
+        self,
+        graph: OpGraph,
+        runs: Sequence[Hashable] | None,
+        whole: Sequence[int | None] | None = None,
+    ) -> None:
+        """``whole`` has by op the group where all ops run together: it is divided, never joined."""
         self.graph = graph
+        self.whole: Sequence[Any] = whole or [None] * len(graph.ops)
         self.runs: Sequence[Any] = runs or [None] * len(graph.ops)
         self.free = [self._is_free(op) for op in graph.ops]
         self._sources: dict[int, Mapping[int, Any]] = {}
@@ -230,7 +240,7 @@ class _Fusion:
         return [None if there is None else root(op) for op, there in enumerate(of)]
 
     def _joins(self, maker: int, reader: int) -> bool:
-        if self.runs[maker] != self.runs[reader]:
+        if self.runs[maker] != self.runs[reader] or self.whole[maker] != self.whole[reader]:
             return False
         inside = self.attention.get(maker), self.attention.get(reader)
         if inside != (None, None):

@@ -151,6 +151,21 @@ def test_groups_are_convex_and_within_a_run(graph, data):
     assert moved(graph) <= moved(graph, runs) <= eager
 
 
+def test_what_runs_apart_divides_groups_and_makes_no_others():
+    """In bytes: near and wide are one pass, 12 + 24; far 12 + 12; last 12 + 24 + 12. Where near runs
+    apart, wide does not go with last instead, which would move 84: 12 and 12 more are moved."""
+    b = Builder()
+    x, y = b.input("x", (1, 3)), b.input("y", (1, 3))
+    near = b.op("near", x, shape=(1, 3), kind=Kind.SOFTMAX)
+    wide = b.op("wide", near, shape=(1, 6), kind=Kind.SOFTMAX)
+    far = b.op("far", y, shape=(1, 3), kind=Kind.LINEAR)
+    last = b.op("last", far, wide, shape=(1, 3), kind=Kind.SOFTMAX)
+    graph = b.finish(last)
+    runs = tuple(("b" if op.name in ("wide", "last") else "a", 0) for op in graph.ops)
+    assert moved(graph) == 36 + 24 + 48
+    assert moved(graph, runs) == 24 + 36 + 24 + 48
+
+
 def test_parts_of_a_group_are_no_more_than_what_they_take_alone():
     """So a search that sums ops under one device has a bound of every placement's seconds."""
     trace = cutedge.trace("edge-10m", phase="decode", past=64)
