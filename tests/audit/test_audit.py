@@ -313,6 +313,7 @@ def test_formulas():
 # --- that it sees what is wrong -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_wrong_figure_in_a_table_is_seen(tmp_path):
     case = Case("autoencoder", "--batch 2")
     trace = case.trace(tmp_path, case.options)

@@ -337,6 +337,7 @@ def held_against_generate(model: Any, row: dict[str, Any], **options: Any) -> No
             assert row[name] == alone[name], (name, row)
 
 
+@pytest.mark.slow
 def test_points_of_a_sweep_are_generations(tmp_path: Path) -> None:
     """Moves, packs, an unknown link, one token alone; each point against ``generate``."""
     axes = {

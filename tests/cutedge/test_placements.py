@@ -132,6 +132,7 @@ def test_executors_say_what_they_keep_together():
     assert all(executor.units for executor in EXECUTORS.values())
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     invoke("trace", "edge-10m", "--seq", "8")

@@ -171,6 +171,7 @@ def test_a_block_zooms_and_comes_back(opened, pages):
         assert block.get_attribute("viewBox") == whole
 
 
+@pytest.mark.slow
 def test_another_policy_is_shown_when_it_is_chosen(opened, pages):
     with opened(pages["tee-gpu"], changed=True) as page:
         page.select_option("#policy", label="all-home")

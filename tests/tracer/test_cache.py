@@ -70,6 +70,7 @@ HYBRID = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "options", "at", "others", "misses"),
     [
