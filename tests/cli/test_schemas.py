@@ -172,7 +172,7 @@ def parts(schema: Any) -> Iterator[dict[str, Any]]:
             yield from parts(inner)
 
 
-SLOW = ("generate", "models-check", "verify")
+SLOW = ("generate", "limits", "models-check", "verify")
 """Those that trace a model anew, or run it."""
 
 

@@ -71,6 +71,7 @@ def shared_out(each: list[int], chips: int, speedup: int = 1) -> float:
 # --- figures --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [*QUICK, *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS[1:])]
 )

@@ -51,6 +51,7 @@ def rows_of(p: cutedge.Partition, *asked: Any) -> list[dict[str, Any]]:
     return p.schedule(*asked).table.to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residency", ["run", "call"])
 @pytest.mark.parametrize("policy", ["offload-linear", "fuse-attention", "all-home", "min-cut"])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
