@@ -219,7 +219,6 @@ class _Order:
         self.sizes, self.spans, self.outer, self.inner = sizes, spans, outer, inner
         self.outers, self.inners = parts[outer], parts[inner]
         self.folds: Ints = self.outers * self.inners
-        self.kept: dict[Operand, Bools] = {}
         self.waits: dict[Operand, Bools] = {}
         """Whether a matrix is kept or held: what moves of it moves beside another fold."""
         self.stays: dict[Operand, Bools] = {}
@@ -231,10 +230,10 @@ class _Order:
                 np.minimum(sizes[axis], spans[axis]) if axis in spans else sizes[axis]
                 for axis in axes
             ]
-            self.kept[one] = whole[one] <= words
+            kept = whole[one] <= words
             held = 2 * largest[0] * largest[1] <= words
-            self.waits[one] = self.kept[one] | held
-            self.stays[one] = self.kept[one] | (held & (self.inners == 1))
+            self.waits[one] = kept | held
+            self.stays[one] = kept | (held & (self.inners == 1))
         self.reads: dict[Operand, Ints] = {
             one: whole[one] * self._times(one) for one in ("ifmap", "filter")
         }
@@ -248,13 +247,13 @@ class _Order:
 
     def _times(self, operand: Operand) -> Any:
         """How often each word of a matrix moves one way."""
-        if self._depends_on(operand) == "both":
+        if self.depends_on(operand) == "both":
             return 1
-        if self._depends_on(operand) == "outer":
+        if self.depends_on(operand) == "outer":
             return np.where(self.waits[operand], 1, self.inners)
         return np.where(self.stays[operand], 1, self.outers)
 
-    def _depends_on(self, operand: Operand) -> str:
+    def depends_on(self, operand: Operand) -> str:
         """By which of the tiled axes the part differs that a fold needs."""
         axes = _AXES[operand]
         if self.outer in axes and self.inner in axes:
@@ -355,7 +354,7 @@ class _Stages:
         """Words that come for a fold while the one before computes."""
         total: Any = 0
         for one in OPERANDS:
-            depends = self._order._depends_on(one)
+            depends = self._order.depends_on(one)
             new = self._at(self._early_of, one, o_last, i_last)
             again = self._at(self._again_of, one, o_last, i_last)
             if one == "ofmap":  # what is added to, where it was not there any more
@@ -370,7 +369,7 @@ class _Stages:
 
     def _late(self, o_last: Any, i_last: Any) -> Any:
         """Words that go after a fold while the next one computes."""
-        depends = self._order._depends_on("ofmap")
+        depends = self._order.depends_on("ofmap")
         done = self._at(self._early_of, "ofmap", o_last, i_last)
         if depends == "both":
             return done
@@ -384,7 +383,7 @@ class _Stages:
         for one in OPERANDS:
             part = self._at(self._beside_of, one, o.last, i.last)
             total = total + part
-            if one == "ofmap" and self._order._depends_on(one) != "both":
+            if one == "ofmap" and self._order.depends_on(one) != "both":
                 total = total + _pick(o.first if self._order.outer == "k" else i.first, 0, part)
         return total
 

@@ -710,7 +710,7 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
                 solution.proven and without.solution.proven,
             )
         )
-    for protect, freer in _unprotected(policy):
+    for protect, freer, count in _unprotected(graph, policy):
         try:
             without = place(graph, freer, setting)
         except (NotFoundError, InfeasibleError):  # what it hides is a secret
@@ -720,7 +720,7 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
             Price(
                 f"protect {protect}: {protect.protection}",
                 protect.reason,
-                sum(one == protect for one in named(graph, policy.protects).values()),
+                count,
                 solution.objective - (without.solution.objective or 0),
                 unit,
                 solution.proven and without.solution.proven,
@@ -729,35 +729,43 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
     return found
 
 
-def _unprotected(policy: Policy) -> Iterator[tuple[Protect, Policy]]:
-    """(each protection, the policy without it)"""
+def _unprotected(graph: OpGraph, policy: Policy) -> Iterator[tuple[Protect, Policy, int]]:
+    """(each protection, the policy without it, how many ops it names)"""
+    names = [*named(graph, policy.protects).values()]
     for number, protect in enumerate(policy.protects):
         others = (*policy.protects[:number], *policy.protects[number + 1 :])
-        yield protect, replace(policy, protects=others)
+        yield protect, replace(policy, protects=others), names.count(protect)
 
 
 def _fixed_prices(graph: OpGraph, policy: Policy, setting: Setting) -> list[Price]:
     """What each protection of a policy that leaves nothing free costs: in bytes, and in nanoseconds
     where these are known."""
+    if not policy.protects:
+        return []
+
+    def costs(placed: Placed) -> dict[str, float]:
+        there = setting.of(placed.graph)
+        wanted = {"bytes": "bytes"} | ({"ns": "seconds"} if _is_timed(placed, there) else {})
+        return {
+            unit: figure(
+                placed.graph, replace(policy, objective={one: 1.0}), there, placed.placement
+            )
+            for unit, one in wanted.items()
+        }
+
     found = []
-    names = named(graph, policy.protects)
-    for protect, freer in _unprotected(policy):
+    masked = costs(place(graph, policy, setting))
+    for protect, freer, count in _unprotected(graph, policy):
         try:
-            placed = [place(graph, one, setting) for one in (policy, freer)]
+            bare = costs(place(graph, freer, setting))
         except InfeasibleError:  # what it hides is a secret
             continue
-        for unit, wanted in (("bytes", "bytes"), ("ns", "seconds")):
-            by = replace(policy, objective={wanted: 1.0})
-            known = [setting.of(one.graph) for one in placed]
-            if unit == "ns" and not all(map(_is_timed, placed, known)):
-                continue
-            costs = [
-                figure(one.graph, by, there, one.placement)
-                for one, there in zip(placed, known, strict=True)
-            ]
-            count = sum(one == protect for one in names.values())
-            rule, saved = f"protect {protect}: {protect.protection}", round(costs[0] - costs[1])
-            found.append(Price(rule, protect.reason, count, saved, unit, True))
+        rule = f"protect {protect}: {protect.protection}"
+        found += [
+            Price(rule, protect.reason, count, round(masked[unit] - bare[unit]), unit, True)
+            for unit in masked
+            if unit in bare
+        ]
     return found
 
 

@@ -119,8 +119,6 @@ def _is_file(given: str) -> bool:
 class Carried:
     """What an executor can do of a placement."""
 
-    executor: str
-    """Its name."""
     text: str
     """The nearest that it can do, in its words."""
     beside: Mapping[str, object]
@@ -151,4 +149,4 @@ def carried(
         if at.devices[op.id] != placement.devices[op.id]
         or (op.id in at.streams) != (op.id in placement.streams)
     )
-    return Carried(executor.name, text, executor.beside(told), at, moved)
+    return Carried(text, executor.beside(told), at, moved)
