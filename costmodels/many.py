@@ -17,7 +17,7 @@ from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL, Engine
 from costmodels.experts import route, routed
-from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape
+from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape, work_of
 from costmodels.fused import fused, strides
 from costmodels.roofline import Rule, paged_share
 from costmodels.traffic import traffic
@@ -100,6 +100,7 @@ class OpGroups:
 def op_groups(graph: OpGraph, over: Over) -> OpGroups:
     """What each op of an annotated graph costs at many sizes that it reaches."""
     formulas = closed(graph)
+    equal: dict[Any, int] = {}
     numbers: dict[Any, int] = {}
     groups: list[OpGroup] = []
     of: list[int | None] = []
@@ -107,9 +108,13 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
         if op.is_view or op.kind in FREE:
             of.append(None)
             continue
+        chosen = routed(formulas, op)
+        work = work_of(graph, op) if chosen is None else op.id
+        if work in equal:
+            of.append(equal[work])
+            continue
         inputs, outputs = formulas.inputs(op.id), formulas.outputs(op.id)
         read, written = traffic(formulas, op)
-        chosen = routed(formulas, op)
         gemm = gemm_shape(formulas, op)
         moved: Formula = formula(written)
         for tensor, size in read.items():
@@ -143,6 +148,7 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
                     strided,
                 )
             )
+        equal[work] = numbers[key]
         of.append(numbers[key])
     return OpGroups(tuple(of), tuple(groups))
 
