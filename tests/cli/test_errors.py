@@ -251,11 +251,11 @@ def test_the_setting_at_fault_is_named_among_others(refuse):
     [
         ("--seq 0", ["'--seq'", "greater than or equal to 1"]),
         ("--seq -3", ["'--seq'", "greater than or equal to 1"]),
-        ("--seq many", ["'--seq'", "valid integer"]),
-        ("--seq 1.5", ["'--seq'", "valid integer"]),
+        ("--seq many", ["'--seq'", "is not a valid int"]),
+        ("--seq 1.5", ["'--seq'", "is not a valid int"]),
         ("--batch 0", ["'--batch'", "greater than or equal to 1"]),
         ("--batch -1", ["'--batch'", "greater than or equal to 1"]),
-        ("--batch two", ["'--batch'", "valid integer"]),
+        ("--batch two", ["'--batch'", "is not a valid int"]),
         # Sizes whose tensors have more bytes than a table's 64 bits count.
         ("--seq 99999999999999999999 --set num_hidden_layers=1", ["seq", "99999999999999999999"]),
         pytest.param(
