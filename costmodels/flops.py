@@ -65,7 +65,7 @@ def annotate(graph: OpGraph) -> OpGraph:
             return idle
         if routing := routing_of(graph, op):
             return _cost(graph, op, routing)
-        key = work_of(graph, op)
+        key = work_key(graph, op)
         if key not in known:
             known[key] = _cost(graph, op, None)
         return known[key]
@@ -73,7 +73,7 @@ def annotate(graph: OpGraph) -> OpGraph:
     return graph.with_ops(replace(op, cost=cost(op)) for op in graph.ops)
 
 
-def work_of(graph: OpGraph, op: Op) -> Hashable:
+def work_key(graph: OpGraph, op: Op) -> Hashable:
     """All that an op's FLOPs and traffic follow from, but which experts' weights it reads: the many
     ops of a graph that are equal in it are worked out once."""
     inputs = graph.inputs(op.id)

@@ -23,7 +23,7 @@ from costmodels.packing import FIGURES as OF_PACKINGS
 from costmodels.packing import Packing, load_packing, packing_names
 from costmodels.weight_parts import PARTS, Model, Weight
 from costmodels.weights import FIGURES as OF_WEIGHTS
-from costmodels.weights import Encoding, Rule, load_weights, weight_names
+from costmodels.weights import Encoding, EncodingRule, load_weights, weight_names
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
 from partition.mask_table import MASKS
@@ -427,7 +427,7 @@ def _weights() -> str:
             "## Figures",
             _fields(Encoding, tuple(OF_WEIGHTS)),
             "## Conditions of a rule",
-            _fields(Rule, ("layers", "experts", "depth", "queries_a_key", "names")),
+            _fields(EncodingRule, ("layers", "experts", "depth", "queries_a_key", "names")),
             "## Parts",
             table(("part", "what it is"), [(code(part), what) for part, what in PARTS.items()]),
             "## The formats",
