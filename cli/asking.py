@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from cli.app import command
 from cli.options import Json, no_model
@@ -12,22 +12,17 @@ from cli.options import Json, no_model
 @command('cutedge query "SELECT label, sum(payload_bytes) FROM transfers GROUP BY ALL"')
 def query(
     sql: Annotated[
-        str,
-        typer.Argument(
-            help="SQL over ops, tensors, edges, placement, transfers, calls and summary."
-        ),
+        str, Argument(help="SQL over ops, tensors, edges, placement, transfers, calls and summary.")
     ],
     directory: Annotated[
         Path | None,
-        typer.Option(
-            "--trace", help="A trace directory; the last when left out.", callback=no_model
-        ),
+        Option("--trace", help="A trace directory; the last when left out.", callback=no_model),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Over every run in cutedge-out, not one trace alone.")
+        bool, Option("--all", help="Over every run in cutedge-out, not one trace alone.")
     ] = False,
     safe: Annotated[
-        bool, typer.Option("--safe", help="Reads the tables alone: the SQL reaches no other file.")
+        bool, Option("--safe", help="Reads the tables alone: the SQL reaches no other file.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Option
 
 from cli import complete
 from cli.app import command, say, warn
@@ -20,24 +20,24 @@ def cost(
     directory: TraceDir = None,
     devices: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--device",
             help="A device's name, or a .toml file; again for another.",
             autocompletion=complete.devices,
         ),
     ] = None,
     by: Annotated[
-        Literal["kind", "layer", "module"], typer.Option(help="What to sum the printed rows by.")
+        Literal["kind", "layer", "module"], Option(help="What to sum the printed rows by.")
     ] = "kind",
     products_dtype: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Compute matrix products in another dtype that the device has a peak for: "
             "tfloat32, bfloat16, float16, int8."
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail when any op has no cost on a device.")
+        bool, Option("--strict", help="Fail when any op has no cost on a device.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -89,26 +89,24 @@ class User:
     """What one user asks of a device."""
 
     weight_bits: Annotated[
-        float | None, typer.Option(min=0.1, max=64, help="Bits a parameter; 16 when left out.")
+        float | None, Option(min=0.1, max=64, help="Bits a parameter; 16 when left out.")
     ] = None
     kv_bits: Annotated[
-        float | None, typer.Option(min=0.1, max=64, help="Bits a cached value; 16 when left out.")
+        float | None, Option(min=0.1, max=64, help="Bits a cached value; 16 when left out.")
     ] = None
-    weights: Annotated[str | None, typer.Option(help="As for cost, in place of bits.")] = None
-    kv_dtype: Annotated[str | None, typer.Option(help="As for cost, in place of bits.")] = None
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024
+    weights: Annotated[str | None, Option(help="As for cost, in place of bits.")] = None
+    kv_dtype: Annotated[str | None, Option(help="As for cost, in place of bits.")] = None
+    prompt: Annotated[int, Option(min=1, help="Tokens of the prompt.")] = 1024
     dtype: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="The dtype whose peak the device computes at; when left out that of the wider of "
             "weights and cache: bfloat16 of 16 bits, 8-bit of 8, where the device has it."
         ),
     ] = None
     units: Annotated[
         Literal["true", "reference"],
-        typer.Option(
-            help="true: counts, decimal giga and tera; reference: M, G, T as powers of two."
-        ),
+        Option(help="true: counts, decimal giga and tera; reference: M, G, T as powers of two."),
     ] = "true"
 
 
@@ -146,7 +144,7 @@ def _print_limits(limits: "ModelLimits") -> None:
 def params(
     model: Model,
     settings: Settings = None,
-    by_layer: Annotated[bool, typer.Option("--layers", help="A row for each layer.")] = False,
+    by_layer: Annotated[bool, Option("--layers", help="A row for each layer.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say where a model's parameters are: embedding, attention, FFN, norms, lm_head."""

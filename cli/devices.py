@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from cli import complete
 from cli.app import command
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from costmodels import devices as described
     from cutedge._gemm import ProductCost
 
-M = Annotated[int, typer.Argument(min=1, max=MOST, help="Rows of the first operand.")]
-K = Annotated[int, typer.Argument(min=1, max=MOST, help="Its columns, rows of the second.")]
-N = Annotated[int, typer.Argument(min=1, max=MOST, help="Columns of the second operand.")]
+M = Annotated[int, Argument(min=1, max=MOST, help="Rows of the first operand.")]
+K = Annotated[int, Argument(min=1, max=MOST, help="Its columns, rows of the second.")]
+N = Annotated[int, Argument(min=1, max=MOST, help="Columns of the second operand.")]
 
 SHOWN = ("float32", "bfloat16", "int8")
 """The dtypes that the list of devices has room for; JSON and ``devices NAME`` have all."""
@@ -28,7 +28,7 @@ SHOWN = ("float32", "bfloat16", "int8")
 def devices(
     name: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             help="Only those with this in their name; of one, or of a .toml file, all figures.",
             autocompletion=complete.devices,
         ),
@@ -50,42 +50,39 @@ def devices(
 
 
 @dataclass(frozen=True, slots=True)
+class Buffered:
+    """A systolic array, its buffers and their DRAM."""
+
+    mode: Annotated[Dataflow | None, Option(help="Another dataflow than the device's.")] = None
+    rows: Annotated[int | None, Option(min=1, max=MOST, help="Rows of a systolic array.")] = None
+    cols: Annotated[int | None, Option(min=1, max=MOST, help="Columns of a systolic array.")] = None
+    sram_kib: Annotated[
+        str | None, Option(help="KiB of the buffers for left operand, right one, result: 64,64,64.")
+    ] = None
+    dram_words_per_cycle: Annotated[
+        float | None, Option(help="Elements that a DRAM moves to and from them in a cycle.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
 class Product:
     """How a product is carried out, and how its cycles are counted."""
 
-    mode: Annotated[Dataflow | None, typer.Option(help="Another dataflow than the device's.")] = (
-        None
-    )
-    rows: Annotated[int | None, typer.Option(min=1, max=MOST, help="Rows of a systolic array.")] = (
-        None
-    )
-    cols: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Columns of a systolic array.")
-    ] = None
-    batch: Annotated[
-        int, typer.Option(min=1, max=MOST, help="So many products, one after another.")
-    ] = 1
+    batch: Annotated[int, Option(min=1, max=MOST, help="So many products, one after another.")] = 1
     count: Annotated[
         CountAs | None,
-        typer.Option(
+        Option(
             help="Cycles of a systolic array: as SCALE-Sim prints them (the number of the last, "
             "from 0; the default) or as many as there are."
         ),
     ] = None
     overlap: Annotated[
         Overlap | None,
-        typer.Option(help="Whether a systolic array loads a fold while the one before streams."),
+        Option(help="Whether a systolic array loads a fold while the one before streams."),
     ] = None
     dtype: Annotated[
-        str, typer.Option(help=f"Dtype of the elements on the host link: {', '.join(ITEM_BYTES)}.")
+        str, Option(help=f"Dtype of the elements on the host link: {', '.join(ITEM_BYTES)}.")
     ] = "float32"
-    sram_kib: Annotated[
-        str | None,
-        typer.Option(help="KiB of the buffers for left operand, right one, result: 64,64,64."),
-    ] = None
-    dram_words_per_cycle: Annotated[
-        float | None, typer.Option(help="Elements that a DRAM moves to and from them in a cycle.")
-    ] = None
 
 
 @command("cutedge gemm 1 2048 2048 --device chip-8x8")
@@ -94,6 +91,7 @@ def gemm(
     k: K,
     n: N,
     arrays: Arrays,
+    array: Buffered,
     how: Product,
     device: Device = "chip-8x8",
     as_json: Json = False,
@@ -102,7 +100,7 @@ def gemm(
     import cutedge
     from cli.printing import print_json
 
-    product = cutedge.gemm(m, k, n, device, **asdict(how), **asdict(arrays))
+    product = cutedge.gemm(m, k, n, device, **asdict(array), **asdict(how), **asdict(arrays))
     if as_json:
         print_json(product.summary)
     else:

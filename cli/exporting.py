@@ -1,5 +1,6 @@
 """Commands that write traces, graphs and tables for other tools."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,8 @@ import typer
 
 from cli import complete
 from cli.app import app, command, say, warn
-from cli.options import Accelerators, Json, Link, no_model
+from cli.devices import Buffered
+from cli.options import Accelerators, Device, Json, Link, no_model
 from tracer.errors import InputError
 
 export = typer.Typer(help="Write a timeline, graph, placement or table.", no_args_is_help=True)
@@ -143,6 +145,30 @@ def placement(
         print_json({**words.summary, "file": out and str(out)})
     else:
         typer.echo(f"written to {out}\n" if out else words.text, nl=False)
+
+
+@command(
+    "cutedge export scalesim --sram-kib 64,64,64 --dram-words-per-cycle 10 --out simulated", export
+)
+def scalesim(
+    array: Buffered,
+    out: Annotated[Path, typer.Option("--out", help="The folder to write into.")],
+    directory: Directory = None,
+    device: Device = "systolic-32x32",
+    as_json: Json = False,
+) -> None:
+    """Write the matrix products, and an array with its buffers, for SCALE-Sim 3."""
+    from cli.printing import print_json
+    from cutedge._export import export_scalesim, opened_trace
+
+    written = export_scalesim(opened_trace(directory), out, device, **asdict(array))
+    for warning in written.warnings:
+        warn(warning)
+    if as_json:
+        print_json(written.summary)
+        return
+    say(f"{written.graph.meta.model}: {written.products:,} products")
+    say(f"written to {', '.join(map(str, written.files))}")
 
 
 @command("cutedge export csv transfers --policy fuse-attention --out transfers.csv", export)

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Literal
 
-import typer
+from typer import Option
 
 from cli import complete
 from cli.app import command, say, warn
@@ -11,15 +11,12 @@ from cli.options import Costs, Json, MachineOptions, Model, Search, Settings
 
 Policy = Annotated[
     str | None,
-    typer.Option(
-        help="As --policy, for the steps after the prefill.", autocompletion=complete.policies
-    ),
+    Option(help="As --policy, for the steps after the prefill.", autocompletion=complete.policies),
 ]
 
 
 Proposer = Annotated[
-    str | None,
-    typer.Option(help="A smaller model that proposes tokens.", autocompletion=complete.models),
+    str | None, Option(help="A smaller model that proposes tokens.", autocompletion=complete.models)
 ]
 
 
@@ -29,29 +26,26 @@ def generate(
     machine: MachineOptions,
     timing: Costs,
     search: Search,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024,
-    new: Annotated[
-        int, typer.Option(min=1, help="Tokens to make; the prefill makes the first.")
-    ] = 256,
+    prompt: Annotated[int, Option(min=1, help="Tokens of the prompt.")] = 1024,
+    new: Annotated[int, Option(min=1, help="Tokens to make; the prefill makes the first.")] = 256,
     policy: Annotated[
-        str,
-        typer.Option(help="A policy's name, or a .toml file.", autocompletion=complete.policies),
+        str, Option(help="A policy's name, or a .toml file.", autocompletion=complete.policies)
     ] = "offload-linear",
     decode_policy: Policy = None,
     cached_prompt: Annotated[
-        int, typer.Option(min=0, help="Tokens of the prompt that lie in the cache already.")
+        int, Option(min=0, help="Tokens of the prompt that lie in the cache already.")
     ] = 0,
     draft: Proposer = None,
     draft_weights: Annotated[
-        str | None, typer.Option(help="What the weights of --draft are stored in, as --weights.")
+        str | None, Option(help="What the weights of --draft are stored in, as --weights.")
     ] = None,
     accept: Annotated[
-        float | None, typer.Option(help="How likely a token of --draft is taken, 0 to 1.")
+        float | None, Option(help="How likely a token of --draft is taken, 0 to 1.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens that --draft proposes a round.")] = 4,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
-    dtype: Annotated[str | None, typer.Option(help="As for trace.")] = None,
-    attn: Annotated[Literal["eager", "sdpa"], typer.Option(help="As for trace.")] = "eager",
+    tokens: Annotated[int, Option(min=1, help="Tokens that --draft proposes a round.")] = 4,
+    batch: Annotated[int, Option(min=1, help="Sequences.")] = 1,
+    dtype: Annotated[str | None, Option(help="As for trace.")] = None,
+    attn: Annotated[Literal["eager", "sdpa"], Option(help="As for trace.")] = "eager",
     overrides: Settings = None,
     as_json: Json = False,
 ) -> None:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from cli.app import command, say, warn
 from cli.options import Baseline, Costs, Json, MachineOptions, Policies, Running, TraceDir
@@ -19,12 +19,10 @@ def report(
     policies: Policies = None,
     baseline: Baseline = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="The page; report.html in the trace directory when left out."),
+        Path | None, Option(help="The page; report.html in the trace directory when left out.")
     ] = None,
     png: Annotated[
-        bool,
-        typer.Option("--png", help="Pictures of the drawings too, beside the page (by Chromium)."),
+        bool, Option("--png", help="Pictures of the drawings too, beside the page (by Chromium).")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Option
 
 from cli.app import command, say, warn
 from cli.options import Json, MachineOptions, Model, Search, Tracing
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 TlsCa = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         exists=True,
         dir_okay=False,
         help="Connect to workers elsewhere by TLS, and believe certificates that this one signed.",
@@ -28,26 +29,22 @@ class Running:
     """How splits are run."""
 
     weights: Annotated[
-        Path | None, typer.Option(help="A folder with .safetensors; random numbers when left out.")
+        Path | None, Option(help="A folder with .safetensors; random numbers when left out.")
     ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Of random weights, inputs and cache.")] = 0
+    seed: Annotated[int, Option(min=0, help="Of random weights, inputs and cache.")] = 0
     transport: Annotated[
-        Literal["unix", "tcp"], typer.Option(help="Sockets to workers on this machine.")
+        Literal["unix", "tcp"], Option(help="Sockets to workers on this machine.")
     ] = "unix"
     workers: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--worker",
             help="A worker that listens elsewhere: gpu=HOST:PORT; CUTEDGE_TOKEN has its token.",
         ),
     ] = None
     tls_ca: TlsCa = None
-    runs: Annotated[
-        int, typer.Option(min=1, help="Run so often; the fastest is what is measured.")
-    ] = 1
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a worker may be silent.")
-    ] = 300.0
+    runs: Annotated[int, Option(min=1, help="Run so often; the fastest is what is measured.")] = 1
+    timeout: Annotated[float, Option(min=0.1, help="Seconds that a worker may be silent.")] = 300.0
 
 
 @command("cutedge verify llama-3.2-1b --seq 1024 --policy offload-linear")
@@ -59,13 +56,13 @@ def verify(
     running: Running,
     policies: Annotated[
         list[str] | None,
-        typer.Option("--policy", help="A policy to run, again and again; offload-linear."),
+        Option("--policy", help="A policy to run, again and again; offload-linear."),
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Write link.toml and a device file each, fitted to what was measured."),
+        Option(help="Write link.toml and a device file each, fitted to what was measured."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory for the tables.")] = None,
+    out: Annotated[Path | None, Option(help="Directory for the tables.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a split for real, count what crosses, and check it against prediction and model."""
@@ -149,33 +146,33 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
 )
 def worker(
     listen: Annotated[
-        str, typer.Option(help="HOST:PORT, or a port of this machine alone.")
+        str, Option(help="HOST:PORT, or a port of this machine alone.")
     ] = "127.0.0.1:7411",
     memory: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Take at most so many bytes of weights, as in 4GiB; what is free when left out."
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that another accelerator may be silent.")
+        float, Option(min=0.1, help="Seconds that another accelerator may be silent.")
     ] = 300.0,
     idle: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that home may be silent before it is let go.")
+        float, Option(min=0.1, help="Seconds that home may be silent before it is let go.")
     ] = 600.0,
     weights: Annotated[
         list[Path] | None,
-        typer.Option(
+        Option(
             help="A folder that checkpoints may be read from; again for another. No folder when "
             "left out."
         ),
     ] = None,
     tls_cert: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Take TLS alone, with this certificate."),
+        Option(exists=True, dir_okay=False, help="Take TLS alone, with this certificate."),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="The certificate's key.")
+        Path | None, Option(exists=True, dir_okay=False, help="The certificate's key.")
     ] = None,
     tls_ca: TlsCa = None,
 ) -> None:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from cli.app import command, say, warn
 from cli.options import Json
@@ -16,17 +16,15 @@ Numbers = "also 64..4096 (its doubles), 64..4096:64 (steps)"
 
 
 def _many(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=f"{help}; again for another.")
+    return Option(*names, help=f"{help}; again for another.")
 
 
 @command("cutedge sweep llama-3.2-1b --seq 64..4096 --policy min-cut --policy layers")
 def sweep(
-    model: Annotated[
-        Texts, typer.Argument(metavar="MODEL", help="As for trace, one or more.")
-    ] = None,
+    model: Annotated[Texts, Argument(metavar="MODEL", help="As for trace, one or more.")] = None,
     grid: Annotated[
         Path | None,
-        typer.Option(help="A .toml file with the same keys as the options; options go before it."),
+        Option(help="A .toml file with the same keys as the options; options go before it."),
     ] = None,
     phase: Annotated[Texts, _many("prefill, decode or encoder")] = None,
     batch: Annotated[Texts, _many(f"Sequences; {Numbers}")] = None,
@@ -56,24 +54,24 @@ def sweep(
     weights_at: Annotated[Texts, _many("home or device, as for partition")] = None,
     schedule: Annotated[Texts, _many("serial or overlap, as for partition, or none")] = None,
     requests: Annotated[Texts, _many("With --schedule: runs in flight, as --batch")] = None,
-    dtype: Annotated[str | None, typer.Option(help="As for trace.")] = None,
-    attn: Annotated[str | None, typer.Option(help="As for trace.")] = None,
-    logits: Annotated[str | None, typer.Option(help="As for trace.")] = None,
+    dtype: Annotated[str | None, Option(help="As for trace.")] = None,
+    attn: Annotated[str | None, Option(help="As for trace.")] = None,
+    logits: Annotated[str | None, Option(help="As for trace.")] = None,
     weights: Annotated[Texts, _many("As for cost; none: as the config says")] = None,
     kv_dtype: Annotated[Texts, _many("As for cost; none: as the config says")] = None,
     time_limit: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a search for one optimum may take.")
+        float, Option(min=0.1, help="Seconds that a search for one optimum may take.")
     ] = 60.0,
     backend: Annotated[
-        BackendName, typer.Option(help="local: processes of this machine; dask, ray: a cluster's.")
+        BackendName, Option(help="local: processes of this machine; dask, ray: a cluster's.")
     ] = "local",
     scheduler: Annotated[
-        str | None, typer.Option(help="The address of the cluster: tcp://10.0.0.2:8786.")
+        str | None, Option(help="The address of the cluster: tcp://10.0.0.2:8786.")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Local processes; one a core when left out.")
+        int | None, Option(min=1, help="Local processes; one a core when left out.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory for the data set.")] = None,
+    out: Annotated[Path | None, Option(help="Directory for the data set.")] = None,
     as_json: Json = False,
 ) -> None:
     """Work out every point of a grid into one data set; what is there is not done again."""

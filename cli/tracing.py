@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from cli import complete
 from cli.app import command, say, warn
@@ -19,19 +19,16 @@ from tracer.errors import InputError
 def trace(
     model: Model,
     tracing: Tracing,
-    full: Annotated[bool, typer.Option(help="Trace every layer, even when all are alike.")] = False,
+    full: Annotated[bool, Option(help="Trace every layer, even when all are alike.")] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail where an op that works has no cost formula.")
+        bool, Option("--strict", help="Fail where an op that works has no cost formula.")
     ] = False,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Directory for the tables; name it to the commands that follow."),
+        Path | None, Option(help="Directory for the tables; name it to the commands that follow.")
     ] = None,
     no_trace_cache: Annotated[
         bool,
-        typer.Option(
-            "--no-trace-cache", help="Trace anew; neither read nor write the cache of traces."
-        ),
+        Option("--no-trace-cache", help="Trace anew; neither read nor write the cache of traces."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -61,17 +58,16 @@ def trace(
 def models(
     model: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             help="Only those with this in their name; of one its config.",
             autocompletion=complete.models,
         ),
     ] = None,
     check: Annotated[
-        bool,
-        typer.Option("--check", help="Try to trace each phase of it, and say how far it goes."),
+        bool, Option("--check", help="Try to trace each phase of it, and say how far it goes.")
     ] = False,
     seq: Annotated[
-        int | None, typer.Option(min=1, help="For --check: new tokens, or cached ones in decode.")
+        int | None, Option(min=1, help="For --check: new tokens, or cached ones in decode.")
     ] = None,
     settings: Settings = None,
     as_json: Json = False,

@@ -19,6 +19,7 @@ from tracer.serde import read_trace
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from costmodels import Dataflow
     from costmodels.machine import Machine
     from cutedge._carried import Words
     from cutedge.exports.timeline import Timeline
@@ -37,6 +38,8 @@ class Exported:
     split: Split | None
     """None of a trace without devices."""
     timelines: "tuple[Timeline, ...]" = ()
+    products: int | None = None
+    """How many matrix products were written; None of what is no list of them."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -55,6 +58,8 @@ class Exported:
                 }
                 for one in self.timelines
             ]
+        elif self.products is not None:
+            about = {"model": self.graph.meta.model, "products": self.products}
         else:
             about = {
                 "model": self.graph.meta.model,
@@ -86,6 +91,78 @@ def export_graph(kind: GraphKind, graph: OpGraph, split: Split | None, out: Path
         texts = {out: write(graph, split)}
     return Exported(
         {path: write_file(text.encode(), path) for path, text in texts.items()}, graph, split
+    )
+
+
+def export_scalesim(
+    graph: OpGraph,
+    out: Path,
+    device: str = "systolic-32x32",
+    *,
+    mode: "Dataflow | None" = None,
+    rows: int | None = None,
+    cols: int | None = None,
+    sram_kib: str | Sequence[float] | None = None,
+    dram_words_per_cycle: float | None = None,
+) -> Exported:
+    """Write the matrix products of a trace, in their order, and an array with buffers, for SCALE-Sim 3:
+    ``topology.csv``, ``scalesim.cfg`` and ``layout.csv`` in a folder.
+
+    The array and the buffers are given as those of ``gemm``; its words are bytes.
+
+    Raises InputError for an array that is not systolic, for buffers that are missing or that SCALE-Sim
+    does not take, and for a trace without products; CutedgeError for a place that cannot be written.
+    """
+    from costmodels.devices import load_device
+    from costmodels.flops import without_sizes
+    from cutedge._gemm import array_of, kib_of
+    from cutedge.exports import scalesim
+
+    array = array_of(load_device(device), mode, rows, cols)
+    if array.dataflow == "fixed":
+        raise InputError(f"SCALE-Sim has systolic arrays, and {device} is none: add --mode os")
+    if sram_kib is None or dram_words_per_cycle is None:
+        raise InputError(
+            "SCALE-Sim has buffers and a DRAM: add --sram-kib 64,64,64 --dram-words-per-cycle 10"
+        )
+    sizes = (*kib_of(sram_kib), dram_words_per_cycle)
+    if not all(1 <= size < 2**31 and size == int(size) for size in sizes):
+        raise InputError(
+            "SCALE-Sim takes whole KiB and whole words a cycle, 1 or more of each "
+            f"(--sram-kib {sram_kib} --dram-words-per-cycle {dram_words_per_cycle})"
+        )
+    products = scalesim.products_of(graph)
+    if not products:
+        raise InputError(f"{graph.meta.model} has no matrix products in this trace")
+    left, right, result, words = map(int, sizes)
+    texts = {
+        "topology.csv": scalesim.topology(products),
+        "scalesim.cfg": scalesim.configuration(
+            graph.meta.model,
+            array.dataflow,
+            array.rows,
+            array.columns,
+            (left, right, result),
+            words,
+            offsets=scalesim.offsets_of(products),
+        ),
+        "layout.csv": scalesim.LAYOUT,
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CutedgeError(f"cannot write into {out}: {error.strerror or error}") from error
+    lacking = without_sizes(op for op in graph.ops if not op.is_constant)
+    return Exported(
+        {out / name: write_file(text.encode(), out / name) for name, text in texts.items()},
+        graph,
+        None,
+        products=sum(gemm.batch for _, gemm in products),
+        warnings=tuple(
+            f"{count} x {target} left out: its products have no sizes here"
+            + ("; traced with --attn eager they have" if "attention" in target else "")
+            for target, count in lacking.items()
+        ),
     )
 
 
@@ -178,6 +255,11 @@ def opened(
         split, schedule=read_schedule(folder, graph, placement, traffic, split.trace_id)
     )
     return split.graph, split, read_run(folder, split.trace_id, split.traffic.calls)
+
+
+def opened_trace(directory: Path | None) -> OpGraph:
+    """The graph of a trace; of the trace that a partition is of, where ``directory`` is one."""
+    return read_trace(find_partition(trace_folder(directory), None, last=True)[0])[0]
 
 
 def placement_words(

@@ -150,7 +150,7 @@ def gemm(
     """
     choose(dtype, tuple(ITEM_BYTES), "--dtype")
     chosen = load_device(device)
-    array = _array(chosen, mode, rows, cols)
+    array = array_of(chosen, mode, rows, cols)
     systolic = array.dataflow != "fixed"
     if not systolic and (count or overlap):
         raise InputError("--count and --overlap are of systolic arrays (--mode os, ws or is)")
@@ -216,22 +216,29 @@ def _buffers(
         )
     from costmodels.array_memory import MOST_WORDS, Buffers
 
-    given = sram_kib.split(",") if isinstance(sram_kib, str) else [*sram_kib]
-    try:
-        left, right, result = (int(Fraction(str(kib)) * 1024 / word_bytes) for kib in given)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(
-            f"--sram-kib {sram_kib}: three numbers, for the left operand, the right one and the "
-            "result, like 64,64,64"
-        ) from None
+    left, right, result = (int(kib * 1024 / word_bytes) for kib in kib_of(sram_kib))
     if not isfinite(words_per_cycle):
         raise InputError(f"--dram-words-per-cycle {words_per_cycle} is no number")
     bandwidth = Fraction(str(words_per_cycle)).limit_denominator(MOST_WORDS)
     return Buffers(left, right, result, bandwidth)
 
 
-def _array(device: Device, mode: Dataflow | None, rows: int | None, cols: int | None) -> Array:
-    """The device's array, or one of another dataflow or size at its clock."""
+def kib_of(sram_kib: str | Sequence[float]) -> tuple[Fraction, Fraction, Fraction]:
+    """The KiB of the three buffers that a user gives. Raises InputError for what is not that."""
+    given = sram_kib.split(",") if isinstance(sram_kib, str) else [*sram_kib]
+    try:
+        left, right, result = (Fraction(str(kib)) for kib in given)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(
+            f"--sram-kib {sram_kib}: three numbers, for the left operand, the right one and the "
+            "result, like 64,64,64"
+        ) from None
+    return left, right, result
+
+
+def array_of(device: Device, mode: Dataflow | None, rows: int | None, cols: int | None) -> Array:
+    """The device's array, or one of another dataflow or size at its clock. Raises InputError where
+    it has none, and for fixed tiles of another size."""
     array = device.array
     if array is None:
         raise InputError(
