@@ -38,9 +38,9 @@ class Exported:
     split: Split | None
     """None of a trace without devices."""
     timelines: "tuple[Timeline, ...]" = ()
+    warnings: tuple[str, ...] = ()
     products: int | None = None
     """How many matrix products were written; None of what is no list of them."""
-    warnings: tuple[str, ...] = ()
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def export_scalesim(
         raise InputError(
             "SCALE-Sim has buffers and a DRAM: add --sram-kib 64,64,64 --dram-words-per-cycle 10"
         )
-    sizes = (*kib_of(sram_kib), dram_words_per_cycle)
+    sizes: list[Any] = [*kib_of(sram_kib), dram_words_per_cycle]
     if not all(1 <= size < 2**31 and size == int(size) for size in sizes):
         raise InputError(
             "SCALE-Sim takes whole KiB and whole words a cycle, 1 or more of each "
