@@ -15,6 +15,7 @@ from traceback import print_exc
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 
 from cli.options import WORDS, flattened
@@ -122,9 +123,7 @@ def _version(asked: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", help="Say which version this is.", callback=_version, is_eager=True
-        ),
+        Option("--version", help="Say which version this is.", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
     """What all commands have."""
@@ -153,17 +152,12 @@ def command(
 
 Quiet = Annotated[
     bool,
-    typer.Option(
-        "--quiet", "-q", help="No warnings and no progress: errors alone on standard error."
-    ),
+    Option("--quiet", "-q", help="No warnings and no progress: errors alone on standard error."),
 ]
 Verbose = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", help="Say how long it took, and of an error where it arose."),
+    bool, Option("--verbose", "-v", help="Say how long it took, and of an error where it arose.")
 ]
-Wide = Annotated[
-    bool, typer.Option("--wide", help="Whole tables, also where the terminal is narrower.")
-]
+Wide = Annotated[bool, Option("--wide", help="Whole tables, also where the terminal is narrower.")]
 
 
 def _switched(function: Callable[..., Any], switches: dict[str, Any]) -> Callable[..., Any]:

@@ -158,10 +158,22 @@ def scalesim(
     as_json: Json = False,
 ) -> None:
     """Write the matrix products, and an array with its buffers, for SCALE-Sim 3."""
-    from cli.printing import print_json
     from cutedge._export import export_scalesim, opened_trace
 
-    written = export_scalesim(opened_trace(directory), out, device, **asdict(array))
+    _products(export_scalesim(opened_trace(directory), out, device, **asdict(array)), as_json)
+
+
+@command("cutedge export zigzag --out workload.yaml", export)
+def zigzag(out: Out, directory: Directory = None, as_json: Json = False) -> None:
+    """Write the matrix products as a workload for ZigZag."""
+    from cutedge._export import export_zigzag, opened_trace
+
+    _products(export_zigzag(opened_trace(directory), out), as_json)
+
+
+def _products(written: Any, as_json: bool) -> None:
+    from cli.printing import print_json
+
     for warning in written.warnings:
         warn(warning)
     if as_json:

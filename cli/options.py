@@ -13,7 +13,7 @@ from pathlib import Path
 from shlex import join, quote
 from typing import Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
 from cli import complete
 from costmodels import Execution, WeightsAt
@@ -48,25 +48,24 @@ def no_model(given: Any) -> Any:
     return given
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 TraceDir = Annotated[
     Path | None,
-    typer.Argument(help="A trace directory; the last trace when left out.", callback=no_model),
+    Argument(help="A trace directory; the last trace when left out.", callback=no_model),
 ]
 Model = Annotated[
     str,
-    typer.Argument(
+    Argument(
         help="A preset, a config.json or its folder, org/name on the hub, or file.py:function.",
         autocompletion=complete.models,
     ),
 ]
 Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a config field: KEY=VALUE; again for another."),
+    list[str] | None, Option("--set", help="Override a config field: KEY=VALUE; again for another.")
 ]
 Policies = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--policy",
         help="A policy's name, or a .toml file; again for another. All that keep no secret when "
         "left out.",
@@ -75,7 +74,7 @@ Policies = Annotated[
 ]
 Baseline = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="The policy that savings are against; offload-linear.",
         autocompletion=complete.policies,
     ),
@@ -87,40 +86,38 @@ class Tracing:
     """How a model is traced."""
 
     seq: Annotated[
-        int | None,
-        typer.Option(min=1, help="New tokens a sequence; 1024 when left out, 1 in decode."),
+        int | None, Option(min=1, help="New tokens a sequence; 1024 when left out, 1 in decode.")
     ] = None
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Sequences, or images; 1 when left out, or your own default."),
+        Option(min=1, help="Sequences, or images; 1 when left out, or your own default."),
     ] = None
     phase: Annotated[
         Literal["prefill", "decode", "encoder"],
-        typer.Option(help="decode: one new token over a cache; encoder: the encoder alone."),
+        Option(help="decode: one new token over a cache; encoder: the encoder alone."),
     ] = "prefill"
     past: Annotated[
-        int | None, typer.Option(min=0, help="Cached tokens a sequence, before the new ones.")
+        int | None, Option(min=0, help="Cached tokens a sequence, before the new ones.")
     ] = None
     source: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens that the encoder has read; 1024 when left out."),
+        int | None, Option(min=1, help="Tokens that the encoder has read; 1024 when left out.")
     ] = None
     cache: Annotated[
-        bool, typer.Option(help="Whether a prefill over no cached tokens keeps a KV cache.")
+        bool, Option(help="Whether a prefill over no cached tokens keeps a KV cache.")
     ] = False
     dtype: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help=f"Dtype that is computed in: {', '.join(MODEL_DTYPES)}, or config for the one that "
             "the config names. float32 when left out, or what a model of your own has."
         ),
     ] = None
     attn: Annotated[
         Literal["eager", "sdpa"],
-        typer.Option(help="eager: the attention's matmuls are ops; sdpa: it is one op."),
+        Option(help="eager: the attention's matmuls are ops; sdpa: it is one op."),
     ] = "eager"
     logits: Annotated[
-        Literal["last", "all"], typer.Option(help="Logits of the last token or of every token.")
+        Literal["last", "all"], Option(help="Logits of the last token or of every token.")
     ] = "last"
     overrides: Settings = None
 
@@ -130,21 +127,19 @@ class Arrays:
     """What makes arrays of multipliers faster than their descriptions."""
 
     pipeline_depth: Annotated[
-        int,
-        typer.Option(min=1, max=MOST, help="Fixed tiles in flight at once: divides their cycles."),
+        int, Option(min=1, max=MOST, help="Fixed tiles in flight at once: divides their cycles.")
     ] = 1
     int8_speedup: Annotated[
-        float | None,
-        typer.Option(help="Compute in int8, so much faster; elements cross as one byte."),
+        float | None, Option(help="Compute in int8, so much faster; elements cross as one byte.")
     ] = None
     sparsity: Annotated[
-        float, typer.Option(help="Share of multiplications skipped: divides cycles by 1/(1-s).")
+        float, Option(help="Share of multiplications skipped: divides cycles by 1/(1-s).")
     ] = 0.0
     sparsity_speedup: Annotated[
-        float | None, typer.Option(help="The actual speedup by sparsity, not the theoretical.")
+        float | None, Option(help="The actual speedup by sparsity, not the theoretical.")
     ] = None
     chips: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Chips that share the tiles, on one host link.")
+        int, Option(min=1, max=MOST, help="Chips that share the tiles, on one host link.")
     ] = 1
 
 
@@ -154,14 +149,14 @@ class Costs(Arrays):
 
     weights: Annotated[
         str | None,
-        typer.Option(help="What weights are stored in: q4_k_m, fp8, a .toml or .gguf file ..."),
+        Option(help="What weights are stored in: q4_k_m, fp8, a .toml or .gguf file ..."),
     ] = None
     kv_dtype: Annotated[
-        str | None, typer.Option(help="What cached keys and values are stored in: fp8, q8_0 ...")
+        str | None, Option(help="What cached keys and values are stored in: fp8, q8_0 ...")
     ] = None
     engine: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="What runs the model (hf-eager, vllm ...), or a .toml file; DEVICE=ENGINE of one "
             "device. The physical bound when left out.",
             autocompletion=complete.engines,
@@ -169,13 +164,13 @@ class Costs(Arrays):
     ] = None
     execution: Annotated[
         Execution | None,
-        typer.Option(help="eager, graph: op by op, started or replayed; fused: several at once."),
+        Option(help="eager, graph: op by op, started or replayed; fused: several at once."),
     ] = None
 
 
 Link = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         help="The link between home and every accelerator: a name that `cutedge links` lists, or a "
         ".toml file. GPU=LINK is the link between home and gpu; A+B=LINK is between two "
         "accelerators (the slower of their two links to home when left out). zmq-ipc when left "
@@ -185,7 +180,7 @@ Link = Annotated[
 ]
 Accelerators = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         help="A device that home calls, named as for --home; again for another. gpu when left out.",
         autocompletion=complete.devices,
     ),
@@ -193,7 +188,7 @@ Accelerators = Annotated[
 
 
 Device = Annotated[
-    str, typer.Option(help="A device's name, or a .toml file.", autocompletion=complete.devices)
+    str, Option(help="A device's name, or a .toml file.", autocompletion=complete.devices)
 ]
 
 
@@ -203,14 +198,14 @@ class MachineOptions:
 
     machine: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Home, accelerators and link in one: tee-tdx+h100-cc@pcie5-x16-cc; in place of "
             "--home, --accel and --link."
         ),
     ] = None
     home: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="The device that holds inputs and outputs. Seconds are known of the devices that "
             "`cutedge devices` lists and of a .toml file; any other name is a device without "
             "figures. NAME=DEVICE calls it NAME. tee when left out.",
@@ -221,20 +216,18 @@ class MachineOptions:
     link: Link = None
     memory: Annotated[
         list[str] | None,
-        typer.Option(
-            help="At most so many bytes on a device, as in gpu=4GiB; for policies that search."
-        ),
+        Option(help="At most so many bytes on a device, as in gpu=4GiB; for policies that search."),
     ] = None
     wire_dtype: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help=f"Dtype of floating tensors while they cross: {', '.join(FLOATING)}. Their own "
             "when left out."
         ),
     ] = None
     pack: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="Pack tensors while they cross: zstd, lz4, zstd-planes, q8_0, q4_0, range, or a "
             ".toml file; zstd:1MiB of 1 MiB and more; best: the fastest on the link that loses "
             "nothing. Again for another: the first that can pack a tensor does, a policy's [[pack]] "
@@ -244,7 +237,7 @@ class MachineOptions:
     ] = None
     weights_at: Annotated[
         WeightsAt | None,
-        typer.Option(
+        Option(
             help="Where parameters of accelerators lie, unless a policy's rule says. home: they are "
             "sent in each run; device when left out."
         ),
@@ -256,22 +249,21 @@ class Search:
     """What a placement must keep to."""
 
     residency: Annotated[
-        Residency,
-        typer.Option(help="run: a device keeps what it has; call: an accelerator forgets it."),
+        Residency, Option(help="run: a device keeps what it has; call: an accelerator forgets it.")
     ] = "run"
     secrets: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--secret",
             help="What no untrusted accelerator may see: a tensor's label or name, or a sort of "
             "tensor (prompt_tokens, hidden_states, qkv, logits ...); again for another.",
         ),
     ] = None
     max_calls: Annotated[
-        int | None, typer.Option(min=0, help="At most so many calls; for policies that search.")
+        int | None, Option(min=0, help="At most so many calls; for policies that search.")
     ] = None
     time_limit: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a search for the optimum may take.")
+        float, Option(min=0.1, help="Seconds that a search for the optimum may take.")
     ] = 60.0
 
 
@@ -281,20 +273,20 @@ class Running(Search):
 
     granularity: Annotated[
         Granularity,
-        typer.Option(
+        Option(
             help="What lies on one device together: the ops of a stored tensor, a module, a layer; "
             "convex: one call to each accelerator. For policies that search."
         ),
     ] = "op"
     schedule: Annotated[
         ScheduleKind | None,
-        typer.Option(
+        Option(
             help="Say when ops run and tensors move. serial: one after another; overlap: each as "
             "soon as it can, on devices and link directions that go on side by side."
         ),
     ] = None
     requests: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="With --schedule: so many runs in flight.")
+        int | None, Option(min=1, max=1000, help="With --schedule: so many runs in flight.")
     ] = None
 
 

@@ -13,7 +13,7 @@ from partition.split import Split
 from partition.tables import read_split
 from tracer.errors import CutedgeError, InputError, choose
 from tracer.files import write_whole
-from tracer.graph import OpGraph
+from tracer.graph import ITEM_BYTES, OpGraph
 from tracer.serde import read_trace
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from costmodels import Dataflow
     from costmodels.machine import Machine
     from cutedge._carried import Words
+    from cutedge.exports.scalesim import Products
     from cutedge.exports.timeline import Timeline
 
 GraphKind = Literal["graphml", "dot", "model-explorer"]
@@ -114,7 +115,6 @@ def export_scalesim(
     does not take, and for a trace without products; CutedgeError for a place that cannot be written.
     """
     from costmodels.devices import load_device
-    from costmodels.flops import without_sizes
     from cutedge._gemm import array_of, kib_of
     from cutedge.exports import scalesim
 
@@ -131,9 +131,7 @@ def export_scalesim(
             "SCALE-Sim takes whole KiB and whole words a cycle, 1 or more of each "
             f"(--sram-kib {sram_kib} --dram-words-per-cycle {dram_words_per_cycle})"
         )
-    products = scalesim.products_of(graph)
-    if not products:
-        raise InputError(f"{graph.meta.model} has no matrix products in this trace")
+    products, warnings = _products(graph)
     left, right, result, words = map(int, sizes)
     texts = {
         "topology.csv": scalesim.topology(products),
@@ -152,17 +150,44 @@ def export_scalesim(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CutedgeError(f"cannot write into {out}: {error.strerror or error}") from error
-    lacking = without_sizes(op for op in graph.ops if not op.is_constant)
     return Exported(
         {out / name: write_file(text.encode(), out / name) for name, text in texts.items()},
         graph,
         None,
+        warnings=warnings,
         products=sum(gemm.batch for _, gemm in products),
-        warnings=tuple(
-            f"{count} x {target} left out: its products have no sizes here"
-            + ("; traced with --attn eager they have" if "attention" in target else "")
-            for target, count in lacking.items()
-        ),
+    )
+
+
+def export_zigzag(graph: OpGraph, out: Path) -> Exported:
+    """Write the matrix products of a trace, in their order, as a workload for ZigZag: a YAML file.
+
+    Raises InputError for a trace without products, CutedgeError for a place that cannot be written.
+    """
+    from cutedge.exports.zigzag import workload
+
+    products, warnings = _products(graph)
+    bits = {op.name: 8 * ITEM_BYTES[op.dtype or graph.meta.dtype] for op in graph.ops}
+    text = workload((name, gemm, bits[name]) for name, gemm in products)
+    many = sum(gemm.batch for _, gemm in products)
+    size = write_file(text.encode(), out)
+    return Exported({out: size}, graph, None, warnings=warnings, products=many)
+
+
+def _products(graph: OpGraph) -> "tuple[Products, tuple[str, ...]]":
+    """(the products of a trace, what is left out of them). Raises InputError where there are no
+    products."""
+    from costmodels.flops import without_sizes
+    from cutedge.exports.scalesim import products_of
+
+    products = products_of(graph)
+    if not products:
+        raise InputError(f"{graph.meta.model} has no matrix products in this trace")
+    lacking = without_sizes(op for op in graph.ops if not op.is_constant)
+    return products, tuple(
+        f"{count} x {target} left out: its products have no sizes here"
+        + ("; traced with --attn eager they have" if "attention" in target else "")
+        for target, count in lacking.items()
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.flops import annotate
 from cutedge._machines import machine_of
@@ -464,17 +464,29 @@ class Trace:
         """Write a page that shows policies, readable offline; where it is. Options: ``compare``."""
         return self.compare(policies, **options).report(page).page
 
-    def export(self, kind: "GraphKind", file: str | Path) -> Path:
+    def export(
+        self, kind: "GraphKind | Literal['scalesim', 'zigzag']", file: str | Path, **options: Any
+    ) -> Path:
         """Write the graph as ``graphml``, ``dot`` or for ``model-explorer``; where it is.
+
+        For ``scalesim`` (a folder; ``options`` are the device, the array and its buffers) and for
+        ``zigzag`` its matrix products are written.
 
         >>> import cutedge, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     cutedge.trace("edge-10m", seq=64).export("dot", f"{folder}/edge.dot").name
         'edge.dot'
         """
-        from cutedge._export import export_graph
+        from cutedge._export import export_graph, export_scalesim, export_zigzag
 
-        export_graph(kind, self.graph, None, Path(file))
+        if kind == "scalesim":
+            export_scalesim(self.graph, Path(file), **options)
+        elif options:
+            raise InputError(f"{', '.join(options)}: options of scalesim alone, not of {kind}")
+        elif kind == "zigzag":
+            export_zigzag(self.graph, Path(file))
+        else:
+            export_graph(kind, self.graph, None, Path(file))
         return Path(file)
 
     def save(self, folder: str | Path) -> Path:

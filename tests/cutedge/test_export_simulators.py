@@ -1,4 +1,4 @@
-"""``export scalesim``: its rows are a trace's products, and SCALE-Sim itself takes them."""
+"""``export scalesim`` and ``zigzag``: a trace's products, and the simulators themselves take them."""
 
 import configparser
 import csv
@@ -8,10 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from costmodels.arrays import gemm_cost
 from costmodels.devices import Array
-from cutedge._export import export_scalesim
+from cutedge._export import export_scalesim, export_zigzag
 from cutedge.exports.scalesim import configuration, offsets_of, products_of, topology
 from tests.support.inprocess import invoke
 from tracer.errors import InputError
@@ -84,6 +85,11 @@ def test_the_command_writes_them_and_says_how_many(graph, tmp_path, monkeypatch)
         file.name: file.stat().st_size for file in Path("here").iterdir()
     }
     assert (tmp_path / "here" / "topology.csv").read_text() == topology(products_of(graph))
+    assert invoke("export", "zigzag", "--out", "workload.yaml").stdout.startswith(
+        "gpt2: 9 products"
+    )
+    export_zigzag(graph, tmp_path / "same.yaml")
+    assert Path("workload.yaml").read_text() == Path("same.yaml").read_text()
     Path("file").write_text("")
     for words, says in (
         ((), "add --sram-kib 64,64,64 --dram-words-per-cycle 10"),
@@ -114,6 +120,22 @@ def test_a_trace_without_products(traced, tmp_path):
     with pytest.raises(InputError, match="no matrix products"):
         export_scalesim(bare, tmp_path / "x", **BUFFERS)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_workload_of_zigzag_is_the_products_in_their_order(graph, tmp_path):
+    """Its B, C and K are rows, what is summed over, and columns; elements are float32."""
+    written = export_zigzag(graph, tmp_path / "workload.yaml")
+    layers = yaml.safe_load((tmp_path / "workload.yaml").read_text())
+    assert [layer["id"] for layer in layers] == list(range(9))
+    assert written.products == 9
+    assert [layer["name"] for layer in layers][:3] == ["addmm_0", "matmul_0.0", "matmul_0.1"]
+    assert [layer["loop_sizes"] for layer in layers] == [
+        [gemm.m, gemm.k, gemm.n] for _, gemm in products_of(graph) for _ in range(gemm.batch)
+    ]
+    for layer in layers:
+        assert layer["equation"] == "O[b][k]+=I[b][c]*W[c][k]"
+        assert layer["operand_precision"] == {"W": 32, "I": 32, "O": 32, "O_final": 32}
+        assert layer["operand_source"] == {"I": layer["id"], "W": layer["id"]}
 
 
 @pytest.mark.skipif("CUTEDGE_SCALESIM" not in os.environ, reason="CUTEDGE_SCALESIM is no Python")
