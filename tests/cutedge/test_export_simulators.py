@@ -169,3 +169,32 @@ def test_the_package_reads_it_and_counts_what_we_count(graph, tmp_path, mode):
     ]
     cycles = [int(layer["Total Cycles"]) - int(layer["Stall Cycles"]) for layer in layers]
     assert cycles == counted
+
+
+ZIGZAG = """
+import json, os, sys, zigzag
+from zigzag.api import get_hardware_performance_zigzag as performance
+
+inputs = os.path.join(os.path.dirname(zigzag.__file__), "inputs")
+hardware, mapping = (f"{inputs}/{what}/gemm_l1.yaml" for what in ("hardware", "mapping"))
+found = performance("workload.yaml", hardware, mapping, dump_folder="out")[2]
+print(json.dumps([[one.layer.name, int(one.layer.total_mac_count)] for one, _ in found[0][1]]))
+"""
+"""On hardware and with a mapping that come with it."""
+
+
+@pytest.mark.skipif("CUTEDGE_ZIGZAG" not in os.environ, reason="CUTEDGE_ZIGZAG is no Python")
+def test_zigzag_reads_it_and_multiplies_what_we_multiply(graph, tmp_path):
+    """CUTEDGE_ZIGZAG is a Python with zigzag-dse 3.9 (and six, which it leaves out)."""
+    export_zigzag(graph, tmp_path / "workload.yaml")
+    python = os.environ["CUTEDGE_ZIGZAG"]
+    ran = subprocess.run(
+        [python, "-c", ZIGZAG], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    counted = [
+        gemm.m * gemm.k * gemm.n for _, gemm in products_of(graph) for _ in range(gemm.batch)
+    ]
+    layers = json.loads(ran.stdout.splitlines()[-1])
+    assert [macs for _, macs in layers] == counted
+    assert [name for name, _ in layers][:3] == ["addmm_0", "matmul_0.0", "matmul_0.1"]
