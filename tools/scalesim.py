@@ -240,8 +240,9 @@ TIMES = {
     "fills, computes, drains": "without a stall: a whole half of each operand's buffer is filled before "
     "the first cycle, and the results that lie in theirs leave after the last one. In cutedge the first "
     "fold waits for its own operands, and all else moves beside the computing",
-    "stalls": "each half comes once, but the wait for it is added twice, and it holds the empty rows "
-    "and columns of folds too",
+    "stalls": "each half comes once. The array waits for the port of the results, through which all "
+    "partial sums go, or for an operand: that wait is added twice (without the second addition in its "
+    "code SCALE-Sim stalls half as long there), and it holds the empty rows and columns of folds too",
 }
 """Why the cycles of SCALE-Sim, its first fill and its last drain included, are not those of cutedge; the
 first one that holds."""
