@@ -222,7 +222,7 @@ class MachineOptions:
     memory: Annotated[
         list[str] | None,
         typer.Option(
-            help="At most so many bytes on a device, as in gpu=4GiB; for policies that search."
+            help="At most so many bytes on a device: gpu=8GiB,host=32GiB; for policies that search."
         ),
     ] = None
     wire_dtype: Annotated[

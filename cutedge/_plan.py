@@ -260,7 +260,7 @@ def plan(
     )
 
 
-def _best(phases: Sequence[Phase], policy: Policy) -> _Best:
+def _best(phases: Sequence[Phase], policy: Policy, *, beside: bool = True) -> _Best:
     """The best placement of one phase, or of several together, in seconds or bytes."""
     scale = 1e-9 if unit_of(policy) == "ns" else 1.0
     if len(phases) == 1:
@@ -270,7 +270,7 @@ def _best(phases: Sequence[Phase], policy: Policy) -> _Best:
         cost = scale * figure(phase.graph, policy, phase.setting, placed.placement)
         bound = cost if placed.solution.proven else scale * placed.solution.bound
         return _Best((placed,), (cost,), (cost,), cost, bound, placed.solution.proven)
-    mixed = place_mixed(phases, policy)
+    mixed = place_mixed(phases, policy, beside=beside)
     costs = tuple(scale * cost for cost in mixed.costs)
     cost = sum(phase.weight * one for phase, one in zip(phases, costs, strict=True))
     bound = cost if mixed.proof.proven else scale * mixed.proof.bound
@@ -397,7 +397,9 @@ def _frontier(
 
     def within(size: int) -> PlanPoint:
         less = [replace(one, setting=_limited(one.setting, accelerator, size)) for one in phases]
-        return replace(_point(less, policy, _best(less, policy), accelerator), memory_bytes=size)
+        return replace(
+            _point(less, policy, _best(less, policy, beside=False), accelerator), memory_bytes=size
+        )
 
     point = _point(phases, policy, best, accelerator)
     share = ceil(point.taken_bytes / steps)

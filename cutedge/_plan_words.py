@@ -92,15 +92,22 @@ def sentences(plan: "Plan") -> Iterator[str]:
         yield f"not known, and left out of the seconds: {', '.join(plan.left_out)}"
     last = plan.phases[-1].partition
     placement, graph = last.bare.placement, last.trace.graph
-    away: dict[str, dict[str, set[int]]] = {}  # device -> stack -> layers
+    there: dict[tuple[str, int], set[str]] = {}  # (stack, layer) -> where its ops are
     for op in run_order(graph):
         device, layer = placement.devices[op], graph.ops[op].layer
-        if device not in (None, placement.home) and layer is not None:
-            away.setdefault(str(device), {}).setdefault(graph.ops[op].stack or "", set()).add(layer)
-    for device, stacks in away.items():
-        for stack, layers in stacks.items():
+        if device is not None and layer is not None:
+            there.setdefault((graph.ops[op].stack or "", layer), set()).add(device)
+    for device in placement.accelerators:
+        for stack in dict.fromkeys(stack for stack, _ in there):
+            mine = {n: at for (one, n), at in there.items() if one == stack and device in at}
+            whole = sorted(n for n, at in mine.items() if at == {device})
             of = f" of {stack}" if stack else ""
-            yield f"on {device}: {counted(len(layers), 'layer')}{of} ({ranges(sorted(layers))})"
+            parts = [
+                *([f"{counted(len(whole), 'layer')}{of} ({ranges(whole)})"] if whole else []),
+                *([f"parts of {len(mine) - len(whole)}{of}"] if len(whole) < len(mine) else []),
+            ]
+            if parts:
+                yield f"on {device}: {' and '.join(parts)}"
 
 
 def ranges(numbers: "Sequence[int]") -> str:

@@ -23,9 +23,12 @@ each variable and 1e-12 of the bound. So an answer is proven to the last unit up
 them; beyond that a gap is left that says so.
 """
 
+import ctypes
+import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil, gcd, inf, isfinite
 
@@ -531,14 +534,15 @@ class _Program:
         weights = [float(weight) for row in self.rows for _, weight in row.terms]
         shape = (len(self.rows), len(objective))  # never without a variable
         matrix = csr_array((weights, (rows, columns)), shape=shape)
-        found = milp(
-            objective,
-            integrality=[*self.is_integer, False],
-            bounds=(0, np.array([*self.upper, 0])),
-            constraints=LinearConstraint(matrix, [-row.number for row in self.rows], np.inf),
-            options={"mip_rel_gap": 0.0}
-            | ({} if time_limit is None else {"time_limit": max(0.0, time_limit)}),
-        )
+        with _quiet():
+            found = milp(
+                objective,
+                integrality=[*self.is_integer, False],
+                bounds=(0, np.array([*self.upper, 0])),
+                constraints=LinearConstraint(matrix, [-row.number for row in self.rows], np.inf),
+                options={"mip_rel_gap": 0.0}
+                | ({} if time_limit is None else {"time_limit": max(0.0, time_limit)}),
+            )
         if found.status == 2:
             return Outcome(None, None, inf, True)
         # A program that is solved before any search has no bound but its answer.
@@ -568,6 +572,25 @@ class _Program:
             if value > 0.5:
                 chosen[op] = device
         return chosen
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Standard output is nowhere: HiGHS prints a line of its own there now and then."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            with suppress(OSError, TypeError):  # what C has not written yet
+                ctypes.CDLL(None).fflush(None)
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 class _Steps:

@@ -18,7 +18,6 @@ from time import perf_counter
 from partition.granularity import common_units
 from partition.integer_program import solve_program
 from partition.optimise import (
-    Placed,
     figure,
     obstacle,
     place,
@@ -62,10 +61,9 @@ class Mixed:
     """Of the sum of these, each so often as the phase runs."""
     unit: str
     """Of the proof: ``bytes``, ``ns`` or ``weighted``."""
-    alone: tuple[Placed, ...]
-    """Each phase placed by itself under the same limits."""
     alone_costs: tuple[float, ...]
-    """What each then costs a run: no sum of them is more than that of ``costs``, where proven."""
+    """What a run of each phase costs that is placed by itself under the same limits: no sum of them
+    is more than that of ``costs``, where proven. Empty where that was not asked for."""
 
 
 def check_mixed(policy: Policy, setting: Setting) -> None:
@@ -84,8 +82,10 @@ def check_mixed(policy: Policy, setting: Setting) -> None:
         raise InputError(f"{policy.name} {why}")
 
 
-def place_mixed(phases: Sequence[Phase], policy: Policy) -> Mixed:
+def place_mixed(phases: Sequence[Phase], policy: Policy, *, beside: bool = True) -> Mixed:
     """Place phases of one model so that what they cost together is least.
+
+    ``beside`` that each of them is placed by itself, which is a start and a bound.
 
     Raises InputError where the policy is not for that (``check_mixed``) or the phases have not the
     same weights in the same units, InfeasibleError where no placement meets the limits in all of
@@ -106,8 +106,7 @@ def place_mixed(phases: Sequence[Phase], policy: Policy) -> Mixed:
                 "cannot hold for all: take a coarser --granularity"
             )
         tied.append(common)
-    alone = tuple(place(phase.graph, policy, phase.setting) for phase in phases)
-    costs = _costs(phases, policy, [one.placement for one in alone])
+    alone = [place(phase.graph, policy, phase.setting) for phase in phases] if beside else []
     # One unit for all: so many of it are the nanoseconds of a phase, as often as it runs.
     own = [problems_of(phase.graph, policy, phase.setting) for phase in phases]
     unit = max(phase.weight * many[0].unit for phase, many in zip(phases, own, strict=True))
@@ -137,7 +136,7 @@ def place_mixed(phases: Sequence[Phase], policy: Policy) -> Mixed:
                 for phase, problem in zip(phases, problems, strict=True)
             )
             bounds.append(outcome.bound * unit - unsure)
-            found += _shared([one.placement.devices for one in alone], problems, tied)
+            found += [*_shared([one.placement.devices for one in alone], problems, tied)]
             for devices in found:
                 placements = [
                     replace(placement_of(one, there), streams=one.streams)
@@ -161,7 +160,7 @@ def place_mixed(phases: Sequence[Phase], policy: Policy) -> Mixed:
     # No placement costs less than the phases do that are placed by themselves.
     least = sum(
         phase.weight * one.solution.bound
-        for phase, one in zip(phases, alone, strict=True)
+        for phase, one in zip(phases, alone, strict=False)
         if one.solution is not None
     )
     bound = max(min(bounds), least)
@@ -173,7 +172,11 @@ def place_mixed(phases: Sequence[Phase], policy: Policy) -> Mixed:
     whole = ceil(value - 0.5)
     proof = Proof(whole, whole if proven else floor(bound), proven, "program")
     return Mixed(
-        tuple(placements), _costs(phases, policy, placements), proof, unit_of(policy), alone, costs
+        tuple(placements),
+        _costs(phases, policy, placements),
+        proof,
+        unit_of(policy),
+        _costs(phases, policy, [one.placement for one in alone]) if beside else (),
     )
 
 
