@@ -334,8 +334,8 @@ def _sibling(traced: Trace, phase: str, sizes: Mapping[str, int]) -> Trace:
     """Another phase of a traced model, from beside it or traced."""
     meta = traced.graph.meta
     level = f"phase={phase}/batch={meta.batch}/past={sizes['past']}/seq={sizes['seq']}"
-    beside = traced.folder.absolute().parents[4] if traced.folder else Path()
-    for folder in sorted(beside.glob(f"variant=*/{level}")) if traced.folder else ():
+    above = traced.folder.parents if traced.folder else ()
+    for folder in sorted(above[4].glob(f"variant=*/{level}")) if len(above) > 4 else ():
         one = load(folder)
         there = one.graph.meta
         alike = ("model", "dtype", "attn", "logits", "overrides", "parameters")

@@ -23,6 +23,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "beside-executors.md"
 MODELS = ("llama-3.2-3b", "mistral-7b", "llama-3.1-8b", "qwen3-8b", "qwen2.5-14b", "qwen3-30b-a3b")
 SIZES = (2 * 2**30, 6 * 2**30, 12 * 2**30)
 PAST = 1024
+EXPERTS = "qwen3-30b-a3b"
+"""A mixture of experts, whose search takes longer."""
 MACHINE = "tee-tdx+rtx-4090@pcie4-x16"
 HOME, GPU = "tee-tdx", "rtx-4090"
 
@@ -152,7 +154,8 @@ def rows() -> Iterator[Beside]:
         trace, known = traced(name), None
         for size in SIZES:
             yield beside_accelerate(name, trace, size)
-            known = beside_llama_cpp(name, trace, size, known=known)
+            limit = 90.0 if name == EXPERTS else 30.0
+            known = beside_llama_cpp(name, trace, size, limit, known)
             yield known
 
 
@@ -195,7 +198,10 @@ def page() -> Iterator[str]:
         ]
         yield f"| {' | '.join(cells)} |"
     if unproven:
-        yield "\n`*` is the best that was found in 30 s; all others of ours are proven."
+        yield (
+            f"\n`*` is the best that was found in 30 s (90 s for {EXPERTS}); all others of ours are "
+            "proven."
+        )
     yield "\nMade by `python -m tools.beside_executors`."
 
 
