@@ -30,13 +30,13 @@ WORDS: ContextVar[Sequence[str]] = ContextVar("WORDS", default=())
 
 def no_model(given: Any) -> Any:
     """What is given as trace directories; raises InputError where one is a model's name."""
-    from tracer.presets import FUNCTION, preset_names
+    from tracer.presets import FILES, FUNCTION, preset_names
 
     folders = given if isinstance(given, list | tuple) else [given]
     for folder in map(str, filter(None, folders)):
         model = alike(folder, preset_names())
         if Path(folder).is_dir() or not (
-            model or folder.endswith(".json") or FUNCTION.fullmatch(folder)
+            model or folder.endswith(FILES) or FUNCTION.fullmatch(folder)
         ):
             continue
         rest = [word for word in WORDS.get() if word not in (folder, "--trace")]

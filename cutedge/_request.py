@@ -10,6 +10,7 @@ from tracer.errors import InputError, choose
 from tracer.stages import stage
 
 if TYPE_CHECKING:
+    from cutedge._sources import Program
     from tracer.capture.runnable import Runnable
     from tracer.capture.user import Own
     from tracer.captured import Checked
@@ -57,9 +58,10 @@ class Request:
         kv_dtype: str | None = None,
     ) -> None:
         """Raises InputError for options that do not go together."""
+        from cutedge._sources import find_source
         from cutedge._storage import check_storage
         from tracer.graph import MODEL_DTYPES
-        from tracer.presets import FUNCTION, check_config, find_config
+        from tracer.presets import FUNCTION, check_config
 
         if dtype not in (None, OWN_DTYPE):
             choose(dtype, (*MODEL_DTYPES, OWN_DTYPE), "--dtype")
@@ -73,7 +75,8 @@ class Request:
         }
         self._file: dict[str, str] = {}
         self._module: tuple[Any, Any] | None = None
-        self._config: dict[str, Any] = {}
+        self._program: Program | None = None
+        self._config: Mapping[str, Any] = {}
         self.name = ""
         """What the model's tables are called by."""
         given = str(model) if isinstance(model, Path) else model
@@ -96,7 +99,11 @@ class Request:
         if inputs is not None:
             raise InputError("inputs are of a module; a model by name has those of its phase")
         if isinstance(given, str):
-            self.name, self._config = find_config(given)
+            source = find_source(given)
+            self.name, self._config, self._program = source.name, source.config, source.program
+            if self._program is not None:
+                self._check_program(given, phase, cache, dtype)
+                return
         else:
             self._config = check_config(dict(given), "the config")
             self.name = self._config["model_type"]
@@ -107,6 +114,20 @@ class Request:
             "phase": phase,
             "cache": cache,
         }
+
+    def _check_program(self, called: str, phase: str, cache: bool, dtype: str | None) -> None:
+        """Raise InputError for options of what a file says itself."""
+        given = {
+            "--phase": phase != "prefill",
+            "--cache": cache,
+            "--dtype": dtype is not None,
+            "--set": bool(self._options["overrides"]),
+        }
+        if said := [option for option, is_given in given.items() if is_given]:
+            raise InputError(
+                f"{called} says itself what runs and in which dtype: leave {' and '.join(said)} out"
+            )
+        self._options = {}
 
     def _own_dtype(self) -> str:
         """The dtype that the config names."""
@@ -129,6 +150,8 @@ class Request:
         if self._file:
             text = Path(self._file["file"]).read_bytes()
             return [self._file, hashlib.sha256(text).hexdigest(), self._options, *storage]
+        if self._program is not None:
+            return [self._program.identity, *storage]
         return [self._config, self._options, *storage]
 
     def at(self, sizes: Mapping[str, int]) -> "Request":
@@ -173,19 +196,28 @@ class Request:
 
             made = capture_own(own, **self._sizes, **options)
             return made.graph, made.warnings, made.reach, False
-        key = cache.key(self._config, options) if use_cache else None
+        asked = self._config if self._program is None else {"program": self._program.identity}
+        key = cache.key(asked, options) if use_cache else None
         if key is not None and (found := cache.find(key, self._sizes)):
             return found.graph, found.warnings, found.reach, True
-        with stage("loading torch"):
-            from tracer.capture import capture
+        if self._program is not None:
+            captured = self._program.capture(self._sizes)
+        else:
+            with stage("loading torch"):
+                from tracer.capture import capture
 
-        captured = capture(self._config, **self._sizes, **options)
+            captured = capture(self._config, **self._sizes, **options)
         if key is not None:
             cache.keep(key, captured.graph, captured.reach)
         return captured.graph, captured.warnings, captured.reach, False
 
     def runnable(self) -> "Runnable":
-        """The same model, to be run."""
+        """The same model, to be run. Raises InputError for a file that is read as data."""
+        if self._program is not None:
+            raise InputError(
+                f"{self._program.called} is read as data, and nothing of it is run: hand the module "
+                "over as file.py:function"
+            )
         with stage("loading torch"):
             from tracer.capture import runnable, runnable_own
 
@@ -238,10 +270,13 @@ def check(
 ) -> "tuple[str, str, list[Checked], list[OpGraph | None]]":
     """(name, class, how far each phase can be traced, its annotated graph or None) of a model."""
     from costmodels.flops import annotate
+    from cutedge._sources import find_source
     from tracer.capture import check as check_phases
-    from tracer.presets import find_config
 
-    name, config = find_config(model)
+    source = find_source(model)
+    if source.program is not None:
+        raise InputError(f"{model} says itself what runs: cutedge trace {model}")
+    name, config = source.name, source.config
     kind, found = check_phases(config, model=name, seq=seq, overrides=_fields(overrides))
     graphs = [None if one.captured is None else annotate(one.captured.graph) for one in found]
     return name, kind, found, graphs

@@ -19,6 +19,10 @@ FUNCTION = re.compile(r"(.+\.py):(\w+)")
 """What a user calls a module of their own: ``file.py:function``."""
 
 
+FILES = (".json", ".pt2", ".gguf", ".onnx")
+"""The ends of files that are models."""
+
+
 def preset_names() -> list[str]:
     """The models that cutedge knows by name."""
     return sorted(Path(entry.name).stem for entry in _FOLDER.iterdir())

@@ -1,0 +1,81 @@
+"""What a user calls a model, found: a config, or a program in a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from tracer.captured import Capture
+    from tracer.pt2_files import Exported
+
+
+class Program(Protocol):
+    """A model in a file that says itself what runs."""
+
+    @property
+    def name(self) -> str:
+        """What the model's tables are called by."""
+
+    @property
+    def called(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """Equal for programs that trace alike, as JSON."""
+
+    def capture(self, sizes: Mapping[str, int | None]) -> "Capture":
+        """Its op graph at sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What there is of a model: its config, or its program."""
+
+    name: str
+    """What its tables are called by."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Its config; empty where there is a program."""
+    program: Program | None = None
+    """What runs, where a file says it."""
+
+
+def find_source(model: str) -> Source:
+    """What a user calls a model: ``tracer.presets.find_config``, or a file that holds a program.
+
+    Raises InputError where there is no such thing, CutedgeError where it is damaged.
+    """
+    from tracer.presets import find_config
+
+    if model.endswith(".pt2"):
+        from tracer.pt2_files import read_pt2
+
+        read = read_pt2(Path(model))
+        return Source(read.name, program=_Exported(read))
+    name, config = find_config(model)
+    return Source(name, config)
+
+
+@dataclass(frozen=True, slots=True)
+class _Exported:
+    """A program of ``torch.export.save``."""
+
+    read: "Exported"
+
+    @property
+    def name(self) -> str:
+        return self.read.name
+
+    @property
+    def called(self) -> str:
+        return self.read.file
+
+    @property
+    def identity(self) -> list[Any]:
+        return ["torch.export", self.read.name, self.read.digest]
+
+    def capture(self, sizes: Mapping[str, int | None]) -> "Capture":
+        from tracer.capture import capture_exported
+
+        return capture_exported(self.read, **sizes)
