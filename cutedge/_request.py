@@ -10,7 +10,7 @@ from tracer.errors import InputError, choose
 from tracer.stages import stage
 
 if TYPE_CHECKING:
-    from cutedge._sources import Program
+    from cutedge._sources import Program, Source
     from tracer.capture.runnable import Runnable
     from tracer.capture.user import Own
     from tracer.captured import Checked
@@ -76,6 +76,7 @@ class Request:
         self._file: dict[str, str] = {}
         self._module: tuple[Any, Any] | None = None
         self._program: Program | None = None
+        self._source: Source | None = None
         self._config: Mapping[str, Any] = {}
         self.name = ""
         """What the model's tables are called by."""
@@ -99,7 +100,7 @@ class Request:
         if inputs is not None:
             raise InputError("inputs are of a module; a model by name has those of its phase")
         if isinstance(given, str):
-            source = find_source(given)
+            source = self._source = find_source(given)
             self.name, self._config, self._program = source.name, source.config, source.program
             if self._program is not None:
                 self._check_program(given, phase, cache, dtype)
@@ -146,7 +147,9 @@ class Request:
     @property
     def identity(self) -> list[Any]:
         """What is traced, apart from sizes: equal for equal models, as JSON."""
-        storage = [None if one is None else str(one) for one in self._storage if any(self._storage)]
+        weights, kv_dtype = self._storage[0] or self._beside, self._storage[1]
+        asked = (weights, kv_dtype) if weights or kv_dtype else ()
+        storage = [None if one is None else str(one) for one in asked]
         if self._file:
             text = Path(self._file["file"]).read_bytes()
             return [self._file, hashlib.sha256(text).hexdigest(), self._options, *storage]
@@ -175,14 +178,28 @@ class Request:
         self, *, full: bool, use_cache: bool
     ) -> "tuple[OpGraph, tuple[str, ...], Reach, bool]":
         """(trace without costs, warnings, where it holds, whether the cache had it)"""
-        from cutedge._storage import as_published, in_storage
+        from cutedge._storage import as_in_file, as_published, in_storage
 
         graph, warnings, reach, cached = self._captured(full=full, use_cache=use_cache)
         weights, kv_dtype = self._storage
-        if weights is None and self._config:
+        said: tuple[str, ...] = ()
+        if weights is None and self._beside is not None:
+            graph, said = as_in_file(graph, self._beside)
+        elif weights is None and self._config:
             graph, said = as_published(graph, self._config)
-            warnings = (*warnings, *said)
-        return in_storage(graph, weights, kv_dtype), warnings, reach, cached
+        if self._source is not None:
+            said = (*self._source.about(graph, changed=self._changed), *said)
+        return in_storage(graph, weights, kv_dtype), (*warnings, *said), reach, cached
+
+    @property
+    def _changed(self) -> bool:
+        """Whether it is another model than the one that was named."""
+        return bool(self._options.get("overrides"))
+
+    @property
+    def _beside(self) -> Path | None:
+        """The file of the model's own weights; None for a model that was changed."""
+        return None if self._source is None or self._changed else self._source.weights
 
     def _captured(
         self, *, full: bool, use_cache: bool

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from tracer.captured import Capture
+    from tracer.graph import OpGraph
     from tracer.pt2_files import Exported
 
 
@@ -39,6 +40,22 @@ class Source:
     """Its config; empty where there is a program."""
     program: Program | None = None
     """What runs, where a file says it."""
+    weights: Path | None = None
+    """The file that says how its weights are stored."""
+    parameters: int | None = None
+    """How many weights that file has, where each is one of the model's."""
+    notes: tuple[str, ...] = ()
+    """What a user must know of it."""
+
+    def about(self, graph: "OpGraph", *, changed: bool) -> tuple[str, ...]:
+        """What a user must know of a trace of it, ``changed`` or as it is."""
+        if self.weights is not None and changed:
+            return (*self.notes, f"--set makes another model than the weights of {self.weights}")
+        traced = graph.meta.parameters
+        if self.parameters is None or self.parameters == traced:
+            return self.notes
+        differ = f"{self.weights} has {self.parameters:,} weights, the model traced {traced:,}"
+        return (*self.notes, differ)
 
 
 def find_source(model: str) -> Source:
@@ -53,6 +70,12 @@ def find_source(model: str) -> Source:
 
         read = read_pt2(Path(model))
         return Source(read.name, program=_Exported(read))
+    if model.endswith(".gguf"):
+        from cutedge._gguf_models import gguf_model
+
+        file = Path(model)
+        found = gguf_model(file)
+        return Source(file.stem, found.config, None, file, found.parameters, found.notes)
     name, config = find_config(model)
     return Source(name, config)
 
