@@ -1,5 +1,6 @@
 """What a user calls a model, found: a config, or a program in a file."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,18 @@ def find_source(model: str) -> Source:
         found = gguf_model(file)
         return Source(file.stem, found.config, None, file, found.parameters, found.notes)
     name, config = find_config(model)
-    return Source(name, config)
+    return Source(name, config, weights=_weights_in(Path(model)))
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """The weights that lie beside the config in a model's folder: their index, or one file."""
+    from tracer.safetensors_files import INDEX
+
+    if not os.path.isdir(folder):  # unlike Path's, False for a name that no file may have
+        return None
+    found = sorted(folder.glob("*.safetensors"))
+    beside = [folder / INDEX, folder / "model.safetensors", *(found if len(found) == 1 else ())]
+    return next((file for file in beside if file.is_file()), None)
 
 
 @dataclass(frozen=True, slots=True)
