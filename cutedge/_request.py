@@ -103,7 +103,7 @@ class Request:
             source = self._source = find_source(given)
             self.name, self._config, self._program = source.name, source.config, source.program
             if self._program is not None:
-                self._check_program(given, phase, cache, dtype)
+                self._check_program(self._program, phase, cache, dtype)
                 return
         else:
             self._config = check_config(dict(given), "the config")
@@ -116,19 +116,22 @@ class Request:
             "cache": cache,
         }
 
-    def _check_program(self, called: str, phase: str, cache: bool, dtype: str | None) -> None:
+    def _check_program(
+        self, program: "Program", phase: str, cache: bool, dtype: str | None
+    ) -> None:
         """Raise InputError for options of what a file says itself."""
         given = {
             "--phase": phase != "prefill",
             "--cache": cache,
             "--dtype": dtype is not None,
-            "--set": bool(self._options["overrides"]),
+            "--set": bool(self._options["overrides"]) and not program.settings,
         }
         if said := [option for option, is_given in given.items() if is_given]:
             raise InputError(
-                f"{called} says itself what runs and in which dtype: leave {' and '.join(said)} out"
+                f"{program.called} says itself what runs and in which dtype: leave "
+                f"{' and '.join(said)} out"
             )
-        self._options = {}
+        self._options = {"overrides": self._options["overrides"]}
 
     def _own_dtype(self) -> str:
         """The dtype that the config names."""
@@ -154,7 +157,7 @@ class Request:
             text = Path(self._file["file"]).read_bytes()
             return [self._file, hashlib.sha256(text).hexdigest(), self._options, *storage]
         if self._program is not None:
-            return [self._program.identity, *storage]
+            return [self._program.identity, self._options, *storage]
         return [self._config, self._options, *storage]
 
     def at(self, sizes: Mapping[str, int]) -> "Request":
@@ -218,7 +221,7 @@ class Request:
         if key is not None and (found := cache.find(key, self._sizes)):
             return found.graph, found.warnings, found.reach, True
         if self._program is not None:
-            captured = self._program.capture(self._sizes)
+            captured = self._program.capture(self._sizes, self._options["overrides"])
         else:
             with stage("loading torch"):
                 from tracer.capture import capture

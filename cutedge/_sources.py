@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from tracer.captured import Capture
     from tracer.graph import OpGraph
+    from tracer.onnx_files import OnnxFile
     from tracer.pt2_files import Exported
 
 
@@ -27,7 +28,11 @@ class Program(Protocol):
     def identity(self) -> list[Any]:
         """Equal for programs that trace alike, as JSON."""
 
-    def capture(self, sizes: Mapping[str, int | None]) -> "Capture":
+    @property
+    def settings(self) -> bool:
+        """Whether ``--set`` means something of it."""
+
+    def capture(self, sizes: Mapping[str, int | None], settings: Mapping[str, Any]) -> "Capture":
         """Its op graph at sizes."""
 
 
@@ -71,6 +76,11 @@ def find_source(model: str) -> Source:
 
         read = read_pt2(Path(model))
         return Source(read.name, program=_Exported(read))
+    if model.endswith(".onnx"):
+        from tracer.onnx_files import read_onnx
+
+        onnx = read_onnx(Path(model))
+        return Source(onnx.name, program=_Onnx(onnx))
     if model.endswith(".gguf"):
         from cutedge._gguf_models import gguf_model
 
@@ -110,7 +120,39 @@ class _Exported:
     def identity(self) -> list[Any]:
         return ["torch.export", self.read.name, self.read.digest]
 
-    def capture(self, sizes: Mapping[str, int | None]) -> "Capture":
+    @property
+    def settings(self) -> bool:
+        return False
+
+    def capture(self, sizes: Mapping[str, int | None], settings: Mapping[str, Any]) -> "Capture":
         from tracer.capture import capture_exported
 
         return capture_exported(self.read, **sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Onnx:
+    """A model in ONNX."""
+
+    read: "OnnxFile"
+
+    @property
+    def name(self) -> str:
+        return self.read.name
+
+    @property
+    def called(self) -> str:
+        return self.read.file
+
+    @property
+    def identity(self) -> list[Any]:
+        return ["onnx", self.read.name, self.read.digest]
+
+    @property
+    def settings(self) -> bool:
+        return True
+
+    def capture(self, sizes: Mapping[str, int | None], settings: Mapping[str, Any]) -> "Capture":
+        from tracer.onnx_files import capture_onnx
+
+        return capture_onnx(self.read, sizes, settings)
