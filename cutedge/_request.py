@@ -123,15 +123,16 @@ class Request:
         given = {
             "--phase": phase != "prefill",
             "--cache": cache,
-            "--dtype": dtype is not None,
-            "--set": bool(self._options["overrides"]) and not program.settings,
+            "--dtype": dtype is not None and "dtype" not in program.takes,
+            "--set": bool(self._options["overrides"]) and "overrides" not in program.takes,
         }
         if said := [option for option, is_given in given.items() if is_given]:
             raise InputError(
-                f"{program.called} says itself what runs and in which dtype: leave "
-                f"{' and '.join(said)} out"
+                f"{program.called} says itself what runs: leave {' and '.join(said)} out"
             )
-        self._options = {"overrides": self._options["overrides"]}
+        if dtype == OWN_DTYPE:
+            raise InputError(f"--dtype {OWN_DTYPE} is of a model by config, which this is not")
+        self._options = {name: self._options[name] for name in program.takes}
 
     def _own_dtype(self) -> str:
         """The dtype that the config names."""
@@ -221,7 +222,7 @@ class Request:
         if key is not None and (found := cache.find(key, self._sizes)):
             return found.graph, found.warnings, found.reach, True
         if self._program is not None:
-            captured = self._program.capture(self._sizes, self._options["overrides"])
+            captured = self._program.capture(self._sizes, options)
         else:
             with stage("loading torch"):
                 from tracer.capture import capture
@@ -235,8 +236,8 @@ class Request:
         """The same model, to be run. Raises InputError for a file that is read as data."""
         if self._program is not None:
             raise InputError(
-                f"{self._program.called} is read as data, and nothing of it is run: hand the module "
-                "over as file.py:function"
+                f"{self._program.called} is traced, and nothing of it is run: hand the module over "
+                "as file.py:function"
             )
         with stage("loading torch"):
             from tracer.capture import runnable, runnable_own

@@ -1,10 +1,13 @@
 """What a user calls a model, found: a config, or a program in a file."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from tracer.errors import InputError
 
 if TYPE_CHECKING:
     from tracer.captured import Capture
@@ -29,11 +32,11 @@ class Program(Protocol):
         """Equal for programs that trace alike, as JSON."""
 
     @property
-    def settings(self) -> bool:
-        """Whether ``--set`` means something of it."""
+    def takes(self) -> tuple[str, ...]:
+        """The options that mean something of it: ``dtype``, ``attn``, ``overrides``."""
 
-    def capture(self, sizes: Mapping[str, int | None], settings: Mapping[str, Any]) -> "Capture":
-        """Its op graph at sizes."""
+    def capture(self, sizes: Mapping[str, int | None], options: Mapping[str, Any]) -> "Capture":
+        """Its op graph at sizes, with the options that it takes, and ``full``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,10 @@ def find_source(model: str) -> Source:
         file = Path(model)
         found = gguf_model(file)
         return Source(file.stem, found.config, None, file, found.parameters, found.notes)
+    if match := _PACKAGED.fullmatch(model):
+        return Source(match[2], program=_Packaged(match[1], match[2]))
+    if (denoiser := _denoiser(Path(model))) is not None:
+        return Source(denoiser.name, program=denoiser)
     name, config = find_config(model)
     return Source(name, config, weights=_weights_in(Path(model)))
 
@@ -121,10 +128,10 @@ class _Exported:
         return ["torch.export", self.read.name, self.read.digest]
 
     @property
-    def settings(self) -> bool:
-        return False
+    def takes(self) -> tuple[str, ...]:
+        return ()
 
-    def capture(self, sizes: Mapping[str, int | None], settings: Mapping[str, Any]) -> "Capture":
+    def capture(self, sizes: Mapping[str, int | None], options: Mapping[str, Any]) -> "Capture":
         from tracer.capture import capture_exported
 
         return capture_exported(self.read, **sizes)
@@ -149,10 +156,90 @@ class _Onnx:
         return ["onnx", self.read.name, self.read.digest]
 
     @property
-    def settings(self) -> bool:
-        return True
+    def takes(self) -> tuple[str, ...]:
+        return ("overrides",)
 
-    def capture(self, sizes: Mapping[str, int | None], settings: Mapping[str, Any]) -> "Capture":
+    def capture(self, sizes: Mapping[str, int | None], options: Mapping[str, Any]) -> "Capture":
         from tracer.onnx_files import capture_onnx
 
-        return capture_onnx(self.read, sizes, settings)
+        return capture_onnx(self.read, sizes, options["overrides"])
+
+
+_PACKAGED = re.compile(r"(timm|torchvision):([\w.-]+)")
+"""What a user calls a model of another package."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Packaged:
+    """A model that another package builds by its name."""
+
+    package: str
+    name: str
+
+    @property
+    def called(self) -> str:
+        return f"{self.package}:{self.name}"
+
+    @property
+    def identity(self) -> list[Any]:
+        return [self.package, self.name]
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        return ("dtype", "attn", "overrides")
+
+    def capture(self, sizes: Mapping[str, int | None], options: Mapping[str, Any]) -> "Capture":
+        from tracer.capture import capture_own, own_packaged
+
+        return capture_own(own_packaged(self.package, self.name), **{**options, **sizes})
+
+
+_PARTS = ("unet", "transformer", "prior")
+"""The parts of a folder of diffusers that run at every step; the first that is there is meant."""
+
+
+def _denoiser(folder: Path) -> "_Denoiser | None":
+    """What runs at every step in a folder of diffusers; None for any other folder."""
+    from tracer.presets import read_config
+
+    if not os.path.isdir(folder):
+        return None
+    if (folder / "model_index.json").is_file():
+        found = next((part for part in _PARTS if (folder / part / "config.json").is_file()), None)
+        if found is None:
+            raise InputError(
+                f"{folder} has a model_index.json and no config of what runs at every step "
+                f"({' or '.join(f'{part}/config.json' for part in _PARTS)})"
+            )
+        place = folder / found
+    elif (folder / "config.json").is_file():
+        place = folder
+    else:
+        return None
+    config = read_config(place / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
+        return None
+    return _Denoiser(folder.resolve().name, str(folder), config)
+
+
+@dataclass(frozen=True, slots=True)
+class _Denoiser:
+    """The model of a folder of diffusers."""
+
+    name: str
+    called: str
+    config: Mapping[str, Any]
+
+    @property
+    def identity(self) -> list[Any]:
+        return ["diffusers", self.name, dict(self.config)]
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        return ("dtype", "attn")
+
+    def capture(self, sizes: Mapping[str, int | None], options: Mapping[str, Any]) -> "Capture":
+        from tracer.capture import capture_own, own_diffusers
+
+        own = own_diffusers(self.config, self.name, self.called)
+        return capture_own(own, **{**options, **sizes})

@@ -19,6 +19,7 @@ FEW = 32
 
 
 def attributes(node: Proto) -> dict[str, Any]:
+    """What a node is told beside its tensors, by name."""
     from onnx import helper
 
     return {one.name: helper.get_attribute_value(one) for one in node.attribute}

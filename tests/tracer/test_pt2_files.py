@@ -129,7 +129,7 @@ def test_what_the_file_does_not_allow_is_said(file: Path) -> None:
     ):
         with pytest.raises(InputError, match=re.escape(said)):
             cutedge.trace(file, **options)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="is read as data, and nothing of it is run"):
+    with pytest.raises(InputError, match="is traced, and nothing of it is run"):
         cutedge.trace(file).runnable()
 
 

@@ -30,6 +30,7 @@ from tracer.capture.kv_cache import WRAPPED
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.memory import parameter_count
 from tracer.capture.models import architectures, build, build_with_memory, settle
+from tracer.capture.packages import own_diffusers, own_packaged
 from tracer.capture.phases import Task, Way
 from tracer.capture.runnable import Runnable
 from tracer.capture.runs import untouched
@@ -52,8 +53,10 @@ __all__ = [
     "capture_function",
     "capture_own",
     "check",
+    "own_diffusers",
     "own_function",
     "own_module",
+    "own_packaged",
     "quiet",
     "runnable",
     "runnable_function",
