@@ -23,7 +23,6 @@ from tracer.graph import FLOATING, MODEL_DTYPES
 
 MOST = 2**31 - 1
 """The largest size that an option takes."""
-
 WORDS: ContextVar[Sequence[str]] = ContextVar("WORDS", default=())
 """What the command that runs was given."""
 
@@ -56,7 +55,8 @@ TraceDir = Annotated[
 Model = Annotated[
     str,
     typer.Argument(
-        help="A preset, a config.json or its folder, org/name on the hub, or file.py:function.",
+        help="A preset, a config.json or its folder, org/name on the hub, file.py:function, "
+        "a .pt2, .gguf or .onnx file, timm:NAME or torchvision:NAME.",
         autocompletion=complete.models,
     ),
 ]
