@@ -98,6 +98,15 @@ def find_source(model: str) -> Source:
     return Source(name, config, weights=_weights_in(Path(model)))
 
 
+def has_own_sizes(model: str) -> bool:
+    """Whether what a user calls a model says itself what runs, and so at which sizes."""
+    from tracer.presets import FUNCTION
+
+    if FUNCTION.fullmatch(model) or _PACKAGED.fullmatch(model):
+        return True
+    return model.endswith((".pt2", ".onnx")) or _denoiser(Path(model)) is not None
+
+
 def _weights_in(folder: Path) -> Path | None:
     """The weights that lie beside the config in a model's folder: their index, or one file."""
     from tracer.safetensors_files import INDEX

@@ -71,8 +71,8 @@ def run_query(sql: str, folder: Path) -> str:
 def blocks(text: str, folder: Path, run: Run = in_a_shell) -> Iterator[tuple[re.Match[str], str]]:
     """Every block of the page with what stands in it after a real run, in ``folder``, of its lines.
 
-    A ``toml``, ``json`` or ``python`` block that names a file is written there; a ``text`` block is the result of
-    the ``sql`` block before it.
+    A ``toml``, ``json`` or ``python`` block that names a file is written there; a ``text`` block is
+    the result of the ``sql`` block before it.
     """
     result = ""
     for block in BLOCK.finditer(text):

@@ -116,6 +116,7 @@ def test_a_file_of_a_users_own_module_is_traced(file: Path) -> None:
     assert head.cost.flops_expr == "80*batch*seq"
     assert cutedge.trace(file).graph.meta.seq == 5  # that of the example
     assert cutedge.trace(str(file), seq=9).partition().summary["calls"] == 2  # table, head
+    assert cutedge.params(str(file)).summary["parameters"] == 40
     assert traced.at(batch=8, seq=100).graph.meta.seq == 100
 
 
