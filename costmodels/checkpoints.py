@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from costmodels.weight_parts import PARTS
-from costmodels.weights import Encoding, Rule, WeightFormat, is_quick, shipped_encoding
+from costmodels.weights import Encoding, EncodingRule, WeightFormat, is_quick, shipped_encoding
 from tracer.graph import MODEL_DTYPES
 from tracer.presets import config_dtype
 from tracer.words import plain
@@ -44,9 +44,9 @@ def storage_of(config: Mapping[str, Any]) -> tuple[WeightFormat | None, str | No
     stays: tuple[str, ...] = _STAY if _has_head(method, told) else (*_STAY, "head")
     if method == "mxfp4":
         stays = tuple(part for part in PARTS if part not in _EXPERTS)
-    rules = [Rule(stays, rest)]
+    rules = [EncodingRule(stays, rest)]
     if left:
-        rules.append(Rule(tuple(PARTS), rest, names=tuple(left)))
+        rules.append(EncodingRule(tuple(PARTS), rest, names=tuple(left)))
     about = f"as its quantization_config says ({method})"
     return WeightFormat(one.name, about, one.name, tuple(rules), {one.name: one}), None
 

@@ -7,7 +7,7 @@ from math import fsum
 from costmodels.experts import STATE, Routing, routing_of
 from costmodels.flops import PRODUCTS
 from costmodels.fused import arranges, fused
-from costmodels.roofline import Rule
+from costmodels.roofline import Rates
 from costmodels.traffic import has_own_rule
 from tracer.graph import Kind, OpGraph, Tensor
 from tracer.summary import renewals
@@ -31,19 +31,19 @@ def compulsory_bytes(graph: OpGraph) -> int:
     return sum(_read(graph).values()) + _written(graph)
 
 
-def least_seconds(graph: OpGraph, rule: Rule) -> float | None:
+def least_seconds(graph: OpGraph, rates: Rates) -> float | None:
     """What no program with a graph's results stays below; None where the device has no rates.
 
     The longer of moving the compulsory bytes and of the matrix products, of a causal attention
     without what its mask leaves out. Algorithms with fewer multiplications than a matrix product
     has are left out of account.
     """
-    moving = rule.memory_seconds(compulsory_bytes(graph))
+    moving = rates.memory_seconds(compulsory_bytes(graph))
     computing: list[float | None] = []
     for op in (graph.ops[number] for number in _needed_ops(graph)):
         flops = op.cost.flops if op.cost.causal_flops is None else op.cost.causal_flops
         if op.kind in PRODUCTS and flops is not None:
-            computing.append(rule.compute_seconds(rule.dtype_of(graph, op), flops))
+            computing.append(rates.compute_seconds(rates.dtype_of(graph, op), flops))
     known = [seconds for seconds in computing if seconds is not None]
     if moving is None or len(known) < len(computing):
         return None

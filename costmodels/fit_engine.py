@@ -1,7 +1,7 @@
 """Engines and devices from measurements: the figures under which predictions are least off.
 
 ``fit`` takes any prediction; ``fit_profile`` has that of single ops, of a profile: an op takes
-``max(FLOPs / peak, bytes / bandwidth) + kernel_seconds`` (``costmodels.roofline.Rule``), its shares
+``max(FLOPs / peak, bytes / bandwidth) + kernel_seconds`` (``costmodels.roofline.Rates``), its shares
 of peak and bandwidth those of an engine on a known device, or rates of a device of its own.
 """
 
@@ -22,7 +22,7 @@ from costmodels.flops import PRODUCTS, computed_in
 from costmodels.fused import strides
 from costmodels.least_squares import Floats, identified
 from costmodels.profiles import Profile
-from costmodels.roofline import Rule, kernels_of
+from costmodels.roofline import Rates, kernels_of
 from tracer.errors import InputError
 from tracer.graph import FLOATING, OpGraph
 from tracer.toml_files import quoted
@@ -114,7 +114,7 @@ def engine_toml(
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class KernelWork:
     """What kernels do, one after another, in arrays: seconds of thousands in one go."""
 
     flops: Mapping[str, Floats]
@@ -128,23 +128,23 @@ class Work:
 
     def seconds(self, device: Device, engine: Engine) -> Floats:
         """What each takes, launches left out; what a device has no peak for has no FLOPs."""
-        rule = Rule(device, engine)
+        rates = Rates(device, engine)
         computing = np.zeros_like(self.moved)
         for dtype, flops in self.flops.items():
             if dtype in device.peak_flops_per_second:
-                computing += rule.compute_seconds(dtype, flops)
-        floor, attention = (rule.kernel_seconds(is_attention=what) for what in (False, True))
-        plain, copied = (rule.memory_seconds(self.moved, strided=what) for what in (False, True))
+                computing += rates.compute_seconds(dtype, flops)
+        floor, attention = (rates.kernel_seconds(is_attention=what) for what in (False, True))
+        plain, copied = (rates.memory_seconds(self.moved, strided=what) for what in (False, True))
         work = np.maximum(computing, np.where(self.strided, copied, plain))
         return np.asarray(work + np.where(self.is_attention, attention, floor))
 
     def step_seconds(self, device: Device, engine: Engine) -> float:
         """What they take where each has its launch before it, and the step what it has beside."""
-        launches = Rule(device, engine).launch_seconds * len(self.moved)
+        launches = Rates(device, engine).launch_seconds * len(self.moved)
         return float(self.seconds(device, engine).sum()) + launches + engine.step_seconds
 
 
-def work_of(graph: OpGraph, engine: Engine) -> Work:
+def work_of(graph: OpGraph, engine: Engine) -> KernelWork:
     """What the kernels do that an engine starts for a graph."""
     kernels = list(kernels_of(graph, engine))
     flops: dict[str, Floats] = {}
@@ -153,7 +153,7 @@ def work_of(graph: OpGraph, engine: Engine) -> Work:
             if op.cost.flops:
                 dtype = computed_in(graph, op) or ""
                 flops.setdefault(dtype, np.zeros(len(kernels)))[number] += op.cost.flops
-    return Work(
+    return KernelWork(
         flops,
         np.array([sum(kernel.moved) for kernel in kernels], float),
         np.array([kernel.is_attention for kernel in kernels], bool),
@@ -337,7 +337,7 @@ def _best(
 
 
 def _starts(
-    machine: RateModel, work: Work, seconds: Floats, at_compute: float, at_memory: float
+    machine: RateModel, work: KernelWork, seconds: Floats, at_compute: float, at_memory: float
 ) -> dict[str, float]:
     """Where a search begins: at a share of the most that any op reached."""
     starts = {"kernel_seconds": 0.5 * float(seconds.min()), "attention_seconds": 1e-6}

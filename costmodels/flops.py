@@ -7,12 +7,12 @@ products rest on no assumption: a row meets one expert, whichever that is.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from costmodels.experts import STATE, routing_of
+from costmodels.experts import STATE, Routing, routing_of
 from costmodels.formulas import REGISTRY, GemmOf, GemmSize, Shapes, Signature, Size, to_int
 from costmodels.traffic import traffic
 from tracer.errors import CutedgeError
@@ -57,12 +57,42 @@ def annotate(graph: OpGraph) -> OpGraph:
     Views, constants, inputs and the output cost nothing at run time. An op whose name the registry
     lacks gets status ``unsupported`` and no FLOPs; its memory traffic is known all the same.
     """
-    return graph.with_ops(replace(op, cost=_cost(graph, op)) for op in graph.ops)
+    idle = _no_flops(bool(graph.meta.symbolic))
+    known: dict[Hashable, OpCost] = {}
+
+    def cost(op: Op) -> OpCost:
+        if op.is_view or op.kind in FREE:
+            return idle
+        if routing := routing_of(graph, op):
+            return _cost(graph, op, routing)
+        key = work_key(graph, op)
+        if key not in known:
+            known[key] = _cost(graph, op, None)
+        return known[key]
+
+    return graph.with_ops(replace(op, cost=cost(op)) for op in graph.ops)
 
 
-def _cost(graph: OpGraph, op: Op) -> OpCost:
-    if op.is_view or op.kind in FREE:
-        return _no_flops(bool(graph.meta.symbolic))
+def work_key(graph: OpGraph, op: Op) -> Hashable:
+    """All that an op's FLOPs and traffic follow from, but which experts' weights it reads: the many
+    ops of a graph that are equal in it are worked out once."""
+    inputs = graph.inputs(op.id)
+    memories = [graph.storage(t) for t in inputs]
+    which, where = [t.id for t in inputs], [m.id for m in memories]
+    return (
+        *(op.target, op.kind, op.dtype, op.arguments, op.extent_expr),
+        tuple((*_seen_of(t), which.index(t.id)) for t in inputs),
+        tuple((m.bytes, m.bytes_expr, m.role in STATE, where.index(m.id)) for m in memories),
+        tuple(map(_seen_of, graph.outputs(op.id))),
+    )
+
+
+def _seen_of(tensor: Tensor) -> tuple[Hashable, ...]:
+    t = tensor
+    return t.dtype, t.shape, t.shape_expr, t.bytes, t.bytes_expr, t.label
+
+
+def _cost(graph: OpGraph, op: Op, routing: Routing | None) -> OpCost:
     extent = _extent(graph, op)
     inputs, outputs = _shapes(graph.inputs(op.id)), _shapes(graph.outputs(op.id))
     sized = any('"size"' in text for _, text in op.arguments)
@@ -81,7 +111,7 @@ def _cost(graph: OpGraph, op: Op) -> OpCost:
         causal = _arithmetic(replace(call, inputs=shapes[0], outputs=shapes[1]))
         cost = replace(cost, causal_flops=causal.flops, causal_flops_expr=causal.flops_expr)
     reads, written = traffic(graph, op)
-    if routing := routing_of(graph, op):
+    if routing is not None:
         reads[routing.stack] = routing.bytes_read
         if cost.flops_status is not Status.UNSUPPORTED:
             cost = replace(cost, flops_status=Status.ESTIMATE)

@@ -110,7 +110,7 @@ class Least:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelCounts:
     """What the limits need to know of a model; counts are of values, not bytes."""
 
     dense_layers_params: int
@@ -141,7 +141,7 @@ class Model:
         )
 
 
-def describe(near: OpGraph, far: Sequence[OpGraph] = (), *, in_bytes: bool = False) -> Model:
+def describe(near: OpGraph, far: Sequence[OpGraph] = (), *, in_bytes: bool = False) -> ModelCounts:
     """What the limits need, off annotated decodes of one sequence.
 
     Parameters are counted, or with ``in_bytes`` what they take where they are stored.
@@ -181,7 +181,7 @@ def describe(near: OpGraph, far: Sequence[OpGraph] = (), *, in_bytes: bool = Fal
     lines = _lines([near])
     beyond = _lines(far) if far else lines
     cached, attention = (Least(*both) for both in zip(lines, beyond, strict=True))
-    return Model(layers, tuple(experts), head, cached, attention)
+    return ModelCounts(layers, tuple(experts), head, cached, attention)
 
 
 def _lines(traces: Sequence[OpGraph]) -> tuple[Line, Line]:
@@ -325,13 +325,13 @@ class Limits:
 
 
 def limits(
-    model: Model,
+    model: ModelCounts,
     device: DeviceFigures,
     *,
     weight_bits: float,
     kv_bits: float,
     prompt: int,
-    stored: Model | None = None,
+    stored: ModelCounts | None = None,
 ) -> Limits:
     """The limits for weights of ``weight_bits``, a cache of ``kv_bits`` and a prompt of tokens.
 

@@ -17,9 +17,9 @@ from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL, Engine
 from costmodels.experts import route, routed
-from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape
+from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape, work_key
 from costmodels.fused import fused, strides
-from costmodels.roofline import Rule, paged_share
+from costmodels.roofline import Rates, paged_share
 from costmodels.traffic import traffic
 from tracer.formula import Formula, const, formula, parse
 from tracer.graph import Kind, Op, OpGraph, Tensor
@@ -100,6 +100,7 @@ class OpGroups:
 def op_groups(graph: OpGraph, over: Over) -> OpGroups:
     """What each op of an annotated graph costs at many sizes that it reaches."""
     formulas = closed(graph)
+    equal: dict[Any, int] = {}
     numbers: dict[Any, int] = {}
     groups: list[OpGroup] = []
     of: list[int | None] = []
@@ -107,9 +108,13 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
         if op.is_view or op.kind in FREE:
             of.append(None)
             continue
+        chosen = routed(formulas, op)
+        work = work_key(graph, op) if chosen is None else op.id
+        if work in equal:
+            of.append(equal[work])
+            continue
         inputs, outputs = formulas.inputs(op.id), formulas.outputs(op.id)
         read, written = traffic(formulas, op)
-        chosen = routed(formulas, op)
         gemm = gemm_shape(formulas, op)
         moved: Formula = formula(written)
         for tensor, size in read.items():
@@ -143,6 +148,7 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
                     strided,
                 )
             )
+        equal[work] = numbers[key]
         of.append(numbers[key])
     return OpGroups(tuple(of), tuple(groups))
 
@@ -201,10 +207,10 @@ def time_group(
     A device has seconds for a group at all sizes or at none: sizes at which FLOPs are nothing and
     sizes at which they are something are not to be asked for together.
     """
-    rule = Rule(device, engine, paged_share(device, lying_bytes))
+    rates = Rates(device, engine, paged_share(device, lying_bytes))
     if device.array is not None:
-        return _on_array(device, group, options, rule.launch_seconds)
-    return _on_roofline(rule, group)
+        return _on_array(device, group, options, rates.launch_seconds)
+    return _on_roofline(rates, group)
 
 
 def _on_array(device: Device, group: OpGroup, options: Options, launch: float) -> GroupTime:
@@ -215,9 +221,9 @@ def _on_array(device: Device, group: OpGroup, options: Options, launch: float) -
     return GroupTime(cost.seconds + launch, cost)
 
 
-def _on_roofline(rule: Rule, group: OpGroup) -> GroupTime:
-    work = _of_kernel(rule, [group], group.moved_bytes, is_attention=group.is_attention)
-    return GroupTime(None if work is None else work + rule.launch_seconds)
+def _on_roofline(rates: Rates, group: OpGroup) -> GroupTime:
+    work = _of_kernel(rates, [group], group.moved_bytes, is_attention=group.is_attention)
+    return GroupTime(None if work is None else work + rates.launch_seconds)
 
 
 def run_times(
@@ -226,7 +232,7 @@ def run_times(
     ops: OpGroups,
     device: str,
     runs: tuple[tuple[str, int] | None, ...],
-    rule: Rule,
+    rates: Rates,
 ) -> Floats | None:
     """What runs on a device takes by size, under an engine that looks at what runs together.
 
@@ -235,7 +241,7 @@ def run_times(
     """
     known: dict[Any, Floats | None] = {}
     together: dict[tuple[str, int], Counter[Any]] = defaultdict(Counter)
-    for members, moved, is_attention in _kernels(graph, over, ops, rule.engine, runs):
+    for members, moved, is_attention in _kernels(graph, over, ops, rates.engine, runs):
         run = runs[members[0]]
         if run is None or run[0] != device:
             continue
@@ -244,16 +250,16 @@ def run_times(
         if key not in known:
             groups = [ops.groups[number] for number in key[0] if number is not None]
             bytes_ = over(moved) if isinstance(moved, Formula) else groups[0].moved_bytes
-            known[key] = _of_kernel(rule, groups, bytes_, is_attention=is_attention)
+            known[key] = _of_kernel(rates, groups, bytes_, is_attention=is_attention)
     alike = Counter(frozenset(counts.items()) for counts in together.values())
-    launch, terms = rule.launch_seconds, []
+    launch, terms = rates.launch_seconds, []
     for counts, times in alike.items():
         each = [(n, seconds) for key, n in counts if (seconds := known[key]) is not None]
         if len(each) < len(counts):
             return None
         work = exact_sum(each, over.length)
         starting = launch * sum(n for n, _ in each)
-        ahead = rule.engine.runs_ahead
+        ahead = rates.engine.runs_ahead
         terms.append((times, np.maximum(work, starting) if ahead else work + starting))
     return exact_sum(terms, over.length)
 
@@ -264,7 +270,7 @@ def op_times(
     ops: OpGroups,
     device: str,
     runs: tuple[tuple[str, int] | None, ...],
-    rule: Rule,
+    rates: Rates,
 ) -> dict[int, Floats] | None:
     """What each op takes that runs on a device, by size, under such an engine: ``run_times`` by op.
 
@@ -272,23 +278,23 @@ def op_times(
     """
     known: dict[Any, tuple[Floats, ...] | None] = {}
     together: dict[tuple[str, int], list[tuple[tuple[int, ...], tuple[Floats, ...]]]] = {}
-    for members, moved, is_attention in _kernels_by_op(graph, ops, rule.engine, runs):
+    for members, moved, is_attention in _kernels_by_op(graph, ops, rates.engine, runs):
         run = runs[members[0]]
         if run is None or run[0] != device:
             continue
         key = tuple(ops.of[op] for op in members), moved, is_attention
         if key not in known:
             groups = [None if number is None else ops.groups[number] for number in key[0]]
-            known[key] = _parts(rule, over, groups, moved, is_attention=is_attention)
+            known[key] = _parts(rates, over, groups, moved, is_attention=is_attention)
         parts = known[key]
         if parts is None:
             return None
         together.setdefault(run, []).append((members, parts))
     found: dict[int, Floats] = {}
-    launch = rule.launch_seconds
+    launch = rates.launch_seconds
     for kernels in together.values():
         work = sum((sum(parts) for _, parts in kernels), np.zeros(over.length))
-        waits = rule.engine.runs_ahead & (launch * len(kernels) >= work)
+        waits = rates.engine.runs_ahead & (launch * len(kernels) >= work)
         for members, parts in kernels:
             for op, part in zip(members, parts, strict=True):
                 found[op] = np.where(waits, launch, part)
@@ -311,7 +317,7 @@ def _kernels_by_op(
 
 
 def _parts(
-    rule: Rule,
+    rates: Rates,
     over: Over,
     groups: Sequence[OpGroup | None],
     moved: Sequence[Formula | None],
@@ -324,14 +330,14 @@ def _parts(
         touched = over(closed_bytes) if closed_bytes is not None else group and group.moved_bytes
         flops = np.zeros(over.length, np.int64) if group is None else group.flops
         dtype = None if group is None else group.dtype
-        compute = None if flops is None else rule.compute_seconds(dtype, flops)
-        memory = rule.memory_seconds(touched, strided=group is not None and group.strided)
+        compute = None if flops is None else rates.compute_seconds(dtype, flops)
+        memory = rates.memory_seconds(touched, strided=group is not None and group.strided)
         if compute is None or memory is None:
             return None
         computing.append(compute + np.zeros(over.length))
         moving.append(memory)
-    beside = rule.kernel_seconds(is_attention=is_attention)
-    beside += 0.0 if rule.engine.runs_ahead else rule.launch_seconds
+    beside = rates.kernel_seconds(is_attention=is_attention)
+    beside += 0.0 if rates.engine.runs_ahead else rates.launch_seconds
     if len(groups) == 1:
         return (np.maximum(computing[0], moving[0]) + beside,)
     compute, memory = sum(computing), sum(moving)
@@ -361,17 +367,17 @@ def _kernels(
 
 
 def _of_kernel(
-    rule: Rule, groups: Sequence[OpGroup], moved: Ints, *, is_attention: bool
+    rates: Rates, groups: Sequence[OpGroup], moved: Ints, *, is_attention: bool
 ) -> Floats | None:
     """What a kernel takes by size, its launch left out."""
-    memory = rule.memory_seconds(moved, strided=groups[0].strided if groups else False)
+    memory = rates.memory_seconds(moved, strided=groups[0].strided if groups else False)
     compute: Any = 0.0
     for group in groups:
-        seconds = None if group.flops is None else rule.compute_seconds(group.dtype, group.flops)
+        seconds = None if group.flops is None else rates.compute_seconds(group.dtype, group.flops)
         if seconds is None or memory is None:
             return None
         compute = compute + seconds
-    work: Floats = np.maximum(compute, memory) + rule.kernel_seconds(is_attention=is_attention)
+    work: Floats = np.maximum(compute, memory) + rates.kernel_seconds(is_attention=is_attention)
     return work
 
 

@@ -19,9 +19,9 @@ ops of a device have seconds without paging (``time_ops``) and seconds for what 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Device
@@ -87,8 +87,8 @@ class DeviceTime:
         paged = paged_share(self.device, lying_bytes)
         if paged == self.paged_share and (runs is None or not self.engine.depends_on_runs):
             return self
-        rule = Rule(self.device, self.engine, paged, self.products_dtype)
-        return replace(self, ops=_op_times(graph, rule, self.options, runs), paged_share=paged)
+        rates = Rates(self.device, self.engine, paged, self.products_dtype)
+        return replace(self, ops=_op_times(graph, rates, self.options, runs), paged_share=paged)
 
     @property
     def seconds(self) -> float:
@@ -129,7 +129,7 @@ def time_ops(
     ``engine`` is how the ops are carried out.
     """
     given = options or Options()
-    times = _op_times(graph, Rule(device, engine, 0.0, products_dtype), given, None)
+    times = _op_times(graph, Rates(device, engine, 0.0, products_dtype), given, None)
     working = sum(op.kind not in FREE for op in graph.ops)
     missing = Counter(
         op.target for op, time in zip(graph.ops, times, strict=True) if time.seconds is None
@@ -162,7 +162,7 @@ def paged_share(device: Device, lying_bytes: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class Rates:
     """What kernels take on a device under an engine: for numbers, or for arrays of them."""
 
     device: Device
@@ -219,24 +219,32 @@ class Kernel:
 
 
 def _op_times(
-    graph: OpGraph, rule: Rule, options: Options, runs: tuple[Hashable, ...] | None
+    graph: OpGraph, rates: Rates, options: Options, runs: tuple[Hashable, ...] | None
 ) -> tuple[OpTime, ...]:
-    if rule.device.array is not None:
-        one = _on_array(rule.device, options, rule.launch_seconds)
+    if rates.device.array is not None:
+        one = _on_array(rates.device, options, rates.launch_seconds)
         return tuple(OpTime(0.0) if op.kind in FREE else one(op) for op in graph.ops)
     times = [OpTime(0.0)] * len(graph.ops)
-    if rule.engine.step_seconds:
+    if rates.engine.step_seconds:
         times = [
-            OpTime(rule.engine.step_seconds, "overhead") if op.kind is Kind.OUTPUT else time
+            OpTime(rates.engine.step_seconds, "overhead") if op.kind is Kind.OUTPUT else time
             for op, time in zip(graph.ops, times, strict=True)
         ]
     together: dict[Hashable, list[tuple[Kernel, OpTime]]] = defaultdict(list)
-    launch = rule.launch_seconds
-    for kernel in kernels_of(graph, rule.engine, runs):
-        for op, time in _on_roofline(graph, rule, kernel, launch):
+    launch = rates.launch_seconds
+    equal: dict[Hashable, list[OpTime]] = {}  # the many equal ones are worked out once
+    for kernel in kernels_of(graph, rates.engine, runs):
+        ops = [graph.ops[n] for n in kernel.ops]
+        work = tuple(
+            _OpWork(rates.dtype_of(graph, op), op.cost.flops, moved, strides(graph, op))
+            for op, moved in zip(ops, kernel.moved, strict=True)
+        )
+        if (key := (work, kernel.is_attention)) not in equal:
+            equal[key] = _on_roofline(rates, *key, launch)
+        for op, time in zip(kernel.ops, equal[key], strict=True):
             times[op] = time
         whole = times[kernel.ops[0]]
-        if rule.engine.runs_ahead and whole.seconds is not None:
+        if rates.engine.runs_ahead and whole.seconds is not None:
             together[runs and runs[kernel.ops[0]]].append((kernel, whole))
     for kernels in together.values():
         if launch * len(kernels) >= sum(time.seconds or 0.0 for _, time in kernels):
@@ -264,35 +272,47 @@ def kernels_of(
             yield Kernel((op.id,), (touched,), op.kind is Kind.ATTENTION)
 
 
+class _OpWork(NamedTuple):
+    """What an op of a kernel does."""
+
+    dtype: str | None
+    """That it is computed in."""
+    flops: int | None
+    """None where there is no formula for it."""
+    moved: int
+    """Bytes read and written."""
+    strided: bool
+    """Whether it copies in strides."""
+
+
 def _on_roofline(
-    graph: OpGraph, rule: Rule, kernel: Kernel, launch: float
-) -> Iterator[tuple[int, OpTime]]:
-    """(op, its part of the kernel's seconds), launches that run ahead left out."""
+    rates: Rates, work: Sequence[_OpWork], is_attention: bool, launch: float
+) -> list[OpTime]:
+    """By op its part of the kernel's seconds, launches that run ahead left out."""
     computing: list[float] = []
     moving: list[float] = []
-    for op, touched in zip((graph.ops[n] for n in kernel.ops), kernel.moved, strict=True):
-        flops = op.cost.flops
-        compute = None if flops is None else rule.compute_seconds(rule.dtype_of(graph, op), flops)
-        memory = rule.memory_seconds(touched, strided=strides(graph, op))
+    for one in work:
+        compute = None if one.flops is None else rates.compute_seconds(one.dtype, one.flops)
+        memory = rates.memory_seconds(one.moved, strided=one.strided)
         if compute is None or memory is None:
-            yield op.id, OpTime(moved_bytes=touched)
             compute, memory = -1.0, -1.0
         computing.append(compute)
         moving.append(memory)
+    times = [OpTime(moved_bytes=one.moved) for one in work]
     known = [n for n, compute in enumerate(computing) if compute >= 0]
     compute, memory = (sum(each[n] for n in known) for each in (computing, moving))
-    beside = rule.kernel_seconds(is_attention=kernel.is_attention)
-    if not rule.engine.runs_ahead:
+    beside = rates.kernel_seconds(is_attention=is_attention)
+    if not rates.engine.runs_ahead:
         beside += launch
     spent: dict[Bound, float] = {"compute": compute, "memory": memory, "overhead": beside}
     bound = max(spent, key=lambda what: spent[what])
-    work = max(compute, memory)
+    longest = max(compute, memory)
     for n in known:
         part = 1.0 if len(known) == 1 else 1 / len(known)
-        if work and len(known) > 1:
-            part = (computing[n] if compute >= memory else moving[n]) / work
-        seconds = (work + beside) * part
-        yield kernel.ops[n], OpTime(seconds, bound, moved_bytes=kernel.moved[n])
+        if longest and len(known) > 1:
+            part = (computing[n] if compute >= memory else moving[n]) / longest
+        times[n] = replace(times[n], seconds=(longest + beside) * part, bound=bound)
+    return times
 
 
 def _on_array(device: Device, options: Options, launch: float) -> Callable[[Op], OpTime]:

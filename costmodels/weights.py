@@ -77,7 +77,7 @@ class Encoding:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class EncodingRule:
     """Tensors that are stored otherwise; all of its conditions hold."""
 
     parts: tuple[str, ...]
@@ -135,7 +135,7 @@ class WeightFormat:
     """What it is, in a line."""
     encoding: str
     """Of what no rule is for: a dtype, or a file's encoding."""
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[EncodingRule, ...] = ()
     """The first that holds decides."""
     own: Mapping[str, Encoding] = field(default_factory=dict)
     """Encodings that no shipped file has, by what they are called here."""
@@ -264,11 +264,11 @@ def _encoding(path: Path, table: Mapping[str, Any]) -> Encoding:
     return Encoding(path.stem, otherwise=table.get("otherwise"), sources=sources, **values)
 
 
-def _rules(path: Path, table: Mapping[str, Any]) -> tuple[list[Rule], dict[str, str]]:
+def _rules(path: Path, table: Mapping[str, Any]) -> tuple[list[EncodingRule], dict[str, str]]:
     entries = table.get("tensor", [])
     if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
         raise InputError(f"{path}: [[tensor]]: a table for each rule is wanted")
-    rules: list[Rule] = []
+    rules: list[EncodingRule] = []
     sources: dict[str, str] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{path}: [[tensor]] {number}"
@@ -293,7 +293,7 @@ def _rules(path: Path, table: Mapping[str, Any]) -> tuple[list[Rule], dict[str, 
                 raise InputError(f"{where}: {key} must be text")
         sources[f"tensor {number}"] = entry["source"]
         rules.append(
-            Rule(
+            EncodingRule(
                 tuple(entry["parts"]),
                 entry["as"],
                 layers,

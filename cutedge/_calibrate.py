@@ -24,9 +24,9 @@ from costmodels.engines import LAUNCH
 from costmodels.fit_engine import (
     BANDWIDTH,
     Fitted,
+    KernelWork,
     RateModel,
     Residual,
-    Work,
     engine_of,
     engine_toml,
     fit_profile,
@@ -241,7 +241,7 @@ class _Ran:
     """A row with the steps that it is made of."""
 
     row: BenchRow
-    steps: tuple[tuple[int, Work], ...]
+    steps: tuple[tuple[int, KernelWork], ...]
     """(how many, the kernels of one)"""
 
     def seconds(self, machine: RateModel, values: Mapping[str, float]) -> float:
@@ -345,7 +345,7 @@ def _programs(
         )
     by_size = dict(zip(sizes, models, strict=True))
     graphs: dict[Any, OpGraph] = {}
-    works: dict[int, Work] = {}
+    works: dict[int, KernelWork] = {}
     fused = engine_of("", "", "fused", {})
     for row in rows:
         storage = row.storage

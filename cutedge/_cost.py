@@ -12,7 +12,7 @@ from costmodels.engines import PHYSICAL
 from costmodels.flops import without_sizes
 from costmodels.links import Link, load_link
 from costmodels.memory import MemoryNeed, fits, memory_need
-from costmodels.roofline import DeviceTime, Rule, Share, refuse_missing, shares, time_graph
+from costmodels.roofline import DeviceTime, Rates, Share, refuse_missing, shares, time_graph
 from cutedge._machines import array_options, engines_of
 from tracer.errors import InputError, choose
 from tracer.graph import Op, OpGraph
@@ -75,8 +75,8 @@ class Cost:
 
         None where the device has no rates of its own.
         """
-        rule = Rule(self.time.device, products_dtype=self.time.products_dtype)
-        return least_seconds(self.trace.graph, rule)
+        rates = Rates(self.time.device, products_dtype=self.time.products_dtype)
+        return least_seconds(self.trace.graph, rates)
 
     @property
     def left_out(self) -> tuple[str, ...]:

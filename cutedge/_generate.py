@@ -86,7 +86,7 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class CacheMove:
     """Cached state that decode reads elsewhere than prefill leaves it."""
 
     name: str
@@ -110,7 +110,7 @@ class Generation:
     tokens and one more."""
     steps: tuple[Step, ...]
     """What makes the tokens after the first, in order."""
-    moves: tuple[Move, ...]
+    moves: tuple[CacheMove, ...]
     """What of the cache goes to another device before the first step."""
     move_seconds: float | None
     """What that takes; None where it is not known."""
@@ -462,7 +462,7 @@ def _seconds(split: Split) -> float | None:
     return split.home_seconds if not split.placement.accelerators else None
 
 
-def _moves(prefill: Partition, decode: Partition) -> tuple[Move, ...]:
+def _moves(prefill: Partition, decode: Partition) -> tuple[CacheMove, ...]:
     """What of the cache lies elsewhere than the first step reads it, and from where it comes."""
     found = []
     left, read = (
@@ -471,11 +471,11 @@ def _moves(prefill: Partition, decode: Partition) -> tuple[Move, ...]:
     for state, source, device in moved_state(prefill.trace.graph, left, decode.trace.graph, read):
         one = decode.bare.wire_format.of(state)
         told = one.payload_bytes, one.packing_seconds, one.status
-        found.append(Move(state.name, source, device, *told))
+        found.append(CacheMove(state.name, source, device, *told))
     return tuple(found)
 
 
-def _move_seconds(moves: Sequence[Move], machine: Machine) -> float | None:
+def _move_seconds(moves: Sequence[CacheMove], machine: Machine) -> float | None:
     """What the cache takes to move, as one message a direction."""
     messages: dict[tuple[str, str], list[int]] = {}
     for move in moves:

@@ -6,7 +6,9 @@ tables' schemas, the policies' files, and the docstrings of dataclasses.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -21,7 +23,7 @@ from costmodels.packing import FIGURES as OF_PACKINGS
 from costmodels.packing import Packing, load_packing, packing_names
 from costmodels.weight_parts import PARTS, Model, Weight
 from costmodels.weights import FIGURES as OF_WEIGHTS
-from costmodels.weights import Encoding, Rule, load_weights, weight_names
+from costmodels.weights import Encoding, EncodingRule, load_weights, weight_names
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
 from partition.mask_table import MASKS
@@ -115,7 +117,7 @@ def _command(name: str, one: Any) -> str:
         parts.append(
             table(
                 ("argument", "value", "what it is"),
-                [(code(_metavar(p)), _values(p), p.help or "") for p in arguments],
+                [(code(_metavar(p)), _values(one, p), p.help or "") for p in arguments],
             )
         )
     parts.append(
@@ -124,8 +126,8 @@ def _command(name: str, one: Any) -> str:
             [
                 (
                     ", ".join(map(code, (*p.opts, *p.secondary_opts))),
-                    _values(p),
-                    _default(p),
+                    _values(one, p),
+                    _default(one, p),
                     p.help or "",
                 )
                 for p in options
@@ -150,9 +152,16 @@ def _metavar(parameter: Any) -> str:
 _SORTS = {int: "whole number", float: "number", str: "text", Path: "path"}
 
 
-def _values(parameter: Any) -> str:
+def _asked(command: Any, parameter: Any) -> tuple[Any, Any]:
+    """(the type, what the parser is told beside it), as the function has them."""
+    kind, told = get_args(signature(command.callback).parameters[parameter.name].annotation)
+    given = [one for one in get_args(kind) if one is not NoneType]
+    return given[0] if NoneType in get_args(kind) else kind, told
+
+
+def _values(command: Any, parameter: Any) -> str:
     """What may be given: choices, or a sort of value with its limits."""
-    kind = parameter.type_descriptor.annotation
+    kind, told = _asked(command, parameter)
     if kind is bool:
         return "switch"
     many = parameter.multiple or parameter.nargs == -1
@@ -165,15 +174,15 @@ def _values(parameter: Any) -> str:
     else:
         names = get_args(kind) or [one.value for one in kind]
         text = ", ".join(f"**`{n}`**" if n == parameter.default else f"`{n}`" for n in names)
-    least, most = parameter.min, parameter.max
+    least, most = told.min, told.max
     if least is not None:
         text += f", {least:,g} or more" if most is None else f", {least:,} to {most:,}"
     return text + ("; again for another" if many else "")
 
 
-def _default(parameter: Any) -> str:
+def _default(command: Any, parameter: Any) -> str:
     """What is taken where the option is left out; choices have theirs in bold."""
-    default, kind = parameter.default, parameter.type_descriptor.annotation
+    default, (kind, _) = parameter.default, _asked(command, parameter)
     if parameter.required:
         return "needed"
     if default is None or kind is bool or kind not in _SORTS:
@@ -418,7 +427,7 @@ def _weights() -> str:
             "## Figures",
             _fields(Encoding, tuple(OF_WEIGHTS)),
             "## Conditions of a rule",
-            _fields(Rule, ("layers", "experts", "depth", "queries_a_key", "names")),
+            _fields(EncodingRule, ("layers", "experts", "depth", "queries_a_key", "names")),
             "## Parts",
             table(("part", "what it is"), [(code(part), what) for part, what in PARTS.items()]),
             "## The formats",

@@ -276,7 +276,8 @@ def _degree(atom: "str | Function", variable: str) -> int:
 
 def _from_terms(terms: Mapping[Monomial, Number]) -> Formula:
     kept = [(monomial, _plain(c)) for monomial, c in terms.items() if c]
-    kept.sort(key=lambda term: (-sum(p for _, p in term[0]), [_atom_order(f) for f in term[0]]))
+    if len(kept) > 1:
+        kept.sort(key=lambda term: (-sum(p for _, p in term[0]), [_atom_order(f) for f in term[0]]))
     return Formula(tuple(kept))
 
 

@@ -209,6 +209,9 @@ class Tensor:
     alias_of: int | None
     """The tensor whose storage this one shares, None when it has its own."""
 
+    def __hash__(self) -> int:
+        return self.id  # tensors are looked up often, and those of a graph differ in it
+
     @property
     def numel(self) -> int:
         """Number of elements."""

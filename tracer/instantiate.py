@@ -83,7 +83,7 @@ else)."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _BlockOp:
     """A node of a block with its arguments as refs: equal for two blocks that do the same."""
 
     target: str
@@ -105,14 +105,14 @@ class _Step:
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class _TracedBlock:
     """A traced block: its steps, and the values in it that the block after it reads."""
 
-    steps: tuple[_Step, ...]
+    steps: tuple[_BlockOp, ...]
     handed_on: tuple[int, ...]
 
     @property
-    def inside(self) -> tuple[_Step, ...]:
+    def inside(self) -> tuple[_BlockOp, ...]:
         return tuple(step for step in self.steps if step.in_block)
 
 
@@ -188,7 +188,7 @@ def alike(program: Program, stack: Stack) -> bool:
 
 def _read(
     program: Program, stack: Stack, layers: Sequence[int]
-) -> tuple[list[int], dict[int, _Block]] | None:
+) -> tuple[list[int], dict[int, _TracedBlock]] | None:
     """Where the given blocks start, and the blocks; None when those of a kind are not alike."""
     bounds = _bounds(program, stack, layers)
     if bounds is None:
@@ -208,7 +208,7 @@ def _bounds(program: Program, stack: Stack, wanted: Sequence[int]) -> list[int] 
 
 def _blocks(
     program: Program, stack: Stack, layers: Sequence[int], bounds: Sequence[int]
-) -> dict[int, _Block]:
+) -> dict[int, _TracedBlock]:
     """The blocks by layer; what follows a block, up to the next one, is part of it."""
     segments = [program.nodes[a:b] for a, b in pairwise([*bounds, len(program.nodes)])]
     home = {
@@ -243,14 +243,14 @@ def _blocks(
         [_step(program, stack, node, lambda value, n=number: ref(value, n)) for node in nodes]  # type: ignore[misc]
         for number, nodes in enumerate(segments)
     ]
-    found: dict[int, _Block] = {}
+    found: dict[int, _TracedBlock] = {}
     before: tuple[int, ...] = ()
     for number, (layer, steps) in enumerate(zip(layers, read, strict=True)):
         after = read[number + 1] if number + 1 < len(read) else []
         refs = [ref for step in after for ref in step.refs if ref[0] == "previous"]
         handed_on = tuple(sorted({k for _, k in refs if isinstance(k, int)}))
         slots = {k: slot for slot, k in enumerate(before)}
-        found[layer] = _Block(tuple(_in_slots(step, slots) for step in steps), handed_on)
+        found[layer] = _TracedBlock(tuple(_in_slots(step, slots) for step in steps), handed_on)
         before = handed_on
     return found
 
@@ -263,7 +263,7 @@ def _values_read(program: Program, nodes: Sequence[Node]) -> Iterator[int]:
         yield from (owner for owner in owners if owner is not None)
 
 
-def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref]) -> _Step:
+def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref]) -> _BlockOp:
     outs: list[tuple[Value, Ref | None]] = []
     for out in node.outs:
         value = program.values[out]
@@ -271,7 +271,7 @@ def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref])
             outs.append((value, None))
         else:
             outs.append((replace(value, alias_of=None), ref(value.alias_of)))
-    return _Step(
+    return _BlockOp(
         node.target,
         stack.move(node.path, 0),
         node.module_type,
@@ -286,7 +286,7 @@ def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref])
     )
 
 
-def _in_slots(step: _Step, slots: dict[int, int]) -> _Step:
+def _in_slots(step: _BlockOp, slots: dict[int, int]) -> _BlockOp:
     """The step with what the block before hands on counted by slot: kinds number it alike."""
     if all(place != "previous" for place, _ in step.refs):
         return step
@@ -300,7 +300,7 @@ def _in_slots(step: _Step, slots: dict[int, int]) -> _Step:
     return replace(step, args=args, outs=tuple((value, moved(owner)) for value, owner in step.outs))
 
 
-def _repeats(stack: Stack, blocks: dict[int, _Block]) -> bool:
+def _repeats(stack: Stack, blocks: dict[int, _TracedBlock]) -> bool:
     """Whether blocks of one kind are one program, and every block hands on the same."""
     *others, last = blocks
     if any(ref[0] == "far" for block in blocks.values() for s in block.steps for ref in s.refs):
@@ -310,7 +310,7 @@ def _repeats(stack: Stack, blocks: dict[int, _Block]) -> bool:
     after = steps[max(i for i, step in enumerate(steps) if step.in_block) + 1 :]
     if any(ref[0] not in ("here", "own", "fixed") for step in after for ref in step.refs):
         return False
-    by_kind: dict[int, _Block] = {}
+    by_kind: dict[int, _TracedBlock] = {}
     for layer in others[1:]:
         if by_kind.setdefault(stack.kinds[layer], blocks[layer]) != blocks[layer]:
             return False
@@ -322,5 +322,5 @@ def _repeats(stack: Stack, blocks: dict[int, _Block]) -> bool:
     return len(handed) == 1 and (len(by_kind) == 1 or len(next(iter(handed))) == 1)
 
 
-def _made(block: _Block) -> list[Value]:
+def _made(block: _TracedBlock) -> list[Value]:
     return [value for step in block.steps for value, _ in step.outs]

@@ -86,7 +86,7 @@ class Generated:
     known: dict[str, Bools]
 
 
-class Steps:
+class DecodeSteps:
     """The steps of decode of a model: by batch and by tokens cached, dense in both."""
 
     def __init__(
@@ -217,9 +217,11 @@ class Steps:
             passed = np.flatnonzero((of_past >= low) & (of_past <= high))
             if not len(passed):
                 continue
-            plans = part.plans(policy, devices, streams, passed, wire, machine, residency)
-            for some, plan in plans:
-                found.fill((of_batch[some], of_past[some]), plan.figures(machine))
+            placed_parts = part.placed_parts(
+                policy, devices, streams, passed, wire, machine, residency
+            )
+            for some, placed in placed_parts:
+                found.fill((of_batch[some], of_past[some]), placed.figures(machine))
         found.sum_up()
         return found
 

@@ -33,11 +33,11 @@ from costmodels.many import (
     run_times,
     time_group,
 )
-from costmodels.roofline import Rule, paged_share
+from costmodels.roofline import Rates, paged_share
 from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, placement_on
 from cutedge.sweeping.crossing import Crossing, crossing, kind_of
 from cutedge.sweeping.generations import MASKED, STATUS
-from cutedge.sweeping.schedules import Layout, Network
+from cutedge.sweeping.schedules import Layout, TaskNetwork
 from partition import Residency
 from partition.accounting import Transfer, account, steps_of
 from partition.masked_choice import with_masks
@@ -118,11 +118,11 @@ def along(
     wire = wire_format(program.graph, policy.packs, machine)
     for part in alike(program):
         every = np.arange(part.over.length)
-        plans = part.plans(policy, devices, streams, every, wire, machine, residency)
-        for rows, plan in plans:
+        placed_parts = part.placed_parts(policy, devices, streams, every, wire, machine, residency)
+        for rows, placed in placed_parts:
             figures = {
                 name: np.broadcast_to(np.asarray(values), (len(rows),)).tolist()
-                for name, values in plan.figures(machine).items()
+                for name, values in placed.figures(machine).items()
             }
             for at, row in enumerate(rows.tolist()):
                 sizes = {name: int(many[row]) for name, many in part.over.sizes.items()}
@@ -136,7 +136,7 @@ class Part:
         self.graph, self.over, self.op_groups = graph, over, groups
         self.coverage = total_flops(graph).coverage
         self._times: dict[Any, tuple[GroupTime, ...]] = {}
-        self._plans: dict[Any, _Plan] = {}
+        self._placed_parts: dict[Any, _PlacedPart] = {}
         self._masked: dict[Any, _Masked] = {}
 
     def times(self, machine: Machine) -> dict[str, tuple[GroupTime, ...]]:
@@ -153,22 +153,22 @@ class Part:
             found[part] = self._times[key]
         return found
 
-    def plan(
+    def placed_part(
         self,
         devices: Devices,
         streams: frozenset[int],
         rows: Ints,
         wire: WireFormat,
         residency: Residency,
-    ) -> "_Plan":
+    ) -> "_PlacedPart":
         """What a placement moves at some of the sizes."""
-        packed = id(wire) if wire.packings else None  # the plan keeps it
+        packed = id(wire) if wire.packings else None  # the result keeps it
         key = devices, streams, rows.tobytes(), wire.dtype, packed, residency
-        if key not in self._plans:
-            self._plans[key] = _Plan(self, devices, streams, rows, wire, residency)
-        return self._plans[key]
+        if key not in self._placed_parts:
+            self._placed_parts[key] = _PlacedPart(self, devices, streams, rows, wire, residency)
+        return self._placed_parts[key]
 
-    def plans(
+    def placed_parts(
         self,
         policy: Policy,
         devices: Devices,
@@ -177,12 +177,12 @@ class Part:
         wire: WireFormat,
         machine: Machine,
         residency: Residency,
-    ) -> "Iterator[tuple[Ints, _Plan]]":
+    ) -> "Iterator[tuple[Ints, _PlacedPart]]":
         """(some of the sizes, what a placement moves there with the masks of a policy): all sizes
         together but where a scheme hides nothing at some. ``wire`` is that of the plain tensors.
         """
         if not policy.protects:
-            yield rows, self.plan(devices, streams, rows, wire, residency)
+            yield rows, self.placed_part(devices, streams, rows, wire, residency)
             return
         hide = [
             self.over(formula)[rows] >= least
@@ -206,7 +206,7 @@ class Part:
                     policy, devices, streams, int(some[0]), machine
                 )
             one = self._masked[key]
-            yield some, one.part.plan(one.devices, one.streams, some, one.wire, residency)
+            yield some, one.part.placed_part(one.devices, one.streams, some, one.wire, residency)
 
     def _under_masks(
         self, policy: Policy, devices: Devices, streams: frozenset[int], row: int, machine: Machine
@@ -257,7 +257,7 @@ _Message = tuple[str, tuple[int, ...]]
 """(direction, the kind of each tensor)"""
 
 
-class _Plan:
+class _PlacedPart:
     """What a placement moves and runs, at some of the sizes of a part."""
 
     def __init__(
@@ -455,7 +455,7 @@ class _Plan:
                 OpGroups(self._part.op_groups.of, self._groups_here()),
                 place,
                 self._runs(place),
-                Rule(device, engine, self._paged(place, device)),
+                Rates(device, engine, self._paged(place, device)),
             )
             return None if found is None else found + step
         terms = [(1, np.full(self._over.length, step))] if step else []
@@ -499,7 +499,7 @@ class _Plan:
         key = "tasks", link.concurrency_messages, link.synchronous
         ways = Links(replace(load_link("none"), concurrency_messages=key[1], synchronous=key[2]))
         made = partial(tasks_of, graph, self._placed[0], self._traffic, {}, self._residency, ways)
-        network: Network = self._once(key, lambda: Network(*made()))
+        network: TaskNetwork = self._once(key, lambda: TaskNetwork(*made()))
         moving = self._once(("moving", id(link)), partial(self._by_transfer, link))
         ran: dict[int, Floats] = {}
         for place, device in machine.described.items():
@@ -541,9 +541,9 @@ class _Plan:
         kept = {op: beside for (op, where), beside in self._kept.items() if where == place}
         kept = {} if device.array else kept
         if engine.depends_on_runs:
-            rule = Rule(device, engine, self._paged(place, device))
+            rates = Rates(device, engine, self._paged(place, device))
             here = OpGroups(groups.of, self._groups_here())
-            found = op_times(graph, self._over, here, place, self._runs(place), rule) or {}
+            found = op_times(graph, self._over, here, place, self._runs(place), rates) or {}
         else:
             ops = {op for op, where in enumerate(self._devices) if where == place} | kept.keys()
             of = {op: group for op in sorted(ops) if (group := groups.of[op]) is not None}

@@ -14,7 +14,7 @@ from costmodels.machine import Machine
 from costmodels.many import Ints, Over
 from costmodels.packing import SizedPacking
 from cutedge.sweeping.answers import Devices, PlacementSearch, by_part
-from cutedge.sweeping.generations import MASKED, STATUS, Prefills, Steps
+from cutedge.sweeping.generations import MASKED, STATUS, DecodeSteps, Prefills
 from cutedge.sweeping.parts import (
     COUNTS,
     FLAGS,
@@ -192,7 +192,7 @@ class _StepsOf:
         )
         self._job, self._order = job, order
         self._graphs = [part.graph for part in parts for _ in range(part.over.length)]
-        self._steps = Steps(decode, batch, prompt, max(job.news))
+        self._steps = DecodeSteps(decode, batch, prompt, max(job.news))
 
         def placing(graph: OpGraph, over: Over, policy: Policy, residency: Residency) -> Any:
             return PlacementSearch(graph, policy, over, residency, job.time_limit)
@@ -267,11 +267,11 @@ def _rows(
     known = {name: np.zeros(length, bool) for name in figures}
     for number, devices in enumerate(answers.placements):
         every = np.flatnonzero(answers.which == number)
-        plans = part.plans(policy, devices, streams, every, wire, machine, residency)
-        for rows, plan in plans:
-            found = plan.figures(machine)
+        placed_parts = part.placed_parts(policy, devices, streams, every, wire, machine, residency)
+        for rows, placed in placed_parts:
+            found = placed.figures(machine)
             if asked is not None and "run_seconds" in found:
-                found |= plan.laid(machine, asked, found["run_seconds"])
+                found |= placed.laid(machine, asked, found["run_seconds"])
             for name, values in found.items():
                 figures[name][rows], known[name][rows] = values, True
     for name in ("requests_per_second", LIMIT):

@@ -37,7 +37,7 @@ class Laid:
     """By size: the busiest resource, None where no task takes time."""
 
 
-class Network:
+class TaskNetwork:
     """The tasks of a run, whatever they take."""
 
     def __init__(self, tasks: Sequence[Task], lanes: Mapping[str, int]) -> None:
@@ -69,7 +69,7 @@ class Network:
 class Layout:
     """The tasks of a run at many sizes, and how long they take as they are laid out."""
 
-    def __init__(self, network: Network, seconds: Sequence[Floats]) -> None:
+    def __init__(self, network: TaskNetwork, seconds: Sequence[Floats]) -> None:
         """``seconds`` of each task are by size."""
         self._network, self._seconds = network, seconds
         length = len(seconds[0])
@@ -184,7 +184,7 @@ class _Order:
     """Tasks in the order in which a list schedule starts them."""
 
     def __init__(
-        self, network: Network, works: tuple[bool, ...], runs: Sequence[tuple[int, int]]
+        self, network: TaskNetwork, works: tuple[bool, ...], runs: Sequence[tuple[int, int]]
     ) -> None:
         """``runs`` are (request, task) of those that take time: the smaller is taken first."""
         after = network.after(works)

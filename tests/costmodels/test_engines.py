@@ -9,7 +9,7 @@ from costmodels.devices import Device, load_device
 from costmodels.engines import PHYSICAL, Engine, engine_names, load_engine
 from costmodels.fused import strides
 from costmodels.many import Over, op_groups, run_times
-from costmodels.roofline import Rule, shares, time_ops
+from costmodels.roofline import Rates, shares, time_ops
 from tests.support.inprocess import invoke
 from tracer.errors import InputError
 
@@ -67,7 +67,7 @@ def test_each_call_waits_for_its_own_launches(model):
     times = split.setting.times["b"]
     launch = times.engine.launch(times.device)
     runs = runs_of(placement, steps_of(graph, placement), {})
-    rule = Rule(times.device, times.engine)
+    rule = Rates(times.device, times.engine)
     expected = 0.0
     for call in split.split.traffic.calls:
         ops = [graph.ops[op] for op in call.ops if graph.ops[op] in working(graph)]
@@ -108,7 +108,7 @@ def test_many_sizes_at_once_are_as_one(model, engine):
     sizes = {"batch": (1, 3), "past": (64, 500), "seq": (1, 1), "source": (0, 0)}
     over = Over({name: np.array(many, np.int64) for name, many in sizes.items()})
     runs = tuple(("card", 1) for _ in model.ops)
-    found = run_times(model, over, op_groups(model, over), "card", runs, Rule(CARD, engine))
+    found = run_times(model, over, op_groups(model, over), "card", runs, Rates(CARD, engine))
     for number, (batch, past) in enumerate(((1, 64), (3, 500))):
         there = traced("edge-10m", phase="decode", past=past, batch=batch)
         wanted = time_ops(there, CARD, engine=engine).seconds - engine.step_seconds
@@ -128,11 +128,11 @@ def test_half_of_the_share_is_reached_at_half():
     engine = Engine("e", "", kernel_seconds=2e-6, bandwidth_ratio={"card": 0.8, "any": 0.5})
     half = 2e-6 * 0.8 * 1e11
     assert engine.share(1e11, 0.8, half) == pytest.approx(0.4)
-    rule = Rule(CARD, engine)
+    rule = Rates(CARD, engine)
     taken = rule.memory_seconds(half) + rule.kernel_seconds(is_attention=False)
     assert half / taken == pytest.approx(0.4 * 1e11)
     other = replace(CARD, name="other")
-    assert Rule(other, engine).memory_seconds(5e10) == pytest.approx(1.0)
+    assert Rates(other, engine).memory_seconds(5e10) == pytest.approx(1.0)
 
 
 def test_copies_in_strides_have_a_share_of_their_own():

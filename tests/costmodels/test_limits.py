@@ -13,7 +13,7 @@ from costmodels.limits import (
     DeviceFigures,
     Least,
     Line,
-    Model,
+    ModelCounts,
     _Experts,
     compute_dtype,
     describe,
@@ -33,13 +33,13 @@ def even(slope: int, start: int = 0) -> Least:
     return Least(Line(slope, start), Line(slope, start))
 
 
-TINY = Model(
+TINY = ModelCounts(
     dense_layers_params=1000, experts=(), lm_head_params=200, cached=even(10), attention=even(40)
 )
 ROUND = DeviceFigures(memory_bytes=10_000, bytes_per_second=1e6, flops_per_second=1e7)
 
 
-def at(prompt: int, *, model: Model = TINY, weight_bits: float = 16, kv_bits: float = 16):
+def at(prompt: int, *, model: ModelCounts = TINY, weight_bits: float = 16, kv_bits: float = 16):
     return limits(model, ROUND, weight_bits=weight_bits, kv_bits=kv_bits, prompt=prompt)
 
 
@@ -125,7 +125,7 @@ def test_a_window_by_hand():
     assert per_token == pytest.approx((2400 + (4 * 99 + 42 + 10) * 2) / 1e3)
 
 
-GEMMA = Model(
+GEMMA = ModelCounts(
     dense_layers_params=697_761_792,
     experts=(),
     lm_head_params=301_989_888,

@@ -16,7 +16,7 @@ from costmodels.engines import load_engine
 from costmodels.fit_engine import fit_profile
 from costmodels.links import load_link
 from costmodels.profiles import read_profile
-from costmodels.roofline import Rule
+from costmodels.roofline import Rates
 from cutedge._calibrate import calibrate
 from tests.support import REFERENCE
 from tests.support.examples import examples
@@ -115,7 +115,7 @@ def test_what_an_engine_predicts_gives_the_engine_back(tmp_path):
     engine, card = load_engine("hf-eager"), load_device("a100-80g")
     graph = cutedge.trace("edge-10m", seq=512).graph
     trace = Trace(engine.launch_seconds["eager"])
-    rule = Rule(card, engine)
+    rule = Rates(card, engine)
     for op in graph.ops:
         if op.kind not in (Kind.LINEAR, Kind.MATMUL, Kind.ELEMENTWISE, Kind.SOFTMAX):
             continue

@@ -43,7 +43,7 @@ from cutedge.sweeping.answers import (
 )
 from cutedge.sweeping.parts import SizedGraph
 from cutedge.sweeping.points import Job, Points, pack, points
-from cutedge.sweeping.schedules import Layout, Network
+from cutedge.sweeping.schedules import Layout, TaskNetwork
 from partition.optimise import compute_cycles, compute_seconds, place
 from partition.policy import Policy, Rule, load_policy
 from partition.problem import InfeasibleError
@@ -801,7 +801,7 @@ def test_an_order_holds_only_where_a_list_schedule_has_it(data):
     seconds = [np.array(data.draw(times), float) for _ in tasks]
     lanes = dict.fromkeys(names, data.draw(st.sampled_from([1, 1, 2])))
     asked = Scheduling("overlap", data.draw(st.integers(1, 3)))
-    got = Layout(Network(tasks, lanes), seconds).laid_out(asked, sum(seconds))
+    got = Layout(TaskNetwork(tasks, lanes), seconds).laid_out(asked, sum(seconds))
     for size in range(6):
         there = [replace(t, seconds=s[size].item()) for t, s in zip(tasks, seconds, strict=True)]
         wanted = scheduled(there, lanes, asked)
