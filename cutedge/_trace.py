@@ -49,8 +49,10 @@ def trace(
     """Trace a model into an op graph. No weights are needed, and no data is computed.
 
     ``model`` is a preset's name, a config.json or its folder, ``org/name`` on the hub,
-    ``file.py:function``, a config as a dict, or a ``torch.nn.Module`` with example ``inputs`` (a
-    tensor, a tuple of arguments or a dict of them by name).
+    ``file.py:function``, a ``.pt2`` of ``torch.export.save``, a ``.gguf`` or ``.onnx`` file, a
+    folder of diffusers, ``timm:name``, ``torchvision:name``, a config as a dict, or a
+    ``torch.nn.Module`` with example ``inputs`` (a tensor, a tuple of arguments or a dict of them by
+    name).
 
     ``seq`` tokens are new in each of ``batch`` sequences, after ``past`` cached ones; a decoder of
     an encoder-decoder model reads ``source`` encoded ones. A size that is left out is the model's
