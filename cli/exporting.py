@@ -127,7 +127,7 @@ def _graph(kind: Any, out: Path, directory: Path | None, policy: str | None, as_
 
 @command("cutedge export placement --for llama.cpp --policy min-cut --nearest", export)
 def placement(
-    executor: Annotated[str, typer.Option("--for", help="llama.cpp, accelerate, vllm or torch.")],
+    executor: Annotated[str, typer.Option("--for", help="llama.cpp, accelerate, onnxruntime ...")],
     directory: Directory = None,
     policy: PolicyName = None,
     nearest: Annotated[bool, typer.Option("--nearest", help="The nearest that it can do.")] = False,

@@ -23,20 +23,19 @@ from tracer.graph import FLOATING, MODEL_DTYPES
 
 MOST = 2**31 - 1
 """The largest size that an option takes."""
-
 WORDS: ContextVar[Sequence[str]] = ContextVar("WORDS", default=())
 """What the command that runs was given."""
 
 
 def no_model(given: Any) -> Any:
     """What is given as trace directories; raises InputError where one is a model's name."""
-    from tracer.presets import FUNCTION, preset_names
+    from tracer.presets import FILES, FUNCTION, preset_names
 
     folders = given if isinstance(given, list | tuple) else [given]
     for folder in map(str, filter(None, folders)):
         model = alike(folder, preset_names())
         if Path(folder).is_dir() or not (
-            model or folder.endswith(".json") or FUNCTION.fullmatch(folder)
+            model or folder.endswith(FILES) or FUNCTION.fullmatch(folder)
         ):
             continue
         rest = [word for word in WORDS.get() if word not in (folder, "--trace")]
@@ -56,7 +55,8 @@ TraceDir = Annotated[
 Model = Annotated[
     str,
     Argument(
-        help="A preset, a config.json or its folder, org/name on the hub, or file.py:function.",
+        help="A preset, a config.json or its folder, org/name on the hub, file.py:function, "
+        "a .pt2, .gguf or .onnx file, timm:NAME or torchvision:NAME.",
         autocompletion=complete.models,
     ),
 ]
@@ -216,7 +216,9 @@ class MachineOptions:
     link: Link = None
     memory: Annotated[
         list[str] | None,
-        Option(help="At most so many bytes on a device, as in gpu=4GiB; for policies that search."),
+        Option(
+            help="At most so many bytes on a device: gpu=8GiB,host=32GiB; for policies that search."
+        ),
     ] = None
     wire_dtype: Annotated[
         str | None,

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from cli.printing import console, print_table
-from cutedge import _rows, _words
+from cutedge import _plan_words, _rows, _words
 from partition.crossover import Crossover, Point
 from partition.ladder import LadderStep
 from partition.optimise import Price
 from partition.split import Split
 from tracer.graph import TraceMeta
 from tracer.summary import headline
-from tracer.words import counted, human, mib
+from tracer.words import counted, mib
 
 if TYPE_CHECKING:
     import cutedge
@@ -41,7 +41,12 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
     print_table(
         ["", "payload>", f"on the wire ({partition.link})>1", *["transfer time>2"][:timed]],
         [
-            (name, mib(payload), mib(framed), *([_time(seconds, least)] if timed else []))
+            (
+                name,
+                mib(payload),
+                mib(framed),
+                *([_rows.time_words(seconds, least)] if timed else []),
+            )
             for name, (payload, framed, seconds) in ways.items()
         ],
     )
@@ -75,10 +80,6 @@ def _print_why(steps: Sequence[LadderStep], prices: Sequence[Price]) -> None:
         console().print()
 
 
-def _time(seconds: float | None, at_least: object) -> str:
-    return "not known" if seconds is None else _words.no_less(seconds, at_least)
-
-
 def _left_out(found: Sequence[Split | Point], *, rates: bool = False) -> None:
     for line in _words.left_out(found):
         console().print(f"{line} (>= is at least{', <= at most' * rates})")
@@ -87,7 +88,7 @@ def _left_out(found: Sequence[Split | Point], *, rates: bool = False) -> None:
 def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
     """What ``compare`` prints of one trace: the policies side by side."""
     out, found = console(), compared.compared
-    partitions, baseline, savings = found.partitions, found.baseline, found.comparisons
+    partitions, baseline = found.partitions, found.baseline
     meta = baseline.graph.meta
     out.print(Text(headline(meta), style="bold"))
     out.print(
@@ -95,31 +96,7 @@ def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
         f"{baseline.residency}{_words.how_placed(baseline)}; saved is against {baseline.policy}"
     )
     out.print()
-    columns = {
-        "policy": [p.policy for p in partitions],
-        "calls>1": [str(len(p.traffic.calls)) for p in partitions],
-        "sent>3": [mib(p.traffic.totals.sent_payload_bytes) for p in partitions],
-        "received>3": [mib(p.traffic.totals.received_payload_bytes) for p in partitions],
-        "total>1": [mib(p.traffic.totals.payload_bytes) for p in partitions],
-        "saved>6": [mib(c.saved_bytes) for c in savings],
-        "saved %>4": ["" if c.saved_share is None else f"{c.saved_share:.1%}" for c in savings],
-        "resident off home>8": [human(c.resident_off_home_bytes) for c in savings],
-    }
-    if any(p.traffic.totals.seconds is not None for p in partitions):
-        columns["transfer time>5"] = [
-            _time(p.traffic.totals.seconds, p.traffic.totals.at_least) for p in partitions
-        ]
-    if any(p.run_seconds is not None for p in partitions):
-        columns["run>2"] = [_time(p.run_seconds, p.left_out) for p in partitions]
-    columns |= _words.schedule_columns(partitions)
-    if any(p.exposed for p in partitions):
-        columns["seen<9"] = [_words.sees(p.exposed) for p in partitions]
-    if any(p.solution is not None for p in partitions):
-        columns["best for<7"] = [_words.best_for(p) for p in partitions]
-    if within is not None:
-        columns[f"{_words.within_words(within)}<2"] = [
-            _words.verdict(p, within) for p in partitions
-        ]
+    columns = _rows.comparison_columns(found, within)
     print_table([*columns], zip(*columns.values(), strict=True))
     if bare := _words.no_figures(baseline):
         out.print(bare)
@@ -148,39 +125,12 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
         f"{first.setting.residency}{at}{f'; {faster}' if faster else ''}"
     )
     out.print()
-    rows = [(p, p.graph.meta, p.run) for one in found for p in one.partitions]
-    columns = {
-        "model": [meta.model for _, meta, _ in rows],
-        "phase<4": [meta.phase for _, meta, _ in rows],
-        **{
-            f"{size}>5": [str(meta.variables[size]) for _, meta, _ in rows]
-            for size in ("batch", "seq", "past")
-        },
-        "policy": [p.policy for p, *_ in rows],
-        "calls>1": [str(len(p.traffic.calls)) for p, *_ in rows],
-        "total>1": [human(p.traffic.totals.payload_bytes) for p, *_ in rows],
-        **{
-            f"{part}%6": ["" if r is None else f"{r.shares[n]:.2%}" for *_, r in rows]
-            for n, part in enumerate(("home", "accelerators", "links"))
-        },
-        "cycles>7": [_words.cycles(p) for p, *_ in rows],
-        "run>2": [_time(p.run_seconds, p.left_out) for p, *_ in rows],
-        "tokens/s>3": [
-            "" if run is None or not run.seconds else _words.speed(run, at_most=p.left_out)
-            for p, _, run in rows
-        ],
-        **_words.schedule_columns([p for p, *_ in rows]),
-    }
-    if not any(p.cycles for p, *_ in rows):
-        del columns["cycles>7"]
-    if any(p.exposed for p, *_ in rows):
-        columns["seen<9"] = [_words.sees(p.exposed) for p, *_ in rows]
-    if within is not None:
-        columns[f"{_words.within_words(within)}<2"] = [_words.verdict(p, within) for p, *_ in rows]
+    columns = _rows.runs_columns(found, within)
     print_table([*columns], zip(*columns.values(), strict=True))
-    for line in _words.estimates([p for p, *_ in rows]):
+    every = [p for one in found for p in one.partitions]
+    for line in _words.estimates(every):
         out.print(line)
-    _left_out([p for p, *_ in rows], rates=True)
+    _left_out(every, rates=True)
     for one in found:
         for name, reason in one.without.items():
             model = one.baseline.graph.meta.model
@@ -188,6 +138,22 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
     out.print()
     for one in found:
         out.print(f"{one.baseline.graph.meta.model}: {_words.coverage(one.baseline.graph)}")
+
+
+def plan(made: "cutedge.Plan", paths: Sequence[object]) -> None:
+    """``partition --mix`` and ``--frontier``."""
+    out = console()
+    out.print(Text(_plan_words.heading(made), style="bold"))
+    out.print()
+    print_table(*_plan_words.phase_table(made))
+    for line in _plan_words.sentences(made):
+        out.print(line)
+    if made.points:
+        out.print()
+        print_table(*_plan_words.point_table(made))
+        out.print(_plan_words.point_sentence(made))
+    for path in paths:
+        out.print(f"written to {path}")
 
 
 def over(

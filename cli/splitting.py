@@ -34,6 +34,19 @@ def partition(
             "--explain", help="Show the steps from offload-linear, and what rules and secrets cost."
         ),
     ] = False,
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            help="One placement for both phases, each so often: prefill=1,decode=256. The phase that "
+            "this trace is not is taken from beside it, or traced."
+        ),
+    ] = None,
+    frontier: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="The best for less and less memory of the accelerator, in N steps."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Place every op of a trace on a device and count what crosses."""
@@ -46,9 +59,20 @@ def partition(
     from cutedge._workspace import trace_folder
 
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
-    rules = chosen(policy, placement)
+    planned = mix is not None or frontier is not None
+    rules = chosen(policy or ("fastest" if planned and placement is None else None), placement)
     check_words([rules], **options)
     folder = trace_folder(directory)
+    if planned:
+        plan = cutedge.load(folder).plan(rules, mix=mix, frontier=frontier, **options)
+        paths = plan.save(folder)
+        for warning in plan.warnings:
+            warn(warning)
+        if as_json:
+            print_json({"written": [str(path) for path in paths], **plan.summary})
+        else:
+            show_split.plan(plan, paths)
+        return
     split = cutedge.load(folder).partition(rules, **options)
     written = split.save(folder)
     for warning in split.warnings:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cutedge._gemm import gemm
     from cutedge._generate import Generation, generate
     from cutedge._partition import Partition
+    from cutedge._plan import Plan
     from cutedge._sql import query
     from cutedge._sweep import sweep
     from cutedge._trace import Trace, load, trace
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "Comparison",
     "Generation",
     "Partition",
+    "Plan",
     "Trace",
     # what is raised
     "CutedgeError",
@@ -54,6 +56,7 @@ __all__ = [  # noqa: RUF022  # in groups
 _PLACES = {
     "Comparison": "cutedge._compare",
     "Partition": "cutedge._partition",
+    "Plan": "cutedge._plan",
     "Trace": "cutedge._trace",
     "Generation": "cutedge._generate",
     "gemm": "cutedge._gemm",

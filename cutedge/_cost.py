@@ -416,8 +416,8 @@ def params(model: str, *, overrides: "Overrides" = None) -> Parameters:
     """
     from costmodels.parameters import break_down
     from cutedge._request import traced_model
-    from tracer.presets import FUNCTION
+    from cutedge._sources import has_own_sizes
 
-    sizes = {} if FUNCTION.fullmatch(str(model)) else {"seq": 16}  # a function has its own
+    sizes = {} if has_own_sizes(str(model)) else {"seq": 16}
     graph, warnings = traced_model(model, overrides, phase="prefill", **sizes)
     return Parameters(graph, break_down(graph), warnings)

@@ -96,7 +96,7 @@ def read_machine(
         _links(links or [], names),
         wire_dtype,
         described,
-        _sizes(memory or [], (home_name, *names)),
+        _sizes(memory or [], home_name, names),
         faster,
         engines_of(described, engine, execution),
         execution,
@@ -234,16 +234,27 @@ def packed(machine: "Machine", pack: str | Sequence[str] | None) -> "Machine":
     return replace(machine, pack=packings)
 
 
-def _sizes(given: Sequence[str], devices: Sequence[str]) -> dict[str, int]:
-    """``gpu=4GiB`` as bytes by device."""
+def _sizes(given: Sequence[str], home: str, accelerators: Sequence[str]) -> dict[str, int]:
+    """``gpu=4GiB`` or ``gpu=4GiB,host=32GiB`` as bytes by device.
+
+    ``host`` and ``home`` are home, ``gpu`` and ``accelerator`` the only accelerator, where no device
+    is called so.
+    """
+    devices = (home, *accelerators)
+    alike = dict.fromkeys(("host", "home"), home)
+    if len(accelerators) == 1:
+        alike |= dict.fromkeys(("gpu", "accelerator"), accelerators[0])
     sizes: dict[str, int] = {}
-    for text in given:
+    for text in (part for texts in given for part in texts.split(",")):
         device, _, size = text.rpartition("=")
         number = read_size(size)
         if not device or number is None:
             raise InputError(f"--memory {text!r}: write DEVICE=SIZE, as in gpu=4GiB or gpu=1000000")
-        choose(device, devices, "--memory of device")
-        sizes[device] = number
+        name = device if device in devices else alike.get(device, device)
+        choose(name, devices, "--memory of device")
+        if name in sizes:
+            raise InputError(f"--memory {text!r}: there is another size of {name}; give one")
+        sizes[name] = number
     return sizes
 
 

@@ -328,9 +328,10 @@ class Partition:
     def words_for(self, executor: str, *, nearest: bool = False) -> "Words":
         """The placement in the words of an executor, ready for it in ``text``.
 
-        ``executor`` is ``llama.cpp``, ``accelerate``, ``vllm`` or ``torch``. Raises InputError for
-        another one, CutedgeError for a placement that it cannot carry out: it says which ops stop
-        it, and what the ``nearest`` costs that is written in its place where that will do.
+        ``executor`` is ``llama.cpp``, ``accelerate``, ``vllm``, ``torch``, ``onnxruntime``,
+        ``openvino`` or ``executorch``. Raises InputError for another one, CutedgeError for a
+        placement that it cannot carry out: it says which ops stop it, and what the ``nearest``
+        costs that is written in its place where that will do.
 
         >>> import cutedge
         >>> t = cutedge.trace("edge-10m", seq=64)

@@ -20,6 +20,7 @@ from partition.ladder import Exposure, LadderStep, exposure, ladder
 from partition.masked_choice import mask_seconds
 from partition.masks import plain_of, with_masks_placed
 from partition.optimise import (
+    Placed,
     Price,
     beside_ops,
     compute_cycles,
@@ -131,10 +132,20 @@ def exposed(split: Split, setting: Setting) -> tuple[Exposure, ...]:
 
 
 def partition_of(
-    graph: OpGraph, trace_id: str, policy: Policy, setting: Setting, *, shows: bool = True
+    graph: OpGraph,
+    trace_id: str,
+    policy: Policy,
+    setting: Setting,
+    *,
+    shows: bool = True,
+    placed: Placed | None = None,
 ) -> Split:
-    """A graph placed by a policy, with what the placement moves and, where asked, shows."""
-    placed, machine = place(graph, policy, setting), setting.machine
+    """A graph placed by a policy, with what the placement moves and, where asked, shows.
+
+    Where it is ``placed`` already, the best placement op by op is not searched for beside it.
+    """
+    by_op = beside_ops(graph, policy, setting) if placed is None else None
+    placed, machine = placed or place(graph, policy, setting), setting.machine
     if placed.graph is not graph:
         graph, setting = placed.graph, setting.of(placed.graph)
     wire = setting.wire(graph, policy)
@@ -167,7 +178,7 @@ def partition_of(
         unknown_launches=unknown_launches(graph, placed.placement, setting.times),
         mask_seconds=mask_seconds(graph, machine.home, times),
         granularity=setting.granularity,
-        by_op=beside_ops(graph, policy, setting),
+        by_op=by_op,
     )
     if shows:
         split = replace(split, exposed=exposed(split, setting))

@@ -10,6 +10,7 @@ from tracer.errors import InputError, choose
 from tracer.stages import stage
 
 if TYPE_CHECKING:
+    from cutedge._sources import Program, Source
     from tracer.capture.runnable import Runnable
     from tracer.capture.user import Own
     from tracer.captured import Checked
@@ -57,9 +58,10 @@ class Request:
         kv_dtype: str | None = None,
     ) -> None:
         """Raises InputError for options that do not go together."""
+        from cutedge._sources import find_source
         from cutedge._storage import check_storage
         from tracer.graph import MODEL_DTYPES
-        from tracer.presets import FUNCTION, check_config, find_config
+        from tracer.presets import FUNCTION, check_config
 
         if dtype not in (None, OWN_DTYPE):
             choose(dtype, (*MODEL_DTYPES, OWN_DTYPE), "--dtype")
@@ -73,7 +75,9 @@ class Request:
         }
         self._file: dict[str, str] = {}
         self._module: tuple[Any, Any] | None = None
-        self._config: dict[str, Any] = {}
+        self._program: Program | None = None
+        self._source: Source | None = None
+        self._config: Mapping[str, Any] = {}
         self.name = ""
         """What the model's tables are called by."""
         given = str(model) if isinstance(model, Path) else model
@@ -96,7 +100,11 @@ class Request:
         if inputs is not None:
             raise InputError("inputs are of a module; a model by name has those of its phase")
         if isinstance(given, str):
-            self.name, self._config = find_config(given)
+            source = self._source = find_source(given)
+            self.name, self._config, self._program = source.name, source.config, source.program
+            if self._program is not None:
+                self._check_program(self._program, phase, cache, dtype)
+                return
         else:
             self._config = check_config(dict(given), "the config")
             self.name = self._config["model_type"]
@@ -107,6 +115,24 @@ class Request:
             "phase": phase,
             "cache": cache,
         }
+
+    def _check_program(
+        self, program: "Program", phase: str, cache: bool, dtype: str | None
+    ) -> None:
+        """Raise InputError for options of what a file says itself."""
+        given = {
+            "--phase": phase != "prefill",
+            "--cache": cache,
+            "--dtype": dtype is not None and "dtype" not in program.takes,
+            "--set": bool(self._options["overrides"]) and "overrides" not in program.takes,
+        }
+        if said := [option for option, is_given in given.items() if is_given]:
+            raise InputError(
+                f"{program.called} says itself what runs: leave {' and '.join(said)} out"
+            )
+        if dtype == OWN_DTYPE:
+            raise InputError(f"--dtype {OWN_DTYPE} is of a model by config, which this is not")
+        self._options = {name: self._options[name] for name in program.takes}
 
     def _own_dtype(self) -> str:
         """The dtype that the config names."""
@@ -125,10 +151,14 @@ class Request:
     @property
     def identity(self) -> list[Any]:
         """What is traced, apart from sizes: equal for equal models, as JSON."""
-        storage = [None if one is None else str(one) for one in self._storage if any(self._storage)]
+        weights, kv_dtype = self._storage[0] or self._beside, self._storage[1]
+        asked = (weights, kv_dtype) if weights or kv_dtype else ()
+        storage = [None if one is None else str(one) for one in asked]
         if self._file:
             text = Path(self._file["file"]).read_bytes()
             return [self._file, hashlib.sha256(text).hexdigest(), self._options, *storage]
+        if self._program is not None:
+            return [self._program.identity, self._options, *storage]
         return [self._config, self._options, *storage]
 
     def at(self, sizes: Mapping[str, int]) -> "Request":
@@ -152,14 +182,28 @@ class Request:
         self, *, full: bool, use_cache: bool
     ) -> "tuple[OpGraph, tuple[str, ...], Reach, bool]":
         """(trace without costs, warnings, where it holds, whether the cache had it)"""
-        from cutedge._storage import as_published, in_storage
+        from cutedge._storage import as_in_file, as_published, in_storage
 
         graph, warnings, reach, cached = self._captured(full=full, use_cache=use_cache)
         weights, kv_dtype = self._storage
-        if weights is None and self._config:
+        said: tuple[str, ...] = ()
+        if weights is None and self._beside is not None:
+            graph, said = as_in_file(graph, self._beside)
+        elif weights is None and self._config:
             graph, said = as_published(graph, self._config)
-            warnings = (*warnings, *said)
-        return in_storage(graph, weights, kv_dtype), warnings, reach, cached
+        if self._source is not None:
+            said = (*self._source.about(graph, changed=self._changed), *said)
+        return in_storage(graph, weights, kv_dtype), (*warnings, *said), reach, cached
+
+    @property
+    def _changed(self) -> bool:
+        """Whether it is another model than the one that was named."""
+        return bool(self._options.get("overrides"))
+
+    @property
+    def _beside(self) -> Path | None:
+        """The file of the model's own weights; None for a model that was changed."""
+        return None if self._source is None or self._changed else self._source.weights
 
     def _captured(
         self, *, full: bool, use_cache: bool
@@ -173,19 +217,28 @@ class Request:
 
             made = capture_own(own, **self._sizes, **options)
             return made.graph, made.warnings, made.reach, False
-        key = cache.key(self._config, options) if use_cache else None
+        asked = self._config if self._program is None else {"program": self._program.identity}
+        key = cache.key(asked, options) if use_cache else None
         if key is not None and (found := cache.find(key, self._sizes)):
             return found.graph, found.warnings, found.reach, True
-        with stage("loading torch"):
-            from tracer.capture import capture
+        if self._program is not None:
+            captured = self._program.capture(self._sizes, options)
+        else:
+            with stage("loading torch"):
+                from tracer.capture import capture
 
-        captured = capture(self._config, **self._sizes, **options)
+            captured = capture(self._config, **self._sizes, **options)
         if key is not None:
             cache.keep(key, captured.graph, captured.reach)
         return captured.graph, captured.warnings, captured.reach, False
 
     def runnable(self) -> "Runnable":
-        """The same model, to be run."""
+        """The same model, to be run. Raises InputError for a file that is read as data."""
+        if self._program is not None:
+            raise InputError(
+                f"{self._program.called} is traced, and nothing of it is run: hand the module over "
+                "as file.py:function"
+            )
         with stage("loading torch"):
             from tracer.capture import runnable, runnable_own
 
@@ -238,10 +291,13 @@ def check(
 ) -> "tuple[str, str, list[Checked], list[OpGraph | None]]":
     """(name, class, how far each phase can be traced, its annotated graph or None) of a model."""
     from costmodels.flops import annotate
+    from cutedge._sources import find_source
     from tracer.capture import check as check_phases
-    from tracer.presets import find_config
 
-    name, config = find_config(model)
+    source = find_source(model)
+    if source.program is not None:
+        raise InputError(f"{model} says itself what runs: cutedge trace {model}")
+    name, config = source.name, source.config
     kind, found = check_phases(config, model=name, seq=seq, overrides=_fields(overrides))
     graphs = [None if one.captured is None else annotate(one.captured.graph) for one in found]
     return name, kind, found, graphs

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from math import fsum
 from typing import TYPE_CHECKING
 
+from cutedge import _words
 from cutedge._device_rows import Rows
 from cutedge._words import amount, no_less
 from partition.accounting import call_label
@@ -20,6 +21,7 @@ from tracer.words import counted, duration, human, mib
 if TYPE_CHECKING:
     from cutedge._cost import By, Cost, Parameters
     from cutedge._generate import Generation
+    from cutedge._placing import Compared
     from cutedge._verify import Verification
     from partition.explain import TransferGroup
 
@@ -296,3 +298,72 @@ def generation_rows(made: "Generation") -> Rows:
         (name, f"{calls:,}", mib(payload), "" if seconds is None else no_less(seconds, lacks))
         for name, calls, payload, seconds in parts
     ]
+
+
+def comparison_columns(found: "Compared", within: float | None) -> dict[str, Sequence[str]]:
+    """The columns of policies side by side, as ``compare`` prints them."""
+    partitions, savings = found.partitions, found.comparisons
+    columns: dict[str, Sequence[str]] = {
+        "policy": [p.policy for p in partitions],
+        "calls>1": [str(len(p.traffic.calls)) for p in partitions],
+        "sent>3": [mib(p.traffic.totals.sent_payload_bytes) for p in partitions],
+        "received>3": [mib(p.traffic.totals.received_payload_bytes) for p in partitions],
+        "total>1": [mib(p.traffic.totals.payload_bytes) for p in partitions],
+        "saved>6": [mib(c.saved_bytes) for c in savings],
+        "saved %>4": ["" if c.saved_share is None else f"{c.saved_share:.1%}" for c in savings],
+        "resident off home>8": [human(c.resident_off_home_bytes) for c in savings],
+    }
+    if any(p.traffic.totals.seconds is not None for p in partitions):
+        columns["transfer time>5"] = [
+            time_words(p.traffic.totals.seconds, p.traffic.totals.at_least) for p in partitions
+        ]
+    if any(p.run_seconds is not None for p in partitions):
+        columns["run>2"] = [time_words(p.run_seconds, p.left_out) for p in partitions]
+    columns |= _words.schedule_columns(partitions)
+    if any(p.exposed for p in partitions):
+        columns["seen<9"] = [_words.sees(p.exposed) for p in partitions]
+    if any(p.solution is not None for p in partitions):
+        columns["best for<7"] = [_words.best_for(p) for p in partitions]
+    if within is not None:
+        columns[f"{_words.within_words(within)}<2"] = [
+            _words.verdict(p, within) for p in partitions
+        ]
+    return columns
+
+
+def runs_columns(found: "Sequence[Compared]", within: float | None) -> dict[str, Sequence[str]]:
+    """The same of several traces: a row for each model and policy."""
+    rows = [(p, p.graph.meta, p.run) for one in found for p in one.partitions]
+    columns: dict[str, Sequence[str]] = {
+        "model": [meta.model for _, meta, _ in rows],
+        "phase<4": [meta.phase for _, meta, _ in rows],
+        **{
+            f"{size}>5": [str(meta.variables[size]) for _, meta, _ in rows]
+            for size in ("batch", "seq", "past")
+        },
+        "policy": [p.policy for p, *_ in rows],
+        "calls>1": [str(len(p.traffic.calls)) for p, *_ in rows],
+        "total>1": [human(p.traffic.totals.payload_bytes) for p, *_ in rows],
+        **{
+            f"{part}%6": ["" if r is None else f"{r.shares[n]:.2%}" for *_, r in rows]
+            for n, part in enumerate(("home", "accelerators", "links"))
+        },
+        "cycles>7": [_words.cycles(p) for p, *_ in rows],
+        "run>2": [time_words(p.run_seconds, p.left_out) for p, *_ in rows],
+        "tokens/s>3": [
+            "" if run is None or not run.seconds else _words.speed(run, at_most=p.left_out)
+            for p, _, run in rows
+        ],
+        **_words.schedule_columns([p for p, *_ in rows]),
+    }
+    if not any(p.cycles for p, *_ in rows):
+        del columns["cycles>7"]
+    if any(p.exposed for p, *_ in rows):
+        columns["seen<9"] = [_words.sees(p.exposed) for p, *_ in rows]
+    if within is not None:
+        columns[f"{_words.within_words(within)}<2"] = [_words.verdict(p, within) for p, *_ in rows]
+    return columns
+
+
+def time_words(seconds: float | None, at_least: object) -> str:
+    return "not known" if seconds is None else no_less(seconds, at_least)

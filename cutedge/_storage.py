@@ -7,6 +7,7 @@ from typing import Any
 from costmodels.checkpoints import storage_of
 from costmodels.weight_files import SUFFIXES, stored_as
 from costmodels.weights import cache_encoding, cache_in, load_weights, stored
+from tracer.errors import InputError
 from tracer.graph import OpGraph
 
 
@@ -25,6 +26,14 @@ def in_storage(graph: OpGraph, weights: str | Path | None, kv_dtype: str | None)
     elif weights is not None:
         graph = stored(graph, load_weights(str(weights)))
     return graph if kv_dtype is None else cache_in(graph, kv_dtype)
+
+
+def as_in_file(graph: OpGraph, file: Path) -> tuple[OpGraph, tuple[str, ...]]:
+    """(a graph with weights as a model's own file has them, why they are not used)."""
+    try:
+        return stored_as(graph, file), ()
+    except InputError as error:
+        return graph, (f"the weights beside the config are not used: {error}",)
 
 
 def as_published(graph: OpGraph, config: Mapping[str, Any]) -> tuple[OpGraph, tuple[str, ...]]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cutedge._compare import Comparison
     from cutedge._cost import Cost
     from cutedge._export import GraphKind
-    from cutedge._partition import Partition
+    from cutedge._partition import Asked, Partition
+    from cutedge._plan import Plan
     from partition.crossover import Crossover, Point
     from partition.policy import Policy
     from tracer.capture.runnable import Runnable
@@ -48,8 +49,10 @@ def trace(
     """Trace a model into an op graph. No weights are needed, and no data is computed.
 
     ``model`` is a preset's name, a config.json or its folder, ``org/name`` on the hub,
-    ``file.py:function``, a config as a dict, or a ``torch.nn.Module`` with example ``inputs`` (a
-    tensor, a tuple of arguments or a dict of them by name).
+    ``file.py:function``, a ``.pt2`` of ``torch.export.save``, a ``.gguf`` or ``.onnx`` file, a
+    folder of diffusers, ``timm:name``, ``torchvision:name``, a config as a dict, or a
+    ``torch.nn.Module`` with example ``inputs`` (a tensor, a tuple of arguments or a dict of them by
+    name).
 
     ``seq`` tokens are new in each of ``batch`` sequences, after ``past`` cached ones; a decoder of
     an encoder-decoder model reads ``source`` encoded ones. A size that is left out is the model's
@@ -307,6 +310,61 @@ class Trace:
             granularity,
         )
         return Partition.placed(traced, chosen, next(iter(chosen.policies)))
+
+    def plan(
+        self,
+        policy: "str | Path | Policy" = "fastest",
+        *,
+        mix: str | None = None,
+        frontier: int | None = None,
+        machine: str | None = None,
+        residency: Residency = "run",
+        secrets: Sequence[str] | None = (),
+        max_calls: int | None = None,
+        time_limit: float = 60.0,
+        weights: str | Path | None = None,
+        kv_dtype: str | None = None,
+        schedule: ScheduleKind | None = None,
+        requests: int | None = None,
+        granularity: Granularity = "layer",
+        **parts: Any,
+    ) -> "Plan":
+        """The best placement for prefill and decode together, and what the memory is worth.
+
+        With a ``mix`` (``prefill=1,decode=256``) weights and cache lie in one place for both phases,
+        and what is least is the sum of so many runs of each; the phase that this trace is not is
+        taken from beside its directory, or traced. With a ``frontier`` the same is found for less
+        and less memory on the accelerator, in as many steps at most. All else is as for
+        ``partition``; the ``time_limit`` is of each search.
+
+        Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
+
+        >>> import cutedge
+        >>> t = cutedge.trace("edge-10m", phase="decode", past=64)
+        >>> found = t.plan(mix="prefill=1,decode=32", machine="tee-tdx+rtx-4090@pcie4-x16")
+        >>> found.proven, [phase.name for phase in found.phases]
+        (True, ['prefill', 'decode'])
+        """
+        from cutedge._partition import asked_of
+        from cutedge._plan import plan
+
+        if schedule is not None or requests is not None:
+            raise InputError("a plan counts runs one after another: leave out --schedule")
+        on = machine_of(machine, **parts)
+
+        def asked(one: "Trace") -> "Asked":
+            return asked_of(
+                one.graph,
+                [policy],
+                on,
+                residency,
+                secrets or (),
+                max_calls,
+                time_limit,
+                granularity=granularity,
+            )
+
+        return plan(self, mix, frontier, (weights, kv_dtype), asked)
 
     def compare(
         self,

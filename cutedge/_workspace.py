@@ -20,6 +20,7 @@ MAKERS = {
     **dict.fromkeys(("placement", "transfers", "calls", "summary"), "partition"),
     "schedule": "partition --schedule overlap",
     "masks": "partition --policy slalom",
+    "frontier": "partition --frontier",
     "costs": "cost",
     "measured_calls": "verify",
     "sweep": "sweep",

@@ -26,10 +26,12 @@ A unit of ``tensor`` or ``module`` is in one of ``layer``. A unit of ``tensor`` 
 modules, and one of ``module`` several weights: neither of these two is finer than the other.
 """
 
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 
 from partition import Granularity
+from partition.stored import parameters_read
 from tracer.graph import OpGraph, Role
 from tracer.patterns import attention_core, kv_broadcast
 from tracer.stacks import run_order
@@ -52,21 +54,68 @@ def units(graph: OpGraph, granularity: Granularity) -> tuple[int, ...]:
     [121, 35, 49, 6]
     """
     found = list(range(len(graph.ops)))
-    order = run_order(graph)
     if granularity in ("op", "convex"):
         return tuple(found)
-    places = _places(graph, order)
-    keys: Mapping[int, Hashable]
-    if granularity == "tensor":
-        keys = _by_weight(graph, order, places)
-    elif granularity == "module":
-        keys = {op: (places[op], graph.ops[op].module_path) for op in order}
-    else:
-        keys = places
+    keys = _keys(graph, granularity)
     first: dict[Hashable, int] = {}
-    for op in order:
+    for op in run_order(graph):
         found[op] = first.setdefault(keys[op], op)
     return tuple(found)
+
+
+def _keys(graph: OpGraph, granularity: Granularity) -> Mapping[int, Hashable]:
+    """By op: what is one and the same for the ops of a unit."""
+    order = run_order(graph)
+    places = _places(graph, order)
+    if granularity == "tensor":
+        return _by_weight(graph, order, places)
+    if granularity == "module":
+        return {op: (places[op], graph.ops[op].module_path) for op in order}
+    return places
+
+
+def common_units(
+    first: OpGraph, other: OpGraph, granularity: Granularity
+) -> tuple[dict[int, int], list[str]]:
+    """(op of another graph of a model -> an op of the first in the same unit, parameters apart).
+
+    Units are the same that have the same module or weight in the same block. Parameters are apart
+    that the two graphs do not read in the same units. Both graphs are of one model, in two phases.
+
+    >>> import cutedge
+    >>> prefill, decode = (
+    ...     cutedge.trace("edge-10m", **phase).graph
+    ...     for phase in ({"seq": 4, "cache": True}, {"phase": "decode", "past": 4})
+    ... )
+    >>> tied, apart = common_units(prefill, decode, "layer")
+    >>> len({*tied.values()}), apart
+    (6, [])
+    """
+    named, readers = [], []
+    for graph in (first, other):
+        keys = _keys(graph, granularity)
+        if granularity == "tensor":
+            keys = {op: _by_name(graph, key) for op, key in keys.items()}
+        read: dict[str, set[Hashable]] = defaultdict(set)
+        for op, key in keys.items():
+            for storage in parameters_read(graph)[op]:
+                read[graph.tensors[storage].name].add(key)
+        named.append(keys)
+        readers.append(read)
+    at: dict[Hashable, int] = {}
+    for op, key in named[0].items():
+        at.setdefault(key, op)
+    one, two = readers
+    apart = [name for name in {**one, **two} if one.get(name) != two.get(name)]
+    return {op: at[key] for op, key in named[1].items() if key in at}, apart
+
+
+def _by_name(graph: OpGraph, key: Hashable) -> Hashable:
+    """A key of ``_by_weight`` with its weight's name."""
+    match key:
+        case (place, int(weight)) if isinstance(place, tuple):
+            return place, graph.tensors[weight].name
+    return key
 
 
 def shared(units: Sequence[int], choices: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -23,11 +23,13 @@ each variable and 1e-12 of the bound. So an answer is proven to the last unit up
 them; beyond that a gap is left that says so.
 """
 
+import ctypes
+import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import product
 from math import ceil, gcd, inf, isfinite
 
 from partition.problem import Problem, candidates, viewed
@@ -43,8 +45,8 @@ _LARGEST_COST = 10**13
 class Outcome:
     """What the program's solver came to."""
 
-    devices: Sequence[str | None] | None
-    """By op; None when no placement was found."""
+    devices: Sequence[Sequence[str | None]] | None
+    """By problem, by op; None when no placement was found."""
     bound: int | None
     """No placement costs less; None when no bound was found."""
     claimed: float
@@ -54,31 +56,44 @@ class Outcome:
 
 
 @stage("solving a mixed-integer program")
-def solve_program(problem: Problem, time_limit: float | None = None) -> Outcome:
-    """The best placement that HiGHS finds in ``time_limit`` seconds, without recounting it."""
+def solve_program(
+    problem: Problem,
+    time_limit: float | None = None,
+    others: Sequence[tuple[Problem, Mapping[int, int]]] = (),
+) -> Outcome:
+    """The best placement that HiGHS finds in ``time_limit`` seconds, without recounting it.
+
+    With ``others``, each with what it has in common with the first (op -> an op of the first on
+    whose device it lies), the best placements together: what they cost is added up, and each keeps
+    to its own limits.
+    """
     start = time.perf_counter()
-    program = _Program(problem)
-    program.build()
+    first = _Program(problem)
+    programs = [first, *(_Program(other, first, tied) for other, tied in others)]
+    for program in programs:
+        program.build()
     built = time.perf_counter() - start
-    return program.solve(None if time_limit is None else time_limit - built)
+    return first.solve(programs, None if time_limit is None else time_limit - built)
 
 
 @dataclass(frozen=True, slots=True)
 class _Linear:
-    """A number plus a weighted sum of variables."""
+    """A number plus a weighted sum of variables; equal ones are equal as values."""
 
     number: int
     terms: tuple[tuple[int, int], ...] = ()
-    """(variable, weight); a variable may come twice."""
+    """(variable, weight): each variable once, in their order, and no weight 0."""
 
     def __add__(self, other: "_Linear | int") -> "_Linear":
         if isinstance(other, int):
             return _Linear(self.number + other, self.terms)
-        return _Linear(self.number + other.number, self.terms + other.terms)
+        return _sum((self, other))
 
     __radd__ = __add__
 
     def __mul__(self, factor: int) -> "_Linear":
+        if not factor:
+            return _ZERO
         return _Linear(self.number * factor, tuple((v, w * factor) for v, w in self.terms))
 
     def __neg__(self) -> "_Linear":
@@ -95,8 +110,12 @@ _ZERO, _ONE = _Linear(0), _Linear(1)
 
 
 def _sum(parts: Iterable[_Linear]) -> _Linear:
-    kept = list(parts)
-    return _Linear(sum(p.number for p in kept), tuple(term for p in kept for term in p.terms))
+    number, weights = 0, dict[int, int]()
+    for part in parts:
+        number += part.number
+        for variable, weight in part.terms:
+            weights[variable] = weights.get(variable, 0) + weight
+    return _Linear(number, tuple(sorted((v, w) for v, w in weights.items() if w)))
 
 
 def _ordered(parts: Iterable[_Linear]) -> list[_Linear]:
@@ -104,24 +123,48 @@ def _ordered(parts: Iterable[_Linear]) -> list[_Linear]:
     return sorted(set(parts), key=lambda part: (part.terms, part.number))
 
 
-class _Program:
-    """The variables and rows of one problem."""
+def _largest(rows: Iterable[_Linear]) -> list[_Linear]:
+    """Rows with weights from 0 on, without those that are nowhere above another one."""
+    kept: dict[tuple[int, ...], list[_Linear]] = defaultdict(list)
+    for row in dict.fromkeys(rows):
+        alike = kept[tuple(v for v, _ in row.terms)]
+        if any(_no_more(row, other) for other in alike):
+            continue
+        alike[:] = [other for other in alike if not _no_more(other, row)] + [row]
+    return [row for alike in kept.values() for row in alike]
 
-    def __init__(self, problem: Problem) -> None:
+
+def _no_more(one: _Linear, other: _Linear) -> bool:
+    """Whether a row is nowhere above another one of the same variables."""
+    weights = zip(one.terms, other.terms, strict=True)
+    return one.number <= other.number and all(a <= b for (_, a), (_, b) in weights)
+
+
+class _Program:
+    """The variables and rows of one problem, or of it ``beside`` another one."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        beside: "_Program | None" = None,
+        tied: Mapping[int, int] | None = None,
+    ) -> None:
+        self.tied = tied or {}
+        self.beside = beside
         self.problem = problem
         self.graph = problem.graph
         self.home = problem.home
         self.choices = candidates(problem)
         self.renewed = state_readers(problem.graph)
         self.weights = readers_of_sent(problem.graph, problem.streams)
-        self.readers = {op for read in self.weights.values() for op in read.sent}
         # With residency "call" a parameter that several ops read may be sent several times.
         forgets = problem.residency == "call"
         self.resent = {t for t, ops in self.weights.items() if forgets and len(ops.sent) > 1}
-        self.upper: list[float] = []
-        self.is_integer: list[bool] = []
-        self.rows: list[_Linear] = []
-        self.objective: list[_Linear] = []
+        self.upper: list[float] = beside.upper if beside else []
+        self.is_integer: list[bool] = beside.is_integer if beside else []
+        self.rows: dict[_Linear, None] = beside.rows if beside else {}  # each once
+        self.objective: list[_Linear] = beside.objective if beside else []
+        self.largest: dict[frozenset[_Linear], _Linear] = {}  # of parts, what is no less than they
         self.where: dict[tuple[int, str], _Linear] = {}
         # By device: the bytes of each storage there, if it is there.
         self.stored: dict[str, list[_Linear]] = defaultdict(list)
@@ -143,8 +186,9 @@ class _Program:
 
     def require(self, row: _Linear) -> None:
         """``row`` is at least 0. What cannot be otherwise is left out."""
-        if row.number < 0 or any(weight < 0 for _, weight in row.terms):
-            self.rows.append(row)
+        least = row.number + sum(w * self.upper[v] for v, w in row.terms if w < 0)
+        if least < 0:
+            self.rows[row] = None
 
     def equal(self, left: _Linear, right: _Linear) -> None:
         self.require(left - right)
@@ -164,12 +208,15 @@ class _Program:
 
     def above(self, parts: Iterable[_Linear], cost: int = 0) -> _Linear:
         """At least 0 and the largest of the parts, each of which is at most 1."""
-        kept = {part for part in parts if part.number > 0 or any(w > 0 for _, w in part.terms)}
+        kept = frozenset(p for p in parts if p.number + sum(w for _, w in p.terms if w > 0) > 0)
         if not kept:
             return _ZERO
-        largest = self.variable(cost=cost)
-        for part in _ordered(kept):
-            self.require(largest - part)
+        largest = self.largest.get(kept)
+        if largest is None:
+            largest = self.largest[kept] = self.variable()
+            for part in _ordered(kept):
+                self.require(largest - part)
+        self.objective.append(largest * cost)
         return largest
 
     def both(self, one: _Linear, other: _Linear) -> _Linear:
@@ -223,7 +270,13 @@ class _Program:
             if self.graph.is_everywhere(op):
                 continue
             unit = self.problem.units[op] if self.problem.units else op
-            if unit == op:
+            if op in self.tied and self.beside is not None:
+                there = {d: self.beside.at(self.tied[op], d) for d in self.problem.devices}
+                self.where.update(((op, d), there[d]) for d in choice)
+                for device in there:
+                    if device not in choice:
+                        self.equal(there[device], _ZERO)
+            elif unit == op:
                 others = [self.variable(integer=True) for _ in choice[1:]]
                 self.where.update(((op, d), x) for d, x in zip(choice[1:], others, strict=True))
                 first = 1 - _sum(others)
@@ -277,16 +330,19 @@ class _Program:
                 by_cost[cost].append(self.at(tensor.op, source))
         if not any(by_cost):
             return
-        wanted = _ordered(need for need in needs if need != _ZERO)
+        made = self.at(tensor.op, device)
+        if len(by_cost) == 1:
+            self.above((need - made for need in needs), next(iter(by_cost)))
+            return
+        wanted = _ordered(need for need in needs if need not in (_ZERO, made))
         if not wanted:
             return
         paid = []
         for cost, sources in by_cost.items():
             paid.append(self.variable(cost=cost))
-            if len(by_cost) > 1:
-                self.require(_sum(sources) - paid[-1])
+            self.require(_sum(sources) - paid[-1])
         for need in wanted:
-            self.require(_sum(paid) - need + self.at(tensor.op, device))
+            self.require(_sum(paid) - need + made)
 
     def only_call(self) -> None:
         """At most one call of one accelerator: what runs at home comes before it or after it.
@@ -326,19 +382,28 @@ class _Program:
             cost=self.problem.call_cost.get(accelerator, 0),
         )
         step: dict[int, _Linear] = {}
+        # By step and place: the steps and places that it is known to come after. An op whose unit
+        # is there already, after all that it reads, is in that step too.
+        after: dict[tuple[_Linear, _Linear], set[tuple[_Linear, _Linear]]] = {}
         for op in range(len(graph.ops)):
             if graph.is_everywhere(op):
                 continue
             here = self.at(op, accelerator)
-            before = sorted({t.op for t in graph.flowing(op) if t.op is not None})
-            if not before and len(self.choices[op]) == 1:
+            sources = sorted({t.op for t in graph.flowing(op) if t.op is not None})
+            before = dict.fromkeys((step[one], self.at(one, accelerator)) for one in sources)
+            same = [one for one in before if one[1] == here and before.keys() <= after[one] | {one}]
+            if same:
+                step[op] = same[0][0]
+            elif not before and len(self.choices[op]) == 1:
                 step[op] = here
             else:
                 step[op] = self.variable(upper=inf)
                 self.require(step[op] - here)
-            for reading in before:
-                self.require(step[op] - step[reading])
-                self.require(step[op] - step[reading] - here + self.at(reading, accelerator))
+                for earlier, there in before:
+                    self.require(step[op] - earlier)
+                    self.require(step[op] - earlier - here + there)
+            known = after.setdefault((step[op], here), set())
+            known.update(before, *(after[one] for one in before if one[1] == here))
             if not any(graph.needed_by(t.id) for t in graph.outputs(op)):
                 self.require(calls - step[op])  # the others are no later than their readers
         for tensor, ops in self.renewed.items():
@@ -350,17 +415,33 @@ class _Program:
 
     def remember(self, device: str, limit: int) -> None:
         """What lies on a device whenever something is made is within its memory."""
+        stored = _sum(self.stored[device])
+        rows = _largest(self.lying_at_a_time(device))
+        weights = [weight for row in (stored, *rows) for _, weight in row.terms]
+        unit = gcd(*weights, *(row.number for row in rows)) or 1
+
+        def units(row: _Linear) -> _Linear:
+            terms = tuple((variable, weight // unit) for variable, weight in row.terms)
+            return _Linear(row.number // unit, terms)
+
+        peak = self.variable(upper=limit // unit) if rows else _ZERO
+        for row in rows:
+            self.require(peak - units(row))
+        most = (limit - stored.number) // unit
+        self.require(most - units(_Linear(0, stored.terms)) - peak)
+
+    def lying_at_a_time(self, device: str) -> list[_Linear]:
+        """The bytes of what is made and sent that lie on a device, before some of it goes."""
         graph = self.graph
         end = len(graph.ops) - 1
-        makers = sorted({t.op for t in self.crossing if t.op is not None} | self.readers)
-        views = viewed(graph)
         viewers: dict[int, list[Tensor]] = defaultdict(list)
+        views = viewed(graph)
         for view, base in views.items():
             viewers[base].append(graph.tensors[view])
-        # (tensor, op) -> whether its memory is needed there when the op runs
-        needed: dict[tuple[int, int], _Linear] = {}
-        until: dict[int, int] = {}
-        lying: dict[int, list[_Linear]] = defaultdict(list)
+        # By tensor: (the last op that it is needed for, whether it is), the latest first; for an
+        # earlier one it is needed if it is for a later one.
+        needed: dict[int, list[tuple[int, _Linear]]] = {}
+        changes: dict[int, list[_Linear]] = defaultdict(list)
         for tensor in reversed(self.crossing):  # a view comes after what it is a view of
             assert tensor.op is not None
             here = self.at(tensor.op, device)
@@ -377,28 +458,40 @@ class _Program:
                     for place in self.choices[tensor.op]
                 )
                 reads += [(end, self.above([holds + moves_on - 1])) for holds in holding]
-            until[tensor.id] = max(
-                end if renewed else last, *(until[seen.id] for seen in viewers[tensor.id]), 0
-            )
-            later = _ZERO
-            moments = [op for op in reversed(makers) if tensor.op <= op <= until[tensor.id]]
-            for moment, after in zip(moments, [inf, *moments], strict=False):
-                now = [there for read, there in reads if moment <= read < after]
-                for seen in viewers[tensor.id]:
-                    assert seen.op is not None
-                    lies = needed.get((seen.id, moment), _ZERO)
-                    now.append(self.above([lies + self.at(seen.op, device) - 1]))
-                later = needed[tensor.id, moment] = self.any_of([later, *now])
-                own = later if tensor.id not in views else self.above([later - here])
-                lying[moment].append(own * tensor.bytes)
+            for seen in viewers[tensor.id]:
+                assert seen.op is not None
+                there = self.at(seen.op, device) - 1
+                reads += [(until, self.above([lies + there])) for until, lies in needed[seen.id]]
+            at: dict[int, set[_Linear]] = defaultdict(set)
+            for op, lies in reads:
+                at[op].add(lies)
+            known: set[_Linear] = {_ZERO}
+            spans: list[tuple[int, _Linear]] = []
+            for op in sorted(at, reverse=True):
+                if at[op] <= known:
+                    continue
+                known |= at[op]
+                spans.append((op, self.any_of([*at[op], *(lies for _, lies in spans[-1:])])))
+            needed[tensor.id] = spans
+            before = _ZERO
+            for until, lies in spans:  # the earlier, the more
+                own = lies if tensor.id not in views else self.above([lies - here])
+                changes[until + 1].append((before - own) * tensor.bytes)
+                before = own
+            changes[tensor.op].append(before * tensor.bytes)
         if device != self.home:
-            for moment, read in product(makers, self.weights):
-                lying[moment].append(self.between(read, moment, device) * graph.tensors[read].bytes)
-        stored = _sum(self.stored[device])
-        for held in [stored, *(stored + _sum(lying[op]) for op in makers)]:
-            unit = gcd(*(weight for _, weight in held.terms)) or 1
-            weights = tuple((variable, weight // unit) for variable, weight in held.terms)
-            self.require((limit - held.number) // unit - _Linear(0, weights))
+            for read, readers in self.weights.items():
+                for op in range(readers.sent[0], readers.sent[-1] + 1):
+                    lies = self.between(read, op, device) * graph.tensors[read].bytes
+                    changes[op].append(lies)
+                    changes[op + 1].append(-lies)
+        found, now = [], _ZERO
+        for op in sorted(changes):
+            change = _sum(changes[op])
+            if change.number < 0 or any(weight < 0 for _, weight in change.terms):
+                found.append(now)  # else there is no less after it
+            now = now + change
+        return found
 
     def between(self, weight: int, moment: int, device: str) -> _Linear:
         """1 when a parameter that was sent lies on a device when an op runs: between its readers."""
@@ -414,7 +507,8 @@ class _Program:
 
     # --- solving ----------------------------------------------------------------------------------
 
-    def solve(self, time_limit: float | None) -> Outcome:
+    def solve(self, programs: "Sequence[_Program]", time_limit: float | None) -> Outcome:
+        """What HiGHS makes of all programs together, of which this is the first."""
         import numpy as np
         from scipy.optimize import LinearConstraint, milp
         from scipy.sparse import csr_array
@@ -422,14 +516,17 @@ class _Program:
         costs, unit, base = self.costs()
         # Among equal costs the most ops at home, then on the accelerators that come first, all of
         # them together being less than one unit.
-        rank = {device: number for number, device in enumerate(self.problem.devices)}
-        movable = [(op, choice) for op, choice in enumerate(self.choices) if len(choice) > 1]
-        most = sum(max(rank[device] for device in choice) for _, choice in movable)
+        away, most = _ZERO, 0
+        for program in programs:
+            rank = {device: number for number, device in enumerate(program.problem.devices)}
+            movable = [(op, choice) for op, choice in enumerate(program.choices) if len(choice) > 1]
+            most += sum(max(rank[device] for device in choice) for _, choice in movable)
+            ranked = (program.at(op, d) * rank[d] for op, choice in movable for d in choice)
+            away = _sum((away, *ranked))
         finer = 2 * (most + 1)
         if finer * max((abs(cost) for cost in costs), default=0) > _LARGEST_COST:
-            finer, most, movable = 1, 0, []
+            finer, most, away = 1, 0, _ZERO
         objective = np.array([*(finer * cost for cost in costs), 0], dtype=float)
-        away = _sum(self.at(op, d) * rank[d] for op, choice in movable for d in choice)
         for variable, weight in away.terms:
             objective[variable] += weight
         rows = [number for number, row in enumerate(self.rows) for _ in row.terms]
@@ -437,14 +534,15 @@ class _Program:
         weights = [float(weight) for row in self.rows for _, weight in row.terms]
         shape = (len(self.rows), len(objective))  # never without a variable
         matrix = csr_array((weights, (rows, columns)), shape=shape)
-        found = milp(
-            objective,
-            integrality=[*self.is_integer, False],
-            bounds=(0, np.array([*self.upper, 0])),
-            constraints=LinearConstraint(matrix, [-row.number for row in self.rows], np.inf),
-            options={"mip_rel_gap": 0.0}
-            | ({} if time_limit is None else {"time_limit": max(0.0, time_limit)}),
-        )
+        with _quiet():
+            found = milp(
+                objective,
+                integrality=[*self.is_integer, False],
+                bounds=(0, np.array([*self.upper, 0])),
+                constraints=LinearConstraint(matrix, [-row.number for row in self.rows], np.inf),
+                options={"mip_rel_gap": 0.0}
+                | ({} if time_limit is None else {"time_limit": max(0.0, time_limit)}),
+            )
         if found.status == 2:
             return Outcome(None, None, inf, True)
         # A program that is solved before any search has no bound but its answer.
@@ -455,7 +553,8 @@ class _Program:
         if found.x is None:
             return Outcome(None, exact, inf, False)
         claimed = base + unit * sum(c * x for c, x in zip(costs, found.x, strict=False) if c)
-        return Outcome(self.devices(found.x), exact, claimed, found.status == 0)
+        placed = tuple(program.devices(found.x) for program in programs)
+        return Outcome(placed, exact, claimed, found.status == 0)
 
     def costs(self) -> tuple[list[int], int, int]:
         """By variable its cost in a unit, the unit, and what is paid in any case."""
@@ -473,6 +572,25 @@ class _Program:
             if value > 0.5:
                 chosen[op] = device
         return chosen
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Standard output is nowhere: HiGHS prints a line of its own there now and then."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            with suppress(OSError, TypeError):  # what C has not written yet
+                ctypes.CDLL(None).fflush(None)
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 class _Steps:

@@ -138,7 +138,7 @@ def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
     )
     pinned = tuple(held and op not in several for op, held in enumerate(fixed.pinned))
     placement = replace(fixed, devices=devices, pinned=pinned, reasons=reasons)
-    return Placed(there, with_masks_placed(there, placement), solution, _unit(policy))
+    return Placed(there, with_masks_placed(there, placement), solution, unit_of(policy))
 
 
 def _check_together(graph: OpGraph, policy: Policy, setting: Setting, fixed: Placement) -> None:
@@ -234,7 +234,7 @@ def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solu
 
 def figure(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> float:
     """What a placement costs by what is printed of it: bytes, nanoseconds, or the weighted sum."""
-    weights, seconds = _weights(policy), 0.0
+    weights, seconds = weights_of(policy), 0.0
     if isinstance(graph, MaskedGraph):
         graph, placement = settled(graph, placement)
         setting = setting.of(graph) if weights["seconds"] else setting
@@ -259,14 +259,11 @@ def _proven(
 
     Where the problem's own sum is the figure, the solver's bound is one of the figure.
     """
-    problem, seconds = problems[0], _weights(policy)["seconds"]
+    problem, seconds = problems[0], weights_of(policy)["seconds"]
     bound = _least(problems, setting, found, seconds) * problem.unit
-    bound -= _unsaid(problem, setting) * seconds
+    bound -= unsaid(problem, setting) * seconds
     value, solver = figure(graph, policy, setting, placement), found.solver
-    # Each of the costs was rounded down by less than a unit.
-    traffic = account(graph, placement, setting.machine.links, residency=setting.residency)
-    costs = len(graph.ops) + len(traffic.transfers) + len(traffic.calls)
-    slack = costs * problem.unit + 1e-12 * value if seconds else 0.0
+    slack = rounding(problem, placement, setting) + 1e-12 * value if seconds else 0.0
     if value > bound + slack and policy.cut != "layers":
         plain = setting.of(plain_of(graph)) if isinstance(graph, MaskedGraph) else setting
         for other in _others(plain_of(graph), policy, plain):
@@ -278,6 +275,13 @@ def _proven(
     whole = ceil(value - 0.5)
     bound = whole if proven else floor(bound)
     return placement, Proof(whole, bound, proven, solver, found.cut)
+
+
+def rounding(problem: Problem, placement: Placement, setting: Setting) -> float:
+    """What the costs of a placement were rounded down by at most: each by less than a unit."""
+    graph = problem.graph
+    traffic = account(graph, placement, setting.machine.links, residency=setting.residency)
+    return (len(graph.ops) + len(traffic.transfers) + len(traffic.calls)) * problem.unit
 
 
 def _within(problem: Problem, placement: Placement) -> bool:
@@ -310,7 +314,7 @@ def _least(problems: Sequence[Problem], setting: Setting, found: Solution, secon
     return min(bounds, default=found.bound)
 
 
-def _unsaid(problem: Problem, setting: Setting) -> float:
+def unsaid(problem: Problem, setting: Setting) -> float:
     """What the problem's sum may have too much, in seconds, for one accelerator.
 
     Every call but the first is sent what home made of the answer before, and every call but the
@@ -437,16 +441,19 @@ def obstacle(policy: Policy, setting: Setting) -> str | None:
     return None
 
 
-def _unit(policy: Policy) -> str:
+def unit_of(policy: Policy) -> str:
+    """What ``figure`` counts in: ``bytes``, ``ns`` or ``weighted``."""
     wanted = policy.objective or {}
     if len(wanted) > 1:
         return "weighted"
     return "bytes" if "bytes" in wanted else "ns"
 
 
-def problems_of(graph: OpGraph, policy: Policy, setting: Setting) -> list[Problem]:
+def problems_of(
+    graph: OpGraph, policy: Policy, setting: Setting, unit: float | None = None
+) -> list[Problem]:
     """What a policy asks, once for each way to keep its secrets: the best of all is its answer."""
-    problem = problem_of(graph, replace(policy, secrets=()), setting)
+    problem = problem_of(graph, replace(policy, secrets=()), setting, unit)
     return [replace(problem, secrets=way) for way in _ways(graph, policy, setting)]
 
 
@@ -470,9 +477,12 @@ def _ways(
     ]
 
 
-def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
+def problem_of(
+    graph: OpGraph, policy: Policy, setting: Setting, unit: float | None = None
+) -> Problem:
     """What a policy with an objective asks: the best of the places it leaves, at its costs.
 
+    Costs are whole numbers of a ``unit`` (of bytes or nanoseconds), by their size when left out.
     Its secrets are kept in the first of the ways to keep them. Where an op has the choice, a device
     without seconds for it is none. Raises InputError where seconds count and an op has none on a
     device that it must run on.
@@ -486,7 +496,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         streams = frozenset(graph.here[op] for op in streams)
     allowed = _able(graph, setting, allowed)
     together = () if setting.granularity in ("op", "convex") else units(graph, setting.granularity)
-    weights = _weights(policy)
+    weights = weights_of(policy)
     wire = setting.wire(graph, policy)
     payload = payload_costs(graph, devices, wire, streams)
     moving = {key: weights["bytes"] * size for key, size in payload.items()}
@@ -495,7 +505,7 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         limits.pop(home, None)  # which masks lie there is not in the problem: ``_check_room``
     computing: dict[tuple[int, str], float] = {}
     calling: dict[str, float] = {}
-    unit = 1.0
+    by_size = 1.0
     if weights["seconds"]:
         _check_costs(graph, policy, setting, allowed)
         known: dict[tuple[int, str, str], float] = {}
@@ -531,7 +541,8 @@ def problem_of(graph: OpGraph, policy: Policy, setting: Setting) -> Problem:
         if setting.max_calls is None and not one_call and not limits:  # else it may not be allowed
             moving = {key: min(cost, most) for key, cost in moving.items()}
             computing = {key: min(cost, most) for key, cost in computing.items()}
-        unit = 10.0 ** ceil(log10(most / _WHOLE)) if most > 0 else 1.0
+        by_size = 10.0 ** ceil(log10(most / _WHOLE)) if most > 0 else 1.0
+    unit = unit or by_size
     return Problem(
         graph=graph,
         home=setting.machine.home,
@@ -558,7 +569,7 @@ def _taken(time: DeviceTime, op: int, kept: Iterable[int]) -> float:
     return fsum(time.ops[each].seconds or 0.0 for each in ops)
 
 
-def _weights(policy: Policy) -> dict[str, float]:
+def weights_of(policy: Policy) -> dict[str, float]:
     """Unit -> what it counts in whole numbers: a byte is 1, or a nanosecond, as long as alone."""
     wanted = dict(policy.objective or {})
     if len(wanted) == 1:
@@ -663,7 +674,7 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
     if solution is None:
         return _fixed_prices(graph, policy, setting)
     found = []
-    unit = _unit(policy)
+    unit = unit_of(policy)
     free = free_ops(graph, policy)
     for number, rule in enumerate(policy.rules):
         if rule.place == "free":

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, Literal
 
 from partition.granularity import units
@@ -166,7 +167,10 @@ def _programmed(
             raise InfeasibleError(_few(explain_infeasible(problem, time_limit)))
         bound = max(bound, outcome.bound)
         if outcome.devices is not None:
-            placement = placement_of(problem, outcome.devices, "mixed-integer program")
+            placement = placement_of(problem, outcome.devices[0], "mixed-integer program")
+            if less := tightened(problem, placement):
+                left = None if time_limit is None else time_limit - (time.perf_counter() - start)
+                return _programmed(less, left, time.perf_counter(), bound, known, settled=False)
             if outcome.complete:
                 slack = 0.5 + 1e-6 * abs(outcome.claimed)
                 counted = _checked(problem, placement, outcome.claimed, slack)
@@ -186,6 +190,25 @@ def _programmed(
     return Solution(placement, counted, bound, seconds, "program")
 
 
+_SLIP = 1e-5
+"""The share of a device's memory that HiGHS may be wrong by: each variable by 1e-6."""
+
+
+def tightened(problem: Problem, placement: Placement) -> Problem | None:
+    """The problem with a little less memory, where a solver's placement takes a little too much.
+
+    None where it does not.
+    """
+    if not problem.memory_bytes:
+        return None
+    used = recount(problem, placement).memory_bytes
+    over = {d for d, limit in problem.memory_bytes.items() if used[d] > limit}
+    if not over or any(used[d] > problem.memory_bytes[d] * (1 + _SLIP) for d in over):
+        return None
+    less = {d: limit - ceil(limit * _SLIP) for d, limit in problem.memory_bytes.items()}
+    return replace(problem, memory_bytes={**problem.memory_bytes, **{d: less[d] for d in over}})
+
+
 def _relaxed(
     problem: Problem, time_limit: float | None
 ) -> tuple[int, tuple[Placement, Recount] | None, bool]:
@@ -197,7 +220,7 @@ def _relaxed(
     the cost; so does the forgetting that a program without it leaves out, which is far smaller.
     Several are no better than all of them as one (``_as_one``), and the cut between home and one
     of them may meet the limits, or that between home and all of them, each with some layers. Where
-    the memory decides what a single call may have, the best placement by layer is a start.
+    memory is limited, the best placement by layer is a start.
     """
     if len(problem.accelerators) == 1:
         devices, bound = _cut(problem)
@@ -220,7 +243,7 @@ def _relaxed(
         if problem.memory_bytes:
             found += in_turn(problem, [d not in (None, problem.home) for d in devices])
     layers = units(problem.graph, "layer")
-    if problem.one_call and problem.memory_bytes and tuple(problem.units) != layers:
+    if problem.memory_bytes and problem.residency == "run" and tuple(problem.units) != layers:
         with suppress(PlacementError):  # pins that are apart
             half = None if time_limit is None else time_limit / 2
             by_layer = solve(replace(problem, units=layers), time_limit=half).placement

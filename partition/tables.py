@@ -356,12 +356,9 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
     )
 
 
-def write_partition(partition: Split, trace: Path) -> Path:
-    """Write the tables of a partition into its trace's directory; where they are.
-
-    A schedule, and masks, of what was there before go.
-    """
-    metadata = {
+def partition_metadata(partition: Split) -> dict[str, str]:
+    """What each file of a partition says of its run."""
+    return {
         **trace_metadata(partition.graph.meta, partition.trace_id),
         "policy": partition.policy,
         "home": partition.placement.home,
@@ -370,6 +367,14 @@ def write_partition(partition: Split, trace: Path) -> Path:
         "wire_dtype": partition.wire,
         "residency": partition.residency,
     }
+
+
+def write_partition(partition: Split, trace: Path) -> Path:
+    """Write the tables of a partition into its trace's directory; where they are.
+
+    A schedule, and masks, of what was there before go.
+    """
+    metadata = partition_metadata(partition)
     if (masks := masks_metadata(partition.graph)) is not None:
         metadata["masks"] = masks
     if partition.schedule is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from costmodels.devices import Device, load_device
 from costmodels.engines import Engine
 from costmodels.links import load_link, message_cost
-from costmodels.roofline import Rule, time_ops
+from costmodels.roofline import Rates, time_ops
 from tracer.graph import ITEM_BYTES, OpGraph
 
 FOLDER = Path(__file__).parents[1] / "tests" / "reference"
@@ -239,7 +239,7 @@ def predicted(row: Row, engine: Engine) -> float:
     """The seconds that a row's op or step takes under an engine; only where ``reason`` is None."""
     device = row.device
     assert device is not None
-    rule = Rule(device, engine)
+    rule = Rates(device, engine)
     if gemm := _GEMM.match(row["model"]):
         m, n, k = map(int, gemm.groups())
         dtype = DTYPES[row["weight_format"]]

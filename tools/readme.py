@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 Run = Callable[[str, Path], str]
 BLOCK = re.compile(
-    r"^```(console|sql|toml|json|text)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^```(console|sql|toml|json|text|python)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
 
 
@@ -71,8 +71,8 @@ def run_query(sql: str, folder: Path) -> str:
 def blocks(text: str, folder: Path, run: Run = in_a_shell) -> Iterator[tuple[re.Match[str], str]]:
     """Every block of the page with what stands in it after a real run, in ``folder``, of its lines.
 
-    A ``toml`` or ``json`` block that names a file is written there; a ``text`` block is the result of
-    the ``sql`` block before it.
+    A ``toml``, ``json`` or ``python`` block that names a file is written there; a ``text`` block is
+    the result of the ``sql`` block before it.
     """
     result = ""
     for block in BLOCK.finditer(text):
@@ -85,7 +85,9 @@ def blocks(text: str, folder: Path, run: Run = in_a_shell) -> Iterator[tuple[re.
                 yield block, content
             case "text":
                 yield block, result
-            case "toml" | "json":
+            case "python" if not name.strip():
+                yield block, content
+            case "toml" | "json" | "python":
                 (folder / name.strip()).write_text(content, encoding="utf-8")
                 yield block, content
 

@@ -24,6 +24,7 @@ from costmodels.packing import Packing, load_packing, packing_names
 from costmodels.weight_parts import PARTS, Model, Weight
 from costmodels.weights import FIGURES as OF_WEIGHTS
 from costmodels.weights import Encoding, EncodingRule, load_weights, weight_names
+from cutedge._frontier import FRONTIER
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
 from partition.mask_table import MASKS
@@ -49,6 +50,11 @@ TABLES: Mapping[str, tuple[str, pa.Schema]] = {
         "A row is an op or a transfer of a request, in time. `--schedule` of `partition` and "
         "`compare` writes it.",
         SCHEDULE,
+    ),
+    "frontier": (
+        "A row is the best placement with so much memory on the accelerator, from the most to the "
+        "least. `partition --frontier` writes it into the partition's folder, beside a chart.",
+        FRONTIER,
     ),
     "masks": (
         "A row is what home does for a mask: of a policy that protects ops, and where one is away.",

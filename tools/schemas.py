@@ -24,6 +24,7 @@ from costmodels.parameters import Breakdown, Count
 from costmodels.roofline import DeviceTime, Share
 from cutedge._calibrate import Written
 from cutedge._carried import BesideOptimum, Words
+from cutedge._plan import Plan, PlannedPhase, PlanPoint
 from cutedge._sweep import Swept
 from cutedge.runtime.leaks import MaskProof, SecrecyProof
 from cutedge.runtime.packed import Packed, PackedGroup
@@ -293,6 +294,39 @@ def _partition() -> dict[str, Schema]:
             },
             "The kind of tensor that makes most of the traffic; null where nothing crosses.",
         ),
+    }
+
+
+def _plan() -> dict[str, Schema]:
+    return {
+        "written": key(list[str], "The partitions' folders, then the frontier's table and chart."),
+        **columns(RUN, "model", "policy"),
+        **columns(SUMMARY, "granularity"),
+        **columns(RUN, "machine"),
+        "memory_bytes": key(Mapping[str, int], "Device -> what it may hold, as --memory says."),
+        **dataclass_keys(Plan, "unit"),
+        "cost": key(float, "Of all phases, each as often as it runs."),
+        **dataclass_keys(Plan, "least_cost", "proven"),
+        "price": key(float, "What it costs that all phases have one placement."),
+        **_LEFT_OUT,
+        "phases": key(
+            listed(
+                record(
+                    {
+                        "phase": key(str, "prefill, decode or encoder."),
+                        **dataclass_keys(PlannedPhase, "runs", "cost", "alone_cost"),
+                        **columns(SUMMARY, "calls", "total_payload_bytes", "run_seconds"),
+                        "taken_bytes": key(
+                            Mapping[str, int], "Device -> the most that lies there at a time."
+                        ),
+                    }
+                )
+            ),
+            "Each phase under the placement.",
+        ),
+        "points": key(list[PlanPoint], "With --frontier: the best with less and less memory."),
+        **dataclass_keys(Plan, "whole"),
+        "warnings": key(list[str], "Where the policy does less than it says."),
     }
 
 
@@ -810,6 +844,7 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
     return {
         "trace": ("What was traced.", _trace(), ()),
         "partition": ("A placement and what it moves.", _partition(), _EXTRAS),
+        "partition-plan": ("With --mix or --frontier: a plan of memory.", _plan(), ()),
         "compare": (
             "Placements side by side.",
             _rows("partitions", _compared(), "One for each trace directory and policy."),

@@ -19,6 +19,10 @@ FUNCTION = re.compile(r"(.+\.py):(\w+)")
 """What a user calls a module of their own: ``file.py:function``."""
 
 
+FILES = (".json", ".pt2", ".gguf", ".onnx")
+"""The ends of files that are models."""
+
+
 def preset_names() -> list[str]:
     """The models that cutedge knows by name."""
     return sorted(Path(entry.name).stem for entry in _FOLDER.iterdir())
@@ -50,8 +54,8 @@ def find_config(model: str) -> tuple[str, dict[str, Any]]:
     if not os.path.isfile(path):
         raise InputError(
             f"unknown model {model!r}: neither a preset (see: cutedge models), nor a path that "
-            "exists, nor org/name on the hub, nor file.py:function."
-            + suggest(model.lower(), preset_names())
+            "exists, nor org/name on the hub, nor file.py:function, nor timm:name or "
+            "torchvision:name." + suggest(model.lower(), preset_names())
         )
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     return name, _read(path)
@@ -110,13 +114,17 @@ _MOST_BYTES = 2**24
 
 
 def _read(path: Path) -> dict[str, Any]:
+    return check_config(read_config(path), str(path))
+
+
+def read_config(path: Path) -> Any:
+    """What a file of JSON says. Raises InputError for one that cannot be read, or is damaged."""
     try:
-        config = parse_json(read_bounded(path, _MOST_BYTES).decode("utf-8"))
+        return parse_json(read_bounded(path, _MOST_BYTES).decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # bad JSON or bad UTF-8
         raise InputError(f"{path} is damaged, it is not valid JSON: {error}") from error
-    return check_config(config, str(path))
 
 
 def check_config(config: Any, called: str) -> dict[str, Any]:

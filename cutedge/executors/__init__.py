@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cutedge.executors import accelerate, llama_cpp, torch_pipeline, vllm
+from cutedge.executors import (
+    accelerate,
+    executorch,
+    llama_cpp,
+    onnxruntime,
+    openvino,
+    torch_pipeline,
+    vllm,
+)
 from cutedge.executors.places import Places
 from partition import Granularity
 from partition.placement import Placement
@@ -72,6 +80,9 @@ EXECUTORS: Mapping[str, Executor] = {
         _executor(accelerate, "layer"),
         _executor(vllm, "layer"),
         _executor(torch_pipeline, "module"),
+        _executor(onnxruntime, "module"),
+        _executor(openvino, "module"),
+        _executor(executorch, "op"),
         _executor(llama_cpp, "tensor"),
     )
 }
@@ -104,7 +115,7 @@ def read_words(given: str) -> tuple[Executor, Any]:
     raise InputError(
         f"--placement {given}: no such file, and no words of {', '.join(EXECUTORS)}: write e.g. "
         "'-ngl 20 -ot exps=CPU', VLLM_PP_LAYER_PARTITION=6,10, or the name of a file with a "
-        "device_map or a split_spec"
+        "device_map, a split_spec, affinities or delegates"
     )
 
 

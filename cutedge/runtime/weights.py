@@ -14,10 +14,11 @@ import torch
 
 from cutedge.runtime import RunError
 from cutedge.runtime.wire import DTYPES, Spec
-from tracer.files import open_file, parse_json, read_bounded
+from tracer.errors import InputError
+from tracer.files import open_file
 from tracer.graph import Kind, OpGraph, Role
+from tracer.safetensors_files import INDEX, index_of
 from tracer.stages import stage
-from tracer.words import plain
 
 Numbers = Callable[[str, Spec], torch.Tensor]
 """(name, what it must be) -> the tensor."""
@@ -94,20 +95,14 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = folder / "model.safetensors.index.json"
+        index = folder / INDEX
         if not index.exists():
             self.files = {name: path for path in _files(folder) for name in _names(path)}
             return
         try:
-            places = parse_json(read_bounded(index, 2**26))["weight_map"]
-            for file in places.values():
-                if Path(file).name != file or not file.endswith(".safetensors"):
-                    raise ValueError(f"{plain(file)} is not a file of this folder")
-            self.files = {name: folder / file for name, file in places.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(
-                f"{index} is no index of a checkpoint ({type(error).__name__}: {error})"
-            ) from error
+            self.files = {name: folder / file for name, file in index_of(index).items()}
+        except InputError as error:
+            raise RunError(str(error)) from error
 
     def __call__(self, name: str, spec: Spec) -> torch.Tensor:
         """The tensor called ``name``. Raises RunError where it is missing or of another shape."""

@@ -1,6 +1,7 @@
 """What every command prints with ``--json`` is as docs/schema says, key by key."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import chdir
 from functools import cache
@@ -44,6 +45,10 @@ SAID: dict[str, list[tuple[str, ...]]] = {
         ("t", *ON, "--schedule", "overlap", "--requests", "2"),
         ("t", *ON, "--placement", '{"": 0}'),
         ("t", "--placement", '{"": 0}', "--max-calls", "0"),
+    ],
+    "partition-plan": [
+        ("t", *ON, "--frontier", "1", "--granularity", "layer"),
+        ("t", *ON, "--mix", "prefill=1,decode=2", "--granularity", "layer"),
     ],
     "compare": [
         ("t", "t", "--policy", "offload-linear"),
@@ -155,7 +160,7 @@ def test_the_schemas_are_those_of_the_code():
 
 
 def test_every_command_has_a_schema():
-    modes = {"calibrate-ops", "compare-over", "models-check", "error", "warning"}
+    modes = {"calibrate-ops", "compare-over", "partition-plan", "models-check", "error", "warning"}
     assert commands() | modes == set(known())
     assert set(SAID) | {"warning"} == set(known())
 
@@ -192,7 +197,7 @@ def test_a_schema_is_strict_and_describes_every_key(name):
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SAID]
 )
 def test_what_a_command_prints_is_as_its_schema_says(name):
-    command = name.removesuffix("-over").removesuffix("-check").removesuffix("-ops")
+    command = re.sub("-(over|check|ops|plan)$", "", name)
     words = command.split("-", 1) if command.startswith("export-") else [command]
     for asked in SAID[name]:
         done = invoke("cutedge", *([] if name == "error" else words), *asked, "--json")

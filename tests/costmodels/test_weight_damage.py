@@ -206,11 +206,11 @@ def test_a_gguf_without_end_is_soon_refused(tmp_path: Path) -> None:
 
 def test_a_gguf_may_be_aligned_otherwise_and_have_no_axes(tmp_path: Path) -> None:
     """What ggml's writers make: 64 bytes from one tensor to the next, and a scalar of 4."""
-    from costmodels.weight_files import _gguf
+    from costmodels.gguf_files import _gguf
 
     data = head(2, 1) + aligned(64) + tensor(32, kind=8) + tensor(place=64, name=b"l")
     (tmp_path / GGUF).write_bytes(data + bytes(-len(data) % 64 + 128))
-    held = _gguf(tmp_path / GGUF)
+    held = _gguf(tmp_path / GGUF).tensors
     assert [(one.shape, one.bytes) for one in held.values()] == [((32,), 34), ((), 4)]
 
 

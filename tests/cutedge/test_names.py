@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from costmodels.cost_table import COSTS
+from cutedge._frontier import FRONTIER
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
 from partition.schedule_table import SCHEDULE
@@ -29,6 +30,7 @@ SCHEMAS = {
     "sweep": SWEEP,
     "measured_calls": MEASURED_CALLS,
     "schedule": SCHEDULE,
+    "frontier": FRONTIER,
 }
 
 LINK = {

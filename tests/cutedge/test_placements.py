@@ -111,7 +111,7 @@ def test_what_an_executor_cannot_do_is_told_with_its_price(trace):
 def test_what_is_no_placement_is_said_in_a_line(trace, tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff\xfe{")
     for given, said in (
-        ("nowhere.json", "no such file, and no words of accelerate, vllm, torch, llama.cpp"),
+        ("nowhere.json", "no such file, and no words of accelerate, vllm, torch, onnxruntime"),
         (str(tmp_path / "bytes"), "the file is no text"),
         (str(tmp_path), "no such file"),
         ("VLLM_PP_LAYER_PARTITION=", "write the layers of each rank"),
@@ -128,7 +128,8 @@ def test_what_is_no_placement_is_said_in_a_line(trace, tmp_path):
 
 
 def test_executors_say_what_they_keep_together():
-    assert list(EXECUTORS) == ["accelerate", "vllm", "torch", "llama.cpp"]
+    names = "accelerate vllm torch onnxruntime openvino executorch llama.cpp"
+    assert list(EXECUTORS) == names.split()
     assert all(executor.units for executor in EXECUTORS.values())
 
 

@@ -5,6 +5,7 @@ import re
 import struct
 from collections.abc import Mapping
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 from costmodels.flops import annotate
@@ -112,22 +113,41 @@ def text(value: str) -> bytes:
     return struct.pack("<Q", len(value)) + value.encode()
 
 
-def gguf(tensors: Mapping[str, tuple[tuple[int, ...], int]], version: int = 3) -> bytes:
-    """A header, with some entries of each sort; shapes as torch has them."""
+def entry(key: str, value: Any) -> bytes:
+    """An entry of a header, in the type that converters write such a value in."""
+    match value:
+        case bool():
+            return text(key) + struct.pack("<I?", 7, value)
+        case int():
+            return text(key) + struct.pack("<II", 4, value)
+        case float():
+            return text(key) + struct.pack("<If", 6, value)
+        case str():
+            return text(key) + struct.pack("<I", 8) + text(value)
+    return text(key) + struct.pack(f"<IIQ{len(value)}i", 9, 5, len(value), *value)
+
+
+def gguf(
+    tensors: Mapping[str, tuple[tuple[int, ...], int]],
+    version: int = 3,
+    told: Mapping[str, Any] = MappingProxyType({}),
+) -> bytes:
+    """A header, with some entries of each sort and those ``told``; shapes as torch has them."""
+    told = {"general.architecture": "llama", **told}
     entries = [
-        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+        *(entry(*one) for one in told.items()),
         text("tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b"),
         text("scores") + struct.pack("<IIQ", 9, 6, 3) + struct.pack("<3f", 1, 2, 3),
         text("count") + struct.pack("<IQ", 10, 7),
     ]
-    told, place = [], 0
+    rows, place = [], 0
     for name, (shape, kind) in tensors.items():
         row = struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, place)
-        told.append(text(name) + row)
+        rows.append(text(name) + row)
         elements, size = next(block for block, known in KINDS.items() if known == kind)
         place += -(-prod(shape) // elements * size // 32) * 32
     start = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(entries))
-    return start + b"".join(entries) + b"".join(told)
+    return start + b"".join(entries) + b"".join(rows)
 
 
 def safetensors(tensors: Mapping[str, tuple[tuple[int, ...], int]]) -> bytes:

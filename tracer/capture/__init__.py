@@ -23,12 +23,14 @@ from tracer.capture.blocks import find_stacks, shortened, unlike
 from tracer.capture.compat import PreTrainedModel, without_detours
 from tracer.capture.configs import unused
 from tracer.capture.errors import Untraceable, failure, first_line
+from tracer.capture.exported import ExportedTask
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
 from tracer.capture.inputs import MANY_TOKENS, phases, reading
 from tracer.capture.kv_cache import WRAPPED
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.memory import parameter_count
 from tracer.capture.models import architectures, build, build_with_memory, settle
+from tracer.capture.packages import own_diffusers, own_packaged
 from tracer.capture.phases import Task, Way
 from tracer.capture.runnable import Runnable
 from tracer.capture.runs import untouched
@@ -38,6 +40,7 @@ from tracer.errors import CutedgeError, InputError
 from tracer.graph import TraceMeta
 from tracer.instantiate import Stack, instantiate
 from tracer.program import Program, build_graph, invocations, tensor_ids, written_state
+from tracer.pt2_files import Exported
 from tracer.reach import Reach
 from tracer.stages import stage
 from tracer.summary import attention_kind
@@ -46,11 +49,14 @@ __all__ = [
     "Capture",
     "as_it_runs",
     "capture",
+    "capture_exported",
     "capture_function",
     "capture_own",
     "check",
+    "own_diffusers",
     "own_function",
     "own_module",
+    "own_packaged",
     "quiet",
     "runnable",
     "runnable_function",
@@ -153,6 +159,31 @@ def capture_own(
         return _captured(task, floating, attn, overrides, (), symbolic=symbolic, full=full)
 
 
+def capture_exported(read: Exported, **sizes: int | None) -> Capture:
+    """The op graph of a program that torch exported before, as ``capture``.
+
+    Raises CutedgeError for one that this torch cannot read, InputError for sizes that it was not
+    exported for.
+    """
+    with quiet():
+        with stage("reading the program"):
+            task = ExportedTask(read, sizes)
+        dtype = _floating(task.module)
+        made = _captured(task, dtype, "eager", {}, (), symbolic=True, full=True)
+    meta = made.graph.meta
+    if meta.seq > 1 and any(
+        t.label == "logits" and t.shape[-2:-1] == (1,) for t in made.graph.tensors
+    ):
+        meta = replace(meta, logits="last")
+    return replace(made, graph=made.graph.with_meta(meta))
+
+
+def _floating(module: torch.nn.Module) -> str:
+    """The dtype of a module's first parameter that floats."""
+    floating = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return str(next(floating, torch.get_default_dtype())).removeprefix("torch.")
+
+
 @stage("building the model")
 def _own_task(
     own: Own,
@@ -166,8 +197,7 @@ def _own_task(
     module, read = user_model(own, sizes, overrides, chosen)
     _set_attention(module, attn, own.name)
     task = Task(module, own.name, read, phase="prefill", sizes=sizes, logits="all", cache=False)
-    floating = (p.dtype for p in module.parameters() if p.is_floating_point())
-    return task, str(next(floating, torch.get_default_dtype())).removeprefix("torch.")
+    return task, _floating(module)
 
 
 def _set_attention(module: torch.nn.Module, attn: str, name: str) -> None:
@@ -346,7 +376,7 @@ def _captured(
         graph = build_graph(program, meta)
     if (kind := attention_kind(graph)) != attn:
         graph = graph.with_meta(replace(meta, attn=kind))
-        if kind != "no":
+        if kind != "no" and task.given is None:
             notes.append(f"{task.name} has {kind} attention alone, whatever --attn says")
     reach = _reach(task, way, program, failures, notes)
     warned = reach.warnings(task.model, meta.variables)
@@ -408,6 +438,8 @@ def as_it_runs() -> Iterator[None]:
 
 def _program(task: Task, way: Way, full: bool, runnable: bool = False) -> Program:
     """The program of a task, exported in one way."""
+    if task.given is not None:
+        return _lowered(task.given, task, way, runnable=runnable)
     stacks = () if full else find_stacks(task, way)
     exported = None
     if not stacks:
@@ -460,10 +492,11 @@ def _lowered(
         inputs=inputs,
         states=task.states,
         rename=lambda path: rename(f"{path}.".removeprefix(f"{WRAPPED}.").removesuffix(".")),
-        returned=_states_returned(exported),
+        returned=_states_returned(exported) if task.given is None else task.returned,
         conditions=found,
         samples=fitting(exported, named, task.samples(way)),
         runnable=runnable,
+        fixed=task.fixed,
     )
     program.unsure = unsure
     if program.assumed is not None:

@@ -46,6 +46,7 @@ def lower(
     conditions: Sequence[str] = (),
     samples: Sequence[Mapping[str, int]] = (),
     runnable: bool = False,
+    fixed: Mapping[Any, int] = MappingProxyType({}),
 ) -> Program:
     """The program of an exported module, at any size.
 
@@ -56,10 +57,10 @@ def lower(
     the last ``returned`` of its results are states. Raises Untraceable for a size that no
     formula can say. ``conditions`` go into the program as they are; ``samples`` are small sizes at
     which the export is right, to see what masks hide. A ``runnable`` program knows how each node is
-    carried out at ``sizes``.
+    carried out at ``sizes``. ``fixed`` are symbols of torch's that are numbers here.
     """
     program = _Lowering(
-        exported, module, sizes, rename, inputs, states, returned, samples, runnable
+        exported, module, sizes, rename, inputs, states, returned, samples, runnable, fixed
     ).program
     program.conditions = tuple(conditions)
     return program
@@ -77,6 +78,7 @@ class _Lowering:
         returned: int,
         samples: Sequence[Mapping[str, int]],
         runnable: bool,
+        fixed: Mapping[Any, int],
     ) -> None:
         self.rename = rename
         self.runnable = runnable
@@ -86,7 +88,7 @@ class _Lowering:
         self.names: dict[str, int] = {}  # parameter or buffer name -> value
         self.states: dict[str, int] = {}  # name of a state -> value
         self.layouts: dict[int, Layout] = {}  # a view that is held beside its owner -> where it is
-        self.sizes: dict[Any, Formula] = {}
+        self.sizes: dict[Any, Formula] = {symbol: const(n) for symbol, n in fixed.items()}
         self._add_state(module)
         signature = exported.graph_signature
         self.lifted = dict(signature.inputs_to_lifted_tensor_constants)

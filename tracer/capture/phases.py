@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from tracer.capture.compat import PreTrainedConfig
 from tracer.capture.errors import Untraceable, first_line
@@ -85,6 +86,12 @@ class Task:
     ) -> None:
         self.model, self.phase, self.module, self.reading = model, phase, module, reading
         self.name = type(module).__name__
+        self.given: ExportedProgram | None = None
+        """The export, where there is one already."""
+        self.returned = 0
+        """How many of its results are cached state."""
+        self.fixed: Mapping[Any, int] = {}
+        """Symbols of such an export that are no size of a trace, and their numbers."""
         self.settings = _settings(module, phase)
         self.defaults = {**dict.fromkeys(SIZES, 0), "batch": 1, **reading.sizes}
         if self.positions and isinstance(self.settings, PreTrainedConfig):
@@ -137,7 +144,7 @@ class Task:
             )
         return sizes
 
-    def _state(self) -> tuple[str, CacheKind | None]:
+    def _state(self) -> tuple[str | None, CacheKind | None]:
         """(the argument that takes the cache, how it is kept where tokens are cached already)"""
         argument = cache_argument(self.reading.options)
         if argument is None:

@@ -76,8 +76,9 @@ def user_model(
     """
     build, name = own.build, own.called
     accepted = inspect.signature(build).parameters
+    open_ = any(one.kind is one.VAR_KEYWORD for one in accepted.values())
     for key in arguments:
-        if key not in accepted or key in DEFAULTS:
+        if (key not in accepted and not open_) or key in DEFAULTS:
             known = [parameter for parameter in accepted if parameter not in DEFAULTS]
             raise InputError(
                 f"--set {key}: {name} has no such parameter to set." + suggest(key, known)

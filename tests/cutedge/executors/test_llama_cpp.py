@@ -1,14 +1,20 @@
 """llama.cpp's options: what they place, by hand; the names that expressions are found in."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 from random import Random
 
 import pytest
 
 import cutedge
 from cutedge.executors import expressions, llama_cpp
+from partition.placement import Placement
 from tracer.errors import InputError
 from tracer.graph import Kind, OpGraph
 
@@ -162,8 +168,6 @@ def test_a_file_that_is_written_has_these_names_and_no_others(llama: OpGraph, tm
 
 
 def _placement(at):
-    from partition.placement import Placement
-
     return Placement("tee", at.devices, [True] * len(at.devices), [""] * len(at.devices))
 
 
@@ -235,6 +239,88 @@ def test_what_is_wrong_is_said_in_a_line(llama: OpGraph, options: str, told: str
     with pytest.raises(InputError, match=re.escape(told)) as error:
         llama_cpp.place(llama, llama_cpp.parse(options), ("tee", "gpu"))
     assert "\n" not in str(error.value)
+
+
+LOAD = """
+import os
+import sys
+import xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path, params.tensor_buft_overrides = sys.argv[1:]
+params.n_ctx, params.verbosity, params.warmup = 64, 5, False
+server = xllamacpp.Server(params)
+os._exit(0)  # it has loaded
+"""
+
+
+def small_file(file: Path, graph: OpGraph) -> None:
+    """A llama in GGUF with the weights of a graph, and a token for each of its words."""
+    import numpy as np
+
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(3)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(chr(33 + n) for n in range(96))])
+    writer.add_token_scores([0.0] * 99)
+    writer.add_token_types([2, 3, 3] + [1] * 96)
+    for tensor, (name,) in gguf_names(graph).of.items():
+        writer.add_tensor(name, np.full(graph.tensors[tensor].shape, 0.01, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
+@pytest.mark.parametrize("seed", range(6))
+def test_llama_cpp_overrides_the_weights_that_are_meant(seed: int, tmp_path: Path):
+    """Its log names what it overrides; where there is no accelerator, CPU stands for its buffers."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": 99}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    graph = cutedge.trace({**kind, **sizes, **heads}, seq=5).graph
+    random = Random(seed)
+    often = random.choices(("tee", "gpu"), k=seed)  # the more, the fewer overrides
+    at = [
+        None
+        if graph.is_everywhere(op.id)
+        else "tee"
+        if op.kind in (Kind.INPUT, Kind.OUTPUT)
+        else random.choice(("tee", "gpu", *often))
+        for op in graph.ops
+    ]
+    nowhere = ([False] * len(at), [""] * len(at))
+    told = llama_cpp.nearest(graph, Placement("tee", at, *nowhere), ("tee", "gpu"))
+    assert told.overrides
+    small_file(tmp_path / "small.gguf", graph)
+    overrides = ",".join(f"{regex}=CPU" for regex, _ in told.overrides)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, tmp_path / "small.gguf", overrides],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log
+    overridden = re.findall(r"tensor (\S+) .*buffer type overridden to CPU", log)
+    plain = llama_cpp.place(graph, replace(told, overrides=()), ("tee", "gpu")).devices
+    there = llama_cpp.place(graph, told, ("tee", "gpu")).devices
+    meant = {
+        name
+        for tensor, names in gguf_names(graph).of.items()
+        for name in names
+        if any(plain[op] != there[op] for op in graph.readers(tensor))
+    }
+    assert {*overridden} == meant
 
 
 def test_gates_and_what_they_gate_are_one_op_here(moe: OpGraph):

@@ -4,7 +4,6 @@ import re
 import socket
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +11,12 @@ import pytest
 
 import cutedge
 from cutedge.executors import torch_pipeline as ours
-from tests.support import ROOT
+from tests.support import ROOT, tiny
 from tracer.errors import InputError
 
-MODEL = """
-import torch
-from torch import nn
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
-
-    def forward(self, x):
-        return x + self.down(torch.relu(self.up(self.norm(x))))
-
-
-class Tiny(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed, self.head = nn.Embedding(11, 16), nn.Linear(16, 11)
-        self.blocks = nn.ModuleList(Block() for _ in range(4))
-
-    def forward(self, ids):
-        x = self.embed(ids)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-
-IDS = torch.arange(8).reshape(2, 4)
-"""
-
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    file = tmp_path_factory.mktemp("tiny") / "tiny.py"
-    file.write_text(MODEL)
-    wanted = spec_from_file_location("tiny", file)
-    assert wanted is not None
-    assert wanted.loader is not None
-    wanted.loader.exec_module(made := module_from_spec(wanted))
-    return made
-
-
-@pytest.fixture(scope="module")
-def trace(tiny: Any) -> cutedge.Trace:
+def trace() -> cutedge.Trace:
     return cutedge.trace(tiny.Tiny(), tiny.IDS)
 
 
@@ -79,7 +36,7 @@ CASES = [
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
 @pytest.mark.parametrize(("points", "devices"), CASES)
 def test_the_stages_that_torch_makes_have_the_weights_of_the_placement(
-    tiny: Any, trace: cutedge.Trace, points: Any, devices: tuple[str, ...]
+    trace: cutedge.Trace, points: Any, devices: tuple[str, ...]
 ):
     from torch.distributed.pipelining import SplitPoint, pipeline
 
@@ -157,7 +114,7 @@ dist.destroy_process_group()
 @pytest.mark.slow
 def test_two_processes_run_the_stages(trace: cutedge.Trace, tmp_path: Path):
     split = trace.partition(cutedge.placement(spec({"blocks.1.up": "BEGINNING"})))
-    (tmp_path / "tiny.py").write_text(MODEL)
+    (tmp_path / "tiny.py").write_text(Path(tiny.__file__).read_text())
     (tmp_path / "spec.py").write_text(split.words_for("torch").text)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -351,7 +351,7 @@ def test_an_index_names_files_of_its_own_folder_alone(tmp_path: Path) -> None:
     for name in ("../a.safetensors", "/etc/passwd", "b/a.safetensors", "..", ""):
         index = {"weight_map": {"weight": name}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(RunError, match="is no index of a checkpoint"):
+        with pytest.raises(RunError, match="is no index of safetensors"):
             Checkpoint(tmp_path)
 
 
@@ -364,7 +364,7 @@ def test_what_is_no_file_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"a\.safetensors: it is a device or a pipe"):
         Checkpoint(tmp_path)
     index.write_text("[" * 100_000)
-    with pytest.raises(RunError, match="is no index of a checkpoint"):
+    with pytest.raises(RunError, match="is no index of safetensors"):
         Checkpoint(tmp_path)
     index.write_text('{"weight_map": {"weight": "a.safetensors"}}')
     with pytest.raises(RunError, match=r"a\.safetensors: it is a device or a pipe"):
