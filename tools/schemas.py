@@ -778,6 +778,10 @@ def _graph() -> dict[str, Schema]:
     }
 
 
+def _products() -> dict[str, Schema]:
+    return {**columns(RUN, "model"), "products": key(int, "How many matrix products there are.")}
+
+
 def _timeline() -> dict[str, Schema]:
     return {
         **_written(),
@@ -897,6 +901,12 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
             },
             (),
         ),
+        "export-scalesim": (
+            "The matrix products and an array, for SCALE-Sim.",
+            _products() | {"files": key(listed(record(_written())), "What was written.")},
+            (),
+        ),
+        "export-zigzag": ("The matrix products, for ZigZag.", _products() | _written(), ()),
         "export-csv": ("A table.", _table(), ()),
         "export-json": ("A table.", _table(), ()),
         "cost": (

@@ -90,6 +90,10 @@ SAID: dict[str, list[tuple[str, ...]]] = {
         ("--for", "torch", "u", "--nearest"),
         ("--for", "vllm", "u", "--nearest", "--out", "x.txt"),
     ],
+    "export-scalesim": [
+        ("u", "--sram-kib", "64,64,64", "--dram-words-per-cycle", "10", "--out", "scalesim")
+    ],
+    "export-zigzag": [("u", "--out", "x.yaml")],
     "export-csv": [("ops", "u", "--out", "x.csv")],
     "export-json": [("ops", "u", "--out", "x.json")],
     "cost": [("t",), ("t", "--device", "rtx-4090", "--device", "chip-8x8", "--device", "tee-sgx")],
