@@ -68,8 +68,8 @@ def solve_program(
     to its own limits.
     """
     start = time.perf_counter()
-    first = _Program(problem)
-    programs = [first, *(_Program(other, first, tied) for other, tied in others)]
+    first = _Formulation(problem)
+    programs = [first, *(_Formulation(other, first, tied) for other, tied in others)]
     for program in programs:
         program.build()
     built = time.perf_counter() - start
@@ -140,13 +140,13 @@ def _no_more(one: _Linear, other: _Linear) -> bool:
     return one.number <= other.number and all(a <= b for (_, a), (_, b) in weights)
 
 
-class _Program:
+class _Formulation:
     """The variables and rows of one problem, or of it ``beside`` another one."""
 
     def __init__(
         self,
         problem: Problem,
-        beside: "_Program | None" = None,
+        beside: "_Formulation | None" = None,
         tied: Mapping[int, int] | None = None,
     ) -> None:
         self.tied = tied or {}
@@ -248,7 +248,7 @@ class _Program:
         self.place()
         self.store()
         if problem.residency == "call" or (self.counted and len(problem.accelerators) > 1):
-            steps = _Steps(self)
+            steps = _StepRows(self)
             if self.counted:
                 steps.calls()
             if problem.residency == "call":
@@ -507,7 +507,7 @@ class _Program:
 
     # --- solving ----------------------------------------------------------------------------------
 
-    def solve(self, programs: "Sequence[_Program]", time_limit: float | None) -> Outcome:
+    def solve(self, programs: "Sequence[_Formulation]", time_limit: float | None) -> Outcome:
         """What HiGHS makes of all programs together, of which this is the first."""
         import numpy as np
         from scipy.optimize import LinearConstraint, milp
@@ -593,14 +593,14 @@ def _quiet() -> Iterator[None]:
             os.close(kept)
 
 
-class _Steps:
+class _StepRows:
     """Which step an op is in: the earliest that its inputs allow, told by binaries.
 
     Steps are counted from the op's dominator, where it has one (see ``dominators``), whose own step is 0
     to it. So a program grows with the depth of a model and not with its square.
     """
 
-    def __init__(self, program: _Program) -> None:
+    def __init__(self, program: _Formulation) -> None:
         self.program = program
         self.graph = program.graph
         self.problem = program.problem
