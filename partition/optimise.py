@@ -23,9 +23,10 @@ too, and the best of all is the answer, with the bound.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil, floor, fsum, log10
 from time import perf_counter
 
@@ -675,69 +676,53 @@ def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | N
         return _fixed_prices(graph, policy, setting)
     found = []
     unit = unit_of(policy)
+    for what, reason, freer, count in _freer(graph, policy, setting):
+        try:
+            without = place(graph, freer, setting).solution
+        except (NotFoundError, InfeasibleError):
+            # More choice takes more time; and what a protection hides is a secret.
+            continue
+        assert without is not None
+        less = solution.objective - (without.objective or 0)
+        proven = solution.proven and without.proven
+        found.append(Price(what, reason, count(), less, unit, proven))
+    return found
+
+
+def _freer(
+    graph: OpGraph, policy: Policy, setting: Setting
+) -> Iterator[tuple[str, str, Policy, Callable[[], int]]]:
+    """(what is left out, why it is there, the policy without it, how many ops it is of)"""
     free = free_ops(graph, policy)
     for number, rule in enumerate(policy.rules):
-        if rule.place == "free":
-            continue
-        freed = replace(rule, place="free")
-        rules = (*policy.rules[:number], freed, *policy.rules[number + 1 :])
-        freer = replace(policy, rules=rules)
-        try:
-            without = place(graph, freer, setting)
-        except NotFoundError:  # of a problem with more choice, in the same time
-            continue
-        assert without.solution is not None
-        pinned = len(free_ops(graph, freer) - free)
-        found.append(
-            Price(
-                str(rule),
-                rule.reason,
-                pinned,
-                solution.objective - (without.solution.objective or 0),
-                unit,
-                solution.proven and without.solution.proven,
-            )
-        )
+        if rule.place != "free":
+            freed = replace(rule, place="free")
+            rules = (*policy.rules[:number], freed, *policy.rules[number + 1 :])
+            freer = replace(policy, rules=rules)
+            yield str(rule), rule.reason, freer, partial(_pinned, graph, freer, free)
     for number, secret in enumerate(policy.secrets if setting.untrusted else ()):
         secrets = (*policy.secrets[:number], *policy.secrets[number + 1 :])
         freer = replace(policy, secrets=secrets)
-        try:
-            without = place(graph, freer, setting)
-        except NotFoundError:
-            continue
-        assert without.solution is not None
-        kept, others = (
-            set(kept_from(problem_of(whole, one, asked)))
-            for one in (policy, freer)
-            for whole, asked in [protecting(graph, one, setting)]
-        )
-        found.append(
-            Price(
-                f"secret {secret}",
-                secret.reason,
-                len({op for op, _ in kept - others}),
-                solution.objective - (without.solution.objective or 0),
-                unit,
-                solution.proven and without.solution.proven,
-            )
-        )
-    for protect, freer, count in _unprotected(graph, policy):
-        try:
-            without = place(graph, freer, setting)
-        except (NotFoundError, InfeasibleError):  # what it hides is a secret
-            continue
-        assert without.solution is not None
-        found.append(
-            Price(
-                f"protect {protect}: {protect.protection}",
-                protect.reason,
-                count,
-                solution.objective - (without.solution.objective or 0),
-                unit,
-                solution.proven and without.solution.proven,
-            )
-        )
-    return found
+        kept = partial(_kept_by, graph, setting, policy, freer)
+        yield f"secret {secret}", secret.reason, freer, kept
+    for protect, freer, ops in _unprotected(graph, policy):
+        what = f"protect {protect}: {protect.protection}"
+        yield what, protect.reason, freer, partial(int, ops)
+
+
+def _pinned(graph: OpGraph, freer: Policy, free: Set[int]) -> int:
+    """How many ops only the freer policy leaves free."""
+    return len(free_ops(graph, freer) - free)
+
+
+def _kept_by(graph: OpGraph, setting: Setting, policy: Policy, freer: Policy) -> int:
+    """How many ops are kept from a device by a policy, and not by the freer one."""
+    kept, others = (
+        set(kept_from(problem_of(whole, one, asked)))
+        for one in (policy, freer)
+        for whole, asked in [protecting(graph, one, setting)]
+    )
+    return len({op for op, _ in kept - others})
 
 
 def _unprotected(graph: OpGraph, policy: Policy) -> Iterator[tuple[Protect, Policy, int]]:
