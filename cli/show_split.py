@@ -66,7 +66,7 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
             _rows.transfer_rows(made.top_transfers),
         )
         out.print()
-    out.print(_words.bottleneck_sentence(made.bottleneck))
+    out.print(_words.bottleneck_sentence(made.bottleneck, made.split))
     out.print(f"written to {folder}")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cutedge._chip_words import limit_claim
 from cutedge._placing import Compared, bottlenecks
 from cutedge._words import (
     bottleneck_claim,
@@ -86,7 +87,10 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
 
 
 def _headlines(found: Compared) -> list[tuple[str, str]]:
-    """Of each policy the bottleneck with its share, what would relieve it, and what is seen."""
+    """Of each policy the bottleneck with its share, what would relieve it, and what is seen.
+
+    Of a run on arrays of multipliers what limits it comes first, and the traffic's share below.
+    """
     said = []
     for one, worst in zip(
         found.partitions, bottlenecks(found.partitions, found.setting, found.policies), strict=True
@@ -107,5 +111,7 @@ def _headlines(found: Compared) -> list[tuple[str, str]]:
             continue
         step = relief_claim(worst, human)
         claim = bottleneck_claim(worst, f"the traffic of {one.policy}")
+        if (limit := limit_claim(one)) is not None:  # on a chip, that is seldom the traffic
+            claim, more = f"Under {one.policy}, {limit}", f"{more}{claim}. "
         said.append((f"{claim}.", f"{more}{step[:1].upper()}{step[1:]}. {seen}".strip()))
     return said

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops, without_sizes
+from cutedge._chip_words import limit_claim
 from partition import seen as sorts
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck
@@ -70,10 +71,16 @@ def no_figures(partition: Split) -> str | None:
     )
 
 
-def bottleneck_sentence(found: Bottleneck | None) -> str:
-    """The bottleneck and what would relieve it, in one sentence."""
+def bottleneck_sentence(found: Bottleneck | None, split: Split | None = None) -> str:
+    """The bottleneck and what would relieve it, in one sentence.
+
+    With a ``split`` on arrays of multipliers, what limits its run, and the traffic's below it.
+    """
+    limit = None if split is None else limit_claim(split)
     if found is None:
         return "Nothing crosses between devices."
+    if limit is not None:
+        return f"Bottleneck: {limit}.\nTraffic: {bottleneck_claim(found, 'it')}; {relief_claim(found)}."
     return f"Bottleneck: {bottleneck_claim(found)}; {relief_claim(found)}."
 
 

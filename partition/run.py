@@ -74,6 +74,18 @@ def runs_of(
 
 
 @dataclass(frozen=True, slots=True)
+class CycleShares:
+    """What the cells of arrays do in the cycles of their products: shares that add up to 1."""
+
+    useful: float
+    """Multiply elements of the product."""
+    padding: float
+    """Multiply what a tile is padded with."""
+    idle: float
+    """Multiply nothing: cells of a systolic array that fill and drain, chips without a tile."""
+
+
+@dataclass(frozen=True, slots=True)
 class Chips:
     """Equal arrays that share out the tiles of each product that is placed on them."""
 
@@ -91,6 +103,20 @@ class Chips:
             times * gemm_cost(array, g.m, g.k, g.n, batch=g.batch, options=options).seconds
             for (array, g), times in self.products.items()
         )
+
+    @property
+    def cycle_shares(self) -> CycleShares:
+        """What the arrays do in the cycles of all products, those of more cycles weighing more."""
+        parts = []
+        for (array, g), times in self.products.items():
+            cost = gemm_cost(array, g.m, g.k, g.n, batch=g.batch, options=self.options)
+            useful = float(cost.utilisation)
+            padding = min(useful * (cost.padded_macs / cost.useful_macs - 1), 1 - useful)
+            parts.append((times * cost.cycles, useful, padding))
+        whole = sum(cycles for cycles, *_ in parts) or 1
+        useful = fsum(cycles * share for cycles, share, _ in parts) / whole
+        padding = fsum(cycles * share for cycles, _, share in parts) / whole
+        return CycleShares(useful, padding, max(0.0, 1 - useful - padding))
 
     @property
     def most(self) -> int:

@@ -23,6 +23,7 @@ from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.policy import apply_policy, load_policy
 from partition.wire_format import WireFormat
+from tools.verdicts import verdict_lines
 from tracer.graph import Kind, OpGraph
 
 HERE = Path(__file__).parents[1] / "tests" / "reference"
@@ -430,9 +431,10 @@ def transfer_rows() -> Iterator[Row]:
         yield Row(f"003 report: estimate for {name}", value, "", "", None, "a rounded estimate")
 
 
+CHIP_SECTION = "TinyLlama and others on the 8x8 chip (000, 001)"
 SECTIONS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "Transfers of Llama-3.2-1B between a TEE and a GPU (003)": transfer_rows,
-    "TinyLlama and others on the 8x8 chip (000, 001)": chip_rows,
+    CHIP_SECTION: chip_rows,
     "Systolic arrays": systolic_rows,
     "Parameters (002)": params_rows,
     "Limits of Qwen1.5 on an RTX 4090 (004)": roofline_rows,
@@ -471,6 +473,7 @@ def page() -> str:
         lines += [
             f"| {r.item} | {r.theirs} | {r.ours} | {r.unit} | {r.verdict} |" for r in all_rows
         ]
+        lines += verdict_lines() if title == CHIP_SECTION else []
     return "\n".join(lines) + "\n"
 
 
