@@ -119,10 +119,12 @@ def _weights_in(folder: Path) -> Path | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Exported:
-    """A program of ``torch.export.save``."""
+class _File:
+    """A file whose whole program was read."""
 
-    read: "Exported"
+    read: "Exported | OnnxFile"
+    kind: str
+    """What wrote it."""
 
     @property
     def name(self) -> str:
@@ -134,7 +136,15 @@ class _Exported:
 
     @property
     def identity(self) -> list[Any]:
-        return ["torch.export", self.read.name, self.read.digest]
+        return [self.kind, self.read.name, self.read.digest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Exported(_File):
+    """A program of ``torch.export.save``."""
+
+    read: "Exported"
+    kind: str = "torch.export"
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -147,22 +157,11 @@ class _Exported:
 
 
 @dataclass(frozen=True, slots=True)
-class _Onnx:
+class _Onnx(_File):
     """A model in ONNX."""
 
     read: "OnnxFile"
-
-    @property
-    def name(self) -> str:
-        return self.read.name
-
-    @property
-    def called(self) -> str:
-        return self.read.file
-
-    @property
-    def identity(self) -> list[Any]:
-        return ["onnx", self.read.name, self.read.digest]
+    kind: str = "onnx"
 
     @property
     def takes(self) -> tuple[str, ...]:

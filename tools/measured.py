@@ -239,21 +239,21 @@ def predicted(row: Row, engine: Engine) -> float:
     """The seconds that a row's op or step takes under an engine; only where ``reason`` is None."""
     device = row.device
     assert device is not None
-    rule = Rates(device, engine)
+    rates = Rates(device, engine)
     if gemm := _GEMM.match(row["model"]):
         m, n, k = map(int, gemm.groups())
         dtype = DTYPES[row["weight_format"]]
         moved = (m * k + k * n + m * n) * ITEM_BYTES[dtype]
-        work = max(rule.compute_seconds(dtype, 2 * m * n * k), rule.memory_seconds(moved))
-        return float(work) + rule.kernel_seconds(is_attention=False)
+        work = max(rates.compute_seconds(dtype, 2 * m * n * k), rates.memory_seconds(moved))
+        return float(work) + rates.kernel_seconds(is_attention=False)
     if attention := _ATTENTION.match(row["model"]):
         heads, kv_heads, width = map(int, attention.groups())
         past = row.past
         assert past is not None
         moved = 2 * (2 * kv_heads * (past + 1) + 2 * heads) * width
         flops = 4 * heads * (past + 1) * width
-        work = max(rule.compute_seconds("bfloat16", flops), rule.memory_seconds(moved))
-        return float(work) + rule.kernel_seconds(is_attention=True)
+        work = max(rates.compute_seconds("bfloat16", flops), rates.memory_seconds(moved))
+        return float(work) + rates.kernel_seconds(is_attention=True)
     model = row["model"], row["weight_format"], int(row["batch"])
     if row["phase"] == "prefill":
         graph = step(*model, prompt=int(row["prompt_tokens"]))

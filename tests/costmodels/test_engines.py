@@ -67,14 +67,14 @@ def test_each_call_waits_for_its_own_launches(model):
     times = split.setting.times["b"]
     launch = times.engine.launch(times.device)
     runs = runs_of(placement, steps_of(graph, placement), {})
-    rule = Rates(times.device, times.engine)
+    rates = Rates(times.device, times.engine)
     expected = 0.0
     for call in split.split.traffic.calls:
         ops = [graph.ops[op] for op in call.ops if graph.ops[op] in working(graph)]
         work = sum(
             max(
-                rule.compute_seconds(op.dtype, op.cost.flops),
-                rule.memory_seconds(op.cost.read_bytes + op.cost.write_bytes),
+                rates.compute_seconds(op.dtype, op.cost.flops),
+                rates.memory_seconds(op.cost.read_bytes + op.cost.write_bytes),
             )
             + times.engine.kernel_seconds
             for op in ops
@@ -128,8 +128,8 @@ def test_half_of_the_share_is_reached_at_half():
     engine = Engine("e", "", kernel_seconds=2e-6, bandwidth_ratio={"card": 0.8, "any": 0.5})
     half = 2e-6 * 0.8 * 1e11
     assert engine.share(1e11, 0.8, half) == pytest.approx(0.4)
-    rule = Rates(CARD, engine)
-    taken = rule.memory_seconds(half) + rule.kernel_seconds(is_attention=False)
+    rates = Rates(CARD, engine)
+    taken = rates.memory_seconds(half) + rates.kernel_seconds(is_attention=False)
     assert half / taken == pytest.approx(0.4 * 1e11)
     other = replace(CARD, name="other")
     assert Rates(other, engine).memory_seconds(5e10) == pytest.approx(1.0)

@@ -115,7 +115,7 @@ def test_what_an_engine_predicts_gives_the_engine_back(tmp_path):
     engine, card = load_engine("hf-eager"), load_device("a100-80g")
     graph = cutedge.trace("edge-10m", seq=512).graph
     trace = Trace(engine.launch_seconds["eager"])
-    rule = Rates(card, engine)
+    rates = Rates(card, engine)
     for op in graph.ops:
         if op.kind not in (Kind.LINEAR, Kind.MATMUL, Kind.ELEMENTWISE, Kind.SOFTMAX):
             continue
@@ -124,8 +124,8 @@ def test_what_an_engine_predicts_gives_the_engine_back(tmp_path):
         if name == "softmax":
             name = "_softmax"
         work = max(
-            rule.compute_seconds("float32", op.cost.flops),
-            rule.memory_seconds(op.cost.read_bytes + op.cost.write_bytes),
+            rates.compute_seconds("float32", op.cost.flops),
+            rates.memory_seconds(op.cost.read_bytes + op.cost.write_bytes),
         )
         trace.op(
             f"aten::{name}",
