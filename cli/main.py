@@ -43,9 +43,9 @@ def partition_main() -> None:
 def __getattr__(name: str) -> Any:
     """``app``, of which the import takes a while."""
     if name == "app":
-        from cli.commands import app
+        from cli.commands import app_of
 
-        return app
+        return app_of()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -58,9 +58,10 @@ def _process(*command: str) -> None:
     gc.set_threshold(200_000, 20, 100)
     interrupts.watch()
     sys.meta_path.insert(0, _NoPandas())
-    from cli.commands import app
+    from cli.commands import app_of
 
     arguments = [*command, *sys.argv[1:]]
+    app = app_of(arguments)
     if arguments[:1] == ["trace"]:
         gc.disable()
     code = 0

@@ -100,15 +100,14 @@ def verify(
 
 
 def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
-    from cli.printing import console, print_table
+    from cli.printing import print_table
     from cutedge._rows import packed_rows, verify_rows
     from tracer.summary import headline
     from tracer.words import duration, human
 
     rows = [(each.split, each.measured, each.verdict) for each in verified]
-    out = console()
-    out.print(headline(verified[0].trace.graph.meta))
-    out.print(
+    say(headline(verified[0].trace.graph.meta))
+    say(
         "predicted / measured, by processes of their own over sockets; the answer against the "
         "unsplit model's"
     )
@@ -124,7 +123,7 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
         )[:3]
         longest = ", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest)
         held = ", ".join(f"{name} {human(size)}" for name, size in m.peak_memory_bytes.items())
-        out.print(
+        say(
             f"{one.policy}: {v.transfers_measured} transfers compared one by one; "
             f"peak memory {held}; " + (f"longest calls {longest}" if longest else "no calls")
         )
@@ -136,9 +135,9 @@ def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
     for each in verified:
         for what, told in (("", each.packed), ("secrets: ", each.proof), ("masks: ", each.masks)):
             if told is not None:
-                out.print(f"{each.split.policy}, {what}{told}")
+                say(f"{each.split.policy}, {what}{told}")
     for file in files:
-        out.print(f"written to {file}")
+        say(f"written to {file}")
 
 
 @command(
