@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch.utils._pytree import tree_leaves
 
-from tracer.capture.phases import Task, Way
+from tracer.capture.phases import MANY, Task, Way
 from tracer.capture.runs import MetaRun, run_on_meta
 from tracer.formula import const
 from tracer.instantiate import Stack, alike
@@ -45,6 +45,12 @@ class Shortened:
 
 def find_stacks(task: Task, way: Way) -> tuple[Stack, ...]:
     """The lists of blocks of a task's model that are worth repeating."""
+    stacks = _like_built(task)
+    return stacks if stacks and _run_alike(task, stacks, way) else ()
+
+
+def _like_built(task: Task) -> tuple[Stack, ...]:
+    """The lists of blocks that would be worth it, as their modules are built."""
     found: list[Stack] = []
     kept = 1 + max((state.layer for state in task.states), default=-1)
     idle = task.reading.idle
@@ -58,8 +64,7 @@ def find_stacks(task: Task, way: Way) -> tuple[Stack, ...]:
             stack = Stack(name, kinds, "cache" if len(kinds) == kept else "")
             if stack.depth - len(stack.traced) >= WORTHWHILE:
                 found.append(stack)
-    stacks = tuple(found)
-    return stacks if stacks and _run_alike(task, stacks, way) else ()
+    return tuple(found)
 
 
 def unlike(module: torch.nn.Module) -> str | None:
@@ -267,6 +272,33 @@ class _Witness(MetaRun):
 @lru_cache(maxsize=2**16)
 def _value(dtype: torch.dtype, shape: torch.Size, name: str) -> Value:
     return Value(str(dtype), tuple(map(const, shape)), name)
+
+
+# --- what the sizes decide ------------------------------------------------------------------------
+
+
+def changing(task: Task, names: Sequence[str]) -> str | None:
+    """Which of the sizes changes what ops the model does, wherever it is looked at near the task's.
+
+    No formula in it can hold then: code that goes through a sequence chunk by chunk does as many
+    ops as there are chunks. An export finds that out too, in many times as long.
+    """
+    sizes = task.run_sizes
+    most = task.positions or MANY
+    with shortened(task.module, _like_built(task)) as short:
+        here = _ops(task, short, sizes)
+        for name in names:
+            size = sizes[name]
+            others = [n for n in (size + 1, size - 1, 2 * size) if 2 <= n <= most]
+            if others and all(_ops(task, short, {**sizes, name: n}) != here for n in others):
+                return name
+    return None
+
+
+def _ops(task: Task, short: "Shortened", sizes: Mapping[str, int]) -> list[str] | None:
+    """The ops of a run at some sizes; None for code that looks at values."""
+    program = _seen(task, (), task.inputs(Way({}, sizes), short.layers))
+    return None if program is None else [node.target for node in program.nodes]
 
 
 # --- the model with a few of its blocks -----------------------------------------------------------
