@@ -334,11 +334,10 @@ def _captured(
     failures: list[Untraceable] = []
     if task.given is None and ways[0].symbolic:
         with stage("looking at the sizes"):
-            size = changing(task, [name for name in ways[0].symbolic if name != "batch"])
-        if size is not None:
-            changes = f"its code does other ops at each {size} near {task.sizes[size]}"
-            failures.append(Untraceable(changes))
-            tried.append((str(ways[0]), changes))
+            other = changing(task, [name for name in ways[0].symbolic if name != "batch"])
+        if other is not None:
+            failures.append(other)
+            tried += [(str(way), str(other)) for way in ways[:-1]]
             ways = ways[-1:]
     for way in ways:
         try:
