@@ -31,7 +31,7 @@ from tracer.summary import (
     parameter_bytes,
     tensor_names,
 )
-from tracer.words import counted, covered, duration, human, mib
+from tracer.words import counted, covered, duration, human, joules, mib
 
 if TYPE_CHECKING:
     from cutedge._carried import BesideOptimum
@@ -161,6 +161,7 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     if traffic.total_expr is not None:
         yield f"total payload bytes = {traffic.total_expr}"
     yield from run_sentences(split)
+    yield from energy_sentences(split)
     if split.schedule is not None:
         yield from schedule_sentences(split.schedule)
     if bare := no_figures(split):
@@ -294,6 +295,26 @@ def left_out(found: "Iterable[Split | Cost | Point]") -> Iterable[str]:
         yield f"not known, and left out of the seconds: {', '.join(what)}"
 
 
+def energy_sentences(split: Split) -> Iterable[str]:
+    """What the run takes in energy, where that is known of all that computes."""
+    found, energy = split.energy_figures, split.energy
+    if energy is None or energy.run_joules is None:
+        return
+    least = "at least " * energy.at_least
+    accelerators = " and ".join(split.placement.accelerators)
+    parts = {
+        split.placement.home: energy.home_joules,
+        accelerators: energy.accelerator_joules if accelerators else None,
+        split.link: energy.link_joules,
+        "idle": energy.idle_joules,
+    }
+    each = [f"{name} {joules(value)}" for name, value in parts.items() if value is not None]
+    yield (
+        f"energy: {least}{joules(energy.run_joules)} = {' + '.join(each)}; "
+        f"{least}{joules(found['joules_per_token'])} a token"
+    )
+
+
 def run_sentences(split: Split) -> Iterable[str]:
     """What the run takes and on what, where the devices or the link are known."""
     parts = dict(split.compute_seconds)
@@ -397,6 +418,8 @@ def amount(value: int, unit: str | None) -> str:
     """A solution's objective or bound."""
     if unit == "ns":
         return duration(value / 1e9)
+    if unit == "nJ":
+        return joules(value / 1e9)
     return f"{value:,} bytes ({mib(value)})" if unit == "bytes" else f"{value:,} (weighted)"
 
 
@@ -408,7 +431,8 @@ def proof_sentences(split: Split, beside: TopologicalCut | None) -> Iterable[str
     found = f"{amount(solution.objective, split.unit)} by {SOLVERS[solution.solver]}"
     what = "cut between two layers" if solution.cut else "placement"
     of = split.objective or ""
-    if split.left_out and "seconds" in of:
+    energy = split.energy
+    if (split.left_out and "seconds" in of) or ("energy" in of and energy and energy.at_least):
         of += ", as far as these are known"
     if solution.proven:
         yield f"optimal for {of}: {found}; no {what} that is allowed has less"
