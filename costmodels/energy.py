@@ -255,7 +255,7 @@ _POSITIVE = Figure(positive=True)
 FIGURES: Mapping[str, Figure] = {
     "register_picojoules_per_byte": _POSITIVE,
     "dram_picojoules_per_byte": _POSITIVE,
-    "idle_watts": Figure(),
+    "idle_watts": _POSITIVE,
     "busy_watts": _POSITIVE,
     "node_nanometres": _POSITIVE,
 }

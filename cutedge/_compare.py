@@ -196,7 +196,8 @@ class Comparison(Sequence[Partition]):
     def arranged(self, unseen: Sequence[str] = (), sort: Order | None = None) -> "Comparison":
         """Those under which no untrusted device sees ``unseen`` sorts of tensor, in an order.
 
-        ``sort`` puts the fewest ``bytes``, ``calls``, ``seconds`` or sorts ``seen`` first. Savings
+        ``sort`` puts the fewest ``bytes``, ``calls``, ``seconds``, joules (``energy``) or sorts
+        ``seen`` first. Savings
         stay against the same baseline. Raises InputError for what is no sort of tensor.
 
         >>> import cutedge

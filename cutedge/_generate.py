@@ -224,6 +224,11 @@ class Generation:
         return _sum(step.run_seconds for step in self.steps)
 
     @property
+    def step_joules(self) -> float | None:
+        """Their energy; None where that of one of them is not known."""
+        return _sum(step.run_joules for step in self.steps)
+
+    @property
     def ttft_seconds(self) -> float | None:
         """Until the first token: the prefill; None where it is not known."""
         return _seconds(self.prefill.bare)
@@ -238,7 +243,7 @@ class Generation:
         """Energy, by key of ``summary``."""
         prefills = [split.energy_figures for split in self._prefills]
         parts = [one["run_joules"] for one in prefills]
-        steps = _sum(step.run_joules for step in self.steps)
+        steps = self.step_joules
         total = _sum((*parts, self.move_joules[0], steps))
         first, last = (self.steps[0], self.steps[-1]) if self.steps else (None, None)
         made = fsum(step.tokens for step in self.steps)

@@ -350,6 +350,7 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
         "bytes": lambda one: one.traffic.totals.payload_bytes,
         "calls": lambda one: len(one.traffic.calls),
         "seconds": _seconds,
+        "energy": _joules,
         "seen": lambda one: len(known(sort for each in one.exposed for sort in each.seen)),
     }
     left = [number for number, name in enumerate(found.names) if name not in without]
@@ -363,6 +364,12 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
         policies=tuple(found.policies[n] for n in left),
         without=without,
     )
+
+
+def _joules(split: Split) -> float:
+    """What a run takes in energy, as far as that is known; most where it is not."""
+    joules = None if split.energy is None else split.energy.run_joules
+    return inf if joules is None else joules
 
 
 def _seconds(split: Split) -> float:

@@ -289,6 +289,28 @@ def no_less(seconds: float, at_least: object) -> str:
     return f"{'>= ' * bool(at_least)}{duration(seconds)}"
 
 
+def energy_words(energy: float | None, at_least: object) -> str:
+    """Joules that may leave something out, in a table."""
+    return "not known" if energy is None else f"{'>= ' * bool(at_least)}{joules(energy)}"
+
+
+def energy_columns(partitions: "Sequence[Split]") -> dict[str, Sequence[str]]:
+    """What a token takes in time and in energy, where the energy of one policy is known."""
+    told = [p.energy_figures for p in partitions]
+    if all(one["run_joules"] is None for one in told):
+        return {}
+    seconds = [None if p.run is None else p.run.seconds_per_token for p in partitions]
+    return {
+        "a token>6": [
+            "not known" if one is None else no_less(one, p.left_out)
+            for one, p in zip(seconds, partitions, strict=True)
+        ],
+        "energy a token>6": [
+            energy_words(one["joules_per_token"], one["energy_at_least"]) for one in told
+        ],
+    }
+
+
 def left_out(found: "Iterable[Split | Cost | Point]") -> Iterable[str]:
     """What seconds leave out, in a line; nothing where that is nothing."""
     if what := dict.fromkeys(what for one in found for what in one.left_out):
