@@ -180,30 +180,30 @@ _EACH = """
 """
 
 WORDS = {
-    "gemm_l1": """A product of 128 x 128 x 128 bytes on 8 x 8 x 8 multipliers, 8 of them summed at once: 4,096 cycles.
-The counts follow from its order of loops (columns innermost, then what is summed over, then rows),
-with no simulator: 8 x 8 sums of 32 bits are 2,048 bits and change in each cycle, so they go to the
-registers and back to the memory 4,096 times each, and each of the 64 registers is written and read
-twice a cycle (4 x 4,096 x 64 accesses). 8 x 8 weights (512 bits) change in each cycle, 4,096 reads;
-8 x 8 inputs only when the columns have been gone through, 4,096 / 16. So 60 % of the energy is sums
-that leave the array before they are done. (An access costs the same whatever its width: a byte of
-the 2,048 bits of a row of sums a quarter of a byte of 512 bits of weights.)
-`costmodels.array_memory` takes the order that moves fewer words: with k innermost each sum would
-leave once, 256 accesses in place of 4,096 each way.""",
-    "gemm_l1_l3 as it was": """The same with a memory outside (`l3`): each operand comes from it once, 128 x 128 bytes in ports of
-512 bits are 256 accesses, and results go back once. Its test was written with the figures that the
-accelerator had then (0.02 pJ for a register, 22.9 and 52.01 for the memory, 700 and 750 outside);
-with them it is met to the last digit. The search has no limit here and finds an order that reads
-inputs 1,024 times in place of 256.""",
-    "gemm_l1_l3 now": """The file of the accelerator has got other figures since (3 and 4 pJ for a register, 118 and 141.6,
-16,000 and 24,000 for 64 bytes of LPDDR5), its test has not: the same counts come to 17.9 times as
-much, and all of the difference is in the figures. A byte of that LPDDR5 takes 250 pJ read and 375
-written, where Horowitz has 162.5 to 325 for DRAM; the registers, at 0.75 and 1 pJ a byte, are in
-the range of a small SRAM (`horowitz-45nm`: 1.25 pJ at 8 KiB).""",
-    "tpu_like": """ResNet-18 on 32 x 32 multipliers with registers, 2 MiB of SRAM and a DRAM: 21 layers and more,
-summed by operand and memory. Its DRAM of 700 and 750 pJ for 64 bits is 87.5 and 93.75 pJ a byte;
-its SRAM of 416.16 pJ for 2,048 bits is 1.63 pJ a byte, where the line through Horowitz's caches
-gives 17.2 at 2 MiB and `jouppi-7nm` 1.9: it is of a later node than 45 nm.""",
+    "gemm_l1": """A product of 128 x 128 x 128 bytes on 8 x 8 x 8 multipliers, 8 of them
+summed at once: 4,096 cycles. The counts follow from its order of loops (columns innermost, then
+what is summed over, then rows), with no simulator: 8 x 8 sums of 32 bits are 2,048 bits and change
+in each cycle, so they go to the registers and back to the memory 4,096 times each, and each of the
+64 registers is written and read twice a cycle (4 x 4,096 x 64 accesses). 8 x 8 weights (512 bits)
+change in each cycle, 4,096 reads; 8 x 8 inputs only when the columns have been gone through, 4,096
+/ 16. So 60 % of the energy is sums that leave the array before they are done. (An access costs the
+same whatever its width: a byte of the 2,048 bits of a row of sums a quarter of a byte of 512 bits
+of weights.) `costmodels.array_memory` takes the order that moves fewer words: with k innermost each
+sum would leave once, 256 accesses in place of 4,096 each way.""",
+    "gemm_l1_l3 as it was": """The same with a memory outside (`l3`): each operand comes from it once, 128
+x 128 bytes in ports of 512 bits are 256 accesses, and results go back once. Its test was written
+with the figures that the accelerator had then (0.02 pJ for a register, 22.9 and 52.01 for the
+memory, 700 and 750 outside); with them it is met to the last digit. The search has no limit here
+and finds an order that reads inputs 1,024 times in place of 256.""",
+    "gemm_l1_l3 now": """The file of the accelerator has got other figures since (3 and 4 pJ for a
+register, 118 and 141.6, 16,000 and 24,000 for 64 bytes of LPDDR5), its test has not: the same
+counts come to 17.9 times as much, and all of the difference is in the figures. A byte of that
+LPDDR5 takes 250 pJ read and 375 written, where Horowitz has 162.5 to 325 for DRAM; the registers,
+at 0.75 and 1 pJ a byte, are in the range of a small SRAM (`horowitz-45nm`: 1.25 pJ at 8 KiB).""",
+    "tpu_like": """ResNet-18 on 32 x 32 multipliers with registers, 2 MiB of SRAM and a DRAM:
+21 layers and more, summed by operand and memory. Its DRAM of 700 and 750 pJ for 64 bits is 87.5 and
+93.75 pJ a byte; its SRAM of 416.16 pJ for 2,048 bits is 1.63 pJ a byte, where the line through
+Horowitz's caches gives 17.2 at 2 MiB and `jouppi-7nm` 1.9: it is of a later node than 45 nm.""",
 }
 
 

@@ -2,8 +2,8 @@
 
 The input is ``{"hardware", "mapping", "workload", "options"}``: names of files of its own, or the text
 of one. The output is ``{"energy", "latency", "macs", "mac", "accesses"}``; of the last each is
-``[operand, level, bits of the memory, "read" or "write", accesses, bits of one, what one takes]``, summed
-over the layers.
+``[operand, level, bits of the memory, "read" or "write", accesses, bits of one, what one takes]``,
+summed over the layers.
 """
 
 import contextlib
