@@ -190,8 +190,8 @@ change in each cycle, 4,096 reads; 8 x 8 inputs only when the columns have been 
 same whatever its width: a byte of the 2,048 bits of a row of sums a quarter of a byte of 512 bits
 of weights.) `costmodels.array_memory` takes the order that moves fewer words: with k innermost each
 sum would leave once, 256 accesses in place of 4,096 each way.""",
-    "gemm_l1_l3 as it was": """The same with a memory outside (`l3`): each operand comes from it once, 128
-x 128 bytes in ports of 512 bits are 256 accesses, and results go back once. Its test was written
+    "gemm_l1_l3 as it was": """The same with a memory outside (`l3`): each operand comes from it once,
+128 x 128 bytes in ports of 512 bits are 256 accesses, and results go back once. Its test was written
 with the figures that the accelerator had then (0.02 pJ for a register, 22.9 and 52.01 for the
 memory, 700 and 750 outside); with them it is met to the last digit. The search has no limit here
 and finds an order that reads inputs 1,024 times in place of 256.""",
