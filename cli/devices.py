@@ -110,7 +110,7 @@ def gemm(
 
 def _print_devices(found: "Sequence[described.Device]") -> None:
     from cli.printing import console, grouped, print_table
-    from cutedge._device_rows import array_row, processor_row
+    from cutedge._device_rows import array_row, npu_row, processor_row
 
     out = console()
     if processors := [one for one in found if one.peak_flops_per_second]:
@@ -132,6 +132,13 @@ def _print_devices(found: "Sequence[described.Device]") -> None:
             "array, trusted<1, dataflow<2, size>1, cycles a tile>3, MHz>3, peak GFLOPS>1", arrays
         )
         out.print()
+    if npus := [npu_row(one, one.npu) for one in found if one.npu]:
+        print_table(
+            "npu, trusted<1, MACs a cycle>, others a cycle>3, MHz>3, SRAM>1, SRAM GB/s>4, "
+            "DRAM GB/s>2, runs<4",
+            npus,
+        )
+        out.print()
     out.print("cutedge devices NAME has every figure of one, with its source")
 
 
@@ -151,8 +158,9 @@ def _print_device(device: "described.Device") -> None:
         out.print()
     print_table("figure, value>, size>1, source~", figure_rows(device))
     if array:
-        out.print()
-        out.print(f"{array}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
+        out.print(f"\n{array}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
+    if device.npu and device.npu.kinds:
+        out.print(f"\nruns {', '.join(device.npu.kinds)}; all else is at home in a split")
 
 
 def _print_gemm(product: "ProductCost") -> None:

@@ -1,6 +1,7 @@
 """What a traced model costs on a device, what a device can do for a model, and what models hold."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from costmodels.compulsory import compulsory_bytes, least_seconds
 from costmodels.devices import load_device
 from costmodels.engines import PHYSICAL
-from costmodels.flops import without_sizes
+from costmodels.flops import FREE, without_sizes
 from costmodels.links import Link, load_link
 from costmodels.memory import MemoryNeed, fits, memory_need
 from costmodels.roofline import DeviceTime, Rates, Share, refuse_missing, shares, time_graph
@@ -83,7 +84,14 @@ class Cost:
         """What its seconds leave out since it is not known: with any of it they are at least so
         many.
         """
-        return (f"the launch time of {self.time.device.name}",) if self.time.lacks_launches else ()
+        launch = f"the launch time of {self.time.device.name}"
+        return (*((launch,) if self.time.lacks_launches else ()), *self.time.device.unknown)
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """kind -> ops that work and that the device does not run by its description."""
+        kinds = (op.kind for op in self.trace.graph.ops if op.kind not in FREE)
+        return dict(Counter(kind.value for kind in kinds if not self.time.device.runs(kind)))
 
     @property
     def total_share(self) -> Share | None:
@@ -114,6 +122,7 @@ class Cost:
             "least_seconds": self.least_seconds,
             "seconds_coverage": time.coverage,
             "missing": dict(time.missing),
+            "refused_kinds": self.refused,
             **(
                 {}
                 if total is None

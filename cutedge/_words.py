@@ -621,10 +621,14 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         f"{fits}{size}"
     )
     if time.paged_share:
+        beyond = "SRAM" if device.npu else "secure memory"
+        moves = "comes from the DRAM" if device.npu else "is paged"
         yield (
-            f"{time.paged_share:.1%} of that is beyond the secure memory of "
-            f"{human(device.enclave_bytes or 0)} and is paged (an estimate)"
+            f"{time.paged_share:.1%} of that is beyond the {beyond} of "
+            f"{human(device.fast_bytes or 0)} and {moves} (an estimate)"
         )
+    if refused := cost.refused:
+        yield f"{device.name} does not run {numbered(refused)}: at home in a split"
     yield (
         f"coverage: seconds are known for {covered(time.coverage)} of the ops that work"
         + (f"; not for {numbered(time.missing)}" if time.missing else "")

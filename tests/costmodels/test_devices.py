@@ -11,6 +11,7 @@ from costmodels.devices import (
     ARRAY_FIGURES,
     FIGURES,
     KEYS,
+    NPU_RATES,
     PEAK,
     PEAK_DTYPES,
     TILE_FIGURES,
@@ -22,6 +23,7 @@ from costmodels.links import link_names
 from tests.support.inprocess import invoke
 from tracer.errors import InputError
 
+BY_DTYPE = (PEAK, *NPU_RATES)
 SHIPPED = {
     name: tomllib.loads(
         (files("costmodels") / "data" / "devices" / f"{name}.toml").read_text(encoding="utf-8")
@@ -71,6 +73,10 @@ def test_the_devices_that_come_with_cutedge():
         "chip-8x8",
         "systolic-8x8",
         "systolic-128x128",
+        "coral-usb",
+        "ethos-u55-256",
+        "gemmini-16x16",
+        "pocket-tpu",
     }
     assert wanted <= set(SHIPPED)
     trusted = {name for name in SHIPPED if load_device(name).trusted}
@@ -80,8 +86,8 @@ def test_the_devices_that_come_with_cutedge():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_figure_has_its_source(name, load):
     device, table = load_device(name), SHIPPED[name]
-    figures = {f"{PEAK}.{dtype}" for dtype in device.peak_flops_per_second}
-    figures |= {key for key in table if isinstance(table[key], dict) and key != PEAK}
+    figures = {f"{key}.{dtype}" for key in BY_DTYPE for dtype in table.get(key, {})}
+    figures |= {key for key in table if isinstance(table[key], dict) and key not in BY_DTYPE}
     assert set(device.sources) == figures
     assert all(len(source) > 10 for source in device.sources.values())
     # The same file read by its path is the same device, but for its name.
@@ -217,6 +223,7 @@ ALWAYS = (
     *ARRAY_FIGURES,
     *TILE_FIGURES,
     PEAK,
+    NPU_RATES[0],
     "memory_bandwidth_bytes_per_second",
     "enclave_bytes",
     "paging_bytes_per_second",
@@ -229,7 +236,7 @@ EVERY_FIGURE = [
     (name, (key, *inner))
     for name, key in EVERY_KEY
     if isinstance(value := SHIPPED[name][key], dict)
-    for inner in ([(next(iter(value)),)] if key == PEAK else [()])
+    for inner in ([(next(iter(value)),)] if key in BY_DTYPE else [()])
 ]
 
 
