@@ -30,6 +30,20 @@ products of float32, at less precision; no tensor has it."""
 
 
 @dataclass(frozen=True, slots=True)
+class TilePhases:
+    """What the cycles of a fixed tile hold: they add up to ``tile_cycles``."""
+
+    tile_load_cycles: int
+    """Bringing both operands in."""
+    tile_compute_cycles: int
+    """Multiplying."""
+    tile_store_cycles: int
+    """Taking the result out."""
+    tile_wait_cycles: int = 0
+    """Starting, and waiting for the end: neither moves nor computes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Array:
     """An array of multipliers that computes matrix products and nothing else."""
 
@@ -49,6 +63,8 @@ class Array:
     arrays: int = 1
     """How many such arrays there are side by side: they share out each product
     (``costmodels.arrays.split_over``)."""
+    phases: TilePhases | None = None
+    """What the cycles of a fixed tile hold; None where that is not known, and for systolic arrays."""
 
     def __post_init__(self) -> None:
         """Raise InputError where depth and tile_cycles do not go with the dataflow."""
@@ -247,6 +263,14 @@ ARRAY_FIGURES: Mapping[str, Figure] = {
 TILE_FIGURES: Mapping[str, Figure] = {"array_depth_elements": _SIZE, "tile_cycles": _SIZE}
 """What an array of fixed tiles has beside."""
 
+PHASE_FIGURES: Mapping[str, Figure] = {
+    "tile_load_cycles": Figure(whole=True),
+    "tile_compute_cycles": Figure(whole=True),
+    "tile_store_cycles": Figure(whole=True),
+    "tile_wait_cycles": Figure(whole=True),
+}
+"""What the cycles of a fixed tile hold; all but the last go together."""
+
 COUNT_FIGURES: Mapping[str, Figure] = {"array_count": _SIZE}
 """What an array may have beside."""
 
@@ -281,6 +305,7 @@ ALL_FIGURES: Mapping[str, Figure] = {
     **FIGURES,
     **ARRAY_FIGURES,
     **TILE_FIGURES,
+    **PHASE_FIGURES,
     **COUNT_FIGURES,
     **MEMORY_FIGURES,
     **NPU_FIGURES,
@@ -373,7 +398,8 @@ def _required(table: Mapping[str, Any]) -> list[str]:
     required = ["description", "trusted"]
     npu, buffers = _is_npu(table), [*MEMORY_FIGURES]
     buffers.remove("dram_bytes_per_second")
-    of_array = {"array_dataflow", *ARRAY_FIGURES, *TILE_FIGURES, *COUNT_FIGURES, *buffers}
+    tiles = (*TILE_FIGURES, *PHASE_FIGURES)
+    of_array = {"array_dataflow", *ARRAY_FIGURES, *tiles, *COUNT_FIGURES, *buffers}
     if npu:
         of_array.remove("clock_hertz")
     array = not of_array.isdisjoint(table)
@@ -381,6 +407,8 @@ def _required(table: Mapping[str, Any]) -> list[str]:
         required += ["array_dataflow", *ARRAY_FIGURES]
     if array and table.get("array_dataflow") not in SYSTOLIC:
         required += TILE_FIGURES
+    if any(key in table for key in PHASE_FIGURES):
+        required += [*PHASE_FIGURES][:3]
     if any(key in table for key in buffers):
         required += [*buffers[:-1], "dram_bytes_per_second"]
     if npu:
@@ -458,9 +486,16 @@ def _array(path: Path, dataflow: str, values: Mapping[str, Any]) -> Array:
         known = ", ".join(get_args(Dataflow))
         raise InputError(f"{path}: array_dataflow {dataflow!r} is not one of {known}")
     if dataflow in SYSTOLIC:
-        for key in TILE_FIGURES:
+        for key in (*TILE_FIGURES, *PHASE_FIGURES):
             if key in values:
                 raise InputError(f"{path}: key {key!r} is for array_dataflow fixed, not {dataflow}")
+    split = {key: values[key] for key in PHASE_FIGURES if key in values}
+    phases = TilePhases(**split) if split else None
+    if phases is not None and sum(split.values()) != values["tile_cycles"]:
+        raise InputError(
+            f"{path}: {' + '.join(PHASE_FIGURES)} is {sum(split.values())}, and tile_cycles is "
+            f"{values['tile_cycles']}: they must add up to it"
+        )
     return Array(
         dataflow=cast(Dataflow, dataflow),
         rows=values["array_rows_elements"],
@@ -469,4 +504,5 @@ def _array(path: Path, dataflow: str, values: Mapping[str, Any]) -> Array:
         tile_cycles=values.get("tile_cycles"),
         clock_hertz=values["clock_hertz"],
         arrays=values.get("array_count", 1),
+        phases=phases,
     )

@@ -3,10 +3,11 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from costmodels.arrays import gemm_cost
 from costmodels.compulsory import compulsory_bytes, least_seconds
 from costmodels.devices import load_device
 from costmodels.engines import PHYSICAL
@@ -99,6 +100,28 @@ class Cost:
         return next(iter(shares(self.trace.graph, self.time, lambda op: "all")), None)
 
     @property
+    def double_buffered_cycles(self) -> int | None:
+        """What the products on fixed tiles would take double-buffered; None where there are none, and
+        where it is not known what a tile's cycles hold."""
+        array, options = self.time.device.array, self.time.options
+        if array is None or array.phases is None or not self.time.gemms or self.without_sizes:
+            return None
+        how = replace(options, pipeline_depth=1)
+        sizes = (
+            op.cost.gemm
+            for op, at in zip(self.trace.graph.ops, self.time.ops, strict=True)
+            if at.gemm
+        )
+        total: int = sum(
+            gemm_cost(
+                array, g.m, g.k, g.n, batch=g.batch, options=how, overlap="double-buffered"
+            ).cycles
+            for g in sizes
+            if g is not None
+        )
+        return total
+
+    @property
     def without_sizes(self) -> dict[str, int]:
         """target -> products that no cycles are known of, on an array of multipliers."""
         return without_sizes(self.trace.graph.ops) if self.time.device.array else {}
@@ -137,6 +160,7 @@ class Cost:
                 what: None if self.without_sizes else time.on_array(what)
                 for what in ("cycles", "tiles", "useful_macs", "padded_macs")
             },
+            "double_buffered_cycles": self.double_buffered_cycles,
             "host_link": link and link.name,
             "link_seconds": link and time.link_seconds(link),
             "resident_bytes": need.resident_bytes,

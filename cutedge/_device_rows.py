@@ -84,6 +84,7 @@ def figure_rows(device: Device) -> Rows:
             "tile_cycles": array.tile_cycles,
             "clock_hertz": array.clock_hertz,
             "array_count": array.arrays,
+            **(asdict(array.phases) if array.phases else {}),
         }
     for more in (device.array_memory, device.npu):
         known |= asdict(more) if more else {}
@@ -122,6 +123,19 @@ def _memory_rows(product: "ProductCost") -> Rows:
     return told
 
 
+def _phase_rows(product: "ProductCost") -> Rows:
+    """What the cycles of a tile hold, and what double buffering makes of it, where that is known."""
+    phases, buffered = product.array.phases, product.double_buffered_cycles
+    if phases is None or buffered is None:
+        return []
+    moved = phases.tile_load_cycles + phases.tile_store_cycles
+    held = (
+        f"of the {product.array.tile_cycles} of a tile {phases.tile_compute_cycles} compute, "
+        f"{phases.tile_wait_cycles} wait, {moved} load and store"
+    )
+    return [("double-buffered", f"{buffered:,}", f"cycles; {held}")]
+
+
 def product_rows(product: "ProductCost") -> Rows:
     """What ``gemm`` says of a product: a figure, its value, what it is."""
     cost, host_link = product.cost, product.device.host_link
@@ -146,6 +160,7 @@ def product_rows(product: "ProductCost") -> Rows:
     return [
         ("tiles" if product.array.dataflow == "fixed" else "folds", f"{cost.tiles:,}", ""),
         ("cycles", f"{cost.cycles:,}", counting),
+        *_phase_rows(product),
         *_memory_rows(product),
         ("seconds", f"{cost.seconds:.9g}", "without the host link" + " and stalls" * stalls),
         *linked,

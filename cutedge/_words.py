@@ -596,6 +596,8 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
             f"{lower}{time.on_array('cycles'):,} cycles in {time.on_array('tiles'):,} tiles; "
             f"{useful:.1%} of {padded:,} multiply-accumulates are useful"
         )
+        if (buffered := cost.double_buffered_cycles) is not None:
+            yield f"double-buffered they would take {buffered:,} cycles"
         link = cost.host_link
         taken = None if link is None else time.link_seconds(link)
         if link is not None and taken is not None:
