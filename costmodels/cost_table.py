@@ -33,10 +33,17 @@ COSTS = pa.schema(
             "Whether `seconds` leaves out what starting the op takes, which is not known.",
         ),
         column(
+            "stall_cycles",
+            pa.int64(),
+            "Of a matrix product on an array of multipliers with buffers: cycles that it waits for "
+            "them, beside `cycles`; null elsewhere.",
+            null=True,
+        ),
+        column(
             "bound",
             pa.string(),
-            "What the seconds are spent on most: compute, memory or overhead; null for an op without "
-            "work or without seconds.",
+            "What the seconds are spent on most: compute, memory or overhead, on a chip compute, sram, "
+            "dram or overhead; null for an op without work or without seconds.",
             null=True,
         ),
         column(
@@ -77,6 +84,7 @@ def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa
             at.gemm and at.gemm.cycles,
             at.seconds,
             at.seconds is not None and time.lacks_launches and graph.ops[op].kind not in FREE,
+            at.memory and at.memory.stall_cycles,
             at.bound,
             at.moved_bytes,
             time.engine.name or None,
