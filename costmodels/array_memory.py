@@ -21,6 +21,10 @@ the first where they are alike. A stage is a fold with what moves beside it, and
 longer of both. The DRAM moves so many words a cycle in all, whatever the direction. Before the first
 stage its operands come in, and after the last one its result goes out.
 
+Of several arrays each takes its share (``arrays.split_over``) with buffers of its own and an equal
+part of the DRAM's words; they take as long as the one with most to do. Where one array with all of
+the DRAM would be done earlier, since an operand comes once for each of several, it does all.
+
 The array reads an operand that passes the cells once for each fold, and one that stays in them once.
 It writes each result once, or once for each fold that adds to it, and reads it back for all of these
 but the first.
@@ -33,13 +37,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costmodels import CountAs, Overlap
-from costmodels.arrays import Count, divided, fold_cycles, spans_of
+from costmodels.arrays import Count, divided, fold_cycles, spans_of, split_over, streamed_axis
 from costmodels.devices import Array
 from tracer.errors import InputError
 
@@ -66,6 +70,9 @@ class Buffers:
     """Likewise for the result."""
     dram_words_per_cycle: Fraction
     """What the DRAM moves in a cycle of the array, reads and writes together."""
+    widths: tuple[int, int, int] = (1, 1, 1)
+    """What an element of the left operand, the right one and the result is of the DRAM's words:
+    8, 4 and 32 where its words are bits. Buffers hold elements, whatever their width."""
 
     def __post_init__(self) -> None:
         """Raise InputError for what is no memory."""
@@ -77,6 +84,13 @@ class Buffers:
             )
         if not 1 / MOST_WORDS <= self.dram_words_per_cycle <= MOST_WORDS:
             raise InputError(f"a DRAM moves from 1/{MOST_WORDS:,} to {MOST_WORDS:,} words a cycle")
+        if min(self.widths) < 1:
+            raise InputError(f"an element is one word of the DRAM or more, not {min(self.widths)}")
+
+    @property
+    def width(self) -> Mapping[Operand, int]:
+        """``widths`` by operand."""
+        return dict(zip(OPERANDS, self.widths, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +103,13 @@ class MemoryCost:
     dram_cycles: Count
     """What the DRAM takes for all its words."""
     sram_reads: Mapping[Operand, Count]
-    """Words that the array reads of each buffer."""
+    """Elements that the array reads of each buffer."""
     sram_writes: Mapping[Operand, Count]
-    """Words that the array writes into each buffer; operands come from the DRAM."""
+    """Elements that the array writes into each buffer; operands come from the DRAM."""
     dram_reads: Mapping[Operand, Count]
-    """Words of each matrix that come from the DRAM."""
+    """Elements of each matrix that come from the DRAM."""
     dram_writes: Mapping[Operand, Count]
-    """Words of each matrix that go there."""
+    """Elements of each matrix that go there."""
 
 
 def memory_cost(
@@ -120,46 +134,116 @@ def memory_cost(
     >>> array = Array("os", 8, 8, depth=None, tile_cycles=None, clock_hertz=1e8)
     >>> cost = memory_cost(array, buffers, 32, 64, 16)
     >>> cost.dram_reads["ifmap"], cost.dram_writes["ofmap"], cost.stall_cycles
-    (2048, 512, 735)
+    (2048, 512, 520)
     """
     if array.dataflow == "fixed":
         raise InputError("buffers are of systolic arrays (--mode os, ws or is)")
-    axes = np.broadcast_arrays(*(np.asarray(size, np.int64) for size in (m, k, n)))
-    most = np.prod([np.max(np.asarray(size, float)) for size in (m, k, n, batch)])
+    axes = np.broadcast_arrays(*(np.asarray(size, np.int64) for size in (m, k, n, batch)))
+    widest = max(buffers.widths) * array.arrays
+    most = np.prod([np.max(axis.astype(float)) for axis in axes]) * widest
     if most * max(1.0, 1 / float(buffers.dram_words_per_cycle)) >= 2.0**60:
         raise InputError("a product of more than 2^60 multiply-accumulates is beyond 64 bits here")
-    sizes = dict(zip("mkn", (np.atleast_1d(axis) for axis in axes), strict=True))
+    sizes = dict(zip(("m", "k", "n", "batch"), (np.atleast_1d(axis) for axis in axes), strict=True))
+    one = _one_array(array, buffers, sizes, 1, count, overlap)
+    found = one.cost
+    if array.arrays > 1:
+        share = split_over(array, **sizes, overlap=overlap)
+        largest = {axis: getattr(share, axis) for axis in sizes}
+        rest = {
+            axis: np.where(share.arrays > 1, size - (share.arrays - 1) * largest[axis], size)
+            for axis, size in sizes.items()
+        }
+        last = {
+            axis: np.where(largest[axis] < sizes[axis], rest[axis], sizes[axis]) for axis in sizes
+        }
+        several = _one_array(array, buffers, largest, share.arrays, count, overlap)
+        ending = _one_array(array, buffers, last, share.arrays, count, overlap)
+        found = _together(several, ending, one, share.arrays, buffers)
+    shape = axes[0].shape
+    return MemoryCost(
+        *(_plain(getattr(found, name).reshape(shape)) for name in ("stall_cycles", "dram_cycles")),
+        *(
+            {each: _plain(moved.reshape(shape)) for each, moved in getattr(found, name).items()}
+            for name in ("sram_reads", "sram_writes", "dram_reads", "dram_writes")
+        ),
+    )
+
+
+class _OnOne(NamedTuple):
+    """Products on one array that has its part of a DRAM."""
+
+    computing: Ints
+    """Cycles without stalls."""
+    cost: MemoryCost
+
+
+def _one_array(
+    array: Array,
+    buffers: Buffers,
+    sizes: Mapping[str, Ints],
+    sharing: Ints | int,
+    count: CountAs,
+    overlap: Overlap,
+) -> _OnOne:
+    """What products take on one array, where so many share the DRAM; all sizes have one axis."""
+    batch = sizes["batch"]
     orders = [_Order(array, buffers, sizes, outer) for outer in spans_of(array)]
     better: Bools = orders[1].words < orders[0].words
 
     def best(of: Callable[[_Order], Ints]) -> Ints:
-        return np.where(better, of(orders[1]), of(orders[0])).reshape(axes[0].shape)
+        return np.where(better, of(orders[1]), of(orders[0]))
 
-    length = axes["mkn".index(({*"mkn"} - {*spans_of(array)}).pop())]
+    length = sizes[streamed_axis(array) or ""]
     first, inner, last = fold_cycles(array, length, overlap)
     bandwidth = buffers.dram_words_per_cycle
+    sharing = np.broadcast_to(sharing, batch.shape)
     whole = np.zeros(better.shape, np.int64)
     for order, taken in zip(orders, (~better, better), strict=True):
         for rows in _some(np.flatnonzero(taken)):
             there = {axis: each[rows] for axis, each in sizes.items()}
-            stages = _Stages(_Order(array, buffers, there, order.outer))
-            streamed = length.reshape(-1)[rows]
-            whole[rows] = stages.cycles(*fold_cycles(array, streamed, overlap)[1:], bandwidth)
-    whole = whole.reshape(axes[0].shape)
-    folds = orders[0].folds.reshape(axes[0].shape)
-    words = best(lambda one: one.words)
+            stages = _Stages(_Order(array, buffers, there, order.outer), sharing[rows])
+            ends = fold_cycles(array, length[rows], overlap)[1:]
+            whole[rows] = stages.cycles(*ends, bandwidth)
+    folds = orders[0].folds
     stalls = batch * (whole - (folds - 1) * inner - last)
-    dram = divided(batch * words, bandwidth)
+    words = batch * best(lambda one: one.words)
     # Products that follow each other may overlap in the array, but the DRAM moves no faster.
     computing = first + (batch * folds - 1) * inner + last - (count == "scalesim")
-    reads, writes = _of_array(array, dict(zip("mkn", axes, strict=True)), count)
+    reads, writes = _of_array(array, sizes, count)
+    cost = MemoryCost(
+        np.maximum(stalls, divided(sharing * words, bandwidth) - computing),
+        divided(words, bandwidth),
+        {one: batch * reads[one] for one in OPERANDS},
+        {one: batch * writes[one] for one in OPERANDS},
+        {one: batch * best(partial(_reads, one)) for one in OPERANDS},
+        {one: batch * best(partial(_writes, one)) for one in OPERANDS},
+    )
+    return _OnOne(computing, cost)
+
+
+def _together(
+    share: _OnOne, last: _OnOne, alone: _OnOne, arrays: Ints, buffers: Buffers
+) -> MemoryCost:
+    """What ``arrays`` shares take, the last of which may be smaller, or one array that does all."""
+    longest = alone.computing + alone.cost.stall_cycles
+    together: Bools = share.computing + share.cost.stall_cycles <= longest
+
+    def moved(what: str) -> dict[Operand, Ints]:
+        each, ending, whole = (getattr(one.cost, what) for one in (share, last, alone))
+        return {
+            one: np.where(together, (arrays - 1) * each[one] + ending[one], whole[one])
+            for one in OPERANDS
+        }
+
+    reads, writes = moved("dram_reads"), moved("dram_writes")
+    words = _sum(*((reads[one] + writes[one]) * buffers.width[one] for one in OPERANDS))
     return MemoryCost(
-        _plain(np.maximum(stalls, dram - computing)),
-        _plain(dram),
-        {one: _plain(batch * reads[one]) for one in OPERANDS},
-        {one: _plain(batch * writes[one]) for one in OPERANDS},
-        {one: _plain(batch * best(partial(_reads, one))) for one in OPERANDS},
-        {one: _plain(batch * best(partial(_writes, one))) for one in OPERANDS},
+        np.where(together, share.cost.stall_cycles, longest - share.computing),
+        divided(words, buffers.dram_words_per_cycle),
+        moved("sram_reads"),
+        moved("sram_writes"),
+        reads,
+        writes,
     )
 
 
@@ -216,6 +300,7 @@ class _Order:
         spans = spans_of(array)
         (inner,) = (axis for axis in spans if axis != outer)
         parts = {axis: -(-sizes[axis] // span) for axis, span in spans.items()}
+        self.width = buffers.width
         self.sizes, self.spans, self.outer, self.inner = sizes, spans, outer, inner
         self.outers, self.inners = parts[outer], parts[inner]
         self.folds: Ints = self.outers * self.inners
@@ -262,8 +347,8 @@ class _Order:
 
     @property
     def words(self) -> Ints:
-        """All that the DRAM moves."""
-        return _sum(*self.reads.values(), *self.writes.values())
+        """All that the DRAM moves, in its words."""
+        return _sum(*((self.reads[one] + self.writes[one]) * self.width[one] for one in OPERANDS))
 
 
 def _reads(operand: Operand, order: _Order) -> Ints:
@@ -278,8 +363,8 @@ class _Stages:
     """The stages of an order: what moves beside a fold goes by whether it and those next to it are
     the first or the last of their axes."""
 
-    def __init__(self, order: _Order) -> None:
-        self._order = order
+    def __init__(self, order: _Order, sharing: Ints) -> None:
+        self._order, self._sharing = order, sharing
         self._outers, self._inners = order.outers, order.inners
         self._early_of: dict[tuple[Operand, bool, bool], Any] = {}
         self._again_of: dict[tuple[Operand, bool, bool], Any] = {}
@@ -297,11 +382,13 @@ class _Stages:
         last one ``last``."""
         outers, inners = self._outers, self._inners
         start = self._early(True, outers == 1, True, inners == 1)
-        total: Any = divided(start, bandwidth) + divided(self._late(True, True), bandwidth)
+        sharing = self._sharing
+        total: Any = divided(sharing * start, bandwidth)
+        total = total + divided(sharing * self._late(True, True), bandwidth)
         for o, many in self._along(outers):
             for i, each in self._along(inners):
                 computing = last if o.last and i.last else inner
-                moving = divided(self._moved(o, i), bandwidth)
+                moving = divided(sharing * self._moved(o, i), bandwidth)
                 total = total + many * each * np.maximum(computing, moving)
         return np.asarray(total)
 
@@ -327,7 +414,8 @@ class _Stages:
 
     def _part(self, operand: Operand, o_is_last: bool, i_is_last: bool) -> Any:
         """Words of the part of a matrix that a fold needs."""
-        order, found = self._order, 1
+        order: _Order = self._order
+        found: Any = order.width[operand]
         lasts = {order.outer: (o_is_last, order.outers), order.inner: (i_is_last, order.inners)}
         for axis in _AXES[operand]:
             size: Any = order.sizes[axis]

@@ -46,10 +46,17 @@ COSTS = pa.schema(
             "Whether `joules` leaves out what is not known: buffers, registers, idle power ...",
         ),
         column(
+            "stall_cycles",
+            pa.int64(),
+            "Of a matrix product on an array of multipliers with buffers: cycles that it waits for "
+            "them, beside `cycles`; null elsewhere.",
+            null=True,
+        ),
+        column(
             "bound",
             pa.string(),
-            "What the seconds are spent on most: compute, memory or overhead; null for an op without "
-            "work or without seconds.",
+            "What the seconds are spent on most: compute, memory or overhead, on a chip compute, sram, "
+            "dram or overhead; null for an op without work or without seconds.",
             null=True,
         ),
         column(
@@ -92,6 +99,7 @@ def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa
             late,
             joules.value,
             joules.value is not None and joules.at_least,
+            at.memory and at.memory.stall_cycles,
             at.bound,
             at.moved_bytes,
             time.engine.name or None,
