@@ -166,7 +166,8 @@ class Traffic:
         if array.dataflow == "fixed":
             raise InputError("buffers are of systolic arrays (--mode os, ws or is)")
         spans = spans_of(array)
-        given: dict[str, Any] = {"m": m, "k": k, "n": n, **dict(words)}
+        given: dict[str, Any] = {"m": m, "k": k, "n": n}
+        given |= {one: words[one] for one in OPERANDS}
         given |= {f"{axis} span": span for axis, span in spans.items()}
         self._most = float(np.prod([np.max(np.asarray(size, float)) for size in (m, k, n, batch)]))
         if self._most >= 2.0**60:
