@@ -1,0 +1,149 @@
+"""Energy figures: what the shipped ones say, how they scale, and what arrays take by them."""
+
+from fractions import Fraction
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from costmodels.array_memory import Buffers, memory_cost
+from costmodels.devices import Array
+from costmodels.energy import (
+    EnergyFigures,
+    array_picojoules,
+    energy_names,
+    load_energy,
+    product_picojoules,
+    read_figures,
+    sram_picojoules_per_byte,
+)
+from tracer.errors import InputError
+
+HOROWITZ, _ = load_energy("horowitz-45nm")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "picojoules"),
+    [
+        ("int8", 0.2 + 0.1),  # products of int8 are summed in int32
+        ("int4", 0.2 / 4 + 0.1),
+        ("int32", 3.1 + 0.1),
+        ("float16", 1.1 + 0.9),  # in float32
+        ("float32", 3.7 + 0.9),
+    ],
+)
+def test_a_multiply_accumulate_adds_in_the_wider_dtype(dtype: str, picojoules: float) -> None:
+    found = HOROWITZ.mac(dtype)
+    assert found is not None
+    assert isclose(found, picojoules)
+
+
+def test_every_shipped_figure_has_a_source() -> None:
+    for name in energy_names():
+        figures, sources = load_energy(name)
+        assert all(sources.values())
+        said = sum(len(getattr(figures, key)) for key in ("multiply_picojoules", "add_picojoules"))
+        said += len(figures.sram_picojoules_per_byte) + 2  # DRAM and node
+        assert len(sources) == said
+
+
+@pytest.mark.parametrize(
+    ("kib", "picojoules"),
+    [
+        (8, 10 / 8),  # 64 bits are 8 bytes
+        (32, 20 / 8),
+        (1024, 100 / 8),
+        (16, 10 / 8 * 2**0.5),  # four times the size takes twice as much: the square root
+        (2, 10 / 8 / 2),
+        (32 * 1024, 100 / 8 * 5),  # 32 times the size takes five times as much
+    ],
+)
+def test_an_sram_scales_by_the_line_through_the_two_nearest_sizes(
+    kib: float, picojoules: float
+) -> None:
+    assert isclose(sram_picojoules_per_byte(HOROWITZ, kib), picojoules)
+    assert np.allclose(sram_picojoules_per_byte(HOROWITZ, np.array([kib, 8])), [picojoules, 1.25])
+
+
+def test_one_sram_scales_by_the_square_root_and_none_is_unknown() -> None:
+    one = EnergyFigures(sram_picojoules_per_byte={4.0: 3.0})
+    assert sram_picojoules_per_byte(one, 16) == 6.0
+    assert sram_picojoules_per_byte(EnergyFigures(), 16) is None
+
+
+def test_another_node_scales_all_but_the_dram() -> None:
+    there = HOROWITZ.at_node(7)
+    assert isclose(
+        HOROWITZ.multiply_picojoules["int8"] / there.multiply_picojoules["int8"], 2.6, rel_tol=1e-3
+    )
+    assert isclose(12.5 / there.sram_picojoules_per_byte[1024], 2.6, rel_tol=1e-3)
+    assert there.dram_picojoules_per_byte == 162.5
+    with pytest.raises(InputError, match="node_nanometres"):
+        EnergyFigures().at_node(7)
+
+
+def test_a_product_takes_what_its_counts_take() -> None:
+    """One fold: every word comes from the DRAM once, is read once, and results go back."""
+    array = Array("os", 8, 8, depth=None, tile_cycles=None, clock_hertz=1e8)
+    buffers = Buffers(8192, 32768, 8192, Fraction(8))
+    sizes = np.array([8, 8]), np.array([64, 64]), np.array([8, 8])
+    memory = memory_cost(array, buffers, *sizes, count="true")
+    kib = {"ifmap": 8, "filter": 32, "ofmap": 8}
+    found = product_picojoules(HOROWITZ, "int8", 8 * 64 * 8, memory, kib, 1)
+    assert np.allclose(found.mac, 4096 * 0.3)
+    assert np.allclose(found.sram["ifmap"], 2 * 512 * 1.25)  # filled, and read by the array
+    assert np.allclose(found.sram["filter"], 2 * 512 * 2.5)
+    assert np.allclose(found.sram["ofmap"], 2 * 64 * 1.25)  # written by the array, and emptied
+    assert np.allclose(found.dram, (512 + 512 + 64) * 162.5)
+    assert np.allclose(found.total, found.mac + sum(found.sram.values()) + found.dram)
+    assert found.at_least  # nothing is known of the registers
+
+
+def test_nothing_unknown_is_zero() -> None:
+    found = array_picojoules(EnergyFigures(), "int8", 10, {"filter": 8}, {"filter": 8}, 8)
+    assert (found.mac, found.register, found.sram, found.dram) == (
+        None,
+        None,
+        {"filter": None},
+        None,
+    )
+    assert found.total == 0
+    assert found.at_least
+
+
+def test_registers_hold_two_operands_and_a_sum() -> None:
+    figures = EnergyFigures(mac_picojoules={"int8": 1.0}, register_picojoules_per_byte=0.5)
+    found = array_picojoules(figures, "int8", 10, {}, {}, 0)
+    assert found.register == 10 * (1 + 1 + 4 + 4) * 0.5
+
+
+def test_a_table_overrides_figure_by_figure(tmp_path: Path) -> None:
+    table: dict[str, Any] = {
+        "node_nanometres": {"value": 7, "source": "x"},
+        "mac_picojoules": {"int8": {"value": 0.5, "source": "y"}},
+    }
+    found, sources = read_figures(tmp_path, table, HOROWITZ)
+    assert found.mac("int8") == 0.5
+    assert isclose(found.multiply_picojoules["float32"], 3.7 / 2.6, rel_tol=1e-3)
+    assert sources == {"node_nanometres": "x", "mac_picojoules.int8": "y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[dram_picojoules]\nvalue = 1\nsource = 'x'", "key 'dram_picojoules' lacks its unit"),
+        ("[mac_picojoules.int9]\nvalue = 1\nsource = 'x'", "unknown key 'int9'"),
+        ("[sram_picojoules_per_byte.8]\nvalue = 1\nsource = 'x'", "'8' is no size of an SRAM"),
+        ("[sram_picojoules_per_byte.8_kib]\nvalue = 0\nsource = 'x'", "more than 0"),
+        ("[idle_watts]\nvalue = 1", "key 'source' is missing"),
+        ("mac_picojoules = 3", "a table for each is wanted"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_file_and_key(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("description = 'mine'\n" + text)
+    with pytest.raises(InputError, match=says) as error:
+        load_energy(str(path))
+    assert str(path) in str(error.value)
