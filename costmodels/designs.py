@@ -1,0 +1,400 @@
+"""Many designs of a chip at once: systolic arrays with buffers and a DRAM, on the products of a run.
+
+A design is a dataflow, rows, columns, how many such arrays, three buffers, a DRAM and a clock. What
+it takes for a run is the sum over the run's matrix products, one after another, of the closed forms
+of ``costmodels.arrays`` and ``costmodels.array_memory``: the same integers. Here they are worked out
+for all designs of a space, each part once: cycles go by dataflow, rows, columns and arrays; what
+moves also by the buffers; only the stalls by the DRAM; only the seconds by the clock.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels import Dataflow, Overlap
+from costmodels.area import AreaFigures
+from costmodels.array_memory import MOST_WORDS, OPERANDS, TOGETHER, Buffers, Traffic
+from costmodels.devices import Array
+from costmodels.energy import EnergyFigures, array_picojoules, element_bytes
+from tracer.errors import InputError
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+Kib = tuple[Fraction, Fraction, Fraction]
+"""Of the buffers for the left operand, the right one and the result."""
+
+
+class Products(NamedTuple):
+    """The matrix products of a run, [m, k] x [k, n] each, as arrays: each sort once."""
+
+    m: Ints
+    k: Ints
+    n: Ints
+    batch: Ints
+    """How many one op computes."""
+    times: Ints
+    """How many such ops there are."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all."""
+        return int((self.m * self.k * self.n * self.batch * self.times).sum())
+
+
+class Bandwidth(NamedTuple):
+    """Of a DRAM, reads and writes together."""
+
+    value: Fraction
+    """Bytes a second, or words (elements) a cycle."""
+    by_cycle: bool = False
+    """Which of them."""
+
+    def words(self, clock_hertz: Fraction, word_bytes: Fraction) -> Fraction:
+        """Words a cycle at a clock, as near as 64 bits can count with."""
+        words = self.value if self.by_cycle else self.value / (clock_hertz * word_bytes)
+        return words.limit_denominator(MOST_WORDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """A chip of systolic arrays."""
+
+    dataflow: Dataflow
+    rows: int
+    columns: int
+    arrays: int
+    """How many there are, each with buffers of its own; they share the DRAM."""
+    kib: Kib
+    """Of the buffers of each array."""
+    dram_bytes_per_second: Fraction
+    """Reads and writes together."""
+    clock_hertz: Fraction
+
+
+@dataclass(frozen=True)
+class Space:
+    """Each design that the values of its axes make; the clock changes first, the dataflow last."""
+
+    dataflows: tuple[Dataflow, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    arrays: tuple[int, ...]
+    kib: tuple[Kib, ...]
+    bandwidths: tuple[Bandwidth, ...]
+    clocks: tuple[Fraction, ...]
+    """Cycles a second."""
+    dtype: str = "int8"
+    """Of all elements."""
+    overlap: Overlap = "none"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for what is no design."""
+        for words, each in ((self.words(kib), kib) for kib in self.kib):
+            if min(words) < 2:
+                raise InputError(
+                    f"buffers of {', '.join(f'{float(one):g}' for one in each)} KiB: each has two "
+                    f"halves, with room for one {self.dtype} or more"
+                )
+            Buffers(*words, Fraction(1))
+        for bandwidth, clock in product(self.bandwidths, self.clocks):
+            words = bandwidth.words(clock, self.word_bytes)
+            if not 1 / MOST_WORDS <= words <= MOST_WORDS:
+                raise InputError(
+                    f"a DRAM moves from 1/{MOST_WORDS:,} to {MOST_WORDS:,} words a cycle, not "
+                    f"{float(words):g}"
+                )
+
+    @classmethod
+    def of(cls, design: Design, dtype: str, overlap: Overlap) -> "Space":
+        """A design alone."""
+        return cls(
+            (design.dataflow,),
+            (design.rows,),
+            (design.columns,),
+            (design.arrays,),
+            (design.kib,),
+            (Bandwidth(design.dram_bytes_per_second),),
+            (design.clock_hertz,),
+            dtype,
+            overlap,
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many values each axis has."""
+        axes: tuple[Sequence[Any], ...] = (
+            self.dataflows,
+            self.rows,
+            self.columns,
+            self.arrays,
+            self.kib,
+            self.bandwidths,
+            self.clocks,
+        )
+        return tuple(map(len, axes))
+
+    @property
+    def size(self) -> int:
+        """How many designs there are."""
+        return prod(self.shape)
+
+    @property
+    def word_bytes(self) -> Fraction:
+        """Of an element."""
+        return Fraction(element_bytes(self.dtype))
+
+    def words(self, kib: Kib) -> tuple[int, int, int]:
+        """Elements that buffers hold."""
+        left, right, result = (int(one * 1024 / self.word_bytes) for one in kib)
+        return left, right, result
+
+    @cached_property
+    def places(self) -> tuple[Ints, ...]:
+        """Of each design, where its value is on each axis."""
+        found = np.unravel_index(np.arange(self.size), self.shape)
+        return tuple(axis.astype(np.int64) for axis in found)
+
+    def design(self, number: int) -> Design:
+        """One of them."""
+        flow, row, column, count, kib, bandwidth, clock = (
+            int(axis[number]) for axis in self.places
+        )
+        hertz = self.clocks[clock]
+        moved = self.bandwidths[bandwidth]
+        rate = moved.value * hertz * self.word_bytes if moved.by_cycle else moved.value
+        return Design(
+            self.dataflows[flow],
+            self.rows[row],
+            self.columns[column],
+            self.arrays[count],
+            self.kib[kib],
+            rate,
+            hertz,
+        )
+
+    @cached_property
+    def square_millimetres(self) -> "_OfFigures":
+        """Of each design, by area figures."""
+        return _OfFigures(self)
+
+
+class _OfFigures:
+    def __init__(self, space: Space) -> None:
+        self._space = space
+
+    def by(self, figures: AreaFigures) -> Floats:
+        """The proxy of ``costmodels.area``."""
+        space = self._space
+        _, rows, columns, arrays, kib, *_ = space.places
+        cells = np.asarray(space.rows)[rows] * np.asarray(space.columns)[columns]
+        held = np.asarray([float(sum(each)) for each in space.kib])[kib]
+        found = figures.square_millimetres(
+            space.dtype, cells, held, np.asarray(space.arrays)[arrays]
+        )
+        return np.asarray(found, float)
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """What a run takes on each design of a space, in the space's order."""
+
+    compute_cycles: Ints
+    """Of all products, without waiting."""
+    stall_cycles: Ints
+    """Of waiting for the DRAM."""
+    seconds: Floats
+    """All cycles by the clock."""
+    joules: Floats | None
+    """By energy figures; None without any."""
+    dram_bytes: Floats
+    """What comes from the DRAM and goes there."""
+    useful_share: Floats
+    """Of all multipliers and all cycles: those that multiply elements of the products."""
+    padding_share: Floats
+    """Likewise: those that multiply what a tile is padded with."""
+
+    @property
+    def total_cycles(self) -> Ints:
+        """Computing and waiting."""
+        return self.compute_cycles + self.stall_cycles
+
+
+def runs(products: Products, space: Space, energy: EnergyFigures | None = None) -> Runs:
+    """What the products take on each design: see the top of this file.
+
+    Raises InputError for what 64 bits do not count.
+    """
+    flows, rows, columns, counts, kib, bandwidths, clocks = space.shape
+    by_words: dict[Fraction, list[int]] = {}
+    for at, (bandwidth, clock) in enumerate(product(space.bandwidths, space.clocks)):
+        by_words.setdefault(bandwidth.words(clock, space.word_bytes), []).append(at)
+    places = rows * columns
+    compute = np.empty((flows, places, counts, 1, 1), np.int64)
+    padded = np.empty((flows, places, counts, 1, 1), float)
+    stalls = np.empty((flows, places, counts, kib, bandwidths * clocks), np.int64)
+    dram = np.empty((flows, places, counts, kib, 1), float)
+    joules = None if energy is None else np.empty((flows, places, counts, kib, 1), float)
+    down, across = (axis.ravel() for axis in np.meshgrid(space.rows, space.columns, indexing="ij"))
+    held = np.asarray([space.words(one) for one in space.kib], np.int64)
+    sizes = np.asarray([[float(size) for size in one] for one in space.kib])
+    step = max(1, TOGETHER // len(products.m))
+    for (at, flow), (many, count) in product(enumerate(space.dataflows), enumerate(space.arrays)):
+        for first in range(0, places * kib, step):
+            some = np.arange(first, min(first + step, places * kib))
+            place, buffer = some // kib, some % kib
+            array = _arrays(flow, down[place][:, None], across[place][:, None], count)
+            words = dict(zip(OPERANDS, held[buffer].T[:, :, None], strict=True))
+            moved = Traffic(
+                array,
+                words,
+                products.m,
+                products.k,
+                products.n,
+                batch=products.batch,
+                overlap=space.overlap,
+            )
+            for each, wait in zip(by_words.values(), moved.stall_cycles([*by_words]), strict=True):
+                stalls[at, place[:, None], many, buffer[:, None], each] = (wait @ products.times)[
+                    :, None
+                ]
+            compute[at, place, many, 0, 0] = moved.compute_cycles @ products.times
+            padded[at, place, many, 0, 0] = moved.padded_macs @ products.times
+            bytes_of = [float(space.word_bytes) * (one @ products.times) for one in moved.words]
+            accessed = [sum(bytes_of[n::3]) for n in range(3)]
+            outside = sum(bytes_of[6:])
+            dram[at, place, many, buffer, 0] = outside
+            if energy is not None and joules is not None:
+                joules[at, place, many, buffer, 0] = (
+                    1e-12
+                    * array_picojoules(
+                        energy,
+                        space.dtype,
+                        products.macs,
+                        dict(zip(OPERANDS, accessed, strict=True)),
+                        dict(zip(OPERANDS, sizes[buffer].T, strict=True)),
+                        outside,
+                    ).total
+                )
+    return _shaped(space, products.macs, compute, stalls, padded, dram, joules, energy)
+
+
+def _shaped(
+    space: Space,
+    macs: int,
+    compute: Ints,
+    stalls: Ints,
+    padded: Floats,
+    dram: Floats,
+    joules: Floats | None,
+    energy: EnergyFigures | None,
+) -> Runs:
+    """Figures by dataflow, place, arrays, buffers, and DRAM with clock, as of all designs."""
+
+    def every(figures: Any) -> Any:
+        return np.broadcast_to(figures, stalls.shape).reshape(-1)
+
+    total = compute + stalls
+    clocks = np.tile([float(clock) for clock in space.clocks], len(space.bandwidths))
+    seconds = total / clocks
+    cells = np.multiply.outer(space.rows, space.columns).reshape(1, -1, 1, 1, 1)
+    possible = total * (cells * np.asarray(space.arrays).reshape(1, 1, -1, 1, 1)).astype(float)
+    if joules is not None and energy is not None and energy.idle_watts:
+        joules = joules + energy.idle_watts * seconds
+    return Runs(
+        every(compute),
+        stalls.reshape(-1),
+        seconds.reshape(-1),
+        None if joules is None else every(joules),
+        every(dram),
+        (macs / possible).reshape(-1),
+        ((padded - macs) / possible).reshape(-1),
+    )
+
+
+def _arrays(dataflow: Dataflow, rows: Any, columns: Any, count: int) -> Array:
+    """Arrays of many sizes in the place of one: the closed forms take them all the same."""
+    assert count == 1
+    return Array(
+        dataflow, cast(int, rows), cast(int, columns), depth=None, tile_cycles=None, clock_hertz=1.0
+    )
+
+
+# --- the best of them -----------------------------------------------------------------------------
+
+
+def pareto(*figures: Floats) -> NDArray[np.bool_]:
+    """Which points no other one is better than: in each of one to three figures at most as large,
+    and in one of them less. Points that are alike in all are all among them, or not one is.
+
+    >>> pareto(np.array([1.0, 2.0, 2.0, 3.0]), np.array([3.0, 1.0, 1.0, 2.0])).tolist()
+    [True, True, True, False]
+    """
+    points = np.stack([*figures, *[np.zeros_like(figures[0])] * (3 - len(figures))], axis=1)
+    order = np.lexsort(points.T[::-1])
+    ordered = points[order]
+    new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])[: len(order)]
+    best = _undominated(ordered[new, 1:])
+    found = np.zeros(len(points), bool)
+    found[order] = best[np.cumsum(new) - 1]
+    return found
+
+
+def _undominated(points: Floats) -> NDArray[np.bool_]:
+    """Of distinct points in the order of a first figure: which have no earlier one that is at most
+    as large in both others. Those that are left are kept as steps, down to the right."""
+    rights: list[float] = []
+    heights: list[float] = []
+    found = np.zeros(len(points), bool)
+    for number, (right, height) in enumerate(points.tolist()):
+        at = bisect_right(rights, right)
+        if at and heights[at - 1] <= height:
+            continue
+        found[number] = True
+        first = at - 1 if at and rights[at - 1] == right else at
+        last = at
+        while last < len(rights) and heights[last] >= height:
+            last += 1
+        rights[first:last], heights[first:last] = [right], [height]
+    return found
+
+
+def fastest(made: Runs, area: Floats, among: Iterable[int] | None = None) -> int:
+    """The design with the fewest seconds; of those the one that takes the least energy, then area."""
+    chosen = np.arange(len(area)) if among is None else np.asarray([*among])
+    joules = np.zeros(len(chosen)) if made.joules is None else made.joules[chosen]
+    return int(chosen[np.lexsort((area[chosen], joules, made.seconds[chosen]))[0]])
+
+
+# --- what limits one ------------------------------------------------------------------------------
+
+KNOBS = ("rows", "columns", "buffers", "DRAM bandwidth", "clock", "arrays")
+"""What of a design can be doubled."""
+
+
+def doubled(design: Design, *knobs: str) -> Design:
+    """A design with twice as much of some things; the DRAM's bytes a second stay with the clock."""
+    for knob in knobs:
+        match knob:
+            case "buffers":
+                left, right, result = (2 * one for one in design.kib)
+                design = replace(design, kib=(left, right, result))
+            case "DRAM bandwidth":
+                design = replace(design, dram_bytes_per_second=2 * design.dram_bytes_per_second)
+            case "clock":
+                design = replace(design, clock_hertz=2 * design.clock_hertz)
+            case "rows":
+                design = replace(design, rows=2 * design.rows)
+            case "columns":
+                design = replace(design, columns=2 * design.columns)
+            case _:
+                design = replace(design, arrays=2 * design.arrays)
+    return design
