@@ -69,6 +69,7 @@ class Product:
     """How a product is carried out, and how its cycles are counted."""
 
     batch: Annotated[int, Option(min=1, max=MOST, help="So many products, one after another.")] = 1
+    arrays: Annotated[int | None, Option(min=1, max=MOST, help="So many share each.")] = None
     count: Annotated[
         CountAs | None,
         Option(
@@ -90,7 +91,7 @@ def gemm(
     m: M,
     k: K,
     n: N,
-    arrays: Arrays,
+    faster: Arrays,
     array: Buffered,
     how: Product,
     device: Device = "chip-8x8",
@@ -100,7 +101,7 @@ def gemm(
     import cutedge
     from cli.printing import print_json
 
-    product = cutedge.gemm(m, k, n, device, **asdict(array), **asdict(how), **asdict(arrays))
+    product = cutedge.gemm(m, k, n, device, **asdict(array), **asdict(how), **asdict(faster))
     if as_json:
         print_json(product.summary)
     else:

@@ -21,6 +21,10 @@ the first where they are alike. A stage is a fold with what moves beside it, and
 longer of both. The DRAM moves so many words a cycle in all, whatever the direction. Before the first
 stage its operands come in, and after the last one its result goes out.
 
+Of several arrays each takes its share (``arrays.split_over``) with buffers of its own and an equal
+part of the DRAM's words; they take as long as the one with most to do. Where one array with all of
+the DRAM would be done earlier, since an operand comes once for each of several, it does all.
+
 The array reads an operand that passes the cells once for each fold, and one that stays in them once.
 It writes each result once, or once for each fold that adds to it, and reads it back for all of these
 but the first.
@@ -32,7 +36,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -40,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels import CountAs, Overlap
-from costmodels.arrays import Count, divided, fold_cycles, spans_of
+from costmodels.arrays import Count, divided, fold_cycles, spans_of, split_over, streamed_axis
 from costmodels.devices import Array
 from tracer.errors import InputError
 
@@ -67,6 +71,9 @@ class Buffers:
     """Likewise for the result."""
     dram_words_per_cycle: Fraction
     """What the DRAM moves in a cycle of the array, reads and writes together."""
+    widths: tuple[int, int, int] = (1, 1, 1)
+    """What an element of the left operand, the right one and the result is of the DRAM's words:
+    8, 4 and 32 where its words are bits. Buffers hold elements, whatever their width."""
 
     def __post_init__(self) -> None:
         """Raise InputError for what is no memory."""
@@ -78,6 +85,13 @@ class Buffers:
             )
         if not 1 / MOST_WORDS <= self.dram_words_per_cycle <= MOST_WORDS:
             raise InputError(f"a DRAM moves from 1/{MOST_WORDS:,} to {MOST_WORDS:,} words a cycle")
+        if min(self.widths) < 1:
+            raise InputError(f"an element is one word of the DRAM or more, not {min(self.widths)}")
+
+    @property
+    def width(self) -> Mapping[Operand, int]:
+        """``widths`` by operand."""
+        return dict(zip(OPERANDS, self.widths, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +104,13 @@ class MemoryCost:
     dram_cycles: Count
     """What the DRAM takes for all its words."""
     sram_reads: Mapping[Operand, Count]
-    """Words that the array reads of each buffer."""
+    """Elements that the array reads of each buffer."""
     sram_writes: Mapping[Operand, Count]
-    """Words that the array writes into each buffer; operands come from the DRAM."""
+    """Elements that the array writes into each buffer; operands come from the DRAM."""
     dram_reads: Mapping[Operand, Count]
-    """Words of each matrix that come from the DRAM."""
+    """Elements of each matrix that come from the DRAM."""
     dram_writes: Mapping[Operand, Count]
-    """Words of each matrix that go there."""
+    """Elements of each matrix that go there."""
 
 
 def memory_cost(
@@ -121,7 +135,7 @@ def memory_cost(
     >>> array = Array("os", 8, 8, depth=None, tile_cycles=None, clock_hertz=1e8)
     >>> cost = memory_cost(array, buffers, 32, 64, 16)
     >>> cost.dram_reads["ifmap"], cost.dram_writes["ofmap"], cost.stall_cycles
-    (2048, 512, 735)
+    (2048, 512, 520)
     """
     bandwidth = buffers.dram_words_per_cycle
     words = {one: getattr(buffers, f"{one}_words") for one in OPERANDS}
@@ -130,12 +144,15 @@ def memory_cost(
     parts = []
     for first in range(0, flat[0].size, TOGETHER):
         *axes, many = (size[first : first + TOGETHER] for size in flat)
-        moved = Traffic(array, words, *axes, batch=many, count=count, overlap=overlap)
-        parts.append([*moved.stall_cycles([bandwidth]), moved.dram_cycles(bandwidth), *moved.words])
+        moved = Traffic(
+            array, words, *axes, batch=many, count=count, overlap=overlap, widths=buffers.widths
+        )
+        (waits,) = moved.waits([bandwidth])
+        parts.append([waits.stall_cycles, divided(waits.dram_words, bandwidth), *waits.moved])
     shape = sizes[0].shape
     each = [_plain(np.concatenate(found).reshape(shape)) for found in zip(*parts, strict=True)]
-    sums = iter(each[2:])
-    named = ({one: next(sums) for one in OPERANDS} for _ in range(4))
+    counts = iter(each[2:])
+    named = ({one: next(counts) for one in OPERANDS} for _ in range(4))
     return MemoryCost(each[0], each[1], *named)
 
 
@@ -143,8 +160,19 @@ TOGETHER = 2**14
 """So many products are worked out at a time: arrays of them stay near the processor."""
 
 
+class Waits(NamedTuple):
+    """What products wait for a DRAM, and what moves then."""
+
+    stall_cycles: Ints
+    dram_words: Ints
+    """All that the DRAM moves, in its words."""
+    moved: list[Ints]
+    """Elements that the array reads of each buffer, writes into each, that come from the DRAM, and
+    that go there: for each of these by operand."""
+
+
 class Traffic:
-    """What products move whatever the DRAM does in a cycle, and how long they wait for one.
+    """What products move, and how long they wait for a DRAM of any bandwidth.
 
     Rows and columns of the ``array`` and the ``words`` of the buffers may be arrays too: many
     designs. All that is an array is broadcast.
@@ -161,42 +189,121 @@ class Traffic:
         batch: Count = 1,
         count: CountAs = "true",
         overlap: Overlap = "none",
+        widths: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
         """Raises InputError as ``memory_cost``."""
         if array.dataflow == "fixed":
             raise InputError("buffers are of systolic arrays (--mode os, ws or is)")
+        sizes = {"m": m, "k": k, "n": n, "batch": batch}
+        most = np.prod([np.max(np.asarray(size, float)) for size in sizes.values()])
+        self._most = float(most) * max(widths) * array.arrays
+        self._widths = widths
+
+        def on_one(sizes: Mapping[str, Count], sharing: Count) -> _OnOne:
+            return _OnOne(array, words, sizes, count, overlap, widths, sharing)
+
+        self._check(Fraction(1))
+        self._alone = on_one(sizes, 1)
+        self.padded_macs: Count = (
+            self._alone.folds
+            * batch
+            * (array.rows * array.columns * sizes[streamed_axis(array) or ""])
+        )
+        """Multiply-accumulates of all tiles, padding included."""
+        self.compute_cycles: Count = self._alone.compute_cycles
+        """Without waiting: those of ``gemm_cost``."""
+        self._several = None
+        if array.arrays > 1:
+            share = split_over(array, **sizes, overlap=overlap)
+            largest = {axis: getattr(share, axis) for axis in sizes}
+            last = {
+                axis: np.where(each < size, size - (share.arrays - 1) * each, size)
+                for (axis, size), each in zip(sizes.items(), largest.values(), strict=True)
+            }
+            each = on_one(largest, share.arrays)
+            self.compute_cycles = each.compute_cycles
+            self._several = share.arrays, each, on_one(last, share.arrays)
+
+    def _check(self, bandwidth: Fraction) -> None:
+        if self._most * max(1.0, 1 / float(bandwidth)) >= 2.0**60:
+            raise InputError(
+                "a product of more than 2^60 multiply-accumulates is beyond 64 bits here"
+            )
+
+    def waits(self, bandwidths: Sequence[Fraction]) -> list[Waits]:
+        """By the words that a DRAM moves in a cycle. What moves is the same object for all where it
+        is the same."""
+        for bandwidth in bandwidths:
+            self._check(bandwidth)
+        moved, words = self._alone.moved, self._alone.dram_words
+        alone = self._alone.stall_cycles(bandwidths)
+        if self._several is None:
+            return [Waits(stalls, words, moved) for stalls in alone]
+        arrays, each, last = self._several
+        shared = [
+            (arrays - 1) * one + other for one, other in zip(each.moved, last.moved, strict=True)
+        ]
+        found = []
+        for stalls, by_one in zip(each.stall_cycles(bandwidths), alone, strict=True):
+            longest = self._alone.compute_cycles + by_one
+            together: Bools = each.compute_cycles + stalls <= longest
+            here = [
+                np.where(together, one, other) for one, other in zip(shared, moved, strict=True)
+            ]
+            found.append(
+                Waits(
+                    np.where(together, stalls, longest - each.compute_cycles),
+                    _sum(*(here[n] * self._widths[n % 3] for n in range(6, 12))),
+                    here,
+                )
+            )
+        return found
+
+
+class _OnOne:
+    """Products on one array that has its part of a DRAM, which so many share."""
+
+    def __init__(
+        self,
+        array: Array,
+        words: Mapping[Operand, Count],
+        sizes: Mapping[str, Count],
+        count: CountAs,
+        overlap: Overlap,
+        widths: tuple[int, int, int],
+        sharing: Count,
+    ) -> None:
         spans = spans_of(array)
-        given: dict[str, Any] = {"m": m, "k": k, "n": n}
+        given: dict[str, Any] = {axis: sizes[axis] for axis in "mkn"}
         given |= {one: words[one] for one in OPERANDS}
         given |= {f"{axis} span": span for axis, span in spans.items()}
-        self._most = float(np.prod([np.max(np.asarray(size, float)) for size in (m, k, n, batch)]))
-        if self._most >= 2.0**60:
-            raise _beyond()
+        given |= {f"{one} width": width for one, width in zip(OPERANDS, widths, strict=True)}
+        given["sharing"] = sharing
         shape = np.broadcast_shapes(*(np.shape(value) for value in given.values()))
         for name, value in given.items():
             # What is the same everywhere is one number: dividing by it is fast.
             if np.ndim(value) or name in ("m", "k", "n"):
                 given[name] = np.broadcast_to(value, shape).reshape(-1)
-        self._shape, self._batch = shape, batch
+        self._shape, self._batch, self._sharing = shape, sizes["batch"], sharing
+        self._given, self._array, self._count = given, array, count
         self._orders = orders = [_Order(given, tuple(spans), outer) for outer in spans]
         self._second: Bools = orders[1].words < orders[0].words
-        streamed = {"m": m, "k": k, "n": n}[({*"mkn"} - {*spans}).pop()]
+        streamed = sizes[streamed_axis(array) or ""]
         first, self._inner, self._last = fold_cycles(array, streamed, overlap)
-        self._folds = orders[0].folds.reshape(shape)
+        self.folds: Ints = orders[0].folds.reshape(shape)
         # Products that follow each other may overlap in the array, but the DRAM moves no faster.
         self.compute_cycles: Count = (
-            first + (batch * self._folds - 1) * self._inner + self._last - (count == "scalesim")
+            first
+            + (self._batch * self.folds - 1) * self._inner
+            + self._last
+            - (count == "scalesim")
         )
-        """Of the array alone: those of ``gemm_cost``."""
-        self.dram_words: Count = batch * self._best(lambda order: order.words)
-        """All that the DRAM moves."""
-        self._given, self._array, self._count = given, array, count
+        self.dram_words: Ints = self._batch * self._best(lambda order: order.words)
 
-    @property
-    def words(self) -> list[Count]:
-        """By operand, words that the array reads of each buffer, that it writes into each, that come
-        from the DRAM, and that go there."""
-        found = [*_of_array(self._array, self._given, self._count)]
+    @cached_property
+    def moved(self) -> list[Ints]:
+        """As ``Waits.moved``."""
+        found = _of_array(self._array, self._given, self._count)
         shaped = [[each[one].reshape(self._shape) for one in OPERANDS] for each in found]
         shaped += [
             [self._best(partial(_reads, one)) for one in OPERANDS],
@@ -208,15 +315,8 @@ class Traffic:
         first, second = map(of, self._orders)
         return np.where(self._second, second, first).reshape(self._shape)
 
-    def dram_cycles(self, bandwidth: Fraction) -> Count:
-        """What a DRAM of so many words a cycle takes for all of them."""
-        if self._most * max(1.0, 1 / float(bandwidth)) >= 2.0**60:
-            raise _beyond()
-        return divided(self.dram_words, bandwidth)
-
-    def stall_cycles(self, bandwidths: Sequence[Fraction]) -> list[Count]:
+    def stall_cycles(self, bandwidths: Sequence[Fraction]) -> list[Ints]:
         """How long the array waits for a DRAM of each of these words a cycle."""
-        dram = [self.dram_cycles(bandwidth) for bandwidth in bandwidths]
         whole = np.zeros((len(bandwidths), len(self._second)), np.int64)
         inner, last = (
             np.broadcast_to(each, self._shape).reshape(-1) for each in (self._inner, self._last)
@@ -232,14 +332,15 @@ class Traffic:
                         whole[at, rows] = stages.cycles(inner[rows], last[rows], bandwidth)
         waits = self._batch * (
             whole.reshape(len(bandwidths), *self._shape)
-            - (self._folds - 1) * self._inner
+            - (self.folds - 1) * self._inner
             - self._last
         )
-        return [np.maximum(waits[at], each - self.compute_cycles) for at, each in enumerate(dram)]
-
-
-def _beyond() -> InputError:
-    return InputError("a product of more than 2^60 multiply-accumulates is beyond 64 bits here")
+        return [
+            np.maximum(
+                waits[at], divided(self._sharing * self.dram_words, bandwidth) - self.compute_cycles
+            )
+            for at, bandwidth in enumerate(bandwidths)
+        ]
 
 
 def _plain(value: Any) -> Count:
@@ -285,6 +386,9 @@ class _Order:
         (inner,) = (axis for axis in tiled if axis != outer)
         self.spans = {axis: given[f"{axis} span"] for axis in tiled}
         self.sizes: Mapping[str, Ints] = {axis: given[axis] for axis in "mkn"}
+        self.widths = {one: given[f"{one} width"] for one in OPERANDS}
+        self.factors = {one: width * given["sharing"] for one, width in self.widths.items()}
+        """What an element is of the words of the DRAM's part."""
         parts = {axis: -(-self.sizes[axis] // span) for axis, span in self.spans.items()}
         self.outer, self.inner = outer, inner
         self.outers, self.inners = parts[outer], parts[inner]
@@ -317,7 +421,7 @@ class _Order:
     def at(self, rows: Ints) -> "_Order":
         """Some of the products: what their stages need."""
         there = copy(self)
-        for name in ("sizes", "spans", "waits", "stays"):
+        for name in ("sizes", "spans", "waits", "stays", "factors"):
             each = getattr(self, name).items()
             setattr(there, name, {k: v[rows] if np.ndim(v) else v for k, v in each})
         there.outers, there.inners = self.outers[rows], self.inners[rows]
@@ -340,8 +444,8 @@ class _Order:
 
     @property
     def words(self) -> Ints:
-        """All that the DRAM moves."""
-        return _sum(*self.reads.values(), *self.writes.values())
+        """All that the DRAM moves, in its words."""
+        return _sum(*((self.reads[one] + self.writes[one]) * self.widths[one] for one in OPERANDS))
 
 
 def _reads(operand: Operand, order: _Order) -> Ints:
@@ -404,7 +508,8 @@ class _Stages:
         order, axes, mask = self._order, _AXES[operand], self._only[kind, operand]
         at = kind, operand, o_last and order.outer in axes, i_last and order.inner in axes
         if at not in self._found:
-            found: Any = mask
+            factor = order.factors[operand]
+            found: Any = mask if isinstance(factor, int) and factor == 1 else mask * factor
             lasts = {order.outer: (at[2], order.outers), order.inner: (at[3], order.inners)}
             for axis in axes if mask is not False else ():
                 size: Any = order.sizes[axis]

@@ -24,7 +24,6 @@ from costmodels.area import AreaFigures
 from costmodels.array_memory import MOST_WORDS, OPERANDS, TOGETHER, Buffers, Traffic
 from costmodels.devices import Array
 from costmodels.energy import EnergyFigures, array_picojoules, element_bytes
-from tracer.errors import InputError
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -98,20 +97,10 @@ class Space:
 
     def __post_init__(self) -> None:
         """Raise InputError for what is no design."""
-        for words, each in ((self.words(kib), kib) for kib in self.kib):
-            if min(words) < 2:
-                raise InputError(
-                    f"buffers of {', '.join(f'{float(one):g}' for one in each)} KiB: each has two "
-                    f"halves, with room for one {self.dtype} or more"
-                )
-            Buffers(*words, Fraction(1))
+        for kib in self.kib:
+            Buffers(*self.words(kib), Fraction(1))
         for bandwidth, clock in product(self.bandwidths, self.clocks):
-            words = bandwidth.words(clock, self.word_bytes)
-            if not 1 / MOST_WORDS <= words <= MOST_WORDS:
-                raise InputError(
-                    f"a DRAM moves from 1/{MOST_WORDS:,} to {MOST_WORDS:,} words a cycle, not "
-                    f"{float(words):g}"
-                )
+            Buffers(2, 2, 2, bandwidth.words(clock, self.word_bytes))
 
     @classmethod
     def of(cls, design: Design, dtype: str, overlap: Overlap) -> "Space":
@@ -181,26 +170,13 @@ class Space:
             hertz,
         )
 
-    @cached_property
-    def square_millimetres(self) -> "_OfFigures":
-        """Of each design, by area figures."""
-        return _OfFigures(self)
-
-
-class _OfFigures:
-    def __init__(self, space: Space) -> None:
-        self._space = space
-
-    def by(self, figures: AreaFigures) -> Floats:
-        """The proxy of ``costmodels.area``."""
-        space = self._space
-        _, rows, columns, arrays, kib, *_ = space.places
-        cells = np.asarray(space.rows)[rows] * np.asarray(space.columns)[columns]
-        held = np.asarray([float(sum(each)) for each in space.kib])[kib]
-        found = figures.square_millimetres(
-            space.dtype, cells, held, np.asarray(space.arrays)[arrays]
-        )
-        return np.asarray(found, float)
+    def square_millimetres(self, figures: AreaFigures) -> Floats:
+        """Of each design: the proxy of ``costmodels.area``."""
+        _, rows, columns, arrays, kib, *_ = self.places
+        cells = np.asarray(self.rows)[rows] * np.asarray(self.columns)[columns]
+        held = np.asarray([float(sum(each)) for each in self.kib])[kib]
+        count = np.asarray(self.arrays)[arrays]
+        return np.asarray(figures.square_millimetres(self.dtype, cells, held, count), float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,93 +214,79 @@ def runs(products: Products, space: Space, energy: EnergyFigures | None = None) 
     for at, (bandwidth, clock) in enumerate(product(space.bandwidths, space.clocks)):
         by_words.setdefault(bandwidth.words(clock, space.word_bytes), []).append(at)
     places = rows * columns
-    compute = np.empty((flows, places, counts, 1, 1), np.int64)
-    padded = np.empty((flows, places, counts, 1, 1), float)
-    stalls = np.empty((flows, places, counts, kib, bandwidths * clocks), np.int64)
-    dram = np.empty((flows, places, counts, kib, 1), float)
-    joules = None if energy is None else np.empty((flows, places, counts, kib, 1), float)
     down, across = (axis.ravel() for axis in np.meshgrid(space.rows, space.columns, indexing="ij"))
     held = np.asarray([space.words(one) for one in space.kib], np.int64)
     sizes = np.asarray([[float(size) for size in one] for one in space.kib])
+    shape = flows, places, counts, kib, bandwidths * clocks
+    compute, padded = np.empty(shape[:3], np.int64), np.empty(shape[:3])
+    stalls = np.empty(shape, np.int64)
+    dram, joules = np.empty(shape), None if energy is None else np.empty(shape)
     step = max(1, TOGETHER // len(products.m))
     for (at, flow), (many, count) in product(enumerate(space.dataflows), enumerate(space.arrays)):
         for first in range(0, places * kib, step):
             some = np.arange(first, min(first + step, places * kib))
             place, buffer = some // kib, some % kib
-            array = _arrays(flow, down[place][:, None], across[place][:, None], count)
-            words = dict(zip(OPERANDS, held[buffer].T[:, :, None], strict=True))
             moved = Traffic(
-                array,
-                words,
-                products.m,
-                products.k,
-                products.n,
+                _arrays(flow, down[place][:, None], across[place][:, None], count),
+                dict(zip(OPERANDS, held[buffer].T[:, :, None], strict=True)),
+                *products[:3],
                 batch=products.batch,
                 overlap=space.overlap,
             )
-            for each, wait in zip(by_words.values(), moved.stall_cycles([*by_words]), strict=True):
-                stalls[at, place[:, None], many, buffer[:, None], each] = (wait @ products.times)[
-                    :, None
-                ]
-            compute[at, place, many, 0, 0] = moved.compute_cycles @ products.times
-            padded[at, place, many, 0, 0] = moved.padded_macs @ products.times
-            bytes_of = [float(space.word_bytes) * (one @ products.times) for one in moved.words]
-            accessed = [sum(bytes_of[n::3]) for n in range(3)]
-            outside = sum(bytes_of[6:])
-            dram[at, place, many, buffer, 0] = outside
-            if energy is not None and joules is not None:
-                joules[at, place, many, buffer, 0] = (
-                    1e-12
-                    * array_picojoules(
-                        energy,
-                        space.dtype,
-                        products.macs,
-                        dict(zip(OPERANDS, accessed, strict=True)),
-                        dict(zip(OPERANDS, sizes[buffer].T, strict=True)),
-                        outside,
-                    ).total
-                )
-    return _shaped(space, products.macs, compute, stalls, padded, dram, joules, energy)
-
-
-def _shaped(
-    space: Space,
-    macs: int,
-    compute: Ints,
-    stalls: Ints,
-    padded: Floats,
-    dram: Floats,
-    joules: Floats | None,
-    energy: EnergyFigures | None,
-) -> Runs:
-    """Figures by dataflow, place, arrays, buffers, and DRAM with clock, as of all designs."""
-
-    def every(figures: Any) -> Any:
-        return np.broadcast_to(figures, stalls.shape).reshape(-1)
-
-    total = compute + stalls
-    clocks = np.tile([float(clock) for clock in space.clocks], len(space.bandwidths))
-    seconds = total / clocks
+            compute[at, place, many] = moved.compute_cycles @ products.times
+            padded[at, place, many] = moved.padded_macs @ products.times
+            known: list[Any] = []
+            for each, waits in zip(by_words.values(), moved.waits([*by_words]), strict=True):
+                here = at, place[:, None], many, buffer[:, None], np.asarray(each)[None]
+                stalls[here] = (waits.stall_cycles @ products.times)[:, None]
+                if not known or known[0] is not waits.moved:
+                    known = [
+                        waits.moved,
+                        *_moved(space, products, waits.moved, sizes[buffer], energy),
+                    ]
+                dram[here] = known[1][:, None]
+                if joules is not None:
+                    joules[here] = known[2][:, None]
+    total = compute[..., None, None] + stalls
+    seconds = total / np.tile([float(clock) for clock in space.clocks], bandwidths)
     cells = np.multiply.outer(space.rows, space.columns).reshape(1, -1, 1, 1, 1)
-    possible = total * (cells * np.asarray(space.arrays).reshape(1, 1, -1, 1, 1)).astype(float)
+    possible = total * (cells * np.asarray(space.arrays)[:, None, None]).astype(float)
     if joules is not None and energy is not None and energy.idle_watts:
-        joules = joules + energy.idle_watts * seconds
+        joules += energy.idle_watts * seconds
     return Runs(
-        every(compute),
+        np.broadcast_to(compute[..., None, None], shape).reshape(-1),
         stalls.reshape(-1),
         seconds.reshape(-1),
-        None if joules is None else every(joules),
-        every(dram),
-        (macs / possible).reshape(-1),
-        ((padded - macs) / possible).reshape(-1),
+        None if joules is None else joules.reshape(-1),
+        dram.reshape(-1),
+        (products.macs / possible).reshape(-1),
+        ((padded[..., None, None] - products.macs) / possible).reshape(-1),
     )
+
+
+def _moved(
+    space: Space,
+    products: Products,
+    moved: Sequence[Ints],
+    kib: Floats,
+    energy: EnergyFigures | None,
+) -> tuple[Floats, Floats | None]:
+    """(bytes that the DRAM moves, joules without idling) of some designs."""
+    each = [float(space.word_bytes) * (one @ products.times) for one in moved]
+    accessed: dict[str, Any] = {one: sum(each[n::3]) for n, one in enumerate(OPERANDS)}
+    outside: Floats = np.asarray(sum(each[6:]))
+    if energy is None:
+        return outside, None
+    held: dict[str, Any] = dict(zip(OPERANDS, kib.T, strict=True))
+    found = array_picojoules(energy, space.dtype, products.macs, accessed, held, outside)
+    return outside, 1e-12 * np.asarray(found.total)
 
 
 def _arrays(dataflow: Dataflow, rows: Any, columns: Any, count: int) -> Array:
     """Arrays of many sizes in the place of one: the closed forms take them all the same."""
-    assert count == 1
+    down, across = cast(int, rows), cast(int, columns)
     return Array(
-        dataflow, cast(int, rows), cast(int, columns), depth=None, tile_cycles=None, clock_hertz=1.0
+        dataflow, down, across, depth=None, tile_cycles=None, clock_hertz=1.0, arrays=count
     )
 
 
@@ -339,13 +301,30 @@ def pareto(*figures: Floats) -> NDArray[np.bool_]:
     [True, True, True, False]
     """
     points = np.stack([*figures, *[np.zeros_like(figures[0])] * (3 - len(figures))], axis=1)
+    left = _not_far_off(points)
+    points = points[left]
     order = np.lexsort(points.T[::-1])
     ordered = points[order]
-    new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])[: len(order)]
+    new = np.ones(len(ordered), bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     best = _undominated(ordered[new, 1:])
-    found = np.zeros(len(points), bool)
-    found[order] = best[np.cumsum(new) - 1]
+    found = np.zeros(len(figures[0]), bool)
+    found[left[order]] = best[np.cumsum(new) - 1]
     return found
+
+
+def _not_far_off(points: Floats) -> NDArray[np.intp]:
+    """The points that are left when a few good ones have sent away those that they are better than:
+    most of them, and quickly."""
+    left = np.arange(len(points))
+    if not len(left):
+        return left
+    scale = np.maximum(np.median(points, axis=0), 1e-300)
+    for weights in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8), (8, 8, 1), (8, 1, 8), (1, 8, 8)):
+        good = points[left[np.argmin(points[left] / scale @ np.asarray(weights, float))]]
+        worse = (points[left] >= good).all(axis=1) & (points[left] > good).any(axis=1)
+        left = left[~worse]
+    return left
 
 
 def _undominated(points: Floats) -> NDArray[np.bool_]:

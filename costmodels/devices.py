@@ -43,6 +43,9 @@ class Array:
     """What a fixed tile takes; None for systolic arrays."""
     clock_hertz: float
     """Cycles a second."""
+    arrays: int = 1
+    """How many such arrays there are side by side: they share out each product
+    (``costmodels.arrays.split_over``)."""
 
     def __post_init__(self) -> None:
         """Raise InputError where depth and tile_cycles do not go with the dataflow."""
@@ -62,6 +65,7 @@ class Array:
 
     def __str__(self) -> str:
         clock = f"{self.clock_hertz / 1e6:g} MHz"
+        clock += f", {self.arrays} of them" if self.arrays > 1 else ""
         if self.tile_cycles is not None:
             return f"tiles of M x K x N = {self.size}, {self.tile_cycles} cycles each, {clock}"
         kept = {"os": "output", "ws": "weight", "is": "input"}[self.dataflow]
@@ -70,7 +74,7 @@ class Array:
     @property
     def peak_flops_per_second(self) -> float:
         """What a product that leaves no cell idle would reach."""
-        macs_per_cycle = self.rows * self.columns
+        macs_per_cycle = self.rows * self.columns * self.arrays
         if self.depth is None or self.tile_cycles is None:
             return 2 * macs_per_cycle * self.clock_hertz
         return 2 * macs_per_cycle * self.depth / self.tile_cycles * self.clock_hertz
@@ -154,9 +158,12 @@ ARRAY_FIGURES: Mapping[str, Figure] = {
 TILE_FIGURES: Mapping[str, Figure] = {"array_depth_elements": _SIZE, "tile_cycles": _SIZE}
 """What an array of fixed tiles has beside."""
 
+COUNT_FIGURES: Mapping[str, Figure] = {"array_count": _SIZE}
+"""What an array may have beside."""
+
 PEAK = "peak_flops_per_second"
 TEXTS = ("description", "array_dataflow", "host_link")
-KEYS = ("trusted", *TEXTS, PEAK, *FIGURES, *ARRAY_FIGURES, *TILE_FIGURES)
+KEYS = ("trusted", *TEXTS, PEAK, *FIGURES, *ARRAY_FIGURES, *TILE_FIGURES, *COUNT_FIGURES)
 
 
 _FOLDER = files("costmodels") / "data" / "devices"
@@ -219,7 +226,7 @@ def _parse(path: Path, table: dict[str, Any]) -> Device:
         raise InputError(f"{path}: trusted must be true or false, not {table['trusted']!r}")
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for key, figure in {**FIGURES, **ARRAY_FIGURES, **TILE_FIGURES}.items():
+    for key, figure in {**FIGURES, **ARRAY_FIGURES, **TILE_FIGURES, **COUNT_FIGURES}.items():
         if key in table:
             values[key], sources[key] = figure.read(f"{path}: [{key}]", table[key])
     peaks = _peaks(path, table, sources) if PEAK in table else {}
@@ -238,7 +245,9 @@ def _parse(path: Path, table: dict[str, Any]) -> Device:
 def _required(table: Mapping[str, Any]) -> list[str]:
     """The keys that a file must have, by what is in it."""
     required = ["description", "trusted"]
-    array = any(key in table for key in ("array_dataflow", *ARRAY_FIGURES, *TILE_FIGURES))
+    array = any(
+        key in table for key in ("array_dataflow", *ARRAY_FIGURES, *TILE_FIGURES, *COUNT_FIGURES)
+    )
     if array:
         required += ["array_dataflow", *ARRAY_FIGURES]
     if array and table.get("array_dataflow") not in SYSTOLIC:
@@ -277,4 +286,5 @@ def _array(path: Path, dataflow: str, values: Mapping[str, Any]) -> Array:
         depth=values.get("array_depth_elements"),
         tile_cycles=values.get("tile_cycles"),
         clock_hertz=values["clock_hertz"],
+        arrays=values.get("array_count", 1),
     )

@@ -102,7 +102,8 @@ _OF_THE_PROCESS = (
 )
 
 
-_DTYPES = (*ITEM_BYTES, "int4", "uint4")
+DTYPES = (*ITEM_BYTES, "int4", "uint4")
+"""What figures may be of."""
 
 
 def element_bytes(dtype: str) -> float:
@@ -307,7 +308,7 @@ def read_figures(
         if not isinstance(entries, dict) or not entries:
             raise InputError(f"{where}]: a table for each is wanted, as [{key}.{wanted}]")
         if key != SRAM:
-            check_keys(entries, f"{where}]", optional=_DTYPES)
+            check_keys(entries, f"{where}]", optional=DTYPES)
         values = dict(getattr(given, key))
         for name, entry in entries.items():
             at = _kib(f"{where}]", name) if key == SRAM else name

@@ -4,7 +4,15 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from costmodels.devices import ARRAY_FIGURES, FIGURES, PEAK, TILE_FIGURES, Array, Device
+from costmodels.devices import (
+    ARRAY_FIGURES,
+    COUNT_FIGURES,
+    FIGURES,
+    PEAK,
+    TILE_FIGURES,
+    Array,
+    Device,
+)
 from tracer.words import human
 
 if TYPE_CHECKING:
@@ -33,7 +41,7 @@ def array_row(device: Device, array: Array) -> list[str]:
         device.name,
         "yes" if device.trusted else "no",
         array.dataflow,
-        array.size,
+        array.size if array.arrays == 1 else f"{array.arrays} x ({array.size})",
         str(array.tile_cycles or ""),
         f"{array.clock_hertz / 1e6:g}",
         f"{array.peak_flops_per_second / 1e9:.6g}",
@@ -63,6 +71,7 @@ def figure_rows(device: Device) -> Rows:
             "array_depth_elements": array.depth,
             "tile_cycles": array.tile_cycles,
             "clock_hertz": array.clock_hertz,
+            "array_count": array.arrays,
         }
     return [
         (
@@ -71,7 +80,7 @@ def figure_rows(device: Device) -> Rows:
             human(known[key]) if key.endswith("_bytes") else "",
             device.sources[key],
         )
-        for key in (*FIGURES, *ARRAY_FIGURES, *TILE_FIGURES)
+        for key in (*FIGURES, *ARRAY_FIGURES, *TILE_FIGURES, *COUNT_FIGURES)
         if key in device.sources
     ]
 

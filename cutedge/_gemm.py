@@ -1,7 +1,7 @@
 """What one matrix product costs on an array of multipliers."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -128,13 +128,15 @@ def gemm(
     dtype: str = "float32",
     sram_kib: str | Sequence[float] | None = None,
     dram_words_per_cycle: float | None = None,
-    **arrays: Any,
+    arrays: int | None = None,
+    **options: Any,
 ) -> ProductCost:
     """Cost one matrix product [m, k] x [k, n] on an array: tiles, cycles, seconds, utilisation.
 
-    ``mode``, ``rows`` and ``cols`` are another dataflow and size than the device's; ``count`` and
-    ``overlap`` say how a systolic array's cycles are counted; ``dtype`` is that of the elements on
-    the host link and in the buffers; ``arrays`` are the options of arrays.
+    ``mode``, ``rows`` and ``cols`` are another dataflow and size than the device's, ``arrays`` how
+    many of them share the product (``costmodels.arrays.split_over``); ``count`` and ``overlap`` say
+    how a systolic array's cycles are counted; ``dtype`` is that of the elements on the host link and
+    in the buffers; ``options`` are the options of arrays.
 
     ``sram_kib`` are the KiB of the buffers for the left operand, the right one and the result
     (``"64,64,64"``, or three numbers), which a DRAM fills and empties at so many words (elements) a
@@ -150,11 +152,11 @@ def gemm(
     """
     choose(dtype, tuple(ITEM_BYTES), "--dtype")
     chosen = load_device(device)
-    array = array_of(chosen, mode, rows, cols)
+    array = array_of(chosen, mode, rows, cols, arrays)
     systolic = array.dataflow != "fixed"
     if not systolic and (count or overlap):
         raise InputError("--count and --overlap are of systolic arrays (--mode os, ws or is)")
-    options = Options(**arrays)
+    faster = Options(**options)
     counted, overlapped = count or "scalesim", overlap or "none"
     cost = gemm_cost(
         array,
@@ -162,7 +164,7 @@ def gemm(
         k,
         n,
         batch=batch,
-        options=options,
+        options=faster,
         count=counted,
         overlap=overlapped,
         element_bytes=ITEM_BYTES[dtype],
@@ -174,7 +176,7 @@ def gemm(
         word_bytes = 1 if count == "scalesim" else ITEM_BYTES[dtype]
         memory = memory_cost(
             array,
-            _buffers(sram_kib, dram_words_per_cycle, word_bytes, options),
+            _buffers(sram_kib, dram_words_per_cycle, word_bytes, faster),
             m,
             k,
             n,
@@ -192,7 +194,7 @@ def gemm(
         (m, k, n, batch),
         counted if systolic else None,
         overlapped if systolic else None,
-        options,
+        faster,
         cost,
         memory,
         seconds,
@@ -236,9 +238,17 @@ def kib_of(sram_kib: str | Sequence[float]) -> tuple[Fraction, Fraction, Fractio
     return left, right, result
 
 
-def array_of(device: Device, mode: Dataflow | None, rows: int | None, cols: int | None) -> Array:
-    """The device's array, or one of another dataflow or size at its clock. Raises InputError where
-    it has none, and for fixed tiles of another size."""
+def array_of(
+    device: Device,
+    mode: Dataflow | None,
+    rows: int | None,
+    cols: int | None,
+    arrays: int | None = None,
+) -> Array:
+    """The device's array, or one of another dataflow, size or number at its clock.
+
+    Raises InputError where it has none, and for fixed tiles of another size.
+    """
     array = device.array
     if array is None:
         raise InputError(
@@ -254,7 +264,7 @@ def array_of(device: Device, mode: Dataflow | None, rows: int | None, cols: int 
                 "--rows and --cols are of systolic arrays (--mode os, ws or is): what a fixed "
                 f"tile takes is known of that of {device.name} alone"
             )
-        return array
+        return replace(array, arrays=arrays or array.arrays)
     return Array(
         flow,
         rows or array.rows,
@@ -262,4 +272,5 @@ def array_of(device: Device, mode: Dataflow | None, rows: int | None, cols: int 
         depth=None,
         tile_cycles=None,
         clock_hertz=array.clock_hertz,
+        arrays=arrays or array.arrays,
     )
