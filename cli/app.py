@@ -37,9 +37,10 @@ def say(text: str = "") -> None:
         typer.echo("\n".join(broken(line, room(sys.stdout))))
 
 
-def warn(text: str) -> None:
-    """Print a warning on standard error, with ``--json`` as an object in a line."""
-    _complain("warning", text)
+def warn(*texts: str) -> None:
+    """Print warnings on standard error, with ``--json`` each as an object in a line."""
+    for text in texts:
+        _complain("warning", text)
 
 
 def _complain(what: str, text: str, **more: int) -> None:

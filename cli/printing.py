@@ -39,6 +39,14 @@ def console() -> Console:
     return _Console(highlight=False, markup=False, emoji=False)
 
 
+def print_all(parts: Iterable[str | tuple[Any, Any]], title: str = "") -> None:
+    """Lines, and tables as (columns, rows), one after another, under a title."""
+    if title:
+        console().print(Text(title, style="bold"))
+    for part in parts:
+        console().print(part) if isinstance(part, str) else print_table(*part)
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     """What a command found, for machines: one object, results in lists under names of their own."""
     print(json.dumps(_plain({"version": JSON_VERSION, **value}), indent=2))

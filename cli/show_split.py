@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from cli.printing import console, print_table
-from cutedge import _plan_words, _rows, _words
+from cutedge import _rows, _words
 from partition.crossover import Crossover, Point
 from partition.ladder import LadderStep
 from partition.optimise import Price
@@ -138,22 +138,6 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
     out.print()
     for one in found:
         out.print(f"{one.baseline.graph.meta.model}: {_words.coverage(one.baseline.graph)}")
-
-
-def plan(made: "cutedge.Plan", paths: Sequence[object]) -> None:
-    """``partition --mix`` and ``--frontier``."""
-    out = console()
-    out.print(Text(_plan_words.heading(made), style="bold"))
-    out.print()
-    print_table(*_plan_words.phase_table(made))
-    for line in _plan_words.sentences(made):
-        out.print(line)
-    if made.points:
-        out.print()
-        print_table(*_plan_words.point_table(made))
-        out.print(_plan_words.point_sentence(made))
-    for path in paths:
-        out.print(f"written to {path}")
 
 
 def over(

@@ -8,7 +8,7 @@ moves also by the buffers; only the stalls by the DRAM; only the seconds by the 
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from costmodels import Dataflow, Overlap
 from costmodels.area import AreaFigures
 from costmodels.array_memory import MOST_WORDS, OPERANDS, TOGETHER, Buffers, Traffic
-from costmodels.devices import Array
+from costmodels.arrays import gemm_cost
+from costmodels.devices import Array, Device
 from costmodels.energy import EnergyFigures, array_picojoules, element_bytes
+from tracer.errors import InputError
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -146,6 +148,11 @@ class Space:
         left, right, result = (int(one * 1024 / self.word_bytes) for one in kib)
         return left, right, result
 
+    def bytes_per_second(self, bandwidth: Bandwidth, clock_hertz: Fraction) -> Fraction:
+        """What a DRAM moves."""
+        words = clock_hertz * self.word_bytes
+        return bandwidth.value * words if bandwidth.by_cycle else bandwidth.value
+
     @cached_property
     def places(self) -> tuple[Ints, ...]:
         """Of each design, where its value is on each axis."""
@@ -159,7 +166,7 @@ class Space:
         )
         hertz = self.clocks[clock]
         moved = self.bandwidths[bandwidth]
-        rate = moved.value * hertz * self.word_bytes if moved.by_cycle else moved.value
+        rate = self.bytes_per_second(moved, hertz)
         return Design(
             self.dataflows[flow],
             self.rows[row],
@@ -189,8 +196,10 @@ class Runs:
     """Of waiting for the DRAM."""
     seconds: Floats
     """All cycles by the clock."""
-    joules: Floats | None
-    """By energy figures; None without any."""
+    joules: Floats
+    """By the energy figures, idling in it."""
+    energy_at_least: bool
+    """Whether that leaves out a level that the figures do not know."""
     dram_bytes: Floats
     """What comes from the DRAM and goes there."""
     useful_share: Floats
@@ -204,7 +213,7 @@ class Runs:
         return self.compute_cycles + self.stall_cycles
 
 
-def runs(products: Products, space: Space, energy: EnergyFigures | None = None) -> Runs:
+def runs(products: Products, space: Space, energy: EnergyFigures) -> Runs:
     """What the products take on each design: see the top of this file.
 
     Raises InputError for what 64 bits do not count.
@@ -220,8 +229,8 @@ def runs(products: Products, space: Space, energy: EnergyFigures | None = None) 
     shape = flows, places, counts, kib, bandwidths * clocks
     compute, padded = np.empty(shape[:3], np.int64), np.empty(shape[:3])
     stalls = np.empty(shape, np.int64)
-    dram, joules = np.empty(shape), None if energy is None else np.empty(shape)
-    step = max(1, TOGETHER // len(products.m))
+    dram, joules = np.empty(shape), np.empty(shape)
+    step, at_least = max(1, TOGETHER // len(products.m)), False
     for (at, flow), (many, count) in product(enumerate(space.dataflows), enumerate(space.arrays)):
         for first in range(0, places * kib, step):
             some = np.arange(first, min(first + step, places * kib))
@@ -244,20 +253,20 @@ def runs(products: Products, space: Space, energy: EnergyFigures | None = None) 
                         waits.moved,
                         *_moved(space, products, waits.moved, sizes[buffer], energy),
                     ]
+                    at_least = known[3]
                 dram[here] = known[1][:, None]
-                if joules is not None:
-                    joules[here] = known[2][:, None]
+                joules[here] = known[2][:, None]
     total = compute[..., None, None] + stalls
     seconds = total / np.tile([float(clock) for clock in space.clocks], bandwidths)
     cells = np.multiply.outer(space.rows, space.columns).reshape(1, -1, 1, 1, 1)
     possible = total * (cells * np.asarray(space.arrays)[:, None, None]).astype(float)
-    if joules is not None and energy is not None and energy.idle_watts:
-        joules += energy.idle_watts * seconds
+    joules += (energy.idle_watts or 0.0) * seconds
     return Runs(
         np.broadcast_to(compute[..., None, None], shape).reshape(-1),
         stalls.reshape(-1),
         seconds.reshape(-1),
-        None if joules is None else joules.reshape(-1),
+        joules.reshape(-1),
+        at_least,
         dram.reshape(-1),
         (products.macs / possible).reshape(-1),
         ((padded[..., None, None] - products.macs) / possible).reshape(-1),
@@ -265,21 +274,16 @@ def runs(products: Products, space: Space, energy: EnergyFigures | None = None) 
 
 
 def _moved(
-    space: Space,
-    products: Products,
-    moved: Sequence[Ints],
-    kib: Floats,
-    energy: EnergyFigures | None,
-) -> tuple[Floats, Floats | None]:
-    """(bytes that the DRAM moves, joules without idling) of some designs."""
+    space: Space, products: Products, moved: Sequence[Ints], kib: Floats, energy: EnergyFigures
+) -> tuple[Floats, Floats, bool]:
+    """(bytes that the DRAM moves, joules without idling, whether at least so many) of some designs."""
     each = [float(space.word_bytes) * (one @ products.times) for one in moved]
     accessed: dict[str, Any] = {one: sum(each[n::3]) for n, one in enumerate(OPERANDS)}
     outside: Floats = np.asarray(sum(each[6:]))
-    if energy is None:
-        return outside, None
     held: dict[str, Any] = dict(zip(OPERANDS, kib.T, strict=True))
     found = array_picojoules(energy, space.dtype, products.macs, accessed, held, outside)
-    return outside, 1e-12 * np.asarray(found.total)
+    joules = np.broadcast_to(1e-12 * np.asarray(found.total), outside.shape)
+    return outside, joules, found.at_least
 
 
 def _arrays(dataflow: Dataflow, rows: Any, columns: Any, count: int) -> Array:
@@ -287,6 +291,66 @@ def _arrays(dataflow: Dataflow, rows: Any, columns: Any, count: int) -> Array:
     down, across = cast(int, rows), cast(int, columns)
     return Array(
         dataflow, down, across, depth=None, tile_cycles=None, clock_hertz=1.0, arrays=count
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """A run on a device that is an array without described buffers."""
+
+    device: Device
+    square_millimetres: float
+    """By the proxy of ``costmodels.area``."""
+    cycles: int
+    """Of all products; waiting that is in a fixed tile's cycles among them."""
+    seconds: float
+    """All cycles by the clock."""
+    joules: float
+    """Of the multiply-accumulates and of each element of operands and results once from the DRAM or
+    to it, by the energy figures: at least so much."""
+    useful_share: float
+    """Of all multipliers and all cycles, as ``Runs`` has it."""
+    padding_share: float
+    """Likewise."""
+
+
+def area_of(device: Device, figures: AreaFigures, dtype: str) -> float:
+    """The area proxy of a device that is an array: a multiplier for each of its cells, and for each
+    element of a fixed tile's result. Raises InputError for what is no array."""
+    array = _array_of(device)
+    cells = array.rows * array.columns
+    return float(figures.square_millimetres(dtype, cells, 0, array.arrays))
+
+
+def _array_of(device: Device) -> Array:
+    if device.array is None:
+        raise InputError(
+            f"{device.name} is no array of multipliers: designs stand beside chip-8x8, systolic-8x8 "
+            "or a .toml file with array_dataflow"
+        )
+    return device.array
+
+
+def on_device(
+    products: Products, device: Device, area: AreaFigures, energy: EnergyFigures, dtype: str
+) -> OnDevice:
+    """What the products take on a device. Raises InputError for one that is no array."""
+    array = _array_of(device)
+    *sizes, batch, times = products
+    cost = gemm_cost(array, *sizes, batch=batch, count="true")
+    cycles = int(cost.cycles @ times)
+    useful = float((cost.cycles * cost.utilisation) @ times) / cycles
+    padded = np.minimum(cost.padded_macs / cost.useful_macs * cost.utilisation, 1.0)
+    moved = float(element_bytes(dtype)) * ((cost.sent_bytes + cost.received_bytes) @ times) / 4
+    taken = array_picojoules(energy, dtype, products.macs, {}, {}, moved).total
+    return OnDevice(
+        device,
+        area_of(device, area, dtype),
+        cycles,
+        cycles / array.clock_hertz,
+        1e-12 * float(taken),
+        useful,
+        float((cost.cycles * padded) @ times) / cycles - useful,
     )
 
 
@@ -346,14 +410,27 @@ def _undominated(points: Floats) -> NDArray[np.bool_]:
     return found
 
 
-def fastest(made: Runs, area: Floats, among: Iterable[int] | None = None) -> int:
-    """The design with the fewest seconds; of those the one that takes the least energy, then area."""
-    chosen = np.arange(len(area)) if among is None else np.asarray([*among])
-    joules = np.zeros(len(chosen)) if made.joules is None else made.joules[chosen]
-    return int(chosen[np.lexsort((area[chosen], joules, made.seconds[chosen]))[0]])
+def fastest(made: Runs, area: Floats, among: NDArray[np.intp]) -> int:
+    """Of some designs the one with the fewest seconds; of those the one that takes the least energy,
+    then the least area, then the first."""
+    return int(among[np.lexsort((area[among], made.joules[among], made.seconds[among]))[0]])
 
 
 # --- what limits one ------------------------------------------------------------------------------
+
+
+def gains(
+    products: Products, design: Design, dtype: str, overlap: Overlap, *together: tuple[str, ...]
+) -> dict[tuple[str, ...], float]:
+    """How many times as fast a run is with twice of each knob, or of what is given ``together``."""
+
+    def seconds(design: Design) -> float:
+        return float(runs(products, Space.of(design, dtype, overlap), EnergyFigures()).seconds[0])
+
+    base = seconds(design)
+    each = together or tuple((knob,) for knob in KNOBS)
+    return {knobs: base / seconds(doubled(design, *knobs)) for knobs in each}
+
 
 KNOBS = ("rows", "columns", "buffers", "DRAM bandwidth", "clock", "arrays")
 """What of a design can be doubled."""

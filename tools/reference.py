@@ -24,6 +24,7 @@ from costmodels.packing import Packing, load_packing, packing_names
 from costmodels.weight_parts import PARTS, Model, Weight
 from costmodels.weights import FIGURES as OF_WEIGHTS
 from costmodels.weights import Encoding, EncodingRule, load_weights, weight_names
+from cutedge._design_table import DESIGNS
 from cutedge._frontier import FRONTIER
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
@@ -65,6 +66,10 @@ TABLES: Mapping[str, tuple[str, pa.Schema]] = {
     "sweep": (
         "A row is a point of a grid. Model, phase and policy stand in the path of the file.",
         SWEEP,
+    ),
+    "designs": (
+        "A row is a design of a chip for a run of a model. `cutedge design --out` writes it.",
+        DESIGNS,
     ),
 }
 

@@ -47,6 +47,14 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e9:.4g} ns"
 
 
+def joules(energy: float) -> str:
+    """Joules to four digits, in a unit that leaves a number of one or more."""
+    for scale, unit in ((1, "J"), (1e3, "mJ"), (1e6, "uJ"), (1e9, "nJ")):
+        if energy * scale >= 1 or not energy:
+            return f"{energy * scale:,.4g} {unit}"
+    return f"{energy * 1e12:.4g} pJ"
+
+
 def rate(bytes_per_second: float) -> str:
     """Bytes a second, in powers of ten as links are sold."""
     for scale, unit in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
