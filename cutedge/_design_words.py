@@ -59,8 +59,8 @@ def kib_text(design: Design) -> str:
     return "+".join(f"{float(one):g}" for one in design.kib)
 
 
-def shown(made: "Designs", written: Iterable[object]) -> Iterator[str | tuple[str, Any]]:
-    """What ``design`` prints, line by line and table by table."""
+def said(made: "Designs") -> Iterator[str]:
+    """How much was worked out, and by which figures."""
     space, first = made.space, made.found[0].runs
     most = "" if made.max_area is None else f", at most {made.max_area:.4g} mm2 each"
     yield (
@@ -71,10 +71,19 @@ def shown(made: "Designs", written: Iterable[object]) -> Iterator[str | tuple[st
         f"area by {made.area.name}, a proxy; energy by {made.energy_name}"
         + ", which does not know all: at least" * first.energy_at_least
     )
+
+
+def shown(made: "Designs", written: Iterable[object]) -> Iterator[str | tuple[str, Any]]:
+    """What ``design`` prints, line by line and table by table."""
+    yield from said(made)
+    yield ""
+    yield f"model, tokens>, {HEADS}", side_by_side(made)
+    yield ""
+    yield from (limit_line(made, found) for found in made.found)
     for found in made.found:
         yield f"\n{headline(found.trace.graph.meta)}"
-        yield HEADS, run_rows(made, found)
-        yield limit_line(made, found)
+        yield pareto_words(made, found)
+        yield HEADS, pareto_rows(made, found)
     yield from (f"written to {path}" for path in written)
 
 
@@ -82,39 +91,51 @@ HEADS = (
     "design, SRAM KiB>1, DRAM>2, MHz>3, mm2>, cycles>1, stalls>1, seconds>, energy>, padding>, "
     "useful>2"
 )
-"""Of ``run_rows``."""
+"""Of a design and what a run takes on it."""
 
 MOST_ROWS = 12
 """Designs of a Pareto set that are printed, evenly from the smallest to the largest."""
 
 
-def run_rows(made: "Designs", found: "DesignedRun") -> list[list[str] | str]:
-    """A run on the device, on the best design, and on those that no other one is better than."""
+def side_by_side(made: "Designs") -> list[list[str]]:
+    """Each run on the device and on the best design."""
     from cutedge._design_table import device_row
 
-    rows: list[list[str] | str] = []
-    if (device := device_row(found)) is not None:
-        rows.append(_row(device, device["device"], "", ">= "))
-    if found.best is not None:
-        rows.append(_designs_row(made, found, found.best, "best: "))
+    rows = []
+    for found in made.found:
+        meta = found.trace.graph.meta
+        run = [meta.model, f"{meta.seq:,}"]
+        if (device := device_row(found)) is not None:
+            rows.append([*run, *_row(device, device["device"], "", ">= ")])
+        if found.best is not None:
+            rows.append([*run, *_designs_row(made, found, found.best)])
+    return rows
+
+
+def pareto_words(made: "Designs", found: "DesignedRun") -> str:
+    """What the rows of ``pareto_rows`` are."""
+    count = len(found.pareto)
+    rest = "" if count <= MOST_ROWS else f", {MOST_ROWS} of them"
+    what = ", ".join(made.compared)
+    return f"{counted(count, 'design')} that no other one is better than in {what}{rest}"
+
+
+def pareto_rows(made: "Designs", found: "DesignedRun") -> list[list[str]]:
+    """The designs that no other one is better than, by area."""
     by_area = found.pareto[made.square_millimetres[found.pareto].argsort(kind="stable")]
-    shown = [
-        *dict.fromkeys(round(n * (len(by_area) - 1) / (MOST_ROWS - 1)) for n in range(MOST_ROWS))
-    ]
-    rest = "" if len(by_area) <= MOST_ROWS else f", {len(shown)} of them"
-    rows.append(
-        f"{counted(len(by_area), 'design')} that no other one is better than in "
-        f"{', '.join(made.compared)}{rest}"
-    )
-    return [*rows, *(_designs_row(made, found, int(by_area[n])) for n in shown if len(by_area))]
+    last = len(by_area) - 1
+    shown = [*range(last + 1)]
+    if last >= MOST_ROWS:
+        shown = [round(n * last / (MOST_ROWS - 1)) for n in range(MOST_ROWS)]
+    return [_designs_row(made, found, int(by_area[n])) for n in shown]
 
 
-def _designs_row(made: "Designs", found: "DesignedRun", number: int, what: str = "") -> list[str]:
+def _designs_row(made: "Designs", found: "DesignedRun", number: int) -> list[str]:
     from cutedge._design_table import design_rows
 
     (row,) = design_rows(made, found, [number])
     design = made.space.design(number)
-    return _row(row, f"{what}{design_text(design)}", kib_text(design), "")
+    return _row(row, design_text(design), kib_text(design), "")
 
 
 def _row(row: Mapping[str, Any], name: str, kib: str, least: str) -> list[str]:
@@ -140,4 +161,4 @@ def limit_line(made: "Designs", found: "DesignedRun") -> str:
         return f"no design is as small as {made.max_area:g} mm2: give smaller arrays or buffers"
     meta = found.trace.graph.meta
     name = design_text(made.space.design(found.best))
-    return f"best for {meta.model} at {counted(meta.seq, 'token')}: {name}; {made.limits(found)[1]}"
+    return f"{meta.model} at {counted(meta.seq, 'token')} on {name}: {made.limits(found)[1]}"
