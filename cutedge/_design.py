@@ -61,7 +61,7 @@ class DesignedRun:
     pareto: NDArray[np.intp]
     """Which designs no other one is better than, of those that are small enough."""
     best: int | None
-    """The fastest that is small enough; None where not one is."""
+    """The best that is small enough (``costmodels.designs.fastest``); None where not one is."""
     device: OnDevice | None
     """The same run on the device that designs are set beside."""
 

@@ -53,8 +53,9 @@ def write_designs(made: "Designs", page: Path) -> Path:
         f'<link rel="icon" href="data:,">\n<style>\n{style}{_STYLE}</style>\n</head>\n<body>\n'
         f"<header>\n<h1>Designs of a chip for {escape(names)}</h1>\n{about}</header>\n"
         "<section>\n<h2>Side by side</h2>\n"
-        '<p class="caption">Each run on the device that designs are set beside, and on the fastest '
-        "design that is small enough.</p>\n"
+        '<p class="caption">Each run on the device that designs are set beside, and on the best '
+        "design that is small enough: of those within 1 % of the fewest seconds the one with the least "
+        "energy.</p>\n"
         f"{_table(f'model, tokens, {HEADS}', side_by_side(made))}</section>\n"
         f"{''.join(_section(made, found) for found in made.found)}</body>\n</html>\n"
     )

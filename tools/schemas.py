@@ -447,7 +447,11 @@ def _design() -> dict[str, Schema]:
         **columns(COSTS, "device"),
         **columns(DESIGN),
         "dataflow": key(str, "As of a design, or fixed."),
-        **columns(TAKEN, "cycles", "seconds", "joules", "useful_share", "padding_share"),
+        **columns(TAKEN, "cycles", "seconds", "joules"),
+        "useful_share": key(
+            float, "Of a design's multipliers and cycles, of what fixed tiles multiply."
+        ),
+        "padding_share": key(float, "Likewise, what is multiplied by padding."),
     }
     for name in ("ifmap_kib", "filter_kib", "ofmap_kib", "dram_bytes_per_second"):
         del device[name]  # its buffers are not known, and its waiting is in its cycles
@@ -456,8 +460,8 @@ def _design() -> dict[str, Schema]:
         "macs": key(int, "Multiply-accumulates of all matrix products."),
         "best": key(
             nullable(record(design)),
-            "The fastest that is small enough, of those the one that takes the least energy, then "
-            "area; null where not one is.",
+            "Of those that are small enough and at most 1 % slower than the fastest, the one that takes "
+            "the least energy, then area; null where not one is small enough.",
         ),
         "device": key(nullable(record(device)), "The run on --device; null without."),
         "limit": key(str | None, "What limits the best design, and what doubles its speed."),

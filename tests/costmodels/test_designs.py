@@ -143,17 +143,14 @@ def test_no_points_have_no_best():
     assert pareto(nothing, nothing).tolist() == []
 
 
-def test_the_fastest_takes_the_least_energy_then_area():
+def test_the_best_takes_the_least_energy_then_area_within_a_percent():
     made = runs(of((8, 8, 8, 1, 1)), SPACE, ENERGY)
-    tied = replace(
-        made,
-        seconds=np.array([2.0, 1, 1, 1]),
-        joules=np.array([0.0, 3, 2, 2]),
-        energy_at_least=False,
-    )
+    tied = replace(made, seconds=np.array([2.0, 1, 1.01, 1]), joules=np.array([0.0, 3, 2, 2]))
     area = np.array([0.0, 0.0, 5.0, 4.0])
     assert fastest(tied, area, np.arange(4)) == 3
     assert fastest(tied, area, np.array([0, 1])) == 1
+    assert fastest(tied, area, np.array([0, 1, 2])) == 2
+    assert fastest(replace(tied, seconds=np.array([2.0, 1, 1.02, 1])), area, np.array([1, 2])) == 1
 
 
 SPACE = Space(
