@@ -192,6 +192,13 @@ def design(
         dtype,
         overlap,
     )
+    models = [*model] if isinstance(model, list | tuple) else [model]
+    sizes = _sizes(phase, seq, past)
+    if (points := space.size * len(models) * len(sizes)) > MOST_POINTS:
+        raise InputError(
+            f"{points:,} points ({space.size:,} designs, {len(models) * len(sizes)} runs) are more "
+            f"than {MOST_POINTS:,}: give fewer values of {_longest(space)}, or fewer runs"
+        )
     compared = _texts(pareto)
     for one in compared:
         choose(one, FIGURES, "--pareto")
@@ -202,13 +209,6 @@ def design(
         max_area = area_of(beside, areas, dtype)
     square_millimetres = space.square_millimetres(areas)
     small = np.flatnonzero(square_millimetres <= (max_area or float("inf")))
-    models = [*model] if isinstance(model, list | tuple) else [model]
-    sizes = _sizes(phase, seq, past)
-    if (points := space.size * len(models) * len(sizes)) > MOST_POINTS:
-        raise InputError(
-            f"{points:,} points ({space.size:,} designs, {len(models) * len(sizes)} runs) are more "
-            f"than {MOST_POINTS:,}: give fewer values of {_longest(space)}, or fewer runs"
-        )
     found = []
     with stage("working out points", points) as done:
         for one, each in product(models, sizes):
