@@ -12,8 +12,9 @@ from cutedge.sweeping import BackendName
 
 Texts = list[str] | None
 
-_BUFFERS = "KiB of an array's buffers: a third each, or each (left+right+result: 16+64+16)."
 Numbers = "also 64..4096 (its doubles), 64..4096:64 (steps)"
+_TOKENS = f"New tokens of a prefill, with commas; {Numbers}; none: the model's own size."
+_BUFFERS = "KiB of an array's buffers: a third each, or each (left+right+result: 16+64+16)."
 
 
 def _many(help: str, *names: str) -> Any:
@@ -96,7 +97,7 @@ def sweep(
 @command("cutedge design tinyllama-1.1b --seq 1,128 --rows 4..64 --columns 4..64 --device chip-8x8")
 def design(
     model: Annotated[list[str], Argument(metavar="MODEL", help="As for trace, one or more.")],
-    seq: Annotated[str, Option(help=f"New tokens of a prefill, with commas; {Numbers}.")] = "1,128",
+    seq: Annotated[str, Option(help=_TOKENS)] = "1,128",
     past: Annotated[str | None, Option(help="Cached tokens, as --seq.")] = None,
     phase: Annotated[
         Literal["prefill", "decode", "encoder"], Option(help="As for trace.")

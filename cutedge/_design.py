@@ -135,7 +135,7 @@ class Designs:
 def design(
     model: "str | Trace | Sequence[str | Trace]",
     *,
-    seq: Values = (1, 128),
+    seq: Values | None = (1, 128),
     past: Values | None = None,
     phase: str = "prefill",
     rows: Values = "8..64",
@@ -162,7 +162,8 @@ def design(
     computes one after another. What is no matrix product is not in it.
 
     Each axis takes values as ``sweep`` does: ``"4,8,12"``, ``"4..64"`` (doubles), ``"4..64:4"``
-    (steps), or a list. ``sram_kib`` is all three buffers of an array, a third each, or each of them,
+    (steps), or a list. Without ``seq`` (None, or ``"none"``) a model runs at its own sizes, as one of
+    images must. ``sram_kib`` is all three buffers of an array, a third each, or each of them,
     as ``"16+64+16"`` (left operand, right one, result). The DRAM is ``dram_gb_per_second``, 6.4 when
     left out, or ``dram_words_per_cycle``.
 
@@ -265,14 +266,13 @@ def _traced(model: Any, phase: str, sizes: Mapping[str, Any], overrides: "Overri
     return trace(model, phase=phase, overrides=overrides, **sizes)
 
 
-def _sizes(phase: str, seq: Values, past: Values | None) -> list[dict[str, int]]:
+def _sizes(phase: str, seq: Values | None, past: Values | None) -> list[dict[str, int]]:
     """The sizes of the runs."""
-    pasts = (
-        [None] if past is None else [int(n) for n in numbers("--past", past, whole=True, least=0)]
-    )
-    seqs = [None] if phase == "decode" else [int(n) for n in numbers("--seq", seq, whole=True)]
+    own = phase == "decode" or seq in (None, "none")
+    pasts = [None] if past is None else numbers("--past", past, whole=True, least=0)
+    seqs = [None] if own else numbers("--seq", seq, whole=True)
     named = ({"past": p, "seq": s} for p, s in product(pasts, seqs))
-    return [{name: n for name, n in one.items() if n is not None} for one in named]
+    return [{name: int(n) for name, n in one.items() if n is not None} for one in named]
 
 
 def _whole(option: str, values: Values) -> tuple[int, ...]:

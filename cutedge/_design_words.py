@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodels import Overlap
 from costmodels.designs import KNOBS, Design, Products, gains
+from tracer.graph import TraceMeta
 from tracer.summary import headline
 from tracer.words import counted, duration, joules, rate
 
@@ -104,12 +105,21 @@ def side_by_side(made: "Designs") -> list[list[str]]:
     rows = []
     for found in made.found:
         meta = found.trace.graph.meta
-        run = [meta.model, f"{meta.seq:,}"]
+        run = [meta.model, run_size(meta)]
         if (device := device_row(found)) is not None:
             rows.append([*run, *_row(device, device["device"], "", ">= ")])
         if found.best is not None:
             rows.append([*run, *_designs_row(made, found, found.best)])
     return rows
+
+
+def run_size(meta: TraceMeta) -> str:
+    """How many tokens a sequence has that are new, and how many are cached."""
+    return f"{meta.seq:,}{_after(meta)}" if meta.seq else ""
+
+
+def _after(meta: TraceMeta) -> str:
+    return f" after {meta.past:,}" if meta.past else ""
 
 
 def pareto_words(made: "Designs", found: "DesignedRun") -> str:
@@ -161,4 +171,7 @@ def limit_line(made: "Designs", found: "DesignedRun") -> str:
         return f"no design is as small as {made.max_area:g} mm2: give smaller arrays or buffers"
     meta = found.trace.graph.meta
     name = design_text(made.space.design(found.best))
-    return f"{meta.model} at {counted(meta.seq, 'token')} on {name}: {made.limits(found)[1]}"
+    at = (
+        f"{meta.model} at {run_size(meta)} token{'s' * (meta.seq != 1)}" if meta.seq else meta.model
+    )
+    return f"{at} on {name}: {made.limits(found)[1]}"
