@@ -67,6 +67,6 @@ def generate(
         return
     first, *others = generation_sentences(made)
     say(f"{first}\n")
-    print_table("of, calls>2, payload>, seconds>1", generation_rows(made))
+    print_table(*generation_rows(made))
     for line in ("", *others):
         say(line)

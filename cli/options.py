@@ -267,6 +267,10 @@ class Search:
     time_limit: Annotated[
         float, Option(min=0.1, help="Seconds that a search for the optimum may take.")
     ] = 60.0
+    objective: Annotated[
+        str | None,
+        Option(help="What a search is for: bytes, seconds, energy, or seconds=1,energy=0.5."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

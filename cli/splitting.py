@@ -61,7 +61,8 @@ def partition(
 
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
     planned = mix is not None or frontier is not None
-    rules = chosen(policy or ("fastest" if planned and placement is None else None), placement)
+    searches = "min-cut" if search.objective else "fastest" if planned else None
+    rules = chosen(policy or (None if placement else searches), placement)
     check_words([rules], **options)
     folder = trace_folder(directory)
     if planned:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.described import Figure, check_figure_keys
-from costmodels.energy import DTYPES, accumulator
+from costmodels.energy import ELEMENT_BYTES, accumulator
 from tracer.errors import InputError
 from tracer.toml_files import check_keys, find_table, shipped_names
 
@@ -103,7 +103,7 @@ def load_area(name: str) -> AreaFigures:
         entries = table.get(key, {})
         if not isinstance(entries, dict):
             raise InputError(f"{path}: [{key}]: a table for each dtype is wanted, as [{key}.int8]")
-        check_keys(entries, f"{path}: [{key}]", optional=DTYPES)
+        check_keys(entries, f"{path}: [{key}]", optional=ELEMENT_BYTES)
         for dtype, entry in entries.items():
             at = f"{key}.{dtype}"
             values[key][dtype], sources[at] = _FIGURE.read(f"{path}: [{at}]", entry)

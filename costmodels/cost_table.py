@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from costmodels.flops import FREE
+from costmodels.joules import op_joules, with_idle
 from costmodels.roofline import DeviceTime
 from tracer.graph import OpGraph
 from tracer.serde import column, make_tables, run_of, trace_metadata, write_tables
@@ -31,6 +32,18 @@ COSTS = pa.schema(
             "at_least",
             pa.bool_(),
             "Whether `seconds` leaves out what starting the op takes, which is not known.",
+        ),
+        column(
+            "joules",
+            pa.float64(),
+            "What it takes in energy there, with what the device draws meanwhile whatever it does; null "
+            "where the device has no figure for it.",
+            null=True,
+        ),
+        column(
+            "energy_at_least",
+            pa.bool_(),
+            "Whether `joules` leaves out what is not known: buffers, registers, idle power ...",
         ),
         column(
             "bound",
@@ -72,11 +85,13 @@ def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa
     """What ops take on devices: a row for each op and device."""
     rows = [
         (
-            op,
+            op.id,
             time.device.name,
             at.gemm and at.gemm.cycles,
             at.seconds,
-            at.seconds is not None and time.lacks_launches and graph.ops[op].kind not in FREE,
+            late,
+            joules.value,
+            joules.value is not None and joules.at_least,
             at.bound,
             at.moved_bytes,
             time.engine.name or None,
@@ -85,7 +100,10 @@ def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa
             at.gemm and at.gemm.utilisation,
         )
         for time in times
-        for op, at in enumerate(time.ops)
+        for op, at in zip(graph.ops, time.ops, strict=True)
+        for late in [at.seconds is not None and time.lacks_launches and op.kind not in FREE]
+        for taken in [op_joules(graph, time, op.id)]
+        for joules in [with_idle(time.device, taken, at.seconds, late=late)]
     ]
     return make_tables(graph.meta, {"costs": (COSTS, rows)}, run_of(graph, trace_id))["costs"]
 

@@ -3,7 +3,8 @@
 A device is a TOML file: ``description``, ``trusted``, and figures, each a table with ``value``
 and ``source`` under a key that carries its unit. Peaks are dense and stand by dtype
 (``[peak_flops_per_second.bfloat16]``). A device computes by those peaks (then it has a memory
-bandwidth too), or it is an array for matrix products (``array_dataflow`` and its figures).
+bandwidth too), or it is an array for matrix products (``array_dataflow`` and its figures). What it
+takes in energy it says itself, or by the name of a file (``energy``, see ``costmodels.energy``).
 """
 
 import re
@@ -15,6 +16,8 @@ from typing import Any, cast, get_args
 
 from costmodels import Dataflow
 from costmodels.described import Figure, check_figure_keys
+from costmodels.energy import KEYS as ENERGY_KEYS
+from costmodels.energy import EnergyFigures, load_energy, read_figures
 from tracer.errors import InputError, alike, near
 from tracer.graph import FLOATING, ITEM_BYTES
 from tracer.toml_files import check_keys, find_table, shipped_names
@@ -110,6 +113,8 @@ class Device:
     """Its array of multipliers, of one that is nothing else; None for others."""
     host_link: str | None = None
     """Name of the link (``costmodels.links``) to its host."""
+    energy: EnergyFigures | None = None
+    """What its operations and its memory take, and what it draws; None where nothing is known."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where each figure comes from, by its key (``peak_flops_per_second.float32``)."""
 
@@ -162,8 +167,17 @@ COUNT_FIGURES: Mapping[str, Figure] = {"array_count": _SIZE}
 """What an array may have beside."""
 
 PEAK = "peak_flops_per_second"
-TEXTS = ("description", "array_dataflow", "host_link")
-KEYS = ("trusted", *TEXTS, PEAK, *FIGURES, *ARRAY_FIGURES, *TILE_FIGURES, *COUNT_FIGURES)
+TEXTS = ("description", "array_dataflow", "host_link", "energy")
+KEYS = (
+    "trusted",
+    *TEXTS,
+    PEAK,
+    *FIGURES,
+    *ARRAY_FIGURES,
+    *TILE_FIGURES,
+    *COUNT_FIGURES,
+    *ENERGY_KEYS,
+)
 
 
 _FOLDER = files("costmodels") / "data" / "devices"
@@ -230,6 +244,7 @@ def _parse(path: Path, table: dict[str, Any]) -> Device:
         if key in table:
             values[key], sources[key] = figure.read(f"{path}: [{key}]", table[key])
     peaks = _peaks(path, table, sources) if PEAK in table else {}
+    energy = _energy(path, table, sources)
     return Device(
         name=path.stem,
         description=table["description"],
@@ -237,6 +252,7 @@ def _parse(path: Path, table: dict[str, Any]) -> Device:
         peak_flops_per_second=peaks,
         array=_array(path, table["array_dataflow"], values) if "array_dataflow" in table else None,
         host_link=table.get("host_link"),
+        energy=energy,
         sources=sources,
         **{key: value for key, value in values.items() if key in FIGURES},
     )
@@ -269,6 +285,14 @@ def _peaks(path: Path, table: Mapping[str, Any], sources: dict[str, str]) -> dic
         key = f"{PEAK}.{dtype}"
         peaks[dtype], sources[key] = _RATE.read(f"{path}: [{key}]", entry)
     return peaks
+
+
+def _energy(path: Path, table: Mapping[str, Any], sources: dict[str, str]) -> EnergyFigures | None:
+    """The figures of the file that the device names, and its own in place of those."""
+    named, of_file = load_energy(table["energy"]) if "energy" in table else (EnergyFigures(), {})
+    found, own = read_figures(path, table, named)
+    sources |= {**of_file, **own}
+    return None if found == EnergyFigures() else found
 
 
 def _array(path: Path, dataflow: str, values: Mapping[str, Any]) -> Array:

@@ -74,6 +74,14 @@ class EnergyFigures:
         add = self.add_picojoules.get(accumulator(dtype))
         return None if multiply is None or add is None else multiply + add
 
+    @property
+    def by_key(self) -> dict[str, float]:
+        """All that is known, by its key in a file: ``mac_picojoules.int8``."""
+        sizes = {f"{kib:g}_kib": value for kib, value in self.sram_picojoules_per_byte.items()}
+        by_name = {**{key: getattr(self, key) for key in BY_DTYPE}, SRAM: sizes}
+        several = {f"{key}.{name}": v for key, many in by_name.items() for name, v in many.items()}
+        return several | {key: v for key in FIGURES if (v := getattr(self, key)) is not None}
+
     def at_node(self, nanometres: float) -> "EnergyFigures":
         """The figures at another node: see the top of this file. Raises InputError where it is not
         known what they are of."""
@@ -102,17 +110,17 @@ _OF_THE_PROCESS = (
 )
 
 
-DTYPES = (*ITEM_BYTES, "int4", "uint4")
-"""What figures may be of."""
+ELEMENT_BYTES: Mapping[str, float] = {**ITEM_BYTES, "int4": 0.5, "uint4": 0.5, "tfloat32": 4}
+"""By dtype: all that figures may be of."""
 
 
 def element_bytes(dtype: str) -> float:
-    """Of an element in a dtype, also of the half bytes that no tensor has.
+    """Of an element in a dtype, also in those that no tensor has but a multiplier may.
 
     >>> element_bytes("int4"), element_bytes("float32")
     (0.5, 4)
     """
-    return 0.5 if dtype.endswith("int4") else ITEM_BYTES[dtype]
+    return ELEMENT_BYTES[dtype]
 
 
 def accumulator(dtype: str) -> str:
@@ -248,7 +256,7 @@ _POSITIVE = Figure(positive=True)
 FIGURES: Mapping[str, Figure] = {
     "register_picojoules_per_byte": _POSITIVE,
     "dram_picojoules_per_byte": _POSITIVE,
-    "idle_watts": Figure(),
+    "idle_watts": _POSITIVE,
     "busy_watts": _POSITIVE,
     "node_nanometres": _POSITIVE,
 }
@@ -308,7 +316,7 @@ def read_figures(
         if not isinstance(entries, dict) or not entries:
             raise InputError(f"{where}]: a table for each is wanted, as [{key}.{wanted}]")
         if key != SRAM:
-            check_keys(entries, f"{where}]", optional=DTYPES)
+            check_keys(entries, f"{where}]", optional=ELEMENT_BYTES)
         values = dict(getattr(given, key))
         for name, entry in entries.items():
             at = _kib(f"{where}]", name) if key == SRAM else name

@@ -78,6 +78,8 @@ class Link:
     chunk_bytes: int | None = None
     """The payload that a message has on the wire goes in pieces of this many bytes and a rest
     where it is longer. Each piece is a message of its own: it pays framing and latency."""
+    picojoules_per_byte: float | None = None
+    """What a byte on the wire takes, both ends together; None where that is not known."""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Where each figure comes from, by its key; those of the description and no others."""
 
@@ -123,6 +125,15 @@ class Link:
         link = _unbroken(self, direction, payload)
         alone = message_cost(link, [payload], direction).seconds
         return None if alone is None else alone[0] - (link.message_seconds(direction) or 0.0)
+
+    def tensor_joules(self, payload: int, direction: str) -> float | None:
+        """What the bytes of a tensor take on the wire, those of its message left out; None where a
+        byte has no figure."""
+        if self.picojoules_per_byte is None:
+            return None
+        (wire,) = message_cost(self, [payload], direction).wire_bytes
+        framing: int = _of(self, direction, "message_framing_bytes")
+        return float((wire - framing) * (self.picojoules_per_byte * 1e-12))
 
     def message_seconds(self, direction: str) -> float | None:
         """What a message takes beside its tensors, at the least: latency where that is known, toll
@@ -261,6 +272,7 @@ OPTIONAL: Mapping[str, Figure] = {
     "synchronous": Figure(flag=True),
     "confidential": Figure(flag=True),
     "chunk_bytes": Figure(whole=True, positive=True),
+    "picojoules_per_byte": Figure(positive=True),
 }
 """The figures that a description may have."""
 

@@ -264,6 +264,28 @@ def run_times(
     return exact_sum(terms, over.length)
 
 
+def run_moved(
+    graph: OpGraph,
+    over: Over,
+    ops: OpGroups,
+    device: str,
+    runs: tuple[tuple[str, int] | None, ...],
+    engine: Engine,
+) -> Ints:
+    """The bytes that all that runs on a device moves by size, with ``runs`` as of ``run_times``."""
+    alike: Counter[Any] = Counter()
+    for members, moved, _ in _kernels(graph, over, ops, engine, runs):
+        run = runs[members[0]]
+        if run is not None and run[0] == device:
+            alike[ops.of[members[0]] if moved is None else moved] += 1
+    total = np.zeros(over.length, np.int64)
+    for moved, count in alike.items():
+        total = total + count * (
+            over(moved) if isinstance(moved, Formula) else ops.groups[moved].moved_bytes
+        )
+    return total
+
+
 def op_times(
     graph: OpGraph,
     over: Over,

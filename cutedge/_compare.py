@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodels.machine import Machine
-from cutedge._partition import Asked, Partition, asked_of
+from cutedge._partition import Asked, Objective, Partition, asked_of
 from cutedge._placing import (
     Compared,
     arranged,
@@ -41,6 +41,7 @@ def compare(
     time_limit: float,
     scheduling: "Scheduling | None",
     granularity: Granularity,
+    objective: Objective = None,
 ) -> "Comparison":
     """The policies on a trace; one that cannot be is left out, where the user has not named it."""
     asked = asked_of(
@@ -53,6 +54,7 @@ def compare(
         time_limit,
         scheduling,
         granularity,
+        objective,
     )
     names = list(asked.policies)
     against = baseline or ("offload-linear" if "offload-linear" in names else names[0])
@@ -92,6 +94,7 @@ def crossovers(
     time_limit: float,
     scheduling: "Scheduling | None",
     granularity: Granularity,
+    objective: Objective = None,
 ) -> "tuple[str, list[Point], list[Crossover]]":
     """(unit, the best policy at sizes of a range, where that changes): ``Trace.crossovers``."""
     graph = trace.graph
@@ -105,6 +108,7 @@ def crossovers(
         time_limit,
         scheduling,
         granularity,
+        objective,
     )
     check_namesakes(asked.policies)
     without = {} if policies else obstacles(asked.policies, asked.setting)
@@ -192,7 +196,8 @@ class Comparison(Sequence[Partition]):
     def arranged(self, unseen: Sequence[str] = (), sort: Order | None = None) -> "Comparison":
         """Those under which no untrusted device sees ``unseen`` sorts of tensor, in an order.
 
-        ``sort`` puts the fewest ``bytes``, ``calls``, ``seconds`` or sorts ``seen`` first. Savings
+        ``sort`` puts the fewest ``bytes``, ``calls``, ``seconds``, joules (``energy``) or sorts
+        ``seen`` first. Savings
         stay against the same baseline. Raises InputError for what is no sort of tensor.
 
         >>> import cutedge

@@ -10,6 +10,7 @@ from costmodels.compulsory import compulsory_bytes, least_seconds
 from costmodels.devices import load_device
 from costmodels.engines import PHYSICAL
 from costmodels.flops import without_sizes
+from costmodels.joules import Joules, device_joules
 from costmodels.links import Link, load_link
 from costmodels.memory import MemoryNeed, fits, memory_need
 from costmodels.roofline import DeviceTime, Rates, Share, refuse_missing, shares, time_graph
@@ -86,6 +87,11 @@ class Cost:
         return (f"the launch time of {self.time.device.name}",) if self.time.lacks_launches else ()
 
     @property
+    def joules(self) -> Joules:
+        """What its ops take in energy, one after another, and what the device draws meanwhile."""
+        return device_joules(self.trace.graph, self.time)
+
+    @property
     def total_share(self) -> Share | None:
         """All ops as one group; None where not one works."""
         return next(iter(shares(self.trace.graph, self.time, lambda op: "all")), None)
@@ -110,6 +116,8 @@ class Cost:
             "seconds": time.seconds,
             "at_least": bool(self.left_out),
             "left_out": list(self.left_out),
+            "joules": self.joules.value,
+            "energy_at_least": self.joules.value is not None and self.joules.at_least,
             "compulsory_bytes": self.compulsory_bytes,
             "least_seconds": self.least_seconds,
             "seconds_coverage": time.coverage,

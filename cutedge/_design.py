@@ -29,7 +29,7 @@ from costmodels.designs import (
 )
 from costmodels.designs import pareto as undominated
 from costmodels.devices import SYSTOLIC, load_device
-from costmodels.energy import DTYPES, EnergyFigures, load_energy
+from costmodels.energy import ELEMENT_BYTES, EnergyFigures, load_energy
 from cutedge._grids import numbers
 from tracer.errors import InputError, choose
 from tracer.graph import OpGraph
@@ -181,7 +181,7 @@ def design(
     energies, _ = load_energy(energy)
     areas = load_area(area)
     choose(overlap, get_args(Overlap), "--overlap")
-    choose(dtype, DTYPES, "--dtype")
+    choose(dtype, tuple(ELEMENT_BYTES), "--dtype")
     space = Space(
         _dataflows(dataflow),
         _whole("--rows", rows),

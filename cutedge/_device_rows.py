@@ -73,7 +73,7 @@ def figure_rows(device: Device) -> Rows:
             "clock_hertz": array.clock_hertz,
             "array_count": array.arrays,
         }
-    return [
+    rows = [
         (
             key,
             f"{known[key]:,}" if key.endswith("_bytes") else f"{known[key]:g}",
@@ -83,6 +83,8 @@ def figure_rows(device: Device) -> Rows:
         for key in (*FIGURES, *ARRAY_FIGURES, *TILE_FIGURES, *COUNT_FIGURES)
         if key in device.sources
     ]
+    energy = {} if device.energy is None else device.energy.by_key
+    return [*rows, *((key, f"{energy[key]:.6g}", "", device.sources[key]) for key in energy)]
 
 
 def _memory_rows(product: "ProductCost") -> Rows:

@@ -12,7 +12,7 @@ from costmodels.flops import annotate
 from costmodels.links import message_cost
 from costmodels.machine import Machine
 from cutedge._machines import machine_of
-from cutedge._partition import Partition, asked_of
+from cutedge._partition import Objective, Partition, asked_of, searching
 from cutedge._placing import check_words, partition_of
 from cutedge._request import Overrides
 from cutedge._trace import Trace, trace
@@ -54,6 +54,15 @@ class Step:
     """Whether the payload is counted, or a ratio stands in for some of it."""
     mask_costs: Mapping[str, int] = field(default_factory=dict, hash=False)
     """What masks cost, by key of ``Generation.summary``; all 0 where there are none."""
+    run_joules: float | None = None
+    """Its energy (``partition.energy``); None where that of computing is not known."""
+    energy_at_least: bool = False
+    """Whether that leaves out what is not known."""
+
+    @property
+    def token_joules(self) -> float | None:
+        """``run_joules`` by its tokens."""
+        return None if self.run_joules is None else self.run_joules / self.tokens
 
     @property
     def token_seconds(self) -> float | None:
@@ -122,6 +131,8 @@ class Generation:
     warned: tuple[str, ...]
     """What there is to warn of in the traces, at all of these sizes."""
     draft: Draft | None = None
+    move_joules: tuple[float, bool] = (0.0, False)
+    """(what that takes in energy, whether it leaves out what is not known)."""
 
     @property
     def _prefills(self) -> list[Split]:
@@ -213,6 +224,11 @@ class Generation:
         return _sum(step.run_seconds for step in self.steps)
 
     @property
+    def step_joules(self) -> float | None:
+        """Their energy; None where that of one of them is not known."""
+        return _sum(step.run_joules for step in self.steps)
+
+    @property
     def ttft_seconds(self) -> float | None:
         """Until the first token: the prefill; None where it is not known."""
         return _seconds(self.prefill.bare)
@@ -221,6 +237,28 @@ class Generation:
     def total_seconds(self) -> float | None:
         """Prefill, the move of the cache and all steps, one after another."""
         return _sum((*map(_seconds, self._prefills), self.move_seconds, self.step_seconds))
+
+    @property
+    def joules(self) -> dict[str, Any]:
+        """Energy, by key of ``summary``."""
+        prefills = [split.energy_figures for split in self._prefills]
+        parts = [one["run_joules"] for one in prefills]
+        steps = self.step_joules
+        total = _sum((*parts, self.move_joules[0], steps))
+        first, last = (self.steps[0], self.steps[-1]) if self.steps else (None, None)
+        made = fsum(step.tokens for step in self.steps)
+        late = any(one["energy_at_least"] for one in prefills)
+        late |= any(step.energy_at_least for step in self.steps)
+        tokens = self.prefill.trace.graph.meta.batch * (round(made) + 1)
+        return {
+            "ttft_joules": parts[0],
+            "step_first_joules": first and first.token_joules,
+            "step_last_joules": last and last.token_joules,
+            "step_mean_joules": steps / made if first and steps is not None else None,
+            "total_joules": total,
+            "joules_per_token": None if total is None else total / tokens,
+            "energy_at_least": total is not None and (late or self.move_joules[1]),
+        }
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -265,6 +303,7 @@ class Generation:
             "tokens_per_second": None if not total else meta.batch * new / total,
             "at_least": bool(unknown),
             "left_out": list(unknown),
+            **self.joules,
             "last_step_saves_bytes": None if self.anew is None else self.anew[0],
             "last_step_saves_seconds": None if self.anew is None else self.anew[1],
             "warnings": list(self.warnings),
@@ -275,7 +314,7 @@ class Generation:
         """The steps, one a row."""
         import pyarrow as pa
 
-        names = ("past", "calls", "transfers", "total_payload_bytes", "run_seconds")
+        names = ("past", "calls", "transfers", "total_payload_bytes", "run_seconds", "run_joules")
         columns = {name: [getattr(step, name) for step in self.steps] for name in names}
         for name in self.prefill.bare.mask_costs:
             columns[name] = [step.mask_costs[name] for step in self.steps]
@@ -298,6 +337,7 @@ def generate(
     secrets: Sequence[str] | None = (),
     max_calls: int | None = None,
     time_limit: float = 60.0,
+    objective: Objective = None,
     weights: str | Path | None = None,
     kv_dtype: str | None = None,
     cached_prompt: int = 0,
@@ -338,7 +378,8 @@ def generate(
             f"generate takes one accelerator, and here are {', '.join(on.accelerators)}: partition "
             "and compare take several"
         )
-    check_words([policy, after])  # before a model is traced
+    check_words([policy, after], objective=objective)  # before a model is traced
+    policy, after = searching([policy, after], objective)
     if not 0 <= cached_prompt < prompt:
         raise InputError(
             f"cached_prompt {cached_prompt}: of a prompt of {prompt} tokens at least one is read"
@@ -400,6 +441,7 @@ def generate(
         _cache_bytes(one, prompt + new - 1),
         tuple(warnings),
         proposer,
+        _move_joules(moves, on),
     )
 
 
@@ -437,6 +479,8 @@ def _as_rounds(
                 expected,
                 "estimate" if any(part.payload_status == "estimate" for part in parts) else "exact",
                 {name: sum(part.mask_costs[name] for part in parts) for name in check.mask_costs},
+                _sum(part.run_joules for part in parts),
+                any(part.energy_at_least for part in parts),
             )
         )
     return tuple(rounds)
@@ -491,6 +535,24 @@ def _move_seconds(moves: Sequence[CacheMove], machine: Machine) -> float | None:
     return fsum(total)
 
 
+def _move_joules(moves: Sequence[CacheMove], machine: Machine) -> tuple[float, bool]:
+    """(what the cache takes to move in energy, whether that leaves out what is not known)"""
+    figures = [device.energy for device in machine.described.values()]
+    watts = sum(one.idle_watts or 0.0 for one in figures if one is not None)
+    seconds = _move_seconds(moves, machine)
+    total, at_least = [watts * (seconds or 0.0)], bool(watts and seconds is None)
+    messages: dict[tuple[str, str], list[int]] = {}
+    for move in moves:
+        messages.setdefault((move.source, move.destination), []).append(move.payload_bytes)
+    for (source, destination), payloads in messages.items():
+        direction = "send" if source == machine.home else "receive"
+        link = machine.links.between(source, destination, machine.home)
+        wire = sum(message_cost(link, payloads, direction).wire_bytes)
+        total.append(wire * ((link.picojoules_per_byte or 0.0) * 1e-12))
+        at_least |= link.picojoules_per_byte is None
+    return fsum(total), at_least
+
+
 @stage("working out steps")
 def _steps(
     model: Any, options: Mapping[str, Any], pasts: Sequence[int], decode: Partition
@@ -535,6 +597,8 @@ def _steps(
                 seconds,
                 payload_status=figures["payload_status"],
                 mask_costs={name: figures[name] for name in MASKED},
+                run_joules=figures.get("run_joules"),
+                energy_at_least=figures["energy_at_least"],
             )
     return tuple(found[past] for past in pasts), warnings
 

@@ -16,7 +16,7 @@ from cutedge._placing import (
     scheduling_of,
 )
 from partition import Granularity, Residency, ScheduleKind
-from partition.policy import Policy, cautions, load_policy, with_secrets
+from partition.policy import Policy, cautions, load_policy, with_objective, with_secrets
 from partition.run import times_under
 from partition.schedule import Scheduling
 from partition.setting import Setting
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from partition.optimise import Price
     from partition.seen import Derived
 
+Objective = str | Mapping[str, float] | None
+"""What is best, in place of what a policy says: a text as ``--objective`` takes, or weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -60,6 +63,7 @@ def asked_of(
     time_limit: float,
     scheduling: Scheduling | None = None,
     granularity: Granularity = "op",
+    objective: Objective = None,
 ) -> Asked:
     """The policies and the setting that a user's words come to, for a graph."""
     choose(granularity, get_args(Granularity), "--granularity")
@@ -67,7 +71,7 @@ def asked_of(
         one.name if isinstance(one, Policy) else str(one): with_secrets(
             graph, one if isinstance(one, Policy) else load_policy(str(one)), secrets
         )
-        for one in policies
+        for one in searching(policies, objective)
     }
     times = machine.times(graph)
     setting = Setting(machine, residency, times, max_calls, time_limit, scheduling, granularity)
@@ -83,6 +87,24 @@ def chosen(policy: str | None, words: str | None) -> str | Policy:
     from cutedge._carried import placement
 
     return placement(words)
+
+
+def searching(
+    policies: Sequence[str | Path | Policy], objective: Objective
+) -> Sequence[str | Path | Policy]:
+    """The policies, those that search for another objective where one is given.
+
+    Raises InputError where not one of them searches.
+    """
+    if objective is None:
+        return policies
+    given = [one if isinstance(one, Policy) else load_policy(str(one)) for one in policies]
+    if not any(policy.objective for policy in given):
+        names = ", ".join(dict.fromkeys(policy.name for policy in given))
+        raise InputError(
+            f"--objective is of a policy that searches, and {names} leaves nothing free: take min-cut"
+        )
+    return [with_objective(policy, objective) for policy in given]
 
 
 class Partition:

@@ -15,6 +15,7 @@ from cutedge._machines import machine_of
 from cutedge._storage import check_storage
 from partition import Granularity, Order, Residency, ScheduleKind
 from partition.crossover import Crossover, Point, best_over
+from partition.energy import energy_of
 from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
 from partition.ladder import Exposure, LadderStep, exposure, ladder
 from partition.masked_choice import mask_seconds
@@ -39,6 +40,7 @@ from partition.policy import (
     fixed_policy_names,
     load_policy,
     secret_tensors,
+    with_objective,
     with_secrets,
 )
 from partition.problem import InfeasibleError, NotFoundError
@@ -82,10 +84,12 @@ def check_words(
     schedule: ScheduleKind | None = None,
     requests: int | None = None,
     granularity: Granularity = "op",
+    objective: str | Mapping[str, float] | None = None,
     **machine: Any,
 ) -> None:
     """Raise InputError for options that cannot be understood, before a model is traced or read."""
     check_storage(weights, kv_dtype)
+    with_objective(load_policy("min-cut"), objective)
     for policy in policies:
         if not isinstance(policy, Policy):
             load_policy(str(policy))
@@ -180,6 +184,17 @@ def partition_of(
         granularity=setting.granularity,
         by_op=by_op,
     )
+    energy = energy_of(
+        graph,
+        split.placement,
+        traffic,
+        times,
+        machine.devices,
+        split.compute_seconds,
+        split.run_seconds,
+        late=bool(split.left_out),
+    )
+    split = replace(split, energy=energy)
     if shows:
         split = replace(split, exposed=exposed(split, setting))
     asked = setting.scheduling
@@ -335,6 +350,7 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
         "bytes": lambda one: one.traffic.totals.payload_bytes,
         "calls": lambda one: len(one.traffic.calls),
         "seconds": _seconds,
+        "energy": _joules,
         "seen": lambda one: len(known(sort for each in one.exposed for sort in each.seen)),
     }
     left = [number for number, name in enumerate(found.names) if name not in without]
@@ -348,6 +364,12 @@ def arranged(found: Compared, unseen: Sequence[str], order: Order | None) -> Com
         policies=tuple(found.policies[n] for n in left),
         without=without,
     )
+
+
+def _joules(split: Split) -> float:
+    """What a run takes in energy, as far as that is known; most where it is not."""
+    joules = None if split.energy is None else split.energy.run_joules
+    return inf if joules is None else joules
 
 
 def _seconds(split: Split) -> float:

@@ -306,19 +306,23 @@ def verify_shown(
     yield from (f"written to {file}" for file in files)
 
 
-def generation_rows(made: "Generation") -> Rows:
-    """(what, calls, payload, seconds) of the parts of a generation, and of all of it."""
-    steps, traffic, lacks = made.steps, made.prefill.bare.traffic, made.summary["at_least"]
-    parts: list[tuple[str, int, int, float | None]] = [
-        ("prefill", len(traffic.calls), traffic.totals.payload_bytes, made.ttft_seconds)
+def generation_rows(made: "Generation") -> tuple[str, Rows]:
+    """(the columns, what the parts of a generation take, and all of it): energy where it is known."""
+    steps, traffic, energy = made.steps, made.prefill.bare.traffic, made.joules
+    lacks, spent = made.summary["at_least"], energy["total_joules"]
+    own = traffic.totals.payload_bytes, made.ttft_seconds, energy["ttft_joules"]
+    parts: list[tuple[str, int, int, float | None, float | None]] = [
+        ("prefill", len(traffic.calls), *own)
     ]
     if made.draft:
         split = made.draft.prefill.bare
-        payload = split.traffic.totals.payload_bytes
-        parts.append(("prefill of the draft", len(split.traffic.calls), payload, split.run_seconds))
+        payload, joules = split.traffic.totals.payload_bytes, split.energy_figures["run_joules"]
+        calls = len(split.traffic.calls)
+        parts.append(("prefill of the draft", calls, payload, split.run_seconds, joules))
     step_name = "round" if made.draft else "step"
     if made.moves:
-        parts.append(("cache that moves", 0, made.moved_cache_bytes, made.move_seconds))
+        moved = made.moved_cache_bytes, made.move_seconds, made.move_joules[0]
+        parts.append(("cache that moves", 0, *moved))
     if steps:
         parts += [
             (
@@ -326,17 +330,27 @@ def generation_rows(made: "Generation") -> Rows:
                 step.calls,
                 step.total_payload_bytes,
                 step.run_seconds,
+                step.run_joules,
             )
             for step in dict.fromkeys((steps[0], steps[-1]))
         ]
         payload = sum(step.total_payload_bytes for step in steps)
         calls = sum(step.calls for step in steps)
-        parts.append((f"all {counted(len(steps), step_name)}", calls, payload, made.step_seconds))
-    parts.append(("total", made.calls, made.total_payload_bytes, made.total_seconds))
-    return [
-        (name, f"{calls:,}", mib(payload), "" if seconds is None else no_less(seconds, lacks))
-        for name, calls, payload, seconds in parts
+        every = f"all {counted(len(steps), step_name)}"
+        parts.append((every, calls, payload, made.step_seconds, made.step_joules))
+    parts.append(("total", made.calls, made.total_payload_bytes, made.total_seconds, spent))
+    rows: Rows = [
+        (
+            name,
+            f"{calls:,}",
+            mib(payload),
+            "" if seconds is None else no_less(seconds, lacks),
+            _words.energy_words(joules, energy["energy_at_least"]),
+        )
+        for name, calls, payload, seconds, joules in parts
     ]
+    heads = "of, calls>2, payload>, seconds>1"
+    return (heads, [row[:4] for row in rows]) if spent is None else (f"{heads}, energy>3", rows)
 
 
 def comparison_columns(found: "Compared", within: float | None) -> dict[str, Sequence[str]]:
@@ -358,6 +372,7 @@ def comparison_columns(found: "Compared", within: float | None) -> dict[str, Seq
         ]
     if any(p.run_seconds is not None for p in partitions):
         columns["run>2"] = [time_words(p.run_seconds, p.left_out) for p in partitions]
+    columns |= _words.energy_columns(partitions)
     columns |= _words.schedule_columns(partitions)
     if any(p.exposed for p in partitions):
         columns["seen<9"] = [_words.sees(p.exposed) for p in partitions]
@@ -393,6 +408,7 @@ def runs_columns(found: "Sequence[Compared]", within: float | None) -> dict[str,
             "" if run is None or not run.seconds else _words.speed(run, at_most=p.left_out)
             for p, _, run in rows
         ],
+        **_words.energy_columns([p for p, *_ in rows]),
         **_words.schedule_columns([p for p, *_ in rows]),
     }
     if not any(p.cycles for p, *_ in rows):

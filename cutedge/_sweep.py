@@ -176,13 +176,15 @@ class _File:
 
 def _files(grid: Grid, folder: Path) -> list[_File]:
     """All files of a grid: the same ones, and the same rows in each, whoever makes them when."""
+    from partition.optimise import is_rounded
+
     _refuse_namesakes(grid.subjects)
     found: list[_File] = []
     parts: Counter[str] = Counter()
     for subject in grid.subjects:
         name = quote(subject.asked({}).name, safe="+@,() ")
         for policy in grid.policies:
-            searched = "seconds" in (policy.objective or {}) or (
+            searched = is_rounded(policy) or (
                 policy.objective is not None and ("call" in grid.residencies or policy.protects)
             )
             step = max(1, (SEARCHED_ROWS if searched else ROWS) // grid.each)

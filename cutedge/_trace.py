@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cutedge._compare import Comparison
     from cutedge._cost import Cost
     from cutedge._export import GraphKind
-    from cutedge._partition import Asked, Partition
+    from cutedge._partition import Asked, Objective, Partition
     from cutedge._plan import Plan
     from partition.crossover import Crossover, Point
     from partition.policy import Policy
@@ -268,6 +268,7 @@ class Trace:
         schedule: ScheduleKind | None = None,
         requests: int | None = None,
         granularity: Granularity = "op",
+        objective: "Objective" = None,
         **parts: Any,
     ) -> "Partition":
         """Place every op on a device by a policy, and count what crosses.
@@ -283,7 +284,9 @@ class Trace:
         of so many ``requests``, what is saved has its table too (``Partition.schedule``).
         ``granularity`` is the smallest unit that goes to one device as a whole, in what is searched
         for: ``op``, ``tensor``, ``module``, ``layer``, or ``convex``: one call to each accelerator
-        (``partition.granularity``). A policy that leaves nothing free must keep to it.
+        (``partition.granularity``). A policy that leaves nothing free must keep to it. An
+        ``objective`` (``bytes``, ``seconds``, ``energy``, or weights such as
+        ``seconds=1,energy=0.5``) is in place of that of a policy that searches.
 
         Raises InputError for what cannot be understood, CutedgeError where no placement is allowed.
 
@@ -308,6 +311,7 @@ class Trace:
             time_limit,
             scheduling_of(schedule, requests),
             granularity,
+            objective,
         )
         return Partition.placed(traced, chosen, next(iter(chosen.policies)))
 
@@ -327,6 +331,7 @@ class Trace:
         schedule: ScheduleKind | None = None,
         requests: int | None = None,
         granularity: Granularity = "layer",
+        objective: "Objective" = None,
         **parts: Any,
     ) -> "Plan":
         """The best placement for prefill and decode together, and what the memory is worth.
@@ -362,6 +367,7 @@ class Trace:
                 max_calls,
                 time_limit,
                 granularity=granularity,
+                objective=objective,
             )
 
         return plan(self, mix, frontier, (weights, kv_dtype), asked)
@@ -382,6 +388,7 @@ class Trace:
         schedule: ScheduleKind | None = None,
         requests: int | None = None,
         granularity: Granularity = "op",
+        objective: "Objective" = None,
         **parts: Any,
     ) -> "Comparison":
         """Policies side by side; all that are shipped and keep no secret when left out.
@@ -411,6 +418,7 @@ class Trace:
             time_limit,
             scheduling_of(schedule, requests),
             granularity,
+            objective,
         )
 
     def crossovers(
@@ -429,6 +437,7 @@ class Trace:
         schedule: ScheduleKind | None = None,
         requests: int | None = None,
         granularity: Granularity = "op",
+        objective: "Objective" = None,
         **parts: Any,
     ) -> "tuple[str, list[Point], list[Crossover]]":
         """(unit, the best policy at sizes of a range, where that changes).
@@ -457,6 +466,7 @@ class Trace:
             time_limit,
             scheduling_of(schedule, requests),
             granularity,
+            objective,
         )
 
     def costs(

@@ -31,7 +31,7 @@ from tracer.summary import (
     parameter_bytes,
     tensor_names,
 )
-from tracer.words import counted, covered, duration, human, mib
+from tracer.words import counted, covered, duration, human, joules, mib
 
 if TYPE_CHECKING:
     from cutedge._carried import BesideOptimum
@@ -161,6 +161,7 @@ def split_sentences(made: "Partition") -> Iterator[str]:
     if traffic.total_expr is not None:
         yield f"total payload bytes = {traffic.total_expr}"
     yield from run_sentences(split)
+    yield from energy_sentences(split)
     if split.schedule is not None:
         yield from schedule_sentences(split.schedule)
     if bare := no_figures(split):
@@ -288,10 +289,52 @@ def no_less(seconds: float, at_least: object) -> str:
     return f"{'>= ' * bool(at_least)}{duration(seconds)}"
 
 
+def energy_words(energy: float | None, at_least: object) -> str:
+    """Joules that may leave something out, in a table."""
+    return "not known" if energy is None else f"{'>= ' * bool(at_least)}{joules(energy)}"
+
+
+def energy_columns(partitions: "Sequence[Split]") -> dict[str, Sequence[str]]:
+    """What a token takes in time and in energy, where the energy of one policy is known."""
+    told = [p.energy_figures for p in partitions]
+    if all(one["run_joules"] is None for one in told):
+        return {}
+    seconds = [None if p.run is None else p.run.seconds_per_token for p in partitions]
+    return {
+        "a token>6": [
+            "not known" if one is None else no_less(one, p.left_out)
+            for one, p in zip(seconds, partitions, strict=True)
+        ],
+        "energy a token>6": [
+            energy_words(one["joules_per_token"], one["energy_at_least"]) for one in told
+        ],
+    }
+
+
 def left_out(found: "Iterable[Split | Cost | Point]") -> Iterable[str]:
     """What seconds leave out, in a line; nothing where that is nothing."""
     if what := dict.fromkeys(what for one in found for what in one.left_out):
         yield f"not known, and left out of the seconds: {', '.join(what)}"
+
+
+def energy_sentences(split: Split) -> Iterable[str]:
+    """What the run takes in energy, where that is known of all that computes."""
+    found, energy = split.energy_figures, split.energy
+    if energy is None or energy.run_joules is None:
+        return
+    least = "at least " * energy.at_least
+    accelerators = " and ".join(split.placement.accelerators)
+    parts = {
+        split.placement.home: energy.home_joules,
+        accelerators: energy.accelerator_joules if accelerators else None,
+        split.link: energy.link_joules,
+        "idle": energy.idle_joules,
+    }
+    each = [f"{name} {joules(value)}" for name, value in parts.items() if value is not None]
+    yield (
+        f"energy: {least}{joules(energy.run_joules)} = {' + '.join(each)}; "
+        f"{least}{joules(found['joules_per_token'])} a token"
+    )
 
 
 def run_sentences(split: Split) -> Iterable[str]:
@@ -397,6 +440,8 @@ def amount(value: int, unit: str | None) -> str:
     """A solution's objective or bound."""
     if unit == "ns":
         return duration(value / 1e9)
+    if unit == "nJ":
+        return joules(value / 1e9)
     return f"{value:,} bytes ({mib(value)})" if unit == "bytes" else f"{value:,} (weighted)"
 
 
@@ -408,7 +453,8 @@ def proof_sentences(split: Split, beside: TopologicalCut | None) -> Iterable[str
     found = f"{amount(solution.objective, split.unit)} by {SOLVERS[solution.solver]}"
     what = "cut between two layers" if solution.cut else "placement"
     of = split.objective or ""
-    if split.left_out and "seconds" in of:
+    energy = split.energy
+    if (split.left_out and "seconds" in of) or ("energy" in of and energy and energy.at_least):
         of += ", as far as these are known"
     if solution.proven:
         yield f"optimal for {of}: {found}; no {what} that is allowed has less"

@@ -6,7 +6,7 @@ Residency = Literal["run", "call"]
 """``run``: a device keeps what it received or made to the end of the run; ``call``: an accelerator
 forgets it between calls."""
 
-Order = Literal["bytes", "calls", "seconds", "seen"]
+Order = Literal["bytes", "calls", "seconds", "energy", "seen"]
 """What policies side by side are sorted by: payload, calls, the run, sorts of tensor seen."""
 
 ScheduleKind = Literal["serial", "overlap"]

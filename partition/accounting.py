@@ -79,6 +79,8 @@ class Transfer:
     packing_seconds: float | None = 0.0
     """What of the seconds is packing at one end and unpacking at the other; None where that is not
     known."""
+    joules: float | None = None
+    """What its bytes on the wire take on the link; None where that has no figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ class Call:
     """Whether the seconds leave out a latency or a packing that is not known."""
     step: int
     """Which of home's turns it ends, counted from 1; see ``steps_of``."""
+    joules: float | None = None
+    """Of its transfers; None where that of one of them is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,8 @@ class Totals:
     """Whether the seconds leave out a latency or a packing that is not known."""
     estimated_payload_bytes: int = 0
     """Of the payload bytes those that a ratio stands in for."""
+    joules: float | None = None
+    """Of all transfers on their links; None where that of one of them is not known."""
 
     @property
     def payload_bytes(self) -> int:
@@ -424,12 +430,16 @@ def _transfers(
 
     wire = dict.fromkeys(range(len(directed)), 0)
     seconds: dict[int, float] = {}
+    joules: dict[int, float] = {}
     at_least: set[int] = set()
     peak = 0
     for (_, src, dst, direction), numbers in messages.items():
         link = links.between(src, dst, home)
         cost = message_cost(link, [crossing[number].payload_bytes for number in numbers], direction)
         wire.update(zip(numbers, cost.wire_bytes, strict=True))
+        if link.picojoules_per_byte is not None:
+            a_byte = link.picojoules_per_byte * 1e-12
+            joules.update((number, wire[number] * a_byte) for number in numbers)
         if cost.seconds is not None:
             seconds.update(zip(numbers, cost.seconds, strict=True))
         for number in numbers if link.timed(direction) else ():
@@ -458,6 +468,7 @@ def _transfers(
             payload_status=one.status,
             plain_bytes=one.plain_bytes,
             packing_seconds=one.packing_seconds,
+            joules=joules.get(number),
         )
         for number, ((move, direction), one) in enumerate(zip(directed, crossing, strict=True))
     )
@@ -489,6 +500,7 @@ def _filled(
                 totals.seconds,
                 totals.at_least,
                 step,
+                totals.joules,
             )
         )
     return tuple(result)
@@ -508,6 +520,7 @@ def totals_of(transfers: Sequence[Transfer], of_home: Sequence[Link]) -> Totals:
         known = [one for one in each if one is not None]
         complete = len(known) == len(each) if each else all(link.timed(way) for link in of_home)
         seconds[way] = fsum(known) if complete else None
+    joules = [transfer.joules for transfer in transfers if transfer.joules is not None]
     return Totals(
         payload["send"],
         wire["send"],
@@ -522,6 +535,7 @@ def totals_of(transfers: Sequence[Transfer], of_home: Sequence[Link]) -> Totals:
         estimated_payload_bytes=sum(
             t.payload_bytes for t in transfers if t.payload_status == "estimate"
         ),
+        joules=fsum(joules) if len(joules) == len(transfers) else None,
     )
 
 

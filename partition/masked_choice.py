@@ -1,7 +1,7 @@
 """Ops that run masked where they are away, in what a policy asks: their masks, and what these take."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
 from costmodels.machine import Machine
@@ -55,8 +55,11 @@ def protecting(graph: OpGraph, policy: Policy, setting: Setting) -> tuple[OpGrap
     return whole, replace(setting, times=times)
 
 
-def crossing_seconds(graph: OpGraph, setting: Setting) -> Iterator[tuple[int, bool, float]]:
-    """(tensor, whether it is sent, what home is certain to compute where it crosses, in seconds).
+def crossing_costs(
+    graph: OpGraph, setting: Setting, cost_at_home: Callable[[int], float]
+) -> Iterator[tuple[int, bool, float]]:
+    """(tensor, whether it is sent, what it costs that home is certain to compute where it crosses),
+    by what an op costs at home.
 
     A mask is made where what it masks is sent, once: to each of several devices not certainly more
     than its share, nor with each of several calls any of it. Recovery, pads and checks are made
@@ -64,19 +67,18 @@ def crossing_seconds(graph: OpGraph, setting: Setting) -> Iterator[tuple[int, bo
     """
     if not isinstance(graph, MaskedGraph):
         return
-    taken = setting.times[setting.machine.home].ops
     beside: dict[int, float] = defaultdict(float)
     for op, (part, of) in graph.parts.items():
-        seconds = taken[op].seconds or 0.0
+        cost = cost_at_home(op)
         if part == "mask":
             sent = graph.outputs(op)[0].id
             several = len(setting.machine.accelerators)
             again = setting.residency == "call" and len(graph.readers(sent)) > 1
-            yield sent, True, 0.0 if again else seconds / several
+            yield sent, True, 0.0 if again else cost / several
         else:
-            beside[graph.here[of]] += seconds
-    for op, seconds in beside.items():
-        yield graph.outputs(op)[0].id, False, seconds
+            beside[graph.here[of]] += cost
+    for op, cost in beside.items():
+        yield graph.outputs(op)[0].id, False, cost
 
 
 def unmasked(graph: OpGraph, setting: Setting) -> dict[int, int]:

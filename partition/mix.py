@@ -19,13 +19,14 @@ from partition.granularity import common_units
 from partition.integer_program import solve_program
 from partition.optimise import (
     figure,
+    is_rounded,
     obstacle,
     place,
     problems_of,
     rounding,
+    second_weight,
     unit_of,
     unsaid,
-    weights_of,
 )
 from partition.placement import Placement
 from partition.policy import Policy, check_matches
@@ -56,11 +57,11 @@ class Mixed:
     placements: tuple[Placement, ...]
     """By phase."""
     costs: tuple[float, ...]
-    """What each phase costs a run: bytes, nanoseconds or their weighted sum."""
+    """What each phase costs a run: bytes, nanoseconds, nanojoules or their weighted sum."""
     proof: Proof
     """Of the sum of these, each so often as the phase runs."""
     unit: str
-    """Of the proof: ``bytes``, ``ns`` or ``weighted``."""
+    """Of the proof: ``bytes``, ``ns``, ``nJ`` or ``weighted``."""
     alone_costs: tuple[float, ...]
     """What a run of each phase costs that is placed by itself under the same limits: no sum of them
     is more than that of ``costs``, where proven. Empty where that was not asked for."""
@@ -132,7 +133,7 @@ def place_mixed(phases: Sequence[Phase], policy: Policy, *, beside: bool = True)
                 again = solve_program(less[0], left, [*zip(less[1:], tied, strict=True)])
                 found += [] if again.devices is None else [again.devices]
             unsure = sum(
-                phase.weight * unsaid(problem, phase.setting) * weights_of(policy)["seconds"]
+                phase.weight * unsaid(problem, phase.setting) * second_weight(policy, phase.setting)
                 for phase, problem in zip(phases, problems, strict=True)
             )
             bounds.append(outcome.bound * unit - unsure)
@@ -167,7 +168,7 @@ def place_mixed(phases: Sequence[Phase], policy: Policy, *, beside: bool = True)
     slack = 1e-12 * value + sum(
         phase.weight * rounding(many[0], there, phase.setting)
         for phase, many, there in zip(phases, ways, placements, strict=True)
-    ) * bool(weights_of(policy)["seconds"])
+    ) * is_rounded(policy)
     proven = value <= bound + slack
     whole = ceil(value - 0.5)
     proof = Proof(whole, whole if proven else floor(bound), proven, "program")

@@ -1,9 +1,10 @@
 """Policies with an objective: what they leave free goes where it is best, with the proof.
 
 A policy, devices and their links become a ``Problem`` of whole numbers: bytes, parts of a second,
-or a weighted sum of both. An op goes only to a device that can run it, where it has
+nanojoules, or a weighted sum of them. An op goes only to a device that can run it, where it has
 the choice. Seconds are those of each op on its device, of each tensor on the link of its two
-devices, and of each call's two messages on the accelerator's link, one after another.
+devices, and of each call's two messages on the accelerator's link, one after another. Energy is that
+of each op and tensor likewise, and what all devices draw anyway for as long as it takes.
 
 What is proven is the figure that is printed. The answer is counted again as it is printed, by
 ``account`` and by the seconds of the devices under the placement. Where the problem's sum is that
@@ -23,7 +24,7 @@ too, and the best of all is the answer, with the bound.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,11 +32,13 @@ from math import ceil, floor, fsum, log10
 from time import perf_counter
 
 from costmodels.flops import FREE, without_sizes
+from costmodels.joules import op_joules
 from costmodels.roofline import DeviceTime
 from partition.accounting import Traffic, account
+from partition.energy import energy_of, idle_watts
 from partition.granularity import apart, shared, unit_name, units
 from partition.layers import TopologicalCut, cut_between_layers, topological_cut
-from partition.masked_choice import crossing_seconds, protecting, unmasked, with_masks
+from partition.masked_choice import crossing_costs, protecting, unmasked, with_masks
 from partition.masking import settled
 from partition.masks import (
     MaskedGraph,
@@ -90,7 +93,7 @@ class Placed:
     solution: Proof | None = None
     """How good it is; None where the policy leaves nothing free."""
     unit: str | None = None
-    """Of the solution's objective: ``bytes``, ``ns`` or ``weighted``."""
+    """Of the solution's objective: ``bytes``, ``ns``, ``nJ`` or ``weighted``."""
 
 
 def place(graph: OpGraph, policy: Policy, setting: Setting) -> Placed:
@@ -234,18 +237,23 @@ def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solu
 
 
 def figure(graph: OpGraph, policy: Policy, setting: Setting, placement: Placement) -> float:
-    """What a placement costs by what is printed of it: bytes, nanoseconds, or the weighted sum."""
-    weights, seconds = weights_of(policy), 0.0
+    """What a placement costs by what is printed of it: bytes, nanoseconds, nanojoules, or the
+    weighted sum."""
+    weights, seconds, joules = weights_of(policy), 0.0, 0.0
     if isinstance(graph, MaskedGraph):
         graph, placement = settled(graph, placement)
-        setting = setting.of(graph) if weights["seconds"] else setting
+        setting = setting.of(graph) if is_rounded(policy) else setting
     traffic = setting.account(graph, placement, setting.wire(graph, policy))
-    if weights["seconds"]:
+    if is_rounded(policy):
         times = times_under(graph, placement, traffic.transfers, setting.times)
         taken = compute_seconds(placement, times)
         used = {placement.home, *placement.accelerators}
         seconds = (traffic.totals.seconds or 0.0) + fsum(taken[device] for device in sorted(used))
-    return weights["bytes"] * traffic.totals.payload_bytes + weights["seconds"] * seconds
+    if weights["energy"]:
+        there = graph, placement, traffic, times, setting.machine.devices
+        joules = energy_of(*there, taken, seconds, late=False).run_joules or 0.0
+    moved = weights["bytes"] * traffic.totals.payload_bytes
+    return moved + weights["seconds"] * seconds + weights["energy"] * joules
 
 
 def _proven(
@@ -260,11 +268,13 @@ def _proven(
 
     Where the problem's own sum is the figure, the solver's bound is one of the figure.
     """
-    problem, seconds = problems[0], weights_of(policy)["seconds"]
+    problem, seconds = problems[0], second_weight(policy, setting)
     bound = _least(problems, setting, found, seconds) * problem.unit
     bound -= unsaid(problem, setting) * seconds
     value, solver = figure(graph, policy, setting, placement), found.solver
-    slack = rounding(problem, placement, setting) + 1e-12 * value if seconds else 0.0
+    slack = 0.0
+    if is_rounded(policy):
+        slack = rounding(problem, placement, setting) + 1e-12 * value
     if value > bound + slack and policy.cut != "layers":
         plain = setting.of(plain_of(graph)) if isinstance(graph, MaskedGraph) else setting
         for other in _others(plain_of(graph), policy, plain):
@@ -354,12 +364,7 @@ def _others(graph: OpGraph, policy: Policy, setting: Setting) -> list[Placement]
     started = perf_counter()
     for name in policy_names():
         other = load_policy(name)
-        if (
-            name == policy.name
-            or other.protects
-            or "seconds" in (other.objective or {})
-            or obstacle(other, setting)
-        ):
+        if name == policy.name or other.protects or is_rounded(other) or obstacle(other, setting):
             continue
         left = setting
         if setting.time_limit is not None:
@@ -437,17 +442,31 @@ def obstacle(policy: Policy, setting: Setting) -> str | None:
             f"{setting.granularity if setting.granularity != 'convex' else 'call'}: "
             "leave out --granularity"
         )
-    if "seconds" in (policy.objective or {}) and setting.unknown_seconds is not None:
+    wanted = policy.objective or {}
+    if "seconds" in wanted and setting.unknown_seconds is not None:
         return f"counts seconds, and {setting.unknown_seconds}"
+    if "energy" in wanted and setting.unknown_energy is not None:
+        return f"counts energy, and {setting.unknown_energy}"
     return None
 
 
 def unit_of(policy: Policy) -> str:
-    """What ``figure`` counts in: ``bytes``, ``ns`` or ``weighted``."""
+    """What ``figure`` counts in: ``bytes``, ``ns``, ``nJ`` or ``weighted``."""
     wanted = policy.objective or {}
     if len(wanted) > 1:
         return "weighted"
-    return "bytes" if "bytes" in wanted else "ns"
+    return "bytes" if "bytes" in wanted else "nJ" if "energy" in wanted else "ns"
+
+
+def is_rounded(policy: Policy) -> bool:
+    """Whether its objective has seconds or energy in it, which a problem has in whole numbers."""
+    return not {*(policy.objective or {})} <= {"bytes"}
+
+
+def second_weight(policy: Policy, setting: Setting) -> float:
+    """What a second of a run costs, what all devices draw meanwhile with it."""
+    weights = weights_of(policy)
+    return weights["seconds"] + weights["energy"] * idle_watts(setting.times)
 
 
 def problems_of(
@@ -483,7 +502,8 @@ def problem_of(
 ) -> Problem:
     """What a policy with an objective asks: the best of the places it leaves, at its costs.
 
-    Costs are whole numbers of a ``unit`` (of bytes or nanoseconds), by their size when left out.
+    Costs are whole numbers of a ``unit`` (of bytes, nanoseconds or nanojoules), by their size when
+    left out.
     Its secrets are kept in the first of the ways to keep them. Where an op has the choice, a device
     without seconds for it is none. Raises InputError where seconds count and an op has none on a
     device that it must run on.
@@ -507,31 +527,38 @@ def problem_of(
     computing: dict[tuple[int, str], float] = {}
     calling: dict[str, float] = {}
     by_size = 1.0
-    if weights["seconds"]:
+    if is_rounded(policy):
+        a_second, a_joule = second_weight(policy, setting), weights["energy"]
         _check_costs(graph, policy, setting, allowed)
-        known: dict[tuple[int, str, str], float] = {}
+        known: dict[tuple[int, str, str], tuple[float, float]] = {}
         packing = {tensor: wire.of(graph.tensors[tensor]).packing_seconds for tensor, *_ in payload}
         for (tensor, *ends), size in payload.items():
             way = size, ends[0], ends[1]
             if way not in known:
-                known[way] = setting.tensor_seconds(*way)
-            taken = known[way] + (packing[tensor] or 0.0)
-            moving[tensor, ends[0], ends[1]] += weights["seconds"] * taken
-        for tensor, is_sent, taken in crossing_seconds(graph, setting):
-            for accelerator in setting.machine.accelerators:
-                source, end = (home, accelerator) if is_sent else (accelerator, home)
-                moving[tensor, source, end] += weights["seconds"] * taken
+                joules = setting.tensor_joules(*way) if a_joule else 0.0
+                known[way] = setting.tensor_seconds(*way), a_joule * joules
+            taken, cost = known[way]
+            cost += a_second * (taken + (packing[tensor] or 0.0))
+            moving[tensor, ends[0], ends[1]] += cost
+
+        def cost_of(device: str, op: int) -> float:
+            return _cost_of(graph, setting.times[device], (op, *kept[op]), a_second, a_joule)
+
         kept: dict[int, list[int]] = defaultdict(list)
         for op, beside in kept_beside(graph).items():
             kept[beside].append(op)
+        for tensor, is_sent, cost in crossing_costs(graph, setting, partial(cost_of, home)):
+            for accelerator in setting.machine.accelerators:
+                source, end = (home, accelerator) if is_sent else (accelerator, home)
+                moving[tensor, source, end] += cost
         computing = {
-            (op, device): weights["seconds"] * _taken(setting.times[device], op, kept[op])
+            (op, device): cost_of(device, op)
             for op, choice in enumerate(allowed)
             for device in choice
             if not isinstance(graph, MaskedGraph) or op not in graph.parts  # paid where they cross
         }
         calling = {
-            accelerator: weights["seconds"] * setting.call_seconds(accelerator)
+            accelerator: a_second * setting.call_seconds(accelerator)
             for accelerator in setting.machine.accelerators
         }
         # What costs more than a whole placement is in no better one: it need cost no more than it.
@@ -564,23 +591,32 @@ def problem_of(
     )
 
 
-def _taken(time: DeviceTime, op: int, kept: Iterable[int]) -> float:
-    """What an op takes on a device, with the state that is certainly kept there for it."""
-    ops = (op, *(() if time.device.array else kept))
-    return fsum(time.ops[each].seconds or 0.0 for each in ops)
+def _cost_of(
+    graph: OpGraph, time: DeviceTime, ops: Sequence[int], a_second: float, a_joule: float
+) -> float:
+    """What an op costs on a device, with those of the state that is certainly kept there for it,
+    which are behind it."""
+    ops = ops[:1] if time.device.array else ops
+    cost = a_second * fsum(time.ops[each].seconds or 0.0 for each in ops)
+    if a_joule:
+        cost += a_joule * (op_joules(graph, time, ops[0], ops[1:]).value or 0.0)
+    return cost
 
 
 def weights_of(policy: Policy) -> dict[str, float]:
-    """Unit -> what it counts in whole numbers: a byte is 1, or a nanosecond, as long as alone."""
+    """Unit -> what it counts in whole numbers: a byte is 1, or a nanosecond, or a nanojoule, as long
+    as alone. Of a mix of seconds and energy what weighs most counts so, of one with bytes all as
+    they weigh."""
     wanted = dict(policy.objective or {})
-    if len(wanted) == 1:
-        wanted = {"bytes": 1.0} if "bytes" in wanted else {"seconds": 1e9}
-    return {"bytes": 0.0, "seconds": 0.0, **wanted}
+    if len(wanted) == 1 or "bytes" not in wanted:
+        most = max(wanted.values(), default=1.0)
+        wanted = {o: weight / most * (1 if o == "bytes" else 1e9) for o, weight in wanted.items()}
+    return {"bytes": 0.0, "seconds": 0.0, "energy": 0.0, **wanted}
 
 
 _WHOLE = 2e9
-"""About what seconds come to, in the units that they are rounded to: a program's solver computes in
-53 bits, some of which tell equal placements apart."""
+"""About what seconds or joules come to, in the units that they are rounded to: a program's solver
+computes in 53 bits, some of which tell equal placements apart."""
 
 
 def _some(
@@ -661,7 +697,7 @@ class Price:
     """How much less it would cost without it, in ``unit``: the optimum, or of a policy that leaves
     nothing free the same placement."""
     unit: str
-    """``bytes``, ``ns`` or ``weighted``."""
+    """``bytes``, ``ns``, ``nJ`` or ``weighted``."""
     proven: bool
     """Whether that is so: both optima are proven, or there are none."""
 

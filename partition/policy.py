@@ -5,8 +5,8 @@ A policy file is TOML::
     description = "what it does, in one sentence"
     default = "home"                  # where ops go that no rule matches: home, accelerator, or
                                       # free: wherever the objective is best
-    objective = "bytes"               # what is best, where anything is free: bytes, seconds, or
-                                      # {bytes = 1, seconds = 2e9}, so much of each
+    objective = "bytes"               # what is best, where anything is free: bytes, seconds, energy,
+                                      # or {bytes = 1, seconds = 2e9}, so much of each; energy by joules
     cut = "layers"                    # one cut between two layers; anywhere when left out
 
     [[rule]]                          # the first rule that matches an op places it
@@ -85,8 +85,8 @@ from tracer.toml_files import check_keys, find_toml, read_toml, shipped_names
 
 PLACES = ("home", "accelerator", "free")
 
-UNITS = ("bytes", "seconds")
-"""What an objective weighs."""
+UNITS = ("bytes", "seconds", "energy")
+"""What an objective weighs: payload bytes, seconds and joules of a run."""
 
 Placer = Callable[[OpGraph, str, Sequence[str]], tuple[Sequence[str | None], frozenset[int]]]
 """A policy as a function of (graph, home, accelerators): (the device of each op, the ops whose
@@ -147,7 +147,7 @@ class Policy:
     rules: tuple[Rule, ...]
     """The first that matches an op places it."""
     objective: Mapping[str, float] | None = None
-    """Unit (``bytes``, ``seconds``) -> its weight; None where nothing is free."""
+    """Unit (of ``UNITS``) -> its weight; None where nothing is free."""
     cut: str = "anywhere"
     """``layers``: what is free is at home up to some layer and away from the next on."""
     secrets: tuple[Secret, ...] = ()
@@ -297,6 +297,34 @@ def _objective(entry: Any, path: Path) -> dict[str, float]:
     if not entry:
         raise InputError(f"{where}: give the weight of {' or '.join(UNITS)}")
     return dict(entry)
+
+
+def with_objective(policy: Policy, objective: str | Mapping[str, float] | None) -> Policy:
+    """A policy whose free ops are placed for another objective, by a name that says which; one that
+    leaves nothing free stays as it is.
+
+    ``objective`` is one of ``UNITS``, or several with their weights, as text or as a mapping.
+    Raises InputError for another one.
+
+    >>> with_objective(load_policy("min-cut"), "seconds=1,energy=0.5").name
+    'min-cut+seconds=1,energy=0.5'
+    """
+    if objective is None or policy.objective is None:
+        return policy
+    where, entry = Path("--objective"), objective
+    if isinstance(objective, str) and "=" in objective:
+        pairs = [pair.partition("=") for pair in objective.split(",")]
+        try:
+            entry = {unit.strip(): float(weight) for unit, _, weight in pairs}
+        except ValueError:
+            raise InputError(
+                f"--objective {objective}: write one of {', '.join(UNITS)}, or so much of each, as in "
+                "seconds=1,energy=0.5"
+            ) from None
+    wanted = _objective(entry, where)
+    text = ",".join(f"{unit}={weight:g}" for unit, weight in wanted.items())
+    named = next(iter(wanted)) if isinstance(entry, str) else text
+    return replace(policy, name=f"{policy.name}+{named}", objective=wanted)
 
 
 def _secret(table: Mapping[str, Any], where: str) -> Secret:

@@ -7,6 +7,7 @@ from costmodels.machine import Machine
 from costmodels.roofline import DeviceTime
 from partition import Granularity, Residency
 from partition.accounting import Traffic, account
+from partition.energy import idle_watts
 from partition.packs import wire_format
 from partition.placement import Placement
 from partition.policy import Policy, apply_policy
@@ -59,6 +60,21 @@ class Setting:
                 )
         return None
 
+    @property
+    def unknown_energy(self) -> str | None:
+        """What keeps energy from being counted, in words; None where enough is known."""
+        times = self.times
+        if lacking := [
+            name
+            for name in self.machine.devices
+            if name not in times or times[name].device.energy is None
+        ]:
+            return (
+                f"{', '.join(lacking)} has no figures of energy: name devices of `cutedge devices` "
+                "that have, or give yours figures (energy, busy_watts ...)"
+            )
+        return self.unknown_seconds if idle_watts(self.times) else None
+
     def of(self, graph: OpGraph) -> "Setting":
         """The same for another annotated graph: what its ops take on the machine's devices."""
         return replace(self, times=self.machine.times(graph))
@@ -100,6 +116,11 @@ class Setting:
         link = self.machine.links.between(source, destination, self.machine.home)
         toll = (link.message_seconds("peer") or 0.0) if direction == "peer" else 0.0
         return (link.tensor_seconds(payload, direction) or 0.0) + toll
+
+    def tensor_joules(self, payload: int, source: str, destination: str) -> float:
+        """What a tensor takes on its link in energy, where known, without what its message takes."""
+        link = self.machine.links.between(source, destination, self.machine.home)
+        return link.tensor_joules(payload, self._direction(source, destination)) or 0.0
 
     def _direction(self, source: str, destination: str) -> str:
         if self.machine.home not in (source, destination):

@@ -12,6 +12,7 @@ from costmodels.links import Links
 from costmodels.roofline import DeviceTime
 from partition import Granularity, Residency
 from partition.accounting import Traffic, account
+from partition.energy import RunEnergy
 from partition.ladder import Exposure
 from partition.masks import MaskedGraph
 from partition.placement import Placement
@@ -54,9 +55,9 @@ class Split:
     solution: Proof | None = None
     """How good the placement is; None where the policy left nothing free."""
     objective: str | None = None
-    """What the solution is best for: ``bytes``, ``seconds`` or both; None without one."""
+    """What the solution is best for (``policy.UNITS``); None without one."""
     unit: str | None = None
-    """Of the solution's objective and bound: ``bytes``, ``ns`` or ``weighted``."""
+    """Of the solution's objective and bound: ``bytes``, ``ns``, ``nJ`` or ``weighted``."""
     cycles: Mapping[str, int | None] = field(default_factory=dict)
     """Device -> the cycles of its products there, None where one has no sizes; arrays of
     multipliers alone."""
@@ -89,6 +90,8 @@ class Split:
     left nothing free, and where it was not found in time."""
     mask_seconds: Mapping[int, float | None] = field(default_factory=dict)
     """What home does for masks, by the op in the graph -> its seconds; None where not known."""
+    energy: RunEnergy | None = None
+    """What the run takes in energy; None of a split that was read from its tables."""
 
     @property
     def granularity_price(self) -> int | None:
@@ -136,7 +139,13 @@ class Split:
             self.graph, self.placement, links, wire=self.wire_format, residency=self.residency
         )
         return replace(
-            self, link=links.name, links=links, traffic=traffic, solution=None, schedule=None
+            self,
+            link=links.name,
+            links=links,
+            traffic=traffic,
+            solution=None,
+            schedule=None,
+            energy=None,
         )
 
     @property
@@ -168,11 +177,11 @@ class Split:
     @property
     def run(self) -> Run | None:
         """What the run takes; None where a device or a link that it uses is not known."""
-        moving, meta = self.traffic.totals.seconds, self.graph.meta
+        moving = self.traffic.totals.seconds
         at_home, away = self.home_seconds, self.accelerator_seconds
         if moving is None or at_home is None or away is None:
             return None
-        chips, tokens = self.chips, meta.batch * max(meta.seq, 1)
+        chips, tokens = self.chips, self.tokens
         if chips is None:
             return Run(at_home, away, moving, tokens, None)
         return Run(
@@ -209,6 +218,26 @@ class Split:
     def run_seconds(self) -> float | None:
         """Computing and moving, one after another; None where ``run`` is."""
         return None if self.run is None else self.run.seconds
+
+    @property
+    def tokens(self) -> int:
+        """New tokens of the batch, or inputs where a model reads no tokens."""
+        return self.graph.meta.batch * max(self.graph.meta.seq, 1)
+
+    @property
+    def energy_figures(self) -> dict[str, Any]:
+        """What the run takes in energy, by columns of ``summary``."""
+        energy = self.energy or RunEnergy(None, None, self.traffic.totals.joules, None, True)
+        run = energy.run_joules
+        return {
+            "joules": energy.link_joules,
+            "home_joules": energy.home_joules,
+            "accelerator_joules": energy.accelerator_joules,
+            "idle_joules": energy.idle_joules,
+            "run_joules": run,
+            "joules_per_token": None if run is None else run / self.tokens,
+            "energy_at_least": run is not None and energy.at_least,
+        }
 
     def too_slow(self, seconds_per_token: float) -> float | None:
         """``Run.too_slow``, by the schedule where there is one: what its last request waits for.

@@ -157,6 +157,50 @@ SUMMARY = pa.schema(
             null=True,
         ),
         column(
+            "joules",
+            pa.float64(),
+            "Energy of all transfers on their links; null where a link that is used has no figure.",
+            null=True,
+        ),
+        column(
+            "home_joules",
+            pa.float64(),
+            "Energy of computing at home, beside what home draws anyway; null where it has no figure.",
+            null=True,
+        ),
+        column(
+            "accelerator_joules",
+            pa.float64(),
+            "Likewise of the accelerators that are used, all together; null where one has no figure.",
+            null=True,
+        ),
+        column(
+            "idle_joules",
+            pa.float64(),
+            "What all devices draw whatever they do, over `run_seconds`; null where that is known of "
+            "no device, or the seconds are not.",
+            null=True,
+        ),
+        column(
+            "run_joules",
+            pa.float64(),
+            "Energy of the run: the sum of these four, as far as they are known; null where that of "
+            "computing is not.",
+            null=True,
+        ),
+        column(
+            "joules_per_token",
+            pa.float64(),
+            "`run_joules` over the new tokens of the batch; null likewise.",
+            null=True,
+        ),
+        column(
+            "energy_at_least",
+            pa.bool_(),
+            "Whether `run_joules` leaves out what is not known: buffers and registers, a link without "
+            "a figure, idle power, seconds.",
+        ),
+        column(
             "link_bound_chips",
             pa.int64(),
             "From so many equal chips on, they compute no longer than their shared link takes; null "
@@ -173,8 +217,8 @@ SUMMARY = pa.schema(
         column(
             "objective",
             pa.string(),
-            "What the placement is best for: bytes, seconds, or both; null where the policy left "
-            "nothing free.",
+            "What the placement is best for: bytes, seconds, energy, or several; null where the policy "
+            "left nothing free.",
             null=True,
         ),
         column(
@@ -190,7 +234,9 @@ SUMMARY = pa.schema(
             "best.",
             null=True,
         ),
-        column("objective_unit", pa.string(), "bytes, ns, or weighted; null likewise.", null=True),
+        column(
+            "objective_unit", pa.string(), "bytes, ns, nJ, or weighted; null likewise.", null=True
+        ),
         column(
             "granularity_price",
             pa.int64(),
@@ -292,6 +338,7 @@ def summary_row(partition: Split) -> dict[str, Any]:
         "accelerator_seconds": partition.accelerator_seconds,
         "run_seconds": partition.run_seconds,
         "seconds_per_token": run and run.seconds_per_token,
+        **partition.energy_figures,
         "link_bound_chips": run and run.link_bound_chips,
         "many_chips_seconds": run and run.many_chips_seconds,
         "objective": partition.objective,

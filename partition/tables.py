@@ -195,6 +195,12 @@ TRANSFERS = pa.schema(
             "Whether `seconds` leaves out what is not known: the latency of its message, or packing.",
         ),
         column(
+            "joules",
+            pa.float64(),
+            "What `wire_bytes` take in energy on the link; null where the link has no figure.",
+            null=True,
+        ),
+        column(
             "module_path",
             pa.string(),
             "The module that made it, as in `ops`; of a parameter, here and below, the first that "
@@ -249,6 +255,12 @@ CALLS = pa.schema(
             "at_least",
             pa.bool_(),
             "Whether `seconds` leaves out a latency or packing that is not known.",
+        ),
+        column(
+            "joules",
+            pa.float64(),
+            "Of its transfers on their links, without computing; null where one of them is not known.",
+            null=True,
         ),
     ]
 )
@@ -317,6 +329,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         t.seconds,
                         t.packing_seconds,
                         t.at_least,
+                        t.joules,
                         origin.module_path,
                         origin.stack,
                         origin.layer,
@@ -341,6 +354,7 @@ def partition_tables(partition: Split) -> dict[str, pa.Table]:
                         c.received_wire_bytes,
                         c.seconds,
                         c.at_least,
+                        c.joules,
                     )
                     for c in traffic.calls
                 ],
@@ -508,7 +522,11 @@ def _check_rows(
     if sorted(ran) != away or [row["call_id"] for row in rows["calls"]] != list(range(calls)):
         raise ValueError("calls of other ops than are away")
     for row in (*rows["transfers"], *rows["calls"]):
-        figures = [v for k, v in row.items() if k.endswith(("_bytes", "seconds")) and v is not None]
+        figures = [
+            v
+            for k, v in row.items()
+            if k.endswith(("_bytes", "seconds", "joules")) and v is not None
+        ]
         if not all(isfinite(figure) and figure >= 0 for figure in figures):
             raise ValueError("a figure below 0 or none")
 
@@ -531,6 +549,7 @@ def _transfer(graph: OpGraph, row: Mapping[str, Any]) -> Transfer:
         row["payload_status"],
         row["plain_bytes"],
         row["packing_seconds"],
+        row["joules"],
     )
 
 
@@ -561,6 +580,7 @@ def _calls(
             row["at_least"],
             # One without ops brings new state, right after it is made.
             steps[here(graph, row["ops"][0])] if row["ops"] else brought[row["call_id"]],
+            row["joules"],
         )
         for row in rows
     )

@@ -18,6 +18,7 @@ from cli.main import app
 from costmodels.cost_table import COSTS
 from costmodels.described import Figure
 from costmodels.devices import ARRAY_FIGURES, TILE_FIGURES, Array, Device, device_names, load_device
+from costmodels.energy import EnergyFigures, energy_names, load_energy
 from costmodels.links import FIGURES, Link, link_names, load_link
 from costmodels.packing import FIGURES as OF_PACKINGS
 from costmodels.packing import Packing, load_packing, packing_names
@@ -339,6 +340,20 @@ def _devices() -> str:
                 [
                     (code(name), code(field), _limits(array[name]) if name in array else "text")
                     for name, field in _ARRAY_KEYS.items()
+                ],
+            ),
+            "## Figures of energy",
+            "What a file of energy figures may say (`costmodels/data/energy`), and a device in place of "
+            "the file that it names with `energy`. Figures by dtype stand as `[mac_picojoules.int8]`, "
+            "an SRAM by its size as `[sram_picojoules_per_byte.8_kib]`.",
+            _fields(EnergyFigures),
+            table(
+                ("file", "figure", "value", "source"),
+                [
+                    (code(name), code(key), f"{value:g}", sources[key])
+                    for name in energy_names()
+                    for found, sources in [load_energy(name)]
+                    for key, value in found.by_key.items()
                 ],
             ),
             "## The devices",

@@ -387,6 +387,12 @@ def _cost() -> Schema:
             "parameter_bytes": key(int, "Bytes of all parameters as stored, tied weights once."),
             "seconds": key(float, "Of all ops that have seconds there: what a run takes."),
             **_LEFT_OUT,
+            "joules": key(
+                float | None,
+                "Energy of these ops, and of what the device draws meanwhile whatever it does; null "
+                "where it has no figure.",
+            ),
+            "energy_at_least": key(bool, "Whether `joules` leaves out what is not known."),
             "compulsory_bytes": key(
                 int, "What every program with these results reads and writes, however it fuses ops."
             ),
@@ -540,6 +546,18 @@ def _generation() -> dict[str, Schema]:
         "total_seconds": key(seconds, f"Prefill, moving cache and steps, in turn. {share}"),
         "tokens_per_second": key(seconds, f"New tokens of all sequences by all seconds. {share}"),
         **_LEFT_OUT,
+        "ttft_joules": key(seconds, "Energy of the prefill. Null where it is not known."),
+        **{
+            f"step_{which}_joules": key(seconds, f"Energy of {what}. Null without any.")
+            for which, what in (
+                ("first", "the first token after the first"),
+                ("last", "the last token"),
+                ("mean", "a token after the first, on average"),
+            )
+        },
+        "total_joules": key(seconds, f"Energy of prefill, moving cache and steps. {share}"),
+        "joules_per_token": key(seconds, "`total_joules` over the tokens of all sequences."),
+        "energy_at_least": key(bool, "Whether these leave out what is not known."),
         "last_step_saves_bytes": key(
             int | None, "What the last step would save, placed for itself; null without objective."
         ),

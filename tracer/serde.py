@@ -38,7 +38,7 @@ from tracer.reach import Reach
 from tracer.stages import stage
 from tracer.summary import variant_of
 
-SCHEMA_VERSION = "6"
+SCHEMA_VERSION = "7"
 """Version of all tables; a reader refuses any other."""
 
 

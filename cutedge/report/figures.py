@@ -19,7 +19,7 @@ from tracer.formula import parse
 from tracer.reach import Reach, graph_at
 from tracer.stacks import layer_names
 from tracer.summary import tensor_names
-from tracer.words import counted, duration, human
+from tracer.words import counted, duration, human, joules
 
 MOST_NAMES = 14
 """The kinds of tensor that a flow shows by name; the others are drawn together."""
@@ -156,6 +156,7 @@ def policies_table(
             lambda p: text(p.traffic.totals.seconds, least(p.traffic.totals.at_least))
         ),
         "run": column(lambda p: text(p.run_seconds, least(p.left_out))),
+        **_of_a_token(partitions, column),
         "seen": column(_seen),
         "optimal": column(_optimal),
     }
@@ -163,6 +164,26 @@ def policies_table(
         peers = column(lambda p: human(p.traffic.totals.peer_payload_bytes))
         columns = dict(list(columns.items())[:4]) | {"between": peers} | columns
     return Table(list(columns), list(zip(*columns.values(), strict=True)), baseline)
+
+
+def _of_a_token(
+    partitions: Sequence[Split], column: Callable[[Callable[[Split], str]], list[str]]
+) -> dict[str, list[str]]:
+    """What a token takes in time and in energy, where the energy of one policy is known."""
+    if all(p.energy_figures["run_joules"] is None for p in partitions):
+        return {}
+
+    def energy(p: Split) -> str:
+        found = p.energy_figures
+        if found["joules_per_token"] is None:
+            return "–"
+        return f"{'≥ ' * found['energy_at_least']}{joules(found['joules_per_token'])}"
+
+    def time(p: Split) -> str:
+        run = p.run
+        return "–" if run is None else f"{'≥ ' * bool(p.left_out)}{duration(run.seconds_per_token)}"
+
+    return {"a token": column(time), "energy a token": column(energy)}
 
 
 def _seen(partition: Split) -> str:

@@ -32,7 +32,7 @@ from partition import Residency
 from partition.accounting import account
 from partition.layers import cut_between_layers
 from partition.masks import without_masks_placed
-from partition.optimise import check_kept, place, problem_of
+from partition.optimise import check_kept, is_rounded, place, problem_of
 from partition.packs import wire_format
 from partition.placement import Placement
 from partition.policy import (
@@ -133,7 +133,7 @@ class PlacementSearch:
         }
         wire = self.wire(machine)
         sized = [one for each in wire.packings.values() for one in each]
-        by_size = "seconds" in (policy.objective or ()) or self._residency == "call"
+        by_size = is_rounded(policy) or self._residency == "call"
         by_size |= bool(policy.protects)
         by_size |= any(one.at_least_bytes or len(one.packings) > 1 for one in sized)
         if by_size or not one_way:

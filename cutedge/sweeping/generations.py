@@ -56,6 +56,16 @@ TIMES = (
 )
 """Seconds of a generation, and tokens a second of all sequences; none where not all is known."""
 
+ENERGY = (
+    "ttft_joules",
+    "step_first_joules",
+    "step_last_joules",
+    "step_mean_joules",
+    "total_joules",
+    "joules_per_token",
+)
+"""Energy of a generation; none where that of computing is not known."""
+
 
 _Placing = tuple[PlacementSearch, Ints]
 """(what places steps, by row the number of the size at which they are placed; -1 for none)"""
@@ -155,7 +165,9 @@ class DecodeSteps:
         placed, optimal = [*prefills.placed], [*prefills.optimal]
         parts = [_Sums(length) for _ in news]
         moved = _Moved(length)
-        at_least, estimate = (prefills.figures[name].copy() for name in ("at_least", STATUS))
+        at_least, energy_at_least, estimate = (
+            prefills.figures[name].copy() for name in ("at_least", "energy_at_least", STATUS)
+        )
         estimate = estimate == "estimate"
         for number, search in enumerate(searches):
             if search is None:
@@ -180,6 +192,7 @@ class DecodeSteps:
                 begin = rows[self._starts[number][rows] == self.first[rows]]
                 at = self.row[begin], self.first[begin]
                 at_least[begin] |= walked.at_least[at]
+                energy_at_least[begin] |= walked.energy_at_least[at]
                 for part, new in zip(parts, news, strict=True):
                     part.add(walked, rows, self.row, self.first, self._last_of(new))
                     some = walked.estimates[self.row[rows], self._last_of(new)[rows] + 1]
@@ -189,8 +202,10 @@ class DecodeSteps:
                 self._move(moved, prefills, begin, graph, read, wire, machine)
         possible = np.array([how not in (IMPOSSIBLE, NOT_FOUND) for how in placed])
         at_least |= moved.at_least
+        energy_at_least |= moved.energy_at_least
+        some = at_least, energy_at_least
         return [
-            self._columns(prefills, placed, optimal, possible, part, moved, at_least, estimate, new)
+            self._columns(prefills, placed, optimal, possible, part, moved, some, estimate, new)
             for part, new in zip(parts, news, strict=True)
         ]
 
@@ -237,6 +252,8 @@ class DecodeSteps:
     ) -> None:
         """What of the cache goes elsewhere before the first steps of rows."""
         link = machine.links.common
+        figures = [device.energy for device in machine.described.values()]
+        watts = sum(one.idle_watts or 0.0 for one in figures if one is not None)
         alike: dict[int, list[int]] = {}
         for row in rows.tolist():
             alike.setdefault(id(prefills.devices[row]), []).append(row)
@@ -271,6 +288,10 @@ class DecodeSteps:
                     moved.is_timed[at] = False
                 for one, taken in zip(tensors, cost.seconds or (), strict=bool(cost.seconds)):
                     moved.seconds[at] += taken + one.packing_seconds
+                    moved.joules[at] += watts * (taken + one.packing_seconds)
+                a_byte = link.picojoules_per_byte
+                moved.joules[at] += sum(cost.wire_bytes) * ((a_byte or 0.0) * 1e-12)
+                moved.energy_at_least[at] |= a_byte is None or bool(watts and not cost.seconds)
                 for one in tensors:
                     moved.at_least[at] |= one.at_least
                     moved.is_estimate[at] |= one.is_estimate
@@ -283,7 +304,7 @@ class DecodeSteps:
         possible: Bools,
         steps: "_Sums",
         moved: "_Moved",
-        at_least: Bools,
+        at_least: tuple[Bools, Bools],
         estimate: Bools,
         new: int,
     ) -> Generated:
@@ -297,13 +318,17 @@ class DecodeSteps:
         whole = timed & steps.is_timed & moved.is_timed
         total = first + moved.seconds + steps.seconds
         several = possible & steps.is_timed & (new > 1)
+        read, energised = figures["run_joules"], possible & known["run_joules"]
+        stepping = possible & steps.is_energised & (new > 1)
+        all_known = energised & steps.is_energised
+        spent = read + moved.joules + steps.joules
         estimate = estimate | steps.estimate | moved.is_estimate
         sums = {name: figures[name] + steps.sums[name] for name in SUMS}
         sums["total_payload_bytes"] = sums["total_payload_bytes"] + moved.payload_bytes
         columns = {
             **{name: (values, possible) for name, values in sums.items()},
             "moved_cache_bytes": (moved.payload_bytes, possible),
-            "at_least": (at_least, possible),
+            "at_least": (at_least[0], possible),
             STATUS: (np.where(estimate, "estimate", "exact").astype(object), possible),
             "ttft_seconds": (first, possible & timed),
             "tpot_first_seconds": (steps.first, several),
@@ -314,6 +339,13 @@ class DecodeSteps:
                 self.batch * new / np.where(total > 0, total, 1),
                 possible & whole & (total > 0),
             ),
+            "energy_at_least": (at_least[1] & all_known, possible),
+            "ttft_joules": (read, energised),
+            "step_first_joules": (steps.first_joules, stepping),
+            "step_last_joules": (steps.last_joules, stepping),
+            "step_mean_joules": (steps.joules / max(new - 1, 1), stepping),
+            "total_joules": (spent, all_known),
+            "joules_per_token": (spent / (self.batch * new), all_known),
         }
         best = [one if can else None for one, can in zip(optimal, possible.tolist(), strict=True)]
         return Generated(
@@ -330,14 +362,21 @@ class _Walked:
     def __init__(self, shape: tuple[int, int]) -> None:
         self._each = {name: np.zeros(shape, np.int64) for name in SUMS}
         self.seconds, self.is_timed = np.zeros(shape), True
+        self.joules, self.is_energised = np.zeros(shape), True
         self.at_least, self._estimate = np.zeros(shape, bool), np.zeros(shape, bool)
+        self.energy_at_least = np.zeros(shape, bool)
 
     def fill(self, at: tuple[Ints, Ints], figures: Mapping[str, Any]) -> None:
         """Take the figures of some steps."""
         for name, values in self._each.items():
             values[at] = figures[name]
         self.at_least[at] = figures["at_least"]
+        self.energy_at_least[at] = figures["energy_at_least"]
         self._estimate[at] = figures[STATUS] == "estimate"
+        if "run_joules" in figures:
+            self.joules[at] = figures["run_joules"]
+        else:
+            self.is_energised = False
         seconds = figures.get("run_seconds")
         at_home, away = (figures.get(f"{place}_seconds") for place in (HOME, ACCELERATOR))
         if seconds is None and not figures["transfers"]:  # whatever the link
@@ -350,7 +389,7 @@ class _Walked:
     def sum_up(self) -> None:
         """Make the running sums, of all before each past and behind the last."""
         self.sums = {name: _running(each) for name, each in self._each.items()}
-        self.running_seconds = _running(self.seconds)
+        self.running_seconds, self.running_joules = _running(self.seconds), _running(self.joules)
         self.estimates = _running(self._estimate.astype(np.int64))
 
 
@@ -366,18 +405,24 @@ class _Sums:
     def __init__(self, length: int) -> None:
         self.sums = {name: np.zeros(length, np.int64) for name in SUMS}
         self.seconds, self.first, self.last = (np.zeros(length) for _ in range(3))
+        self.joules, self.first_joules, self.last_joules = (np.zeros(length) for _ in range(3))
         self.is_timed, self.estimate = np.ones(length, bool), np.zeros(length, bool)
+        self.is_energised = np.ones(length, bool)
 
     def add(self, walked: _Walked, rows: Ints, batch: Ints, first: Ints, last: Ints) -> None:
         """Add the steps of one program and placement to rows, by positions of batch and pasts."""
         batch, first, last = batch[rows], first[rows], last[rows]
         own = ((total, walked.sums[name]) for name, total in self.sums.items())
-        for total, running in (*own, (self.seconds, walked.running_seconds)):
+        seconds, joules = walked.running_seconds, walked.running_joules
+        for total, running in (*own, (self.seconds, seconds), (self.joules, joules)):
             total[rows] += running[batch, last + 1] - running[batch, first]
         some = last >= first
         self.first[rows] += np.where(some, walked.seconds[batch, first], 0.0)
         self.last[rows] += np.where(some, walked.seconds[batch, last], 0.0)
+        self.first_joules[rows] += np.where(some, walked.joules[batch, first], 0.0)
+        self.last_joules[rows] += np.where(some, walked.joules[batch, last], 0.0)
         self.is_timed[rows] &= walked.is_timed | ~some
+        self.is_energised[rows] &= walked.is_energised | ~some
 
 
 class _Moved:
@@ -385,5 +430,6 @@ class _Moved:
 
     def __init__(self, length: int) -> None:
         self.payload_bytes, self.seconds = np.zeros(length, np.int64), np.zeros(length)
+        self.joules, self.energy_at_least = np.zeros(length), np.zeros(length, bool)
         self.is_timed, self.at_least = np.ones(length, bool), np.zeros(length, bool)
         self.is_estimate = np.zeros(length, bool)

@@ -5,7 +5,7 @@ worked out once, for all sizes, and counted as often as it occurs.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL
 from costmodels.flops import FREE, annotate, total_flops, without_sizes
+from costmodels.joules import Joules, Work, by_operation, work_joules, work_of
 from costmodels.links import Link, Links, load_link, message_cost
 from costmodels.machine import Machine
 from costmodels.many import (
@@ -30,6 +31,7 @@ from costmodels.many import (
     exact_sum,
     op_groups,
     op_times,
+    run_moved,
     run_times,
     time_group,
 )
@@ -78,14 +80,19 @@ OPTIONAL_COUNTS = ("cycles",)
 SECONDS = ("seconds", "home_seconds", "accelerator_seconds", "run_seconds")
 """Of the transfers, of computing at home and away, and of all; none where not all is known."""
 
+JOULES = ("joules", "home_joules", "accelerator_joules", "idle_joules", "run_joules")
+"""Of the transfers, of computing at home and away, of what is drawn anyway, and of all; none where
+that is not known."""
+
 LAID = ("makespan_seconds", "bound_seconds", "requests_per_second")
 """Of runs as they are laid out; none where no schedule is asked for, or not all seconds are known."""
 
 LIMIT = "limited_by"
 """The busiest resource then; none likewise."""
 
-FLAGS = ("at_least",)
-"""Whether those seconds leave out what is not known; none where no placement is possible."""
+FLAGS = ("at_least", "energy_at_least")
+"""Whether those seconds and joules leave out what is not known; none where no placement is
+possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,7 +416,70 @@ class _PlacedPart:
         parts = ("home_seconds", "accelerator_seconds", "seconds")
         if all(part in found for part in parts):
             found["run_seconds"] = sum(found[part] for part in parts)
-        return found
+        return found | self._energy(machine, found)
+
+    def _energy(self, machine: Machine, known: Mapping[str, Any]) -> dict[str, Any]:
+        """The energy of the run, as ``partition.energy`` has it, beside what is known of it."""
+        away = ACCELERATOR in self._devices
+        found: dict[str, Any] = {} if away else {"accelerator_joules": 0.0}
+        at_least: Any = "joules" not in known
+        for place in (HOME, ACCELERATOR) if away else (HOME,):
+            if place in machine.described and f"{place}_seconds" in known:
+                taken = self._joules(machine, place, known[f"{place}_seconds"])
+                at_least = at_least | taken.at_least
+                if taken.value is not None:
+                    found[f"{place}_joules"] = taken.value
+        figures = [machine.described[place].energy for place in machine.described]
+        idle = [None if one is None else one.idle_watts for one in figures]
+        watts = sum(one or 0.0 for one in idle)
+        at_least = at_least | (None in idle or len(idle) < 2)
+        if watts and "run_seconds" in known:
+            found["idle_joules"] = watts * known["run_seconds"]
+            at_least = at_least | known["at_least"]
+        else:
+            at_least = at_least | bool(watts)
+        if not {"home_joules", "accelerator_joules"} <= found.keys():
+            return found | {"energy_at_least": False}
+        run = found["home_joules"] + found["accelerator_joules"]
+        run = run + known.get("joules", 0.0) + found.get("idle_joules", 0.0)
+        return found | {"run_joules": run, "energy_at_least": at_least}
+
+    def _joules(self, machine: Machine, place: str, seconds: Any) -> Joules:
+        """What the ops on a device take."""
+        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
+        if device.energy is None or not by_operation(device.energy):
+            late = self._working[place] and engine.launch(device) is None
+            return work_joules(device, machine.options, Work({}, 0), seconds, late=late)
+        key = "work", place, id(device), machine.options, id(engine)
+        work: Work = self._once(key, partial(self._work, machine, place))
+        return work_joules(device, machine.options, work, seconds)
+
+    def _work(self, machine: Machine, place: str) -> Work:
+        """What the ops on a device do, cached state that is kept there with them."""
+        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
+        counts = Counter(self._ops[place])
+        if device.array is None:
+            counts.clear()
+            for groups, count in self._with_state[place].items():
+                for group in groups:
+                    counts[group] += count
+        flops: dict[str, Any] = {}
+        moved: Any = 0
+        unknown = False
+        for group, count in counts.items():
+            costs = self._part.op_groups.groups[group]
+            gemm = self._part.times(machine)[place][group].gemm
+            done = (costs.dtype, costs.flops, costs.moved_bytes, gemm)
+            one = work_of(device, machine.options, *done)
+            for dtype, each in one.flops.items():
+                flops[dtype] = flops.get(dtype, 0) + count * each[self._rows]
+            moved = moved + count * one.moved_bytes[self._rows]
+            unknown |= one.unknown
+        if engine.execution == "fused" and device.array is None:
+            here = OpGroups(self._part.op_groups.of, self._groups_here())
+            runs = self._runs(place)
+            moved = run_moved(self._part.graph, self._over, here, place, runs, engine)
+        return Work(flops, moved, unknown)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._known:
@@ -420,6 +490,8 @@ class _PlacedPart:
         """What the messages cost on a link, as ``accounting`` sums it."""
         wire = {way: np.zeros(self._over.length, np.int64) for way in ("send", "receive")}
         seconds: dict[str, list[tuple[int, Floats]]] = {"send": [], "receive": []}
+        a_byte = None if link.picojoules_per_byte is None else link.picojoules_per_byte * 1e-12
+        joules: list[tuple[int, Floats]] = []
         peak = np.zeros(self._over.length, np.int64)
         at_least: Any = any(link.at_least(way) for way, _ in self._messages)
         for (way, kinds), count in self._messages.items():
@@ -427,6 +499,8 @@ class _PlacedPart:
             cost = message_cost(link, [one.payload_bytes for one in tensors], way)
             wire[way] = wire[way] + count * sum(cost.wire_bytes)
             peak = np.maximum(peak, cost.peak_buffer_bytes)
+            if a_byte is not None:
+                joules += [(count, wire_bytes * a_byte) for wire_bytes in cost.wire_bytes]
             for one, each in zip(tensors, cost.seconds or (), strict=bool(cost.seconds)):
                 seconds[way].append((count, each + one.packing_seconds))
                 at_least = at_least | one.at_least
@@ -437,6 +511,8 @@ class _PlacedPart:
             "peak_buffer_bytes": peak,
             "at_least": at_least,
         }
+        if a_byte is not None or not self._messages:
+            found["joules"] = exact_sum(joules, self._over.length)
         if link.timed("send") and link.timed("receive"):
             sent, received = (
                 exact_sum(seconds[way], self._over.length) for way in ("send", "receive")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cutedge.sweeping.generations import MASKED, STATUS
-from cutedge.sweeping.parts import COUNTS, FLAGS, LIMIT, OPTIONAL_COUNTS, SECONDS
+from cutedge.sweeping.parts import COUNTS, FLAGS, JOULES, LIMIT, OPTIONAL_COUNTS, SECONDS
 from cutedge.sweeping.points import Job, Points, points
 from partition.summary_table import SUMMARY
 from tracer.errors import InputError
@@ -38,6 +38,12 @@ _GENERATED = {
     "tpot_mean_seconds": "The mean of all steps",
     "total_seconds": "Prefill, the move of cached state and all steps, one after another",
     "tokens_per_second": "Tokens of all sequences over `total_seconds`",
+    "ttft_joules": "Energy until the first token: of the prefill",
+    "step_first_joules": "Energy of the first step after that",
+    "step_last_joules": "Energy of the last step",
+    "step_mean_joules": "The mean of all steps",
+    "total_joules": "Energy of prefill, the move of cached state and all steps",
+    "joules_per_token": "`total_joules` over the tokens of all sequences",
 }
 
 _MOVED = {
@@ -121,7 +127,7 @@ SWEEP = pa.schema(
             "Share of the ops that work whose FLOPs are known, from 0 to 1.",
         ),
         *(_figure(name, pa.int64()) for name in (*COUNTS, *MASKED, *OPTIONAL_COUNTS)),
-        *(_figure(name, pa.float64()) for name in SECONDS),
+        *(_figure(name, pa.float64()) for name in (*SECONDS, *JOULES)),
         *(_figure(name, pa.bool_()) for name in FLAGS),
         _figure(STATUS, pa.string()),
         column(

@@ -18,6 +18,7 @@ from cutedge.sweeping.generations import MASKED, STATUS, DecodeSteps, Prefills
 from cutedge.sweeping.parts import (
     COUNTS,
     FLAGS,
+    JOULES,
     LAID,
     LIMIT,
     OPTIONAL_COUNTS,
@@ -260,7 +261,7 @@ def _rows(
     length = part.over.length
     figures: dict[str, Column] = {
         **{name: np.zeros(length, np.int64) for name in (*COUNTS, *MASKED, *OPTIONAL_COUNTS)},
-        **{name: np.zeros(length) for name in (*SECONDS, *LAID)},
+        **{name: np.zeros(length) for name in (*SECONDS, *JOULES, *LAID)},
         **{name: np.zeros(length, bool) for name in FLAGS},
         **{name: np.full(length, None, object) for name in (LIMIT, STATUS)},
     }

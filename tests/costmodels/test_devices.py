@@ -18,6 +18,7 @@ from costmodels.devices import (
     device_names,
     load_device,
 )
+from costmodels.energy import load_energy
 from costmodels.links import link_names
 from tests.support.inprocess import invoke
 from tracer.errors import InputError
@@ -82,6 +83,7 @@ def test_every_figure_has_its_source(name, load):
     device, table = load_device(name), SHIPPED[name]
     figures = {f"{PEAK}.{dtype}" for dtype in device.peak_flops_per_second}
     figures |= {key for key in table if isinstance(table[key], dict) and key != PEAK}
+    figures |= load_energy(table["energy"])[1].keys() if "energy" in table else set()
     assert set(device.sources) == figures
     assert all(len(source) > 10 for source in device.sources.values())
     # The same file read by its path is the same device, but for its name.

@@ -63,11 +63,17 @@ def test_a_generation_is_the_sum_of_its_steps(policy: str, options: dict[str, An
         assert step.transfers == wanted["transfers"]
         assert step.total_payload_bytes == wanted["total_payload_bytes"]
         assert step.run_seconds == pytest.approx(wanted["run_seconds"], rel=1e-12)
+        assert step.run_joules == pytest.approx(wanted["run_joules"], rel=1e-12)
     found, all_of_it = made.summary, [prompt, *steps]
     for figure in ("calls", "total_payload_bytes", *MASKED):
         assert found[figure] == sum(one[figure] for one in all_of_it)
     assert found["ttft_seconds"] == prompt["run_seconds"]
     assert found["total_seconds"] == pytest.approx(fsum(one["run_seconds"] for one in all_of_it))
+    joules = fsum(one["run_joules"] for one in all_of_it)
+    assert found["total_joules"] == pytest.approx(joules)
+    assert found["joules_per_token"] == pytest.approx(joules / 5)
+    assert found["ttft_joules"] == prompt["run_joules"]
+    assert found["energy_at_least"]
     assert found["tpot_mean_seconds"] == pytest.approx(
         fsum(one["run_seconds"] for one in steps) / 4
     )
@@ -90,6 +96,10 @@ def test_a_cache_that_decode_reads_elsewhere_moves_once() -> None:
     whole = made.summary["ttft_seconds"] + fsum(step["run_seconds"] for step in steps)
     assert made.move_seconds is not None
     assert made.summary["total_seconds"] == pytest.approx(whole + made.move_seconds)
+    joules = made.summary["ttft_joules"] + fsum(step["run_joules"] for step in steps)
+    moving = made.moved_cache_bytes * 52e-12  # what a byte takes on PCIe 5.0; nothing frames it
+    moving += 70 * made.move_seconds  # what the card draws meanwhile; home has no figure
+    assert made.summary["total_joules"] == pytest.approx(joules + moving)
     half = cutedge.generate(
         "edge-10m", prompt=64, new=3, machine=MACHINE, wire_dtype="bfloat16", **policies
     )
@@ -304,6 +314,13 @@ SWEPT = (
     "tokens_per_second",
     "at_least",
     "payload_status",
+    "ttft_joules",
+    "step_first_joules",
+    "step_last_joules",
+    "step_mean_joules",
+    "total_joules",
+    "joules_per_token",
+    "energy_at_least",
     *MASKED,
 )
 

@@ -25,6 +25,7 @@ import cutedge
 from costmodels import flops
 from costmodels.arrays import Options
 from costmodels.devices import Device, load_device
+from costmodels.energy import EnergyFigures
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
 from costmodels.machine import Machine
@@ -44,6 +45,7 @@ from cutedge.sweeping.answers import (
 from cutedge.sweeping.parts import SizedGraph
 from cutedge.sweeping.points import Job, Points, pack, points
 from cutedge.sweeping.schedules import Layout, TaskNetwork
+from partition.energy import energy_of
 from partition.optimise import compute_cycles, compute_seconds, place
 from partition.policy import Policy, Rule, load_policy
 from partition.problem import InfeasibleError
@@ -74,6 +76,15 @@ def enclave(room: int) -> Device:
     return replace(load_device("tee-sgx"), enclave_bytes=room)
 
 
+def counted(name: str, mac: float, watts: float) -> Device:
+    """A device with energy by operation."""
+    macs = dict.fromkeys(("float32", "float16", "bfloat16", "int64", "int32", "bool"), mac)
+    figures = EnergyFigures(
+        mac_picojoules=macs, dram_picojoules_per_byte=77.0, idle_watts=watts, busy_watts=300.0
+    )
+    return replace(load_device(name), energy=figures, launch_seconds=1e-6)
+
+
 MACHINES = (
     machine("tee", "gpu", "zmq-ipc"),
     machine("tee-tdx", "rtx-4090", "pcie5-x16-cc"),
@@ -90,6 +101,13 @@ MACHINES = (
         described={
             HOME: replace(load_device("ryzen-7950x"), launch_seconds=2e-6),
             ACCELERATOR: replace(load_device("systolic-16x16"), launch_seconds=3e-5),
+        },
+    ),
+    replace(
+        machine("ryzen-7950x", "rtx-4090", "nvlink"),  # energy by operation, all of it known
+        described={
+            HOME: counted("ryzen-7950x", 20.0, 12.5),
+            ACCELERATOR: counted("rtx-4090", 3.0, 21.0),
         },
     ),
 )
@@ -148,6 +166,11 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         name: device.launch_seconds is None and not (name in on.engines and on.engines[name].name)
         for name, device in on.described.items()
     }
+    at_least = totals.at_least or any(lacking[device] for device in working)
+    there, taken = (graph, placed.placement, traffic, times), made.compute_seconds
+    energy = energy_of(*there, on.devices, taken, made.run_seconds, late=at_least)
+    made = replace(made, energy=energy)
+    joules = {k: v for k, v in made.energy_figures.items() if k != "joules_per_token"}
     return {
         "calls": len(traffic.calls),
         "transfers": len(traffic.transfers),
@@ -166,7 +189,8 @@ def oracle(graph: OpGraph, policy: Policy, on: Machine, wire, residency) -> dict
         "home_seconds": made.compute_seconds.get(HOME),
         "accelerator_seconds": made.compute_seconds.get(ACCELERATOR),
         "run_seconds": made.run_seconds,
-        "at_least": totals.at_least or any(lacking[device] for device in working),
+        "at_least": at_least,
+        **joules,
         "payload_status": totals.payload_status,
         **made.mask_costs,
         "optimal": None if placed.solution is None else placed.solution.proven,

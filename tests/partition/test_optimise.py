@@ -61,10 +61,10 @@ FREE = 'default = "free"\nobjective = "bytes"\n'
     [
         ('default = "free"', "needs an objective"),
         ('default = "home"\nobjective = "bytes"', "nothing is free"),
-        ('default = "free"\nobjective = "energy"', "'energy' is not one of bytes, seconds"),
+        ('default = "free"\nobjective = "joules"', "'joules' is not one of bytes, seconds"),
         ('default = "free"\nobjective = {byte = 1}', "unknown key 'byte'.*Did you mean bytes"),
         ('default = "free"\nobjective = {bytes = -1}', "weight of bytes must be a number above 0"),
-        ('default = "free"\nobjective = {}', "give the weight of bytes or seconds"),
+        ('default = "free"\nobjective = {}', "give the weight of bytes or seconds or energy"),
         (f'{FREE}cut = "layer"', "'layer' is not one of anywhere, layers"),
         (f"{FREE}[[secret]]", "secret 1: no condition"),
         (f"{FREE}[[secret]]\nlabel = 3", "secret 1: label must be a text"),
