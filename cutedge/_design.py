@@ -1,135 +1,31 @@
-"""Designs of chips for models: what each takes, the best of them, and what limits one."""
+"""Designs of chips for models: what is asked for, and how it is answered."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from costmodels import Dataflow, Overlap
-from costmodels.area import AreaFigures, load_area
-from costmodels.designs import (
-    Bandwidth,
-    Kib,
-    OnDevice,
-    Products,
-    Runs,
-    Space,
-    area_of,
-    fastest,
-    gains,
-    on_device,
-    runs,
-)
-from costmodels.designs import pareto as undominated
+from costmodels.area import load_area
+from costmodels.designs import Bandwidth, Kib, Space
 from costmodels.devices import SYSTOLIC, load_device
-from costmodels.energy import ELEMENT_BYTES, EnergyFigures, load_energy
+from costmodels.energy import ELEMENT_BYTES, load_energy
+from cutedge._designs import FIGURES, Designs, work_out
 from cutedge._grids import numbers
 from tracer.errors import InputError, choose
 from tracer.graph import OpGraph
-from tracer.stages import stage
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from cutedge._request import Overrides
     from cutedge._trace import Trace
-
-FIGURES = ("seconds", "joules", "area")
-"""What designs are compared by."""
 
 MOST_POINTS = 5_000_000
 """More are refused: a point takes some hundred bytes."""
 
 Values = str | int | float | Sequence[Any]
 """An axis: a value, several with commas between them, a range, or a list of these."""
-
-
-@dataclass(frozen=True)
-class DesignedRun:
-    """A run of a model on each design."""
-
-    trace: "Trace"
-    products: Products
-    runs: Runs
-    pareto: NDArray[np.intp]
-    """Which designs no other one is better than, of those that are small enough."""
-    best: int | None
-    """The best that is small enough (``costmodels.designs.fastest``); None where not one is."""
-    device: OnDevice | None
-    """The same run on the device that designs are set beside."""
-
-
-@dataclass(frozen=True)
-class Designs:
-    """All designs of a space, on each run."""
-
-    space: Space
-    area: AreaFigures
-    energy: EnergyFigures
-    energy_name: str
-    """What the energy figures are called."""
-    square_millimetres: NDArray[np.float64]
-    """Of each design."""
-    max_area: float | None
-    """Square millimetres that a design may have; None for no limit."""
-    compared: tuple[str, ...]
-    """What no other design is better in, of those in the Pareto set."""
-    found: tuple[DesignedRun, ...]
-
-    @property
-    def count(self) -> int:
-        """How many points there are: each design for each run."""
-        return self.space.size * len(self.found)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a user must know before trusting the figures, a line each."""
-        said = (warning for one in self.found for warning in one.trace.warnings)
-        return tuple(dict.fromkeys(said))
-
-    @cached_property
-    def points(self) -> "pa.Table":
-        """A row for each design and run."""
-        from cutedge._design_table import design_table
-
-        return design_table(self)
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """All of it but the points, as ``design --json`` has it."""
-        from cutedge._design_table import summary
-
-        return summary(self)
-
-    def limits(self, found: DesignedRun) -> tuple[dict[tuple[str, ...], float], str]:
-        """(how many times as fast the best design of a run is with twice of each thing, the sentence
-        that says what limits it); empty where not one design is small enough."""
-        from cutedge._design_words import limit_sentence
-
-        if found.best is None:
-            return {}, ""
-        of = found.products, self.space.design(found.best), self.space.dtype, self.space.overlap
-        faster = gains(*of)
-        return faster, limit_sentence(*of, faster)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``designs.parquet`` into a folder; where it is. Raises CutedgeError."""
-        from cutedge._design_table import save
-
-        return save(self, Path(folder))
-
-    def report(self, page: str | Path) -> Path:
-        """Write a page with a chart of each run; where it is. Raises CutedgeError."""
-        from cutedge._design_page import write_designs
-
-        return write_designs(self, Path(page))
 
 
 def design(
@@ -206,56 +102,25 @@ def design(
     if max_area is not None and not 0 < max_area < float("inf"):
         raise InputError(f"--max-area {max_area}: square millimetres, more than 0")
     beside = None if device is None else load_device(device)
-    if beside is not None and max_area is None:
-        max_area = area_of(beside, areas, dtype)
-    square_millimetres = space.square_millimetres(areas)
-    small = np.flatnonzero(square_millimetres <= (max_area or float("inf")))
-    found = []
-    with stage("working out points", points) as done:
+    traced: list[Trace] = []
+
+    def graphs() -> Iterator[tuple[OpGraph, str]]:
         for one, each in product(models, sizes):
-            traced = _traced(one, phase, each, overrides)
-            products = _products(traced.graph)
-            made = runs(products, space, energies)
-            named = {"seconds": made.seconds, "joules": made.joules, "area": square_millimetres}
-            best = undominated(*(named[name][small] for name in compared))
-            found.append(
-                DesignedRun(
-                    traced,
-                    products,
-                    made,
-                    small[best],
-                    fastest(made, square_millimetres, small) if len(small) else None,
-                    None if beside is None else on_device(products, beside, areas, energies, dtype),
-                )
-            )
-            done(space.size * len(found))
-    return Designs(
+            traced.append(_traced(one, phase, each, overrides))
+            yield traced[-1].graph, traced[-1].id
+
+    made = work_out(
         space,
-        areas,
-        energies,
-        Path(energy).stem,
-        square_millimetres,
-        max_area,
-        compared,
-        tuple(found),
+        graphs(),
+        points,
+        area=areas,
+        energy=(Path(energy).stem, energies),
+        device=beside,
+        max_area=max_area,
+        compared=compared,
     )
-
-
-def _products(graph: OpGraph) -> Products:
-    """The distinct matrix products of a graph. Raises InputError where it has not one."""
-    from cutedge.exports.scalesim import products_of
-
-    count = Counter((g.m, g.k, g.n, g.batch) for _, g in products_of(graph))
-    if not count:
-        raise InputError(
-            f"{graph.meta.model} has no matrix product with sizes: trace it with --attn eager"
-        )
-    return Products(
-        *(
-            np.asarray([*axis], np.int64)
-            for axis in zip(*((*p, n) for p, n in count.items()), strict=True)
-        )
-    )
+    said = dict.fromkeys(warning for one in traced for warning in one.warnings)
+    return replace(made, warnings=tuple(said))
 
 
 def _traced(model: Any, phase: str, sizes: Mapping[str, Any], overrides: "Overrides") -> "Trace":

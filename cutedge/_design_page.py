@@ -25,7 +25,7 @@ from tracer.summary import headline
 from tracer.words import duration, joules
 
 if TYPE_CHECKING:
-    from cutedge._design import DesignedRun, Designs
+    from cutedge._designs import DesignedRun, Designs
 
 _WIDE, _HIGH, _LEFT, _RIGHT, _TOP, _LOW = 760, 400, 76, 132, 24, 52
 """Of a chart and of its margins, in pixels."""
@@ -42,7 +42,7 @@ MOST_MARKS = 1_000
 def write_designs(made: "Designs", page: Path) -> Path:
     """Write a page; where it is. Raises CutedgeError where it cannot be written."""
     style = files("cutedge.report").joinpath("page.css").read_text("utf-8")
-    names = ", ".join(dict.fromkeys(one.trace.graph.meta.model for one in made.found))
+    names = ", ".join(dict.fromkeys(one.graph.meta.model for one in made.found))
     about = "".join(
         f'<p class="more">{escape(line[:1].upper() + line[1:])}.</p>\n' for line in said(made)
     )
@@ -78,7 +78,7 @@ td { white-space: nowrap; }
 
 def _section(made: "Designs", found: "DesignedRun") -> str:
     return (
-        f"<section>\n<h2>{escape(headline(found.trace.graph.meta))}</h2>\n"
+        f"<section>\n<h2>{escape(headline(found.graph.meta))}</h2>\n"
         f'<p class="more">{escape(limit_line(made, found))}.</p>\n'
         '<p class="caption">Steps: the fewest seconds with so much area, by dataflow. Marks: the '
         "designs that no other one is better than, in all figures that are compared. Both axes are "

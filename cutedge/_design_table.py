@@ -10,7 +10,7 @@ import pyarrow as pa
 from tracer.serde import OF_A_TRACE, column, run_of, write_tables
 
 if TYPE_CHECKING:
-    from cutedge._design import DesignedRun, Designs
+    from cutedge._designs import DesignedRun, Designs
 
 _TEXT, _COUNT, _NUMBER = pa.string(), pa.int64(), pa.float64()
 
@@ -129,7 +129,7 @@ def design_table(made: "Designs") -> pa.Table:
     ).cast(pa.string())
     parts = []
     for found in made.found:
-        run = run_of(found.trace.graph, found.trace.id)
+        run = run_of(found.graph, found.trace_id)
         pareto = np.zeros(len(names), bool)
         pareto[found.pareto] = True
         columns: dict[str, Any] = {
@@ -211,7 +211,7 @@ def summary(made: "Designs") -> dict[str, Any]:
 
 
 def _run(made: "Designs", found: "DesignedRun") -> dict[str, Any]:
-    run = run_of(found.trace.graph, found.trace.id)
+    run = run_of(found.graph, found.trace_id)
     faster, sentence = made.limits(found)
     return {
         **run,

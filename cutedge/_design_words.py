@@ -11,7 +11,7 @@ from tracer.summary import headline
 from tracer.words import counted, duration, joules, rate
 
 if TYPE_CHECKING:
-    from cutedge._design import DesignedRun, Designs
+    from cutedge._designs import DesignedRun, Designs
 
 DOUBLES = 1.9
 """From so many times as fast on, a sentence says that something doubles the speed."""
@@ -82,7 +82,7 @@ def shown(made: "Designs", written: Iterable[object]) -> Iterator[str | tuple[st
     yield ""
     yield from (limit_line(made, found) for found in made.found)
     for found in made.found:
-        yield f"\n{headline(found.trace.graph.meta)}"
+        yield f"\n{headline(found.graph.meta)}"
         yield pareto_words(made, found)
         yield HEADS, pareto_rows(made, found)
     yield from (f"written to {path}" for path in written)
@@ -104,7 +104,7 @@ def side_by_side(made: "Designs") -> list[list[str]]:
 
     rows = []
     for found in made.found:
-        meta = found.trace.graph.meta
+        meta = found.graph.meta
         run = [meta.model, run_size(meta)]
         if (device := device_row(found)) is not None:
             rows.append([*run, *_row(device, device["device"], "", ">= ")])
@@ -169,7 +169,7 @@ def limit_line(made: "Designs", found: "DesignedRun") -> str:
     """What limits the best design of a run, and what doubles its speed."""
     if found.best is None:
         return f"no design is as small as {made.max_area:g} mm2: give smaller arrays or buffers"
-    meta = found.trace.graph.meta
+    meta = found.graph.meta
     name = design_text(made.space.design(found.best))
     at = (
         f"{meta.model} at {run_size(meta)} token{'s' * (meta.seq != 1)}" if meta.seq else meta.model

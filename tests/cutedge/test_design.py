@@ -71,7 +71,7 @@ def test_rows_are_in_the_order_of_the_axes(made):
 
 def test_the_best_and_the_pareto_set_are_those_of_the_table(made):
     for found in made.found:
-        seq = found.trace.graph.meta.seq
+        seq = found.graph.meta.seq
         rows = [row for row in made.points.to_pylist() if row["seq"] == seq]
         small = [row for row in rows if row["square_millimetres"] <= 0.5]
         key = [(row["seconds"], row["joules"], row["square_millimetres"]) for row in small]
