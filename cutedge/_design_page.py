@@ -50,13 +50,13 @@ def write_designs(made: "Designs", page: Path) -> Path:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{escape(names)}: designs of a chip</title>\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<style>\n{style}{_STYLE}</style>\n</head>\n<body>\n'
+        f'<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n'
         f"<header>\n<h1>Designs of a chip for {escape(names)}</h1>\n{about}</header>\n"
         "<section>\n<h2>Side by side</h2>\n"
         '<p class="caption">Each run on the device that designs are set beside, and on the best '
         "design that is small enough: of those within 1 % of the fewest seconds the one with the least "
         "energy.</p>\n"
-        f"{_table(f'model, tokens, {HEADS}', side_by_side(made))}</section>\n"
+        f"{beside(made)}</section>\n"
         f"{''.join(_section(made, found) for found in made.found)}</body>\n</html>\n"
     )
     try:
@@ -66,27 +66,28 @@ def write_designs(made: "Designs", page: Path) -> Path:
     return page
 
 
-_STYLE = """svg.chart { display: block; width: 100%; max-width: 900px; height: auto; }
-svg.chart text { font-size: 12px; fill: var(--ink); }
-svg.chart .soft { fill: var(--soft); }
-svg.chart .grid { stroke: var(--line); fill: none; }
-svg.chart .most { stroke: var(--soft); stroke-dasharray: 5 4; fill: none; }
-svg.chart .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
-td { white-space: nowrap; }
-"""
-
-
 def _section(made: "Designs", found: "DesignedRun") -> str:
     return (
-        f"<section>\n<h2>{escape(headline(found.graph.meta))}</h2>\n"
+        f"<section>\n<h2>{escape(headline(found.graph.meta))}</h2>\n{drawn(made, found)}"
+        f'<p class="caption">{escape(pareto_words(made, found))}</p>\n'
+        f"{_table(HEADS, pareto_rows(made, found))}</section>\n"
+    )
+
+
+def drawn(made: "Designs", found: "DesignedRun") -> str:
+    """What limits the best design of a run, and its charts."""
+    return (
         f'<p class="more">{escape(limit_line(made, found))}.</p>\n'
         '<p class="caption">Steps: the fewest seconds with so much area, by dataflow. Marks: the '
         "designs that no other one is better than, in all figures that are compared. Both axes are "
         "logarithmic.</p>\n"
         f"{chart(made, found)}{_bars(made, found)}"
-        f'<p class="caption">{escape(pareto_words(made, found))}</p>\n'
-        f"{_table(HEADS, pareto_rows(made, found))}</section>\n"
     )
+
+
+def beside(made: "Designs") -> str:
+    """Each run on the device and on the best design, as a table."""
+    return _table(f"model, tokens, {HEADS}", side_by_side(made))
 
 
 def _table(heads: str, rows: Sequence[Sequence[str]]) -> str:
@@ -134,7 +135,7 @@ def _drawn(made: "Designs", found: "DesignedRun") -> Iterator[str]:
     if made.max_area is not None and min(wide) < made.max_area < max(wide):
         at = x(made.max_area)
         yield f'<path class="most" d="M{at:.1f} {_TOP}V{_HIGH - _LOW}"/>'
-        yield _text(at + 6, _TOP + 12, f"at most {made.max_area:.4g} mm2", "start", "soft halo")
+        yield _text(at + 6, _HIGH - _LOW - 8, f"at most {made.max_area:.4g} mm2", "start", "soft halo")
     most, taken = max(wide), []
     for flow, numbers in steps.items():
         first, *others = zip(x(area[numbers]), y(seconds[numbers]), strict=True)

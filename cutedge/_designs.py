@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.area import AreaFigures
+from costmodels.area import AreaFigures, load_area
 from costmodels.designs import (
+    Bandwidth,
     OnDevice,
     Products,
     Runs,
@@ -24,7 +26,8 @@ from costmodels.designs import (
     runs,
 )
 from costmodels.devices import Device
-from costmodels.energy import EnergyFigures
+from costmodels.energy import EnergyFigures, load_energy
+from costmodels.links import load_link
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.stages import stage
@@ -181,3 +184,33 @@ def products_of(graph: OpGraph) -> Products:
             for axis in zip(*((*p, n) for p, n in count.items()), strict=True)
         )
     )
+
+
+def beside_chip(graph: OpGraph, device: Device) -> Designs | None:
+    """Systolic arrays of many sizes at a chip's clock, on a DRAM as fast as its host link; None where
+    the figures of area and energy do not know the model's dtype.
+
+    Raises InputError for a device that is no array.
+    """
+    link = None if device.host_link is None else load_link(device.host_link).payload_rate("receive")
+    area = load_area("dally-45nm")
+    sides = tuple(2**n for n in range(8))
+    each = [Fraction(2) ** n for n in range(-2, 9)]
+    clock = Fraction(0 if device.array is None else str(device.array.clock_hertz))
+    try:
+        area.mac(graph.meta.dtype)
+        space = Space(
+            ("os", "ws", "is"),
+            sides,
+            sides,
+            (1,),
+            tuple((kib, kib, kib) for kib in each),
+            (Bandwidth(Fraction(str(link or 6.4e9))),),
+            (clock or Fraction(10**8),),
+            graph.meta.dtype,
+        )
+        figures = "horowitz-45nm", load_energy("horowitz-45nm")[0]
+        points = space.size
+        return work_out(space, [(graph, "")], points, area=area, energy=figures, device=device)
+    except InputError:
+        return None
