@@ -31,10 +31,11 @@ _AS_JSON: ContextVar[bool] = ContextVar("_AS_JSON", default=False)
 """Whether the command that runs was given ``--json``: then its errors are JSON too."""
 
 
-def say(text: str = "") -> None:
-    """Print text for people; what a name hides in it is seen."""
+def say(text: str = "", *, bold: bool = False) -> None:
+    """Print text for people; what a name hides in it is seen. Only a terminal shows what is bold."""
     for line in visible(text).split("\n"):
-        typer.echo("\n".join(broken(line, room(sys.stdout))))
+        shown = "\n".join(broken(line, room(sys.stdout)))
+        typer.echo(typer.style(shown, bold=True) if bold and shown else shown)
 
 
 def warn(*texts: str) -> None:

@@ -70,7 +70,7 @@ def annotate(graph: OpGraph) -> OpGraph:
             known[key] = _cost(graph, op, None)
         return known[key]
 
-    return graph.with_ops(replace(op, cost=cost(op)) for op in graph.ops)
+    return graph.with_ops(op.costing(cost(op)) for op in graph.ops)
 
 
 def work_key(graph: OpGraph, op: Op) -> Hashable:

@@ -135,7 +135,9 @@ def _drawn(made: "Designs", found: "DesignedRun") -> Iterator[str]:
     if made.max_area is not None and min(wide) < made.max_area < max(wide):
         at = x(made.max_area)
         yield f'<path class="most" d="M{at:.1f} {_TOP}V{_HIGH - _LOW}"/>'
-        yield _text(at + 6, _HIGH - _LOW - 8, f"at most {made.max_area:.4g} mm2", "start", "soft halo")
+        yield _text(
+            at + 6, _HIGH - _LOW - 8, f"at most {made.max_area:.4g} mm2", "start", "soft halo"
+        )
     most, taken = max(wide), []
     for flow, numbers in steps.items():
         first, *others = zip(x(area[numbers]), y(seconds[numbers]), strict=True)

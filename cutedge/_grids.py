@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from costmodels import Execution, WeightsAt
+from cutedge._subjects import Subject
 from partition import Residency, ScheduleKind
 from tracer.errors import InputError, choose
 from tracer.toml_files import check_keys, read_text, read_toml
 
 if TYPE_CHECKING:
     from costmodels.machine import Machine
-    from costmodels.many import Sizes
     from costmodels.packing import SizedPacking
-    from cutedge._request import Request
     from partition.policy import Policy
     from partition.schedule import Scheduling
 
@@ -56,61 +55,6 @@ AXES = (*NAMES, *COUNTS, *RATIOS)
 PHASES = ("prefill", "decode", "encoder")
 NATIVE = "native"
 """The wire dtype of tensors that cross as they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A model in a phase: what is traced, at whatever sizes."""
-
-    model: Any
-    """As the user calls it, or its config."""
-    phase: str
-    options: Mapping[str, Any]
-    """``dtype``, ``attn``, ``logits``, ``weights``, ``kv_dtype``."""
-    sizes: Mapping[str, Sequence[int]]
-    """By size that is asked for: its values. The others have the model's defaults."""
-    overrides: Any = None
-    """Fields of the config, as ``trace`` takes them."""
-    cache: bool = False
-    """Whether a prefill fills a cache."""
-    most_new: int = 0
-    """Of generations, which the prefills begin, the most tokens; else 0."""
-
-    @property
-    def called(self) -> str:
-        """The phase as rows have it."""
-        return "generate" if self.most_new else self.phase
-
-    @property
-    def decode(self) -> "Subject | None":
-        """The steps of generations, over all numbers of cached tokens that they pass."""
-        if not self.most_new:
-            return None
-        after = max(self.most_new - 1, 1)
-        pasts = dict.fromkeys(n for p in self.sizes["seq"] for n in range(p, p + after))
-        sizes = {**self.sizes, "seq": (1,), "past": (*pasts,)}
-        return replace(self, phase="decode", sizes=sizes, cache=False, most_new=0)
-
-    def asked(self, sizes: Mapping[str, int]) -> "Request":
-        """The model at sizes."""
-        from cutedge._request import Request
-
-        return Request(
-            self.model,
-            sizes,
-            phase=self.phase,
-            cache=self.cache,
-            overrides=self.overrides,
-            **self.options,
-        )
-
-    @property
-    def points(self) -> int:
-        """How many combinations of sizes there are."""
-        count = 1
-        for values in self.sizes.values():
-            count *= len(values)
-        return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,13 +432,3 @@ def _distinct(machines: Sequence["Machine"]) -> "tuple[Machine, ...]":
             )
         seen.add(told)
     return tuple(machines)
-
-
-def all_sizes(subject: Subject, known: Mapping[str, int]) -> "Sizes":
-    """Every combination of a subject's sizes; what it leaves out is as ``known``."""
-    import numpy as np
-
-    names = ("batch", "past", "source", "seq")
-    values = [subject.sizes.get(name, (known[name],)) for name in names]
-    columns = np.array(list(product(*values)), np.int64).reshape(-1, len(names))
-    return {name: columns[:, n].copy() for n, name in enumerate(names)}

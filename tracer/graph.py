@@ -178,6 +178,27 @@ class Op:
     cost: OpCost = field(default_factory=OpCost)
     """What it costs wherever it runs."""
 
+    def costing(self, cost: OpCost) -> "Op":
+        """The op at another cost. As ``replace``, in a third of its time: each op of each trace
+        gets its cost so."""
+        return Op(
+            self.id,
+            self.name,
+            self.target,
+            self.kind,
+            self.module_path,
+            self.module_type,
+            self.stack,
+            self.layer,
+            self.is_constant,
+            self.is_view,
+            self.dtype,
+            self.extent_expr,
+            self.arguments,
+            self.is_identity,
+            cost,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -383,7 +404,12 @@ class OpGraph:
 
     def is_everywhere(self, op: int) -> bool:
         """Whether an op has no device of its own: it is wherever its result is read."""
-        return self.ops[op].is_constant or op in self.state_ops
+        return self._everywhere[op]
+
+    @cached_property
+    def _everywhere(self) -> Sequence[bool]:
+        state = self.state_ops
+        return [op.is_constant or op.id in state for op in self.ops]
 
     @cached_property
     def state_ops(self) -> frozenset[int]:
