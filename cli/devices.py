@@ -110,7 +110,7 @@ def gemm(
 
 def _print_devices(found: "Sequence[described.Device]") -> None:
     from cli.printing import grouped, print_table
-    from cutedge._device_rows import array_row, processor_row
+    from cutedge._device_rows import array_row, npu_row, processor_row
 
     if processors := [one for one in found if one.peak_flops_per_second]:
         print_table(
@@ -127,6 +127,13 @@ def _print_devices(found: "Sequence[described.Device]") -> None:
     if arrays := [array_row(one, one.array) for one in found if one.array]:
         print_table(
             "array, trusted<1, dataflow<2, size>1, cycles a tile>3, MHz>3, peak GFLOPS>1", arrays
+        )
+        say()
+    if npus := [npu_row(one, one.npu) for one in found if one.npu]:
+        print_table(
+            "npu, trusted<1, MACs a cycle>, others a cycle>3, MHz>3, SRAM>1, SRAM GB/s>4, "
+            "DRAM GB/s>2, runs<4",
+            npus,
         )
         say()
     say("cutedge devices NAME has every figure of one, with its source")
@@ -147,8 +154,9 @@ def _print_device(device: "described.Device") -> None:
         say()
     print_table("figure, value>, size>1, source~", figure_rows(device))
     if array:
-        say()
-        say(f"{array}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
+        say(f"\n{array}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
+    if device.npu and device.npu.kinds:
+        say(f"\nruns {', '.join(device.npu.kinds)}; all else is at home in a split")
 
 
 def _print_gemm(product: "ProductCost") -> None:

@@ -3,7 +3,10 @@
 A product [m, k] x [k, n] is cut into tiles that the array computes one after another.
 
 - Fixed tiles: the array multiplies [rows, depth] x [depth, columns] in ``tile_cycles``; shapes are
-  padded up to it. ``tiles x tile_cycles``.
+  padded up to it. ``tiles x tile_cycles``. Double-buffered, where it is known what these hold, a
+  tile computes while the next one comes in and the one before goes out, over one bus
+  (``double_buffered``). A pipeline depth of d takes ``tiles x tile_cycles / d``: the steady state of
+  d equal phases with hardware of their own, its first fill and last drain left out.
 - Systolic: a tile (a fold) keeps one matrix of rows x columns in the cells and streams the others
   past it. What is kept spans two axes of the product, the third is streamed and not padded:
   outputs (os) span m and n, weights (ws) k and n, inputs (is) k and m. Operands enter a cell later
@@ -24,7 +27,7 @@ from math import prod
 from typing import Any, TypeAlias
 
 from costmodels import CountAs, Overlap
-from costmodels.devices import Array
+from costmodels.devices import Array, TilePhases
 from tracer.errors import InputError
 
 Count: TypeAlias = Any
@@ -144,8 +147,15 @@ def gemm_cost(
     InputError where an option does not go with the array.
     """
     if array.dataflow == "fixed":
-        if overlap != "none":
-            raise InputError("folds overlap in systolic arrays; fixed tiles have a pipeline depth")
+        if overlap != "none" and array.phases is None:
+            raise InputError(
+                "folds overlap in systolic arrays, and fixed tiles where it is known what their "
+                "cycles hold (tile_load_cycles ...); others have a pipeline depth"
+            )
+        if overlap != "none" and options.pipeline_depth != 1:
+            raise InputError(
+                "a pipeline depth and double buffering are two ways to overlap: take one"
+            )
     elif options.pipeline_depth != 1:
         raise InputError("a pipeline depth is of fixed tiles; folds of systolic arrays overlap")
     sizes, spans = {"m": m, "k": k, "n": n}, spans_of(array)
@@ -159,7 +169,10 @@ def gemm_cost(
     useful = batch * m * k * n
     if array.depth is not None and array.tile_cycles is not None:
         padded = tiles * cells * array.depth
-        cycles = divided(each * array.tile_cycles, options.speedup)
+        whole = each * array.tile_cycles
+        if overlap != "none" and array.phases is not None:
+            whole = double_buffered(array.phases, each)
+        cycles = divided(whole, options.speedup)
         possible = each * options.chips * cells * array.depth * array.arrays
     else:
         streamed = streamed_axis(array) or ""
@@ -187,6 +200,25 @@ def gemm_cost(
         sent_bytes=batch * (m * k + k * n) * wire,
         received_bytes=batch * m * n * wire,
     )
+
+
+def double_buffered(phases: TilePhases, tiles: Count) -> Count:
+    """The cycles of tiles one of which computes while the next one comes in and the one before goes
+    out. Both cross one bus, one after the other.
+
+    Stages in between take ``max(compute, load + store)``; before the first one a tile comes in, and
+    after the last one a result goes out.
+
+    >>> tile = TilePhases(128, 512, 64, 20)
+    >>> double_buffered(tile, 1), double_buffered(tile, 3)  # 128 + 3 * 532 + 64
+    (724, 1788)
+    """
+    load, store = phases.tile_load_cycles, phases.tile_store_cycles
+    computing = phases.tile_compute_cycles + phases.tile_wait_cycles
+    alone = load + computing + store
+    ends = load + max(computing, load) + max(computing, store) + store
+    several = ends + (tiles - 2) * max(computing, load + store)
+    return alone + (tiles > 1) * (several - alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +272,7 @@ def split_over(
         there = {**sizes, axis: largest}
         tiles = there["batch"] * prod(-(-there[each] // span) for each, span in spans.items())
         if streamed is None:
-            cycles = tiles
+            cycles = tiles  # double-buffered or not, they take what their number says
         else:
             first, inner, last = fold_cycles(array, there[streamed], overlap)
             cycles = first + (tiles - 1) * inner + last

@@ -53,6 +53,17 @@ class ProductCost:
         return float(self._launch + max(self._seconds, self.link_seconds))
 
     @property
+    def double_buffered_cycles(self) -> int | None:
+        """What its tiles would take double-buffered, options included; None where it is not known
+        what their cycles hold."""
+        if self.array.phases is None:
+            return None
+        m, k, n, batch = self.sizes
+        options = replace(self.options, pipeline_depth=1)
+        how: Any = {"batch": batch, "options": options, "overlap": "double-buffered"}
+        return int(gemm_cost(self.array, m, k, n, **how).cycles)
+
+    @property
     def total_cycles(self) -> int | None:
         """Computing and waiting for the DRAM; None without buffers."""
         return None if self.memory is None else int(self.cost.cycles + self.memory.stall_cycles)
@@ -102,6 +113,7 @@ class ProductCost:
             **asdict(self.options),
             "host_link": self.device.host_link,
             **asdict(self.cost),
+            "double_buffered_cycles": self.double_buffered_cycles,
             "total_cycles": self.total_cycles,
             "bound": self.bound,
             **{name: self.memory and getattr(self.memory, name) for name in _MEMORY},
@@ -154,8 +166,11 @@ def gemm(
     chosen = load_device(device)
     array = array_of(chosen, mode, rows, cols, arrays)
     systolic = array.dataflow != "fixed"
-    if not systolic and (count or overlap):
-        raise InputError("--count and --overlap are of systolic arrays (--mode os, ws or is)")
+    if not systolic and (count or (overlap and array.phases is None)):
+        raise InputError(
+            "--count is of systolic arrays (--mode os, ws or is), and --overlap of these and of tiles "
+            "whose file says what their cycles hold (tile_load_cycles ...)"
+        )
     faster = Options(**options)
     counted, overlapped = count or "scalesim", overlap or "none"
     cost = gemm_cost(
@@ -193,7 +208,7 @@ def gemm(
         array,
         (m, k, n, batch),
         counted if systolic else None,
-        overlapped if systolic else None,
+        overlapped if systolic or overlap else None,
         faster,
         cost,
         memory,

@@ -642,6 +642,8 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
             f"{lower}{time.on_array('cycles'):,} cycles in {time.on_array('tiles'):,} tiles; "
             f"{useful:.1%} of {padded:,} multiply-accumulates are useful"
         )
+        if (buffered := cost.double_buffered_cycles) is not None:
+            yield f"double-buffered they would take {buffered:,} cycles"
         link = cost.host_link
         taken = None if link is None else time.link_seconds(link)
         if link is not None and taken is not None:
@@ -667,10 +669,14 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         f"{fits}{size}"
     )
     if time.paged_share:
+        beyond = "SRAM" if device.npu else "secure memory"
+        moves = "comes from the DRAM" if device.npu else "is paged"
         yield (
-            f"{time.paged_share:.1%} of that is beyond the secure memory of "
-            f"{human(device.enclave_bytes or 0)} and is paged (an estimate)"
+            f"{time.paged_share:.1%} of that is beyond the {beyond} of "
+            f"{human(device.fast_bytes or 0)} and {moves} (an estimate)"
         )
+    if refused := cost.refused:
+        yield f"{device.name} does not run {numbered(refused)}: at home in a split"
     yield (
         f"coverage: seconds are known for {covered(time.coverage)} of the ops that work"
         + (f"; not for {numbered(time.missing)}" if time.missing else "")

@@ -403,8 +403,12 @@ def _cost() -> Schema:
             ),
             "seconds_coverage": field_key(DeviceTime, "coverage"),
             "missing": field_key(DeviceTime, "missing"),
+            "refused_kinds": key(
+                Mapping[str, int], "kind -> ops of a kind that the device does not run."
+            ),
             **shares,
             **array,
+            "double_buffered_cycles": _BUFFERED,
             "host_link": key(str | None, "The link that an array's operands come over."),
             "link_seconds": key(
                 float | None, "What it takes for all products' operands and results."
@@ -437,6 +441,7 @@ def _gemm() -> dict[str, Schema]:
             name: key({"type": "integer" if name in _WHOLE else "number"}, schema["description"])
             for name, schema in _gemm_cost().items()
         },
+        "double_buffered_cycles": _BUFFERED,
         "total_cycles": key(int | None, "`cycles` and `stall_cycles`; null without buffers."),
         "bound": key(str | None, "compute or dram: what takes longer; null without buffers."),
         **{name: _moved(name, about) for name, about in field_words(MemoryCost).items()},
@@ -495,6 +500,12 @@ def _moved(name: str, about: str) -> Schema:
     kind = int | None if name.endswith("cycles") else dict[str, int] | None
     return key(kind, f"{about.rstrip('.')}; null without buffers.")
 
+
+_BUFFERED = key(
+    int | None,
+    "What fixed tiles take where one computes while the next comes in and the one before goes out; "
+    "null where it is not known what their cycles hold.",
+)
 
 _WHOLE = ("tiles", "cycles", "useful_macs", "padded_macs", "sent_bytes", "received_bytes")
 

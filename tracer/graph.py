@@ -45,6 +45,10 @@ FLOATING = tuple(name for name in ITEM_BYTES if name.startswith(("float", "bfloa
 MODEL_DTYPES = ("float64", "float32", "float16", "bfloat16")
 """The dtypes that a model can be built in."""
 
+QUANTISED_DTYPES = ("int16", "int8")
+"""The dtypes that a model can be counted in as well: it is built in float32, and each of its floats
+is an integer then, of weights, activations and cached state alike."""
+
 
 class Kind(StrEnum):
     """What an op does, as policies and sums speak of it."""
@@ -474,6 +478,11 @@ class OpGraph:
     def storage(self, tensor: Tensor) -> Tensor:
         """The tensor that owns the memory of ``tensor``: itself, or what it is an alias of."""
         return tensor if tensor.alias_of is None else self.tensors[tensor.alias_of]
+
+    def is_float(self, dtype: str | None) -> bool:
+        """Whether values of a dtype are floats, or stand for floats in a model that is counted as
+        quantised."""
+        return dtype in FLOATING or dtype == self.meta.dtype in QUANTISED_DTYPES
 
     def with_meta(self, meta: TraceMeta) -> "OpGraph":
         """The same graph as a trace of something else."""
