@@ -38,9 +38,10 @@ def say(text: str = "", *, bold: bool = False) -> None:
         typer.echo(typer.style(shown, bold=True) if bold and shown else shown)
 
 
-def warn(text: str) -> None:
-    """Print a warning on standard error, with ``--json`` as an object in a line."""
-    _complain("warning", text)
+def warn(*texts: str) -> None:
+    """Print warnings on standard error, with ``--json`` each as an object in a line."""
+    for text in texts:
+        _complain("warning", text)
 
 
 def _complain(what: str, text: str, **more: int) -> None:

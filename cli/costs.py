@@ -121,8 +121,7 @@ def limits(
     from cli.printing import print_json
 
     limits = cutedge.limits(model, device, overrides=settings, **asdict(user))
-    for warning in limits.warnings:
-        warn(warning)
+    warn(*limits.warnings)
     if as_json:
         print_json(limits.summary)
         return
@@ -150,8 +149,7 @@ def params(
     from cli.printing import print_json
 
     params = cutedge.params(model, overrides=settings)
-    for warning in params.warnings:
-        warn(warning)
+    warn(*params.warnings)
     if as_json:
         print_json(params.summary)
     else:

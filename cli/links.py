@@ -118,17 +118,12 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Fit links to measured calls, devices and engines to profiles and benchmarks; write files."""
-    from cli.printing import print_json, print_table
+    from cli.printing import print_all, print_json
     from cutedge._calibrate import calibrate
 
     found = calibrate(measured, out, device=device, models=model or (), force=force)
-    for warning in found.warnings:
-        warn(warning)
+    warn(*found.warnings)
     if as_json:
         print_json(found.json)
         return
-    for part in found.shown:
-        if isinstance(part, str):
-            say(part)
-        else:
-            print_table(*part)
+    print_all(found.shown)

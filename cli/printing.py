@@ -21,6 +21,14 @@ from cli.terminal import WIDE, broken, room
 from tracer.words import visible
 
 
+def print_all(parts: Iterable[str | tuple[Any, Any]], title: str = "") -> None:
+    """Lines, and tables as (columns, rows), one after another, under a title."""
+    if title:
+        say(title, bold=True)
+    for part in parts:
+        say(part) if isinstance(part, str) else print_table(*part)
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     """What a command found, for machines: one object, results in lists under names of their own."""
     print(json.dumps(_plain({"version": JSON_VERSION, **value}), indent=2))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from cli.app import say
 from cli.printing import print_table
-from cutedge import _plan_words, _rows, _words
+from cutedge import _rows, _words
 from partition.crossover import Crossover, Point
 from partition.ladder import LadderStep
 from partition.optimise import Price
@@ -134,21 +134,6 @@ def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None
     say()
     for one in found:
         say(f"{one.baseline.graph.meta.model}: {_words.coverage(one.baseline.graph)}")
-
-
-def plan(made: "cutedge.Plan", paths: Sequence[object]) -> None:
-    """``partition --mix`` and ``--frontier``."""
-    say(_plan_words.heading(made), bold=True)
-    say()
-    print_table(*_plan_words.phase_table(made))
-    for line in _plan_words.sentences(made):
-        say(line)
-    if made.points:
-        say()
-        print_table(*_plan_words.point_table(made))
-        say(_plan_words.point_sentence(made))
-    for path in paths:
-        say(f"written to {path}")
 
 
 def over(

@@ -322,7 +322,8 @@ def divided(cycles: Count, speedup: Fraction) -> Count:
     top, bottom = speedup.numerator, speedup.denominator
     if bottom == 1:
         return -(-cycles // top)
-    return cycles // top * bottom - (-(cycles % top) * bottom // top)
+    whole = cycles // top
+    return whole * bottom - (whole * top - cycles) * bottom // top
 
 
 def _words(name: str) -> str:

@@ -34,6 +34,13 @@ COSTS = pa.schema(
             "Whether `seconds` leaves out what starting the op takes, which is not known.",
         ),
         column(
+            "stall_cycles",
+            pa.int64(),
+            "Of a matrix product on an array of multipliers with buffers: cycles that it waits for "
+            "them, beside `cycles`; null elsewhere.",
+            null=True,
+        ),
+        column(
             "joules",
             pa.float64(),
             "What it takes in energy there, with what the device draws meanwhile whatever it does; null "
@@ -44,13 +51,6 @@ COSTS = pa.schema(
             "energy_at_least",
             pa.bool_(),
             "Whether `joules` leaves out what is not known: buffers, registers, idle power ...",
-        ),
-        column(
-            "stall_cycles",
-            pa.int64(),
-            "Of a matrix product on an array of multipliers with buffers: cycles that it waits for "
-            "them, beside `cycles`; null elsewhere.",
-            null=True,
         ),
         column(
             "bound",
@@ -97,9 +97,9 @@ def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa
             at.gemm and at.gemm.cycles,
             at.seconds,
             late,
+            at.memory and at.memory.stall_cycles,
             joules.value,
             joules.value is not None and joules.at_least,
-            at.memory and at.memory.stall_cycles,
             at.bound,
             at.moved_bytes,
             time.engine.name or None,

@@ -383,8 +383,8 @@ def _parse(path: Path, table: dict[str, Any]) -> Device:
     for key, figure in ALL_FIGURES.items():
         if key in table:
             values[key], sources[key] = figure.read(f"{path}: [{key}]", table[key])
-    energy = _energy(path, table, sources)
     peaks = _by_dtype(path, table, PEAK, sources) if PEAK in table else {}
+    energy = _energy(path, table, sources)
     return Device(
         name=path.stem,
         description=table["description"],

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from importlib.metadata import version
 from itertools import product
 from math import prod
@@ -203,33 +204,51 @@ MOST_IN_RANGE = 100_000
 
 def _counts(where: str, value: Any, key: str) -> list[int]:
     """``128``, ``64..4096`` (doubles, and the end), ``64..4096:64`` (steps), with commas more."""
-    least = 0 if key == "past" else 1
-    if type(value) is int:
-        value = str(value)
-    if not isinstance(value, str):
+    if type(value) not in (int, str):
         raise InputError(f"{where}: {value!r} is no whole number or range like 64..4096:64")
-    found: list[int] = []
-    for text in value.split(","):
-        match = re.fullmatch(r"(\d{1,18})(?:\.\.(\d{1,18})(?::(\d{1,18}))?)?", text.strip())
+    found = numbers(where, value, whole=True, least=0 if key == "past" else 1)
+    return [int(number) for number in found]
+
+
+def numbers(
+    where: str, value: Any, *, whole: bool = False, least: int | None = None
+) -> tuple[Fraction, ...]:
+    """The values of an axis of numbers, each once: ``128``, ``64..4096`` (doubles, and the end),
+    ``64..4096:64`` (steps), with commas more, or a list of these.
+
+    Numbers are ``whole``, or decimals of more than 0. Raises InputError that begins with ``where``.
+
+    >>> [float(one) for one in numbers("--clock-mhz", "100,0.5..2")]
+    [100.0, 0.5, 1.0, 2.0]
+    """
+    kind = "whole number" if whole else "number"
+    digits = r"\d{1,18}" if whole else r"\d{1,15}(?:\.\d{1,9})?"
+    found: list[Fraction] = []
+    each = value if isinstance(value, list | tuple) else [value]
+    for text in (part.strip() for one in each for part in str(one).split(",")):
+        match = re.fullmatch(rf"({digits})(?:\.\.({digits})(?::({digits}))?)?", text)
         if match is None:
             raise InputError(
-                f"{where}: {text.strip()!r} is no whole number, nor a range like 64..4096 (its "
-                "doubles) or 64..4096:64 (steps)"
+                f"{where}: {text!r} is no {kind}, nor a range like 64..4096 (its doubles) or "
+                "64..4096:64 (steps)"
             )
-        first, last = int(match[1]), int(match[2] or match[1])
-        step = int(match[3]) if match[3] else None
-        if first < least:
-            raise InputError(f"{where}: {first} is less than {least}")
+        first, last = Fraction(match[1]), Fraction(match[2] or match[1])
+        step = Fraction(match[3]) if match[3] else None
+        if least is not None or whole:
+            if first < (lowest := 1 if least is None else least):
+                raise InputError(f"{where}: {first} is less than {lowest}")
+        elif first <= 0:
+            raise InputError(f"{where}: {match[1]} is not more than 0")
         if first > last or step == 0 or (step or last) * MOST_IN_RANGE < last - first:
-            raise InputError(f"{where}: the range {text.strip()} goes down, or has too many steps")
+            raise InputError(f"{where}: the range {text} goes down, or has too many steps")
         if step:
-            found += range(first, last + 1, step)
+            found += [first + n * step for n in range(int((last - first) / step) + 1)]
         else:
             found += _doubles(first, last)
-    return found
+    return tuple(dict.fromkeys(found))
 
 
-def _doubles(first: int, last: int) -> list[int]:
+def _doubles(first: Fraction, last: Fraction) -> list[Fraction]:
     found = [first]
     while 0 < found[-1] * 2 < last:
         found.append(found[-1] * 2)

@@ -24,6 +24,7 @@ from costmodels.parameters import Breakdown, Count
 from costmodels.roofline import DeviceTime, Share
 from cutedge._calibrate import Written
 from cutedge._carried import BesideOptimum, Words
+from cutedge._design_table import DESIGN, DESIGNS, TAKEN
 from cutedge._plan import Plan, PlannedPhase, PlanPoint
 from cutedge._sweep import Swept
 from cutedge.runtime.leaks import MaskProof, SecrecyProof
@@ -53,13 +54,14 @@ from tools.describe import (
     field_words,
     key,
     listed,
+    nullable,
     record,
     write,
 )
 from tracer.captured import Checked
 from tracer.graph import TraceMeta
 from tracer.presets import describe
-from tracer.serde import RUN, TENSORS, description
+from tracer.serde import OF_A_TRACE, RUN, TENSORS, description
 
 FOLDER = "docs/schema"
 
@@ -447,6 +449,49 @@ def _gemm() -> dict[str, Schema]:
         "run_seconds": key(seconds, "Computing and the link, one after another."),
         "overlapped_seconds": key(seconds, "The longer of both: the two at once, at best."),
         **_LEFT_OUT,
+    }
+
+
+def _design() -> dict[str, Schema]:
+    design = columns(DESIGN) | columns(TAKEN)
+    device = {
+        **columns(COSTS, "device"),
+        **columns(DESIGN),
+        "dataflow": key(str, "As of a design, or fixed."),
+        **columns(TAKEN, "cycles", "seconds", "joules"),
+        "useful_share": key(
+            float, "Of a design's multipliers and cycles, of what fixed tiles multiply."
+        ),
+        "padding_share": key(float, "Likewise, what is multiplied by padding."),
+    }
+    for name in ("ifmap_kib", "filter_kib", "ofmap_kib", "dram_bytes_per_second"):
+        del device[name]  # its buffers are not known, and its waiting is in its cycles
+    run = {
+        **columns(OF_A_TRACE),
+        "macs": key(int, "Multiply-accumulates of all matrix products."),
+        "best": key(
+            nullable(record(design)),
+            "Of those that are small enough and at most 1 % slower than the fastest, the one that takes "
+            "the least energy, then area; null where not one is small enough.",
+        ),
+        "device": key(nullable(record(device)), "The run on --device; null without."),
+        "limit": key(str | None, "What limits the best design, and what doubles its speed."),
+        "times_as_fast": key(
+            Mapping[str, float],
+            "Of the best design: what there is twice as much of -> its speedup.",
+        ),
+        "pareto": key(listed(record(design)), "The designs that no other one is better than."),
+    }
+    return {
+        "designs": key(int, "How many designs there are."),
+        "points": key(int, "Designs times runs."),
+        **columns(DESIGNS, "dtype", "overlap"),
+        "area_figures": key(str, "What the area figures are called."),
+        "energy_figures": key(str, "What the energy figures are called."),
+        "max_square_millimetres": key(float | None, "What a design may have; null for no limit."),
+        "compared": key(list[str], "What makes one design better than another."),
+        "runs": key(listed(record(run)), "One for each model and size."),
+        "files": key(list[str], "What was written, with --out and --report."),
     }
 
 
@@ -954,6 +999,7 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
         "policies": ("Policies.", _rows("policies", _policy(), "One for each policy."), ()),
         "devices": ("Devices.", _rows("devices", _device(), "One for each device."), ()),
         "gemm": ("One matrix product on an array.", _gemm(), ()),
+        "design": ("Designs of a chip for models.", _design(), ()),
         "links": ("Links.", _rows("links", _link(), "One for each link."), ()),
         "calibrate": ("A link fitted to measured calls.", _calibrated(), ()),
         "calibrate-ops": (
