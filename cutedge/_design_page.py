@@ -13,7 +13,7 @@ from cutedge._design_words import (
     HEADS,
     design_text,
     kib_text,
-    limit_line,
+    limit_lines,
     pareto_rows,
     pareto_words,
     said,
@@ -77,7 +77,7 @@ def _section(made: "Designs", found: "DesignedRun") -> str:
 def drawn(made: "Designs", found: "DesignedRun") -> str:
     """What limits the best design of a run, and its charts."""
     return (
-        f'<p class="more">{escape(limit_line(made, found))}.</p>\n'
+        f"{''.join(f'<p>{escape(line)}.</p>' for line in limit_lines(made, found))}\n"
         '<p class="caption">Steps: the fewest seconds with so much area, by dataflow. Marks: the '
         "designs that no other one is better than, in all figures that are compared. Both axes are "
         "logarithmic.</p>\n"
