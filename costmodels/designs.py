@@ -319,6 +319,11 @@ class OnDevice:
     """Likewise."""
 
     @property
+    def at_least(self) -> bool:
+        """Whether its waiting and its energy are at least so much, as its buffers are not known."""
+        return self.device.array_memory is None
+
+    @property
     def total_cycles(self) -> int | None:
         """Both; None where the waiting is not known."""
         return None if self.stall_cycles is None else self.cycles + self.stall_cycles

@@ -100,7 +100,8 @@ def side_by_side(made: "Designs") -> list[list[str]]:
         meta = found.graph.meta
         run = [meta.model, run_size(meta)]
         if (device := device_row(found)) is not None:
-            rows.append([*run, *_row(device, device["device"], "", ">= ")])
+            least = ">= " if found.device and found.device.at_least else ""
+            rows.append([*run, *_row(device, device["device"], "", least)])
         if found.best is not None:
             rows.append([*run, *_designs_row(made, found, found.best)])
     return rows
@@ -150,8 +151,8 @@ def _row(row: Mapping[str, Any], name: str, kib: str, least: str) -> list[str]:
         f"{row['clock_hertz'] / 1e6:g}",
         f"{row['square_millimetres']:.4g}",
         f"{row['cycles']:,}",
-        "" if row["stall_cycles"] is None else f"{row['stall_cycles']:,}",
-        duration(row["seconds"]),
+        "" if row["stall_cycles"] is None else f"{least}{row['stall_cycles']:,}",
+        f"{least}{duration(row['seconds'])}",
         f"{least}{joules(row['joules'])}",
         f"{row['padding_share']:.1%}",
         f"{row['useful_share']:.1%}",
