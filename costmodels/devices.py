@@ -492,6 +492,10 @@ def _energy(path: Path, table: Mapping[str, Any], sources: dict[str, str]) -> En
     """The figures of the file that the device names, and its own in place of those."""
     named, of_file = load_energy(table["energy"]) if "energy" in table else (EnergyFigures(), {})
     found, own = read_figures(path, table, named)
+    if found.node_nanometres != named.node_nanometres:
+        there = f"; scaled to {found.node_nanometres:g} nm"
+        scaled = {*named.by_key} - {"dram_picojoules_per_byte", "idle_watts", "busy_watts"}
+        of_file = {key: text + there * (key in scaled) for key, text in of_file.items()}
     sources |= {**of_file, **own}
     return None if found == EnergyFigures() else found
 

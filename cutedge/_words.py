@@ -630,6 +630,10 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
     so_many = "at least " if cost.left_out else ""
     yield f"{so_many}{duration(time.seconds)} for {which}, {how}{spent}"
     yield from left_out([cost])
+    energy = cost.joules
+    if energy.value is not None:
+        watts = f", {energy.value / time.seconds:.4g} W on average" if time.seconds else ""
+        yield f"energy: {'at least ' * energy.at_least}{joules(energy.value)}{watts}"
     if (least := cost.least_seconds) is not None:
         yield (
             f"no program with these results takes less than {duration(least)} here: "

@@ -19,6 +19,7 @@ from costmodels.energy import (
     read_figures,
     sram_picojoules_per_byte,
 )
+from tools.zigzag_energy import PAGE, Run, kept, page
 from tracer.errors import InputError
 
 HOROWITZ, _ = load_energy("horowitz-45nm")
@@ -147,3 +148,32 @@ def test_a_wrong_file_is_refused_by_file_and_key(tmp_path: Path, text: str, says
     with pytest.raises(InputError, match=says) as error:
         load_energy(str(path))
     assert str(path) in str(error.value)
+
+
+# --- beside ZigZag --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", kept(), ids=lambda run: run.name)
+def test_energies_of_zigzag_are_ours_from_its_counts_and_figures(run: Run) -> None:
+    assert isclose(sum(run.ours), run.energy, rel_tol=1e-12)
+    assert isclose(run.energy, run.published, rel_tol=1e-9) == (run.name != "gemm_l1_l3 now")
+
+
+def test_counts_of_a_product_in_zigzag_follow_from_its_loops() -> None:
+    """128 x 128 x 128 on 8 x 8 x 8, columns innermost: see docs/against-zigzag.md."""
+    run = next(one for one in kept() if one.name == "gemm_l1")
+    cycles = 128**3 // 8**3
+    wanted = {
+        ("O", "reg_O", "read"): 2 * 64 * cycles,
+        ("O", "reg_O", "write"): 2 * 64 * cycles,
+        ("O", "l1", "read"): cycles * 64 * 32 // 2048,
+        ("O", "l1", "write"): cycles * 64 * 32 // 2048,
+        ("W", "l1", "read"): cycles * 64 * 8 // 512,
+        ("I", "l1", "read"): cycles // 16 * 64 * 8 // 512,
+    }
+    assert run.macs == 128**3
+    assert {(t.operand, t.level, t.way): t.accesses for t in run.terms} == wanted
+
+
+def test_the_page_beside_zigzag_is_that_of_the_runs() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page()
