@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from costmodels.designs import Design, gains
 from tracer.graph import TraceMeta
-from tracer.summary import headline
 from tracer.words import counted, duration, joules, rate
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def shown(made: "Designs", written: Iterable[object]) -> Iterator[str | tuple[st
     yield ""
     yield from (line for found in made.found for line in limit_lines(made, found))
     for found in made.found:
-        yield f"\n{headline(found.graph.meta)}"
+        yield f"\n{run_name(found.graph.meta)}"
         yield pareto_words(made, found)
         yield HEADS, pareto_rows(made, found)
     yield from (f"written to {path}" for path in written)
@@ -105,6 +104,13 @@ def side_by_side(made: "Designs") -> list[list[str]]:
         if found.best is not None:
             rows.append([*run, *_designs_row(made, found, found.best)])
     return rows
+
+
+def run_name(meta: TraceMeta) -> str:
+    """A run in a line; what it was traced in is no matter to a design, which has a dtype of its own."""
+    size = f" of {counted(meta.seq, 'token')}{_after(meta)}" if meta.seq else ""
+    many = f", {meta.batch:,} at a time" if meta.batch > 1 else ""
+    return f"{meta.model}: {meta.phase}{size}{many}"
 
 
 def run_size(meta: TraceMeta) -> str:
