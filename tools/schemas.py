@@ -988,6 +988,11 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
             _products() | {"files": key(listed(record(_written())), "What was written.")},
             (),
         ),
+        "export-stream": (
+            "The products, and what lies between them, for Stream.",
+            _products() | _written(),
+            (),
+        ),
         "export-zigzag": ("The matrix products, for ZigZag.", _products() | _written(), ()),
         "export-csv": ("A table.", _table(), ()),
         "export-json": ("A table.", _table(), ()),
