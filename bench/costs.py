@@ -16,9 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from costmodels.area import load_area
 from costmodels.array_memory import Buffers, memory_cost
 from costmodels.arrays import Options, gemm_cost
+from costmodels.designs import Bandwidth, Products, Space, pareto, runs
 from costmodels.devices import load_device
+from costmodels.energy import load_energy
 from costmodels.roofline import time_ops
 from tracer.graph import OpGraph
 from tracer.serde import read_trace
@@ -35,6 +38,28 @@ CASES = {
     "systolic, double-buffered": (SYSTOLIC, {"overlap": "double-buffered"}),
 }
 
+
+RUN = (  # m, k, n, how many of an op, how many ops
+    (1, 2048, 2048, 1, 44),
+    (1, 2048, 256, 1, 44),
+    (1, 2048, 5632, 1, 44),
+    (1, 5632, 2048, 1, 22),
+    (1, 64, 1, 32, 22),
+    (1, 1, 64, 32, 22),
+    (1, 2048, 32000, 1, 1),
+)
+"""The matrix products of one token of tinyllama-1.1b."""
+
+SPACE = Space(
+    ("os", "ws", "is"),
+    tuple(range(4, 84, 4)),
+    tuple(range(4, 84, 4)),
+    (1, 4),
+    tuple((Fraction(2**n),) * 3 for n in range(10)),
+    tuple(Bandwidth(Fraction(10**8) * n) for n in (2, 8, 32, 64, 128, 256, 512)),
+    tuple(Fraction(10**8) * n for n in (1, 2, 3, 5, 8, 10)),
+)
+"""A million designs."""
 
 DEVICES = ("rtx-4090", "h100-sxm", "tee-sgx", "ryzen-7950x", "chip-8x8")
 DEEP = "llama-3.1-405b"
@@ -64,6 +89,18 @@ def main() -> None:
             print(
                 f"{taken / yardstick:6.0f} {SHAPES / taken:12,.0f}  {name}, with buffers and a DRAM"
             )
+    products = Products(*(np.array(axis) for axis in zip(*RUN, strict=True)))
+    energy, area = load_energy("horowitz-45nm")[0], load_area("dally-45nm")
+
+    def best() -> None:
+        made = runs(products, SPACE, energy)
+        pareto(made.seconds, made.joules, SPACE.square_millimetres(area))
+
+    taken = seconds(best)
+    print(
+        f"{taken / yardstick:6.0f} {SPACE.size / taken:12,.0f}  designs of a chip for one token of "
+        f"tinyllama-1.1b, of {SPACE.size:,}, with their Pareto set"
+    )
     deep = traced(DEEP)
     devices = [load_device(name) for name in DEVICES]
     taken = seconds(lambda: [time_ops(deep, device) for device in devices])

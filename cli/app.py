@@ -31,15 +31,17 @@ _AS_JSON: ContextVar[bool] = ContextVar("_AS_JSON", default=False)
 """Whether the command that runs was given ``--json``: then its errors are JSON too."""
 
 
-def say(text: str = "") -> None:
-    """Print text for people; what a name hides in it is seen."""
+def say(text: str = "", *, bold: bool = False) -> None:
+    """Print text for people; what a name hides in it is seen. Only a terminal shows what is bold."""
     for line in visible(text).split("\n"):
-        typer.echo("\n".join(broken(line, room(sys.stdout))))
+        shown = "\n".join(broken(line, room(sys.stdout)))
+        typer.echo(typer.style(shown, bold=True) if bold and shown else shown)
 
 
-def warn(text: str) -> None:
-    """Print a warning on standard error, with ``--json`` as an object in a line."""
-    _complain("warning", text)
+def warn(*texts: str) -> None:
+    """Print warnings on standard error, with ``--json`` each as an object in a line."""
+    for text in texts:
+        _complain("warning", text)
 
 
 def _complain(what: str, text: str, **more: int) -> None:

@@ -60,28 +60,26 @@ def cost(
 
 
 def _print_costs(costs: "Sequence[Cost]", by: "By") -> None:
-    from rich.text import Text
 
-    from cli.printing import console, print_table
+    from cli.printing import print_table
     from cutedge._rows import cost_rows
     from cutedge._words import cost_sentences
     from tracer.summary import headline
 
-    out = console()
-    out.print(Text(headline(costs[0].trace.graph.meta), style="bold"))
+    say(headline(costs[0].trace.graph.meta), bold=True)
     for cost in costs:
         time = cost.time
-        out.print()
+        say()
         name = f"{time.device.name}: {time.device.description}"
-        out.print(Text(name, style="bold"))
+        say(name, bold=True)
         for line in cost_sentences(cost):
-            out.print(line)
-        out.print()
+            say(line)
+        say()
         print_table(
             f"{by}, ops>4, FLOPs>2, bytes>2, FLOPs/byte>3, share%, seconds>, bound by<1",
             cost_rows(cost, by),
         )
-    out.print()
+    say()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +121,7 @@ def limits(
     from cli.printing import print_json
 
     limits = cutedge.limits(model, device, overrides=settings, **asdict(user))
-    for warning in limits.warnings:
-        warn(warning)
+    warn(*limits.warnings)
     if as_json:
         print_json(limits.summary)
         return
@@ -152,8 +149,7 @@ def params(
     from cli.printing import print_json
 
     params = cutedge.params(model, overrides=settings)
-    for warning in params.warnings:
-        warn(warning)
+    warn(*params.warnings)
     if as_json:
         print_json(params.summary)
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from cli import complete
-from cli.app import command
+from cli.app import command, say
 from cli.options import MOST, Arrays, Device, Json
 from costmodels import CountAs, Dataflow, Overlap
 from tracer.graph import ITEM_BYTES
@@ -69,6 +69,7 @@ class Product:
     """How a product is carried out, and how its cycles are counted."""
 
     batch: Annotated[int, Option(min=1, max=MOST, help="So many products, one after another.")] = 1
+    arrays: Annotated[int | None, Option(min=1, max=MOST, help="So many share each.")] = None
     count: Annotated[
         CountAs | None,
         Option(
@@ -90,7 +91,7 @@ def gemm(
     m: M,
     k: K,
     n: N,
-    arrays: Arrays,
+    faster: Arrays,
     array: Buffered,
     how: Product,
     device: Device = "chip-8x8",
@@ -100,7 +101,7 @@ def gemm(
     import cutedge
     from cli.printing import print_json
 
-    product = cutedge.gemm(m, k, n, device, **asdict(array), **asdict(how), **asdict(arrays))
+    product = cutedge.gemm(m, k, n, device, **asdict(array), **asdict(how), **asdict(faster))
     if as_json:
         print_json(product.summary)
     else:
@@ -108,10 +109,9 @@ def gemm(
 
 
 def _print_devices(found: "Sequence[described.Device]") -> None:
-    from cli.printing import console, grouped, print_table
-    from cutedge._device_rows import array_row, processor_row
+    from cli.printing import grouped, print_table
+    from cutedge._device_rows import array_row, npu_row, processor_row
 
-    out = console()
     if processors := [one for one in found if one.peak_flops_per_second]:
         print_table(
             f"device, trusted<1, {', '.join(f'{dtype}>2' for dtype in SHOWN)}, GB/s>3, memory>3, "
@@ -122,50 +122,54 @@ def _print_devices(found: "Sequence[described.Device]") -> None:
                 lambda one: processor_row(one, SHOWN),
             ),
         )
-        out.print(
-            "peaks in TFLOPS, dense; ridge points in FLOPs a byte; GB/s and TFLOPS are decimal"
-        )
-        out.print()
+        say("peaks in TFLOPS, dense; ridge points in FLOPs a byte; GB/s and TFLOPS are decimal")
+        say()
     if arrays := [array_row(one, one.array) for one in found if one.array]:
         print_table(
             "array, trusted<1, dataflow<2, size>1, cycles a tile>3, MHz>3, peak GFLOPS>1", arrays
         )
-        out.print()
-    out.print("cutedge devices NAME has every figure of one, with its source")
+        say()
+    if npus := [npu_row(one, one.npu) for one in found if one.npu]:
+        print_table(
+            "npu, trusted<1, MACs a cycle>, others a cycle>3, MHz>3, SRAM>1, SRAM GB/s>4, "
+            "DRAM GB/s>2, runs<4",
+            npus,
+        )
+        say()
+    say("cutedge devices NAME has every figure of one, with its source")
 
 
 def _print_device(device: "described.Device") -> None:
-    from rich.text import Text
 
-    from cli.printing import console, print_table
+    from cli.printing import print_table
     from cutedge._device_rows import figure_rows, peak_rows
 
-    out, array = console(), device.array
-    out.print(Text(f"{device.name}: {device.description}", style="bold"))
-    out.print(f"{'trusted' if device.trusted else 'not trusted'}", end="")
-    out.print(f"; its host link is {device.host_link}" if device.host_link else "")
-    out.print()
+    array = device.array
+    say(f"{device.name}: {device.description}", bold=True)
+    link = f"; its host link is {device.host_link}" if device.host_link else ""
+    say(f"{'trusted' if device.trusted else 'not trusted'}{link}")
+    say()
     if device.peak_flops_per_second:
         print_table("dense peak, TFLOPS>, ridge (FLOPs a byte)>1, source~", peak_rows(device))
-        out.print()
+        say()
     print_table("figure, value>, size>1, source~", figure_rows(device))
     if array:
-        out.print()
-        out.print(f"{array}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
+        say(f"\n{array}: at most {array.peak_flops_per_second / 1e9:.6g} GFLOPS")
+    if device.npu and device.npu.kinds:
+        say(f"\nruns {', '.join(device.npu.kinds)}; all else is at home in a split")
 
 
 def _print_gemm(product: "ProductCost") -> None:
-    from rich.text import Text
 
-    from cli.printing import console, print_table
+    from cli.printing import print_table
     from cutedge._device_rows import product_rows
 
-    out, device = console(), product.device
+    device = product.device
     m, k, n, batch = product.sizes
     what = f"{batch} x [{m} x {k}] x [{k} x {n}]" if batch > 1 else f"[{m} x {k}] x [{k} x {n}]"
-    out.print(Text(f"{what} on {device.name}", style="bold"))
-    out.print(product.array)
-    out.print()
+    say(f"{what} on {device.name}", bold=True)
+    say(str(product.array))
+    say()
     print_table(", >, ~", product_rows(product))
     if device.host_link:
-        out.print(f"chips share one host link, {device.host_link}, which must carry these bytes")
+        say(f"chips share one host link, {device.host_link}, which must carry these bytes")

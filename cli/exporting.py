@@ -73,8 +73,7 @@ def perfetto(
 
     _, split, run = opened(directory, policy)
     written = export_timeline(split, run, out, home, accel, link)
-    for warning in written.warnings:
-        warn(warning)
+    warn(*written.warnings)
     if as_json:
         print_json(written.summary)
         return
@@ -174,8 +173,7 @@ def zigzag(out: Out, directory: Directory = None, as_json: Json = False) -> None
 def _products(written: Any, as_json: bool) -> None:
     from cli.printing import print_json
 
-    for warning in written.warnings:
-        warn(warning)
+    warn(*written.warnings)
     if as_json:
         print_json(written.summary)
         return

@@ -61,8 +61,7 @@ def generate(
     from cutedge._words import generation_sentences
 
     made = cutedge.generate(model, **options, **more, **traced, **groups)  # type: ignore[arg-type]
-    for warning in made.warnings:
-        warn(warning)
+    warn(*made.warnings)
     if as_json:
         print_json(made.summary)
         return

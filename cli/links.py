@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import complete
-from cli.app import command, warn
+from cli.app import command, say, warn
 from cli.options import Json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def links(
     as_json: Json = False,
 ) -> None:
     """List the links between devices, or show the figures of one and where they come from."""
-    from cli.printing import console, grouped, print_json, print_table
+    from cli.printing import grouped, print_json, print_table
     from costmodels.links import link_names, load_link
     from tracer.toml_files import matching
     from tracer.words import duration, rate
@@ -62,7 +62,7 @@ def links(
         )
     else:
         (one,) = loaded
-        console().print(f"{one.name}: {one.description}")
+        say(f"{one.name}: {one.description}")
         print_table(
             "figure, value>, source~",
             [(key, f"{one.figures[key]:.10g}", source) for key, source in one.sources.items()],
@@ -118,17 +118,12 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Fit links to measured calls, devices and engines to profiles and benchmarks; write files."""
-    from cli.printing import console, print_json, print_table
+    from cli.printing import print_all, print_json
     from cutedge._calibrate import calibrate
 
     found = calibrate(measured, out, device=device, models=model or (), force=force)
-    for warning in found.warnings:
-        warn(warning)
+    warn(*found.warnings)
     if as_json:
         print_json(found.json)
         return
-    for part in found.shown:
-        if isinstance(part, str):
-            console().print(part)
-        else:
-            print_table(*part)
+    print_all(found.shown)

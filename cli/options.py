@@ -108,8 +108,8 @@ class Tracing:
     dtype: Annotated[
         str | None,
         Option(
-            help=f"Dtype that is computed in: {', '.join(MODEL_DTYPES)}, or config for the one that "
-            "the config names. float32 when left out, or what a model of your own has."
+            help=f"Dtype that is computed in: {', '.join(MODEL_DTYPES)}; int16, int8: counted as "
+            "quantised; config: what the config names. float32, or what a model of your own has."
         ),
     ] = None
     attn: Annotated[

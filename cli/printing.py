@@ -13,30 +13,20 @@ from itertools import zip_longest
 from math import isfinite
 from typing import Any, NamedTuple, TypeVar
 
+import typer
 from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
 
-from cli.app import JSON_VERSION
+from cli.app import JSON_VERSION, say
 from cli.terminal import WIDE, broken, room
 from tracer.words import visible
 
 
-class _Console(Console):
-    """Prints what a name hides, rather than sending it to the terminal; breaks lines at words."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        for value in objects or ("",):
-            text, style = (value.plain, value.style) if isinstance(value, Text) else (value, "")
-            for line in visible(str(text)).split("\n"):
-                for part in broken(line, room(sys.stdout)):
-                    super().print(Text(part, style=style), **{**options, "soft_wrap": True})
-
-
-def console() -> Console:
-    """Standard output, for lines of text."""
-    # No markup: a directory or a device may be called [x].
-    return _Console(highlight=False, markup=False, emoji=False)
+def print_all(parts: Iterable[str | tuple[Any, Any]], title: str = "") -> None:
+    """Lines, and tables as (columns, rows), one after another, under a title."""
+    if title:
+        say(title, bold=True)
+    for part in parts:
+        say(part) if isinstance(part, str) else print_table(*part)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -108,7 +98,6 @@ def print_table(heads: str | Sequence[str | Column], rows: Iterable[Sequence[str
     if width is None or not _encodes(_EIGHTHS) or (wanted > width and not WIDE.get()):
         bars = {}
     shown = _fit(columns, widths, None if WIDE.get() else width)
-    out = console()
 
     def lines(row: Sequence[str]) -> Iterable[str]:
         parts = [_cell_lines(row[n], columns[n].side, size) for n, size in shown.items()]
@@ -121,14 +110,14 @@ def print_table(heads: str | Sequence[str | Column], rows: Iterable[Sequence[str
 
     if any(names):
         for line in lines(names):
-            Console.print(out, Text(line, style="bold"), soft_wrap=True)
+            typer.secho(line, bold=True)
     for number, row in enumerate(body):
         if isinstance(row, str):
-            out.print(Text(f"\n{row}" if number else row, style="bold"))
+            say(f"\n{row}" if number else row, bold=True)
         else:
             print(*lines(row), sep="\n")
     if left := [column.head for n, column in enumerate(columns) if n not in shown]:
-        out.print(f"left out for width: {', '.join(left)} (--wide shows them)")
+        say(f"left out for width: {', '.join(left)} (--wide shows them)")
 
 
 def grouped(

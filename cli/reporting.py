@@ -36,8 +36,7 @@ def report(
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
     folder = trace_folder(directory)
     compared = cutedge.load(folder).compare(policies, baseline=baseline, **options)
-    for warning in compared.warnings:
-        warn(warning)
+    warn(*compared.warnings)
     written = compared.report(out or folder / "report.html", png=png)
     if as_json:
         print_json(

@@ -1,18 +1,14 @@
 """Commands that run a placement for real: verify, and the worker for another machine."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from typer import Option
 
-from cli.app import command, say, warn
+from cli.app import command, warn
 from cli.options import Json, MachineOptions, Model, Search, Tracing
-
-if TYPE_CHECKING:
-    from cutedge._verify import Verification
 
 TlsCa = Annotated[
     Path | None,
@@ -67,7 +63,8 @@ def verify(
 ) -> None:
     """Run a split for real, count what crosses, and check it against prediction and model."""
     import cutedge
-    from cli.printing import print_json
+    from cli.printing import print_all, print_json
+    from cutedge._rows import verify_shown
     from cutedge._verify import calibrate as write_devices
     from cutedge._verify import check_verify, socket_link
     from cutedge._workspace import default_folder
@@ -75,12 +72,10 @@ def verify(
     options = socket_link(asdict(machine), running.transport) | asdict(search)
     chosen = policies or ["offload-linear"]
     said = check_verify(chosen, running.workers or (), running.tls_ca, options)
-    for warning in said:
-        warn(warning)
+    warn(*said)
     traced = cutedge.trace(model, **asdict(tracing))
     splits = [traced.partition(one, **options) for one in chosen]
-    for warning in traced.warnings:
-        warn(warning)
+    warn(*traced.warnings)
     folder = out or default_folder(traced.graph)
     verified = [split.verify(**asdict(running)) for split in splits]
     for warning in dict.fromkeys(one for each in verified for one in each.warnings):
@@ -91,54 +86,11 @@ def verify(
         pairs = zip(verified, files, strict=True)
         print_json({"runs": [{**one.summary, "measured_calls": str(at)} for one, at in pairs]})
     else:
-        _print(verified, files)
+        print_all(verify_shown(verified, files))
     for one in verified:
         one.check()
     if calibrate is not None:
-        for warning in write_devices(verified, calibrate):
-            warn(warning)
-
-
-def _print(verified: "Sequence[Verification]", files: Sequence[Path]) -> None:
-    from cli.printing import console, print_table
-    from cutedge._rows import packed_rows, verify_rows
-    from tracer.summary import headline
-    from tracer.words import duration, human
-
-    rows = [(each.split, each.measured, each.verdict) for each in verified]
-    out = console()
-    out.print(headline(verified[0].trace.graph.meta))
-    out.print(
-        "predicted / measured, by processes of their own over sockets; the answer against the "
-        "unsplit model's"
-    )
-    say()
-    print_table(
-        "policy, calls>1, payload>2, on the wire>5, bytes, transfer time>4, run>3, answer off by>1",
-        verify_rows(verified),
-    )
-    say()
-    for one, m, v in rows:
-        slowest = sorted(
-            zip(one.traffic.calls, m.calls, strict=True), key=lambda pair: -pair[1].call_seconds
-        )[:3]
-        longest = ", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest)
-        held = ", ".join(f"{name} {human(size)}" for name, size in m.peak_memory_bytes.items())
-        out.print(
-            f"{one.policy}: {v.transfers_measured} transfers compared one by one; "
-            f"peak memory {held}; " + (f"longest calls {longest}" if longest else "no calls")
-        )
-    if packed := packed_rows(verified):
-        print_table(
-            "policy<3, packed, by, of<4, count>5, plain>6, predicted / measured>1, ratio>", packed
-        )
-        say()
-    for each in verified:
-        for what, told in (("", each.packed), ("secrets: ", each.proof), ("masks: ", each.masks)):
-            if told is not None:
-                out.print(f"{each.split.policy}, {what}{told}")
-    for file in files:
-        out.print(f"written to {file}")
+        warn(*write_devices(verified, calibrate))
 
 
 @command(

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from rich.text import Text
-
-from cli.printing import console, print_table
+from cli.app import say
+from cli.printing import print_table
 from costmodels.flops import FlopTotals, total_flops
 from cutedge._words import known, trace_lines, unknown
 from tracer.captured import Checked
@@ -15,10 +14,9 @@ from tracer.words import counted, human
 
 def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
     """What ``trace`` ends with."""
-    out = console()
-    out.print(Text(headline(graph.meta), style="bold"))
+    say(headline(graph.meta), bold=True)
     print_table(", ~", trace_lines(graph, flops))
-    out.print()
+    say()
     print_table(
         "largest tensors, count>2, shape<3, bytes>1, size>, formula<5, growth<4",
         [
@@ -35,23 +33,22 @@ def trace_summary(graph: OpGraph, flops: FlopTotals, folder: object) -> None:
             for t in [group.example]
         ],
     )
-    out.print()
-    out.print(f"written to {folder}")
+    say()
+    say(f"written to {folder}")
 
 
 def checked(
     model: str, kind: str, found: Sequence[Checked], graphs: Sequence[OpGraph | None]
 ) -> None:
     """``models --check``: how far each phase can be traced."""
-    out = console()
-    out.print(Text(f"{model}: {kind}", style="bold"))
+    say(f"{model}: {kind}", bold=True)
     for c, graph in zip(found, graphs, strict=True):
-        out.print()
-        out.print(Text(c.phase, style="bold"))
+        say()
+        say(c.phase, bold=True)
         for way, failure in c.tried:
-            out.print(f"  {way}: {failure or 'traced'}")
+            say(f"  {way}: {failure or 'traced'}")
         if graph is None or c.captured is None:
-            out.print(f"  {c.refused}")
+            say(f"  {c.refused}")
             continue
         formulas = ", ".join(graph.meta.symbolic) or "nothing: sizes are fixed"
         totals, repeated = total_flops(graph), counted(graph.meta.repeated_layers, "layer")
@@ -61,6 +58,6 @@ def checked(
             f"every layer is traced: {reason}" if reason else f"{repeated} repeated",
             f"FLOPs are {known(totals)} of the ops that work{unknown(totals)}",
         ):
-            out.print(f"  {line}")
+            say(f"  {line}")
         for note in c.captured.reach.notes:
-            out.print(f"  {note}")
+            say(f"  {note}")

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from cli.printing import console, print_table
-from cutedge import _plan_words, _rows, _words
+from cli.app import say
+from cli.printing import print_table
+from cutedge import _rows, _words
 from partition.crossover import Crossover, Point
 from partition.ladder import LadderStep
 from partition.optimise import Price
@@ -22,19 +21,16 @@ if TYPE_CHECKING:
 def partition_summary(made: "cutedge.Partition", folder: object, *, explain: bool) -> None:
     """What ``partition`` ends with."""
     partition, why = made.split, made.explain() if explain else None
-    out = console()
     traffic, totals, placement = partition.traffic, partition.traffic.totals, partition.placement
-    out.print(Text(headline(partition.graph.meta), style="bold"))
+    say(headline(partition.graph.meta), bold=True)
     accelerators = ", ".join(placement.accelerators) or "no accelerator"
-    out.print(
+    say(
         f"policy {partition.policy}: {placement.home} calls {accelerators}, "
         f"{partition.wire} on the wire, residency {partition.residency}"
         f"{_words.how_placed(partition)}"
     )
-    out.print()
-    out.print(
-        f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}"
-    )
+    say()
+    say(f"{counted(len(traffic.calls), 'call')}, {counted(len(traffic.transfers), 'transfer')}")
     ways = totals.by_way
     least = totals.at_least
     timed = any(seconds is not None for *_, seconds in ways.values())
@@ -51,13 +47,13 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
         ],
     )
     for line in _words.split_sentences(made):
-        out.print(line)
-    out.print()
+        say(line)
+    say()
     if partition.schedule is not None:
         print_table("on, busy>, idle%", _rows.resource_rows(partition, partition.schedule))
         critical = _rows.critical_rows(partition, partition.schedule)
         print_table("critical path~, on<1, count>2, takes>, share%", critical)
-        out.print()
+        say()
     if why is not None:
         _print_why(*why)
     if made.top_transfers:
@@ -65,95 +61,79 @@ def partition_summary(made: "cutedge.Partition", folder: object, *, explain: boo
             "top transfers, direction<1, count>3, each>2, all>, share%, growth<4",
             _rows.transfer_rows(made.top_transfers),
         )
-        out.print()
-    out.print(_words.bottleneck_sentence(made.bottleneck, made.split))
-    out.print(f"written to {folder}")
+        say()
+    say(_words.bottleneck_sentence(made.bottleneck, made.split))
+    say(f"written to {folder}")
 
 
 def _print_why(steps: Sequence[LadderStep], prices: Sequence[Price]) -> None:
     print_table(
         "step from offload-linear~, ops>2, to<1, saves>, calls>, left>3", _rows.ladder_rows(steps)
     )
-    console().print()
+    say()
     if prices:
         print_table("price of a rule or secret~, ops>1, costs>, ", _rows.price_rows(prices))
-        console().print()
+        say()
 
 
 def _left_out(found: Sequence[Split | Point], *, rates: bool = False) -> None:
     for line in _words.left_out(found):
-        console().print(f"{line} (>= is at least{', <= at most' * rates})")
+        say(f"{line} (>= is at least{', <= at most' * rates})")
 
 
 def comparison(compared: "cutedge.Comparison", within: float | None) -> None:
     """What ``compare`` prints of one trace: the policies side by side."""
-    out, found = console(), compared.compared
+    found = compared.compared
     partitions, baseline = found.partitions, found.baseline
     meta = baseline.graph.meta
-    out.print(Text(headline(meta), style="bold"))
-    out.print(
+    say(headline(meta), bold=True)
+    say(
         f"{_words.devices_of(found.setting)}, {baseline.wire} on the wire, residency "
         f"{baseline.residency}{_words.how_placed(baseline)}; saved is against {baseline.policy}"
     )
-    out.print()
+    say()
     columns = _rows.comparison_columns(found, within)
     print_table([*columns], zip(*columns.values(), strict=True))
     if bare := _words.no_figures(baseline):
-        out.print(bare)
+        say(bare)
     for line in [*_words.granularity_prices(partitions), *_words.estimates(partitions)]:
-        out.print(line)
+        say(line)
     _left_out(partitions)
     for name, reason in found.without.items():
-        out.print(f"without {name}: {reason}")
+        say(f"without {name}: {reason}")
     if meta.symbolic:
-        out.print()
-        out.print(f"Total payload bytes in {' and '.join(meta.symbolic)}:")
+        say()
+        say(f"Total payload bytes in {' and '.join(meta.symbolic)}:")
         for partition in partitions:
-            out.print(f"  {partition.policy} = {partition.traffic.total_expr}")
-    out.print()
-    out.print(_words.coverage(baseline.graph))
-    out.print(f"written to {compared.trace.folder}")
+            say(f"  {partition.policy} = {partition.traffic.total_expr}")
+    say()
+    say(_words.coverage(baseline.graph))
+    say(f"written to {compared.trace.folder}")
 
 
 def runs(compared: "Sequence[cutedge.Comparison]", within: float | None) -> None:
     """What ``compare`` prints of several traces: a row for each model and policy."""
-    out, found = console(), [one.compared for one in compared]
+    found = [one.compared for one in compared]
     first = found[0]
     faster, at = first.baseline.options.text, _words.how_placed(first.baseline)
-    out.print(
+    say(
         f"{_words.devices_of(first.setting)} over {first.setting.machine.links.name}, residency "
         f"{first.setting.residency}{at}{f'; {faster}' if faster else ''}"
     )
-    out.print()
+    say()
     columns = _rows.runs_columns(found, within)
     print_table([*columns], zip(*columns.values(), strict=True))
     every = [p for one in found for p in one.partitions]
     for line in _words.estimates(every):
-        out.print(line)
+        say(line)
     _left_out(every, rates=True)
     for one in found:
         for name, reason in one.without.items():
             model = one.baseline.graph.meta.model
-            out.print(f"{model} without {name}: {reason}")
-    out.print()
+            say(f"{model} without {name}: {reason}")
+    say()
     for one in found:
-        out.print(f"{one.baseline.graph.meta.model}: {_words.coverage(one.baseline.graph)}")
-
-
-def plan(made: "cutedge.Plan", paths: Sequence[object]) -> None:
-    """``partition --mix`` and ``--frontier``."""
-    out = console()
-    out.print(Text(_plan_words.heading(made), style="bold"))
-    out.print()
-    print_table(*_plan_words.phase_table(made))
-    for line in _plan_words.sentences(made):
-        out.print(line)
-    if made.points:
-        out.print()
-        print_table(*_plan_words.point_table(made))
-        out.print(_plan_words.point_sentence(made))
-    for path in paths:
-        out.print(f"written to {path}")
+        say(f"{one.baseline.graph.meta.model}: {_words.coverage(one.baseline.graph)}")
 
 
 def over(
@@ -165,12 +145,12 @@ def over(
     schedule: str | None,
 ) -> None:
     """``compare --over``: which policy is best at which size."""
-    out, laid = console(), f" (schedule {schedule})" if schedule else ""
-    out.print(Text(headline(meta), style="bold"))
-    out.print(f"{unit} of a run{laid} over {variable}, each policy placed anew at each size")
-    out.print()
+    laid = f" (schedule {schedule})" if schedule else ""
+    say(headline(meta), bold=True)
+    say(f"{unit} of a run{laid} over {variable}, each policy placed anew at each size")
+    say()
     print_table(*_rows.crossover_table(variable, unit, points))
     _left_out(points)
-    out.print()
+    say()
     for line in _words.crossover_sentences(variable, points, changes):
-        out.print(line)
+        say(line)

@@ -52,10 +52,11 @@ def partition(
     """Place every op of a trace on a device and count what crosses."""
     import cutedge
     from cli import show_split
-    from cli.printing import print_json
+    from cli.printing import print_all, print_json
     from cutedge._json import partition_object
     from cutedge._partition import chosen
     from cutedge._placing import check_words
+    from cutedge._plan_words import heading, shown
     from cutedge._workspace import trace_folder
 
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
@@ -67,12 +68,11 @@ def partition(
     if planned:
         plan = cutedge.load(folder).plan(rules, mix=mix, frontier=frontier, **options)
         paths = plan.save(folder)
-        for warning in plan.warnings:
-            warn(warning)
+        warn(*plan.warnings)
         if as_json:
             print_json({"written": [str(path) for path in paths], **plan.summary})
         else:
-            show_split.plan(plan, paths)
+            print_all(shown(plan, paths), heading(plan))
         return
     split = cutedge.load(folder).partition(rules, **options)
     written = split.save(folder)
@@ -149,8 +149,7 @@ def compare(
     compared = [one.compare(policies, placements, baseline=baseline, **options) for one in traces]
     for one, folder in zip(compared, folders, strict=True):
         one.save(folder)
-        for warning in one.warnings:
-            warn(warning)
+        warn(*one.warnings)
     compared = [one.arranged(unseen or (), sort) for one in compared]
     if as_json:
         rows = [row for one in compared for row in comparison_objects(one, within)]

@@ -2,17 +2,19 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from cli.app import command, say, warn
-from cli.options import Json
+from cli.options import Json, Settings
 from cutedge.sweeping import BackendName
 
 Texts = list[str] | None
 
 Numbers = "also 64..4096 (its doubles), 64..4096:64 (steps)"
+_TOKENS = f"New tokens of a prefill, with commas; {Numbers}; none: the model's own size."
+_BUFFERS = "KiB of an array's buffers: a third each, or each (left+right+result: 16+64+16)."
 
 
 def _many(help: str, *names: str) -> Any:
@@ -90,3 +92,47 @@ def sweep(
     )
     print_table("placement, points>", [(how, f"{count:,}") for how, count in made.placed.items()])
     say(f"written to {made.folder}")
+
+
+@command("cutedge design tinyllama-1.1b --seq 1,128 --rows 4..64 --columns 4..64 --device chip-8x8")
+def design(
+    model: Annotated[list[str], Argument(metavar="MODEL", help="As for trace, one or more.")],
+    seq: Annotated[str, Option(help=_TOKENS)] = "1,128",
+    past: Annotated[str | None, Option(help="Cached tokens, as --seq.")] = None,
+    phase: Annotated[
+        Literal["prefill", "decode", "encoder"], Option(help="As for trace.")
+    ] = "prefill",
+    rows: Annotated[str, Option(help="Of a systolic array, as --seq.")] = "8..64",
+    columns: Annotated[str, Option(help="Likewise.")] = "8..64",
+    arrays: Annotated[str, Option(help="How many, on one DRAM, as --seq.")] = "1",
+    dataflow: Annotated[str, Option(help="What stays in the cells: os, ws, is.")] = "os,ws,is",
+    sram_kib: Annotated[str, Option(help=_BUFFERS)] = "24..384",
+    dram_gb_per_second: Annotated[str | None, Option(help="As --seq; 6.4 when left out.")] = None,
+    dram_words_per_cycle: Annotated[str | None, Option(help="In its place: elements.")] = None,
+    clock_mhz: Annotated[str, Option(help="As --seq.")] = "500",
+    dtype: Annotated[str, Option(help="Of all elements.")] = "int8",
+    overlap: Annotated[Literal["none", "double-buffered"], Option(help="As for gemm.")] = "none",
+    device: Annotated[str | None, Option(help="An array: designs are no larger than it.")] = None,
+    max_area: Annotated[float | None, Option(help="Square millimetres, at most.")] = None,
+    pareto: Annotated[str, Option(help="What is compared.")] = "seconds,joules,area",
+    area: Annotated[str, Option(help="Area figures, or a .toml file.")] = "dally-45nm",
+    energy: Annotated[str, Option(help="Energy figures, or a .toml file.")] = "horowitz-45nm",
+    overrides: Settings = None,
+    out: Annotated[Path | None, Option(help="Directory for designs.parquet: all points.")] = None,
+    report: Annotated[Path | None, Option(help="A page with a chart of each run.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Work out every design of a chip for models: which are best, what limits them, what doubles it."""
+    options = {k: v for k, v in locals().items() if k not in ("out", "report", "as_json")}
+    import cutedge
+    from cli.printing import print_all, print_json
+    from cutedge._design_words import shown
+
+    made = cutedge.design(**options)
+    warn(*made.warnings)
+    written = [made.save(out)] if out else []
+    written += [made.report(report)] if report else []
+    if as_json:
+        print_json({**made.summary, "files": [str(path) for path in written]})
+    else:
+        print_all(shown(made, written))

@@ -46,8 +46,7 @@ def trace(
     folder = traced.save(out or default_folder(traced.graph))
     if out is None:
         remember(folder)
-    for warning in traced.warnings:
-        warn(warning)
+    warn(*traced.warnings)
     if as_json:
         print_json(trace_object(traced, folder))
     else:

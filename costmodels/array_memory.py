@@ -21,6 +21,10 @@ the first where they are alike. A stage is a fold with what moves beside it, and
 longer of both. The DRAM moves so many words a cycle in all, whatever the direction. Before the first
 stage its operands come in, and after the last one its result goes out.
 
+Of several arrays each takes its share (``arrays.split_over``) with buffers of its own and an equal
+part of the DRAM's words; they take as long as the one with most to do. Where one array with all of
+the DRAM would be done earlier, since an operand comes once for each of several, it does all.
+
 The array reads an operand that passes the cells once for each fold, and one that stays in them once.
 It writes each result once, or once for each fold that adds to it, and reads it back for all of these
 but the first.
@@ -28,18 +32,19 @@ but the first.
 All sizes may be ints or arrays of int64, as in ``costmodels.arrays``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costmodels import CountAs, Overlap
-from costmodels.arrays import Count, divided, fold_cycles, spans_of
+from costmodels.arrays import Count, divided, fold_cycles, spans_of, split_over, streamed_axis
 from costmodels.devices import Array
 from tracer.errors import InputError
 
@@ -66,6 +71,9 @@ class Buffers:
     """Likewise for the result."""
     dram_words_per_cycle: Fraction
     """What the DRAM moves in a cycle of the array, reads and writes together."""
+    widths: tuple[int, int, int] = (1, 1, 1)
+    """What an element of the left operand, the right one and the result is of the DRAM's words:
+    8, 4 and 32 where its words are bits. Buffers hold elements, whatever their width."""
 
     def __post_init__(self) -> None:
         """Raise InputError for what is no memory."""
@@ -77,6 +85,13 @@ class Buffers:
             )
         if not 1 / MOST_WORDS <= self.dram_words_per_cycle <= MOST_WORDS:
             raise InputError(f"a DRAM moves from 1/{MOST_WORDS:,} to {MOST_WORDS:,} words a cycle")
+        if min(self.widths) < 1:
+            raise InputError(f"an element is one word of the DRAM or more, not {min(self.widths)}")
+
+    @property
+    def width(self) -> Mapping[Operand, int]:
+        """``widths`` by operand."""
+        return dict(zip(OPERANDS, self.widths, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +104,13 @@ class MemoryCost:
     dram_cycles: Count
     """What the DRAM takes for all its words."""
     sram_reads: Mapping[Operand, Count]
-    """Words that the array reads of each buffer."""
+    """Elements that the array reads of each buffer."""
     sram_writes: Mapping[Operand, Count]
-    """Words that the array writes into each buffer; operands come from the DRAM."""
+    """Elements that the array writes into each buffer; operands come from the DRAM."""
     dram_reads: Mapping[Operand, Count]
-    """Words of each matrix that come from the DRAM."""
+    """Elements of each matrix that come from the DRAM."""
     dram_writes: Mapping[Operand, Count]
-    """Words of each matrix that go there."""
+    """Elements of each matrix that go there."""
 
 
 def memory_cost(
@@ -120,57 +135,212 @@ def memory_cost(
     >>> array = Array("os", 8, 8, depth=None, tile_cycles=None, clock_hertz=1e8)
     >>> cost = memory_cost(array, buffers, 32, 64, 16)
     >>> cost.dram_reads["ifmap"], cost.dram_writes["ofmap"], cost.stall_cycles
-    (2048, 512, 735)
+    (2048, 512, 520)
     """
-    if array.dataflow == "fixed":
-        raise InputError("buffers are of systolic arrays (--mode os, ws or is)")
-    axes = np.broadcast_arrays(*(np.asarray(size, np.int64) for size in (m, k, n)))
-    most = np.prod([np.max(np.asarray(size, float)) for size in (m, k, n, batch)])
-    if most * max(1.0, 1 / float(buffers.dram_words_per_cycle)) >= 2.0**60:
-        raise InputError("a product of more than 2^60 multiply-accumulates is beyond 64 bits here")
-    sizes = dict(zip("mkn", (np.atleast_1d(axis) for axis in axes), strict=True))
-    orders = [_Order(array, buffers, sizes, outer) for outer in spans_of(array)]
-    better: Bools = orders[1].words < orders[0].words
-
-    def best(of: Callable[[_Order], Ints]) -> Ints:
-        return np.where(better, of(orders[1]), of(orders[0])).reshape(axes[0].shape)
-
-    length = axes["mkn".index(({*"mkn"} - {*spans_of(array)}).pop())]
-    first, inner, last = fold_cycles(array, length, overlap)
     bandwidth = buffers.dram_words_per_cycle
-    whole = np.zeros(better.shape, np.int64)
-    for order, taken in zip(orders, (~better, better), strict=True):
-        for rows in _some(np.flatnonzero(taken)):
-            there = {axis: each[rows] for axis, each in sizes.items()}
-            stages = _Stages(_Order(array, buffers, there, order.outer))
-            streamed = length.reshape(-1)[rows]
-            whole[rows] = stages.cycles(*fold_cycles(array, streamed, overlap)[1:], bandwidth)
-    whole = whole.reshape(axes[0].shape)
-    folds = orders[0].folds.reshape(axes[0].shape)
-    words = best(lambda one: one.words)
-    stalls = batch * (whole - (folds - 1) * inner - last)
-    dram = divided(batch * words, bandwidth)
-    # Products that follow each other may overlap in the array, but the DRAM moves no faster.
-    computing = first + (batch * folds - 1) * inner + last - (count == "scalesim")
-    reads, writes = _of_array(array, dict(zip("mkn", axes, strict=True)), count)
-    return MemoryCost(
-        _plain(np.maximum(stalls, dram - computing)),
-        _plain(dram),
-        {one: _plain(batch * reads[one]) for one in OPERANDS},
-        {one: _plain(batch * writes[one]) for one in OPERANDS},
-        {one: _plain(batch * best(partial(_reads, one))) for one in OPERANDS},
-        {one: _plain(batch * best(partial(_writes, one))) for one in OPERANDS},
-    )
+    words = {one: getattr(buffers, f"{one}_words") for one in OPERANDS}
+    sizes = np.broadcast_arrays(*(np.asarray(size, np.int64) for size in (m, k, n, batch)))
+    flat = [size.reshape(-1) for size in sizes]
+    parts = []
+    for first in range(0, flat[0].size, TOGETHER):
+        *axes, many = (size[first : first + TOGETHER] for size in flat)
+        moved = Traffic(
+            array, words, *axes, batch=many, count=count, overlap=overlap, widths=buffers.widths
+        )
+        (waits,) = moved.waits([bandwidth])
+        parts.append([waits.stall_cycles, divided(waits.dram_words, bandwidth), *waits.moved])
+    shape = sizes[0].shape
+    each = [_plain(np.concatenate(found).reshape(shape)) for found in zip(*parts, strict=True)]
+    counts = iter(each[2:])
+    named = ({one: next(counts) for one in OPERANDS} for _ in range(4))
+    return MemoryCost(each[0], each[1], *named)
 
 
-_TOGETHER = 2**14
+TOGETHER = 2**14
 """So many products are worked out at a time: arrays of them stay near the processor."""
 
 
-def _some(rows: Ints) -> Iterator[Ints]:
-    """All of them, some at a time."""
-    for first in range(0, len(rows), _TOGETHER):
-        yield rows[first : first + _TOGETHER]
+class Waits(NamedTuple):
+    """What products wait for a DRAM, and what moves then."""
+
+    stall_cycles: Ints
+    dram_words: Ints
+    """All that the DRAM moves, in its words."""
+    moved: list[Ints]
+    """Elements that the array reads of each buffer, writes into each, that come from the DRAM, and
+    that go there: for each of these by operand."""
+
+
+class Traffic:
+    """What products move, and how long they wait for a DRAM of any bandwidth.
+
+    Rows and columns of the ``array`` and the ``words`` of the buffers may be arrays too: many
+    designs. All that is an array is broadcast.
+    """
+
+    def __init__(
+        self,
+        array: Array,
+        words: Mapping[Operand, Count],
+        m: Count,
+        k: Count,
+        n: Count,
+        *,
+        batch: Count = 1,
+        count: CountAs = "true",
+        overlap: Overlap = "none",
+        widths: tuple[int, int, int] = (1, 1, 1),
+    ) -> None:
+        """Raises InputError as ``memory_cost``."""
+        if array.dataflow == "fixed":
+            raise InputError("buffers are of systolic arrays (--mode os, ws or is)")
+        sizes = {"m": m, "k": k, "n": n, "batch": batch}
+        most = np.prod([np.max(np.asarray(size, float)) for size in sizes.values()])
+        self._most = float(most) * max(widths) * array.arrays
+        self._widths = widths
+
+        def on_one(sizes: Mapping[str, Count], sharing: Count) -> _OnOne:
+            return _OnOne(array, words, sizes, count, overlap, widths, sharing)
+
+        self._check(Fraction(1))
+        self._alone = on_one(sizes, 1)
+        self.padded_macs: Count = (
+            self._alone.folds
+            * batch
+            * (array.rows * array.columns * sizes[streamed_axis(array) or ""])
+        )
+        """Multiply-accumulates of all tiles, padding included."""
+        self.compute_cycles: Count = self._alone.compute_cycles
+        """Without waiting: those of ``gemm_cost``."""
+        self._several = None
+        if array.arrays > 1:
+            share = split_over(array, **sizes, overlap=overlap)
+            largest = {axis: getattr(share, axis) for axis in sizes}
+            last = {
+                axis: np.where(each < size, size - (share.arrays - 1) * each, size)
+                for (axis, size), each in zip(sizes.items(), largest.values(), strict=True)
+            }
+            each = on_one(largest, share.arrays)
+            self.compute_cycles = each.compute_cycles
+            self._several = share.arrays, each, on_one(last, share.arrays)
+
+    def _check(self, bandwidth: Fraction) -> None:
+        if self._most * max(1.0, 1 / float(bandwidth)) >= 2.0**60:
+            raise InputError(
+                "a product of more than 2^60 multiply-accumulates is beyond 64 bits here"
+            )
+
+    def waits(self, bandwidths: Sequence[Fraction]) -> list[Waits]:
+        """By the words that a DRAM moves in a cycle. What moves is the same object for all where it
+        is the same."""
+        for bandwidth in bandwidths:
+            self._check(bandwidth)
+        moved, words = self._alone.moved, self._alone.dram_words
+        alone = self._alone.stall_cycles(bandwidths)
+        if self._several is None:
+            return [Waits(stalls, words, moved) for stalls in alone]
+        arrays, each, last = self._several
+        shared = [
+            (arrays - 1) * one + other for one, other in zip(each.moved, last.moved, strict=True)
+        ]
+        found = []
+        for stalls, by_one in zip(each.stall_cycles(bandwidths), alone, strict=True):
+            longest = self._alone.compute_cycles + by_one
+            together: Bools = each.compute_cycles + stalls <= longest
+            here = [
+                np.where(together, one, other) for one, other in zip(shared, moved, strict=True)
+            ]
+            found.append(
+                Waits(
+                    np.where(together, stalls, longest - each.compute_cycles),
+                    _sum(*(here[n] * self._widths[n % 3] for n in range(6, 12))),
+                    here,
+                )
+            )
+        return found
+
+
+class _OnOne:
+    """Products on one array that has its part of a DRAM, which so many share."""
+
+    def __init__(
+        self,
+        array: Array,
+        words: Mapping[Operand, Count],
+        sizes: Mapping[str, Count],
+        count: CountAs,
+        overlap: Overlap,
+        widths: tuple[int, int, int],
+        sharing: Count,
+    ) -> None:
+        spans = spans_of(array)
+        given: dict[str, Any] = {axis: sizes[axis] for axis in "mkn"}
+        given |= {one: words[one] for one in OPERANDS}
+        given |= {f"{axis} span": span for axis, span in spans.items()}
+        given |= {f"{one} width": width for one, width in zip(OPERANDS, widths, strict=True)}
+        given["sharing"] = sharing
+        shape = np.broadcast_shapes(*(np.shape(value) for value in given.values()))
+        for name, value in given.items():
+            # What is the same everywhere is one number: dividing by it is fast.
+            if np.ndim(value) or name in ("m", "k", "n"):
+                given[name] = np.broadcast_to(value, shape).reshape(-1)
+        self._shape, self._batch, self._sharing = shape, sizes["batch"], sharing
+        self._given, self._array, self._count = given, array, count
+        self._orders = orders = [_Order(given, tuple(spans), outer) for outer in spans]
+        self._second: Bools = orders[1].words < orders[0].words
+        streamed = sizes[streamed_axis(array) or ""]
+        first, self._inner, self._last = fold_cycles(array, streamed, overlap)
+        self.folds: Ints = orders[0].folds.reshape(shape)
+        # Products that follow each other may overlap in the array, but the DRAM moves no faster.
+        self.compute_cycles: Count = (
+            first
+            + (self._batch * self.folds - 1) * self._inner
+            + self._last
+            - (count == "scalesim")
+        )
+        self.dram_words: Ints = self._batch * self._best(lambda order: order.words)
+
+    @cached_property
+    def moved(self) -> list[Ints]:
+        """As ``Waits.moved``."""
+        found = _of_array(self._array, self._given, self._count)
+        shaped = [[each[one].reshape(self._shape) for one in OPERANDS] for each in found]
+        shaped += [
+            [self._best(partial(_reads, one)) for one in OPERANDS],
+            [self._best(partial(_writes, one)) for one in OPERANDS],
+        ]
+        return [self._batch * one for each in shaped for one in each]
+
+    def _best(self, of: "Callable[[_Order], Ints]") -> Ints:
+        first, second = map(of, self._orders)
+        return np.where(self._second, second, first).reshape(self._shape)
+
+    def stall_cycles(self, bandwidths: Sequence[Fraction]) -> list[Ints]:
+        """How long the array waits for a DRAM of each of these words a cycle."""
+        whole = np.zeros((len(bandwidths), len(self._second)), np.int64)
+        inner, last = (
+            np.broadcast_to(each, self._shape).reshape(-1) for each in (self._inner, self._last)
+        )
+        for number, order in enumerate(self._orders):
+            taken = self._second == bool(number)
+            alike = 3 * np.minimum(order.outers, 3) + np.minimum(order.inners, 3)
+            for outers, inners in product((1, 2, 3), repeat=2):
+                rows = np.flatnonzero(taken & (alike == 3 * outers + inners))
+                if rows.size:
+                    stages = _Stages(order.at(rows), outers, inners)
+                    for at, bandwidth in enumerate(bandwidths):
+                        whole[at, rows] = stages.cycles(inner[rows], last[rows], bandwidth)
+        waits = self._batch * (
+            whole.reshape(len(bandwidths), *self._shape)
+            - (self.folds - 1) * self._inner
+            - self._last
+        )
+        return [
+            np.maximum(
+                waits[at], divided(self._sharing * self.dram_words, bandwidth) - self.compute_cycles
+            )
+            for at, bandwidth in enumerate(bandwidths)
+        ]
 
 
 def _plain(value: Any) -> Count:
@@ -187,15 +357,15 @@ def _sum(*each: Ints) -> Ints:
 
 
 def _of_array(
-    array: Array, sizes: Mapping[str, Ints], count: CountAs
+    array: Array, given: Mapping[str, Any], count: CountAs
 ) -> tuple[dict[Operand, Ints], dict[Operand, Ints]]:
     """(words that the array reads of each buffer, words that it writes into each)"""
-    spans = spans_of(array)
-    parts = {axis: -(-sizes[axis] // span) for axis, span in spans.items()}
-    whole = {one: sizes[axes[0]] * sizes[axes[1]] for one, axes in _AXES.items()}
+    tiled = [axis for axis in "mkn" if f"{axis} span" in given]
+    parts = {axis: -(-given[axis] // given[f"{axis} span"]) for axis in tiled}
+    whole = {one: given[axes[0]] * given[axes[1]] for one, axes in _AXES.items()}
     reads: dict[Operand, Ints] = {}
     for one in ("ifmap", "filter"):
-        others = [parts[axis] for axis in spans if axis not in _AXES[one]]
+        others = [parts[axis] for axis in tiled if axis not in _AXES[one]]
         reads[one] = whole[one] * (others[0] if others else 1)
     adds = parts.get("k", np.int64(1))
     writes = whole["ofmap"] * adds
@@ -203,35 +373,38 @@ def _of_array(
     if count == "scalesim":
         reads["ofmap"] = 0 * writes
         if array.dataflow == "os":
-            writes = writes + parts["m"] * parts["n"] * (array.rows + array.columns)
+            edges = given["m span"] + given["n span"]
+            writes = writes + parts["m"] * parts["n"] * edges
     return reads, {"ifmap": 0 * writes, "filter": 0 * writes, "ofmap": writes}
 
 
 class _Order:
-    """A product whose tiled axes are gone through in one of the two orders."""
+    """Products whose tiled axes are gone through in one of the two orders."""
 
-    def __init__(
-        self, array: Array, buffers: Buffers, sizes: Mapping[str, Ints], outer: str
-    ) -> None:
-        spans = spans_of(array)
-        (inner,) = (axis for axis in spans if axis != outer)
-        parts = {axis: -(-sizes[axis] // span) for axis, span in spans.items()}
-        self.sizes, self.spans, self.outer, self.inner = sizes, spans, outer, inner
+    def __init__(self, given: Mapping[str, Any], tiled: tuple[str, ...], outer: str) -> None:
+        """``given`` are sizes by axis, spans by ``AXIS span``, and words of buffers by operand."""
+        (inner,) = (axis for axis in tiled if axis != outer)
+        self.spans = {axis: given[f"{axis} span"] for axis in tiled}
+        self.sizes: Mapping[str, Ints] = {axis: given[axis] for axis in "mkn"}
+        self.widths = {one: given[f"{one} width"] for one in OPERANDS}
+        self.factors = {one: width * given["sharing"] for one, width in self.widths.items()}
+        """What an element is of the words of the DRAM's part."""
+        parts = {axis: -(-self.sizes[axis] // span) for axis, span in self.spans.items()}
+        self.outer, self.inner = outer, inner
         self.outers, self.inners = parts[outer], parts[inner]
         self.folds: Ints = self.outers * self.inners
         self.waits: dict[Operand, Bools] = {}
         """Whether a matrix is kept or held: what moves of it moves beside another fold."""
         self.stays: dict[Operand, Bools] = {}
         """Whether a part of a matrix that is the same for all outer parts moves once."""
-        whole = {one: sizes[axes[0]] * sizes[axes[1]] for one, axes in _AXES.items()}
+        whole = {one: self.sizes[axes[0]] * self.sizes[axes[1]] for one, axes in _AXES.items()}
+        largest = {
+            axis: np.minimum(size, self.spans[axis]) if axis in self.spans else size
+            for axis, size in self.sizes.items()
+        }
         for one, axes in _AXES.items():
-            words = getattr(buffers, f"{one}_words")
-            largest = [
-                np.minimum(sizes[axis], spans[axis]) if axis in spans else sizes[axis]
-                for axis in axes
-            ]
-            kept = whole[one] <= words
-            held = 2 * largest[0] * largest[1] <= words
+            kept = whole[one] <= given[one]
+            held = 2 * largest[axes[0]] * largest[axes[1]] <= given[one]
             self.waits[one] = kept | held
             self.stays[one] = kept | (held & (self.inners == 1))
         self.reads: dict[Operand, Ints] = {
@@ -244,6 +417,15 @@ class _Order:
             "filter": 0 * written,
             "ofmap": written,
         }
+
+    def at(self, rows: Ints) -> "_Order":
+        """Some of the products: what their stages need."""
+        there = copy(self)
+        for name in ("sizes", "spans", "waits", "stays", "factors"):
+            each = getattr(self, name).items()
+            setattr(there, name, {k: v[rows] if np.ndim(v) else v for k, v in each})
+        there.outers, there.inners = self.outers[rows], self.inners[rows]
+        return there
 
     def _times(self, operand: Operand) -> Any:
         """How often each word of a matrix moves one way."""
@@ -262,8 +444,8 @@ class _Order:
 
     @property
     def words(self) -> Ints:
-        """All that the DRAM moves."""
-        return _sum(*self.reads.values(), *self.writes.values())
+        """All that the DRAM moves, in its words."""
+        return _sum(*((self.reads[one] + self.writes[one]) * self.widths[one] for one in OPERANDS))
 
 
 def _reads(operand: Operand, order: _Order) -> Ints:
@@ -275,44 +457,40 @@ def _writes(operand: Operand, order: _Order) -> Ints:
 
 
 class _Stages:
-    """The stages of an order: what moves beside a fold goes by whether it and those next to it are
-    the first or the last of their axes."""
+    """The stages of products in an order: what moves beside a fold goes by whether it and those next
+    to it are the first or the last of their axes.
 
-    def __init__(self, order: _Order) -> None:
-        self._order = order
-        self._outers, self._inners = order.outers, order.inners
-        self._early_of: dict[tuple[Operand, bool, bool], Any] = {}
-        self._again_of: dict[tuple[Operand, bool, bool], Any] = {}
-        self._beside_of: dict[tuple[Operand, bool, bool], Any] = {}
+    The products are alike in how many parts each tiled axis has: 1, 2, or 3 and more.
+    """
+
+    def __init__(self, order: _Order, outers: int, inners: int) -> None:
+        self._order, self._alone = order, inners == 1
+        self._found: dict[tuple[str, Operand, bool, bool], Any] = {}
+        self._only: dict[tuple[str, Operand], Any] = {}
         for one in OPERANDS:
-            waits, again = order.waits[one], order.waits[one] & ~order.stays[one]
-            for o_last, i_last in product((False, True), repeat=2):
-                part, at = self._part(one, o_last, i_last), (one, o_last, i_last)
-                self._early_of[at] = part * waits
-                self._again_of[at] = part * again
-                self._beside_of[at] = part * ~waits
+            waits = order.waits[one]
+            each = {"early": waits, "again": waits & ~order.stays[one], "beside": ~waits}
+            # What holds of all or of nothing here is no array: most of the sums fall away.
+            self._only |= {
+                (kind, one): bool(mask[0]) if (mask == mask[0]).all() else mask
+                for kind, mask in each.items()
+            }
+        self._start = self._early(True, outers == 1, True, inners == 1)
+        self._end = self._late(True, True)
+        self._each = [
+            (many * each, self._moved(o, i), o.last and i.last)
+            for o, many in _along(order.outers, outers)
+            for i, each in _along(order.inners, inners)
+        ]
 
-    def cycles(self, inner: Count, last: Count, bandwidth: Fraction) -> Ints:
+    def cycles(self, inner: Ints, last: Ints, bandwidth: Fraction) -> Ints:
         """All stages, with what comes before and goes after them; a stage computes ``inner``, the
         last one ``last``."""
-        outers, inners = self._outers, self._inners
-        start = self._early(True, outers == 1, True, inners == 1)
-        total: Any = divided(start, bandwidth) + divided(self._late(True, True), bandwidth)
-        for o, many in self._along(outers):
-            for i, each in self._along(inners):
-                computing = last if o.last and i.last else inner
-                moving = divided(self._moved(o, i), bandwidth)
-                total = total + many * each * np.maximum(computing, moving)
+        total: Any = divided(self._start, bandwidth) + divided(self._end, bandwidth)
+        for many, moved, is_last in self._each:
+            computing = last if is_last else inner
+            total = total + many * np.maximum(computing, divided(moved, bandwidth))
         return np.asarray(total)
-
-    @staticmethod
-    def _along(parts: Ints) -> "Iterator[tuple[_Where, Ints]]":
-        """(a place along an axis, how many parts are there)"""
-        yield _Where(True, False, parts == 2), (parts >= 2) * 1
-        yield _Where(False, False, parts == 3), (parts >= 3) * 1
-        yield _Where(False, False, False), np.maximum(parts - 4, 0)
-        yield _Where(False, False, True), (parts >= 4) * 1
-        yield _Where(parts == 1, True, False), (parts >= 1) * 1
 
     def _moved(self, o: "_Where", i: "_Where") -> Any:
         """Words that move while a fold computes."""
@@ -320,87 +498,83 @@ class _Stages:
         if not i.last:
             moved = moved + self._early(o.first, o.last, False, i.next_is_last)
         elif not o.last:
-            moved = moved + self._early(False, o.next_is_last, True, self._inners == 1)
-        within = self._late(o.last, False)
-        wrapped = _pick(o.first, 0, self._late(False, True))
-        return moved + _pick(i.first, wrapped, within)
+            moved = moved + self._early(False, o.next_is_last, True, self._alone)
+        if not i.first:
+            return moved + self._late(o.last, False)
+        return moved if o.first else moved + self._late(False, True)
 
-    def _part(self, operand: Operand, o_is_last: bool, i_is_last: bool) -> Any:
-        """Words of the part of a matrix that a fold needs."""
-        order, found = self._order, 1
-        lasts = {order.outer: (o_is_last, order.outers), order.inner: (i_is_last, order.inners)}
-        for axis in _AXES[operand]:
-            size: Any = order.sizes[axis]
-            if axis in lasts:
-                is_last, parts = lasts[axis]
-                span = order.spans[axis]
-                size = size - (parts - 1) * span if is_last else span
-            found = found * size
-        return found
+    def _part(self, kind: str, operand: Operand, o_last: bool, i_last: bool) -> Any:
+        """Words of the part of a matrix that a fold needs, where they move so; else 0."""
+        order, axes, mask = self._order, _AXES[operand], self._only[kind, operand]
+        at = kind, operand, o_last and order.outer in axes, i_last and order.inner in axes
+        if at not in self._found:
+            factor = order.factors[operand]
+            found: Any = mask if isinstance(factor, int) and factor == 1 else mask * factor
+            lasts = {order.outer: (at[2], order.outers), order.inner: (at[3], order.inners)}
+            for axis in axes if mask is not False else ():
+                size: Any = order.sizes[axis]
+                if axis in lasts:
+                    is_last, parts = lasts[axis]
+                    span = order.spans[axis]
+                    size = size - (parts - 1) * span if is_last else span
+                found = size if found is True else found * size
+            self._found[at] = found if mask is not False else 0
+        return self._found[at]
 
-    def _at(self, of: Mapping[Any, Any], operand: Operand, o_last: Any, i_last: Any) -> Any:
-        """One of the sums by operand, at a place."""
-        if self._order.outer not in _AXES[operand]:
-            o_last = False
-        if self._order.inner not in _AXES[operand]:
-            i_last = False
-        return _pick(
-            o_last,
-            _pick(i_last, of[operand, True, True], of[operand, True, False]),
-            _pick(i_last, of[operand, False, True], of[operand, False, False]),
-        )
-
-    def _early(self, o_first: Any, o_last: Any, i_first: Any, i_last: Any) -> Any:
+    def _early(self, o_first: bool, o_last: bool, i_first: bool, i_last: bool) -> Any:
         """Words that come for a fold while the one before computes."""
         total: Any = 0
         for one in OPERANDS:
             depends = self._order.depends_on(one)
-            new = self._at(self._early_of, one, o_last, i_last)
-            again = self._at(self._again_of, one, o_last, i_last)
             if one == "ofmap":  # what is added to, where it was not there any more
-                total = total + (_pick(o_first, 0, again) if depends == "inner" else 0)
+                kind = "again" if depends == "inner" and not o_first else None
             elif depends == "both":
-                total = total + new
+                kind = "early"
             elif depends == "outer":
-                total = total + _pick(i_first, new, 0)
+                kind = "early" if i_first else None
             else:
-                total = total + _pick(o_first, new, again)
+                kind = "early" if o_first else "again"
+            if kind is not None:
+                total = total + self._part(kind, one, o_last, i_last)
         return total
 
-    def _late(self, o_last: Any, i_last: Any) -> Any:
+    def _late(self, o_last: bool, i_last: bool) -> Any:
         """Words that go after a fold while the next one computes."""
         depends = self._order.depends_on("ofmap")
-        done = self._at(self._early_of, "ofmap", o_last, i_last)
-        if depends == "both":
-            return done
-        if depends == "outer":
-            return _pick(i_last, done, 0)
-        return _pick(o_last, done, self._at(self._again_of, "ofmap", o_last, i_last))
+        if depends == "outer" and not i_last:
+            return 0
+        kind = "again" if depends == "inner" and not o_last else "early"
+        return self._part(kind, "ofmap", o_last, i_last)
 
     def _beside(self, o: "_Where", i: "_Where") -> Any:
         """Words that move while a fold itself computes."""
         total: Any = 0
         for one in OPERANDS:
-            part = self._at(self._beside_of, one, o.last, i.last)
+            part = self._part("beside", one, o.last, i.last)
             total = total + part
             if one == "ofmap" and self._order.depends_on(one) != "both":
-                total = total + _pick(o.first if self._order.outer == "k" else i.first, 0, part)
+                if not (o.first if self._order.outer == "k" else i.first):
+                    total = total + part
         return total
 
 
-@dataclass(frozen=True, slots=True)
-class _Where:
-    """A place along an axis. Each may be an array."""
+class _Where(NamedTuple):
+    """A place along an axis."""
 
-    first: Any
+    first: bool
     last: bool
-    next_is_last: Any
+    next_is_last: bool
 
 
-def _pick(condition: Any, one: Any, other: Any) -> Any:
-    """One where a condition holds, else the other; a condition that is no array is decided once."""
-    if isinstance(condition, bool):
-        return one if condition else other
-    if one is other:
-        return one
-    return np.where(condition, one, other)
+def _along(parts: Ints, alike: int) -> "list[tuple[_Where, Any]]":
+    """(a place along an axis, how many parts are there) of axes of 1, 2, or 3 parts and more."""
+    if alike == 1:
+        return [(_Where(True, True, False), 1)]
+    if alike == 2:
+        return [(_Where(True, False, True), 1), (_Where(False, True, False), 1)]
+    return [
+        (_Where(True, False, False), 1),
+        (_Where(False, False, False), parts - 3),
+        (_Where(False, False, True), 1),
+        (_Where(False, True, False), 1),
+    ]

@@ -3,7 +3,10 @@
 A product [m, k] x [k, n] is cut into tiles that the array computes one after another.
 
 - Fixed tiles: the array multiplies [rows, depth] x [depth, columns] in ``tile_cycles``; shapes are
-  padded up to it. ``tiles x tile_cycles``.
+  padded up to it. ``tiles x tile_cycles``. Double-buffered, where it is known what these hold, a
+  tile computes while the next one comes in and the one before goes out, over one bus
+  (``double_buffered``). A pipeline depth of d takes ``tiles x tile_cycles / d``: the steady state of
+  d equal phases with hardware of their own, its first fill and last drain left out.
 - Systolic: a tile (a fold) keeps one matrix of rows x columns in the cells and streams the others
   past it. What is kept spans two axes of the product, the third is streamed and not padded:
   outputs (os) span m and n, weights (ws) k and n, inputs (is) k and m. Operands enter a cell later
@@ -24,7 +27,7 @@ from math import prod
 from typing import Any, TypeAlias
 
 from costmodels import CountAs, Overlap
-from costmodels.devices import Array
+from costmodels.devices import Array, TilePhases
 from tracer.errors import InputError
 
 Count: TypeAlias = Any
@@ -144,8 +147,15 @@ def gemm_cost(
     InputError where an option does not go with the array.
     """
     if array.dataflow == "fixed":
-        if overlap != "none":
-            raise InputError("folds overlap in systolic arrays; fixed tiles have a pipeline depth")
+        if overlap != "none" and array.phases is None:
+            raise InputError(
+                "folds overlap in systolic arrays, and fixed tiles where it is known what their "
+                "cycles hold (tile_load_cycles ...); others have a pipeline depth"
+            )
+        if overlap != "none" and options.pipeline_depth != 1:
+            raise InputError(
+                "a pipeline depth and double buffering are two ways to overlap: take one"
+            )
     elif options.pipeline_depth != 1:
         raise InputError("a pipeline depth is of fixed tiles; folds of systolic arrays overlap")
     sizes, spans = {"m": m, "k": k, "n": n}, spans_of(array)
@@ -153,22 +163,28 @@ def gemm_cost(
     lost = {axis: 0.0 * size for axis, size in sizes.items()}
     lost |= {axis: 1 - sizes[axis] / (parts[axis] * span) for axis, span in spans.items()}
     tiles = batch * prod(parts.values())
-    each = -(-tiles // options.chips)
+    share = split_over(array, m, k, n, batch=batch, overlap=overlap)
+    each = -(-share.tiles // options.chips)
     cells = array.rows * array.columns
     useful = batch * m * k * n
     if array.depth is not None and array.tile_cycles is not None:
         padded = tiles * cells * array.depth
-        cycles = divided(each * array.tile_cycles, options.speedup)
-        possible = each * options.chips * cells * array.depth
+        whole = each * array.tile_cycles
+        if overlap != "none" and array.phases is not None:
+            whole = double_buffered(array.phases, each)
+        cycles = divided(whole, options.speedup)
+        possible = each * options.chips * cells * array.depth * array.arrays
     else:
-        length = {"os": k, "ws": m, "is": n}[array.dataflow]
-        padded = tiles * cells * length
+        streamed = streamed_axis(array) or ""
+        length = getattr(share, streamed)
+        padded = tiles * cells * sizes[streamed]
+        tiles = tiles * share.streams
         first, inner, last = fold_cycles(array, length, overlap)
         whole = first + (each - 1) * inner + last
         late = 1 if count == "scalesim" else 0
         cycles = divided(whole, options.speedup) - late
         # The one cycle of a 1 x 1 x 1 product is number 0.
-        possible = _larger(whole - late, 1) * cells * options.chips
+        possible = _larger(whole - late, 1) * cells * options.chips * array.arrays
     used = useful / possible
     wire = element_bytes if options.int8_speedup is None else 1
     return GemmCost(
@@ -184,6 +200,102 @@ def gemm_cost(
         sent_bytes=batch * (m * k + k * n) * wire,
         received_bytes=batch * m * n * wire,
     )
+
+
+def double_buffered(phases: TilePhases, tiles: Count) -> Count:
+    """The cycles of tiles one of which computes while the next one comes in and the one before goes
+    out. Both cross one bus, one after the other.
+
+    Stages in between take ``max(compute, load + store)``; before the first one a tile comes in, and
+    after the last one a result goes out.
+
+    >>> tile = TilePhases(128, 512, 64, 20)
+    >>> double_buffered(tile, 1), double_buffered(tile, 3)  # 128 + 3 * 532 + 64
+    (724, 1788)
+    """
+    load, store = phases.tile_load_cycles, phases.tile_store_cycles
+    computing = phases.tile_compute_cycles + phases.tile_wait_cycles
+    alone = load + computing + store
+    ends = load + max(computing, load) + max(computing, store) + store
+    several = ends + (tiles - 2) * max(computing, load + store)
+    return alone + (tiles > 1) * (several - alone)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one of several arrays has of a product: the one that has most."""
+
+    batch: Count
+    """Products."""
+    m: Count
+    """Rows of the left operand and of the result."""
+    k: Count
+    """What is summed over: all of it."""
+    n: Count
+    """Columns of the right operand and of the result."""
+    tiles: Count
+    """Its tiles or folds."""
+    arrays: Count
+    """How many arrays have a share; the others have nothing to do."""
+    streams: Count
+    """How many arrays take the same fold, each with a part of what is streamed past it; else 1."""
+
+
+def split_over(
+    array: Array, m: Count, k: Count, n: Count, *, batch: Count = 1, overlap: Overlap = "none"
+) -> Share:
+    """What the array with most to do has of ``batch`` products [m, k] x [k, n] over ``array.arrays``.
+
+    One axis is divided, into equal shares rounded up: the batch, the columns (n) or the rows (m),
+    whichever leaves the fewest cycles, the first where they are alike. An axis that is tiled is
+    divided in whole tiles, one that is streamed in elements. The axis k never is: no two arrays
+    make parts of one result. A share takes what a product of its size takes on one array. So N
+    arrays compute no longer than one, and no less than a N-th of it.
+
+    Each array has buffers of its own. It reads its share of the operand that is divided and all of
+    the other one, which comes from the DRAM once for each array; a batch shares nothing. The DRAM is
+    common: of ``Share.arrays`` that work each has an equal part of its words a cycle.
+
+    >>> array = Array("ws", 8, 8, depth=None, tile_cycles=None, clock_hertz=1e8, arrays=4)
+    >>> share = split_over(array, 1, 64, 72)
+    >>> share.n, share.tiles, share.arrays  # of 9 tiles of columns 3 each, over 3 arrays
+    (24, 24, 3)
+    """
+    spans, streamed = spans_of(array), streamed_axis(array)
+    sizes = {"batch": batch, "m": m, "k": k, "n": n}
+    if isinstance(array.arrays, int) and array.arrays == 1:
+        tiles = batch * prod(-(-sizes[each] // span) for each, span in spans.items())
+        return Share(batch, m, k, n, tiles, 1, 1)
+    best: tuple[Any, ...] = ()
+    for axis in ("batch", "n", "m"):
+        largest, sharing = _largest_share(sizes[axis], spans.get(axis, 1), array.arrays)
+        there = {**sizes, axis: largest}
+        tiles = there["batch"] * prod(-(-there[each] // span) for each, span in spans.items())
+        if streamed is None:
+            cycles = tiles  # double-buffered or not, they take what their number says
+        else:
+            first, inner, last = fold_cycles(array, there[streamed], overlap)
+            cycles = first + (tiles - 1) * inner + last
+        streams = sharing if axis == streamed else sharing * 0 + 1
+        found = (cycles, *there.values(), tiles, sharing, streams)
+        fewer = cycles < best[0] if best else True
+        best = tuple(
+            old + fewer * (new - old) for old, new in zip(best or found, found, strict=True)
+        )
+    _, batch, m, k, n, tiles, sharing, streams = best
+    return Share(batch, m, k, n, tiles, sharing, streams)
+
+
+def _largest_share(size: Count, span: int, arrays: int) -> tuple[Count, Count]:
+    """(the largest share of an axis that is divided in spans, how many arrays have a share)"""
+    parts = -(-size // span)
+    each = -(-parts // arrays)
+    return size - _larger(size - each * span, 0), -(-parts // each)
+
+
+def streamed_axis(array: Array) -> str | None:
+    """The axis of a product that a systolic array streams; None of fixed tiles."""
+    return {"os": "k", "ws": "m", "is": "n"}.get(array.dataflow)
 
 
 def spans_of(array: Array) -> dict[str, int]:
@@ -210,7 +322,8 @@ def divided(cycles: Count, speedup: Fraction) -> Count:
     top, bottom = speedup.numerator, speedup.denominator
     if bottom == 1:
         return -(-cycles // top)
-    return cycles // top * bottom - (-(cycles % top) * bottom // top)
+    whole = cycles // top
+    return whole * bottom - (whole * top - cycles) * bottom // top
 
 
 def _words(name: str) -> str:

@@ -34,6 +34,13 @@ COSTS = pa.schema(
             "Whether `seconds` leaves out what starting the op takes, which is not known.",
         ),
         column(
+            "stall_cycles",
+            pa.int64(),
+            "Of a matrix product on an array of multipliers with buffers: cycles that it waits for "
+            "them, beside `cycles`; null elsewhere.",
+            null=True,
+        ),
+        column(
             "joules",
             pa.float64(),
             "What it takes in energy there, with what the device draws meanwhile whatever it does; null "
@@ -48,8 +55,8 @@ COSTS = pa.schema(
         column(
             "bound",
             pa.string(),
-            "What the seconds are spent on most: compute, memory or overhead; null for an op without "
-            "work or without seconds.",
+            "What the seconds are spent on most: compute, memory or overhead, on a chip compute, sram, "
+            "dram or overhead; null for an op without work or without seconds.",
             null=True,
         ),
         column(
@@ -90,6 +97,7 @@ def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa
             at.gemm and at.gemm.cycles,
             at.seconds,
             late,
+            at.memory and at.memory.stall_cycles,
             joules.value,
             joules.value is not None and joules.at_least,
             at.bound,

@@ -110,7 +110,8 @@ _OF_THE_PROCESS = (
 )
 
 
-_ELEMENT_BYTES: Mapping[str, float] = {**ITEM_BYTES, "int4": 0.5, "uint4": 0.5, "tfloat32": 4}
+ELEMENT_BYTES: Mapping[str, float] = {**ITEM_BYTES, "int4": 0.5, "uint4": 0.5, "tfloat32": 4}
+"""By dtype: all that figures may be of."""
 
 
 def element_bytes(dtype: str) -> float:
@@ -119,7 +120,7 @@ def element_bytes(dtype: str) -> float:
     >>> element_bytes("int4"), element_bytes("float32")
     (0.5, 4)
     """
-    return _ELEMENT_BYTES[dtype]
+    return ELEMENT_BYTES[dtype]
 
 
 def accumulator(dtype: str) -> str:
@@ -315,7 +316,7 @@ def read_figures(
         if not isinstance(entries, dict) or not entries:
             raise InputError(f"{where}]: a table for each is wanted, as [{key}.{wanted}]")
         if key != SRAM:
-            check_keys(entries, f"{where}]", optional=_ELEMENT_BYTES)
+            check_keys(entries, f"{where}]", optional=ELEMENT_BYTES)
         values = dict(getattr(given, key))
         for name, entry in entries.items():
             at = _kib(f"{where}]", name) if key == SRAM else name

@@ -10,7 +10,7 @@ from functools import reduce
 from operator import mul
 from typing import Any
 
-from tracer.graph import FLOATING, Op, OpGraph, Role, Tensor
+from tracer.graph import Op, OpGraph, Role, Tensor
 from tracer.kinds import base_name
 
 GROUPED = frozenset({"_grouped_mm", "grouped_mm_fallback"})
@@ -140,7 +140,7 @@ def _chooser(graph: OpGraph, index: Tensor) -> tuple[int, int] | None:
         if tensor.op is None:
             continue
         op, reads = graph.ops[tensor.op], graph.inputs(tensor.op)
-        scores = [t for t in reads if t.dtype in FLOATING]
+        scores = [t for t in reads if graph.is_float(t.dtype)]
         if not scores or op.is_view or base_name(op.target) in _PASS_ON:
             front += [t for t in reads if t not in front]
             continue

@@ -17,7 +17,7 @@ from costmodels.formulas import REGISTRY, GemmOf, GemmSize, Shapes, Signature, S
 from costmodels.traffic import traffic
 from tracer.errors import CutedgeError
 from tracer.formula import formula, parse
-from tracer.graph import Gemm, Kind, Op, OpCost, OpGraph, Status, Tensor
+from tracer.graph import QUANTISED_DTYPES, Gemm, Kind, Op, OpCost, OpGraph, Status, Tensor
 from tracer.kinds import base_name
 from tracer.stages import stage
 
@@ -70,7 +70,7 @@ def annotate(graph: OpGraph) -> OpGraph:
             known[key] = _cost(graph, op, None)
         return known[key]
 
-    return graph.with_ops(replace(op, cost=cost(op)) for op in graph.ops)
+    return graph.with_ops(op.costing(cost(op)) for op in graph.ops)
 
 
 def work_key(graph: OpGraph, op: Op) -> Hashable:
@@ -102,7 +102,8 @@ def _cost(graph: OpGraph, op: Op, routing: Routing | None) -> OpCost:
         inputs,
         outputs,
         tuple(t.dtype for t in graph.inputs(op.id)),
-        op.dtype,
+        # Integers that stand for floats are computed with as these are.
+        "float32" if op.dtype in QUANTISED_DTYPES and graph.is_float(op.dtype) else op.dtype,
         op.arguments,
         tuple(graph.meta.variables.items()) if sized else (),
     )

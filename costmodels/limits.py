@@ -34,7 +34,7 @@ from costmodels.experts import STATE, routing_of
 from costmodels.flops import total_flops
 from tracer.errors import InputError
 from tracer.formula import parse
-from tracer.graph import FLOATING, ITEM_BYTES, Kind, OpGraph
+from tracer.graph import ITEM_BYTES, Kind, OpGraph
 from tracer.summary import cached_inputs, last_layered_op
 
 
@@ -210,7 +210,7 @@ def _sizes(graph: OpGraph, past: int) -> tuple[int, int]:
     at = {**graph.meta.variables, "past": past}
     cached = scores = 0
     for tensor in cached_inputs(graph):
-        if tensor.dtype in FLOATING:
+        if graph.is_float(tensor.dtype):
             size = (
                 tensor.bytes if tensor.bytes_expr is None else parse(tensor.bytes_expr).evaluate(at)
             )

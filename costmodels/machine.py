@@ -78,7 +78,7 @@ class Machine:
         'vllm'
         """
         names = {device: one.name for device, one in self.engines.items() if one.name}
-        able = [device for device, one in self.described.items() if one.array is None]
+        able = [device for device, one in self.described.items() if not one.is_chip]
         if len(set(names.values())) <= 1 and names.keys() >= {*able}:
             return next(iter(names.values()), "")
         return ", ".join(f"{device}={name}" for device, name in names.items())

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.arrays import GemmCost, Options, gemm_cost
+from costmodels.arrays import GemmCost, Options
+from costmodels.chip import Widths, Work, chip_time, off_chip_shares, widths_of
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL, Engine
-from costmodels.experts import route, routed
+from costmodels.experts import STATE, route, routed
 from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape, work_key
 from costmodels.fused import fused, strides
 from costmodels.roofline import Rates, paged_share
@@ -79,13 +80,20 @@ class OpGroup:
     """A whole attention in one op."""
     strided: bool = False
     """A copy in strides."""
+    kind: Kind = Kind.OTHER
+    """Their kind."""
+    widths: Widths | None = None
+    """Of the operands of a matrix product."""
+    param_bytes: Ints | int = 0
+    """Those of the bytes read that are weights and other state."""
 
     def at(self, rows: Ints) -> "OpGroup":
         """At some of the sizes."""
         batch_m_n_k: Any = None if self.gemm is None else tuple(axis[rows] for axis in self.gemm)
         flops = None if self.flops is None else self.flops[rows]
-        moved = self.moved_bytes[rows]
-        return replace(self, flops=flops, moved_bytes=moved, gemm=batch_m_n_k)
+        moved, param = self.moved_bytes[rows], self.param_bytes
+        param = param if isinstance(param, int) else param[rows]
+        return replace(self, flops=flops, moved_bytes=moved, gemm=batch_m_n_k, param_bytes=param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +124,11 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
         inputs, outputs = formulas.inputs(op.id), formulas.outputs(op.id)
         read, written = traffic(formulas, op)
         gemm = gemm_shape(formulas, op)
-        moved: Formula = formula(written)
+        moved, param = formula(written), const(0)
         for tensor, size in read.items():
             if chosen is None or tensor is not chosen[0]:
                 moved += size
+                param += size if graph.storage(graph.tensors[tensor.id]).role in STATE else 0
         routing: Any = None
         if chosen is not None:
             routing = graph.tensors[chosen[0].id], *map(formula, chosen[1:])
@@ -127,25 +136,33 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
         dtype = computed_in(graph, op)
         known = op.cost.flops_expr or (op.cost.flops is None or (op.target, op.arguments, shapes))
         is_attention, strided = op.kind is Kind.ATTENTION, strides(graph, op)
+        widths = widths_of(graph, op)
         key = (
             dtype,
+            op.kind,
+            widths,
             is_attention,
             strided,
             known,
             moved,
+            param,
             gemm,
             routing and (routing[0].shape, routing[0].bytes, *routing[1:]),
         )
         if key not in numbers:
             numbers[key] = len(groups)
+            chosen_bytes = 0 if routing is None else _routed(graph, routing, over)
             groups.append(
                 OpGroup(
                     dtype,
                     _flops(graph, op, shapes, over),
-                    over(moved) + (0 if routing is None else _routed(graph, routing, over)),
+                    over(moved) + chosen_bytes,
                     None if gemm is None else tuple(over(formula(axis)) for axis in gemm),  # type: ignore[arg-type]
                     is_attention,
                     strided,
+                    op.kind,
+                    widths,
+                    over(param) + chosen_bytes,
                 )
             )
         equal[work] = numbers[key]
@@ -199,26 +216,32 @@ def time_group(
     options: Options,
     lying_bytes: Ints | int = 0,
     engine: Engine = PHYSICAL,
+    weight_bytes: Ints | int = 0,
 ) -> GroupTime:
-    """What ops that are alike take each, as ``roofline`` counts it where so many bytes lie there.
+    """What ops that are alike take each, as ``roofline`` counts it where so many bytes lie there, and
+    the ops there read so many bytes of weights.
 
     Of an engine under which that depends on what runs together, see ``run_times``.
 
     A device has seconds for a group at all sizes or at none: sizes at which FLOPs are nothing and
     sizes at which they are something are not to be asked for together.
     """
-    rates = Rates(device, engine, paged_share(device, lying_bytes))
-    if device.array is not None:
-        return _on_array(device, group, options, rates.launch_seconds)
-    return _on_roofline(rates, group)
+    rates = Rates(
+        device,
+        engine,
+        paged_share(device, lying_bytes),
+        off_chip=off_chip_shares(device, lying_bytes, weight_bytes),
+    )
+    return _on_chip(rates, group, options) if device.is_chip else _on_roofline(rates, group)
 
 
-def _on_array(device: Device, group: OpGroup, options: Options, launch: float) -> GroupTime:
-    if group.gemm is None or device.array is None:
+def _on_chip(rates: Rates, group: OpGroup, options: Options) -> GroupTime:
+    g = group
+    work = Work(g.kind, g.dtype, g.flops, g.moved_bytes, g.param_bytes, g.gemm, g.widths)
+    taken = chip_time(rates.device, work, options, rates.off_chip)
+    if taken is None:
         return GroupTime(None)
-    batch, m, n, k = group.gemm
-    cost = gemm_cost(device.array, m, k, n, batch=batch, options=options)
-    return GroupTime(cost.seconds + launch, cost)
+    return GroupTime(taken.seconds + rates.launch_seconds, taken.gemm)
 
 
 def _on_roofline(rates: Rates, group: OpGroup) -> GroupTime:

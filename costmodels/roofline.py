@@ -2,7 +2,8 @@
 
 On a device with peaks an op takes ``max(FLOPs / peak, bytes / bandwidth) + launch`` seconds
 (Williams, Waterman, Patterson: Roofline, CACM 2009), each op by itself, one after another. A
-device that is an array of multipliers runs matrix products alone (``costmodels.arrays``).
+device that counts cycles, such as an array of multipliers that runs matrix products alone, takes
+what ``costmodels.chip`` says.
 
 An engine (``costmodels.engines``) says what share of those rates its kernels reach and how ops are
 started. Its seconds still stand op by op, and their sum is what a run takes. Of a kernel of several
@@ -19,11 +20,13 @@ ops of a device have seconds without paging (``time_ops``) and seconds for what 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from costmodels.arrays import GemmCost, Options, gemm_cost
+from costmodels.arrays import GemmCost, Options
+from costmodels.chip import Shares, Work, chip_time, off_chip_shares, widths_of
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL, Engine
 from costmodels.experts import routing_of
@@ -34,7 +37,10 @@ from costmodels.memory import larger, memory_need
 from tracer.errors import CutedgeError
 from tracer.graph import FLOATING, Kind, Op, OpGraph
 
-Bound = Literal["compute", "memory", "overhead"]
+if TYPE_CHECKING:
+    from costmodels.array_memory import MemoryCost
+
+Bound = Literal["compute", "memory", "sram", "dram", "overhead"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class OpTime:
     """Cycles and tiles, on an array of multipliers."""
     moved_bytes: int = 0
     """Read and written; of an op in a fused kernel its part of what that reads and writes."""
+    memory: "MemoryCost | None" = None
+    """What the buffers of an array move for a product, where they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,8 @@ class DeviceTime:
     ops: tuple[OpTime, ...]
     """By op id."""
     paged_share: float
-    """The share of what lies on the device that its secure memory does not hold."""
+    """The share of what lies on the device that its secure memory, or the SRAM of a chip, does not
+    hold."""
     missing: Mapping[str, int]
     """target -> ops that work and have no seconds here: no total includes them."""
     coverage: float
@@ -78,16 +87,26 @@ class DeviceTime:
         return self.engine.launch(self.device) is None
 
     def holding(
-        self, graph: OpGraph, lying_bytes: int, runs: tuple[Hashable, ...] | None = None
+        self,
+        graph: OpGraph,
+        lying_bytes: int,
+        runs: tuple[Hashable, ...] | None = None,
+        here: Iterable[Op] | None = None,
     ) -> "DeviceTime":
         """The same ops' seconds where so many bytes lie on the device, paging included.
 
         ``runs`` is by op what it runs in, as for ``costmodels.fused``; all in one when left out.
+        ``here`` are the ops that run there; all that the device runs when left out.
         """
         paged = paged_share(self.device, lying_bytes)
         if paged == self.paged_share and (runs is None or not self.engine.depends_on_runs):
             return self
-        rates = Rates(self.device, self.engine, paged, self.products_dtype)
+        off_chip = (0.0, 0.0)
+        if self.device.npu is not None:
+            all_ = (op for op in graph.ops if self.device.runs(op.kind.value))
+            read = sum(op.cost.param_bytes for op in (all_ if here is None else here))
+            off_chip = off_chip_shares(self.device, lying_bytes, read)
+        rates = Rates(self.device, self.engine, paged, self.products_dtype, off_chip)
         return replace(self, ops=_op_times(graph, rates, self.options, runs), paged_share=paged)
 
     @property
@@ -153,11 +172,12 @@ def time_graph(graph: OpGraph, device: Device, **options: Any) -> DeviceTime:
 
 
 def paged_share(device: Device, lying_bytes: Any) -> Any:
-    """The share of the bytes that lie on a device that its secure memory does not hold.
+    """The share of the bytes that lie on a device that its secure memory, or the SRAM of a chip, does
+    not hold.
 
-    0 of a device without secure memory. For an int, or an array of int64.
+    0 of a device without either. For an int, or an array of int64.
     """
-    secure = device.enclave_bytes
+    secure = device.fast_bytes
     return 0.0 if secure is None else 1 - secure / larger(lying_bytes, secure)
 
 
@@ -171,6 +191,8 @@ class Rates:
     """The share of what is touched that is paged in first."""
     products_dtype: str | None = None
     """What matrix products of floats are computed in; their own dtype when None."""
+    off_chip: Shares = (0.0, 0.0)
+    """What the SRAM of a chip does not hold."""
 
     def dtype_of(self, graph: OpGraph, op: Op) -> str | None:
         """What an op is computed in."""
@@ -221,8 +243,8 @@ class Kernel:
 def _op_times(
     graph: OpGraph, rates: Rates, options: Options, runs: tuple[Hashable, ...] | None
 ) -> tuple[OpTime, ...]:
-    if rates.device.array is not None:
-        one = _on_array(rates.device, options, rates.launch_seconds)
+    if rates.device.is_chip:
+        one = _on_chip(graph, rates, options)
         return tuple(OpTime(0.0) if op.kind in FREE else one(op) for op in graph.ops)
     times = [OpTime(0.0)] * len(graph.ops)
     if rates.engine.step_seconds:
@@ -315,14 +337,27 @@ def _on_roofline(
     return times
 
 
-def _on_array(device: Device, options: Options, launch: float) -> Callable[[Op], OpTime]:
+def _on_chip(graph: OpGraph, rates: Rates, options: Options) -> Callable[[Op], OpTime]:
+    launch = rates.launch_seconds
+    buffered = rates.device.array_memory is not None
+
+    @cache
+    def of(work: Work) -> OpTime:
+        taken = chip_time(rates.device, work, options, rates.off_chip)
+        if taken is None:
+            return OpTime(moved_bytes=work.moved_bytes)
+        spent: dict[Bound, float] = dict(taken.spent)  # type: ignore[arg-type]  # its parts are bounds
+        spent["overhead"] = launch
+        longest = max(spent, key=lambda part: spent[part])
+        bound = longest if spent[longest] else None
+        return OpTime(taken.seconds + launch, bound, taken.gemm, work.moved_bytes, taken.memory)
+
     def one(op: Op) -> OpTime:
-        gemm, moved = op.cost.gemm, op.cost.read_bytes + op.cost.write_bytes
-        if gemm is None or device.array is None:
-            return OpTime(moved_bytes=moved)
-        cost = gemm_cost(device.array, gemm.m, gemm.k, gemm.n, batch=gemm.batch, options=options)
-        bound: Bound = "compute" if cost.seconds >= launch else "overhead"
-        return OpTime(cost.seconds + launch, bound, cost, moved)
+        cost, gemm = op.cost, op.cost.gemm
+        size = None if gemm is None else (gemm.batch, gemm.m, gemm.n, gemm.k)
+        widths = widths_of(graph, op) if buffered else None
+        moved, dtype = cost.read_bytes + cost.write_bytes, rates.dtype_of(graph, op)
+        return of(Work(op.kind, dtype, cost.flops, moved, cost.param_bytes, size, widths))
 
     return one
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from costmodels.experts import routed
 from costmodels.parameters import heads_of, parameter_parts, submodule
-from tracer.graph import FLOATING, Kind, Op, OpGraph, Role, Tensor
+from tracer.graph import Kind, Op, OpGraph, Role, Tensor
 from tracer.kinds import base_name
 
 PARTS = {
@@ -79,7 +79,7 @@ def weights_of(graph: OpGraph) -> tuple[dict[int, Weight], Model]:
     for op in graph.ops:
         for tensor in dict.fromkeys(graph.inputs(op.id)):
             owner = graph.storage(tensor)
-            if owner.role is not Role.PARAMETER or owner.dtype not in FLOATING:
+            if owner.role is not Role.PARAMETER or not graph.is_float(owner.dtype):
                 continue
             if len(tensor.shape) < 2 or len(owner.shape) < 2 or owner.id in found or op.is_view:
                 continue
@@ -94,7 +94,11 @@ def weights_of(graph: OpGraph) -> tuple[dict[int, Weight], Model]:
     for storage in tied & found.keys():
         found[storage] = replace(found[storage], part="head")
     for tensor in graph.tensors:
-        if tensor.role is Role.PARAMETER and tensor.alias_of is None and tensor.dtype in FLOATING:
+        if (
+            tensor.role is Role.PARAMETER
+            and tensor.alias_of is None
+            and graph.is_float(tensor.dtype)
+        ):
             found.setdefault(tensor.id, _unread(graph, tensor))
     values = [s for s, weight in found.items() if weight.part in ("attn_v", "attn_qkv")]
     for place, storage in enumerate(values):

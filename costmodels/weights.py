@@ -389,6 +389,23 @@ def as_computed(graph: OpGraph) -> OpGraph:
     return OpGraph(meta, graph.ops, map(plain, graph.tensors), graph.edges)
 
 
+def quantised(graph: OpGraph, dtype: str) -> OpGraph:
+    """A graph with every float as an integer of ``dtype``; costs are those of before."""
+
+    def whole(tensor: Tensor) -> Tensor:
+        if tensor.dtype not in FLOATING:
+            return tensor
+        if tensor.is_packed:
+            return replace(tensor, dtype=dtype)
+        size, exprs = ITEM_BYTES[dtype], tensor.shape_expr
+        text = None if exprs is None else str(prod(map(parse, exprs), start=const(size)))
+        return replace(tensor, dtype=dtype, bytes=tensor.numel * size, bytes_expr=text)
+
+    ops = (replace(op, dtype=dtype) if op.dtype in FLOATING else op for op in graph.ops)
+    meta = replace(graph.meta, dtype=dtype)
+    return OpGraph(meta, ops, map(whole, graph.tensors), graph.edges)
+
+
 def _packed(tensor: Tensor, bytes_an_element: Fraction) -> Tensor:
     size = round(tensor.numel * bytes_an_element)
     text = tensor.bytes_expr
@@ -415,7 +432,7 @@ def cache_in(graph: OpGraph, name: str) -> OpGraph:
         if (
             kept
             and len(tensor.shape) == 4
-            and tensor.dtype in FLOATING
+            and graph.is_float(tensor.dtype)
             and tensor.id not in computed
         ):
             packed.add(graph.storage(tensor).id)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cutedge._carried import placement
     from cutedge._compare import Comparison
     from cutedge._cost import limits, params
+    from cutedge._design import design
     from cutedge._gemm import gemm
     from cutedge._generate import Generation, generate
     from cutedge._partition import Partition
@@ -39,6 +40,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "query",
     "sweep",
     # ask of a model or a device alone
+    "design",
     "gemm",
     "limits",
     "params",
@@ -59,6 +61,7 @@ _PLACES = {
     "Plan": "cutedge._plan",
     "Trace": "cutedge._trace",
     "Generation": "cutedge._generate",
+    "design": "cutedge._design",
     "gemm": "cutedge._gemm",
     "generate": "cutedge._generate",
     "limits": "cutedge._cost",

@@ -1,15 +1,17 @@
 """What a traced model costs on a device, what a device can do for a model, and what models hold."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from costmodels.arrays import gemm_cost
 from costmodels.compulsory import compulsory_bytes, least_seconds
 from costmodels.devices import load_device
 from costmodels.engines import PHYSICAL
-from costmodels.flops import without_sizes
+from costmodels.flops import FREE, without_sizes
 from costmodels.joules import Joules, device_joules
 from costmodels.links import Link, load_link
 from costmodels.memory import MemoryNeed, fits, memory_need
@@ -84,7 +86,14 @@ class Cost:
         """What its seconds leave out since it is not known: with any of it they are at least so
         many.
         """
-        return (f"the launch time of {self.time.device.name}",) if self.time.lacks_launches else ()
+        launch = f"the launch time of {self.time.device.name}"
+        return (*((launch,) if self.time.lacks_launches else ()), *self.time.device.unknown)
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """kind -> ops that work and that the device does not run by its description."""
+        kinds = (op.kind for op in self.trace.graph.ops if op.kind not in FREE)
+        return dict(Counter(kind.value for kind in kinds if not self.time.device.runs(kind)))
 
     @property
     def joules(self) -> Joules:
@@ -95,6 +104,28 @@ class Cost:
     def total_share(self) -> Share | None:
         """All ops as one group; None where not one works."""
         return next(iter(shares(self.trace.graph, self.time, lambda op: "all")), None)
+
+    @property
+    def double_buffered_cycles(self) -> int | None:
+        """What the products on fixed tiles would take double-buffered; None where there are none, and
+        where it is not known what a tile's cycles hold."""
+        array, options = self.time.device.array, self.time.options
+        if array is None or array.phases is None or not self.time.gemms or self.without_sizes:
+            return None
+        how = replace(options, pipeline_depth=1)
+        sizes = (
+            op.cost.gemm
+            for op, at in zip(self.trace.graph.ops, self.time.ops, strict=True)
+            if at.gemm
+        )
+        total: int = sum(
+            gemm_cost(
+                array, g.m, g.k, g.n, batch=g.batch, options=how, overlap="double-buffered"
+            ).cycles
+            for g in sizes
+            if g is not None
+        )
+        return total
 
     @property
     def without_sizes(self) -> dict[str, int]:
@@ -122,6 +153,7 @@ class Cost:
             "least_seconds": self.least_seconds,
             "seconds_coverage": time.coverage,
             "missing": dict(time.missing),
+            "refused_kinds": self.refused,
             **(
                 {}
                 if total is None
@@ -136,6 +168,7 @@ class Cost:
                 what: None if self.without_sizes else time.on_array(what)
                 for what in ("cycles", "tiles", "useful_macs", "padded_macs")
             },
+            "double_buffered_cycles": self.double_buffered_cycles,
             "host_link": link and link.name,
             "link_seconds": link and time.link_seconds(link),
             "resident_bytes": need.resident_bytes,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from costmodels.devices import ARRAY_FIGURES, FIGURES, PEAK, TILE_FIGURES, Array, Device
+from costmodels.devices import ALL_FIGURES, NPU_RATES, PEAK, Array, Device, Npu
 from tracer.words import human
 
 if TYPE_CHECKING:
@@ -33,10 +33,30 @@ def array_row(device: Device, array: Array) -> list[str]:
         device.name,
         "yes" if device.trusted else "no",
         array.dataflow,
-        array.size,
+        array.size if array.arrays == 1 else f"{array.arrays} x ({array.size})",
         str(array.tile_cycles or ""),
         f"{array.clock_hertz / 1e6:g}",
         f"{array.peak_flops_per_second / 1e9:.6g}",
+    ]
+
+
+def npu_row(device: Device, npu: Npu) -> list[str]:
+    """What ``devices`` says of one with units of its own."""
+    array = device.array
+    macs = {dtype: f"{rate:g} {dtype}" for dtype, rate in npu.macs_per_cycle.items()}
+    vector = ", ".join(
+        f"{rate:g} {dtype}" for dtype, rate in npu.vector_operations_per_cycle.items()
+    )
+    rates = (npu.sram_bytes_per_second, npu.moved_bytes_per_second)
+    return [
+        device.name,
+        "yes" if device.trusted else "no",
+        f"{array.dataflow} {array.size}" if array else ", ".join(macs.values()),
+        vector,
+        f"{npu.clock_hertz / 1e6:g}",
+        human(npu.sram_bytes) if npu.sram_bytes else "",
+        *("" if rate is None else f"{rate / 1e9:g}" for rate in rates),
+        ", ".join(npu.kinds or ()),
     ]
 
 
@@ -63,7 +83,13 @@ def figure_rows(device: Device) -> Rows:
             "array_depth_elements": array.depth,
             "tile_cycles": array.tile_cycles,
             "clock_hertz": array.clock_hertz,
+            "array_count": array.arrays,
+            **(asdict(array.phases) if array.phases else {}),
         }
+    for more in (device.array_memory, device.npu):
+        known |= asdict(more) if more else {}
+    for rates in NPU_RATES:
+        known |= {f"{rates}.{dtype}": rate for dtype, rate in known.get(rates, {}).items()}
     rows = [
         (
             key,
@@ -71,7 +97,7 @@ def figure_rows(device: Device) -> Rows:
             human(known[key]) if key.endswith("_bytes") else "",
             device.sources[key],
         )
-        for key in (*FIGURES, *ARRAY_FIGURES, *TILE_FIGURES)
+        for key in (*ALL_FIGURES, *(key for key in known if key.startswith(NPU_RATES)))
         if key in device.sources
     ]
     energy = {} if device.energy is None else device.energy.by_key
@@ -99,6 +125,19 @@ def _memory_rows(product: "ProductCost") -> Rows:
     return told
 
 
+def _phase_rows(product: "ProductCost") -> Rows:
+    """What the cycles of a tile hold, and what double buffering makes of it, where that is known."""
+    phases, buffered = product.array.phases, product.double_buffered_cycles
+    if phases is None or buffered is None:
+        return []
+    moved = phases.tile_load_cycles + phases.tile_store_cycles
+    held = (
+        f"of the {product.array.tile_cycles} of a tile {phases.tile_compute_cycles} compute, "
+        f"{phases.tile_wait_cycles} wait, {moved} load and store"
+    )
+    return [("double-buffered", f"{buffered:,}", f"cycles; {held}")]
+
+
 def product_rows(product: "ProductCost") -> Rows:
     """What ``gemm`` says of a product: a figure, its value, what it is."""
     cost, host_link = product.cost, product.device.host_link
@@ -123,6 +162,7 @@ def product_rows(product: "ProductCost") -> Rows:
     return [
         ("tiles" if product.array.dataflow == "fixed" else "folds", f"{cost.tiles:,}", ""),
         ("cycles", f"{cost.cycles:,}", counting),
+        *_phase_rows(product),
         *_memory_rows(product),
         ("seconds", f"{cost.seconds:.9g}", "without the host link" + " and stalls" * stalls),
         *linked,

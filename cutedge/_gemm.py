@@ -1,7 +1,7 @@
 """What one matrix product costs on an array of multipliers."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,17 @@ class ProductCost:
         return float(self._launch + max(self._seconds, self.link_seconds))
 
     @property
+    def double_buffered_cycles(self) -> int | None:
+        """What its tiles would take double-buffered, options included; None where it is not known
+        what their cycles hold."""
+        if self.array.phases is None:
+            return None
+        m, k, n, batch = self.sizes
+        options = replace(self.options, pipeline_depth=1)
+        how: Any = {"batch": batch, "options": options, "overlap": "double-buffered"}
+        return int(gemm_cost(self.array, m, k, n, **how).cycles)
+
+    @property
     def total_cycles(self) -> int | None:
         """Computing and waiting for the DRAM; None without buffers."""
         return None if self.memory is None else int(self.cost.cycles + self.memory.stall_cycles)
@@ -102,6 +113,7 @@ class ProductCost:
             **asdict(self.options),
             "host_link": self.device.host_link,
             **asdict(self.cost),
+            "double_buffered_cycles": self.double_buffered_cycles,
             "total_cycles": self.total_cycles,
             "bound": self.bound,
             **{name: self.memory and getattr(self.memory, name) for name in _MEMORY},
@@ -128,13 +140,15 @@ def gemm(
     dtype: str = "float32",
     sram_kib: str | Sequence[float] | None = None,
     dram_words_per_cycle: float | None = None,
-    **arrays: Any,
+    arrays: int | None = None,
+    **options: Any,
 ) -> ProductCost:
     """Cost one matrix product [m, k] x [k, n] on an array: tiles, cycles, seconds, utilisation.
 
-    ``mode``, ``rows`` and ``cols`` are another dataflow and size than the device's; ``count`` and
-    ``overlap`` say how a systolic array's cycles are counted; ``dtype`` is that of the elements on
-    the host link and in the buffers; ``arrays`` are the options of arrays.
+    ``mode``, ``rows`` and ``cols`` are another dataflow and size than the device's, ``arrays`` how
+    many of them share the product (``costmodels.arrays.split_over``); ``count`` and ``overlap`` say
+    how a systolic array's cycles are counted; ``dtype`` is that of the elements on the host link and
+    in the buffers; ``options`` are the options of arrays.
 
     ``sram_kib`` are the KiB of the buffers for the left operand, the right one and the result
     (``"64,64,64"``, or three numbers), which a DRAM fills and empties at so many words (elements) a
@@ -150,11 +164,14 @@ def gemm(
     """
     choose(dtype, tuple(ITEM_BYTES), "--dtype")
     chosen = load_device(device)
-    array = array_of(chosen, mode, rows, cols)
+    array = array_of(chosen, mode, rows, cols, arrays)
     systolic = array.dataflow != "fixed"
-    if not systolic and (count or overlap):
-        raise InputError("--count and --overlap are of systolic arrays (--mode os, ws or is)")
-    options = Options(**arrays)
+    if not systolic and (count or (overlap and array.phases is None)):
+        raise InputError(
+            "--count is of systolic arrays (--mode os, ws or is), and --overlap of these and of tiles "
+            "whose file says what their cycles hold (tile_load_cycles ...)"
+        )
+    faster = Options(**options)
     counted, overlapped = count or "scalesim", overlap or "none"
     cost = gemm_cost(
         array,
@@ -162,7 +179,7 @@ def gemm(
         k,
         n,
         batch=batch,
-        options=options,
+        options=faster,
         count=counted,
         overlap=overlapped,
         element_bytes=ITEM_BYTES[dtype],
@@ -174,7 +191,7 @@ def gemm(
         word_bytes = 1 if count == "scalesim" else ITEM_BYTES[dtype]
         memory = memory_cost(
             array,
-            _buffers(sram_kib, dram_words_per_cycle, word_bytes, options),
+            _buffers(sram_kib, dram_words_per_cycle, word_bytes, faster),
             m,
             k,
             n,
@@ -191,8 +208,8 @@ def gemm(
         array,
         (m, k, n, batch),
         counted if systolic else None,
-        overlapped if systolic else None,
-        options,
+        overlapped if systolic or overlap else None,
+        faster,
         cost,
         memory,
         seconds,
@@ -236,9 +253,17 @@ def kib_of(sram_kib: str | Sequence[float]) -> tuple[Fraction, Fraction, Fractio
     return left, right, result
 
 
-def array_of(device: Device, mode: Dataflow | None, rows: int | None, cols: int | None) -> Array:
-    """The device's array, or one of another dataflow or size at its clock. Raises InputError where
-    it has none, and for fixed tiles of another size."""
+def array_of(
+    device: Device,
+    mode: Dataflow | None,
+    rows: int | None,
+    cols: int | None,
+    arrays: int | None = None,
+) -> Array:
+    """The device's array, or one of another dataflow, size or number at its clock.
+
+    Raises InputError where it has none, and for fixed tiles of another size.
+    """
     array = device.array
     if array is None:
         raise InputError(
@@ -254,7 +279,7 @@ def array_of(device: Device, mode: Dataflow | None, rows: int | None, cols: int 
                 "--rows and --cols are of systolic arrays (--mode os, ws or is): what a fixed "
                 f"tile takes is known of that of {device.name} alone"
             )
-        return array
+        return replace(array, arrays=arrays or array.arrays)
     return Array(
         flow,
         rows or array.rows,
@@ -262,4 +287,5 @@ def array_of(device: Device, mode: Dataflow | None, rows: int | None, cols: int 
         depth=None,
         tile_cycles=None,
         clock_hertz=array.clock_hertz,
+        arrays=arrays or array.arrays,
     )

@@ -560,8 +560,7 @@ def _steps(
     """(each step of decode, under the placement of the first; warnings)"""
     if not pasts:
         return (), ()
-    from cutedge._grids import Subject
-    from cutedge._sweep import programs_of
+    from cutedge._subjects import Subject, programs_of
     from cutedge.sweeping.answers import ACCELERATOR, HOME, by_part
     from cutedge.sweeping.generations import MASKED
     from cutedge.sweeping.parts import along

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from importlib.metadata import version
 from itertools import product
 from math import prod
@@ -12,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from costmodels import Execution, WeightsAt
+from cutedge._subjects import Subject
 from partition import Residency, ScheduleKind
 from tracer.errors import InputError, choose
 from tracer.toml_files import check_keys, read_text, read_toml
 
 if TYPE_CHECKING:
     from costmodels.machine import Machine
-    from costmodels.many import Sizes
     from costmodels.packing import SizedPacking
-    from cutedge._request import Request
     from partition.policy import Policy
     from partition.schedule import Scheduling
 
@@ -55,61 +55,6 @@ AXES = (*NAMES, *COUNTS, *RATIOS)
 PHASES = ("prefill", "decode", "encoder")
 NATIVE = "native"
 """The wire dtype of tensors that cross as they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A model in a phase: what is traced, at whatever sizes."""
-
-    model: Any
-    """As the user calls it, or its config."""
-    phase: str
-    options: Mapping[str, Any]
-    """``dtype``, ``attn``, ``logits``, ``weights``, ``kv_dtype``."""
-    sizes: Mapping[str, Sequence[int]]
-    """By size that is asked for: its values. The others have the model's defaults."""
-    overrides: Any = None
-    """Fields of the config, as ``trace`` takes them."""
-    cache: bool = False
-    """Whether a prefill fills a cache."""
-    most_new: int = 0
-    """Of generations, which the prefills begin, the most tokens; else 0."""
-
-    @property
-    def called(self) -> str:
-        """The phase as rows have it."""
-        return "generate" if self.most_new else self.phase
-
-    @property
-    def decode(self) -> "Subject | None":
-        """The steps of generations, over all numbers of cached tokens that they pass."""
-        if not self.most_new:
-            return None
-        after = max(self.most_new - 1, 1)
-        pasts = dict.fromkeys(n for p in self.sizes["seq"] for n in range(p, p + after))
-        sizes = {**self.sizes, "seq": (1,), "past": (*pasts,)}
-        return replace(self, phase="decode", sizes=sizes, cache=False, most_new=0)
-
-    def asked(self, sizes: Mapping[str, int]) -> "Request":
-        """The model at sizes."""
-        from cutedge._request import Request
-
-        return Request(
-            self.model,
-            sizes,
-            phase=self.phase,
-            cache=self.cache,
-            overrides=self.overrides,
-            **self.options,
-        )
-
-    @property
-    def points(self) -> int:
-        """How many combinations of sizes there are."""
-        count = 1
-        for values in self.sizes.values():
-            count *= len(values)
-        return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,33 +204,51 @@ MOST_IN_RANGE = 100_000
 
 def _counts(where: str, value: Any, key: str) -> list[int]:
     """``128``, ``64..4096`` (doubles, and the end), ``64..4096:64`` (steps), with commas more."""
-    least = 0 if key == "past" else 1
-    if type(value) is int:
-        value = str(value)
-    if not isinstance(value, str):
+    if type(value) not in (int, str):
         raise InputError(f"{where}: {value!r} is no whole number or range like 64..4096:64")
-    found: list[int] = []
-    for text in value.split(","):
-        match = re.fullmatch(r"(\d{1,18})(?:\.\.(\d{1,18})(?::(\d{1,18}))?)?", text.strip())
+    found = numbers(where, value, whole=True, least=0 if key == "past" else 1)
+    return [int(number) for number in found]
+
+
+def numbers(
+    where: str, value: Any, *, whole: bool = False, least: int | None = None
+) -> tuple[Fraction, ...]:
+    """The values of an axis of numbers, each once: ``128``, ``64..4096`` (doubles, and the end),
+    ``64..4096:64`` (steps), with commas more, or a list of these.
+
+    Numbers are ``whole``, or decimals of more than 0. Raises InputError that begins with ``where``.
+
+    >>> [float(one) for one in numbers("--clock-mhz", "100,0.5..2")]
+    [100.0, 0.5, 1.0, 2.0]
+    """
+    kind = "whole number" if whole else "number"
+    digits = r"\d{1,18}" if whole else r"\d{1,15}(?:\.\d{1,9})?"
+    found: list[Fraction] = []
+    each = value if isinstance(value, list | tuple) else [value]
+    for text in (part.strip() for one in each for part in str(one).split(",")):
+        match = re.fullmatch(rf"({digits})(?:\.\.({digits})(?::({digits}))?)?", text)
         if match is None:
             raise InputError(
-                f"{where}: {text.strip()!r} is no whole number, nor a range like 64..4096 (its "
-                "doubles) or 64..4096:64 (steps)"
+                f"{where}: {text!r} is no {kind}, nor a range like 64..4096 (its doubles) or "
+                "64..4096:64 (steps)"
             )
-        first, last = int(match[1]), int(match[2] or match[1])
-        step = int(match[3]) if match[3] else None
-        if first < least:
-            raise InputError(f"{where}: {first} is less than {least}")
+        first, last = Fraction(match[1]), Fraction(match[2] or match[1])
+        step = Fraction(match[3]) if match[3] else None
+        if least is not None or whole:
+            if first < (lowest := 1 if least is None else least):
+                raise InputError(f"{where}: {first} is less than {lowest}")
+        elif first <= 0:
+            raise InputError(f"{where}: {match[1]} is not more than 0")
         if first > last or step == 0 or (step or last) * MOST_IN_RANGE < last - first:
-            raise InputError(f"{where}: the range {text.strip()} goes down, or has too many steps")
+            raise InputError(f"{where}: the range {text} goes down, or has too many steps")
         if step:
-            found += range(first, last + 1, step)
+            found += [first + n * step for n in range(int((last - first) / step) + 1)]
         else:
             found += _doubles(first, last)
-    return found
+    return tuple(dict.fromkeys(found))
 
 
-def _doubles(first: int, last: int) -> list[int]:
+def _doubles(first: Fraction, last: Fraction) -> list[Fraction]:
     found = [first]
     while 0 < found[-1] * 2 < last:
         found.append(found[-1] * 2)
@@ -469,13 +432,3 @@ def _distinct(machines: Sequence["Machine"]) -> "tuple[Machine, ...]":
             )
         seen.add(told)
     return tuple(machines)
-
-
-def all_sizes(subject: Subject, known: Mapping[str, int]) -> "Sizes":
-    """Every combination of a subject's sizes; what it leaves out is as ``known``."""
-    import numpy as np
-
-    names = ("batch", "past", "source", "seq")
-    values = [subject.sizes.get(name, (known[name],)) for name in names]
-    columns = np.array(list(product(*values)), np.int64).reshape(-1, len(names))
-    return {name: columns[:, n].copy() for n, name in enumerate(names)}

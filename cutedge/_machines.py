@@ -1,7 +1,7 @@
 """Machines as a user names them: devices, the links between them, what they hold."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def array_options(
-    devices: "Iterable[Device]",
+    devices: "Collection[Device]",
     option: str,
     *,
     pipeline_depth: int = 1,
@@ -40,6 +40,12 @@ def array_options(
         raise InputError(
             "--pipeline-depth, --int8-speedup, --sparsity and --chips are of arrays like chip-8x8, "
             f"and no {option} is one"
+        )
+    buffered = [device.name for device in devices if device.array_memory]
+    if options != Options() and buffered:
+        raise InputError(
+            f"{buffered[0]} has buffers, and these are counted of arrays as they are described: leave "
+            f"{options.text} out, or put it into the file (array_count, clock_hertz)"
         )
     return options
 
@@ -117,7 +123,7 @@ def engines_of(
     """
     from costmodels.engines import PHYSICAL, load_engine
 
-    able = [name for name, device in devices.items() if device.array is None]
+    able = [name for name, device in devices.items() if not device.is_chip]
     given = _several(engine) or []
     if given and not able:
         raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from costmodels import WeightsAt
 from costmodels.flops import annotate
@@ -16,7 +16,6 @@ from cutedge._storage import check_storage
 from partition import Granularity, Order, Residency, ScheduleKind
 from partition.crossover import Crossover, Point, best_over
 from partition.energy import energy_of
-from partition.explain import Bottleneck, Savings, compare_traffic, find_bottleneck
 from partition.ladder import Exposure, LadderStep, exposure, ladder
 from partition.masked_choice import mask_seconds
 from partition.masks import plain_of, with_masks_placed
@@ -55,6 +54,9 @@ from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
 from tracer.stages import stage
 
+if TYPE_CHECKING:
+    from partition.explain import Bottleneck, Savings
+
 
 @dataclass(frozen=True, slots=True)
 class Compared:
@@ -65,7 +67,7 @@ class Compared:
     """As the user gave the policies."""
     partitions: Sequence[Split]
     baseline: Split
-    comparisons: Sequence[Savings]
+    comparisons: "Sequence[Savings]"
     policies: Sequence[Policy]
     """As they were placed by, secrets of the command line with them."""
     without: Mapping[str, str]
@@ -220,13 +222,15 @@ def explained(
 @stage("finding what would relieve the bottleneck")
 def bottlenecks(
     made: Sequence[Split], setting: Setting, policies: Sequence[Policy]
-) -> list[Bottleneck | None]:
+) -> "list[Bottleneck | None]":
     """Of each partition, with a relief that may be called by the name of a policy of cutedge.
 
     ``policies`` are theirs: no relief handles what they keep secret.
     """
     if not made:
         return []
+    from partition.explain import find_bottleneck
+
     found: list[Bottleneck | None] = []
     machine = setting.machine
     plain = plain_of(made[0].graph)
@@ -318,6 +322,8 @@ def compared_on(
             f"savings are against {baseline}, which is not possible here ({impossible[baseline]}): "
             "name another --baseline"
         )
+    from partition.explain import compare_traffic
+
     base = made[baseline]
     return Compared(
         setting,

@@ -1,7 +1,7 @@
 """What the command line says of a memory plan."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from tracer.stacks import run_order
 from tracer.words import counted, duration, human
@@ -37,6 +37,18 @@ def heading(plan: "Plan") -> str:
         f"{first.trace.graph.meta.model}: {mixed}; {plan.policy} by {first.setting.granularity} on "
         f"{at}{f', {memory}' * bool(memory)}"
     )
+
+
+def shown(plan: "Plan", paths: Iterable[object]) -> Iterator[str | tuple[list[str], Any]]:
+    """What ``partition --mix`` and ``--frontier`` print under their heading."""
+    yield ""
+    yield phase_table(plan)
+    yield from sentences(plan)
+    if plan.points:
+        yield ""
+        yield point_table(plan)
+        yield point_sentence(plan)
+    yield from (f"written to {path}" for path in paths)
 
 
 def _runs(name: str, times: int, made: "Partition") -> str:

@@ -83,7 +83,23 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
             *estimates(found.partitions),
             *(f"without {name}: {why}" for name, why in found.without.items()),
         ],
+        designs=_designs(found),
     )
+
+
+def _designs(found: Compared) -> dict[str, str]:
+    """Of each array of multipliers: systolic arrays of its area, as HTML."""
+    from cutedge._design_page import beside, drawn
+    from cutedge._designs import beside_chip
+
+    chips = [one.device for one in found.setting.times.values() if one.device.array is not None]
+    graph = found.baseline.graph
+    made = {chip.name: beside_chip(graph, chip) for chip in chips}
+    return {
+        name: f"{beside(one)}{''.join(drawn(one, run) for run in one.found)}"
+        for name, one in made.items()
+        if one is not None
+    }
 
 
 def _headlines(found: Compared) -> list[tuple[str, str]]:

@@ -60,11 +60,13 @@ class Request:
         """Raises InputError for options that do not go together."""
         from cutedge._sources import find_source
         from cutedge._storage import check_storage
-        from tracer.graph import MODEL_DTYPES
+        from tracer.graph import MODEL_DTYPES, QUANTISED_DTYPES
         from tracer.presets import FUNCTION, check_config
 
         if dtype not in (None, OWN_DTYPE):
-            choose(dtype, (*MODEL_DTYPES, OWN_DTYPE), "--dtype")
+            choose(dtype, (*MODEL_DTYPES, *QUANTISED_DTYPES, OWN_DTYPE), "--dtype")
+        self._quantised = dtype if dtype in QUANTISED_DTYPES else None
+        dtype = None if self._quantised else dtype
         check_storage(weights, kv_dtype)
         self._storage = weights, kv_dtype
         self._sizes: dict[str, Any] = {size: n for size, n in sizes.items() if n is not None}
@@ -154,6 +156,7 @@ class Request:
         weights, kv_dtype = self._storage[0] or self._beside, self._storage[1]
         asked = (weights, kv_dtype) if weights or kv_dtype else ()
         storage = [None if one is None else str(one) for one in asked]
+        storage += [self._quantised] if self._quantised else []
         if self._file:
             text = Path(self._file["file"]).read_bytes()
             return [self._file, hashlib.sha256(text).hexdigest(), self._options, *storage]
@@ -182,9 +185,12 @@ class Request:
         self, *, full: bool, use_cache: bool
     ) -> "tuple[OpGraph, tuple[str, ...], Reach, bool]":
         """(trace without costs, warnings, where it holds, whether the cache had it)"""
+        from costmodels.weights import quantised
         from cutedge._storage import as_in_file, as_published, in_storage
 
         graph, warnings, reach, cached = self._captured(full=full, use_cache=use_cache)
+        if self._quantised:
+            graph = quantised(graph, self._quantised)
         weights, kv_dtype = self._storage
         said: tuple[str, ...] = ()
         if weights is None and self._beside is not None:
@@ -233,7 +239,13 @@ class Request:
         return captured.graph, captured.warnings, captured.reach, False
 
     def runnable(self) -> "Runnable":
-        """The same model, to be run. Raises InputError for a file that is read as data."""
+        """The same model, to be run. Raises InputError for a file that is read as data, and for
+        one that is counted as quantised."""
+        if self._quantised:
+            raise InputError(
+                f"a model is counted in {self._quantised}, and nothing here runs it so: leave --dtype "
+                "out to run it in float32"
+            )
         if self._program is not None:
             raise InputError(
                 f"{self._program.called} is traced, and nothing of it is run: hand the module over "

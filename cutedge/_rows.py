@@ -1,7 +1,7 @@
 """The rows of the tables that the command line prints, as texts."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import fsum
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from partition.optimise import Price
 from partition.policy import Policy
 from partition.schedule import Schedule
 from partition.split import Split
-from tracer.summary import growth, tensor_names
+from tracer.summary import growth, headline, tensor_names
 from tracer.words import counted, duration, human, mib
 
 if TYPE_CHECKING:
@@ -265,6 +265,45 @@ def verify_rows(verified: "Sequence[Verification]") -> Rows:
         )
         for one, measured, v in ((each.split, each.measured, each.verdict) for each in verified)
     ]
+
+
+def verify_shown(
+    verified: "Sequence[Verification]", files: Sequence[object]
+) -> Iterator[str | tuple[str, Rows]]:
+    """What ``verify`` prints, line by line and table by table."""
+    yield headline(verified[0].trace.graph.meta)
+    yield (
+        "predicted / measured, by processes of their own over sockets; the answer against the "
+        "unsplit model's\n"
+    )
+    yield (
+        "policy, calls>1, payload>2, on the wire>5, bytes, transfer time>4, run>3, answer off by>1",
+        verify_rows(verified),
+    )
+    yield ""
+    for each in verified:
+        measured = each.measured
+        pairs = zip(each.split.traffic.calls, measured.calls, strict=True)
+        slowest = sorted(pairs, key=lambda pair: -pair[1].call_seconds)[:3]
+        longest = ", ".join(f"{c.label} {duration(t.call_seconds)}" for c, t in slowest)
+        held = ", ".join(
+            f"{name} {human(size)}" for name, size in measured.peak_memory_bytes.items()
+        )
+        yield (
+            f"{each.split.policy}: {each.verdict.transfers_measured} transfers compared one by one; "
+            f"peak memory {held}; " + (f"longest calls {longest}" if longest else "no calls")
+        )
+    if packed := packed_rows(verified):
+        yield (
+            "policy<3, packed, by, of<4, count>5, plain>6, predicted / measured>1, ratio>",
+            packed,
+        )
+        yield ""
+    for each in verified:
+        for what, told in (("", each.packed), ("secrets: ", each.proof), ("masks: ", each.masks)):
+            if told is not None:
+                yield f"{each.split.policy}, {what}{told}"
+    yield from (f"written to {file}" for file in files)
 
 
 def generation_rows(made: "Generation") -> tuple[str, Rows]:

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
-from cutedge._grids import AXES, SINGLE, Grid, Subject, read_grid
+from cutedge._grids import AXES, SINGLE, Grid, read_grid
+from cutedge._subjects import Subject, programs_of
 from cutedge._workspace import OUT
 from cutedge.sweeping import BackendName
 from cutedge.sweeping.parts import SizedGraph
 from cutedge.sweeping.points import Job, pack
 from partition.policy import Policy
 from tracer.errors import CutedgeError, InputError
-from tracer.graph import OpGraph
 from tracer.interrupts import say_at_interrupt
-from tracer.reach import Reach, reached
 from tracer.stages import stage
 
 
@@ -356,41 +355,6 @@ def _passed(
             sizes = {name: many[needed] for name, many in program.sizes.items()}
             found.append(SizedGraph(program.graph, sizes, program.numbers[needed]))
     return found
-
-
-def programs_of(
-    subject: Subject, first_traced: "tuple[OpGraph, Reach] | None" = None
-) -> "tuple[list[SizedGraph], tuple[str, ...], bool]":
-    """(a subject's programs, warnings, whether the cache had all of them): traced as often as
-    there are programs, and no more. The first size need not be where ``first_traced`` has it, with
-    its costs."""
-    import numpy as np
-
-    from cutedge._grids import all_sizes
-
-    if first_traced is None:
-        first = {name: values[0] for name, values in subject.sizes.items()}
-        graph, _, reach, cached = subject.asked(first).traced(full=False, use_cache=True)
-    else:
-        (graph, reach), cached = first_traced, True
-    sizes = all_sizes(subject, graph.meta.variables)
-    left = np.arange(len(sizes["batch"]))
-    found: list[SizedGraph] = []
-    noted: dict[str, None] = {}
-    while True:
-        here = {name: many[left] for name, many in sizes.items()}
-        ok = reached(graph, reach, here)
-        ok[0] = True  # what it was traced at
-        given = first_traced is not None and not found
-        found.append(SizedGraph(graph, {n: many[ok] for n, many in here.items()}, left[ok], given))
-        largest = {name: int(many[ok].max()) for name, many in here.items()}
-        noted.update(dict.fromkeys(reach.warnings(graph.meta.model, largest)))
-        left = left[~ok]
-        if not len(left):
-            return found, tuple(noted), cached
-        at = {name: int(sizes[name][left[0]]) for name in subject.sizes}
-        graph, _, reach, one = subject.asked(at).traced(full=False, use_cache=True)
-        cached = cached and one
 
 
 Result = TypeVar("Result")

@@ -8,15 +8,11 @@ from costmodels.experts import active_parameters, assumptions
 from costmodels.flops import FlopTotals, numbered, total_flops, without_sizes
 from cutedge._chip_words import limit_claim
 from partition import seen as sorts
-from partition.crossover import Crossover, Point
-from partition.explain import Bottleneck
 from partition.ladder import Exposure
-from partition.layers import TopologicalCut
 from partition.masks import MaskedGraph, without_masks_placed
 from partition.policy import Policy
 from partition.protects import unhidden
 from partition.run import Run
-from partition.schedule import Schedule
 from partition.schemes import MANTISSA_BITS, pad_bits
 from partition.setting import Setting
 from partition.split import Split
@@ -38,6 +34,10 @@ if TYPE_CHECKING:
     from cutedge._cost import Cost, Parameters
     from cutedge._generate import Generation
     from cutedge._partition import Partition
+    from partition.crossover import Crossover, Point
+    from partition.explain import Bottleneck
+    from partition.layers import TopologicalCut
+    from partition.schedule import Schedule
 
 
 def coverage(graph: OpGraph) -> str:
@@ -71,7 +71,7 @@ def no_figures(partition: Split) -> str | None:
     )
 
 
-def bottleneck_sentence(found: Bottleneck | None, split: Split | None = None) -> str:
+def bottleneck_sentence(found: "Bottleneck | None", split: Split | None = None) -> str:
     """The bottleneck and what would relieve it, in one sentence.
 
     With a ``split`` on arrays of multipliers, what limits its run, and the traffic's below it.
@@ -84,7 +84,7 @@ def bottleneck_sentence(found: Bottleneck | None, split: Split | None = None) ->
     return f"Bottleneck: {bottleneck_claim(found)}; {relief_claim(found)}."
 
 
-def bottleneck_claim(found: Bottleneck, of: str = "the traffic") -> str:
+def bottleneck_claim(found: "Bottleneck", of: str = "the traffic") -> str:
     """What makes most ``of`` the traffic."""
     size = {"constant": "of constant size", "not known": "growth not known"}.get(
         growth(found.example), f"growing with {growth(found.example)}"
@@ -95,7 +95,7 @@ def bottleneck_claim(found: Bottleneck, of: str = "the traffic") -> str:
     )
 
 
-def relief_claim(found: Bottleneck, size: Callable[[int], str] = mib) -> str:
+def relief_claim(found: "Bottleneck", size: Callable[[int], str] = mib) -> str:
     """What would relieve a bottleneck."""
     relief = found.relief
     if relief is None:
@@ -377,7 +377,7 @@ def run_sentences(split: Split) -> Iterable[str]:
 
 
 def crossover_sentences(
-    variable: str, points: Sequence[Point], changes: Sequence[Crossover]
+    variable: str, points: "Sequence[Point]", changes: "Sequence[Crossover]"
 ) -> Iterator[str]:
     """From which size to which a policy is the best."""
     best = [(points[0].size, points[0].best), *((c.size, c.after) for c in changes)]
@@ -386,7 +386,7 @@ def crossover_sentences(
         yield f"from {variable} {size:,} to {end:,}: {name} is best"
 
 
-def schedule_sentences(found: Schedule) -> Iterator[str]:
+def schedule_sentences(found: "Schedule") -> Iterator[str]:
     """How long a run takes as it was laid out, what bounds that, and which resource limits it."""
     least = "at least " if found.at_least else ""
     whole, serial = found.makespan_seconds, found.serial_seconds
@@ -445,7 +445,7 @@ def amount(value: int, unit: str | None) -> str:
     return f"{value:,} bytes ({mib(value)})" if unit == "bytes" else f"{value:,} (weighted)"
 
 
-def proof_sentences(split: Split, beside: TopologicalCut | None) -> Iterable[str]:
+def proof_sentences(split: Split, beside: "TopologicalCut | None") -> Iterable[str]:
     """How good a placement is that was searched for."""
     solution = split.solution
     if solution is None or solution.objective is None:
@@ -646,6 +646,8 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
             f"{lower}{time.on_array('cycles'):,} cycles in {time.on_array('tiles'):,} tiles; "
             f"{useful:.1%} of {padded:,} multiply-accumulates are useful"
         )
+        if (buffered := cost.double_buffered_cycles) is not None:
+            yield f"double-buffered they would take {buffered:,} cycles"
         link = cost.host_link
         taken = None if link is None else time.link_seconds(link)
         if link is not None and taken is not None:
@@ -671,10 +673,14 @@ def cost_sentences(cost: "Cost") -> Iterator[str]:
         f"{fits}{size}"
     )
     if time.paged_share:
+        beyond = "SRAM" if device.npu else "secure memory"
+        moves = "comes from the DRAM" if device.npu else "is paged"
         yield (
-            f"{time.paged_share:.1%} of that is beyond the secure memory of "
-            f"{human(device.enclave_bytes or 0)} and is paged (an estimate)"
+            f"{time.paged_share:.1%} of that is beyond the {beyond} of "
+            f"{human(device.fast_bytes or 0)} and {moves} (an estimate)"
         )
+    if refused := cost.refused:
+        yield f"{device.name} does not run {numbered(refused)}: at home in a split"
     yield (
         f"coverage: seconds are known for {covered(time.coverage)} of the ops that work"
         + (f"; not for {numbered(time.missing)}" if time.missing else "")

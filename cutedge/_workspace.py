@@ -24,6 +24,7 @@ MAKERS = {
     "costs": "cost",
     "measured_calls": "verify",
     "sweep": "sweep",
+    "designs": "design",
 }
 """Every table that may be there, and the command that makes it."""
 

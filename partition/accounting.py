@@ -262,19 +262,19 @@ def _cut_edges(graph: OpGraph, placement: Placement) -> int:
     not taken home.
     """
     state = state_devices(graph, placement)
-
-    def sits_on(op: int) -> set[str]:
-        here = placement.devices[op]
-        return state.get(op, set()) if here is None else {here}
-
+    places = [
+        state.get(op, set()) if device is None else {device}
+        for op, device in enumerate(placement.devices)
+    ]
     return sum(
-        bool(sits_on(edge.dst) - sits_on(edge.src)) and graph.crosses(graph.tensors[edge.tensor])
-        for edge in graph.edges
-        if edge.src is not None
+        edge.src is not None
+        and bool(places[edge.dst] - places[edge.src])
+        and graph.crosses(graph.tensors[edge.tensor])
         and not (
             graph.ops[edge.dst].kind is Kind.OUTPUT
             and graph.tensors[edge.tensor].role is Role.KV_CACHE
         )
+        for edge in graph.edges
     )
 
 

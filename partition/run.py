@@ -28,7 +28,7 @@ def times_under(
     state is kept for (``stored.kept_on``), but on an array of multipliers, which keeps nothing.
     ``times`` are without paging, and as if all ops ran on one device (``roofline.time_ops``).
     """
-    paging = any(time.device.enclave_bytes is not None for time in times.values())
+    paging = any(time.device.fast_bytes is not None for time in times.values())
     lying = memory_of(graph, placement, transfers) if paging else {}
     kept = kept_on(graph, placement)
     steps = steps_of(graph, placement) if any(map(_by_runs, times.values())) else None
@@ -36,7 +36,8 @@ def times_under(
     for name, time in times.items():
         here = {op: beside for (op, device), beside in kept.items() if device == name}
         runs = None if steps is None else runs_of(placement, steps, here)
-        there = time.holding(graph, lying.get(name, 0), runs)
+        ops = (op for op, on in zip(graph.ops, placement.devices, strict=True) if on == name)
+        there = time.holding(graph, lying.get(name, 0), runs, ops)
         found[name] = there if time.device.array else _with_state(there, here)
     return found
 
@@ -142,8 +143,12 @@ class Chips:
 def chips_of(
     graph: OpGraph, placement: Placement, times: Mapping[str, DeviceTime], options: Options
 ) -> Chips | None:
-    """The arrays that compute for home; None where no accelerator computes, or one is no array."""
-    arrays = {name: time.device.array for name, time in times.items()}
+    """The arrays that compute for home; None where no accelerator computes, or one is no array or has
+    more than that: what waits for a memory is not faster on more chips."""
+    arrays = {
+        name: None if time.device.npu or time.device.array_memory else time.device.array
+        for name, time in times.items()
+    }
     products: Counter[tuple[Array, Gemm]] = Counter()
     launches = 0.0
     for op, device in zip(graph.ops, placement.devices, strict=True):

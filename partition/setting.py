@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from costmodels.flops import FREE
 from costmodels.machine import Machine
 from costmodels.roofline import DeviceTime
 from partition import Granularity, Residency
@@ -14,6 +15,22 @@ from partition.policy import Policy, apply_policy
 from partition.schedule import Scheduling
 from partition.wire_format import WireFormat
 from tracer.graph import OpGraph
+
+
+def fallen_back(graph: OpGraph, placement: Placement, machine: Machine) -> Placement:
+    """A placement with the ops at home that their device does not run by its description
+    (``op_kinds``), whatever put them there."""
+    devices, reasons = [*placement.devices], [*placement.reasons]
+    for op in graph.ops:
+        name = devices[op.id]
+        device = machine.described.get(name or "")
+        if device is None or op.kind in FREE or name == placement.home or device.runs(op.kind):
+            continue
+        devices[op.id] = placement.home
+        reasons[op.id] = f"{device.name} runs no {op.kind}: it falls to {placement.home}"
+    if devices == [*placement.devices]:
+        return placement
+    return replace(placement, devices=devices, reasons=reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +97,17 @@ class Setting:
         return replace(self, times=self.machine.times(graph))
 
     def fixed(self, graph: OpGraph, policy: Policy) -> Placement:
-        """Where the rules of a policy put the ops; what they leave free is at home."""
+        """Where the rules of a policy put the ops; what they leave free, or what a device does not
+        run, is at home."""
         machine = self.machine
-        return apply_policy(
+        placed = apply_policy(
             graph,
             policy,
             home=machine.home,
             accelerators=machine.accelerators,
             weights_at=machine.weights_at,
         )
+        return fallen_back(graph, placed, machine)
 
     def wire(self, graph: OpGraph, policy: Policy) -> WireFormat:
         """What tensors are on the wire under a policy."""

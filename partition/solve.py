@@ -8,7 +8,6 @@ from math import ceil
 from typing import Any, Literal
 
 from partition.granularity import units
-from partition.integer_program import solve_program
 from partition.mincut import cut_devices, cut_value, fast_cut, is_cut, network_of, reference_cut
 from partition.pipeline import in_turn
 from partition.placement import Placement, PlacementError
@@ -162,6 +161,8 @@ def _programmed(
     """The program's answer, or the one that is known where that is better, or ``settled``."""
     left = None if time_limit is None else time_limit - (time.perf_counter() - start)
     if not settled and (left is None or left > 0):
+        from partition.integer_program import solve_program  # which takes a while
+
         outcome = solve_program(problem, left)
         if outcome.bound is None:
             raise InfeasibleError(_few(explain_infeasible(problem, time_limit)))
@@ -392,12 +393,16 @@ def _conflict(problem: Problem, time_limit: float | None) -> list[str]:
         counting = replace(
             problem, max_calls=None, one_call=False, call_cost=dict.fromkeys(problem.devices, 1)
         )
+        from partition.integer_program import solve_program
+
         least = solve_program(counting, time_limit).bound
         kept[-1] += "" if least is None else f", of at least {least} that are needed"
     return kept
 
 
 def _impossible(problem: Problem, time_limit: float | None) -> bool:
+    from partition.integer_program import solve_program
+
     return bool(_nowhere(problem)) or solve_program(problem, time_limit).bound is None
 
 

@@ -88,8 +88,10 @@ class WireFormat:
         """
         if tensor.bytes_expr is None:
             return None
-        here, packing = self._chosen(tensor)
         plain = self.plain_expr(tensor)
+        if tensor.id not in self.packings:
+            return str(plain)
+        here, packing = self._chosen(tensor)
         if packing is None or tensor.shape_expr is None:
             return str(plain)
         shape = [parse(size) for size in tensor.shape_expr]

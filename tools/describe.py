@@ -94,6 +94,11 @@ def listed(row: Schema) -> Schema:
     return {"type": "array", "items": row}
 
 
+def nullable(value: Schema) -> Schema:
+    """A value that may be null."""
+    return _any_of([value, {"type": "null"}])
+
+
 def columns(schema: pa.Schema, *names: str) -> dict[str, Schema]:
     """The columns of a table, or those that are named, as keys."""
     found = {}
@@ -101,7 +106,7 @@ def columns(schema: pa.Schema, *names: str) -> dict[str, Schema]:
         field = schema.field(name)
         kind = of_column(field.type)
         if field.nullable:
-            kind = _any_of([kind, {"type": "null"}])
+            kind = nullable(kind)
         found[name] = key(kind, description(field))
     return found
 

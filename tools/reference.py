@@ -17,7 +17,18 @@ import typer
 from cli.main import app
 from costmodels.cost_table import COSTS
 from costmodels.described import Figure
-from costmodels.devices import ARRAY_FIGURES, TILE_FIGURES, Array, Device, device_names, load_device
+from costmodels.devices import (
+    ARRAY_FIGURES,
+    COUNT_FIGURES,
+    TILE_FIGURES,
+    Array,
+    ArrayMemory,
+    Device,
+    Npu,
+    TilePhases,
+    device_names,
+    load_device,
+)
 from costmodels.energy import EnergyFigures, energy_names, load_energy
 from costmodels.links import FIGURES, Link, link_names, load_link
 from costmodels.packing import FIGURES as OF_PACKINGS
@@ -25,6 +36,7 @@ from costmodels.packing import Packing, load_packing, packing_names
 from costmodels.weight_parts import PARTS, Model, Weight
 from costmodels.weights import FIGURES as OF_WEIGHTS
 from costmodels.weights import Encoding, EncodingRule, load_weights, weight_names
+from cutedge._design_table import DESIGNS
 from cutedge._frontier import FRONTIER
 from cutedge.runtime.measured import MEASURED_CALLS
 from cutedge.sweeping.point_files import SWEEP
@@ -66,6 +78,10 @@ TABLES: Mapping[str, tuple[str, pa.Schema]] = {
     "sweep": (
         "A row is a point of a grid. Model, phase and policy stand in the path of the file.",
         SWEEP,
+    ),
+    "designs": (
+        "A row is a design of a chip for a run of a model. `cutedge design --out` writes it.",
+        DESIGNS,
     ),
 }
 
@@ -307,6 +323,7 @@ _ARRAY_KEYS = {
     "array_depth_elements": "depth",
     "tile_cycles": "tile_cycles",
     "clock_hertz": "clock_hertz",
+    "array_count": "arrays",
 }
 
 
@@ -318,7 +335,7 @@ def _limits(figure: Figure) -> str:
 
 
 def _devices() -> str:
-    array = {**ARRAY_FIGURES, **TILE_FIGURES}
+    array = {**ARRAY_FIGURES, **TILE_FIGURES, **COUNT_FIGURES}
     return "\n\n".join(
         [
             "# Devices",
@@ -337,6 +354,16 @@ def _devices() -> str:
                     for name, field in _ARRAY_KEYS.items()
                 ],
             ),
+            "## What the cycles of a fixed tile hold",
+            "Keys of the file, which add up to `tile_cycles`.",
+            _fields(TilePhases),
+            "## Buffers of a systolic array",
+            "Keys of the file; products wait for them, each operand in its own width.",
+            _fields(ArrayMemory),
+            "## Units and memories of a chip",
+            "Keys of the file, `kinds` as `op_kinds`; rates by dtype are tables, as "
+            "`[macs_per_cycle.int8]`.",
+            _fields(Npu),
             "## Figures of energy",
             "What a file of energy figures may say (`costmodels/data/energy`), and a device in place of "
             "the file that it names with `energy`. Figures by dtype stand as `[mac_picojoules.int8]`, "

@@ -24,6 +24,7 @@ from costmodels.parameters import Breakdown, Count
 from costmodels.roofline import DeviceTime, Share
 from cutedge._calibrate import Written
 from cutedge._carried import BesideOptimum, Words
+from cutedge._design_table import DESIGN, DESIGNS, TAKEN
 from cutedge._plan import Plan, PlannedPhase, PlanPoint
 from cutedge._sweep import Swept
 from cutedge.runtime.leaks import MaskProof, SecrecyProof
@@ -53,13 +54,14 @@ from tools.describe import (
     field_words,
     key,
     listed,
+    nullable,
     record,
     write,
 )
 from tracer.captured import Checked
 from tracer.graph import TraceMeta
 from tracer.presets import describe
-from tracer.serde import RUN, TENSORS, description
+from tracer.serde import OF_A_TRACE, RUN, TENSORS, description
 
 FOLDER = "docs/schema"
 
@@ -401,8 +403,12 @@ def _cost() -> Schema:
             ),
             "seconds_coverage": field_key(DeviceTime, "coverage"),
             "missing": field_key(DeviceTime, "missing"),
+            "refused_kinds": key(
+                Mapping[str, int], "kind -> ops of a kind that the device does not run."
+            ),
             **shares,
             **array,
+            "double_buffered_cycles": _BUFFERED,
             "host_link": key(str | None, "The link that an array's operands come over."),
             "link_seconds": key(
                 float | None, "What it takes for all products' operands and results."
@@ -435,6 +441,7 @@ def _gemm() -> dict[str, Schema]:
             name: key({"type": "integer" if name in _WHOLE else "number"}, schema["description"])
             for name, schema in _gemm_cost().items()
         },
+        "double_buffered_cycles": _BUFFERED,
         "total_cycles": key(int | None, "`cycles` and `stall_cycles`; null without buffers."),
         "bound": key(str | None, "compute or dram: what takes longer; null without buffers."),
         **{name: _moved(name, about) for name, about in field_words(MemoryCost).items()},
@@ -445,11 +452,60 @@ def _gemm() -> dict[str, Schema]:
     }
 
 
+def _design() -> dict[str, Schema]:
+    design = columns(DESIGN) | columns(TAKEN)
+    device = {
+        **columns(COSTS, "device"),
+        **columns(DESIGN),
+        "dataflow": key(str, "As of a design, or fixed."),
+        **columns(TAKEN, "cycles", "seconds", "joules"),
+        "useful_share": key(
+            float, "Of a design's multipliers and cycles, of what fixed tiles multiply."
+        ),
+        "padding_share": key(float, "Likewise, what is multiplied by padding."),
+    }
+    for name in ("ifmap_kib", "filter_kib", "ofmap_kib", "dram_bytes_per_second"):
+        del device[name]  # its buffers are not known, and its waiting is in its cycles
+    run = {
+        **columns(OF_A_TRACE),
+        "macs": key(int, "Multiply-accumulates of all matrix products."),
+        "best": key(
+            nullable(record(design)),
+            "Of those that are small enough and at most 1 % slower than the fastest, the one that takes "
+            "the least energy, then area; null where not one is small enough.",
+        ),
+        "device": key(nullable(record(device)), "The run on --device; null without."),
+        "limit": key(str | None, "What limits the best design, and what doubles its speed."),
+        "times_as_fast": key(
+            Mapping[str, float],
+            "Of the best design: what there is twice as much of -> its speedup.",
+        ),
+        "pareto": key(listed(record(design)), "The designs that no other one is better than."),
+    }
+    return {
+        "designs": key(int, "How many designs there are."),
+        "points": key(int, "Designs times runs."),
+        **columns(DESIGNS, "dtype", "overlap"),
+        "area_figures": key(str, "What the area figures are called."),
+        "energy_figures": key(str, "What the energy figures are called."),
+        "max_square_millimetres": key(float | None, "What a design may have; null for no limit."),
+        "compared": key(list[str], "What makes one design better than another."),
+        "runs": key(listed(record(run)), "One for each model and size."),
+        "files": key(list[str], "What was written, with --out and --report."),
+    }
+
+
 def _moved(name: str, about: str) -> Schema:
     """Of a field of ``MemoryCost``: cycles, or words by operand."""
     kind = int | None if name.endswith("cycles") else dict[str, int] | None
     return key(kind, f"{about.rstrip('.')}; null without buffers.")
 
+
+_BUFFERED = key(
+    int | None,
+    "What fixed tiles take where one computes while the next comes in and the one before goes out; "
+    "null where it is not known what their cycles hold.",
+)
 
 _WHOLE = ("tiles", "cycles", "useful_macs", "padded_macs", "sent_bytes", "received_bytes")
 
@@ -943,6 +999,7 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
         "policies": ("Policies.", _rows("policies", _policy(), "One for each policy."), ()),
         "devices": ("Devices.", _rows("devices", _device(), "One for each device."), ()),
         "gemm": ("One matrix product on an array.", _gemm(), ()),
+        "design": ("Designs of a chip for models.", _design(), ()),
         "links": ("Links.", _rows("links", _link(), "One for each link."), ()),
         "calibrate": ("A link fitted to measured calls.", _calibrated(), ()),
         "calibrate-ops": (

@@ -45,6 +45,10 @@ FLOATING = tuple(name for name in ITEM_BYTES if name.startswith(("float", "bfloa
 MODEL_DTYPES = ("float64", "float32", "float16", "bfloat16")
 """The dtypes that a model can be built in."""
 
+QUANTISED_DTYPES = ("int16", "int8")
+"""The dtypes that a model can be counted in as well: it is built in float32, and each of its floats
+is an integer then, of weights, activations and cached state alike."""
+
 
 class Kind(StrEnum):
     """What an op does, as policies and sums speak of it."""
@@ -177,6 +181,27 @@ class Op:
     """Does arithmetic with a number that leaves values as they are: times 1, plus 0."""
     cost: OpCost = field(default_factory=OpCost)
     """What it costs wherever it runs."""
+
+    def costing(self, cost: OpCost) -> "Op":
+        """The op at another cost. As ``replace``, in a third of its time: each op of each trace
+        gets its cost so."""
+        return Op(
+            self.id,
+            self.name,
+            self.target,
+            self.kind,
+            self.module_path,
+            self.module_type,
+            self.stack,
+            self.layer,
+            self.is_constant,
+            self.is_view,
+            self.dtype,
+            self.extent_expr,
+            self.arguments,
+            self.is_identity,
+            cost,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +408,12 @@ class OpGraph:
 
     def is_everywhere(self, op: int) -> bool:
         """Whether an op has no device of its own: it is wherever its result is read."""
-        return self.ops[op].is_constant or op in self.state_ops
+        return self._everywhere[op]
+
+    @cached_property
+    def _everywhere(self) -> Sequence[bool]:
+        state = self.state_ops
+        return [op.is_constant or op.id in state for op in self.ops]
 
     @cached_property
     def state_ops(self) -> frozenset[int]:
@@ -448,6 +478,11 @@ class OpGraph:
     def storage(self, tensor: Tensor) -> Tensor:
         """The tensor that owns the memory of ``tensor``: itself, or what it is an alias of."""
         return tensor if tensor.alias_of is None else self.tensors[tensor.alias_of]
+
+    def is_float(self, dtype: str | None) -> bool:
+        """Whether values of a dtype are floats, or stand for floats in a model that is counted as
+        quantised."""
+        return dtype in FLOATING or dtype == self.meta.dtype in QUANTISED_DTYPES
 
     def with_meta(self, meta: TraceMeta) -> "OpGraph":
         """The same graph as a trace of something else."""

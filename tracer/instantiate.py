@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from tracer.formula import Formula
+from tracer.graph import Role
 from tracer.program import Node, Program, Value
 
 
@@ -144,10 +145,15 @@ def instantiate(program: Program, stack: Stack) -> Program | None:
     previous = [first[k] for k in blocks[0].handed_on]
     where = {"block 0": first}
 
+    numbers = {stack.move(v.name, 0): v for v in program.values if v.role is Role.CONSTANT}
+
     def value_of(ref: Ref, layer: int) -> int:
         place, what = ref
         if isinstance(what, str):
-            return parameters[stack.move(what, layer)]
+            name = stack.move(what, layer)
+            if name not in parameters:  # the code of a traced block made it of Python's numbers
+                parameters[name] = result.add(replace(numbers[what], name=name))
+            return parameters[name]
         return where[place][what] if place in where else what
 
     for layer in range(1, stack.depth):

@@ -124,14 +124,13 @@ class Program:
 def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     """The op graph of a program: named, classified, labelled, with numbers at ``meta``'s sizes.
 
-    Tensors are the parameters and buffers first, then what each op makes, in execution order.
+    Tensors are the parameters and buffers first, then numbers of the code, in the order in which
+    they are read, then what each op makes, in execution order.
     """
-    ids: dict[int, int] = {}
-    rows: list[tuple[Value, int | None, str]] = []  # value, producing op, name
-    for index, value in enumerate(program.values):
-        if value.name and value.role not in (Role.INPUT, Role.KV_CACHE):
-            ids[index] = len(rows)
-            rows.append((value, None, value.name))
+    ids = {index: number for number, index in enumerate(_named(program))}
+    rows: list[tuple[Value, int | None, str]] = [  # value, producing op, name
+        (program.values[index], None, program.values[index].name) for index in ids
+    ]
     constant = set(ids) - written_state(program)
     from_parameters = {i for i in ids if program.values[i].role is Role.PARAMETER}
     outputs = set(program.nodes[-1].args)
@@ -203,15 +202,23 @@ def written_state(program: Program) -> set[int]:
 
 def tensor_ids(program: Program, graph: OpGraph) -> dict[int, int]:
     """Value -> its tensor in ``graph``, which was built from ``program``."""
-    named = [
+    ids = {index: number for number, index in enumerate(_named(program))}
+    for op, node in enumerate(_with_states(program)):
+        ids.update(zip(node.outs, (t.id for t in graph.outputs(op)), strict=True))
+    return ids
+
+
+def _named(program: Program) -> list[int]:
+    """The values that no node makes, but inputs and cached state, in the order of a graph's tensors."""
+    given = [
         index
         for index, value in enumerate(program.values)
         if value.name and value.role not in (Role.INPUT, Role.KV_CACHE)
     ]
-    ids = {index: number for number, index in enumerate(named)}
-    for op, node in enumerate(_with_states(program)):
-        ids.update(zip(node.outs, (t.id for t in graph.outputs(op)), strict=True))
-    return ids
+    numbers = {index for index in given if program.values[index].role is Role.CONSTANT}
+    read = dict.fromkeys(arg for node in program.nodes for arg in node.args if arg in numbers)
+    unread = dict.fromkeys(index for index in given if index in numbers)
+    return [*(index for index in given if index not in numbers), *(read | unread)]
 
 
 def invocations(program: Program, graph: OpGraph) -> dict[int, Invocation]:

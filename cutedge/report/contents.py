@@ -51,6 +51,8 @@ class Report:
     growth: Growth | Missing
     notes: Sequence[str]
     """What holds of all figures: coverage, policies that are left out and why."""
+    designs: Mapping[str, str]
+    """Array of multipliers -> designs of its area, as HTML; no policy is in them."""
 
 
 def make_report(
@@ -65,6 +67,7 @@ def make_report(
     shown: int,
     reach: Reach,
     notes: Sequence[str],
+    designs: Mapping[str, str],
 ) -> Report:
     """Compose a report of policies on one trace; sequences are by policy, in one order.
 
@@ -97,4 +100,5 @@ def make_report(
         shown,
         figures.growth(partitions, reach),
         notes,
+        designs,
     )

@@ -100,6 +100,9 @@ def _sections(report: Report) -> Iterable[str]:
     chips = [_drawing(f"cycles-{n}", device) for n, (device, array) in each if array]
     why = '<p class="why">No device here is an array of multipliers, which has cycles.</p>'
     yield _section("cycles", "Where the chip's cycles go", _CYCLES, *(chips or [why]))
+    if report.designs:
+        parts = (f"<h3>{escape(name)}</h3>\n{html}" for name, html in report.designs.items())
+        yield _section("designs", "Designs of the same area", _DESIGNS, *parts)
 
 
 _POLICIES = (
@@ -133,6 +136,10 @@ _ROOFLINE = (
     "The ops that the policy has on each device: FLOPs for each byte that they read or write, and "
     "for each second; the larger, the more of the device's time. Left of the ridge memory is the "
     "limit, right of it the peak; what is far below the roof waits for ops to start."
+)
+_DESIGNS = (
+    "All matrix products of the model, whatever the policy, on the chip and on the best systolic array "
+    "that is no larger, at its clock, with a DRAM as fast as its host link. Area is a proxy."
 )
 _CYCLES = "Useful cycles multiply what the model asks for; the others multiply padding, or wait."
 

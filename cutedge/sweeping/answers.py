@@ -45,7 +45,7 @@ from partition.policy import (
 )
 from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
 from partition.secrets import ways_to_keep
-from partition.setting import Setting
+from partition.setting import Setting, fallen_back
 from partition.solve import solve
 from partition.wire_format import WireFormat
 from tracer.formula import Formula, const, parse
@@ -96,6 +96,14 @@ class Answers:
     """By size: whether it is proven to be the best; None without an objective."""
 
 
+def _kinds(machine: Machine) -> tuple[tuple[str, ...] | None, ...]:
+    """The kinds of ops that each part runs, where that is said."""
+    return tuple(
+        device.npu.kinds if device is not None and device.npu is not None else None
+        for device in map(machine.described.get, (HOME, ACCELERATOR))
+    )
+
+
 class PlacementSearch:
     """The placements of one policy on the sizes of one program."""
 
@@ -120,12 +128,14 @@ class PlacementSearch:
         """Where the ops are on a machine; machines that make no difference share an answer."""
         policy = self.policy
         if policy.objective is None and not policy.secrets:
-            return self._once("fixed", self._fixed)
+            return self._once(("fixed", _kinds(machine)), lambda: self._fixed(machine))
         setting = self._setting(self._graph, machine)
         streams = self.streams(machine)
         one_way = not policy.secrets or (not policy.protects and self._is_one_way(setting))
         if policy.objective is None and one_way:
-            return self._once(("fixed", setting.untrusted), lambda: self._fixed(setting))
+            return self._once(
+                ("fixed", _kinds(machine), setting.untrusted), lambda: self._fixed(machine, setting)
+            )
         limits = {
             part: device.memory_bytes
             for part, device in machine.described.items()
@@ -203,10 +213,11 @@ class PlacementSearch:
         ]
         return ways[0] == ways[1] and len(ways[0]) == 1
 
-    def _fixed(self, setting: Setting | None = None) -> Answers:
+    def _fixed(self, machine: Machine, setting: Setting | None = None) -> Answers:
         """The placement of rules alone; in a ``setting`` where it keeps their secrets."""
         length = self._over.length
         placed = apply_policy(self._graph, self.policy, home=HOME, accelerators=(ACCELERATOR,))
+        placed = fallen_back(self._graph, placed, machine)
         try:
             if setting is not None:
                 check_kept(self._graph, self.policy, setting, placed)

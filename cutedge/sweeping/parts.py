@@ -547,14 +547,29 @@ class _PlacedPart:
     def _group_time(self, machine: Machine, place: str, group: int) -> Floats | None:
         """What ops that are alike take each, under an engine that looks at no runs."""
         device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
-        if device.enclave_bytes is None:
+        if device.fast_bytes is None:
             taken = self._part.times(machine)[place][group].seconds
             return None if taken is None else taken[self._rows]
         costs = self._part.op_groups.groups[group].at(self._rows)
-        return time_group(device, costs, machine.options, self._lying(place), engine).seconds
+        lying, read = self._lying(place), self._weights_read(place)
+        return time_group(device, costs, machine.options, lying, engine, read).seconds
+
+    def _weights_read(self, place: str) -> Ints:
+        """What the ops on a device read of weights and other state."""
+
+        def found() -> Ints:
+            total = np.zeros(self._over.length, np.int64)
+            for group, count in self._ops[place].items():
+                total = (
+                    total + count * self._part.op_groups.groups[group].at(self._rows).param_bytes
+                )
+            return total
+
+        read: Ints = self._once(("read", place), found)
+        return read
 
     def _paged(self, place: str, device: Device) -> Any:
-        return paged_share(device, self._lying(place) if device.enclave_bytes else 0)
+        return paged_share(device, self._lying(place) if device.fast_bytes else 0)
 
     def laid(self, machine: Machine, asked: Scheduling, serial: Floats) -> dict[str, Any]:
         """The figures of runs as they are laid out; ``serial`` is one run, one op after another."""

@@ -104,6 +104,10 @@ SAID: dict[str, list[tuple[str, ...]]] = {
     "policies": [(), ("min-cut",), ("secret.toml",)],
     "devices": [(), ("chip-8x8",)],
     "gemm": [("8", "8", "8"), ("8", "8", "8", "--mode", "ws", "--chips", "2")],
+    "design": [
+        ("edge-10m", "--seq", "8", "--rows", "8", "--device", "chip-8x8"),
+        ("edge-10m", "--seq", "8", "--rows", "8", "--max-area", "0.01", "--out", "de"),
+    ],
     "links": [(), ("pcie5-x16",)],
     "calibrate": [("calls.csv", "--out", "one.toml")],
     "calibrate-ops": [

@@ -18,6 +18,7 @@ from multiprocessing.context import ForkServerContext
 from typing import Any, NoReturn
 from unittest.mock import patch
 
+from cli.commands import MODULES
 from tracer.interrupts import leave
 
 
@@ -25,8 +26,9 @@ from tracer.interrupts import leave
 def _server() -> ForkServerContext:
     """What forks, from a process with all that a worker imports."""
     context = multiprocessing.get_context("forkserver")
+    commands = [f"cli.{module}" for module in ("main", *MODULES)]
     # The last is what torch imports as it runs its first op on the meta device.
-    context.set_forkserver_preload(["cutedge._serve", "cli.main", "cli.commands", "torch._dynamo"])
+    context.set_forkserver_preload(["cutedge._serve", *commands, "torch._dynamo"])
     return context
 
 

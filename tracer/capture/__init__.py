@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from torch.export import Dim, ExportedProgram
 
-from tracer.capture.blocks import find_stacks, shortened, unlike
+from tracer.capture.blocks import changing, find_stacks, shortened, unlike
 from tracer.capture.compat import PreTrainedModel, without_detours
 from tracer.capture.configs import unused
 from tracer.capture.errors import Untraceable, failure, first_line
@@ -332,6 +332,13 @@ def _captured(
     notes = [*notes, *task.notes()]
     ways = [way for way in task.ways() if symbolic or not way.symbolic]
     failures: list[Untraceable] = []
+    if task.given is None and ways[0].symbolic:
+        with stage("looking at the sizes"):
+            other = changing(task, [name for name in ways[0].symbolic if name != "batch"])
+        if other is not None:
+            failures.append(other)
+            tried += [(str(way), str(other)) for way in ways[:-1]]
+            ways = ways[-1:]
     for way in ways:
         try:
             program = _program(task, way, full, runnable)
@@ -450,9 +457,9 @@ def _program(task: Task, way: Way, full: bool, runnable: bool = False) -> Progra
                 exported = _export(task, way, short.layers, short.rename)
             program = _lowered(exported, task, way, short.layers, short.rename)
         except Untraceable as error:
-            if error.by_torch:
-                raise
-            # else code of the model that stumbled, maybe over a stack shorter than it counts on
+            if error.by_torch or exported is not None:
+                raise  # the whole model is no better at these sizes
+            # code of the model that stumbled, maybe over a stack shorter than it counts on
             why = f"a few of its layers cannot be traced alone: {error}"
         else:
             if (repeated := _instantiated(program, stacks)) is not None:

@@ -7,17 +7,20 @@ kind are compared once more by ``tracer.instantiate``.
 
 import contextlib
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import zip_longest
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-from tracer.capture.phases import Task, Way
+from tracer.capture.errors import Untraceable, place
+from tracer.capture.phases import MANY, Task, Way
 from tracer.capture.runs import MetaRun, run_on_meta
 from tracer.formula import const
 from tracer.instantiate import Stack, alike
@@ -45,6 +48,12 @@ class Shortened:
 
 def find_stacks(task: Task, way: Way) -> tuple[Stack, ...]:
     """The lists of blocks of a task's model that are worth repeating."""
+    stacks = _like_built(task)
+    return stacks if stacks and _run_alike(task, stacks, way) else ()
+
+
+def _like_built(task: Task) -> tuple[Stack, ...]:
+    """The lists of blocks that would be worth it, as their modules are built."""
     found: list[Stack] = []
     kept = 1 + max((state.layer for state in task.states), default=-1)
     idle = task.reading.idle
@@ -58,8 +67,7 @@ def find_stacks(task: Task, way: Way) -> tuple[Stack, ...]:
             stack = Stack(name, kinds, "cache" if len(kinds) == kept else "")
             if stack.depth - len(stack.traced) >= WORTHWHILE:
                 found.append(stack)
-    stacks = tuple(found)
-    return stacks if stacks and _run_alike(task, stacks, way) else ()
+    return tuple(found)
 
 
 def unlike(module: torch.nn.Module) -> str | None:
@@ -207,7 +215,18 @@ def _seen(
     rename: Callable[[str], str] = lambda path: path,
 ) -> Program | None:
     """The ops of a run, with the blocks that they run in; None for code that looks at values."""
-    witness = _Witness(task, inputs, rename)
+    witness = _watched(task, stacks, inputs, rename)
+    return None if witness is None else witness.program
+
+
+def _watched(
+    task: Task,
+    stacks: Sequence[Stack],
+    inputs: Mapping[str, Any],
+    rename: Callable[[str], str] = lambda path: path,
+    look_at: int = -1,
+) -> "_Witness | None":
+    witness = _Witness(task, inputs, rename, look_at)
     with contextlib.ExitStack() as hooks:
         for stack in stacks:
             for layer, block in enumerate(task.module.get_submodule(stack.path).children()):
@@ -219,15 +238,19 @@ def _seen(
                 task.exported(**inputs)
         except Exception:
             return None
-    return witness.program
+    return witness
 
 
 class _Witness(MetaRun):
     """Writes down each op of a run as a program: what it reads, what it makes, in which block."""
 
-    def __init__(self, task: Task, inputs: Mapping[str, Any], rename: Callable[[str], str]) -> None:
+    def __init__(
+        self, task: Task, inputs: Mapping[str, Any], rename: Callable[[str], str], look_at: int
+    ) -> None:
         super().__init__()
         self.program = Program()
+        self.look_at, self.place = look_at, ""
+        """The number of an op, and where the code is that does it."""
         self.path = ""
         self.value_of: dict[int, int] = {}  # id of a tensor -> its latest value
         self.kept: list[torch.Tensor] = []  # so that no two tensors share an id
@@ -250,6 +273,8 @@ class _Witness(MetaRun):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         read, made = self.call(func, args, kwargs or {})
+        if len(self.program.nodes) == self.look_at:
+            self.place = place("".join(traceback.format_stack()))
         known = tuple(self.value_of[id(t)] for t in read if id(t) in self.value_of)
         outs = []
         for tensor in tree_leaves(made):
@@ -267,6 +292,41 @@ class _Witness(MetaRun):
 @lru_cache(maxsize=2**16)
 def _value(dtype: torch.dtype, shape: torch.Size, name: str) -> Value:
     return Value(str(dtype), tuple(map(const, shape)), name)
+
+
+# --- what the sizes decide ------------------------------------------------------------------------
+
+
+def changing(task: Task, names: Sequence[str]) -> Untraceable | None:
+    """Why no formula in one of the sizes can hold: the model does other ops wherever it is looked
+    at near the task's.
+
+    Code that goes through a sequence chunk by chunk does as many ops as there are chunks. An export
+    finds that out too, in many times as long.
+    """
+    sizes, most = task.run_sizes, task.positions or MANY
+    with shortened(task.module, _like_built(task)) as short:
+
+        def run(size: Mapping[str, int], look_at: int = -1) -> _Witness | None:
+            return _watched(task, (), task.inputs(Way({}, size), short.layers), look_at=look_at)
+
+        here = _targets(run(sizes))
+        for name in names:
+            near = (sizes[name] + 1, sizes[name] - 1, 2 * sizes[name])
+            others = [{**sizes, name: n} for n in near if 2 <= n <= most]
+            if not others or any(_targets(run(other)) == here for other in others):
+                continue
+            there = _targets(run(others[0]))
+            first = [a == b for a, b in zip_longest(here, there)].index(False)
+            longer = run(sizes if len(here) > len(there) else others[0], first)
+            where = longer.place if longer is not None else ""
+            return Untraceable(f"each {name} takes other ops", where)
+    return None
+
+
+def _targets(witness: "_Witness | None") -> list[str]:
+    """The ops of a run; none of code that looks at values."""
+    return [] if witness is None else [node.target for node in witness.program.nodes]
 
 
 # --- the model with a few of its blocks -----------------------------------------------------------

@@ -59,6 +59,9 @@ def class_named(name: str) -> Any:
     return getattr(transformers, name, None)
 
 
+_WARNS_OF_PADDING = "warn_if_padding_and_no_attention_mask"
+
+
 @contextlib.contextmanager
 def without_detours() -> Iterator[None]:
     """Let a model do what it does when it runs, not what it would for an export's sake.
@@ -67,7 +70,8 @@ def without_detours() -> Iterator[None]:
     solves triangular systems by hand, and looks for sequences packed in one row, which inputs
     without position ids never are. Only the grouped product of experts is the one of an export:
     the kernel of a run takes bfloat16 alone where there is no data. A mask is made by broadcasting
-    its indices, since an export hides what a vmap makes.
+    its indices, since an export hides what a vmap makes. Only a run that is no export looks for
+    padding among the tokens, to warn of it: ours have no tokens.
     """
     with (
         _denying(import_utils.is_torchdynamo_exporting),
@@ -75,6 +79,7 @@ def without_detours() -> Iterator[None]:
         patch.object(moe, "is_torchdynamo_compiling", lambda: True),
         patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
         patch.object(masking_utils, "_vmap_expansion_sdpa", _broadcasting),
+        patch.object(PreTrainedModel, _WARNS_OF_PADDING, lambda self, tokens, mask: None),
     ):
         yield
 

@@ -2,6 +2,7 @@
 
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -92,12 +93,12 @@ class _Lowering:
         self._add_state(module)
         signature = exported.graph_signature
         self.lifted = dict(signature.inputs_to_lifted_tensor_constants)
-        """Placeholder -> its name, of the numbers that are nobody's parameter or buffer."""
+        """Placeholder -> its name there, of the numbers that are nobody's parameter or buffer."""
         state = {
             **{k: rename(v) for k, v in signature.inputs_to_parameters.items()},
             **{k: rename(v) for k, v in signature.inputs_to_buffers.items()},
             **self._views(exported, module),
-            **self.lifted,
+            **self._numbers(),
         }
         nodes = list(exported.graph.nodes)
         self.position = {node: number for number, node in enumerate(nodes)}
@@ -142,7 +143,7 @@ class _Lowering:
                     self._call(node)
                 case "output":
                     self._output(node, returned)
-        self._forget_unread(self.lifted.values())
+        self._forget_unread(map(state.__getitem__, self.lifted))
         if runnable:
             self.program.data = {
                 self.program.values[self._index(node)].name: value
@@ -277,6 +278,20 @@ class _Lowering:
                 del self.lifted[placeholder]
                 found[placeholder] = one.name
                 add(one)
+        return found
+
+    def _numbers(self) -> dict[str, str]:
+        """Placeholder -> name, of what the code makes of Python's numbers: by the module whose code
+        it is and counted there, so that blocks that are alike have the same."""
+        found: dict[str, str] = {}
+        counts: Counter[str] = Counter()
+        for placeholder, name in self.lifted.items():
+            path, dot, last = name.rpartition(".")
+            if last.startswith("lifted_tensor"):
+                path = self.rename(path)
+                name = f"{path}{dot}lifted_tensor_{counts[path]}"
+                counts[path] += 1
+            found[placeholder] = name
         return found
 
     def _name_sizes(self, inputs: Mapping[str, Sequence[Axis]]) -> None:
