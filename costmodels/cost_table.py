@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from costmodels.flops import FREE
-from costmodels.joules import op_joules, with_idle
+from costmodels.joules import off_chip_of, op_joules, with_idle
 from costmodels.roofline import DeviceTime
 from tracer.graph import OpGraph
 from tracer.serde import column, make_tables, run_of, trace_metadata, write_tables
@@ -108,9 +108,10 @@ def cost_table(graph: OpGraph, trace_id: str, times: Sequence[DeviceTime]) -> pa
             at.gemm and at.gemm.utilisation,
         )
         for time in times
+        for shares in [off_chip_of(graph, time)]
         for op, at in zip(graph.ops, time.ops, strict=True)
         for late in [at.seconds is not None and time.lacks_launches and op.kind not in FREE]
-        for taken in [op_joules(graph, time, op.id)]
+        for taken in [op_joules(graph, time, op.id, off_chip=shares)]
         for joules in [with_idle(time.device, taken, at.seconds, late=late)]
     ]
     return make_tables(graph.meta, {"costs": (COSTS, rows)}, run_of(graph, trace_id))["costs"]

@@ -135,6 +135,16 @@ def accumulator(dtype: str) -> str:
     return dtype if wide else "float32"
 
 
+def register_bytes(dtype: str) -> float:
+    """What a multiply-accumulate reads and writes of the registers beside its multiplier: two
+    operands, and a sum that it puts back.
+
+    >>> register_bytes("int8")
+    10
+    """
+    return 2 * element_bytes(dtype) + 2 * element_bytes(accumulator(dtype))
+
+
 def sram_picojoules_per_byte(figures: EnergyFigures, kib: Any) -> Any:
     """What a byte of an SRAM of so many KiB takes; None where the figures have no SRAM.
 
@@ -214,7 +224,6 @@ def array_picojoules(
     (300.0, 100.0, 13000.0, None)
     """
     each, register = figures.mac(dtype), figures.register_picojoules_per_byte
-    moved = 2 * element_bytes(dtype) + 2 * element_bytes(accumulator(dtype))
     sram = {}
     for buffer, accessed in sram_bytes.items():
         a_byte = sram_picojoules_per_byte(figures, sram_kib[buffer])
@@ -222,7 +231,7 @@ def array_picojoules(
     dram = figures.dram_picojoules_per_byte
     return Picojoules(
         None if each is None else macs * each,
-        None if register is None else macs * moved * register,
+        None if register is None else macs * register_bytes(dtype) * register,
         sram,
         None if dram is None else dram_bytes * dram,
     )

@@ -8,7 +8,7 @@ Each kind of them is worked out once, for all sizes, by the rules of ``costmodel
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from costmodels.roofline import Rates, paged_share
 from costmodels.traffic import traffic
 from tracer.formula import Formula, const, formula, parse
 from tracer.graph import Kind, Op, OpGraph, Tensor
+
+if TYPE_CHECKING:
+    from costmodels.array_memory import MemoryCost
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -208,6 +211,8 @@ class GroupTime:
     """None where the device has no figure for them, or where their FLOPs are not known."""
     gemm: GemmCost | None = None
     """Cycles and tiles, on an array of multipliers."""
+    memory: "MemoryCost | None" = None
+    """What the buffers of an array move for a product, where they are known."""
 
 
 def time_group(
@@ -241,7 +246,7 @@ def _on_chip(rates: Rates, group: OpGroup, options: Options) -> GroupTime:
     taken = chip_time(rates.device, work, options, rates.off_chip)
     if taken is None:
         return GroupTime(None)
-    return GroupTime(taken.seconds + rates.launch_seconds, taken.gemm)
+    return GroupTime(taken.seconds + rates.launch_seconds, taken.gemm, taken.memory)
 
 
 def _on_roofline(rates: Rates, group: OpGroup) -> GroupTime:

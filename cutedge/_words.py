@@ -301,11 +301,11 @@ def energy_columns(partitions: "Sequence[Split]") -> dict[str, Sequence[str]]:
         return {}
     seconds = [None if p.run is None else p.run.seconds_per_token for p in partitions]
     return {
-        "a token>6": [
+        "a token>8": [
             "not known" if one is None else no_less(one, p.left_out)
             for one, p in zip(seconds, partitions, strict=True)
         ],
-        "energy a token>6": [
+        "energy a token>8": [
             energy_words(one["joules_per_token"], one["energy_at_least"]) for one in told
         ],
     }

@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
+from costmodels.chip import off_chip_shares
 from costmodels.flops import FREE
 from costmodels.joules import Joules, Work, by_operation, ops_work, work_joules
 from costmodels.roofline import DeviceTime
 from partition.accounting import Traffic
 from partition.placement import Placement
+from partition.problem import memory_of
 from partition.stored import kept_on
 from tracer.graph import OpGraph
 
@@ -79,7 +81,7 @@ def energy_of(
     """
     used = (placement.home, *placement.accelerators)
     by_device = {
-        device: _of_device(graph, placement, times[device], device, taken[device])
+        device: _of_device(graph, placement, traffic, times[device], device, taken[device])
         for device in used
         if device in times and device in taken
     }
@@ -102,14 +104,25 @@ def energy_of(
 
 
 def _of_device(
-    graph: OpGraph, placement: Placement, time: DeviceTime, device: str, seconds: float
+    graph: OpGraph,
+    placement: Placement,
+    traffic: Traffic,
+    time: DeviceTime,
+    device: str,
+    seconds: float,
 ) -> Joules:
     """What the ops of a placement take on a device, cached state that is kept there with them."""
     figures = time.device.energy
     ops = [op for op, here in enumerate(placement.devices) if here == device]
     if figures is None or not by_operation(figures):
         late = time.lacks_launches and any(graph.ops[op].kind not in FREE for op in ops)
-        return work_joules(time.device, time.options, Work({}, 0), seconds, late=late)
+        return work_joules(time.device, time.options, Work({}), seconds, late=late)
+    shares = (0.0, 0.0)
+    if time.paged_share and time.device.npu is not None:
+        lying = memory_of(graph, placement, traffic.transfers).get(device, 0)
+        read = sum(graph.ops[op].cost.param_bytes for op in ops)
+        shares = off_chip_shares(time.device, lying, read)
     if time.device.array is None:
         ops += [op for (op, where), _ in kept_on(graph, placement).items() if where == device]
-    return work_joules(time.device, time.options, ops_work(graph, time, ops), seconds)
+    work = ops_work(graph, time, ops)
+    return work_joules(time.device, time.options, work, seconds, off_chip=shares)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.chip import Shares, off_chip_shares
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL
 from costmodels.flops import FREE, annotate, total_flops, without_sizes
-from costmodels.joules import Joules, Work, by_operation, work_joules, work_of
+from costmodels.joules import Joules, Work, by_operation, summed, work_joules, work_of
 from costmodels.links import Link, Links, load_link, message_cost
 from costmodels.machine import Machine
 from costmodels.many import (
@@ -449,10 +450,13 @@ class _PlacedPart:
         device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
         if device.energy is None or not by_operation(device.energy):
             late = self._working[place] and engine.launch(device) is None
-            return work_joules(device, machine.options, Work({}, 0), seconds, late=late)
+            return work_joules(device, machine.options, Work({}), seconds, late=late)
         key = "work", place, id(device), machine.options, id(engine)
         work: Work = self._once(key, partial(self._work, machine, place))
-        return work_joules(device, machine.options, work, seconds)
+        shares: Shares = (0.0, 0.0)
+        if device.npu is not None:
+            shares = off_chip_shares(device, self._lying(place), self._weights_read(place))
+        return work_joules(device, machine.options, work, seconds, off_chip=shares)
 
     def _work(self, machine: Machine, place: str) -> Work:
         """What the ops on a device do, cached state that is kept there with them."""
@@ -463,23 +467,22 @@ class _PlacedPart:
             for groups, count in self._with_state[place].items():
                 for group in groups:
                     counts[group] += count
-        flops: dict[str, Any] = {}
-        moved: Any = 0
-        unknown = False
-        for group, count in counts.items():
-            costs = self._part.op_groups.groups[group]
-            gemm = self._part.times(machine)[place][group].gemm
-            done = (costs.dtype, costs.flops, costs.moved_bytes, gemm)
-            one = work_of(device, machine.options, *done)
-            for dtype, each in one.flops.items():
-                flops[dtype] = flops.get(dtype, 0) + count * each[self._rows]
-            moved = moved + count * one.moved_bytes[self._rows]
-            unknown |= one.unknown
+        each = [(count, self._group_work(machine, place, group)) for group, count in counts.items()]
+        work = summed(each)
         if engine.execution == "fused" and device.array is None:
             here = OpGroups(self._part.op_groups.of, self._groups_here())
             runs = self._runs(place)
             moved = run_moved(self._part.graph, self._over, here, place, runs, engine)
-        return Work(flops, moved, unknown)
+            work = replace(work, moved_bytes=moved)
+        return work
+
+    def _group_work(self, machine: Machine, place: str, group: int) -> Work:
+        """What ops that are alike do each on a device."""
+        costs, taken = self._part.op_groups.groups[group], self._part.times(machine)[place][group]
+        done = costs.flops, costs.moved_bytes, costs.param_bytes, taken.gemm, taken.memory
+        device = machine.described[place]
+        work = work_of(device, machine.options, costs.dtype, *done, costs.widths)
+        return work.at(self._rows)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._known:

@@ -1,5 +1,6 @@
 """Energy figures: what the shipped ones say, how they scale, and what arrays take by them."""
 
+from dataclasses import replace
 from fractions import Fraction
 from math import isclose
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from costmodels.array_memory import Buffers, memory_cost
-from costmodels.devices import Array
+from costmodels.arrays import Options
+from costmodels.devices import Array, ArrayMemory, Device, Npu, load_device
 from costmodels.energy import (
     EnergyFigures,
     array_picojoules,
@@ -19,6 +21,8 @@ from costmodels.energy import (
     read_figures,
     sram_picojoules_per_byte,
 )
+from costmodels.joules import Work, device_joules, op_joules, work_joules
+from costmodels.roofline import time_graph
 from tools.zigzag_energy import PAGE, Run, kept, page
 from tracer.errors import InputError
 
@@ -177,3 +181,75 @@ def test_counts_of_a_product_in_zigzag_follow_from_its_loops() -> None:
 
 def test_the_page_beside_zigzag_is_that_of_the_runs() -> None:
     assert PAGE.read_text(encoding="utf-8") == page()
+
+
+# --- ops on devices -------------------------------------------------------------------------------
+
+
+def test_an_array_with_buffers_takes_what_its_counts_take(traced: Any) -> None:
+    """Op by op what ``product_picojoules`` says of the same product, and all ops their sum."""
+    memory = ArrayMemory(8192, 32768, 8192, 1e9)
+    chip = replace(load_device("systolic-16x16"), array_memory=memory)
+    graph = traced("edge-10m", seq=8)
+    time = time_graph(graph, chip)
+    assert chip.array is not None
+    total = 0.0
+    for op, at in zip(graph.ops, time.ops, strict=True):
+        gemm = op.cost.gemm
+        if gemm is None:
+            continue
+        rate = Fraction(1e9 / 4 / chip.array.clock_hertz)
+        buffers = Buffers(8192 // 4, 32768 // 4, 8192 // 4, rate)
+        sizes = gemm.m, gemm.k, gemm.n
+        moved = memory_cost(chip.array, buffers, *sizes, batch=gemm.batch)  # as costs count
+        kib = {"ifmap": 8, "filter": 32, "ofmap": 8}
+        macs = gemm.batch * gemm.m * gemm.k * gemm.n
+        wanted = product_picojoules(HOROWITZ, "float32", macs, moved, kib, 4).total * 1e-12
+        found = op_joules(graph, time, op.id)
+        assert found.at_least  # nothing is known of the registers
+        assert isclose(found.value, wanted)
+        assert at.memory is not None
+        total += wanted
+    assert isclose(device_joules(graph, time).value, total)
+
+
+def test_a_chip_brings_what_its_sram_does_not_hold() -> None:
+    """100 MACs, 600 of 1,000 bytes are weights: a quarter of these and a tenth of the others come."""
+    figures = EnergyFigures(
+        mac_picojoules={"int8": 2.0},
+        sram_picojoules_per_byte={64: 3.0},
+        dram_picojoules_per_byte=50.0,
+        register_picojoules_per_byte=0.1,
+    )
+    npu = Npu(1e9, macs_per_cycle={"int8": 8.0}, sram_bytes=256 * 1024)
+    chip = Device("mine", "", False, {}, npu=npu, energy=figures)
+    work = Work({"int8": 200}, moved_bytes=1000, param_bytes=600)
+    found = work_joules(chip, Options(), work, 1.0, off_chip=(0.25, 0.1))
+    sram = 1000 * 3.0 * 2  # four times the size: twice as much
+    outside = (600 * 0.25 + 400 * 0.1) * 50
+    assert isclose(found.value, 1e-12 * (100 * 2.0 + sram + outside + 100 * 10 * 0.1))
+    assert not found.at_least
+    without = replace(chip, npu=replace(npu, sram_bytes=None))
+    there = work_joules(without, Options(), work, 1.0)
+    assert isclose(there.value, 1e-12 * (100 * 2.0 + 1000 * 50 + 100 * 10 * 0.1))
+
+
+@pytest.mark.parametrize(
+    ("figures", "value", "at_least"),
+    [
+        (None, None, True),
+        (EnergyFigures(busy_watts=10.0), 20.0, False),
+        (EnergyFigures(busy_watts=10.0, idle_watts=4.0), 12.0, False),
+        (EnergyFigures(idle_watts=4.0), None, True),
+        (EnergyFigures(mac_picojoules={"float32": 3.0}), 3e-10, True),  # nothing of the memory
+        (EnergyFigures(dram_picojoules_per_byte=5.0, busy_watts=10.0), 20.0, False),
+    ],
+)
+def test_a_processor_takes_what_is_known_of_it(
+    figures: EnergyFigures | None, value: float | None, at_least: bool
+) -> None:
+    """200 FLOPs and 7 bytes in two seconds."""
+    device = replace(load_device("ryzen-7950x"), energy=figures)
+    found = work_joules(device, Options(), Work({"float32": 200}, 7), 2.0)
+    assert (found.value, found.at_least) == (pytest.approx(value), at_least)
+    assert work_joules(device, Options(), Work({}), 0.0).value in (0.0, None)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import cutedge
 from costmodels import flops
 from costmodels.arrays import Options
-from costmodels.devices import Device, load_device
+from costmodels.devices import ArrayMemory, Device, Npu, load_device
 from costmodels.energy import EnergyFigures
 from costmodels.flops import annotate
 from costmodels.links import Links, load_link
@@ -76,11 +76,18 @@ def enclave(room: int) -> Device:
     return replace(load_device("tee-sgx"), enclave_bytes=room)
 
 
+FLOATS = ("float32", "float16", "bfloat16", "int64", "int32", "bool")
+
+
 def counted(name: str, mac: float, watts: float) -> Device:
     """A device with energy by operation."""
-    macs = dict.fromkeys(("float32", "float16", "bfloat16", "int64", "int32", "bool"), mac)
+    macs = dict.fromkeys(FLOATS, mac)
     figures = EnergyFigures(
-        mac_picojoules=macs, dram_picojoules_per_byte=77.0, idle_watts=watts, busy_watts=300.0
+        mac_picojoules=macs,
+        sram_picojoules_per_byte={64.0: 3.0},
+        dram_picojoules_per_byte=77.0,
+        idle_watts=watts,
+        busy_watts=300.0,
     )
     return replace(load_device(name), energy=figures, launch_seconds=1e-6)
 
@@ -108,6 +115,34 @@ MACHINES = (
         described={
             HOME: counted("ryzen-7950x", 20.0, 12.5),
             ACCELERATOR: counted("rtx-4090", 3.0, 21.0),
+        },
+    ),
+    replace(
+        machine("ryzen-7950x", "systolic-16x16", "nvlink"),  # buffers, and their energy
+        described={
+            HOME: counted("ryzen-7950x", 20.0, 12.5),
+            ACCELERATOR: replace(
+                load_device("systolic-16x16"),
+                array_memory=ArrayMemory(2**15, 2**14, 2**15, 3e8, accumulator_bytes=4),
+                launch_seconds=1e-6,
+            ),
+        },
+    ),
+    replace(
+        machine("ryzen-7950x", "ethos-u55-128", "nvlink"),  # an SRAM that does not hold all
+        described={
+            HOME: counted("ryzen-7950x", 20.0, 12.5),
+            ACCELERATOR: replace(
+                counted("ethos-u55-128", 1.0, 0.1),
+                npu=Npu(
+                    1e9,
+                    macs_per_cycle=dict.fromkeys(FLOATS, 128.0),
+                    vector_operations_per_cycle=dict.fromkeys(FLOATS, 16.0),
+                    sram_bytes=2**21,
+                    sram_bytes_per_second=1e10,
+                    dram_bytes_per_second=1e9,
+                ),
+            ),
         },
     ),
 )
