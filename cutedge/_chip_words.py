@@ -1,5 +1,6 @@
 """What limits a run on arrays of multipliers, in a sentence that follows from its figures."""
 
+from collections import Counter
 from fractions import Fraction
 
 from partition.run import CycleShares
@@ -14,7 +15,7 @@ def limit_claim(split: Split) -> str | None:
     at least half of it, else whoever has most.
     """
     if split.chips is None:
-        return None
+        return _memory_claim(split)
     meta, run = split.graph.meta, split.run
     home, link = split.placement.home, split.link
     chip = " and ".join(split.placement.accelerators)
@@ -37,6 +38,40 @@ def limit_claim(split: Split) -> str | None:
     if shares.useful <= 0.5:
         return f"{cycles}{at}; {link} has {moving:.1%} of {time}"
     return f"{chip} has {away:.1%} of {time}{at}, {link} {moving:.1%}; {cycles}"
+
+
+_WAITS = {
+    "compute": "are computing",
+    "sram": "wait for its SRAM",
+    "dram": "wait for its DRAM",
+    "overhead": "start ops",
+}
+"""What the seconds of a chip with memories do, by what bounds them."""
+
+
+def _memory_claim(split: Split) -> str | None:
+    """Who has most of the time where chips wait for memories of their own, and what most of their
+    seconds are spent on; None without such chips."""
+    meta, run = split.graph.meta, split.run
+    seconds: Counter[str] = Counter()
+    for bounds in split.bound_seconds.values():
+        seconds.update(bounds)
+    whole = sum(seconds.values())
+    if not whole or {*split.bound_seconds} != {*split.placement.accelerators}:
+        return None
+    chip = " and ".join(split.placement.accelerators)
+    bound, most = seconds.most_common(1)[0]
+    spent = f"{most / whole:.1%} of the seconds of {chip} {_WAITS[bound]}"
+    at = f" at {counted(meta.batch * meta.seq, 'token')}" if meta.seq else ""
+    if run is None:
+        return f"{spent}{at}"
+    time = f"the {'known ' * bool(split.left_out)}time"
+    at_home, away, moving = run.shares
+    who, share = max(
+        ((split.placement.home, at_home), (chip, away), (split.link, moving)),
+        key=lambda one: one[1],
+    )
+    return f"{who} has {share:.1%} of {time}{at}; {spent}"
 
 
 def _lost(shares: CycleShares, chip: str) -> str:

@@ -879,3 +879,21 @@ def compute_seconds(placement: Placement, times: Mapping[str, DeviceTime]) -> di
         if len(known) == len(taken):
             found[device] = fsum(known)
     return found
+
+
+def bound_seconds(
+    placement: Placement, times: Mapping[str, DeviceTime]
+) -> dict[str, dict[str, float]]:
+    """By accelerator that is a chip with memories: the seconds of its ops by what bounds them."""
+    found: dict[str, dict[str, float]] = {}
+    for device in placement.accelerators:
+        time = times.get(device)
+        if time is None or not (time.device.npu or time.device.array_memory):
+            continue
+        bounds: Counter[str] = Counter()
+        for op, here in enumerate(placement.devices):
+            at = time.ops[op]
+            if here == device and at.bound is not None:
+                bounds[at.bound] += at.seconds or 0.0  # type: ignore[assignment]  # seconds add too
+        found[device] = dict(bounds)
+    return found

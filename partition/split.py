@@ -65,6 +65,9 @@ class Split:
     """What makes the arrays faster than their descriptions."""
     chips: Chips | None = None
     """The arrays that compute for home; None where no accelerator computes, or one is no array."""
+    bound_seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Device -> what bounds its ops there (``compute``, ``sram``, ``dram``, ``overhead``) -> their
+    seconds; accelerators that wait for memories of their own alone."""
     secret: frozenset[int] = frozenset()
     """The tensors that have a value of what the policy keeps secret."""
     exposed: tuple[Exposure, ...] = ()

@@ -125,3 +125,15 @@ def test_report_and_command_lead_with_it(traced, tokens, tmp_path):
         *("--weights-at", "home"),
     )
     assert f"\nBottleneck: {claim}.\nTraffic: " in shown.stdout, shown.stderr
+
+
+def test_a_chip_that_waits_for_its_memory_says_so():
+    """One token in int8 on a Coral: the weights that its SRAM does not hold come over USB."""
+    traced = cutedge.trace("edge-10m", seq=1, dtype="int8")
+    at = {"home": "tee-tdx", "accel": "coral-usb", "link": "usb3-gen1"}
+    split = traced.partition("offload-linear", **at).split
+    bounds = split.bound_seconds["coral-usb"]
+    assert sum(bounds.values()) == pytest.approx(split.compute_seconds["coral-usb"])
+    assert bounds["dram"] > 0.9 * sum(bounds.values())
+    assert limit_claim(split) is not None
+    assert "of the seconds of coral-usb wait for its DRAM" in str(limit_claim(split))
