@@ -11,7 +11,7 @@ MODULES = {
     "tracing": ("trace", "models"),
     "splitting": ("partition", "compare", "policies"),
     "generating": ("generate",),
-    "sweeping": ("sweep",),
+    "sweeping": ("sweep", "design"),
     "reporting": ("report",),
     "running": ("verify", "worker"),
     "exporting": ("export",),

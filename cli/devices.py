@@ -71,15 +71,10 @@ class Product:
     batch: Annotated[int, Option(min=1, max=MOST, help="So many products, one after another.")] = 1
     arrays: Annotated[int | None, Option(min=1, max=MOST, help="So many share each.")] = None
     count: Annotated[
-        CountAs | None,
-        Option(
-            help="Cycles of a systolic array: as SCALE-Sim prints them (the number of the last, "
-            "from 0; the default) or as many as there are."
-        ),
+        CountAs | None, Option(help="scalesim: the number of the last, from 0; true: so many.")
     ] = None
     overlap: Annotated[
-        Overlap | None,
-        Option(help="Whether a systolic array loads a fold while the one before streams."),
+        Overlap | None, Option(help="Whether a fold or tile is loaded while another computes.")
     ] = None
     dtype: Annotated[
         str, Option(help=f"Dtype of the elements on the host link: {', '.join(ITEM_BYTES)}.")

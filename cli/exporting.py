@@ -170,6 +170,14 @@ def zigzag(out: Out, directory: Directory = None, as_json: Json = False) -> None
     _products(export_zigzag(opened_trace(directory), out), as_json)
 
 
+@command("cutedge export stream --out workload.onnx", export)
+def stream(out: Out, directory: Directory = None, as_json: Json = False) -> None:
+    """Write the products, and what lies between them, as a workload for Stream (ONNX)."""
+    from cutedge._export import export_stream, opened_trace
+
+    _products(export_stream(opened_trace(directory), out), as_json)
+
+
 def _products(written: Any, as_json: bool) -> None:
     from cli.printing import print_json
 

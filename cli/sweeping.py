@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from cli import complete
 from cli.app import command, say, warn
 from cli.options import Json, Settings
 from cutedge.sweeping import BackendName
@@ -94,7 +95,7 @@ def sweep(
     say(f"written to {made.folder}")
 
 
-@command("cutedge design tinyllama-1.1b --seq 1,128 --rows 4..64 --columns 4..64 --device chip-8x8")
+@command("cutedge design tinyllama-1.1b --seq 1,128 --rows 4..64 --columns 4..64 --max-area 2")
 def design(
     model: Annotated[list[str], Argument(metavar="MODEL", help="As for trace, one or more.")],
     seq: Annotated[str, Option(help=_TOKENS)] = "1,128",
@@ -112,7 +113,10 @@ def design(
     clock_mhz: Annotated[str, Option(help="As --seq.")] = "500",
     dtype: Annotated[str, Option(help="Of all elements.")] = "int8",
     overlap: Annotated[Literal["none", "double-buffered"], Option(help="As for gemm.")] = "none",
-    device: Annotated[str | None, Option(help="An array: designs are no larger than it.")] = None,
+    device: Annotated[
+        str | None,
+        Option(help="An array beside designs no larger.", autocompletion=complete.devices),
+    ] = None,
     max_area: Annotated[float | None, Option(help="Square millimetres, at most.")] = None,
     pareto: Annotated[str, Option(help="What is compared.")] = "seconds,joules,area",
     area: Annotated[str, Option(help="Area figures, or a .toml file.")] = "dally-45nm",

@@ -41,6 +41,16 @@ class AreaFigures:
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where each figure comes from, by its key."""
 
+    @property
+    def by_key(self) -> dict[str, float]:
+        """Each figure by its key in the file, in the order of ``sources``."""
+        found = {}
+        for key in self.sources:
+            name, _, dtype = key.partition(".")
+            value = getattr(self, name)
+            found[key] = value[dtype] if dtype else value
+        return found
+
     def mac(self, dtype: str) -> float:
         """What a multiplier with its adder takes. Raises InputError where that is not known.
 

@@ -8,7 +8,7 @@ moves also by the buffers; only the stalls by the DRAM; only the seconds by the 
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -25,6 +25,7 @@ from costmodels.array_memory import MOST_WORDS, OPERANDS, TOGETHER, Buffers, Tra
 from costmodels.arrays import gemm_cost
 from costmodels.devices import Array, Device
 from costmodels.energy import EnergyFigures, array_picojoules, element_bytes
+from costmodels.links import load_link, round_trip_seconds
 from tracer.errors import InputError
 
 Ints = NDArray[np.int64]
@@ -296,30 +297,51 @@ def _arrays(dataflow: Dataflow, rows: Any, columns: Any, count: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class OnDevice:
-    """A run on a device that is an array without described buffers."""
+    """A run on a device that is an array."""
 
     device: Device
     square_millimetres: float
     """By the proxy of ``costmodels.area``."""
     cycles: int
-    """Of all products; waiting that is in a fixed tile's cycles among them."""
+    """Of all products, without waiting."""
+    stall_cycles: int | None
+    """Of waiting for the DRAM of its buffers. Where these are not known: for the host link, which
+    brings each operand and takes each result once for each product, one after another with the
+    computing. None where that is not known either."""
     seconds: float
     """All cycles by the clock."""
     joules: float
-    """Of the multiply-accumulates and of each element of operands and results once from the DRAM or
-    to it, by the energy figures: at least so much."""
+    """By the energy figures; without known buffers of the multiply-accumulates and of what crosses
+    the link: at least so much."""
     useful_share: float
-    """Of all multipliers and all cycles, as ``Runs`` has it."""
+    """As ``Runs`` has it; of fixed tiles the share of what they multiply."""
     padding_share: float
     """Likewise."""
 
+    @property
+    def at_least(self) -> bool:
+        """Whether its waiting and its energy are at least so much, as its buffers are not known."""
+        return self.device.array_memory is None
+
+    @property
+    def total_cycles(self) -> int | None:
+        """Both; None where the waiting is not known."""
+        return None if self.stall_cycles is None else self.cycles + self.stall_cycles
+
 
 def area_of(device: Device, figures: AreaFigures, dtype: str) -> float:
-    """The area proxy of a device that is an array: a multiplier for each of its cells, and for each
-    element of a fixed tile's result. Raises InputError for what is no array."""
-    array = _array_of(device)
-    cells = array.rows * array.columns
-    return float(figures.square_millimetres(dtype, cells, 0, array.arrays))
+    """The area proxy of a device that is an array: of a systolic one with its buffers, as far as they
+    are known; of fixed tiles as many multipliers as their compute cycles need, and both operands
+    and the result of a tile. Raises InputError for what is no array."""
+    array, memory = _array_of(device), device.array_memory
+    cells, held = array.rows * array.columns, 0.0
+    if array.depth is not None and array.tile_cycles is not None:
+        cycles = array.phases.tile_compute_cycles if array.phases else array.tile_cycles
+        held = element_bytes(dtype) * (cells + array.depth * (array.rows + array.columns))
+        cells = -(-cells * array.depth // cycles)
+    if memory is not None:
+        held = memory.sram_ifmap_bytes + memory.sram_filter_bytes + memory.sram_ofmap_bytes
+    return float(figures.square_millimetres(dtype, cells, held / 1024, array.arrays))
 
 
 def _array_of(device: Device) -> Array:
@@ -331,27 +353,73 @@ def _array_of(device: Device) -> Array:
     return device.array
 
 
+def _design_of(device: Device) -> Design | None:
+    """A device as a design; None where its buffers are not known."""
+    array, memory = _array_of(device), device.array_memory
+    if memory is None:
+        return None
+    sizes = memory.sram_ifmap_bytes, memory.sram_filter_bytes, memory.sram_ofmap_bytes
+    left, right, result = (Fraction(size, 1024) for size in sizes)
+    return Design(
+        array.dataflow,
+        array.rows,
+        array.columns,
+        array.arrays,
+        (left, right, result),
+        Fraction(str(memory.dram_bytes_per_second)),
+        Fraction(str(array.clock_hertz)),
+    )
+
+
 def on_device(
     products: Products, device: Device, area: AreaFigures, energy: EnergyFigures, dtype: str
 ) -> OnDevice:
     """What the products take on a device. Raises InputError for one that is no array."""
-    array = _array_of(device)
+    array, square_millimetres = _array_of(device), area_of(device, area, dtype)
+    if (design := _design_of(device)) is not None:
+        made = runs(products, Space.of(design, dtype, "none"), energy)
+        return OnDevice(
+            device,
+            square_millimetres,
+            int(made.compute_cycles[0]),
+            int(made.stall_cycles[0]),
+            float(made.seconds[0]),
+            float(made.joules[0]),
+            float(made.useful_share[0]),
+            float(made.padding_share[0]),
+        )
     *sizes, batch, times = products
     cost = gemm_cost(array, *sizes, batch=batch, count="true")
     cycles = int(cost.cycles @ times)
+    stalls, moved = _over_link(products, device, dtype)
     useful = float((cost.cycles * cost.utilisation) @ times) / cycles
     padded = np.minimum(cost.padded_macs / cost.useful_macs * cost.utilisation, 1.0)
-    moved = float(element_bytes(dtype)) * ((cost.sent_bytes + cost.received_bytes) @ times) / 4
-    taken = array_picojoules(energy, dtype, products.macs, {}, {}, moved).total
     return OnDevice(
         device,
-        area_of(device, area, dtype),
+        square_millimetres,
         cycles,
-        cycles / array.clock_hertz,
-        1e-12 * float(taken),
+        stalls,
+        (cycles + (stalls or 0)) / array.clock_hertz,
+        1e-12 * float(array_picojoules(energy, dtype, products.macs, {}, {}, moved).total),
         useful,
         float((cost.cycles * padded) @ times) / cycles - useful,
     )
+
+
+def _over_link(products: Products, device: Device, dtype: str) -> tuple[int | None, float]:
+    """(cycles of the device's clock in which operands and results cross its host link, the bytes);
+    None where there is no link, or its bandwidth is not known."""
+    link = None if device.host_link is None else load_link(device.host_link)
+    size, seconds, moved = element_bytes(dtype), 0.0, 0.0
+    for m, k, n, batch, times in zip(*(axis.tolist() for axis in products), strict=True):
+        sent, received = int(size * batch * (m * k + k * n)), int(size * batch * m * n)
+        moved += times * (sent + received)
+        taken = None if link is None else round_trip_seconds(link, sent, received)
+        if taken is None:
+            link = None
+        else:
+            seconds += times * taken
+    return None if link is None else round(seconds * _array_of(device).clock_hertz), moved
 
 
 # --- the best of them -----------------------------------------------------------------------------
@@ -426,21 +494,12 @@ def fastest(made: Runs, area: Floats, among: NDArray[np.intp]) -> int:
 # --- what limits one ------------------------------------------------------------------------------
 
 
-def gains(
-    products: Products, design: Design, dtype: str, overlap: Overlap, *together: tuple[str, ...]
-) -> dict[tuple[str, ...], float]:
-    """How many times as fast a run is with twice of each knob, or of what is given ``together``."""
-
-    def seconds(design: Design) -> float:
-        return float(runs(products, Space.of(design, dtype, overlap), EnergyFigures()).seconds[0])
-
-    base = seconds(design)
-    each = together or tuple((knob,) for knob in KNOBS)
-    return {knobs: base / seconds(doubled(design, *knobs)) for knobs in each}
-
-
 KNOBS = ("rows", "columns", "buffers", "DRAM bandwidth", "clock", "arrays")
 """What of a design can be doubled."""
+
+DEVICE_KNOBS = ("multipliers", "host link", "clock", "arrays")
+"""What of a device without described buffers can be: the multipliers of a fixed tile whose compute
+cycles are known, else there is no saying what a larger one takes."""
 
 
 def doubled(design: Design, *knobs: str) -> Design:
@@ -461,3 +520,49 @@ def doubled(design: Design, *knobs: str) -> Design:
             case _:
                 design = replace(design, arrays=2 * design.arrays)
     return design
+
+
+def seconds_of(
+    products: Products, design: Design, dtype: str, overlap: Overlap
+) -> Callable[..., float]:
+    """What a run takes on a design with twice of some knobs."""
+
+    def seconds(*knobs: str) -> float:
+        there = Space.of(doubled(design, *knobs), dtype, overlap)
+        return float(runs(products, there, EnergyFigures()).seconds[0])
+
+    return seconds
+
+
+def device_seconds_of(
+    products: Products, device: Device, dtype: str
+) -> tuple[tuple[str, ...], Callable[..., float]]:
+    """(what of a device can be doubled, what a run takes on it with twice of some of that)"""
+    if (design := _design_of(device)) is not None:
+        return KNOBS, seconds_of(products, design, dtype, "none")
+    array = _array_of(device)
+    stalls, _ = _over_link(products, device, dtype)
+    known = {"multipliers": array.phases is not None, "host link": stalls is not None}
+    *sizes, batch, times = products
+
+    def seconds(*knobs: str) -> float:
+        there = array
+        if "multipliers" in knobs and array.phases and array.tile_cycles:
+            half = array.phases.tile_compute_cycles // 2
+            there = replace(there, tile_cycles=array.tile_cycles - half, phases=None)
+        if "arrays" in knobs:
+            there = replace(there, arrays=2 * array.arrays)
+        cycles = int(gemm_cost(there, *sizes, batch=batch, count="true").cycles @ times)
+        clock = array.clock_hertz * (2 if "clock" in knobs else 1)
+        moving = (stalls or 0) / array.clock_hertz / (2 if "host link" in knobs else 1)
+        return cycles / clock + moving
+
+    return tuple(knob for knob in DEVICE_KNOBS if known.get(knob, True)), seconds
+
+
+def gains(
+    seconds: Callable[..., float], together: Iterable[tuple[str, ...]]
+) -> dict[tuple[str, ...], float]:
+    """How many times as fast a run is with twice of each of these groups of knobs."""
+    base = seconds()
+    return {knobs: base / seconds(*knobs) for knobs in together}

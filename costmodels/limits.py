@@ -255,11 +255,12 @@ def device_figures(device: Device, dtype: str, *, binary: bool = False) -> Devic
     ``binary`` reads the G of its bandwidth as 2**30 and the T of its peak as 2**40, as the analysis
     does. Raises InputError where the device lacks a figure.
     """
-    if device.array is not None and not device.peak_flops_per_second:
+    if device.is_chip and not device.peak_flops_per_second:
+        what = "is an array of multipliers, without memory of its own"
         raise InputError(
-            f"{device.name} is an array of multipliers, without memory of its own: limits are of "
+            f"{device.name} {'counts cycles' if device.npu else what}: limits are of "
             "a device that holds the model and has peaks and a bandwidth, like rtx-4090 "
-            "(`cutedge devices` lists them); `cutedge cost` and `partition` take an array"
+            "(`cutedge devices` lists them); `cutedge cost` and `partition` take a chip"
         )
     peak, bandwidth = (
         device.peak_flops_per_second.get(dtype),

@@ -13,15 +13,15 @@ from cutedge._design_words import (
     HEADS,
     design_text,
     kib_text,
-    limit_line,
+    limit_lines,
     pareto_rows,
     pareto_words,
+    run_name,
     said,
     side_by_side,
 )
 from tracer.errors import CutedgeError
 from tracer.files import write_whole
-from tracer.summary import headline
 from tracer.words import duration, joules
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def write_designs(made: "Designs", page: Path) -> Path:
 
 def _section(made: "Designs", found: "DesignedRun") -> str:
     return (
-        f"<section>\n<h2>{escape(headline(found.graph.meta))}</h2>\n{drawn(made, found)}"
+        f"<section>\n<h2>{escape(run_name(found.graph.meta))}</h2>\n{drawn(made, found)}"
         f'<p class="caption">{escape(pareto_words(made, found))}</p>\n'
         f"{_table(HEADS, pareto_rows(made, found))}</section>\n"
     )
@@ -77,7 +77,7 @@ def _section(made: "Designs", found: "DesignedRun") -> str:
 def drawn(made: "Designs", found: "DesignedRun") -> str:
     """What limits the best design of a run, and its charts."""
     return (
-        f'<p class="more">{escape(limit_line(made, found))}.</p>\n'
+        f"{''.join(f'<p>{escape(line)}.</p>' for line in limit_lines(made, found))}\n"
         '<p class="caption">Steps: the fewest seconds with so much area, by dataflow. Marks: the '
         "designs that no other one is better than, in all figures that are compared. Both axes are "
         "logarithmic.</p>\n"
@@ -135,9 +135,8 @@ def _drawn(made: "Designs", found: "DesignedRun") -> Iterator[str]:
     if made.max_area is not None and min(wide) < made.max_area < max(wide):
         at = x(made.max_area)
         yield f'<path class="most" d="M{at:.1f} {_TOP}V{_HIGH - _LOW}"/>'
-        yield _text(
-            at + 6, _HIGH - _LOW - 8, f"at most {made.max_area:.4g} mm2", "start", "soft halo"
-        )
+        left, label = at > _WIDE / 2, f"at most {made.max_area:.4g} mm2"
+        yield _text(at + (-6 if left else 6), _TOP + 30, label, "end" if left else "start", "soft")
     most, taken = max(wide), []
     for flow, numbers in steps.items():
         first, *others = zip(x(area[numbers]), y(seconds[numbers]), strict=True)
@@ -158,9 +157,8 @@ def _drawn(made: "Designs", found: "DesignedRun") -> Iterator[str]:
         at, up = x(area[found.best]), y(seconds[found.best])
         yield f'<circle cx="{at:.1f}" cy="{up:.1f}" r="8" fill="none" stroke="var(--mark)"/>'
         down = up + 24 if up < _HIGH - _LOW - 40 else up - 14
-        yield _text(
-            at, down, f"best: {design_text(made.space.design(found.best))}", "middle", "halo"
-        )
+        side = "end" if at > _WIDE - _RIGHT - 80 else "middle"
+        yield _text(at, down, f"best: {design_text(made.space.design(found.best))}", side, "halo")
     if device:
         at, up = x(device.square_millimetres), y(device.seconds)
         yield f'<path d="M{at - 6:.1f} {up:.1f}l6 -6l6 6l-6 6z" fill="var(--mark)"/>'

@@ -188,6 +188,8 @@ def device_row(found: "DesignedRun") -> dict[str, Any] | None:
         "clock_hertz": array.clock_hertz,
         "square_millimetres": on.square_millimetres,
         "cycles": on.cycles,
+        "stall_cycles": on.stall_cycles,
+        "total_cycles": on.total_cycles,
         "seconds": on.seconds,
         "joules": on.joules,
         "useful_share": on.useful_share,
@@ -213,6 +215,7 @@ def summary(made: "Designs") -> dict[str, Any]:
 def _run(made: "Designs", found: "DesignedRun") -> dict[str, Any]:
     run = run_of(found.graph, found.trace_id)
     faster, sentence = made.limits(found)
+    slow, of_device = made.device_limits(found)
     return {
         **run,
         "macs": found.products.macs,
@@ -220,5 +223,7 @@ def _run(made: "Designs", found: "DesignedRun") -> dict[str, Any]:
         "device": device_row(found),
         "limit": sentence or None,
         "times_as_fast": {knob: gain for (knob,), gain in faster.items()},
+        "device_limit": of_device or None,
+        "device_times_as_fast": {knob: gain for (knob,), gain in slow.items()},
         "pareto": design_rows(made, found, found.pareto),
     }

@@ -1,13 +1,11 @@
 """What limits a design and what doubles its speed: sentences that follow from its figures."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from costmodels import Overlap
-from costmodels.designs import KNOBS, Design, Products, gains
+from costmodels.designs import Design, gains
 from tracer.graph import TraceMeta
-from tracer.summary import headline
 from tracer.words import counted, duration, joules, rate
 
 if TYPE_CHECKING:
@@ -17,23 +15,17 @@ DOUBLES = 1.9
 """From so many times as fast on, a sentence says that something doubles the speed."""
 
 
-def limit_sentence(
-    products: Products,
-    design: Design,
-    dtype: str,
-    overlap: Overlap,
-    faster: Mapping[tuple[str, ...], float],
-) -> str:
-    """What limits a design, and what doubles its speed: each figure is that of the doubled design.
+def limit_sentence(seconds: Callable[..., float], faster: Mapping[tuple[str, ...], float]) -> str:
+    """What limits a chip, and what doubles its speed: each figure is that of the doubled chip.
 
-    ``faster`` are the gains of each knob alone.
+    ``seconds`` are those of a run with twice of some knobs, ``faster`` the gains of each knob alone.
     """
     first, second = sorted(faster, key=lambda knobs: -faster[knobs])[:2]
     (name,) = first
     alone = f"twice {_more(first)} makes it {faster[first]:.2f} times as fast"
     if faster[first] >= DOUBLES:
         return f"{name} limits it: {alone}; next is {second[0]}, {faster[second]:.2f} times"
-    pairs = gains(products, design, dtype, overlap, *combinations(KNOBS, 2))
+    pairs = gains(seconds, combinations([knob for (knob,) in faster], 2))
     best = max(pairs, key=lambda knobs: pairs[knobs])
     both = f"twice {_more(best)} makes it {pairs[best]:.2f} times as fast"
     if pairs[best] >= DOUBLES:
@@ -80,9 +72,9 @@ def shown(made: "Designs", written: Iterable[object]) -> Iterator[str | tuple[st
     yield ""
     yield f"model, tokens>, {HEADS}", side_by_side(made)
     yield ""
-    yield from (limit_line(made, found) for found in made.found)
+    yield from (line for found in made.found for line in limit_lines(made, found))
     for found in made.found:
-        yield f"\n{headline(found.graph.meta)}"
+        yield f"\n{run_name(found.graph.meta)}"
         yield pareto_words(made, found)
         yield HEADS, pareto_rows(made, found)
     yield from (f"written to {path}" for path in written)
@@ -107,10 +99,18 @@ def side_by_side(made: "Designs") -> list[list[str]]:
         meta = found.graph.meta
         run = [meta.model, run_size(meta)]
         if (device := device_row(found)) is not None:
-            rows.append([*run, *_row(device, device["device"], "", ">= ")])
+            least = ">= " if found.device and found.device.at_least else ""
+            rows.append([*run, *_row(device, device["device"], "", least)])
         if found.best is not None:
             rows.append([*run, *_designs_row(made, found, found.best)])
     return rows
+
+
+def run_name(meta: TraceMeta) -> str:
+    """A run in a line; what it was traced in is no matter to a design, which has a dtype of its own."""
+    size = f" of {counted(meta.seq, 'token')}{_after(meta)}" if meta.seq else ""
+    many = f", {meta.batch:,} at a time" if meta.batch > 1 else ""
+    return f"{meta.model}: {meta.phase}{size}{many}"
 
 
 def run_size(meta: TraceMeta) -> str:
@@ -157,21 +157,24 @@ def _row(row: Mapping[str, Any], name: str, kib: str, least: str) -> list[str]:
         f"{row['clock_hertz'] / 1e6:g}",
         f"{row['square_millimetres']:.4g}",
         f"{row['cycles']:,}",
-        f"{row['stall_cycles']:,}" if rates else "in cycles",
-        duration(row["seconds"]),
+        "" if row["stall_cycles"] is None else f"{least}{row['stall_cycles']:,}",
+        f"{least}{duration(row['seconds'])}",
         f"{least}{joules(row['joules'])}",
         f"{row['padding_share']:.1%}",
         f"{row['useful_share']:.1%}",
     ]
 
 
-def limit_line(made: "Designs", found: "DesignedRun") -> str:
-    """What limits the best design of a run, and what doubles its speed."""
-    if found.best is None:
-        return f"no design is as small as {made.max_area:g} mm2: give smaller arrays or buffers"
+def limit_lines(made: "Designs", found: "DesignedRun") -> list[str]:
+    """What limits the device and the best design of a run, and what doubles their speed."""
     meta = found.graph.meta
+    at = f" at {counted(meta.seq, 'token')}{_after(meta)}" if meta.seq else ""
+    lines = []
+    if found.device is not None:
+        name = found.device.device.name
+        lines.append(f"{meta.model}{at} on {name}: {made.device_limits(found)[1]}")
+    if found.best is None:
+        small = f"no design is as small as {made.max_area:g} mm2"
+        return [*lines, f"{meta.model}{at}: {small}, give smaller arrays or buffers"]
     name = design_text(made.space.design(found.best))
-    at = (
-        f"{meta.model} at {run_size(meta)} token{'s' * (meta.seq != 1)}" if meta.seq else meta.model
-    )
-    return f"{at} on {name}: {made.limits(found)[1]}"
+    return [*lines, f"{meta.model}{at} on {name}: {made.limits(found)[1]}"]

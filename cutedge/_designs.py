@@ -1,7 +1,7 @@
 """What designs take for runs of models: all points, the best of them, what limits one."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 
 from costmodels.area import AreaFigures, load_area
 from costmodels.designs import (
+    KNOBS,
     Bandwidth,
     OnDevice,
     Products,
     Runs,
     Space,
     area_of,
+    device_seconds_of,
     fastest,
     gains,
     on_device,
     pareto,
     runs,
+    seconds_of,
 )
 from costmodels.devices import Device
 from costmodels.energy import EnergyFigures, load_energy
@@ -96,13 +99,19 @@ class Designs:
     def limits(self, found: DesignedRun) -> tuple[dict[tuple[str, ...], float], str]:
         """(how many times as fast the best design of a run is with twice of each thing, the sentence
         that says what limits it); empty where not one design is small enough."""
-        from cutedge._design_words import limit_sentence
-
         if found.best is None:
             return {}, ""
-        of = found.products, self.space.design(found.best), self.space.dtype, self.space.overlap
-        faster = gains(*of)
-        return faster, limit_sentence(*of, faster)
+        design = self.space.design(found.best)
+        seconds = seconds_of(found.products, design, self.space.dtype, self.space.overlap)
+        return _limits(seconds, KNOBS)
+
+    def device_limits(self, found: DesignedRun) -> tuple[dict[tuple[str, ...], float], str]:
+        """Likewise of the device; empty without one."""
+        if found.device is None:
+            return {}, ""
+        of = found.products, found.device.device, self.space.dtype
+        knobs, seconds = device_seconds_of(*of)
+        return _limits(seconds, knobs)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``designs.parquet`` into a folder; where it is. Raises CutedgeError."""
@@ -115,6 +124,15 @@ class Designs:
         from cutedge._design_page import write_designs
 
         return write_designs(self, Path(page))
+
+
+def _limits(
+    seconds: Callable[..., float], knobs: Sequence[str]
+) -> tuple[dict[tuple[str, ...], float], str]:
+    from cutedge._design_words import limit_sentence
+
+    faster = gains(seconds, ((knob,) for knob in knobs))
+    return faster, limit_sentence(seconds, faster)
 
 
 def work_out(

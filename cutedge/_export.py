@@ -174,6 +174,23 @@ def export_zigzag(graph: OpGraph, out: Path) -> Exported:
     return Exported({out: size}, graph, None, warnings=warnings, products=many)
 
 
+def export_stream(graph: OpGraph, out: Path) -> Exported:
+    """Write a trace as a workload for Stream: an ONNX model of the ops that it has operators for.
+
+    Raises InputError where the ``onnx`` package is missing, for a dtype that Stream lacks and for a
+    trace without such ops, CutedgeError for a place that cannot be written.
+    """
+    from cutedge.exports.stream import workload
+
+    model, products, elsewhere = workload(graph)
+    warnings = tuple(
+        f"{count} x {target} left out: Stream has no operator for it, its results are inputs"
+        for target, count in elsewhere.items()
+    )
+    size = write_file(model, out)
+    return Exported({out: size}, graph, None, warnings=warnings, products=products)
+
+
 def _products(graph: OpGraph) -> "tuple[Products, tuple[str, ...]]":
     """(the products of a trace, what is left out of them). Raises InputError where there are no
     products."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 import typer
 
 from cli.main import app
+from costmodels.area import AreaFigures, area_names, load_area
 from costmodels.cost_table import COSTS
 from costmodels.described import Figure
 from costmodels.devices import (
@@ -352,6 +353,19 @@ def _devices() -> str:
                 [
                     (code(name), code(field), _limits(array[name]) if name in array else "text")
                     for name, field in _ARRAY_KEYS.items()
+                ],
+            ),
+            "## Figures of area",
+            "What a file of area figures may say (`costmodels/data/area`, `design --area`). Figures by "
+            "dtype stand as `[mac_square_micrometres.int8]`.",
+            _fields(AreaFigures),
+            table(
+                ("file", "figure", "value", "source"),
+                [
+                    (code(name), code(key), f"{value:g}", found.sources[key])
+                    for name in area_names()
+                    for found in [load_area(name)]
+                    for key, value in found.by_key.items()
                 ],
             ),
             "## What the cycles of a fixed tile hold",

@@ -13,6 +13,7 @@ from costmodels.array_memory import MemoryCost
 from costmodels.arrays import GemmCost, Options
 from costmodels.calibrate import Calibration, Fit
 from costmodels.cost_table import COSTS
+from costmodels.designs import OnDevice
 from costmodels.devices import Array, Device
 from costmodels.energy import Picojoules
 from costmodels.fit_engine import Residual
@@ -472,14 +473,19 @@ def _design() -> dict[str, Schema]:
         **columns(COSTS, "device"),
         **columns(DESIGN),
         "dataflow": key(str, "As of a design, or fixed."),
-        **columns(TAKEN, "cycles", "seconds", "joules"),
+        **columns(TAKEN, "cycles"),
+        **dataclass_keys(OnDevice, "stall_cycles"),
+        "total_cycles": key(
+            int | None, "`cycles` and `stall_cycles`; null where these are not known."
+        ),
+        **columns(TAKEN, "seconds", "joules"),
         "useful_share": key(
             float, "Of a design's multipliers and cycles, of what fixed tiles multiply."
         ),
         "padding_share": key(float, "Likewise, what is multiplied by padding."),
     }
     for name in ("ifmap_kib", "filter_kib", "ofmap_kib", "dram_bytes_per_second"):
-        del device[name]  # its buffers are not known, and its waiting is in its cycles
+        del device[name]  # of a device these are in its own description
     run = {
         **columns(OF_A_TRACE),
         "macs": key(int, "Multiply-accumulates of all matrix products."),
@@ -494,6 +500,8 @@ def _design() -> dict[str, Schema]:
             Mapping[str, float],
             "Of the best design: what there is twice as much of -> its speedup.",
         ),
+        "device_limit": key(str | None, "Likewise of the device; null without one."),
+        "device_times_as_fast": key(Mapping[str, float], "Likewise of the device."),
         "pareto": key(listed(record(design)), "The designs that no other one is better than."),
     }
     return {
@@ -992,6 +1000,11 @@ def _shapes() -> dict[str, tuple[str, dict[str, Schema], tuple[str, ...]]]:
         "export-scalesim": (
             "The matrix products and an array, for SCALE-Sim.",
             _products() | {"files": key(listed(record(_written())), "What was written.")},
+            (),
+        ),
+        "export-stream": (
+            "The products, and what lies between them, for Stream.",
+            _products() | _written(),
             (),
         ),
         "export-zigzag": ("The matrix products, for ZigZag.", _products() | _written(), ()),

@@ -76,6 +76,11 @@ def roofline(partition: Split, device: str, time: DeviceTime | None) -> Roofline
             f"{device} is an array of multipliers, which computes in cycles: its products are "
             "below, where its cycles go."
         )
+    if time.device.is_chip:
+        return Missing(
+            f"{device} counts cycles, and has an SRAM and a DRAM: it has no one roof. `cutedge cost` "
+            "says what bounds its ops."
+        )
     graph, placed = partition.graph, partition.placement.devices
     groups = shares(graph, time, lambda op: sort_of(op) if placed[op.id] == device else "")
     found = [one for one in groups if one.name]

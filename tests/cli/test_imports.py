@@ -5,6 +5,8 @@ import subprocess
 import sys
 from functools import partial
 
+from cli.commands import MODULES
+from cli.main import app
 from tests.support.processes import run_command
 
 MODEL = ("edge-10m", "--set", "num_hidden_layers=1")
@@ -35,6 +37,26 @@ def test_the_command_imports_no_torch_for_what_it_has_seen(cli, tmp_path, monkey
     (made,) = (tmp_path / "cutedge-out").glob("**/seq=99")
     (kept,) = (tmp_path / "cutedge-out").glob("**/seq=24")
     assert {path.name for path in made.iterdir()} == {path.name for path in kept.iterdir()}
+
+
+def test_every_command_is_found_in_its_module():
+    found: dict[str, list[str]] = {}
+    for command in app.registered_commands:
+        name = command.callback.__name__
+        found.setdefault(command.callback.__module__, []).append(name)
+    (export,) = app.registered_groups
+    found["cli.exporting"] = [export.typer_instance.info.name or export.name]
+    assert found == {f"cli.{module}": [*names] for module, names in MODULES.items()}
+
+
+def test_a_command_loads_no_other_command():
+    code = "import sys; from cli.commands import app_of; app_of(['trace', 'gpt2']); " + (
+        "print(*sorted(m for m in sys.modules if m.startswith('cli.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    loaded = {name.removeprefix("cli.") for name in done.stdout.split()}
+    assert "tracing" in loaded
+    assert not loaded & ({*MODULES} - {"tracing"})
 
 
 def test_costing_imports_no_torch():

@@ -93,6 +93,7 @@ SAID: dict[str, list[tuple[str, ...]]] = {
     "export-scalesim": [
         ("u", "--sram-kib", "64,64,64", "--dram-words-per-cycle", "10", "--out", "scalesim")
     ],
+    "export-stream": [("u", "--out", "x.onnx")],
     "export-zigzag": [("u", "--out", "x.yaml")],
     "export-csv": [("ops", "u", "--out", "x.csv")],
     "export-json": [("ops", "u", "--out", "x.json")],

@@ -17,14 +17,16 @@ from costmodels.designs import (
     Design,
     Products,
     Space,
+    device_seconds_of,
     doubled,
     fastest,
     gains,
     on_device,
     pareto,
     runs,
+    seconds_of,
 )
-from costmodels.devices import Array, load_device
+from costmodels.devices import Array, ArrayMemory, load_device
 from costmodels.energy import load_energy, product_picojoules
 from tests.support.examples import examples
 from tracer.errors import InputError
@@ -175,27 +177,53 @@ def test_twice_of_each_knob():
 
 def test_a_clock_beside_a_dram_doubles_the_speed_of_all():
     """Twice the clock and twice the DRAM are the same cycles, each half as long."""
-    both = gains(
-        of((64, 64, 64, 2, 3)), SPACE.design(0), "int8", "none", ("clock", "DRAM bandwidth")
-    )
-    assert both == {("clock", "DRAM bandwidth"): 2.0}
+    seconds = seconds_of(of((64, 64, 64, 2, 3)), SPACE.design(0), "int8", "none")
+    assert gains(seconds, [("clock", "DRAM bandwidth")]) == {("clock", "DRAM bandwidth"): 2.0}
 
 
 def test_a_device_with_fixed_tiles():
-    """16 x 8 x 8 and three times 8 x 8 x 1: 2 + 3 tiles of 532 cycles; the last ones are padded 7/8."""
-    made = on_device(
-        of((16, 8, 8, 1, 1), (8, 8, 1, 1, 3)), load_device("chip-8x8"), AREA, ENERGY, "float32"
-    )
+    """16 x 8 x 8 and three times 8 x 8 x 1: 2 + 3 tiles of 532 cycles; the last ones are padded 7/8.
+
+    512 of the 532 cycles compute, 512 multiplications: one multiplier, beside three tiles of 256 B.
+    Over axi-lite, 200e6 bytes a second, the bytes of each op cross one after another.
+    """
+    products, chip = of((16, 8, 8, 1, 1), (8, 8, 1, 1, 3)), load_device("chip-8x8")
+    made = on_device(products, chip, AREA, ENERGY, "float32")
+    elements = 16 * 8 + 8 * 8 + 16 * 8 + 3 * (8 * 8 + 8 + 8)
     assert made.cycles == 5 * 532
-    assert made.seconds == 5 * 532 / 1e8
+    assert made.stall_cycles == 4 * elements / 2
+    assert made.seconds == (5 * 532 + 4 * elements / 2) / 1e8
     assert made.useful_share == pytest.approx((2 + 3 / 8) / 5)
     assert made.padding_share == pytest.approx(3 * 7 / 8 / 5)
-    assert made.square_millimetres == pytest.approx((64 * (7700 + 4184) + 39900) / 1e6)
-    elements = 16 * 8 + 8 * 8 + 16 * 8 + 3 * (8 * 8 + 8 + 8)
+    assert made.square_millimetres == pytest.approx((7700 + 4184 + 0.75 * 4049 + 39900) / 1e6)
     macs = 16 * 8 * 8 + 3 * 8 * 8
     assert made.joules == pytest.approx(1e-12 * (macs * 4.6 + 4 * elements * 162.5))
+    knobs, seconds = device_seconds_of(products, chip, "float32")
+    assert knobs == ("multipliers", "host link", "clock", "arrays")
+    assert seconds() == made.seconds
+    moving = 4 * elements / 2 / 1e8
+    assert seconds("multipliers") == 5 * (532 - 256) / 1e8 + moving
+    assert seconds("clock", "host link") == pytest.approx(made.seconds / 2)
+    # Of the two tiles of rows each array has one; of a single tile there is nothing to divide.
+    assert seconds("arrays") == 4 * 532 / 1e8 + moving
     with pytest.raises(InputError, match="h200 is no array of multipliers"):
-        on_device(of((8, 8, 8, 1, 1)), load_device("h200"), AREA, ENERGY, "int8")
+        on_device(products, load_device("h200"), AREA, ENERGY, "int8")
+
+
+def test_a_device_with_buffers_is_a_design():
+    """To the last figure, those of the design that it is."""
+    products = of((40, 300, 50, 2, 3), (1, 64, 64, 1, 1))
+    memory = ArrayMemory(2**14, 2**15, 2**13, 1.6e9)
+    device = replace(load_device("systolic-8x8"), array_memory=memory)
+    kib = Fraction(16), Fraction(32), Fraction(8)
+    design = Design(device.array.dataflow, 8, 8, 1, kib, Fraction(16 * 10**8), Fraction(10**8))
+    space = Space.of(design, "int8", "none")
+    made, wanted = on_device(products, device, AREA, ENERGY, "int8"), runs(products, space, ENERGY)
+    assert made.total_cycles == wanted.total_cycles[0]
+    assert made.joules == wanted.joules[0]
+    assert made.square_millimetres == space.square_millimetres(AREA)[0]
+    knobs, seconds = device_seconds_of(products, device, "int8")
+    assert (knobs, seconds()) == (KNOBS, wanted.seconds[0])
 
 
 def test_area_figures_say_what_they_lack(tmp_path):

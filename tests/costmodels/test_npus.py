@@ -246,6 +246,11 @@ def test_what_a_chip_does_not_run_falls_to_the_host(graph, tmp_path, monkeypatch
     machine = ("--home", "ryzen-7950x", "--accel", "coral-usb", "--policy", "far.toml")
     done = invoke("partition", *machine)
     assert done.returncode == 0, done.stderr
+    page = invoke("report", *machine, "--out", "page.html")
+    assert page.returncode == 0, page.stderr
+    assert "it has no one roof" in Path("page.html").read_text()
+    said = invoke("limits", "edge-10m", "--device", "coral-usb").stderr
+    assert "coral-usb counts cycles: limits are of a device that holds the model" in said
     sql = "SELECT DISTINCT kind, p.device, p.reason FROM placement p JOIN ops USING (op_id)"
     rows = json.loads(invoke("cutedge", "query", sql, "--json").stdout)["rows"]
     at_home = {row["kind"]: row["reason"] for row in rows if row["device"] == "ryzen-7950x"}
@@ -307,3 +312,34 @@ def test_speedups_of_a_chip_with_buffers_are_refused(graph, tmp_path, monkeypatc
     done = invoke("cost", "--device", "mine.toml", "--chips", "4")
     assert "mine has buffers" in done.stderr
     assert done.returncode == 2
+
+
+def test_layers_over_two_chips_and_weights_that_are_sent(tmp_path, monkeypatch):
+    """Each layer's products on the chip that has it; what the chips take together is what one takes.
+
+    Weights that lie at home cross in the format that they are stored in: bytes of a linear, all of
+    them read once, are those of the trace.
+    """
+    monkeypatch.chdir(tmp_path)
+    rule = '[[rule]]\nlayer = [{}]\nkind = ["linear", "matmul"]\nplace = "{}"\n'
+    head = 'description = "d"\ndefault = "home"\n'
+    Path("two.toml").write_text(
+        head + rule.format("0, 1", "accelerator 1") + rule.format("2, 3", "accelerator 2")
+    )
+    Path("one.toml").write_text(head + rule.format("0, 1, 2, 3", "accelerator 1"))
+    assert invoke("trace", "edge-10m", "--seq", "8", "--dtype", "int8").returncode == 0
+    chips = ("--home", "tee-tdx", "--accel", "a=gemmini-16x16", "--accel", "b=gemmini-16x16")
+    found = {}
+    for name, *more in (("one",), ("two",), ("two", "--weights-at", "home", "--weights", "q8_0")):
+        done = invoke(
+            "partition", "--policy", f"{name}.toml", *chips, "--link", "pcie-gen3", *more, "--json"
+        )
+        assert done.returncode == 0, done.stderr
+        found[name, *more] = json.loads(done.stdout)
+    one, two, sent = found.values()
+    assert sum(two["cycles"].values()) == one["cycles"]["a"]
+    assert {*two["cycles"]} == {"a", "b"}
+    weights = 4 * (4 * 256 * 256 + 2 * 256 * 1024)
+    biases = 4 * (4 * 256 + 1024 + 256)
+    more = sent["sent_payload_bytes"] - two["sent_payload_bytes"]
+    assert more == weights * 34 // 32 + biases * 4  # of 32 elements a scale; biases in float32

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import cutedge
-from costmodels.designs import KNOBS, Space, doubled, gains, runs
+from costmodels.designs import KNOBS, Space, doubled, gains, runs, seconds_of
 from costmodels.energy import EnergyFigures
 from cutedge._design_words import limit_sentence
 from tests.support.inprocess import invoke
@@ -111,10 +111,10 @@ SENTENCES = {
 }
 
 
-def as_fast(products, design, dtype, overlap, *knobs):
+def as_fast(products, design, *knobs):
     """Of the doubled design, with nothing of what the sentence is made of but the closed forms."""
     seconds = [
-        runs(products, Space.of(one, dtype, overlap), EnergyFigures()).seconds[0]
+        runs(products, Space.of(one, "float32", "none"), EnergyFigures()).seconds[0]
         for one in (design, doubled(design, *knobs))
     ]
     return f"{seconds[0] / seconds[1]:.2f}"
@@ -125,9 +125,9 @@ def test_each_claim_holds_of_the_doubled_design(made):
     found = made.found[1]
     said = set()
     for number in np.linspace(0, DESIGNS - 1, 8).astype(int).tolist():
-        of = found.products, made.space.design(number), "float32", "none"
-        faster = gains(*of)
-        sentence = limit_sentence(*of, faster)
+        of = found.products, made.space.design(number)
+        seconds = seconds_of(*of, "float32", "none")
+        sentence = limit_sentence(seconds, gains(seconds, [(knob,) for knob in KNOBS]))
         (kind, match), *others = [
             (kind, match)
             for kind, text in SENTENCES.items()
@@ -155,12 +155,15 @@ def test_each_claim_holds_of_the_doubled_design(made):
 
 
 def test_a_device_stands_beside_designs_that_are_no_larger(traced):
-    made = cutedge.design(traced, seq=64, device="chip-8x8", rows=4, columns="4,64", sram_kib=3)
-    assert made.max_area == pytest.approx((64 * 419 + 39900) / 1e6)
+    made = cutedge.design(traced, seq=64, device="chip-8x8", rows=1, columns="1,2", sram_kib=0.1875)
+    assert made.max_area == pytest.approx((419 + 4049 * 0.1875 + 39900) / 1e6)
     (found,) = made.found
-    assert made.space.design(found.best).columns == 4
+    assert made.space.design(found.best).columns == 1
     (run,) = made.summary["runs"]
     assert run["device"]["cycles"] == traced.costs("chip-8x8")[0].time.on_array("cycles")
+    claim = re.fullmatch(SENTENCES["one"], run["device_limit"])
+    assert claim[1] == "clock"
+    assert f"{run['device_times_as_fast']['clock']:.2f}" == claim[2]
     assert run["device"]["padding_share"] == pytest.approx(
         traced.partition(
             "host-chip", machine="ryzen-7950x+chip-8x8@axi-lite"

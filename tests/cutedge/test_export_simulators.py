@@ -12,7 +12,8 @@ import yaml
 
 from costmodels.arrays import gemm_cost
 from costmodels.devices import Array
-from cutedge._export import export_scalesim, export_zigzag
+from costmodels.weights import quantised
+from cutedge._export import export_scalesim, export_stream, export_zigzag
 from cutedge.exports.scalesim import configuration, offsets_of, products_of, topology
 from tests.support.inprocess import invoke
 from tracer.errors import InputError
@@ -198,3 +199,86 @@ def test_zigzag_reads_it_and_multiplies_what_we_multiply(graph, tmp_path):
     layers = json.loads(ran.stdout.splitlines()[-1])
     assert [macs for _, macs in layers] == counted
     assert [name for name, _ in layers][:3] == ["addmm_0", "matmul_0.0", "matmul_0.1"]
+
+
+def test_a_workload_of_stream_is_connected_and_has_the_products(graph, tmp_path):
+    """Its nodes between the embedding and the logits; a weight has its shape, and no values."""
+    onnx = pytest.importorskip("onnx")
+    written = export_stream(graph, tmp_path / "workload.onnx")
+    assert written.products == 9  # heads one by one
+    (said,) = written.warnings
+    assert "1 x aten.embedding.default left out" in said
+    model = onnx.load(tmp_path / "workload.onnx").graph
+    sizes = {
+        value.name: shape_of(value) for value in (*model.input, *model.value_info, *model.output)
+    }
+    sizes |= {weight.name: list(weight.dims) for weight in model.initializer}
+    products = [node for node in model.node if node.op_type == "MatMul"]
+    assert [[sizes[name] for name in (*node.input, *node.output)] for node in products] == [
+        [[4, 32], [32, 96], [4, 96]],
+        [[2, 4, 16], [2, 16, 4], [2, 4, 4]],
+        [[2, 4, 4], [2, 4, 16], [2, 4, 16]],
+        [[4, 32], [32, 32], [4, 32]],
+        [[4, 32], [32, 128], [4, 128]],
+        [[4, 128], [128, 32], [4, 32]],
+        [[1, 32], [32, 50], [1, 50]],
+    ]
+    made = {name for node in model.node for name in node.output}
+    known = made | {value.name for value in model.input} | {one.name for one in model.initializer}
+    assert all(name in known for node in model.node for name in node.input)
+    softmax = next(node for node in model.node if node.op_type == "Softmax")
+    assert softmax.input[0] in made  # scores, scaled and masked
+    assert not any(weight.raw_data or weight.float_data for weight in model.initializer)
+    assert sum(one.data_type == onnx.TensorProto.FLOAT for one in model.initializer) == 5 + 3
+    again = export_stream(graph, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "workload.onnx").read_bytes()
+    assert again.summary["products"] == 9
+
+
+def shape_of(value) -> list[int]:
+    return [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+
+
+def test_a_workload_of_stream_in_another_dtype(graph, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    export_stream(quantised(graph, "int8"), tmp_path / "workload.onnx")
+    model = onnx.load(tmp_path / "workload.onnx").graph
+    types = {value.type.tensor_type.elem_type for value in (*model.input, *model.output)}
+    assert types == {onnx.TensorProto.INT8}
+    bare = OpGraph(graph.meta, graph.ops[:1], graph.tensors[:0], ())
+    with pytest.raises(InputError, match="nothing that Stream could run"):
+        export_stream(bare, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+STREAM = """
+import json
+from math import prod
+from stream.parser.onnx.model import ONNXModelParser
+from stream.workload.workload import ComputationNode
+
+read = ONNXModelParser("workload.onnx")
+read.run()
+nodes = [node for node in read.workload.nodes() if isinstance(node, ComputationNode)]
+print(json.dumps([
+    [node.name, prod(node.outputs[0].shape) * node.inputs[0].shape[-1]]
+    for node in nodes if node.type == "MatMul"
+]))
+"""
+
+
+@pytest.mark.skipif("CUTEDGE_STREAM" not in os.environ, reason="CUTEDGE_STREAM is no Python")
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_stream_reads_it_and_multiplies_what_we_multiply(graph, tmp_path, dtype):
+    """CUTEDGE_STREAM is a Python with stream-dse 1.13, as it is on GitHub."""
+    export_stream(
+        graph if dtype == "float32" else quantised(graph, dtype), tmp_path / "workload.onnx"
+    )
+    python = os.environ["CUTEDGE_STREAM"]
+    ran = subprocess.run(
+        [python, "-c", STREAM], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1]) == [
+        [name, gemm.batch * gemm.m * gemm.k * gemm.n] for name, gemm in products_of(graph)
+    ]

@@ -389,6 +389,39 @@ def test_each_kind_of_layer_is_traced_and_repeated(kind, depth, untraced):
     assert (one.ops, one.tensors, one.edges) == (whole.ops, whole.tensors, whole.edges)
 
 
+_TINY = {"num_hidden_layers": 8, "vocab_size": 64}
+ODD_STACKS = {
+    # Each block indexes by [-2] and [-1], of which torch makes tensors.
+    "falcon": {"hidden_size": 32, "num_attention_heads": 4, "num_kv_heads": 2}
+    | {"new_decoder_architecture": True, "bias": False},
+    # It looks for padding among the tokens, unless it is exported.
+    "deberta": {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    | {
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "architectures": ["DebertaModel"],
+    },
+    "deberta-v2": {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    # Three linear attentions, then a full one.
+    "qwen3_5_text": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    | {"head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    | {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "intermediate_size": 48}
+    | {"layer_types": [*["linear_attention"] * 3, "full_attention"] * 3, "num_hidden_layers": 12},
+}
+
+
+@pytest.mark.parametrize("kind", ["falcon", *sparing(k for k in ODD_STACKS if k != "falcon")])
+def test_odd_stacks_repeat_and_equal_the_whole_trace(kind):
+    config = {"model_type": kind, **_TINY, **ODD_STACKS[kind]}
+    one, whole = (
+        capture(config, model=kind, seq=16, symbolic=False, full=full).graph
+        for full in (False, True)
+    )
+    assert one.meta.repeated_layers == (6 if kind == "qwen3_5_text" else 4)
+    assert (one.ops, one.tensors, one.edges) == (whole.ops, whole.tensors, whole.edges)
+
+
 def test_tied_weights_are_one_storage(traced):
     graph = traced("llama-3.2-1b", seq=16, overrides={"num_hidden_layers": 2})
     table, head = (
