@@ -214,9 +214,10 @@ def array_picojoules(
 ) -> Picojoules:
     """What an array of multipliers takes for so many multiply-accumulates and accesses.
 
-    ``sram_bytes`` are read and written of each buffer, ``sram_kib`` its size; ``dram_bytes`` are
-    read and written of the DRAM. Each multiply-accumulate takes two operands from registers beside
-    its multiplier, and a sum that it puts back there, as wide as what products are summed in.
+    ``sram_bytes`` are read and written of each buffer (None where that is not known), ``sram_kib``
+    its size; ``dram_bytes`` are read and written of the DRAM. Each multiply-accumulate takes two
+    operands from registers beside its multiplier, and a sum that it puts back there, as wide as what
+    products are summed in (``register_bytes``).
 
     >>> figures, _ = load_energy("horowitz-45nm")
     >>> found = array_picojoules(figures, "int8", 1000, {"filter": 80}, {"filter": 8}, 80)
@@ -226,7 +227,9 @@ def array_picojoules(
     each, register = figures.mac(dtype), figures.register_picojoules_per_byte
     sram = {}
     for buffer, accessed in sram_bytes.items():
-        a_byte = sram_picojoules_per_byte(figures, sram_kib[buffer])
+        a_byte = None
+        if accessed is not None:
+            a_byte = sram_picojoules_per_byte(figures, sram_kib[buffer])
         sram[buffer] = None if a_byte is None else accessed * a_byte
     dram = figures.dram_picojoules_per_byte
     return Picojoules(

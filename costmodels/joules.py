@@ -184,8 +184,9 @@ def work_joules(
 
     >>> from costmodels.devices import load_device
     >>> chip = load_device("chip-8x8")
-    >>> work_joules(chip, Options(), Work({"float32": 2_000_000}), None)
-    Joules(value=4.6e-06, at_least=True)
+    >>> found = work_joules(chip, Options(), Work({"float32": 2_000_000}), None)
+    >>> round(found.value * 1e6, 6), found.at_least
+    (4.6, True)
     """
     figures = device.energy
     if figures is None or (device.is_chip and work.unknown):

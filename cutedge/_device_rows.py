@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from costmodels.devices import ALL_FIGURES, NPU_RATES, PEAK, Array, Device, Npu
-from tracer.words import human
+from tracer.words import human, joules
 
 if TYPE_CHECKING:
     from cutedge._gemm import ProductCost
@@ -138,6 +138,18 @@ def _phase_rows(product: "ProductCost") -> Rows:
     return [("double-buffered", f"{buffered:,}", f"cycles; {held}")]
 
 
+def _energy_rows(product: "ProductCost") -> Rows:
+    """What a product takes in energy, by level."""
+    found = product.picojoules
+    if found is None:
+        return []
+    levels = {"multiply-accumulates": found.mac, "registers": found.register, "DRAM": found.dram}
+    levels |= {f"buffer of the {one}": value for one, value in found.sram.items()}
+    told = [f"{name} {joules(v * 1e-12)}" for name, v in levels.items() if v is not None]
+    least = ">= " * found.at_least
+    return [("energy", f"{least}{joules(float(found.total) * 1e-12)}", ", ".join(told))]
+
+
 def product_rows(product: "ProductCost") -> Rows:
     """What ``gemm`` says of a product: a figure, its value, what it is."""
     cost, host_link = product.cost, product.device.host_link
@@ -169,6 +181,7 @@ def product_rows(product: "ProductCost") -> Rows:
         ("useful MACs", f"{cost.useful_macs:,}", ""),
         ("padded MACs", f"{cost.padded_macs:,}", f"lost to padding: {lost}"),
         ("utilisation", f"{cost.utilisation:.2%}", ""),
+        *_energy_rows(product),
         ("sent", human(cost.sent_bytes), "both operands, each element once"),
         ("received", human(cost.received_bytes), "the result"),
         *(("left out", "", f"not known: {what}") for what in product.left_out),

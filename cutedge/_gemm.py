@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from costmodels import CountAs, Dataflow, Overlap
 from costmodels.arrays import GemmCost, Options, gemm_cost
 from costmodels.devices import Array, Device, load_device
+from costmodels.energy import Picojoules, array_picojoules, product_picojoules
+from costmodels.joules import by_operation
 from costmodels.links import load_link, round_trip_seconds
 from tracer.errors import InputError, choose
 from tracer.graph import ITEM_BYTES
@@ -37,6 +39,8 @@ class ProductCost:
     """What moves through its buffers; None where none were given."""
     link_seconds: float | None
     """Of the operands and the result over the device's host link; None where it is not known."""
+    picojoules: Picojoules | None
+    """By level, beside what the device draws anyway; None where it has no figures of operations."""
 
     @property
     def run_seconds(self) -> float | None:
@@ -122,6 +126,9 @@ class ProductCost:
             "overlapped_seconds": self.overlapped_seconds,
             "at_least": bool(self.left_out),
             "left_out": list(self.left_out),
+            "picojoules": self.picojoules and asdict(self.picojoules),
+            "joules": self.picojoules and float(1e-12 * self.picojoules.total),
+            "energy_at_least": self.picojoules is not None and self.picojoules.at_least,
         }
 
 
@@ -184,11 +191,10 @@ def gemm(
         overlap=overlapped,
         element_bytes=ITEM_BYTES[dtype],
     )
-    memory = None
+    memory, word_bytes = None, 1 if count == "scalesim" else ITEM_BYTES[dtype]
     if sram_kib is not None or dram_words_per_cycle is not None:
         from costmodels.array_memory import memory_cost  # and numpy with it
 
-        word_bytes = 1 if count == "scalesim" else ITEM_BYTES[dtype]
         memory = memory_cost(
             array,
             _buffers(sram_kib, dram_words_per_cycle, word_bytes, faster),
@@ -213,7 +219,33 @@ def gemm(
         cost,
         memory,
         seconds,
+        _picojoules(chosen, array, faster, dtype, cost, memory, sram_kib, word_bytes),
     )
+
+
+def _picojoules(
+    device: Device,
+    array: Array,
+    options: Options,
+    dtype: str,
+    cost: GemmCost,
+    memory: "MemoryCost | None",
+    sram_kib: str | Sequence[float] | None,
+    word_bytes: int,
+) -> Picojoules | None:
+    """What a product takes in energy: without buffers, whose energy is not known then, each operand
+    and the result crosses the DRAM once."""
+    figures, dtype = device.energy, "int8" if options.int8_speedup is not None else dtype
+    if figures is None or not by_operation(figures):
+        return None
+    macs = cost.padded_macs if array.dataflow == "fixed" else cost.useful_macs
+    macs = macs * (1 - options.sparsity)
+    if memory is None or sram_kib is None:
+        moved = cost.sent_bytes + cost.received_bytes
+        return array_picojoules(figures, dtype, macs, {"buffers": None}, {"buffers": None}, moved)
+    sizes = map(float, kib_of(sram_kib))
+    kib: dict[str, float] = dict(zip(memory.sram_reads, sizes, strict=True))
+    return product_picojoules(figures, dtype, macs, memory, kib, word_bytes)
 
 
 def _buffers(

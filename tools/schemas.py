@@ -15,6 +15,7 @@ from costmodels.calibrate import Calibration, Fit
 from costmodels.cost_table import COSTS
 from costmodels.designs import OnDevice
 from costmodels.devices import Array, Device
+from costmodels.energy import Picojoules
 from costmodels.fit_engine import Residual
 from costmodels.flops import FlopTotals
 from costmodels.limits import Limits
@@ -450,7 +451,20 @@ def _gemm() -> dict[str, Schema]:
         "run_seconds": key(seconds, "Computing and the link, one after another."),
         "overlapped_seconds": key(seconds, "The longer of both: the two at once, at best."),
         **_LEFT_OUT,
+        "picojoules": key(
+            nullable(record(_levels())),
+            "Energy by level, beside what the device draws anyway; null where it has no figures of "
+            "operations.",
+        ),
+        "joules": key(float | None, "All of it that is known; null likewise."),
+        "energy_at_least": key(bool, "Whether that leaves out what is not known."),
     }
+
+
+def _levels() -> dict[str, Schema]:
+    about = field_words(Picojoules)
+    kinds = dict.fromkeys(about, float | None) | {"sram": Mapping[str, float | None]}
+    return {name: key(kinds[name], about[name]) for name in about}
 
 
 def _design() -> dict[str, Schema]:

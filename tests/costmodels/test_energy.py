@@ -23,6 +23,7 @@ from costmodels.energy import (
 )
 from costmodels.joules import Work, device_joules, op_joules, work_joules
 from costmodels.roofline import time_graph
+from cutedge._gemm import gemm
 from tools.zigzag_energy import PAGE, Run, kept, page
 from tracer.errors import InputError
 
@@ -253,3 +254,21 @@ def test_a_processor_takes_what_is_known_of_it(
     found = work_joules(device, Options(), Work({"float32": 200}, 7), 2.0)
     assert (found.value, found.at_least) == (pytest.approx(value), at_least)
     assert work_joules(device, Options(), Work({}), 0.0).value in (0.0, None)
+
+
+def test_gemm_says_what_a_product_takes() -> None:
+    """A megabyte of int8 weights at one token, on an array with buffers and without."""
+    sizes = 1, 1024, 1024
+    bare = gemm(*sizes, "systolic-8x8", dtype="int8")
+    found = gemm(*sizes, "systolic-8x8", dtype="int8", sram_kib="8,8,8", dram_words_per_cycle=4)
+    assert bare.picojoules is not None
+    assert found.picojoules is not None
+    assert isclose(found.picojoules.mac, 2**20 * 0.3)
+    assert isclose(found.picojoules.dram, (2**20 + 2 * 2**10) * 162.5)
+    assert found.picojoules.sram["filter"] == 2 * 2**20 * 1.25  # filled, and read
+    assert bare.picojoules.dram == found.picojoules.dram
+    assert bare.picojoules.sram == {"buffers": None}
+    assert found.summary["joules"] == pytest.approx(1e-12 * found.picojoules.total)
+    padded = gemm(*sizes, "chip-8x8", int8_speedup=2).picojoules
+    assert padded is not None
+    assert isclose(padded.mac, 8 * 2**20 * 0.3)  # one row of eight is the product's
