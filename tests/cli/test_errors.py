@@ -264,7 +264,7 @@ def test_the_setting_at_fault_is_named_among_others(refuse):
             marks=pytest.mark.slow,
         ),
         ("--dtype f32", ["--dtype 'f32'", "bfloat16", "Did you mean float32"]),
-        ("--dtype int4", ["--dtype 'int4'", "float32, float16, bfloat16"]),
+        ("--dtype int32", ["--dtype 'int32'", "float32, float16, bfloat16, int16, int8"]),
         ("--attn flash", ["'--attn'", "'flash'", "'eager', 'sdpa'"]),
         ("--logits first", ["'--logits'", "'first'", "'last', 'all'"]),
     ],
