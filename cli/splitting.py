@@ -61,7 +61,7 @@ def partition(
 
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
     planned = mix is not None or frontier is not None
-    searches = "min-cut" if search.objective else "fastest" if planned else None
+    searches = "fastest" if planned or search.objective else None
     rules = chosen(policy or (None if placement else searches), placement)
     check_words([rules], **options)
     folder = trace_folder(directory)

@@ -102,7 +102,7 @@ def searching(
     if not any(policy.objective for policy in given):
         names = ", ".join(dict.fromkeys(policy.name for policy in given))
         raise InputError(
-            f"--objective is of a policy that searches, and {names} leaves nothing free: take min-cut"
+            f"--objective is of a policy that searches, and {names} leaves nothing free: take fastest"
         )
     return [with_objective(policy, objective) for policy in given]
 

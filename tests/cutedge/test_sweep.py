@@ -47,7 +47,7 @@ from cutedge.sweeping.points import Job, Points, pack, points
 from cutedge.sweeping.schedules import Layout, TaskNetwork
 from partition.energy import energy_of
 from partition.optimise import compute_cycles, compute_seconds, place
-from partition.policy import Policy, Rule, load_policy
+from partition.policy import Policy, Rule, load_policy, with_objective
 from partition.problem import InfeasibleError
 from partition.run import times_under
 from partition.schedule import Scheduling, Task, scheduled
@@ -379,16 +379,22 @@ def test_where_a_trace_reaches_is_where_it_has_a_graph(batch, attn):
 
 
 @pytest.mark.parametrize(
-    ("policy", "residency"), [("fastest", "call"), ("min-cut", "call"), ("fastest", "run")]
+    ("policy", "residency", "objective"),
+    [
+        ("fastest", "call", None),
+        ("min-cut", "call", None),
+        ("fastest", "run", None),
+        ("fastest", "run", "seconds=1,energy=0.01"),
+    ],
 )
 @pytest.mark.few(1)
-def test_what_no_interval_proves_is_solved_at_each_size(policy, residency):
+def test_what_no_interval_proves_is_solved_at_each_size(policy, residency, objective):
     trace = captured(
         preset("edge-10m"), model="edge-10m", batch=2, seq=33, overrides={"num_hidden_layers": 2}
     )
     whole = program(trace.graph, trace.reach, {"seq": [2, 400]})
-    rules = load_policy(policy)
-    on = MACHINES[1:3]
+    rules = with_objective(load_policy(policy), objective)
+    on = MACHINES[1:3] if objective is None else MACHINES[6:8]
     found = points(Job(pack([whole], on), rules, (None,), (residency,), 60.0))
     assert found.placed == [HERE] * 4
     for row in range(4):

@@ -98,7 +98,7 @@ def by_hand(graph: OpGraph, at: Setting, policy: Policy, devices: Any, placement
 def test_the_least_energy_is_that_of_all_placements(graph, link, residency, figures, objective):
     graph = working(graph)
     at = setting(graph, link, residency, *figures)
-    policy = with_objective(load_policy("min-cut"), objective)
+    policy = with_objective(load_policy("fastest"), objective)
     placed = place(graph, policy, at)
     free = [
         op.id
@@ -141,7 +141,7 @@ def test_what_is_proven_is_what_is_printed(traced):
     }
     machine = Machine("tee", ("gpu",), Links(load_link("pcie5-x16")), described=times)
     at = Setting(machine, times=machine.times(graph))
-    policy = with_objective(load_policy("min-cut"), "energy")
+    policy = with_objective(load_policy("fastest"), "energy")
     split = partition_of(graph, "", policy, at)
     energy, solution = split.energy, split.solution
     assert energy is not None
@@ -153,7 +153,8 @@ def test_what_is_proven_is_what_is_printed(traced):
     devices = split.placement.devices
     assert energy.run_joules == pytest.approx(by_hand(graph, at, policy, devices, split.placement))
     others = [
-        partition_of(graph, "", load_policy(name), at).energy for name in ("all-home", "fastest")
+        partition_of(graph, "", load_policy(name), at).energy
+        for name in ("all-home", "fastest", "offload-linear")
     ]
     assert all(one and energy.run_joules <= (one.run_joules or 0) for one in others)
 
@@ -161,7 +162,7 @@ def test_what_is_proven_is_what_is_printed(traced):
 def test_energy_needs_figures_of_all_devices(traced):
     graph = traced("edge-10m", seq=8)
     machine = Machine("tee", ("gpu",), Links(load_link("pcie5-x16")))
-    policy = with_objective(load_policy("min-cut"), "energy")
+    policy = with_objective(load_policy("fastest"), "energy")
     with pytest.raises(InputError, match="counts energy, and tee, gpu has no figures of energy"):
         place(graph, policy, Setting(machine))
 
@@ -176,7 +177,7 @@ def test_energy_needs_figures_of_all_devices(traced):
 )
 def test_what_no_objective_is(objective, says):
     with pytest.raises(InputError, match=says):
-        with_objective(load_policy("min-cut"), objective)
+        with_objective(load_policy("fastest"), objective)
 
 
 def test_a_mix_counts_what_weighs_most_in_billionths(traced):
