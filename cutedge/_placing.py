@@ -14,7 +14,6 @@ from costmodels.flops import annotate
 from cutedge._machines import machine_of
 from cutedge._storage import check_storage
 from partition import Granularity, Order, Residency, ScheduleKind
-from partition.crossover import Crossover, Point, best_over
 from partition.energy import energy_of
 from partition.ladder import Exposure, LadderStep, exposure, ladder
 from partition.masked_choice import mask_seconds
@@ -56,6 +55,7 @@ from tracer.reach import Reach, graph_at
 from tracer.stages import stage
 
 if TYPE_CHECKING:
+    from partition.crossover import Crossover, Point
     from partition.explain import Bottleneck, Savings
 
 
@@ -393,7 +393,7 @@ def compared_over(
     over: tuple[str, str],
     policies: Mapping[str, Policy],
     setting: Setting,
-) -> tuple[str, list[Point], list[Crossover]]:
+) -> "tuple[str, list[Point], list[Crossover]]":
     """(unit, the best policy at sizes of a range, where that changes).
 
     In seconds of the run where they are known, else in bytes of payload; each policy is placed
@@ -432,6 +432,8 @@ def compared_over(
         if not values:
             raise InputError(f"--over {variable} {text}: no policy is possible at {size}")
         return values
+
+    from partition.crossover import best_over
 
     points, changes = best_over(evaluate, int(match[1]), int(match[2]))
     points = [replace(point, left_out=lacking[point.size]) for point in points]

@@ -9,11 +9,7 @@ from cutedge import _words
 from cutedge._device_rows import Rows
 from cutedge._words import amount, no_less
 from partition.accounting import call_label
-from partition.crossover import Point
-from partition.ladder import LadderStep
-from partition.optimise import Price
 from partition.policy import Policy
-from partition.schedule import Schedule
 from partition.split import Split
 from tracer.summary import growth, headline, tensor_names
 from tracer.words import counted, duration, human, mib
@@ -23,7 +19,11 @@ if TYPE_CHECKING:
     from cutedge._generate import Generation
     from cutedge._placing import Compared
     from cutedge._verify import Verification
+    from partition.crossover import Point
     from partition.explain import TransferGroup
+    from partition.ladder import LadderStep
+    from partition.optimise import Price
+    from partition.schedule import Schedule
 
 
 def transfer_rows(groups: "Sequence[TransferGroup]") -> Rows:
@@ -114,7 +114,7 @@ def packed_rows(verified: "Sequence[Verification]") -> Rows:
     ]
 
 
-def ladder_rows(steps: Sequence[LadderStep]) -> Rows:
+def ladder_rows(steps: "Sequence[LadderStep]") -> Rows:
     """(ops, how many, where to, bytes saved, calls saved, bytes left) of each step."""
     return [
         (
@@ -129,7 +129,7 @@ def ladder_rows(steps: Sequence[LadderStep]) -> Rows:
     ]
 
 
-def price_rows(prices: Sequence[Price]) -> Rows:
+def price_rows(prices: "Sequence[Price]") -> Rows:
     """(reason, ops, what it costs, whether that is a bound) of each rule, secret or protection."""
     return [
         (
@@ -142,7 +142,7 @@ def price_rows(prices: Sequence[Price]) -> Rows:
     ]
 
 
-def _lacking(split: Split, found: Schedule) -> set[str]:
+def _lacking(split: Split, found: "Schedule") -> set[str]:
     """The devices and links whose seconds leave something out in a schedule."""
     devices, lacking = {*split.used}, {*split.unknown_launches}
     if lacking - devices:  # a device that is called otherwise here: it may be any of them
@@ -154,7 +154,7 @@ def _lacking(split: Split, found: Schedule) -> set[str]:
     return lacking
 
 
-def resource_rows(split: Split, found: Schedule) -> Rows:
+def resource_rows(split: Split, found: "Schedule") -> Rows:
     """(resource, what it is busy for, its share that stands still) of each device and link."""
     idle, lacking = found.idle_shares, _lacking(split, found)
     return [
@@ -163,7 +163,7 @@ def resource_rows(split: Split, found: Schedule) -> Rows:
     ]
 
 
-def critical_rows(split: Split, found: Schedule) -> Rows:
+def critical_rows(split: Split, found: "Schedule") -> Rows:
     """(what, resource, count, seconds, share) of the critical path, alike ones together.
 
     Those that take most come first; what is left is the last row.
@@ -196,10 +196,10 @@ def _most(part: tuple[str, str, int, float]) -> tuple[float, str, str]:
     return -part[3], part[0], part[1]
 
 
-def crossover_table(variable: str, unit: str, points: Sequence[Point]) -> tuple[list[str], Rows]:
+def crossover_table(variable: str, unit: str, points: "Sequence[Point]") -> tuple[list[str], Rows]:
     """(the headings, the rows) of what each policy takes at each size, and which is best."""
 
-    def shown(point: Point, name: str) -> str:
+    def shown(point: "Point", name: str) -> str:
         value = point.values[name]
         if unit != "seconds":
             return mib(int(value))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.checkpoints import storage_of
-from costmodels.weight_files import SUFFIXES, stored_as
 from costmodels.weights import cache_encoding, cache_in, load_weights, stored
 from tracer.errors import InputError
 from tracer.graph import OpGraph
@@ -13,7 +12,7 @@ from tracer.graph import OpGraph
 
 def check_storage(weights: str | Path | None, kv_dtype: str | None) -> None:
     """Raise InputError for formats that are not known."""
-    if weights is not None and not str(weights).endswith(SUFFIXES):
+    if weights is not None and not _is_file(weights):
         load_weights(str(weights))
     if kv_dtype is not None:
         cache_encoding(kv_dtype)
@@ -21,8 +20,8 @@ def check_storage(weights: str | Path | None, kv_dtype: str | None) -> None:
 
 def in_storage(graph: OpGraph, weights: str | Path | None, kv_dtype: str | None) -> OpGraph:
     """A graph with weights and cached state in formats: ``Trace.stored``; costs are of before."""
-    if weights is not None and str(weights).endswith(SUFFIXES):
-        graph = stored_as(graph, Path(weights))
+    if weights is not None and _is_file(weights):
+        graph = _as_file(graph, Path(weights))
     elif weights is not None:
         graph = stored(graph, load_weights(str(weights)))
     return graph if kv_dtype is None else cache_in(graph, kv_dtype)
@@ -31,9 +30,21 @@ def in_storage(graph: OpGraph, weights: str | Path | None, kv_dtype: str | None)
 def as_in_file(graph: OpGraph, file: Path) -> tuple[OpGraph, tuple[str, ...]]:
     """(a graph with weights as a model's own file has them, why they are not used)."""
     try:
-        return stored_as(graph, file), ()
+        return _as_file(graph, file), ()
     except InputError as error:
         return graph, (f"the weights beside the config are not used: {error}",)
+
+
+def _is_file(weights: str | Path) -> bool:
+    from costmodels.weight_files import SUFFIXES
+
+    return str(weights).endswith(SUFFIXES)
+
+
+def _as_file(graph: OpGraph, file: Path) -> OpGraph:
+    from costmodels.weight_files import stored_as
+
+    return stored_as(graph, file)
 
 
 def as_published(graph: OpGraph, config: Mapping[str, Any]) -> tuple[OpGraph, tuple[str, ...]]:

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, floor, fsum, log10
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from costmodels.flops import FREE, without_sizes
 from costmodels.joules import op_joules
@@ -37,7 +38,6 @@ from costmodels.roofline import DeviceTime
 from partition.accounting import Traffic, account
 from partition.energy import energy_of, idle_watts
 from partition.granularity import apart, shared, unit_name, units
-from partition.layers import TopologicalCut, cut_between_layers, topological_cut
 from partition.masked_choice import crossing_costs, protecting, unmasked, with_masks
 from partition.masking import settled
 from partition.masks import (
@@ -75,12 +75,15 @@ from partition.protects import Protect, named
 from partition.run import times_under
 from partition.secrets import covered, lookups, present, reached, ways_to_keep
 from partition.setting import Setting
-from partition.solve import Proof, Solution, solve
 from partition.stored import kept_beside, state_readers
 from tracer.errors import InputError
 from tracer.graph import Kind, OpGraph
 from tracer.stages import stage
 from tracer.words import counted
+
+if TYPE_CHECKING:
+    from partition.layers import TopologicalCut
+    from partition.solve import Proof, Solution
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ class Placed:
     graph: OpGraph
     """The graph; of one whose policy protects ops, with the masks of those that are away."""
     placement: Placement
-    solution: Proof | None = None
+    solution: "Proof | None" = None
     """How good it is; None where the policy leaves nothing free."""
     unit: str | None = None
     """Of the solution's objective: ``bytes``, ``ns``, ``nJ`` or ``weighted``."""
@@ -172,7 +175,7 @@ def _check_together(graph: OpGraph, policy: Policy, setting: Setting, fixed: Pla
         )
 
 
-def beside_ops(graph: OpGraph, policy: Policy, setting: Setting) -> Proof | None:
+def beside_ops(graph: OpGraph, policy: Policy, setting: Setting) -> "Proof | None":
     """How good the best placement op by op is, for a policy that is searched by a granularity.
 
     None where that is op by op itself, where there is no search, and where nothing was found in
@@ -203,10 +206,12 @@ def _check_room(graph: OpGraph, policy: Policy, setting: Setting, placement: Pla
             )
 
 
-def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> TopologicalCut | None:
+def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> "TopologicalCut | None":
     """The best cut of the op graph, for a policy that cuts between two layers; else None."""
     if policy.cut != "layers" or policy.objective is None:
         return None
+    from partition.layers import topological_cut
+
     whole, asked = protecting(graph, policy, replace(setting, granularity="op"))
     found = map(topological_cut, problems_of(whole, policy, asked))
     cuts = [
@@ -217,8 +222,11 @@ def beside_layers(graph: OpGraph, policy: Policy, setting: Setting) -> Topologic
     return min(cuts, key=lambda cut: cut.objective_value, default=None)
 
 
-def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> Solution:
+def _best(problems: Sequence[Problem], policy: Policy, setting: Setting) -> "Solution":
     """The best solution of several problems, proven where no problem can have a better one."""
+    from partition.layers import cut_between_layers
+    from partition.solve import solve
+
     found: list[Solution] = []
     impossible: list[InfeasibleError] = []
     for problem in problems:
@@ -261,13 +269,15 @@ def _proven(
     policy: Policy,
     setting: Setting,
     problems: Sequence[Problem],
-    found: Solution,
+    found: "Solution",
     placement: Placement,
-) -> tuple[Placement, Proof]:
+) -> "tuple[Placement, Proof]":
     """The solver's placement with its proof, or a better one where the figure is no sum of costs.
 
     Where the problem's own sum is the figure, the solver's bound is one of the figure.
     """
+    from partition.solve import Proof
+
     problem, seconds = problems[0], second_weight(policy, setting)
     bound = _least(problems, setting, found, seconds) * problem.unit
     bound -= unsaid(problem, setting) * seconds
@@ -302,13 +312,15 @@ def _within(problem: Problem, placement: Placement) -> bool:
     )
 
 
-def _least(problems: Sequence[Problem], setting: Setting, found: Solution, seconds: float) -> int:
+def _least(problems: Sequence[Problem], setting: Setting, found: "Solution", seconds: float) -> int:
     """What no placement costs less than, by what is certain to be paid.
 
     With several accelerators no message is certain: each may have its tensors from another one.
     """
     if len(setting.machine.accelerators) == 1 or not any(problems[0].call_cost.values()):
         return found.bound
+    from partition.solve import solve
+
     bounds = []
     for problem in problems:
         transfer_cost = dict(problem.transfer_cost)
@@ -702,7 +714,9 @@ class Price:
     """Whether that is so: both optima are proven, or there are none."""
 
 
-def prices(graph: OpGraph, policy: Policy, setting: Setting, solution: Proof | None) -> list[Price]:
+def prices(
+    graph: OpGraph, policy: Policy, setting: Setting, solution: "Proof | None"
+) -> list[Price]:
     """The price of each rule that pins ops, and of each secret: the optimum, less that without it.
 
     ``solution`` is that of the policy; without one there are the prices of what it protects alone.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from costmodels import WeightsAt
@@ -18,10 +18,12 @@ from partition.masks import MaskedGraph
 from partition.placement import Placement
 from partition.run import Chips, Run
 from partition.schedule import Schedule, Scheduling, scheduled, tasks_of
-from partition.solve import Proof
 from partition.wire_format import WireFormat
 from tracer.graph import FLOATING, OpGraph
 from tracer.serde import run_of
+
+if TYPE_CHECKING:
+    from partition.solve import Proof
 
 
 def in_a_path(text: str) -> str:
@@ -52,7 +54,7 @@ class Split:
     residency: Residency
     compute_seconds: Mapping[str, float] = field(default_factory=dict)
     """Device -> what its ops take there, one after another; described devices alone."""
-    solution: Proof | None = None
+    solution: "Proof | None" = None
     """How good the placement is; None where the policy left nothing free."""
     objective: str | None = None
     """What the solution is best for (``policy.UNITS``); None without one."""
@@ -88,7 +90,7 @@ class Split:
     """The devices of which ``compute_seconds`` leaves out what it takes to start an op."""
     granularity: Granularity = "op"
     """What ops lie on one device together."""
-    by_op: Proof | None = None
+    by_op: "Proof | None" = None
     """How good the best placement op by op is; None where that is the granularity, where the policy
     left nothing free, and where it was not found in time."""
     mask_seconds: Mapping[int, float | None] = field(default_factory=dict)

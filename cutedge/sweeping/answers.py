@@ -30,7 +30,6 @@ from costmodels.many import Over, bytes_of
 from costmodels.roofline import DeviceTime, time_ops
 from partition import Residency
 from partition.accounting import account
-from partition.layers import cut_between_layers
 from partition.masks import without_masks_placed
 from partition.optimise import check_kept, is_rounded, place, problem_of
 from partition.packs import wire_format
@@ -46,7 +45,6 @@ from partition.policy import (
 from partition.problem import InfeasibleError, NotFoundError, Problem, memory_of
 from partition.secrets import ways_to_keep
 from partition.setting import Setting, fallen_back
-from partition.solve import solve
 from partition.wire_format import WireFormat
 from tracer.formula import Formula, const, parse
 from tracer.graph import OpGraph
@@ -347,6 +345,9 @@ def placement_on(devices: Devices, streams: frozenset[int]) -> Placement:
 
 
 def _best(problem: Problem, policy: Policy) -> Devices | None:
+    from partition.layers import cut_between_layers
+    from partition.solve import solve
+
     try:
         layers = policy.cut == "layers"
         solution = cut_between_layers(problem) if layers else solve(problem)
