@@ -504,10 +504,10 @@ def test_policies_that_count_seconds_are_left_out_where_there_are_none(here):
 
 
 def test_compare_goes_on_without_what_is_not_found_in_time(here, monkeypatch):
-    from partition import optimise
+    import partition.solve as solvers
 
-    solve = optimise.solve
-    monkeypatch.setattr(optimise, "solve", lambda problem, time_limit: solve(problem, time_limit=0))
+    solve = solvers.solve
+    monkeypatch.setattr(solvers, "solve", lambda problem, time_limit: solve(problem, time_limit=0))
     assert invoke("trace", "edge-10m", "--seq", "64").returncode == 0
     devices = ["--home", "tee-tdx", "--accel", "rtx-4090", "--link", "pcie5-x16"]
     # What is best in one place does not fit there.
