@@ -74,7 +74,7 @@ def _told(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if isinstance(mlx, dict) and "bits" in mlx and "quant_method" not in mlx:
         told.insert(0, {"quant_method": _MLX, **mlx})
     found = next((one for one in told if one), None)
-    return found if isinstance(found, dict | None) else {"quant_method": plain(str(found), 40)}
+    return found if isinstance(found, dict | None) else {"quant_method": plain(repr(found), 40)}
 
 
 def _method(told: Mapping[str, Any]) -> str:

@@ -146,7 +146,7 @@ def read_config(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if not data.strip():
-        raise InputError(f"{path} is empty")
+        raise InputError(f"{path} is damaged, it is not valid JSON: it is empty")
     for start, what in _NO_CONFIG.items():
         if data.lstrip()[: len(start)].lower() == start:
             raise InputError(f"{path} {what}")

@@ -88,14 +88,14 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "llama-first-spelling": ("--set architectures=LlamaForCausalLM",),
     "mpt-own-spelling": ("--set architectures=MptForCausalLM",),
     "t5-positions": ("--set architectures=T5ForConditionalGeneration",),
-    "layers-null": ("num_hidden_layers is null, and takes int",),
+    "layers-null": ("num_hidden_layers is null, expected int",),
     "meta-params": ("no model_type", 'add one, such as "model_type": "llama"'),
     "two-values": ("it has two values for 'hidden_size'",),
     "git-lfs": ("git lfs pull",),
     "web-page": ("is a page of HTML",),
     "adapter": ("is an adapter of someone/base-7b", "trace that"),
     "trailing-comma": ("is not valid JSON", "line 1"),
-    "empty": ("is empty",),
+    "empty": ("it is empty",),
     "list": ("is no table of fields",),
 }
 """Config -> what the line has that refuses it."""
@@ -276,6 +276,8 @@ def damaged(draw: Callable[..., Any]) -> tuple[bytes, dict[str, Any]]:
             table.pop(key, None)
         else:
             table[key] = draw(JUNK)
+    if type(config.get("num_hidden_layers")) is int and config["num_hidden_layers"] <= 10_000:
+        config["num_hidden_layers"] = min(config["num_hidden_layers"], 3)  # to be quick
     text = json.dumps(config)
     if draw(st.integers(0, 5)) == 0:  # a value that is given again
         text = f'{text[:-1]}, "hidden_size": {draw(st.integers(1, 99))}}}'

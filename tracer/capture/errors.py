@@ -32,7 +32,7 @@ def _field(line: str) -> str:
     """What is wrong with a field of a config, of a line that says so at length."""
     line = line.partition("Error: ")[2] or line
     if match := re.match(r"Field '(\w+)' expected (\w+), got \w+ \(value: (.*)\)", line):
-        return plain(f"{match[1]} is {match[3].replace('None', 'null')}, and takes {match[2]}", 200)
+        return plain(f"{match[1]} is {match[3].replace('None', 'null')}, expected {match[2]}", 200)
     if match := re.match(r"Field '(\w+)' with value (.*?) doesn't match any type", line):
         return plain(f"{match[1]} is {match[2]}, which it cannot be", 200)
     return plain(line, 400).rstrip(".")

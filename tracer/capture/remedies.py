@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from tracer.capture.compat import PreTrainedModel
-from tracer.capture.configs import LAYER_COUNTS, config_class
+from tracer.capture.configs import LAYER_COUNTS, config_class, described
 from tracer.capture.errors import Untraceable
 from tracer.capture.forms import POSITIONS
 from tracer.capture.models import CHECK, part_classes
@@ -42,7 +42,8 @@ def led_on(
     remedy is traced, at small sizes and with two layers, before it is advised.
     """
     cause = error.__cause__
-    if cause is None or (isinstance(cause, InputError)):
+    by_user = not isinstance(cause, Untraceable) and "Check --set" in str(error)
+    if cause is None or isinstance(cause, InputError) or by_user:
         return error
     reason = str(error)
     for advice in (CHECK, _advice(cause, asked)):
@@ -82,7 +83,7 @@ def _works(
         options |= {"past": None, "source": None}
     try:
         trace(overrides=overrides, symbolic=False, **options)
-    except CutedgeError:
+    except Exception:  # of a config that is odd in other ways too: it does not help then
         return False
     return True
 
@@ -106,7 +107,7 @@ def _remedies(
     if missing:
         kind = config_class(config, "")
         yield from (_set(["architectures"], name) for name in part_classes(kind))
-        if asked["phase"] != "encoder" and getattr(kind(), "is_encoder_decoder", False):
+        if asked["phase"] != "encoder" and described(kind, {}).get("is_encoder_decoder"):
             yield _Remedy("--phase encoder", options={"phase": "encoder"})
     by_data = isinstance(cause, Untraceable) and cause.by_data
     if by_data:
@@ -118,7 +119,7 @@ def _remedies(
             if value is not None:
                 yield _set(path, None)
     if isinstance(inner, KeyError) and inner.args and isinstance(inner.args[0], str):
-        default = config_class(config, "")().to_dict()
+        default = described(config_class(config, ""), {})
         for path, value in _fields(config, lambda key: key in default):
             if value == inner.args[0] and len(path) == 1 and default[path[0]] != value:
                 yield _set(path, default[path[0]])
