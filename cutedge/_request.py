@@ -109,7 +109,7 @@ class Request:
                 return
         else:
             self._config = check_config(dict(given), "the config")
-            self.name = self._config["model_type"]
+            self.name = self._config.get("model_type") or "config"
         self._options |= {
             "dtype": self._own_dtype() if dtype == OWN_DTYPE else dtype or "float32",
             "model": self.name,

@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,13 +62,20 @@ def read_bounded(path: Path, most: int) -> bytes:
     return data
 
 
-def parse_json(text: bytes | str, *, strict: bool = True) -> Any:
+def parse_json(
+    text: bytes | str,
+    *,
+    strict: bool = True,
+    pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None,
+) -> Any:
     """What JSON says, if not ``strict`` with control characters in its texts.
+
+    ``pairs`` makes a table of keys and values.
 
     Raises ValueError for all that is none, also for what nests too deep.
     """
     try:
-        return json.loads(text, strict=strict)
+        return json.loads(text, strict=strict, object_pairs_hook=pairs)
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
 

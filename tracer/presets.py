@@ -11,6 +11,7 @@ from typing import Any
 
 from tracer.errors import CutedgeError, InputError, alike, suggest
 from tracer.files import parse_json, read_bounded
+from tracer.words import plain
 
 _FOLDER = files("tracer") / "presets"
 
@@ -57,8 +58,29 @@ def find_config(model: str) -> tuple[str, dict[str, Any]]:
             "exists, nor org/name on the hub, nor file.py:function, nor timm:name or "
             "torchvision:name." + suggest(model.lower(), preset_names())
         )
-    name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    return name, _read(path)
+    if path.name != "config.json":
+        return path.stem, _read(path)
+    return path.resolve().parent.name, _with_storage(_read(path), path.parent)
+
+
+_SIDECARS = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
+"""Files beside a config that say how its checkpoint is stored -> the ``quant_method`` of each."""
+
+
+def _with_storage(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A config with what a file beside it says of its checkpoint, where it says nothing itself."""
+    if config.get("quantization_config") or config.get("quantization"):
+        return config
+    for name, method in _SIDECARS.items():
+        if (folder / name).is_file():
+            told = read_config(folder / name)
+            told = told if isinstance(told, dict) else {"quant_method": name}
+            return {**config, "quantization_config": {"quant_method": method, **told}}
+    return config
 
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.json)(?<!\.py)(@[\w./-]+)?")
@@ -120,18 +142,72 @@ def _read(path: Path) -> dict[str, Any]:
 def read_config(path: Path) -> Any:
     """What a file of JSON says. Raises InputError for one that cannot be read, or is damaged."""
     try:
-        return parse_json(read_bounded(path, _MOST_BYTES).decode("utf-8"))
+        data = read_bounded(path, _MOST_BYTES)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # bad JSON or bad UTF-8
+    if not data.strip():
+        raise InputError(f"{path} is damaged, it is not valid JSON: it is empty")
+    for start, what in _NO_CONFIG.items():
+        if data.lstrip()[: len(start)].lower() == start:
+            raise InputError(f"{path} {what}")
+    try:
+        text = data.decode(json.detect_encoding(data))  # also UTF-16, and with a mark at its start
+        return parse_json(text, pairs=_without_doubt)
+    except ValueError as error:  # bad JSON or a bad encoding
         raise InputError(f"{path} is damaged, it is not valid JSON: {error}") from error
 
 
+_NO_CONFIG = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: run git lfs pull",
+    b"<!doctype html": "is a page of HTML: get the file itself",
+    b"<html": "is a page of HTML: get the file itself",
+}
+"""How a file begins that was meant to be a config -> what it is."""
+
+
+def _without_doubt(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table of JSON. Raises ValueError where it has two values for one key."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table and table[key] != value:
+            raise ValueError(f"it has two values for {plain(key, 60)!r}")
+        table[key] = value
+    return table
+
+
 def check_config(config: Any, called: str) -> dict[str, Any]:
-    """A config as it is. Raises InputError, with what it is ``called``, where it is no config."""
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise InputError(f"{called} is no model config: it has no model_type")
+    """A config as it is. Raises InputError, with what it is ``called``, where it is no config.
+
+    One without a ``model_type`` has ``architectures``, which tell it (``tracer.capture.forms``).
+    """
+    if not isinstance(config, dict):
+        raise InputError(f"{called} is no model config: it is no table of fields")
+    if "peft_type" in config:
+        base = plain(str(config.get("base_model_name_or_path")), 80)
+        raise InputError(f"{called} is an adapter of {base}, no model: trace that")
+    kind, named = config.get("model_type"), config.get("architectures")
+    told = isinstance(kind, str) or (kind is None and named and isinstance(named, list | str))
+    if not told:
+        raise InputError(
+            f"{called} is no model config: it has no model_type, and no architectures that tell "
+            'it; add one, such as "model_type": "llama"'
+        )
+    if _depth(config) > _DEEPEST:
+        raise InputError(f"{called} is no model config: tables nest more than {_DEEPEST} deep")
     return config
+
+
+_DEEPEST = 50
+
+
+def _depth(config: Any) -> int:
+    """How deep tables and lists nest, counted no further than is allowed."""
+    level, depth = [config], 0
+    while level and depth <= _DEEPEST:
+        inside = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for values in inside for v in values if isinstance(v, dict | list)]
+        depth += 1
+    return depth
 
 
 def config_dtype(config: Mapping[str, Any]) -> str | None:

@@ -227,7 +227,7 @@ def test_a_config_that_makes_no_model(refuse, tmp_path, config, says):
         ("gpt2", "num_hidden_layers=abc", ["--set num_hidden_layers", "expected int", "'abc'"]),
         ("llama-3.2-1b", "num_hidden_layers=abc", ["--set num_hidden_layers", "'abc'"]),
         ("gpt2", "n_layer=1.5", ["--set n_layer", "expected int", "1.5"]),
-        ("gpt2", "n_layer=null", ["--set n_layer", "expected int", "None"]),
+        ("gpt2", "n_layer=null", ["--set n_layer", "expected int", "null"]),
         ("gpt2", "num_attention_heads=7", ["--set num_attention_heads", "768", "7"]),
         ("llama-3.2-1b", "num_attention_heads=7", ["--set num_attention_heads", "(2048)", "(7)"]),
         ("gpt2", "vocab_size=-1", ["--set vocab_size", "-1"]),

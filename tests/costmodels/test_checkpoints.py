@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.utils.quantization_config import QuantizationMethod
 
 import cutedge
 from costmodels.checkpoints import storage_of
@@ -74,6 +75,41 @@ METHODS: list[tuple[dict[str, Any], str, float]] = [
         "nvfp4",
         N / 2 + N / 16 + 4,
     ),
+    # an exponent of a byte a block
+    (
+        {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"},
+        "fp8-block128",
+        N + 2 * 2,
+    ),
+    ({"quant_method": "mxfp8", "weight_block_size": [1, 32]}, "fp8-block32", N + N / 32),
+    ({"load_in_8bit": True}, "int8", N + 256 * 4),
+    # a scale and a zero point of two bytes for 64 weights
+    (
+        {
+            "quant_method": "hqq",
+            "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64, "axis": 1}},
+            "skip_modules": ["lm_head"],
+        },
+        "hqq-int4-g64",
+        N / 2 + N / 64 * 4,
+    ),
+    ({"quant_method": "eetq", "weights": "int8"}, "int8-row", N + 256 * 2),
+    ({"quant_method": "quanto", "weights": "float8"}, "float8-row", N + 256 * 2),
+    # a scale of two bytes a row of 256; tables of 16 values and of 256 pairs, two bytes each
+    (
+        {"quant_method": "higgs", "bits": 4, "p": 2, "group_size": 256},
+        "higgs-int4-g256",
+        N / 2 + 256 * 2 + 2 * (16 + 2 * 256),
+    ),
+    ({"quant_method": "bitnet", "quantization_mode": "offline"}, "bitnet", N / 4 + 2),
+    # two bytes for eight weights, a scale of two a row, a book of 65,536 entries of eight
+    (
+        {"quant_method": "aqlm", "num_codebooks": 1, "nbits_per_codebook": 16, "in_group_size": 8},
+        "aqlm-1x16",
+        2 * N / 8 + 256 * 2 + 2 * 65536 * 8,
+    ),
+    # a scale and a bias of four bytes for 64 weights
+    ({"quant_method": "metal", "bits": 4, "group_size": 64}, "metal-int4-g64", N / 2 + N / 64 * 8),
 ]
 
 
@@ -177,14 +213,53 @@ def test_experts_alone_are_in_mxfp4() -> None:
         {"quant_method": "fp8", "weight_block_size": 128},
         compressed([], num_bits=3, type="int", strategy="group"),
         {"bits": 4},
+        {"quant_method": "gptq", "dynamic": {"-:.*mlp.*": {}}},
+        {"quant_method": "gptq", "checkpoint_format": "marlin"},
+        {"quant_method": "auto-round", "extra_config": {"lm_head": {"bits": 8}}},
+        {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False},
+        {"quant_method": "fp8", "expert_dtype": "fp4", "weight_block_size": [128, 128]},
+        {"quant_method": "bitnet", "quantization_mode": "online"},
+        {"quant_method": "modelopt", "quantization": {"quant_algo": "MIXED_PRECISION"}},
+        {
+            **compressed([], num_bits=4, type="int", strategy="channel"),
+            "config_groups": {
+                "g": {"targets": ["re:.*mlp"], "weights": {"num_bits": 4, "type": "int"}}
+            },
+        },
+        {
+            **compressed([], num_bits=8, type="int", strategy="channel"),
+            "sparsity_config": {"format": "sparse-24-bitmask"},
+        },
+        ["gptq"],
+        "gptq",
     ],
 )
-def test_what_is_not_known_is_said_in_a_line(told: dict[str, Any]) -> None:
+def test_what_is_not_known_is_said_in_a_line(told: Any) -> None:
     found, said = storage_of({**LLAMA, "quantization_config": told})
     assert found is None
     assert said is not None
     assert said.startswith("not used of its config: quantization_config (")
     assert storage_of(LLAMA) == (None, None)
+
+
+@pytest.mark.parametrize("method", [method.value for method in QuantizationMethod])
+def test_every_method_of_transformers_is_read_or_named(method: str) -> None:
+    """Alone, with nothing else said: what is taken is what the method says where nothing is said."""
+    found, said = storage_of({**LLAMA, "quantization_config": {"quant_method": method}})
+    assert (found is None) == (said is not None)
+    assert found is not None or f"how {method} stores weights is not known" in (said or "")
+
+
+def test_all_of_a_checkpoint_of_mlx_is_in_groups() -> None:
+    """Also the table of words and the head: a scale and a bias of two bytes for 64 weights."""
+    plain = captured(dict(LLAMA), model="m", seq=8, dtype="float16", symbolic=False).graph
+    graph, unknown = as_published(plain, {**LLAMA, "quantization": {"group_size": 64, "bits": 4}})
+    assert (graph.meta.weights, unknown) == ("mlx-int4-g64", ())
+    for tensor in graph.tensors:
+        if tensor.role is Role.PARAMETER:
+            size = prod(tensor.shape)
+            packed = size / 2 + size / 64 * 4
+            assert tensor.bytes == (packed if len(tensor.shape) == 2 else 2 * size), tensor.name
 
 
 @pytest.mark.slow

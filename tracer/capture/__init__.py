@@ -24,14 +24,16 @@ from tracer.capture.compat import PreTrainedModel, without_detours
 from tracer.capture.configs import unused
 from tracer.capture.errors import Untraceable, failure, first_line
 from tracer.capture.exported import ExportedTask
+from tracer.capture.forms import architectures
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
 from tracer.capture.inputs import MANY_TOKENS, phases, reading
 from tracer.capture.kv_cache import WRAPPED
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.memory import parameter_count
-from tracer.capture.models import architectures, build, build_with_memory, settle
+from tracer.capture.models import build, build_with_memory, settle
 from tracer.capture.packages import own_diffusers, own_packaged
 from tracer.capture.phases import Task, Way
+from tracer.capture.remedies import led_on
 from tracer.capture.runnable import Runnable
 from tracer.capture.runs import untouched
 from tracer.capture.user import Own, own_function, own_module, user_model, user_module
@@ -90,14 +92,27 @@ def capture(
 
     ``symbolic=False`` traces at the concrete sizes alone. ``full=True`` traces every layer; without
     it, equal layers are traced once and repeated. Raises InputError for a config that makes no
-    model, CutedgeError for a model that cannot be exported.
+    model, CutedgeError for a model that cannot be exported; where an option is known to help, the
+    message says it.
     """
     overrides = overrides or {}
-    sizes = {"batch": batch, "seq": seq, "past": past, "source": source}
-    with quiet(), as_it_runs():
+    sizes = {"seq": seq, "past": past, "source": source}
+
+    def traced(
+        *, phase: str, attn: str, overrides: Mapping[str, Any], symbolic: bool, **sizes: int | None
+    ) -> Capture:
+        sizes["batch"] = batch
         task = _task(config, model, phase, sizes, cache, dtype, attn, logits, overrides)
         notes = _notes(config, overrides, task, dtype, attn)
         return _captured(task, dtype, attn, overrides, notes, symbolic=symbolic, full=full)
+
+    asked: dict[str, Any] = {"phase": phase, "attn": attn, "overrides": overrides, **sizes}
+    with quiet(), as_it_runs():
+        try:
+            return traced(**asked, symbolic=symbolic)
+        except CutedgeError as error:
+            found, cause = led_on(error, config, asked, traced), error.__cause__
+    raise found from cause
 
 
 @stage("building the model")

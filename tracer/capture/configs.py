@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tracer.capture.compat import CONFIG_MAPPING, GenerationConfig
-from tracer.errors import InputError, suggest
+from tracer.capture.forms import in_todays_form
+from tracer.errors import InputError
 
 LAYERS, WIDTH, HEADS, VOCABULARY = "layers", "width", "heads", "vocabulary"
 
@@ -36,6 +36,9 @@ _SPELLINGS: Mapping[str, str] = {
 }
 """What a size is -> how configs spell it."""
 
+LAYER_COUNTS = tuple(_SPELLINGS[LAYERS].split())
+"""How configs spell the number of layers."""
+
 _MEANING = {name: meaning for meaning, names in _SPELLINGS.items() for name in names.split()}
 _MAIN = (LAYERS, WIDTH, HEADS, VOCABULARY)
 """The sizes that no model is without, where its config has a field for them."""
@@ -51,22 +54,17 @@ _ATTENTION = ("_attn_implementation", "attn_implementation", "_attn_implementati
 _DTYPE = ("dtype", "torch_dtype")
 _WITHOUT_USE = {
     "pruned_heads": "every head is traced",
-    "auto_map": "code that comes with a checkpoint is not run",
+    "auto_map": "code that comes with a checkpoint is not run, that of transformers is traced; "
+    "for the other write a function that builds it, and trace that as file.py:function",
 }
 """What no trace uses -> what is done instead."""
-_STORAGE = ("quantization_config",)
+_STORAGE = ("quantization_config", "compression_config", "quantization")
 """How a checkpoint is stored: a trace computes in its own dtype (``costmodels.checkpoints``)."""
 
 
 def config_class(config: Mapping[str, Any], model: str) -> Any:
     """The class of transformers that reads a config. Raises InputError where there is no such."""
-    kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise InputError(
-            f"{model}: transformers {version('transformers')} knows no model_type {kind!r}."
-            + suggest(str(kind), CONFIG_MAPPING.keys())
-        )
-    return CONFIG_MAPPING[kind]
+    return CONFIG_MAPPING[in_todays_form(config, model)[0]["model_type"]]
 
 
 def described(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:

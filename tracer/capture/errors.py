@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from tracer.words import plain
+
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n *(.*)')
 _OURS = f"{Path(__file__).parents[1].as_posix()}/"
 _LIBRARY = f"{Path(sysconfig.get_paths()['stdlib']).as_posix()}/"
@@ -20,8 +22,20 @@ def first_line(error: BaseException) -> str:
     first, *rest = str(error).strip().splitlines() or [""]
     if first.endswith(":") and rest:  # the reason stands in the second line
         first += f" {rest[0].strip()}"
+    if type(error).__name__.startswith("StrictDataclass"):  # what checks a config's fields
+        return _field(rest[0].strip() if rest else first)
     line = first.partition(" For more information")[0]
     return f"{type(error).__name__}: {line}".rstrip(".!: ")
+
+
+def _field(line: str) -> str:
+    """What is wrong with a field of a config, of a line that says so at length."""
+    line = line.partition("Error: ")[2] or line
+    if match := re.match(r"Field '(\w+)' expected (\w+), got \w+ \(value: (.*)\)", line):
+        return plain(f"{match[1]} is {match[3].replace('None', 'null')}, expected {match[2]}", 200)
+    if match := re.match(r"Field '(\w+)' with value (.*?) doesn't match any type", line):
+        return plain(f"{match[1]} is {match[2]}, which it cannot be", 200)
+    return plain(line, 400).rstrip(".")
 
 
 def place(trace: str) -> str:
@@ -78,12 +92,10 @@ class Untraceable(Exception):
         self.by_data = by_data
         """Whether the code goes by values, which no trace knows."""
 
-    def advice(self, overrides: Collection[str], attn: str) -> str:
-        """What a user may try."""
-        if self.by_data and "Attention" in self.where:
-            return f"Try --attn {'sdpa' if attn == 'eager' else 'eager'}."
+    def advice(self, overrides: Collection[str]) -> str:
+        """What a user may try where no option is known to help (``remedies``)."""
         if self.by_data:
-            return "No option of a trace changes that."
+            return "With other code in its place it is traced as file.py:function."
         check = f"Check --set {', '.join(overrides)}" if overrides else "Check the config's fields"
         if isinstance(self.cause, TypeError | AttributeError | LookupError):
             return f"{check}."

@@ -1,16 +1,20 @@
 """The model of a config, without weights."""
 
+import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
+from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tracer.capture.compat import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -20,15 +24,19 @@ from tracer.capture.compat import (
     MODEL_MAPPING,
     PreTrainedModel,
     auto,
-    class_named,
     no_init_weights,
 )
 from tracer.capture.configs import check_sizes, config_class, described, without_options
 from tracer.capture.errors import first_line
+from tracer.capture.forms import architectures, in_todays_form, known_class
 from tracer.errors import InputError, suggest
+from tracer.words import plain
 
 _DEPTH = re.compile(r"(num|n)_((hidden|encoder|decoder)_)?layers?|(encoder|decoder)_layers")
 """The fields of a config that say how many layers there are."""
+
+CHECK = "Check the config.json."
+"""What is said where no more is known of a config that makes no model."""
 
 _ELSEWHERE = {
     "model_type": "another type is another model: name one, or give a config.json of that type",
@@ -56,16 +64,28 @@ def build(
             raise InputError(
                 f"{model}: {kind} has no {attn} attention: try another --attn"
             ) from error
-        advice = "" if isinstance(error, ImportError) else " Check the config.json."
+        advice = "" if isinstance(error, ImportError) else f" {CHECK}"
         if overrides:
             with suppress(Exception):
-                _module(config, model, dtype, attn)
+                _module(in_todays_form(config, model)[0], model, dtype, attn)
                 advice = f" Check --set {', '.join(overrides)}."
         raise InputError(
-            f"{model}: no model can be built from this config: {first_line(error)}.{advice}"
+            f"{model}: no model can be built from this config: {_reason(error, merged)}.{advice}"
         ) from error
     _drop_data(module)
     return _in_dtype(module, dtype).eval()
+
+
+def _reason(error: Exception, config: Mapping[str, Any]) -> str:
+    """Why no model is built, in a line; what is not known of a table is said with its field."""
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+        inside = {
+            f"{k}.{i}": v for k, t in config.items() if isinstance(t, dict) for i, v in t.items()
+        }
+        named = [key for key, value in {**config, **inside}.items() if value == error.args[0]]
+        if named:
+            return f"{named[0]} is {plain(error.args[0], 60)!r}, which it does not know"
+    return first_line(error)
 
 
 def build_with_memory(
@@ -128,6 +148,7 @@ def settle(
     the lists that had one entry a layer, unless the config derives them from the number anew.
     Raises InputError for a field that the config does not have, and as ``check_sizes``.
     """
+    config, formed = in_todays_form(config, model)
     kind = config_class(config, model)
     aliases = kind.attribute_map
     default = described(kind, {})
@@ -183,7 +204,7 @@ def settle(
         if overrides and _is_sound(config, model):
             raise InputError(f"{error}. Check --set {', '.join(overrides)}.") from error
         raise
-    return merged, (*said, *notes)
+    return merged, (*formed, *said, *notes)
 
 
 def _is_sound(config: Mapping[str, Any], model: str) -> bool:
@@ -205,30 +226,23 @@ def _table(config: Any, where: list[str]) -> Any:
     return reduce(lambda table, key: table.setdefault(key, {}), where, config)
 
 
-def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes that a config names, the first choice first."""
-    named = config.get("architectures") or ()
-    return tuple(map(str, [named] if isinstance(named, str) else named))
-
-
 def _model_class(settings: Any, config: Mapping[str, Any], model: str) -> Any:
     """The class that the config names, else the first head there is of its type, else no head."""
     named = architectures(config)
     for name in named:
-        found = class_named(name)
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        if (found := known_class(name)) is not None:
             return found
-    fitting = [m[type(settings)] for m in _HEADS if type(settings) in m]
+    fitting = _fitting(type(settings))
     if getattr(settings, "is_encoder_decoder", False):
         both = [m[type(settings)] for m in _ENCODER_DECODERS if type(settings) in m]
         fitting.sort(key=lambda found: found not in both)
     if named and fitting:
-        classes = [c.__name__ for c in fitting if isinstance(c, type)]
+        classes = dict.fromkeys(c.__name__ for c in fitting if isinstance(c, type))
         raise InputError(
             f"{model}: transformers {version('transformers')} has no architecture "
             f"{' or '.join(named)}. "
             f"For a {settings.model_type} there are: {', '.join(classes)}; choose one with e.g. "
-            f"--set architectures={classes[0]}"
+            f"--set architectures={next(iter(classes))}"
         )
     if not fitting:
         raise InputError(f"{model}: no architecture for model_type {settings.model_type!r}")
@@ -243,7 +257,30 @@ _HEADS = (
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
+    *(m for name, m in vars(auto).items() if re.fullmatch("MODEL_FOR_(?!BACKBONE).*MAPPING", name)),
 )
+"""The Auto classes of transformers, in the order in which a config without a class gets one."""
+
+
+def _fitting(kind: Any) -> list[Any]:
+    """The models of a type of config, the first choice first: those that transformers lists, else
+    all that the type's own modules have."""
+    listed = [m[kind] for m in _HEADS if kind in m]
+    if listed:
+        return listed
+    package = kind.__module__.rpartition(".")[0]
+    folder = Path(inspect.getfile(kind)).parent
+    modules = [import_module(f"{package}.{file.stem}") for file in folder.glob("modeling_*.py")]
+    classes = (known_class(name) for module in modules for name in sorted(vars(module)))
+    return list(dict.fromkeys(c for c in classes if c is not None and c.config_class is kind))
+
+
+def part_classes(kind: Any) -> list[str]:
+    """The models of the parts of a type of config, one each."""
+    parts = [part for part in kind.sub_configs.values() if hasattr(part, "model_type")]
+    known = (CONFIG_MAPPING[p.model_type] for p in parts if p.model_type in CONFIG_MAPPING)
+    found = map(_fitting, known)
+    return [_first(fitting).__name__ for fitting in found if fitting]
 
 
 def _part_for(model_class: Any, settings: Any, model: str) -> Any:
@@ -258,7 +295,7 @@ def _part_for(model_class: Any, settings: Any, model: str) -> Any:
             return part
     if model_class in _classes_of(type(settings)):
         return settings
-    fitting = [m[type(settings)] for m in _HEADS if type(settings) in m]
+    fitting = _fitting(type(settings))
     instead = f": choose one of its own with e.g. --set architectures={_first(fitting).__name__}"
     raise InputError(
         f"{model}: {model_class.__name__} is no model of model_type {settings.model_type!r}, but "

@@ -262,8 +262,7 @@ class Task:
 
     def refusal(self, failure: Untraceable, overrides: Mapping[str, Any]) -> CutedgeError:
         """The error for a model that no way could trace."""
-        attn = getattr(self.settings, "_attn_implementation", "eager")
-        advice = failure.advice(overrides, attn)
+        advice = failure.advice(overrides)
         kind = InputError if "--set" in advice else CutedgeError
         said = f"{self.model} cannot be traced: {failure}."
         return kind(f"{said} {advice}" if self.settings is not None else said)
