@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cutedge._chip_words import limit_claim
 from cutedge._placing import Compared, bottlenecks
+from cutedge._verdict import verdicts
 from cutedge._words import (
     bottleneck_claim,
     coverage,
@@ -19,12 +19,13 @@ from cutedge._words import (
 from cutedge.report.contents import Report, make_report
 from cutedge.report.page import drawing_library, write_page
 from cutedge.report.pictures import find_browser, take_pictures
+from cutedge.report.scores import Verdict
 from tracer.errors import CutedgeError
 from tracer.files import write_whole
 from tracer.reach import Reach
 from tracer.stages import stage
 from tracer.summary import headline
-from tracer.words import duration, human
+from tracer.words import human
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def write_report(found: Compared, reach: Reach, shown: int, page: Path, *, png: 
     return Written(
         page,
         tuple(take_pictures(browser, page)) if browser else (),
-        {sheet.policy: sheet.headline for sheet in sheets},
+        {sheet.policy: sheet.verdict.limit for sheet in sheets},
     )
 
 
@@ -69,7 +70,7 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
         of=f"{headline(graph.meta)}; {setting.machine.home} calls {accelerators} over "
         f"{setting.machine.links.name}, {baseline.wire} on the wire, residency {setting.residency}"
         f"{how_placed(baseline)}",
-        headlines=_headlines(found),
+        verdicts=_verdicts(found),
         devices=setting.machine.devices,
         times=setting.times,
         compared=found.comparisons,
@@ -102,32 +103,15 @@ def _designs(found: Compared) -> dict[str, str]:
     }
 
 
-def _headlines(found: Compared) -> list[tuple[str, str]]:
-    """Of each policy the bottleneck with its share, what would relieve it, and what is seen.
-
-    Of a run on arrays of multipliers what limits it comes first, and the traffic's share below.
-    """
-    said = []
-    for one, worst in zip(
-        found.partitions, bottlenecks(found.partitions, found.setting, found.policies), strict=True
-    ):
-        run = one.run
-        least = "at least " if one.left_out else ""
-        more = "" if run is None else f"A run takes {least}{duration(run.seconds)}, "
-        if run is not None:
-            more += f"{run.shares[2]:.1%} of it on the link. "
-        if one.schedule is not None:
-            said_of_it = schedule_sentences(one.schedule)
-            more += "".join(f"{line[:1].upper()}{line[1:]}. " for line in said_of_it)
-        seen = " ".join(f"{each.device} sees {each.words}." for each in one.exposed)
-        if worst is None:
-            said.append(
-                (f"Under {one.policy} nothing crosses between devices.", f"{more}{seen}".strip())
-            )
-            continue
-        step = relief_claim(worst, human)
-        claim = bottleneck_claim(worst, f"the traffic of {one.policy}")
-        if (limit := limit_claim(one)) is not None:  # on a chip, that is seldom the traffic
-            claim, more = f"Under {one.policy}, {limit}", f"{more}{claim}. "
-        said.append((f"{claim}.", f"{more}{step[:1].upper()}{step[1:]}. {seen}".strip()))
-    return said
+def _verdicts(found: Compared) -> list[tuple[Verdict, str]]:
+    """Of each policy the first screen; then schedule, traffic, and what is seen, in sentences."""
+    worst = bottlenecks(found.partitions, found.setting, found.policies)
+    told = []
+    for one, heaviest, verdict in zip(found.partitions, worst, verdicts(found, worst), strict=True):
+        said = [] if one.schedule is None else [*schedule_sentences(one.schedule)]
+        if heaviest is not None:
+            said += [bottleneck_claim(heaviest, f"the traffic of {one.policy}")]
+            said += [relief_claim(heaviest, human)]
+        said += [f"{each.device} sees {each.words}" for each in one.exposed]
+        told.append((verdict, " ".join(f"{line[:1].upper()}{line[1:]}." for line in said)))
+    return told

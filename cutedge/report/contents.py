@@ -8,6 +8,7 @@ from cutedge.report import figures, rooflines
 from cutedge.report.block import Block, block
 from cutedge.report.figures import Bars, Flows, Growth, Missing, Table
 from cutedge.report.rooflines import Roofline
+from cutedge.report.scores import Verdict
 from partition.explain import Savings
 from partition.run import times_under
 from partition.split import Split
@@ -19,10 +20,10 @@ class Sheet:
     """The drawings of one policy."""
 
     policy: str
-    headline: str
-    """One sentence with the figure that matters most."""
+    verdict: Verdict
+    """The first screen."""
     more: str
-    """What else is to be said at once; may be empty."""
+    """What else is to be said of traffic, schedule and what is seen; may be empty."""
     flows: Flows | Missing
     layers: Bars | Missing
     calls: Bars | Missing
@@ -59,7 +60,7 @@ def make_report(
     partitions: Sequence[Split],
     *,
     of: str,
-    headlines: Sequence[tuple[str, str]],
+    verdicts: Sequence[tuple[Verdict, str]],
     devices: Sequence[str],
     times: Mapping[str, DeviceTime],
     compared: Sequence[Savings],
@@ -71,13 +72,13 @@ def make_report(
 ) -> Report:
     """Compose a report of policies on one trace; sequences are by policy, in one order.
 
-    ``headlines`` are (the sentence, what else is to be said); ``times`` are of the devices that
+    ``verdicts`` are (the first screen, what else is to be said); ``times`` are of the devices that
     are described, paging left out; ``shown`` is the policy that comes up first.
     """
     sheets = [
         Sheet(
             one.policy,
-            headline,
+            verdict,
             more,
             figures.flows(one),
             figures.by_layer(one),
@@ -86,7 +87,7 @@ def make_report(
             [rooflines.roofline(one, device, taken.get(device)) for device in devices],
             [rooflines.cycles(one, device, taken.get(device)) for device in devices],
         )
-        for one, (headline, more) in zip(partitions, headlines, strict=True)
+        for one, (verdict, more) in zip(partitions, verdicts, strict=True)
         for taken in [times_under(one.graph, one.placement, one.traffic.transfers, times)]
     ]
     arrays = [device in times and times[device].device.array is not None for device in devices]

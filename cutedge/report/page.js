@@ -227,15 +227,46 @@
     return null;
   };
 
-  // --- the page -------------------------------------------------------------------------------
+  // --- the first screen -----------------------------------------------------------------------
 
   const by = id => document.getElementById(id);
+
+  const scoreBar = (bar, n) => make("div", { className: `bar ${n ? "" : "mine"}`.trim() },
+    make("span", { className: "who", textContent: bar.role === "shown" ? bar.policy : `${bar.policy} (${bar.role.replace("shown, ", "")})` }),
+    make("span", { className: "track" }, make("i", { style: `width:${100 * (bar.share || 0)}%` })),
+    make("span", { className: "text", textContent: bar.text }));
+
+  const decide = sheet => {
+    const { limit, scores, step, command } = sheet.verdict;
+    by("headline").textContent = limit;
+    by("step").textContent = step;
+    by("command").textContent = command;
+    by("more").textContent = sheet.more;
+    by("scores").replaceChildren(...scores.map(score => make("div", { className: "score" },
+      make("h2", { textContent: score.name }),
+      make("p", { className: `value ${score.bars[0].text.length > 16 ? "long" : ""}`.trim(), textContent: score.bars[0].text }),
+      make("p", { className: "claim", textContent: score.claim }),
+      ...score.bars.map(scoreBar))));
+  };
+
+  by("copy").addEventListener("click", async event => {
+    const said = text => { event.target.textContent = text; setTimeout(() => { event.target.textContent = "Copy"; }, 1500); };
+    try {
+      await navigator.clipboard.writeText(by("command").textContent);
+      said("Copied");
+    } catch {  // a browser that does not let a page copy: the command is selected, to copy by hand
+      getSelection().selectAllChildren(by("command"));
+      said("Selected");
+    }
+  });
+
+  // --- the page -------------------------------------------------------------------------------
+
   const select = by("policy");
   const drawAll = () => {
     const sheet = data.sheets[select.selectedIndex], jobs = [], squeezed = root.classList.contains("print") ? 0.7 : 1;
     const put = (id, at, height, options) => { if (by(`draw-${id}`)) jobs.push(draw(by(`draw-${id}`), at, height, options)); };
-    by("headline").textContent = sheet.headline;
-    by("more").textContent = sheet.more;
+    decide(sheet);
     document.querySelectorAll("tbody tr").forEach((row, n) => row.classList.toggle("shown", n === select.selectedIndex));
     put("flows", sheet.flows, sheet.flows.nodes ? (120 + 26 * sheet.flows.nodes.length) * squeezed : 0);
     put("layers", sheet.layers, 340);

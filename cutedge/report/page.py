@@ -49,7 +49,7 @@ def _data(report: Report) -> str:
         "sheets": [
             {
                 "policy": sheet.policy,
-                "headline": sheet.headline,
+                "verdict": asdict(sheet.verdict),
                 "more": sheet.more,
                 "flows": _plain(sheet.flows),
                 "layers": _plain(sheet.layers),
@@ -77,7 +77,11 @@ def _header(report: Report) -> str:
     )
     return (
         f'<header>\n<p class="of">{escape(report.of)}</p>\n'
-        f'<h1 id="headline">{escape(first.headline)}</h1>\n'
+        f'<h1 id="headline">{escape(first.verdict.limit)}</h1>\n'
+        '<div id="scores"></div>\n'
+        f'<p class="step" id="step">{escape(first.verdict.step)}</p>\n'
+        '<p class="command"><code id="command"></code> '
+        '<button type="button" id="copy">Copy</button></p>\n'
         f'<p class="more" id="more">{escape(first.more)}</p>\n</header>\n'
         '<nav><div><label>Policy shown <select id="policy" autocomplete="off"></select></label>'
         f"{keys}</div></nav>\n"
