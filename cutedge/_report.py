@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cutedge._page_files import page_files
 from cutedge._placing import Compared, bottlenecks
 from cutedge._verdict import verdicts
 from cutedge._words import (
@@ -17,7 +18,7 @@ from cutedge._words import (
     schedule_sentences,
 )
 from cutedge.report.contents import Report, make_report
-from cutedge.report.page import drawing_library, write_page
+from cutedge.report.page import write_page
 from cutedge.report.pictures import find_browser, take_pictures
 from cutedge.report.scores import Verdict
 from tracer.errors import CutedgeError
@@ -44,11 +45,10 @@ def write_report(found: Compared, reach: Reach, shown: int, page: Path, *, png: 
 
     ``shown`` is the policy that comes up first.
     """
-    library = drawing_library()
     browser = find_browser() if png else None  # before any work, where one is missing
     made = report_of(found, reach, shown)
     try:
-        write_whole(page, write_page(made, library).encode())
+        write_whole(page, write_page(made, page_files(made, found.partitions)).encode())
     except OSError as error:
         raise CutedgeError(f"cannot write {page}: {error.strerror or error}") from error
     sheets = [made.sheets[shown], *made.sheets]
@@ -85,6 +85,7 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
             *(f"without {name}: {why}" for name, why in found.without.items()),
         ],
         designs=_designs(found),
+        untrusted=setting.untrusted,
     )
 
 
@@ -112,6 +113,6 @@ def _verdicts(found: Compared) -> list[tuple[Verdict, str]]:
         if heaviest is not None:
             said += [bottleneck_claim(heaviest, f"the traffic of {one.policy}")]
             said += [relief_claim(heaviest, human)]
-        said += [f"{each.device} sees {each.words}" for each in one.exposed]
+        said += [f"What {each.device} sees: {each.words}" for each in one.exposed]
         told.append((verdict, " ".join(f"{line[:1].upper()}{line[1:]}." for line in said)))
     return told

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from costmodels.roofline import DeviceTime
 from cutedge.report import figures, rooflines
 from cutedge.report.block import Block, block
+from cutedge.report.choose import Choose, choose
 from cutedge.report.figures import Bars, Flows, Growth, Missing, Table
 from cutedge.report.rooflines import Roofline
 from cutedge.report.scores import Verdict
+from cutedge.report.sight import Sight, sight
 from partition.explain import Savings
 from partition.run import times_under
 from partition.split import Split
@@ -24,6 +26,7 @@ class Sheet:
     """The first screen."""
     more: str
     """What else is to be said of traffic, schedule and what is seen; may be empty."""
+    seen: Sight | Missing
     flows: Flows | Missing
     layers: Bars | Missing
     calls: Bars | Missing
@@ -49,6 +52,7 @@ class Report:
     sheets: Sequence[Sheet]
     shown: int
     """Which sheet comes up first."""
+    choose: Choose
     growth: Growth | Missing
     notes: Sequence[str]
     """What holds of all figures: coverage, policies that are left out and why."""
@@ -69,17 +73,20 @@ def make_report(
     reach: Reach,
     notes: Sequence[str],
     designs: Mapping[str, str],
+    untrusted: Sequence[str],
 ) -> Report:
     """Compose a report of policies on one trace; sequences are by policy, in one order.
 
     ``verdicts`` are (the first screen, what else is to be said); ``times`` are of the devices that
-    are described, paging left out; ``shown`` is the policy that comes up first.
+    are described, paging left out; ``shown`` is the policy that comes up first, ``untrusted``
+    are the accelerators that are not trusted.
     """
     sheets = [
         Sheet(
             one.policy,
             verdict,
             more,
+            sight(one, untrusted),
             figures.flows(one),
             figures.by_layer(one),
             figures.by_call(one),
@@ -99,6 +106,7 @@ def make_report(
         figures.policies_table(partitions, compared, baseline),
         sheets,
         shown,
+        choose(partitions),
         figures.growth(partitions, reach),
         notes,
         designs,

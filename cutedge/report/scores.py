@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from partition.seen import What, known
 from partition.split import Split
-from tracer.words import duration, human, joules
+from tracer.words import counted, duration, human, joules
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Score:
     """One figure of a policy beside those of the baseline and of the best allowed policy."""
 
     name: str
+    text: str
+    """Of the policy that is shown; of what is seen the sorts of tensor."""
     claim: str
     """How far it is from the baseline's; empty where that is not known."""
     bars: Sequence[Bar]
@@ -97,7 +99,7 @@ def scores(shown: Split, baseline: Split, best: Split) -> list[Score]:
 
     def seen(split: Split) -> tuple[float | None, str]:
         sorts = seen_of(split)
-        return len(sorts), ", ".join(one.words for one in sorts) or "nothing"
+        return len(sorts), counted(len(sorts), "sort") if sorts else "nothing"
 
     def energy(split: Split) -> tuple[float | None, str]:
         found = split.energy_figures
@@ -131,12 +133,13 @@ def scores(shown: Split, baseline: Split, best: Split) -> list[Score]:
         if not claim and mine is not None and theirs is not None:
             by = {"calls": "calls", "what is seen": "sorts of tensor"}.get(name)
             claim = against(mine, theirs, baseline.policy, by)
-        found.append(Score(name, claim, bars))
+        text = ", ".join(one.words for one in seen_of(shown)) if name == "what is seen" else ""
+        found.append(Score(name, text or bars[0].text, claim, bars))
     return found
 
 
-def against(value: float, other: float, name: str, counted: str | None = None) -> str:
-    """How far a figure is from that of a policy ``name``: in percent, or in what is ``counted``.
+def against(value: float, other: float, name: str, what: str | None = None) -> str:
+    """How far a figure is from that of a policy ``name``: in percent, or counted in ``what`` it is of.
 
     >>> against(1, 4, "a"), against(12, 4, "a"), against(5, 4, "a"), against(4, 4, "a")
     ('75.0% less than a', '3 times a', '25.0% more than a', 'as a')
@@ -145,8 +148,10 @@ def against(value: float, other: float, name: str, counted: str | None = None) -
     """
     if value == other:
         return f"as {name}"
-    if counted is not None:
-        return f"{abs(value - other):,.0f} {counted} {'fewer' if value < other else 'more'} than {name}"
+    if what is not None:
+        return (
+            f"{abs(value - other):,.0f} {what} {'fewer' if value < other else 'more'} than {name}"
+        )
     if not other:
         return f"{name} has nothing of it"
     if value >= 2 * other:

@@ -324,7 +324,7 @@ def test_the_page_is_whole_and_always_the_same(small, tmp_path):
     assert re.match(
         r"Under offload-linear, pcie5-x16-cc has \d+\.\d% of the known time; ", headline
     )
-    assert len(pages[0].encode()) < 6e6
+    assert len(pages[0].encode()) < 1e6
     assert not re.search(r'<(script|link|img|iframe)[^>]+(src|href)="(?!data:)', pages[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
 
@@ -351,18 +351,9 @@ def test_no_name_can_end_the_data(small, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("</script>") == 3
+    assert page.count("</script>") == page.count("<script")
     data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1]
     assert json.loads(data)["devices"] == ["</script><b>", "gpu"]
-
-
-def test_without_plotly_one_line_says_what_to_install(small, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    ran = invoke("cutedge", "report", small.folder, "--out", tmp_path / "page.html")
-    assert ran.returncode == 2
-    assert "pip install 'cutedge[report]'" in ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_browser_there_are_no_pictures(small, tmp_path, monkeypatch):
