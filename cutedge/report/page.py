@@ -162,8 +162,8 @@ _DATA = (
 )
 _POLICIES = (
     "Bytes are payload; saved is against {}. Moving is the time of all transfers, run that of "
-    "computing too, one after another; – is not known. Seen is what devices that are "
-    "not trusted see or can work out. A head sorts, a row shows its policy."
+    "computing too, one after another; – is not known. Seen are the sorts of tensor "
+    "that devices which are not trusted see or can work out. A head sorts, a row shows its policy."
 )
 _DRAWINGS = (
     (
@@ -227,7 +227,7 @@ def _drawing(name: str, device: str | None = None) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(
-        f'<th scope="col"{_sorted_by(figure and name != "seen", None)}>{escape(name)}</th>'
+        f'<th scope="col"{_sorted_by(figure, None)}>{escape(name)}</th>'
         for name, figure in zip(table.columns, table.figures, strict=True)
     )
     rows = "".join(
@@ -244,12 +244,19 @@ def _table(table: Table) -> str:
 
 def _row(row: Sequence[str], values: Sequence[float | None], table: Table) -> str:
     cells = "".join(
-        f'<td data-name="{escape(name)}"{_sorted_by(figure, value)}>{escape(cell)}</td>'
+        f'<td data-name="{escape(name)}"{_sorted_by(figure, value)}>{_cell(name, cell, value)}</td>'
         for name, cell, figure, value in [
             *zip(table.columns, row, table.figures, values, strict=True)
         ][1:]
     )
     return f'<tr><td><button type="button">{escape(row[0])}</button></td>{cells}</tr>\n'
+
+
+def _cell(name: str, text: str, value: float | None) -> str:
+    """A cell; of what is seen the number, and where there is room or to be read out all sorts."""
+    if name != "seen":
+        return escape(text)
+    return f'{value}<span class="unseen"> {escape(text)}</span>'
 
 
 def _sorted_by(figure: bool, value: float | None) -> str:
