@@ -1,12 +1,13 @@
 """Policies side by side as a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from costmodels.roofline import DeviceTime
 from cutedge._page_files import page_files
 from cutedge._placing import Compared, bottlenecks
-from cutedge._verdict import verdicts
+from cutedge._verdict import times_of, verdicts
 from cutedge._words import (
     bottleneck_claim,
     coverage,
@@ -63,16 +64,16 @@ def write_report(found: Compared, reach: Reach, shown: int, page: Path, *, png: 
 def report_of(found: Compared, reach: Reach, shown: int) -> Report:
     """The report of what was compared."""
     setting, baseline = found.setting, found.baseline
-    graph = baseline.graph
+    graph, times = baseline.graph, times_of(found)
     accelerators = " and ".join(setting.machine.accelerators)
     return make_report(
         found.partitions,
         of=f"{headline(graph.meta)}; {setting.machine.home} calls {accelerators} over "
         f"{setting.machine.links.name}, {baseline.wire} on the wire, residency {setting.residency}"
         f"{how_placed(baseline)}",
-        verdicts=_verdicts(found),
+        verdicts=_verdicts(found, times),
         devices=setting.machine.devices,
-        times=setting.times,
+        times=times,
         compared=found.comparisons,
         baseline=baseline.policy,
         shown=shown,
@@ -104,11 +105,15 @@ def _designs(found: Compared) -> dict[str, str]:
     }
 
 
-def _verdicts(found: Compared) -> list[tuple[Verdict, str]]:
+def _verdicts(
+    found: Compared, times: Sequence[Mapping[str, DeviceTime]]
+) -> list[tuple[Verdict, str]]:
     """Of each policy the first screen; then schedule, traffic, and what is seen, in sentences."""
     worst = bottlenecks(found.partitions, found.setting, found.policies)
     told = []
-    for one, heaviest, verdict in zip(found.partitions, worst, verdicts(found, worst), strict=True):
+    for one, heaviest, verdict in zip(
+        found.partitions, worst, verdicts(found, worst, times), strict=True
+    ):
         said = [] if one.schedule is None else [*schedule_sentences(one.schedule)]
         if heaviest is not None:
             said += [bottleneck_claim(heaviest, f"the traffic of {one.policy}")]

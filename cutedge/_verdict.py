@@ -26,28 +26,43 @@ WORTH = 0.95
 """A step is worth telling of where it leaves no more than this of what there is."""
 
 
-def verdicts(found: Compared, worst: Sequence[Bottleneck | None]) -> list[Verdict]:
+def verdicts(
+    found: Compared, worst: Sequence[Bottleneck | None], times: Sequence[Mapping[str, DeviceTime]]
+) -> list[Verdict]:
     """Of each policy what limits it, its figures beside others', and what to do next.
 
-    ``worst`` are the bottlenecks of their traffic.
+    ``worst`` are the bottlenecks of their traffic, ``times`` what ``times_of`` gives.
     """
-    setting, splits = found.setting, found.partitions
-    fits = [not too_large(one, setting) for one in splits]
+    splits = found.partitions
+    fits = [not too_large(one, found.setting) for one in splits]
     made = []
-    for number, (one, heaviest) in enumerate(zip(splits, worst, strict=True)):
+    for number, (one, heaviest, taken) in enumerate(zip(splits, worst, times, strict=True)):
         best = best_allowed(splits, number, fits)
-        setting_of_it = setting.of(one.graph) if isinstance(one.graph, MaskedGraph) else setting
-        times = times_under(one.graph, one.placement, one.traffic.transfers, setting_of_it.times)
-        step = _step(found, number, best, fits, times)
+        step = _step(found, number, best, fits, taken)
         made.append(
             Verdict(
-                limit_sentence(one, times, heaviest),
+                limit_sentence(one, taken, heaviest),
                 scores(one, found.baseline, splits[best]),
                 f"{step.sentence[:1].upper()}{step.sentence[1:]}.",
                 step.command,
             )
         )
     return made
+
+
+def times_of(found: Compared) -> list[dict[str, DeviceTime]]:
+    """Of each policy what ops take on the described devices; where it masks, the masks' ops too."""
+    return [
+        times_under(
+            one.graph,
+            one.placement,
+            one.traffic.transfers,
+            (
+                found.setting.of(one.graph) if isinstance(one.graph, MaskedGraph) else found.setting
+            ).times,
+        )
+        for one in found.partitions
+    ]
 
 
 # --- the true bottleneck --------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from cutedge.report.rooflines import Roofline
 from cutedge.report.scores import Verdict
 from cutedge.report.sight import Sight, sight
 from partition.explain import Savings
-from partition.run import times_under
 from partition.split import Split
 from tracer.reach import Reach
 
@@ -66,7 +65,7 @@ def make_report(
     of: str,
     verdicts: Sequence[tuple[Verdict, str]],
     devices: Sequence[str],
-    times: Mapping[str, DeviceTime],
+    times: Sequence[Mapping[str, DeviceTime]],
     compared: Sequence[Savings],
     baseline: str,
     shown: int,
@@ -77,8 +76,8 @@ def make_report(
 ) -> Report:
     """Compose a report of policies on one trace; sequences are by policy, in one order.
 
-    ``verdicts`` are (the first screen, what else is to be said); ``times`` are of the devices that
-    are described, paging left out; ``shown`` is the policy that comes up first, ``untrusted``
+    ``verdicts`` are (the first screen, what else is to be said); ``times`` are what ops take on the
+    described devices; ``shown`` is the policy that comes up first, ``untrusted``
     are the accelerators that are not trusted.
     """
     sheets = [
@@ -94,10 +93,10 @@ def make_report(
             [rooflines.roofline(one, device, taken.get(device)) for device in devices],
             [rooflines.cycles(one, device, taken.get(device)) for device in devices],
         )
-        for one, (verdict, more) in zip(partitions, verdicts, strict=True)
-        for taken in [times_under(one.graph, one.placement, one.traffic.transfers, times)]
+        for one, (verdict, more), taken in zip(partitions, verdicts, times, strict=True)
     ]
-    arrays = [device in times and times[device].device.array is not None for device in devices]
+    first = times[0]
+    arrays = [device in first and first[device].device.array is not None for device in devices]
     return Report(
         partitions[0].graph.meta.model,
         of,

@@ -17,6 +17,7 @@ from cutedge.report.block import block, middle_layer
 from cutedge.report.figures import Missing
 from cutedge.report.layout import GAP, MARGIN, lay_out
 from cutedge.report.rooflines import cycles, roofline
+from cutedge.report.sight import sight
 from partition.accounting import account
 from tests.support.examples import examples
 from tests.support.inprocess import invoke
@@ -335,6 +336,41 @@ def test_the_page_lies_beside_the_tables_when_no_place_is_named(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert f"written to {one.folder / 'report.html'}" in ran.stdout
     assert "offload-linear" not in (one.folder / "report.html").read_text().split("<script>", 1)[0]
+
+
+def test_a_masked_policy_has_a_page(small, tmp_path):
+    words = ("--home", "tee-tdx", "--accel", "a=rtx-4090", "--accel", "b=h100-cc")
+    policies = ("--policy", "slalom", "--policy", "prompt-private")
+    page = tmp_path / "page.html"
+    ran = invoke("cutedge", "report", small.folder, *words, *policies, "--out", page)
+    assert ran.returncode == 0, ran.stderr
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+    masked, private = (sheet["seen"] for sheet in data["sheets"])
+    assert set(masked["devices"]) <= {"a", "b (trusted)"}
+    # What the page says is what the partition has found.
+    made = small.split("slalom", "tee-tdx", ["a=rtx-4090", "b=h100-cc"], [])[0]
+    wanted = {s.what.words: s.how.value for one in made.exposed for s in one.seen}
+    column = masked["devices"].index("a")
+    assert {row["what"]: row["cells"][column]["how"] for row in masked["rows"]} == wanted
+    assert "masked" in wanted.values()
+    prompt = next(row for row in private["rows"] if row["what"] == "prompt tokens")
+    assert "plain" not in {
+        cell["how"]
+        for name, cell in zip(private["devices"], prompt["cells"], strict=True)
+        if name == "a"
+    }
+
+
+def test_the_first_transfer_of_a_sort_is_named(small):
+    made, setting = small.split("offload-linear", **TEE_GPU)
+    drawn = sight(made, setting.untrusted)
+    scores = next(row for row in drawn.rows if row.what == "attention scores")
+    first = next(
+        t
+        for t in made.traffic.transfers
+        if t.dst_device == "rtx-4090" and t.tensor.label == "attention_probs"
+    )
+    assert f"with call {first.call + 1} of {len(made.traffic.calls)} calls" in scores.cells[0].text
 
 
 def test_no_name_can_end_the_data(small, tmp_path):

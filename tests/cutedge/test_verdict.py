@@ -9,7 +9,7 @@ import pytest
 
 import cutedge
 from cutedge._placing import bottlenecks
-from cutedge._verdict import verdicts
+from cutedge._verdict import times_of, verdicts
 from cutedge.report.scores import against, best_allowed
 from tests.support.inprocess import invoke
 from tracer.words import duration, human
@@ -87,7 +87,7 @@ def case(request):
     made = trace.compare(policies, baseline=policies[-1], machine=machine)
     found = made.compared
     worst = bottlenecks(found.partitions, found.setting, found.policies)
-    return trace, made, verdicts(found, worst), leads, advised
+    return trace, made, verdicts(found, worst, times_of(found)), leads, advised
 
 
 def test_each_sentence_is_true_of_its_tables(case):
@@ -329,7 +329,7 @@ def test_the_command_runs_and_has_the_figure(tmp_path):
     trace = cutedge.trace("edge-10m", seq=128)
     made = trace.compare(["offload-linear", "min-cut"], machine=OPEN, residency="call")
     worst = bottlenecks(made.compared.partitions, made.compared.setting, made.compared.policies)
-    first = verdicts(made.compared, worst)[0]
+    first = verdicts(made.compared, worst, times_of(made.compared))[0]
     words = first.command.split()[1:]
     ran = invoke("cutedge", words[0], trace.save(tmp_path / "t"), *words[1:])
     assert ran.returncode == 0, ran.stderr
@@ -343,7 +343,7 @@ def test_a_schedule_leads_with_its_busiest():
     )
     found = made.compared
     worst = bottlenecks(found.partitions, found.setting, found.policies)
-    told = verdicts(found, worst)[0]
+    told = verdicts(found, worst, times_of(found))[0]
     laid = made["offload-linear"].split.schedule
     busy = Counter()
     for slot in laid.slots:

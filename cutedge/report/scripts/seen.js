@@ -13,5 +13,5 @@ const drawSeen = at => {
   const body = at.rows.map(row => make("tr", {}, make("th", { scope: "row", textContent: row.what }), ...row.cells.map(cell => make("td", { className: `how ${cell.how}` },
     make("span", { className: "sign", textContent: SIGNS[cell.how], ariaHidden: "true" }), make("b", { textContent: ` ${cell.word}` }),
     ...(cell.text ? [make("span", { className: "detail", textContent: cell.text })] : [])))));
-  place.replaceChildren(make("div", { className: "wide" }, make("table", { className: "seen" }, make("thead", {}, head), make("tbody", {}, ...body))));
+  place.replaceChildren(make("div", { className: "wide", tabIndex: 0, role: "region", ariaLabel: "What is seen, scrollable" }, make("table", { className: "seen" }, make("thead", {}, head), make("tbody", {}, ...body))));
 };
