@@ -227,6 +227,7 @@ def test_the_table_sorts_and_filters(opened, pages):
         assert page.text_content("#filtered").startswith("2 of ")
 
 
+@pytest.mark.slow
 def test_a_point_is_picked_and_the_address_keeps_it(opened, pages):
     with opened(pages["tee-gpu"], changed=True) as page:
         point = page.locator("#draw-choose [data-policies*=flash-attention]")
@@ -291,6 +292,7 @@ def test_what_is_saved_is_read_back(opened, pages, tmp_path):
     assert found == data["choose"]["axes"]["seen"]["values"][n]
 
 
+@pytest.mark.slow
 def test_the_command_is_copied(opened, pages):
     with opened(pages["tee-gpu"], changed=True) as page:
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
