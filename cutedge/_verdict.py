@@ -180,11 +180,9 @@ def _step(
 ) -> _Step:
     """The step that leaves least of those that could be counted here; else where to look."""
     split, setting = found.partitions[number], found.setting
-    steps = [
-        *_by_policy(found, number, best),
-        *_by_wire(split, setting, found.names[number]),
-        *_by_batch(split, times),
-    ]
+    steps = [*_by_policy(found, number, best), *_by_batch(split, times)]
+    if min((step.left for step in steps), default=WORTH) > _least_by_wire(split):
+        steps += _by_wire(split, setting, found.names[number])
     least = min(steps, key=lambda step: step.left, default=None)
     if least is not None and least.left <= WORTH:
         return least
@@ -235,9 +233,15 @@ def _words_of(sorts: Collection[What]) -> str:
     return ", ".join(what.words for what in What if what in sorts)
 
 
+def _least_by_wire(split: Split) -> float:
+    """What is left at the least where floats cross in half of their bytes, before a recount."""
+    run = split.run
+    return 0.5 if run is None or not run.seconds else 1 - run.link_seconds / run.seconds / 2
+
+
 def _by_wire(split: Split, setting: Setting, name: str) -> list[_Step]:
     """Floats in two bytes on the wire, where they cross in more: the same placement recounted."""
-    wide = {t.wire_dtype for t in split.traffic.transfers} & {"float32", "float64"}
+    wide = {t.wire_dtype for t in split.traffic.transfers} & {"float32"}
     if not wide or isinstance(split.graph, MaskedGraph) or split.schedule is not None:
         return []
     narrow = replace(split.wire_format, dtype="bfloat16")
