@@ -103,7 +103,7 @@ docs: $(READY)
 	$(BIN)/sphinx-build -q -W -b html docs build/docs
 	@echo "the guide is at build/docs/index.html"
 
-# The page itself, with plotly's script in it, is too large to keep.
+# The page itself, with all its data in it, is too large to keep.
 pictures: $(READY)
 	mkdir -p docs/pictures
 	$(BIN)/trace llama-3.2-1b --seq 1024 --out cutedge-out/pictures/llama

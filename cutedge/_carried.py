@@ -1,10 +1,11 @@
 """Placements in the words of the programs that carry them out: read, written, held to the optimum."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from costmodels.links import Links, load_link
+from cutedge._machines import machine_words
 from cutedge._placing import partition_of
 from cutedge.executors import EXECUTORS, Executor, carried, read_words
 from partition.accounting import account
@@ -19,11 +20,6 @@ from partition.split import Split
 from tracer.errors import CutedgeError, InputError, choose
 from tracer.graph import OpGraph
 from tracer.words import counted, human
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from costmodels.machine import Machine
 
 _PREFIX = "placement-"
 
@@ -59,7 +55,7 @@ def placement(given: str) -> Policy:
     )
 
 
-def placement_policies(given: "Iterable[str]") -> list[Policy]:
+def placement_policies(given: Iterable[str]) -> list[Policy]:
     """A policy for each, by names of their own."""
     found: list[Policy] = []
     for text in given:
@@ -173,7 +169,7 @@ def _payload(split: Split, placement: Placement) -> int:
 
 def _stops(
     graph: OpGraph, placement: Placement, there: Placement, moved: Sequence[int]
-) -> "Iterable[str]":
+) -> Iterable[str]:
     """The first modules of some ops, and these with where they are and would be."""
     by: dict[tuple[str, str], list[str]] = {}
     for op in moved:
@@ -262,30 +258,12 @@ def too_large(split: Split, setting: Setting) -> list[str]:
 
 
 def _commands(policy: str, executor: Executor, setting: Setting) -> tuple[str, ...]:
-    machine = setting.machine
-    kinds = {name: device.name for name, device in machine.described.items()}
-    named = [
-        name if kinds.get(name, name) == name else f"{name}={kinds[name]}"
-        for name in machine.devices
-    ]
     words = [
-        f"--policy {policy} --granularity {executor.granularity} --home {named[0]}",
-        *(f"--accel {name}" for name in named[1:]),
-        *(f"--link {text}" for text in _links(machine)),
-        *(f"--memory {device}={size}" for device, size in machine.memory_bytes.items()),
-        *([f"--wire-dtype {machine.wire_dtype}"] if machine.wire_dtype else []),
+        f"--policy {policy} --granularity {executor.granularity}",
+        *machine_words(setting.machine),
         *([f"--residency {setting.residency}"] if setting.residency != "run" else []),
     ]
     return (
         f"cutedge partition {' '.join(words)}",
         f"cutedge export placement --for {executor.name} --policy {policy}",
     )
-
-
-def _links(machine: "Machine") -> "Iterable[str]":
-    """As ``--link`` takes them."""
-    links = machine.links
-    if len(links.own) < len(machine.accelerators):
-        yield links.common.name
-    yield from (f"{name}={link.name}" for name, link in links.own.items())
-    yield from (f"{'+'.join(sorted(pair))}={link.name}" for pair, link in links.peers.items())

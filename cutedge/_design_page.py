@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _WIDE, _HIGH, _LEFT, _RIGHT, _TOP, _LOW = 760, 400, 76, 132, 24, 52
 """Of a chart and of its margins, in pixels."""
 
-_COLOURS = {"os": "var(--d0)", "ws": "var(--d1)", "is": "var(--d2)", "fixed": "var(--mark)"}
+_COLOURS = {"os": "var(--f0)", "ws": "var(--f1)", "is": "var(--f2)", "fixed": "var(--mark)"}
 """By dataflow, of those that the colour-blind tell apart; each has a shape of its own too."""
 
 _KEPT = {"os": "os: outputs stay", "ws": "ws: weights stay", "is": "is: inputs stay"}
@@ -97,7 +97,8 @@ def _table(heads: str, rows: Sequence[Sequence[str]]) -> str:
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows
     )
     return (
-        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n'
+        '<div class="wide" tabindex="0" role="region" aria-label="Table, scrollable"><table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n"
         "</table></div>\n"
     )
 
@@ -215,7 +216,7 @@ def _bars(made: "Designs", found: "DesignedRun") -> str:
         parts.append(_text(132, 18 + 22 * n, knob, "end"))
         parts.append(
             f'<rect x="140" y="{6 + 22 * n}" width="{one * gain:.1f}" height="16" '
-            'fill="var(--d5)"/>'
+            'fill="var(--idle)"/>'
         )
         parts.append(_text(146 + one * gain, 18 + 22 * n, f"{gain:.2f}", "start", "halo"))
     return "\n".join([*parts, "</svg>\n"])

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -176,6 +176,39 @@ def machine_of(
         wire_dtype,
         **options,
     )
+
+
+def machine_words(machine: "Machine") -> list[str]:
+    """The options of a command that name a machine.
+
+    >>> machine_words(machine_of("tee-tdx+rtx-4090@pcie4-x16", wire_dtype="bfloat16"))
+    ['--home tee-tdx', '--accel rtx-4090', '--link pcie4-x16', '--wire-dtype bfloat16']
+    """
+    kinds = {name: device.name for name, device in machine.described.items()}
+    named = [
+        name if kinds.get(name, name) == name else f"{name}={kinds[name]}"
+        for name in machine.devices
+    ]
+    links, options, wire = machine.links, machine.options, machine.wire_dtype
+    told = [
+        *([links.common.name] if len(links.own) < len(machine.accelerators) else []),
+        *(f"{name}={link.name}" for name, link in links.own.items()),
+        *(f"{'+'.join(sorted(pair))}={link.name}" for pair, link in links.peers.items()),
+    ]
+    own = {field.name: getattr(options, field.name) for field in fields(options)}
+    faster = {name: own[name] for name in own if own[name] != getattr(type(options)(), name)}
+    engine = [one for one in machine.engine.split(", ") if one]
+    return [
+        f"--home {named[0]}",
+        *(f"--accel {name}" for name in named[1:]),
+        *(f"--link {text}" for text in told),
+        *(f"--memory {device}={size}" for device, size in machine.memory_bytes.items()),
+        *([f"--wire-dtype {wire}"] if wire and options.int8_speedup is None else []),
+        *(f"--{name.replace('_', '-')} {value:g}" for name, value in faster.items()),
+        *(f"--engine {one}" for one in engine),
+        *([f"--execution {machine.execution}"] if machine.execution else []),
+        *([f"--weights-at {machine.weights_at}"] if machine.weights_at != "device" else []),
+    ]
 
 
 def _several(given: str | Sequence[str] | None) -> Sequence[str] | None:

@@ -1,11 +1,13 @@
 """Policies side by side as a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cutedge._chip_words import limit_claim
+from costmodels.roofline import DeviceTime
+from cutedge._page_files import page_files
 from cutedge._placing import Compared, bottlenecks
+from cutedge._verdict import times_of, verdicts
 from cutedge._words import (
     bottleneck_claim,
     coverage,
@@ -17,14 +19,15 @@ from cutedge._words import (
     schedule_sentences,
 )
 from cutedge.report.contents import Report, make_report
-from cutedge.report.page import drawing_library, write_page
+from cutedge.report.page import write_page
 from cutedge.report.pictures import find_browser, take_pictures
+from cutedge.report.scores import Verdict
 from tracer.errors import CutedgeError
 from tracer.files import write_whole
 from tracer.reach import Reach
 from tracer.stages import stage
 from tracer.summary import headline
-from tracer.words import duration, human
+from tracer.words import human
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +46,17 @@ def write_report(found: Compared, reach: Reach, shown: int, page: Path, *, png: 
 
     ``shown`` is the policy that comes up first.
     """
-    library = drawing_library()
     browser = find_browser() if png else None  # before any work, where one is missing
     made = report_of(found, reach, shown)
     try:
-        write_whole(page, write_page(made, library).encode())
+        write_whole(page, write_page(made, page_files(made, found.partitions)).encode())
     except OSError as error:
         raise CutedgeError(f"cannot write {page}: {error.strerror or error}") from error
     sheets = [made.sheets[shown], *made.sheets]
     return Written(
         page,
         tuple(take_pictures(browser, page)) if browser else (),
-        {sheet.policy: sheet.headline for sheet in sheets},
+        {sheet.policy: sheet.verdict.limit for sheet in sheets},
     )
 
 
@@ -62,16 +64,16 @@ def write_report(found: Compared, reach: Reach, shown: int, page: Path, *, png: 
 def report_of(found: Compared, reach: Reach, shown: int) -> Report:
     """The report of what was compared."""
     setting, baseline = found.setting, found.baseline
-    graph = baseline.graph
+    graph, times = baseline.graph, times_of(found)
     accelerators = " and ".join(setting.machine.accelerators)
     return make_report(
         found.partitions,
         of=f"{headline(graph.meta)}; {setting.machine.home} calls {accelerators} over "
         f"{setting.machine.links.name}, {baseline.wire} on the wire, residency {setting.residency}"
         f"{how_placed(baseline)}",
-        headlines=_headlines(found),
+        verdicts=_verdicts(found, times),
         devices=setting.machine.devices,
-        times=setting.times,
+        times=times,
         compared=found.comparisons,
         baseline=baseline.policy,
         shown=shown,
@@ -84,6 +86,7 @@ def report_of(found: Compared, reach: Reach, shown: int) -> Report:
             *(f"without {name}: {why}" for name, why in found.without.items()),
         ],
         designs=_designs(found),
+        untrusted=setting.untrusted,
     )
 
 
@@ -102,32 +105,19 @@ def _designs(found: Compared) -> dict[str, str]:
     }
 
 
-def _headlines(found: Compared) -> list[tuple[str, str]]:
-    """Of each policy the bottleneck with its share, what would relieve it, and what is seen.
-
-    Of a run on arrays of multipliers what limits it comes first, and the traffic's share below.
-    """
-    said = []
-    for one, worst in zip(
-        found.partitions, bottlenecks(found.partitions, found.setting, found.policies), strict=True
+def _verdicts(
+    found: Compared, times: Sequence[Mapping[str, DeviceTime]]
+) -> list[tuple[Verdict, str]]:
+    """Of each policy the first screen; then schedule, traffic, and what is seen, in sentences."""
+    worst = bottlenecks(found.partitions, found.setting, found.policies)
+    told = []
+    for one, heaviest, verdict in zip(
+        found.partitions, worst, verdicts(found, worst, times), strict=True
     ):
-        run = one.run
-        least = "at least " if one.left_out else ""
-        more = "" if run is None else f"A run takes {least}{duration(run.seconds)}, "
-        if run is not None:
-            more += f"{run.shares[2]:.1%} of it on the link. "
-        if one.schedule is not None:
-            said_of_it = schedule_sentences(one.schedule)
-            more += "".join(f"{line[:1].upper()}{line[1:]}. " for line in said_of_it)
-        seen = " ".join(f"{each.device} sees {each.words}." for each in one.exposed)
-        if worst is None:
-            said.append(
-                (f"Under {one.policy} nothing crosses between devices.", f"{more}{seen}".strip())
-            )
-            continue
-        step = relief_claim(worst, human)
-        claim = bottleneck_claim(worst, f"the traffic of {one.policy}")
-        if (limit := limit_claim(one)) is not None:  # on a chip, that is seldom the traffic
-            claim, more = f"Under {one.policy}, {limit}", f"{more}{claim}. "
-        said.append((f"{claim}.", f"{more}{step[:1].upper()}{step[1:]}. {seen}".strip()))
-    return said
+        said = [] if one.schedule is None else [*schedule_sentences(one.schedule)]
+        if heaviest is not None:
+            said += [bottleneck_claim(heaviest, f"the traffic of {one.policy}")]
+            said += [relief_claim(heaviest, human)]
+        said += [f"What {each.device} sees: {each.words}" for each in one.exposed]
+        told.append((verdict, " ".join(f"{line[:1].upper()}{line[1:]}." for line in said)))
+    return told

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from costmodels.roofline import DeviceTime
 from cutedge.report import figures, rooflines
 from cutedge.report.block import Block, block
+from cutedge.report.choose import Choose, choose
 from cutedge.report.figures import Bars, Flows, Growth, Missing, Table
 from cutedge.report.rooflines import Roofline
+from cutedge.report.scores import Verdict
+from cutedge.report.sight import Sight, sight
 from partition.explain import Savings
-from partition.run import times_under
 from partition.split import Split
 from tracer.reach import Reach
 
@@ -19,10 +21,11 @@ class Sheet:
     """The drawings of one policy."""
 
     policy: str
-    headline: str
-    """One sentence with the figure that matters most."""
+    verdict: Verdict
+    """The first screen."""
     more: str
-    """What else is to be said at once; may be empty."""
+    """What else is to be said of traffic, schedule and what is seen; may be empty."""
+    seen: Sight | Missing
     flows: Flows | Missing
     layers: Bars | Missing
     calls: Bars | Missing
@@ -48,6 +51,7 @@ class Report:
     sheets: Sequence[Sheet]
     shown: int
     """Which sheet comes up first."""
+    choose: Choose
     growth: Growth | Missing
     notes: Sequence[str]
     """What holds of all figures: coverage, policies that are left out and why."""
@@ -59,26 +63,29 @@ def make_report(
     partitions: Sequence[Split],
     *,
     of: str,
-    headlines: Sequence[tuple[str, str]],
+    verdicts: Sequence[tuple[Verdict, str]],
     devices: Sequence[str],
-    times: Mapping[str, DeviceTime],
+    times: Sequence[Mapping[str, DeviceTime]],
     compared: Sequence[Savings],
     baseline: str,
     shown: int,
     reach: Reach,
     notes: Sequence[str],
     designs: Mapping[str, str],
+    untrusted: Sequence[str],
 ) -> Report:
     """Compose a report of policies on one trace; sequences are by policy, in one order.
 
-    ``headlines`` are (the sentence, what else is to be said); ``times`` are of the devices that
-    are described, paging left out; ``shown`` is the policy that comes up first.
+    ``verdicts`` are (the first screen, what else is to be said); ``times`` are what ops take on the
+    described devices; ``shown`` is the policy that comes up first, ``untrusted``
+    are the accelerators that are not trusted.
     """
     sheets = [
         Sheet(
             one.policy,
-            headline,
+            verdict,
             more,
+            sight(one, untrusted),
             figures.flows(one),
             figures.by_layer(one),
             figures.by_call(one),
@@ -86,10 +93,10 @@ def make_report(
             [rooflines.roofline(one, device, taken.get(device)) for device in devices],
             [rooflines.cycles(one, device, taken.get(device)) for device in devices],
         )
-        for one, (headline, more) in zip(partitions, headlines, strict=True)
-        for taken in [times_under(one.graph, one.placement, one.traffic.transfers, times)]
+        for one, (verdict, more), taken in zip(partitions, verdicts, times, strict=True)
     ]
-    arrays = [device in times and times[device].device.array is not None for device in devices]
+    first = times[0]
+    arrays = [device in first and first[device].device.array is not None for device in devices]
     return Report(
         partitions[0].graph.meta.model,
         of,
@@ -98,6 +105,7 @@ def make_report(
         figures.policies_table(partitions, compared, baseline),
         sheets,
         shown,
+        choose(partitions),
         figures.growth(partitions, reach),
         notes,
         designs,

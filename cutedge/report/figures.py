@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from cutedge.report.axes import Ticks, byte_ticks, log_byte_ticks
+from cutedge.report.scores import seen_of
 from partition.accounting import Transfer, origins
 from partition.crossover import best_over
 from partition.explain import Savings
-from partition.seen import known
 from partition.split import Split
 from tracer.formula import parse
 from tracer.reach import Reach, graph_at
@@ -43,6 +43,10 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     """The first cell of each is the policy."""
+    values: Sequence[Sequence[float | None]]
+    """By row and column what is sorted by, None where a cell has no figure."""
+    figures: Sequence[bool]
+    """By column, whether it is sorted by figures."""
     baseline: str
     """The policy that savings are against."""
 
@@ -145,30 +149,53 @@ def policies_table(
     def column(write: Callable[[Split], str]) -> list[str]:
         return [write(one) for one in partitions]
 
-    columns = {
-        "policy": column(lambda p: p.policy),
-        "calls": column(lambda p: f"{len(p.traffic.calls):,}"),
-        "sent": column(lambda p: human(p.traffic.totals.sent_payload_bytes)),
-        "received": column(lambda p: human(p.traffic.totals.received_payload_bytes)),
-        "all bytes": column(lambda p: human(p.traffic.totals.payload_bytes)),
-        "saved": [text(c.saved_share, lambda s: f"{s:.1%}") for c in compared],
-        "transfer time": column(
-            lambda p: text(p.traffic.totals.seconds, least(p.traffic.totals.at_least))
+    columns: dict[str, tuple[list[str], list[float | None] | None]] = {
+        "policy": (column(lambda p: p.policy), None),
+        "calls": (
+            column(lambda p: f"{len(p.traffic.calls):,}"),
+            [len(p.traffic.calls) for p in partitions],
         ),
-        "run": column(lambda p: text(p.run_seconds, least(p.left_out))),
-        **_of_a_token(partitions, column),
-        "seen": column(_seen),
-        "optimal": column(_optimal),
     }
+
+    def sizes(name: str, measure: Callable[[Split], int]) -> None:
+        columns[name] = column(lambda p: human(measure(p))), [measure(p) for p in partitions]
+
+    sizes("sent", lambda p: p.traffic.totals.sent_payload_bytes)
+    sizes("received", lambda p: p.traffic.totals.received_payload_bytes)
     if any(p.traffic.totals.peer_payload_bytes for p in partitions):
-        peers = column(lambda p: human(p.traffic.totals.peer_payload_bytes))
-        columns = dict(list(columns.items())[:4]) | {"between": peers} | columns
-    return Table(list(columns), list(zip(*columns.values(), strict=True)), baseline)
+        sizes("between", lambda p: p.traffic.totals.peer_payload_bytes)
+    sizes("all bytes", lambda p: p.traffic.totals.payload_bytes)
+    columns |= {
+        "saved": (
+            [text(c.saved_share, lambda s: f"{s:.1%}") for c in compared],
+            [c.saved_share for c in compared],
+        ),
+        "transfer time": (
+            column(lambda p: text(p.traffic.totals.seconds, least(p.traffic.totals.at_least))),
+            [p.traffic.totals.seconds for p in partitions],
+        ),
+        "run": (
+            column(lambda p: text(p.run_seconds, least(p.left_out))),
+            [p.run_seconds for p in partitions],
+        ),
+        **_of_a_token(partitions, column),
+        "seen": (column(_seen), [len(seen_of(p)) for p in partitions]),
+        "optimal": (column(_optimal), None),
+    }
+    texts, values = zip(*columns.values(), strict=True)
+    blank = [None] * len(partitions)
+    return Table(
+        list(columns),
+        list(zip(*texts, strict=True)),
+        list(zip(*(one or blank for one in values), strict=True)),
+        [one is not None for one in values],
+        baseline,
+    )
 
 
 def _of_a_token(
     partitions: Sequence[Split], column: Callable[[Callable[[Split], str]], list[str]]
-) -> dict[str, list[str]]:
+) -> dict[str, tuple[list[str], list[float | None] | None]]:
     """What a token takes in time and in energy, where the energy of one policy is known."""
     if all(p.energy_figures["run_joules"] is None for p in partitions):
         return {}
@@ -183,12 +210,18 @@ def _of_a_token(
         run = p.run
         return "–" if run is None else f"{'≥ ' * bool(p.left_out)}{duration(run.seconds_per_token)}"
 
-    return {"a token": column(time), "energy a token": column(energy)}
+    runs = [p.run for p in partitions]
+    return {
+        "a token": (column(time), [None if run is None else run.seconds_per_token for run in runs]),
+        "energy a token": (
+            column(energy),
+            [p.energy_figures["joules_per_token"] for p in partitions],
+        ),
+    }
 
 
 def _seen(partition: Split) -> str:
-    found = known(sort for one in partition.exposed for sort in one.seen)
-    return ", ".join(what.words for what in found) or "nothing"
+    return ", ".join(what.words for what in seen_of(partition)) or "nothing"
 
 
 def _optimal(partition: Split) -> str:

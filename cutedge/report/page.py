@@ -1,56 +1,56 @@
 """A report as one HTML page that needs nothing else: styles, scripts and data are all in it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from cutedge.report.contents import Report
-from cutedge.report.figures import Table
-from tracer.errors import InputError
+from cutedge.report.figures import Missing, Table
+
+SCRIPTS = ("kit", "charts", "block", "first", "chooser", "seen", "page")
+"""The parts of a page's script, in the order in which they stand in it."""
 
 
-def write_page(report: Report, library: str) -> str:
-    """A report as a page, with the script of ``drawing_library``."""
+def write_page(report: Report, data_files: Mapping[str, str]) -> str:
+    """A report as a page; ``data_files`` are what can be saved from it, in base64 by name."""
     here = files("cutedge.report")
-    style, script = (here.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    style = here.joinpath("page.css").read_text("utf-8")
+    parts = (here.joinpath("scripts", f"{name}.js").read_text("utf-8") for name in SCRIPTS)
     title = escape(f"{report.model}: cutedge report")
+    held = "".join(
+        f'<script type="text/plain" id="file-{name}">{text}</script>\n'
+        for name, text in data_files.items()
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{title}</title>\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n'
-        f"{_header(report)}{''.join(_sections(report))}{_footer(report)}"
+        f"{_header(report)}<main>\n{''.join(_sections(report, data_files))}</main>\n"
+        f"{_footer(report)}{held}"
         f'<script type="application/json" id="data">{_data(report)}</script>\n'
-        f"<script>{library}</script>\n<script>\n{script}</script>\n</body>\n</html>\n"
+        f'<script>\n"use strict";\n(() => {{\n{"".join(parts)}}})();\n</script>\n'
+        "</body>\n</html>\n"
     )
-
-
-def drawing_library() -> str:
-    """The script of plotly.js. Raises InputError where the package is not installed."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise InputError(
-            "report draws with plotly, which is not installed: pip install 'cutedge[report]' "
-            "(or pip install plotly)"
-        ) from error
-    return str(get_plotlyjs())
 
 
 def _data(report: Report) -> str:
     """What is drawn, for the page's script; no text in it can end the element that it stands in."""
     data = {
+        "model": report.model,
         "devices": list(report.devices),
         "shown": report.shown,
+        "choose": asdict(report.choose),
         "growth": _plain(report.growth),
         "sheets": [
             {
                 "policy": sheet.policy,
-                "headline": sheet.headline,
+                "verdict": asdict(sheet.verdict),
                 "more": sheet.more,
+                "seen": _plain(sheet.seen),
                 "flows": _plain(sheet.flows),
                 "layers": _plain(sheet.layers),
                 "calls": _plain(sheet.calls),
@@ -77,14 +77,22 @@ def _header(report: Report) -> str:
     )
     return (
         f'<header>\n<p class="of">{escape(report.of)}</p>\n'
-        f'<h1 id="headline">{escape(first.headline)}</h1>\n'
+        f'<h1 id="headline">{escape(first.verdict.limit)}</h1>\n'
+        '<div id="scores"></div>\n'
+        f'<p class="step" id="step">{escape(first.verdict.step)}</p>\n'
+        '<p class="command"><code id="command"></code> '
+        '<button type="button" id="copy">Copy</button></p>\n'
         f'<p class="more" id="more">{escape(first.more)}</p>\n</header>\n'
         '<nav><div><label>Policy shown <select id="policy" autocomplete="off"></select></label>'
         f"{keys}</div></nav>\n"
     )
 
 
-def _sections(report: Report) -> Iterable[str]:
+def _sections(report: Report, data_files: Mapping[str, str]) -> Iterable[str]:
+    """The parts of the page; one that has nothing to show under any policy is left out."""
+    if len(report.sheets) > 1:
+        axes = '<div id="axes"></div>\n'
+        yield _section("choose", "Choose a policy", _CHOOSE, axes, _drawing("choose"))
     yield _section(
         "policies",
         "Policies side by side",
@@ -92,31 +100,88 @@ def _sections(report: Report) -> Iterable[str]:
         _table(report.policies),
     )
     for name, title, caption in _DRAWINGS:
-        yield _section(name, title, caption, _drawing(name))
-    each = list(enumerate(zip(report.devices, report.arrays, strict=True)))
-    roofs = [_drawing(f"roofline-{n}", device) for n, (device, array) in each if not array]
+        if not left_out(report, name):
+            yield _section(name, title, caption, _drawing(name))
+    roofs, chips = (
+        [
+            _drawing(f"{name}-{n}", device)
+            for n, device in enumerate(report.devices)
+            if not left_out(report, name, n)
+        ]
+        for name in ("roofline", "cycles")
+    )
     if roofs:
         yield _section("roofline", "Roofline", _ROOFLINE, *roofs)
-    chips = [_drawing(f"cycles-{n}", device) for n, (device, array) in each if array]
-    why = '<p class="why">No device here is an array of multipliers, which has cycles.</p>'
-    yield _section("cycles", "Where the chip's cycles go", _CYCLES, *(chips or [why]))
+    if chips:
+        yield _section("cycles", "Where the chip's cycles go", _CYCLES, *chips)
     if report.designs:
         parts = (f"<h3>{escape(name)}</h3>\n{html}" for name, html in report.designs.items())
         yield _section("designs", "Designs of the same area", _DESIGNS, *parts)
+    yield _section("files", "The data of this page", _DATA, _saved(data_files))
 
 
+def left_out(report: Report, name: str, device: int | None = None) -> str:
+    """Why a drawing is on no policy's sheet; empty where it is on one."""
+    if name == "growth":
+        found = [report.growth]
+    elif device is None:
+        found = [getattr(sheet, name) for sheet in report.sheets]
+    else:
+        of = "rooflines" if name == "roofline" else name
+        found = [getattr(sheet, of)[device] for sheet in report.sheets]
+    missing = [one.why for one in found if isinstance(one, Missing)]
+    return missing[0] if len(missing) == len(found) else ""
+
+
+def _saved(data_files: Mapping[str, str]) -> str:
+    """A line for each table with a button for each of its files."""
+    tables: dict[str, list[str]] = {}
+    for file in data_files:
+        tables.setdefault(file.rpartition(".")[0], []).append(file)
+    lines = "".join(
+        f"<li>{escape(name)} "
+        + " ".join(
+            f'<button type="button" data-file="{file}">{file.rpartition(".")[2]}'
+            f'<span class="unseen"> of {escape(name)}</span></button>'
+            for file in there
+        )
+        + "</li>\n"
+        for name, there in tables.items()
+    )
+    return f'<ul class="saved">\n{lines}</ul>\n'
+
+
+_CHOOSE = (
+    "Each point is a policy, the one shown is filled. Lower and further left is better; the line is "
+    "the Pareto set: no policy is better than one on it in both figures. Axes are logarithmic, with "
+    "0 at their start. Click a point to see its policy below."
+)
+_DATA = (
+    "What is drawn above, as files that are in this page: a row for each policy, transfer, call, sort "
+    "of tensor that is seen, size and point. DuckDB, pandas and polars read the Parquet files."
+)
 _POLICIES = (
     "Bytes are payload; saved is against {}. Moving is the time of all transfers, run that of "
-    "computing too, one after another; – is not known. Exposed is what devices that are "
-    "not trusted are sent or compute. Choose a policy to see it below."
+    "computing too, one after another; – is not known. Seen are the sorts of tensor "
+    "that devices which are not trusted see or can work out. A head sorts, a row shows its policy."
 )
 _DRAWINGS = (
+    (
+        "seen",
+        "What is seen",
+        "Sorts of tensor, and how each accelerator sees them: plain, recoverable from what it has, "
+        "masked, or not at all, with what shows the first of them. Home has all of them.",
+    ),
     (
         "flows",
         "Traffic between devices",
         "From the device that sends, by kind of tensor, to the device that receives.",
     ),
-    ("layers", "Traffic by layer", "By the layer that makes what crosses."),
+    (
+        "layers",
+        "Traffic by layer",
+        "By the layer that makes what crosses. A click marks a layer, which the address keeps.",
+    ),
     ("calls", "Traffic by call", "Calls that run the same modules are taken together."),
     (
         "block",
@@ -128,8 +193,9 @@ _DRAWINGS = (
     (
         "growth",
         "Growth",
-        "Payload of each placement as it is at other sizes, from its formula. Both axes are "
-        "logarithmic; a circle marks where one policy begins to move less than another.",
+        "Payload of each placement as it is at other sizes, from its formula; the bold line is "
+        "the policy shown. Both axes are logarithmic; a circle marks where one policy begins to move "
+        "less than another.",
     ),
 )
 _ROOFLINE = (
@@ -146,7 +212,9 @@ _CYCLES = "Useful cycles multiply what the model asks for; the others multiply p
 
 def _section(name: str, title: str, caption: str, *parts: str) -> str:
     return (
-        f'<section id="{name}">\n<h2>{escape(title)}</h2>\n'
+        f'<section id="{name}" aria-labelledby="head-{name}">\n'
+        f'<h2 id="head-{name}">{escape(title)} '
+        f'<a class="anchor" href="#{name}" aria-label="Link to {escape(title)}">#</a></h2>\n'
         f'<p class="caption">{escape(caption)}</p>\n'
         f"{''.join(parts)}</section>\n"
     )
@@ -158,19 +226,48 @@ def _drawing(name: str, device: str | None = None) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
-    rows = "".join(_row(row) for row in table.rows)
+    head = "".join(
+        f'<th scope="col"{_sorted_by(figure, None)}>{escape(name)}</th>'
+        for name, figure in zip(table.columns, table.figures, strict=True)
+    )
+    rows = "".join(
+        _row(row, values, table) for row, values in zip(table.rows, table.values, strict=True)
+    )
     return (
-        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n'
-        "</table></div>\n"
+        '<p class="filter"><label>Filter <input id="filter" type="search" autocomplete="off"></label> '
+        '<label>Sort by <select id="sort" autocomplete="off"></select></label> '
+        '<span id="filtered" role="status"></span></p>\n'
+        '<div class="wide" tabindex="0" role="region" aria-label="Policies side by side, scrollable">'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n"
     )
 
 
-def _row(row: Sequence[str]) -> str:
-    cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+def _row(row: Sequence[str], values: Sequence[float | None], table: Table) -> str:
+    cells = "".join(
+        f'<td data-name="{escape(name)}"{_sorted_by(figure, value)}>{_cell(name, cell, value)}</td>'
+        for name, cell, figure, value in [
+            *zip(table.columns, row, table.figures, values, strict=True)
+        ][1:]
+    )
     return f'<tr><td><button type="button">{escape(row[0])}</button></td>{cells}</tr>\n'
 
 
+def _cell(name: str, text: str, value: float | None) -> str:
+    """A cell; of what is seen the number, and where there is room or to be read out all sorts."""
+    if name != "seen":
+        return escape(text)
+    return f'{value}<span class="unseen"> {escape(text)}</span>'
+
+
+def _sorted_by(figure: bool, value: float | None) -> str:
+    """What a cell is sorted by: a figure, which may not be known, or else its text."""
+    return f' data-value="{"" if value is None else value}"' if figure else ' class="text"'
+
+
 def _footer(report: Report) -> str:
-    notes = "".join(f"<p>{escape(note)}</p>\n" for note in report.notes)
+    lacking = [left_out(report, name) for name, *_ in _DRAWINGS]
+    for n, array in enumerate(report.arrays):
+        lacking.append("" if array else left_out(report, "roofline", n))
+    told = [*report.notes, *dict.fromkeys(why for why in lacking if why)]
+    notes = "".join(f"<p>{escape(note)}</p>\n" for note in told)
     return f"<footer>\n{notes}</footer>\n"

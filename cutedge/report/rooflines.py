@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log10
 
 from costmodels.flops import numbered, without_sizes
 from costmodels.roofline import DeviceTime, Share, shares
@@ -43,8 +42,6 @@ class Mark:
     """Of the seconds of all that is drawn."""
     bound: str
     """What most of their seconds are spent on."""
-    labelled: bool
-    """Whether the name is written beside it, where there is room."""
     text: str
 
 
@@ -125,11 +122,6 @@ def _marks(drawn: Sequence[Share], whole: float, least: str) -> list[Mark]:
         first, taken = alike[0], sum(one.seconds for one in alike)
         intensity, rate = first.intensity or 0.0, first.flops / first.seconds
         bound = max(first.seconds_by_bound, key=lambda what: first.seconds_by_bound[what])
-        clear = all(
-            abs(log10(rate / other.rate)) > 0.4 or abs(log10(intensity / other.intensity)) > 1.4
-            for other in marks
-            if other.labelled
-        )
         text = "\n".join(
             [
                 f"{intensity:,.3g} FLOPs a byte, {flop_rate(rate)}; most of it {_BOUNDS[bound]}",
@@ -141,13 +133,9 @@ def _marks(drawn: Sequence[Share], whole: float, least: str) -> list[Mark]:
             ]
         )
         more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
-        labelled = clear and sum(one.labelled for one in marks) < MOST_LABELS
-        marks.append(Mark(first.name + more, intensity, rate, taken / whole, bound, labelled, text))
+        marks.append(Mark(first.name + more, intensity, rate, taken / whole, bound, text))
     return marks
 
-
-MOST_LABELS = 6
-"""The points of a roofline that have their names beside them."""
 
 _BOUNDS = {"compute": "computing", "memory": "reading and writing", "overhead": "starting ops"}
 

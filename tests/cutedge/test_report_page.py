@@ -6,6 +6,7 @@ import struct
 from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from cutedge.report.pictures import find_browser
@@ -85,9 +86,8 @@ def opened(browser):
 
 
 DRAWN = """() => [...document.querySelectorAll('.drawing')].map(drawing => {
-    const why = drawing.querySelector('.why'), plot = drawing.querySelector('.plot');
-    const marks = drawing.querySelectorAll(
-        '.sankey-link, .bars .point, .scatterlayer .point, .box');
+    const why = drawing.querySelector('.why');
+    const marks = drawing.querySelectorAll('.mark, td.how');
     const box = drawing.getBoundingClientRect();
     return { id: drawing.id, why: why && why.textContent, marks: marks.length,
              wide: box.width, high: box.height };
@@ -103,15 +103,11 @@ def test_every_drawing_is_drawn_or_says_why(opened, pages, name, scheme):
     with opened(pages[name], color_scheme=scheme) as page:
         drawn = {one["id"]: one for one in page.evaluate(DRAWN)}
     for one in drawn.values():
-        assert one["why"] or (one["marks"] > 1 and one["high"] > 150 and one["wide"] > 600), one
-    missing = {key for key, one in drawn.items() if one["why"]}
-    assert (
-        missing
-        == {"tee-gpu": set(), "host-chip": set(), "plain": {"draw-roofline-0", "draw-roofline-1"}}[
-            name
-        ]
-    )
+        assert one["marks"] > 1, one
+        assert one["high"] > 100, one
+        assert one["wide"] > 600, one
     assert ("draw-cycles-1" in drawn) == (name == "host-chip")
+    assert ("draw-roofline-0" in drawn) == (name != "plain")  # what no policy has is left out
 
 
 @pytest.mark.slow
@@ -120,29 +116,38 @@ def test_what_is_drawn_is_the_data(opened, pages):
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
     sheet = data["sheets"][data["shown"]]
     with opened(pages["tee-gpu"]) as page:
-        values = page.evaluate("document.querySelector('#draw-flows .plot').data[0].link.value")
-        assert values == [one["payload_bytes"] for one in sheet["flows"]["links"]]
-        bars = page.evaluate("document.querySelector('#draw-layers .plot').data.map(one => one.y)")
-        assert bars == [one["values"] for one in sheet["layers"]["series"]]
-        lines = page.evaluate("document.querySelector('#draw-growth .plot').data.map(one => one.y)")
-        wanted = [line["values"] for line in data["growth"]["lines"]]
-        assert lines[: len(wanted)] == wanted
+
+        def drawn(selector, name="value"):
+            return [
+                json.loads(one)
+                for one in page.evaluate(
+                    f"[...document.querySelectorAll('{selector}')].map(one => one.dataset.{name})"
+                )
+            ]
+
+        flows = [one["payload_bytes"] for one in sheet["flows"]["links"]]
+        assert drawn("#draw-flows .flow") == flows
+        bars = [one["values"] for one in sheet["layers"]["series"]]
+        wanted = [value for layer in zip(*bars, strict=True) for value in layer if value]
+        assert drawn("#draw-layers .point") == wanted
+        lines = [line["values"] for line in data["growth"]["lines"]]
+        assert sorted(drawn("#draw-growth .curve", "values")) == sorted(lines)
         assert page.locator("svg.block .box").count() == len(sheet["block"]["boxes"])
         assert page.locator("svg.block path").count() == len(sheet["block"]["wires"])
+        assert page.locator("#scores .score").count() == 5
+        assert page.text_content("#command") == sheet["verdict"]["command"]
 
 
 def test_hovering_tells_the_figures(opened, pages):
     with opened(pages["tee-gpu"]) as page:
-        page.locator("#draw-layers .bars .point").nth(2).hover(force=True)
-        said = page.locator("#draw-layers .hoverlayer").text_content()
-        assert re.search(r"layer 1.*KiB|layer 1.*MiB", said), said
-        page.locator("#draw-flows .sankey-link").first.hover(force=True)
-        assert "of the traffic" in page.locator("#draw-flows .hoverlayer").text_content()
-        page.locator("#draw-growth .scatterlayer .point").nth(3).hover(force=True)
-        page.wait_for_selector("#draw-growth .hoverlayer .hovertext")
-        assert "seq 128" in page.locator("#draw-growth .hoverlayer").text_content()
-        page.locator("svg.block .transfer").first.hover()
         tip = page.locator("#tip")
+        page.locator("#draw-layers .point").nth(2).hover(force=True)
+        assert re.search(r"layer 0.*KiB|layer 0.*MiB", tip.text_content(), re.DOTALL)
+        page.locator("#draw-flows .flow").first.hover(force=True)
+        assert "of the traffic" in tip.text_content()
+        page.locator("#draw-growth .curve.mine circle").nth(3).hover(force=True)
+        assert "seq 128" in tip.text_content()
+        page.locator("svg.block .transfer").first.hover()
         assert re.search(r"tee-tdx → rtx-4090\n[\d,]+ bytes as float32 = ", tip.text_content())
         page.locator("svg.block .op", has_text="q_proj").last.hover()
         assert "aten.linear.default" in tip.text_content()
@@ -151,6 +156,17 @@ def test_hovering_tells_the_figures(opened, pages):
         assert "FLOPs = " in tip.text_content()
         page.mouse.move(0, 0)
         assert tip.is_hidden()
+
+
+def test_marks_are_reached_by_the_keyboard(opened, pages):
+    with opened(pages["tee-gpu"]) as page:
+        page.locator("#draw-layers .mark").first.focus()
+        first = page.text_content("#tip")
+        page.keyboard.press("ArrowRight")
+        assert page.text_content("#tip") != first
+        assert page.locator("#draw-layers [tabindex='0']").count() == 1
+        page.keyboard.press("Escape")
+        assert page.locator("#tip").is_hidden()
 
 
 def test_a_block_zooms_and_comes_back(opened, pages):
@@ -175,13 +191,123 @@ def test_a_block_zooms_and_comes_back(opened, pages):
 def test_another_policy_is_shown_when_it_is_chosen(opened, pages):
     with opened(pages["tee-gpu"], changed=True) as page:
         page.select_option("#policy", label="all-home")
+        page.wait_for_function("document.documentElement.dataset.drawn")
         assert "all-home" in page.text_content("#headline")
         assert "Nothing crosses" in page.text_content("#draw-flows .why")
         assert page.text_content("tr.shown td") == "all-home"
         page.get_by_role("button", name="flash-attention").click()
         assert "flash-attention" in page.text_content("#headline")
-        assert page.locator("#draw-flows .sankey-link").count() > 2
+        page.wait_for_function("document.documentElement.dataset.drawn")
+        assert page.locator("#draw-flows .flow").count() > 2
         assert "Layer 2 under flash-attention" in page.text_content("#draw-block")
+
+
+def test_the_table_sorts_and_filters(opened, pages):
+    with opened(pages["tee-gpu"], changed=True) as page:
+
+        def names():
+            return page.evaluate(
+                "[...document.querySelectorAll('#policies tbody tr')].filter(one => !one.hidden)"
+                ".map(one => one.cells[0].textContent)"
+            )
+
+        def calls():
+            return page.evaluate(
+                "[...document.querySelectorAll('#policies td[data-name=calls]')]"
+                ".map(one => Number(one.textContent.replace(',', '')))"
+            )
+
+        page.get_by_role("button", name="calls", exact=True).click()
+        assert calls() == sorted(calls())
+        page.get_by_role("button", name="calls", exact=True).click()
+        assert calls() == sorted(calls(), reverse=True)
+        assert page.get_attribute("#policies th[aria-sort=descending] button", "title") is not None
+        page.fill("#filter", "min-cut-n")
+        assert set(names()) == {"min-cut-nonlinear-home", "min-cut-norm-home"}
+        assert page.text_content("#filtered").startswith("2 of ")
+
+
+@pytest.mark.slow
+def test_a_point_is_picked_and_the_address_keeps_it(opened, pages):
+    with opened(pages["tee-gpu"], changed=True) as page:
+        point = page.locator("#draw-choose [data-policies*=flash-attention]")
+        point.click(force=True)
+        page.wait_for_function("document.documentElement.dataset.drawn")
+        assert page.text_content("#policies tr.shown td") in point.get_attribute("data-policies")
+        page.select_option("#axis-x", "bytes")
+        page.select_option("#axis-y", "seen")
+        page.locator("#draw-layers .bars[data-category='3'] .point").first.click(force=True)
+        said = page.evaluate("location.hash")
+        assert "layer=3" in said
+        assert "x=bytes" in said
+        shown = page.text_content("#headline")
+        page.evaluate("location.hash = ''")
+        page.wait_for_function("document.documentElement.dataset.drawn")
+        assert page.text_content("#headline") != shown
+        page.evaluate("said => { location.hash = said; }", said)
+        page.wait_for_function(
+            "shown => document.querySelector('#headline').textContent === shown", arg=shown
+        )
+        page.wait_for_function("document.documentElement.dataset.drawn")
+        assert page.locator("#draw-layers .bars.picked").get_attribute("data-category") == "3"
+        assert page.input_value("#axis-y") == "seen"
+
+
+def test_the_pareto_line_is_that_of_the_points(opened, pages):
+    """Tried against every pair of policies."""
+    text = pages["tee-gpu"].read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    axes = data["choose"]["axes"]
+    points = set(zip(axes["seconds"]["values"], axes["calls"]["values"], strict=True))
+    best = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
+    with opened(pages["tee-gpu"]) as page:
+        line = page.get_attribute("#draw-choose .pareto", "d")
+    assert line.count("V") == len(best) - 1
+
+
+def test_what_is_saved_is_read_back(opened, pages, tmp_path):
+    with opened(pages["tee-gpu"]) as page:
+        for file in ("transfers.parquet", "transfers.csv", "seen.parquet", "summary.csv"):
+            with page.expect_download() as saved:
+                page.locator(f"button[data-file='{file}']").click()
+            saved.value.save_as(tmp_path / file)
+    text = pages["tee-gpu"].read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    sizes = dict(
+        zip(data["choose"]["policies"], data["choose"]["axes"]["bytes"]["values"], strict=True)
+    )
+    for file in ("transfers.parquet", "transfers.csv"):
+        found = duckdb.sql(
+            f"SELECT policy, sum(payload_bytes) FROM '{tmp_path / file}' GROUP BY policy"
+        ).fetchall()
+        assert {name: int(size) for name, size in found} == {n: s for n, s in sizes.items() if s}
+    ((policies,),) = duckdb.sql(f"SELECT count(*) FROM '{tmp_path / 'summary.csv'}'").fetchall()
+    assert policies == len(sizes)
+    ((found,),) = duckdb.sql(
+        f"SELECT count(*) FROM '{tmp_path / 'seen.parquet'}' "
+        "WHERE policy = 'offload-linear' AND seen IN ('plain', 'recoverable') "
+        "AND tensors NOT IN ('weights', 'other activations')"
+    ).fetchall()
+    n = data["choose"]["policies"].index("offload-linear")
+    assert found == data["choose"]["axes"]["seen"]["values"][n]
+
+
+@pytest.mark.slow
+def test_the_command_is_copied(opened, pages):
+    with opened(pages["tee-gpu"], changed=True) as page:
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.locator("#copy").click()
+        page.wait_for_function("document.querySelector('#copy').textContent === 'Copied'")
+        assert page.evaluate("navigator.clipboard.readText()") == page.text_content("#command")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(opened, pages, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    with opened(pages["tee-gpu"], color_scheme=scheme, changed=True) as page:
+        found = axe.Axe().run(page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
 
 def luminance(colour):
@@ -194,7 +320,7 @@ def luminance(colour):
 COLOURS = """() => {
     const style = selector => getComputedStyle(document.querySelector(selector));
     return { paper: style('body').backgroundColor, ink: style('h1').color,
-             soft: style('.caption').color, tick: style('#draw-layers .xtick text').fill,
+             soft: style('.caption').color, tick: style('#draw-layers .tick-x').fill,
              label: style('svg.block .box text').fill,
              node: style('#draw-flows .node-label').fill };
 }"""
@@ -209,7 +335,6 @@ def test_both_themes_can_be_read(opened, pages, scheme):
         # The same when the system changes while the page is open.
         page.emulate_media(color_scheme="dark" if scheme == "light" else "light")
         page.emulate_media(color_scheme=scheme)
-        page.wait_for_function("document.querySelector('#draw-layers .xtick text')")
         assert page.evaluate(COLOURS) == found
     paper = luminance(found.pop("paper"))
     assert (paper > 0.5) == (scheme == "light")
@@ -222,28 +347,45 @@ def test_both_themes_can_be_read(opened, pages, scheme):
 def test_a_dark_page_is_printed_light_and_whole(opened, pages):
     with opened(pages["host-chip"], color_scheme="dark", changed=True) as page:
         seen = page.evaluate("""() => { window.printed = []; addEventListener('beforeprint', () => {
-            const widths = [...document.querySelectorAll('.plot svg.main-svg')].map(
+            const widths = [...document.querySelectorAll('svg.plot')].map(
                 one => one.getBoundingClientRect().width);
             printed.push([getComputedStyle(document.body).backgroundColor, Math.max(...widths),
-                [...document.querySelectorAll('.sankey-link')].map(
-                    one => getComputedStyle(one).opacity)]);
+                document.querySelectorAll('svg.plot').length]);
         }); }""")
         assert seen is None
         pdf = page.pdf(format="A4", print_background=True)
-        ((paper, widest, links),) = page.evaluate("printed")
+        ((paper, widest, plots),) = page.evaluate("printed")
         assert luminance(paper) == pytest.approx(1)
         assert widest <= 705  # A4 less two margins of 12 mm, in CSS pixels
-        assert set(links) == {"1"}
-        assert len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 9
+        assert plots >= 7
+        assert len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 12
         page.wait_for_function("!document.documentElement.classList.contains('print')")
         assert luminance(page.evaluate(COLOURS)["paper"]) < 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
-def test_a_narrow_page_is_not_wider_than_the_screen(opened, pages, name):
-    with opened(pages[name], width=390) as page:
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
+@pytest.mark.parametrize("width", [360, 768, 1280, 1920, 2560])
+def test_a_page_is_as_wide_as_the_screen_and_cuts_no_figure(opened, pages, name, width):
+    with opened(pages[name], width=width) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        cut = page.evaluate(CUT)
+        assert cut == []
+
+
+CUT = """() => {
+    const cut = [], wide = innerWidth + 1;
+    for (const cell of document.querySelectorAll('#policies td, #scores p, #scores span, #seen td')) {
+        const box = cell.getBoundingClientRect();
+        if (box.width && (box.right > wide || cell.scrollWidth > cell.clientWidth + 1 &&
+            getComputedStyle(cell).display !== 'inline')) cut.push(cell.textContent);
+    }
+    for (const text of document.querySelectorAll('svg.plot text')) {
+        const box = text.getBoundingClientRect();
+        if (box.width && (box.right > wide || box.left < -1)) cut.push(text.textContent);
+    }
+    return cut;
+}"""
 
 
 OVERLAPS = """selector => {
@@ -260,19 +402,20 @@ OVERLAPS = """selector => {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [360, 1280])
 def test_labels_do_not_lie_on_each_other(opened, pages, width):
     with opened(pages["tee-gpu"], width=width) as page:
         for selector in (
-            "#draw-layers .xtick text",
-            "#draw-calls .ytick text",
-            "#draw-growth .xtick text",
-            "#draw-growth .ytick text",
-            "#draw-growth .legendtext",
+            "#draw-layers .tick-x",
+            "#draw-calls .tick-y",
+            "#draw-growth .tick-x",
+            "#draw-growth .tick-y",
+            "#draw-growth .end-label",
             "svg.block .box text",
             "#draw-flows .node-label",
-            "#draw-roofline-0 .annotation-text",
-            "#draw-roofline-1 .annotation-text",
+            "#draw-roofline-0 text.halo",
+            "#draw-roofline-1 text.halo",
+            "#draw-choose text.halo",
         ):
             count, overlapping = page.evaluate(OVERLAPS, selector)
             assert count > 1, selector
@@ -281,27 +424,24 @@ def test_labels_do_not_lie_on_each_other(opened, pages, width):
 
 @pytest.mark.slow
 def test_all_126_layers_are_drawn_and_another_policy_too(browser, tmp_path):
-    """How fast is in bench/report.py."""
+    """In how many seconds is in bench/report.py; here that it is not many times more."""
     deep = trace_to(tmp_path / "deep", "edge-10m", "--seq", "128", "--set", "num_hidden_layers=126")
     policies = ["offload-linear", "flash-attention", "min-cut-norm-home", "host-chip"]
-    ran = invoke(
-        "cutedge",
-        "report",
-        deep.folder,
-        *TEE_GPU,
-        "--out",
-        tmp_path / "deep.html",
-        *(word for name in policies for word in ("--policy", name)),
-    )
+    words = [word for name in policies for word in ("--policy", name)]
+    path = tmp_path / "deep.html"
+    ran = invoke("cutedge", "report", deep.folder, *TEE_GPU, "--out", path, *words)
     assert ran.returncode == 0, ran.stderr
+    assert path.stat().st_size < 5e6
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-    page.goto((tmp_path / "deep.html").as_uri())
+    page.goto(path.as_uri())
     page.wait_for_function("document.documentElement.dataset.drawn")
-    assert page.evaluate("document.querySelector('#draw-layers .plot').data[0].x.length") >= 126
+    assert int(page.evaluate("document.documentElement.dataset.drawn")) < 10_000
+    assert page.locator("#draw-layers .bars").count() >= 126
     page.select_option("#policy", label="host-chip")
     page.wait_for_function(
         "document.querySelector('#draw-block').textContent.includes('host-chip')"
     )
+    page.context.close()
 
 
 @pytest.mark.slow
@@ -323,7 +463,7 @@ def test_pictures_are_of_all_parts_and_always_the_same(run, tmp_path):
         assert ran.returncode == 0, ran.stderr
         taken.append(json.loads(ran.stdout)["pictures"])
     # Nothing has rooflines here.
-    names = ["policies", "flows", "layers", "calls", "block", "growth"]
+    names = ["policies", "seen", "flows", "layers", "calls", "block", "growth"]
     assert taken[1] == [f"{tmp_path}/b-{name}.png" for name in names]
     for first, second in zip(*taken, strict=True):
         picture = Path(first).read_bytes()
