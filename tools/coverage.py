@@ -65,6 +65,44 @@ HEADS = {
     "image-classification": Head(
         "Image classification", transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     ),
+    "ctc": Head("Speech to text, CTC", transformers.MODEL_FOR_CTC_MAPPING),
+    "speech-seq2seq": Head(
+        "Speech to text, sequence to sequence",
+        transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+        ("prefill", "encoder", "decode"),
+    ),
+    "audio-classification": Head(
+        "Audio classification", transformers.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING
+    ),
+    "two-towers": Head(
+        "Two towers",
+        {
+            **dict(transformers.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING.items()),
+            **{
+                transformers.CONFIG_MAPPING[kind]: transformers.MODEL_MAPPING[
+                    transformers.CONFIG_MAPPING[kind]
+                ]
+                for kind in ("clap",)
+            },
+        },
+    ),
+    "text-encoding": Head(
+        "Text encoding (embeddings)", transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
+    ),
+    "sequence-classification": Head(
+        "Sequence classification", transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    ),
+    "token-classification": Head(
+        "Token classification", transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+    ),
+    "question-answering": Head(
+        "Question answering", transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING
+    ),
+    "semantic-segmentation": Head(
+        "Semantic segmentation", transformers.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    ),
+    "object-detection": Head("Object detection", transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING),
+    "mask-generation": Head("Mask generation", transformers.MODEL_FOR_MASK_GENERATION_MAPPING),
 }
 DEPTHS = (
     "num_hidden_layers",
@@ -75,6 +113,15 @@ DEPTHS = (
     "num_decoder_layers",
     "encoder_layers",
     "num_encoder_layers",
+)
+PARTS = (
+    "text_config",
+    "vision_config",
+    "audio_config",
+    "encoder_config",
+    "decoder_config",
+    "encoder",
+    "decoder",
 )
 GAPS: dict[tuple[str, str], dict[str, Any]] = {
     ("causal-lm", "cohere_compass_text"): {
@@ -166,7 +213,7 @@ def depths(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Where a config says how many layers its parts have, as ``--set`` calls it."""
     here = [f"{prefix}{name}" for name in DEPTHS if type(config.get(name)) is int]
     yield from here
-    for name in () if here else ("text_config", "vision_config", "encoder", "decoder"):
+    for name in () if here else PARTS:
         if isinstance(config.get(name), dict):
             yield from depths(config[name], f"{prefix}{name}.")
 
@@ -186,7 +233,7 @@ def sweep(head: str, model_type: str) -> Row:
     overrides = {**dict.fromkeys(depths(default), LAYERS), **gap}
     reads = inspect.signature(model_class.forward).parameters
     made = {p: traced(config, overrides, p, reads) for p in HEADS[head].phases}
-    notes = [f"without {name}" for name in SENSED if {name, "input_ids"} <= {*reads}]
+    notes = without(made["prefill"], reads)
     notes += [f"--set {key}={json.dumps(value)}" for key, value in gap.items()]
     if isinstance(made["prefill"], CutedgeError) and model_type in REASONS:
         notes.append(REASONS[model_type])
@@ -212,6 +259,12 @@ def sweep(head: str, model_type: str) -> Row:
     notes += [f"verify cannot run it: {target}" for target in refused(targets)]
     ways = tuple(how(one)[0] for one in made.values())
     return Row(model_type, ways, notes="; ".join(notes), **found)
+
+
+def without(made: Capture | CutedgeError | None, reads: Iterable[str]) -> list[str]:
+    """What a model can read beside tokens and is not given."""
+    read = {t.name for t in made.graph.tensors} if isinstance(made, Capture) else set()
+    return [f"without {name}" for name in SENSED if {name, "input_ids"} <= {*reads} - read]
 
 
 def traced(
