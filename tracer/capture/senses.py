@@ -115,6 +115,8 @@ def _sounds(
         return Sensed(Input(name, ("batch", *axes), dtype), notes, sizes, "" if sizes else fixed)
 
     if bands is not None:
+        if told("spec_size") is not None:  # a picture of a sound
+            yield of(1, FRAMES + 1, bands, notes=())
         if whole is not None:  # an encoder that halves them, and adds its table of positions
             yield of(bands, 2 * whole, notes=())
         if name == "input_values" and length is not None:
@@ -128,8 +130,6 @@ def _sounds(
         if width is not None:
             yield of("seq", width, seq=FRAMES)
             yield of(width, "seq", seq=FRAMES)
-            if told("spec_size") is not None:
-                yield of(1, FRAMES + 1, width, notes=())
 
 
 def _parts(settings: Any) -> Iterator[str]:
