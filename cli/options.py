@@ -120,6 +120,12 @@ class Tracing:
         Literal["last", "all"], Option(help="Logits of the last token or of every token.")
     ] = "last"
     overrides: Settings = None
+    images: Annotated[
+        int | None, Option(min=0, max=999, help="Images a sequence; text alone when left out.")
+    ] = None
+    image_size: Annotated[
+        str | None, Option(help="Their pixels: 448, or HEIGHTxWIDTH; the config's when left out.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,22 @@ def _fields(overrides: Overrides) -> dict[str, Any]:
     return parse_overrides(list(overrides))
 
 
+def with_images(
+    overrides: Overrides, images: int | None, image_size: int | str | None
+) -> Overrides:
+    """Overrides with the images that a model sees in each sequence, and their size in pixels.
+
+    Raises InputError for a size that is no number and no ``HEIGHTxWIDTH``.
+    """
+    if images is None and image_size is None:
+        return overrides
+    sides = str(image_size or "").split("x") if image_size is not None else []
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
+        raise InputError(f"--image-size {image_size}: give pixels, as in 448 or 336x448")
+    seen = [1 if images is None else images, *map(int, sides)]
+    return {**_fields(overrides), "images": seen} if seen[0] else overrides
+
+
 class Request:
     """A model, and how it is to be traced: what the options of ``trace`` come to.
 
@@ -204,7 +220,7 @@ class Request:
     @property
     def _changed(self) -> bool:
         """Whether it is another model than the one that was named."""
-        return bool(self._options.get("overrides"))
+        return bool(self._options.get("overrides", {}).keys() - {"images"})
 
     @property
     def _beside(self) -> Path | None:

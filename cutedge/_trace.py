@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.flops import annotate
 from cutedge._machines import machine_of
-from cutedge._request import Overrides, Request
+from cutedge._request import Overrides, Request, with_images
 from partition import Granularity, Residency, ScheduleKind
 from tracer.errors import InputError
 from tracer.graph import OpGraph
@@ -42,6 +42,8 @@ def trace(
     attn: str = "eager",
     logits: str = "last",
     overrides: Overrides = None,
+    images: int | None = None,
+    image_size: int | str | None = None,
     full: bool = False,
     strict: bool = False,
     use_cache: bool = True,
@@ -59,8 +61,10 @@ def trace(
     default, of a function of your own its own. ``phase`` is ``prefill``, ``decode`` or
     ``encoder``; ``cache`` has a prefill fill a cache. ``attn`` is ``eager`` (its products are ops)
     or ``sdpa`` (one op). ``overrides`` change fields of the config: a dict, or texts
-    ``key=value``. ``full`` traces every layer, also where all are alike. A trace that was made
-    before comes out of the trace cache, unless ``use_cache`` is False.
+    ``key=value``. A model of text and images sees ``images`` in each sequence (text alone when left
+    out), of ``image_size`` pixels (``448`` or ``"336x448"``, height and width; the config's when
+    left out); ``seq`` counts their tokens. ``full`` traces every layer, also where all are alike. A
+    trace that was made before comes out of the trace cache, unless ``use_cache`` is False.
 
     Raises InputError for a model or options that cannot be, CutedgeError for a model that cannot be
     traced, and with ``strict`` for one with an op that works and has no cost formula.
@@ -80,7 +84,7 @@ logits of the last token>
         dtype=dtype,
         attn=attn,
         logits=logits,
-        overrides=overrides,
+        overrides=with_images(overrides, images, image_size),
         inputs=inputs,
     )
     graph, warnings, reach, cached = request.traced(full=full, use_cache=use_cache)

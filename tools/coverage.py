@@ -34,6 +34,7 @@ from costmodels.flops import annotate, total_flops
 from cutedge.runtime.ops import refused
 from tracer.capture import Capture, as_it_runs, capture, quiet
 from tracer.capture.errors import first_line
+from tracer.capture.inputs import reading, sees_among_tokens
 from tracer.capture.models import build
 from tracer.errors import CutedgeError
 from tracer.graph import Kind, Op, OpGraph, Status
@@ -52,8 +53,14 @@ class Head:
     """Class of the config -> class of the model, or several, of which the first is swept."""
     phases: tuple[str, ...] = ("prefill",)
     """What is traced of models with an encoder apart; of others, a prefill."""
+    images: bool = False
+    """Whether models read an image in each of the batch, beside 1024 tokens of text."""
 
 
+TWO_TOWERS = {
+    **dict(transformers.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING.items()),
+    transformers.ClapConfig: transformers.ClapModel,
+}
 HEADS = {
     "causal-lm": Head("Causal LM", transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
     "masked-lm": Head("Masked LM", transformers.MODEL_FOR_MASKED_LM_MAPPING),
@@ -65,6 +72,39 @@ HEADS = {
     "image-classification": Head(
         "Image classification", transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     ),
+    "ctc": Head("Speech to text, CTC", transformers.MODEL_FOR_CTC_MAPPING),
+    "speech-seq2seq": Head(
+        "Speech to text, sequence to sequence",
+        transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+        ("prefill", "encoder", "decode"),
+    ),
+    "audio-classification": Head(
+        "Audio classification", transformers.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING
+    ),
+    "image-text-to-text": Head(
+        "Image and text to text",
+        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        ("prefill", "encoder"),
+        images=True,
+    ),
+    "two-towers": Head("Two towers", TWO_TOWERS),
+    "text-encoding": Head(
+        "Text encoding (embeddings)", transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
+    ),
+    "sequence-classification": Head(
+        "Sequence classification", transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    ),
+    "token-classification": Head(
+        "Token classification", transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+    ),
+    "question-answering": Head(
+        "Question answering", transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING
+    ),
+    "semantic-segmentation": Head(
+        "Semantic segmentation", transformers.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    ),
+    "object-detection": Head("Object detection", transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING),
+    "mask-generation": Head("Mask generation", transformers.MODEL_FOR_MASK_GENERATION_MAPPING),
 }
 DEPTHS = (
     "num_hidden_layers",
@@ -75,6 +115,15 @@ DEPTHS = (
     "num_decoder_layers",
     "encoder_layers",
     "num_encoder_layers",
+)
+PARTS = (
+    "text_config",
+    "vision_config",
+    "audio_config",
+    "encoder_config",
+    "decoder_config",
+    "encoder",
+    "decoder",
 )
 GAPS: dict[tuple[str, str], dict[str, Any]] = {
     ("causal-lm", "cohere_compass_text"): {
@@ -96,6 +145,12 @@ GAPS: dict[tuple[str, str], dict[str, Any]] = {
     ("causal-lm", "nemotron"): {"num_key_value_heads": 48},
     ("causal-lm", "reformer"): {"is_decoder": True, "axial_pos_embds": False},
     ("causal-lm", "xmod"): {"default_language": "en_XX"},
+    ("image-text-to-text", "gemma3"): {
+        "vision_config.image_size": 896,
+        "vision_config.patch_size": 14,
+    },
+    ("ctc", "wav2vec2-bert"): {"vocab_size": 32},
+    ("ctc", "wav2vec2-conformer"): {"vocab_size": 32},
     ("masked-lm", "esm"): {"vocab_size": 33, "pad_token_id": 1},
     ("masked-lm", "reformer"): {"axial_pos_embds": False},
     ("masked-lm", "xmod"): {"default_language": "en_XX"},
@@ -166,7 +221,7 @@ def depths(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Where a config says how many layers its parts have, as ``--set`` calls it."""
     here = [f"{prefix}{name}" for name in DEPTHS if type(config.get(name)) is int]
     yield from here
-    for name in () if here else ("text_config", "vision_config", "encoder", "decoder"):
+    for name in () if here else PARTS:
         if isinstance(config.get(name), dict):
             yield from depths(config[name], f"{prefix}{name}.")
 
@@ -185,8 +240,14 @@ def sweep(head: str, model_type: str) -> Row:
     gap = GAPS.get((head, model_type), {})
     overrides = {**dict.fromkeys(depths(default), LAYERS), **gap}
     reads = inspect.signature(model_class.forward).parameters
-    made = {p: traced(config, overrides, p, reads) for p in HEADS[head].phases}
-    notes = [f"without {name}" for name in SENSED if {name, "input_ids"} <= {*reads}]
+    sees = HEADS[head].images and {"input_ids", "pixel_values"} <= {*reads}
+    sees = sees and hasattr(model_class, "get_image_features")
+    read = {**overrides, "images": [1]} if sees else overrides
+    made = {
+        p: traced(config, read if p == "prefill" else overrides, p, reads, sees)
+        for p in HEADS[head].phases
+    }
+    notes = without(made["prefill"], reads)
     notes += [f"--set {key}={json.dumps(value)}" for key, value in gap.items()]
     if isinstance(made["prefill"], CutedgeError) and model_type in REASONS:
         notes.append(REASONS[model_type])
@@ -201,7 +262,10 @@ def sweep(head: str, model_type: str) -> Row:
             op.cost.flops_status in (Status.EXACT, Status.ZERO) or op.cost.assumption is not None
             for op in working
         )
-        equal, why = against_torch(graph, graphs.get("encoder"), config, overrides)
+        encoder = None if sees else graphs.get("encoder")
+        if graph.meta.source == SOURCE and "input_ids" not in reads:
+            encoder = None  # which makes another number of tokens of its sound
+        equal, why = against_torch(graph, encoder, config, overrides)
         found = {"ops": len(graph.ops), "exact": exact / len(working), "torch": equal}
         notes += why
     lacking: Counter[str] = Counter()
@@ -214,21 +278,38 @@ def sweep(head: str, model_type: str) -> Row:
     return Row(model_type, ways, notes="; ".join(notes), **found)
 
 
+def without(made: Capture | CutedgeError | None, reads: Iterable[str]) -> list[str]:
+    """What a model can read beside tokens and is not given."""
+    read = {t.name for t in made.graph.tensors} if isinstance(made, Capture) else set()
+    return [f"without {name}" for name in SENSED if {name, "input_ids"} <= {*reads} - read]
+
+
 def traced(
-    config: Mapping[str, Any], overrides: Mapping[str, Any], phase: str, reads: Iterable[str]
+    config: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    phase: str,
+    reads: Iterable[str],
+    sees: bool = False,
 ) -> Capture | CutedgeError | None:
     """A phase of a model with such inputs: None where it has none, an error that says why not."""
     apart = "decoder_input_ids" in reads
-    if phase != "prefill" and not apart:
+    if phase != "prefill" and not (apart or sees):
         return None
-    sizes = {
+    asked: dict[str, dict[str, int]] = {
         "prefill": {"seq": SEQ} if apart or "input_ids" in reads else {},
-        "encoder": {"seq": SOURCE},
+        "encoder": {"seq": SOURCE} if "input_ids" in reads else {},
         "decode": {"past": SEQ},
-    }[phase]
+    }
+    sizes = {} if sees else asked[phase]
     if apart and phase != "encoder":
         sizes["source"] = SOURCE
     options: dict[str, Any] = {"phase": phase, "batch": BATCH, "overrides": overrides, **sizes}
+    try:
+        return capture(config, model=config["model_type"], **options)
+    except CutedgeError as error:
+        if "source" not in options or "leave --source out" not in str(error):
+            return error
+    del options["source"]  # its encoder makes as much as it makes
     try:
         return capture(config, model=config["model_type"], **options)
     except CutedgeError as error:
@@ -321,25 +402,34 @@ def counted_by_torch(
         accepted = inspect.signature(module.forward).parameters
         options = {"use_cache": False, "logits_to_keep": 1}
         inputs = {**inputs, **{key: value for key, value in options.items() if key in accepted}}
+        run: Any = module
+        if "pixel_values" in inputs and sees_among_tokens(module, accepted):
+            run = partial(_seeing, reading(module, name, "prefill", (1,)).run, module)
         try:
-            return _counted(module, **inputs)
+            return _counted(module, run, inputs)
         except RuntimeError:  # it looks at its position ids, unless there is a mask
             if "input_ids" in inputs:
                 mask = torch.ones_like(inputs["input_ids"])
                 with suppress(RuntimeError):
-                    return _counted(module, attention_mask=mask, **inputs)
+                    return _counted(module, run, {"attention_mask": mask, **inputs})
         # It looks at values, which no product depends on: let all be zero.
         module.to_empty(device="cpu")
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data.zero_()
-        return _counted(module, **tree_map_only(torch.Tensor, _zeros, inputs))
+        return _counted(module, run, tree_map_only(torch.Tensor, _zeros, inputs))
+
+
+def _seeing(run: Callable[..., Any], module: torch.nn.Module, **given: Any) -> Any:
+    """A run of a model of text and images, laid out as it reads them."""
+    inputs = {name: given.pop(name) for name in ("input_ids", "pixel_values")}
+    return run(module, inputs, **given)
 
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
-def _counted(module: torch.nn.Module, **inputs: Any) -> int:
+def _counted(module: torch.nn.Module, run: Callable[..., Any], inputs: Mapping[str, Any]) -> int:
     with (
         next(module.parameters()).device,
         # What it notes for a backward pass, which there is not one of.
@@ -348,7 +438,7 @@ def _counted(module: torch.nn.Module, **inputs: Any) -> int:
         patch.object(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *args: False),
         FlopCounterMode(display=False) as counter,
     ):
-        module(**inputs)
+        run(**inputs)
     return int(counter.get_total_flops())
 
 
@@ -393,7 +483,7 @@ def page(swept: Mapping[str, Sequence[Row]]) -> str:
 
 Every model type of transformers {version("transformers")} with these heads, its default config cut
 to {LAYERS} layers where it has a number of them: a prefill of {BATCH} x {SEQ} tokens, or {BATCH}
-images. `make coverage` writes this page.
+images or sounds. `make coverage` writes this page.
 
 | | {" | ".join(HEADS[head].title for head in swept)} |
 |---|{"--:|" * len(swept)}
@@ -403,7 +493,9 @@ encoder reads {SOURCE} tokens, a decode one token over {SEQ} cached ones. `exact
 the ops in the prefill that compute or move data whose FLOPs are exact (the others are estimates: a
 softmax, a sine). `torch` compares the FLOPs of linears and other matrix products with torch's
 counter on the model itself, run eagerly: the whole of it where its encoder is traced too, else the
-decoder alone. `without` names what a model can read beside tokens and is not given.
+decoder alone. A model of images and text reads an image in each of the batch and 1024 tokens beside
+its; its encoder is all that makes tokens of an image. `without` names what a model can read beside
+tokens and is not given.
 {tables}"""
 
 
@@ -411,8 +503,9 @@ def rows_of(text: str) -> dict[str, list[Row]]:
     """The rows of each head that a page shows."""
     swept = {}
     for head, about in HEADS.items():
-        table = text.partition(f"## {about.title}\n")[2].partition("\n## ")[0]
-        swept[head] = [Row.of(line) for line in table.splitlines()[3:]]
+        table = text.partition(f"\n## {about.title}\n")[2].partition("\n## ")[0]
+        if table:
+            swept[head] = [Row.of(line) for line in table.splitlines()[3:]]
     return swept
 
 

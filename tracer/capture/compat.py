@@ -4,6 +4,7 @@ No other module imports transformers (`make lint` checks it).
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +25,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     masking_utils,
+    vision_utils,
 )
 from transformers.generation import GenerationConfig
 from transformers.initialization import no_init_weights
@@ -31,6 +33,8 @@ from transformers.integrations import moe
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto import modeling_auto as auto
 from transformers.utils import import_utils
+
+from tracer.capture.told import TellingTorch
 
 __all__ = [
     "CONFIG_MAPPING",
@@ -76,6 +80,8 @@ def without_detours() -> Iterator[None]:
     with (
         _denying(import_utils.is_torchdynamo_exporting),
         _denying(import_utils.is_torchdynamo_compiling),
+        patch.dict(os.environ, {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}),  # of tokens' values
+        patch.object(vision_utils, "torch", TellingTorch()),
         patch.object(moe, "is_torchdynamo_compiling", lambda: True),
         patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
         patch.object(masking_utils, "_vmap_expansion_sdpa", _broadcasting),

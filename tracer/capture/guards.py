@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
 from tracer.capture.errors import Untraceable, place
-from tracer.capture.inputs import Axis
+from tracer.capture.senses import Axis
 from tracer.program import Program
 
 

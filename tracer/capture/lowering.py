@@ -21,10 +21,10 @@ from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, Pyth
 from tracer.capture.arguments import Counted, arguments, draws, written
 from tracer.capture.errors import Untraceable, place, within
 from tracer.capture.extents import find_extents
-from tracer.capture.inputs import Axis
 from tracer.capture.invocations import invocation
 from tracer.capture.kv_cache import State
 from tracer.capture.memory import Held, held, layout_of, memory_of, plain_views
+from tracer.capture.senses import Axis
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
 from tracer.kinds import base_name

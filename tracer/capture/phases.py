@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 
 from tracer.capture.compat import PreTrainedConfig
 from tracer.capture.errors import Untraceable, first_line
-from tracer.capture.inputs import Axis, Input, Reading, cache_argument, is_encoder, shape
+from tracer.capture.inputs import Reading, cache_argument, is_encoder
 from tracer.capture.kv_cache import CacheKind, State, StatelessModel, cache_kind
+from tracer.capture.senses import Axis, Input, shape
 from tracer.errors import CutedgeError, InputError
 from tracer.reach import UNLIMITED, run_sizes
 
@@ -135,6 +136,9 @@ class Task:
                 raise InputError(f"{self.model}: leave --{name} out: {why}")
         sizes = {**self.defaults, **given}
         seq, past = sizes["seq"], sizes["past"]
+        if seq < self.reading.taken:
+            taken = self.reading.taken
+            raise InputError(f"--seq {seq} is too few: its images alone make {taken} tokens")
         if self.phase == "decode" and past < 1:
             raise InputError("decode needs cached tokens to read: give --past 1 or more")
         if self.phase == "decode" and seq != 1:
@@ -169,6 +173,8 @@ class Task:
     @property
     def positions(self) -> int | None:
         """The longest sequence that the model has positions for, None when it sets no limit."""
+        if self.reading.heard:
+            return None
         found = (getattr(self.settings, name, None) for name in POSITIONS)
         return next((n for n in found if type(n) is int and n > 0), None)
 
@@ -223,6 +229,13 @@ class Task:
         here = ", ".join(f"{name} {size}" for name, size in sizes.items())
         concrete = Way({}, self.sizes, f"sizes are exact at {here}, formulas are null")
         symbolic = [Way(bounds, small, note), Way(bounds, near, note)] if bounds else []
+        others = {name: ends for name, ends in bounds.items() if name != "batch"}
+        if self.reading.by_one and others:
+            alone = f"{note}; " if note else ""
+            alone += f"the formulas hold at batch {self.sizes['batch']} alone"
+            symbolic.append(
+                Way(others, {**self.sizes, **small, "batch": self.sizes["batch"]}, alone)
+            )
         return [*symbolic, concrete]
 
     def samples(self, way: Way) -> Iterator[Mapping[str, int]]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from tracer.capture.inputs import shape
 from tracer.capture.memory import held, plain_tensors
 from tracer.capture.phases import Task
+from tracer.capture.senses import shape
 from tracer.captured import Capture
 from tracer.errors import CutedgeError
 from tracer.graph import Role

@@ -12,16 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @contextlib.contextmanager
 def untouched(module: torch.nn.Module) -> Iterator[None]:
-    """The module as it was afterwards: some code keeps what it computed once (long RoPE tables)."""
+    """The module as it was afterwards: some code keeps what it computed once (long RoPE tables), or
+    hooks itself to its modules."""
     kept = [
-        (vars(part), dict(vars(part)), part._buffers, dict(part._buffers))
+        [(table, dict(table)) for table in (vars(part), part._buffers, part._forward_hooks)]
         for part in module.modules()
     ]
     try:
         yield
     finally:
-        for attributes, attributes_before, buffers, buffers_before in kept:
-            for table, before in ((attributes, attributes_before), (buffers, buffers_before)):
+        for tables in kept:
+            for table, before in tables:
                 table.clear()
                 table.update(before)
 

@@ -18,8 +18,9 @@ import torch
 from torch.utils._pytree import SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from tracer.capture.errors import first_line
-from tracer.capture.inputs import MANY_TOKENS, Axis, Input, Reading
+from tracer.capture.inputs import MANY_TOKENS, Reading
 from tracer.capture.memory import plain_tensors, remade
+from tracer.capture.senses import Axis, Input
 from tracer.errors import InputError, suggest
 
 DEFAULTS = {"batch": 1, "seq": MANY_TOKENS, "past": 0, "source": MANY_TOKENS}

@@ -1,0 +1,216 @@
+"""What a model sees and hears: how its images and sounds are shaped."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tracer.capture.runs import run_on_meta
+
+Axis = str | int
+"""A size of a tensor: the name of the symbol that it is, or a number."""
+
+IMAGE = 224
+"""Pixels of a side, for models whose config names no size."""
+
+SAMPLES = 160_000
+"""Samples of a sound where the user names no number: ten seconds at 16,000 a second."""
+
+FRAMES = 1000
+"""Frames of a sound where the user names no number: ten seconds at a hundred a second."""
+
+_BANDS = (
+    "num_mel_bins",
+    "feature_projection_input_dim",
+    "input_feat_per_channel",
+    "n_mel_bins",
+    "feature_size",
+    "input_dim",
+    "n_mels",
+)
+"""How configs call the numbers that a frame of sound has."""
+
+
+def shape(axes: Sequence[Axis], sizes: Mapping[str, int]) -> list[int]:
+    """The numbers that axes are at ``sizes``."""
+    return [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor that a model is given, apart from its state."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    dtype: torch.dtype = torch.int64
+
+
+@dataclass(frozen=True, slots=True)
+class Sensed:
+    """An image or a sound that a model reads."""
+
+    given: Input
+    notes: tuple[str, ...] = ()
+    """What a user must know of it."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """The sizes that it may have, by name, at their defaults."""
+    why: str = ""
+    """Why the user cannot choose its size; empty where the user can."""
+
+
+SEEN, HEARD = ("pixel_values",), ("input_features", "input_values", "inputs")
+"""How models call their images, and their sounds."""
+
+
+def sensed(
+    module: torch.nn.Module, accepted: Mapping[str, Any], run: Callable[[Mapping[str, Any]], Any]
+) -> Sensed | None:
+    """The image or sound that a model reads, None where it is known of no such.
+
+    ``run`` runs the model on one. Of several shapes that a sound may have, it is the first that
+    the model runs on; the first of all where it runs on no shape without data.
+    """
+    settings = module.config
+    dtype = next(module.parameters()).dtype
+    name = next((name for name in (*SEEN, *HEARD) if name in accepted), None)
+    if name is None:
+        return None
+    if name in SEEN:
+        height, width, channels, named = image_size(settings)
+        notes = () if named else (f"images are {IMAGE} x {IMAGE} pixels: the config names no size",)
+        pixels = Input(name, ("batch", channels, height, width), dtype)
+        return Sensed(pixels, notes, why="it reads images, not tokens")
+    shapes = list(_sounds(module, settings, name, dtype))
+    return next((sound for sound in shapes if _runs(module, sound, run)), shapes[0])
+
+
+def _runs(module: torch.nn.Module, sound: Sensed, run: Callable[[Mapping[str, Any]], Any]) -> bool:
+    try:
+        with run_on_meta(module), torch.device("meta"):
+            axes = shape(sound.given.axes, {"batch": 2, **sound.sizes})
+            run({sound.given.name: torch.zeros(axes, dtype=sound.given.dtype)})
+    except Exception:  # another shape than it reads may fail in any way
+        return False
+    return True
+
+
+def _sounds(
+    module: torch.nn.Module, settings: Any, name: str, dtype: torch.dtype
+) -> Iterator[Sensed]:
+    """The shapes that a sound may have, the most telling first."""
+    parts = [settings, *(getattr(settings, part, None) for part in _parts(settings))]
+
+    def told(*names: str) -> int | None:
+        values = (getattr(part, name, None) for part in parts for name in names)
+        return next((value for value in values if type(value) is int), None)
+
+    bands, length = told(*_BANDS), told("max_length")
+    whole = told("max_source_positions")
+    frames = ("seq counts frames of sound, about 100 a second",)
+    fixed = "a sound has always as many frames: shorter ones are filled up"
+
+    def of(*axes: Axis, notes: tuple[str, ...] = frames, **sizes: int) -> Sensed:
+        return Sensed(Input(name, ("batch", *axes), dtype), notes, sizes, "" if sizes else fixed)
+
+    if bands is not None:
+        if told("spec_size") is not None:  # a picture of a sound
+            yield of(1, FRAMES + 1, bands, notes=())
+        if whole is not None:  # an encoder that halves them, and adds its table of positions
+            yield of(bands, 2 * whole, notes=())
+        if name == "input_values" and length is not None:
+            yield of(length, bands, notes=())
+    if name != "input_features":
+        counts = ("seq counts samples of sound, 16,000 a second for most models",)
+        yield of("seq", notes=counts, seq=SAMPLES)
+    layers = (part for part in module.modules() if isinstance(part, torch.nn.Linear))
+    first = next((part.in_features for part in layers), None)
+    for width in (bands, 80, 128, first):
+        if width is not None:
+            yield of("seq", width, seq=FRAMES)
+            yield of(width, "seq", seq=FRAMES)
+
+
+def _parts(settings: Any) -> Iterator[str]:
+    yield from type(settings).sub_configs
+    yield from ("audio_config", "encoder", "encoder_config")
+
+
+def image_size(settings: Any) -> tuple[int, int, int, bool]:
+    """(height, width, channels of an image, whether the config names its size)"""
+    vision = getattr(settings, "vision_config", settings)
+    size = getattr(vision, "image_size", None)
+    height, width = (size or IMAGE,) * 2 if isinstance(size, int | None) else size
+    return height, width, getattr(vision, "num_channels", 3), size is not None
+
+
+def first_argument(encoder: torch.nn.Module) -> str:
+    """The first argument of an encoder: what it reads."""
+    return next(iter(inspect.signature(encoder.forward).parameters), "")
+
+
+# --- images among tokens --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """How a model of images and text reads one image."""
+
+    axes: tuple[int, ...]
+    """The sizes of what it is given of an image, or of each of its parts."""
+    rows: int = 1
+    """How many rows of that are one image."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """What it must know of an image beside its pixels: name -> its row of numbers."""
+    height: int = 0
+    """In pixels."""
+    width: int = 0
+    """In pixels."""
+
+
+def picture(module: Any, size: tuple[int, int] | None) -> Picture | None:
+    """How a model reads an image of ``size`` (height, width) pixels, or of its config's size.
+
+    None for a model whose images are laid out in a way that is not known here.
+    """
+    settings = module.config
+    vision = getattr(settings, "vision_config", settings)
+    reads = inspect.signature(module.forward).parameters
+    asked = inspect.signature(module.get_image_features).parameters
+    height, width, channels, _ = image_size(settings)
+    channels = getattr(vision, "in_channels", channels)
+    if size is not None:
+        height, width = size
+    patch: Any = getattr(vision, "patch_size", None) or 14
+    patch = patch[0] if isinstance(patch, list | tuple) else patch
+    if not isinstance(channels, int):
+        channels = 3
+    grid = next(
+        (n for n in ("image_grid_thw", "image_grid_hw", "spatial_shapes") if n in asked), None
+    )
+    if grid is not None:
+        merged: Any = getattr(vision, "spatial_merge_size", None) or getattr(
+            settings, "downsample_factor", 2
+        )
+        merged = merged if isinstance(merged, int) else 2
+        down, across = (max(side // (patch * merged), 1) * merged for side in (height, width))
+        deep: Any = getattr(vision, "temporal_patch_size", 1)
+        deep = deep if isinstance(deep, int) else deep[0]
+        told: dict[str, Any] = {grid: [1, down, across] if grid.endswith("thw") else [down, across]}
+        size_of_image = {"height": down * patch, "width": across * patch}
+        flat = channels * deep * patch * patch
+        if "pixel_attention_mask" in asked:
+            told["pixel_attention_mask"] = [1] * (down * across)
+            return Picture((down * across, flat), told=told, **size_of_image)
+        return Picture((flat,), down * across, told, **size_of_image)
+    if "pixel_attention_mask" in asked:  # a row of images for each of the batch
+        return Picture((1, channels, height, width), height=height, width=width)
+    told = {}
+    if "image_sizes" in asked:
+        told["image_sizes"] = [height, width]
+        if hasattr(settings, "image_grid_pinpoints"):  # the image itself, and its parts
+            return Picture((2, channels, height, width), told=told, height=height, width=width)
+    if "pixel_values" not in reads:
+        return None
+    return Picture((channels, height, width), told=told, height=height, width=width)
