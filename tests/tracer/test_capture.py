@@ -763,6 +763,7 @@ def test_rows_that_come_in_groups_are_formulas_of_a_multiple():
     assert said == ("batch is a multiple of 4 and batch >= 8",)
 
 
-def test_other_inputs_than_tokens_and_images_are_refused_by_name():
-    with pytest.raises(CutedgeError, match="reads neither tokens nor images but input_values"):
-        capture({"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"]}, model="w", seq=8)
+def test_other_inputs_than_tokens_images_and_sounds_are_refused_by_name():
+    config = {"model_type": "patchtst", "architectures": ["PatchTSTForPrediction"]}
+    with pytest.raises(CutedgeError, match="no tokens, images or sounds but past_values"):
+        capture(config, model="w", seq=8)
