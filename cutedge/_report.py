@@ -118,6 +118,6 @@ def _verdicts(
         if heaviest is not None:
             said += [bottleneck_claim(heaviest, f"the traffic of {one.policy}")]
             said += [relief_claim(heaviest, human)]
-        said += [f"{each.device} sees {each.words}" for each in one.exposed]
+        said += [f"what {each.device} sees is {each.words}" for each in one.exposed]
         told.append((verdict, " ".join(f"{line[:1].upper()}{line[1:]}." for line in said)))
     return told

@@ -153,7 +153,7 @@ def test_a_report_says_in_words_what_is_seen():
     page = Path("r.html").read_text()
     seen = asked("partition", "t", "--policy", "offload-linear")["exposed"][0]["words"]
     assert seen.startswith("plain: prompt tokens, ")
-    assert f"gpu sees {seen}." in page
+    assert f"What gpu sees is {seen}." in page
     done = invoke(
         "report", "t", "--policy", "free.toml", "--secret", "attention_scores", "--out", "s.html"
     )
