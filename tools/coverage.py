@@ -403,7 +403,8 @@ def counted_by_torch(
         options = {"use_cache": False, "logits_to_keep": 1}
         inputs = {**inputs, **{key: value for key, value in options.items() if key in accepted}}
         run: Any = module
-        if "pixel_values" in inputs and sees_among_tokens(module, accepted):
+        told = "image_grid_thw" in inputs  # then they are as the model reads them
+        if "pixel_values" in inputs and not told and sees_among_tokens(module, accepted):
             run = partial(_seeing, reading(module, name, "prefill", (1,)).run, module)
         try:
             return _counted(module, run, inputs)

@@ -195,7 +195,7 @@ def test_another_policy_is_shown_when_it_is_chosen(opened, pages):
         assert "all-home" in page.text_content("#headline")
         assert "Nothing crosses" in page.text_content("#draw-flows .why")
         assert page.text_content("tr.shown td") == "all-home"
-        page.get_by_role("button", name="flash-attention").click()
+        page.get_by_role("button", name="flash-attention", exact=True).click()
         assert "flash-attention" in page.text_content("#headline")
         page.wait_for_function("document.documentElement.dataset.drawn")
         assert page.locator("#draw-flows .flow").count() > 2
