@@ -144,7 +144,7 @@ def memory_cost(
     parts = []
     for first in range(0, flat[0].size, TOGETHER):
         *axes, many = (size[first : first + TOGETHER] for size in flat)
-        moved = Traffic(
+        moved = MemoryTraffic(
             array, words, *axes, batch=many, count=count, overlap=overlap, widths=buffers.widths
         )
         (waits,) = moved.waits([bandwidth])
@@ -171,7 +171,7 @@ class Waits(NamedTuple):
     that go there: for each of these by operand."""
 
 
-class Traffic:
+class MemoryTraffic:
     """What products move, and how long they wait for a DRAM of any bandwidth.
 
     Rows and columns of the ``array`` and the ``words`` of the buffers may be arrays too: many

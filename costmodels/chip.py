@@ -45,7 +45,7 @@ Widths = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ChipWork:
     """What an op does, or what equal ops do at as many sizes as the arrays have entries."""
 
     kind: Kind
@@ -101,7 +101,7 @@ def off_chip_shares(device: Device, lying_bytes: Count, weight_bytes: Count) -> 
 
 
 def chip_time(
-    device: Device, work: Work, options: Options, off_chip: Shares = (0.0, 0.0)
+    device: Device, work: ChipWork, options: Options, off_chip: Shares = (0.0, 0.0)
 ) -> ChipTime | None:
     """What an op takes on a chip; None where it does not run there, or its FLOPs are not known."""
     array, npu = device.array, device.npu
@@ -139,7 +139,7 @@ def chip_time(
     return ChipTime(longest, spent, cost)
 
 
-def _computing(device: Device, work: Work) -> Ratio | None:
+def _computing(device: Device, work: ChipWork) -> Ratio | None:
     """Of a chip's units beside an array; None where they do not compute it."""
     npu = device.npu
     assert npu is not None
@@ -155,7 +155,7 @@ def _computing(device: Device, work: Work) -> Ratio | None:
     return work.flops / (rate * (2 if product else 1) * npu.clock_hertz)
 
 
-def _with_buffers(device: Device, work: Work, cost: GemmCost) -> ChipTime:
+def _with_buffers(device: Device, work: ChipWork, cost: GemmCost) -> ChipTime:
     from costmodels.array_memory import memory_cost  # and numpy with it
 
     array, memory = device.array, device.array_memory

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from costmodels import Dataflow, Overlap
 from costmodels.area import AreaFigures
-from costmodels.array_memory import MOST_WORDS, OPERANDS, TOGETHER, Buffers, Traffic
+from costmodels.array_memory import MOST_WORDS, OPERANDS, TOGETHER, Buffers, MemoryTraffic
 from costmodels.arrays import gemm_cost
 from costmodels.devices import Array, Device
 from costmodels.energy import EnergyFigures, array_picojoules, element_bytes
@@ -236,7 +236,7 @@ def runs(products: Products, space: Space, energy: EnergyFigures) -> Runs:
         for first in range(0, places * kib, step):
             some = np.arange(first, min(first + step, places * kib))
             place, buffer = some // kib, some % kib
-            moved = Traffic(
+            moved = MemoryTraffic(
                 _arrays(flow, down[place][:, None], across[place][:, None], count),
                 dict(zip(OPERANDS, held[buffer].T[:, :, None], strict=True)),
                 *products[:3],

@@ -35,7 +35,7 @@ _PARTS_OF_A_BYTE = 8 * PARTS_OF_A_BIT
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class EnergyWork:
     """What ops do on a device, together: whole numbers, or arrays of them."""
 
     flops: Mapping[str, Any]
@@ -53,14 +53,14 @@ class Work:
     unknown: bool = False
     """Whether some of it is not known."""
 
-    def at(self, rows: Any) -> "Work":
+    def at(self, rows: Any) -> "EnergyWork":
         """At some of the sizes that its arrays are of."""
 
         def some(number: Any) -> Any:
             return number if isinstance(number, int) else number[rows]
 
         left, right, result = map(some, self.buffers)
-        return Work(
+        return EnergyWork(
             {dtype: some(number) for dtype, number in self.flops.items()},
             some(self.moved_bytes),
             some(self.param_bytes),
@@ -76,7 +76,7 @@ class Work:
         return whole and not (self.moved_bytes or self.outside or self.flops or self.unknown)
 
 
-def summed(each: Iterable[tuple[int, Work]]) -> Work:
+def summed(each: Iterable[tuple[int, EnergyWork]]) -> EnergyWork:
     """Work of several sorts together, each so often."""
     flops: dict[str, Any] = {}
     sums: list[Any] = [0] * 6
@@ -89,7 +89,7 @@ def summed(each: Iterable[tuple[int, Work]]) -> Work:
         unknown |= work.unknown
     moved, param, outside, *buffers = sums
     left, right, result = buffers
-    return Work(flops, moved, param, (left, right, result), outside, unknown)
+    return EnergyWork(flops, moved, param, (left, right, result), outside, unknown)
 
 
 def work_of(
@@ -102,7 +102,7 @@ def work_of(
     gemm: GemmCost | None = None,
     memory: Any = None,
     widths: Widths | None = None,
-) -> Work:
+) -> EnergyWork:
     """What an op does on a device that runs it.
 
     ``gemm`` and ``memory`` are what it is on an array of multipliers and in its buffers, for elements
@@ -111,14 +111,14 @@ def work_of(
     """
     if device.array is None or gemm is None:
         known = {} if flops is None or dtype is None else {dtype: flops}
-        return Work(known, moved_bytes, param_bytes, unknown=flops is None)
+        return EnergyWork(known, moved_bytes, param_bytes, unknown=flops is None)
     fixed = device.array.dataflow == "fixed"
     macs = gemm.padded_macs if fixed else gemm.useful_macs
     done = {"int8" if options.int8_speedup is not None else dtype or "": 2 * macs}
     if memory is None or device.array_memory is None or widths is None:
         if options.int8_speedup is not None:
-            return Work(done, gemm.sent_bytes + gemm.received_bytes)
-        return Work(done, moved_bytes, param_bytes)
+            return EnergyWork(done, gemm.sent_bytes + gemm.received_bytes)
+        return EnergyWork(done, moved_bytes, param_bytes)
     each = buffers_of(device.array_memory, widths, device.array.clock_hertz).width
     crossed = {one: memory.dram_reads[one] + memory.dram_writes[one] for one in each}
     left, right, result = (
@@ -126,15 +126,15 @@ def work_of(
         for one, width in each.items()
     )
     outside = sum(width * crossed[one] for one, width in each.items())
-    return Work(done, buffers=(left, right, result), outside=outside)
+    return EnergyWork(done, buffers=(left, right, result), outside=outside)
 
 
-def ops_work(graph: OpGraph, time: DeviceTime, ops: Iterable[int]) -> Work:
+def ops_work(graph: OpGraph, time: DeviceTime, ops: Iterable[int]) -> EnergyWork:
     """What ops of an annotated graph do on a device, together."""
     return summed((1, one) for one in _each(graph, time, ops))
 
 
-def _each(graph: OpGraph, time: DeviceTime, ops: Iterable[int]) -> Iterator[Work]:
+def _each(graph: OpGraph, time: DeviceTime, ops: Iterable[int]) -> Iterator[EnergyWork]:
     rates = Rates(time.device, products_dtype=time.products_dtype)
     for number in ops:
         op = graph.ops[number]
@@ -142,7 +142,7 @@ def _each(graph: OpGraph, time: DeviceTime, ops: Iterable[int]) -> Iterator[Work
             continue
         at, dtype = time.ops[number], rates.dtype_of(graph, op)
         if time.device.is_chip and at.seconds is None:  # it does not run there
-            yield Work({}, unknown=True)
+            yield EnergyWork({}, unknown=True)
             continue
         widths = None if at.memory is None else widths_of(graph, op)
         done = op.cost.flops, at.moved_bytes, op.cost.param_bytes, at.gemm, at.memory, widths
@@ -170,7 +170,7 @@ def by_operation(figures: EnergyFigures) -> bool:
 def work_joules(
     device: Device,
     options: Options,
-    work: Work,
+    work: EnergyWork,
     seconds: Any,
     *,
     late: bool = False,
@@ -184,7 +184,7 @@ def work_joules(
 
     >>> from costmodels.devices import load_device
     >>> chip = load_device("chip-8x8")
-    >>> found = work_joules(chip, Options(), Work({"float32": 2_000_000}), None)
+    >>> found = work_joules(chip, Options(), EnergyWork({"float32": 2_000_000}), None)
     >>> round(found.value * 1e6, 6), found.at_least
     (4.6, True)
     """
@@ -213,7 +213,7 @@ def work_joules(
     return Joules(total * 1e-12, work.unknown or len(known) < len(terms))
 
 
-def _of_memory(device: Device, figures: EnergyFigures, work: Work, off_chip: Shares) -> Any:
+def _of_memory(device: Device, figures: EnergyFigures, work: EnergyWork, off_chip: Shares) -> Any:
     """Picojoules of what comes from the DRAM, or from a processor's memory; None where not known."""
     a_byte, npu = figures.dram_picojoules_per_byte, device.npu
     if a_byte is None:
@@ -226,7 +226,7 @@ def _of_memory(device: Device, figures: EnergyFigures, work: Work, off_chip: Sha
     return (moved + work.outside / _PARTS_OF_A_BYTE) * a_byte
 
 
-def _of_buffers(device: Device, figures: EnergyFigures, work: Work) -> Iterator[Any]:
+def _of_buffers(device: Device, figures: EnergyFigures, work: EnergyWork) -> Iterator[Any]:
     """Picojoules of each memory on the chip; None of one that is not known."""
     npu, buffers = device.npu, device.array_memory
     if npu is not None and npu.sram_bytes is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.arrays import GemmCost, Options
-from costmodels.chip import Widths, Work, chip_time, off_chip_shares, widths_of
+from costmodels.chip import ChipWork, Widths, chip_time, off_chip_shares, widths_of
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL, Engine
 from costmodels.experts import STATE, route, routed
@@ -242,7 +242,7 @@ def time_group(
 
 def _on_chip(rates: Rates, group: OpGroup, options: Options) -> GroupTime:
     g = group
-    work = Work(g.kind, g.dtype, g.flops, g.moved_bytes, g.param_bytes, g.gemm, g.widths)
+    work = ChipWork(g.kind, g.dtype, g.flops, g.moved_bytes, g.param_bytes, g.gemm, g.widths)
     taken = chip_time(rates.device, work, options, rates.off_chip)
     if taken is None:
         return GroupTime(None)

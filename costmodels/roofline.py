@@ -26,7 +26,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from costmodels.arrays import GemmCost, Options
-from costmodels.chip import Shares, Work, chip_time, off_chip_shares, widths_of
+from costmodels.chip import ChipWork, Shares, chip_time, off_chip_shares, widths_of
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL, Engine
 from costmodels.experts import routing_of
@@ -342,7 +342,7 @@ def _on_chip(graph: OpGraph, rates: Rates, options: Options) -> Callable[[Op], O
     buffered = rates.device.array_memory is not None
 
     @cache
-    def of(work: Work) -> OpTime:
+    def of(work: ChipWork) -> OpTime:
         taken = chip_time(rates.device, work, options, rates.off_chip)
         if taken is None:
             return OpTime(moved_bytes=work.moved_bytes)
@@ -357,7 +357,7 @@ def _on_chip(graph: OpGraph, rates: Rates, options: Options) -> Callable[[Op], O
         size = None if gemm is None else (gemm.batch, gemm.m, gemm.n, gemm.k)
         widths = widths_of(graph, op) if buffered else None
         moved, dtype = cost.read_bytes + cost.write_bytes, rates.dtype_of(graph, op)
-        return of(Work(op.kind, dtype, cost.flops, moved, cost.param_bytes, size, widths))
+        return of(ChipWork(op.kind, dtype, cost.flops, moved, cost.param_bytes, size, widths))
 
     return one
 

@@ -16,7 +16,7 @@ from math import fsum
 
 from costmodels.chip import off_chip_shares
 from costmodels.flops import FREE
-from costmodels.joules import Joules, Work, by_operation, ops_work, work_joules
+from costmodels.joules import EnergyWork, Joules, by_operation, ops_work, work_joules
 from costmodels.roofline import DeviceTime
 from partition.accounting import Traffic
 from partition.placement import Placement
@@ -116,7 +116,7 @@ def _of_device(
     ops = [op for op, here in enumerate(placement.devices) if here == device]
     if figures is None or not by_operation(figures):
         late = time.lacks_launches and any(graph.ops[op].kind not in FREE for op in ops)
-        return work_joules(time.device, time.options, Work({}), seconds, late=late)
+        return work_joules(time.device, time.options, EnergyWork({}), seconds, late=late)
     shares = (0.0, 0.0)
     if time.paged_share and time.device.npu is not None:
         lying = memory_of(graph, placement, traffic.transfers).get(device, 0)

@@ -17,7 +17,7 @@ from costmodels.chip import Shares, off_chip_shares
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL
 from costmodels.flops import FREE, annotate, total_flops, without_sizes
-from costmodels.joules import Joules, Work, by_operation, summed, work_joules, work_of
+from costmodels.joules import EnergyWork, Joules, by_operation, summed, work_joules, work_of
 from costmodels.links import Link, Links, load_link, message_cost
 from costmodels.machine import Machine
 from costmodels.many import (
@@ -450,15 +450,15 @@ class _PlacedPart:
         device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
         if device.energy is None or not by_operation(device.energy):
             late = self._working[place] and engine.launch(device) is None
-            return work_joules(device, machine.options, Work({}), seconds, late=late)
+            return work_joules(device, machine.options, EnergyWork({}), seconds, late=late)
         key = "work", place, id(device), machine.options, id(engine)
-        work: Work = self._once(key, partial(self._work, machine, place))
+        work: EnergyWork = self._once(key, partial(self._work, machine, place))
         shares: Shares = (0.0, 0.0)
         if device.npu is not None:
             shares = off_chip_shares(device, self._lying(place), self._weights_read(place))
         return work_joules(device, machine.options, work, seconds, off_chip=shares)
 
-    def _work(self, machine: Machine, place: str) -> Work:
+    def _work(self, machine: Machine, place: str) -> EnergyWork:
         """What the ops on a device do, cached state that is kept there with them."""
         device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
         counts = Counter(self._ops[place])
@@ -476,7 +476,7 @@ class _PlacedPart:
             work = replace(work, moved_bytes=moved)
         return work
 
-    def _group_work(self, machine: Machine, place: str, group: int) -> Work:
+    def _group_work(self, machine: Machine, place: str, group: int) -> EnergyWork:
         """What ops that are alike do each on a device."""
         costs, taken = self._part.op_groups.groups[group], self._part.times(machine)[place][group]
         done = costs.flops, costs.moved_bytes, costs.param_bytes, taken.gemm, taken.memory

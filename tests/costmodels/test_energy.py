@@ -21,7 +21,7 @@ from costmodels.energy import (
     read_figures,
     sram_picojoules_per_byte,
 )
-from costmodels.joules import Work, device_joules, op_joules, work_joules
+from costmodels.joules import EnergyWork, device_joules, op_joules, work_joules
 from costmodels.roofline import time_graph
 from cutedge._gemm import gemm
 from tools.zigzag_energy import PAGE, Run, kept, page
@@ -224,7 +224,7 @@ def test_a_chip_brings_what_its_sram_does_not_hold() -> None:
     )
     npu = Npu(1e9, macs_per_cycle={"int8": 8.0}, sram_bytes=256 * 1024)
     chip = Device("mine", "", False, {}, npu=npu, energy=figures)
-    work = Work({"int8": 200}, moved_bytes=1000, param_bytes=600)
+    work = EnergyWork({"int8": 200}, moved_bytes=1000, param_bytes=600)
     found = work_joules(chip, Options(), work, 1.0, off_chip=(0.25, 0.1))
     sram = 1000 * 3.0 * 2  # four times the size: twice as much
     outside = (600 * 0.25 + 400 * 0.1) * 50
@@ -251,9 +251,9 @@ def test_a_processor_takes_what_is_known_of_it(
 ) -> None:
     """200 FLOPs and 7 bytes in two seconds."""
     device = replace(load_device("ryzen-7950x"), energy=figures)
-    found = work_joules(device, Options(), Work({"float32": 200}, 7), 2.0)
+    found = work_joules(device, Options(), EnergyWork({"float32": 200}, 7), 2.0)
     assert (found.value, found.at_least) == (pytest.approx(value), at_least)
-    assert work_joules(device, Options(), Work({}), 0.0).value in (0.0, None)
+    assert work_joules(device, Options(), EnergyWork({}), 0.0).value in (0.0, None)
 
 
 def test_gemm_says_what_a_product_takes() -> None:

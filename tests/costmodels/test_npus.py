@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 import cutedge
 from costmodels.arrays import Options, gemm_cost
-from costmodels.chip import PARTS_OF_A_BIT, Work, buffers_of, chip_time, off_chip_shares, widths_of
+from costmodels.chip import (
+    PARTS_OF_A_BIT,
+    ChipWork,
+    buffers_of,
+    chip_time,
+    off_chip_shares,
+    widths_of,
+)
 from costmodels.devices import Array, ArrayMemory, Device, Npu, device_names, load_device
 from costmodels.flops import annotate
 from costmodels.many import Over, op_groups, time_group
@@ -46,7 +53,7 @@ def chip(**figures) -> Device:
 
 def test_what_a_product_takes_by_hand():
     """[4, 32] x [32, 16] in int8: 2048 MACs; 128 + 64 bytes of activations, 512 of weights."""
-    work = Work(Kind.LINEAR, "int8", 4096, 704, 512, (1, 4, 16, 32))
+    work = ChipWork(Kind.LINEAR, "int8", 4096, 704, 512, (1, 4, 16, 32))
     rates = {"int8": 8.0}
     mine = chip(
         macs_per_cycle=rates,
@@ -71,7 +78,7 @@ def test_what_a_product_takes_by_hand():
 
 def test_what_else_takes_by_hand():
     """A softmax of 5 operations an element on a unit of 4 a cycle, and what has no rate."""
-    work = Work(Kind.SOFTMAX, "int8", 5 * 64, 128)
+    work = ChipWork(Kind.SOFTMAX, "int8", 5 * 64, 128)
     rates = {"int8": 4.0}
     mine = chip(macs_per_cycle=rates, vector_operations_per_cycle=rates)
     assert chip_time(mine, work, Options()).seconds == pytest.approx(80e-8)
@@ -115,7 +122,7 @@ def test_an_array_waits_for_its_buffers_by_hand():
     """
     device = Device("mine", "", False, {}, array=ARRAY, array_memory=BUFFERS)
     widths = (8 * PARTS_OF_A_BIT, 4 * PARTS_OF_A_BIT, 8 * PARTS_OF_A_BIT)
-    work = Work(Kind.LINEAR, "int8", 64, 44, 32, (1, 1, 4, 8), widths)
+    work = ChipWork(Kind.LINEAR, "int8", 64, 44, 32, (1, 1, 4, 8), widths)
     taken = chip_time(device, work, Options())
     assert taken.gemm.cycles == 18
     assert taken.memory.stall_cycles == 12 + 8
@@ -166,7 +173,7 @@ def test_more_of_a_memory_is_never_slower(figure, more, gemm):
     batch, m, n, k = gemm
     left, right, made = batch * m * k, batch * k * n, batch * m * n
     moved = left + right + made
-    work = Work(Kind.LINEAR, "int8", 2 * batch * m * n * k, moved, right, gemm)
+    work = ChipWork(Kind.LINEAR, "int8", 2 * batch * m * n * k, moved, right, gemm)
     figures = {"sram_bytes": 2048, "sram_bytes_per_second": 1e8, "dram_bytes_per_second": 1e7}
     wider = {**figures, figure: int(figures[figure] * more)}
     taken = []

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from costmodels.experts import active_parameters
+from tests.support.configs import LLAMA
 from tests.support.inprocess import invoke
 from tracer.capture import capture
 from tracer.capture.configs import check_sizes
@@ -18,15 +19,6 @@ from tracer.presets import preset, preset_names
 from tracer.serde import read_trace
 from tracer.summary import modules_not_run
 
-LLAMA: Mapping[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "vocab_size": 64,
-}
 LLAVA: Mapping[str, Any] = {
     "model_type": "llava",
     "architectures": ["LlavaForConditionalGeneration"],

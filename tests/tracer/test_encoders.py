@@ -9,37 +9,14 @@ import pytest
 import torch
 
 from costmodels.parameters import break_down
+from tests.support.configs import BART, ENDS, SIZES, WHISPER
 from tests.support.inprocess import invoke
 from tracer.capture import capture
 from tracer.capture.inputs import is_encoder, phases
 from tracer.capture.models import build
 from tracer.errors import CutedgeError, InputError
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "vocab_size": 64,
-}
 BERT: Mapping[str, Any] = {"model_type": "bert", "architectures": ["BertModel"], **SIZES}
-BART: Mapping[str, Any] = {
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "vocab_size": 64,
-}
-ENDS = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
-WHISPER: Mapping[str, Any] = {
-    "model_type": "whisper",
-    "architectures": ["WhisperForConditionalGeneration"],
-    **BART,
-    **ENDS,
-}
 SEES: Mapping[str, Any] = {
     "model_type": "vision-encoder-decoder",
     "architectures": ["VisionEncoderDecoderModel"],

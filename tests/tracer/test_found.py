@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from costmodels.checkpoints import storage_of
 from tests.support import ROOT
+from tests.support.configs import LLAMA
 from tests.support.examples import examples
 from tests.support.inprocess import invoke
 from tests.support.traces import captured
@@ -167,7 +168,7 @@ def test_an_option_that_is_advised_helps(name: str) -> None:
 def test_an_option_that_does_not_help_is_not_advised() -> None:
     """Without its rotary scaling it has still an activation that is not known."""
     odd = {"rope_scaling": {"type": "spiral"}, "hidden_act": ["gelu"]}
-    refused = refusal({**SMALL, **odd})
+    refused = refusal({**LLAMA, **odd})
     assert refused
     assert "It is traced with" not in refused
     assert "rope_scaling=null" not in refused
@@ -194,16 +195,6 @@ def test_a_model_of_two_towers_reads_both_or_says_what_is_missing() -> None:
 
 # --- how the checkpoint is stored -----------------------------------------------------------------
 
-SMALL: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "vocab_size": 64,
-}
-
 
 @pytest.mark.parametrize(
     ("name", "told", "stored"),
@@ -228,16 +219,16 @@ SMALL: dict[str, Any] = {
 def test_a_file_beside_the_config_says_how_it_is_stored(
     name: str, told: dict[str, Any], stored: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / name).write_text(json.dumps(told))
     for asked in (tmp_path, tmp_path / "config.json"):
         found, unknown = storage_of(find_config(str(asked))[1])
         assert (found and found.name, unknown) == (stored, None)
-    own = {**SMALL, "quantization_config": {"quant_method": "fp8"}}
+    own = {**LLAMA, "quantization_config": {"quant_method": "fp8"}}
     (tmp_path / "config.json").write_text(json.dumps(own))
     found, _ = storage_of(find_config(str(tmp_path))[1])
     assert (found and found.name) == "fp8"
-    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / name).write_text("{")
     with pytest.raises(InputError, match=f"{name} is damaged"):
         find_config(str(tmp_path))
@@ -251,7 +242,7 @@ JUNK = st.recursive(
     max_leaves=6,
 )
 WHOLE: dict[str, Any] = {
-    **SMALL,
+    **LLAMA,
     "max_position_embeddings": 64,
     "tie_word_embeddings": False,
     "hidden_act": "silu",

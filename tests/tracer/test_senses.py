@@ -8,6 +8,7 @@ import torch
 
 from costmodels.flops import annotate, total_flops
 from cutedge._request import with_images
+from tests.support import configs
 from tools.coverage import against_torch, counted_by_torch
 from tracer.capture import capture
 from tracer.capture.told import TellingTorch, Told
@@ -76,20 +77,7 @@ QWEN: Mapping[str, Any] = {
     },
 }
 CTC: Mapping[str, Any] = {"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"], **SOUND}
-WHISPER: Mapping[str, Any] = {
-    "model_type": "whisper",
-    "architectures": ["WhisperForConditionalGeneration"],
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "vocab_size": 64,
-    "max_source_positions": 20,
-    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1),
-}
+WHISPER: Mapping[str, Any] = {**configs.WHISPER, "max_source_positions": 20}
 LISTENS: Mapping[str, Any] = {**WHISPER, "architectures": ["WhisperForAudioClassification"]}
 CLIP: Mapping[str, Any] = {
     "model_type": "clip",

@@ -314,11 +314,15 @@ def changing(task: Task, names: Sequence[str]) -> Untraceable | None:
         for name in names:
             near = (sizes[name] + 1, sizes[name] - 1, 2 * sizes[name])
             others = [{**sizes, name: n} for n in near if 2 <= n <= most]
-            if not others or any(_targets(run(other)) == here for other in others):
+            met: list[list[str]] = []
+            for other in others:
+                met.append(_targets(run(other)))
+                if met[-1] == here:
+                    break
+            if not met or met[-1] == here:
                 continue
-            there = _targets(run(others[0]))
-            first = [a == b for a, b in zip_longest(here, there)].index(False)
-            longer = run(sizes if len(here) > len(there) else others[0], first)
+            first = [a == b for a, b in zip_longest(here, met[0])].index(False)
+            longer = run(sizes if len(here) > len(met[0]) else others[0], first)
             where = longer.place if longer is not None else ""
             return Untraceable(f"each {name} takes other ops", where)
     return None
