@@ -29,8 +29,9 @@ from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
-from partition.optimise import compute_seconds, place
+from partition.optimise import place
 from partition.policy import load_policy
+from partition.run import compute_seconds
 from partition.setting import Setting
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at

@@ -33,9 +33,10 @@ from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
-from partition.optimise import compute_seconds, place
+from partition.optimise import place
 from partition.placement import Placement, validate
 from partition.policy import apply_policy, free_ops, load_policy
+from partition.run import compute_seconds
 from partition.setting import Setting
 from partition.stored import storages
 from tracer.capture import capture

@@ -8,7 +8,7 @@ from cli.printing import print_table
 from cutedge import _rows, _words
 from partition.crossover import Crossover, Point
 from partition.ladder import LadderStep
-from partition.optimise import Price
+from partition.prices import Price
 from partition.split import Split
 from tracer.graph import TraceMeta
 from tracer.summary import headline

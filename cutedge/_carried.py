@@ -11,7 +11,8 @@ from cutedge.executors import EXECUTORS, Executor, carried, read_words
 from partition.accounting import account
 from partition.ladder import Choice, dearest
 from partition.masks import MaskedGraph
-from partition.optimise import memory_limits, place
+from partition.objective import memory_limits
+from partition.optimise import place
 from partition.placement import Placement
 from partition.policy import Policy, load_policy
 from partition.problem import InfeasibleError, NotFoundError, memory_of

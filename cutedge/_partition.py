@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from partition.explain import Bottleneck, TransferGroup
     from partition.ladder import LadderStep
     from partition.layers import TopologicalCut
-    from partition.optimise import Price
+    from partition.prices import Price
     from partition.seen import Derived
 
 Objective = str | Mapping[str, float] | None

@@ -18,20 +18,8 @@ from partition.energy import energy_of
 from partition.ladder import Exposure, LadderStep, exposure, ladder
 from partition.masked_choice import mask_seconds
 from partition.masks import plain_of, with_masks_placed
-from partition.optimise import (
-    Placed,
-    Price,
-    beside_ops,
-    bound_seconds,
-    compute_cycles,
-    compute_seconds,
-    hidden_from,
-    may_move,
-    obstacle,
-    place,
-    prices,
-    unknown_launches,
-)
+from partition.objective import hidden_from, may_move
+from partition.optimise import Placed, beside_ops, obstacle, place
 from partition.placement import Placement
 from partition.policy import (
     Policy,
@@ -42,8 +30,16 @@ from partition.policy import (
     with_objective,
     with_secrets,
 )
+from partition.prices import Price, prices
 from partition.problem import InfeasibleError, NotFoundError
-from partition.run import chips_of, times_under
+from partition.run import (
+    bound_seconds,
+    chips_of,
+    compute_cycles,
+    compute_seconds,
+    times_under,
+    unknown_launches,
+)
 from partition.schedule import Scheduling
 from partition.secrets import covered, present
 from partition.seen import Derived, derived, known

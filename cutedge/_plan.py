@@ -13,7 +13,8 @@ from cutedge._placing import partition_of
 from cutedge._trace import Trace, load, trace
 from cutedge._workspace import default_folder
 from partition.mix import Phase, check_mixed, place_mixed
-from partition.optimise import Placed, figure, memory_limits, place, unit_of
+from partition.objective import figure, memory_limits, unit_of
+from partition.optimise import Placed, place
 from partition.placement import Placement
 from partition.policy import Policy
 from partition.problem import InfeasibleError, NotFoundError, memory_of

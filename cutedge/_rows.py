@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from partition.crossover import Point
     from partition.explain import TransferGroup
     from partition.ladder import LadderStep
-    from partition.optimise import Price
+    from partition.prices import Price
     from partition.schedule import Schedule
 
 

@@ -175,7 +175,7 @@ class _File:
 
 def _files(grid: Grid, folder: Path) -> list[_File]:
     """All files of a grid: the same ones, and the same rows in each, whoever makes them when."""
-    from partition.optimise import is_rounded
+    from partition.objective import is_rounded
 
     _refuse_namesakes(grid.subjects)
     found: list[_File] = []

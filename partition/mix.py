@@ -17,17 +17,8 @@ from time import perf_counter
 
 from partition.granularity import common_units
 from partition.integer_program import solve_program
-from partition.optimise import (
-    figure,
-    is_rounded,
-    obstacle,
-    place,
-    problems_of,
-    rounding,
-    second_weight,
-    unit_of,
-    unsaid,
-)
+from partition.objective import figure, is_rounded, problems_of, second_weight, unit_of
+from partition.optimise import obstacle, place, rounding, unsaid
 from partition.placement import Placement
 from partition.policy import Policy, check_matches
 from partition.problem import InfeasibleError, NotFoundError, Problem, placement_of, recount

@@ -1,4 +1,4 @@
-"""What a run takes on home, accelerators and links, for each token, and where more chips end."""
+"""What a run takes on home, accelerators and links, by token, and where more chips end."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +7,7 @@ from math import fsum
 
 from costmodels.arrays import Options, gemm_cost
 from costmodels.devices import Array
+from costmodels.flops import FREE, without_sizes
 from costmodels.roofline import DeviceTime
 from partition.accounting import Transfer, steps_of
 from partition.placement import Placement
@@ -212,3 +213,66 @@ class Run:
         seconds = self.seconds if whole is None else whole
         ratio = seconds / self.tokens / seconds_per_token
         return ratio if ratio > 1 else None
+
+
+def compute_cycles(
+    graph: OpGraph, placement: Placement, times: Mapping[str, DeviceTime]
+) -> dict[str, int | None]:
+    """By array of multipliers: the cycles of its products, those of the chip with most to do.
+
+    None where one of them has no sizes (``flops.without_sizes``).
+    """
+    found: dict[str, int | None] = {}
+    for device, time in times.items():
+        if time.device.array is not None:
+            here = [op for op, where in enumerate(placement.devices) if where == device]
+            gemms = [time.ops[op].gemm for op in here]
+            known = not without_sizes(graph.ops[op] for op in here)
+            cycles = sum(int(gemm.cycles) for gemm in gemms if gemm is not None)
+            found[device] = cycles if known else None
+    return found
+
+
+def unknown_launches(
+    graph: OpGraph, placement: Placement, times: Mapping[str, DeviceTime]
+) -> tuple[str, ...]:
+    """The devices whose seconds leave out what it takes to start the ops that work there."""
+    working = {
+        device
+        for op, device in zip(graph.ops, placement.devices, strict=True)
+        if op.kind not in FREE
+    }
+    lacking = (
+        time.device.name for d, time in times.items() if d in working and time.lacks_launches
+    )
+    return tuple(dict.fromkeys(lacking))
+
+
+def compute_seconds(placement: Placement, times: Mapping[str, DeviceTime]) -> dict[str, float]:
+    """By device: the seconds of its ops, for devices that are described and have all of them."""
+    found: dict[str, float] = {}
+    for device, time in times.items():
+        ops = [op for op, here in enumerate(placement.devices) if here == device]
+        taken = [time.ops[op].seconds for op in ops]
+        known = [seconds for seconds in taken if seconds is not None]
+        if len(known) == len(taken):
+            found[device] = fsum(known)
+    return found
+
+
+def bound_seconds(
+    placement: Placement, times: Mapping[str, DeviceTime]
+) -> dict[str, dict[str, float]]:
+    """By accelerator that is a chip with memories: the seconds of its ops by what bounds them."""
+    found: dict[str, dict[str, float]] = {}
+    for device in placement.accelerators:
+        time = times.get(device)
+        if time is None or not (time.device.npu or time.device.array_memory):
+            continue
+        bounds: Counter[str] = Counter()
+        for op, here in enumerate(placement.devices):
+            at = time.ops[op]
+            if here == device and at.bound is not None:
+                bounds[at.bound] += at.seconds or 0.0  # type: ignore[assignment]  # seconds add too
+        found[device] = dict(bounds)
+    return found

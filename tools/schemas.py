@@ -37,9 +37,9 @@ from partition.conditions import OF_OPS, OF_SECRETS, OF_TENSORS
 from partition.crossover import Crossover, Point
 from partition.explain import Bottleneck, Relief, Savings, TransferGroup
 from partition.ladder import Exposure, LadderStep
-from partition.optimise import Price
 from partition.packs import Pack
 from partition.policy import Policy, Rule, Secret
+from partition.prices import Price
 from partition.protects import Protect
 from partition.run import Run
 from partition.schedule import Schedule

@@ -31,7 +31,8 @@ from costmodels.roofline import DeviceTime, time_ops
 from partition import Residency
 from partition.accounting import account
 from partition.masks import without_masks_placed
-from partition.optimise import check_kept, is_rounded, place, problem_of
+from partition.objective import is_rounded, problem_of
+from partition.optimise import check_kept, place
 from partition.packs import wire_format
 from partition.placement import Placement
 from partition.policy import (

@@ -12,9 +12,8 @@ from costmodels.devices import Device
 from costmodels.links import Links, load_link
 from costmodels.roofline import time_ops
 from partition.accounting import account
-from partition.optimise import compute_seconds
 from partition.problem import memory_of
-from partition.run import times_under
+from partition.run import compute_seconds, times_under
 from tests.support.graphs import Builder, place
 from tests.support.inprocess import invoke
 from tracer.graph import Kind, OpCost, OpGraph, Status

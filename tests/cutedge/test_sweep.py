@@ -46,10 +46,10 @@ from cutedge.sweeping.parts import SizedGraph
 from cutedge.sweeping.points import Job, Points, pack, points
 from cutedge.sweeping.schedules import Layout, TaskNetwork
 from partition.energy import energy_of
-from partition.optimise import compute_cycles, compute_seconds, place
+from partition.optimise import place
 from partition.policy import Policy, Rule, load_policy, with_objective
 from partition.problem import InfeasibleError
-from partition.run import times_under
+from partition.run import compute_cycles, compute_seconds, times_under
 from partition.schedule import Scheduling, Task, scheduled
 from partition.setting import Setting
 from partition.split import Split

@@ -14,7 +14,8 @@ from costmodels.links import Link, Links, load_link
 from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from cutedge._placing import partition_of
-from partition.optimise import figure, place
+from partition.objective import figure
+from partition.optimise import place
 from partition.policy import Policy, load_policy, with_objective
 from partition.setting import Setting
 from tests.support.costs import costed, device

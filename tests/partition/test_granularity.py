@@ -16,7 +16,8 @@ from costmodels.roofline import time_ops
 from cutedge._words import granularity_prices, granularity_sentences
 from partition.accounting import account
 from partition.granularity import unit_name, units
-from partition.optimise import beside_ops, figure, place
+from partition.objective import figure
+from partition.optimise import beside_ops, place
 from partition.policy import Policy, Rule, allowed_by, load_policy
 from partition.problem import (
     InfeasibleError,

@@ -13,7 +13,8 @@ from costmodels.links import Links, load_link
 from costmodels.machine import Machine
 from partition.accounting import account
 from partition.layers import topological_cut
-from partition.optimise import place, problem_of
+from partition.objective import problem_of
+from partition.optimise import place
 from partition.placement import Placement
 from partition.policy import load_policy
 from partition.problem import InfeasibleError

@@ -15,11 +15,13 @@ from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.ladder import ladder
-from partition.optimise import compute_seconds, figure, obstacle, place, problem_of
+from partition.objective import figure, problem_of
+from partition.optimise import obstacle, place
 from partition.pipeline import in_turn
 from partition.placement import Placement
 from partition.policy import apply_policy, load_policy
 from partition.problem import Problem, allowed_devices, recount
+from partition.run import compute_seconds
 from partition.setting import Setting
 from partition.solve import solve
 from tests.support.graphs import HOME, Builder, describe, placed

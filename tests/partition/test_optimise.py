@@ -13,7 +13,7 @@ from costmodels.machine import Machine
 from costmodels.roofline import time_ops
 from partition.accounting import account
 from partition.ladder import exposure, ladder
-from partition.optimise import compute_seconds, place, prices
+from partition.optimise import place
 from partition.placement import Placement
 from partition.policy import (
     apply_policy,
@@ -23,7 +23,9 @@ from partition.policy import (
     policy_names,
     secret_tensors,
 )
+from partition.prices import prices
 from partition.problem import InfeasibleError
+from partition.run import compute_seconds
 from partition.setting import Setting
 from tests.support.costs import costed, device
 from tests.support.graphs import Builder

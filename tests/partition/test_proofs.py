@@ -12,7 +12,8 @@ from costmodels.links import Link, Links
 from costmodels.machine import Machine
 from costmodels.packing import Packing, SizedPacking
 from costmodels.roofline import time_ops
-from partition.optimise import figure, place
+from partition.objective import figure
+from partition.optimise import place
 from partition.placement import Placement
 from partition.policy import load_policy
 from partition.setting import Setting

@@ -15,8 +15,9 @@ from costmodels.machine import Machine
 from partition.accounting import account
 from partition.masking import hides
 from partition.masks import MaskedGraph
-from partition.optimise import place, prices
+from partition.optimise import place
 from partition.policy import Policy, Rule, Secret, load_policy, policy_names
+from partition.prices import prices
 from partition.problem import InfeasibleError, NotFoundError, memory_of
 from partition.protects import Protect
 from partition.schemes import Protection

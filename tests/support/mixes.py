@@ -10,7 +10,7 @@ from cutedge._machines import machine_of
 from cutedge._partition import asked_of
 from partition.granularity import common_units, units
 from partition.mix import Phase
-from partition.optimise import figure
+from partition.objective import figure
 from partition.placement import Placement
 from partition.policy import load_policy
 from partition.problem import memory_of
