@@ -54,7 +54,7 @@ def written(folder: Path, files: int) -> dict[str, int]:
     return takes
 
 
-@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("files", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_trace_takes_the_bytes_of_each_tensor(files: int, tmp_path: Path) -> None:
     takes = written(tmp_path, files)
     traced = cutedge.trace(tmp_path, seq=8)

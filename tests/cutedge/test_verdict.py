@@ -25,7 +25,6 @@ MOE = {
     "num_key_value_heads": 4,
     "vocab_size": 512,
 }
-ENCODER = {"num_hidden_layers": 2}
 
 # model, how it is traced, machine, policies (the first is judged), what leads, what is advised
 CASES = {
@@ -70,7 +69,7 @@ CASES = {
         *("pcie5-x16-cc has", "take min-cut"),
     ),
     "encoder": (
-        *("bert-base", {"seq": 128, "overrides": ENCODER}, TEE, ["min-cut-norm-home", "fastest"]),
+        *("bert-base", {"seq": 128}, TEE, ["min-cut-norm-home", "fastest"]),
         *("pcie5-x16-cc has", "take fastest"),
     ),
     "no-figures": (

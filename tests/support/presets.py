@@ -1,5 +1,6 @@
 """Which presets every run of the tests sweeps over, and a small model of another kind."""
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ WINDOWED = {
 """A small model whose layers look back through a window, of whatever ``sliding_window``."""
 
 
-def swept(names: list[str]) -> list[Any]:
+def swept(names: Collection[str], quick: Collection[str] = QUICK) -> list[Any]:
     """The names as parameters of a test, the quick ones first and the others slow."""
-    quick = [name for name in QUICK if name in names]
-    return [*quick, *(pytest.param(n, marks=pytest.mark.slow) for n in names if n not in quick)]
+    first = [name for name in quick if name in names]
+    return [*first, *(pytest.param(n, marks=pytest.mark.slow) for n in names if n not in first)]

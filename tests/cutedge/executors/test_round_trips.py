@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cutedge.executors import EXECUTORS, carried, read_words
 from partition.placement import Placement, validate
+from tests.support.presets import swept
 from tracer.graph import Kind, OpGraph
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,7 +46,7 @@ def anywhere(graph: OpGraph, devices: tuple[str, ...], random: Random) -> Placem
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", swept(MODELS, ("llama", "moe")))
 @given(random=st.randoms(use_true_random=False))
 def test_words_are_read_as_the_placement_that_they_were_written_of(
     name: str, model: str, traced: Callable[..., OpGraph], random: Random
