@@ -60,6 +60,8 @@ def storage_of(config: Mapping[str, Any]) -> tuple[WeightFormat | None, str | No
     if method == "mxfp4":
         stays = tuple(part for part in PARTS if part not in _EXPERTS)
     rules = [EncodingRule(stays, rest)]
+    if (told.get("expert_dtype") or config.get("expert_dtype")) == "fp4":
+        rules.append(EncodingRule(_EXPERTS, "mxfp4"))  # blocks of 32 with an exponent each
     if left:
         rules.append(EncodingRule(tuple(PARTS), rest, names=tuple(left)))
     about = f"as its quantization_config says ({method})"
@@ -161,7 +163,7 @@ def _bitsandbytes(told: Mapping[str, Any]) -> Encoding | None:
 def _fp8(told: Mapping[str, Any]) -> Encoding | None:
     """A scale of 32 bits a block, or a matrix; one of 8 where it is an exponent."""
     size, scale = told.get("weight_block_size"), told.get("scale_fmt", "float")
-    if told.get("expert_dtype", "fp8") != "fp8" or scale not in ("float", "ue8m0"):
+    if told.get("expert_dtype", "fp8") not in ("fp8", "fp4") or scale not in ("float", "ue8m0"):
         return None
     if size is None:
         return shipped_encoding("fp8") if scale == "float" else None

@@ -241,20 +241,28 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
 
 
 def describe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a config that tell models apart, under one name for all families."""
+    """The figures of a config that tell models apart, under one name for all families.
+
+    Those of its language model, where a config has one inside.
+    """
+    inside = config.get("text_config")
+    told = {**config, **inside} if isinstance(inside, dict) else config
 
     def first(*keys: str) -> Any:
-        return next((config[key] for key in keys if config.get(key) is not None), None)
+        return next((told[key] for key in keys if told.get(key) is not None), None)
 
-    heads = first("num_attention_heads", "n_head", "n_heads")
+    heads = first("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads")
     experts = first("num_local_experts", "n_routed_experts", "num_experts")
+    chosen = first("num_experts_per_tok", "top_k_experts")
+    pattern = first("hybrid_override_pattern", "layers_block_type")
     return {
         "type": config.get("model_type"),
-        "layers": first("num_hidden_layers", "n_layer", "n_layers"),
-        "hidden": first("hidden_size", "n_embd", "dim"),
+        "layers": first("num_hidden_layers", "n_layer", "n_layers", "decoder_layers")
+        or (len(pattern) if pattern else None),
+        "hidden": first("hidden_size", "n_embd", "dim", "d_model"),
         "heads": heads,
         "kv_heads": first("num_key_value_heads") or heads,
-        "vocabulary": config.get("vocab_size"),
-        "positions": first("max_position_embeddings", "n_positions"),
-        "experts": f"{config.get('num_experts_per_tok')} of {experts}" if experts else None,
+        "vocabulary": first("vocab_size"),
+        "positions": first("max_position_embeddings", "n_positions", "max_target_positions"),
+        "experts": f"{chosen} of {experts}" if experts else None,
     }

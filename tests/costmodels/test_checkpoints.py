@@ -217,7 +217,7 @@ def test_experts_alone_are_in_mxfp4() -> None:
         {"quant_method": "gptq", "checkpoint_format": "marlin"},
         {"quant_method": "auto-round", "extra_config": {"lm_head": {"bits": 8}}},
         {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False},
-        {"quant_method": "fp8", "expert_dtype": "fp4", "weight_block_size": [128, 128]},
+        {"quant_method": "fp8", "expert_dtype": "fp6", "weight_block_size": [128, 128]},
         {"quant_method": "bitnet", "quantization_mode": "online"},
         {"quant_method": "modelopt", "quantization": {"quant_algo": "MIXED_PRECISION"}},
         {
@@ -294,3 +294,17 @@ def test_a_config_without_a_dtype_has_none_to_give() -> None:
         cutedge.trace("edge-10m", seq=8, dtype="config")
     with pytest.raises(InputError, match="names float8_e4m3fn, in which no model is traced"):
         cutedge.trace({**LLAMA, "torch_dtype": "float8_e4m3fn"}, seq=8, dtype="config")
+
+
+def test_experts_may_be_stored_in_fewer_bits():
+    """DeepSeek-V4: experts in FP4 with an exponent for 32, other linears in FP8, by two keys."""
+    fp8 = {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
+    for config in (
+        {"expert_dtype": "fp4", "quantization_config": fp8},
+        {"quantization_config": {**fp8, "expert_dtype": "fp4"}},
+    ):
+        found, unknown = storage_of(config)
+        assert unknown is None
+        ways = {rule.encoding: rule.parts for rule in found.rules}
+        assert ways["mxfp4"] == ("experts_up", "experts_down")
+        assert (found.encoding, found.own[found.encoding].group_bits) == ("fp8-block128", 8)
