@@ -540,7 +540,7 @@ def main() -> None:
         for head in asked.head or HEADS:
             types = asked.model_types or model_types(head)
             for row in pool.imap(partial(sweep, head), types):
-                print(row, file=sys.stderr, flush=True)
+                sys.stderr.write(f"{row}\n")
                 put(row, head, asked.page)
 
 
