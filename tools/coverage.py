@@ -1,8 +1,8 @@
 """How far the tracer reaches: the model types of transformers by head, default configs cut short.
 
-``python -m tools.coverage`` (`make coverage`, many minutes) writes docs/coverage.md. With ``--head
-NAME`` it sweeps that head alone and leaves the other tables of the page as they are; with model
-types after that it prints their rows and writes nothing.
+``python -m tools.coverage`` (`make coverage`, hours) writes docs/coverage.md. With ``--head NAME``,
+once or several times, it sweeps these heads and leaves the other tables of the page as they are;
+with model types after one head it sweeps these, and leaves the other rows as they are too.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -191,18 +192,22 @@ class Row:
     torch: str = ""
     """``equal``, ``explained`` or ``differs``, ``-`` where torch's counter cannot run."""
     notes: str = ""
+    seconds: float | None = None
+    """Wall seconds of its captures, None where it was not timed."""
 
     def __str__(self) -> str:
         exact = f"{self.exact:.0%}" if self.ops else ""
         ops = f"{self.ops:,}" if self.ops else ""
         said = self.notes.replace("|", "\\|").replace("<", "&lt;")
-        return f"| {' | '.join([self.model_type, *self.traced, ops, exact, self.torch, said])} |"
+        took = "" if self.seconds is None else f"{self.seconds:.1f}"
+        cells = [self.model_type, *self.traced, ops, exact, self.torch, took, said]
+        return f"| {' | '.join(cells)} |"
 
     @classmethod
     def of(cls, line: str) -> "Row":
         """The row that a line of the page shows."""
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        model_type, *traced, ops, exact, equal, said = cells
+        model_type, *traced, ops, exact, equal, took, said = cells
         return cls(
             model_type,
             tuple(traced),
@@ -210,6 +215,7 @@ class Row:
             int(exact.strip("%") or 0) / 100,
             equal,
             said.replace("\\|", "|").replace("&lt;", "<"),
+            float(took) if took else None,
         )
 
 
@@ -243,10 +249,12 @@ def sweep(head: str, model_type: str) -> Row:
     sees = HEADS[head].images and {"input_ids", "pixel_values"} <= {*reads}
     sees = sees and hasattr(model_class, "get_image_features")
     read = {**overrides, "images": [1]} if sees else overrides
+    started = time.perf_counter()
     made = {
         p: traced(config, read if p == "prefill" else overrides, p, reads, sees)
         for p in HEADS[head].phases
     }
+    seconds = time.perf_counter() - started
     notes = without(made["prefill"], reads)
     notes += [f"--set {key}={json.dumps(value)}" for key, value in gap.items()]
     if isinstance(made["prefill"], CutedgeError) and model_type in REASONS:
@@ -275,7 +283,7 @@ def sweep(head: str, model_type: str) -> Row:
     targets = (op.target for graph in graphs.values() for op in graph.ops)
     notes += [f"verify cannot run it: {target}" for target in refused(targets)]
     ways = tuple(how(one)[0] for one in made.values())
-    return Row(model_type, ways, notes="; ".join(notes), **found)
+    return Row(model_type, ways, notes="; ".join(notes), seconds=seconds, **found)
 
 
 def without(made: Capture | CutedgeError | None, reads: Iterable[str]) -> list[str]:
@@ -473,8 +481,8 @@ def page(swept: Mapping[str, Sequence[Row]]) -> str:
         f"""
 ## {HEADS[head].title}
 
-| model type | {" | ".join(HEADS[head].phases)} | ops | exact | torch | notes |
-|---|{"---|" * len(HEADS[head].phases)}--:|--:|---|---|
+| model type | {" | ".join(HEADS[head].phases)} | ops | exact | torch | seconds | notes |
+|---|{"---|" * len(HEADS[head].phases)}--:|--:|---|--:|---|
 """
         + "".join(f"{row}\n" for row in rows)
         for head, rows in swept.items()
@@ -496,7 +504,8 @@ softmax, a sine). `torch` compares the FLOPs of linears and other matrix product
 counter on the model itself, run eagerly: the whole of it where its encoder is traced too, else the
 decoder alone. A model of images and text reads an image in each of the batch and 1024 tokens beside
 its; its encoder is all that makes tokens of an image. `without` names what a model can read beside
-tokens and is not given.
+tokens and is not given. `seconds` are those of a row's captures, all its phases together, by the
+clock of a machine of 2 cores beside other work: a row by itself takes less.
 {tables}"""
 
 
@@ -510,23 +519,29 @@ def rows_of(text: str) -> dict[str, list[Row]]:
     return swept
 
 
+def put(row: Row, head: str, file: Path) -> None:
+    """Write a row into its place on a page, which is made where there is none."""
+    swept = rows_of(file.read_text(encoding="utf-8")) if file.exists() else {}
+    rows = {old.model_type: old for old in swept.get(head, ())} | {row.model_type: row}
+    swept[head] = [rows[name] for name in model_types(head) if name in rows]
+    file.write_text(page({h: swept[h] for h in HEADS if h in swept}), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--head", choices=HEADS)
+    parser.add_argument("--head", action="append", choices=HEADS, help="again for another")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the rows are written")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("model_types", nargs="*")
     asked = parser.parse_args()
-    if asked.model_types and not asked.head:
-        parser.error("name a --head for these model types")
-    swept = rows_of(PAGE.read_text(encoding="utf-8")) if asked.head else {}
-    with get_context("spawn").Pool(os.cpu_count() or 1, maxtasksperchild=16) as pool:
-        for head in [asked.head] if asked.head else HEADS:
-            swept[head] = []
+    if asked.model_types and len(asked.head or ()) != 1:
+        parser.error("name one --head for these model types")
+    with get_context("spawn").Pool(asked.processes, maxtasksperchild=16) as pool:
+        for head in asked.head or HEADS:
             types = asked.model_types or model_types(head)
             for row in pool.imap(partial(sweep, head), types):
-                print(row, file=sys.stdout if asked.head else sys.stderr, flush=True)
-                swept[head].append(row)
-    if not asked.model_types:
-        PAGE.write_text(page(swept), encoding="utf-8")
+                sys.stderr.write(f"{row}\n")
+                put(row, head, asked.page)
 
 
 if __name__ == "__main__":
