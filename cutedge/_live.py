@@ -38,7 +38,7 @@ from partition.run import Chips, times_under
 from partition.setting import Setting
 from partition.split import Split
 from tracer.errors import CutedgeError, InputError
-from tracer.graph import FLOATING, Gemm, Kind, OpGraph
+from tracer.graph import FLOATING, Gemm, Kind, OpGraph, TraceMeta
 from tracer.reach import graph_at, reached
 from tracer.summary import tensor_names
 
@@ -186,7 +186,7 @@ class Live:
 
         Raises BeyondError where the formulas do not hold, InputError for what is no point.
         """
-        machine, program = self._machine(point), self._program(point)
+        machine, program = self.machine_at(point), self._program(point)
         part = self._part(program, point)
         names = [name for name in self._policies if name in program.kept]
         shown = shown if shown in names else names[0]
@@ -203,12 +203,18 @@ class Live:
         best = splits[best_allowed(splits, number, fits)]
         compared = [compare_traffic(one.placement, one.traffic, base.traffic) for one in splits]
         kept = [program.kept[name] for name in names]
+        elsewhere = [one.at not in (None, point) for one in kept]
+        table = policies_table(splits, compared, base.policy)
+        rows = [
+            (*row[:-1], "not known here") if late else row
+            for row, late in zip(table.rows, elsewhere, strict=True)
+        ]  # its last column says whether a placement is the best
         return Seen(
             point,
-            policies_table(splits, compared, base.policy),
+            replace(table, rows=rows),
             names,
             [self._how(one, point) for one in kept],
-            any(one.at not in (None, point) for one in kept),
+            any(elsewhere),
             self._limit(program, point, splits[number], placed[number], shown, machine),
             scores(splits[number], base, best),
             number,
@@ -221,7 +227,7 @@ class Live:
         Whether all was. What is another program there is traced first. A policy that is not
         possible there keeps the placement that it has. Raises BeyondError where it cannot be traced.
         """
-        machine = self._machine(point)
+        machine = self.machine_at(point)
         try:
             program = self._program(point)
         except BeyondError:
@@ -257,6 +263,11 @@ class Live:
             if not 0 < value < 2**31:
                 raise InputError(f"{name} {value}: give a size from 1 to {2**31 - 1:,}")
         return {**meta.variables, **dict(point.sizes)}
+
+    def meta_at(self, point: Point) -> TraceMeta:
+        """What a trace at a point is of."""
+        values = self._values(point)
+        return replace(self.meta, batch=values["batch"], seq=values["seq"], past=values["past"])
 
     def _program(self, point: Point) -> _Program:
         """The trace that reaches a point. Raises BeyondError where not one does."""
@@ -316,7 +327,8 @@ class Live:
                 )
         return self._links[key]
 
-    def _machine(self, point: Point) -> Machine:
+    def machine_at(self, point: Point) -> Machine:
+        """The machine at a point."""
         wire = point.wire_dtype
         if wire is not None and wire not in FLOATING:
             raise InputError(f"wire dtype {wire}: one of {', '.join(FLOATING)}")
@@ -436,10 +448,7 @@ class Live:
             placed.placed.traffic, transfers=transfers, totals=totals, resident_bytes=resident
         )
         graph = copy(placed.placed.graph)
-        values = self._values(point)
-        graph.meta = replace(
-            graph.meta, batch=values["batch"], seq=values["seq"], past=values["past"]
-        )
+        graph.meta = self.meta_at(point)
         energy = RunEnergy(
             found.get("home_joules"),
             found.get("accelerator_joules"),
