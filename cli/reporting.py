@@ -24,19 +24,29 @@ def report(
     png: Annotated[
         bool, Option("--png", help="Pictures of the drawings too, beside the page (by Chromium).")
     ] = False,
+    serve: Annotated[
+        bool, Option("--serve", help="A live page with sliders in place of a file, until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None, Option(min=0, max=65535, help="With --serve: 8765; 0: any that is free.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show policies on one page, readable offline: flows, layers, a block, growth, rooflines."""
     import cutedge
     from cli.printing import print_json
-    from cutedge._placing import check_words
+    from cutedge._placing import check_served, check_words
     from cutedge._workspace import trace_folder
 
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
+    check_served(serve, {"--port": port}, {"--out": out, "--png": png, "--json": as_json})
     folder = trace_folder(directory)
     compared = cutedge.load(folder).compare(policies, baseline=baseline, **options)
     warn(*compared.warnings)
+    if serve:
+        compared.serve(port, say)
+        return
     written = compared.report(out or folder / "report.html", png=png)
     if as_json:
         print_json(

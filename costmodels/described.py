@@ -91,7 +91,8 @@ def toml(description: str, heads: Iterable[str], figures: Mapping[str, tuple[flo
     """
     lines = [f"description = {quoted(description)}", *heads]
     for key, (value, source) in figures.items():
-        lines += ["", f"[{key}]", f"value = {value!r}", f"source = {quoted(source)}"]
+        text = str(value).lower() if isinstance(value, bool) else repr(value)
+        lines += ["", f"[{key}]", f"value = {text}", f"source = {quoted(source)}"]
     return "\n".join(lines) + "\n"
 
 

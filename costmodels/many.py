@@ -6,8 +6,9 @@ Each kind of them is worked out once, for all sizes, by the rules of ``costmodel
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from costmodels.engines import PHYSICAL, Engine
 from costmodels.experts import STATE, route, routed
 from costmodels.flops import FREE, computed_in, flops_in_numbers, gemm_shape, work_key
 from costmodels.fused import fused, strides
-from costmodels.roofline import Rates, paged_share
+from costmodels.roofline import OpTime, Rates, paged_share
 from costmodels.traffic import traffic
 from tracer.formula import Formula, const, formula, parse
 from tracer.graph import Kind, Op, OpGraph, Tensor
@@ -106,6 +107,12 @@ class OpGroups:
     of: tuple[int | None, ...]
     """By op: its group; None for an op that costs nothing."""
     groups: tuple[OpGroup, ...]
+    formulas: "tuple[Callable[[Over], OpGroup], ...]" = ()
+    """What each group costs at whatever sizes; nothing where that was not asked for."""
+
+    def over(self, sizes: Over) -> "OpGroups":
+        """The same ops at other sizes."""
+        return replace(self, groups=tuple(cost(sizes) for cost in self.formulas))
 
 
 def op_groups(graph: OpGraph, over: Over) -> OpGroups:
@@ -113,7 +120,7 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
     formulas = closed(graph)
     equal: dict[Any, int] = {}
     numbers: dict[Any, int] = {}
-    groups: list[OpGroup] = []
+    costs: list[Callable[[Over], OpGroup]] = []
     of: list[int | None] = []
     for op in graph.ops:
         if op.is_view or op.kind in FREE:
@@ -153,24 +160,40 @@ def op_groups(graph: OpGraph, over: Over) -> OpGroups:
             routing and (routing[0].shape, routing[0].bytes, *routing[1:]),
         )
         if key not in numbers:
-            numbers[key] = len(groups)
-            chosen_bytes = 0 if routing is None else _routed(graph, routing, over)
-            groups.append(
-                OpGroup(
-                    dtype,
-                    _flops(graph, op, shapes, over),
-                    over(moved) + chosen_bytes,
-                    None if gemm is None else tuple(over(formula(axis)) for axis in gemm),  # type: ignore[arg-type]
-                    is_attention,
-                    strided,
-                    op.kind,
-                    widths,
-                    over(param) + chosen_bytes,
-                )
+            numbers[key] = len(costs)
+            alike = OpGroup(
+                dtype, None, _NOTHING, None, is_attention, strided, op.kind, widths, _NOTHING
             )
+            costs.append(partial(_over, alike, graph, op, shapes, moved, gemm, param, routing))
         equal[work] = numbers[key]
         of.append(numbers[key])
-    return OpGroups(tuple(of), tuple(groups))
+    found = OpGroups(tuple(of), (), tuple(costs))
+    return found.over(over)
+
+
+_NOTHING: Ints = np.zeros(0, np.int64)
+
+
+def _over(
+    alike: OpGroup,
+    graph: OpGraph,
+    op: Op,
+    shapes: Sequence[Any],
+    moved: Formula,
+    gemm: Any,
+    param: Formula,
+    routing: "tuple[Tensor, Any, Any, Any] | None",
+    over: Over,
+) -> OpGroup:
+    """What ops that are ``alike`` cost at some sizes."""
+    chosen_bytes = 0 if routing is None else _routed(graph, routing, over)
+    return replace(
+        alike,
+        flops=_flops(graph, op, shapes, over),
+        moved_bytes=over(moved) + chosen_bytes,
+        gemm=None if gemm is None else tuple(over(formula(axis)) for axis in gemm),  # type: ignore[arg-type]
+        param_bytes=over(param) + chosen_bytes,
+    )
 
 
 def _flops(graph: OpGraph, op: Op, shapes: Sequence[Any], over: Over) -> Ints | None:
@@ -252,6 +275,42 @@ def _on_chip(rates: Rates, group: OpGroup, options: Options) -> GroupTime:
 def _on_roofline(rates: Rates, group: OpGroup) -> GroupTime:
     work = _of_kernel(rates, [group], group.moved_bytes, is_attention=group.is_attention)
     return GroupTime(None if work is None else work + rates.launch_seconds)
+
+
+def op_time(
+    device: Device,
+    group: OpGroup,
+    options: Options,
+    lying_bytes: int = 0,
+    engine: Engine = PHYSICAL,
+    weight_bytes: int = 0,
+) -> OpTime:
+    """What an op of a group takes at the first of its sizes and what bounds it, as ``time_group``."""
+    off_chip = off_chip_shares(device, lying_bytes, weight_bytes)
+    rates = Rates(device, engine, paged_share(device, lying_bytes), off_chip=off_chip)
+    flops = None if group.flops is None else int(group.flops[0])
+    moved, param = (
+        int(np.asarray(size).flat[0]) for size in (group.moved_bytes, group.param_bytes)
+    )
+    spent: dict[Any, float] = {}
+    if device.is_chip:
+        gemm: Any = group.gemm and tuple(int(axis[0]) for axis in group.gemm)
+        work = ChipWork(group.kind, group.dtype, flops, moved, param, gemm, group.widths)
+        taken = chip_time(device, work, options, rates.off_chip)
+        if taken is None:
+            return OpTime(moved_bytes=moved)
+        spent = {**taken.spent, "overhead": rates.launch_seconds}
+        bound = max(spent, key=lambda part: spent[part])
+        seconds = taken.seconds + rates.launch_seconds
+        return OpTime(seconds, bound if spent[bound] else None, taken.gemm, moved, taken.memory)
+    compute = None if flops is None else rates.compute_seconds(group.dtype, flops)
+    memory = rates.memory_seconds(moved, strided=group.strided)
+    if compute is None or memory is None:
+        return OpTime(moved_bytes=moved)
+    beside = rates.kernel_seconds(is_attention=group.is_attention) + rates.launch_seconds
+    spent = {"compute": compute, "memory": memory, "overhead": beside}
+    bound = max(spent, key=lambda part: spent[part])
+    return OpTime(max(compute, memory) + beside, bound, moved_bytes=moved)
 
 
 def run_times(

@@ -1,6 +1,6 @@
 """Policies side by side."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,6 +154,12 @@ class Comparison(Sequence[Partition]):
         )
 
     @property
+    def shown(self) -> int:
+        """Which policy a report shows first."""
+        names = self.compared.names
+        return names.index(self._first) if self._first in names else 0
+
+    @property
     def saved_bytes(self) -> Mapping[str, int]:
         """By policy, the payload that it saves against the baseline."""
         return {
@@ -218,9 +224,18 @@ class Comparison(Sequence[Partition]):
         """
         from cutedge._report import write_report
 
-        names = self.compared.names
-        shown = names.index(self._first) if self._first in names else 0
-        return write_report(self.compared, self.trace.reach, shown, Path(page), png=png)
+        return write_report(self.compared, self.trace.reach, self.shown, Path(page), png=png)
+
+    def serve(self, port: int | None = None, listening: Callable[[str], None] = print) -> None:
+        """Show the policies on a page with sliders, for this machine alone, until Ctrl-C.
+
+        ``port`` is where it listens on 127.0.0.1 (0: any that is free); ``listening`` is told the
+        address. Raises InputError for several accelerators and for schedules, CutedgeError where
+        the port is not free.
+        """
+        from cutedge._live_server import serve_page
+
+        serve_page(self, port, listening)
 
     def save(self, folder: str | Path) -> Path:
         """Write the tables of the trace and of all partitions; where the trace is."""

@@ -112,6 +112,17 @@ def check_shown(
         )
 
 
+def check_served(serve: bool, needing: Mapping[str, object], without: Mapping[str, object]) -> None:
+    """Raise InputError where what goes only with ``--serve`` is without it, or the other way round."""
+    for option, value in (without if serve else needing).items():
+        if value is not None and value is not False:
+            raise InputError(
+                f"--serve shows a page and writes no file: leave {option} out"
+                if serve
+                else f"{option} is of a live page: say --serve too"
+            )
+
+
 def scheduling_of(schedule: ScheduleKind | None, requests: int | None) -> Scheduling | None:
     """How runs are laid out, where that is asked for. Raises InputError for what says nothing."""
     if schedule is None:

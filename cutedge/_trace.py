@@ -1,5 +1,6 @@
 """A traced model, and how it is made or read."""
 
+import json
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
@@ -13,7 +14,7 @@ from partition import Granularity, Residency, ScheduleKind
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
-from tracer.summary import headline
+from tracer.summary import cached_outputs, headline
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -224,6 +225,37 @@ class Trace:
             )
         graph, warnings, reach, cached = request.traced(full=False, use_cache=True)
         return Trace(annotate(graph), reach, warnings, request, cached=cached)
+
+    def elsewhere(self, **sizes: int) -> "Trace":
+        """The same model traced at other sizes, where it is another program; also of a trace that was
+        read from a folder, where its model is known by name.
+
+        Raises InputError where it is not, or where what is found there is another model.
+        """
+        if self._plain is not None:
+            return self._plain.elsewhere(**sizes).stored(*self._storage)
+        if self._request is not None:
+            return self.at(**sizes)
+        meta = self.graph.meta
+        there = trace(
+            meta.model,
+            batch=sizes.get("batch", meta.batch),
+            seq=sizes.get("seq", meta.seq),
+            past=sizes.get("past", meta.past) or None,
+            source=meta.source or None,
+            phase=meta.phase,
+            cache=bool(cached_outputs(self.graph)) and meta.phase == "prefill",
+            dtype=meta.dtype,
+            attn=meta.attn,
+            logits=meta.logits,
+            overrides={key: json.loads(value) for key, value in meta.overrides},
+        )
+        found = there.graph.meta
+        if (found.parameters, found.model_class) != (meta.parameters, meta.model_class):
+            raise InputError(
+                f"{meta.model} is another model now than in these tables: trace it there"
+            )
+        return there
 
     def stored(self, weights: str | Path | None = None, kv_dtype: str | None = None) -> "Trace":
         """The same trace with parameters and cached state stored in formats of their own.

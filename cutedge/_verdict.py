@@ -19,7 +19,7 @@ from partition.run import times_under
 from partition.seen import What
 from partition.setting import Setting
 from partition.split import Split
-from tracer.graph import Kind
+from tracer.graph import Kind, TraceMeta
 from tracer.words import counted, duration, human
 
 WORTH = 0.95
@@ -189,7 +189,22 @@ def _step(
     return _look(found, number, fits)
 
 
-def _command(setting: Setting, verb: str, *words: str) -> str:
+def trace_command(meta: TraceMeta) -> str:
+    """The command that traces a model as it was traced."""
+    words = [
+        f"--batch {meta.batch}",
+        f"--past {meta.past}" if meta.phase == "decode" else f"--seq {meta.seq}",
+        *([f"--phase {meta.phase}"] if meta.phase != "prefill" else []),
+        *([f"--dtype {meta.dtype}"] if meta.dtype != "float32" else []),
+        *([f"--logits {meta.logits}"] if meta.logits != "last" else []),
+        *([f"--attn {meta.attn}"] if meta.attn in ("sdpa",) else []),
+        *(f"--set {key}={value}" for key, value in meta.overrides),
+    ]
+    return f"cutedge trace {meta.model} {' '.join(words)}"
+
+
+def command_on(setting: Setting, verb: str, *words: str) -> str:
+    """A command on the machine and with the options of a setting."""
     told = [
         *words,
         *machine_words(setting.machine),
@@ -224,7 +239,7 @@ def _by_policy(found: Compared, number: int, best: int) -> list[_Step]:
         _Step(
             left,
             f"take {other.policy}: {said}, and {shows}",
-            _command(found.setting, "partition", f"--policy {name}"),
+            command_on(found.setting, "partition", f"--policy {name}"),
         )
     ]
 
@@ -248,7 +263,7 @@ def _by_wire(split: Split, setting: Setting, name: str) -> list[_Step]:
     after = setting.account(split.graph, split.placement, narrow).totals
     before, run = split.traffic.totals, split.run
     machine = replace(setting.machine, wire_dtype="bfloat16")
-    command = _command(replace(setting, machine=machine), "partition", f"--policy {name}")
+    command = command_on(replace(setting, machine=machine), "partition", f"--policy {name}")
     if run is None or after.seconds is None:
         left = after.payload_bytes / before.payload_bytes
         said = f"{human(after.payload_bytes)} cross instead of {human(before.payload_bytes)}"
@@ -293,21 +308,12 @@ def _by_batch(split: Split, times: Mapping[str, DeviceTime]) -> list[_Step]:
     least = min(shares_of.values())
     many = next(n for n, share in shares_of.items() if share <= least * 1.02)
     meta, chip = split.graph.meta, " and ".join(split.placement.accelerators)
-    words = [
-        f"--batch {many * meta.batch}",
-        f"--past {meta.past}" if meta.phase == "decode" else f"--seq {meta.seq}",
-        *([f"--phase {meta.phase}"] if meta.phase == "decode" else []),
-        *([f"--dtype {meta.dtype}"] if meta.dtype != "float32" else []),
-        *([f"--logits {meta.logits}"] if meta.logits != "last" else []),
-        *([f"--attn {meta.attn}"] if meta.attn in ("sdpa",) else []),
-        *(f"--set {key}={value}" for key, value in meta.overrides),
-    ]
     return [
         _Step(
             shares_of[many],
             f"take a batch {many} times as large: it takes {many * shares_of[many]:.3g} times the "
             f"cycles of {chip}, {shares_of[many]:.1%} of them for each token",
-            f"cutedge trace {meta.model} {' '.join(words)}",
+            trace_command(replace(meta, batch=many * meta.batch)),
         )
     ]
 
@@ -328,7 +334,7 @@ def _look(found: Compared, number: int, fits: Sequence[bool]) -> _Step:
             1.0,
             f"nothing compared is faster and shows no more; {found.partitions[fastest].policy} takes "
             f"{duration(others[fastest])} and shows {_words_of(more)} too",
-            _command(setting, "partition", f"--policy {found.names[fastest]}"),
+            command_on(setting, "partition", f"--policy {found.names[fastest]}"),
         )
     if run is None or not timed or not run.seconds:
         return _Step(

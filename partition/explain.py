@@ -3,6 +3,7 @@
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import TypeVar
 
 from costmodels.links import Links
 from partition import Residency
@@ -181,15 +182,23 @@ def find_bottleneck(
     )
 
 
+_Shape = TypeVar("_Shape")
+
+
+def family_of(tensor: Tensor, name: str, shape: _Shape) -> tuple[str, _Shape | tuple[()]]:
+    """(name, shape): what is labelled is one family in every shape that it takes."""
+    label = tensor.label
+    return (_ONE_TO_A_USER.get(label, label), ()) if label else (name, shape)
+
+
 _Family = tuple[str, tuple[int, ...]]
-"""(name, shape): what is labelled is one family in every shape that it takes."""
 
 
 def _families(graph: OpGraph) -> list[_Family]:
     """The family of each tensor, by id."""
     return [
-        (_ONE_TO_A_USER.get(t.label, t.label), ()) if t.label else (name, t.shape)
-        for t, name in zip(graph.tensors, tensor_names(graph), strict=True)
+        family_of(tensor, name, tensor.shape)
+        for tensor, name in zip(graph.tensors, tensor_names(graph), strict=True)
     ]
 
 

@@ -244,7 +244,7 @@ def same_memory(graph: OpGraph, one: Mapping[str, int], other: Mapping[str, Any]
     """
     same: Any = True
     try:
-        for case in set(_cases(graph)):
+        for case in _cases(graph):
             for fact, there in zip(_facts(case, one), _facts(case, other), strict=True):
                 same = same & (fact == there)
     except (ValueError, ArithmeticError):  # a size that is no whole number, or unlike any view
@@ -256,7 +256,12 @@ _Case = tuple[str, tuple[str, ...], tuple[str, ...]]
 """(name of an op, or nothing, shape read, shape made)"""
 
 
-def _cases(graph: OpGraph) -> Iterator[_Case]:
+@lru_cache(maxsize=2)
+def _cases(graph: OpGraph) -> frozenset[_Case]:
+    return frozenset(_each_case(graph))
+
+
+def _each_case(graph: OpGraph) -> Iterator[_Case]:
     for tensor in graph.tensors:
         yield "", (), tensor.shape_expr or ()
     for op in graph.ops:

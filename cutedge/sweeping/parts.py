@@ -6,7 +6,7 @@ worked out once, for all sizes, and counted as often as it occurs.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from costmodels.chip import Shares, off_chip_shares
 from costmodels.devices import Device
 from costmodels.engines import PHYSICAL
-from costmodels.flops import FREE, annotate, total_flops, without_sizes
+from costmodels.flops import annotate, total_flops, without_sizes
 from costmodels.joules import EnergyWork, Joules, by_operation, summed, work_joules, work_of
 from costmodels.links import Link, Links, load_link, message_cost
 from costmodels.machine import Machine
@@ -31,18 +31,20 @@ from costmodels.many import (
     bytes_of,
     exact_sum,
     op_groups,
+    op_time,
     op_times,
     run_moved,
     run_times,
     time_group,
 )
-from costmodels.roofline import Rates, paged_share
+from costmodels.roofline import OpTime, Rates, paged_share
 from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, placement_on
-from cutedge.sweeping.crossing import Crossing, crossing, kind_of
+from cutedge.sweeping.crossing import crossing, kind_of
 from cutedge.sweeping.generations import MASKED, STATUS
+from cutedge.sweeping.placed import Placed
 from cutedge.sweeping.schedules import Layout, TaskNetwork
 from partition import Residency
-from partition.accounting import Transfer, account, steps_of
+from partition.accounting import Transfer
 from partition.masked_choice import with_masks
 from partition.masks import MaskedGraph
 from partition.packs import wire_format
@@ -51,9 +53,8 @@ from partition.problem import memory_of
 from partition.protects import rows_that_hide
 from partition.run import runs_of
 from partition.schedule import Scheduling, tasks_of
-from partition.stored import held, kept_on
 from partition.wire_format import WireFormat
-from tracer.formula import Formula, const
+from tracer.formula import Formula, const, parse
 from tracer.graph import Kind, OpGraph, Tensor
 from tracer.reach import resized
 
@@ -140,12 +141,25 @@ def along(
 class Part:
     """Sizes at which the same ops of a program work, and what they cost."""
 
-    def __init__(self, graph: OpGraph, over: Over, groups: OpGroups) -> None:
+    def __init__(
+        self, graph: OpGraph, over: Over, groups: OpGroups, known: "_Known | None" = None
+    ) -> None:
         self.graph, self.over, self.op_groups = graph, over, groups
-        self.coverage = total_flops(graph).coverage
+        self.shared = known or _Known(total_flops(graph).coverage)
+        self.coverage = self.shared.coverage
         self._times: dict[Any, tuple[GroupTime, ...]] = {}
-        self._placed_parts: dict[Any, _PlacedPart] = {}
+        self._placed_parts: dict[Any, PlacedPart] = {}
         self._masked: dict[Any, _Masked] = {}
+
+    def at(self, over: Over) -> "Part | None":
+        """The same ops at other sizes of the program; None where other ops work there."""
+        groups = self.op_groups.over(over)
+        for one, other in zip(self.op_groups.groups, groups.groups, strict=True):
+            if one.flops is not None and other.flops is not None:
+                idle = np.unique(np.concatenate([one.flops[:1] == 0, other.flops == 0]))
+                if len(idle) > 1:
+                    return None
+        return Part(self.graph, over, groups, self.shared)
 
     def times(self, machine: Machine) -> dict[str, tuple[GroupTime, ...]]:
         """By part of the machine: what the groups of ops take there, paging left out."""
@@ -168,12 +182,17 @@ class Part:
         rows: Ints,
         wire: WireFormat,
         residency: Residency,
-    ) -> "_PlacedPart":
+    ) -> "PlacedPart":
         """What a placement moves at some of the sizes."""
         packed = id(wire) if wire.packings else None  # the result keeps it
         key = devices, streams, rows.tobytes(), wire.dtype, packed, residency
         if key not in self._placed_parts:
-            self._placed_parts[key] = _PlacedPart(self, devices, streams, rows, wire, residency)
+            shape = devices, streams, packed, residency
+            if shape not in self.shared.placed:
+                self.shared.placed[shape] = Placed(
+                    self.graph, self.op_groups.of, devices, streams, wire, residency
+                )
+            self._placed_parts[key] = PlacedPart(self, self.shared.placed[shape], rows, wire)
         return self._placed_parts[key]
 
     def placed_parts(
@@ -185,7 +204,7 @@ class Part:
         wire: WireFormat,
         machine: Machine,
         residency: Residency,
-    ) -> "Iterator[tuple[Ints, _PlacedPart]]":
+    ) -> "Iterator[tuple[Ints, PlacedPart]]":
         """(some of the sizes, what a placement moves there with the masks of a policy): all sizes
         together but where a scheme hides nothing at some. ``wire`` is that of the plain tensors.
         """
@@ -210,9 +229,13 @@ class Part:
                 kinds[:, kind].tobytes(),
             )
             if key not in self._masked:
-                self._masked[key] = self._under_masks(
-                    policy, devices, streams, int(some[0]), machine
-                )
+                before = self.shared.masked.get(key)
+                part = None if before is None else before.part.at(self.over)
+                if before is None or part is None:
+                    made = self._under_masks(policy, devices, streams, int(some[0]), machine)
+                    self.shared.masked[key] = self._masked[key] = made
+                else:
+                    self._masked[key] = replace(before, part=part)
             one = self._masked[key]
             yield some, one.part.placed_part(one.devices, one.streams, some, one.wire, residency)
 
@@ -228,6 +251,17 @@ class Part:
         part = Part(there, self.over, op_groups(there, self.over))
         wire = wire_format(there, policy.packs, machine)
         return _Masked(part, tuple(placed.devices), placed.streams, wire, policy)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is the same of a part at all sizes of its program."""
+
+    coverage: float
+    placed: dict[Any, Placed] = field(default_factory=dict)
+    masked: "dict[Any, _Masked]" = field(default_factory=dict)
+    all_bytes: Formula | None = None
+    """Of all tensors together, once it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,49 +295,20 @@ def alike(program: SizedGraph) -> list[Part]:
     return parts
 
 
-_Message = tuple[str, tuple[int, ...]]
-"""(direction, the kind of each tensor)"""
-
-
-class _PlacedPart:
+class PlacedPart:
     """What a placement moves and runs, at some of the sizes of a part."""
 
-    def __init__(
-        self,
-        part: Part,
-        devices: Devices,
-        streams: frozenset[int],
-        rows: Ints,
-        wire: WireFormat,
-        residency: Residency,
-    ) -> None:
-        graph, placement = part.graph, placement_on(devices, streams)
-        none = Links(load_link("none"))
-        traffic = account(graph, placement, none, wire=wire, residency=residency)
+    def __init__(self, part: Part, placed: Placed, rows: Ints, wire: WireFormat) -> None:
         self._wire = wire
-        self._part, self._rows, self._devices = part, rows, devices
-        self._traffic, self._residency = traffic, residency
-        self._placed = placement, traffic.transfers
+        self.placed = placed
+        self._part, self._rows, self._devices = part, rows, placed.devices
+        self._traffic, self._residency = placed.traffic, placed.residency
+        self._placed = placed.placement, placed.traffic.transfers
         self._over = Over({name: many[rows] for name, many in part.over.sizes.items()})
-        kinds: dict[Any, int] = {}
-        self._crossings: list[Crossing] = []
-        self._kinds: list[int] = []
-        """By transfer: the position of its tensor among the crossings."""
-        tensors: dict[tuple[int, str], list[int]] = {}
-        for t in traffic.transfers:
-            key = kind_of(t.tensor, wire)
-            if key not in kinds:
-                kinds[key] = len(kinds)
-                self._crossings.append(crossing(t.tensor, wire, self._over))
-            self._kinds.append(kinds[key])
-            tensors.setdefault((t.call, t.direction), []).append(kinds[key])
-        self._messages: Counter[_Message] = Counter(
-            (direction, tuple(ones)) for (_, direction), ones in tensors.items()
-        )
-        stored = {
-            device: sum((bytes_of(graph.tensors[t]) for t in ids), const(0))
-            for device, ids in held(graph, placement).items()
-        }
+        self._crossings = [crossing(tensor, wire, self._over) for tensor in placed.tensors]
+        self._kinds, self._messages = placed.kinds, placed.messages
+        self._ops, self._working = placed.ops, placed.working
+        self._kept, self._with_state = placed.kept, placed.with_state
         sent, received = self._payload("send"), self._payload("receive")
         total = self._over(sent[0] + received[0])
         if wire.packings:
@@ -311,50 +316,18 @@ class _PlacedPart:
         packed = [one.is_estimate for one in self._crossings]
         estimate = np.any(np.broadcast_arrays(False, *packed), axis=0)
         self._common = {
-            "calls": len(traffic.calls),
-            "transfers": len(traffic.transfers),
-            "cut_edges": traffic.cut_edges,
+            "calls": len(self._traffic.calls),
+            "transfers": len(self._traffic.transfers),
+            "cut_edges": self._traffic.cut_edges,
             "sent_payload_bytes": sent[1],
             "received_payload_bytes": received[1],
             "total_payload_bytes": total,
             STATUS: np.where(estimate, "estimate", "exact").astype(object),
-            "home_resident_bytes": self._over(stored[HOME]),
-            "accelerator_resident_bytes": self._over(stored.get(ACCELERATOR, const(0))),
+            "home_resident_bytes": self._over(placed.stored[HOME]),
+            "accelerator_resident_bytes": self._over(placed.stored.get(ACCELERATOR, const(0))),
             **self._of_masks(),
         }
-        self._ops = {
-            place: Counter(
-                group
-                for op, group in enumerate(part.op_groups.of)
-                if group is not None and devices[op] == place
-            )
-            for place in (HOME, ACCELERATOR)
-        }
-        self._working = {
-            place: any(
-                here == place and op.kind not in FREE
-                for op, here in zip(graph.ops, devices, strict=True)
-            )
-            for place in (HOME, ACCELERATOR)
-        }
-        self._kept = kept_on(graph, placement)
-        self._with_state = {place: self._together(place) for place in (HOME, ACCELERATOR)}
         self._known: dict[Any, Any] = {}
-
-    def _together(self, place: str) -> Counter[tuple[int, ...]]:
-        """The groups of the ops on a device, each with those of the cached state kept for it."""
-        of = self._part.op_groups.of
-        kept: dict[int, list[int]] = {}
-        for (op, device), beside in self._kept.items():
-            if device == place and (state := of[op]) is not None:
-                kept.setdefault(beside, []).append(state)
-        found: Counter[tuple[int, ...]] = Counter()
-        for op, here in enumerate(self._devices):
-            if here == place:
-                group = of[op]
-                found[*(() if group is None else (group,)), *kept.get(op, ())] += 1
-        del found[()]
-        return found
 
     def _payload(self, way: str) -> tuple[Formula, Ints]:
         """(what crosses in a direction unpacked, what does cross)"""
@@ -406,7 +379,7 @@ class _PlacedPart:
                 ran = self._once(key, partial(self._ran, machine, place))
                 if ran is not None:
                     found[name] = ran
-                if self._working[place] and engine.launch(machine.described[place]) is None:
+                if self.late(machine, place):
                     found["at_least"] = True
         arrays = [place for place, device in machine.described.items() if device.array is not None]
         if arrays and not any(map(self._lacks_sizes, arrays)):
@@ -557,6 +530,54 @@ class _PlacedPart:
         lying, read = self._lying(place), self._weights_read(place)
         return time_group(device, costs, machine.options, lying, engine, read).seconds
 
+    def op_times(self, machine: Machine, place: str) -> dict[int, OpTime] | None:
+        """By group of ops on a device, what each takes at the first size and what bounds it; None
+        under an engine that looks at what runs together."""
+        device, engine = machine.described[place], machine.engines.get(place, PHYSICAL)
+        if engine.depends_on_runs:
+            return None
+        read = int(self._weights_read(place)[0])
+        lying = int(self._lying(place)[0]) if device.fast_bytes is not None else 0
+        return {
+            group: op_time(device, self.group(group), machine.options, lying, engine, read)
+            for groups in (*self._with_state[place], *((one,) for one in self._ops[place]))
+            for group in groups
+        }
+
+    def lying_bytes(self, place: str) -> int:
+        """The most bytes that lie on a device at a time, at the first size."""
+        return int(self._lying(place)[0])
+
+    def all_bytes(self) -> int:
+        """Of all tensors together, at the first size: no device has more on it."""
+        known = self._part.shared
+        if known.all_bytes is None:
+            counts = Counter(bytes_of(tensor) for tensor in self._part.graph.tensors)
+            known.all_bytes = sum((size * n for size, n in counts.items()), const(0))
+        return int(self._over(known.all_bytes)[0])
+
+    def late(self, machine: Machine, place: str) -> bool:
+        """Whether it is not known what starting the ops on a device takes."""
+        engine = machine.engines.get(place, PHYSICAL)
+        return self._working[place] and engine.launch(machine.described[place]) is None
+
+    @property
+    def groups_of(self) -> Sequence[int | None]:
+        """By op its group."""
+        return self._part.op_groups.of
+
+    def shape_at(self, shape: Sequence[str]) -> tuple[int, ...]:
+        """A shape at the first size."""
+        return tuple(int(self._over(parse(axis))[0]) for axis in shape)
+
+    def payload_bytes(self, kind: int) -> int:
+        """What a tensor of a kind is while it crosses, at the first size."""
+        return int(self._crossings[kind].payload_bytes[0])
+
+    def group(self, number: int) -> OpGroup:
+        """What ops of a group cost at these sizes."""
+        return self._part.op_groups.groups[number].at(self._rows)
+
     def _weights_read(self, place: str) -> Ints:
         """What the ops on a device read of weights and other state."""
 
@@ -665,10 +686,8 @@ class _PlacedPart:
 
     def _runs(self, place: str) -> tuple[tuple[str, int] | None, ...]:
         """By op, what it runs in, as a device sees it."""
-        placement = self._placed[0]
-        steps = self._once("steps", lambda: steps_of(self._part.graph, placement))
         kept = {op: beside for (op, device), beside in self._kept.items() if device == place}
-        return runs_of(placement, steps, kept)
+        return runs_of(self.placed.placement, self.placed.steps, kept)
 
     def _lying(self, place: str) -> Ints:
         """The most bytes that lie on a device at a time."""
