@@ -2,18 +2,19 @@
 
 Home has the lane on the left, the accelerators those on the right, and between them every transfer
 stands by itself, once, as it is charged. Views are not drawn: what they make is what they are made
-of. The ops of a norm that the model writes out are one node.
+of. The ops of a norm that the model writes out are one node. Layers that are alike share a drawing.
 """
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import networkx as nx
 
 from cutedge.report.figures import Missing
 from cutedge.report.layout import ROW, lay_out
-from partition.accounting import Traffic, Transfer, call_label
+from partition.accounting import Transfer, call_label, origins
 from partition.split import Split
 from partition.stored import sent_weights
 from partition.wire_format import PLAIN
@@ -24,6 +25,12 @@ from tracer.words import counted, duration, human
 
 MOST_OPS = 400
 """A block with more nodes than this is not drawn: no one could read it."""
+
+MOST_DRAWINGS = 60
+"""Of one policy: so many blocks that are not alike are laid out; others are left out."""
+
+OUTSIDE = "outside"
+"""What is in no layer, as a layer is called."""
 
 WIDEST = 16.0
 """Of the line of the heaviest transfer; the others in proportion."""
@@ -84,6 +91,31 @@ class Block:
     height: float
 
 
+@dataclass(frozen=True, slots=True)
+class LayerBlock:
+    """The block of one layer."""
+
+    title: str
+    drawing: int
+    """Which of the drawings it is."""
+    labels: Sequence[str]
+    """By box of the drawing."""
+    texts: Sequence[str]
+    """By box."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The blocks of all layers under one placement."""
+
+    shown: str
+    """The layer that comes up first."""
+    drawings: Sequence[Block]
+    """Boxes of these have neither labels nor texts."""
+    layers: Mapping[str, LayerBlock | Missing]
+    """By the name of the layer, as they run; ``outside`` is what is in no layer."""
+
+
 def middle_layer(graph: OpGraph) -> str | None:
     """The layer that stands for the others, by name: that in the middle of the longest stack.
 
@@ -99,29 +131,114 @@ def middle_layer(graph: OpGraph) -> str | None:
     return longest[sorted(longest)[len(longest) // 2]]
 
 
-def block(partition: Split) -> Block | Missing:
-    """The middle layer of a model under a placement."""
-    graph = partition.graph
-    layer, names = middle_layer(graph), layer_names(graph)
-    inside = [
-        op
-        for op in graph.ops
-        if names[op.id] == layer
-        and not graph.is_everywhere(op.id)
-        and op.kind not in (Kind.INPUT, Kind.OUTPUT)
+def cut_layer(partition: Split) -> str | None:
+    """The layer to look at: of those that make what crosses the one nearest to the middle.
+
+    Where nothing that a layer makes crosses it is what is outside of all layers if that is cut, else
+    the layer in the middle; None where there is no layer.
+    """
+    graph, names = partition.graph, layer_names(partition.graph)
+    middle = middle_layer(graph)
+    if middle is None:
+        return None
+    order = {name: n for n, name in enumerate(dict.fromkeys(names)) if name is not None}
+    made = origins(graph, partition.placement, partition.traffic.transfers)
+    cut = dict.fromkeys(names[op.id] for op in made)
+    layers = [name for name in cut if name is not None]
+    if not layers:
+        return OUTSIDE if cut else middle
+    return min(layers, key=lambda name: (abs(order[name] - order[middle]), order[name]))
+
+
+def block(partition: Split, layer: str | None = None) -> Block | Missing:
+    """One layer of a model under a placement; the one that is cut where it is not named."""
+    found = _Known.of(partition)
+    layer = layer or cut_layer(partition)
+    inside = found.inside.get(layer or OUTSIDE, [])
+    if why := _obstacle(inside):
+        return Missing(why)
+    drawn = _collected(partition, found, inside)
+    return replace(_drawn(partition, drawn, drawn.merged()), title=_title(partition, layer))
+
+
+def blocks(partition: Split, laid: MutableMapping[Hashable, Block]) -> Blocks | Missing:
+    """All layers of a model under a placement.
+
+    ``laid`` keeps what was laid out: layers that are alike share a drawing, under other policies too.
+    """
+    found, first = _Known.of(partition), cut_layer(partition)
+    shown = OUTSIDE if first is None else first
+    if why := _obstacle(found.inside.get(shown, [])):
+        return Missing(why)
+    drawings: dict[Hashable, Block] = {}
+    places: dict[Hashable, int] = {}
+    made: dict[str, LayerBlock | Missing] = {}
+    for name in sorted(found.inside, key=lambda name: name != shown):  # that one is surely drawn
+        inside = found.inside[name]
+        if why := _obstacle(inside):
+            made[name] = Missing(why)
+            continue
+        drawn = _collected(partition, found, inside)
+        graph = drawn.merged()
+        alike = _shape_of(partition, drawn, graph)
+        if alike not in places and len(places) >= MOST_DRAWINGS:
+            made[name] = Missing(
+                f"{MOST_DRAWINGS} blocks that are not alike are drawn; that of {name} is another."
+            )
+            continue
+        if alike not in laid:
+            laid[alike] = _drawn(partition, drawn, graph)
+        drawings[alike] = laid[alike]
+        nodes = [drawn.nodes[key] for key in graph]
+        made[name] = LayerBlock(
+            _title(partition, None if first is None else name),
+            places.setdefault(alike, len(places)),
+            [node.label for node in nodes],
+            ["\n".join(node.lines) for node in nodes],
+        )
+    bare = [
+        replace(one, boxes=[replace(box, label="", text="") for box in one.boxes])
+        for one in drawings.values()
     ]
+    return Blocks(shown, bare, {name: made[name] for name in found.inside})
+
+
+def _title(partition: Split, layer: str | None) -> str:
+    where = {None: "The whole model", OUTSIDE: "Outside of all layers"}.get(layer, f"Layer {layer}")
+    return f"{where} under {partition.policy}"
+
+
+def _obstacle(inside: Sequence[Op]) -> str:
+    """Why a block is not drawn; empty where it is."""
     if not any(not op.is_view for op in inside):
-        return Missing("This model has no block with ops of its own.")
+        return "This model has no block with ops of its own."
     if len(inside) > MOST_OPS:
-        return Missing(f"A block of this model has {len(inside):,} ops, too many to be read.")
-    drawn = _Drawing(partition, {op.id for op in inside})
+        return f"A block of this model has {len(inside):,} ops, too many to be read."
+    return ""
+
+
+def _collected(partition: Split, found: "_Known", inside: Sequence[Op]) -> "_Drawing":
+    drawn = _Drawing(partition, found, {op.id for op in inside})
     for op in inside:
         if not op.is_view:
             drawn.add_op(op)
     for op in inside:
         drawn.add_results(op)
-    where = "The whole model" if layer is None else f"Layer {layer}"
-    return _drawn(partition, drawn, f"{where} under {partition.policy}")
+    return drawn
+
+
+def _shape_of(partition: Split, drawn: "_Drawing", graph: "nx.DiGraph[_Key]") -> Hashable:
+    """What a drawing is laid out by: blocks with the same look the same but for their texts."""
+    at = {key: n for n, key in enumerate(graph)}
+    placement = partition.placement
+    return (
+        (placement.home, *placement.accelerators),
+        tuple(
+            (node.sort, node.device, drawn.wide(node), node.payload_bytes)
+            for node in map(drawn.nodes.__getitem__, graph)
+        ),
+        tuple((at[source], at[target]) for source, target in graph.edges),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,37 +254,69 @@ _Key = tuple[str, int | str]
 """("op", op id), ("norm", module and device), ("transfer", id), ("in", op id), ("out", name)"""
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the drawings of all blocks of a partition ask."""
+
+    call_of: Mapping[int, int]
+    """Op -> its call."""
+    arrivals: Mapping[tuple[int, str], list[Transfer]]
+    """(tensor, device) -> what brings it there, in order of execution."""
+    names: Sequence[str]
+    """By tensor."""
+    layers: Sequence[str | None]
+    """By op."""
+    weights: Mapping[str, Mapping[int, tuple[int, ...]]]
+    """Device -> parameter that is sent there -> the ops that read it."""
+    inside: Mapping[str, list[Op]]
+    """Layer -> its ops, but for inputs, outputs and what every device computes; as they run."""
+    digits: int
+    """Of the number of the last layer."""
+
+    @staticmethod
+    def of(partition: Split) -> "_Known":
+        graph, traffic = partition.graph, partition.traffic
+        arrivals: dict[tuple[int, str], list[Transfer]] = {}
+        for t in traffic.transfers:
+            arrivals.setdefault((t.tensor.id, t.dst_device), []).append(t)
+        layers = layer_names(graph)
+        inside: dict[str, list[Op]] = {}
+        for op in graph.ops:
+            if not graph.is_everywhere(op.id) and op.kind not in (Kind.INPUT, Kind.OUTPUT):
+                inside.setdefault(layers[op.id] or OUTSIDE, []).append(op)
+        return _Known(
+            {op: call.id for call in traffic.calls for op in call.ops},
+            arrivals,
+            tensor_names(graph),
+            layers,
+            sent_weights(graph, partition.placement),
+            inside,
+            max((len(str(op.layer)) for op in graph.ops if op.layer is not None), default=1),
+        )
+
+
 @dataclass(slots=True)
 class _Drawing:
     """Collects nodes and the lines between them, of the ops inside of a block."""
 
     partition: Split
+    known: _Known
     inside: set[int]
     nodes: dict[_Key, _Node] = field(default_factory=dict)
     lines: dict[tuple[_Key, _Key], None] = field(default_factory=dict)
-    call_of: Mapping[int, int] = field(init=False)
-    arrivals: Mapping[tuple[int, str], list[Transfer]] = field(init=False)
-    names: Sequence[str] = field(init=False)
-    layers: Sequence[str | None] = field(init=False)
-    weights: Mapping[str, Mapping[int, tuple[int, ...]]] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Find the call of each op, and what arrives where, in order of execution."""
-        traffic: Traffic = self.partition.traffic
-        self.names = tensor_names(self.partition.graph)
-        self.layers = layer_names(self.partition.graph)
-        self.call_of = {op: call.id for call in traffic.calls for op in call.ops}
-        arrivals: dict[tuple[int, str], list[Transfer]] = {}
-        for t in traffic.transfers:
-            arrivals.setdefault((t.tensor.id, t.dst_device), []).append(t)
-        self.arrivals = arrivals
-        self.weights = sent_weights(self.partition.graph, self.partition.placement)
+    def wide(self, node: _Node) -> int:
+        """The letters that a node has room for: other layers' numbers have more digits."""
+        text = node.label
+        if node.sort == "in" and (found := _LAYER.fullmatch(text)):
+            text = f"{found[1]}{'0' * self.known.digits}"
+        return len(text)
 
     def add_op(self, op: Op) -> None:
         """An op with all that it reads."""
         key = self._of_op(op)
         graph, device = self.partition.graph, self.partition.placement.devices[op.id]
-        weights = self.weights.get(str(device), {})
+        weights = self.known.weights.get(str(device), {})
         sent = [graph.tensors[weight] for weight, readers in weights.items() if op.id in readers]
         for tensor in (*graph.flowing(op.id), *sent):
             self._line(self._source(tensor, op.id), key)
@@ -195,8 +344,8 @@ class _Drawing:
         assert device is not None
         came = [
             t
-            for t in self.arrivals.get((tensor.id, device), ())
-            if device == self.partition.placement.home or t.call <= self.call_of[reader]
+            for t in self.known.arrivals.get((tensor.id, device), ())
+            if device == self.partition.placement.home or t.call <= self.known.call_of[reader]
         ]
         return self._of_transfer(came[-1]) if came else self._made(tensor)
 
@@ -219,9 +368,9 @@ class _Drawing:
         self.nodes[key] = _Node(
             "transfer",
             transfer.src_device,
-            f"{self.names[tensor.id]} {human(transfer.payload_bytes)}",
+            f"{self.known.names[tensor.id]} {human(transfer.payload_bytes)}",
             (
-                f"{self.names[tensor.id]}: {way}",
+                f"{self.known.names[tensor.id]}: {way}",
                 f"{transfer.payload_bytes:,} bytes as {transfer.wire_dtype}"
                 + (f" by {transfer.packing}" if transfer.packing != PLAIN else "")
                 + (f" = {transfer.bytes_expr}" if transfer.bytes_expr else ""),
@@ -237,7 +386,7 @@ class _Drawing:
         )
         home = self.partition.placement.home
         back = [  # what an accelerator made comes home before it goes out again
-            t for t in self.arrivals.get((tensor.id, home), ()) if transfer.src_device == home
+            t for t in self.known.arrivals.get((tensor.id, home), ()) if transfer.src_device == home
         ]
         if tensor.op is not None:  # else a parameter
             self._line(self._of_transfer(back[-1]) if back else self._made(tensor), key)
@@ -248,7 +397,7 @@ class _Drawing:
         device = placement.devices[op.id] or placement.home
         if op.id not in self.inside:
             key: _Key = ("in", op.id)
-            layer = self.layers[op.id]
+            layer = self.known.layers[op.id]
             name = call_label(graph, [op.id]) if layer is None else f"layer {layer}"
             self.nodes[key] = _Node(
                 "in",
@@ -336,12 +485,14 @@ def _shape(tensor: Tensor) -> str:
 
 # --- where everything is --------------------------------------------------------------------------
 
+_LAYER = re.compile(r"(layer .*?)\d+")
+
 _LETTER, _PADDING, _HEIGHT, _HEAD = 6.7, 18.0, 26.0, 34.0
 """What a letter takes, what is left around a text, the height of a box and of the lanes' heads."""
 
 
-def _drawn(partition: Split, drawing: _Drawing, title: str) -> Block:
-    graph, nodes = drawing.merged(), drawing.nodes
+def _drawn(partition: Split, drawing: _Drawing, graph: "nx.DiGraph[_Key]") -> Block:
+    nodes = drawing.nodes
     placement = partition.placement
     used = {node.device for key in graph if (node := nodes[key]).sort != "transfer"}
     devices = [d for d in (placement.home, *placement.accelerators) if d in used]
@@ -353,7 +504,7 @@ def _drawn(partition: Split, drawing: _Drawing, title: str) -> Block:
             key: columns.index(None if nodes[key].sort == "transfer" else nodes[key].device)
             for key in graph
         },
-        {key: len(nodes[key].label) * _LETTER + _PADDING for key in graph},
+        {key: drawing.wide(nodes[key]) * _LETTER + _PADDING for key in graph},
     )
     most = max((nodes[key].payload_bytes for key in graph), default=0)
     boxes = [
@@ -365,7 +516,7 @@ def _drawn(partition: Split, drawing: _Drawing, title: str) -> Block:
             node.payload_bytes,
             laid.places[key][0],
             laid.places[key][1] + _HEAD,
-            round(len(node.label) * _LETTER + _PADDING, 1),
+            round(drawing.wide(node) * _LETTER + _PADDING, 1),
             _HEIGHT,
         )
         for key in graph
@@ -384,7 +535,7 @@ def _drawn(partition: Split, drawing: _Drawing, title: str) -> Block:
         Lane(name or "crossing", name, left, right)
         for name, (left, right) in zip(columns, laid.lanes, strict=True)
     ]
-    return Block(title, boxes, wires, lanes, laid.lanes[-1][1], laid.rows * ROW + _HEAD + 6)
+    return Block("", boxes, wires, lanes, laid.lanes[-1][1], laid.rows * ROW + _HEAD + 6)
 
 
 def _wire(source: _Node, target: _Node, route: Sequence[tuple[float, float]], most: int) -> Wire:

@@ -1,13 +1,15 @@
 """What is in a report: the figures of each policy, and those of all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from costmodels.roofline import DeviceTime
 from cutedge.report import figures, rooflines
-from cutedge.report.block import Block, block
+from cutedge.report.block import Block, Blocks, blocks
 from cutedge.report.choose import Choose, choose
+from cutedge.report.execution import Execution, execution
 from cutedge.report.figures import Bars, Flows, Growth, Missing, Table
+from cutedge.report.overview import Overview, overview
 from cutedge.report.rooflines import Roofline
 from cutedge.report.scores import Verdict
 from cutedge.report.sight import Sight, sight
@@ -29,7 +31,11 @@ class Sheet:
     flows: Flows | Missing
     layers: Bars | Missing
     calls: Bars | Missing
-    block: Block | Missing
+    model: Overview | Missing
+    """Layer by layer."""
+    time: Execution | Missing
+    block: Blocks | Missing
+    """Of each layer."""
     rooflines: Sequence[Roofline | Missing]
     """By device."""
     cycles: Sequence[Bars | Missing]
@@ -80,6 +86,7 @@ def make_report(
     described devices; ``shown`` is the policy that comes up first, ``untrusted``
     are the accelerators that are not trusted.
     """
+    laid: dict[Hashable, Block] = {}  # blocks that are alike are laid out once
     sheets = [
         Sheet(
             one.policy,
@@ -89,7 +96,9 @@ def make_report(
             figures.flows(one),
             figures.by_layer(one),
             figures.by_call(one),
-            block(one),
+            overview(one, devices, taken),
+            execution(one, taken),
+            blocks(one, laid),
             [rooflines.roofline(one, device, taken.get(device)) for device in devices],
             [rooflines.cycles(one, device, taken.get(device)) for device in devices],
         )

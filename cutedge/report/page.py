@@ -1,16 +1,21 @@
 """A report as one HTML page that needs nothing else: styles, scripts and data are all in it."""
 
+import gzip
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from html import escape
 from importlib.resources import files
 from typing import Any
 
-from cutedge.report.contents import Report
+from cutedge.report.contents import Report, Sheet
 from cutedge.report.figures import Missing, Table
 
-SCRIPTS = ("kit", "charts", "block", "first", "chooser", "seen", "page")
+SCRIPTS = (
+    *("kit", "charts", "block", "overview", "execution"),
+    *("first", "chooser", "seen", "page"),
+)
 """The parts of a page's script, in the order in which they stand in it."""
 
 
@@ -24,13 +29,17 @@ def write_page(report: Report, data_files: Mapping[str, str]) -> str:
         f'<script type="text/plain" id="file-{name}">{text}</script>\n'
         for name, text in data_files.items()
     )
+    packed = "".join(
+        f'<script type="text/plain" id="sheet-{n}">{_packed(sheet)}</script>\n'
+        for n, sheet in enumerate(report.sheets)
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{title}</title>\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n'
         f"{_header(report)}<main>\n{''.join(_sections(report, data_files))}</main>\n"
-        f"{_footer(report)}{held}"
+        f"{_footer(report)}{held}{packed}"
         f'<script type="application/json" id="data">{_data(report)}</script>\n'
         f'<script>\n"use strict";\n(() => {{\n{"".join(parts)}}})();\n</script>\n'
         "</body>\n</html>\n"
@@ -54,7 +63,6 @@ def _data(report: Report) -> str:
                 "flows": _plain(sheet.flows),
                 "layers": _plain(sheet.layers),
                 "calls": _plain(sheet.calls),
-                "block": _plain(sheet.block),
                 "rooflines": [_plain(one) for one in sheet.rooflines],
                 "cycles": [_plain(one) for one in sheet.cycles],
             }
@@ -63,6 +71,24 @@ def _data(report: Report) -> str:
     }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
+
+
+PACKED = ("model", "time", "block")
+"""What of a sheet is large, and unpacked when its policy is picked."""
+
+
+def _packed(sheet: Sheet) -> str:
+    """The large drawings of a policy: JSON, packed by gzip, in base64."""
+    data = {name: _shallow(getattr(sheet, name)) for name in PACKED}
+    text = json.dumps(
+        data, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_shallow
+    )
+    return b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+def _shallow(figure: Any) -> dict[str, Any]:
+    """A figure by field, what is in it as it is: to copy its columns would take long."""
+    return {field.name: getattr(figure, field.name) for field in fields(figure)}
 
 
 def _plain(figure: Any) -> dict[str, Any]:
@@ -173,23 +199,33 @@ _DRAWINGS = (
         "masked, or not at all, with what shows the first of them. Home has all of them.",
     ),
     (
+        "model",
+        "The model, layer by layer",
+        "Each cell is a layer, as they run. A click opens it below: when it runs, and its block. The "
+        "arrow keys go from one to the next; the address keeps the layer.",
+    ),
+    (
+        "time",
+        "When it runs",
+        "A lane does one thing at a time: a device, or one direction of a link, in the colour of the "
+        "device that runs or sends. The line along the lanes is the critical path: what to make "
+        "faster first; what is blank is idle. Ctrl and the wheel zoom, so do + and − while the "
+        "drawing has the focus; 0 goes back to the layer.",
+    ),
+    (
+        "block",
+        "Its block",
+        "The ops of the layer, from top to bottom. What crosses stands between the devices, once "
+        "for each transfer, in the colour of the device that it leaves; lines are as wide as their "
+        "bytes. Views are left out, a norm is one node, dashed is outside the block.",
+    ),
+    (
         "flows",
         "Traffic between devices",
         "From the device that sends, by kind of tensor, to the device that receives.",
     ),
-    (
-        "layers",
-        "Traffic by layer",
-        "By the layer that makes what crosses. A click marks a layer, which the address keeps.",
-    ),
+    ("layers", "Traffic by layer", "By the layer that makes what crosses. A click opens a layer."),
     ("calls", "Traffic by call", "Calls that run the same modules are taken together."),
-    (
-        "block",
-        "One block",
-        "The layer in the middle of the model, from top to bottom. What crosses stands between the "
-        "devices, once for each transfer, in the colour of the device that it leaves; lines are as "
-        "wide as their bytes. Views are left out, a norm is one node, dashed is outside the block.",
-    ),
     (
         "growth",
         "Growth",

@@ -3,7 +3,8 @@
 import json
 import re
 import sys
-from itertools import pairwise
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from types import ModuleType
 
 import networkx as nx
@@ -13,15 +14,20 @@ from hypothesis import strategies as st
 
 from cutedge.report import figures
 from cutedge.report.axes import byte_ticks, decades, log_byte_ticks, number_ticks
-from cutedge.report.block import block, middle_layer
+from cutedge.report.block import block, blocks, cut_layer, middle_layer
+from cutedge.report.execution import WAITS, execution
 from cutedge.report.figures import Missing
 from cutedge.report.layout import GAP, MARGIN, lay_out
+from cutedge.report.overview import overview
 from cutedge.report.rooflines import cycles, roofline
 from cutedge.report.sight import sight
 from partition.accounting import account
+from partition.run import times_under
+from partition.schedule import Scheduling
 from tests.support.examples import examples
 from tests.support.inprocess import invoke
-from tests.support.reports import HOST_CHIP, TEE_GPU, TWO_GPUS, UNDESCRIBED, trace_to
+from tests.support.reports import HOST_CHIP, SYNCHRONOUS, TEE_GPU, TWO_GPUS, UNDESCRIBED, trace_to
+from tracer.graph import Kind
 from tracer.reach import graph_at
 from tracer.stacks import layer_names
 
@@ -250,6 +256,113 @@ def test_lines_are_as_wide_as_their_bytes(small):
     widths = [wire.width for wire in drawn.wires if wire.device]
     assert max(widths) == 16.0
     assert {max(round(16.0 * size / max(sizes), 2), 1.2) for size in sizes} <= set(widths)
+
+
+@pytest.mark.parametrize("split", [CASES[1], CASES[2]], indirect=True, ids=lambda case: case[0])
+def test_every_layer_has_the_block_that_is_drawn_of_it_alone(split):
+    found = blocks(split, {})
+    assert found.shown == cut_layer(split) == middle_layer(split.graph)
+    assert len(found.drawings) < len(found.layers) == 5  # of 4 layers, and of what is in none
+    for name, one in found.layers.items():
+        alone, drawing = block(split, name), found.drawings[one.drawing]
+        assert one.title == alone.title
+        assert one.labels == [box.label for box in alone.boxes]
+        assert one.texts == [box.text for box in alone.boxes]
+        for own, shared in zip(alone.boxes, drawing.boxes, strict=True):
+            assert (own.sort, own.device, own.payload_bytes) == (
+                shared.sort,
+                shared.device,
+                shared.payload_bytes,
+            )
+
+
+@pytest.mark.parametrize(
+    ("given", "layer"),
+    [
+        ({"layers.0.": "tee"}, "0"),  # the first layer makes what crosses to the others
+        ({"layers.0.": "tee", "layers.1.": "tee", "layers.2.": "tee"}, "2"),
+        ({}, "outside"),  # the tokens go there and the logits come back
+    ],
+    ids=str,
+)
+def test_the_block_that_comes_up_is_the_one_that_is_cut(small, given, layer):
+    made = small.split("min-cut", **UNDESCRIBED)[0]
+    assert set(made.placement.devices) <= {"gpu", "tee", None}
+    devices = [
+        next((to for part, to in given.items() if part in op.module_path), device)
+        if device is not None and op.kind not in (Kind.INPUT, Kind.OUTPUT)
+        else device
+        for op, device in zip(made.graph.ops, made.placement.devices, strict=True)
+    ]
+    placement = replace(made.placement, devices=devices)
+    traffic = account(made.graph, placement, made.links)
+    assert cut_layer(replace(made, placement=placement, traffic=traffic)) == layer
+
+
+# --- when it runs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "machines", "asked"),
+    [
+        ("offload-linear", TEE_GPU, None),
+        ("min-cut-norm-home", TWO_GPUS, Scheduling("overlap", 3)),
+        ("host-chip", HOST_CHIP, Scheduling("serial")),
+        ("offload-linear", SYNCHRONOUS, None),
+    ],
+)
+def test_what_is_drawn_in_time_is_the_schedule(small, policy, machines, asked):
+    made, setting = small.split(policy, **machines)
+    times = times_under(made.graph, made.placement, made.traffic.transfers, setting.times)
+    laid = made.laid_out(times, asked or Scheduling("overlap"))
+    drawn = execution(replace(made, schedule=laid) if asked else made, times)
+    wanted = [slot for slot in laid.slots if slot.task.seconds != 0]
+    starts = [step * drawn.tick_seconds for step in accumulate(drawn.start)]
+    assert starts == pytest.approx([slot.start for slot in wanted], abs=drawn.tick_seconds)
+    taken = [drawn.durations[n] for n in drawn.length]
+    assert taken == [slot.task.seconds for slot in wanted]
+    assert [drawn.devices[n] for n in drawn.device] == [
+        slot.task.uses[0]
+        if slot.task.transfer is None
+        else made.traffic.transfers[slot.task.transfer].src_device
+        for slot in wanted
+    ]
+    for n, slot in zip(drawn.lane, wanted, strict=True):
+        assert drawn.lanes[n].name.startswith(slot.task.uses[0])
+    for n, slot in zip(drawn.also, wanted, strict=True):
+        assert [drawn.lanes[n - 1].name] * bool(n) == [*slot.task.uses[1:]]
+    # The critical path is without a gap, and takes the makespan.
+    critical = [seconds for seconds, on in zip(taken, drawn.critical, strict=True) if on]
+    assert sum(critical) == pytest.approx(laid.makespan_seconds, rel=1e-9)
+    for n, (back, wait) in enumerate(zip(drawn.waits, drawn.wait, strict=True)):
+        assert (back > 0) == (wait > 0)
+        if back:
+            ended = starts[n - back] + taken[n - back]
+            assert starts[n] == pytest.approx(ended, abs=3 * drawn.tick_seconds)
+    assert {WAITS[n - 1] for n in drawn.wait if n} <= {"data", "order", "resource"}
+    assert drawn.requests == (asked.requests if asked else 1)
+
+
+def test_without_seconds_nothing_is_drawn_in_time(small):
+    made, setting = small.split("offload-linear", **UNDESCRIBED)
+    assert "cutedge devices" in execution(made, setting.times).why
+
+
+@pytest.mark.parametrize(("policy", "machines", "residency"), CASES)
+def test_the_layers_of_an_overview_are_the_whole(small, policy, machines, residency):
+    split, setting = small.split(policy, **machines, residency=residency)
+    times = times_under(split.graph, split.placement, split.traffic.transfers, setting.times)
+    devices = setting.machine.devices
+    found = overview(split, devices, times)
+    assert found.layers == ("outside", "0", "1", "2", "3")
+    if split.run is None:
+        assert found.measure == "FLOPs"
+        assert sum(found.costs) == sum(op.cost.flops or 0 for op in split.graph.ops)
+    else:
+        assert sum(found.costs) == pytest.approx(split.run.seconds, rel=1e-9)
+    assert all(sum(parts) == pytest.approx(1, abs=1e-3) for parts in found.devices)
+    if split.policy == "offload-linear":  # the scores cross, which grow with the square of seq
+        assert found.growths == (2, 3, 3, 3, 3)
 
 
 @given(

@@ -1,14 +1,17 @@
 """The page as a browser shows it, in headless Chromium; skipped where there is none."""
 
+import gzip
 import json
 import re
 import struct
+from base64 import b64decode
 from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 import pytest
 
+import cutedge
 from cutedge.report.pictures import find_browser
 from tests.support.inprocess import invoke
 from tests.support.reports import trace_to
@@ -24,6 +27,11 @@ from playwright.sync_api import sync_playwright
 TEE_GPU = ("--home", "tee-tdx", "--accel", "rtx-4090", "--link", "pcie5-x16-cc")
 HOST_CHIP = ("--home", "ryzen-7950x", "--accel", "chip-8x8", "--link", "axi-lite")
 PAGES = {"tee-gpu": TEE_GPU, "host-chip": (*HOST_CHIP, "--baseline", "host-chip"), "plain": ()}
+
+
+@pytest.fixture(scope="module")
+def small():
+    return cutedge.trace("edge-10m", seq=128)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,14 @@ def opened(browser):
     return open_page
 
 
+def held(path):
+    """(the data of a page, what is packed of the policy that comes up first)"""
+    text = path.read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    packed = re.search(rf'id="sheet-{data["shown"]}">(.*?)</script>', text, re.DOTALL)[1]
+    return data, json.loads(gzip.decompress(b64decode(packed)))
+
+
 DRAWN = """() => [...document.querySelectorAll('.drawing')].map(drawing => {
     const why = drawing.querySelector('.why');
     const marks = drawing.querySelectorAll('.mark, td.how');
@@ -112,8 +128,7 @@ def test_every_drawing_is_drawn_or_says_why(opened, pages, name, scheme):
 
 @pytest.mark.slow
 def test_what_is_drawn_is_the_data(opened, pages):
-    text = pages["tee-gpu"].read_text(encoding="utf-8")
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    data, packed = held(pages["tee-gpu"])
     sheet = data["sheets"][data["shown"]]
     with opened(pages["tee-gpu"]) as page:
 
@@ -132,8 +147,10 @@ def test_what_is_drawn_is_the_data(opened, pages):
         assert drawn("#draw-layers .point") == wanted
         lines = [line["values"] for line in data["growth"]["lines"]]
         assert sorted(drawn("#draw-growth .curve", "values")) == sorted(lines)
-        assert page.locator("svg.block .box").count() == len(sheet["block"]["boxes"])
-        assert page.locator("svg.block path").count() == len(sheet["block"]["wires"])
+        blocks = packed["block"]
+        drawing = blocks["drawings"][blocks["layers"][blocks["shown"]]["drawing"]]
+        assert page.locator("svg.block .box").count() == len(drawing["boxes"])
+        assert page.locator("svg.block path").count() == len(drawing["wires"])
         assert page.locator("#scores .score").count() == 5
         assert page.text_content("#command") == sheet["verdict"]["command"]
 
@@ -173,7 +190,7 @@ def test_a_block_zooms_and_comes_back(opened, pages):
     with opened(pages["tee-gpu"]) as page:
         block = page.locator("svg.block")
         whole = block.get_attribute("viewBox")
-        page.get_by_text("+", exact=True).click()
+        page.locator("#draw-block").get_by_text("+", exact=True).click()
         near = [float(part) for part in block.get_attribute("viewBox").split()]
         assert near[2] < float(whole.split()[2])
         block.scroll_into_view_if_needed()
@@ -185,6 +202,111 @@ def test_a_block_zooms_and_comes_back(opened, pages):
         assert float(block.get_attribute("viewBox").split()[0]) < near[0]
         page.get_by_text("Reset").click()
         assert block.get_attribute("viewBox") == whole
+
+
+SLOTS = """() => [...document.querySelectorAll(
+    'svg.time .slot:is(.dense, :not(.aside))')].map(one => (
+    one.dataset.count !== undefined ? { count: Number(one.dataset.count) } : {
+        lane: one.dataset.lane, start: Number(one.dataset.start),
+        seconds: Number(one.dataset.seconds), critical: one.dataset.critical === 'true' }))"""
+
+
+def test_what_is_drawn_in_time_is_the_schedule_of_the_library(opened, pages, small):
+    made = small.partition("offload-linear", machine="tee-tdx+rtx-4090@pcie5-x16-cc")
+    laid = made.schedule("overlap").table.to_pylist()
+    rows = [row for row in laid if row["seconds"] > 0]
+    with opened(pages["tee-gpu"]) as page:
+        drawn = page.locator("svg.time")
+        page.locator("#draw-time").get_by_role("button", name="+", exact=True).focus()
+        for look in ("Whole run", "+", "Layer"):
+            page.locator("#draw-time").get_by_role("button", name=look, exact=True).click()
+            low, high = (float(drawn.get_attribute(f"data-{end}")) for end in ("from", "to"))
+            there = [r for r in rows if r["end_seconds"] >= low and r["start_seconds"] <= high]
+            found = page.evaluate(SLOTS)
+            assert sum(one.get("count", 1) for one in found) == pytest.approx(len(there), abs=2)
+            apart = [one for one in found if "count" not in one]
+            assert len(apart) > 20
+            for one in apart:
+                row = min(
+                    (row for row in rows if row["resource"] == one["lane"]),
+                    key=lambda row, one=one: abs(row["start_seconds"] - one["start"]),
+                )
+                assert one["start"] == pytest.approx(row["start_seconds"], abs=1e-10)
+                assert one["seconds"] == row["seconds"]
+                assert one["critical"] == row["critical"]
+    packed = held(pages["tee-gpu"])[1]["time"]
+    path = [
+        packed["durations"][n]
+        for n, on in zip(packed["length"], packed["critical"], strict=True)
+        if on
+    ]
+    assert sum(path) == pytest.approx(
+        made.schedule("overlap").summary["makespan_seconds"], rel=1e-9
+    )
+
+
+@pytest.mark.slow
+def test_time_zooms_finds_and_tells_of_calls(opened, pages):
+    with opened(pages["tee-gpu"], changed=True) as page:
+        drawn, tip = page.locator("svg.time"), page.locator("#tip")
+
+        def span():
+            return [float(drawn.get_attribute(f"data-{end}")) for end in ("from", "to")]
+
+        first = span()
+        drawn.scroll_into_view_if_needed()
+        drawn.locator(".slot[data-slot]").first.focus()
+        page.keyboard.press("+")
+        near = span()
+        assert near[1] - near[0] < first[1] - first[0]
+        page.keyboard.press("0")
+        assert span() == pytest.approx(first, rel=1e-9)
+        box = drawn.bounding_box()
+        page.mouse.move(box["x"] + 300, box["y"] + 40)
+        page.keyboard.down("Control")
+        page.mouse.wheel(0, -100)
+        page.keyboard.up("Control")
+        page.wait_for_function(
+            f"Number(document.querySelector('svg.time').dataset.to) < {first[1]}"
+        )
+        page.locator("#draw-time").get_by_role("button", name="Layer", exact=True).click()
+        # What belongs to a call stands out while one of it has the focus.
+        drawn.locator(".slot[data-call]:not([data-call=''])").first.focus()
+        assert re.search(r"call \d+: .*\n  tee-tdx sends \w+, [\d.]+ KiB", tip.text_content())
+        assert (
+            page.evaluate("getComputedStyle(document.querySelector('.slot:not(.with)')).opacity")
+            == "0.3"
+        )
+        page.fill("#find", "attention_probs")
+        page.locator("#find").press("Enter")
+        said = page.locator("#draw-time .found").text_content()
+        assert re.match(r"\d of 4: attention_probs, layer \d", said)
+        assert drawn.locator(".hit").count() == 1
+        page.locator("#find").press("Enter")
+        assert page.locator("#draw-time .found").text_content() != said
+        page.fill("#find", "no such thing")
+        assert page.locator("#draw-time .found").text_content() == "not found"
+
+
+@pytest.mark.slow
+def test_a_layer_is_opened_from_the_strip_and_by_the_address(opened, pages):
+    with opened(pages["tee-gpu"], changed=True) as page:
+        cells = page.locator("#draw-model .cell")
+        assert page.locator("#draw-model .picked").get_attribute("data-layer") == "2"
+        cells.nth(1).click()
+        assert "layer=0" in page.evaluate("location.hash")
+        assert "Layer 0 under offload-linear" in page.text_content("#draw-block")
+        assert "since layer 0 begins" in page.text_content("#draw-time")
+        page.keyboard.press("ArrowRight")
+        assert "Layer 1 under offload-linear" in page.text_content("#draw-block")
+        assert cells.nth(2).get_attribute("aria-pressed") == "true"
+        page.select_option("#hue", "growth")
+        assert "quadratic" in page.text_content("#draw-model .keys")
+        page.evaluate("scrollTo(0, 0)")
+        page.evaluate("location.hash = '#layer=3'")
+        page.wait_for_function("scrollY > 500")
+        assert "Layer 3 under offload-linear" in page.text_content("#draw-block")
+        assert page.locator("#model").bounding_box()["y"] == pytest.approx(64, abs=40)
 
 
 @pytest.mark.slow
@@ -250,13 +372,13 @@ def test_a_point_is_picked_and_the_address_keeps_it(opened, pages):
         )
         page.wait_for_function("document.documentElement.dataset.drawn")
         assert page.locator("#draw-layers .bars.picked").get_attribute("data-category") == "3"
+        assert page.locator("#draw-model .picked").get_attribute("data-layer") == "3"
         assert page.input_value("#axis-y") == "seen"
 
 
 def test_the_pareto_line_is_that_of_the_points(opened, pages):
     """Tried against every pair of policies."""
-    text = pages["tee-gpu"].read_text(encoding="utf-8")
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    data, _ = held(pages["tee-gpu"])
     axes = data["choose"]["axes"]
     points = set(zip(axes["seconds"]["values"], axes["calls"]["values"], strict=True))
     best = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
@@ -271,8 +393,7 @@ def test_what_is_saved_is_read_back(opened, pages, tmp_path):
             with page.expect_download() as saved:
                 page.locator(f"button[data-file='{file}']").click()
             saved.value.save_as(tmp_path / file)
-    text = pages["tee-gpu"].read_text(encoding="utf-8")
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    data, _ = held(pages["tee-gpu"])
     sizes = dict(
         zip(data["choose"]["policies"], data["choose"]["axes"]["bytes"]["values"], strict=True)
     )
@@ -410,6 +531,9 @@ def test_labels_do_not_lie_on_each_other(opened, pages, width):
             "#draw-calls .tick-y",
             "#draw-growth .tick-x",
             "#draw-growth .tick-y",
+            "#draw-model .tick-x",
+            "#draw-time .tick-x",
+            "#draw-time .slot-name",
             "#draw-growth .end-label",
             "svg.block .box text",
             "#draw-flows .node-label",
@@ -463,7 +587,7 @@ def test_pictures_are_of_all_parts_and_always_the_same(run, tmp_path):
         assert ran.returncode == 0, ran.stderr
         taken.append(json.loads(ran.stdout)["pictures"])
     # Nothing has rooflines here.
-    names = ["policies", "seen", "flows", "layers", "calls", "block", "growth"]
+    names = ["policies", "seen", "model", "block", "flows", "layers", "calls", "growth"]
     assert taken[1] == [f"{tmp_path}/b-{name}.png" for name in names]
     for first, second in zip(*taken, strict=True):
         picture = Path(first).read_bytes()

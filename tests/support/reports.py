@@ -16,6 +16,7 @@ from tracer.serde import read_reach, read_trace
 TEE_GPU = {"home": "tee-tdx", "accelerators": ["rtx-4090"], "links": ["pcie4-x16"]}
 HOST_CHIP = {"home": "ryzen-7950x", "accelerators": ["chip-8x8"], "links": ["axi-lite"]}
 TWO_GPUS = {"home": "tee-tdx", "accelerators": ["a=rtx-4090", "b=rtx-4090"], "links": ["pcie5-x16"]}
+SYNCHRONOUS = {"home": "tee-tdx", "accelerators": ["h100-cc"], "links": ["pcie5-x16-cc"]}
 UNDESCRIBED = {"home": "tee", "accelerators": ["gpu"], "links": []}
 
 

@@ -5,9 +5,10 @@ const curve = points => points.slice(1).reduce((path, [x, y], n) => {
   return `${path}C${x0} ${half} ${x} ${half} ${x} ${y}`;
 }, `M${points[0][0]} ${points[0][1]}`);
 
-const block = at => {
+const block = (blocks, name) => {
+  const layer = blocks.layers[name], at = blocks.drawings[layer.drawing];
   const whole = [0, 0, at.width, at.height];
-  const drawn = svg("svg", { class: "block", viewBox: whole.join(" "), role: "group", "aria-label": at.title });
+  const drawn = svg("svg", { class: "block", viewBox: whole.join(" "), role: "group", "aria-label": layer.title });
   drawn.style.maxWidth = `${Math.round(at.width * 1.15)}px`;
   for (const lane of at.lanes) {
     const name = svg("text", { x: (lane.left + lane.right) / 2, y: 17 });
@@ -22,14 +23,14 @@ const block = at => {
     line.style.opacity = wire.device === null ? 0.55 : 0.5;
     drawn.append(line);
   }
-  for (const box of at.boxes) {
-    const label = svg("text", { x: box.x, y: box.y }, box.label);
+  at.boxes.forEach((box, n) => {
+    const label = svg("text", { x: box.x, y: box.y }, layer.labels[n]);
     const edge = svg("rect", { x: box.x - box.width / 2, y: box.y - box.height / 2, width: box.width, height: box.height });
     edge.style.stroke = tone(box.device);
     edge.style.fill = `color-mix(in srgb, ${tone(box.device)} ${box.sort === "transfer" ? 30 : 9}%, var(--paper))`;
-    const node = tell(svg("g", { class: `box ${box.sort}` }, edge, label), box.text);
+    const node = tell(svg("g", { class: `box ${box.sort}` }, edge, label), layer.texts[n]);
     drawn.append(node);
-  }
+  });
   let view = whole;
   const look = to => { view = to; drawn.setAttribute("viewBox", view.join(" ")); };
   const zoom = (factor, fx = 0.5, fy = 0.5) => {
@@ -52,7 +53,7 @@ const block = at => {
   drawn.addEventListener("pointerup", () => { held = null; });
   drawn.addEventListener("dblclick", () => look(whole));
   const button = (text, title, act) => make("button", { textContent: text, title, type: "button", onclick: act });
-  return [make("h3", { textContent: at.title }), make("div", { className: "zoom" },
+  return [make("h3", { textContent: layer.title }), make("div", { className: "zoom" },
     make("div", { className: "tools" },
       button("+", "Zoom in (or Ctrl and the wheel)", () => zoom(1 / 1.4)),
       button("−", "Zoom out", () => zoom(1.4)), button("Reset", "Show all (or double-click)", () => look(whole))),

@@ -173,12 +173,12 @@ const barsAcross = (at, width, most) => {
 };
 
 // A drawing in its place; or why there is none.
-const draw = (place, at, options = {}) => {
-  if (at.why !== undefined) place.replaceChildren(make("p", { className: "why", textContent: at.why }));
-  else if (at.kind === "Block") place.replaceChildren(...block(at));
-  else {
-    const parts = charts[at.kind](at, Math.max(place.clientWidth, 260), options);
-    place.replaceChildren(...parts, ...(at.note ? [make("p", { className: "note", textContent: at.note })] : []));
-    roving(parts.at(-1));
+const draw = (place, at, width, options = {}) => {
+  if (at.why !== undefined) {
+    place.replaceChildren(make("p", { className: "why", textContent: at.why }));
+    return;
   }
+  const parts = charts[at.kind](at, Math.max(width, 260), options);
+  place.replaceChildren(...parts, ...(at.note ? [make("p", { className: "note", textContent: at.note })] : []));
+  roving(parts.at(-1));
 };

@@ -19,10 +19,8 @@ const axisOf = (name, first, last) => {
 // Of points those that no other one is as good as or better than, in both figures.
 const pareto = points => points.filter(([x, y]) => !points.some(([a, b]) => a <= x && b <= y && (a < x || b < y)));
 
-const drawChooser = () => {
-  const place = by("draw-choose");
-  if (!place) return;
-  const width = Math.max(place.clientWidth, 260), height = width < 640 ? 400 : 380;
+const drawChooser = (place, width) => {
+  const height = width < 640 ? 400 : 380;
   const { axes, policies } = data.choose;
   const points = new Map();
   policies.forEach((_, n) => {
@@ -58,7 +56,7 @@ const drawChooser = () => {
 };
 
 const chooseAxis = (name, way) => {
-  const select = make("select", { id: `axis-${way}`, onchange: event => { state[way] = event.target.value; keep(); drawChooser(); } });
+  const select = make("select", { id: `axis-${way}`, onchange: event => { state[way] = event.target.value; keep(); redraw("choose"); } });
   axisNames.forEach(one => select.add(new Option(data.choose.axes[one].title, one)));
   select.value = state[way];
   return make("label", {}, `${name} `, select);

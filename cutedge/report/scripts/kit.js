@@ -79,6 +79,13 @@ const apart = (wanted, step, top, bottom) => {
   return found;
 };
 
+// Seconds to four digits, in a unit that leaves a number of one or more.
+const duration = seconds => {
+  if (seconds >= 1000) return `${Math.round(seconds).toLocaleString("en")} s`;
+  const [scale, unit] = [[1, "s"], [1e3, "ms"], [1e6, "us"]].find(([one]) => seconds * one >= 1 || !seconds) || [1e9, "ns"];
+  return `${Number((seconds * scale).toPrecision(4))} ${unit}`;
+};
+
 // --- what is told of a mark when it is pointed at, or reached by the keyboard -------------------
 
 const tip = make("div", { id: "tip", hidden: true, role: "tooltip" });

@@ -2,9 +2,7 @@
 
 const SIGNS = { plain: "●", recoverable: "◐", masked: "▨", not_at_all: "○" };
 
-const drawSeen = at => {
-  const place = by("draw-seen");
-  if (!place || !at) return;
+const drawSeen = (place, at) => {
   if (at.why !== undefined) {
     place.replaceChildren(make("p", { className: "why", textContent: at.why }));
     return;
