@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from tests.support.presets import swept
 from tracer.capture import _confirm, _program, capture
 from tracer.capture.errors import Untraceable
 from tracer.capture.inputs import reading
@@ -411,7 +412,7 @@ ODD_STACKS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["falcon", *sparing(k for k in ODD_STACKS if k != "falcon")])
+@pytest.mark.parametrize("kind", swept([*ODD_STACKS], ("falcon",)))
 def test_odd_stacks_repeat_and_equal_the_whole_trace(kind):
     config = {"model_type": kind, **_TINY, **ODD_STACKS[kind]}
     one, whole = (
