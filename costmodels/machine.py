@@ -43,6 +43,9 @@ class Machine:
     """Where the parameters of ops on accelerators lie, where no rule of a policy says."""
     pack: tuple[SizedPacking, ...] = ()
     """How tensors cross that no rule of a policy packs: the first that can pack one does."""
+    files: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(``device``, ``link``, ``engine`` or ``packing``; what it is called) -> where its description
+    is, of those that are a user's own."""
 
     @property
     def devices(self) -> tuple[str, ...]:

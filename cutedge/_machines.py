@@ -5,9 +5,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import permutations
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, get_args
 
 from tracer.errors import InputError, choose
+from tracer.toml_files import is_path
 
 if TYPE_CHECKING:
     from costmodels import Execution, WeightsAt
@@ -107,8 +109,28 @@ def read_machine(
         engines_of(described, engine, execution),
         execution,
         weights_at or "device",
+        files={
+            **_files("device", (home, *given)),
+            **_files("link", links or ()),
+            **_files("engine", _several(engine) or ()),
+            **_files("packing", _several(pack) or ()),
+        },
     )
     return packed(machine, pack)
+
+
+def _files(sort: str, texts: Iterable[str]) -> dict[tuple[str, str], str]:
+    """The .toml files that are given: ``chip.toml``, ``a=chip.toml``, ``best,own.toml:1MiB``."""
+    found = {}
+    for text in texts:
+        size = text.rpartition(":")
+        parts = (size[0] if sort == "packing" and read_size(size[2]) else text).split(",")
+        for part in parts if sort == "packing" else [text]:
+            named = part.partition("=")[2]
+            path = part if Path(part).is_file() or not named else named
+            if is_path(path):
+                found[sort, Path(path).stem] = path
+    return found
 
 
 def engines_of(
@@ -184,20 +206,30 @@ def machine_words(machine: "Machine") -> list[str]:
     >>> machine_words(machine_of("tee-tdx+rtx-4090@pcie4-x16", wire_dtype="bfloat16"))
     ['--home tee-tdx', '--accel rtx-4090', '--link pcie4-x16', '--wire-dtype bfloat16']
     """
+
+    def given(sort: str, name: str) -> str:
+        return quote(machine.files[sort, name]) if (sort, name) in machine.files else name
+
     kinds = {name: device.name for name, device in machine.described.items()}
     named = [
-        name if kinds.get(name, name) == name else f"{name}={kinds[name]}"
+        given("device", name)
+        if kinds.get(name, name) == name
+        else f"{name}={given('device', kinds[name])}"
         for name in machine.devices
     ]
     links, options, wire = machine.links, machine.options, machine.wire_dtype
     told = [
-        *([links.common.name] if len(links.own) < len(machine.accelerators) else []),
-        *(f"{name}={link.name}" for name, link in links.own.items()),
-        *(f"{'+'.join(sorted(pair))}={link.name}" for pair, link in links.peers.items()),
+        *([given("link", links.common.name)] if len(links.own) < len(machine.accelerators) else []),
+        *(f"{name}={given('link', link.name)}" for name, link in links.own.items()),
+        *(
+            f"{'+'.join(sorted(pair))}={given('link', link.name)}"
+            for pair, link in links.peers.items()
+        ),
     ]
     own = {field.name: getattr(options, field.name) for field in fields(options)}
     faster = {name: own[name] for name in own if own[name] != getattr(type(options)(), name)}
-    engine = [one for one in machine.engine.split(", ") if one]
+    engines = [one.rpartition("=") for one in machine.engine.split(", ") if one]
+    packs = [one.text.partition(":") for one in machine.pack]
     return [
         f"--home {named[0]}",
         *(f"--accel {name}" for name in named[1:]),
@@ -205,9 +237,13 @@ def machine_words(machine: "Machine") -> list[str]:
         *(f"--memory {device}={size}" for device, size in machine.memory_bytes.items()),
         *([f"--wire-dtype {wire}"] if wire and options.int8_speedup is None else []),
         *(f"--{name.replace('_', '-')} {value:g}" for name, value in faster.items()),
-        *(f"--engine {one}" for one in engine),
+        *(f"--engine {device}{at}{given('engine', name)}" for device, at, name in engines),
         *([f"--execution {machine.execution}"] if machine.execution else []),
         *([f"--weights-at {machine.weights_at}"] if machine.weights_at != "device" else []),
+        *(
+            f"--pack {','.join(given('packing', name) for name in names.split(','))}{at}{size}"
+            for names, at, size in packs
+        ),
     ]
 
 

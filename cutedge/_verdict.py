@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import fsum
+from shlex import quote
 
 from costmodels.arrays import gemm_cost
 from costmodels.roofline import DeviceTime, shares
@@ -359,4 +360,6 @@ def _look(found: Compared, number: int, fits: Sequence[bool]) -> _Step:
 
 def _kind(setting: Setting, device: str) -> str:
     described = setting.machine.described.get(device)
-    return device if described is None else described.name
+    if described is None:
+        return device
+    return quote(setting.machine.files.get(("device", described.name), described.name))

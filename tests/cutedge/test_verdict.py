@@ -1,9 +1,12 @@
 """What the first screen says of twelve cases, each claim counted again from the tables."""
 
 import re
+import shlex
+import shutil
 import tomllib
 from collections import Counter, defaultdict
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -324,12 +327,29 @@ def traced_small():
     return cutedge.trace("edge-10m", seq=128).compare(policies, machine=OPEN)
 
 
+def find_file(folder, name):
+    return Path(str(files("costmodels") / "data" / folder / f"{name}.toml"))
+
+
 def test_the_command_runs_and_has_the_figure(tmp_path):
     trace = cutedge.trace("edge-10m", seq=128)
-    made = trace.compare(["offload-linear", "min-cut"], machine=OPEN, residency="call")
+    device, link, packing = (
+        shutil.copy(find_file(folder, name), tmp_path / f"my {folder}.toml")
+        for folder, name in (("devices", "rtx-4090"), ("links", "pcie5-x16"), ("packings", "zstd"))
+    )
+    made = trace.compare(
+        ["offload-linear", "min-cut"],
+        home="tee-tdx",
+        accel=f"gpu={device}",
+        link=str(link),
+        pack=[f"{packing}:1KiB", "zstd-planes"],
+        engine="gpu=vllm",
+        residency="call",
+    )
     worst = bottlenecks(made.compared.partitions, made.compared.setting, made.compared.policies)
     first = verdicts(made.compared, worst, times_of(made.compared))[0]
-    words = first.command.split()[1:]
+    words = shlex.split(first.command)[1:]
+    assert words[words.index("--pack") + 1] == f"{packing}:1KiB"
     ran = invoke("cutedge", words[0], trace.save(tmp_path / "t"), *words[1:])
     assert ran.returncode == 0, ran.stderr
     told = re.search(r"takes (?:at least )?(.+?) instead", first.step)[1]
