@@ -24,6 +24,9 @@ def report(
     png: Annotated[
         bool, Option("--png", help="Pictures of the drawings too, beside the page (by Chromium).")
     ] = False,
+    beside: Annotated[
+        str | None, Option(help="In two columns with another trace directory, or --machine.")
+    ] = None,
     serve: Annotated[
         bool, Option("--serve", help="A live page with sliders in place of a file, until Ctrl-C.")
     ] = False,
@@ -35,19 +38,25 @@ def report(
     """Show policies on one page, readable offline: flows, layers, a block, growth, rooflines."""
     import cutedge
     from cli.printing import print_json
-    from cutedge._placing import check_served, check_words
+    from cutedge._beside import other_of
+    from cutedge._placing import check_reported, check_words
     from cutedge._workspace import trace_folder
 
     options = {**asdict(machine), **asdict(timing), **asdict(search)}
     check_words([*(policies or ()), *([baseline] if baseline else ())], **options)
-    check_served(serve, {"--port": port}, {"--out": out, "--png": png, "--json": as_json})
+    check_reported(serve=serve, port=port, beside=beside, out=out, png=png, json=as_json)
     folder = trace_folder(directory)
     compared = cutedge.load(folder).compare(policies, baseline=baseline, **options)
     warn(*compared.warnings)
     if serve:
         compared.serve(port, say)
         return
-    written = compared.report(out or folder / "report.html", png=png)
+    if beside:
+        other = other_of(compared.trace, beside, policies, baseline, **options)
+        warn(*other.warnings)
+        written = compared.beside(other, out or folder / "beside.html")
+    else:
+        written = compared.report(out or folder / "report.html", png=png)
     if as_json:
         print_json(
             {

@@ -226,6 +226,16 @@ class Comparison(Sequence[Partition]):
 
         return write_report(self.compared, self.trace.reach, self.shown, Path(page), png=png)
 
+    def beside(self, other: "Comparison", page: str | Path) -> "Written":
+        """Write a page with another comparison beside this one, in two columns; what was written.
+
+        Both are of one phase; models, sizes and machines may differ. Raises InputError where they
+        cannot be compared.
+        """
+        from cutedge._beside import write_beside
+
+        return write_beside(self, other, Path(page))
+
     def serve(self, port: int | None = None, listening: Callable[[str], None] = print) -> None:
         """Show the policies on a page with sliders, for this machine alone, until Ctrl-C.
 

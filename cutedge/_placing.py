@@ -112,15 +112,20 @@ def check_shown(
         )
 
 
-def check_served(serve: bool, needing: Mapping[str, object], without: Mapping[str, object]) -> None:
-    """Raise InputError where what goes only with ``--serve`` is without it, or the other way round."""
-    for option, value in (without if serve else needing).items():
-        if value is not None and value is not False:
-            raise InputError(
-                f"--serve shows a page and writes no file: leave {option} out"
-                if serve
-                else f"{option} is of a live page: say --serve too"
-            )
+def check_reported(*, serve: bool, port: int | None, beside: str | None, **written: object) -> None:
+    """Raise InputError where options of ``report`` do not go together.
+
+    ``written`` are those of what is written, by name.
+    """
+    if port is not None and not serve:
+        raise InputError("--port is of a live page: say --serve too")
+    if beside is not None and written.get("png"):
+        raise InputError(
+            "--png is of the drawings of a report, which --beside has not: leave it out"
+        )
+    for name, value in {"beside": beside, **written}.items() if serve else ():
+        if value not in (None, False):
+            raise InputError(f"--serve shows a page and writes no file: leave --{name} out")
 
 
 def scheduling_of(schedule: ScheduleKind | None, requests: int | None) -> Scheduling | None:

@@ -1,6 +1,6 @@
 """The figures that decide between policies: time, traffic, calls, what is seen, energy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from partition.seen import What, known
@@ -77,44 +77,53 @@ def best_allowed(splits: Sequence[Split], shown: int, fits: Sequence[bool]) -> i
     return min(costs, key=lambda n: (costs[n], n != shown, n), default=shown)
 
 
+def _least(late: object, text: str) -> str:
+    return f"{'≥ ' if late else ''}{text}"
+
+
+def _time(split: Split) -> tuple[float | None, str]:
+    value = seconds_of(split)
+    return value, "" if value is None else _least(split.left_out, duration(value))
+
+
+def _traffic(split: Split) -> tuple[float | None, str]:
+    size = split.traffic.totals.payload_bytes
+    return size, human(size)
+
+
+def _calls(split: Split) -> tuple[float | None, str]:
+    return len(split.traffic.calls), f"{len(split.traffic.calls):,}"
+
+
+def _seen(split: Split) -> tuple[float | None, str]:
+    sorts = seen_of(split)
+    return len(sorts), counted(len(sorts), "sort") if sorts else "nothing"
+
+
+def _energy(split: Split) -> tuple[float | None, str]:
+    found = split.energy_figures
+    value = found["run_joules"]
+    return value, "" if value is None else _least(found["energy_at_least"], joules(value))
+
+
+MEASURES: Mapping[str, tuple[Callable[[Split], tuple[float | None, str]], str | None]] = {
+    "time": (_time, None),
+    "traffic": (_traffic, None),
+    "calls": (_calls, "calls"),
+    "what is seen": (_seen, "sorts of tensor"),
+    "energy": (_energy, None),
+}
+"""Figure -> (its value and text of a split, None and empty where not known; what is counted)."""
+
+
 def scores(shown: Split, baseline: Split, best: Split) -> list[Score]:
     """The figures of a policy beside two others; energy where one of the three has it."""
     roles: dict[str, tuple[Split, list[str]]] = {}
     for split, role in ((shown, "shown"), (baseline, "baseline"), (best, "best allowed")):
         roles.setdefault(split.policy, (split, []))[1].append(role)
 
-    def least(late: object, text: str) -> str:
-        return f"{'≥ ' if late else ''}{text}"
-
-    def time(split: Split) -> tuple[float | None, str]:
-        value = seconds_of(split)
-        return value, "" if value is None else least(split.left_out, duration(value))
-
-    def traffic(split: Split) -> tuple[float | None, str]:
-        size = split.traffic.totals.payload_bytes
-        return size, human(size)
-
-    def calls(split: Split) -> tuple[float | None, str]:
-        return len(split.traffic.calls), f"{len(split.traffic.calls):,}"
-
-    def seen(split: Split) -> tuple[float | None, str]:
-        sorts = seen_of(split)
-        return len(sorts), counted(len(sorts), "sort") if sorts else "nothing"
-
-    def energy(split: Split) -> tuple[float | None, str]:
-        found = split.energy_figures
-        value = found["run_joules"]
-        return value, "" if value is None else least(found["energy_at_least"], joules(value))
-
     found = []
-    measures: dict[str, Callable[[Split], tuple[float | None, str]]] = {
-        "time": time,
-        "traffic": traffic,
-        "calls": calls,
-        "what is seen": seen,
-        "energy": energy,
-    }
-    for name, measure in measures.items():
+    for name, (measure, by) in MEASURES.items():
         values = {policy: measure(split) for policy, (split, _) in roles.items()}
         if name == "energy" and all(value is None for value, _ in values.values()):
             continue
@@ -131,7 +140,6 @@ def scores(shown: Split, baseline: Split, best: Split) -> list[Score]:
         mine, theirs = values[shown.policy][0], values[baseline.policy][0]
         claim = "the baseline" if shown.policy == baseline.policy else ""
         if not claim and mine is not None and theirs is not None:
-            by = {"calls": "calls", "what is seen": "sorts of tensor"}.get(name)
             claim = against(mine, theirs, baseline.policy, by)
         text = ", ".join(one.words for one in seen_of(shown)) if name == "what is seen" else ""
         found.append(Score(name, text or bars[0].text, claim, bars))
