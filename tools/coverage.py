@@ -126,6 +126,17 @@ PARTS = (
     "encoder",
     "decoder",
 )
+GLM_ROPE = {
+    "text_config.rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "mrope_section": [8, 12, 12],
+        "partial_rotary_factor": 0.5,
+    }
+}
+TILES_336 = {"vision_config.image_size": 336, "vision_config.patch_size": 14}
+TILES_364 = {"vision_config.image_size": 364, "vision_config.patch_size": 14}
+HYBRID = ["linear_attention", "full_attention"]
 GAPS: dict[tuple[str, str], dict[str, Any]] = {
     ("causal-lm", "cohere_compass_text"): {
         "rope_parameters.full_attention": {"rope_theta": 10_000.0}
@@ -146,10 +157,83 @@ GAPS: dict[tuple[str, str], dict[str, Any]] = {
     ("causal-lm", "nemotron"): {"num_key_value_heads": 48},
     ("causal-lm", "reformer"): {"is_decoder": True, "axial_pos_embds": False},
     ("causal-lm", "xmod"): {"default_language": "en_XX"},
+    ("image-text-to-text", "aria"): {
+        "vision_config.image_size": 490,
+        "vision_config.patch_size": 14,
+    },
+    ("image-text-to-text", "blip-2"): {"image_token_index": 5},
+    ("image-text-to-text", "chameleon"): {"vocabulary_map": {"<image>": 5, "IMGIMGAZ": 6}},
+    ("image-text-to-text", "cohere_compass"): {
+        "text_config.rope_parameters": {"full_attention": {"rope_theta": 10_000.0}},
+        "vision_config.out_hidden_size": 8192,
+    },
+    ("image-text-to-text", "deepseek_ocr2"): {
+        "vision_config.sam_config.downsample_channels": [512, 896]
+    },
+    ("image-text-to-text", "emu3"): {
+        "vocabulary_map": {"<image>": 5, "<|visual token 000000|>": 6}
+    },
+    ("image-text-to-text", "exaone4_5"): {
+        "text_config": {"model_type": "exaone4", "num_hidden_layers": 2}
+    },
     ("image-text-to-text", "gemma3"): {
         "vision_config.image_size": 896,
         "vision_config.patch_size": 14,
     },
+    ("image-text-to-text", "gemma4"): {"vision_config": {"num_hidden_layers": 2}},
+    ("image-text-to-text", "gemma4_unified"): {"vision_config": {"num_hidden_layers": 2}},
+    ("image-text-to-text", "glm46v"): GLM_ROPE,
+    ("image-text-to-text", "glm4v"): GLM_ROPE,
+    ("image-text-to-text", "glm4v_moe"): {**GLM_ROPE, "text_config.head_dim": 128},
+    ("image-text-to-text", "glmga"): GLM_ROPE,
+    ("image-text-to-text", "granite4_vision"): {
+        "deepstack_layer_map": [[-1, 0]],
+        "spatial_target_layers": [1],
+        "downsample_rate": "1/2",
+        "image_grid_pinpoints": [[384, 384]],
+        "vision_config.image_size": 384,
+        "vision_config.patch_size": 16,
+    },
+    ("image-text-to-text", "hunyuan_vl"): {"text_config.head_dim": 128},
+    ("image-text-to-text", "idefics3"): TILES_364,
+    ("image-text-to-text", "smolvlm"): TILES_364,
+    ("image-text-to-text", "llama4"): {
+        "vision_config.hidden_size": 1408,
+        "vision_config.vision_output_dim": 4096,
+    },
+    ("image-text-to-text", "llava_next"): TILES_336,
+    ("image-text-to-text", "llava_next_video"): TILES_336,
+    ("image-text-to-text", "llava_onevision"): {
+        "vision_config.image_size": 384,
+        "vision_config.patch_size": 14,
+    },
+    ("image-text-to-text", "mllama"): {
+        "text_config.cross_attention_layers": [1],
+        "vision_config.intermediate_layers_indices": [0, 1],
+        "vision_config.vision_output_dim": 3840,
+    },
+    ("image-text-to-text", "molmo2"): {"adapter_config.vision_feature_layer": [1, 0]},
+    ("image-text-to-text", "nemotron_h_omni"): {
+        "vision_config.video_temporal_patch_size": 2,
+        "image_token_id": 5,
+    },
+    ("image-text-to-text", "qwen3_5"): {"text_config.layer_types": HYBRID},
+    ("image-text-to-text", "qwen3_5_moe"): {"text_config.layer_types": HYBRID},
+    ("image-text-to-text", "qwen4_exp"): {
+        "text_config.layer_types": ["linear_attention", "indexed_attention"]
+    },
+    ("image-text-to-text", "qwen3_omni_moe_thinker"): {
+        "text_config.num_attention_heads": 16,
+        "vision_config.out_hidden_size": 2048,
+    },
+    ("image-text-to-text", "qwen3_vl"): {"vision_config.out_hidden_size": 4096},
+    ("image-text-to-text", "qwen3_vl_moe"): {"vision_config.out_hidden_size": 2048},
+    ("image-text-to-text", "shieldgemma2"): {
+        "vision_config.image_size": 896,
+        "vision_config.patch_size": 14,
+    },
+    ("image-text-to-text", "step3p7"): {"text_config.sliding_window": 512},
+    ("image-text-to-text", "vipllava"): {"vision_feature_layers": [-1, 1]},
     ("ctc", "wav2vec2-bert"): {"vocab_size": 32},
     ("ctc", "wav2vec2-conformer"): {"vocab_size": 32},
     ("masked-lm", "esm"): {"vocab_size": 33, "pad_token_id": 1},
@@ -247,13 +331,14 @@ def sweep(head: str, model_type: str) -> Row:
     overrides = {**dict.fromkeys(depths(default), LAYERS), **gap}
     reads = inspect.signature(model_class.forward).parameters
     sees = HEADS[head].images and {"input_ids", "pixel_values"} <= {*reads}
-    sees = sees and hasattr(model_class, "get_image_features")
-    read = {**overrides, "images": [1]} if sees else overrides
+    sees = sees and "decoder_input_ids" not in reads
     started = time.perf_counter()
-    made = {
-        p: traced(config, read if p == "prefill" else overrides, p, reads, sees)
-        for p in HEADS[head].phases
-    }
+    read = {**overrides, "images": [1]} if sees else overrides
+    made = {"prefill": traced(config, read, "prefill", reads, sees)}
+    if sees and "leave --images out" in str(made["prefill"]):
+        sees, made = False, {"prefill": traced(config, overrides, "prefill", reads)}
+    for phase in HEADS[head].phases[1:]:
+        made[phase] = traced(config, overrides, phase, reads, sees)
     seconds = time.perf_counter() - started
     notes = without(made["prefill"], reads)
     notes += [f"--set {key}={json.dumps(value)}" for key, value in gap.items()]
@@ -456,6 +541,9 @@ def _counted(module: torch.nn.Module, run: Callable[..., Any], inputs: Mapping[s
 COUNTS: dict[str, Callable[[Row], bool]] = {
     "model types": lambda row: True,
     "traced": lambda row: row.ops > 0,
+    "- over tokens alone, without the images or sounds that it can read": lambda row: (
+        row.ops > 0 and "without " in row.notes
+    ),
     "- with formulas in its sizes": lambda row: row.traced[0] == "symbolic",
     "- with formulas that hold within a bound": lambda row: row.traced[0] == "bounded",
     "- at the given sizes alone": lambda row: row.traced[0] == "concrete",

@@ -75,7 +75,8 @@ def without_detours() -> Iterator[None]:
     without position ids never are. Only the grouped product of experts is the one of an export:
     the kernel of a run takes bfloat16 alone where there is no data. A mask is made by broadcasting
     its indices, since an export hides what a vmap makes. Only a run that is no export looks for
-    padding among the tokens, to warn of it: ours have no tokens.
+    padding among the tokens, to warn of it: ours have no tokens. A mask that hides padding alone
+    hides nothing.
     """
     with (
         _denying(import_utils.is_torchdynamo_exporting),
@@ -85,9 +86,15 @@ def without_detours() -> Iterator[None]:
         patch.object(moe, "is_torchdynamo_compiling", lambda: True),
         patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
         patch.object(masking_utils, "_vmap_expansion_sdpa", _broadcasting),
+        patch.object(masking_utils, "_ignore_bidirectional_mask_sdpa", _hides_nothing),
         patch.object(PreTrainedModel, _WARNS_OF_PADDING, lambda self, tokens, mask: None),
     ):
         yield
+
+
+def _hides_nothing(mask: Any, length: int, window: int | None = None) -> bool:
+    """Whether a mask is left out since it hides nothing: no input of ours is padded."""
+    return window is None or length < window
 
 
 def _broadcasting(mask: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -2,15 +2,18 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 from tracer.capture.compat import MODEL_FOR_CAUSAL_LM_MAPPING, BaseModelOutput
 from tracer.capture.errors import failure
+from tracer.capture.pictures import Picture, by_text, pictures, rows, seer, tower
 from tracer.capture.runs import run_on_meta
 from tracer.capture.senses import (
     HEARD,
@@ -20,11 +23,10 @@ from tracer.capture.senses import (
     Sensed,
     first_argument,
     image_size,
-    picture,
     sensed,
     shape,
 )
-from tracer.capture.told import Told
+from tracer.capture.told import Placed, Told, telling
 from tracer.errors import CutedgeError, InputError
 
 PHASES = ("prefill", "decode", "encoder")
@@ -59,6 +61,10 @@ class Reading:
     """How many of ``seq`` are the tokens of images."""
     by_one: bool = False
     """Whether its code may take each of the batch for itself, so that the batch is a number."""
+    seen: int = 0
+    """How many of the cached tokens are those of images."""
+    fills: "Reading | None" = None
+    """What the cache is filled by, where another reading does it."""
 
 
 def reading(module: torch.nn.Module, model: str, phase: str, images: Sequence[int] = ()) -> Reading:
@@ -73,12 +79,23 @@ def reading(module: torch.nn.Module, model: str, phase: str, images: Sequence[in
     if phase not in PHASES:
         raise InputError(f"unknown phase {phase!r}: {', '.join(PHASES)}")
     if _is_encoder_decoder(module, accepted):
+        if images:
+            raise InputError(
+                f"{model}: {type(module).__name__} reads in its encoder, in a phase of its own, and "
+                "no images among its tokens: leave --images out"
+            )
         return _encoder(module, model) if phase == "encoder" else _decoder(module, phase)
     if sees_among_tokens(module, accepted):
         if phase == "encoder":
             return _seen(module, model, images or (1,))
-        if images and phase == "prefill":
-            return _tokens_and_images(module, model, accepted, images)
+        if images:
+            both = _tokens_and_images(module, model, accepted, images)
+            return both if phase == "prefill" else _over_images(both, accepted)
+    elif sees_beside_tokens(module, accepted) and (images or phase == "encoder"):
+        if phase == "encoder":
+            return _seen_beside(module, model, images or (1,))
+        both = _tokens_beside_images(module, model, accepted, images)
+        return both if phase == "prefill" else _over_images(both, accepted)
     elif images:
         raise InputError(f"{model}: {type(module).__name__} reads no images among its tokens")
     if phase == "encoder":
@@ -88,7 +105,7 @@ def reading(module: torch.nn.Module, model: str, phase: str, images: Sequence[in
     if "input_ids" in accepted:
         tokens = Input("input_ids", ("batch", "seq"))
         sizes = {"seq": _new_tokens(phase)}
-        sees = phase == "prefill" and sees_among_tokens(module, accepted)
+        sees = sees_among_tokens(module, accepted) or sees_beside_tokens(module, accepted)
         notes = ("it reads text alone here: --images 1 for an image before it",) if sees else ()
         return Reading((tokens,), _plainly, sizes, _NO_SOURCE, notes, options=accepted)
     if (read := sensed(module, accepted, lambda inputs: module(**inputs))) is not None:
@@ -111,6 +128,7 @@ def phases(module: Any) -> list[str]:
         return [*(["encoder"] if known else []), "prefill", "decode"]
     steps = cache_argument(accepted) and not is_encoder(module)
     apart = sees_among_tokens(module, accepted) and not _is_two_towers(module, accepted)
+    apart = apart or sees_beside_tokens(module, accepted)
     return [*(["encoder"] if apart else []), "prefill", *(["decode"] if steps else [])]
 
 
@@ -181,7 +199,84 @@ def _two_towers(
 
 def sees_among_tokens(module: torch.nn.Module, accepted: Mapping[str, Any]) -> bool:
     """Whether a model takes images for some of the tokens of a text."""
-    return {"input_ids", "pixel_values"} <= {*accepted} and hasattr(module, "get_image_features")
+    return {"input_ids", "pixel_values"} <= {*accepted} and seer(module) is not None
+
+
+def sees_beside_tokens(module: torch.nn.Module, accepted: Mapping[str, Any]) -> bool:
+    """Whether a model reads images that take no place among the tokens of its text."""
+    return (
+        {"input_ids", "pixel_values"} <= {*accepted}
+        and seer(module) is None
+        and tower(module) is not None
+        and not _is_two_towers(module, accepted)
+    )
+
+
+def _over_images(both: Reading, accepted: Collection[str]) -> Reading:
+    """A step over cached images and text."""
+    tokens = Input("input_ids", ("batch", "seq"))
+    note = "an image's tokens are among the cached ones: --past counts them"
+    return Reading(
+        (tokens,),
+        _plainly,
+        {"seq": 1},
+        _NO_SOURCE,
+        (note,) if both.taken else ("the keys and values of its images are cached too",),
+        options=accepted,
+        seen=both.taken,
+        fills=None if both.taken else both,
+    )
+
+
+def _tokens_beside_images(
+    module: torch.nn.Module, model: str, accepted: Collection[str], images: Sequence[int]
+) -> Reading:
+    tokens = Input("input_ids", ("batch", "seq"))
+    pixels, given, note = _beside(module, model, images)
+
+    def both(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+        return module(input_ids=inputs["input_ids"], **given(module, inputs), **options)
+
+    sizes = {"seq": MANY_TOKENS}
+    return Reading((tokens, pixels), both, sizes, _NO_SOURCE, (note,), accepted, by_one=True)
+
+
+def _seen_beside(module: torch.nn.Module, model: str, images: Sequence[int]) -> Reading:
+    pixels, given, note = _beside(module, model, images)
+
+    def encoded(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+        encoder, projector = tower(module)
+        known = inspect.signature(encoder.forward).parameters
+        told = {name: value for name, value in given(module, inputs).items() if name in known}
+        hidden = encoder(**told, return_dict=True).last_hidden_state
+        return hidden if projector is None else projector(hidden)
+
+    fixed = dict.fromkeys(("seq", "past", "source"), "it reads images, not tokens")
+    return Reading((pixels,), encoded, {}, fixed, (note,), by_one=True)
+
+
+def _beside(
+    module: torch.nn.Module, model: str, images: Sequence[int]
+) -> tuple[Input, Callable[[Any, Mapping[str, Any]], dict[str, Any]], str]:
+    """(the pixels, what the model is given for them, what a user must know)"""
+    count, *size = images
+    dtype = next(module.parameters()).dtype
+    tokens = Input("input_ids", ("batch", "seq"))
+    failures: list[Exception] = []
+    for seen in pictures(module, (size[0], size[-1]) if size else None):
+        pixels, given = _laid(seen, count, dtype)
+
+        def both(module: Any, inputs: Mapping[str, Any], given: Any = given) -> Any:
+            return module(input_ids=inputs["input_ids"], **given(module, inputs))
+
+        if (error := _stumbles(module, both, (tokens, pixels), {"seq": 8})) is None:
+            what = f"an image of {seen.height} x {seen.width} pixels"
+            return pixels, given, f"{what} is read beside the tokens: --seq does not count it"
+        failures.append(error)
+    raise CutedgeError(
+        f"{model}: {type(module).__name__} takes images in no way known here: "
+        f"{failure(failures[0], module)}; leave --images out for text alone"
+    ) from failures[0]
 
 
 def _seen(module: torch.nn.Module, model: str, images: Sequence[int]) -> Reading:
@@ -201,18 +296,43 @@ def _tokens_and_images(
     pixels, run, notes, made = _pictures(module, model, images)
     tokens = Input("input_ids", ("batch", "seq"))
 
-    def both(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
-        return module(input_ids=inputs["input_ids"], **run(module, inputs), **options)
+    def both(module: Any, inputs: Mapping[str, Any], *, placed: bool, **options: Any) -> Any:
+        part, tokens = seer(module), inputs["input_ids"]
+        place = Placed(tokens, made, module.config) if placed else nullcontext()
+        given = run(module, inputs)
+        if hasattr(part, "get_rope_index"):  # which text generation asks before a run
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+            given["position_ids"] = places.expand(3, tokens.shape[0], -1)
+        with patch.object(part, "get_image_features", _telling(part)), place:
+            return module(input_ids=tokens, **given, **options)
 
     sizes = {"seq": MANY_TOKENS + made}
+    plain = partial(both, placed=False)
+    asks = _stumbles(module, plain, (tokens, pixels), {"seq": made + 1}) is not None
+    both = partial(both, placed=asks)
     return Reading(
         (tokens, pixels), both, sizes, _NO_SOURCE, notes, accepted, taken=made, by_one=True
     )
 
 
 def _features(module: Any, given: Mapping[str, Any]) -> Any:
-    made = module.get_image_features(**given, return_dict=True)
-    return getattr(made, "pooler_output", made)
+    made = _telling(seer(module))(**given, return_dict=True)
+    for name in ("pooler_output", "last_hidden_state"):
+        if getattr(made, name, None) is not None:
+            return made[name]
+    layers = getattr(made, "deepstack_features", None)  # (layer, features) for some of the layers
+    return made if layers is None else layers[0][1]
+
+
+def _telling(part: Any) -> Callable[..., Any]:
+    """What makes tokens of images, with code that may look at what follows from their sizes."""
+    made = part.get_image_features
+
+    def features(*args: Any, **kwargs: Any) -> Any:
+        with telling(part):
+            return made(*args, **kwargs)
+
+    return features
 
 
 def _pictures(
@@ -220,34 +340,65 @@ def _pictures(
 ) -> tuple[Input, Callable[[Any, Mapping[str, Any]], dict[str, Any]], tuple[str, ...], int]:
     """(the pixels, what the model is given for them, what a user must know, tokens they make)"""
     count, *size = images
-    seen = picture(module, (size[0], size[-1]) if size else None)
-    if seen is None:
-        raise CutedgeError(f"{model}: {type(module).__name__} takes images in no way known here")
-    rows = count * seen.rows
-    parameter = next(module.parameters())
-    axes: tuple[Axis, ...] = ("batch", *seen.axes) if rows == 1 else ("batch", rows, *seen.axes)
-    pixels = Input("pixel_values", axes, parameter.dtype)
+    dtype = next(module.parameters()).dtype
+    failures: list[Exception] = []
+    for seen in pictures(module, (size[0], size[-1]) if size else None):
+        pixels, given = _laid(seen, count, dtype)
+        try:
+            with run_on_meta(module), torch.device("meta"):
+                probe = torch.zeros(shape(pixels.axes, {"batch": 1}), dtype=dtype)
+                made = tree_leaves(_features(module, given(module, {"pixel_values": probe})))
+        except Exception as error:  # another shape than it reads may fail in any way
+            failures.append(error)
+            continue
+        tokens = sum(t.numel() // t.shape[-1] for t in made if isinstance(t, torch.Tensor))
+        each = f"an image of {seen.height} x {seen.width} pixels makes {tokens // count} tokens"
+        return pixels, given, (f"{each}, which --seq counts among its own",), tokens
+    raise CutedgeError(
+        f"{model}: its images cannot be encoded without data: {failure(failures[0], module)}; "
+        "leave --images out for text alone"
+    ) from failures[0]
+
+
+def _stumbles(
+    module: torch.nn.Module,
+    run: Callable[..., Any],
+    read: Sequence[Input],
+    sizes: Mapping[str, int],
+) -> Exception | None:
+    """Why a model does not run on such inputs without data; None where it does."""
+    try:
+        with run_on_meta(module), torch.device("meta"):
+            sizes = {"batch": 1, **sizes}
+            run(module, {i.name: torch.zeros(shape(i.axes, sizes), dtype=i.dtype) for i in read})
+    except Exception as error:  # code that looks at values may fail in any way
+        return error
+    return None
+
+
+def _laid(
+    seen: Picture, count: int, dtype: torch.dtype
+) -> tuple[Input, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
+    """(the pixels of ``count`` images a text, what a model is given for them)"""
+    axes: tuple[Axis, ...] = ("batch", *seen.axes)
+    if seen.laid is rows:
+        axes = ("batch", count * seen.axes[0], *seen.axes[1:])
+    elif count > 1:
+        axes = ("batch", count, *seen.axes)
 
     def given(module: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         values = inputs["pixel_values"]
+        place, batch = next(module.parameters()).device, values.shape[0]
+        images = values.flatten(0, 1) if count > 1 and seen.laid is not rows else values
         told = {}
         if seen.told:
-            place, batch = next(module.parameters()).device, int(values.shape[0])
-            told = {n: Told.of([row] * (batch * count), place) for n, row in seen.told.items()}
-        return {"pixel_values": values if rows == 1 else values.flatten(0, 1), **told}
+            texts = int(batch)
+            told = {n: Told.of([row] * (texts * count), place) for n, row in seen.told.items()}
+            if seen.laid is by_text:
+                told = {n: t.unflatten(0, (texts, count)) for n, t in told.items()}
+        return {"pixel_values": seen.laid(images, count), **told}
 
-    try:
-        with run_on_meta(module), torch.device("meta"):
-            probe = torch.zeros(shape(axes, {"batch": 1}), dtype=parameter.dtype)
-            made = tree_leaves(_features(module, given(module, {"pixel_values": probe})))
-            made = [leaf for leaf in made if isinstance(leaf, torch.Tensor)]
-            tokens = sum(leaf.numel() // leaf.shape[-1] for leaf in made)
-    except Exception as error:
-        raise CutedgeError(
-            f"{model}: its images cannot be encoded without data: {failure(error, module)}"
-        ) from error
-    each = f"an image of {seen.height} x {seen.width} pixels makes {tokens // count} tokens"
-    return pixels, given, (f"{each}, which --seq counts among its own",), tokens
+    return Input("pixel_values", axes, dtype), given
 
 
 def _encoder(module: torch.nn.Module, model: str) -> Reading:

@@ -217,7 +217,10 @@ class _Lowering:
         for node, made in recorder.made.items():
             if node.op == "output":
                 continue
-            for symbolic, real in zip(_tensors(traced[node]), _tensors(made), strict=True):
+            shaped, ran = _tensors(traced[node]), _tensors(made)
+            if len(shaped) != len(ran):
+                raise Untraceable(f"{node.target} makes as many tensors as sizes have it")
+            for symbolic, real in zip(shaped, ran, strict=True):
                 shape = tuple(self._size(size).evaluate(sizes) for size in symbolic.shape)
                 if shape != tuple(real.shape):
                     problem = f"{node.target} makes {tuple(real.shape)}, its formula {shape}"

@@ -139,6 +139,10 @@ class Task:
         if seq < self.reading.taken:
             taken = self.reading.taken
             raise InputError(f"--seq {seq} is too few: its images alone make {taken} tokens")
+        if 0 < past < self.reading.seen:
+            raise InputError(
+                f"--past {past} is too few: its images alone make {self.reading.seen} tokens"
+            )
         if self.phase == "decode" and past < 1:
             raise InputError("decode needs cached tokens to read: give --past 1 or more")
         if self.phase == "decode" and seq != 1:
@@ -168,7 +172,8 @@ class Task:
             return argument, None
         beyond = self.window is not None and past >= self.window
         least = (self.window or 0) + 3 if beyond else 5
-        return argument, cache_kind(self.module, self.model, self.reading, argument, least)
+        fills = self.reading.fills or self.reading
+        return argument, cache_kind(self.module, self.model, fills, argument, least)
 
     @property
     def positions(self) -> int | None:
