@@ -38,7 +38,7 @@ def report(
     """Show policies on one page, readable offline: flows, layers, a block, growth, rooflines."""
     import cutedge
     from cli.printing import print_json
-    from cutedge._beside import other_of
+    from cutedge._other import other_of
     from cutedge._placing import check_reported, check_words
     from cutedge._workspace import trace_folder
 

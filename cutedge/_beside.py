@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cutedge._compare import Comparison
 from cutedge._machines import machine_words
@@ -18,31 +17,6 @@ from tracer.errors import CutedgeError, InputError
 from tracer.files import write_whole
 from tracer.summary import headline
 from tracer.words import duration, human
-
-if TYPE_CHECKING:
-    from cutedge._trace import Trace
-
-_MACHINE = ("machine", "home", "accel", "link")
-
-
-def other_of(
-    trace: "Trace", other: str, policies: Sequence[str] | None, baseline: str | None, **options: Any
-) -> Comparison:
-    """What a comparison is set beside: another trace directory, or the same trace on another machine.
-
-    ``options`` are those of the first. Raises InputError for what is no directory and no machine.
-    """
-    from cutedge._trace import load
-
-    if Path(other).is_dir():
-        return load(other).compare(policies, baseline=baseline, **options)
-    if "+" not in other:
-        raise InputError(
-            f"--beside {other}: there is no such trace directory, and a machine is "
-            "HOME+ACCELERATOR@LINK, as in tee-tdx+h100-cc@pcie5-x16-cc"
-        )
-    there = {**options, **dict.fromkeys(_MACHINE), "machine": other}
-    return trace.compare(policies, baseline=baseline, **there)
 
 
 def write_beside(left: Comparison, right: Comparison, page: Path) -> Written:
