@@ -246,10 +246,10 @@ def _of_one_query(
             axes: list[tuple[Any, Any]] = [(one, None), (many, None), (many, None)]
         case Kind.SOFTMAX:
             axes = [(one, many)]
-        case Kind.MATMUL if len(inputs) > 2:  # what it adds to the product comes first
-            return None
         case Kind.MATMUL if outputs[0].label == "attention_scores":
             axes = [(one, None), (None, many)]
+            if len(inputs) > 2:  # what it adds to the product comes first
+                axes = [(None, None), *axes]
         case Kind.MATMUL if inputs[0].label == "attention_probs":
             axes = [(one, many), (many, None)]
         case _:

@@ -112,6 +112,9 @@ class Program:
     """A condition on the sizes under which this program may differ from the model (``seq is 64``),
     where the trace's own sizes meet it; empty where the program is known to be the model's."""
 
+    masks_unknown: tuple[str, ...] = ()
+    """Why it is not known which pairs the masks of some attentions let through."""
+
     def add(self, value: Value) -> int:
         """Append a value; its index."""
         self.values.append(value)

@@ -90,6 +90,21 @@ def attention_kind(graph: OpGraph) -> str:
     return " and ".join(kind for kind, there in kinds.items() if there) or "no"
 
 
+def has_unknown_masks(graph: OpGraph) -> bool:
+    """Whether some attention has products of which it is not known how much a mask hides."""
+    return any(
+        op.extent_expr is None
+        and (
+            op.kind is Kind.ATTENTION
+            or (
+                op.kind is Kind.MATMUL
+                and graph.outputs(op.id)[0].label in ("attention_scores", "attention_output")
+            )
+        )
+        for op in graph.ops
+    )
+
+
 def modules_not_run(graph: OpGraph) -> dict[str, int]:
     """Path of a module of which no parameter is read -> how many it has.
 

@@ -45,7 +45,7 @@ from tracer.program import Program, build_graph, invocations, tensor_ids, writte
 from tracer.pt2_files import Exported
 from tracer.reach import Reach
 from tracer.stages import stage
-from tracer.summary import attention_kind
+from tracer.summary import attention_kind, has_unknown_masks
 
 __all__ = [
     "Capture",
@@ -408,6 +408,8 @@ def _captured(
         graph = graph.with_meta(replace(meta, attn=kind))
         if kind != "no" and task.given is None:
             notes.append(f"{task.name} has {kind} attention alone, whatever --attn says")
+    if program.masks_unknown and has_unknown_masks(graph):
+        notes.append(f"causal FLOPs are not known: {'; '.join(program.masks_unknown)}")
     reach = _reach(task, way, program, failures, notes)
     warned = reach.warnings(task.model, meta.variables)
     captured = Capture(graph, warned, reach, None if full else program.unrepeated_reason)

@@ -2,10 +2,12 @@
 
 Of both products, the softmax, or one op for all, that is the pairs of a query and a key that the
 mask lets through. What lies between the scores and the probabilities is run with numbers, at
-several small sizes and with all scores equal: a pair is hidden where its probability is nothing. A
-formula is taken only where it gives what was counted for every query of every run.
+several small sizes and with all scores equal: a pair is hidden where its probability is nothing.
+Where a mask keeps the best of some scores (an index that picks k keys), it is run with other scores
+as well. A formula is taken only where it gives what was counted for every query of every run.
 """
 
+import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tracer.capture.arguments import argument, draws
+from tracer.capture.arguments import argument, draws, written
 from tracer.formula import Formula, const, formula, minimum, var
 from tracer.graph import Kind
 from tracer.kinds import MATRIX_PRODUCTS, READS_NO_DATA, base_name, kind_of
@@ -32,6 +34,18 @@ LONGEST = 200
 INSTEAD = (2, 3, 5)
 """Small numbers that stand in for a number of the mask's code (the width of a window), so that few
 tokens show what it does."""
+SHORT = 64
+"""A size beyond it may be too large to run: where a number of the mask's code is what a trace is
+longer than, its stand-ins show the same at few tokens."""
+BIAS = 9000
+"""A number that code adds to scores hides none where all that it may be are smaller: masks of numbers
+that are finite begin at ten thousand."""
+SEEDS = (1, 2)
+"""Of the scores that a mask which chooses among them is run with, beside equal ones."""
+_WHATEVER = ("max", "min", "topk")
+"""Make numbers of places of scores that no count of pairs goes by."""
+_ADDING = ("baddbmm", "addmm")
+"""Products that add to what their first operand holds."""
 
 
 def find_extents(
@@ -40,8 +54,9 @@ def find_extents(
     written: Collection[Node],
     size: Callable[[Any], Formula],
     samples: Sequence[Sizes],
-) -> dict[Node, Formula]:
-    """The extents of those ``nodes`` of an exported graph for which they are known.
+) -> tuple[dict[Node, Formula], dict[Node, str]]:
+    """The extents of those ``nodes`` of an exported graph for which they are known, and of the
+    attentions that they are not known for why.
 
     ``data`` has an entry for each placeholder that is no input: None where its numbers are not
     there. ``written`` are the nodes in whose memory some op writes in place, ``size`` makes a
@@ -54,7 +69,7 @@ def find_extents(
         for node in nodes:
             if node.op == "call_function":
                 found.update(masks.extent(node))
-    return found
+    return found, masks.unknown
 
 
 @contextmanager
@@ -134,7 +149,11 @@ _WITH_A_WIDTH = (
 
 
 class _Unknown(Exception):
-    """A mask that cannot be run with numbers, or not at such a size."""
+    """A mask that cannot be run with numbers, or not at such a size, and why."""
+
+
+class _TooLarge(_Unknown):
+    """Tensors of too many elements to be run."""
 
 
 @dataclass(slots=True)
@@ -149,13 +168,16 @@ class _Masks:
     """What no input reaches."""
     made: dict[Any, dict[Node, Any]] = field(default_factory=dict)
     """What constant nodes make, at each sample and with each number that stands in for another."""
+    unknown: dict[Node, str] = field(default_factory=dict)
+    """Attentions without an extent -> why."""
 
     def note_constants(self, nodes: Iterable[Node]) -> None:
         """Find what no input reaches."""
         for node in nodes:
             given = node.op == "placeholder"
             free = node in self.data if given else self.constant.issuperset(_reads(node))
-            fixed = node.op != "output" and node not in self.written and not draws(node)
+            settled = node not in self.written or (not given and self._settled(node))
+            fixed = node.op != "output" and settled and not draws(node)
             if fixed and (free or _is_size(node)):
                 self.constant.add(node)
 
@@ -171,7 +193,7 @@ class _Masks:
     def of_products(self, product: Node) -> dict[Node, Formula]:
         """Of an attention whose probabilities are multiplied with the values by ``product``."""
         probabilities = product.args[0]
-        if not self._of_two(product):
+        if not isinstance(probabilities, Node) or not self._of_two(product):
             return {}
         try:
             between, scores = self._between(probabilities)
@@ -180,63 +202,89 @@ class _Masks:
                 return {}
             queries, keys = map(self.size, probabilities.meta["val"].shape[-2:])
 
-            def run(sizes: Sizes, instead: Mapping[int, int]) -> torch.Tensor:
-                made = dict.fromkeys(scores)
-                for score in scores:
-                    value = score.meta["val"]
-                    made[score] = torch.zeros(self._shape(value, sizes), dtype=value.dtype)
+            def run(sizes: Sizes, instead: Mapping[int, int], seed: int) -> torch.Tensor:
+                made = self._filled(between, scores, sizes, seed)
                 return self._run(between, made, probabilities, sizes, instead)
 
-            pairs = self._pairs(run, self._numbers(between), self._hidden(between), queries, keys)
-        except _Unknown:
+            pairs = self._pairs(run, between, queries, keys)
+        except _Unknown as why:
+            if _after_softmax(probabilities):
+                self.unknown[product] = str(why)
             return {}
         square = [
             node
             for node in (*scores, *softmaxes)
             if [*map(self.size, node.meta["val"].shape[-2:])] == [queries, keys]
         ]
-        return {} if pairs is None else dict.fromkeys([*square, product], pairs)
+        return dict.fromkeys([*square, product], pairs)
 
     def of_one_op(self, node: Node) -> dict[Node, Formula]:
         """Of an attention in one op."""
         if getattr(node.target, "_schema", None) is None:
-            return {}  # its mask is a function
+            self.unknown[node] = "its mask is a function that is handed to one op"
+            return {}
         mask = next(filter(None, (argument(node, n) for n in ("attn_mask", "attn_bias"))), None)
         causal = bool(argument(node, "is_causal"))
         read, kept = (argument.meta["val"] for argument in node.args[:2])
         queries, keys = self.size(read.shape[-2]), self.size(kept.shape[-2])
 
-        def run(sizes: Sizes, instead: Mapping[int, int]) -> torch.Tensor:
+        def run(sizes: Sizes, instead: Mapping[int, int], seed: int) -> torch.Tensor:
             shape = [queries.evaluate(sizes), keys.evaluate(sizes)]
             seen: Any = torch.ones(shape, dtype=torch.bool)
             if causal:
                 seen = seen.tril()
             if mask is not None:
-                made = self._run(between, {}, mask, sizes, instead)
+                scored = self._filled(between, scores, sizes, seed)
+                made = self._run(between, scored, mask, sizes, instead)
                 hides = made if made.dtype is torch.bool else made.float().exp() != 0
                 seen = seen & hides
             return seen
 
         try:
             between, scores = ([], []) if mask is None else self._between(mask)
-            if scores:
-                return {}
-            pairs = self._pairs(run, self._numbers(between), self._hidden(between), queries, keys)
-        except _Unknown:
+            if scores and not any(map(_picks, between)):
+                raise _Unknown("scores of another product are added to its own")
+            return {node: self._pairs(run, between, queries, keys)}
+        except _Unknown as why:
+            self.unknown[node] = str(why)
             return {}
-        return {} if pairs is None else {node: pairs}
+
+    def _filled(
+        self, between: Sequence[Node], scores: Sequence[Node], sizes: Sizes, seed: int
+    ) -> dict[Node, Any]:
+        """Scores to run a mask with: all equal, or with a ``seed`` all different."""
+        draw = torch.Generator().manual_seed(seed)
+        made: dict[Node, Any] = {}
+        for score in scores:
+            if score not in between:  # else it adds to something, which is made first
+                shape, dtype = self._shape(score.meta["val"], sizes), score.meta["val"].dtype
+                drawn = torch.rand(shape, generator=draw) if seed else torch.zeros(shape)
+                made[score] = drawn.to(dtype)
+        return made
 
     def _of_two(self, product: Node) -> bool:
         """Whether inputs reach both operands, as a query and a key."""
-        if not all(isinstance(n, Node) for n in product.args[:2]):
+        adds = base_name(str(product.target)) in _ADDING
+        operands = product.args[1:3] if adds else product.args[:2]
+        if not all(isinstance(n, Node) for n in operands):
             return False  # an einsum is told what to multiply first
-        return self.constant.isdisjoint(n for n in product.args[:2] if isinstance(n, Node))
+        return self.constant.isdisjoint(n for n in operands if isinstance(n, Node))
+
+    def _settled(self, node: Node) -> bool:
+        """Whether a node in whose memory some op writes is what it makes to all that read it: it is
+        written by its one reader, or before anything reads it."""
+        return len(node.users) == 1 or not any(self._writes(user, node) for user in node.users)
+
+    def _writes(self, user: Node, node: Node) -> bool:
+        if node in written(user):
+            return True
+        return user in self.written and any(self._writes(one, user) for one in user.users)
 
     def _between(self, last: Node) -> tuple[list[Node], list[Node]]:
         """(what makes ``last`` from products on, in order; those products).
 
-        Raises _Unknown where values that are no scores have a part in it, and where scores are
-        compared with each other or chosen among.
+        A product that adds to something is among both. Raises _Unknown where values that are no
+        scores have a part in it, and where scores are compared with each other.
         """
         between: set[Node] = set()
         scores: set[Node] = set()
@@ -248,22 +296,42 @@ class _Masks:
             product = base_name(str(node.target)) in MATRIX_PRODUCTS
             if product and node not in self.constant:
                 if not self._of_two(node):
-                    raise _Unknown
+                    raise _Unknown("what inputs make beside its scores has a part in its mask")
                 scores.add(node)
+                if base_name(str(node.target)) in _ADDING:
+                    between.add(node)
+                    stack += [n for n in node.args[:1] if isinstance(n, Node)]
                 continue
             between.add(node)
             varies = node not in self.constant
-            if (node.op == "placeholder" and varies) or node in self.written:
-                raise _Unknown
-            if len(between) > LONGEST or (varies and _chooses(node)):
-                raise _Unknown
+            if node.op == "placeholder" and varies:
+                raise _Unknown("what inputs make beside its scores has a part in its mask")
+            if node in self.written and not self._settled(node):
+                raise _Unknown("its mask is written in place, in parts")
+            if len(between) > LONGEST:
+                raise _Unknown(f"its mask is made by more than {LONGEST} ops")
+            if varies and self._compares(node):
+                raise _Unknown("it compares scores with each other: what it hides goes by the data")
             stack += _reads(node)
         return sorted(between), sorted(scores)  # fx orders nodes as the graph does
+
+    def _compares(self, node: Node) -> bool:
+        """Whether an op makes numbers of places, or truths, of floats that inputs reach; a maximum
+        may as well, and one that takes the k best takes k of them whatever they are."""
+        whole = any(not t.is_floating_point() for t in _tensors(node.meta.get("val")))
+        floats = (
+            t.is_floating_point()
+            for read in _reads(node)
+            if read not in self.constant
+            for t in _tensors(read.meta.get("val"))
+        )
+        kept = node.target is operator.getitem or base_name(str(node.target)) in _WHATEVER
+        return whole and not kept and any(floats)
 
     def _shape(self, value: torch.Tensor, sizes: Sizes) -> list[int]:
         shape = [self.size(axis).evaluate(sizes) for axis in value.shape]
         if prod(shape) > LARGEST:
-            raise _Unknown
+            raise _TooLarge(f"its mask is too large to be run: {' x '.join(map(str, shape))}")
         return shape
 
     def _run(
@@ -293,7 +361,7 @@ class _Masks:
         except _Unknown:
             raise
         except Exception as error:  # a kernel that the code's ops do not have, or no such size
-            raise _Unknown from error
+            raise _Unknown("its mask cannot be run by itself at few tokens") from error
 
     def _made_by(
         self, node: Node, value: Callable[[Node], Any], sizes: Sizes, instead: Mapping[int, int]
@@ -301,7 +369,8 @@ class _Masks:
         if node.op == "placeholder":
             data = self.data[node]
             if data is None or (not data.is_floating_point() and bool((data.abs() > 1).any())):
-                raise _Unknown  # what a window's width may be must show as a number of the code
+                # what a window's width may be must show as a number of the code
+                raise _Unknown("numbers of a buffer have a part in its mask")
             return data
         for tensor in _tensors(node.meta.get("val")):
             self._shape(tensor, sizes)
@@ -313,7 +382,14 @@ class _Masks:
                 return torch.device("cpu")
             return argument
 
+        if node not in self.constant and base_name(str(node.target)) in _ADDING:
+            factor = argument(node, "beta")
+            shape = self._shape(node.meta["val"], sizes)
+            return (value(node.args[0]) * (1 if factor is None else factor)).expand(shape).clone()
         args = torch.fx.node.map_aggregate(node.args, given)
+        if _picks(node):
+            best = next((instead[n] for n in self._width(node) if n in instead), args[1])
+            return node.target(args[0], min(best, args[0].shape[-1]), *args[2:], **node.kwargs)
         kwargs = torch.fx.node.map_aggregate(node.kwargs, given)
         if instead and _is_arithmetic(node):
             args = tuple(_stand_in(argument, instead) for argument in args)
@@ -321,18 +397,30 @@ class _Masks:
         return node.target(*args, **kwargs)
 
     def _numbers(self, between: Iterable[Node]) -> list[int]:
-        """The whole numbers that a mask is computed with."""
+        """The whole numbers that a mask is computed with, or takes the best of."""
+        told = (
+            [*node.args, *node.kwargs.values()]
+            if node in self.constant and _is_arithmetic(node)
+            else self._width(node)
+            for node in between
+        )
         return sorted(
             {
-                int(abs(argument))
-                for node in between
-                if node in self.constant and _is_arithmetic(node)
-                for argument in (*node.args, *node.kwargs.values())
-                if type(argument) in (int, float)
-                and 1 < abs(argument) < 2**31
-                and argument % 1 == 0
+                int(abs(number))
+                for numbers in told
+                for number in numbers
+                if type(number) in (int, float) and 1 < abs(number) < 2**31 and number % 1 == 0
             }
         )
+
+    def _width(self, node: Node) -> list[int]:
+        """How many an op takes the best of: that, or a size that is no more than it."""
+        if not _picks(node):
+            return []
+        width = node.args[1]
+        if isinstance(width, Node):
+            return [int(n) for n in re.findall(r"\d+", str(self.size(width.meta["val"])))]
+        return [width] if isinstance(width, int) else []
 
     def _hidden(self, between: Iterable[Node]) -> Iterator[int]:
         """The integers in the sizes that a mask is computed with, which no symbol replaces.
@@ -341,38 +429,61 @@ class _Masks:
         window holds is not used for more of them (``Task.alike``).
         """
         for node in between:
-            if _is_arithmetic(node) or base_name(str(node.target)) in ("arange", "slice"):
+            slices = base_name(str(node.target)) == "slice"
+            if _is_arithmetic(node) or slices or base_name(str(node.target)) == "arange":
+                if slices and self._is_bias(node.args[0]):
+                    continue
                 sizes = (self.size(n.meta["val"]) for n in node.all_input_nodes if _is_size(n))
                 at_work = (s for s in sizes if any(s.evaluate(one) for one in self.samples))
                 yield from (int(n) for size in at_work for n in re.findall(r"\d+", str(size)))
 
+    def _is_bias(self, node: Any) -> bool:
+        """Whether a tensor, or what it is a slice of, is the same at all sizes and hides nothing
+        wherever it is added to scores."""
+        while isinstance(node, Node) and base_name(str(node.target)) == "slice":
+            node = node.args[0]
+        if not isinstance(node, Node) or node not in self.constant:
+            return False
+        for known in self.made.values():
+            held = known.get(node)
+            shape = node.meta["val"].shape
+            if isinstance(held, torch.Tensor) and all(isinstance(axis, int) for axis in shape):
+                return held.is_floating_point() and bool((held.abs() < BIAS).all())
+        return False
+
     def _pairs(
         self,
-        run: Callable[[Sizes, Mapping[int, int]], torch.Tensor],
-        numbers: Sequence[int],
-        hidden: Iterable[int],
+        run: Callable[[Sizes, Mapping[int, int], int], torch.Tensor],
+        between: Sequence[Node],
         queries: Formula,
         keys: Formula,
-    ) -> Formula | None:
-        """The pairs that a mask lets through, None where the counts are those of no pattern.
+    ) -> Formula:
+        """The pairs that a mask lets through. Raises _Unknown where they are those of no pattern.
 
         Where several give the same counts, because no sample is as long as a window, small numbers
         stand in for those of the mask's code: the right pattern changes as the counts do.
         """
-        if any(n > keys.evaluate(sizes) for n in hidden for sizes in self.samples[-1:]):
-            return None  # no sample is as long as what a size is compared with
+        numbers = self._numbers(between)
         pasts = {sizes["past"] for sizes in self.samples}
         past = const(pasts.pop()) if len(pasts) == 1 else var("past")
+        seeds = SEEDS if any(map(_picks, between)) else ()
+        samples, every = self.samples, ({}, *({n: other} for n in numbers for other in INSTEAD))
 
         def counted(instead: Mapping[int, int]) -> list[list[int]]:
-            return [_counts(run(sizes, instead)) for sizes in self.samples]
+            first = [_counts(run(sizes, instead, 0)) for sizes in samples]
+            for seed in seeds:
+                for sizes, counts in zip(samples, first, strict=True):
+                    seen = run(sizes, instead, seed) != 0
+                    if bool((seen.sum(-1) != torch.tensor(counts)).any()):
+                        raise _Unknown("how many pairs its mask keeps goes by the data")
+            return first
 
         def fits(one: _Candidate, instead: Mapping[int, int], counts: list[list[int]]) -> bool:
             pattern, number, more = one
             width = instead.get(number, number) + more
             return counts == [
                 pattern.counts(sizes, queries.evaluate(sizes), keys.evaluate(sizes), width)
-                for sizes in self.samples
+                for sizes in samples
             ]
 
         def formulas() -> dict[str, Formula]:
@@ -385,13 +496,34 @@ class _Masks:
 
         left: list[_Candidate] = [(_FULL, 0, 0), (_CAUSAL, 0, 0)]
         left += [(p, number, more) for number in numbers for p in _WITH_A_WIDTH for more in (0, 1)]
-        for instead in ({}, *({n: other} for n in numbers for other in INSTEAD)):
-            if not self.samples or (instead and len(formulas()) < 2):
+        if not samples:
+            raise _Unknown("there is no size to run its mask at")
+        try:
+            counted({})
+        except _TooLarge:
+            if len(numbers) != 1 or not any(map(_picks, between)):
+                raise
+            samples, every = _shorter(samples), every[1:]
+        for instead in every:
+            if instead and len(formulas()) < 2:
                 break
             counts = counted(instead)
             left = [one for one in left if fits(one, instead, counts)]
+        limits = [n for n in self._hidden(between) if n > keys.evaluate(self.samples[-1])]
+        if limits:
+            raise _Unknown(f"its mask compares sizes with {limits[0]}, and no run is as long")
         found = formulas()
-        return found.popitem()[1] if self.samples and len(found) == 1 else None
+        if len(found) != 1:
+            raise _Unknown("its mask is no triangle, window, chunk or square")
+        return found.popitem()[1]
+
+
+def _shorter(samples: Sequence[Sizes]) -> list[Sizes]:
+    """As many sizes, none of which is large."""
+    return [
+        {name: size if size <= SHORT else 7 + 2 * n for name, size in sizes.items()}
+        for n, sizes in enumerate(samples)
+    ]
 
 
 _Candidate = tuple[_Pattern, int, int]
@@ -402,7 +534,7 @@ def _counts(probabilities: torch.Tensor) -> list[int]:
     """Keys that each query sees. Raises _Unknown where sequences or heads differ in it."""
     seen = (probabilities != 0).sum(-1).reshape(-1, probabilities.shape[-2])
     if not bool((seen == seen[0]).all()):
-        raise _Unknown
+        raise _Unknown("sequences or heads of a batch differ in what they see")
     counts: list[int] = seen[0].tolist()
     return counts
 
@@ -439,7 +571,19 @@ def _stand_in(argument: Any, instead: Mapping[int, int]) -> Any:
     return instead[abs(argument)] if argument > 0 else -instead[-argument]
 
 
-def _chooses(node: Node) -> bool:
-    """Whether an op makes numbers of places, or truths, of the scores; a maximum may as well."""
-    whole = any(not t.is_floating_point() for t in _tensors(node.meta.get("val")))
-    return whole and base_name(str(node.target)) not in ("max", "min")
+def _picks(node: Node) -> bool:
+    """Whether an op takes the k best along the last axis."""
+    return base_name(str(node.target)) == "topk" and argument(node, "dim") in (-1, None)
+
+
+_HANDS_ON = (
+    *("dropout", "to", "_to_copy", "contiguous", "clone", "view", "reshape", "expand", "slice"),
+    *("mul", "masked_fill", "nan_to_num"),
+)
+
+
+def _after_softmax(node: Any) -> bool:
+    """Whether a tensor is that of a softmax, but for what masks, casts or views it."""
+    while isinstance(node, Node) and base_name(str(node.target)) in _HANDS_ON:
+        node = node.args[0]
+    return isinstance(node, Node) and kind_of(str(node.target)) is Kind.SOFTMAX

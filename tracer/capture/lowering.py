@@ -132,9 +132,10 @@ class _Lowering:
                 )
                 raise Untraceable(why, where, by_data=by_data)
         self.real = self._run(exported, sizes)
-        self.extents = find_extents(
+        self.extents, unknown = find_extents(
             nodes, _data(exported, nodes, self.inputs), self._written(nodes), self._size, samples
         )
+        self.program.masks_unknown = tuple(dict.fromkeys(unknown.values()))
         for node in nodes:
             match node.op:
                 case "placeholder":
