@@ -126,6 +126,9 @@ class Tracing:
     image_size: Annotated[
         str | None, Option(help="Their pixels: 448, or HEIGHTxWIDTH; the config's when left out.")
     ] = None
+    sounds: Annotated[
+        int | None, Option(min=0, max=999, help="Sounds a sequence; text alone when left out.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,13 +35,19 @@ def _fields(overrides: Overrides) -> dict[str, Any]:
     return parse_overrides(list(overrides))
 
 
-def with_images(
-    overrides: Overrides, images: int | None, image_size: int | str | None
+def with_senses(
+    overrides: Overrides,
+    images: int | None,
+    image_size: int | str | None = None,
+    sounds: int | None = None,
 ) -> Overrides:
-    """Overrides with the images that a model sees in each sequence, and their size in pixels.
+    """Overrides with the images that a model sees in each sequence, their size in pixels, and the
+    sounds that it hears.
 
     Raises InputError for a size that is no number and no ``HEIGHTxWIDTH``.
     """
+    if sounds:
+        overrides = {**_fields(overrides), "sounds": [sounds]}
     if images is None and image_size is None:
         return overrides
     sides = str(image_size or "").split("x") if image_size is not None else []
@@ -220,7 +226,7 @@ class Request:
     @property
     def _changed(self) -> bool:
         """Whether it is another model than the one that was named."""
-        return bool(self._options.get("overrides", {}).keys() - {"images"})
+        return bool(self._options.get("overrides", {}).keys() - {"images", "sounds"})
 
     @property
     def _beside(self) -> Path | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from costmodels.flops import annotate
 from cutedge._machines import machine_of
-from cutedge._request import Overrides, Request, with_images
+from cutedge._request import Overrides, Request, with_senses
 from partition import Granularity, Residency, ScheduleKind
 from tracer.errors import InputError
 from tracer.graph import OpGraph
@@ -45,6 +45,7 @@ def trace(
     overrides: Overrides = None,
     images: int | None = None,
     image_size: int | str | None = None,
+    sounds: int | None = None,
     full: bool = False,
     strict: bool = False,
     use_cache: bool = True,
@@ -64,8 +65,9 @@ def trace(
     or ``sdpa`` (one op). ``overrides`` change fields of the config: a dict, or texts
     ``key=value``. A model of text and images sees ``images`` in each sequence (text alone when left
     out), of ``image_size`` pixels (``448`` or ``"336x448"``, height and width; the config's when
-    left out); ``seq`` counts their tokens. ``full`` traces every layer, also where all are alike. A
-    trace that was made before comes out of the trace cache, unless ``use_cache`` is False.
+    left out), and one of text and sounds hears ``sounds``; ``seq`` counts their tokens. ``full``
+    traces every layer, also where all are alike. A trace that was made before comes out of the
+    trace cache, unless ``use_cache`` is False.
 
     Raises InputError for a model or options that cannot be, CutedgeError for a model that cannot be
     traced, and with ``strict`` for one with an op that works and has no cost formula.
@@ -85,7 +87,7 @@ logits of the last token>
         dtype=dtype,
         attn=attn,
         logits=logits,
-        overrides=with_images(overrides, images, image_size),
+        overrides=with_senses(overrides, images, image_size, sounds),
         inputs=inputs,
     )
     graph, warnings, reach, cached = request.traced(full=full, use_cache=use_cache)

@@ -35,7 +35,13 @@ from costmodels.flops import annotate, total_flops
 from cutedge.runtime.ops import refused
 from tracer.capture import Capture, as_it_runs, capture, quiet
 from tracer.capture.errors import first_line
-from tracer.capture.inputs import reading, sees_among_tokens
+from tracer.capture.inputs import (
+    Reading,
+    hears_among_tokens,
+    reading,
+    sees_among_tokens,
+    sees_beside_tokens,
+)
 from tracer.capture.models import build
 from tracer.errors import CutedgeError
 from tracer.graph import Kind, Op, OpGraph, Status
@@ -43,6 +49,8 @@ from tracer.kinds import MATRIX_PRODUCTS, base_name
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 LAYERS, BATCH, SEQ, SOURCE = 2, 8, 64, 96
+SHOWN = 2
+"""The batch of models that read images or sounds among their tokens: many take each by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,8 @@ class Head:
     """What is traced of models with an encoder apart; of others, a prefill."""
     images: bool = False
     """Whether models read an image in each of the batch, beside 1024 tokens of text."""
+    sounds: bool = False
+    """Whether models of text read a sound in each of the batch, beside 1024 tokens."""
 
 
 TWO_TOWERS = {
@@ -78,6 +88,7 @@ HEADS = {
         "Speech to text, sequence to sequence",
         transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
         ("prefill", "encoder", "decode"),
+        sounds=True,
     ),
     "audio-classification": Head(
         "Audio classification", transformers.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING
@@ -234,6 +245,14 @@ GAPS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("image-text-to-text", "step3p7"): {"text_config.sliding_window": 512},
     ("image-text-to-text", "vipllava"): {"vision_feature_layers": [-1, 1]},
+    ("speech-seq2seq", "fun_asr_nano"): {
+        "adaptor_config.hidden_size": 4096,
+        "adaptor_config.intermediate_size": 1024,
+    },
+    ("speech-seq2seq", "granite_speech"): {"projector_config.encoder_hidden_size": 1024},
+    ("speech-seq2seq", "granite_speech_plus"): {"projector_config.encoder_hidden_size": 1024},
+    ("speech-seq2seq", "voxtral"): {"audio_token_id": 5},
+    ("two-towers", "blip-2"): {"image_token_index": 5},
     ("ctc", "wav2vec2-bert"): {"vocab_size": 32},
     ("ctc", "wav2vec2-conformer"): {"vocab_size": 32},
     ("masked-lm", "esm"): {"vocab_size": 33, "pad_token_id": 1},
@@ -253,7 +272,6 @@ REASONS = {
     "gemma4_unified_assistant": "a drafter: its layers read the cache of another model",
     "nllb-moe": "its experts are run one by one, by the values of the routing",
     "switch_transformers": "its experts are run one by one, by the values of the routing",
-    "siglip2": "it reads patches and goes by the values of their places",
 }
 """Why a type cannot be built, where the error alone does not say it."""
 SENSED = ("pixel_values", "input_features", "input_values")
@@ -330,12 +348,15 @@ def sweep(head: str, model_type: str) -> Row:
     gap = GAPS.get((head, model_type), {})
     overrides = {**dict.fromkeys(depths(default), LAYERS), **gap}
     reads = inspect.signature(model_class.forward).parameters
-    sees = HEADS[head].images and {"input_ids", "pixel_values"} <= {*reads}
-    sees = sees and "decoder_input_ids" not in reads
+    apart = "decoder_input_ids" in reads and default.get("is_encoder_decoder", True)
+    what = "images" if HEADS[head].images else "sounds"
+    shown = {"images": {"pixel_values"}, "sounds": {"input_features", "input_values"}}[what]
+    shows = (HEADS[head].images or HEADS[head].sounds) and "input_ids" in reads
+    sees = bool(shows and shown & {*reads}) and not apart
     started = time.perf_counter()
-    read = {**overrides, "images": [1]} if sees else overrides
+    read = {**overrides, what: [1]} if sees else overrides
     made = {"prefill": traced(config, read, "prefill", reads, sees)}
-    if sees and "leave --images out" in str(made["prefill"]):
+    if sees and isinstance(made["prefill"], CutedgeError):  # text alone then
         sees, made = False, {"prefill": traced(config, overrides, "prefill", reads)}
     for phase in HEADS[head].phases[1:]:
         made[phase] = traced(config, overrides, phase, reads, sees)
@@ -374,7 +395,8 @@ def sweep(head: str, model_type: str) -> Row:
 def without(made: Capture | CutedgeError | None, reads: Iterable[str]) -> list[str]:
     """What a model can read beside tokens and is not given."""
     read = {t.name for t in made.graph.tensors} if isinstance(made, Capture) else set()
-    return [f"without {name}" for name in SENSED if {name, "input_ids"} <= {*reads} - read]
+    others = {*reads} - read if "input_ids" in reads else set()
+    return [f"without {name}" for name in SENSED if name in others]
 
 
 def traced(
@@ -385,7 +407,7 @@ def traced(
     sees: bool = False,
 ) -> Capture | CutedgeError | None:
     """A phase of a model with such inputs: None where it has none, an error that says why not."""
-    apart = "decoder_input_ids" in reads
+    apart = "decoder_input_ids" in reads and not sees
     if phase != "prefill" and not (apart or sees):
         return None
     asked: dict[str, dict[str, int]] = {
@@ -396,7 +418,8 @@ def traced(
     sizes = {} if sees else asked[phase]
     if apart and phase != "encoder":
         sizes["source"] = SOURCE
-    options: dict[str, Any] = {"phase": phase, "batch": BATCH, "overrides": overrides, **sizes}
+    batch = SHOWN if sees else BATCH
+    options: dict[str, Any] = {"phase": phase, "batch": batch, "overrides": overrides, **sizes}
     try:
         return capture(config, model=config["model_type"], **options)
     except CutedgeError as error:
@@ -497,8 +520,12 @@ def counted_by_torch(
         inputs = {**inputs, **{key: value for key, value in options.items() if key in accepted}}
         run: Any = module
         told = "image_grid_thw" in inputs  # then they are as the model reads them
-        if "pixel_values" in inputs and not told and sees_among_tokens(module, accepted):
-            run = partial(_seeing, reading(module, name, "prefill", (1,)).run, module)
+        if "input_ids" in inputs and not told and {*SENSED} & {*inputs}:
+            seen = sees_among_tokens(module, accepted) or sees_beside_tokens(module, accepted)
+            heard = () if seen or not hears_among_tokens(module, accepted) else (1,)
+            two = hasattr(module, "get_text_features")
+            read = reading(module, name, "prefill", (1,) if seen and not two else (), heard)
+            run = partial(_seeing, read, module)
         try:
             return _counted(module, run, inputs)
         except RuntimeError:  # it looks at its position ids, unless there is a mask
@@ -513,10 +540,10 @@ def counted_by_torch(
         return _counted(module, run, tree_map_only(torch.Tensor, _zeros, inputs))
 
 
-def _seeing(run: Callable[..., Any], module: torch.nn.Module, **given: Any) -> Any:
-    """A run of a model of text and images, laid out as it reads them."""
-    inputs = {name: given.pop(name) for name in ("input_ids", "pixel_values")}
-    return run(module, inputs, **given)
+def _seeing(read: Reading, module: torch.nn.Module, **given: Any) -> Any:
+    """A run of a model of text and images or sounds, laid out as it reads them."""
+    inputs = {tensor.name: given.pop(tensor.name) for tensor in read.inputs}
+    return read.run(module, inputs, **given)
 
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:
@@ -590,8 +617,8 @@ encoder reads {SOURCE} tokens, a decode one token over {SEQ} cached ones. `exact
 the ops in the prefill that compute or move data whose FLOPs are exact (the others are estimates: a
 softmax, a sine). `torch` compares the FLOPs of linears and other matrix products with torch's
 counter on the model itself, run eagerly: the whole of it where its encoder is traced too, else the
-decoder alone. A model of images and text reads an image in each of the batch and 1024 tokens beside
-its; its encoder is all that makes tokens of an image. `without` names what a model can read beside
+decoder alone. A model of images (or sounds) and text reads one in each of {SHOWN} texts, and 1024 tokens
+beside its; its encoder is all that makes tokens of it. `without` names what a model can read beside
 tokens and is not given. `seconds` are those of a row's captures, all its phases together, by the
 clock of a machine of 2 cores beside other work: a row by itself takes less.
 {tables}"""

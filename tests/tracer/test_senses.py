@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from costmodels.flops import annotate, total_flops
-from cutedge._request import with_images
+from cutedge._request import with_senses
 from tests.support import configs
 from tools.coverage import against_torch, counted_by_torch
 from tracer.capture import capture
@@ -213,12 +213,12 @@ def test_what_a_model_does_not_sense_is_said(
 
 
 def test_a_size_of_images_is_a_number_or_two() -> None:
-    assert with_images(["a=1"], 2, "336x448") == {"a": 1, "images": [2, 336, 448]}
-    assert with_images({}, None, 448) == {"images": [1, 448]}
-    assert with_images({"a": 1}, None, None) == {"a": 1} == with_images({"a": 1}, 0, None)
+    assert with_senses(["a=1"], 2, "336x448") == {"a": 1, "images": [2, 336, 448]}
+    assert with_senses({}, None, 448) == {"images": [1, 448]}
+    assert with_senses({"a": 1}, None, None) == {"a": 1} == with_senses({"a": 1}, 0, None)
     for size in ("4x4x4", "big", "0", "x"):
         with pytest.raises(InputError, match="give pixels"):
-            with_images({}, 1, size)
+            with_senses({}, 1, size)
 
 
 def test_told_numbers_are_known_where_no_data_is() -> None:

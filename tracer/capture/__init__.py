@@ -26,7 +26,7 @@ from tracer.capture.errors import Untraceable, failure, first_line
 from tracer.capture.exported import ExportedTask
 from tracer.capture.forms import architectures
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
-from tracer.capture.inputs import IMAGES, MANY_TOKENS, phases, reading
+from tracer.capture.inputs import IMAGES, MANY_TOKENS, SOUNDS, phases, reading
 from tracer.capture.kv_cache import WRAPPED
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.memory import parameter_count
@@ -127,23 +127,25 @@ def _task(
     logits: str,
     overrides: Mapping[str, Any],
 ) -> Task:
-    images, fields = _images(overrides)
+    images, sounds, fields = _sensed(overrides)
     module = build(config, fields, model=model, dtype=dtype, attn=attn)
-    read = reading(module, model, phase, images)
+    read = reading(module, model, phase, images, sounds)
     return Task(module, model, read, phase=phase, logits=logits, cache=cache, sizes=sizes)
 
 
-def _images(overrides: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """(the images of a sequence and their sizes, the overrides of the config itself)"""
+def _sensed(
+    overrides: Mapping[str, Any],
+) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    """(the images of a sequence and their sizes, its sounds, the overrides of the config itself)"""
     fields = dict(overrides)
-    return tuple(fields.pop(IMAGES, ())), fields
+    return tuple(fields.pop(IMAGES, ())), tuple(fields.pop(SOUNDS, ())), fields
 
 
 def _notes(
     config: Mapping[str, Any], overrides: Mapping[str, Any], task: Task, dtype: str, attn: str
 ) -> tuple[str, ...]:
     """What a user must know of a config, whatever is traced of it."""
-    merged, notes = settle(config, _images(overrides)[1], model=task.model)
+    merged, notes = settle(config, _sensed(overrides)[2], model=task.model)
     named = architectures(merged)
     if not named:
         notes = (f"its config names no architecture: {task.name} is what is traced", *notes)
@@ -260,7 +262,7 @@ def runnable(
     with quiet(), as_it_runs():
         task = _task(config, model, phase, sizes, cache, dtype, attn, logits, overrides)
         notes = _notes(config, overrides, task, dtype, attn)
-        fields = _images(overrides)[1]
+        fields = _sensed(overrides)[2]
         twin = build_with_memory(config, fields, model=model, dtype=dtype, attn=attn)
         return _runnable(task, dtype, attn, overrides, notes, twin)
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from tracer.capture.compat import MODEL_FOR_CAUSAL_LM_MAPPING, BaseModelOutput
 from tracer.capture.errors import failure
-from tracer.capture.pictures import Picture, by_text, pictures, rows, seer, tower
+from tracer.capture.pictures import Shown, by_text, maker, pictures, rows, sounds, tower
 from tracer.capture.runs import run_on_meta
 from tracer.capture.senses import (
     HEARD,
@@ -26,13 +26,14 @@ from tracer.capture.senses import (
     sensed,
     shape,
 )
-from tracer.capture.told import Placed, Told, telling
+from tracer.capture.told import Placed, Told, constant, telling
 from tracer.errors import CutedgeError, InputError
 
 PHASES = ("prefill", "decode", "encoder")
 
-IMAGES = "images"
-"""Where overrides of a config say how many images a sequence has, and their height and width."""
+IMAGES, SOUNDS = "images", "sounds"
+"""Where overrides of a config say how many images a sequence has, and their height and width, and
+how many sounds."""
 
 MANY_TOKENS = 1024
 """The tokens of a prefill, and those that an encoder has read, where the user names no number."""
@@ -67,10 +68,17 @@ class Reading:
     """What the cache is filled by, where another reading does it."""
 
 
-def reading(module: torch.nn.Module, model: str, phase: str, images: Sequence[int] = ()) -> Reading:
+def reading(
+    module: torch.nn.Module,
+    model: str,
+    phase: str,
+    images: Sequence[int] = (),
+    heard: Sequence[int] = (),
+) -> Reading:
     """What ``module``, a model of transformers, reads in ``phase``.
 
-    ``images`` is how many it sees in each sequence, and what height and width they have.
+    ``images`` is how many it sees in each sequence, and what height and width they have;
+    ``heard`` how many sounds it hears.
 
     Raises InputError for a phase that such a model does not have, CutedgeError for one that reads
     something else than tokens or images.
@@ -79,25 +87,34 @@ def reading(module: torch.nn.Module, model: str, phase: str, images: Sequence[in
     if phase not in PHASES:
         raise InputError(f"unknown phase {phase!r}: {', '.join(PHASES)}")
     if _is_encoder_decoder(module, accepted):
-        if images:
+        if images or heard:
+            option = "--images" if images else "--sounds"
             raise InputError(
-                f"{model}: {type(module).__name__} reads in its encoder, in a phase of its own, and "
-                "no images among its tokens: leave --images out"
+                f"{model}: {type(module).__name__} reads images and sounds in its encoder, if any, "
+                f"which is a phase of its own: leave {option} out"
             )
         return _encoder(module, model) if phase == "encoder" else _decoder(module, phase)
-    if sees_among_tokens(module, accepted):
-        if phase == "encoder":
-            return _seen(module, model, images or (1,))
-        if images:
-            both = _tokens_and_images(module, model, accepted, images)
-            return both if phase == "prefill" else _over_images(both, accepted)
-    elif sees_beside_tokens(module, accepted) and (images or phase == "encoder"):
-        if phase == "encoder":
-            return _seen_beside(module, model, images or (1,))
-        both = _tokens_beside_images(module, model, accepted, images)
-        return both if phase == "prefill" else _over_images(both, accepted)
-    elif images:
+    sees, hears = sees_among_tokens(module, accepted), hears_among_tokens(module, accepted)
+    beside = sees_beside_tokens(module, accepted)
+    if images and not (sees or beside):
         raise InputError(f"{model}: {type(module).__name__} reads no images among its tokens")
+    if heard and not hears:
+        raise InputError(f"{model}: {type(module).__name__} reads no sounds among its tokens")
+    if heard and images:
+        raise InputError("--images and --sounds in one text are not traced: give one of them")
+    if phase == "encoder" and (sees or hears):
+        kind = "audio" if heard or not sees else "image"
+        return _shown(module, model, kind, heard or images or (1,))
+    if (images and sees) or heard:
+        kind = "audio" if heard else "image"
+        both = _tokens_and(module, model, kind, accepted, heard or images)
+        return both if phase == "prefill" else _over(both, accepted)
+    needs = beside and accepted["pixel_values"].default is inspect.Parameter.empty
+    if beside and phase == "encoder":
+        return _seen_beside(module, model, images or (1,))
+    if beside and (images or (needs and phase == "prefill")):
+        both = _tokens_beside_images(module, model, accepted, images or (1,))
+        return both if phase == "prefill" else _over(both, accepted)
     if phase == "encoder":
         raise InputError(f"{model}: {type(module).__name__} has no encoder apart: use prefill")
     if _is_two_towers(module, accepted):
@@ -105,8 +122,9 @@ def reading(module: torch.nn.Module, model: str, phase: str, images: Sequence[in
     if "input_ids" in accepted:
         tokens = Input("input_ids", ("batch", "seq"))
         sizes = {"seq": _new_tokens(phase)}
-        sees = sees_among_tokens(module, accepted) or sees_beside_tokens(module, accepted)
-        notes = ("it reads text alone here: --images 1 for an image before it",) if sees else ()
+        notes = ("it reads text alone here: --images 1 for an image before it",) * (sees or beside)
+        if hears:
+            notes += ("it hears nothing here: --sounds 1 for a sound before its text",)
         return Reading((tokens,), _plainly, sizes, _NO_SOURCE, notes, options=accepted)
     if (read := sensed(module, accepted, lambda inputs: module(**inputs))) is not None:
         if phase != "prefill":
@@ -128,7 +146,7 @@ def phases(module: Any) -> list[str]:
         return [*(["encoder"] if known else []), "prefill", "decode"]
     steps = cache_argument(accepted) and not is_encoder(module)
     apart = sees_among_tokens(module, accepted) and not _is_two_towers(module, accepted)
-    apart = apart or sees_beside_tokens(module, accepted)
+    apart = apart or sees_beside_tokens(module, accepted) or hears_among_tokens(module, accepted)
     return [*(["encoder"] if apart else []), "prefill", *(["decode"] if steps else [])]
 
 
@@ -173,7 +191,7 @@ def _plainly(module: torch.nn.Module, inputs: Mapping[str, Any], **options: Any)
 
 def _is_two_towers(module: torch.nn.Module, accepted: Mapping[str, Any]) -> bool:
     """Whether a model compares texts to images or sounds, each in a tower of its own."""
-    compares = any(hasattr(module, f"get_{kind}_features") for kind in ("image", "audio"))
+    compares = any(hasattr(module, f"get_{kind}_features") for kind in ("image", "audio", "video"))
     return compares and hasattr(module, "get_text_features") and "input_ids" in accepted
 
 
@@ -191,31 +209,54 @@ def _two_towers(
     read = sensed(module, accepted, run)
     if read is None or "seq" in read.sizes:
         raise CutedgeError(f"{model}: {type(module).__name__} reads what is not known here")
+    if maker(module) is not None and _stumbles(module, _plainly, (tokens, read.given), {"seq": 8}):
+        for way in pictures(module, None):  # patches, in rows and columns that it is told
+            shown, given = _laid(way, 1, read.given.dtype)
+
+            def both(
+                module: Any, inputs: Mapping[str, Any], given: Any = given, **options: Any
+            ) -> Any:
+                with telling(module):
+                    told = given(module, inputs)
+                    return module(input_ids=inputs["input_ids"], **told, **options)
+
+            if _stumbles(module, both, (tokens, shown), {"seq": 8}) is None:
+                notes = (f"each of the batch is a text and {way.what}",)
+                sizes = {"seq": MANY_TOKENS}
+                return Reading((tokens, shown), both, sizes, _ALONE, notes, by_one=True)
     other = "image" if read.given.name in SEEN else "sound"
-    notes = (f"each of the batch is a text and one {other}", *read.notes)
-    fixed = {"past": "it keeps no cache", "source": "it reads no encoded tokens"}
-    return Reading((tokens, read.given), _plainly, {"seq": MANY_TOKENS}, fixed, notes)
+    said = (f"each of the batch is a text and one {other}", *read.notes)
+    return Reading((tokens, read.given), _plainly, {"seq": MANY_TOKENS}, _ALONE, said)
+
+
+_ALONE = {"past": "it keeps no cache", "source": "it reads no encoded tokens"}
 
 
 def sees_among_tokens(module: torch.nn.Module, accepted: Mapping[str, Any]) -> bool:
     """Whether a model takes images for some of the tokens of a text."""
-    return {"input_ids", "pixel_values"} <= {*accepted} and seer(module) is not None
+    return {"input_ids", "pixel_values"} <= {*accepted} and maker(module) is not None
+
+
+def hears_among_tokens(module: torch.nn.Module, accepted: Mapping[str, Any]) -> bool:
+    """Whether a model takes sounds for some of the tokens of a text."""
+    heard = "input_ids" in accepted and any(name in accepted for name in HEARD)
+    return heard and maker(module, "audio") is not None and not _is_two_towers(module, accepted)
 
 
 def sees_beside_tokens(module: torch.nn.Module, accepted: Mapping[str, Any]) -> bool:
     """Whether a model reads images that take no place among the tokens of its text."""
     return (
         {"input_ids", "pixel_values"} <= {*accepted}
-        and seer(module) is None
+        and maker(module) is None
         and tower(module) is not None
         and not _is_two_towers(module, accepted)
     )
 
 
-def _over_images(both: Reading, accepted: Collection[str]) -> Reading:
-    """A step over cached images and text."""
+def _over(both: Reading, accepted: Collection[str]) -> Reading:
+    """A step over cached images or sounds and text."""
     tokens = Input("input_ids", ("batch", "seq"))
-    note = "an image's tokens are among the cached ones: --past counts them"
+    note = f"{both.taken} of the cached tokens are not of text: --past counts them"
     return Reading(
         (tokens,),
         _plainly,
@@ -270,8 +311,8 @@ def _beside(
             return module(input_ids=inputs["input_ids"], **given(module, inputs))
 
         if (error := _stumbles(module, both, (tokens, pixels), {"seq": 8})) is None:
-            what = f"an image of {seen.height} x {seen.width} pixels"
-            return pixels, given, f"{what} is read beside the tokens: --seq does not count it"
+            note = f"{seen.what} is read beside the tokens: --seq does not count it"
+            return pixels, given, note
         failures.append(error)
     raise CutedgeError(
         f"{model}: {type(module).__name__} takes images in no way known here: "
@@ -279,54 +320,59 @@ def _beside(
     ) from failures[0]
 
 
-def _seen(module: torch.nn.Module, model: str, images: Sequence[int]) -> Reading:
-    """What a model makes of images alone: its tower of vision, and the projector behind it."""
-    pixels, run, notes, _ = _pictures(module, model, images)
+def _shown(module: torch.nn.Module, model: str, kind: str, asked: Sequence[int]) -> Reading:
+    """What a model makes of images or sounds alone: its tower, and the projector behind it."""
+    given, run, notes, _ = _ways(module, model, kind, asked)
 
     def features(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
-        return _features(module, run(module, inputs))
+        return _features(module, kind, run(module, inputs))
 
-    fixed = dict.fromkeys(("seq", "past", "source"), "it reads images, not tokens")
-    return Reading((pixels,), features, {}, fixed, notes, by_one=True)
+    fixed = dict.fromkeys(("seq", "past", "source"), f"it reads {_KINDS[kind]}, not tokens")
+    return Reading((given,), features, {}, fixed, notes, by_one=True)
 
 
-def _tokens_and_images(
-    module: torch.nn.Module, model: str, accepted: Collection[str], images: Sequence[int]
+def _tokens_and(
+    module: torch.nn.Module, model: str, kind: str, accepted: Collection[str], asked: Sequence[int]
 ) -> Reading:
-    pixels, run, notes, made = _pictures(module, model, images)
+    """Text, and the images or sounds before it."""
+    shown, run, notes, made = _ways(module, model, kind, asked)
     tokens = Input("input_ids", ("batch", "seq"))
 
     def both(module: Any, inputs: Mapping[str, Any], *, placed: bool, **options: Any) -> Any:
-        part, tokens = seer(module), inputs["input_ids"]
+        part, tokens = maker(module, kind), inputs["input_ids"]
         place = Placed(tokens, made, module.config) if placed else nullcontext()
         given = run(module, inputs)
         if hasattr(part, "get_rope_index"):  # which text generation asks before a run
             places = torch.arange(tokens.shape[1], device=tokens.device)
             given["position_ids"] = places.expand(3, tokens.shape[0], -1)
-        with patch.object(part, "get_image_features", _telling(part)), place:
+        with patch.object(part, f"get_{kind}_features", _telling(part, kind)), place:
             return module(input_ids=tokens, **given, **options)
 
     sizes = {"seq": MANY_TOKENS + made}
     plain = partial(both, placed=False)
-    asks = _stumbles(module, plain, (tokens, pixels), {"seq": made + 1}) is not None
+    asks = _stumbles(module, plain, (tokens, shown), {"seq": made + 1}) is not None
     both = partial(both, placed=asks)
     return Reading(
-        (tokens, pixels), both, sizes, _NO_SOURCE, notes, accepted, taken=made, by_one=True
+        (tokens, shown), both, sizes, _NO_SOURCE, notes, accepted, taken=made, by_one=True
     )
 
 
-def _features(module: Any, given: Mapping[str, Any]) -> Any:
-    made = _telling(seer(module))(**given, return_dict=True)
+_KINDS = {"image": "images", "audio": "sounds"}
+"""What a model makes tokens of, as its methods call it -> as an option does."""
+
+
+def _features(module: Any, kind: str, given: Mapping[str, Any]) -> Any:
+    made = _telling(maker(module, kind), kind)(**given, return_dict=True)
     for name in ("pooler_output", "last_hidden_state"):
-        if getattr(made, name, None) is not None:
-            return made[name]
+        if (found := getattr(made, name, None)) is not None:
+            return found
     layers = getattr(made, "deepstack_features", None)  # (layer, features) for some of the layers
     return made if layers is None else layers[0][1]
 
 
-def _telling(part: Any) -> Callable[..., Any]:
-    """What makes tokens of images, with code that may look at what follows from their sizes."""
-    made = part.get_image_features
+def _telling(part: Any, kind: str) -> Callable[..., Any]:
+    """What makes tokens, with code that may look at what follows from sizes."""
+    made = getattr(part, f"get_{kind}_features")
 
     def features(*args: Any, **kwargs: Any) -> Any:
         with telling(part):
@@ -335,29 +381,36 @@ def _telling(part: Any) -> Callable[..., Any]:
     return features
 
 
-def _pictures(
-    module: torch.nn.Module, model: str, images: Sequence[int]
+def _ways(
+    module: torch.nn.Module, model: str, kind: str, asked: Sequence[int]
 ) -> tuple[Input, Callable[[Any, Mapping[str, Any]], dict[str, Any]], tuple[str, ...], int]:
-    """(the pixels, what the model is given for them, what a user must know, tokens they make)"""
-    count, *size = images
+    """(images or sounds, what the model is given for them, what a user must know, tokens they
+    make)"""
+    count, *size = asked
     dtype = next(module.parameters()).dtype
     failures: list[Exception] = []
-    for seen in pictures(module, (size[0], size[-1]) if size else None):
-        pixels, given = _laid(seen, count, dtype)
+    ways = (
+        sounds(module)
+        if kind == "audio"
+        else pictures(module, (size[0], size[-1]) if size else None)
+    )
+    for way in ways:
+        read, given = _laid(way, count, dtype)
         try:
             with run_on_meta(module), torch.device("meta"):
-                probe = torch.zeros(shape(pixels.axes, {"batch": 1}), dtype=dtype)
-                made = tree_leaves(_features(module, given(module, {"pixel_values": probe})))
+                probe = torch.zeros(shape(read.axes, {"batch": 1}), dtype=dtype)
+                made = tree_leaves(_features(module, kind, given(module, {way.name: probe})))
         except Exception as error:  # another shape than it reads may fail in any way
             failures.append(error)
             continue
         tokens = sum(t.numel() // t.shape[-1] for t in made if isinstance(t, torch.Tensor))
-        each = f"an image of {seen.height} x {seen.width} pixels makes {tokens // count} tokens"
-        return pixels, given, (f"{each}, which --seq counts among its own",), tokens
+        note = f"{way.what} makes {tokens // count} tokens, which --seq counts among its own"
+        return read, given, (note,), tokens
+    what = _KINDS[kind]
+    why = f": {failure(failures[0], module)}" if failures else " in a way known here"
     raise CutedgeError(
-        f"{model}: its images cannot be encoded without data: {failure(failures[0], module)}; "
-        "leave --images out for text alone"
-    ) from failures[0]
+        f"{model}: its {what} cannot be encoded without data{why}; leave --{what} out for text alone"
+    ) from (failures[0] if failures else None)
 
 
 def _stumbles(
@@ -377,9 +430,9 @@ def _stumbles(
 
 
 def _laid(
-    seen: Picture, count: int, dtype: torch.dtype
+    seen: Shown, count: int, dtype: torch.dtype
 ) -> tuple[Input, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
-    """(the pixels of ``count`` images a text, what a model is given for them)"""
+    """(``count`` images or sounds a text, what a model is given for them)"""
     axes: tuple[Axis, ...] = ("batch", *seen.axes)
     if seen.laid is rows:
         axes = ("batch", count * seen.axes[0], *seen.axes[1:])
@@ -387,7 +440,7 @@ def _laid(
         axes = ("batch", count, *seen.axes)
 
     def given(module: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        values = inputs["pixel_values"]
+        values = inputs[seen.name]
         place, batch = next(module.parameters()).device, values.shape[0]
         images = values.flatten(0, 1) if count > 1 and seen.laid is not rows else values
         told = {}
@@ -396,9 +449,11 @@ def _laid(
             told = {n: Told.of([row] * (texts * count), place) for n, row in seen.told.items()}
             if seen.laid is by_text:
                 told = {n: t.unflatten(0, (texts, count)) for n, t in told.items()}
-        return {"pixel_values": seen.laid(images, count), **told}
+        if not seen.looked:
+            told = {name: constant(numbers, place) for name, numbers in told.items()}
+        return {seen.name: seen.laid(images, count), **told}
 
-    return Input("pixel_values", axes, dtype), given
+    return Input(seen.name, axes, dtype), given
 
 
 def _encoder(module: torch.nn.Module, model: str) -> Reading:

@@ -1,14 +1,15 @@
-"""Images among the tokens of a text: how models read them, and what they must know of them."""
+"""Images and sounds among the tokens of a text: how models read them, and what they must know."""
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
-from tracer.capture.senses import image_size
+from tracer.capture.senses import HEARD, image_size, shape, shapes_of_sound
 
 Laid = Callable[[torch.Tensor, int], torch.Tensor]
 """(the pixels, ``batch`` x ``count`` images, ``count``) -> these as a model is given them."""
@@ -36,24 +37,27 @@ def strips(pixels: torch.Tensor, count: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """How a model of images and text reads one image."""
+class Shown:
+    """How a model of text reads one image or sound."""
 
+    name: str
+    """Of the argument that takes it."""
+    what: str
+    """What it is, as in ``an image of 224 x 224 pixels``."""
     axes: tuple[int, ...]
-    """The sizes of what it is given of an image."""
-    height: int
-    """In pixels."""
-    width: int
-    """In pixels."""
+    """The sizes of what the model is given of it."""
     told: Mapping[str, Any] = field(default_factory=dict)
-    """What it must know of an image beside its pixels: name -> its row of numbers."""
+    """What the model must know of it beside: name -> its row of numbers."""
     laid: Laid = each
+    looked: bool = True
+    """Whether code looks at what it knows, and does not only compute with it."""
 
 
-def seer(module: Any) -> Any:
-    """The part of a model that makes tokens of images; None where it is known of no such."""
+def maker(module: Any, kind: str = "image") -> Any:
+    """The part of a model that makes tokens of images, or of ``audio``; None where there is no
+    such."""
     parts = (getattr(module, "model", None), module, getattr(module, "base_model", None))
-    return next((part for part in parts if hasattr(part, "get_image_features")), None)
+    return next((part for part in parts if hasattr(part, f"get_{kind}_features")), None)
 
 
 _TOWERS = ("vision_model", "vision_tower", "image_encoder", "visual")
@@ -77,77 +81,110 @@ _MERGES = ("spatial_merge_size", "merge_size", "merge_kernel_size", "downsample_
 """How configs call how many patches, of a side, make a token."""
 
 
-def pictures(module: Any, size: tuple[int, int] | None) -> Iterator[Picture]:
+def pictures(module: Any, size: tuple[int, int] | None) -> Iterator[Shown]:
     """The ways in which a model may read an image of ``size`` (height, width) pixels, or of its
     config's size, the most telling first."""
-    settings = module.config
-    vision = getattr(settings, "vision_config", settings)
-    part = seer(module)
+    part = maker(module)
     asked = inspect.signature(part.get_image_features if part else module.forward).parameters
-    height, width, channels = image_size(settings)[:3]
-    if size is not None:
-        height, width = size
+    sides = size or image_size(module.config)[:2]
+    of_patches = "image_position_ids" in asked or any(name in asked for name in _GRIDS)
+    yield from (_of_patches if of_patches else _of_pixels)(module, asked, *sides)
 
-    def number(*names: str, default: int) -> int:
-        values = (getattr(part, name, None) for part in (vision, settings) for name in names)
-        values = (value[0] if isinstance(value, list | tuple) else value for value in values)
-        return next((value for value in values if isinstance(value, int)), default)
 
-    channels = number("in_channels", "num_channels", default=channels)
-    patch, merged = number("patch_size", default=14), number(*_MERGES, default=2)
+def _number(settings: Any, *names: str, default: int) -> int:
+    """What a config, that of its images first, says of them by one of these names."""
+    parts = (getattr(settings, "vision_config", settings), settings)
+    values = (getattr(part, name, None) for part in parts for name in names)
+    values = (value[0] if isinstance(value, list | tuple) else value for value in values)
+    return next((value for value in values if isinstance(value, int)), default)
+
+
+def _of_patches(module: Any, asked: Collection[str], height: int, width: int) -> Iterator[Shown]:
+    """The ways to read an image as its patches, in rows and columns that the model is told."""
+    settings = module.config
+    channels = _number(settings, "in_channels", "num_channels", default=3)
+    patch = _number(settings, "patch_size", default=14)
+    merged = _number(settings, *_MERGES, default=2)
     if "target_sizes" in asked:  # it merges them twice
         merged *= 2
     if "image_position_ids" in asked:
-        merged = number("pooling_kernel_size", default=merged)
+        merged = _number(settings, "pooling_kernel_size", default=merged)
     down, across = (max(side // (patch * merged), 1) * merged for side in (height, width))
-    patches, sides = down * across, (down * patch, across * patch)
-    grid = next((name for name in _GRIDS if name in asked), None)
-    told: dict[str, Any] = {}
-    if grid is not None:
-        told[grid] = [1, down, across] if grid.endswith("thw") else [down, across]
-        if "image_merge_sizes" in asked:
-            told["image_merge_sizes"] = merged
-        if "pixel_attention_mask" in asked:
-            told["pixel_attention_mask"] = [1] * patches
-    elif "image_position_ids" in asked:
+    patches, what = down * across, f"an image of {down * patch} x {across * patch} pixels"
+    shown = partial(Shown, "pixel_values", what)
+    if "image_position_ids" in asked:
         for few in (1, merged):  # it pools them, or reads larger ones
             told = {"image_position_ids": _places(down // few, across // few)}
-            flat = channels * (patch * few) ** 2
-            yield Picture((patches // few**2, flat), *sides, told)
+            yield shown((patches // few**2, channels * (patch * few) ** 2), told)
         return
-    if told:
-        deep = number("temporal_patch_size", default=1)
-        for frames in dict.fromkeys((deep, 1, 2)):
-            flat = channels * frames * patch * patch
-            if "pixel_attention_mask" in told:
-                yield Picture((patches, flat), *sides, told)
-            elif grid != "target_sizes":
-                yield Picture((patches, flat), *sides, told, rows)
-        yield Picture((patches, channels, patch, patch), *sides, told, rows)
-        yield Picture((channels, patch, patches * patch), *sides, told, strips)
+    grid = next(name for name in _GRIDS if name in asked)
+    known: dict[str, Any] = {grid: [1, down, across] if grid.endswith("thw") else [down, across]}
+    if "image_merge_sizes" in asked:
+        known["image_merge_sizes"] = merged
+    if grid == "target_sizes":
+        yield shown((channels, patch, patches * patch), known, strips)
         return
+    deep = _number(settings, "temporal_patch_size", default=1)
+    for frames in dict.fromkeys((deep, 1, 2)):
+        flat = channels * frames * patch * patch
+        if "pixel_attention_mask" in asked:
+            yield shown((patches, flat), {**known, "pixel_attention_mask": [1] * patches})
+        else:
+            yield shown((patches, flat), known, rows)
+    yield shown((patches, channels, patch, patch), known, rows)
+
+
+def _of_pixels(module: Any, asked: Mapping[str, Any], height: int, width: int) -> Iterator[Shown]:
+    """The ways to read an image as a whole, or in tiles."""
+    settings = module.config
+    channels = _number(settings, "in_channels", "num_channels", default=3)
     image = (channels, height, width)
+    shown = partial(Shown, "pixel_values", f"an image of {height} x {width} pixels")
+    known: dict[str, Any] = {}
     if "image_sizes" in asked:
         if asked["image_sizes"].default is None:
-            yield Picture(image, height, width)
-        told["image_sizes"] = [height, width]
+            yield shown(image)
+        known = {"image_sizes": [height, width]}
         if (points := getattr(settings, "image_grid_pinpoints", None)) is not None:
-            side = number("image_size", default=height)
-            parts = vars(sys.modules[type(part).__module__])["image_size_to_num_patches"]
-            tiles = parts([height, width], points, side)
-            yield Picture((tiles, channels, side, side), height, width, told)
+            side = _number(settings, "image_size", default=height)
+            code = vars(sys.modules[type(maker(module)).__module__])
+            tiles = code["image_size_to_num_patches"]([height, width], points, side)
+            yield shown((tiles, channels, side, side), known)
     if "aspect_ratio_ids" in asked:  # all its tiles are encoded, whatever it fills of them
-        tiles = number("max_num_tiles", default=1)
-        told = {"aspect_ratio_ids": 1, "aspect_ratio_mask": [1] * tiles}
-        yield Picture((tiles, *image), height, width, told, by_text)
+        tiles, side = (
+            _number(settings, name, default=1) for name in ("max_num_tiles", "image_size")
+        )
+        known = {"aspect_ratio_ids": 1, "aspect_ratio_mask": [1] * tiles}
+        yield shown((tiles, channels, side, side), known, by_text, looked=False)
+        return
     if "pixel_attention_mask" in asked:
-        yield Picture(image, height, width, laid=by_text)
-        yield Picture(image, height, width, {"pixel_attention_mask": True}, by_text)
-    yield Picture(image, height, width, told)
-    yield Picture(image, height, width, told, by_text)
-    yield Picture((patches, channels * patch * patch), *sides)
+        yield shown(image, {}, by_text)
+        yield shown(image, {"pixel_attention_mask": True}, by_text)
+    yield shown(image, known)
+    yield shown(image, known, by_text)
+    patch = _number(settings, "patch_size", default=14)
+    patches = (height // patch) * (width // patch)
+    yield shown((patches, channels * patch * patch))
     for frames in (1, 2):
-        yield Picture((patches, frames, patch, patch, channels), *sides, laid=rows)
+        yield shown((patches, frames, patch, patch, channels), {}, rows)
+
+
+def sounds(module: Any) -> Iterator[Shown]:
+    """The ways in which a model may read a sound, the most telling first."""
+    asked = inspect.signature(maker(module, "audio").get_audio_features).parameters
+    name = next((name for name in HEARD if name in asked), "")
+    for heard in shapes_of_sound(module, name) if name else ():
+        axes = tuple(shape(heard.given.axes[1:], heard.sizes))
+        long = max(axes)
+        told: dict[str, Any] = {mask: [1] * long for mask in _MASKS if mask in asked}
+        told |= {length: long for length in _LENGTHS if length in asked}
+        unit = "samples" if len(axes) == 1 else "frames"
+        yield Shown(name, f"a sound of {long:,} {unit}", axes, told)
+
+
+_MASKS = ("input_features_mask", "feature_attention_mask", "attention_mask", "padding_mask")
+_LENGTHS = ("audio_feature_lengths",)
+"""How models call how long each sound is."""
 
 
 def _places(down: int, across: int) -> list[list[int]]:

@@ -60,7 +60,7 @@ class Sensed:
     """Why the user cannot choose its size; empty where the user can."""
 
 
-SEEN, HEARD = ("pixel_values",), ("input_features", "input_values", "inputs")
+SEEN, HEARD = ("pixel_values", "pixel_values_videos"), ("input_features", "input_values", "inputs")
 """How models call their images, and their sounds."""
 
 
@@ -80,9 +80,10 @@ def sensed(
     if name in SEEN:
         height, width, channels, named = image_size(settings)
         notes = () if named else (f"images are {IMAGE} x {IMAGE} pixels: the config names no size",)
-        pixels = Input(name, ("batch", channels, height, width), dtype)
+        frames = () if name == "pixel_values" else (getattr(settings, "num_frames", 16),)
+        pixels = Input(name, ("batch", *frames, channels, height, width), dtype)
         return Sensed(pixels, notes, why="it reads images, not tokens")
-    shapes = list(_sounds(module, settings, name, dtype))
+    shapes = list(shapes_of_sound(module, name))
     return next((sound for sound in shapes if _runs(module, sound, run)), shapes[0])
 
 
@@ -96,10 +97,9 @@ def _runs(module: torch.nn.Module, sound: Sensed, run: Callable[[Mapping[str, An
     return True
 
 
-def _sounds(
-    module: torch.nn.Module, settings: Any, name: str, dtype: torch.dtype
-) -> Iterator[Sensed]:
-    """The shapes that a sound may have, the most telling first."""
+def shapes_of_sound(module: Any, name: str) -> Iterator[Sensed]:
+    """The shapes that a sound may have, which a model takes by ``name``, the most telling first."""
+    settings, dtype = module.config, next(module.parameters()).dtype
     parts = [settings, *(getattr(settings, part, None) for part in _parts(settings))]
 
     def told(*names: str) -> int | None:
@@ -124,6 +124,7 @@ def _sounds(
     if name != "input_features":
         counts = ("seq counts samples of sound, 16,000 a second for most models",)
         yield of("seq", notes=counts, seq=SAMPLES)
+        yield of(1, "seq", notes=counts, seq=SAMPLES)
     layers = (part for part in module.modules() if isinstance(part, torch.nn.Linear))
     first = next((part.in_features for part in layers), None)
     for width in (bands, 80, 128, first):

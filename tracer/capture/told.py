@@ -48,8 +48,8 @@ class Told(torch.Tensor):
             met = next((leaf for leaf in leaves if not isinstance(leaf, cls)), None)
             if met is not None:
                 args, kwargs = _as_sizes(func, args, kwargs)
-                constant = partial(_constant, place=met.device)
-                args, kwargs = tree_map_only(cls, constant, (args, kwargs))
+                known = partial(constant, place=met.device)
+                args, kwargs = tree_map_only(cls, known, (args, kwargs))
                 return func(*args, **kwargs)
             args, kwargs = tree_map_only(torch.device, lambda device: cpu, (args, kwargs))
             if isinstance(kwargs.get("device"), str):
@@ -88,7 +88,8 @@ def _places(told: Told) -> tuple[Any, ...]:
     return tuple(torch.Tensor.nonzero(told, as_tuple=True))
 
 
-def _constant(told: Told, place: torch.device) -> torch.Tensor:
+def constant(told: Told, place: torch.device) -> torch.Tensor:
+    """Told numbers as a tensor of the model."""
     with _disable_current_modes():
         numbers = torch.Tensor.tolist(told)
     return torch.tensor(numbers, dtype=told.dtype, device=place)
@@ -154,6 +155,10 @@ class _OfImages(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+_PLACES = ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index")
+"""How configs call the token in whose place an image or a sound stands."""
+
+
 class Placed(TorchFunctionMode):
     """Which tokens are those of images: the first of each text, where the code asks it of them.
 
@@ -163,8 +168,7 @@ class Placed(TorchFunctionMode):
     def __init__(self, tokens: torch.Tensor, taken: int, config: Any) -> None:
         super().__init__()
         self._tokens, self._taken = tokens, taken
-        names = ("image_token_id", "image_token_index", "media_placeholder_token_id")
-        self._ids = {getattr(config, name, None) for name in names}
+        self._ids = {getattr(config, name, None) for name in _PLACES}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.eq, torch.Tensor.eq, torch.Tensor.__eq__) and args[0] is self._tokens:
