@@ -23,9 +23,16 @@ def byte_ticks(most: int) -> Ticks:
 
 
 def log_byte_ticks(least: int, most: int) -> Ticks:
-    """Powers of two around a range, at most eight of them."""
+    """Powers of two around a range, at most eight of them; KiB, MiB and GiB themselves if apart.
+
+    >>> log_byte_ticks(3_000_000, 5_000_000_000).texts
+    ['1 MiB', '32 MiB', '1 GiB', '32 GiB']
+    """
     low, high = floor(log2(least)), ceil(log2(most))
-    powers = range(low, high + 1, max(1, ceil((high - low) / 7)))
+    for step in (1, 2, 5, 10, 20):
+        powers = range(low // step * step, -(-high // step) * step + 1, step)
+        if len(powers) <= 8:
+            break
     return Ticks([2**power for power in powers], [round_bytes(2**power) for power in powers])
 
 

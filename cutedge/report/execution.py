@@ -40,7 +40,7 @@ class Execution:
 
     title: str
     note: str
-    """What is not drawn; may be empty."""
+    """What else there is to say of the drawing; may be empty."""
     lanes: Sequence[Lane]
     makespan_seconds: float
     tick_seconds: float
@@ -134,15 +134,19 @@ def _columns(partition: Split, found: Schedule) -> Execution:
             )
         )
         clock = begins
+    cut = drawn < found.requests
     requests = f", {found.requests:,} requests" if found.requests > 1 else ""
     least = "at least " * found.at_least
     sort = "everything as soon as it can be" if found.schedule == "overlap" else "in turn"
     return Execution(
         f"{partition.policy}{requests}, {sort}: {least}{duration(found.makespan_seconds)}; one "
         f"after another {least}{duration(found.serial_seconds)}",
-        f"The first {drawn:,} of {found.requests:,} requests are drawn."
-        if drawn < found.requests
-        else "",
+        " ".join(
+            [
+                *([_SENDS] if any(len(slot.task.uses) > 1 for slot in found.slots) else []),
+                *([f"The first {drawn:,} of {found.requests:,} requests are drawn."] * cut),
+            ]
+        ),
         lanes,
         found.makespan_seconds,
         tick,
@@ -154,6 +158,9 @@ def _columns(partition: Split, found: Schedule) -> Execution:
         drawn,
         *map(list, zip(*rows, strict=True)),
     )
+
+
+_SENDS = "Dashed is a device that sends over a synchronous link, and does nothing else meanwhile."
 
 
 def _drawn_requests(found: Schedule) -> int:

@@ -376,6 +376,21 @@ def test_a_point_is_picked_and_the_address_keeps_it(opened, pages):
         assert page.input_value("#axis-y") == "seen"
 
 
+@pytest.mark.slow
+def test_a_roof_has_the_slope_of_the_bandwidth(opened, pages):
+    """Both axes are logarithmic: ten times the FLOPs a byte are ten times the FLOPs a second."""
+    read = """() => [...document.querySelectorAll('[id^=draw-roofline] svg')].map(drawn => ({
+        at: Object.fromEntries(['x', 'y'].map(axis => [axis,
+            [...drawn.querySelectorAll(`.tick-${axis}`)].map(one => Number(one.getAttribute(axis)))])),
+        roof: drawn.querySelector('.roof').getAttribute('d') }))"""
+    with opened(pages["tee-gpu"]) as page:
+        drawn = page.evaluate(read)
+    for one in drawn:
+        (x0, y0), (x1, y1), _ = (map(float, p.split(",")) for p in one["roof"][1:].split("L"))
+        x, y = (abs(ticks[1] - ticks[0]) for ticks in (one["at"]["x"], one["at"]["y"]))
+        assert (y0 - y1) / y == pytest.approx((x1 - x0) / x, rel=1e-3)
+
+
 def test_the_pareto_line_is_that_of_the_points(opened, pages):
     """Tried against every pair of policies."""
     data, _ = held(pages["tee-gpu"])
@@ -501,6 +516,8 @@ CUT = """() => {
         if (box.width && (box.right > wide || cell.scrollWidth > cell.clientWidth + 1 &&
             getComputedStyle(cell).display !== 'inline')) cut.push(cell.textContent);
     }
+    for (const wide of document.querySelectorAll('#policies .wide'))
+        if (wide.scrollWidth > wide.clientWidth + 1) cut.push(`${wide.scrollWidth} px of columns`);
     for (const text of document.querySelectorAll('svg.plot text')) {
         const box = text.getBoundingClientRect();
         if (box.width && (box.right > wide || box.left < -1)) cut.push(text.textContent);

@@ -47,8 +47,9 @@ const charts = {
   },
 
   Growth(at, width) {
-    const names = at.lines.map(line => line.policies.join(", "));
-    const right = Math.min(widest(names) + 30, width * (width < 640 ? 0.42 : 0.3));
+    // Where there is no room for names lines have numbers, which the names below have too.
+    const few = width < 640, names = at.lines.map(line => line.policies.join(", ")), texts = few ? names.map((_, n) => `${n + 1}`) : names;
+    const right = Math.min(widest(texts) * 1.08 + 30, width * 0.4);
     const left = widest(at.y_ticks.texts) + 14, height = Math.max(360, 60 + 18 * at.lines.length);
     const top = 26, bottom = height - 44, end = width - right;
     const drawn = plot(width, height, `Bytes over ${at.variable}`);
@@ -72,11 +73,21 @@ const charts = {
       for (const [a, b, p] of points) group.append(tell(svg("circle", { cx: a, cy: b, r: mine ? 4 : 3 }), line.texts[p]));
       const [, last] = points.at(-1);
       group.append(svg("path", { class: "leader", d: `M${end + 4} ${last}L${end + 16} ${ends[n] - 4}` }),
-        label(clipped(names[n], right - 22, 12), end + 20, ends[n], "start", "end-label", 12));
+        label(clipped(texts[n], right - 22, 12), end + 20, ends[n], "start", "end-label", 12));
       drawn.append(group);
     }
     for (const one of at.crossings) drawn.append(tell(svg("circle", { class: "crossing", cx: x(one.size), cy: y(one.payload_bytes), r: 7 }), one.text));
-    return [drawn];
+    // Lines that no eye tells apart are named together.
+    const place = line => line.values.map(value => y(Math.max(value, at.y_ticks.values[0])));
+    const alike = at.lines.reduce((groups, line, n) => {
+      const mine = place(line), group = groups.find(([first]) => place(at.lines[first]).every((up, p) => Math.abs(up - mine[p]) < 3));
+      if (group) group.push(n);
+      else groups.push([n]);
+      return groups;
+    }, []).filter(group => group.length > 1);
+    const list = few ? [make("ol", { className: "numbered" }, ...names.map((name, n) => make("li", { textContent: name, className: at.lines[n].policies.includes(shown) ? "mine" : "" })))] : [];
+    const told = alike.map(group => `${group.map(n => names[n]).join(" and ")} lie on each other here.`);
+    return [drawn, ...list, ...told.map(text => make("p", { className: "note", textContent: text }))];
   },
 
   Roofline(at, width) {
@@ -88,8 +99,13 @@ const charts = {
     drawn.append(label("FLOPs a byte", (left + end) / 2, height - 6, "middle", "soft", 12), label("FLOP/s", left + 6, top + 12, "start", "soft halo", 12));
     space.take(left, top, 60, 16);
     for (const roof of at.roofs) {
-      const points = roof.intensities.map((value, n) => `${x(value)} ${Math.min(y(roof.rates[n]), bottom)}`);
-      drawn.append(tell(svg("path", { class: "roof", d: `M${points.join("L")}` }), roof.text),
+      const [first, ridge, to] = roof.intensities.map((value, n) => [x(value), y(roof.rates[n])]);
+      const cut = Math.max(0, (first[1] - bottom) / (first[1] - ridge[1]));  // what is below the axis
+      const from = [first[0] + (ridge[0] - first[0]) * cut, Math.min(first[1], bottom)];
+      for (let part = 0; part <= 1; part += 0.02) {  // names keep off the roof
+        for (const [a, b] of [[from, ridge], [ridge, to]]) space.take(a[0] + (b[0] - a[0]) * part - 2, a[1] + (b[1] - a[1]) * part - 2, 4, 4);
+      }
+      drawn.append(tell(svg("path", { class: "roof", d: `M${[from, ridge, to].join("L")}` }), roof.text),
         svg("path", { class: "here", d: `M${x(roof.ridge)} ${top}V${bottom}` }));
     }
     const drawnMarks = at.marks.map(one => {
@@ -100,19 +116,22 @@ const charts = {
       drawn.append(tell(mark, one.text));
       return [one, a, b, r];
     });
-    for (const [one, a, b, r] of drawnMarks) {
+    const nameless = drawnMarks.filter(([one, a, b, r]) => {
       const name = beside(space, clipped(one.name, width / 3, 12), a, b, 12, r + 4);
       if (name) drawn.append(name);
-    }
+      return !name;
+    });
     at.roofs.forEach((roof, n) => {
       const text = clipped(roof.label, end - left - 8, 12), size = wide(text, 12);
       const from = Math.max(left + 4, x(roof.ridge) - size - 6), up = bottom - 8 - 18 * n;
       if (space.fits(from, up - 13, size, 16)) drawn.append(label(text, from, up, "start", "soft halo annotation-text", 12));
     });
     const there = Object.keys(bounds).filter(bound => at.marks.some(one => one.bound === bound));
-    return [key(there.map(bound => [`background:${bounds[bound].tone}`, bounds[bound].name, bounds[bound].swatch])), drawn];
+    return [key(there.map(bound => [`background:${bounds[bound].tone}`, bounds[bound].name, bounds[bound].swatch])), drawn, ...noRoom(nameless.map(([one]) => one.name))];
   },
 };
+
+const noRoom = names => (names.length ? [make("p", { className: "note", textContent: `Without room for a name: ${names.join(", ")}.` })] : []);
 
 // Bounds have colours of their own, and a shape each.
 const bounds = {
@@ -152,8 +171,9 @@ const barsAcross = (at, width, most) => {
   const stacked = width < 640, step = stacked ? 42 : 30;
   const left = stacked ? 0 : Math.min(widest(at.categories) + 12, width * 0.4);
   const end = width - wide(at.ticks.texts.at(-1), 12) / 2 - 2, bottom = at.categories.length * step + 6;
-  const drawn = plot(width, bottom + 26, at.axis), x = linear(0, most, left, end);
+  const drawn = plot(width, bottom + 44, at.axis), x = linear(0, most, left, end);
   sideways(drawn, at.ticks, x, 0, bottom);
+  drawn.append(label(at.axis, (left + end) / 2, bottom + 38, "middle", "soft", 12));
   at.categories.forEach((name, n) => {
     const top = n * step;
     drawn.append(stacked ? label(clipped(name, width, 12), 0, top + 14, "start", "tick-y halo", 12)
@@ -180,5 +200,5 @@ const draw = (place, at, width, options = {}) => {
   }
   const parts = charts[at.kind](at, Math.max(width, 260), options);
   place.replaceChildren(...parts, ...(at.note ? [make("p", { className: "note", textContent: at.note })] : []));
-  roving(parts.at(-1));
+  place.querySelectorAll("svg.plot").forEach(roving);
 };

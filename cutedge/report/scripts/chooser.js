@@ -20,25 +20,27 @@ const axisOf = (name, first, last) => {
 const pareto = points => points.filter(([x, y]) => !points.some(([a, b]) => a <= x && b <= y && (a < x || b < y)));
 
 const drawChooser = (place, width) => {
-  const height = width < 640 ? 400 : 380;
+  const height = width < 640 ? 420 : 400;
   const { axes, policies } = data.choose;
-  const points = new Map();
-  policies.forEach((_, n) => {
-    const [x, y] = [axes[state.x].values[n], axes[state.y].values[n]];
-    if (x === null || y === null) return;
-    const id = `${x} ${y}`;
-    points.set(id, { x, y, all: [...(points.get(id)?.all || []), n] });
-  });
   const unknown = policies.filter((_, n) => axes[state.x].values[n] === null || axes[state.y].values[n] === null);
   const left = widest(axes[state.y].ticks.texts) + 18, bottom = height - 46, end = width - 16, top = 22;
-  const x = axisOf(state.x, left + 12, end - 12), y = axisOf(state.y, bottom - 12, top + 8);
-  const drawn = plot(width, height, `Policies: ${axes[state.y].title} over ${axes[state.x].title}`), space = fitting(left, top - 6, end + 14, bottom);
+  const x = axisOf(state.x, left + 12, end - 12), y = axisOf(state.y, bottom - 12, top + 20);
+  const drawn = plot(width, height, `Policies: ${axes[state.y].title} over ${axes[state.x].title}`), space = fitting(left, top - 6, width, bottom);
   sideways(drawn, x.ticks, x.at, top, bottom);
   upwards(drawn, y.ticks, y.at, left, end);
   drawn.append(label(axes[state.x].title, (left + end) / 2, height - 6, "middle", "soft", 12), label(axes[state.y].title, left, 12, "start", "soft", 12));
-  const best = pareto([...points.values()].map(one => [one.x, one.y])).sort((a, b) => a[0] - b[0]);
+  // Policies that would lie on each other are one point: each click shows the next of them.
+  const points = [], known = policies.map((_, n) => n).filter(n => !unknown.includes(policies[n]));
+  for (const n of known) {
+    const one = { x: axes[state.x].values[n], y: axes[state.y].values[n], all: [n] };
+    const near = points.find(other => Math.hypot(x.at(one.x) - x.at(other.x), y.at(one.y) - y.at(other.y)) < 7);
+    if (near) near.all.push(n);
+    else points.push(one);
+  }
+  const places = new Map(known.map(n => [axes[state.x].values[n], axes[state.y].values[n]]).map(one => [`${one}`, one]));
+  const best = pareto([...places.values()]).sort((a, b) => a[0] - b[0]);
   drawn.append(svg("path", { class: "pareto", d: best.map(([a, b], n) => (n ? `H${x.at(a)}V${y.at(b)}` : `M${x.at(a)} ${y.at(b)}`)).join("") }));
-  const marks = [...points.values()].map(one => {
+  const marks = points.map(one => {
     const mine = one.all.includes(state.policy), [a, b] = [x.at(one.x), y.at(one.y)];
     const text = one.all.map(n => `${policies[n]}\n${axisNames.map(name => `${axes[name].title}: ${axes[name].texts[n]}`).join("\n")}`).join("\n\n");
     const mark = tell(svg("circle", { cx: a, cy: b, r: mine ? 8 : 6, class: `policy ${mine ? "mine" : ""}`.trim(), "data-policies": one.all.map(n => policies[n]).join(" ") }), text, "button");
@@ -47,12 +49,14 @@ const drawChooser = (place, width) => {
     return [one, a, b, mine, mark];
   }).sort((p, q) => p[3] - q[3]);
   drawn.append(...marks.map(one => one[4]));
-  for (const [one, a, b] of [...marks].reverse()) {
+  const nameless = [...marks].reverse().filter(([one, a, b]) => {
     const names = one.all.map(n => policies[n]), text = names.length > 2 ? `${names[0]} and ${names.length - 1} more` : names.join(", ");
     const name = beside(space, text, a, b, 12, 12);
     if (name) drawn.append(name);
-  }
-  place.replaceChildren(roving(drawn), make("p", { className: "note", textContent: unknown.length ? `Not drawn, as one of the two is not known: ${unknown.join(", ")}.` : "" }));
+    return !name;
+  });
+  place.replaceChildren(roving(drawn), ...noRoom(nameless.flatMap(([one]) => one.all.map(n => policies[n]))),
+    make("p", { className: "note", textContent: unknown.length ? `Not drawn, as one of the two is not known: ${unknown.join(", ")}.` : "" }));
 };
 
 const chooseAxis = (name, way) => {
