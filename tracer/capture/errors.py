@@ -80,6 +80,7 @@ class Untraceable(Exception):
         condition: str = "",
         cause: BaseException | None = None,
         by_data: bool = False,
+        repeats: bool = False,
     ) -> None:
         super().__init__(reason + where)
         self.where = where
@@ -89,6 +90,8 @@ class Untraceable(Exception):
         self.cause = cause
         """What torch or the model's code raised, None where the tracer itself says no."""
         self.by_torch = type(cause).__module__.startswith("torch")
+        self.repeats = repeats or bool(self.by_torch or condition)
+        """Whether another size that takes the same code fails the same."""
         self.by_data = by_data
         """Whether the code goes by values, which no trace knows."""
 
