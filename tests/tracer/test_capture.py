@@ -408,6 +408,10 @@ ODD_STACKS = {
     | {"head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
     | {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "intermediate_size": 48}
     | {"layer_types": [*["linear_attention"] * 3, "full_attention"] * 3, "num_hidden_layers": 12},
+    # Its config works out what each layer is: experts or not, a loop over tokens or an attention.
+    "jamba": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    | {"intermediate_size": 48, "num_experts": 2, "mamba_dt_rank": 2, "mamba_d_state": 4}
+    | {"attn_layer_period": 4, "attn_layer_offset": 2, "num_hidden_layers": 12},
 }
 
 
@@ -418,7 +422,7 @@ def test_odd_stacks_repeat_and_equal_the_whole_trace(kind):
         capture(config, model=kind, seq=16, symbolic=False, full=full).graph
         for full in (False, True)
     )
-    assert one.meta.repeated_layers == (6 if kind == "qwen3_5_text" else 4)
+    assert one.meta.repeated_layers == {"qwen3_5_text": 8, "jamba": 7}.get(kind, 4)
     assert (one.ops, one.tensors, one.edges) == (whole.ops, whole.tensors, whole.edges)
 
 
