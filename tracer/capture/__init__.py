@@ -22,7 +22,7 @@ from torch.export import Dim, ExportedProgram
 from tracer.capture.blocks import find_stacks, running_alike, shortened, unlike, without_hope
 from tracer.capture.compat import PreTrainedModel, without_detours
 from tracer.capture.configs import unused
-from tracer.capture.errors import Untraceable, failure, first_line
+from tracer.capture.errors import Untraceable, failure, first_line, located
 from tracer.capture.exported import ExportedTask
 from tracer.capture.forms import architectures
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
@@ -581,7 +581,7 @@ def _export(
     # are formulas: without it a trace takes three quarters of the time.
     kept = dynamo.patch(fake_tensor_cache_enabled=not any(shapes.values()))
     try:
-        with untouched(task.module), kept, _gradients_aside():
+        with untouched(task.module), kept, _gradients_aside(), located(task.module, rename):
             return torch.export.export(
                 task.exported,
                 (),

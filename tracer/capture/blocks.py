@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from tracer.capture.compat import PreTrainedConfig
-from tracer.capture.errors import Untraceable, place
+from tracer.capture.errors import Untraceable, located, place
 from tracer.capture.phases import MANY, Task, Way
 from tracer.capture.runs import MetaRun, run_on_meta
 from tracer.formula import const
@@ -261,7 +261,11 @@ def _watched(
                 hooks.callback(block.register_forward_pre_hook(witness.enter(path)).remove)
                 hooks.callback(block.register_forward_hook(witness.leave).remove)
         try:
-            with run_on_meta(task.module, witness), _Calls(witness.called):
+            with (
+                run_on_meta(task.module, witness),
+                located(task.module, rename),
+                _Calls(witness.called),
+            ):
                 task.exported(**inputs)
         except Exception:
             return None

@@ -1,13 +1,17 @@
 """How a failure of torch or of a model's own code becomes one line."""
 
+import contextlib
 import re
 import sysconfig
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
+from tracer.stages import OutOfTime, check_time
 from tracer.words import plain
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n *(.*)')
@@ -67,6 +71,25 @@ def module_of(
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     running = [paths[id(s)] for f in frames if id(s := f.f_locals.get("self")) in paths]
     return within(rename(running[-1][0]), running[-1][1]) if running else ""
+
+
+@contextlib.contextmanager
+def located(model: torch.nn.Module, rename: Callable[[str], str]) -> Iterator[None]:
+    """Look at the clock whenever code of a model calls torch, and say where it was."""
+    try:
+        with _Clock():
+            yield
+    except OutOfTime as over:
+        over.where = module_of(over, model, rename) + place(
+            "".join(traceback.format_tb(over.__traceback__))
+        )
+        raise
+
+
+class _Clock(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        check_time()
+        return func(*args, **(kwargs or {}))
 
 
 class Untraceable(Exception):
