@@ -30,6 +30,9 @@ def trace(
         bool,
         Option("--no-trace-cache", help="Trace anew; neither read nor write the cache of traces."),
     ] = False,
+    time_limit: Annotated[
+        float | None, Option(min=0.1, help="Give up after so many seconds, and say at what.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Trace a model into an op graph and write it as Parquet."""
@@ -41,7 +44,12 @@ def trace(
     from cutedge._workspace import default_folder, remember
 
     traced = cutedge.trace(
-        model, **asdict(tracing), full=full, strict=strict, use_cache=not no_trace_cache
+        model,
+        **asdict(tracing),
+        full=full,
+        strict=strict,
+        use_cache=not no_trace_cache,
+        time_limit=time_limit,
     )
     folder = traced.save(out or default_folder(traced.graph))
     if out is None:

@@ -14,6 +14,7 @@ from partition import Granularity, Residency, ScheduleKind
 from tracer.errors import InputError
 from tracer.graph import OpGraph
 from tracer.reach import Reach, graph_at
+from tracer.stages import time_limit as limited
 from tracer.summary import cached_outputs, headline
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def trace(
     full: bool = False,
     strict: bool = False,
     use_cache: bool = True,
+    time_limit: float | None = None,
 ) -> "Trace":
     """Trace a model into an op graph. No weights are needed, and no data is computed.
 
@@ -67,10 +69,12 @@ def trace(
     out), of ``image_size`` pixels (``448`` or ``"336x448"``, height and width; the config's when
     left out), and one of text and sounds hears ``sounds``; ``seq`` counts their tokens. ``full``
     traces every layer, also where all are alike. A trace that was made before comes out of the
-    trace cache, unless ``use_cache`` is False.
+    trace cache, unless ``use_cache`` is False. Work that takes longer than ``time_limit`` seconds is
+    given up.
 
     Raises InputError for a model or options that cannot be, CutedgeError for a model that cannot be
-    traced, and with ``strict`` for one with an op that works and has no cost formula.
+    traced or not in that time, and with ``strict`` for one with an op that works and has no cost
+    formula.
 
     >>> import cutedge
     >>> cutedge.trace("edge-10m", seq=64)
@@ -90,8 +94,9 @@ logits of the last token>
         overrides=with_senses(overrides, images, image_size, sounds),
         inputs=inputs,
     )
-    graph, warnings, reach, cached = request.traced(full=full, use_cache=use_cache)
-    traced = Trace(annotate(graph), reach, warnings, request, cached=cached)
+    with limited(time_limit, request.name, "Give it longer, or trace it with fewer tokens."):
+        graph, warnings, reach, cached = request.traced(full=full, use_cache=use_cache)
+        traced = Trace(annotate(graph), reach, warnings, request, cached=cached)
     if strict:
         refuse_unsupported(traced.graph)
     return traced

@@ -1,8 +1,9 @@
 """Repeated blocks: the program of a whole model from one that was traced with a few of its blocks.
 
 A model's blocks are of one or more kinds (windowed and global attention, dense and expert layers).
-Two blocks of each kind are traced, besides the first and the last of all. When the two are the same
-program (targets, shapes, where each argument comes from), so are the others of their kind.
+One block of each kind is traced, besides the first and the last of all; two where all are of one
+kind. Those of a kind must be the same program (targets, shapes, where each argument comes from):
+then so are the others.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,19 +34,17 @@ class Stack:
 
     @property
     def traced(self) -> tuple[int, ...]:
-        """The blocks to trace: the first, the last, and two of each kind between them.
+        """The blocks to trace: the first, the last, and one of each kind between them.
 
-        The second is in the middle, and odd where the first is even, so that code that looks at
-        a block's index shows.
+        Where those are all of one kind, a second of it: in the middle, and odd where the first is
+        even, so that code that looks at a block's index shows.
         """
-        last = self.depth - 1
-        chosen = {0, last}
-        for kind in set(self.kinds):
-            inner = [i for i in range(1, last) if self.kinds[i] == kind]
-            chosen.update(inner[:1])
-            others = sorted(
-                inner[1:], key=lambda i: ((i - inner[0]) % 2 == 0, abs(i - self.depth // 2))
-            )
+        inner = range(1, self.depth - 1)
+        kinds = {self.kinds[layer]: layer for layer in reversed(inner)}
+        chosen = {0, self.depth - 1, *kinds.values()}
+        if len(kinds) == 1:
+            middle = self.depth // 2
+            others = sorted(inner[1:], key=lambda i: (i % 2 == 1, abs(i - middle)))
             chosen.update(others[:1])
         return tuple(sorted(chosen))
 

@@ -1,12 +1,17 @@
 """What long work is at: stages with names, for whoever listens. Nobody need listen.
 
-The library says what it does and knows no terminal; the command line shows it.
+The library says what it does and knows no terminal; the command line shows it. Where there is a
+limit to its time, work looks at the clock wherever a stage begins or goes on, and where it calls
+``check_time``.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from time import monotonic
 from typing import NamedTuple
+
+from tracer.errors import CutedgeError
 
 
 class At(NamedTuple):
@@ -23,6 +28,7 @@ Listener = Callable[[At | None], None]
 
 _LISTENER: ContextVar[Listener | None] = ContextVar("_LISTENER", default=None)
 _OPEN: ContextVar[At | None] = ContextVar("_OPEN", default=None)
+_ENDS: ContextVar[float | None] = ContextVar("_ENDS", default=None)
 
 
 @contextmanager
@@ -51,11 +57,58 @@ def stage(name: str, total: int = 0, done: int = 0) -> Iterator[Callable[[int], 
     def say(done: int) -> None:
         at = At(name, done, total)
         _OPEN.set(at)
+        check_time()
         tell(at)
 
-    say(done)
     try:
+        say(done)
         yield say
     finally:
         _OPEN.set(around)
         tell(around)
+
+
+# --- a limit to the time --------------------------------------------------------------------------
+
+
+class OutOfTime(BaseException):
+    """The time is over. Not an Exception: of those, much code makes something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = _OPEN.get()
+        """The stage that was on."""
+        self.where = ""
+        """The place in a model that it was at, where that is known."""
+
+
+def check_time() -> None:
+    """Raise OutOfTime when the time is over, if there is a limit: once, so that what is begun can
+    be put away."""
+    ends = _ENDS.get()
+    if ends is not None and monotonic() > ends:
+        _ENDS.set(None)
+        raise OutOfTime
+
+
+@contextmanager
+def time_limit(seconds: float | None, what: str, advice: str) -> Iterator[None]:
+    """Have the work within, on ``what``, end after so many ``seconds``, where it looks at the clock.
+
+    Raises CutedgeError then, which says the stage that was on and ends with ``advice``.
+
+    >>> with time_limit(0, "llama", "Give it longer."), stage("exporting"):
+    ...     pass
+    Traceback (most recent call last):
+    tracer.errors.CutedgeError: llama: the limit of 0 s was over while exporting. Give it longer.
+    """
+    token = _ENDS.set(None if seconds is None else monotonic() + seconds)
+    try:
+        yield
+    except OutOfTime as over:
+        during = "" if over.at is None else f" while {over.at.name}"
+        raise CutedgeError(
+            f"{what}: the limit of {seconds:g} s was over{during}{over.where}. {advice}"
+        ) from None
+    finally:
+        _ENDS.reset(token)

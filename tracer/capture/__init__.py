@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -19,10 +19,10 @@ from unittest.mock import patch
 import torch
 from torch.export import Dim, ExportedProgram
 
-from tracer.capture.blocks import changing, find_stacks, shortened, unlike
+from tracer.capture.blocks import find_stacks, running_alike, shortened, unlike, without_hope
 from tracer.capture.compat import PreTrainedModel, without_detours
 from tracer.capture.configs import unused
-from tracer.capture.errors import Untraceable, failure, first_line
+from tracer.capture.errors import Untraceable, failure, first_line, located
 from tracer.capture.exported import ExportedTask
 from tracer.capture.forms import architectures
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
@@ -357,18 +357,19 @@ def _captured(
     notes = [*notes, *task.notes()]
     ways = [way for way in task.ways() if symbolic or not way.symbolic]
     failures: list[Untraceable] = []
+    stacks = () if task.given is not None else find_stacks(task)
+    hopeless: Sequence[Untraceable | None] = [None] * len(ways)
     if task.given is None and ways[0].symbolic:
         with stage("looking at the sizes"):
-            other = changing(task, [name for name in ways[0].symbolic if name != "batch"])
-        if other is not None:
-            failures.append(other)
-            tried += [(str(way), str(other)) for way in ways[:-1]]
-            ways = ways[-1:]
-    for way in ways:
+            hopeless = without_hope(task, stacks, ways)
+    repeated = () if full else stacks
+    for way, why in zip(ways, hopeless, strict=True):
         try:
-            program = _program(task, way, full, runnable)
+            if why is not None:
+                raise why
+            program = _program(task, way, repeated, runnable)
             if program.unsure:
-                _confirm(program, _program(task, ways[-1], full), task.run_sizes)
+                _confirm(program, _program(task, ways[-1], repeated), task.run_sizes)
             tried.append((str(way), None))
             break
         except Untraceable as error:
@@ -428,7 +429,7 @@ def _captured(
 def _reach(
     task: Task, way: Way, program: Program, failures: Iterable[Untraceable], notes: Iterable[str]
 ) -> Reach:
-    repeats = all(failure.by_torch or failure.condition for failure in failures)
+    repeats = all(failure.repeats for failure in failures)
     return Reach(
         bounds=task.alike(way if program.assumed is not None and repeats else None),
         holding=program.assumed or (),
@@ -470,11 +471,11 @@ def as_it_runs() -> Iterator[None]:
         yield
 
 
-def _program(task: Task, way: Way, full: bool, runnable: bool = False) -> Program:
-    """The program of a task, exported in one way."""
+def _program(task: Task, way: Way, stacks: Sequence[Stack] = (), runnable: bool = False) -> Program:
+    """The program of a task, exported in one way; of ``stacks`` what runs alike is repeated."""
     if task.given is not None:
         return _lowered(task.given, task, way, runnable=runnable)
-    stacks = () if full else find_stacks(task, way)
+    stacks = running_alike(task, stacks, way)
     exported = None
     if not stacks:
         why = unlike(task.module)
@@ -554,6 +555,18 @@ def _instantiated(program: Program, stacks: Iterable[Stack]) -> Program | None:
     return program
 
 
+@contextlib.contextmanager
+def _gradients_aside() -> Iterator[None]:
+    """Have an export leave out where code turns gradients off, which are off all along: to mend the
+    graph around such places takes torch a seventh of its time."""
+    from torch.fx.experimental import proxy_tensor
+
+    name = "_side_effectful_need_to_be_preserved_pre_dispatch"
+    kept = [f for f in getattr(proxy_tensor, name) if f is not torch._C._set_grad_enabled]
+    with patch.object(proxy_tensor, name, kept):
+        yield
+
+
 @stage("exporting")
 def _export(
     task: Task,
@@ -572,7 +585,7 @@ def _export(
     # are formulas: without it a trace takes three quarters of the time.
     kept = dynamo.patch(fake_tensor_cache_enabled=not any(shapes.values()))
     try:
-        with untouched(task.module), kept:
+        with untouched(task.module), kept, _gradients_aside(), located(task.module, rename):
             return torch.export.export(
                 task.exported,
                 (),

@@ -17,14 +17,17 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from tracer.capture.errors import Untraceable, place
+from tracer.capture.compat import PreTrainedConfig
+from tracer.capture.errors import Untraceable, located, place
 from tracer.capture.phases import MANY, Task, Way
 from tracer.capture.runs import MetaRun, run_on_meta
 from tracer.formula import const
 from tracer.instantiate import Stack, alike
 from tracer.program import Node, Program, Value
+from tracer.stages import stage
 
 WORTHWHILE = 2
 """A stack is repeated when that saves at least this many blocks of the trace."""
@@ -46,14 +49,8 @@ class Shortened:
         return path
 
 
-def find_stacks(task: Task, way: Way) -> tuple[Stack, ...]:
-    """The lists of blocks of a task's model that are worth repeating."""
-    stacks = _like_built(task)
-    return stacks if stacks and _run_alike(task, stacks, way) else ()
-
-
-def _like_built(task: Task) -> tuple[Stack, ...]:
-    """The lists of blocks that would be worth it, as their modules are built."""
+def find_stacks(task: Task) -> tuple[Stack, ...]:
+    """The lists of blocks of a task's model that are worth repeating, as their modules are built."""
     found: list[Stack] = []
     kept = 1 + max((state.layer for state in task.states), default=-1)
     idle = task.reading.idle
@@ -91,11 +88,10 @@ def _kinds(module: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> tuple[
     for name in _indices(blocks):
         for attributes in described:
             attributes.pop(name, None)
-    for settings in _configs(module):
-        for key, value in settings.items():
-            if _one_a_block(value, len(blocks)):
-                for attributes, entry in zip(described, value, strict=True):
-                    attributes[f"config {key}"] = _describe(entry)
+    for config in _configs(module):
+        for key, value in _one_a_block(config, len(blocks)).items():
+            for attributes, entry in zip(described, value, strict=True):
+                attributes[f"config {key}"] = _describe(entry)
     seen: dict[frozenset[tuple[str, str]], int] = {}
     return tuple(seen.setdefault(frozenset(d.items()), len(seen)) for d in described)
 
@@ -131,11 +127,33 @@ def _indices(blocks: Sequence[torch.nn.Module]) -> list[str]:
     ]
 
 
-def _one_a_block(value: Any, depth: int) -> bool:
-    """Whether a setting lists what each block is; one that lists all blocks' numbers does not."""
-    if not isinstance(value, list | tuple) or len(value) != depth:
-        return False
-    return not all(type(n) is int and n - i == value[0] for i, n in enumerate(value))
+def _one_a_block(config: Any, depth: int) -> dict[str, Sequence[Any]]:
+    """The settings of a config that list what each block is, also those that it works out.
+
+    One that lists all blocks' numbers does not.
+    """
+    found: dict[str, Any] = dict(vars(config))
+    for name, attribute in _properties(type(config)):
+        with contextlib.suppress(Exception):  # of a model that is built otherwise
+            found[name] = attribute.__get__(config)
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, list | tuple)
+        and len(value) == depth
+        and not all(type(n) is int and n - i == value[0] for i, n in enumerate(value))
+    }
+
+
+def _properties(kind: type) -> list[tuple[str, property]]:
+    """What a class of configs works out itself, beyond what all of them do."""
+    return [
+        (name, attribute)
+        for base in kind.__mro__
+        if base is not PreTrainedConfig and issubclass(base, PreTrainedConfig)
+        for name, attribute in vars(base).items()
+        if isinstance(attribute, property)
+    ]
 
 
 def _describe(value: Any) -> str:
@@ -151,10 +169,10 @@ def _describe(value: Any) -> str:
     return f"{type(value).__qualname__} at {id(value)}"
 
 
-def _configs(module: torch.nn.Module) -> list[dict[str, Any]]:
-    """The settings that the code of a model reads, each config once."""
+def _configs(module: torch.nn.Module) -> list[Any]:
+    """The configs that the code of a model reads, each once."""
     configs = {
-        id(config): vars(config)
+        id(config): config
         for part in module.modules()
         if (config := getattr(part, "config", None)) is not None and hasattr(config, "__dict__")
     }
@@ -164,18 +182,26 @@ def _configs(module: torch.nn.Module) -> list[dict[str, Any]]:
 # --- what a run of the model shows ---------------------------------------------------------------
 
 
-def _run_alike(task: Task, stacks: Sequence[Stack], way: Way) -> bool:
-    """Whether all blocks of a kind do the same in a run of the whole model on the meta device.
+@stage("comparing layers")
+def running_alike(task: Task, stacks: Sequence[Stack], way: Way) -> tuple[Stack, ...]:
+    """Those of ``stacks`` that run; not one unless all blocks of a kind do the same in a run of the
+    whole model on the meta device.
 
-    Every op of every block is seen, with what it reads and makes. In the blocks to be traced and
-    around all blocks, the whole model must do what the shortened one does.
+    Every op of every block is seen, with what it reads and makes, and every function of torch that
+    it is part of. In the blocks to be traced and around all blocks, the whole model must do what
+    the shortened one does.
     """
-    whole = _seen(task, stacks, task.inputs(way))
-    if whole is None or not all(alike(whole, stack) for stack in stacks):
-        return False
+    whole = _seen(task, stacks, task.inputs(way)) if stacks else None
+    if whole is None:
+        return ()
+    paths = {node.path for node in whole.nodes}
+    stacks = tuple(s for s in stacks if any(s.layer(path) is not None for path in paths))
+    if not stacks or not all(alike(whole, stack) for stack in stacks):
+        return ()
     with shortened(task.module, stacks) as short:
         part = _seen(task, stacks, task.inputs(way, short.layers), short.rename)
-    return part is not None and _done(part, stacks) == _done(whole, stacks)
+    same = part is not None and _done(part, stacks) == _done(whole, stacks)
+    return stacks if same else ()
 
 
 def _done(program: Program, stacks: Sequence[Stack]) -> list[tuple[Any, ...]]:
@@ -204,7 +230,8 @@ def _done(program: Program, stacks: Sequence[Stack]) -> list[tuple[Any, ...]]:
             made[out] = (block, count[block])
             count[block] += 1
         if block in places:
-            rows.append((block, node.target, read, [program.values[out] for out in node.outs]))
+            makes = [program.values[out] for out in node.outs]
+            rows.append((block, node.module_type, node.target, read, makes))
     return rows
 
 
@@ -234,7 +261,11 @@ def _watched(
                 hooks.callback(block.register_forward_pre_hook(witness.enter(path)).remove)
                 hooks.callback(block.register_forward_hook(witness.leave).remove)
         try:
-            with run_on_meta(task.module, witness):
+            with (
+                run_on_meta(task.module, witness),
+                located(task.module, rename),
+                _Calls(witness.called),
+            ):
                 task.exported(**inputs)
         except Exception:
             return None
@@ -242,7 +273,10 @@ def _watched(
 
 
 class _Witness(MetaRun):
-    """Writes down each op of a run as a program: what it reads, what it makes, in which block."""
+    """Writes down each op of a run as a program: what it reads, what it makes, in which block.
+
+    In place of a module's class, a node has the functions of torch that led to it.
+    """
 
     def __init__(
         self, task: Task, inputs: Mapping[str, Any], rename: Callable[[str], str], look_at: int
@@ -252,6 +286,8 @@ class _Witness(MetaRun):
         self.look_at, self.place = look_at, ""
         """The number of an op, and where the code is that does it."""
         self.path = ""
+        self.called: list[str] = []
+        """The functions of torch that the code has called since the last op."""
         self.value_of: dict[int, int] = {}  # id of a tensor -> its latest value
         self.kept: list[torch.Tensor] = []  # so that no two tensors share an id
         for name, tensor in (*task.module.named_parameters(), *task.module.named_buffers()):
@@ -281,12 +317,27 @@ class _Witness(MetaRun):
             if isinstance(tensor, torch.Tensor):
                 outs.append(self._add(tensor))
                 self.value_of[id(tensor)] = outs[-1]
-        self.program.nodes.append(Node(str(func), known, tuple(outs), self.path, ""))
+        called = " ".join(self.called)
+        self.called.clear()
+        self.program.nodes.append(Node(str(func), known, tuple(outs), self.path, called))
         return made
 
     def _add(self, tensor: torch.Tensor, name: str = "") -> int:
         self.kept.append(tensor)
         return self.program.add(_value(tensor.dtype, tensor.shape, name))
+
+
+class _Calls(TorchFunctionMode):
+    """Notes the names of torch's functions that code calls: an export's ops may be whole ones."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (name := func.__name__) != "__get__":
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
 
 
 @lru_cache(maxsize=2**16)
@@ -297,40 +348,84 @@ def _value(dtype: torch.dtype, shape: torch.Size, name: str) -> Value:
 # --- what the sizes decide ------------------------------------------------------------------------
 
 
-def changing(task: Task, names: Sequence[str]) -> Untraceable | None:
-    """Why no formula in one of the sizes can hold: the model does other ops wherever it is looked
-    at near the task's.
+FEW = (5, 6, 7)
+"""Sizes, one after the other, at which code that does something for each token shows it soonest."""
 
-    Code that goes through a sequence chunk by chunk does as many ops as there are chunks. An export
-    finds that out too, in many times as long.
+
+def without_hope(
+    task: Task, stacks: Sequence[Stack], ways: Sequence[Way]
+) -> list[Untraceable | None]:
+    """Why some of the ``ways`` cannot carry a model, as runs at a few sizes show.
+
+    No formula in a size can hold where the model does other ops at each: code that goes through a
+    sequence chunk by chunk does as many as there are chunks. And a formula holds only where the
+    model does what it does at the size of the export. An export finds that out too, in many times
+    as long.
     """
-    sizes, most = task.run_sizes, task.positions or MANY
-    with shortened(task.module, _like_built(task)) as short:
-
-        def run(size: Mapping[str, int], look_at: int = -1) -> _Witness | None:
-            return _watched(task, (), task.inputs(Way({}, size), short.layers), look_at=look_at)
-
-        here = _targets(run(sizes))
-        for name in names:
-            near = (sizes[name] + 1, sizes[name] - 1, 2 * sizes[name])
-            others = [{**sizes, name: n} for n in near if 2 <= n <= most]
-            met: list[list[str]] = []
-            for other in others:
-                met.append(_targets(run(other)))
-                if met[-1] == here:
-                    break
-            if not met or met[-1] == here:
-                continue
-            first = [a == b for a, b in zip_longest(here, met[0])].index(False)
-            longer = run(sizes if len(here) > len(met[0]) else others[0], first)
-            where = longer.place if longer is not None else ""
-            return Untraceable(f"each {name} takes other ops", where)
-    return None
+    with shortened(task.module, stacks) as short:
+        look = _Looks(task, short.layers)
+        for name in ways[0].symbolic:
+            if name != "batch" and (changing := look.changing(name)) is not None:
+                return [changing if way.symbolic else None for way in ways]
+        return [look.elsewhere(way) if way.symbolic else None for way in ways]
 
 
-def _targets(witness: "_Witness | None") -> list[str]:
-    """The ops of a run; none of code that looks at values."""
-    return [] if witness is None else [node.target for node in witness.program.nodes]
+class _Looks:
+    """What a model does at some sizes, each run once."""
+
+    def __init__(self, task: Task, layers: frozenset[int] | None) -> None:
+        self.task, self.layers = task, layers
+        self.done: dict[tuple[int, ...], _Witness | None] = {}
+
+    def at(self, sizes: Mapping[str, int]) -> list[str]:
+        """The ops of a run; none of code that looks at values."""
+        key = tuple(sizes.values())
+        if key not in self.done:
+            self.done[key] = self._run(sizes)
+        witness = self.done[key]
+        return [] if witness is None else [node.target for node in witness.program.nodes]
+
+    def _run(self, sizes: Mapping[str, int], look_at: int = -1) -> "_Witness | None":
+        inputs = self.task.inputs(Way({}, sizes), self.layers)
+        return _watched(self.task, (), inputs, look_at=look_at)
+
+    def changing(self, name: str) -> Untraceable | None:
+        """That each of a size takes other ops, where it does at all that are looked at."""
+        sizes, most = self.task.run_sizes, self.task.positions or MANY
+        if len(self.at(sizes)) >= sizes[name] > FEW[-1]:  # maybe some for each token
+            short, longer, longest = ({**sizes, name: n} for n in FEW)
+            if len(self.at(short)) < len(self.at(longer)) < len(self.at(longest)):
+                return Untraceable(f"each {name} takes other ops", self._where(longest, longer))
+        near = (sizes[name] + 1, sizes[name] - 1, 2 * sizes[name])
+        others = [{**sizes, name: n} for n in near if 2 <= n <= most]
+        if not others or any(self.at(other) == self.at(sizes) for other in others):
+            return None
+        pair = sorted((sizes, others[0]), key=lambda one: len(self.at(one)))
+        return Untraceable(f"each {name} takes other ops", self._where(pair[1], pair[0]))
+
+    def _where(self, longer: Mapping[str, int], shorter: Mapping[str, int]) -> str:
+        """The code that does the first op of a longer run that a shorter one does not do."""
+        pairs = zip_longest(self.at(longer), self.at(shorter))
+        witness = self._run(longer, [a == b for a, b in pairs].index(False))
+        return "" if witness is None else witness.place
+
+    def elsewhere(self, way: Way) -> Untraceable | None:
+        """That the model does something else at the size of an export, or meets a size of one
+        there alone, which torch takes for another case."""
+        sizes = self.task.run_sizes
+        example = {**way.examples, "batch": sizes["batch"]}
+        same = self._ones(example) == self._ones(sizes) and self.at(example) == self.at(sizes)
+        at = " and ".join(
+            f"{name} {example[name]}" for name in example if example[name] != sizes[name]
+        )
+        return None if same else Untraceable(f"its code takes another way at {at}", repeats=True)
+
+    def _ones(self, sizes: Mapping[str, int]) -> list[list[bool]]:
+        """By value of a run: which of its axes are of size one, or empty."""
+        self.at(sizes)
+        witness = self.done[tuple(sizes.values())]
+        values = [] if witness is None else witness.program.values
+        return [[size.evaluate({}) < 2 for size in value.shape] for value in values]
 
 
 # --- the model with a few of its blocks -----------------------------------------------------------
@@ -348,19 +443,37 @@ def shortened(module: torch.nn.Module, stacks: Sequence[Stack]) -> Iterator[Shor
             parent, _, name = stack.path.rpartition(".")
             owner = module.get_submodule(parent)
             blocks = list(module.get_submodule(stack.path).children())
-            for settings in _configs(module):
-                undo.enter_context(patch.dict(settings, _shorter(settings, stack)))
+            for config in _configs(module):
+                undo.enter_context(_shorter(config, stack))
             undo.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, torch.nn.ModuleList(blocks[i] for i in stack.traced))
         yield Shortened(tuple(stacks), frozenset(kept[0].traced) if kept else None)
 
 
-def _shorter(settings: Mapping[str, Any], stack: Stack) -> dict[str, Any]:
-    """The settings that speak of all blocks, for those that are traced."""
-    changed: dict[str, Any] = {}
-    for key, value in settings.items():
-        if "layer" in key and type(value) is int and value == stack.depth:
-            changed[key] = len(stack.traced)
-        elif _one_a_block(value, stack.depth):
-            changed[key] = type(value)(value[i] for i in stack.traced)
-    return changed
+@contextlib.contextmanager
+def _shorter(config: Any, stack: Stack) -> Iterator[None]:
+    """A config whose settings that speak of all blocks speak of those that are traced."""
+    settings = vars(config)
+    listed = {
+        name: tuple(value[i] for i in stack.traced)
+        if isinstance(value, tuple)
+        else [value[i] for i in stack.traced]
+        for name, value in _one_a_block(config, stack.depth).items()
+    }
+    counted = {
+        key: len(stack.traced)
+        for key, value in settings.items()
+        if "layer" in key and type(value) is int and value == stack.depth
+    }
+    with contextlib.ExitStack() as undo:
+        for name, attribute in _properties(type(config)):
+            if name in listed and name not in settings:
+                worked_out = partial(_instead, config, listed.pop(name), attribute)
+                undo.enter_context(patch.object(type(config), name, property(worked_out)))
+        undo.enter_context(patch.dict(settings, counted | listed))
+        yield
+
+
+def _instead(config: Any, value: Any, attribute: property, asked: Any) -> Any:
+    """What a property of ``asked`` is: ``value`` for ``config``, for others what it was."""
+    return value if asked is config else attribute.__get__(asked)

@@ -1,13 +1,17 @@
 """How a failure of torch or of a model's own code becomes one line."""
 
+import contextlib
 import re
 import sysconfig
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
+from tracer.stages import OutOfTime, check_time
 from tracer.words import plain
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n *(.*)')
@@ -69,6 +73,25 @@ def module_of(
     return within(rename(running[-1][0]), running[-1][1]) if running else ""
 
 
+@contextlib.contextmanager
+def located(model: torch.nn.Module, rename: Callable[[str], str]) -> Iterator[None]:
+    """Look at the clock whenever code of a model calls torch, and say where it was."""
+    try:
+        with _Clock():
+            yield
+    except OutOfTime as over:
+        over.where = module_of(over, model, rename) + place(
+            "".join(traceback.format_tb(over.__traceback__))
+        )
+        raise
+
+
+class _Clock(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        check_time()
+        return func(*args, **(kwargs or {}))
+
+
 class Untraceable(Exception):
     """torch.export, or the lowering of what it gave, cannot carry this model; one line says why."""
 
@@ -80,6 +103,7 @@ class Untraceable(Exception):
         condition: str = "",
         cause: BaseException | None = None,
         by_data: bool = False,
+        repeats: bool = False,
     ) -> None:
         super().__init__(reason + where)
         self.where = where
@@ -89,6 +113,8 @@ class Untraceable(Exception):
         self.cause = cause
         """What torch or the model's code raised, None where the tracer itself says no."""
         self.by_torch = type(cause).__module__.startswith("torch")
+        self.repeats = repeats or bool(self.by_torch or condition)
+        """Whether another size that takes the same code fails the same."""
         self.by_data = by_data
         """Whether the code goes by values, which no trace knows."""
 

@@ -29,6 +29,7 @@ from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
 from tracer.kinds import base_name
 from tracer.program import Invocation, Layout, Node, Program, Sharing, Value
+from tracer.stages import check_time
 
 _einsum = torch.einsum
 
@@ -647,6 +648,7 @@ class _Recorder(torch.fx.Interpreter):
 
     def run_node(self, node: torch.fx.Node) -> Any:
         """Run a node as usual; its tensors stay alive, so that no two share an address."""
+        check_time()
         if draws(node):
             with Counted() as counted:
                 made = super().run_node(node)
