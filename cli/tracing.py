@@ -26,12 +26,11 @@ def trace(
     out: Annotated[
         Path | None, Option(help="Directory for the tables; name it to the commands that follow.")
     ] = None,
-    no_trace_cache: Annotated[
-        bool,
-        Option("--no-trace-cache", help="Trace anew; neither read nor write the cache of traces."),
+    anew: Annotated[
+        bool, Option("--no-trace-cache", help="Trace anew; leave the cache of traces alone.")
     ] = False,
-    time_limit: Annotated[
-        float | None, Option(min=0.1, help="Give up after so many seconds, and say at what.")
+    limit: Annotated[
+        float | None, Option("--time-limit", min=0.1, help="Give up after so many seconds.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -44,12 +43,7 @@ def trace(
     from cutedge._workspace import default_folder, remember
 
     traced = cutedge.trace(
-        model,
-        **asdict(tracing),
-        full=full,
-        strict=strict,
-        use_cache=not no_trace_cache,
-        time_limit=time_limit,
+        model, **asdict(tracing), full=full, strict=strict, use_cache=not anew, time_limit=limit
     )
     folder = traced.save(out or default_folder(traced.graph))
     if out is None:
@@ -65,10 +59,7 @@ def trace(
 def models(
     model: Annotated[
         str | None,
-        Argument(
-            help="Only those with this in their name; of one its config.",
-            autocompletion=complete.models,
-        ),
+        Argument(help="Part of the name; of one model its config.", autocompletion=complete.models),
     ] = None,
     check: Annotated[
         bool, Option("--check", help="Try to trace each phase of it, and say how far it goes.")
