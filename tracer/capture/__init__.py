@@ -35,7 +35,7 @@ from tracer.capture.packages import own_diffusers, own_packaged
 from tracer.capture.phases import Task, Way
 from tracer.capture.remedies import led_on
 from tracer.capture.runnable import Runnable
-from tracer.capture.runs import untouched
+from tracer.capture.runs import untouched, without_debugging
 from tracer.capture.user import Own, own_function, own_module, user_model, user_module
 from tracer.captured import Capture, Checked
 from tracer.errors import CutedgeError, InputError
@@ -555,18 +555,6 @@ def _instantiated(program: Program, stacks: Iterable[Stack]) -> Program | None:
     return program
 
 
-@contextlib.contextmanager
-def _gradients_aside() -> Iterator[None]:
-    """Have an export leave out where code turns gradients off, which are off all along: to mend the
-    graph around such places takes torch a seventh of its time."""
-    from torch.fx.experimental import proxy_tensor
-
-    name = "_side_effectful_need_to_be_preserved_pre_dispatch"
-    kept = [f for f in getattr(proxy_tensor, name) if f is not torch._C._set_grad_enabled]
-    with patch.object(proxy_tensor, name, kept):
-        yield
-
-
 @stage("exporting")
 def _export(
     task: Task,
@@ -585,7 +573,7 @@ def _export(
     # are formulas: without it a trace takes three quarters of the time.
     kept = dynamo.patch(fake_tensor_cache_enabled=not any(shapes.values()))
     try:
-        with untouched(task.module), kept, _gradients_aside(), located(task.module, rename):
+        with untouched(task.module), kept, without_debugging(), located(task.module, rename):
             return torch.export.export(
                 task.exported,
                 (),

@@ -5,6 +5,7 @@ import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Collection, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,15 @@ def _field(line: str) -> str:
 
 def place(trace: str) -> str:
     """Where the model's own code was at the end of a traceback, and that line of it."""
-    own = [frame for frame in _FRAME.findall(trace.replace("\\", "/")) if _is_of_a_model(frame[0])]
+    own = [frame for frame in _FRAME.findall(trace.replace("\\", "/")) if is_of_a_model(frame[0])]
     if not own:
         return ""
     file, line, code = own[-1]
     return f" at {file.rpartition('/')[2]}:{line} ({code})"
 
 
-def _is_of_a_model(file: str) -> bool:
+@lru_cache
+def is_of_a_model(file: str) -> bool:
     """Whether a file has a model's code: one of transformers', or a user's own."""
     if "/site-packages/" in file or "/dist-packages/" in file:
         return "/transformers/models/" in file

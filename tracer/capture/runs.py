@@ -1,6 +1,7 @@
 """Running a model on the meta device, to see what it does."""
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -8,6 +9,8 @@ from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracer.capture.errors import is_of_a_model
 
 
 @contextlib.contextmanager
@@ -35,6 +38,46 @@ def run_on_meta(module: torch.nn.Module, run: "MetaRun | None" = None) -> Iterat
     """
     with untouched(module), patch("torch.compiler.is_compiling", lambda: True), run or MetaRun():
         yield
+
+
+@contextlib.contextmanager
+def without_debugging() -> Iterator[None]:
+    """An export without what torch records at each op for its own debugging, a fifth of its time.
+
+    Where code turns gradients off, which are off all along, is left out: torch would mend the graph
+    around each such place. Of the stack at an op, the places in a model's code are kept.
+    """
+    from torch.fx import proxy
+    from torch.fx.experimental import proxy_tensor
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    name = "_side_effectful_need_to_be_preserved_pre_dispatch"
+    kept = [f for f in getattr(proxy_tensor, name) if f is not torch._C._set_grad_enabled]
+    with (
+        patch.object(proxy_tensor, name, kept),
+        patch.object(ShapeEnv, "_create_fx_call_function", lambda self, op, args: (None, False)),
+        patch.object(proxy, "CapturedTraceback", _Places),
+    ):
+        yield
+
+
+class _Places:
+    """The places in a model's code on the stack, in place of all that torch gathers of it."""
+
+    @staticmethod
+    def extract() -> type["_Places"]:
+        """As torch's own, of this stack."""
+        return _Places
+
+    @staticmethod
+    def summary() -> traceback.StackSummary:
+        """The frames of a model's code, the outermost first."""
+        frames = [
+            (frame, line)
+            for frame, line in traceback.walk_stack(None)
+            if is_of_a_model(frame.f_code.co_filename)
+        ]
+        return traceback.StackSummary.extract(reversed(frames))
 
 
 class MetaRun(TorchDispatchMode):
