@@ -34,9 +34,6 @@ LONGEST = 200
 INSTEAD = (2, 3, 5)
 """Small numbers that stand in for a number of the mask's code (the width of a window), so that few
 tokens show what it does."""
-SHORT = 64
-"""A size beyond it may be too large to run: where a number of the mask's code is what a trace is
-longer than, its stand-ins show the same at few tokens."""
 BIAS = 9000
 """A number that code adds to scores hides none where all that it may be are smaller: masks of numbers
 that are finite begin at ten thousand."""
@@ -150,10 +147,6 @@ _WITH_A_WIDTH = (
 
 class _Unknown(Exception):
     """A mask that cannot be run with numbers, or not at such a size, and why."""
-
-
-class _TooLarge(_Unknown):
-    """Tensors of too many elements to be run."""
 
 
 @dataclass(slots=True)
@@ -331,7 +324,7 @@ class _Masks:
     def _shape(self, value: torch.Tensor, sizes: Sizes) -> list[int]:
         shape = [self.size(axis).evaluate(sizes) for axis in value.shape]
         if prod(shape) > LARGEST:
-            raise _TooLarge(f"its mask is too large to be run: {' x '.join(map(str, shape))}")
+            raise _Unknown(f"its mask is too large to be run: {' x '.join(map(str, shape))}")
         return shape
 
     def _run(
@@ -467,12 +460,11 @@ class _Masks:
         pasts = {sizes["past"] for sizes in self.samples}
         past = const(pasts.pop()) if len(pasts) == 1 else var("past")
         seeds = SEEDS if any(map(_picks, between)) else ()
-        samples, every = self.samples, ({}, *({n: other} for n in numbers for other in INSTEAD))
 
         def counted(instead: Mapping[int, int]) -> list[list[int]]:
-            first = [_counts(run(sizes, instead, 0)) for sizes in samples]
+            first = [_counts(run(sizes, instead, 0)) for sizes in self.samples]
             for seed in seeds:
-                for sizes, counts in zip(samples, first, strict=True):
+                for sizes, counts in zip(self.samples, first, strict=True):
                     seen = run(sizes, instead, seed) != 0
                     if bool((seen.sum(-1) != torch.tensor(counts)).any()):
                         raise _Unknown("how many pairs its mask keeps goes by the data")
@@ -483,7 +475,7 @@ class _Masks:
             width = instead.get(number, number) + more
             return counts == [
                 pattern.counts(sizes, queries.evaluate(sizes), keys.evaluate(sizes), width)
-                for sizes in samples
+                for sizes in self.samples
             ]
 
         def formulas() -> dict[str, Formula]:
@@ -496,15 +488,9 @@ class _Masks:
 
         left: list[_Candidate] = [(_FULL, 0, 0), (_CAUSAL, 0, 0)]
         left += [(p, number, more) for number in numbers for p in _WITH_A_WIDTH for more in (0, 1)]
-        if not samples:
+        if not self.samples:
             raise _Unknown("there is no size to run its mask at")
-        try:
-            counted({})
-        except _TooLarge:
-            if len(numbers) != 1 or not any(map(_picks, between)):
-                raise
-            samples, every = _shorter(samples), every[1:]
-        for instead in every:
+        for instead in ({}, *({n: other} for n in numbers for other in INSTEAD)):
             if instead and len(formulas()) < 2:
                 break
             counts = counted(instead)
@@ -516,14 +502,6 @@ class _Masks:
         if len(found) != 1:
             raise _Unknown("its mask is no triangle, window, chunk or square")
         return found.popitem()[1]
-
-
-def _shorter(samples: Sequence[Sizes]) -> list[Sizes]:
-    """As many sizes, none of which is large."""
-    return [
-        {name: size if size <= SHORT else 7 + 2 * n for name, size in sizes.items()}
-        for n, sizes in enumerate(samples)
-    ]
 
 
 _Candidate = tuple[_Pattern, int, int]
