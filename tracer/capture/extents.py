@@ -22,7 +22,7 @@ from torch.fx import Node
 from tracer.capture.arguments import argument, draws, written
 from tracer.formula import Formula, const, formula, minimum, var
 from tracer.graph import Kind
-from tracer.kinds import MATRIX_PRODUCTS, READS_NO_DATA, base_name, kind_of
+from tracer.kinds import MATRIX_PRODUCTS, base_name, data_args, kind_of
 
 Sizes = Mapping[str, int]
 Size = Formula | int
@@ -266,7 +266,8 @@ class _Masks:
     def _settled(self, node: Node) -> bool:
         """Whether a node in whose memory some op writes is what it makes to all that read it: it is
         written by its one reader, or before anything reads it."""
-        return len(node.users) == 1 or not any(self._writes(user, node) for user in node.users)
+        readers = [user for user in node.users if node in _reads(user)]
+        return len(readers) == 1 or not any(self._writes(user, node) for user in readers)
 
     def _writes(self, user: Node, node: Node) -> bool:
         if node in written(user):
@@ -363,7 +364,9 @@ class _Masks:
             data = self.data[node]
             if data is None or (not data.is_floating_point() and bool((data.abs() > 1).any())):
                 # what a window's width may be must show as a number of the code
-                raise _Unknown("numbers of a buffer have a part in its mask")
+                raise _Unknown(
+                    "a buffer has a part in its mask whose numbers are not those of code"
+                )
             return data
         for tensor in _tensors(node.meta.get("val")):
             self._shape(tensor, sizes)
@@ -527,7 +530,7 @@ def _tensors(made: Any) -> list[torch.Tensor]:
 
 def _reads(node: Node) -> Sequence[Node]:
     """The nodes whose values a node goes by: of some it takes shape and dtype alone."""
-    return () if base_name(str(node.target)) in READS_NO_DATA else node.all_input_nodes
+    return data_args(str(node.target), tuple(node.all_input_nodes))
 
 
 def _is_size(node: Node) -> bool:
@@ -556,7 +559,7 @@ def _picks(node: Node) -> bool:
 
 _HANDS_ON = (
     *("dropout", "to", "_to_copy", "contiguous", "clone", "view", "reshape", "expand", "slice"),
-    *("mul", "masked_fill", "nan_to_num"),
+    *("mul", "masked_fill", "nan_to_num", "type_as"),
 )
 
 
