@@ -1,6 +1,7 @@
 """Mixtures of experts: whose weights are read, which depends on the tokens.
 
-It is assumed that each token goes to k of E experts, uniformly and independently.
+It is assumed that each token goes to k of E experts, uniformly and independently. Code that runs
+all experts on every token is counted as it runs; ``mixed`` says what it would be if it routed.
 """
 
 from dataclasses import dataclass
@@ -151,27 +152,95 @@ def _chooser(graph: OpGraph, index: Tensor) -> tuple[int, int] | None:
     return None
 
 
-def active_parameters(graph: OpGraph) -> int:
-    """The parameters that one token meets: all that are read but the experts that it goes past.
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """A product of every token with every expert of a stack, though each goes to a few."""
 
-    Dense ones count whole, the table of an embedding too. So do the experts of a model that runs
-    them all on every token, and those that are not shown to be chosen.
+    stack: Tensor
+    """The weights [experts, ...]."""
+    chosen: int
+    """How many experts a token goes to: the others are run and count for nothing."""
+
+    @property
+    def experts(self) -> int:
+        """How many there are."""
+        return self.stack.shape[0]
+
+    @property
+    def share(self) -> Fraction:
+        """The part of the work, and of the stack, that is of a token's own experts."""
+        return Fraction(self.chosen, self.experts)
+
+
+def mixed(graph: OpGraph) -> dict[int, Mixing]:
+    """Id of an op -> what it mixes: products with a whole stack [experts, k, n] in a layer where
+    scores [tokens, experts] are chosen among for just as many tokens as each expert is run on."""
+    chosen: dict[tuple[int | None, int, int], list[Op]] = {}
+    for op in graph.ops:
+        scores = graph.inputs(op.id)[:1]
+        if base_name(op.target) in _CHOOSE and scores and graph.is_float(scores[0].dtype):
+            *tokens, choices = scores[0].shape or (0,)
+            chosen.setdefault((op.layer, choices, reduce(mul, tokens, 1)), []).append(op)
+    found: dict[int, Mixing] = {}
+    for op in graph.ops if chosen else ():
+        if base_name(op.target) not in ("bmm", "matmul", "baddbmm"):
+            continue
+        stacks = [t for t in graph.inputs(op.id) if _is_stack(graph, t)]
+        made = graph.outputs(op.id)[0]
+        if len(stacks) != 1 or len(made.shape) != 3:
+            continue
+        experts, rows = made.shape[:2]
+        if stacks[0].shape[0] != experts or experts < 2:
+            continue
+        choosing = chosen.get((op.layer, experts, rows), [])
+        if best := [o for o in choosing if base_name(o.target) == "topk"][-1:]:
+            few = graph.outputs(best[0].id)[0].shape[-1]
+        else:  # the best, then the best of the others
+            few = len(choosing)
+        if 0 < few < experts:
+            found[op.id] = Mixing(stacks[0], few)
+    return found
+
+
+def _is_stack(graph: OpGraph, tensor: Tensor) -> bool:
+    return len(tensor.shape) == 3 and graph.storage(tensor).role is Role.PARAMETER
+
+
+def active_parameters(graph: OpGraph) -> int:
+    """The parameters that take part in the arithmetic of one token, as they are published: all that
+    are read but the experts that it goes past, and tables of which it looks up a row.
+
+    An embedding that is tied to the head counts, since the head multiplies with all of it. Of
+    experts that code runs on every token those count that a token goes to; those that are not shown
+    to be chosen count whole.
     """
     share: dict[int, Fraction] = {}  # storage -> the part of it that a token meets
+    mixing = mixed(graph)
     for op in reversed(graph.ops):
-        routing = routing_of(graph, op)
+        routing = routing_of(graph, op) or mixing.get(op.id)
         made = [graph.storage(t).id for t in graph.outputs(op.id)]
+        looked_up = _looked_up(graph, op)
         for tensor in graph.inputs(op.id):
             stored = graph.storage(tensor).id
-            if op.is_view or op.is_constant:  # as much as of what it makes, which is read later
-                part = max((share.get(t, Fraction(0)) for t in made), default=Fraction(1))
-            elif routing and tensor is routing.stack:
+            if routing and tensor is routing.stack:
                 part = routing.share
+            elif tensor is looked_up:
+                part = Fraction(0)
+            elif op.is_view or op.is_constant:  # as much as of what it makes, which is read later
+                part = max((share.get(t, Fraction(0)) for t in made), default=Fraction(1))
             else:
                 part = Fraction(1)
             share[stored] = max(share.get(stored, Fraction(0)), part)
     owners = [t for t in graph.tensors if t.role is Role.PARAMETER and t.alias_of is None]
     return graph.meta.parameters - round(sum(t.numel * (1 - share.get(t.id, 0)) for t in owners))
+
+
+def _looked_up(graph: OpGraph, op: Op) -> Tensor | None:
+    """The parameter that an op takes whole rows of, if it does."""
+    inputs = graph.inputs(op.id)
+    if base_name(op.target) not in _OF_ROWS or len(inputs) < 2:
+        return None
+    return inputs[0] if graph.storage(inputs[0]).role is Role.PARAMETER else None
 
 
 def assumptions(graph: OpGraph) -> tuple[str, ...]:

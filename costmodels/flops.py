@@ -9,10 +9,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from costmodels.experts import STATE, Routing, routing_of
+from costmodels.experts import STATE, Routing, mixed, routing_of
 from costmodels.formulas import REGISTRY, GemmOf, GemmSize, Shapes, Signature, Size, to_int
 from costmodels.traffic import traffic
 from tracer.errors import CutedgeError
@@ -324,6 +325,11 @@ class FlopTotals:
     ``products`` is complete where there is not one."""
     coverage: float
     """Share of the ops that compute or move data whose FLOPs are known."""
+    routed: int | None = None
+    """``products``, were each token run by the experts alone that it goes to; None where no code
+    runs all experts on every token (``experts.mixed``)."""
+    routed_expr: str | None = None
+    """``routed`` as a formula; None for a concrete trace too."""
     products_status: Status = Status.EXACT
     """Of ``products``: ``exact``, as torch's counter counts them, or an ``estimate`` where one of
     them is one. Not where that is of the weights alone that an op reads: which experts rows go to
@@ -356,7 +362,12 @@ def total_flops(graph: OpGraph) -> FlopTotals:
     products_status = Status.EXACT
     unsupported: Counter[str] = Counter()
     missing: Counter[str] = Counter()
+    idle, idle_closed, mixing = Fraction(0), formula(0), mixed(graph)
     for op in graph.ops:
+        if op.id in mixing and op.cost.flops is not None:  # the rest of them is for nothing
+            past = 1 - mixing[op.id].share
+            idle += op.cost.flops * past
+            idle_closed += parse(op.cost.flops_expr or "0") * past
         if op.cost.flops is None:
             unsupported[op.target] += 1
             if may_multiply(op):
@@ -385,5 +396,7 @@ def total_flops(graph: OpGraph) -> FlopTotals:
         unsupported=dict(unsupported),
         products_missing=dict(missing),
         coverage=(working - unsupported.total()) / working if working else 1.0,
+        routed=products - int(idle) if mixing else None,
+        routed_expr=str(closed - idle_closed) if mixing and graph.meta.symbolic else None,
         products_status=products_status,
     )

@@ -290,8 +290,8 @@ class Limits:
     lm_head_params: float
     """What the head reads."""
     activated_params: float
-    """What the linears of one token read, as the analysis counts it: norms and the embedding are
-    left out, which are among a model's active parameters (``experts.active_parameters``)."""
+    """What the linears of one token read, as the analysis counts it: norms are left out, which are
+    among a model's active parameters (``experts.active_parameters``)."""
     stored_params: float
     """What the linears can read: every expert."""
     kv_cache_params_per_token: float

@@ -83,6 +83,8 @@ def trace_object(traced: "Trace", folder: Path) -> dict[str, Any]:
         "product_flops_expr": flops.products_expr,
         "causal_product_flops": flops.causal,
         "causal_product_flops_expr": flops.causal_expr,
+        "routed_product_flops": flops.routed,
+        "routed_product_flops_expr": flops.routed_expr,
         "other_flops": flops.other,
         "coverage": flops.coverage,
         "unsupported": dict(flops.unsupported),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import fsum
 from typing import TYPE_CHECKING
 
-from costmodels.experts import active_parameters, assumptions
+from costmodels.experts import active_parameters, assumptions, mixed
 from costmodels.flops import FlopTotals, numbered, total_flops, without_sizes
 from cutedge._chip_words import limit_claim
 from partition import seen as sorts
@@ -566,7 +566,7 @@ def trace_lines(graph: OpGraph, flops: FlopTotals) -> list[tuple[str, str]]:
     said.append(("parameters", f"{meta.parameters:,} ({size} in {meta.weights or meta.dtype})"))
     said += [("", line) for line in not_run(graph)]
     assumed, active = assumptions(graph), active_parameters(graph)
-    if assumed or active != meta.parameters:
+    if assumed or flops.routed is not None:
         share = active / max(meta.parameters, 1)
         said.append(("", f"{active:,} active for one token ({share:.1%})"))
         said += [("" if n else "assumed", text) for n, text in enumerate(assumed)]
@@ -580,6 +580,8 @@ def trace_lines(graph: OpGraph, flops: FlopTotals) -> list[tuple[str, str]]:
         said.append(("", causal))
         if flops.causal_expr:
             said.append(("", f"= {flops.causal_expr}"))
+    if flops.routed is not None:
+        said += [("", line) for line in _if_routed(graph, flops)]
     said.append(("", f"{flops.other:,} in all other ops (estimates among them)"))
     before, after = cached_state(graph)
     said.append(("", f"{known(flops)} of the ops that work{unknown(flops)}"))
@@ -588,6 +590,16 @@ def trace_lines(graph: OpGraph, flops: FlopTotals) -> list[tuple[str, str]]:
             closed = f" = {formula}" if formula else ""
             said.append(("cache", f"{human(bytes_)} {what}{closed}"))
     return said
+
+
+def _if_routed(graph: OpGraph, flops: FlopTotals) -> Iterator[str]:
+    """What a model that runs all experts on every token would take with kernels that route."""
+    ways = sorted({(one.chosen, one.experts) for one in mixed(graph).values()})
+    each = " and ".join(f"{chosen} of {experts}" for chosen, experts in ways)
+    yield f"{flops.routed:,} of them with kernels that route: {each} experts are a token's own,"
+    yield "    and this code runs them all on every token"
+    if flops.routed_expr:
+        yield f"= {flops.routed_expr}"
 
 
 def not_run(graph: OpGraph) -> list[str]:
@@ -728,7 +740,7 @@ def parameter_sentences(params: "Parameters") -> Iterator[str]:
     """What there is to say of where a model's parameters are."""
     graph, found = params.graph, params.found
     total, active, idle = graph.meta.parameters, params.active, not_run(graph)
-    if active != total:
+    if assumptions(graph) or mixed(graph):
         yield f"{active:,} are active for one token ({active / max(total, 1):.1%})"
     if found.tied:
         yield f"lm_head reads {found.tied:,} of the embedding's too (tied, counted once)"

@@ -89,7 +89,9 @@ def _parameters() -> dict[str, Schema]:
     return {
         **dataclass_keys(TraceMeta, "parameters"),
         "active_parameters": key(
-            int, "Those that one token meets: all but the experts that it does not go to."
+            int,
+            "Those that take part in the arithmetic of one token, as they are published: all but "
+            "the experts that it does not go to, and tables that it looks up a row of.",
         ),
     }
 
@@ -121,6 +123,8 @@ def _trace() -> Schema:
         "product_flops_expr": flops["products_expr"],
         "causal_product_flops": flops["causal"],
         "causal_product_flops_expr": flops["causal_expr"],
+        "routed_product_flops": flops["routed"],
+        "routed_product_flops_expr": flops["routed_expr"],
         "other_flops": flops["other"],
         "coverage": flops["coverage"],
         "unsupported": _unsupported(),

@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
-from costmodels.experts import active_parameters, assumptions, expected_experts
-from costmodels.flops import annotate
+from costmodels.experts import active_parameters, assumptions, expected_experts, mixed
+from costmodels.flops import annotate, total_flops
 from tests.support.calls import SEQ, Calls
 from tests.support.inprocess import invoke
 from tests.support.presets import swept
 from tracer.capture import capture, quiet
+from tracer.formula import parse
 from tracer.graph import OpCost, OpGraph, Role, Status
 from tracer.presets import preset
 from tracer.serde import read_trace, write_trace
@@ -214,6 +215,30 @@ def test_a_product_with_all_experts_is_exact_and_reads_them_all():
     assert (cost.param_bytes, cost.assumption) == (STACK, None)
 
 
+@pytest.mark.parametrize("top", [1, 2, EXPERTS - 1])
+@pytest.mark.parametrize(
+    ("tokens", "choices", "is_mixture"),
+    [(SEQ, EXPERTS, True), (2 * SEQ, EXPERTS, False), (SEQ, EXPERTS + 1, False)],
+)
+def test_a_product_of_every_token_with_every_expert_is_a_mixture(tokens, choices, is_mixture, top):
+    """Where as many are chosen among, for as many tokens: its own experts are top of them."""
+    calls = Calls()
+    calls.call("aten.topk.default", calls.input(tokens, choices), out=(tokens, top), dtype="int64")
+    x, stack = calls.input(EXPERTS, SEQ, WIDTH), calls.state(EXPERTS, WIDTH, OUT)
+    calls.call("aten.bmm.default", x, stack, out=(EXPERTS, SEQ, OUT))
+    graph = calls.graph()
+    totals = total_flops(graph)
+    assert totals.products == 2 * EXPERTS * 6 * WIDTH * OUT
+    if is_mixture:
+        (one,) = mixed(graph).values()
+        assert (one.chosen, one.experts) == (top, EXPERTS)
+        assert totals.routed == 2 * top * 6 * WIDTH * OUT  # rows that meet one expert each
+        assert totals.routed_expr == str(2 * top * WIDTH * OUT * SEQ)
+    else:
+        assert mixed(graph) == {}
+        assert (totals.routed, totals.routed_expr) == (None, None)
+
+
 # --- models ---------------------------------------------------------------------------------------
 
 SMALL = {
@@ -239,9 +264,9 @@ def small(config: dict[str, object], **sizes: object) -> OpGraph:
     return annotate(capture(config, model="small", **sizes).graph)
 
 
-EMBEDDINGS = {"gpt-oss-20b", "gpt-oss-120b", "deepseek-v3"}
-"""Their published figures leave out the input embedding, of which a token reads one row (they
-count the output head); those of the others count both."""
+WITH_THE_TABLE = {"mixtral-8x7b", "mixtral-8x22b", "qwen3-30b-a3b", "qwen3-235b-a22b"}
+"""Their published figures count the table of the embedding, of which a token looks up one row; those
+of the others leave it out, as is meant here. All count the head."""
 
 ACTIVE = {
     # published, in billions; expert layers, experts that a token passes by, parameters of each
@@ -261,22 +286,20 @@ def test_active_parameters_are_those_published(traced, name):
     graph = traced(name, batch=BATCH, seq=PROMPT)
     published, layers, passed_by, expert = ACTIVE[name]
     active = active_parameters(graph)
-    assert active == graph.meta.parameters - layers * passed_by * expert
-    table = next(t for t in graph.tensors if t.name == "model.embed_tokens.weight")
-    counted = active - (table.numel if name in EMBEDDINGS else 0)
+    table = next(t for t in graph.tensors if t.name == "model.embed_tokens.weight").numel
+    assert active == graph.meta.parameters - layers * passed_by * expert - table
+    counted = active + (table if name in WITH_THE_TABLE else 0)
     assert counted == pytest.approx(published * 1e9, rel=0.02)
 
 
 @pytest.mark.parametrize("name", swept(["mixtral-8x7b", "qwen3-30b-a3b", "gpt-oss-20b"]))
 @pytest.mark.few(1)
 def test_decoding_a_token_reads_its_active_parameters_once(name):
-    """All of them, but for the table of the embedding: one row of it."""
+    """All of them, and one row of the table of the embedding."""
     graph = annotate(capture(preset(name), model=name, phase="decode", seq=1, past=64).graph)
     table = next(t for t in graph.tensors if t.name == "model.embed_tokens.weight")
     row = table.shape[1]
-    assert sum(op.cost.param_bytes for op in graph.ops) == 4 * (
-        active_parameters(graph) - table.numel + row
-    )
+    assert sum(op.cost.param_bytes for op in graph.ops) == 4 * (active_parameters(graph) + row)
     (assumed,) = assumptions(graph)
     chosen, experts = preset(name)["num_experts_per_tok"], ACTIVE[name][2]
     assert assumed == (
@@ -287,30 +310,62 @@ def test_decoding_a_token_reads_its_active_parameters_once(name):
 
 @pytest.mark.slow
 def test_a_dense_model_assumes_nothing_and_is_active_as_a_whole():
-    graph = small({**SMALL, "model_type": "qwen3"})
-    assert assumptions(graph) == ()
-    assert active_parameters(graph) == graph.meta.parameters
+    """Without the table of its embedding, unless that is the head's too."""
+    for tied in (False, True):
+        graph = small({**SMALL, "model_type": "qwen3", "tie_word_embeddings": tied})
+        assert assumptions(graph) == ()
+        table = 0 if tied else 128 * 64
+        assert active_parameters(graph) == graph.meta.parameters - table
+
+
+def dense_mixture(chosen: int = 1, layers: int = 1, **sizes: object) -> OpGraph:
+    """A model whose code runs each of four experts on every token."""
+    config = {
+        **SMALL,
+        "num_hidden_layers": layers,
+        "model_type": "llama4_text",
+        "architectures": ["Llama4ForCausalLM"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": chosen,
+        "intermediate_size_mlp": 96,
+        "moe_layers": [0],
+    }
+    return small(config, **sizes)
 
 
 @pytest.mark.slow
 def test_a_model_that_runs_all_experts_is_counted_as_it_runs():
     """Each token meets every expert, with weights of zero for those that it does not go to."""
-    config = {
-        **SMALL,
-        "model_type": "llama4_text",
-        "num_local_experts": 4,
-        "num_experts_per_tok": 1,
-        "intermediate_size_mlp": 96,
-        "moe_layers": [0],
-    }
-    graph = small(config)
+    graph = dense_mixture(layers=2)  # of which the second has no experts
     products = [op for op in graph.ops if op.target == "aten.bmm.default"]
-    stacks = [t.bytes for t in graph.tensors if t.role is Role.PARAMETER and len(t.shape) == 3]
-    assert sum(op.cost.param_bytes for op in products) == sum(stacks) > 0
+    stacks = [t for t in graph.tensors if t.role is Role.PARAMETER and len(t.shape) == 3]
+    assert sum(op.cost.param_bytes for op in products) == sum(t.bytes for t in stacks) > 0
     # 4 experts, 2 x 8 tokens through three matrices
-    assert sum(op.cost.flops for op in products) == 4 * 16 * 2 * 3 * 64 * 96
+    run = 4 * 16 * 2 * 3 * 64 * 96
+    assert sum(op.cost.flops for op in products) == run
     assert assumptions(graph) == ()
-    assert active_parameters(graph) == graph.meta.parameters
+    # and with kernels that route: a quarter of it, and of the experts' weights
+    assert [(m.chosen, m.experts) for m in mixed(graph).values()] == [(1, 4)] * 2
+    totals = total_flops(graph)
+    assert totals.routed == totals.products - run * 3 // 4
+    passed_by = 3 * 3 * 64 * 96
+    assert active_parameters(graph) == graph.meta.parameters - passed_by - 128 * 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [1, 2, 3])
+def test_what_a_dense_mixture_would_take_if_it_routed_is_what_a_model_takes_that_does(chosen):
+    """Formulas too; a Mixtral of the same sizes with grouped products is the other count."""
+    graph = dense_mixture(chosen, symbolic=True)
+    totals = total_flops(graph)
+    assert parse(totals.routed_expr).evaluate(graph.meta.variables) == totals.routed
+    routing = {"num_local_experts": 4, "num_experts_per_tok": chosen, "intermediate_size": 96}
+    other = small({**SMALL, **routing, "model_type": "mixtral"})
+    experts = sum(op.cost.flops for op in other.ops if "grouped" in op.target)
+    run = sum(op.cost.flops for op in graph.ops if op.target == "aten.bmm.default")
+    assert totals.products - totals.routed == run - experts
+    assert total_flops(other).routed is None
+    assert mixed(other) == {}
 
 
 @pytest.mark.parametrize(
@@ -397,7 +452,7 @@ def test_the_assumption_is_in_the_tables(tmp_path):
 def test_the_summary_says_what_is_active_and_what_is_assumed(tmp_path):
     said, printed = summary(ROUTED, tmp_path)
     # experts of three matrices 64 x 32, of which a token passes by 14
-    active = said["parameters"] - 14 * 3 * 64 * 32
+    active = said["parameters"] - 14 * 3 * 64 * 32 - 128 * 64  # and the table of the embedding
     read = 16 * (1 - (14 / 16) ** 16)
     assumed = (
         "each token goes to 2 of 16 experts, uniformly and independently: "

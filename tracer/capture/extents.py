@@ -22,7 +22,7 @@ from torch.fx import Node
 from tracer.capture.arguments import argument, draws, written
 from tracer.formula import Formula, const, formula, minimum, var
 from tracer.graph import Kind
-from tracer.kinds import MATRIX_PRODUCTS, READS_NO_DATA, base_name, kind_of
+from tracer.kinds import MATRIX_PRODUCTS, base_name, data_args, kind_of
 
 Sizes = Mapping[str, int]
 Size = Formula | int
@@ -34,9 +34,6 @@ LONGEST = 200
 INSTEAD = (2, 3, 5)
 """Small numbers that stand in for a number of the mask's code (the width of a window), so that few
 tokens show what it does."""
-SHORT = 64
-"""A size beyond it may be too large to run: where a number of the mask's code is what a trace is
-longer than, its stand-ins show the same at few tokens."""
 BIAS = 9000
 """A number that code adds to scores hides none where all that it may be are smaller: masks of numbers
 that are finite begin at ten thousand."""
@@ -150,10 +147,6 @@ _WITH_A_WIDTH = (
 
 class _Unknown(Exception):
     """A mask that cannot be run with numbers, or not at such a size, and why."""
-
-
-class _TooLarge(_Unknown):
-    """Tensors of too many elements to be run."""
 
 
 @dataclass(slots=True)
@@ -273,7 +266,8 @@ class _Masks:
     def _settled(self, node: Node) -> bool:
         """Whether a node in whose memory some op writes is what it makes to all that read it: it is
         written by its one reader, or before anything reads it."""
-        return len(node.users) == 1 or not any(self._writes(user, node) for user in node.users)
+        readers = [user for user in node.users if node in _reads(user)]
+        return len(readers) == 1 or not any(self._writes(user, node) for user in readers)
 
     def _writes(self, user: Node, node: Node) -> bool:
         if node in written(user):
@@ -331,7 +325,7 @@ class _Masks:
     def _shape(self, value: torch.Tensor, sizes: Sizes) -> list[int]:
         shape = [self.size(axis).evaluate(sizes) for axis in value.shape]
         if prod(shape) > LARGEST:
-            raise _TooLarge(f"its mask is too large to be run: {' x '.join(map(str, shape))}")
+            raise _Unknown(f"its mask is too large to be run: {' x '.join(map(str, shape))}")
         return shape
 
     def _run(
@@ -370,7 +364,9 @@ class _Masks:
             data = self.data[node]
             if data is None or (not data.is_floating_point() and bool((data.abs() > 1).any())):
                 # what a window's width may be must show as a number of the code
-                raise _Unknown("numbers of a buffer have a part in its mask")
+                raise _Unknown(
+                    "a buffer has a part in its mask whose numbers are not those of code"
+                )
             return data
         for tensor in _tensors(node.meta.get("val")):
             self._shape(tensor, sizes)
@@ -467,12 +463,11 @@ class _Masks:
         pasts = {sizes["past"] for sizes in self.samples}
         past = const(pasts.pop()) if len(pasts) == 1 else var("past")
         seeds = SEEDS if any(map(_picks, between)) else ()
-        samples, every = self.samples, ({}, *({n: other} for n in numbers for other in INSTEAD))
 
         def counted(instead: Mapping[int, int]) -> list[list[int]]:
-            first = [_counts(run(sizes, instead, 0)) for sizes in samples]
+            first = [_counts(run(sizes, instead, 0)) for sizes in self.samples]
             for seed in seeds:
-                for sizes, counts in zip(samples, first, strict=True):
+                for sizes, counts in zip(self.samples, first, strict=True):
                     seen = run(sizes, instead, seed) != 0
                     if bool((seen.sum(-1) != torch.tensor(counts)).any()):
                         raise _Unknown("how many pairs its mask keeps goes by the data")
@@ -483,7 +478,7 @@ class _Masks:
             width = instead.get(number, number) + more
             return counts == [
                 pattern.counts(sizes, queries.evaluate(sizes), keys.evaluate(sizes), width)
-                for sizes in samples
+                for sizes in self.samples
             ]
 
         def formulas() -> dict[str, Formula]:
@@ -496,15 +491,9 @@ class _Masks:
 
         left: list[_Candidate] = [(_FULL, 0, 0), (_CAUSAL, 0, 0)]
         left += [(p, number, more) for number in numbers for p in _WITH_A_WIDTH for more in (0, 1)]
-        if not samples:
+        if not self.samples:
             raise _Unknown("there is no size to run its mask at")
-        try:
-            counted({})
-        except _TooLarge:
-            if len(numbers) != 1 or not any(map(_picks, between)):
-                raise
-            samples, every = _shorter(samples), every[1:]
-        for instead in every:
+        for instead in ({}, *({n: other} for n in numbers for other in INSTEAD)):
             if instead and len(formulas()) < 2:
                 break
             counts = counted(instead)
@@ -516,14 +505,6 @@ class _Masks:
         if len(found) != 1:
             raise _Unknown("its mask is no triangle, window, chunk or square")
         return found.popitem()[1]
-
-
-def _shorter(samples: Sequence[Sizes]) -> list[Sizes]:
-    """As many sizes, none of which is large."""
-    return [
-        {name: size if size <= SHORT else 7 + 2 * n for name, size in sizes.items()}
-        for n, sizes in enumerate(samples)
-    ]
 
 
 _Candidate = tuple[_Pattern, int, int]
@@ -549,7 +530,7 @@ def _tensors(made: Any) -> list[torch.Tensor]:
 
 def _reads(node: Node) -> Sequence[Node]:
     """The nodes whose values a node goes by: of some it takes shape and dtype alone."""
-    return () if base_name(str(node.target)) in READS_NO_DATA else node.all_input_nodes
+    return data_args(str(node.target), tuple(node.all_input_nodes))
 
 
 def _is_size(node: Node) -> bool:
@@ -578,7 +559,7 @@ def _picks(node: Node) -> bool:
 
 _HANDS_ON = (
     *("dropout", "to", "_to_copy", "contiguous", "clone", "view", "reshape", "expand", "slice"),
-    *("mul", "masked_fill", "nan_to_num"),
+    *("mul", "masked_fill", "nan_to_num", "type_as"),
 )
 
 
