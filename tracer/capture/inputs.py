@@ -96,6 +96,9 @@ def reading(
         return _encoder(module, model) if phase == "encoder" else _decoder(module, phase)
     sees, hears = sees_among_tokens(module, accepted), hears_among_tokens(module, accepted)
     beside = sees_beside_tokens(module, accepted)
+    if (sees or beside) and phase == "prefill" and not heard:
+        needed = accepted["pixel_values"].default is inspect.Parameter.empty
+        images = images or ((1,) if needed else ())
     if images and not (sees or beside):
         raise InputError(f"{model}: {type(module).__name__} reads no images among its tokens")
     if heard and not hears:
@@ -109,11 +112,10 @@ def reading(
         kind = "audio" if heard else "image"
         both = _tokens_and(module, model, kind, accepted, heard or images)
         return both if phase == "prefill" else _over(both, accepted)
-    needs = beside and accepted["pixel_values"].default is inspect.Parameter.empty
     if beside and phase == "encoder":
         return _seen_beside(module, model, images or (1,))
-    if beside and (images or (needs and phase == "prefill")):
-        both = _tokens_beside_images(module, model, accepted, images or (1,))
+    if beside and images:
+        both = _tokens_beside_images(module, model, accepted, images)
         return both if phase == "prefill" else _over(both, accepted)
     if phase == "encoder":
         raise InputError(f"{model}: {type(module).__name__} has no encoder apart: use prefill")
