@@ -127,6 +127,8 @@ DEPTHS = (
     "num_decoder_layers",
     "encoder_layers",
     "num_encoder_layers",
+    "depth",
+    "num_global_layers",
 )
 PARTS = (
     "text_config",

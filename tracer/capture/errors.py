@@ -94,6 +94,10 @@ class _Clock(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+_SHOWN = ("images", "sounds")
+"""Overrides that are options of their own."""
+
+
 class Untraceable(Exception):
     """torch.export, or the lowering of what it gave, cannot carry this model; one line says why."""
 
@@ -124,7 +128,12 @@ class Untraceable(Exception):
         """What a user may try where no option is known to help (``remedies``)."""
         if self.by_data:
             return "With other code in its place it is traced as file.py:function."
-        check = f"Check --set {', '.join(overrides)}" if overrides else "Check the config's fields"
+        fields = [f"--set {', '.join(n for n in overrides if n not in _SHOWN)}"]
+        asked = [
+            *fields * bool({*overrides} - {*_SHOWN}),
+            *(f"--{n}" for n in _SHOWN if n in overrides),
+        ]
+        check = f"Check {' and '.join(asked)}" if asked else "Check the config's fields"
         if isinstance(self.cause, TypeError | AttributeError | LookupError):
             return f"{check}."
         return f"{check}, or try another --seq or --batch."

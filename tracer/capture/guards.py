@@ -21,14 +21,20 @@ from tracer.program import Program
 def symbols(
     exported: ExportedProgram, inputs: Mapping[str, Sequence[Axis]]
 ) -> dict[sympy.Symbol, str]:
-    """Torch's symbol -> the size that it stands for. ``inputs`` are the tensor inputs, in order."""
+    """Torch's symbol -> the size that it stands for. ``inputs`` are the tensor inputs, in order.
+
+    A size that the code fixes in one of them has no symbol: it would be two sizes.
+    """
     named: dict[sympy.Symbol, str] = {}
+    fixed = set()
     for tensor, axes in zip(user_tensors(exported), inputs.values(), strict=True):
         for size, axis in zip(tensor.shape, axes, strict=True):
-            if isinstance(axis, str) and isinstance(size, torch.SymInt):
-                if size.node.expr.is_Symbol:  # else the code fixed it, at the example's size
+            if isinstance(axis, str):
+                if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
                     named[size.node.expr] = axis
-    return named
+                else:  # at the example's size
+                    fixed.add(axis)
+    return {symbol: axis for symbol, axis in named.items() if axis not in fixed}
 
 
 def user_tensors(exported: ExportedProgram) -> Iterator[torch.Tensor]:

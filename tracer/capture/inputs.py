@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -62,10 +62,27 @@ class Reading:
     """How many of ``seq`` are the tokens of images."""
     by_one: bool = False
     """Whether its code may take each of the batch for itself, so that the batch is a number."""
+    told: bool = False
+    """Whether it is told numbers of each of the batch, so that the batch is a number always."""
     seen: int = 0
     """How many of the cached tokens are those of images."""
     fills: "Reading | None" = None
     """What the cache is filled by, where another reading does it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """How a model is given images or sounds."""
+
+    read: Input
+    run: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+    """(the model, the inputs by name) -> the arguments of its forward."""
+    told: bool
+    """Whether it is told more of them than they are."""
+    notes: tuple[str, ...] = ()
+    """What a user must know."""
+    tokens: int = 0
+    """How many they make."""
 
 
 def reading(
@@ -96,6 +113,9 @@ def reading(
         return _encoder(module, model) if phase == "encoder" else _decoder(module, phase)
     sees, hears = sees_among_tokens(module, accepted), hears_among_tokens(module, accepted)
     beside = sees_beside_tokens(module, accepted)
+    if (sees or beside) and phase == "prefill" and not heard:
+        needed = accepted["pixel_values"].default is inspect.Parameter.empty
+        images = images or ((1,) if needed else ())
     if images and not (sees or beside):
         raise InputError(f"{model}: {type(module).__name__} reads no images among its tokens")
     if heard and not hears:
@@ -109,11 +129,10 @@ def reading(
         kind = "audio" if heard else "image"
         both = _tokens_and(module, model, kind, accepted, heard or images)
         return both if phase == "prefill" else _over(both, accepted)
-    needs = beside and accepted["pixel_values"].default is inspect.Parameter.empty
     if beside and phase == "encoder":
         return _seen_beside(module, model, images or (1,))
-    if beside and (images or (needs and phase == "prefill")):
-        both = _tokens_beside_images(module, model, accepted, images or (1,))
+    if beside and images:
+        both = _tokens_beside_images(module, model, accepted, images)
         return both if phase == "prefill" else _over(both, accepted)
     if phase == "encoder":
         raise InputError(f"{model}: {type(module).__name__} has no encoder apart: use prefill")
@@ -211,19 +230,20 @@ def _two_towers(
         raise CutedgeError(f"{model}: {type(module).__name__} reads what is not known here")
     if maker(module) is not None and _stumbles(module, _plainly, (tokens, read.given), {"seq": 8}):
         for way in pictures(module, None):  # patches, in rows and columns that it is told
-            shown, given = _laid(way, 1, read.given.dtype)
+            shown = _laid(way, 1, read.given.dtype)
+            inputs = (tokens, shown.read)
 
             def both(
-                module: Any, inputs: Mapping[str, Any], given: Any = given, **options: Any
+                module: Any, inputs: Mapping[str, Any], run: Any = shown.run, **options: Any
             ) -> Any:
                 with telling(module):
-                    told = given(module, inputs)
+                    told = run(module, inputs)
                     return module(input_ids=inputs["input_ids"], **told, **options)
 
-            if _stumbles(module, both, (tokens, shown), {"seq": 8}) is None:
+            if _stumbles(module, both, inputs, {"seq": 8}) is None:
                 notes = (f"each of the batch is a text and {way.what}",)
                 sizes = {"seq": MANY_TOKENS}
-                return Reading((tokens, shown), both, sizes, _ALONE, notes, by_one=True)
+                return Reading(inputs, both, sizes, _ALONE, notes, by_one=True, told=shown.told)
     other = "image" if read.given.name in SEEN else "sound"
     said = (f"each of the batch is a text and one {other}", *read.notes)
     return Reading((tokens, read.given), _plainly, {"seq": MANY_TOKENS}, _ALONE, said)
@@ -273,46 +293,52 @@ def _tokens_beside_images(
     module: torch.nn.Module, model: str, accepted: Collection[str], images: Sequence[int]
 ) -> Reading:
     tokens = Input("input_ids", ("batch", "seq"))
-    pixels, given, note = _beside(module, model, images)
+    seen = _beside(module, model, images)
 
     def both(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
-        return module(input_ids=inputs["input_ids"], **given(module, inputs), **options)
+        return module(input_ids=inputs["input_ids"], **seen.run(module, inputs), **options)
 
-    sizes = {"seq": MANY_TOKENS}
-    return Reading((tokens, pixels), both, sizes, _NO_SOURCE, (note,), accepted, by_one=True)
+    return Reading(
+        (tokens, seen.read),
+        both,
+        {"seq": MANY_TOKENS},
+        _NO_SOURCE,
+        seen.notes,
+        accepted,
+        by_one=True,
+        told=seen.told,
+    )
 
 
 def _seen_beside(module: torch.nn.Module, model: str, images: Sequence[int]) -> Reading:
-    pixels, given, note = _beside(module, model, images)
+    seen = _beside(module, model, images)
 
     def encoded(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
         encoder, projector = tower(module)
         known = inspect.signature(encoder.forward).parameters
-        told = {name: value for name, value in given(module, inputs).items() if name in known}
+        told = {name: value for name, value in seen.run(module, inputs).items() if name in known}
         hidden = encoder(**told, return_dict=True).last_hidden_state
         return hidden if projector is None else projector(hidden)
 
     fixed = dict.fromkeys(("seq", "past", "source"), "it reads images, not tokens")
-    return Reading((pixels,), encoded, {}, fixed, (note,), by_one=True)
+    return Reading((seen.read,), encoded, {}, fixed, seen.notes, by_one=True, told=seen.told)
 
 
-def _beside(
-    module: torch.nn.Module, model: str, images: Sequence[int]
-) -> tuple[Input, Callable[[Any, Mapping[str, Any]], dict[str, Any]], str]:
-    """(the pixels, what the model is given for them, what a user must know)"""
+def _beside(module: torch.nn.Module, model: str, images: Sequence[int]) -> _Given:
+    """How a model is given images that take no place among its tokens."""
     count, *size = images
     dtype = next(module.parameters()).dtype
     tokens = Input("input_ids", ("batch", "seq"))
     failures: list[Exception] = []
-    for seen in pictures(module, (size[0], size[-1]) if size else None):
-        pixels, given = _laid(seen, count, dtype)
+    for way in pictures(module, (size[0], size[-1]) if size else None):
+        seen = _laid(way, count, dtype)
 
-        def both(module: Any, inputs: Mapping[str, Any], given: Any = given) -> Any:
-            return module(input_ids=inputs["input_ids"], **given(module, inputs))
+        def both(module: Any, inputs: Mapping[str, Any], run: Any = seen.run) -> Any:
+            return module(input_ids=inputs["input_ids"], **run(module, inputs))
 
-        if (error := _stumbles(module, both, (tokens, pixels), {"seq": 8})) is None:
-            note = f"{seen.what} is read beside the tokens: --seq does not count it"
-            return pixels, given, note
+        if (error := _stumbles(module, both, (tokens, seen.read), {"seq": 8})) is None:
+            note = f"{way.what} is read beside the tokens: --seq does not count it"
+            return replace(seen, notes=(note,))
         failures.append(error)
     raise CutedgeError(
         f"{model}: {type(module).__name__} takes images in no way known here: "
@@ -322,26 +348,27 @@ def _beside(
 
 def _shown(module: torch.nn.Module, model: str, kind: str, asked: Sequence[int]) -> Reading:
     """What a model makes of images or sounds alone: its tower, and the projector behind it."""
-    given, run, notes, _ = _ways(module, model, kind, asked)
+    shown = _ways(module, model, kind, asked)
 
     def features(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
-        return _features(module, kind, run(module, inputs))
+        return _features(module, kind, shown.run(module, inputs))
 
     fixed = dict.fromkeys(("seq", "past", "source"), f"it reads {_KINDS[kind]}, not tokens")
-    return Reading((given,), features, {}, fixed, notes, by_one=True)
+    return Reading((shown.read,), features, {}, fixed, shown.notes, by_one=True, told=shown.told)
 
 
 def _tokens_and(
     module: torch.nn.Module, model: str, kind: str, accepted: Collection[str], asked: Sequence[int]
 ) -> Reading:
     """Text, and the images or sounds before it."""
-    shown, run, notes, made = _ways(module, model, kind, asked)
+    shown = _ways(module, model, kind, asked)
+    made = shown.tokens
     tokens = Input("input_ids", ("batch", "seq"))
 
     def both(module: Any, inputs: Mapping[str, Any], *, placed: bool, **options: Any) -> Any:
         part, tokens = maker(module, kind), inputs["input_ids"]
         place = Placed(tokens, made, module.config) if placed else nullcontext()
-        given = run(module, inputs)
+        given = shown.run(module, inputs)
         if hasattr(part, "get_rope_index"):  # which text generation asks before a run
             places = torch.arange(tokens.shape[1], device=tokens.device)
             given["position_ids"] = places.expand(3, tokens.shape[0], -1)
@@ -350,10 +377,18 @@ def _tokens_and(
 
     sizes = {"seq": MANY_TOKENS + made}
     plain = partial(both, placed=False)
-    asks = _stumbles(module, plain, (tokens, shown), {"seq": made + 1}) is not None
-    both = partial(both, placed=asks)
+    inputs = (tokens, shown.read)
+    asks = _stumbles(module, plain, inputs, {"seq": made + 1}) is not None
     return Reading(
-        (tokens, shown), both, sizes, _NO_SOURCE, notes, accepted, taken=made, by_one=True
+        inputs,
+        partial(both, placed=asks),
+        sizes,
+        _NO_SOURCE,
+        shown.notes,
+        accepted,
+        taken=made,
+        by_one=True,
+        told=shown.told,
     )
 
 
@@ -381,11 +416,8 @@ def _telling(part: Any, kind: str) -> Callable[..., Any]:
     return features
 
 
-def _ways(
-    module: torch.nn.Module, model: str, kind: str, asked: Sequence[int]
-) -> tuple[Input, Callable[[Any, Mapping[str, Any]], dict[str, Any]], tuple[str, ...], int]:
-    """(images or sounds, what the model is given for them, what a user must know, tokens they
-    make)"""
+def _ways(module: torch.nn.Module, model: str, kind: str, asked: Sequence[int]) -> _Given:
+    """How a model is given images or sounds that it makes tokens of."""
     count, *size = asked
     dtype = next(module.parameters()).dtype
     failures: list[Exception] = []
@@ -395,17 +427,17 @@ def _ways(
         else pictures(module, (size[0], size[-1]) if size else None)
     )
     for way in ways:
-        read, given = _laid(way, count, dtype)
+        shown = _laid(way, count, dtype)
         try:
             with run_on_meta(module), torch.device("meta"):
-                probe = torch.zeros(shape(read.axes, {"batch": 1}), dtype=dtype)
-                made = tree_leaves(_features(module, kind, given(module, {way.name: probe})))
+                probe = torch.zeros(shape(shown.read.axes, {"batch": 1}), dtype=dtype)
+                made = tree_leaves(_features(module, kind, shown.run(module, {way.name: probe})))
         except Exception as error:  # another shape than it reads may fail in any way
             failures.append(error)
             continue
         tokens = sum(t.numel() // t.shape[-1] for t in made if isinstance(t, torch.Tensor))
         note = f"{way.what} makes {tokens // count} tokens, which --seq counts among its own"
-        return read, given, (note,), tokens
+        return replace(shown, notes=(note,), tokens=tokens)
     what = _KINDS[kind]
     why = f": {failure(failures[0], module)}" if failures else " in a way known here"
     raise CutedgeError(
@@ -429,10 +461,8 @@ def _stumbles(
     return None
 
 
-def _laid(
-    seen: Shown, count: int, dtype: torch.dtype
-) -> tuple[Input, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
-    """(``count`` images or sounds a text, what a model is given for them)"""
+def _laid(seen: Shown, count: int, dtype: torch.dtype) -> _Given:
+    """How a model is given ``count`` images or sounds a text."""
     axes: tuple[Axis, ...] = ("batch", *seen.axes)
     if seen.laid is rows:
         axes = ("batch", count * seen.axes[0], *seen.axes[1:])
@@ -453,7 +483,7 @@ def _laid(
             told = {name: constant(numbers, place) for name, numbers in told.items()}
         return {seen.name: seen.laid(images, count), **told}
 
-    return Input(seen.name, axes, dtype), given
+    return _Given(Input(seen.name, axes, dtype), given, bool(seen.told))
 
 
 def _encoder(module: torch.nn.Module, model: str) -> Reading:

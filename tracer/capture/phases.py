@@ -234,6 +234,8 @@ class Task:
         here = ", ".join(f"{name} {size}" for name, size in sizes.items())
         concrete = Way({}, self.sizes, f"sizes are exact at {here}, formulas are null")
         symbolic = [Way(bounds, small, note), Way(bounds, near, note)] if bounds else []
+        if self.reading.told:
+            symbolic = []
         others = {name: ends for name, ends in bounds.items() if name != "batch"}
         if self.reading.by_one and others:
             alone = f"{note}; " if note else ""

@@ -175,10 +175,10 @@ def sounds(module: Any) -> Iterator[Shown]:
     name = next((name for name in HEARD if name in asked), "")
     for heard in shapes_of_sound(module, name) if name else ():
         axes = tuple(shape(heard.given.axes[1:], heard.sizes))
-        long = max(axes)
+        long = heard.long
         told: dict[str, Any] = {mask: [1] * long for mask in _MASKS if mask in asked}
         told |= {length: long for length in _LENGTHS if length in asked}
-        unit = "samples" if len(axes) == 1 else "frames"
+        unit = "samples" if {*axes} <= {1, long} else "frames"
         yield Shown(name, f"a sound of {long:,} {unit}", axes, told)
 
 

@@ -12,8 +12,12 @@ from tracer.capture.compat import PreTrainedModel
 from tracer.capture.configs import LAYER_COUNTS, config_class, described
 from tracer.capture.errors import Untraceable
 from tracer.capture.forms import POSITIONS
+from tracer.capture.inputs import IMAGES, SOUNDS
 from tracer.capture.models import CHECK, part_classes
+from tracer.capture.senses import HEARD, SEEN
 from tracer.errors import CutedgeError, InputError
+
+_SIZES = ("seq", "past", "source")
 
 _MOST = 4
 """Remedies that are tried."""
@@ -77,7 +81,8 @@ def _works(
         if type(config.get(name)) is int and config[name] > 2 and name not in asked["overrides"]
     }
     overrides = {**asked["overrides"], **small, **remedy.overrides}
-    sizes = {name: asked[name] and min(asked[name], 8) for name in ("seq", "past", "source")}
+    most = None if {IMAGES, SOUNDS} & {*overrides} else 8  # where images or sounds count too
+    sizes = {name: asked[name] and min(asked[name], most or asked[name]) for name in _SIZES}
     options = {**{name: asked[name] for name in ("phase", "attn")}, **sizes, **remedy.options}
     if options["phase"] == "encoder":
         options |= {"past": None, "source": None}
@@ -104,6 +109,9 @@ def _remedies(
     if "adding_idx" in text:
         for path, _ in _fields(config, lambda key: key == "vocab_size"):
             yield _set([*path[:-1], "pad_token_id"], 0)
+    for option, names in ((IMAGES, SEEN), (SOUNDS, HEARD)):
+        if {*names} & {*missing} and option not in asked["overrides"]:
+            yield _Remedy(f"--{option} 1", {option: [1]})
     if missing:
         kind = config_class(config, "")
         yield from (_set(["architectures"], name) for name in part_classes(kind))
@@ -163,6 +171,8 @@ def _missing_inputs(error: BaseException) -> list[str]:
         if frame.f_code.co_name == "forward"
         and isinstance(frame.f_locals.get("self"), PreTrainedModel)
     ]
+    if match := re.search(r"missing \d+ required positional arguments?: (.*)", str(error)):
+        return re.findall(r"'(\w+)'", match[1])
     if not models or not isinstance(error, AttributeError | TypeError | ValueError):
         return []
     where = traceback.extract_tb(error.__traceback__)

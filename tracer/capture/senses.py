@@ -58,6 +58,8 @@ class Sensed:
     """The sizes that it may have, by name, at their defaults."""
     why: str = ""
     """Why the user cannot choose its size; empty where the user can."""
+    long: int = 0
+    """How many frames or samples a sound has, where the user names no number."""
 
 
 SEEN, HEARD = ("pixel_values", "pixel_values_videos"), ("input_features", "input_values", "inputs")
@@ -111,16 +113,19 @@ def shapes_of_sound(module: Any, name: str) -> Iterator[Sensed]:
     frames = ("seq counts frames of sound, about 100 a second",)
     fixed = "a sound has always as many frames: shorter ones are filled up"
 
-    def of(*axes: Axis, notes: tuple[str, ...] = frames, **sizes: int) -> Sensed:
-        return Sensed(Input(name, ("batch", *axes), dtype), notes, sizes, "" if sizes else fixed)
+    def of(*axes: Axis, notes: tuple[str, ...] = frames, long: int = 0, **sizes: int) -> Sensed:
+        why = "" if sizes else fixed
+        return Sensed(
+            Input(name, ("batch", *axes), dtype), notes, sizes, why, sizes.get("seq", long)
+        )
 
     if bands is not None:
         if told("spec_size") is not None:  # a picture of a sound
-            yield of(1, FRAMES + 1, bands, notes=())
+            yield of(1, FRAMES + 1, bands, notes=(), long=FRAMES + 1)
         if whole is not None:  # an encoder that halves them, and adds its table of positions
-            yield of(bands, 2 * whole, notes=())
+            yield of(bands, 2 * whole, notes=(), long=2 * whole)
         if name == "input_values" and length is not None:
-            yield of(length, bands, notes=())
+            yield of(length, bands, notes=(), long=length)
     if name != "input_features":
         counts = ("seq counts samples of sound, 16,000 a second for most models",)
         yield of("seq", notes=counts, seq=SAMPLES)

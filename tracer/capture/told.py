@@ -47,6 +47,17 @@ class Told(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             met = next((leaf for leaf in leaves if not isinstance(leaf, cls)), None)
             if met is not None:
+                name = getattr(func, "__name__", "")
+                if name == "expand_as" and all(type(side) is int for side in met.shape):
+                    with _disable_current_modes():
+                        return cls._held(torch.Tensor.expand(args[0], met.shape), place)
+                if name == "__getitem__" and _is_of_rows(args[1]):
+                    with _disable_current_modes():
+                        each = cls._held(torch.Tensor.select(args[1], -1, 0), place)
+                    args = (args[0], each)
+                    index, kwargs = _as_sizes(func, args, kwargs)
+                    known = partial(constant, place=met.device)
+                    return func(*tree_map_only(cls, known, index), **kwargs).flatten()
                 args, kwargs = _as_sizes(func, args, kwargs)
                 known = partial(constant, place=met.device)
                 args, kwargs = tree_map_only(cls, known, (args, kwargs))
@@ -79,6 +90,12 @@ def _as_sizes(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return args, kwargs
 
 
+def _is_of_rows(index: Any) -> bool:
+    """Whether an index says of whole rows whether they are meant."""
+    told = isinstance(index, Told) and index.dtype == torch.bool and index.dim() > 1
+    return told and torch.Tensor.stride(index)[-1] == 0
+
+
 def _places(told: Told) -> tuple[Any, ...]:
     """An index, as places where it says of each whether it is meant."""
     if told.dtype != torch.bool or told.dim() == 0:
@@ -91,8 +108,12 @@ def _places(told: Told) -> tuple[Any, ...]:
 def constant(told: Told, place: torch.device) -> torch.Tensor:
     """Told numbers as a tensor of the model."""
     with _disable_current_modes():
-        numbers = torch.Tensor.tolist(told)
-    return torch.tensor(numbers, dtype=told.dtype, device=place)
+        few = told
+        for axis, stride in enumerate(told.stride()):
+            few = torch.Tensor.narrow(few, axis, 0, 1) if not stride and few.shape[axis] else few
+        numbers = torch.Tensor.tolist(few)
+    made = torch.tensor(numbers, dtype=told.dtype, device=place)
+    return made if few is told else made.expand(told.shape)
 
 
 class TellingTorch:
