@@ -115,7 +115,11 @@ by("filter").addEventListener("input", event => { state.filter = event.target.va
 
 // --- the files that are in the page -------------------------------------------------------------
 
-const bytesOf = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+const bytesOf = text => {
+  const letters = atob(text), bytes = new Uint8Array(letters.length);
+  for (let n = 0; n < letters.length; n += 1) bytes[n] = letters.charCodeAt(n);
+  return bytes;
+};
 document.querySelectorAll("button[data-file]").forEach(button => button.addEventListener("click", async () => {
   const { file } = button.dataset, csv = file.endsWith(".csv");
   let blob = new Blob([bytesOf(by(`file-${file}`).textContent)]);

@@ -101,24 +101,29 @@ const tell = (node, text, role = "img") => {
   node.classList.add("mark");
   node.setAttribute("role", role);
   node.setAttribute("aria-label", text);
-  for (const event of ["mouseenter", "focus"]) node.addEventListener(event, () => showTip(text, node.getBoundingClientRect()));
-  for (const event of ["mouseleave", "blur"]) node.addEventListener(event, () => { tip.hidden = true; });
   return node;
 };
+for (const event of ["mouseover", "focusin"]) document.addEventListener(event, ({ target }) => {
+  const mark = target.closest(".mark");
+  if (mark) showTip(mark.getAttribute("aria-label"), mark.getBoundingClientRect());
+});
+for (const event of ["mouseout", "focusout"]) document.addEventListener(event, () => { tip.hidden = true; });
 addEventListener("keydown", event => { if (event.key === "Escape") tip.hidden = true; });
 
 // Of a drawing one mark is reached by Tab, the others from there by the arrows.
+const roved = new WeakSet();
 const roving = drawn => {
-  const marks = [...drawn.querySelectorAll(".mark")];
-  marks.forEach((mark, n) => mark.setAttribute("tabindex", n ? -1 : 0));
+  drawn.querySelectorAll(".mark").forEach((mark, n) => mark.setAttribute("tabindex", n ? -1 : 0));
+  if (roved.has(drawn)) return drawn;  // what is in it has been drawn anew
+  roved.add(drawn);
   drawn.addEventListener("keydown", event => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    const here = marks.indexOf(document.activeElement);
+    const marks = [...drawn.querySelectorAll(".mark")], here = marks.indexOf(document.activeElement);
+    if (here < 0) return;
     if (event.key === "Enter" || event.key === " ") {
-      if (here < 0) return;
       event.preventDefault();
       marks[here].dispatchEvent(new MouseEvent("click", { bubbles: true }));
-    } else if (step && here >= 0) {
+    } else if (step) {
       event.preventDefault();
       const next = marks[(here + step + marks.length) % marks.length];
       marks[here].setAttribute("tabindex", -1);

@@ -108,34 +108,41 @@ const parts = {
     [`roofline-${n}`, put(sheet => sheet.rooflines[n])], [`cycles-${n}`, put(sheet => sheet.cycles[n], { across: true })],
   ])),
 };
+// The width of all drawings: that of a section without its padding.
+const roomy = () => {
+  const style = getComputedStyle(by("policies"));
+  return Math.max(260, by("policies").clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight));
+};
 const PACKED = ["model", "time", "block"];
 const redraw = name => {
   const place = by(`draw-${name}`);
-  if (place && (large() || !PACKED.includes(name))) parts[name](place, Math.max(place.clientWidth, 260));
+  if (place && (large() || !PACKED.includes(name))) parts[name](place, roomy());
 };
 
 // What is on the screen is drawn at once, what is not in turns, the nearest first: the page answers.
 let turn = 0;
+const soon = act => (document.hidden ? setTimeout(act) : requestAnimationFrame(() => setTimeout(act)));  // once it is painted
 const drawParts = () => {
   const mine = turn += 1;
   delete root.dataset.drawn;
-  // All places are measured before the first is changed: else each would be laid out again.
+  // All is measured before anything changes: else each drawing would have the page laid out again.
+  const width = roomy(), boxes = new Map([...document.querySelectorAll("main > section")].map(one => [one, one.getBoundingClientRect()]));
   const jobs = Object.keys(parts).flatMap(name => {
     const place = by(`draw-${name}`);
     if (!place) return [];
-    const box = place.getBoundingClientRect();
-    return [{ name, place, width: Math.max(place.clientWidth, 260), away: Math.max(box.top - innerHeight, -box.bottom, 0) }];
-  }).sort((a, b) => a.away - b.away);
+    const box = boxes.get(place.closest("section"));
+    return [{ name, place, away: Math.max(box.top - innerHeight, -box.bottom, 0) }];
+  }).sort((p, q) => p.away - q.away);
   const ready = job => large() || !PACKED.includes(job.name);
   const next = () => {
     if (mine !== turn) return;  // another policy was picked meanwhile
     const until = performance.now() + 12;
     for (let n = jobs.findIndex(ready); n >= 0 && (printed() || !jobs[n].away || performance.now() < until); n = jobs.findIndex(ready)) {
       const [job] = jobs.splice(n, 1);
-      parts[job.name](job.place, job.width);
+      parts[job.name](job.place, width);
     }
     if (!jobs.some(job => !job.away)) root.dataset.answered = data.sheets[state.policy].policy;
-    if (jobs.some(ready)) setTimeout(next);
+    if (jobs.some(ready)) soon(next);
     else if (!jobs.length) {
       root.dataset.drawn = Math.round(performance.now());
       if (goTo) by(goTo)?.scrollIntoView();
@@ -144,7 +151,7 @@ const drawParts = () => {
   };
   next();
   if (!large()) {
-    unpack(state.policy).then(next, () => jobs.filter(job => !ready(job)).forEach(job => why(job.place, "This browser cannot unpack what is drawn here: it lacks DecompressionStream.")));
+    unpack(state.policy).then(() => (jobs.some(job => !job.away) ? next() : soon(next)), () => jobs.filter(job => !ready(job)).forEach(job => why(job.place, "This browser cannot unpack what is drawn here: it lacks DecompressionStream.")));
   }
 };
 const drawPolicy = () => {
