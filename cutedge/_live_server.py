@@ -49,7 +49,7 @@ def serve_page(compared: Comparison, port: int | None, listening: Callable[[str]
     answers = Answers(compared)
     port = PORT if port is None else port
     try:
-        server = _Server(("127.0.0.1", port), _handler(answers))
+        server = Server(("127.0.0.1", port), handler(answers))
     except OSError as error:
         raise CutedgeError(
             f"--port {port}: {error.strerror or error}. Give another --port; 0 takes one that is free"
@@ -64,7 +64,9 @@ def serve_page(compared: Comparison, port: int | None, listening: Callable[[str]
             return
 
 
-class _Server(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
+    """Ends with the process, and is silent of pages that were left."""
+
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -213,7 +215,9 @@ class Answers:
         return Point(moved, bandwidth, latency, wire), shown
 
 
-def _handler(answers: Answers) -> type[BaseHTTPRequestHandler]:
+def handler(answers: Answers) -> type[BaseHTTPRequestHandler]:
+    """What takes requests to answers."""
+
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "cutedge", ""
         protocol_version = "HTTP/1.1"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import cutedge
-from cutedge._live_server import Answers, _handler, _Server
+from cutedge._live_server import Answers, Server, handler
 from tests.support import BIN
 from tests.support.inprocess import invoke
 from tracer.words import human
@@ -31,7 +31,7 @@ def served() -> Iterator[int]:
     compared = cutedge.trace("edge-10m", seq=64).compare(
         ["offload-linear", "min-cut"], machine=MACHINE
     )
-    server = _Server(("127.0.0.1", 0), _handler(Answers(compared)))
+    server = Server(("127.0.0.1", 0), handler(Answers(compared)))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield server.server_port

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import warm
 from tests.support.inprocess import command_names, invoke
+from tools import pictures
 from tools.readme import GUIDE, README, ROOT, blocks, in_a_shell
 
 PYTHON = ROOT / "docs" / "guide" / "python.md"
@@ -109,6 +110,20 @@ def test_the_guide_builds_without_a_warning(tmp_path):
     for name in ("cookbook", "grids"):
         page = (tmp_path / "html" / "guide" / f"{name}.html").read_text(encoding="utf-8")
         assert page.count("<h2>") == 15
+
+
+def test_pictures_are_those_that_pages_name():
+    """Each one that is named is there, each one that is there is named, and one target takes it."""
+    folder = ROOT / "docs" / "pictures"
+    named = {
+        path.name
+        for page in (README, *(ROOT / "docs").rglob("*.md"))
+        for given in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+        if (path := (page.parent / given).resolve()).parent == folder
+    }
+    assert named == {path.name for path in folder.iterdir()}
+    taken = {f"{shot.name}.png" for shot in pictures.SHOTS} | {"live.png"}
+    assert taken == {name for name in named if name.endswith(".png")}
 
 
 def test_each_place_that_the_developers_page_names_is_there():

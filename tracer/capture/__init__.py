@@ -412,8 +412,8 @@ def _captured(
         if kind != "no" and task.given is None:
             notes.append(f"{task.name} has {kind} attention alone, whatever --attn says")
     if has_unknown_masks(graph):
-        why = program.masks_unknown or ("its scores come to its values by no softmax alone",)
-        notes.append(f"causal FLOPs are not known: {'; '.join(why)}")
+        unknown = program.masks_unknown or ("its scores come to its values by no softmax alone",)
+        notes.append(f"causal FLOPs are not known: {'; '.join(unknown)}")
     reach = _reach(task, way, program, failures, notes)
     warned = reach.warnings(task.model, meta.variables)
     captured = Capture(graph, warned, reach, None if full else program.unrepeated_reason)
