@@ -4,6 +4,7 @@ Machines differ and are noisy, so each command takes turns with a yardstick and 
 median of the ratios. Run it with ``make bench``; it prints and judges nothing.
 """
 
+import json
 import os
 import statistics
 import subprocess
@@ -54,6 +55,10 @@ CASES = {
         [BIN / "trace", "llama-3.1-405b", "--seq", "1024", "--no-trace-cache", "--out", "large"],
         [*TRACE, "1024", "--no-trace-cache"],
     ),
+    "trace qwen3_5_text, linear and full attention, not cached / trace llama-3.2-1b, not cached": (
+        [BIN / "trace", "hybrid.json", "--seq", "1024", "--no-trace-cache", "--out", "hybrid"],
+        [*TRACE, "1024", "--no-trace-cache"],
+    ),
 }
 
 
@@ -74,6 +79,7 @@ def main() -> None:
     print(f"median of {RUNS} runs, taken in turns\n")
     print(f"{'ratio':>6} {'seconds':>8} {'yardstick':>10}  command / yardstick")
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "hybrid.json").write_text(json.dumps({"model_type": "qwen3_5_text"}))
         seconds([*TRACE, "1024"], folder)  # fills the cache
         for name, (command, yardstick) in CASES.items():
             for warm_up in (command, yardstick):

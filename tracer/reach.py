@@ -188,6 +188,9 @@ def _value(node: ast.expr, sizes: Mapping[str, int]) -> Any:
 
 # --- what shares memory ---------------------------------------------------------------------------
 
+_REGROUPS = frozenset(("reshape", "view", "_unsafe_view", "flatten", "unflatten"))
+"""Ops that never change which elements there are, whatever formulas say it."""
+
 _KEEPS_AXES = frozenset(
     (
         "transpose",
@@ -289,18 +292,23 @@ def _facts(case: _Case, sizes: Mapping[str, Any]) -> list[Any]:
         return [fact for size in after for fact in (size > 0, size > 1)]
     if name in _KEEPS_AXES:
         return []
-    if _count(read) == _count(made):  # the same elements in other groups
+    if name in _REGROUPS or _count(read) == _count(made):  # the same elements in other groups
         ends = [list(accumulate(reversed(shape), operator.mul)) for shape in (before, after)]
         return [a == b for a in ends[0] for b in ends[1]]
     pairs = list(zip(read, made, before, after, strict=False))
     if name in _CUTS and len(read) == len(made):
-        if any("//" in new and new != old for old, new, _, _ in pairs):
+        if any("//" in new and _differ(old, new) for old, new, _, _ in pairs):
             raise ValueError("steps over elements")
         # What is alone is in one piece, however long it is.
         return [(a == b) & (prod(after) > b) for _, _, a, b in pairs]
     if name != "copy" and any(not text.isdigit() for text in (*read, *made)):
         raise ValueError("a view of another sort")
     return []
+
+
+def _differ(old: str, new: str) -> bool:
+    """Whether a size differs from another by more than a number."""
+    return old != new and (parse(old) - parse(new)).constant is None
 
 
 def _sizes(text: str, sizes: Mapping[str, Any]) -> Any:

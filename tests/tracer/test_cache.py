@@ -315,6 +315,9 @@ def _pair(target, read, made, is_view=True):
     return _graph(ops, tensors)
 
 
+CHUNKS = ("(seq // 8)", "(seq // (seq // 8))")
+
+
 @pytest.mark.parametrize(
     ("graph", "one", "other", "same"),
     [
@@ -326,6 +329,11 @@ def _pair(target, read, made, is_view=True):
         (_pair("aten.slice.Tensor", ("64", "64"), ("seq", "64")), 16, 64, False),
         (_pair("aten.slice.Tensor", ("1", "64"), ("1", "seq")), 16, 64, True),  # but an axis alone
         (_pair("aten.slice.Tensor", ("seq", "64"), ("((seq + 1) // 2)", "64")), 16, 32, False),
+        # all rows but one, of a number of rows that is itself a quotient
+        (_pair("aten.slice.Tensor", ("(seq // 8) + 1", "64"), ("(seq // 8)", "64")), 16, 32, True),
+        # chunks, whose formulas do not show that they have all elements; one alone
+        (_pair("aten.view.default", ("seq", "64"), (*CHUNKS, "64")), 16, 32, True),
+        (_pair("aten.view.default", ("seq", "64"), (*CHUNKS, "64")), 16, 8, False),
         # [seq, 4] seen as [4, seq] without moving anything, where seq is 4
         (_pair("aten.view.default", ("4", "seq"), ("seq", "4")), 4, 5, False),
         # overlapping windows, and what nobody knows

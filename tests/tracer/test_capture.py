@@ -394,6 +394,8 @@ def test_each_kind_of_layer_is_traced_and_repeated(kind, depth, untraced):
 
 
 _TINY = {"num_hidden_layers": 8, "vocab_size": 64}
+_HYBRID = ("linear_attention", "moe", "linear_attention", "full_attention", "moe")
+_HEAVY, _SPARSE = "heavily_compressed_attention", "compressed_sparse_attention"
 ODD_STACKS = {
     # Each block indexes by [-2] and [-1], of which torch makes tensors.
     "falcon": {"hidden_size": 32, "num_attention_heads": 4, "num_kv_heads": 2}
@@ -416,17 +418,33 @@ ODD_STACKS = {
     "jamba": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     | {"intermediate_size": 48, "num_experts": 2, "mamba_dt_rank": 2, "mamba_d_state": 4}
     | {"attn_layer_period": 4, "attn_layer_offset": 2, "num_hidden_layers": 12},
+    # A block is a state space, a mixture of experts or an attention.
+    "nemotron_h": {"layers_block_type": [*_HYBRID, *_HYBRID, "linear_attention", "moe"]},
+    # An index picks keys; experts from the fourth on.
+    "glm_moe_dsa": {"num_hidden_layers": 9, "mlp_layer_types": ["dense"] * 3 + ["sparse"] * 6}
+    | {"layer_types": ["indexed_attention"] * 9, "indexer_types": ["full"] * 9, "index_topk": 8},
+    # No run of the text alone reaches its tower of vision.
+    "qwen2_5_vl": {"architectures": ["Qwen2_5_VLForConditionalGeneration"]}
+    | {"text_config": {"num_hidden_layers": 6, "vocab_size": 64}, "vision_config": {"depth": 7}},
+    # Two compressions of what is cached, two routers.
+    "deepseek_v4": {"num_hidden_layers": 9, "mlp_layer_types": ["hash_moe"] * 3 + ["moe"] * 6}
+    | {"layer_types": [_HEAVY, _HEAVY, *[_HEAVY, _SPARSE] * 3, _HEAVY]}
+    | {"hc_sinkhorn_iters": 2},
 }
+REPEATED = {"qwen3_5_text": 8, "jamba": 7, "nemotron_h": 7, "glm_moe_dsa": 5}
+REPEATED |= {"qwen2_5_vl": 2, "deepseek_v4": 4}
+"""Blocks that are not traced for themselves, where they are not four."""
 
 
 @pytest.mark.parametrize("kind", swept([*ODD_STACKS], ("falcon",)))
 def test_odd_stacks_repeat_and_equal_the_whole_trace(kind):
-    config = {"model_type": kind, **_TINY, **ODD_STACKS[kind]}
+    tiny = {} if kind in ("nemotron_h", "qwen2_5_vl") else _TINY  # which count for themselves
+    config = {"model_type": kind, **tiny, **ODD_STACKS[kind]}
     one, whole = (
         capture(config, model=kind, seq=16, symbolic=False, full=full).graph
         for full in (False, True)
     )
-    assert one.meta.repeated_layers == {"qwen3_5_text": 8, "jamba": 7}.get(kind, 4)
+    assert one.meta.repeated_layers == REPEATED.get(kind, 4)
     assert (one.ops, one.tensors, one.edges) == (whole.ops, whole.tensors, whole.edges)
 
 
