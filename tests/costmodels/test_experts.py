@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from costmodels.experts import active_parameters, assumptions, expected_experts, mixed
 from costmodels.flops import annotate, total_flops
+from cutedge._words import trace_lines
 from tests.support.calls import SEQ, Calls
 from tests.support.inprocess import invoke
 from tests.support.presets import swept
@@ -235,6 +236,8 @@ def test_a_product_of_every_token_with_every_expert_is_a_mixture(tokens, choices
         assert (one.chosen, one.experts) == (top, EXPERTS)
         assert totals.routed == 2 * top * 6 * WIDTH * OUT  # rows that meet one expert each
         assert totals.routed_expr == str(2 * top * WIDTH * OUT * SEQ)
+        said = f"{totals.routed:,} of them with kernels that route: {top} of 16 experts"
+        assert any(line.startswith(said) for _, line in trace_lines(graph, totals))
     else:
         assert mixed(graph) == {}
         assert (totals.routed, totals.routed_expr) == (None, None)
