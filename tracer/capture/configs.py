@@ -218,9 +218,13 @@ def _is_size(key: str, value: Any) -> bool:
 def _is_read(table: _Table, key: str) -> bool:
     """Whether a field that a class does not have makes a difference all the same."""
     without = {k: v for k, v in table.given.items() if k != key}
-    one, other = described(table.kind, table.given), described(table.kind, without)
-    one.pop(key, None)
-    if one != other:
+    value = table.given[key]  # which may be what is taken where it is not there
+    larger = [n + 1 for n in value] if isinstance(value, list) else value + 1
+    one, *others = (
+        {k: v for k, v in described(table.kind, config).items() if k != key}
+        for config in (table.given, without, {**table.given, key: larger})
+    )
+    if any(other != one for other in others):
         return True
     if table.kind.sub_configs:  # the code of a model of many parts speaks of those parts
         return False
