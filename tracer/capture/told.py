@@ -132,6 +132,8 @@ class TellingTorch:
             return function
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            if name in _MAKES:
+                args, kwargs = tree_map_only(Told, _number, (args, kwargs))
             given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
             if given or (self._whole and not _of_whole(name, args, kwargs)):
                 return function(*args, **kwargs)  # told ones say themselves how
@@ -144,6 +146,12 @@ class TellingTorch:
 
 
 _MAKES = ("arange", "empty", "full", "ones", "tensor", "zeros")
+
+
+def _number(told: Told) -> Any:
+    """A told number as such; several as they are."""
+    with _disable_current_modes():
+        return torch.Tensor.tolist(told) if torch.Tensor.dim(told) == 0 else told
 
 
 def _of_whole(name: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
