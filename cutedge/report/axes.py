@@ -25,8 +25,8 @@ def byte_ticks(most: int) -> Ticks:
 def log_byte_ticks(least: int, most: int) -> Ticks:
     """Powers of two around a range, at most eight of them; KiB, MiB and GiB themselves if apart.
 
-    >>> log_byte_ticks(3_000_000, 5_000_000_000).texts
-    ['1 MiB', '32 MiB', '1 GiB', '32 GiB']
+    >>> log_byte_ticks(3_000_000, 5_000_000_000_000).texts
+    ['1 MiB', '32 MiB', '1 GiB', '32 GiB', '1 TiB', '32 TiB']
     """
     low, high = floor(log2(least)), ceil(log2(most))
     for step in (1, 2, 5, 10, 20):

@@ -99,7 +99,7 @@ const charts = {
     drawn.append(label("FLOPs a byte", (left + end) / 2, height - 6, "middle", "soft", 12), label("FLOP/s", left + 6, top + 12, "start", "soft halo", 12));
     space.take(left, top, 60, 16);
     for (const roof of at.roofs) {
-      const [first, ridge, to] = roof.intensities.map((value, n) => [x(value), y(roof.rates[n])]);
+      const [first, ridge] = roof.intensities.map((value, n) => [x(value), y(roof.rates[n])]), to = [end, ridge[1]];
       const cut = Math.max(0, (first[1] - bottom) / (first[1] - ridge[1]));  // what is below the axis
       const from = [first[0] + (ridge[0] - first[0]) * cut, Math.min(first[1], bottom)];
       for (let part = 0; part <= 1; part += 0.02) {  // names keep off the roof

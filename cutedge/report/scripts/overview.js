@@ -27,6 +27,7 @@ const overview = (at, width) => {
   const rowsOf = Math.ceil(count / perRow), step = Math.min(width / perRow, 90), high = 34, row = high + 26;
   const drawn = plot(width, rowsOf * row, "The layers of the model");
   const most = Math.max(...at.costs, 0) || 1, least = Math.min(...at.costs);
+  const every = [1, 2, 5, 10, 20].find(one => one * step >= wide(`${count}`, 12) + 6) || 50;
   let last = [-1, -Infinity];
   at.layers.forEach((name, n) => {
     const x = (n % perRow) * step, y = Math.floor(n / perRow) * row + 3, wideCell = step - (step > 6 ? 2 : 0.5);
@@ -44,12 +45,13 @@ const overview = (at, width) => {
       part.style.fill = state.hue === "cost" ? warmth(most > least ? (at.costs[n] - least) / (most - least) : 1) : `var(--g${at.growths[n]})`;
       cell.append(part);
     }
-    cell.append(svg("rect", { class: "edge", x: x + 0.5, y: y - 1, width: wideCell - 1, height: high + 2 }));
+    cell.append(svg("rect", { class: "edge", x: x + 0.5, y: y - 1, width: wideCell - 1, height: high + 2 }), svg("rect", { class: "within", x: x + 2.5, y: y + 1.5, width: Math.max(wideCell - 5, 1), height: high - 3 }));
     cell.addEventListener("click", () => pickLayer(name));
     drawn.append(tell(cell, at.texts[n], "button"));
     const text = brief(name, at.layers[n - 1]), half = wide(text, 12) / 2, middle = Math.max(x + step / 2, half), line = Math.floor(n / perRow);
     if (line !== last[0]) last = [line, -Infinity];
-    if (middle - half > last[1] + 6 && middle + half < width) {
+    const counted = Number(text), due = Number.isNaN(counted) || counted % every === 0;
+    if (due && middle - half > last[1] + 6 && middle + half < width) {
       last[1] = middle + half;
       drawn.append(label(text, middle, y + high + 15, "middle", "soft tick-x", 12));
     }
