@@ -85,6 +85,7 @@ bench: $(READY)
 	$(BIN)/python bench/schedule.py
 	$(BIN)/python bench/sweep.py
 	$(BIN)/python bench/report.py
+	$(BIN)/python bench/live.py
 	$(BIN)/python bench/transports.py
 	$(BIN)/python bench/torch_partitioners.py
 

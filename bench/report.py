@@ -3,25 +3,17 @@
 For each the seconds until the last chart is drawn; then, from the top of the page and from where the
 run is drawn in time, the most that picking another policy takes until what is on the screen is its,
 and painted; the same of opening another layer; and the longest that the page did not answer
-meanwhile. Then how long the live page takes for a change: at random sizes, links and wire dtypes, in
-the process and until it is drawn. Run it with ``make bench``; it prints and judges nothing.
+meanwhile. Run it with ``make bench``; it prints and judges nothing.
 """
 
-import random
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from playwright.sync_api import Browser, sync_playwright
-
-import cutedge
-from cutedge._live_server import Answers, Server, handler
 
 BIN = Path(sys.executable).parent
 MACHINES = ["--home", "tee-tdx", "--accel", "h200", "--link", "pcie5-x16"]
@@ -75,48 +67,7 @@ def main() -> None:
                 f"{drawn:.2f} s, another policy in {picked:.2f} s, another layer in {layer:.2f} s, "
                 f"at most {longest:.2f} s busy"
             )
-            moved(browser, folder, model)
         browser.close()
-
-
-def moved(browser: Browser, folder: Path, model: str) -> None:
-    """Print what changes of the sliders take, of all policies but those that solve programs."""
-    compared = cutedge.load(folder / "trace").compare(
-        [*POLICIES, "min-cut", "layers"], machine="tee-tdx+h200@pcie5-x16"
-    )
-    answers, numbers = Answers(compared), random.Random(1)
-    begun = time.perf_counter()
-    question: dict[str, Any] = {"policy": "offload-linear", "sizes": {"seq": 1000}}
-    answers.at(question)
-    first, taken = time.perf_counter() - begun, []
-    for _ in range(40):
-        question |= {
-            "sizes": {"seq": numbers.randint(2, 8000)},
-            "bandwidth": numbers.choice([None, 10 ** numbers.randint(6, 11)]),
-            "wire": numbers.choice(["", "bfloat16"]),
-        }
-        begun = time.perf_counter()
-        answers.at(question)
-        taken.append(time.perf_counter() - begun)
-    server = Server(("127.0.0.1", 0), handler(answers))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    page = browser.new_page()
-    page.goto(f"http://127.0.0.1:{server.server_port}/")
-    page.wait_for_selector("html[data-milliseconds]", state="attached")
-    drawn = []
-    for _ in range(20):
-        before = page.evaluate("document.documentElement.dataset.drawn")
-        page.fill("#number-seq", str(numbers.randint(2, 8000)))
-        page.wait_for_selector(f"html[data-drawn='{int(before) + 1}']", state="attached")
-        drawn.append(float(page.evaluate("document.documentElement.dataset.milliseconds")))
-    page.close()
-    server.shutdown()
-    server.server_close()
-    print(
-        f"  live, {len(compared)} policies: {statistics.median(taken) * 1000:.0f} ms a change in the "
-        f"process, {max(taken) * 1000:.0f} at most ({first * 1000:.0f} the first); "
-        f"{statistics.median(drawn):.0f} ms until it is drawn, {max(drawn):.0f} at most"
-    )
 
 
 def page_of(folder: Path, *model: str) -> Path:

@@ -33,7 +33,7 @@ from partition.setting import Setting
 from partition.split import Split
 from tracer.errors import CutedgeError, InputError
 from tracer.graph import FLOATING, OpGraph, TraceMeta
-from tracer.reach import graph_at, reached
+from tracer.reach import graph_at, reaches
 
 if TYPE_CHECKING:
     from cutedge._trace import Trace
@@ -248,10 +248,8 @@ class Live:
     def _program(self, point: Point) -> _Program:
         """The trace that reaches a point. Raises BeyondError where not one does."""
         values = self._values(point)
-        sizes = {name: np.array([value], np.int64) for name, value in values.items()}
         for one in self._programs:
-            graph = one.trace.graph
-            if values == graph.meta.variables or reached(graph, one.trace.reach, sizes)[0]:
+            if reaches(one.trace.graph, one.trace.reach, values):
                 return one
         told = ", ".join(f"{name} {values[name]:,}" for name in self.sizes)
         raise BeyondError(
@@ -285,6 +283,8 @@ class Live:
                     return part
             there = program.trace.graph if not program.parts else self._graph(program, point)
             (part,) = alike(SizedGraph(there, sizes, np.zeros(1, np.int64), True))
+        except ValueError as error:  # a formula gives no size there
+            raise BeyondError(f"these formulas do not hold there: {error}") from error
         except OverflowError as error:
             raise BeyondError("figures there are beyond what 64 bits hold") from error
         program.parts.append(part)

@@ -56,6 +56,7 @@ def serve_page(compared: Comparison, port: int | None, listening: Callable[[str]
         ) from error
     say_at_interrupt("stopped")
     with server, at_interrupt(lambda: os._exit(0)):
+        answers.warm()
         listening(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)")
         sys.stdout.flush()
         try:
@@ -143,6 +144,10 @@ class Answers:
             "shown": self._shown,
         }
         return live_page(headline(meta), told)
+
+    def warm(self) -> None:
+        """Count what is the same at all places of the sliders, before anyone waits for it."""
+        self.live.at(self.live.start, self._shown)
 
     def at(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The figures at a place of the sliders. Raises InputError for what is no such place."""

@@ -30,6 +30,18 @@ from tracer.graph import Gemm, Kind, TraceMeta
 from tracer.summary import tensor_names
 
 
+@dataclass(frozen=True, slots=True)
+class _NamedPlacement(Placement):
+    """A placement that knows what it uses: that is asked for many times."""
+
+    used: tuple[str, ...] = ()
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """The devices other than home that ops run on."""
+        return self.used
+
+
 @dataclass(slots=True)
 class _Named:
     """A placement on a program, under the names of the devices."""
@@ -56,10 +68,14 @@ class LightSplits:
         if id(placed) not in self._named:
             (accelerator,) = self._machine.accelerators
             names = {HOME: self._machine.home, ACCELERATOR: accelerator, None: None}
-            placement = replace(
-                placed.placement,
-                home=self._machine.home,
-                devices=tuple(names[device] for device in placed.devices),
+            before = placed.placement
+            placement = _NamedPlacement(
+                self._machine.home,
+                tuple(names[device] for device in placed.devices),
+                before.pinned,
+                before.reasons,
+                before.streams,
+                (accelerator,) if ACCELERATOR in placed.devices else (),
             )
             untrusted = (ACCELERATOR,) if self._setting.untrusted else ()
             shown = exposure(placed.graph, placed.placement, placed.traffic, untrusted)

@@ -277,6 +277,23 @@ def _broken(
         yield f"{' and '.join(often)} calls, and each accelerator is called once at most"
 
 
+@dataclass(frozen=True, slots=True)
+class Lying:
+    """What lies on a device when, whatever its sizes."""
+
+    stored: Sequence[int]
+    """Tensors that lie there all the time."""
+    changes: Sequence[tuple[Sequence[int], Sequence[int]]]
+    """In order of execution: (tensors that come to lie there, those that no longer do)."""
+
+    def most(self, taken: Sequence[Any]) -> Any:
+        """The most bytes at a time, where each tensor has so many."""
+        return sum(taken[tensor] for tensor in self.stored) + highest(
+            sum(taken[tensor] for tensor in came) - sum(taken[tensor] for tensor in gone)
+            for came, gone in self.changes
+        )
+
+
 def memory_of(
     graph: OpGraph,
     placement: Placement,
@@ -303,6 +320,15 @@ def memory_of(
     view lies in the memory of what it is a view of where it is made, and keeps that there for as
     long as it is needed itself; where it is received, it is a tensor like any other.
     """
+    taken = [t.bytes for t in graph.tensors] if sizes is None else sizes
+    lying = lying_of(graph, placement, transfers)
+    return {device: one.most(taken) for device, one in lying.items()}
+
+
+def lying_of(
+    graph: OpGraph, placement: Placement, transfers: Iterable[Transfer]
+) -> dict[str, Lying]:
+    """By device: what lies there when, as ``memory_of`` counts it."""
     devices = placement.devices
     renewed = state_readers(graph)
     until: dict[tuple[int, str], int] = {}  # (tensor, device) -> last op that needs it there
@@ -323,8 +349,9 @@ def memory_of(
         made = transfer.tensor.id, devices[transfer.tensor.op]
         until[transfer.tensor.id, transfer.src_device] = until[made]  # type: ignore[index]
     views = viewed(graph)
-    taken = [t.bytes for t in graph.tensors] if sizes is None else sizes
-    changes: dict[str, dict[int, Any]] = defaultdict(lambda: defaultdict(int))
+    changes: dict[str, dict[int, tuple[list[int], list[int]]]] = defaultdict(
+        lambda: defaultdict(lambda: ([], []))
+    )
     places = {placement.home, *placement.accelerators}
     for tensor in reversed(graph.tensors):  # a view comes after what it is a view of
         for device in places:
@@ -337,15 +364,14 @@ def memory_of(
                     until[base] = max(until[base], until[tensor.id, device])
             else:
                 here, after = changes[device], until[tensor.id, device] + 1
-                here[tensor.op] = here[tensor.op] + taken[tensor.id]
-                here[after] = here[after] - taken[tensor.id]
+                here[tensor.op][0].append(tensor.id)
+                here[after][1].append(tensor.id)
     for device, sent in sent_weights(graph, placement).items():
         here = changes[device]
         for parameter, readers in sent.items():
-            here[readers[0]] = here[readers[0]] + taken[parameter]
-            here[readers[-1] + 1] = here[readers[-1] + 1] - taken[parameter]
+            here[readers[0]][0].append(parameter)
+            here[readers[-1] + 1][1].append(parameter)
     return {
-        device: sum(taken[t] for t in stored)
-        + highest(changes[device][time] for time in sorted(changes[device]))
+        device: Lying([*stored], [changes[device][time] for time in sorted(changes[device])])
         for device, stored in held(graph, placement).items()
     }

@@ -8,7 +8,7 @@ what they are made of: a reshape may have to copy at one size and not at another
 
 import ast
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -247,8 +247,9 @@ def same_memory(graph: OpGraph, one: Mapping[str, int], other: Mapping[str, Any]
     """
     same: Any = True
     try:
+        here, away = _sizes_at(one), _sizes_at(other)
         for case in _cases(graph):
-            for fact, there in zip(_facts(case, one), _facts(case, other), strict=True):
+            for fact, there in zip(_facts(case, here), _facts(case, away), strict=True):
                 same = same & (fact == there)
     except (ValueError, ArithmeticError):  # a size that is no whole number, or unlike any view
         return False
@@ -281,13 +282,13 @@ def _moved(op: Op, made: Tensor) -> str:
     return name if known or made.alias_of is not None else "copy"
 
 
-def _facts(case: _Case, sizes: Mapping[str, Any]) -> list[Any]:
+def _facts(case: _Case, size: Callable[[str], Any]) -> list[Any]:
     """What happens to be so at these sizes, of all that sharing memory may depend on.
 
     Raises ValueError for a view of which that is not known.
     """
     name, read, made = case
-    before, after = ([_sizes(text, sizes) for text in shape] for shape in (read, made))
+    before, after = ([*map(size, shape)] for shape in (read, made))
     if not name:
         return [fact for size in after for fact in (size > 0, size > 1)]
     if name in _KEEPS_AXES:
@@ -311,14 +312,23 @@ def _differ(old: str, new: str) -> bool:
     return old != new and (parse(old) - parse(new)).constant is None
 
 
-def _sizes(text: str, sizes: Mapping[str, Any]) -> Any:
-    known = parse(text)
-    if known.constant is not None or isinstance(next(iter(sizes.values())), int):
-        return known.evaluate(sizes)
-    return known.over(sizes)
+def _sizes_at(sizes: Mapping[str, Any]) -> Callable[[str], Any]:
+    """What a formula is at some sizes; each is worked out once."""
+    known: dict[str, Any] = {}
+    alone = isinstance(next(iter(sizes.values())), int)
+
+    def size(text: str) -> Any:
+        if text not in known:
+            told = parse(text)
+            single = alone or told.constant is not None
+            known[text] = told.evaluate(sizes) if single else told.over(sizes)
+        return known[text]
+
+    return size
 
 
-def _count(shape: Sequence[str]) -> Formula:
+@lru_cache(maxsize=1024)
+def _count(shape: tuple[str, ...]) -> Formula:
     return prod(map(parse, shape), start=const(1))
 
 
@@ -361,16 +371,22 @@ def graph_at(graph: OpGraph, reach: Reach, sizes: Mapping[str, int]) -> OpGraph 
     It cannot where the model would be exported in another way there, where a result would share
     memory that does not do so here, or where a formula gives no whole number.
     """
-    here = graph.meta.variables
-    if not reach.covers(sizes):
+    if not reaches(graph, reach, sizes):
         return None
-    if here == sizes:
+    if graph.meta.variables == sizes:
         return graph
     try:
-        same = same_memory(graph, *map(reach.run_sizes, (here, sizes)))
-        return resized(graph, sizes) if same else None
+        return resized(graph, sizes)
     except ValueError:  # a formula gives no size there
         return None
+
+
+def reaches(graph: OpGraph, reach: Reach, sizes: Mapping[str, int]) -> bool:
+    """Whether ``graph_at`` has the trace, but for formulas that give no whole number there."""
+    here = graph.meta.variables
+    if not reach.covers(sizes):
+        return False
+    return here == sizes or bool(same_memory(graph, *map(reach.run_sizes, (here, sizes))))
 
 
 def reached(graph: OpGraph, reach: Reach, sizes: "Many") -> "NDArray[np.bool_]":

@@ -7,7 +7,7 @@ worked out once, for all sizes, and counted as often as it occurs.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from costmodels.many import (
     run_times,
     time_group,
 )
+from costmodels.memory import larger
 from costmodels.roofline import OpTime, Rates, paged_share
 from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, placement_on
 from cutedge.sweeping.crossing import crossing, kind_of
@@ -49,7 +50,6 @@ from partition.masked_choice import with_masks
 from partition.masks import MaskedGraph
 from partition.packs import wire_format
 from partition.policy import Policy
-from partition.problem import memory_of
 from partition.protects import rows_that_hide
 from partition.run import runs_of
 from partition.schedule import Scheduling, tasks_of
@@ -691,11 +691,20 @@ class PlacedPart:
 
     def _lying(self, place: str) -> Ints:
         """The most bytes that lie on a device at a time."""
-        graph = self._part.graph
 
         def found() -> dict[str, Any]:
-            taken = [self._over(bytes_of(t)) for t in graph.tensors]
-            return memory_of(graph, *self._placed, taken)
+            if self._over.length > 1:
+                taken: list[Any] = [self._over(size) for size in self.placed.sizes]
+            else:
+                taken = [int(self._over(size)[0]) for size in self.placed.sizes]
+            return {
+                device: np.atleast_1d(
+                    reduce(
+                        larger, (sum(taken[size] * n for size, n in one.items()) for one in loads)
+                    )
+                )
+                for device, loads in self.placed.loads.items()
+            }
 
         lying: Ints = self._once("lying", found).get(place, np.zeros(self._over.length, np.int64))
         return lying

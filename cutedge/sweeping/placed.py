@@ -1,7 +1,7 @@
 """What a placement moves and runs, counted once for all sizes of a program."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +12,10 @@ from cutedge.sweeping.answers import ACCELERATOR, HOME, Devices, placement_on
 from cutedge.sweeping.crossing import kind_of
 from partition import Residency
 from partition.accounting import account, steps_of
+from partition.problem import lying_of
 from partition.stored import held, kept_on
 from partition.wire_format import WireFormat
-from tracer.formula import const
+from tracer.formula import Formula, const
 from tracer.graph import OpGraph, Tensor
 
 Message = tuple[str, tuple[int, ...]]
@@ -86,6 +87,35 @@ class Placed:
                 group = of[op]
                 found[*(() if group is None else (group,)), *kept.get(op, ())] += 1
         del found[()]
+        return found
+
+    @cached_property
+    def sizes(self) -> Sequence[Formula]:
+        """The bytes that tensors have, each once."""
+        return list(dict.fromkeys(map(bytes_of, self.graph.tensors)))
+
+    @cached_property
+    def size_of(self) -> Sequence[int]:
+        """By tensor: which of these it has."""
+        numbers = {size: number for number, size in enumerate(self.sizes)}
+        return [numbers[bytes_of(tensor)] for tensor in self.graph.tensors]
+
+    @cached_property
+    def loads(self) -> Mapping[str, Sequence[Mapping[int, int]]]:
+        """By device: what lies there at one time or another, as how many tensors of each size.
+
+        Layers that are alike have the same.
+        """
+        of = self.size_of
+        found = {}
+        for device, one in lying_of(self.graph, self.placement, self.traffic.transfers).items():
+            now = Counter(of[tensor] for tensor in one.stored)
+            loads = {frozenset(now.items()): None}
+            for came, gone in one.changes:
+                now.update(of[tensor] for tensor in came)
+                now.subtract(of[tensor] for tensor in gone)
+                loads[frozenset((size, n) for size, n in now.items() if n)] = None
+            found[device] = [dict(load) for load in loads]
         return found
 
     @cached_property
