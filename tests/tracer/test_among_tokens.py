@@ -148,6 +148,7 @@ def test_sounds_among_tokens() -> None:
     assert products(step) == 2 * (TOKEN + 2 * 12 * 32 + LOGITS)
 
 
+@pytest.mark.slow
 @pytest.mark.few(1)
 def test_two_towers_and_ctc() -> None:
     """CLIP: two texts of 6 tokens and two images of 4 x 4 patches with a class token, each made 16
