@@ -88,6 +88,7 @@ SHOTS = (
     Shot("tee-gpu-choose", "tee-gpu", "#choose"),
     Shot("tee-gpu-seen", "tee-gpu", "#seen"),
     Shot("tee-gpu-flows", "tee-gpu", "#flows"),
+    Shot("tee-gpu-time", "tee-gpu", "#time"),
     Shot("tee-gpu-block", "tee-gpu", "#block"),
     Shot("tee-gpu-growth", "tee-gpu", "#growth"),
     Shot("private-choose", "private", "#choose", "#x=seconds&y=seen"),

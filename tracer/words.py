@@ -31,7 +31,7 @@ def mib(size: int) -> str:
 
 def human(size: int) -> str:
     """Bytes in the largest binary unit that leaves a number of one or more."""
-    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+    for power, unit in ((50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
         if size >= 2**power:
             return f"{size / 2**power:,.1f} {unit}"
     return f"{size} B"

@@ -282,8 +282,8 @@ def test_a_trace_has_stages() -> None:
     with listening(told.append):
         capture({**preset("edge-10m"), "num_hidden_layers": 1}, model="m", seq=4)
     names = list(dict.fromkeys(at.name for at in told if at))
-    looked = "looking at the sizes"
-    assert names == ["building the model", looked, "exporting", "lowering", "building the graph"]
+    looked = ("looking at the sizes", "comparing layers")
+    assert names == ["building the model", *looked, "exporting", "lowering", "building the graph"]
     assert told[-1] is None
 
 

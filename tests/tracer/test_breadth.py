@@ -416,7 +416,7 @@ def test_how_a_trace_was_made():
 def test_the_page_counts_its_rows_and_says_them_so_that_they_can_be_read_back():
     swept = {
         "causal-lm": [
-            Row("a", ("symbolic",), 1010, 0.5, "equal"),
+            Row("a", ("symbolic",), 1010, 0.5, "equal", seconds=1.5),
             Row("b", ("no",), notes="x | y < z; 1"),
         ],
         "masked-lm": [Row("c", ("bounded",), 9, 0.25, "-", "no formula: 2 x aten.fft.default")],
@@ -428,7 +428,7 @@ def test_the_page_counts_its_rows_and_says_them_so_that_they_can_be_read_back():
     assert "| traced | 1 | 1 | 1 | 0 |" in text
     assert "| not traced | 1 | 0 | 0 | 0 |" in text
     assert "| every op that works has known FLOPs | 1 | 0 | 1 | 0 |" in text
-    assert "| b | no |  |  |  | x \\| y &lt; z; 1 |" in text
+    assert "| b | no |  |  |  |  | x \\| y &lt; z; 1 |" in text
     assert "| model type | prefill | encoder | decode | ops |" in text
     assert f"transformers {transformers.__version__}" in text
     assert rows_of(text) == swept

@@ -315,7 +315,10 @@ class Task:
         try:
             return torch.zeros(shape, dtype=dtype, device="meta")
         except (RuntimeError, TypeError, OverflowError) as error:
-            raise InputError(f"{self.model}: a tensor of {shape} is too large") from error
+            sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items() if size)
+            raise InputError(
+                f"{self.model} at {sizes}: a tensor of {shape} is too large"
+            ) from error
 
 
 def _settings(module: torch.nn.Module, phase: str) -> Any:
