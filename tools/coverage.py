@@ -207,7 +207,16 @@ GAPS: dict[tuple[str, str], dict[str, Any]] = {
         "vision_config.image_size": 384,
         "vision_config.patch_size": 16,
     },
-    ("image-text-to-text", "hunyuan_vl"): {"text_config.head_dim": 128},
+    ("image-text-to-text", "hunyuan_vl"): {
+        "text_config.head_dim": 128,
+        "text_config.rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "mrope_section": [16, 16, 16, 16],
+        },
+    },
+    ("image-text-to-text", "instructblip"): {"image_token_index": 5},
+    ("image-text-to-text", "instructblipvideo"): {"video_token_index": 5},
     ("image-text-to-text", "idefics3"): TILES_364,
     ("image-text-to-text", "smolvlm"): TILES_364,
     ("image-text-to-text", "llama4"): {
@@ -254,7 +263,7 @@ GAPS: dict[tuple[str, str], dict[str, Any]] = {
     ("speech-seq2seq", "granite_speech"): {"projector_config.encoder_hidden_size": 1024},
     ("speech-seq2seq", "granite_speech_plus"): {"projector_config.encoder_hidden_size": 1024},
     ("speech-seq2seq", "voxtral"): {"audio_token_id": 5},
-    ("two-towers", "blip-2"): {"image_token_index": 5},
+    ("two-towers", "blip-2"): {"qformer_config.use_qformer_text_input": True},
     ("ctc", "wav2vec2-bert"): {"vocab_size": 32},
     ("ctc", "wav2vec2-conformer"): {"vocab_size": 32},
     ("masked-lm", "esm"): {"vocab_size": 33, "pad_token_id": 1},

@@ -180,6 +180,7 @@ def test_the_same_work_is_the_same_ops_on_the_same_memory():
 
 GATED = {
     "model_type": "qwen3_5_text",
+    "architectures": ["Qwen3_5ForCausalLM"],
     "hidden_size": 64,
     "intermediate_size": 96,
     "vocab_size": 128,

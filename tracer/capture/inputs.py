@@ -13,7 +13,17 @@ from torch.utils._pytree import tree_leaves
 
 from tracer.capture.compat import MODEL_FOR_CAUSAL_LM_MAPPING, BaseModelOutput
 from tracer.capture.errors import failure
-from tracer.capture.pictures import Shown, by_text, maker, pictures, rows, sounds, tower
+from tracer.capture.pictures import (
+    Shown,
+    by_text,
+    maker,
+    over_tokens,
+    pictures,
+    rows,
+    sounds,
+    taken_beside,
+    tower,
+)
 from tracer.capture.runs import run_on_meta
 from tracer.capture.senses import (
     HEARD,
@@ -70,11 +80,19 @@ class Reading:
     """What the cache is filled by, where another reading does it."""
 
 
+@dataclass
+class _Encoded(BaseModelOutput):
+    """What an encoder has made of unpadded inputs: some decoders ask it for their mask."""
+
+    attention_mask: torch.Tensor | None = None
+    """Which of its tokens are real, None for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Given:
     """How a model is given images or sounds."""
 
-    read: Input
+    reads: tuple[Input, ...]
     run: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
     """(the model, the inputs by name) -> the arguments of its forward."""
     told: bool
@@ -139,7 +157,7 @@ def reading(
     if _is_two_towers(module, accepted):
         return _two_towers(module, model, phase, accepted)
     if "input_ids" in accepted:
-        tokens = Input("input_ids", ("batch", "seq"))
+        tokens = _tokens(module, "input_ids", _plainly)
         sizes = {"seq": _new_tokens(phase)}
         notes = ("it reads text alone here: --images 1 for an image before it",) * (sees or beside)
         if hears:
@@ -231,7 +249,7 @@ def _two_towers(
     if maker(module) is not None and _stumbles(module, _plainly, (tokens, read.given), {"seq": 8}):
         for way in pictures(module, None):  # patches, in rows and columns that it is told
             shown = _laid(way, 1, read.given.dtype)
-            inputs = (tokens, shown.read)
+            inputs = (tokens, *shown.reads)
 
             def both(
                 module: Any, inputs: Mapping[str, Any], run: Any = shown.run, **options: Any
@@ -293,25 +311,40 @@ def _tokens_beside_images(
     module: torch.nn.Module, model: str, accepted: Collection[str], images: Sequence[int]
 ) -> Reading:
     tokens = Input("input_ids", ("batch", "seq"))
-    seen = _beside(module, model, images)
+    seen = _beside(module, model, accepted, images)
 
     def both(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
-        return module(input_ids=inputs["input_ids"], **seen.run(module, inputs), **options)
+        return _run_beside(seen, images[0], accepted, module, inputs, **options)
 
     return Reading(
-        (tokens, seen.read),
+        (tokens, *seen.reads),
         both,
-        {"seq": MANY_TOKENS},
+        {"seq": MANY_TOKENS + seen.tokens},
         _NO_SOURCE,
         seen.notes,
         accepted,
+        taken=seen.tokens,
         by_one=True,
         told=seen.told,
     )
 
 
+def _run_beside(
+    seen: _Given,
+    count: int,
+    accepted: Collection[str],
+    module: Any,
+    inputs: Mapping[str, Any],
+    **options: Any,
+) -> Any:
+    """A run over tokens, and ``count`` images a text that are encoded outside of them."""
+    tokens = inputs["input_ids"]
+    told = over_tokens(accepted, tokens, count, seen.tokens)
+    return module(input_ids=tokens, **seen.run(module, inputs), **told, **options)
+
+
 def _seen_beside(module: torch.nn.Module, model: str, images: Sequence[int]) -> Reading:
-    seen = _beside(module, model, images)
+    seen = _beside(module, model, inspect.signature(module.forward).parameters, images)
 
     def encoded(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
         encoder, projector = tower(module)
@@ -321,24 +354,26 @@ def _seen_beside(module: torch.nn.Module, model: str, images: Sequence[int]) -> 
         return hidden if projector is None else projector(hidden)
 
     fixed = dict.fromkeys(("seq", "past", "source"), "it reads images, not tokens")
-    return Reading((seen.read,), encoded, {}, fixed, seen.notes, by_one=True, told=seen.told)
+    return Reading(seen.reads, encoded, {}, fixed, seen.notes, by_one=True, told=seen.told)
 
 
-def _beside(module: torch.nn.Module, model: str, images: Sequence[int]) -> _Given:
-    """How a model is given images that take no place among its tokens."""
+def _beside(
+    module: torch.nn.Module, model: str, accepted: Collection[str], images: Sequence[int]
+) -> _Given:
+    """How a model is given images that it encodes outside of its tokens."""
     count, *size = images
     dtype = next(module.parameters()).dtype
     tokens = Input("input_ids", ("batch", "seq"))
     failures: list[Exception] = []
     for way in pictures(module, (size[0], size[-1]) if size else None):
-        seen = _laid(way, count, dtype)
-
-        def both(module: Any, inputs: Mapping[str, Any], run: Any = seen.run) -> Any:
-            return module(input_ids=inputs["input_ids"], **run(module, inputs))
-
-        if (error := _stumbles(module, both, (tokens, seen.read), {"seq": 8})) is None:
-            note = f"{way.what} is read beside the tokens: --seq does not count it"
-            return replace(seen, notes=(note,))
+        taken = count * taken_beside(module, accepted)
+        note = f"{way.what} is read beside the tokens: --seq does not count it"
+        if taken:
+            note = f"{way.what} makes {taken // count} tokens, which --seq counts among its own"
+        seen = replace(_laid(way, count, dtype), notes=(note,), tokens=taken)
+        both = partial(_run_beside, seen, count, accepted)
+        if (error := _stumbles(module, both, (tokens, *seen.reads), {"seq": taken + 8})) is None:
+            return seen
         failures.append(error)
     raise CutedgeError(
         f"{model}: {type(module).__name__} takes images in no way known here: "
@@ -354,7 +389,7 @@ def _shown(module: torch.nn.Module, model: str, kind: str, asked: Sequence[int])
         return _features(module, kind, shown.run(module, inputs))
 
     fixed = dict.fromkeys(("seq", "past", "source"), f"it reads {_KINDS[kind]}, not tokens")
-    return Reading((shown.read,), features, {}, fixed, shown.notes, by_one=True, told=shown.told)
+    return Reading(shown.reads, features, {}, fixed, shown.notes, by_one=True, told=shown.told)
 
 
 def _tokens_and(
@@ -371,25 +406,36 @@ def _tokens_and(
         given = shown.run(module, inputs)
         if hasattr(part, "get_rope_index"):  # which text generation asks before a run
             places = torch.arange(tokens.shape[1], device=tokens.device)
-            given["position_ids"] = places.expand(3, tokens.shape[0], -1)
+            given["position_ids"] = places.expand(_channels(module), tokens.shape[0], -1)
         with patch.object(part, f"get_{kind}_features", _telling(part, kind)), place:
             return module(input_ids=tokens, **given, **options)
 
     sizes = {"seq": MANY_TOKENS + made}
     plain = partial(both, placed=False)
-    inputs = (tokens, shown.read)
+    inputs = (tokens, *shown.reads)
     asks = _stumbles(module, plain, inputs, {"seq": made + 1}) is not None
+    fixed = dict(_NO_SOURCE)
+    if asks and _stumbles(module, plain, inputs, {"seq": made}) is None:  # one is added to each
+        asks, sizes = False, {"seq": made}
+        fixed["seq"] = f"it reads a token for each of the {made} that its {_KINDS[kind]} make"
+        inputs = (replace(tokens, axes=("batch", made)), *shown.reads)
     return Reading(
         inputs,
         partial(both, placed=asks),
         sizes,
-        _NO_SOURCE,
+        fixed,
         shown.notes,
         accepted,
         taken=made,
         by_one=True,
         told=shown.told,
     )
+
+
+def _channels(module: Any) -> int:
+    """In how many directions a model counts its places: time, height and width for most."""
+    rope = getattr(module.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    return max(3, len(rope.get("mrope_section") or ()))
 
 
 _KINDS = {"image": "images", "audio": "sounds"}
@@ -430,8 +476,8 @@ def _ways(module: torch.nn.Module, model: str, kind: str, asked: Sequence[int]) 
         shown = _laid(way, count, dtype)
         try:
             with run_on_meta(module), torch.device("meta"):
-                probe = torch.zeros(shape(shown.read.axes, {"batch": 1}), dtype=dtype)
-                made = tree_leaves(_features(module, kind, shown.run(module, {way.name: probe})))
+                probe = _zeros(shown.reads, {"batch": 1})
+                made = tree_leaves(_features(module, kind, shown.run(module, probe)))
         except Exception as error:  # another shape than it reads may fail in any way
             failures.append(error)
             continue
@@ -454,11 +500,14 @@ def _stumbles(
     """Why a model does not run on such inputs without data; None where it does."""
     try:
         with run_on_meta(module), torch.device("meta"):
-            sizes = {"batch": 1, **sizes}
-            run(module, {i.name: torch.zeros(shape(i.axes, sizes), dtype=i.dtype) for i in read})
+            run(module, _zeros(read, {"batch": 1, **sizes}))
     except Exception as error:  # code that looks at values may fail in any way
         return error
     return None
+
+
+def _zeros(read: Sequence[Input], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    return {i.name: torch.zeros(shape(i.axes, sizes), dtype=i.dtype) for i in read}
 
 
 def _laid(seen: Shown, count: int, dtype: torch.dtype) -> _Given:
@@ -468,6 +517,11 @@ def _laid(seen: Shown, count: int, dtype: torch.dtype) -> _Given:
         axes = ("batch", count * seen.axes[0], *seen.axes[1:])
     elif count > 1:
         axes = ("batch", count, *seen.axes)
+    several = (count,) if count > 1 else ()
+    also = [
+        Input(name, ("batch", *several, *sides), torch.int64 if name.endswith("_ids") else dtype)
+        for name, sides in seen.also.items()
+    ]
 
     def given(module: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         values = inputs[seen.name]
@@ -481,9 +535,32 @@ def _laid(seen: Shown, count: int, dtype: torch.dtype) -> _Given:
                 told = {n: t.unflatten(0, (texts, count)) for n, t in told.items()}
         if not seen.looked:
             told = {name: constant(numbers, place) for name, numbers in told.items()}
-        return {seen.name: seen.laid(images, count), **told}
+        beside = {one.name: inputs[one.name] for one in also}
+        if count > 1:
+            beside = {name: each.flatten(0, 1) for name, each in beside.items()}
+        return {seen.name: seen.laid(images, count), **beside, **told}
 
-    return _Given(Input(seen.name, axes, dtype), given, bool(seen.told))
+    return _Given((Input(seen.name, axes, dtype), *also), given, bool(seen.told))
+
+
+_CODEBOOKS = ("num_codebooks", "num_channels")
+"""How configs call the codebooks of a sound that is read as tokens."""
+
+
+def _tokens(module: Any, name: str, run: Callable[..., Any], *others: Input) -> Input:
+    """The tokens that a model reads, one in each place or one of each codebook of a sound."""
+    settings = module.config
+    with suppress(AttributeError, ValueError):  # no config, or more than one that reads tokens
+        settings = settings.get_text_config(decoder=True)
+    parts = (settings, getattr(module.config, "decoder_config", None))
+    counts = (getattr(part, key, None) for part in parts for key in _CODEBOOKS)
+    plain, sizes = Input(name, ("batch", "seq")), {"seq": 8, "source": 8}
+    books = next((count for count in counts if type(count) is int), None)
+    if books is None or _stumbles(module, run, (plain, *others), sizes) is None:
+        return plain
+    several = [Input(name, ("batch", "seq", count)) for count in (books, books + 1)]
+    runs = (one for one in several if _stumbles(module, run, (one, *others), sizes) is None)
+    return next(runs, plain)
 
 
 def _encoder(module: torch.nn.Module, model: str) -> Reading:
@@ -525,15 +602,10 @@ def _decoder(module: torch.nn.Module, phase: str) -> Reading:
         )
 
     hidden = made.last_hidden_state
+    axes = ("batch", length or "source", hidden.shape[-1])
+    encoded = Input("encoder_hidden_states", axes, hidden.dtype)
     return Reading(
-        (
-            Input("decoder_input_ids", ("batch", "seq")),
-            Input(
-                "encoder_hidden_states",
-                ("batch", length or "source", hidden.shape[-1]),
-                hidden.dtype,
-            ),
-        ),
+        (_tokens(module, "decoder_input_ids", run, encoded), encoded),
         run,
         {"seq": _new_tokens(phase), "source": length or MANY_TOKENS},
         fixed={"source": why} if length else {},
@@ -569,15 +641,26 @@ def _encoded(module: Any) -> Any:
                 height, width, channels, _ = image_size(encoder.config)
                 dtype = next(encoder.parameters()).dtype
                 read = torch.zeros(2, channels, height, width, dtype=dtype)
+            elif first_argument(encoder) in HEARD:
+                return _heard(encoder)
             else:
                 read = torch.zeros(2, 16, dtype=torch.int64)
             made = encoder(**{first_argument(encoder): read}, return_dict=True)
         return type(made)(last_hidden_state=made.last_hidden_state)
-    except Exception:  # an encoder of sounds, or code that looks at values
+    except Exception:  # code that looks at values
         settings = module.config.get_text_config(decoder=True)
         dtype = next(module.parameters()).dtype
         alone = torch.empty(1, 1, settings.hidden_size, dtype=dtype, device="meta")
-        return BaseModelOutput(last_hidden_state=alone)
+        return _Encoded(last_hidden_state=alone)
+
+
+def _heard(encoder: Any) -> Any:
+    """What an encoder makes of a sound, a token of it."""
+    accepted = inspect.signature(encoder.forward).parameters
+    read = sensed(encoder, accepted, lambda inputs: encoder(**inputs))
+    assert read is not None  # it has an argument for one
+    made = encoder(**_zeros((read.given,), {"batch": 1, **read.sizes}), return_dict=True)
+    return _Encoded(last_hidden_state=made.last_hidden_state[:, :1])
 
 
 def _of_sense(

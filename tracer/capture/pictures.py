@@ -51,6 +51,16 @@ class Shown:
     laid: Laid = each
     looked: bool = True
     """Whether code looks at what it knows, and does not only compute with it."""
+    also: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """What it reads of each beside: name -> sizes, of tokens where they are called ids."""
+
+
+QUESTION = 32
+"""Tokens of the question that some models read an image with, in another vocabulary than theirs."""
+
+
+FRAMES = 4
+"""Images of a video that is read with a question."""
 
 
 def maker(module: Any, kind: str = "image") -> Any:
@@ -132,6 +142,10 @@ def _of_patches(module: Any, asked: Collection[str], height: int, width: int) ->
         else:
             yield shown((patches, flat), known, rows)
     yield shown((patches, channels, patch, patch), known, rows)
+    if grid.endswith("thw"):  # those that make a token side by side, which the grid counts
+        many, side = patches // merged**2, patch * merged
+        known[grid] = [1, down // merged, across // merged]
+        yield shown((many, side, side, channels), known, rows)
 
 
 def _of_pixels(module: Any, asked: Mapping[str, Any], height: int, width: int) -> Iterator[Shown]:
@@ -139,7 +153,21 @@ def _of_pixels(module: Any, asked: Mapping[str, Any], height: int, width: int) -
     settings = module.config
     channels = _number(settings, "in_channels", "num_channels", default=3)
     image = (channels, height, width)
-    shown = partial(Shown, "pixel_values", f"an image of {height} x {width} pixels")
+    what = f"an image of {height} x {width} pixels"
+    also: dict[str, tuple[int, ...]] = {}
+    if "high_res_pixel_values" in asked:  # the same once more, for another encoder
+        side = image_size(settings.high_res_vision_config)[0]
+        also["high_res_pixel_values"] = (channels, side, side)
+        what += f", which is read at {side} x {side} too,"
+    if "qformer_input_ids" in asked:
+        also["qformer_input_ids"] = (QUESTION,)
+        what += f", read with a question of {QUESTION} tokens,"
+    shown = partial(Shown, "pixel_values", what, also=also)
+    if also and maker(module) is None:
+        video = (
+            f"a video of {FRAMES} images of {height} x {width} pixels{what.partition('pixels')[2]}"
+        )
+        yield Shown("pixel_values", video, (FRAMES, *image), also=also)
     known: dict[str, Any] = {}
     if "image_sizes" in asked:
         if asked["image_sizes"].default is None:
@@ -185,6 +213,29 @@ def sounds(module: Any) -> Iterator[Shown]:
 _MASKS = ("input_features_mask", "feature_attention_mask", "attention_mask", "padding_mask")
 _LENGTHS = ("audio_feature_lengths",)
 """How models call how long each sound is."""
+
+
+def over_tokens(
+    accepted: Collection[str], tokens: torch.Tensor, count: int, taken: int
+) -> dict[str, torch.Tensor]:
+    """What a model is told of each of its tokens: which of ``count`` images it may look at, and
+    whether it stands for a part of an image, as the first ``taken`` do."""
+    batch, seq = tokens.shape
+    place, told = tokens.device, {}
+    if "image_attention_mask" in accepted:
+        told["image_attention_mask"] = torch.ones(batch, seq, count, device=place)
+    if "image_embeds_position_mask" in accepted:
+        first = torch.arange(seq, device=place) < taken
+        told["image_embeds_position_mask"] = first.expand(batch, -1)
+    return told
+
+
+def taken_beside(module: Any, accepted: Collection[str]) -> int:
+    """How many of its tokens a model fills with an image, or a video, though it has no function
+    that makes these."""
+    if "image_embeds_position_mask" in accepted:
+        return int(module.config.latent_query_num)
+    return FRAMES * int(module.config.num_query_tokens) if "qformer_input_ids" in accepted else 0
 
 
 def _places(down: int, across: int) -> list[list[int]]:

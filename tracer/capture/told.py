@@ -70,7 +70,17 @@ class Told(torch.Tensor):
                 return tree_map_only(torch.Tensor, lambda t: cls._held(t, place), made)
 
 
-_SIZED = {"expand", "interpolate", "narrow", "repeat", "reshape", "split", "unflatten", "view"}
+_SIZED = {
+    "expand",
+    "interpolate",
+    "narrow",
+    "repeat",
+    "reshape",
+    "split",
+    "split_with_sizes",
+    "unflatten",
+    "view",
+}
 """Functions of a tensor whose other arguments are sizes, or lists of them."""
 
 
