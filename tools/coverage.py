@@ -29,13 +29,14 @@ from torch.utils import module_tracker
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import masking_utils
-from transformers.modeling_outputs import BaseModelOutput
 
 from costmodels.flops import annotate, total_flops
 from cutedge.runtime.ops import refused
 from tracer.capture import Capture, as_it_runs, capture, quiet
 from tracer.capture.errors import first_line
 from tracer.capture.inputs import (
+    MANY_TOKENS,
+    Encoded,
     Reading,
     hears_among_tokens,
     reading,
@@ -122,6 +123,7 @@ DEPTHS = (
     "num_hidden_layers",
     "n_layer",
     "n_layers",
+    "layers",
     "num_layers",
     "decoder_layers",
     "num_decoder_layers",
@@ -129,6 +131,7 @@ DEPTHS = (
     "num_encoder_layers",
     "depth",
     "num_global_layers",
+    "num_timestamp_prediction_layers",
 )
 PARTS = (
     "text_config",
@@ -139,6 +142,8 @@ PARTS = (
     "encoder",
     "decoder",
 )
+ENCODERS = ("vision_config", "audio_config", "encoder_config")
+"""The parts beside which a config may describe its decoder itself."""
 GLM_ROPE = {
     "text_config.rope_parameters": {
         "rope_type": "default",
@@ -340,7 +345,7 @@ def depths(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Where a config says how many layers its parts have, as ``--set`` calls it."""
     here = [f"{prefix}{name}" for name in DEPTHS if type(config.get(name)) is int]
     yield from here
-    for name in () if here else PARTS:
+    for name in ENCODERS if here else PARTS:
         if isinstance(config.get(name), dict):
             yield from depths(config[name], f"{prefix}{name}.")
 
@@ -426,7 +431,8 @@ def traced(
         "encoder": {"seq": SOURCE} if "input_ids" in reads else {},
         "decode": {"past": SEQ},
     }
-    sizes = {} if sees else asked[phase]
+    seen = {"past": MANY_TOKENS} if phase == "decode" else {}  # images or sounds among them
+    sizes = seen if sees else asked[phase]
     if apart and phase != "encoder":
         sizes["source"] = SOURCE
     batch = SHOWN if sees else BATCH
@@ -472,7 +478,7 @@ def against_torch(
     if encoder is not None:
         inputs.update(given(encoder))
     elif encoded is not None:
-        inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
+        inputs["encoder_outputs"] = Encoded(last_hidden_state=encoded)
     ours = sum(total_flops(part).products for part in graphs)
     try:
         counted = counted_by_torch(config, overrides, graph.meta.model, inputs)

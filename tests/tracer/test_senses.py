@@ -1,6 +1,7 @@
 """Models that see and hear: against torch's counter, and by hand."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from cutedge._request import with_senses
 from tests.support import configs
 from tools.coverage import against_torch, counted_by_torch
 from tracer.capture import capture
+from tracer.capture.errors import Untraceable
+from tracer.capture.inputs import reading
+from tracer.capture.remedies import led_on
 from tracer.capture.told import TellingTorch, Told
 from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
@@ -79,6 +83,20 @@ QWEN: Mapping[str, Any] = {
 CTC: Mapping[str, Any] = {"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"], **SOUND}
 WHISPER: Mapping[str, Any] = {**configs.WHISPER, "max_source_positions": 20}
 LISTENS: Mapping[str, Any] = {**WHISPER, "architectures": ["WhisperForAudioClassification"]}
+KOSMOS: Mapping[str, Any] = {
+    "model_type": "kosmos-2",
+    "architectures": ["Kosmos2ForConditionalGeneration"],
+    "latent_query_num": 4,
+    "text_config": {
+        "vocab_size": 64,
+        "embed_dim": 32,
+        "layers": 1,
+        "ffn_dim": 48,
+        "attention_heads": 4,
+        "max_position_embeddings": 40,
+    },
+    "vision_config": VISION,
+}
 CLIP: Mapping[str, Any] = {
     "model_type": "clip",
     "architectures": ["CLIPModel"],
@@ -210,6 +228,67 @@ def test_what_a_model_does_not_sense_is_said(
 ) -> None:
     with pytest.raises(CutedgeError, match=says):
         traced(config, **options)
+
+
+class _Both(torch.nn.Module):
+    """A model that takes images and sounds for some of its tokens."""
+
+    config = SimpleNamespace()
+    get_image_features = get_audio_features = None
+
+    def forward(self, input_ids: Any, pixel_values: Any = None, input_features: Any = None) -> None:
+        raise AssertionError
+
+
+def test_images_and_sounds_in_one_text_are_refused() -> None:
+    with pytest.raises(InputError) as refused:
+        reading(_Both(), "m", "prefill", (1,), (1,))
+    assert str(refused.value) == (
+        "--images and --sounds in one text are not traced: give one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("pixel_values", "images"), ("input_features", "sounds")]
+)
+@pytest.mark.parametrize("helps", [True, False])
+def test_an_option_is_advised_where_a_trace_with_it_works(
+    name: str, option: str, helps: bool
+) -> None:
+    missing = TypeError(f"M.forward() missing 1 required positional argument: '{name}'")
+    error = CutedgeError("m cannot be traced: E.")
+    error.__cause__ = Untraceable("E", cause=missing)
+    tried: list[Mapping[str, Any]] = []
+
+    def trace(overrides: Mapping[str, Any], **options: Any) -> None:
+        tried.append(overrides)
+        if not helps or option not in overrides:
+            raise CutedgeError("no")
+
+    asked = {"phase": "prefill", "attn": "eager", "overrides": {}, "seq": 8, "past": 0, "source": 0}
+    said = str(led_on(error, {"model_type": "clip"}, asked, trace))
+    assert said.startswith(
+        f"m cannot be traced: E. It reads {name} too, which this trace does not give. "
+    )
+    assert said.endswith(f"It is traced with --{option} 1.") == helps
+    assert (f"It is not with --{option} 1 or" in said) == (not helps)
+    assert tried[0] == {option: [1]}
+
+
+@pytest.mark.slow
+@pytest.mark.few(1)
+def test_a_model_that_cannot_do_without_its_image_says_so_and_is_traced_with_it() -> None:
+    """The first 4 of its tokens stand for the image."""
+    with pytest.raises(InputError) as refused:
+        traced(KOSMOS, seq=8)
+    assert "pixel_values" in str(refused.value)
+    assert str(refused.value).endswith("It is traced with --images 1.")
+    graph = traced(KOSMOS, seq=8, overrides={"images": [1]})
+    constants = 2 * 4 * 32 * 32  # of queries that are parameters
+    said = f"torch counts {constants:,} FLOPs of constants, computed at load"
+    assert against_torch(graph, None, KOSMOS, {}) == ("explained", (said,))
+    with pytest.raises(CutedgeError, match="its images alone make 4 tokens"):
+        traced(KOSMOS, seq=3, overrides={"images": [1]})
 
 
 def test_a_size_of_images_is_a_number_or_two() -> None:

@@ -81,7 +81,7 @@ class Reading:
 
 
 @dataclass
-class _Encoded(BaseModelOutput):
+class Encoded(BaseModelOutput):
     """What an encoder has made of unpadded inputs: some decoders ask it for their mask."""
 
     attention_mask: torch.Tensor | None = None
@@ -346,15 +346,21 @@ def _run_beside(
 def _seen_beside(module: torch.nn.Module, model: str, images: Sequence[int]) -> Reading:
     seen = _beside(module, model, inspect.signature(module.forward).parameters, images)
 
-    def encoded(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+    def encoded(
+        module: Any, inputs: Mapping[str, Any], *, alone: bool = False, **options: Any
+    ) -> Any:
         encoder, projector = tower(module)
         known = inspect.signature(encoder.forward).parameters
         told = {name: value for name, value in seen.run(module, inputs).items() if name in known}
+        if alone:  # each image by itself, whatever text it is of
+            told = {name: value.flatten(0, 1) for name, value in told.items()}
         hidden = encoder(**told, return_dict=True).last_hidden_state
         return hidden if projector is None else projector(hidden)
 
     fixed = dict.fromkeys(("seq", "past", "source"), "it reads images, not tokens")
-    return Reading(seen.reads, encoded, {}, fixed, seen.notes, by_one=True, told=seen.told)
+    alone = _stumbles(module, encoded, seen.reads, {}) is not None
+    run = partial(encoded, alone=alone)
+    return Reading(seen.reads, run, {}, fixed, seen.notes, by_one=True, told=seen.told)
 
 
 def _beside(
@@ -651,7 +657,7 @@ def _encoded(module: Any) -> Any:
         settings = module.config.get_text_config(decoder=True)
         dtype = next(module.parameters()).dtype
         alone = torch.empty(1, 1, settings.hidden_size, dtype=dtype, device="meta")
-        return _Encoded(last_hidden_state=alone)
+        return Encoded(last_hidden_state=alone)
 
 
 def _heard(encoder: Any) -> Any:
@@ -660,7 +666,7 @@ def _heard(encoder: Any) -> Any:
     read = sensed(encoder, accepted, lambda inputs: encoder(**inputs))
     assert read is not None  # it has an argument for one
     made = encoder(**_zeros((read.given,), {"batch": 1, **read.sizes}), return_dict=True)
-    return _Encoded(last_hidden_state=made.last_hidden_state[:, :1])
+    return Encoded(last_hidden_state=made.last_hidden_state[:, :1])
 
 
 def _of_sense(

@@ -228,6 +228,8 @@ class Task:
         ]
         note = f"{' and '.join(one)} of 1 gives no formulas in it" if one else ""
         small = {name: EXAMPLES[name] if name in bounds else n for name, n in self.sizes.items()}
+        if "seq" in bounds:  # text behind all images
+            small["seq"] += self.reading.taken
         # A multiple of the batch, unlike the other sizes: rows may come in groups.
         multiples = (n * self.sizes["batch"] for n in (3, 5, 7))
         near = {**self.sizes, "batch": next(n for n in multiples if n not in sizes.values())}
