@@ -184,16 +184,17 @@ class Answers:
         }
 
     def solve(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The same, with all placements solved there, or none where a later question came."""
+        """The same, with all placements solved there; ``solved`` is False where another question came
+        meanwhile, and some are not."""
         point, _ = self._point(asked)
         self._asked += 1
         mine = self._asked
         with self._solving:
             try:
-                self.live.solve(point, lambda: mine == self._asked)
+                solved = self.live.solve(point, lambda: mine == self._asked)
             except BeyondError as error:
                 return {"error": f"{str(error)[:1].upper()}{str(error)[1:]}."}
-        return self.at(asked)
+        return {**self.at(asked), "solved": solved}
 
     def _point(self, asked: Mapping[str, Any]) -> tuple[Point, str]:
         """(where the sliders are, the policy that is shown). Raises InputError."""

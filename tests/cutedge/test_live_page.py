@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,12 @@ def command(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     words += ["--accel", "rtx-4090", "--link", "pcie4-x16"]
     words += ["--policy", "offload-linear", "--policy", "min-cut"]
     started = subprocess.Popen(
-        [BIN / "cutedge", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [BIN / "cutedge", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background is deaf to Ctrl-C, and so are its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
     assert started.stdout is not None
     address = re.match(r"http://127\.0\.0\.1:(\d+)/", started.stdout.readline())

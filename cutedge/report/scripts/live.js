@@ -76,7 +76,9 @@ const settle = async () => {
   said(document.body.classList.contains("beyond") ? "The model is being traced there …" : "Placements that are searched for are being solved anew …");
   try {
     const found = await asked("/solve", mine.signal);
-    if (!mine.signal.aborted && found) draw(found);
+    if (mine.signal.aborted) return;
+    draw(found);
+    if (found.solved === false) later();  // it gave up for an older question, which came late
   } catch (error) {
     if (error.name !== "AbortError") said("The process does not answer: it was stopped.");
   }
