@@ -445,7 +445,7 @@ def _reach(
     )
 
 
-MOST_OPS = 100_000
+MOST_OPS = 50_000
 """Code that does something for each token is traced up to so many ops unless a user insists."""
 
 
@@ -461,7 +461,10 @@ def _count_ops(task: Task, stacks: Sequence[Stack], why: Untraceable, *, insists
     if seen * max((s.depth / len(s.traced) for s in stacks), default=1) < MOST_OPS:
         return
     ways = [Way({}, task.at(**{name: size}).sizes) for size in FEW[-2:]]
-    few, more = (op_count(_program(task.at(**way.examples), way, stacks)) for way in ways)
+    try:
+        few, more = (op_count(_program(task.at(**way.examples), way, stacks)) for way in ways)
+    except Untraceable:  # at so few, or at all, which the trace itself says
+        return
     each, least = more - few, FEW[-2]
     count = few + each * (task.sizes[name] - least)
     task.much = f" {count:,} ops, {each:,} for each of {name}"
