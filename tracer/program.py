@@ -192,6 +192,11 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     return graph.with_labels(label_tensors(graph))
 
 
+def op_count(program: Program) -> int:
+    """How many ops the graph of a program has."""
+    return len(_with_states(program))
+
+
 def written_state(program: Program) -> set[int]:
     """The parameters and buffers that a node writes: what they hold depends on the runs before."""
     made = (out for node in program.nodes if not node.is_view for out in node.outs)

@@ -91,6 +91,11 @@ def check_time() -> None:
         raise OutOfTime
 
 
+def has_limit() -> bool:
+    """Whether there is a limit to the time."""
+    return _ENDS.get() is not None
+
+
 @contextmanager
 def time_limit(seconds: float | None, what: str, advice: str) -> Iterator[None]:
     """Have the work within, on ``what``, end after so many ``seconds``, where it looks at the clock.

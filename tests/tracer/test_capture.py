@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+import tracer.capture as capturing
 from tests.support.presets import swept
 from tracer.capture import _confirm, _program, capture
 from tracer.capture.blocks import find_stacks
@@ -446,6 +447,16 @@ def test_odd_stacks_repeat_and_equal_the_whole_trace(kind):
     )
     assert one.meta.repeated_layers == REPEATED.get(kind, 4)
     assert (one.ops, one.tensors, one.edges) == (whole.ops, whole.tensors, whole.edges)
+
+
+def test_a_loop_over_tokens_says_how_many_ops_it_comes_to(monkeypatch):
+    """Told from traces of 6 and 7 tokens; the trace of 9 has as many."""
+    config = {"model_type": "jamba", **_TINY, **ODD_STACKS["jamba"], "num_hidden_layers": 1}
+    ops = len(capture(config, model="jamba", seq=9, symbolic=False).graph.ops)
+    monkeypatch.setattr(capturing, "MOST_OPS", ops - 1)
+    asked = f"{ops} ops at seq 9. Trace at most 8 tokens"
+    with pytest.raises(InputError, match=rf"8 ops for each token at .*py:\d+ .*{asked}"):
+        capture(config, model="jamba", seq=9)
 
 
 def test_tied_weights_are_one_storage(traced):

@@ -19,14 +19,14 @@ from unittest.mock import patch
 import torch
 from torch.export import Dim, ExportedProgram
 
-from tracer.capture.blocks import find_stacks, running_alike, shortened, unlike, without_hope
+from tracer.capture.blocks import FEW, find_stacks, running_alike, shortened, unlike, without_hope
 from tracer.capture.compat import PreTrainedModel, without_detours
 from tracer.capture.configs import unused
 from tracer.capture.errors import Untraceable, failure, first_line, located
 from tracer.capture.exported import ExportedTask
 from tracer.capture.forms import architectures
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
-from tracer.capture.inputs import IMAGES, MANY_TOKENS, SOUNDS, phases, reading
+from tracer.capture.inputs import IMAGES, MANY_TOKENS, SOUNDS, cache_argument, phases, reading
 from tracer.capture.kv_cache import WRAPPED
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.memory import parameter_count
@@ -35,16 +35,16 @@ from tracer.capture.packages import own_diffusers, own_packaged
 from tracer.capture.phases import Task, Way
 from tracer.capture.remedies import led_on
 from tracer.capture.runnable import Runnable
-from tracer.capture.runs import untouched, without_debugging
+from tracer.capture.runs import remembering, untouched, without_debugging
 from tracer.capture.user import Own, own_function, own_module, user_model, user_module
 from tracer.captured import Capture, Checked
 from tracer.errors import CutedgeError, InputError
 from tracer.graph import TraceMeta
 from tracer.instantiate import Stack, instantiate
-from tracer.program import Program, build_graph, invocations, tensor_ids, written_state
+from tracer.program import Program, build_graph, invocations, op_count, tensor_ids, written_state
 from tracer.pt2_files import Exported
 from tracer.reach import Reach
-from tracer.stages import stage
+from tracer.stages import has_limit, stage
 from tracer.summary import attention_kind, has_unknown_masks
 
 __all__ = [
@@ -363,6 +363,9 @@ def _captured(
         with stage("looking at the sizes"):
             hopeless = without_hope(task, stacks, ways)
     repeated = () if full else stacks
+    by_steps = next((why for why in hopeless if why is not None and why.steps), None)
+    if by_steps is not None:
+        _count_ops(task, repeated, by_steps, insists=full or has_limit())
     for way, why in zip(ways, hopeless, strict=True):
         try:
             if why is not None:
@@ -440,6 +443,41 @@ def _reach(
         notes=tuple(notes),
         defaults=tuple(task.defaults.items()),
     )
+
+
+MOST_OPS = 50_000
+"""Code that does something for each token is traced up to so many ops unless a user insists."""
+
+
+@stage("counting its ops")
+def _count_ops(task: Task, stacks: Sequence[Stack], why: Untraceable, *, insists: bool) -> None:
+    """Say how many ops a trace has of code that adds as many for each of a size.
+
+    They are counted in two traces of few, where a run of a few of its blocks lets expect many.
+    Raises InputError where they are more than ``MOST_OPS``, unless a user ``insists``.
+    """
+    assert why.steps is not None
+    name, seen = why.steps
+    if seen * max((s.depth / len(s.traced) for s in stacks), default=1) < MOST_OPS:
+        return
+    ways = [Way({}, task.at(**{name: size}).sizes) for size in FEW[-2:]]
+    try:
+        few, more = (op_count(_program(task.at(**way.examples), way, stacks)) for way in ways)
+    except Untraceable:  # at so few, or at all, which the trace itself says
+        return
+    each, least = more - few, FEW[-2]
+    count = few + each * (task.sizes[name] - least)
+    task.much = f" {count:,} ops, {each:,} for each of {name}"
+    if count > MOST_OPS and not insists:
+        most = max(1, least + (MOST_OPS - few) // each)
+        step = name == "seq" and task.phase == "prefill" and cache_argument(task.reading.options)
+        decode = ", one token over a cache (--phase decode)" if step else ""
+        raise InputError(
+            f"{task.model}: its code runs {each:,} ops for each token{why.where}: {count:,} ops at "
+            f"{name} {task.sizes[name]:,}. Trace at most {most:,} tokens (--{name} {most})"
+            f"{decode}, or other code in its place as file.py:function; with --time-limit SECONDS "
+            "it is tried all the same"
+        )
 
 
 @contextlib.contextmanager
@@ -556,7 +594,6 @@ def _instantiated(program: Program, stacks: Iterable[Stack]) -> Program | None:
     return program
 
 
-@stage("exporting")
 def _export(
     task: Task,
     way: Way,
@@ -568,13 +605,14 @@ def _export(
         name: {i: Dim.AUTO for i, axis in enumerate(axes) if axis in way.bounds}
         for name, axes in task.axes(layers).items()
     }
-    from torch._dynamo import config as dynamo  # which an export imports, and nothing before it
-
-    # What torch keeps of the shapes that ops make is slower to look up than to make anew where they
-    # are formulas: without it a trace takes three quarters of the time.
-    kept = dynamo.patch(fake_tensor_cache_enabled=not any(shapes.values()))
     try:
-        with untouched(task.module), kept, without_debugging(), located(task.module, rename):
+        with (
+            stage(f"exporting{task.much}"),
+            untouched(task.module),
+            remembering(),
+            without_debugging(),
+            located(task.module, rename),
+        ):
             return torch.export.export(
                 task.exported,
                 (),

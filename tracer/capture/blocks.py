@@ -401,8 +401,11 @@ class _Looks:
         sizes, most = self.task.run_sizes, self.task.positions or MANY
         if len(self.at(sizes)) >= sizes[name] > FEW[-1]:  # maybe some for each token
             short, longer, longest = ({**sizes, name: n} for n in FEW)
-            if len(self.at(short)) < len(self.at(longer)) < len(self.at(longest)):
-                return Untraceable(f"each {name} takes other ops", self._where(longest, longer))
+            one, two, three = (len(self.at(few)) for few in (short, longer, longest))
+            if one < two < three:
+                where = self._where(longest, longer)
+                steps = (name, len(self.at(sizes))) if two - one == three - two else None
+                return Untraceable(f"each {name} takes other ops", where, steps=steps)
         near = (sizes[name] + 1, sizes[name] - 1, 2 * sizes[name])
         others = [{**sizes, name: n} for n in near if 2 <= n <= most]
         if not others or any(self.at(other) == self.at(sizes) for other in others):

@@ -110,6 +110,7 @@ class Untraceable(Exception):
         cause: BaseException | None = None,
         by_data: bool = False,
         repeats: bool = False,
+        steps: tuple[str, int] | None = None,
     ) -> None:
         super().__init__(reason + where)
         self.where = where
@@ -123,6 +124,8 @@ class Untraceable(Exception):
         """Whether another size that takes the same code fails the same."""
         self.by_data = by_data
         """Whether the code goes by values, which no trace knows."""
+        self.steps = steps
+        """A size of which each adds as many ops, and how many a run of a few blocks does in all."""
 
     def advice(self, overrides: Collection[str]) -> str:
         """What a user may try where no option is known to help (``remedies``)."""

@@ -4,6 +4,7 @@ Prefill reads ``seq`` new tokens, ``past`` cached ones before them (none, or tho
 before). Decode reads one new token over ``past`` cached ones.
 """
 
+import copy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -93,6 +94,8 @@ class Task:
         """How many of its results are cached state."""
         self.fixed: Mapping[Any, int] = {}
         """Symbols of such an export that are no size of a trace, and their numbers."""
+        self.much = ""
+        """What a stage says of the many ops that are ahead, if they are."""
         self.settings = _settings(module, phase)
         self.defaults = {**dict.fromkeys(SIZES, 0), "batch": 1, **reading.sizes}
         if self.positions and isinstance(self.settings, PreTrainedConfig):
@@ -124,6 +127,12 @@ class Task:
         for part in module.modules():
             if hasattr(getattr(part, "config", None), "use_cache"):
                 part.config.use_cache = self._cached
+
+    def at(self, **sizes: int) -> "Task":
+        """The same at other sizes."""
+        other = copy.copy(self)
+        other.sizes = {**self.sizes, **sizes}
+        return other
 
     def over(self, module: torch.nn.Module) -> StatelessModel:
         """What is exported, of another module that is built alike."""

@@ -57,7 +57,48 @@ def without_debugging() -> Iterator[None]:
         patch.object(proxy_tensor, name, kept),
         patch.object(ShapeEnv, "_create_fx_call_function", lambda self, op, args: (None, False)),
         patch.object(proxy, "CapturedTraceback", _Places),
+        patch.object(proxy_tensor, "_extract_tensor_metadata", lambda made: None),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """An export that works out each op once by what it reads, as ``MetaRun`` does, also where
+    shapes are formulas: an op that reads the same again makes the same again.
+
+    Torch can keep that too, but takes longer to look it up there than to make it anew.
+    """
+    from torch._dynamo import config as dynamo  # which an export imports, and nothing before it
+    from torch._subclasses import fake_tensor
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    work_out = FakeTensorMode._dispatch_impl
+    known: dict[Any, tuple[Any, ...]] = {}
+
+    def dispatch(self: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        read: list[torch.Tensor] = []
+        if not isinstance(func, torch._ops.OpOverload):  # one that is given code
+            return work_out(self, func, types, args, kwargs)
+        told = (func, _told(args, read), _told(tuple(kwargs.items()), read))
+        if any(type(tensor) is not FakeTensor or tensor.constant is not None for tensor in read):
+            return work_out(self, func, types, args, kwargs)
+        if (again := known.get(told)) is not None:
+            shape, strides, dtype, device = again
+            with fake_tensor.in_kernel_invocation_manager(self), self.shape_env.suppress_guards():
+                empty = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+            return FakeTensor(self, empty, device)
+        made = work_out(self, func, types, args, kwargs)
+        if type(made) is FakeTensor and made.constant is None:
+            memory = made.untyped_storage()._cdata
+            new = all(memory != tensor.untyped_storage()._cdata for tensor in read)
+            if new and not free_unbacked_symbols((made.shape, made.stride())):
+                known[told] = made.shape, made.stride(), made.dtype, made.device
+        return made
+
+    kept = dynamo.patch(fake_tensor_cache_enabled=False)
+    with kept, patch.object(FakeTensorMode, "_dispatch_impl", dispatch):
         yield
 
 
@@ -116,7 +157,12 @@ def _told(argument: Any, tensors: list[torch.Tensor]) -> Any:
     """All that an argument tells an op, but for data; its tensors are added to ``tensors``."""
     if isinstance(argument, torch.Tensor):
         tensors.append(argument)
-        return argument.shape, argument.stride(), argument.dtype, argument.device
+        shape, strides = argument.shape, argument.stride()
+        if argument._has_symbolic_sizes_strides:
+            shape, strides = _told(shape, tensors), _told(strides, tensors)
+        return shape, strides, argument.dtype, argument.device
     if isinstance(argument, list | tuple):
         return tuple([_told(item, tensors) for item in argument])
+    if isinstance(argument, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return type(argument), argument.node.expr
     return type(argument), argument  # 1 is not 1.0
