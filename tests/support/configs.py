@@ -10,6 +10,17 @@ SIZES: Mapping[str, Any] = {
     "num_attention_heads": 4,
     "vocab_size": 64,
 }
+TEXT: Mapping[str, Any] = {**SIZES, "num_key_value_heads": 2}
+"""The part of a model of images or sounds that reads text."""
+VISION: Mapping[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+"""Its part that reads images of 4 x 4 patches."""
 LLAMA: Mapping[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SIZES}
 BART: Mapping[str, Any] = {
     "d_model": 32,

@@ -10,25 +10,10 @@ from typing import Any
 import pytest
 
 from costmodels.flops import annotate, total_flops
+from tests.support.configs import TEXT, VISION
 from tracer.capture import capture
 from tracer.graph import Kind, OpGraph, Role
 
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-}
-VISION = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
 Q_O, K_V, MLP = 2 * 32 * 32, 2 * 32 * 16, 3 * 32 * 48
 TOKEN, LOGITS = Q_O + K_V + MLP, 32 * 64
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}

@@ -10,6 +10,7 @@ import torch
 from costmodels.flops import annotate, total_flops
 from cutedge._request import with_senses
 from tests.support import configs
+from tests.support.configs import TEXT, VISION
 from tools.coverage import against_torch, counted_by_torch
 from tracer.capture import capture
 from tracer.capture.errors import Untraceable
@@ -20,22 +21,6 @@ from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
 from tracer.graph import Kind, OpGraph, Role
 
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-}
-VISION = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
 SOUND = {
     "hidden_size": 32,
     "intermediate_size": 48,
