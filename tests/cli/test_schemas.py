@@ -186,7 +186,7 @@ def parts(schema: Any) -> Iterator[dict[str, Any]]:
             yield from parts(inner)
 
 
-SLOW = ("generate", "limits", "models-check", "verify")
+SLOW = ("generate", "limits", "models-check", "partition-plan", "verify")
 """Those that trace a model anew, or run it."""
 
 

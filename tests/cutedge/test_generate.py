@@ -54,6 +54,7 @@ def alone(model: Any, past: int, policy: str, **options: Any) -> dict[str, Any]:
         ),
     ],
 )
+@pytest.mark.few(3)
 def test_a_generation_is_the_sum_of_its_steps(policy: str, options: dict[str, Any]) -> None:
     made = cutedge.generate("edge-10m", prompt=64, new=5, policy=policy, **options)
     prompt = cutedge.trace("edge-10m", seq=64, cache=True).partition(policy, **options).summary

@@ -132,6 +132,7 @@ def test_a_placement_that_was_searched_for_is_kept_until_it_is_solved() -> None:
     assert not live.solve(Point((("seq", 300),)), lambda: False)
 
 
+@pytest.mark.slow
 def test_another_program_is_said_and_traced_when_the_slider_is_let_go() -> None:
     """A batch of one is another program than one of several."""
     trace = cutedge.trace("edge-10m", seq=128)

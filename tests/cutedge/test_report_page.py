@@ -155,6 +155,7 @@ def test_what_is_drawn_is_the_data(opened, pages):
         assert page.text_content("#command") == sheet["verdict"]["command"]
 
 
+@pytest.mark.slow
 def test_hovering_tells_the_figures(opened, pages):
     with opened(pages["tee-gpu"]) as page:
         tip = page.locator("#tip")

@@ -159,7 +159,7 @@ def test_units_of_any_graph(graph):
         assert_refines(graph, finer, coarser)
 
 
-@pytest.mark.parametrize("name", QUICK[:4])
+@pytest.mark.parametrize("name", QUICK[:2])
 def test_units_of_presets(traced, name):
     graph = traced(name, seq=16)
     for finer, coarser in FINER:

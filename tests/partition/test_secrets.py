@@ -168,7 +168,7 @@ def checked(trace: Path, text: str, folder: Path, link: str = "none") -> str:
 @pytest.mark.parametrize(
     ("phase", "each"),
     [
-        ("prefill", 5),
+        ("prefill", 10),
         pytest.param("decode", 1, marks=pytest.mark.slow),
         pytest.param("prefill", 1, marks=pytest.mark.slow),
     ],

@@ -449,6 +449,7 @@ def test_odd_stacks_repeat_and_equal_the_whole_trace(kind):
     assert (one.ops, one.tensors, one.edges) == (whole.ops, whole.tensors, whole.edges)
 
 
+@pytest.mark.slow
 def test_a_loop_over_tokens_says_how_many_ops_it_comes_to(monkeypatch):
     """Told from traces of 6 and 7 tokens; the trace of 9 has as many."""
     config = {"model_type": "jamba", **_TINY, **ODD_STACKS["jamba"], "num_hidden_layers": 1}

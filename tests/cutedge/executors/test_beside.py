@@ -29,6 +29,7 @@ def test_ours_is_never_worse(name, share):
         assert one.ours.memory_bytes <= one.limit
 
 
+@pytest.mark.slow
 def test_as_many_layers_as_fit():
     """The next one would not: that is what -ngl says of a size."""
     traced = table.traced("llama-3.2-1b", past=16, **SMALL["llama-3.2-1b"])
@@ -70,6 +71,7 @@ def experts_at_home(traced: cutedge.Trace, layers: int) -> cutedge.Partition:
     return split
 
 
+@pytest.mark.slow
 def test_experts_at_home_by_hand():
     traced = table.traced("qwen3-30b-a3b", past=16, num_hidden_layers=2)
     experts_at_home(traced, 2)

@@ -102,6 +102,7 @@ def first_op(plan: dict[str, Any]) -> str:
         ("os.system.default", ["touch {file}"]),
     ],
 )
+@pytest.mark.few(6)
 def test_no_op_but_those_of_the_list(
     target: str, args: list[Any], there: Listening, tmp_path: Path
 ) -> None:

@@ -770,6 +770,7 @@ def test_a_folder_of_the_user_is_not_where_a_worker_comes_from(
         assert found["gpu"].process is not None
 
 
+@pytest.mark.slow
 def test_a_temporary_folder_with_a_path_too_long_for_a_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
