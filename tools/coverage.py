@@ -35,7 +35,9 @@ from cutedge.runtime.ops import refused
 from tracer.capture import Capture, as_it_runs, capture, quiet
 from tracer.capture.errors import first_line
 from tracer.capture.inputs import (
+    IMAGES,
     MANY_TOKENS,
+    SOUNDS,
     Encoded,
     Reading,
     hears_among_tokens,
@@ -521,9 +523,14 @@ def constant_products(graph: OpGraph) -> list[Op]:
 def counted_by_torch(
     config: Mapping[str, Any], overrides: Mapping[str, Any], name: str, inputs: Mapping[str, Any]
 ) -> int:
-    """FLOPs that torch counts while the model runs eagerly, on tensors without data if it can."""
+    """FLOPs that torch counts while the model runs eagerly, on tensors without data if it can.
+
+    ``overrides`` may say which images or sounds it reads, as those of a trace do.
+    """
+    fields = dict(overrides)
+    images, sounds = tuple(fields.pop(IMAGES, (1,))), tuple(fields.pop(SOUNDS, (1,)))
     with quiet(), as_it_runs():
-        module = build(config, overrides, model=name, dtype="float32", attn="eager")
+        module = build(config, fields, model=name, dtype="float32", attn="eager")
         for part in module.modules():  # some models ask their config alone
             if getattr(getattr(part, "config", None), "use_cache", None):
                 part.config.use_cache = False
@@ -539,9 +546,9 @@ def counted_by_torch(
         told = "image_grid_thw" in inputs  # then they are as the model reads them
         if "input_ids" in inputs and not told and {*SENSED} & {*inputs}:
             seen = sees_among_tokens(module, accepted) or sees_beside_tokens(module, accepted)
-            heard = () if seen or not hears_among_tokens(module, accepted) else (1,)
+            heard = () if seen or not hears_among_tokens(module, accepted) else sounds
             two = hasattr(module, "get_text_features")
-            read = reading(module, name, "prefill", (1,) if seen and not two else (), heard)
+            read = reading(module, name, "prefill", images if seen and not two else (), heard)
             run = partial(_seeing, read, module)
         try:
             return _counted(module, run, inputs)

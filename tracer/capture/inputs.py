@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tracer.capture.compat import MODEL_FOR_CAUSAL_LM_MAPPING, BaseModelOutput
 from tracer.capture.errors import failure
@@ -391,11 +391,20 @@ def _shown(module: torch.nn.Module, model: str, kind: str, asked: Sequence[int])
     """What a model makes of images or sounds alone: its tower, and the projector behind it."""
     shown = _ways(module, model, kind, asked)
 
-    def features(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
-        return _features(module, kind, shown.run(module, inputs))
+    def features(module: Any, inputs: Mapping[str, Any], *, projected: bool, **options: Any) -> Any:
+        made = _features(module, kind, shown.run(module, inputs))
+        if not projected:
+            made = tree_map(maker(module, kind).multi_modal_projector, made)
+        return made if len(made) > 1 else made[0]
 
+    projector = getattr(maker(module, kind), "multi_modal_projector", None)
+    projected: list[bool] = []
+    if projector is not None:  # one model runs it on what it has made, among its tokens
+        with projector.register_forward_hook(lambda *run: projected.append(True)):
+            _stumbles(module, partial(features, projected=True), shown.reads, {})
+    run = partial(features, projected=projector is None or bool(projected))
     fixed = dict.fromkeys(("seq", "past", "source"), f"it reads {_KINDS[kind]}, not tokens")
-    return Reading(shown.reads, features, {}, fixed, shown.notes, by_one=True, told=shown.told)
+    return Reading(shown.reads, run, {}, fixed, shown.notes, by_one=True, told=shown.told)
 
 
 def _tokens_and(
@@ -448,13 +457,15 @@ _KINDS = {"image": "images", "audio": "sounds"}
 """What a model makes tokens of, as its methods call it -> as an option does."""
 
 
-def _features(module: Any, kind: str, given: Mapping[str, Any]) -> Any:
+def _features(module: Any, kind: str, given: Mapping[str, Any]) -> list[Any]:
+    """What a model makes of images or sounds: what stands for its tokens, then what is added to
+    these in layers of its text."""
     made = _telling(maker(module, kind), kind)(**given, return_dict=True)
-    for name in ("pooler_output", "last_hidden_state"):
-        if (found := getattr(made, name, None)) is not None:
-            return found
-    layers = getattr(made, "deepstack_features", None)  # (layer, features) for some of the layers
-    return made if layers is None else layers[0][1]
+    tokens = (getattr(made, name, None) for name in ("pooler_output", "last_hidden_state"))
+    first = next((found for found in tokens if found is not None), None)
+    added = getattr(made, "deepstack_features", None) or ()
+    added = [one[1] if isinstance(one[0], int) else one for one in added]  # (layer, features)
+    return [*([] if first is None else [first]), *added] or [made]
 
 
 def _telling(part: Any, kind: str) -> Callable[..., Any]:
@@ -483,7 +494,7 @@ def _ways(module: torch.nn.Module, model: str, kind: str, asked: Sequence[int]) 
         try:
             with run_on_meta(module), torch.device("meta"):
                 probe = _zeros(shown.reads, {"batch": 1})
-                made = tree_leaves(_features(module, kind, shown.run(module, probe)))
+                made = tree_leaves(_features(module, kind, shown.run(module, probe))[0])
         except Exception as error:  # another shape than it reads may fail in any way
             failures.append(error)
             continue
