@@ -33,19 +33,18 @@ from transformers import masking_utils
 from costmodels.flops import annotate, total_flops
 from cutedge.runtime.ops import refused
 from tracer.capture import Capture, as_it_runs, capture, quiet
+from tracer.capture.encoded import Encoded
 from tracer.capture.errors import first_line
 from tracer.capture.inputs import (
     IMAGES,
-    MANY_TOKENS,
     SOUNDS,
-    Encoded,
-    Reading,
     hears_among_tokens,
     reading,
     sees_among_tokens,
     sees_beside_tokens,
 )
 from tracer.capture.models import build
+from tracer.capture.readings import MANY_TOKENS, Reading
 from tracer.errors import CutedgeError
 from tracer.graph import Kind, Op, OpGraph, Status
 from tracer.kinds import MATRIX_PRODUCTS, base_name

@@ -26,13 +26,14 @@ from tracer.capture.errors import Untraceable, failure, first_line, located
 from tracer.capture.exported import ExportedTask
 from tracer.capture.forms import architectures
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
-from tracer.capture.inputs import IMAGES, MANY_TOKENS, SOUNDS, cache_argument, phases, reading
+from tracer.capture.inputs import IMAGES, SOUNDS, cache_argument, phases, reading
 from tracer.capture.kv_cache import WRAPPED
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.memory import parameter_count
 from tracer.capture.models import build, build_with_memory, settle
 from tracer.capture.packages import own_diffusers, own_packaged
 from tracer.capture.phases import Task, Way
+from tracer.capture.readings import MANY_TOKENS
 from tracer.capture.remedies import led_on
 from tracer.capture.runnable import Runnable
 from tracer.capture.runs import remembering, untouched, without_debugging
