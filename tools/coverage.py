@@ -283,6 +283,8 @@ GAPS: dict[tuple[str, str], dict[str, Any]] = {
     },
 }
 """What the default config of a type leaves open for a head, and a value for it."""
+WRITTEN = {"moonshine_streaming": {"num_key_value_heads": 8}}
+"""What published configs of a type say that is no field of their class, though its code reads it."""
 REASONS = {
     "gemma3n": "its text part is gemma3n_text",
     "gemma4_assistant": "a drafter: its layers read the cache of another model",
@@ -361,7 +363,8 @@ def sweep(head: str, model_type: str) -> Row:
             default = {}
     named = HEADS[head].classes[config_class]
     model_class = named[0] if isinstance(named, tuple) else named
-    config = {"model_type": model_type, "architectures": [model_class.__name__]}
+    written = WRITTEN.get(model_type, {})
+    config = {"model_type": model_type, "architectures": [model_class.__name__], **written}
     gap = GAPS.get((head, model_type), {})
     overrides = {**dict.fromkeys(depths(default), LAYERS), **gap}
     reads = inspect.signature(model_class.forward).parameters
@@ -379,6 +382,7 @@ def sweep(head: str, model_type: str) -> Row:
         made[phase] = traced(config, overrides, phase, reads, sees)
     seconds = time.perf_counter() - started
     notes = without(made["prefill"], reads)
+    notes += [f"with {key} = {value} in its config" for key, value in written.items()]
     notes += [f"--set {key}={json.dumps(value)}" for key, value in gap.items()]
     if isinstance(made["prefill"], CutedgeError) and model_type in REASONS:
         notes.append(REASONS[model_type])

@@ -50,6 +50,13 @@ GEMMA3: Mapping[str, Any] = {
     "mm_tokens_per_image": 4,
     "image_token_index": 5,
 }
+MISTRAL3: Mapping[str, Any] = {
+    "model_type": "mistral3",
+    "architectures": ["Mistral3ForConditionalGeneration"],
+    "text_config": {"model_type": "mistral", **TEXT, "head_dim": 8},
+    "vision_config": {"model_type": "pixtral", **VISION, "hidden_size": 32},
+    "image_token_index": 5,
+}
 QWEN: Mapping[str, Any] = {
     "model_type": "qwen2_5_vl",
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -112,13 +119,14 @@ def inputs(graph: OpGraph) -> dict[str, Any]:
         (LISTENS, {}, EQUAL),
         (CLIP, {"seq": 6}, EQUAL),
         (LLAVA, {"seq": 24, "overrides": {"images": [1]}}, EQUAL),
+        (MISTRAL3, {"seq": 24, "overrides": {"images": [1]}}, EQUAL),
         (
             GEMMA3,
             {"seq": 24, "overrides": {"images": [1]}},
             ("explained", ("torch counts 2,304 FLOPs of constants, computed at load",)),
         ),
     ],
-    ids=["ctc", "classification", "two-towers", "llava", "gemma3"],
+    ids=["ctc", "classification", "two-towers", "llava", "mistral3", "gemma3"],
 )
 @pytest.mark.slow
 @pytest.mark.few(1)
@@ -205,6 +213,14 @@ def test_images_and_sounds_in_one_text_are_refused() -> None:
     )
 
 
+def test_a_tower_that_a_config_leaves_out_reads_nothing() -> None:
+    """Gemma 4 has one for sounds in its smallest sizes alone."""
+    model = _Both()
+    model.config = SimpleNamespace(audio_config=None)
+    with pytest.raises(InputError, match="reads no sounds among its tokens"):
+        reading(model, "m", "prefill", (), (1,))
+
+
 @pytest.mark.parametrize(
     ("name", "option"), [("pixel_values", "images"), ("input_features", "sounds")]
 )
@@ -262,6 +278,8 @@ def test_told_numbers_are_known_where_no_data_is() -> None:
     with torch.device("meta"):
         grid = Told.of([[1, 2, 4], [1, 6, 8]], torch.device("meta"))
         assert [int(n) for n in grid.prod(-1)] == [8, 48]
+        again = TellingTorch().as_tensor(grid, device="meta")
+        assert (again // 2).tolist() == [[0, 1, 2], [0, 3, 4]]
         assert (grid[:, 1] * 2 + torch.ones((), dtype=torch.int64)).device.type == "meta"
         steps = TellingTorch().arange(3)
         assert steps[steps != 1].tolist() == [0, 2]
