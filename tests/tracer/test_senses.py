@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from costmodels.flops import annotate, total_flops
 from cutedge._request import with_senses
@@ -15,6 +16,7 @@ from tools.coverage import against_torch, counted_by_torch
 from tracer.capture import capture
 from tracer.capture.errors import Untraceable
 from tracer.capture.inputs import reading
+from tracer.capture.models import build
 from tracer.capture.remedies import led_on
 from tracer.capture.told import TellingTorch, Told
 from tracer.errors import CutedgeError, InputError
@@ -98,6 +100,24 @@ CLIP: Mapping[str, Any] = {
 }
 
 
+FLORENCE: Mapping[str, Any] = {
+    "model_type": "florence2",
+    "architectures": ["Florence2ForConditionalGeneration"],
+    "image_token_id": 5,
+    "text_config": {"model_type": "bart", **configs.BART},
+    "vision_config": {
+        "depths": [1, 1],
+        "patch_size": [7, 3],
+        "patch_stride": [4, 2],
+        "patch_padding": [3, 1],
+        "patch_prenorm": [False, True],
+        "embed_dim": [16, 24],
+        "num_heads": [2, 4],
+        "num_groups": [2, 4],
+        "window_size": 4,
+        "projection_dim": 32,
+    },
+}
 EQUAL: tuple[str, tuple[str, ...]] = ("equal", ())
 
 
@@ -166,6 +186,25 @@ def test_two_towers_and_ctc_by_hand() -> None:
     layer = 39 * (4 * 32 * 32 + 2 * 32 * 48) + 2 * 39 * 39 * 32
     heard = traced(CTC, seq=400)
     assert total_flops(heard).products == 2 * (convolutions + 39 * 8 * 32 + layer + 39 * 32 * 40)
+
+
+@pytest.mark.slow
+def test_products_of_an_encoder_that_reads_an_image_before_its_text() -> None:
+    """Torch counts the whole model, on a text of which the first tokens stand for the image."""
+    image = {"images": [1, 64]}
+    encoder = traced(FLORENCE, phase="encoder", seq=80, overrides=image)
+    decoder = traced(FLORENCE, seq=3, source=80, logits="all")
+    model = build(FLORENCE, {}, model="m", dtype="float32", attn="eager").to_empty(device="cpu")
+    tokens = torch.ones(1, 80, dtype=torch.int64)
+    tokens[:, :65] = FLORENCE["image_token_id"]  # 8 x 8 patches and their mean
+    first = torch.ones(1, 3, dtype=torch.int64)
+    pixels = torch.zeros(1, 3, 64, 64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=tokens, pixel_values=pixels, decoder_input_ids=first)
+    ours = [total_flops(graph).products for graph in (encoder, decoder)]
+    assert sum(ours) == counter.get_total_flops()
+    with pytest.raises(CutedgeError, match="its images alone make 65 tokens"):
+        traced(FLORENCE, phase="encoder", seq=64, overrides=image)
 
 
 @pytest.mark.slow

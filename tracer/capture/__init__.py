@@ -316,7 +316,8 @@ def check(
 ) -> tuple[str, list[Checked]]:
     """(class of the model, how far each of its phases can be traced).
 
-    ``seq`` tokens are new, or cached in decode; the model's default where it is None. Raises
+    ``seq`` tokens are new, or cached in decode; the model's default where it is None, or the size
+    is not the user's to choose. Raises
     InputError for a config that makes no model, CutedgeError for a model that reads something else
     than tokens or images.
     """
@@ -327,7 +328,8 @@ def check(
             tried: list[tuple[str, str | None]] = []
             captured, refused = None, None
             read = reading(module, model, phase)
-            sizes = {"past": seq or MANY_TOKENS} if phase == "decode" else {"seq": seq}
+            asked = {"past": seq or MANY_TOKENS} if phase == "decode" else {"seq": seq}
+            sizes = {name: size for name, size in asked.items() if name not in read.fixed}
             try:
                 task = Task(
                     module, model, read, phase=phase, sizes=sizes, logits="last", cache=False

@@ -82,13 +82,18 @@ def reading(
     if phase not in PHASES:
         raise InputError(f"unknown phase {phase!r}: {', '.join(PHASES)}")
     if _is_encoder_decoder(module, accepted):
+        if phase == "encoder" and images and sees_among_tokens(module, accepted):
+            return _encoder_and_images(module, model, images)
         if images or heard:
             option = "--images" if images else "--sounds"
             raise InputError(
                 f"{model}: {type(module).__name__} reads images and sounds in its encoder, if any, "
                 f"which is a phase of its own: leave {option} out"
             )
-        return of_encoder(module, model) if phase == "encoder" else of_decoder(module, phase)
+        if phase != "encoder":
+            return of_decoder(module, phase)
+        alone = of_encoder(module, model)
+        return replace(alone, notes=_TEXT_ALONE) if sees_among_tokens(module, accepted) else alone
     sees, hears = sees_among_tokens(module, accepted), hears_among_tokens(module, accepted)
     beside = sees_beside_tokens(module, accepted)
     if (sees or beside) and phase == "prefill" and not heard:
@@ -119,7 +124,7 @@ def reading(
     if "input_ids" in accepted:
         tokens = tokens_of(module, "input_ids", plainly)
         sizes = {"seq": new_tokens(phase)}
-        notes = ("it reads text alone here: --images 1 for an image before it",) * (sees or beside)
+        notes = _TEXT_ALONE * (sees or beside)
         if hears:
             notes += ("it hears nothing here: --sounds 1 for a sound before its text",)
         return Reading((tokens,), plainly, sizes, NO_SOURCE, notes, options=accepted)
@@ -215,6 +220,8 @@ def _two_towers(
     said = (f"each of the batch is a text and one {other}", *read.notes)
     return Reading((tokens, read.given), plainly, {"seq": MANY_TOKENS}, _ALONE, said)
 
+
+_TEXT_ALONE = ("it reads text alone here: --images 1 for an image before it",)
 
 _ALONE = {"past": "it keeps no cache", "source": "it reads no encoded tokens"}
 
@@ -391,6 +398,29 @@ def _tokens_and(
         shown.notes,
         accepted,
         taken=made,
+        by_one=True,
+        told=shown.told,
+    )
+
+
+def _encoder_and_images(module: torch.nn.Module, model: str, images: Sequence[int]) -> Reading:
+    """An encoder that reads what is made of images, and text behind it."""
+    shown = _ways(module, model, "image", images)
+
+    def both(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+        text = module.get_input_embeddings()(inputs["input_ids"])[:, shown.tokens :]
+        made = _features(module, "image", shown.run(module, inputs))[0]
+        seen = made.reshape(text.shape[0], shown.tokens, text.shape[-1])
+        return module.get_encoder()(inputs_embeds=torch.cat((seen, text), 1), **options)
+
+    inputs = (Input("input_ids", ("batch", "seq")), *shown.reads)
+    return replace(
+        of_encoder(module, model),
+        inputs=inputs,
+        run=both,
+        sizes={"seq": MANY_TOKENS + shown.tokens},
+        notes=shown.notes,
+        taken=shown.tokens,
         by_one=True,
         told=shown.told,
     )
