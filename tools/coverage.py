@@ -187,7 +187,17 @@ GAPS: dict[tuple[str, str], dict[str, Any]] = {
         "vision_config.out_hidden_size": 8192,
     },
     ("image-text-to-text", "deepseek_ocr2"): {
-        "vision_config.sam_config.downsample_channels": [512, 896]
+        "text_config.mlp_layer_types": ["dense", "sparse"],
+        "text_config.num_experts_per_tok": 6,
+        "vision_config.encoder_config.hidden_size": 896,
+        "vision_config.encoder_config.num_attention_heads": 14,
+        "vision_config.encoder_config.num_key_value_heads": 2,
+        "vision_config.encoder_config.num_hidden_layers": 2,
+    },
+    ("image-text-to-text", "diffusion_gemma"): {
+        "text_config.num_experts": 8,
+        "text_config.top_k_experts": 2,
+        "text_config.moe_intermediate_size": 704,
     },
     ("image-text-to-text", "emu3"): {
         "vocabulary_map": {"<image>": 5, "<|visual token 000000|>": 6}
