@@ -134,7 +134,8 @@ def _chooser(graph: OpGraph, index: Tensor) -> tuple[int, int] | None:
 
     Scores are floats [..., choices]; a top-k or a maximum along the last axis makes integers of
     them. What comes after (sorting, counting, reshaping the experts' numbers) is followed back to
-    the nearest choice: the last one, where a router narrows its choice step by step.
+    the nearest choice: the last one, where a router narrows its choice step by step. A table that
+    has the experts of each token of the vocabulary chooses too, among 0: how many is not shown.
     """
     front = [index]
     for tensor in front:  # breadth first: it grows
@@ -142,6 +143,8 @@ def _chooser(graph: OpGraph, index: Tensor) -> tuple[int, int] | None:
             continue
         op, reads = graph.ops[tensor.op], graph.inputs(tensor.op)
         scores = [t for t in reads if graph.is_float(t.dtype)]
+        if _is_table(graph, op):
+            return reduce(mul, tensor.shape[:-1], 1), 0  # as many as there are experts
         if not scores or op.is_view or base_name(op.target) in _PASS_ON:
             front += [t for t in reads if t not in front]
             continue
@@ -150,6 +153,15 @@ def _chooser(graph: OpGraph, index: Tensor) -> tuple[int, int] | None:
             return reduce(mul, tokens, 1), choices
         return None
     return None
+
+
+def _is_table(graph: OpGraph, op: Op) -> bool:
+    """Whether an op takes rows of whole numbers that the model keeps."""
+    if base_name(op.target) not in _OF_ROWS:
+        return False
+    table = graph.inputs(op.id)[0]
+    kept = graph.storage(table).role is Role.BUFFER
+    return kept and len(table.shape) == 2 and not graph.is_float(table.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,8 @@ PASSES = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.REDUCTION})
 _ARRANGES = """
     clone contiguous to _to_copy type_as float half double bfloat16 int long bool cat concat
     concatenate stack hstack vstack dstack column_stack row_stack repeat repeat_interleave tile
-    roll flip fliplr flipud pad constant_pad_nd reshape _reshape_copy flatten unfold diagonal_copy
-    view_copy resolve_conj resolve_neg
+    roll flip fliplr flipud pad constant_pad_nd reshape reshape_as _reshape_copy flatten unfold
+    diagonal_copy view_copy resolve_conj resolve_neg
 """
 ARRANGES = frozenset(_ARRANGES.split())
 """Copies whose values lie elsewhere as they are: a kernel that reads them reads there."""

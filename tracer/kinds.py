@@ -130,7 +130,7 @@ _BY_KIND: Mapping[Kind, str] = {
         concat concatenate stack hstack vstack repeat repeat_interleave tile roll flip pad
         constant_pad_nd reflection_pad1d replication_pad1d index index_select gather take
         take_along_dim masked_select nonzero slice_scatter select_scatter scatter
-        scatter_add scatter_reduce index_put index_add index_copy reshape _reshape_copy
+        scatter_add scatter_reduce index_put index_add index_copy reshape reshape_as _reshape_copy
         flatten unfold im2col col2im tril triu one_hot embedding_renorm diagonal_copy view_copy
         column_stack row_stack dstack block_diag diag diag_embed diagflat fliplr flipud rot90
         index_fill masked_scatter put reflection_pad2d reflection_pad3d replication_pad2d
@@ -248,7 +248,7 @@ _FIRST, _ALL = (0,), None
 
 _MOVED: Mapping[tuple[int, ...] | None, str] = {
     _FIRST: """
-        view reshape _unsafe_view _reshape_alias _reshape_copy flatten unflatten ravel squeeze
+        view reshape reshape_as _unsafe_view _reshape_alias _reshape_copy flatten unflatten ravel squeeze
         unsqueeze expand broadcast_to broadcast_in_dim repeat tile repeat_interleave transpose
         permute t numpy_T mT mH adjoint matrix_H swapaxes swapdims movedim moveaxis narrow select
         slice diagonal diag diag_embed as_strided unfold im2col col2im rot90 flip fliplr flipud roll
@@ -366,7 +366,8 @@ def moves(target: str, args: int, results: int, *, same_size: bool) -> list[tupl
 
 
 LOSSLESS = _names("""
-    view reshape _unsafe_view _reshape_alias _reshape_copy flatten unflatten ravel squeeze unsqueeze
+    view reshape reshape_as _unsafe_view _reshape_alias _reshape_copy flatten unflatten ravel
+    squeeze unsqueeze
     expand broadcast_to broadcast_in_dim repeat tile repeat_interleave transpose permute t numpy_T
     mT mH adjoint matrix_H swapaxes swapdims movedim moveaxis diag_embed unfold im2col rot90 flip
     fliplr flipud roll atleast_1d atleast_2d atleast_3d pixel_shuffle pixel_unshuffle

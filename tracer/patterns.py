@@ -220,7 +220,7 @@ def label_tensors(graph: OpGraph) -> dict[int, str]:
 
     ``q``, ``k`` and ``v`` are labelled back to the projection that makes them; a tensor that holds
     several (a fused projection) gets them all, as in ``qkv``. ``logits`` are graph outputs made by
-    a linear.
+    a linear, of which no matrix product makes anything else: what is made of an image is not.
     """
     roles: dict[int, set[str]] = defaultdict(set)
     attentions = find_attentions(graph)
@@ -238,7 +238,9 @@ def label_tensors(graph: OpGraph) -> dict[int, str]:
         ):
             labels.update({t.id: label for op in ops for t in graph.outputs(op)})
     for tensor in graph.tensors:
-        if tensor.role is Role.OUTPUT and _made_by_linear(graph, tensor):
+        if graph.meta.phase == "encoder" or tensor.role is not Role.OUTPUT:
+            continue
+        if _made_by_linear(graph, tensor) and not _is_multiplied(graph, tensor):
             labels[tensor.id] = "logits"
     return labels
 
@@ -282,6 +284,20 @@ def _made_by_linear(graph: OpGraph, tensor: Tensor) -> bool:
         if op.kind not in _POINTWISE or not flowing:
             return False
         tensor = flowing[0]
+    return False
+
+
+def _is_multiplied(graph: OpGraph, tensor: Tensor) -> bool:
+    """Whether numbers of a tensor come into a later matrix product: not those that it picks."""
+    seen, stack = {tensor.id}, [tensor.id]
+    while stack:
+        for reader in graph.readers(stack.pop()):
+            if graph.ops[reader].kind in (Kind.LINEAR, Kind.MATMUL):
+                return True
+            made = (t for t in graph.outputs(reader) if graph.is_float(t.dtype))
+            fresh = [t.id for t in made if t.id not in seen]
+            seen.update(fresh)
+            stack += fresh
     return False
 
 

@@ -61,6 +61,7 @@ diagonal_copy diagonal_scatter diff digamma digamma_ div.Scalar div.Scalar_mode 
 div.Tensor_mode div_.Scalar div_.Scalar_mode div_.Tensor div_.Tensor_mode divide.Scalar
 divide.Scalar_mode divide.Tensor divide.Tensor_mode divide_.Scalar divide_.Scalar_mode
 divide_.Tensor divide_.Tensor_mode dot dstack einsum elu elu_ embedding embedding_bag
+embedding_bag.padding_idx
 empty.memory_format empty_like eq.Scalar eq.Tensor eq_.Scalar eq_.Tensor erf erf_ erfc erfc_ erfinv
 erfinv_ exp exp2 exp2_ exp_ expand expand_as expm1 expm1_ eye eye.m fft_fft fft_fft2 fft_fftfreq
 fft_fftn fft_fftshift fft_hfft fft_hfft2 fft_hfftn fft_ifft fft_ifft2 fft_ifftn fft_ifftshift

@@ -147,6 +147,15 @@ def test_a_choice_may_be_of_no_expert():
     assert cost.param_bytes == STACK * 2 // 20
 
 
+def test_a_table_may_have_the_experts_of_each_token_of_the_vocabulary():
+    """DeepSeek-V4's first layers."""
+    calls = Calls()
+    table = calls.state(100, TOP, role=Role.BUFFER, dtype="int64")
+    tokens = calls.input(SEQ, dtype="int64")
+    numbers = calls.call("aten.index.Tensor", table, tokens, out=(SEQ, TOP), dtype="int64")
+    assert "each token goes to 2 of 16 experts" in grouped(calls, ends(calls, numbers)).assumption
+
+
 @pytest.mark.parametrize("tokens", [3, 40])
 @pytest.mark.parametrize("how", ["input", "threshold", "other axis", "parts"])
 def test_a_choice_that_is_not_shown_reads_no_more_than_an_expert_a_row(how, tokens):
@@ -283,6 +292,7 @@ ACTIVE = {
     "gpt-oss-20b": (3.61, 24, 32 - 4, 3 * (2880 * 2880 + 2880)),  # three products, with biases
     "gpt-oss-120b": (5.13, 36, 128 - 4, 3 * (2880 * 2880 + 2880)),
     "deepseek-v3": (36.7, 58, 256 - 8, 3 * 7168 * 2048),  # three layers of 61 are dense
+    "deepseek-v4-flash": (13.27, 43, 256 - 6, 3 * 4096 * 2048),  # the card says 13
     "kimi-k2": (32, 60, 384 - 8, 3 * 7168 * 2048),
     "nemotron-3-nano-30b-a3b": (3.2, 23, 128 - 6, 2 * 2688 * 1856),  # the card says 3.6 with it
     "llama-4-scout": (17, 48, 16 - 1, 3 * 5120 * 8192),  # whose code runs all

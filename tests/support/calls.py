@@ -37,8 +37,8 @@ class Calls:
         self.program.nodes.append(Node("input", (), (value,), "", ""))
         return value
 
-    def state(self, *shape: Size, role: Role = Role.PARAMETER) -> int:
-        return self._value(shape, "float32", f"state_{len(self.program.values)}", role)
+    def state(self, *shape: Size, role: Role = Role.PARAMETER, dtype: str = "float32") -> int:
+        return self._value(shape, dtype, f"state_{len(self.program.values)}", role)
 
     def call(
         self, target: str, *args: int, out: Sequence[Size], dtype: str = "float32", **told: Any

@@ -218,5 +218,5 @@ def test_a_check_of_one_that_hears_goes_through(tmp_path: Path) -> None:
     done = invoke("models", tmp_path / "m.json", "--check", "--seq", "16", "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert [phase["phase"] for phase in said["phases"]] == ["prefill", "decode"]
+    assert [phase["phase"] for phase in said["phases"]] == ["encoder", "prefill", "decode"]
     assert said["model_class"] == "WhisperForConditionalGeneration"

@@ -23,6 +23,7 @@ from tracer.kinds import base_name, data_args, is_known, kind_of, moves
         ("aten.special_expit.default", "sigmoid", Kind.ELEMENTWISE),
         ("aten.max_pool2d.default", "max_pool2d", Kind.REDUCTION),
         ("aten.col2im.default", "col2im", Kind.COPY),
+        ("aten.reshape_as.default", "reshape_as", Kind.COPY),
         # along an axis, or all in all: a reduction; of two tensors: element by element
         ("aten.max.default", "max", Kind.REDUCTION),
         ("aten.max.dim", "max", Kind.REDUCTION),

@@ -754,6 +754,19 @@ def test_logits_are_results_that_a_linear_makes(last, label):
     assert [t.label for t in built.graph.tensors if t.label] == [label] * (label is not None)
 
 
+def test_what_a_linear_makes_of_an_image_is_no_logits():
+    """It is a result, and comes among the tokens; so it is where it is the only result."""
+    net = Net()
+    tokens, pixels = start(net), start(net)
+    features = net.linear(pixels, "projector")
+    both = net.op("masked_scatter", tokens, features, shape=STREAM)
+    logits = net.linear(both, "head")
+    built = net.built(logits, features)
+    assert (built.label(logits), built.label(features)) == ("logits", None)
+    alone = build_graph(built.program, replace(META, phase="encoder"))
+    assert not [t.label for t in alone.tensors if t.label]
+
+
 # --- names do not matter --------------------------------------------------------------------------
 
 Scramble = Callable[[int], str]

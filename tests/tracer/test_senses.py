@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from costmodels.flops import annotate, total_flops
 from cutedge._request import with_senses
@@ -15,11 +16,12 @@ from tools.coverage import against_torch, counted_by_torch
 from tracer.capture import capture
 from tracer.capture.errors import Untraceable
 from tracer.capture.inputs import reading
+from tracer.capture.models import build
 from tracer.capture.remedies import led_on
 from tracer.capture.told import TellingTorch, Told
 from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
-from tracer.graph import Kind, OpGraph, Role
+from tracer.graph import Kind, OpGraph
 
 SOUND = {
     "hidden_size": 32,
@@ -48,6 +50,13 @@ GEMMA3: Mapping[str, Any] = {
     "text_config": {"model_type": "gemma3_text", **TEXT, "head_dim": 8},
     "vision_config": {"model_type": "siglip_vision_model", **VISION},
     "mm_tokens_per_image": 4,
+    "image_token_index": 5,
+}
+MISTRAL3: Mapping[str, Any] = {
+    "model_type": "mistral3",
+    "architectures": ["Mistral3ForConditionalGeneration"],
+    "text_config": {"model_type": "mistral", **TEXT, "head_dim": 8},
+    "vision_config": {"model_type": "pixtral", **VISION, "hidden_size": 32},
     "image_token_index": 5,
 }
 QWEN: Mapping[str, Any] = {
@@ -91,6 +100,24 @@ CLIP: Mapping[str, Any] = {
 }
 
 
+FLORENCE: Mapping[str, Any] = {
+    "model_type": "florence2",
+    "architectures": ["Florence2ForConditionalGeneration"],
+    "image_token_id": 5,
+    "text_config": {"model_type": "bart", **configs.BART},
+    "vision_config": {
+        "depths": [1, 1],
+        "patch_size": [7, 3],
+        "patch_stride": [4, 2],
+        "patch_padding": [3, 1],
+        "patch_prenorm": [False, True],
+        "embed_dim": [16, 24],
+        "num_heads": [2, 4],
+        "num_groups": [2, 4],
+        "window_size": 4,
+        "projection_dim": 32,
+    },
+}
 EQUAL: tuple[str, tuple[str, ...]] = ("equal", ())
 
 
@@ -112,13 +139,14 @@ def inputs(graph: OpGraph) -> dict[str, Any]:
         (LISTENS, {}, EQUAL),
         (CLIP, {"seq": 6}, EQUAL),
         (LLAVA, {"seq": 24, "overrides": {"images": [1]}}, EQUAL),
+        (MISTRAL3, {"seq": 24, "overrides": {"images": [1]}}, EQUAL),
         (
             GEMMA3,
             {"seq": 24, "overrides": {"images": [1]}},
             ("explained", ("torch counts 2,304 FLOPs of constants, computed at load",)),
         ),
     ],
-    ids=["ctc", "classification", "two-towers", "llava", "gemma3"],
+    ids=["ctc", "classification", "two-towers", "llava", "mistral3", "gemma3"],
 )
 @pytest.mark.slow
 @pytest.mark.few(1)
@@ -143,49 +171,40 @@ def test_products_of_a_model_that_is_told_the_grid_of_its_images() -> None:
 
 @pytest.mark.slow
 @pytest.mark.few(1)
-def test_a_model_that_sees_by_hand() -> None:
-    """Encode the images, prefill over them, decode over what is cached.
+def test_two_towers_and_ctc_by_hand() -> None:
+    """CLIP: two texts of 6 tokens and two images of 4 x 4 patches with a class token, each made 16
+    numbers, all texts by all images.
 
-    The tower: 4 x 4 patches of 3 x 8 x 8 numbers become 24 wide; with a class token there are 17,
-    each through 4 projections of 24 x 24 and a block of 2 x 24 x 40, and two products of 17 x 17 in
-    all heads, 24 wide. The projector takes 16 of them through 24 x 32 and 32 x 32. A token of the
-    text: q and o of 32 x 32, k and v of 32 x 16, three matrices of 32 x 48, attention 32 wide over
-    all tokens; the last one's logits, 32 x 64.
+    Wav2vec2: 400 samples become 79 frames by 10 samples each, these 39 by 3 of 8 each; a
+    convolution over 4 frames in 2 groups makes 40 (one is cut off) for the places.
     """
-    tower = 2 * (16 * 192 * 24 + 17 * (4 * 24 * 24 + 2 * 24 * 40) + 2 * 17 * 17 * 24)
-    projector = 2 * 16 * (24 * 32 + 32 * 32)
-    token = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
-    text = 2 * (24 * token + 2 * 24 * 24 * 32 + 32 * 64)
-    seen = traced(LLAVA, phase="encoder")
-    assert total_flops(seen).products == tower + projector
-    both = traced(LLAVA, seq=24, overrides={"images": [1]}, cache=True)
-    assert total_flops(both).products == tower + projector + text
-    kept = [t for t in both.inputs(len(both.ops) - 1) if t.role is Role.KV_CACHE]
-    assert sum(t.bytes for t in kept) == 2 * 2 * 8 * 24 * 4  # k and v, heads, width, tokens, bytes
-    step = traced(LLAVA, phase="decode", past=24)
-    assert total_flops(step).products == 2 * (token + 2 * 25 * 32 + 32 * 64)
+    text = 6 * (4 * 32 * 32 + 2 * 32 * 48) + 2 * 6 * 6 * 32 + 32 * 16
+    image = 16 * 192 * 24 + 17 * (4 * 24 * 24 + 2 * 24 * 40) + 2 * 17 * 17 * 24 + 24 * 16
+    towers = traced(CLIP, batch=2, seq=6)
+    assert total_flops(towers).products == 2 * (2 * text + 2 * image + 2 * 16 * 2)
+    convolutions = 79 * 10 * 8 + 39 * 3 * 8 * 8 + 40 * 4 * 16 * 32
+    layer = 39 * (4 * 32 * 32 + 2 * 32 * 48) + 2 * 39 * 39 * 32
+    heard = traced(CTC, seq=400)
+    assert total_flops(heard).products == 2 * (convolutions + 39 * 8 * 32 + layer + 39 * 32 * 40)
 
 
 @pytest.mark.slow
-@pytest.mark.few(1)
-def test_a_model_that_hears_by_hand() -> None:
-    """The encoder reads 40 frames of 80 bands, and makes 20 tokens of them by two convolutions of
-    3 frames; a token: 4 projections of 32 x 32, a block of 2 x 32 x 48, attention over all 20.
-
-    A step of the decoder has the same, a query and an output over the encoded ones, and logits. It
-    caches k and v of its own tokens and of the encoded ones, all 32 wide.
-    """
-    encoder = traced(WHISPER, phase="encoder")
-    convolutions = 40 * 3 * 80 * 32 + 20 * 3 * 32 * 32
-    layer = 4 * 32 * 32 + 2 * 32 * 48
-    assert total_flops(encoder).products == 2 * (convolutions + 20 * layer + 2 * 20 * 20 * 32)
-    assert next(iter(inputs(encoder).values())).shape == (1, 80, 40)
-    step = traced(WHISPER, phase="decode", past=7)
-    crossed = 2 * 32 * 32 + 2 * 20 * 32
-    assert total_flops(step).products == 2 * (layer + 2 * 8 * 32 + crossed + 32 * 64)
-    read = [t for t in step.tensors if t.role is Role.KV_CACHE and t.name.startswith("cache.")]
-    held = sum(t.bytes for t in read if t.op is not None and step.ops[t.op].kind is Kind.INPUT)
-    assert held == 2 * (7 + 20) * 32 * 4
+def test_products_of_an_encoder_that_reads_an_image_before_its_text() -> None:
+    """Torch counts the whole model, on a text of which the first tokens stand for the image."""
+    image = {"images": [1, 64]}
+    encoder = traced(FLORENCE, phase="encoder", seq=80, overrides=image)
+    decoder = traced(FLORENCE, seq=3, source=80, logits="all")
+    model = build(FLORENCE, {}, model="m", dtype="float32", attn="eager").to_empty(device="cpu")
+    tokens = torch.ones(1, 80, dtype=torch.int64)
+    tokens[:, :65] = FLORENCE["image_token_id"]  # 8 x 8 patches and their mean
+    first = torch.ones(1, 3, dtype=torch.int64)
+    pixels = torch.zeros(1, 3, 64, 64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=tokens, pixel_values=pixels, decoder_input_ids=first)
+    ours = [total_flops(graph).products for graph in (encoder, decoder)]
+    assert sum(ours) == counter.get_total_flops()
+    with pytest.raises(CutedgeError, match="its images alone make 65 tokens"):
+        traced(FLORENCE, phase="encoder", seq=64, overrides=image)
 
 
 @pytest.mark.slow
@@ -231,6 +250,14 @@ def test_images_and_sounds_in_one_text_are_refused() -> None:
     assert str(refused.value) == (
         "--images and --sounds in one text are not traced: give one of them"
     )
+
+
+def test_a_tower_that_a_config_leaves_out_reads_nothing() -> None:
+    """Gemma 4 has one for sounds in its smallest sizes alone."""
+    model = _Both()
+    model.config = SimpleNamespace(audio_config=None)
+    with pytest.raises(InputError, match="reads no sounds among its tokens"):
+        reading(model, "m", "prefill", (), (1,))
 
 
 @pytest.mark.parametrize(
@@ -290,6 +317,8 @@ def test_told_numbers_are_known_where_no_data_is() -> None:
     with torch.device("meta"):
         grid = Told.of([[1, 2, 4], [1, 6, 8]], torch.device("meta"))
         assert [int(n) for n in grid.prod(-1)] == [8, 48]
+        again = TellingTorch().as_tensor(grid, device="meta")
+        assert (again // 2).tolist() == [[0, 1, 2], [0, 3, 4]]
         assert (grid[:, 1] * 2 + torch.ones((), dtype=torch.int64)).device.type == "meta"
         steps = TellingTorch().arange(3)
         assert steps[steps != 1].tolist() == [0, 2]

@@ -26,13 +26,14 @@ from tracer.capture.errors import Untraceable, failure, first_line, located
 from tracer.capture.exported import ExportedTask
 from tracer.capture.forms import architectures
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
-from tracer.capture.inputs import IMAGES, MANY_TOKENS, SOUNDS, cache_argument, phases, reading
+from tracer.capture.inputs import IMAGES, SOUNDS, cache_argument, phases, reading
 from tracer.capture.kv_cache import WRAPPED
 from tracer.capture.lowering import lower, spelled_out
 from tracer.capture.memory import parameter_count
 from tracer.capture.models import build, build_with_memory, settle
 from tracer.capture.packages import own_diffusers, own_packaged
 from tracer.capture.phases import Task, Way
+from tracer.capture.readings import MANY_TOKENS
 from tracer.capture.remedies import led_on
 from tracer.capture.runnable import Runnable
 from tracer.capture.runs import remembering, untouched, without_debugging
@@ -315,7 +316,8 @@ def check(
 ) -> tuple[str, list[Checked]]:
     """(class of the model, how far each of its phases can be traced).
 
-    ``seq`` tokens are new, or cached in decode; the model's default where it is None. Raises
+    ``seq`` tokens are new, or cached in decode; the model's default where it is None, or the size
+    is not the user's to choose. Raises
     InputError for a config that makes no model, CutedgeError for a model that reads something else
     than tokens or images.
     """
@@ -326,7 +328,8 @@ def check(
             tried: list[tuple[str, str | None]] = []
             captured, refused = None, None
             read = reading(module, model, phase)
-            sizes = {"past": seq or MANY_TOKENS} if phase == "decode" else {"seq": seq}
+            asked = {"past": seq or MANY_TOKENS} if phase == "decode" else {"seq": seq}
+            sizes = {name: size for name, size in asked.items() if name not in read.fixed}
             try:
                 task = Task(
                     module, model, read, phase=phase, sizes=sizes, logits="last", cache=False

@@ -19,9 +19,9 @@ from torch.export import ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from tracer.capture.errors import first_line
-from tracer.capture.inputs import Reading
 from tracer.capture.kv_cache import CacheKind, State
 from tracer.capture.phases import MANY, SIZES, Task, Way
+from tracer.capture.readings import Reading
 from tracer.capture.senses import Axis, Input
 from tracer.errors import CutedgeError, InputError
 from tracer.pt2_files import Exported

@@ -3,15 +3,16 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from tracer.capture.compat import MODEL_FOR_CAUSAL_LM_MAPPING, BaseModelOutput
+from tracer.capture.compat import MODEL_FOR_CAUSAL_LM_MAPPING
+from tracer.capture.encoded import of_decoder, of_encoder
 from tracer.capture.errors import failure
 from tracer.capture.pictures import (
     Shown,
@@ -24,18 +25,19 @@ from tracer.capture.pictures import (
     taken_beside,
     tower,
 )
-from tracer.capture.runs import run_on_meta
-from tracer.capture.senses import (
-    HEARD,
-    SEEN,
-    Axis,
-    Input,
-    Sensed,
-    first_argument,
-    image_size,
-    sensed,
-    shape,
+from tracer.capture.readings import (
+    MANY_TOKENS,
+    NO_SOURCE,
+    Reading,
+    new_tokens,
+    of_sense,
+    plainly,
+    stumbles,
+    tokens_of,
+    zeros,
 )
+from tracer.capture.runs import run_on_meta
+from tracer.capture.senses import HEARD, SEEN, Axis, Input, sensed
 from tracer.capture.told import Placed, Told, constant, telling
 from tracer.errors import CutedgeError, InputError
 
@@ -44,48 +46,6 @@ PHASES = ("prefill", "decode", "encoder")
 IMAGES, SOUNDS = "images", "sounds"
 """Where overrides of a config say how many images a sequence has, and their height and width, and
 how many sounds."""
-
-MANY_TOKENS = 1024
-"""The tokens of a prefill, and those that an encoder has read, where the user names no number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a model reads in a phase, and how it is run on that."""
-
-    inputs: tuple[Input, ...]
-    run: Callable[..., Any]
-    """(the model, the inputs by name, keyword arguments of its forward) -> what it returns."""
-    sizes: Mapping[str, int]
-    """The sizes that inputs may have, by name, at their defaults."""
-    fixed: Mapping[str, str] = field(default_factory=dict)
-    """Name of a size that the user cannot choose -> why."""
-    notes: tuple[str, ...] = ()
-    """What a user must know of these inputs."""
-    options: Collection[str] = ()
-    """The keyword arguments that ``run`` knows."""
-    idle: torch.nn.Module | None = None
-    """The part of the model that does not run."""
-    heard: bool = False
-    """Whether ``seq`` counts what a sound is made of, and not what the model has positions for."""
-    taken: int = 0
-    """How many of ``seq`` are the tokens of images."""
-    by_one: bool = False
-    """Whether its code may take each of the batch for itself, so that the batch is a number."""
-    told: bool = False
-    """Whether it is told numbers of each of the batch, so that the batch is a number always."""
-    seen: int = 0
-    """How many of the cached tokens are those of images."""
-    fills: "Reading | None" = None
-    """What the cache is filled by, where another reading does it."""
-
-
-@dataclass
-class Encoded(BaseModelOutput):
-    """What an encoder has made of unpadded inputs: some decoders ask it for their mask."""
-
-    attention_mask: torch.Tensor | None = None
-    """Which of its tokens are real, None for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +82,18 @@ def reading(
     if phase not in PHASES:
         raise InputError(f"unknown phase {phase!r}: {', '.join(PHASES)}")
     if _is_encoder_decoder(module, accepted):
+        if phase == "encoder" and images and sees_among_tokens(module, accepted):
+            return _encoder_and_images(module, model, images)
         if images or heard:
             option = "--images" if images else "--sounds"
             raise InputError(
                 f"{model}: {type(module).__name__} reads images and sounds in its encoder, if any, "
                 f"which is a phase of its own: leave {option} out"
             )
-        return _encoder(module, model) if phase == "encoder" else _decoder(module, phase)
+        if phase != "encoder":
+            return of_decoder(module, phase)
+        alone = of_encoder(module, model)
+        return replace(alone, notes=_TEXT_ALONE) if sees_among_tokens(module, accepted) else alone
     sees, hears = sees_among_tokens(module, accepted), hears_among_tokens(module, accepted)
     beside = sees_beside_tokens(module, accepted)
     if (sees or beside) and phase == "prefill" and not heard:
@@ -157,17 +122,17 @@ def reading(
     if _is_two_towers(module, accepted):
         return _two_towers(module, model, phase, accepted)
     if "input_ids" in accepted:
-        tokens = _tokens(module, "input_ids", _plainly)
-        sizes = {"seq": _new_tokens(phase)}
-        notes = ("it reads text alone here: --images 1 for an image before it",) * (sees or beside)
+        tokens = tokens_of(module, "input_ids", plainly)
+        sizes = {"seq": new_tokens(phase)}
+        notes = _TEXT_ALONE * (sees or beside)
         if hears:
             notes += ("it hears nothing here: --sounds 1 for a sound before its text",)
-        return Reading((tokens,), _plainly, sizes, _NO_SOURCE, notes, options=accepted)
+        return Reading((tokens,), plainly, sizes, NO_SOURCE, notes, options=accepted)
     if (read := sensed(module, accepted, lambda inputs: module(**inputs))) is not None:
         if phase != "prefill":
             what = "images" if read.given.name in SEEN else "sounds"
             raise InputError(f"{model}: {type(module).__name__} reads {what}: it has no {phase}")
-        return _of_sense(read, _plainly)
+        return of_sense(read, plainly)
     raise CutedgeError(
         f"{model}: {type(module).__name__} reads no tokens, images or sounds but "
         f"{next(iter(accepted), 'nothing')}; hand over such a model as file.py:function"
@@ -215,17 +180,6 @@ def _is_encoder_decoder(module: torch.nn.Module, accepted: Collection[str]) -> b
     return getattr(module.config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted
 
 
-def _new_tokens(phase: str) -> int:
-    return 1 if phase == "decode" else MANY_TOKENS
-
-
-_NO_SOURCE = {"source": "only the decoder of an encoder-decoder model reads encoded tokens"}
-
-
-def _plainly(module: torch.nn.Module, inputs: Mapping[str, Any], **options: Any) -> Any:
-    return module(**inputs, **options)
-
-
 def _is_two_towers(module: torch.nn.Module, accepted: Mapping[str, Any]) -> bool:
     """Whether a model compares texts to images or sounds, each in a tower of its own."""
     compares = any(hasattr(module, f"get_{kind}_features") for kind in ("image", "audio", "video"))
@@ -246,7 +200,7 @@ def _two_towers(
     read = sensed(module, accepted, run)
     if read is None or "seq" in read.sizes:
         raise CutedgeError(f"{model}: {type(module).__name__} reads what is not known here")
-    if maker(module) is not None and _stumbles(module, _plainly, (tokens, read.given), {"seq": 8}):
+    if maker(module) is not None and stumbles(module, plainly, (tokens, read.given), {"seq": 8}):
         for way in pictures(module, None):  # patches, in rows and columns that it is told
             shown = _laid(way, 1, read.given.dtype)
             inputs = (tokens, *shown.reads)
@@ -258,14 +212,16 @@ def _two_towers(
                     told = run(module, inputs)
                     return module(input_ids=inputs["input_ids"], **told, **options)
 
-            if _stumbles(module, both, inputs, {"seq": 8}) is None:
+            if stumbles(module, both, inputs, {"seq": 8}) is None:
                 notes = (f"each of the batch is a text and {way.what}",)
                 sizes = {"seq": MANY_TOKENS}
                 return Reading(inputs, both, sizes, _ALONE, notes, by_one=True, told=shown.told)
     other = "image" if read.given.name in SEEN else "sound"
     said = (f"each of the batch is a text and one {other}", *read.notes)
-    return Reading((tokens, read.given), _plainly, {"seq": MANY_TOKENS}, _ALONE, said)
+    return Reading((tokens, read.given), plainly, {"seq": MANY_TOKENS}, _ALONE, said)
 
+
+_TEXT_ALONE = ("it reads text alone here: --images 1 for an image before it",)
 
 _ALONE = {"past": "it keeps no cache", "source": "it reads no encoded tokens"}
 
@@ -297,9 +253,9 @@ def _over(both: Reading, accepted: Collection[str]) -> Reading:
     note = f"{both.taken} of the cached tokens are not of text: --past counts them"
     return Reading(
         (tokens,),
-        _plainly,
+        plainly,
         {"seq": 1},
-        _NO_SOURCE,
+        NO_SOURCE,
         (note,) if both.taken else ("the keys and values of its images are cached too",),
         options=accepted,
         seen=both.taken,
@@ -320,7 +276,7 @@ def _tokens_beside_images(
         (tokens, *seen.reads),
         both,
         {"seq": MANY_TOKENS + seen.tokens},
-        _NO_SOURCE,
+        NO_SOURCE,
         seen.notes,
         accepted,
         taken=seen.tokens,
@@ -358,7 +314,7 @@ def _seen_beside(module: torch.nn.Module, model: str, images: Sequence[int]) -> 
         return hidden if projector is None else projector(hidden)
 
     fixed = dict.fromkeys(("seq", "past", "source"), "it reads images, not tokens")
-    alone = _stumbles(module, encoded, seen.reads, {}) is not None
+    alone = stumbles(module, encoded, seen.reads, {}) is not None
     run = partial(encoded, alone=alone)
     return Reading(seen.reads, run, {}, fixed, seen.notes, by_one=True, told=seen.told)
 
@@ -378,7 +334,7 @@ def _beside(
             note = f"{way.what} makes {taken // count} tokens, which --seq counts among its own"
         seen = replace(_laid(way, count, dtype), notes=(note,), tokens=taken)
         both = partial(_run_beside, seen, count, accepted)
-        if (error := _stumbles(module, both, (tokens, *seen.reads), {"seq": taken + 8})) is None:
+        if (error := stumbles(module, both, (tokens, *seen.reads), {"seq": taken + 8})) is None:
             return seen
         failures.append(error)
     raise CutedgeError(
@@ -391,11 +347,20 @@ def _shown(module: torch.nn.Module, model: str, kind: str, asked: Sequence[int])
     """What a model makes of images or sounds alone: its tower, and the projector behind it."""
     shown = _ways(module, model, kind, asked)
 
-    def features(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
-        return _features(module, kind, shown.run(module, inputs))
+    def features(module: Any, inputs: Mapping[str, Any], *, projected: bool, **options: Any) -> Any:
+        made = _features(module, kind, shown.run(module, inputs))
+        if not projected:
+            made = tree_map(maker(module, kind).multi_modal_projector, made)
+        return made if len(made) > 1 else made[0]
 
+    projector = getattr(maker(module, kind), "multi_modal_projector", None)
+    projected: list[bool] = []
+    if projector is not None:  # one model runs it on what it has made, among its tokens
+        with projector.register_forward_hook(lambda *run: projected.append(True)):
+            stumbles(module, partial(features, projected=True), shown.reads, {})
+    run = partial(features, projected=projector is None or bool(projected))
     fixed = dict.fromkeys(("seq", "past", "source"), f"it reads {_KINDS[kind]}, not tokens")
-    return Reading(shown.reads, features, {}, fixed, shown.notes, by_one=True, told=shown.told)
+    return Reading(shown.reads, run, {}, fixed, shown.notes, by_one=True, told=shown.told)
 
 
 def _tokens_and(
@@ -419,9 +384,9 @@ def _tokens_and(
     sizes = {"seq": MANY_TOKENS + made}
     plain = partial(both, placed=False)
     inputs = (tokens, *shown.reads)
-    asks = _stumbles(module, plain, inputs, {"seq": made + 1}) is not None
-    fixed = dict(_NO_SOURCE)
-    if asks and _stumbles(module, plain, inputs, {"seq": made}) is None:  # one is added to each
+    asks = stumbles(module, plain, inputs, {"seq": made + 1}) is not None
+    fixed = dict(NO_SOURCE)
+    if asks and stumbles(module, plain, inputs, {"seq": made}) is None:  # one is added to each
         asks, sizes = False, {"seq": made}
         fixed["seq"] = f"it reads a token for each of the {made} that its {_KINDS[kind]} make"
         inputs = (replace(tokens, axes=("batch", made)), *shown.reads)
@@ -438,6 +403,29 @@ def _tokens_and(
     )
 
 
+def _encoder_and_images(module: torch.nn.Module, model: str, images: Sequence[int]) -> Reading:
+    """An encoder that reads what is made of images, and text behind it."""
+    shown = _ways(module, model, "image", images)
+
+    def both(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+        text = module.get_input_embeddings()(inputs["input_ids"])[:, shown.tokens :]
+        made = _features(module, "image", shown.run(module, inputs))[0]
+        seen = made.reshape(text.shape[0], shown.tokens, text.shape[-1])
+        return module.get_encoder()(inputs_embeds=torch.cat((seen, text), 1), **options)
+
+    inputs = (Input("input_ids", ("batch", "seq")), *shown.reads)
+    return replace(
+        of_encoder(module, model),
+        inputs=inputs,
+        run=both,
+        sizes={"seq": MANY_TOKENS + shown.tokens},
+        notes=shown.notes,
+        taken=shown.tokens,
+        by_one=True,
+        told=shown.told,
+    )
+
+
 def _channels(module: Any) -> int:
     """In how many directions a model counts its places: time, height and width for most."""
     rope = getattr(module.config.get_text_config(decoder=True), "rope_parameters", None) or {}
@@ -448,13 +436,15 @@ _KINDS = {"image": "images", "audio": "sounds"}
 """What a model makes tokens of, as its methods call it -> as an option does."""
 
 
-def _features(module: Any, kind: str, given: Mapping[str, Any]) -> Any:
+def _features(module: Any, kind: str, given: Mapping[str, Any]) -> list[Any]:
+    """What a model makes of images or sounds: what stands for its tokens, then what is added to
+    these in layers of its text."""
     made = _telling(maker(module, kind), kind)(**given, return_dict=True)
-    for name in ("pooler_output", "last_hidden_state"):
-        if (found := getattr(made, name, None)) is not None:
-            return found
-    layers = getattr(made, "deepstack_features", None)  # (layer, features) for some of the layers
-    return made if layers is None else layers[0][1]
+    tokens = (getattr(made, name, None) for name in ("pooler_output", "last_hidden_state"))
+    first = next((found for found in tokens if found is not None), None)
+    added = getattr(made, "deepstack_features", None) or ()
+    added = [one[1] if isinstance(one[0], int) else one for one in added]  # (layer, features)
+    return [*([] if first is None else [first]), *added] or [made]
 
 
 def _telling(part: Any, kind: str) -> Callable[..., Any]:
@@ -482,8 +472,8 @@ def _ways(module: torch.nn.Module, model: str, kind: str, asked: Sequence[int]) 
         shown = _laid(way, count, dtype)
         try:
             with run_on_meta(module), torch.device("meta"):
-                probe = _zeros(shown.reads, {"batch": 1})
-                made = tree_leaves(_features(module, kind, shown.run(module, probe)))
+                probe = zeros(shown.reads, {"batch": 1})
+                made = tree_leaves(_features(module, kind, shown.run(module, probe))[0])
         except Exception as error:  # another shape than it reads may fail in any way
             failures.append(error)
             continue
@@ -495,25 +485,6 @@ def _ways(module: torch.nn.Module, model: str, kind: str, asked: Sequence[int]) 
     raise CutedgeError(
         f"{model}: its {what} cannot be encoded without data{why}; leave --{what} out for text alone"
     ) from (failures[0] if failures else None)
-
-
-def _stumbles(
-    module: torch.nn.Module,
-    run: Callable[..., Any],
-    read: Sequence[Input],
-    sizes: Mapping[str, int],
-) -> Exception | None:
-    """Why a model does not run on such inputs without data; None where it does."""
-    try:
-        with run_on_meta(module), torch.device("meta"):
-            run(module, _zeros(read, {"batch": 1, **sizes}))
-    except Exception as error:  # code that looks at values may fail in any way
-        return error
-    return None
-
-
-def _zeros(read: Sequence[Input], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    return {i.name: torch.zeros(shape(i.axes, sizes), dtype=i.dtype) for i in read}
 
 
 def _laid(seen: Shown, count: int, dtype: torch.dtype) -> _Given:
@@ -547,138 +518,3 @@ def _laid(seen: Shown, count: int, dtype: torch.dtype) -> _Given:
         return {seen.name: seen.laid(images, count), **beside, **told}
 
     return _Given((Input(seen.name, axes, dtype), *also), given, bool(seen.told))
-
-
-_CODEBOOKS = ("num_codebooks", "num_channels")
-"""How configs call the codebooks of a sound that is read as tokens."""
-
-
-def _tokens(module: Any, name: str, run: Callable[..., Any], *others: Input) -> Input:
-    """The tokens that a model reads, one in each place or one of each codebook of a sound."""
-    settings = module.config
-    with suppress(AttributeError, ValueError):  # no config, or more than one that reads tokens
-        settings = settings.get_text_config(decoder=True)
-    parts = (settings, getattr(module.config, "decoder_config", None))
-    counts = (getattr(part, key, None) for part in parts for key in _CODEBOOKS)
-    plain, sizes = Input(name, ("batch", "seq")), {"seq": 8, "source": 8}
-    books = next((count for count in counts if type(count) is int), None)
-    if books is None or _stumbles(module, run, (plain, *others), sizes) is None:
-        return plain
-    several = [Input(name, ("batch", "seq", count)) for count in (books, books + 1)]
-    runs = (one for one in several if _stumbles(module, run, (one, *others), sizes) is None)
-    return next(runs, plain)
-
-
-def _encoder(module: torch.nn.Module, model: str) -> Reading:
-    encoder = module.get_encoder()
-    reads = inspect.signature(encoder.forward).parameters
-    if "input_ids" not in reads:
-        read = sensed(encoder, reads, lambda inputs: encoder(**inputs))
-        if read is None:
-            raise CutedgeError(
-                f"{model}: its encoder, {type(encoder).__name__}, reads no tokens, image or sound"
-            )
-        return _of_sense(
-            read,
-            lambda module, inputs, **options: module.get_encoder()(**inputs, **options),
-            module.get_decoder(),
-        )
-    tokens = Input("input_ids", ("batch", "seq"))
-    fixed = {
-        "source": "the encoder reads --seq tokens",
-        "past": "an encoder reads all its tokens at once",
-    }
-    sizes = {"seq": MANY_TOKENS}
-
-    def run(module: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
-        return module.get_encoder()(**inputs, **options)
-
-    return Reading((tokens,), run, sizes, fixed, idle=module.get_decoder())
-
-
-def _decoder(module: torch.nn.Module, phase: str) -> Reading:
-    """The decoder alone, over what the encoder has made of ``source`` tokens."""
-    made = _encoded(module)
-    length, why = _encoded_length(module, made)
-
-    def run(module: torch.nn.Module, inputs: Mapping[str, Any], **options: Any) -> Any:
-        encoded = type(made)(last_hidden_state=inputs["encoder_hidden_states"])
-        return module(
-            decoder_input_ids=inputs["decoder_input_ids"], encoder_outputs=encoded, **options
-        )
-
-    hidden = made.last_hidden_state
-    axes = ("batch", length or "source", hidden.shape[-1])
-    encoded = Input("encoder_hidden_states", axes, hidden.dtype)
-    return Reading(
-        (_tokens(module, "decoder_input_ids", run, encoded), encoded),
-        run,
-        {"seq": _new_tokens(phase), "source": length or MANY_TOKENS},
-        fixed={"source": why} if length else {},
-        options=inspect.signature(module.forward).parameters,
-        idle=module.get_encoder(),
-    )
-
-
-def _encoded_length(module: Any, made: Any) -> tuple[int | None, str]:
-    """(how many tokens the encoder makes, why), None where that is the user's choice."""
-    encoder = module.get_encoder()
-    if first_argument(encoder) == "pixel_values":
-        shape = made.last_hidden_state.shape
-        if len(shape) == 3 and shape[0] > 1:  # what a run has shown
-            height, width = image_size(encoder.config)[:2]
-            return shape[
-                1
-            ], f"{type(encoder).__name__} makes {shape[1]} of {height} x {width} pixels"
-    # An encoder that adds the whole of its table of positions to what it reads.
-    length = getattr(encoder.config, "max_source_positions", None)
-    table = getattr(encoder, "embed_positions", None)
-    if isinstance(table, torch.nn.Embedding) and table.num_embeddings == length:
-        return length, f"{type(encoder).__name__} makes {length} tokens of whatever it hears"
-    return None, ""
-
-
-def _encoded(module: Any) -> Any:
-    """What the encoder makes of its inputs: as a run shows, else one tensor as configured."""
-    encoder = module.get_encoder()
-    try:
-        with run_on_meta(module), torch.device("meta"):
-            if first_argument(encoder) == "pixel_values":
-                height, width, channels, _ = image_size(encoder.config)
-                dtype = next(encoder.parameters()).dtype
-                read = torch.zeros(2, channels, height, width, dtype=dtype)
-            elif first_argument(encoder) in HEARD:
-                return _heard(encoder)
-            else:
-                read = torch.zeros(2, 16, dtype=torch.int64)
-            made = encoder(**{first_argument(encoder): read}, return_dict=True)
-        return type(made)(last_hidden_state=made.last_hidden_state)
-    except Exception:  # code that looks at values
-        settings = module.config.get_text_config(decoder=True)
-        dtype = next(module.parameters()).dtype
-        alone = torch.empty(1, 1, settings.hidden_size, dtype=dtype, device="meta")
-        return Encoded(last_hidden_state=alone)
-
-
-def _heard(encoder: Any) -> Any:
-    """What an encoder makes of a sound, a token of it."""
-    accepted = inspect.signature(encoder.forward).parameters
-    read = sensed(encoder, accepted, lambda inputs: encoder(**inputs))
-    assert read is not None  # it has an argument for one
-    made = encoder(**_zeros((read.given,), {"batch": 1, **read.sizes}), return_dict=True)
-    return Encoded(last_hidden_state=made.last_hidden_state[:, :1])
-
-
-def _of_sense(
-    read: Sensed, run: Callable[..., Any], idle: torch.nn.Module | None = None
-) -> Reading:
-    """What reads an image or a sound alone."""
-    fixed = {
-        "seq": read.why,
-        "past": "it reads all at once",
-        "source": "it reads no encoded tokens",
-    }
-    if not read.why:
-        del fixed["seq"]
-    heard = read.given.name in HEARD
-    return Reading((read.given,), run, read.sizes, fixed, read.notes, idle=idle, heard=heard)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from tracer.capture.compat import DynamicCache, EncoderDecoderCache
 from tracer.capture.errors import failure
-from tracer.capture.inputs import Reading
+from tracer.capture.readings import Reading
 from tracer.capture.runs import run_on_meta
 from tracer.capture.senses import Axis, shape
 from tracer.errors import CutedgeError

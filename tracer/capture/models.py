@@ -185,6 +185,8 @@ def settle(
         for field, entries in _table(full, where).items():
             if not isinstance(entries, list) or len(entries) != old or new == old:
                 continue
+            if old == 1 and "type" not in field:
+                continue  # a list of one entry may be of anything, as architectures is
             if (*where, field) in map(tuple, paths.values()):
                 continue
             given = field in _table(config, where)

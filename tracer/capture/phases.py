@@ -15,8 +15,9 @@ from torch.export import ExportedProgram
 
 from tracer.capture.compat import PreTrainedConfig
 from tracer.capture.errors import Untraceable, first_line
-from tracer.capture.inputs import Reading, cache_argument, is_encoder
+from tracer.capture.inputs import cache_argument, is_encoder
 from tracer.capture.kv_cache import CacheKind, State, StatelessModel, cache_kind
+from tracer.capture.readings import Reading
 from tracer.capture.senses import Axis, Input, shape
 from tracer.errors import CutedgeError, InputError
 from tracer.reach import UNLIMITED, run_sizes

@@ -65,10 +65,15 @@ FRAMES = 4
 
 def maker(module: Any, kind: str = "image") -> Any:
     """The part of a model that makes tokens of images, or of ``audio``; None where there is no
-    such."""
+    such, or its config leaves the tower out."""
+    if getattr(module.config, _CONFIGS[kind], kind) is None:
+        return None
     parts = (getattr(module, "model", None), module, getattr(module, "base_model", None))
     return next((part for part in parts if hasattr(part, f"get_{kind}_features")), None)
 
+
+_CONFIGS = {"image": "vision_config", "audio": "audio_config"}
+"""How configs call the towers, by what they read."""
 
 _TOWERS = ("vision_model", "vision_tower", "image_encoder", "visual")
 _PROJECTORS = ("multi_modal_projector", "visual_projection")

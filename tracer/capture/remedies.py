@@ -106,7 +106,7 @@ def _remedies(
         for path, value in _fields(config, lambda key: key == match[1]):
             if (meant := _meant(value, match[2])) is not None:
                 yield _set(path, meant)
-    if "adding_idx" in text:
+    if "adding_idx" in text or "no padding token is defined" in text:
         for path, _ in _fields(config, lambda key: key == "vocab_size"):
             yield _set([*path[:-1], "pad_token_id"], 0)
     for option, names in ((IMAGES, SEEN), (SOUNDS, HEARD)):

@@ -146,7 +146,9 @@ def _parts(settings: Any) -> Iterator[str]:
 def image_size(settings: Any) -> tuple[int, int, int, bool]:
     """(height, width, channels of an image, whether the config names its size)"""
     vision = getattr(settings, "vision_config", settings)
-    size = getattr(vision, "image_size", None)
+    parts = (vision, getattr(vision, "backbone_config", None), settings)
+    sizes = (getattr(part, "image_size", None) for part in parts)
+    size = next((size for size in sizes if size), None)
     height, width = (size or IMAGE,) * 2 if isinstance(size, int | None) else size
     return height, width, getattr(vision, "num_channels", 3), size is not None
 

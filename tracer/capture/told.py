@@ -142,6 +142,8 @@ class TellingTorch:
             return function
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            if name in ("as_tensor", "tensor") and args and isinstance(args[0], Told):
+                return args[0].to(kwargs.get("dtype"))  # which torch does not ask its argument for
             if name in _MAKES:
                 args, kwargs = tree_map_only(Told, _number, (args, kwargs))
             given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]

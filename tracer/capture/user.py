@@ -18,8 +18,8 @@ import torch
 from torch.utils._pytree import SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from tracer.capture.errors import first_line
-from tracer.capture.inputs import MANY_TOKENS, Reading
 from tracer.capture.memory import plain_tensors, remade
+from tracer.capture.readings import MANY_TOKENS, Reading
 from tracer.capture.senses import Axis, Input
 from tracer.errors import InputError, suggest
 
