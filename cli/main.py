@@ -59,6 +59,7 @@ def _process(*command: str) -> None:
     gc.set_threshold(200_000, 20, 100)
     # numpy multiplies no large matrices here: threads for them would take a tenth of a second of CPU.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("SYMPY_CACHE_SIZE", "20000")  # sizes of many blocks are the same formulas
     interrupts.watch()
     sys.meta_path.insert(0, _NoPandas())
     from cli.commands import app_of

@@ -1,12 +1,19 @@
 """Repeated blocks: the program of a whole model from one that was traced with a few of its blocks.
 
 A model's blocks are of one or more kinds (windowed and global attention, dense and expert layers).
-One block of each kind is traced, besides the first and the last of all; two where all are of one
-kind. Those of a kind must be the same program (targets, shapes, where each argument comes from):
-then so are the others.
+The first and the last block are traced, and one of each kind that these do not show; two of a kind
+where all are of one. Those of a kind must be the same program (targets, shapes, where each argument
+comes from): then so are the others.
+
+The first block reads from before the stack what others read of the block before them, and what the
+last one makes is read after the stack. So they show what others of their kind do only where it is
+certain which value that is: ``settled`` finds that in a run of all blocks, where the first or the
+last does step by step what another of its kind does, with that one value in its place. In a trace,
+the value is the only one of that shape that the first block is given, and the only one of the last
+that is read after it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -26,6 +33,10 @@ class Stack:
     """The kind of each block: blocks of one kind do not differ but in their index."""
     state: str = ""
     """What the names of its blocks' cached state begin with (``cache``); empty without any."""
+    first_shows: bool = False
+    """Whether the first block is known to do what others of its kind do; see ``settled``."""
+    last_shows: bool = False
+    """Whether the last one is."""
 
     @property
     def depth(self) -> int:
@@ -34,19 +45,23 @@ class Stack:
 
     @property
     def traced(self) -> tuple[int, ...]:
-        """The blocks to trace: the first, the last, and one of each kind between them.
+        """The blocks to trace: the first, the last, and one of each kind that neither shows.
 
-        Where those are all of one kind, a second of it: in the middle, and odd where the first is
-        even, so that code that looks at a block's index shows.
+        Where all between those are of one kind, two of it are traced that can be compared. One is
+        then in the middle, and even where the other is odd, so that code that looks at a block's
+        index shows.
         """
         inner = range(1, self.depth - 1)
         kinds = {self.kinds[layer]: layer for layer in reversed(inner)}
-        chosen = {0, self.depth - 1, *kinds.values()}
-        if len(kinds) == 1:
-            middle = self.depth // 2
-            others = sorted(inner[1:], key=lambda i: (i % 2 == 1, abs(i - middle)))
-            chosen.update(others[:1])
-        return tuple(sorted(chosen))
+        ends = [0] * self.first_shows + [self.depth - 1] * self.last_shows
+        shown = [self.kinds[layer] for layer in ends]
+        chosen = [layer for kind, layer in kinds.items() if kind not in shown]
+        compared = chosen + [layer for layer in ends if self.kinds[layer] in kinds]
+        if len(kinds) == 1 and len(compared) < 2:
+            one, middle = compared[0], self.depth // 2
+            others = (layer for layer in inner if layer != one)
+            chosen += sorted(others, key=lambda i: ((i - one) % 2 == 0, abs(i - middle)))[:1]
+        return tuple(sorted({0, self.depth - 1, *chosen}))
 
     def stands_alone(self, layer: int) -> bool:
         """Whether a block is traced for itself: the first, or the only one of its kind.
@@ -115,6 +130,11 @@ class _TracedBlock:
     def inside(self) -> tuple[_BlockOp, ...]:
         return tuple(step for step in self.steps if step.in_block)
 
+    @property
+    def until_its_end(self) -> tuple[_BlockOp, ...]:
+        """Its steps up to the last one inside."""
+        return self.steps[: 1 + max(i for i, step in enumerate(self.steps) if step.in_block)]
+
 
 def instantiate(program: Program, stack: Stack) -> Program | None:
     """The program of the whole model, from one traced with the blocks ``stack.traced``.
@@ -127,7 +147,9 @@ def instantiate(program: Program, stack: Stack) -> Program | None:
     if read is None:
         return None
     bounds, blocks = read
-    by_kind = {stack.kinds[layer]: blocks[layer] for layer in stack.traced[1:-1]}
+    by_kind = _by_kind(program, stack, blocks)
+    if by_kind is None:
+        return None
     untraced = stack.depth - len(stack.traced)
     result = replace(
         program,
@@ -186,9 +208,28 @@ def instantiate(program: Program, stack: Stack) -> Program | None:
     return result
 
 
-def alike(program: Program, stack: Stack) -> bool:
-    """Whether every block of ``stack`` in a whole program is the same as the others of its kind."""
-    return _read(program, stack, range(stack.depth)) is not None
+def settled(program: Program, stack: Stack) -> Stack | None:
+    """The stack as a whole program shows it: which of its ends do what others of their kind do.
+
+    None where the blocks of a kind are not the same. What is read further back than from the block
+    before cannot be told apart in a trace of two blocks: then neither end shows anything.
+    """
+    read = _read(program, stack, range(stack.depth))
+    if read is None:
+        return None
+    blocks = read[1]
+    inner = {stack.kinds[layer]: blocks[layer] for layer in range(1, stack.depth - 1)}
+    refs = {place for block in blocks.values() for step in block.steps for place, _ in step.refs}
+    near = not any(place.startswith("block ") for place in refs)
+
+    def shows(layer: int, shown: _TracedBlock | None) -> bool:
+        return near and shown is not None and inner.get(stack.kinds[layer]) == shown
+
+    return replace(
+        stack,
+        first_shows=shows(0, _first_as_inner(program, stack, blocks)),
+        last_shows=shows(stack.depth - 1, _last_as_inner(stack, blocks)),
+    )
 
 
 def _read(
@@ -200,6 +241,73 @@ def _read(
         return None
     blocks = _blocks(program, stack, layers, bounds)
     return (bounds, blocks) if _repeats(stack, blocks) else None
+
+
+def _by_kind(
+    program: Program, stack: Stack, blocks: Mapping[int, _TracedBlock]
+) -> dict[int, _TracedBlock] | None:
+    """An inner block of each kind, as traced or as one of the ends shows it.
+
+    None where an end does not show it after all, or shows another than was traced.
+    """
+    first, *between, last = blocks
+    found: list[tuple[int, _TracedBlock | None]] = [
+        (stack.kinds[layer], blocks[layer]) for layer in between
+    ]
+    kinds = {*stack.kinds[1:-1]}
+    if stack.first_shows and stack.kinds[first] in kinds:
+        found.append((stack.kinds[first], _first_as_inner(program, stack, blocks)))
+    if stack.last_shows and stack.kinds[last] in kinds:
+        found.append((stack.kinds[last], _last_as_inner(stack, blocks)))
+    by_kind: dict[int, _TracedBlock] = {}
+    for kind, block in found:
+        if block is None or by_kind.setdefault(kind, block) != block:
+            return None
+    return by_kind
+
+
+def _first_as_inner(
+    program: Program, stack: Stack, blocks: Mapping[int, _TracedBlock]
+) -> _TracedBlock | None:
+    """The first block as one that reads of another what it reads from before the stack.
+
+    None where it is not certain which value that is: where the stack hands on several, or there are
+    several of that shape, or it is a view of one that views are made of.
+    """
+    block, handed = blocks[0], _one_handed_on(blocks)
+    if handed is None:
+        return None
+    like = handed.dtype, handed.shape
+    given = {what for step in block.steps for place, what in step.refs if place == "fixed"}
+    values = {what: program.values[what] for what in given if isinstance(what, int)}
+    alike = [
+        what
+        for what, value in values.items()
+        if (value.dtype, value.shape) == like and value.role in (Role.ACTIVATION, Role.INPUT)
+    ]
+    if len(alike) != 1 or values[alike[0]].alias_of in given:
+        return None
+    return replace(block, steps=tuple(_in_slots(s, {alike[0]: 0}, "fixed") for s in block.steps))
+
+
+def _last_as_inner(stack: Stack, blocks: Mapping[int, _TracedBlock]) -> _TracedBlock | None:
+    """The last block as one that hands on what is read after the stack; None where that is several
+    values, or another than other blocks hand on."""
+    block, handed = blocks[stack.depth - 1], _one_handed_on(blocks)
+    inside = block.until_its_end
+    after = block.steps[len(inside) :]
+    made = [value for step in inside for value, _ in step.outs]
+    read = {what for step in after for place, what in step.refs if place == "here"}
+    out = [what for what in read if isinstance(what, int) and what < len(made)]
+    if len(out) != 1 or made[out[0]] != handed:
+        return None
+    return _TracedBlock(inside, (out[0],))
+
+
+def _one_handed_on(blocks: Mapping[int, _TracedBlock]) -> Value | None:
+    """What each block but the last hands on, None for several values."""
+    first = blocks[0]
+    return _made(first)[first.handed_on[0]] if len(first.handed_on) == 1 else None
 
 
 def _bounds(program: Program, stack: Stack, wanted: Sequence[int]) -> list[int] | None:
@@ -254,7 +362,7 @@ def _blocks(
         after = read[number + 1] if number + 1 < len(read) else []
         refs = [ref for step in after for ref in step.refs if ref[0] == "previous"]
         handed_on = tuple(sorted({k for _, k in refs if isinstance(k, int)}))
-        slots = {k: slot for slot, k in enumerate(before)}
+        slots: dict[int | str, int] = {k: slot for slot, k in enumerate(before)}
         found[layer] = _TracedBlock(tuple(_in_slots(step, slots) for step in steps), handed_on)
         before = handed_on
     return found
@@ -291,13 +399,16 @@ def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref])
     )
 
 
-def _in_slots(step: _BlockOp, slots: dict[int, int]) -> _BlockOp:
-    """The step with what the block before hands on counted by slot: kinds number it alike."""
-    if all(place != "previous" for place, _ in step.refs):
+def _in_slots(step: _BlockOp, slots: Mapping[int | str, int], place: str = "previous") -> _BlockOp:
+    """The step with what the block before hands on counted by slot: kinds number it alike.
+
+    It is found at ``place``.
+    """
+    if all(ref[0] != place for ref in step.refs):
         return step
 
     def moved(ref: Ref | None) -> Ref | None:
-        if ref is None or ref[0] != "previous" or not isinstance(ref[1], int):
+        if ref is None or ref[0] != place or ref[1] not in slots:
             return ref
         return ("previous", slots[ref[1]])
 
@@ -311,8 +422,7 @@ def _repeats(stack: Stack, blocks: dict[int, _TracedBlock]) -> bool:
     if any(ref[0] == "far" for block in blocks.values() for s in block.steps for ref in s.refs):
         return False
     # After the stack, a block before the last one may be meant by its number or from the end.
-    steps = blocks[last].steps
-    after = steps[max(i for i, step in enumerate(steps) if step.in_block) + 1 :]
+    after = blocks[last].steps[len(blocks[last].until_its_end) :]
     if any(ref[0] not in ("here", "own", "fixed") for step in after for ref in step.refs):
         return False
     by_kind: dict[int, _TracedBlock] = {}

@@ -7,7 +7,7 @@ import pytest
 
 from tracer.formula import Formula, const, var
 from tracer.graph import Edge, GraphError, Kind, Op, OpGraph, Role, Tensor, TraceMeta
-from tracer.instantiate import Stack, instantiate
+from tracer.instantiate import Stack, instantiate, settled
 from tracer.program import Node, Program, Value, build_graph
 from tracer.stacks import place_of
 
@@ -622,6 +622,69 @@ def test_blocks_of_several_kinds_are_instantiated_each_by_its_own(kinds, base):
     assert program.repeated == stack.depth - len(stack.traced)
     whole = writer(range(len(kinds)), len(kinds)).write()
     assert_same(build_graph(program, META), build_graph(whole, META))
+
+
+@pytest.mark.parametrize("base", [Writer, BetweenBlocks])
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS.keys())
+def test_an_end_that_does_what_its_kind_does_shows_it(kinds, base):
+    """What a block also reads from before the stack may be what is handed on, or not: where the
+    first one does, it shows nothing."""
+    writer, stack = of_kinds(kinds, base), Stack("model.layers", kinds)
+    whole = writer(range(len(kinds)), len(kinds)).write()
+    found = settled(whole, stack)
+    assert found is not None
+    if base is Writer:
+        others = tuple(kinds.count(kinds[end]) > 1 for end in (0, -1))
+        assert (found.first_shows, found.last_shows) == others
+        assert len(found.traced) < len(stack.traced)
+    else:
+        assert not found.first_shows
+    program = instantiated(writer, found)
+    assert program is not None
+    assert_same(build_graph(program, META), build_graph(whole, META))
+
+
+END = (True, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "shows"),
+    {
+        "nothing": (lambda writer: None, END),
+        "the first reads an input once more": (read_instead(0, ADD, 1, lambda w: w.pre), (0, 1)),
+        "all read the first": (
+            lambda w: [read_instead(n, ADD, 0, inner(0, LINEAR))(w) for n in range(1, 7)],
+            (0, 0),
+        ),
+        "another target in the first": (change_node(0, ADD, target="aten.sub.Tensor"), (0, 1)),
+    }.values(),
+)
+def test_an_end_that_does_something_else_shows_nothing(change, shows):
+    writer = Writer(range(7), 7)
+    program = writer.write()
+    change(writer)
+    found = settled(program, alike(7))
+    assert found is not None
+    assert (found.first_shows, found.last_shows) == shows
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_node(0, ADD, target="aten.sub.Tensor"),
+        change_node(6, ADD, target="aten.sub.Tensor"),
+        read_instead(6, ADD, 0, inner(0, LINEAR)),
+        read_after(0),
+    ],
+)
+def test_ends_that_export_unlike_are_not_instantiated(change):
+    stack = replace(alike(7), first_shows=True, last_shows=True)
+    assert stack.traced == (0, 6)
+    writer = Writer(stack.traced, 7)
+    program = writer.write()
+    assert instantiate(program, stack) is not None
+    change(writer)
+    assert instantiate(program, stack) is None
 
 
 def test_what_kinds_hand_on_is_told_apart_by_nothing_but_its_order():

@@ -151,7 +151,7 @@ def test_sizes_that_the_inputs_follow_are_symbols(file):
     captured = capture_function(file, "build", batch=2, seq=16)
     graph = annotate(captured.graph)
     assert (graph.meta.model, graph.meta.symbolic) == ("mine.build", ("batch", "seq"))
-    assert graph.meta.repeated_layers == 4
+    assert graph.meta.repeated_layers == 5
     inputs = {
         t.name: t.shape_expr
         for op in graph.ops

@@ -10,7 +10,7 @@ import re
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import zip_longest
 from typing import Any
@@ -25,7 +25,7 @@ from tracer.capture.errors import Untraceable, located, place
 from tracer.capture.phases import MANY, Task, Way
 from tracer.capture.runs import MetaRun, run_on_meta
 from tracer.formula import const
-from tracer.instantiate import Stack, alike
+from tracer.instantiate import Stack, settled
 from tracer.program import Node, Program, Value
 from tracer.stages import stage
 
@@ -196,7 +196,9 @@ def running_alike(task: Task, stacks: Sequence[Stack], way: Way) -> tuple[Stack,
         return ()
     paths = {node.path for node in whole.nodes}
     stacks = tuple(s for s in stacks if any(s.layer(path) is not None for path in paths))
-    if not stacks or not all(alike(whole, stack) for stack in stacks):
+    found = [settled(whole, stack) for stack in stacks]
+    stacks = tuple(stack for stack in found if stack is not None)
+    if not stacks or len(stacks) < len(found):
         return ()
     with shortened(task.module, stacks) as short:
         part = _seen(task, stacks, task.inputs(way, short.layers), short.rename)
@@ -299,13 +301,21 @@ class _Witness(MetaRun):
         """A hook for the start of a block."""
 
         def hook(*args: Any) -> None:
+            self._end_of_stretch()
             self.path = path
 
         return hook
 
     def leave(self, *args: Any) -> None:
         """A hook for the end of a block."""
+        self._end_of_stretch()
         self.path = ""
+
+    def _end_of_stretch(self) -> None:
+        """Write down what was called since the last op where it was, not with an op elsewhere."""
+        if self.called:
+            self.program.nodes.append(Node("", (), (), self.path, " ".join(self.called)))
+            self.called.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         read, made = self.call(func, args, kwargs or {})
@@ -362,7 +372,8 @@ def without_hope(
     model does what it does at the size of the export. An export finds that out too, in many times
     as long.
     """
-    with shortened(task.module, stacks) as short:
+    few = [replace(stack, first_shows=True, last_shows=True) for stack in stacks]
+    with shortened(task.module, few) as short:  # one of each kind
         look = _Looks(task, short.layers)
         for name in ways[0].symbolic:
             if name != "batch" and (changing := look.changing(name)) is not None:

@@ -45,9 +45,10 @@ def without_debugging() -> Iterator[None]:
     """An export without what torch records at each op for its own debugging, a fifth of its time.
 
     Where code turns gradients off, which are off all along, is left out: torch would mend the graph
-    around each such place. Of the stack at an op, the places in a model's code are kept.
+    around each such place. Of the stack at an op, the places in a model's code are kept. A graph is
+    written as code, which torch does after each of its passes, only where it is run.
     """
-    from torch.fx import proxy
+    from torch.fx import GraphModule, proxy
     from torch.fx.experimental import proxy_tensor
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -58,8 +59,26 @@ def without_debugging() -> Iterator[None]:
         patch.object(ShapeEnv, "_create_fx_call_function", lambda self, op, args: (None, False)),
         patch.object(proxy, "CapturedTraceback", _Places),
         patch.object(proxy_tensor, "_extract_tensor_metadata", lambda made: None),
+        patch.object(GraphModule, "recompile", _when_run(GraphModule.recompile)),
     ):
         yield
+
+
+def _when_run(recompile: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """``GraphModule.recompile``, put off until the module is called, which most never are."""
+
+    def put_off(self: Any) -> None:
+        told = getattr(self.graph._codegen, "pytree_info", None)
+        if told is not None:
+            self._in_spec, self._out_spec = told.in_spec, told.out_spec
+
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            recompile(self)
+            return self(*args, **kwargs)
+
+        type(self).forward = forward
+
+    return put_off
 
 
 @contextlib.contextmanager
