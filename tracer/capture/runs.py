@@ -46,8 +46,10 @@ def without_debugging() -> Iterator[None]:
 
     Where code turns gradients off, which are off all along, is left out: torch would mend the graph
     around each such place. Of the stack at an op, the places in a model's code are kept. A graph is
-    written as code, which torch does after each of its passes, only where it is run.
+    written as code, which torch does after each of its passes, only where it is run. Nor does torch
+    compare what it noted of the sizes with what a user declared of them: no caller declares any.
     """
+    from torch.export import _trace
     from torch.fx import GraphModule, proxy
     from torch.fx.experimental import proxy_tensor
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -60,8 +62,14 @@ def without_debugging() -> Iterator[None]:
         patch.object(proxy, "CapturedTraceback", _Places),
         patch.object(proxy_tensor, "_extract_tensor_metadata", lambda made: None),
         patch.object(GraphModule, "recompile", _when_run(GraphModule.recompile)),
+        patch.object(_trace, "produce_guards_and_solve_constraints", _settle),
     ):
         yield
+
+
+def _settle(*, fake_mode: Any, **others: Any) -> None:
+    """In place of torch's look at declared sizes: nothing more is noted of those of an export."""
+    fake_mode.shape_env.frozen = True
 
 
 def _when_run(recompile: Callable[[Any], Any]) -> Callable[[Any], None]:
