@@ -50,6 +50,7 @@ def test_every_command_has_the_same_switches_and_an_example() -> None:
 
 
 @pytest.mark.parametrize("words", ["", *ALL])
+@pytest.mark.few(8)
 def test_help_in_a_pipe_has_no_escape_codes(words: str) -> None:
     shown = invoke("cutedge", *words.split(), "--help")
     assert shown.returncode == 0
@@ -96,6 +97,7 @@ def plain(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+@pytest.mark.few(6)
 def test_a_pipe_gets_no_escape_codes(words: list[str]) -> None:
     from typer.testing import CliRunner
 

@@ -112,6 +112,7 @@ CAPTURED = {
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.few(5)
 def test_what_is_printed_is_what_was_captured(name: str, width: int) -> None:
     lines = on_terminal(width, *CAPTURED[name])
     text = "".join(f"{line.rstrip()}\n" for line in lines)

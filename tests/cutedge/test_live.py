@@ -173,6 +173,7 @@ def test_a_link_that_was_set_is_a_file_that_link_takes(tmp_path: Path) -> None:
         assert load_link(str(file)) == link
 
 
+@pytest.mark.slow
 def test_a_model_read_from_a_folder_is_traced_by_its_name(tmp_path: Path) -> None:
     """Where it is another program; a config that is gone is said."""
     cutedge.trace("edge-10m", seq=64).save(tmp_path / "named")

@@ -176,6 +176,7 @@ def test_hovering_tells_the_figures(opened, pages):
         assert tip.is_hidden()
 
 
+@pytest.mark.slow
 def test_marks_are_reached_by_the_keyboard(opened, pages):
     with opened(pages["tee-gpu"]) as page:
         page.locator("#draw-layers .mark").first.focus()

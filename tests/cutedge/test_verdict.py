@@ -82,7 +82,17 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+TRACED_ALONE = ("moe", "encoder")
+"""Cases of models that no other test traces."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name in TRACED_ALONE else name
+        for name in CASES
+    ],
+)
 def case(request):
     model, how, machine, policies, leads, advised = CASES[request.param]
     trace = cutedge.trace(model, **how)

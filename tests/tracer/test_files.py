@@ -316,6 +316,7 @@ def flipped(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.few(9)
 def test_a_flipped_bit_is_found_or_changes_nothing(made, tmp_path, monkeypatch, kind):
     flipped(made, tmp_path, monkeypatch, kind, FEW)
 

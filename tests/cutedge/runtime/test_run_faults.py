@@ -186,6 +186,7 @@ def zeros(specs: dict[int, Spec]) -> list[tuple[int, Any]]:
 
 
 @EACH
+@pytest.mark.few(10)
 def test_home_refuses_a_damaged_reply(damage: Callable[[bytes], bytes], message: str) -> None:
     said = failed(replying(damage), split())
     assert re.fullmatch(rf"call 2 of {CALLS}: worker gpu .*{message}.*", said), said
@@ -362,6 +363,7 @@ def calling(there: Listening) -> Iterator[tuple[Channel, Split]]:
 
 
 @EACH
+@pytest.mark.few(10)
 def test_a_worker_refuses_a_damaged_request(
     damage: Callable[[bytes], bytes], message: str, there: Listening
 ) -> None:
@@ -761,6 +763,7 @@ def test_a_stranger_learns_nothing_and_does_no_harm(there: Listening) -> None:
 
 
 @pytest.mark.usefixtures("cold")
+@pytest.mark.slow
 def test_a_folder_of_the_user_is_not_where_a_worker_comes_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
