@@ -175,6 +175,17 @@ def test_masks_of_all_kinds_let_through_what_a_run_shows(scored, kept):
     assert run == [kept] * HEADS
 
 
+def test_scores_that_are_scaled_and_cast_alone_are_all_seen_at_any_size(monkeypatch):
+    def scaled(q, k, other):
+        return (q @ k.mT * 0.25).to(torch.float64).to(q)
+
+    monkeypatch.setattr("tracer.capture.extents.LARGEST", KEYS)
+    pairs, why, run = found_in(scaled)
+    assert (pairs, why) == (KEYS * KEYS, [])
+    assert run == [KEYS * KEYS] * HEADS
+    assert found_in(in_place)[1] == ["its mask is too large to be run: 4 x 6 x 6"]
+
+
 @pytest.mark.parametrize(
     ("scored", "reason"),
     [

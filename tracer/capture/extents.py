@@ -199,7 +199,10 @@ class _Masks:
                 made = self._filled(between, scores, sizes, seed)
                 return self._run(between, made, probabilities, sizes, instead)
 
-            pairs = self._pairs(run, between, queries, keys)
+            if all(map(_hides_nothing, between)):  # at any size, also one that is too large to run
+                pairs = queries * keys
+            else:
+                pairs = self._pairs(run, between, queries, keys)
         except _Unknown as why:
             if _after_softmax(probabilities):
                 self.unknown[product] = str(why)
@@ -555,6 +558,18 @@ def _stand_in(argument: Any, instead: Mapping[int, int]) -> Any:
 def _picks(node: Node) -> bool:
     """Whether an op takes the k best along the last axis."""
     return base_name(str(node.target)) == "topk" and argument(node, "dim") in (-1, None)
+
+
+_SEES_ALL = {
+    *("softmax", "_softmax", "safe_softmax", "mul", "div", "dropout"),
+    *("to", "_to_copy", "clone", "contiguous", "type_as"),
+}
+
+
+def _hides_nothing(node: Node) -> bool:
+    """Whether an op of scores keeps each in its place: it casts or scales them, or is a softmax."""
+    alone = sum(not _is_size(read) for read in node.all_input_nodes) == 1
+    return alone and base_name(str(node.target)) in _SEES_ALL
 
 
 _HANDS_ON = (
