@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from costmodels.experts import active_parameters
 from tests.support.configs import LLAMA
 from tests.support.inprocess import invoke
 from tracer.capture import capture
 from tracer.capture.configs import check_sizes
-from tracer.capture.models import build
+from tracer.capture.models import build, settle
 from tracer.errors import InputError
 from tracer.graph import Kind, OpGraph
 from tracer.presets import preset, preset_names
@@ -316,3 +317,11 @@ def test_the_encoder_of_a_decoders_step_is_not_run() -> None:
     assert idle["encoder.block"] == 2 * (4 * 32 * 32 + 2 * 32 * 48 + 2 * 32) + 32 * 4
     buckets = 32 * 4  # the decoder's own, of which rows are looked up
     assert graph.meta.parameters - active_parameters(graph) == sum(idle.values()) + buckets
+
+
+@pytest.mark.parametrize("kind", ["musicflamingo", "llava"])
+def test_a_field_of_a_config_inside_that_is_not_written_leaves_its_type(kind):
+    """Some classes ask a part for its type, which their defaults say."""
+    settled, _ = settle({"model_type": kind}, {"text_config.num_hidden_layers": 2}, model="m")
+    default = transformers.CONFIG_MAPPING[kind]().text_config.model_type
+    assert settled["text_config"] == {"num_hidden_layers": 2, "model_type": default}

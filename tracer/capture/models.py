@@ -174,6 +174,13 @@ def settle(
             _table(merged, path[:-1])[path[-1]] = overrides[key]
         except (AttributeError, TypeError) as error:
             raise InputError(f"--set {key}: {path[0]} of {model} is no table of fields") from error
+    for *where, _ in paths.values():  # of a config inside of which only these fields are said
+        for depth in range(1, len(where) + 1):
+            inside = _table(full, where[:depth])
+            if not isinstance(inside, dict):
+                break
+            if "model_type" in inside:
+                _table(merged, where[:depth]).setdefault("model_type", inside["model_type"])
     after = described(kind, merged)
     notes = []
     for key, (*where, name) in paths.items():
