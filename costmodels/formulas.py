@@ -139,8 +139,8 @@ def _gemm(names: str) -> Callable[[GemmOf], GemmOf]:
 
 @_gemm("linear")
 def _linear(c: Signature) -> GemmSize:
-    x, weight = c.inputs[0], c.inputs[1]  # [..., k] x [n, k]
-    return 1, _count(x[:-1]), weight[0], weight[-1]
+    x, weight = c.inputs[0], c.inputs[1]  # [..., k] x [n, k], or x [k]
+    return 1, _count(x[:-1]), _count(weight[:-1]), weight[-1]
 
 
 def _product(a: Shape, b: Shape, out: Shape) -> GemmSize:

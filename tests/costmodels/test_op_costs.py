@@ -110,6 +110,8 @@ def test_a_convolution_is_a_product_with_a_formula():
             "16*seq",
             Status.ESTIMATE,
         ),
+        # a vector in place of a matrix of weights
+        ("linear.default", [(4, SEQ, 33), (33,)], (4, SEQ), "264*seq", Status.EXACT),
         # 4 rows of 3 added to 9
         ("index_add.default", [(9, 3), (4,), (4, 3)], (9, 3), "12", Status.EXACT),
         ("scatter_add.default", [(9, 3), (4, 3), (5, 3)], (9, 3), "12", Status.EXACT),
