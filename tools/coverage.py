@@ -503,9 +503,10 @@ def against_torch(
         return "-", (f"torch cannot count: {first_line(error)}",)
     if counted == ours:
         return "equal", ()
-    constants = sum(op.cost.flops or 0 for part in graphs for op in constant_products(part))
-    solved = sum(op.cost.flops or 0 for part in graphs for op in solves(part))
-    vectors = sum(op.cost.flops or 0 for part in graphs for op in by_vectors(part))
+    constants, solved, vectors = (
+        sum(op.cost.flops or 0 for part in graphs for op in ops_of(part))
+        for ops_of in (constant_products, solves, by_vectors)
+    )
     if counted == ours + constants - solved - vectors:
         why = []
         if constants:

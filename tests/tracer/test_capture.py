@@ -13,7 +13,6 @@ import torch
 import transformers
 
 import tracer.capture as capturing
-from tests.support.presets import swept
 from tracer.capture import _confirm, _program, capture
 from tracer.capture.blocks import find_stacks
 from tracer.capture.errors import Untraceable
@@ -441,7 +440,8 @@ REPEATED |= {"qwen2_5_vl": 4, "deberta": 5}  # nothing reads what the last of De
 """Blocks that are not traced for themselves, where they are not six."""
 
 
-@pytest.mark.parametrize("kind", swept([*ODD_STACKS], ()))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ODD_STACKS)
 def test_odd_stacks_repeat_and_equal_the_whole_trace(kind):
     tiny = {} if kind in ("nemotron_h", "qwen2_5_vl") else _TINY  # which count for themselves
     config = {"model_type": kind, **tiny, **ODD_STACKS[kind]}

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from costmodels.flops import annotate, total_flops
 from cutedge._request import with_senses
 from tests.support import configs
-from tests.support.configs import TEXT, VISION
+from tests.support.configs import LLAVA, QWEN2_5_VL, TEXT, VISION
 from tools.coverage import against_torch, counted_by_torch
 from tracer.capture import capture
 from tracer.capture.errors import Untraceable
@@ -36,14 +36,6 @@ SOUND = {
     "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 2,
 }
-LLAVA: Mapping[str, Any] = {
-    "model_type": "llava",
-    "architectures": ["LlavaForConditionalGeneration"],
-    "text_config": {"model_type": "llama", **TEXT},
-    "vision_config": {"model_type": "clip_vision_model", **VISION},
-    "vision_feature_layer": -1,
-    "image_token_index": 5,
-}
 GEMMA3: Mapping[str, Any] = {
     "model_type": "gemma3",
     "architectures": ["Gemma3ForConditionalGeneration"],
@@ -58,21 +50,6 @@ MISTRAL3: Mapping[str, Any] = {
     "text_config": {"model_type": "mistral", **TEXT, "head_dim": 8},
     "vision_config": {"model_type": "pixtral", **VISION, "hidden_size": 32},
     "image_token_index": 5,
-}
-QWEN: Mapping[str, Any] = {
-    "model_type": "qwen2_5_vl",
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-    "image_token_id": 5,
-    "text_config": {**TEXT, "rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
-    "vision_config": {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 4,
-        "out_hidden_size": 32,
-        "fullatt_block_indexes": [1],
-        "window_size": 56,
-    },
 }
 CTC: Mapping[str, Any] = {"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"], **SOUND}
 WHISPER: Mapping[str, Any] = {**configs.WHISPER, "max_source_positions": 20}
@@ -161,12 +138,12 @@ def test_products_equal_those_that_torch_counts(
 @pytest.mark.slow
 def test_products_of_a_model_that_is_told_the_grid_of_its_images() -> None:
     """Two images of 28 x 56 pixels: 2 x 4 patches of 14 pixels each, which make 1 x 2 tokens."""
-    graph = traced(QWEN, seq=9, overrides={"images": [2, 28, 56]})
+    graph = traced(QWEN2_5_VL, seq=9, overrides={"images": [2, 28, 56]})
     given = inputs(graph)
     assert given["pixel_values"].shape == (1, 2 * 8, 3 * 2 * 14 * 14)
     given["pixel_values"] = given["pixel_values"].flatten(0, 1)
     given["image_grid_thw"] = Told.of([[1, 2, 4]] * 2, torch.device("meta"))
-    assert total_flops(graph).products == counted_by_torch(QWEN, {}, "m", given)
+    assert total_flops(graph).products == counted_by_torch(QWEN2_5_VL, {}, "m", given)
 
 
 @pytest.mark.slow

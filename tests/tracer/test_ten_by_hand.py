@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from costmodels.flops import annotate, total_flops
 from tests.support import configs
-from tests.support.configs import TEXT, VISION
+from tests.support.configs import LLAVA, QWEN2_5_VL, QWEN_VISION, TEXT, VISION
 from tools.coverage import against_torch, given
 from tracer.capture import as_it_runs, capture, quiet
 from tracer.capture.inputs import reading
@@ -211,14 +211,7 @@ def patches(number: int, inputs: int, width: int = 24) -> Macs:
 def llava() -> ByHand:
     """CLIP and Llama. The tower sees a class token beside 4 x 4 patches, the text does not."""
     return ByHand(
-        {
-            "model_type": "llava",
-            "architectures": ["LlavaForConditionalGeneration"],
-            "text_config": {"model_type": "llama", **TEXT},
-            "vision_config": {"model_type": "clip_vision_model", **VISION},
-            "vision_feature_layer": -1,
-            "image_token_index": 5,
-        },
+        LLAVA,
         {"images": [1]},
         {"model.vision_tower": "tower", "model.multi_modal_projector": "projector"},
         patches(16, 3 * 8 * 8) + encoder(17, 24) + Macs(17 * BLOCK),
@@ -233,24 +226,7 @@ def qwen2_5_vl() -> ByHand:
     first layer, and all in the second; 2 x 2 of them make a token. The tower is 32 wide."""
     merged = 4 * 32
     return ByHand(
-        {
-            "model_type": "qwen2_5_vl",
-            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-            "image_token_id": 5,
-            "text_config": {
-                **TEXT,
-                "rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-            },
-            "vision_config": {
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 4,
-                "out_hidden_size": 32,
-                "fullatt_block_indexes": [1],
-                "window_size": 56,
-            },
-        },
+        QWEN2_5_VL,
         {"images": [1, 56, 112]},
         {"model.visual.merger": "projector", "model.visual": "tower"},
         patches(32, 2 * 3 * 14 * 14, 32)
@@ -278,11 +254,7 @@ def qwen3_vl() -> ByHand:
                 "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2]},
             },
             "vision_config": {
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 4,
-                "out_hidden_size": 32,
+                **QWEN_VISION,
                 "patch_size": 8,
                 "num_position_embeddings": 16,
                 "deepstack_visual_indexes": [0],

@@ -81,9 +81,8 @@ def _encoded_length(module: Any, made: Any) -> tuple[int | None, str]:
         shape = made.last_hidden_state.shape
         if len(shape) == 3 and shape[0] > 1:  # what a run has shown
             height, width = image_size(encoder.config)[:2]
-            return shape[
-                1
-            ], f"{type(encoder).__name__} makes {shape[1]} of {height} x {width} pixels"
+            why = f"{type(encoder).__name__} makes {shape[1]} of {height} x {width} pixels"
+            return shape[1], why
     # An encoder that adds the whole of its table of positions to what it reads.
     length = getattr(getattr(encoder, "config", None), "max_source_positions", None)
     table = getattr(encoder, "embed_positions", None)

@@ -560,10 +560,9 @@ def _picks(node: Node) -> bool:
     return base_name(str(node.target)) == "topk" and argument(node, "dim") in (-1, None)
 
 
-_SEES_ALL = {
-    *("softmax", "_softmax", "safe_softmax", "mul", "div", "dropout"),
-    *("to", "_to_copy", "clone", "contiguous", "type_as"),
-}
+_IN_PLACE = ("mul", "dropout", "to", "_to_copy", "contiguous", "clone", "type_as")
+"""Scale, cast or copy: each number stays where it is."""
+_SEES_ALL = (*_IN_PLACE, "div", "softmax", "_softmax", "safe_softmax")
 
 
 def _hides_nothing(node: Node) -> bool:
@@ -572,10 +571,7 @@ def _hides_nothing(node: Node) -> bool:
     return alone and base_name(str(node.target)) in _SEES_ALL
 
 
-_HANDS_ON = (
-    *("dropout", "to", "_to_copy", "contiguous", "clone", "view", "reshape", "expand", "slice"),
-    *("mul", "masked_fill", "nan_to_num", "type_as"),
-)
+_HANDS_ON = (*_IN_PLACE, "view", "reshape", "expand", "slice", "masked_fill", "nan_to_num")
 
 
 def _after_softmax(node: Any) -> bool:
