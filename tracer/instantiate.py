@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from tracer.formula import Formula
 from tracer.graph import Role
@@ -97,8 +98,7 @@ further on), ``own`` (its parameters), ``fixed`` (made before the stack), or ``f
 else)."""
 
 
-@dataclass(frozen=True, slots=True)
-class _BlockOp:
+class _BlockOp(NamedTuple):
     """A node of a block with its arguments as refs: equal for two blocks that do the same."""
 
     target: str
@@ -115,8 +115,8 @@ class _BlockOp:
     outs: tuple[tuple[Value, Ref | None], ...]
 
     @property
-    def refs(self) -> tuple[Ref, ...]:
-        return (*self.args, *(owner for _, owner in self.outs if owner is not None))
+    def refs(self) -> list[Ref]:
+        return [*self.args, *[owner for _, owner in self.outs if owner is not None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,48 +324,50 @@ def _blocks(
 ) -> dict[int, _TracedBlock]:
     """The blocks by layer; what follows a block, up to the next one, is part of it."""
     segments = [program.nodes[a:b] for a, b in pairwise([*bounds, len(program.nodes)])]
-    home = {
-        out: (segment, k)
-        for segment, nodes in enumerate(segments)
-        for k, out in enumerate(out for node in nodes for out in node.outs)
-    }
-
+    home: dict[int, tuple[int, Ref]] = {}  # value -> the segment that makes it, and where in it
+    for segment, nodes in enumerate(segments):
+        made = (out for node in nodes for out in node.outs)
+        home.update((out, (segment, ("here", k))) for k, out in enumerate(made))
+    read = [{v for v in _values_read(program, nodes) if v in home} for nodes in segments]
     shared = {
         value
-        for number, nodes in enumerate(segments)
-        for value in _values_read(program, nodes)
-        if value in home
-        and number - home[value][0] > 1
-        and stack.stands_alone(layers[home[value][0]])
+        for number, values in enumerate(read)
+        for value in values
+        if number - home[value][0] > 1 and stack.stands_alone(layers[home[value][0]])
     }
-
-    def ref(value: int, segment: int) -> Ref:
-        if name := program.values[value].name:
-            layer = stack.layer(name)
-            if layer == layers[segment]:
-                return ("own", stack.move(name, 0))
-            return ("fixed" if layer is None else "far", value)
-        if value not in home:
-            return ("fixed", value)
-        made_in, k = home[value]
-        if value in shared and made_in != segment:
-            return (f"block {layers[made_in]}", k)
-        return ({0: "here", 1: "previous"}.get(segment - made_in, "far"), k)
-
-    read = [
-        [_step(program, stack, node, lambda value, n=number: ref(value, n)) for node in nodes]  # type: ignore[misc]
-        for number, nodes in enumerate(segments)
+    handed_on = [
+        tuple(
+            sorted(
+                int(home[value][1][1])
+                for value in after
+                if home[value][0] == number and value not in shared
+                if not program.values[value].name
+            )
+        )
+        for number, after in enumerate([*read[1:], set()])
     ]
-    found: dict[int, _TracedBlock] = {}
-    before: tuple[int, ...] = ()
-    for number, (layer, steps) in enumerate(zip(layers, read, strict=True)):
-        after = read[number + 1] if number + 1 < len(read) else []
-        refs = [ref for step in after for ref in step.refs if ref[0] == "previous"]
-        handed_on = tuple(sorted({k for _, k in refs if isinstance(k, int)}))
-        slots: dict[int | str, int] = {k: slot for slot, k in enumerate(before)}
-        found[layer] = _TracedBlock(tuple(_in_slots(step, slots) for step in steps), handed_on)
-        before = handed_on
-    return found
+
+    def block(number: int) -> _TracedBlock:
+        slots = {k: slot for slot, k in enumerate(handed_on[number - 1] if number else ())}
+
+        def ref(value: int) -> Ref:
+            if name := program.values[value].name:
+                layer = stack.layer(name)
+                if layer == layers[number]:
+                    return ("own", stack.move(name, 0))
+                return ("fixed" if layer is None else "far", value)
+            made_in, place = home.get(value, (None, ("fixed", value)))
+            if made_in is None or made_in == number:
+                return place
+            k = int(place[1])
+            if value in shared:
+                return (f"block {layers[made_in]}", k)
+            return ("previous", slots[k]) if made_in == number - 1 else ("far", k)
+
+        steps = tuple([_step(program, stack, node, ref) for node in segments[number]])
+        return _TracedBlock(steps, handed_on[number])
+
+    return {layer: block(number) for number, layer in enumerate(layers)}
 
 
 def _values_read(program: Program, nodes: Sequence[Node]) -> Iterator[int]:
@@ -394,7 +396,7 @@ def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref])
         node.draws,
         node.is_identity,
         stack.layer(node.path) is not None,
-        tuple(ref(arg) for arg in node.args),
+        tuple([ref(arg) for arg in node.args]),
         tuple(outs),
     )
 
@@ -413,7 +415,7 @@ def _in_slots(step: _BlockOp, slots: Mapping[int | str, int], place: str = "prev
         return ("previous", slots[ref[1]])
 
     args = tuple(r for r in map(moved, step.args) if r is not None)
-    return replace(step, args=args, outs=tuple((value, moved(owner)) for value, owner in step.outs))
+    return step._replace(args=args, outs=tuple((value, moved(owner)) for value, owner in step.outs))
 
 
 def _repeats(stack: Stack, blocks: dict[int, _TracedBlock]) -> bool:

@@ -6,7 +6,7 @@ Whether an op is a view, a constant or a linear depends on the graph around it a
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from tracer.graph import Kind
@@ -212,15 +212,23 @@ def data_args(target: str, args: tuple[T, ...]) -> tuple[T, ...]:
 
 def told(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """By name what a call gives to torch's op ``target``, defaults too: off the op's schema."""
-    schema = getattr(target, "_schema", None)
     found: dict[str, Any] = {}
-    for position, argument in enumerate(schema.arguments if schema else ()):
-        if not argument.kwarg_only and position < len(args):
-            found[argument.name] = args[position]
+    for position, (name, by_name_alone, default) in enumerate(_declared(target)):
+        if not by_name_alone and position < len(args):
+            found[name] = args[position]
         else:
-            default = argument.default_value if argument.has_default_value() else None
-            found[argument.name] = kwargs.get(argument.name, default)
+            found[name] = kwargs.get(name, default)
     return found
+
+
+@cache
+def _declared(target: Any) -> tuple[tuple[str, bool, Any], ...]:
+    """(name, whether it is given by that alone, default) of the arguments of torch's op."""
+    schema = getattr(target, "_schema", None)
+    return tuple(
+        (a.name, a.kwarg_only, a.default_value if a.has_default_value() else None)
+        for a in (schema.arguments if schema else ())
+    )
 
 
 def draws(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -228,13 +236,18 @@ def draws(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
     Torch marks the ops that may; what a call gives them can turn it off.
     """
-    if not any(tag.name == "nondeterministic_seeded" for tag in getattr(target, "tags", ())):
+    if not _may_draw(target):
         return False
     given = told(target, args, kwargs)
     off = any(given.get(name) is False for name in ("train", "training"))
     rates = [given[name] for name in ("dropout_p", "dropout") if name in given]
     rates += [given["p"]] if "train" in given and "p" in given else []
     return not off and (not rates or any(rates))
+
+
+@cache
+def _may_draw(target: Any) -> bool:
+    return any(tag.name == "nondeterministic_seeded" for tag in getattr(target, "tags", ()))
 
 
 # --- what moves values ----------------------------------------------------------------------------

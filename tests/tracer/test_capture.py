@@ -3,14 +3,18 @@ whole ones, and what it says where it cannot do as asked."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
+from typing import Any
 
 import networkx as nx
 import pytest
 import torch
 import transformers
+from torch.export import Dim
+from torch.utils._pytree import tree_leaves
 
 import tracer.capture as capturing
 from tracer.capture import _confirm, _program, capture
@@ -19,7 +23,7 @@ from tracer.capture.errors import Untraceable
 from tracer.capture.inputs import reading
 from tracer.capture.lowering import lower
 from tracer.capture.phases import Task
-from tracer.capture.runs import MetaRun
+from tracer.capture.runs import MetaRun, remembering, without_debugging
 from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor, TraceMeta
@@ -644,6 +648,61 @@ def test_a_run_on_meta_works_out_each_op_once(monkeypatch):
     counts = Counter(asked)
     assert counts["aten.mul.Tensor"] == 1
     assert counts["aten.unsqueeze.default"] == counts["aten.add_.Tensor"] == 3
+
+
+class Twice(torch.nn.Module):
+    """Does the same twice: products, views of views, several results, new tensors, writing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.register_buffer("kept", torch.zeros(4), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            rows = x[:, 1:].transpose(-1, -2).unsqueeze(0)
+            first = x.select(0, 0).view(-1)
+            left, right = x.split(2, dim=-1)
+            new = torch.zeros(x.shape[1], 4, dtype=x.dtype)
+            new[0].add_(self.kept)
+            new = new + torch.arange(4) * torch.tensor(2)
+            scores = (x @ rows[0]).softmax(-1)
+            best = scores.topk(1).values
+            x = self.linear(x + new) + best + first.sum() + torch.cat([right, left], -1)
+        return x
+
+
+@pytest.mark.parametrize("sizes", [{}, {"x": {0: Dim.AUTO, 1: Dim.AUTO}}], ids=["fixed", "any"])
+def test_an_export_that_remembers_is_the_export(sizes):
+    """Node by node: what it makes, in whose memory and where in it, and in which module."""
+
+    def exported(*contexts: AbstractContextManager[None]) -> list[Any]:
+        with ExitStack() as entered, torch.no_grad(), torch.device("meta"):
+            for context in contexts:
+                entered.enter_context(context)
+            program = torch.export.export(
+                Twice(), (torch.empty(3, 5, 4),), dynamic_shapes=sizes or None, strict=False
+            )
+        owners: dict[int, str] = {}
+        rows = []
+        for node in program.graph.nodes:
+            made = tree_leaves(node.meta.get("val"))
+            tensors = [
+                (
+                    str(t.shape),
+                    str(t.stride()),
+                    str(t.storage_offset()),
+                    t.dtype,
+                    owners.setdefault(t.untyped_storage()._cdata, node.name),
+                )
+                for t in made
+                if isinstance(t, torch.Tensor)
+            ]
+            modules = [*node.meta.get("nn_module_stack", {}).values()]
+            rows.append((node.name, str(node.target), str(node.args), tensors, modules))
+        return rows
+
+    assert exported(remembering(), without_debugging()) == exported()
 
 
 # --- what a run does --------------------------------------------------------------------------

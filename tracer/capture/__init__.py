@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 from unittest.mock import patch
@@ -568,7 +569,9 @@ def _lowered(
         task.run_sizes,
         inputs=inputs,
         states=task.states,
-        rename=lambda path: rename(f"{path}.".removeprefix(f"{WRAPPED}.").removesuffix(".")),
+        rename=lru_cache(None)(
+            lambda path: rename(f"{path}.".removeprefix(f"{WRAPPED}.").removesuffix("."))
+        ),
         returned=_states_returned(exported) if task.given is None else task.returned,
         conditions=found,
         samples=fitting(exported, named, task.samples(way)),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,21 +33,29 @@ def arguments(node: Node, size: Callable[[Any], Formula]) -> tuple[tuple[str, st
     ``{"complex": [real part, imaginary part]}``. A size that is a symbol is ``{"size": formula}``;
     ``size`` makes a formula of one of torch's sizes.
     """
-    schema = getattr(node.target, "_schema", None)
-    declared = {a.name: a for a in schema.arguments} if schema else {}
+    operands, defaults = _declared(node.target)
     found: list[tuple[str, str]] = []
     for name, value in told(node.target, node.args, node.kwargs).items():
-        known = declared[name]
-        operand = any(kind in str(known.type) for kind in _OPERANDS) and name not in FACTORS
-        if value is None or name == "pin_memory" or (operand and not isinstance(value, complex)):
+        operand = name in operands and not isinstance(value, complex)
+        if value is None or name == "pin_memory" or operand:
             continue
         try:
             text = json.dumps(_plain(value, size))
         except TypeError:  # a tensor, a dtype, a device ...
             continue
-        if not known.has_default_value() or value != known.default_value:
+        if name not in defaults or value != defaults[name]:
             found.append((name, text))
     return tuple(found)
+
+
+@cache
+def _declared(target: Any) -> tuple[frozenset[str], Mapping[str, Any]]:
+    """Of the arguments of torch's op: those that are only computed with, and the defaults."""
+    schema = getattr(target, "_schema", None)
+    declared = schema.arguments if schema else ()
+    operands = {a.name for a in declared if any(kind in str(a.type) for kind in _OPERANDS)}
+    defaults = {a.name: a.default_value for a in declared if a.has_default_value()}
+    return frozenset(operands.difference(FACTORS)), defaults
 
 
 def _plain(value: Any, size: Callable[[Any], Formula]) -> Any:
@@ -68,16 +77,24 @@ def written(node: Node) -> list[Node]:
 
     A norm's schema does not say so of its running statistics, which it writes in training.
     """
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
+    names, may_train = _writes(node.target)
+    if not names and not may_train:
         return []
     given = told(node.target, node.args, node.kwargs)
-    names = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     if any(given.get(name) is True for name in _IN_TRAINING):
-        names += [name for name in _STATISTICS if name in given and name not in names]
+        names = [*names, *(n for n in _STATISTICS if n in given and n not in names)]
     found: list[Node] = []
     map_arg([given[name] for name in names], found.append)
     return [one for one in found if isinstance(one.meta.get("val"), torch.Tensor)]
+
+
+@cache
+def _writes(target: Any) -> tuple[Sequence[str], bool]:
+    """The arguments that torch's op writes into, and whether it can be told that it trains."""
+    schema = getattr(target, "_schema", None)
+    declared = schema.arguments if schema else ()
+    names = [a.name for a in declared if a.alias_info is not None and a.alias_info.is_write]
+    return names, any(a.name in _IN_TRAINING for a in declared)
 
 
 _IN_TRAINING = ("training", "train", "use_input_stats")

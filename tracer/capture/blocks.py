@@ -17,7 +17,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from tracer.capture.compat import PreTrainedConfig
@@ -263,11 +262,7 @@ def _watched(
                 hooks.callback(block.register_forward_pre_hook(witness.enter(path)).remove)
                 hooks.callback(block.register_forward_hook(witness.leave).remove)
         try:
-            with (
-                run_on_meta(task.module, witness),
-                located(task.module, rename),
-                _Calls(witness.called),
-            ):
+            with run_on_meta(task.module, witness), located(task.module, rename, witness.called):
                 task.exported(**inputs)
         except Exception:
             return None
@@ -321,15 +316,16 @@ class _Witness(MetaRun):
         read, made = self.call(func, args, kwargs or {})
         if len(self.program.nodes) == self.look_at:
             self.place = place("".join(traceback.format_stack()))
-        known = tuple(self.value_of[id(t)] for t in read if id(t) in self.value_of)
+        value_of = self.value_of
+        known = tuple([value_of[id(t)] for t in read if id(t) in value_of])
         outs = []
-        for tensor in tree_leaves(made):
+        for tensor in [made] if isinstance(made, torch.Tensor) else tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 outs.append(self._add(tensor))
-                self.value_of[id(tensor)] = outs[-1]
+                value_of[id(tensor)] = outs[-1]
         called = " ".join(self.called)
         self.called.clear()
-        self.program.nodes.append(Node(str(func), known, tuple(outs), self.path, called))
+        self.program.nodes.append(Node(_name(func), known, tuple(outs), self.path, called))
         return made
 
     def _add(self, tensor: torch.Tensor, name: str = "") -> int:
@@ -337,17 +333,7 @@ class _Witness(MetaRun):
         return self.program.add(_value(tensor.dtype, tensor.shape, name))
 
 
-class _Calls(TorchFunctionMode):
-    """Notes the names of torch's functions that code calls: an export's ops may be whole ones."""
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__()
-        self.names = names
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (name := func.__name__) != "__get__":
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
+_name = lru_cache(maxsize=2**16)(str)
 
 
 @lru_cache(maxsize=2**16)

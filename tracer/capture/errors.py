@@ -76,10 +76,15 @@ def module_of(
 
 
 @contextlib.contextmanager
-def located(model: torch.nn.Module, rename: Callable[[str], str]) -> Iterator[None]:
-    """Look at the clock whenever code of a model calls torch, and say where it was."""
+def located(
+    model: torch.nn.Module, rename: Callable[[str], str], calls: list[str] | None = None
+) -> Iterator[None]:
+    """Look at the clock whenever code of a model calls torch, and say where it was.
+
+    The names of the functions that it calls are added to ``calls``.
+    """
     try:
-        with _Clock():
+        with _Clock() if calls is None else _Calls(calls):
             yield
     except OutOfTime as over:
         over.where = module_of(over, model, rename) + place(
@@ -91,6 +96,20 @@ def located(model: torch.nn.Module, rename: Callable[[str], str]) -> Iterator[No
 class _Clock(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         check_time()
+        return func(*args, **(kwargs or {}))
+
+
+class _Calls(TorchFunctionMode):
+    """Looks at the clock too, and notes what is called: an export's ops may be whole functions."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        check_time()
+        if (name := func.__name__) != "__get__":
+            self.names.append(name)
         return func(*args, **(kwargs or {}))
 
 

@@ -24,6 +24,7 @@ from tracer.capture.extents import find_extents
 from tracer.capture.invocations import invocation
 from tracer.capture.kv_cache import State
 from tracer.capture.memory import Held, held, layout_of, memory_of, plain_views
+from tracer.capture.runs import MetaRun
 from tracer.capture.senses import Axis
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
@@ -210,7 +211,8 @@ class _Lowering:
         recorder = _Recorder(exported.graph_module)
         self.drawn = recorder.drawn
         try:
-            recorder.run(*inputs, enable_io_processing=False)
+            with MetaRun():
+                recorder.run(*inputs, enable_io_processing=False)
         except Exception:  # code that looks at values, or a seq that the example rules out
             self.program.assumed = None
             return traced

@@ -1,9 +1,12 @@
 """Running a model on the meta device, to see what it does."""
 
 import contextlib
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from types import CodeType, FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -48,7 +51,9 @@ def without_debugging() -> Iterator[None]:
     around each such place. Of the stack at an op, the places in a model's code are kept. A graph is
     written as code, which torch does after each of its passes, only where it is run. Nor does torch
     compare what it noted of the sizes with what a user declared of them: no caller declares any.
+    Sizes that data tell are not looked for: no trace has them.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.export import _trace
     from torch.fx import GraphModule, proxy
     from torch.fx.experimental import proxy_tensor
@@ -57,14 +62,23 @@ def without_debugging() -> Iterator[None]:
     name = "_side_effectful_need_to_be_preserved_pre_dispatch"
     kept = [f for f in getattr(proxy_tensor, name) if f is not torch._C._set_grad_enabled]
     with (
+        _uncompiled(proxy_tensor.ProxyTorchDispatchMode),
+        _uncompiled(FakeTensorMode),
         patch.object(proxy_tensor, name, kept),
         patch.object(ShapeEnv, "_create_fx_call_function", lambda self, op, args: (None, False)),
         patch.object(proxy, "CapturedTraceback", _Places),
         patch.object(proxy_tensor, "_extract_tensor_metadata", lambda made: None),
         patch.object(GraphModule, "recompile", _when_run(GraphModule.recompile)),
         patch.object(_trace, "produce_guards_and_solve_constraints", _settle),
+        patch.object(_trace, "_replace_unbacked_bindings", lambda graph: None),
     ):
         yield
+
+
+def _uncompiled(mode: Any) -> Any:
+    """A mode of torch's that does not see to it at each op that its own code is not compiled."""
+    dispatch = mode.__torch_dispatch__
+    return patch.object(mode, "__torch_dispatch__", getattr(dispatch, "__wrapped__", dispatch))
 
 
 def _settle(*, fake_mode: Any, **others: Any) -> None:
@@ -97,36 +111,121 @@ def remembering() -> Iterator[None]:
     Torch can keep that too, but takes longer to look it up there than to make it anew.
     """
     from torch._dynamo import config as dynamo  # which an export imports, and nothing before it
-    from torch._subclasses import fake_tensor
-    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+    from torch.fx.experimental import proxy_tensor
 
-    work_out = FakeTensorMode._dispatch_impl
-    known: dict[Any, tuple[Any, ...]] = {}
+    work_out = proxy_tensor.proxy_call
+    known: dict[Any, _Made] = {}
 
-    def dispatch(self: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    def call(mode: Any, func: Any, pre_dispatch: bool, args: Any, kwargs: Any) -> Any:
         read: list[torch.Tensor] = []
-        if not isinstance(func, torch._ops.OpOverload):  # one that is given code
-            return work_out(self, func, types, args, kwargs)
         told = (func, _told(args, read), _told(tuple(kwargs.items()), read))
-        if any(type(tensor) is not FakeTensor or tensor.constant is not None for tensor in read):
-            return work_out(self, func, types, args, kwargs)
-        if (again := known.get(told)) is not None:
-            shape, strides, dtype, device = again
-            with fake_tensor.in_kernel_invocation_manager(self), self.shape_env.suppress_guards():
-                empty = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-            return FakeTensor(self, empty, device)
-        made = work_out(self, func, types, args, kwargs)
-        if type(made) is FakeTensor and made.constant is None:
-            memory = made.untyped_storage()._cdata
-            new = all(memory != tensor.untyped_storage()._cdata for tensor in read)
-            if new and not free_unbacked_symbols((made.shape, made.stride())):
-                known[told] = made.shape, made.stride(), made.dtype, made.device
-        return made
+        by_shapes = _goes_by_shapes(func) and func not in mode.decomposition_table
+        if not by_shapes or any(_data(tensor, mode.tracer) for tensor in read):
+            return work_out(mode, func, pre_dispatch, args, kwargs)
+        if (made := known.get(told)) is not None:
+            return _noted(mode.tracer, func, args, kwargs, made.again(read))
+        out = work_out(mode, func, pre_dispatch, args, kwargs)
+        if (made := _made(out, read)) is not None:
+            known[told] = made
+        return out
 
     kept = dynamo.patch(fake_tensor_cache_enabled=False)
-    with kept, patch.object(FakeTensorMode, "_dispatch_impl", dispatch):
+    with kept, patch.object(proxy_tensor, "proxy_call", call):
         yield
+
+
+def _goes_by_shapes(func: Any) -> bool:
+    """Whether what a call of torch makes follows from shapes and numbers, and it writes nowhere."""
+    return (
+        isinstance(func, torch._ops.OpOverload)  # else it is given code
+        and not func._schema.is_mutable
+        and not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & {*func.tags}
+    )
+
+
+def _data(tensor: torch.Tensor, tracer: Any) -> bool:
+    """Whether an export knows the numbers of a tensor, or does not know where it is from."""
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.fx.experimental.proxy_tensor import get_proxy_slot
+
+    slot = get_proxy_slot(tensor, tracer, None)
+    made = slot is not None and slot.constant is None
+    return not made or type(tensor) is not FakeTensor or tensor.constant is not None
+
+
+def _noted(tracer: Any, func: Any, args: Any, kwargs: Any, made: Any) -> Any:
+    """What an op has made, after it is written into the graph of an export."""
+    from torch.fx.experimental.proxy_tensor import fetch_sym_proxy, track_tensor_tree
+
+    def written(argument: Any) -> Any:
+        if isinstance(argument, torch.Tensor):
+            return tracer.unwrap_proxy(argument).node
+        if isinstance(argument, list | tuple):
+            return type(argument)([written(item) for item in argument])
+        if isinstance(argument, torch.SymInt | torch.SymFloat | torch.SymBool):
+            proxy = fetch_sym_proxy(tracer)(argument)
+            return getattr(proxy, "node", proxy)  # a size that is known is a number
+        return argument
+
+    named = {key: written(argument) for key, argument in kwargs.items()}
+    name = tracer.graph._target_to_str(func.overloadpacket.__name__)
+    node = tracer.create_node("call_function", func, written(args), named, name)
+    return track_tensor_tree(made, tracer.proxy(node), constant=None, tracer=tracer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A tensor that an op of an export made: in memory of its own, or a view of one it reads."""
+
+    mode: Any
+    shape: Sequence[Any]
+    strides: Sequence[Any]
+    dtype: torch.dtype
+    device: torch.device
+    of: int | None = None
+    """Which of the tensors read it is a view of, None for memory of its own."""
+    further: Any = 0
+    """How much further in the memory it starts than that one."""
+
+    def again(self, read: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Another such tensor, made of the same."""
+        from torch._dispatch.python import no_python_dispatcher
+        from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
+
+        base = None if self.of is None else read[self.of]
+        start = self.further if base is None else base.storage_offset() + self.further
+        with (
+            no_python_dispatcher(),
+            in_kernel_invocation_manager(self.mode),
+            self.mode.shape_env.suppress_guards(),
+        ):
+            if base is None:
+                made = torch.empty_strided(
+                    self.shape, self.strides, dtype=self.dtype, device="meta"
+                )
+            else:
+                made = torch.ops.aten.as_strided.default(base, self.shape, self.strides, start)
+        return FakeTensor(self.mode, made, self.device)
+
+
+def _made(out: Any, read: Sequence[torch.Tensor]) -> _Made | None:
+    """How to make again what an op made; None for what has numbers, or a size that they tell."""
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    if type(out) is not FakeTensor or out.constant is not None or out.dtype.is_complex:
+        return None
+    if free_unbacked_symbols((out.shape, out.stride())):
+        return None
+    memory = out.untyped_storage()._cdata
+    owners = [i for i, t in enumerate(read) if t.untyped_storage()._cdata == memory]
+    made = _Made(out.fake_mode, out.shape, out.stride(), out.dtype, out.device)
+    if not owners:
+        return made
+    base = read[owners[0]]
+    if base is out or base.dtype != out.dtype:
+        return None
+    return replace(made, of=owners[0], further=out.storage_offset() - base.storage_offset())
 
 
 class _Places:
@@ -140,12 +239,22 @@ class _Places:
     @staticmethod
     def summary() -> traceback.StackSummary:
         """The frames of a model's code, the outermost first."""
-        frames = [
-            (frame, line)
-            for frame, line in traceback.walk_stack(None)
-            if is_of_a_model(frame.f_code.co_filename)
-        ]
-        return traceback.StackSummary.extract(reversed(frames))
+        places: list[tuple[CodeType, int]] = []
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if is_of_a_model(frame.f_code.co_filename):
+                places.append((frame.f_code, frame.f_lineno))
+            frame = frame.f_back
+        return _summary(tuple(places))
+
+
+@lru_cache(maxsize=2**12)
+def _summary(places: Sequence[tuple[CodeType, int]]) -> traceback.StackSummary:
+    frames = [
+        traceback.FrameSummary(code.co_filename, line, code.co_name)
+        for code, line in reversed(places)
+    ]
+    return traceback.StackSummary.from_list(frames)
 
 
 class MetaRun(TorchDispatchMode):
@@ -160,6 +269,10 @@ class MetaRun(TorchDispatchMode):
         super().__init__()
         self._known: dict[Any, Callable[[], torch.Tensor]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled: torch need not see to that at each op
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.call(func, args, kwargs or {})[1]
 
@@ -172,16 +285,30 @@ class MetaRun(TorchDispatchMode):
         if (again := self._known.get(told)) is not None:
             return read, again()
         made = func(*args, **kwargs)
-        new = isinstance(made, torch.Tensor) and not func.is_view and not func._schema.is_mutable
-        if new and made.is_meta and all(tensor.is_meta for tensor in read):
+        if isinstance(made, torch.Tensor) and made.is_meta and _is_new(func, made, read):
             self._known[told] = partial(
                 torch.empty_strided, made.shape, made.stride(), dtype=made.dtype, device="meta"
             )
         return read, made
 
 
+def _is_new(func: Any, made: torch.Tensor, read: Sequence[torch.Tensor]) -> bool:
+    """Whether an op on the meta device has made a tensor in memory of its own, and written
+    nowhere."""
+    memory = made.untyped_storage()._cdata
+    return not func._schema.is_mutable and all(
+        tensor.is_meta and tensor.untyped_storage()._cdata != memory for tensor in read
+    )
+
+
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+
+
 def _told(argument: Any, tensors: list[torch.Tensor]) -> Any:
     """All that an argument tells an op, but for data; its tensors are added to ``tensors``."""
+    kind = type(argument)
+    if kind in _PLAIN:
+        return kind, argument  # 1 is not 1.0
     if isinstance(argument, torch.Tensor):
         tensors.append(argument)
         shape, strides = argument.shape, argument.stride()
@@ -191,5 +318,5 @@ def _told(argument: Any, tensors: list[torch.Tensor]) -> Any:
     if isinstance(argument, list | tuple):
         return tuple([_told(item, tensors) for item in argument])
     if isinstance(argument, torch.SymInt | torch.SymFloat | torch.SymBool):
-        return type(argument), argument.node.expr
-    return type(argument), argument  # 1 is not 1.0
+        return kind, argument.node.expr
+    return kind, argument
