@@ -661,7 +661,7 @@ class Twice(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for _ in range(2):
             rows = x[:, 1:].transpose(-1, -2).unsqueeze(0)
-            first = x.select(0, 0).view(-1)
+            first = x.select(0, 0).view(-1) + x[2].view(-1) + x[:, 3].sum() + x[-1, 1].sum()
             left, right = x.split(2, dim=-1)
             new = torch.zeros(x.shape[1], 4, dtype=x.dtype)
             new[0].add_(self.kept)

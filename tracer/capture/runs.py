@@ -118,14 +118,19 @@ def remembering() -> Iterator[None]:
 
     def call(mode: Any, func: Any, pre_dispatch: bool, args: Any, kwargs: Any) -> Any:
         read: list[torch.Tensor] = []
-        told = (func, _told(args, read), _told(tuple(kwargs.items()), read))
+        at = _picked(func, args)
+        told = (
+            func,
+            _told(args if at is None else args[:2], read),
+            _told(tuple(kwargs.items()), read),
+        )
         by_shapes = _goes_by_shapes(func) and func not in mode.decomposition_table
         if not by_shapes or any(_data(tensor, mode.tracer) for tensor in read):
             return work_out(mode, func, pre_dispatch, args, kwargs)
         if (made := known.get(told)) is not None:
-            return _noted(mode.tracer, func, args, kwargs, made.again(read))
+            return _noted(mode.tracer, func, args, kwargs, made.again(read, at or 0))
         out = work_out(mode, func, pre_dispatch, args, kwargs)
-        if (made := _made(out, read)) is not None:
+        if (made := _made(out, read, at or 0)) is not None:
             known[told] = made
         return out
 
@@ -141,6 +146,19 @@ def _goes_by_shapes(func: Any) -> bool:
         and not func._schema.is_mutable
         and not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & {*func.tags}
     )
+
+
+def _picked(func: Any, args: Any) -> int | None:
+    """How far in the memory of what it reads a select picks, so that all along an axis are one op:
+    code that goes token by token picks each. None for what is no select, or of a size that is a
+    formula."""
+    if func is not torch.ops.aten.select.int or len(args) != 3 or type(args[2]) is not int:
+        return None
+    tensor, axis, index = args
+    if tensor._has_symbolic_sizes_strides or not 0 <= index < tensor.shape[axis]:
+        return None
+    place: int = index * tensor.stride(axis)
+    return place
 
 
 def _data(tensor: torch.Tensor, tracer: Any) -> bool:
@@ -187,13 +205,13 @@ class _Made:
     further: Any = 0
     """How much further in the memory it starts than that one."""
 
-    def again(self, read: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Another such tensor, made of the same."""
+    def again(self, read: Sequence[torch.Tensor], picked: int) -> torch.Tensor:
+        """Another such tensor, made of the like, ``picked`` further in its memory."""
         from torch._dispatch.python import no_python_dispatcher
         from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 
         base = None if self.of is None else read[self.of]
-        start = self.further if base is None else base.storage_offset() + self.further
+        start = 0 if base is None else base.storage_offset() + self.further + picked
         with (
             no_python_dispatcher(),
             in_kernel_invocation_manager(self.mode),
@@ -208,8 +226,9 @@ class _Made:
         return FakeTensor(self.mode, made, self.device)
 
 
-def _made(out: Any, read: Sequence[torch.Tensor]) -> _Made | None:
-    """How to make again what an op made; None for what has numbers, or a size that they tell."""
+def _made(out: Any, read: Sequence[torch.Tensor], picked: int) -> _Made | None:
+    """How to make again what an op made, which it ``picked`` so far in the memory of what it reads;
+    None for what has numbers, or a size that they tell."""
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
@@ -225,7 +244,9 @@ def _made(out: Any, read: Sequence[torch.Tensor]) -> _Made | None:
     base = read[owners[0]]
     if base is out or base.dtype != out.dtype:
         return None
-    return replace(made, of=owners[0], further=out.storage_offset() - base.storage_offset())
+    return replace(
+        made, of=owners[0], further=out.storage_offset() - base.storage_offset() - picked
+    )
 
 
 class _Places:
