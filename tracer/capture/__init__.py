@@ -449,7 +449,7 @@ def _reach(
     )
 
 
-MOST_OPS = 50_000
+MOST_OPS = 300_000
 """Code that does something for each token is traced up to so many ops unless a user insists."""
 
 

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import dropwhile
 from types import CodeType, FrameType
 from typing import Any
 from unittest.mock import patch
@@ -67,6 +68,7 @@ def without_debugging() -> Iterator[None]:
         patch.object(proxy_tensor, name, kept),
         patch.object(ShapeEnv, "_create_fx_call_function", lambda self, op, args: (None, False)),
         patch.object(proxy, "CapturedTraceback", _Places),
+        patch.object(proxy.TracerBase, "_filter_traceback_frames", lambda self, places: places),
         patch.object(proxy_tensor, "_extract_tensor_metadata", lambda made: None),
         patch.object(GraphModule, "recompile", _when_run(GraphModule.recompile)),
         patch.object(_trace, "produce_guards_and_solve_constraints", _settle),
@@ -249,8 +251,9 @@ def _made(out: Any, read: Sequence[torch.Tensor], picked: int) -> _Made | None:
     )
 
 
-class _Places:
-    """The places in a model's code on the stack, in place of all that torch gathers of it."""
+class _Places(list[str]):
+    """The places in a model's code on the stack, as text, in place of all that torch gathers of
+    it."""
 
     @staticmethod
     def extract() -> type["_Places"]:
@@ -258,24 +261,26 @@ class _Places:
         return _Places
 
     @staticmethod
-    def summary() -> traceback.StackSummary:
-        """The frames of a model's code, the outermost first."""
+    def summary() -> "_Places":
+        """From the first forward on, the innermost last."""
         places: list[tuple[CodeType, int]] = []
         frame: FrameType | None = sys._getframe()
         while frame is not None:
             if is_of_a_model(frame.f_code.co_filename):
                 places.append((frame.f_code, frame.f_lineno))
             frame = frame.f_back
-        return _summary(tuple(places))
+        return _as_text(tuple(reversed(places)))
+
+    def format(self) -> list[str]:
+        """As torch's own."""
+        return self
 
 
 @lru_cache(maxsize=2**12)
-def _summary(places: Sequence[tuple[CodeType, int]]) -> traceback.StackSummary:
-    frames = [
-        traceback.FrameSummary(code.co_filename, line, code.co_name)
-        for code, line in reversed(places)
-    ]
-    return traceback.StackSummary.from_list(frames)
+def _as_text(places: Sequence[tuple[CodeType, int]]) -> _Places:
+    inner = dropwhile(lambda place: place[0].co_name != "forward", places)
+    frames = [traceback.FrameSummary(code.co_filename, n, code.co_name) for code, n in inner]
+    return _Places(traceback.StackSummary.from_list(frames).format())
 
 
 class MetaRun(TorchDispatchMode):
