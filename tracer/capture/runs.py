@@ -306,8 +306,10 @@ class MetaRun(TorchDispatchMode):
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[list[torch.Tensor], Any]:
         """(the tensors that a call of an op reads, what it makes)"""
+        if func.is_view:  # made sooner than looked up
+            return [one for one in args if isinstance(one, torch.Tensor)], func(*args, **kwargs)
         read: list[torch.Tensor] = []
-        told = (func, _told(args, read), _told(tuple(kwargs.items()), read))
+        told = (func, _told(args, read), _told(tuple(kwargs.items()), read) if kwargs else ())
         if (again := self._known.get(told)) is not None:
             return read, again()
         made = func(*args, **kwargs)
