@@ -259,7 +259,10 @@ def test_arguments_are_read_from_the_calls():
         return const(found) if isinstance(found, int) else SEQ
 
     told = [
-        (node.target.name().split("::")[1], dict(arguments(node, size)))
+        (
+            node.target.name().split("::")[1],
+            dict(arguments(node.target, node.args, node.kwargs, size)),
+        )
         for node in exported.graph.nodes
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
     ]

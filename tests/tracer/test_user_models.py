@@ -110,6 +110,30 @@ def listed(batch, seq):
     return Memory(), [torch.zeros(1, seq, 8) for _ in range(batch + 2)]
 
 
+class Rolling(torch.nn.Module):
+    def __init__(self, index):
+        super().__init__()
+        self.index, self.linear = index, torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.linear(torch.roll(x, 2 if self.index == 5 else 1, 1))
+
+
+def rolling():
+    return Listed(), torch.zeros(1, 16, 8)
+
+
+class Listed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Rolling(index) for index in range(8))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 def leaves():
     raise SystemExit(3)
 
@@ -185,6 +209,14 @@ def test_an_input_called_like_a_parameter_is_an_input(file):
     assert (given.name, given.shape_expr) == ("weight", ("batch", "seq", "8"))
     assert (graph.meta.batch, graph.meta.seq) == (3, 5)  # the function's own defaults
     assert total_flops(graph).products_expr == "128*batch*seq"
+
+
+def test_a_layer_that_is_told_another_number_is_no_copy_of_the_others(file):
+    """Its shapes and its ops are theirs: only by how much it rolls is it another."""
+    captured = capture_function(file, "rolling")
+    rolls = [dict(op.arguments)["shifts"] for op in captured.graph.ops if "roll" in op.target]
+    assert rolls == ["[1]"] * 5 + ["[2]"] + ["[1]"] * 2
+    assert captured.unrepeated_reason == "its layers look alike but do not run alike"
 
 
 def test_an_input_that_is_written_into_is_a_result(file):

@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracer import kinds
-from tracer.formula import Formula
+from tracer.formula import Formula, const
 from tracer.kinds import told
 
 FACTORS = ("alpha", "beta", "value")
@@ -26,16 +26,25 @@ def argument(node: Node, name: str) -> Any:
     return told(node.target, node.args, node.kwargs).get(name)
 
 
-def arguments(node: Node, size: Callable[[Any], Formula]) -> tuple[tuple[str, str], ...]:
-    """(name, JSON) of what an op is told beside its tensors and may decide how much it does.
+Told = tuple[tuple[str, str], ...]
+"""(name, JSON) of what an op is told beside its tensors and may decide how much it does."""
+
+
+def arguments(
+    target: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    size: Callable[[Any], Formula] = const,
+) -> Told:
+    """What a call of an op is told beside its tensors and may decide how much it does.
 
     Defaults are left out, and numbers that are only computed with, unless they are complex:
     ``{"complex": [real part, imaginary part]}``. A size that is a symbol is ``{"size": formula}``;
     ``size`` makes a formula of one of torch's sizes.
     """
-    operands, defaults = _declared(node.target)
+    operands, defaults = _declared(target)
     found: list[tuple[str, str]] = []
-    for name, value in told(node.target, node.args, node.kwargs).items():
+    for name, value in told(target, args, kwargs).items():
         operand = name in operands and not isinstance(value, complex)
         if value is None or name == "pin_memory" or operand:
             continue

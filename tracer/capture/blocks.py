@@ -186,9 +186,9 @@ def running_alike(task: Task, stacks: Sequence[Stack], way: Way) -> tuple[Stack,
     """Those of ``stacks`` that run; not one unless all blocks of a kind do the same in a run of the
     whole model on the meta device.
 
-    Every op of every block is seen, with what it reads and makes, and every function of torch that
-    it is part of. In the blocks to be traced and around all blocks, the whole model must do what
-    the shortened one does.
+    Every op of every block is seen, with what it reads, is told and makes, and every function of
+    torch that it is part of. In the blocks to be traced and around all blocks, the whole model must
+    do what the shortened one does.
     """
     whole = _seen(task, stacks, task.inputs(way)) if stacks else None
     if whole is None:
@@ -232,7 +232,8 @@ def _done(program: Program, stacks: Sequence[Stack]) -> list[tuple[Any, ...]]:
             count[block] += 1
         if block in places:
             makes = [program.values[out] for out in node.outs]
-            rows.append((block, node.module_type, node.target, read, makes))
+            what = node.module_type, node.target, node.arguments
+            rows.append((block, *what, read, makes))
     return rows
 
 
@@ -313,7 +314,7 @@ class _Witness(MetaRun):
             self.called.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        read, made = self.call(func, args, kwargs or {})
+        read, told, made = self.call(func, args, kwargs or {})
         if len(self.program.nodes) == self.look_at:
             self.place = place("".join(traceback.format_stack()))
         value_of = self.value_of
@@ -325,7 +326,8 @@ class _Witness(MetaRun):
                 value_of[id(tensor)] = outs[-1]
         called = " ".join(self.called)
         self.called.clear()
-        self.program.nodes.append(Node(_name(func), known, tuple(outs), self.path, called))
+        node = Node(_name(func), known, tuple(outs), self.path, called, arguments=told)
+        self.program.nodes.append(node)
         return made
 
     def _add(self, tensor: torch.Tensor, name: str = "") -> int:

@@ -463,7 +463,7 @@ class _Lowering:
                 self.extents.get(node),
                 is_identity(node),
                 how,
-                arguments(node, self._size),
+                () if view else arguments(node.target, node.args, node.kwargs, self._size),
                 self.drawn.get(node, int(draws(node))),
             )
         )

@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracer.capture.arguments import Told, arguments
 from tracer.capture.errors import is_of_a_model
 
 
@@ -293,31 +294,35 @@ class MetaRun(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[Any, Callable[[], torch.Tensor]] = {}
+        self._known: dict[Any, tuple[Callable[[], torch.Tensor], Told]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing here is compiled: torch need not see to that at each op
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.call(func, args, kwargs or {})[1]
+        return self.call(func, args, kwargs or {})[-1]
 
     def call(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[list[torch.Tensor], Any]:
-        """(the tensors that a call of an op reads, what it makes)"""
+    ) -> tuple[list[torch.Tensor], Told, Any]:
+        """(the tensors that a call of an op reads; of one that is no view, what else it is told
+        that decides how much it does; what it makes)"""
         if func.is_view:  # made sooner than looked up
-            return [one for one in args if isinstance(one, torch.Tensor)], func(*args, **kwargs)
+            return [t for t in args if isinstance(t, torch.Tensor)], (), func(*args, **kwargs)
         read: list[torch.Tensor] = []
-        told = (func, _told(args, read), _told(tuple(kwargs.items()), read) if kwargs else ())
-        if (again := self._known.get(told)) is not None:
-            return read, again()
+        key = (func, _told(args, read), _told(tuple(kwargs.items()), read) if kwargs else ())
+        if (known := self._known.get(key)) is not None:
+            again, told = known
+            return read, told, again()
+        told = arguments(func, args, kwargs)
         made = func(*args, **kwargs)
         if isinstance(made, torch.Tensor) and made.is_meta and _is_new(func, made, read):
-            self._known[told] = partial(
+            again = partial(
                 torch.empty_strided, made.shape, made.stride(), dtype=made.dtype, device="meta"
             )
-        return read, made
+            self._known[key] = again, told
+        return read, told, made
 
 
 def _is_new(func: Any, made: torch.Tensor, read: Sequence[torch.Tensor]) -> bool:
