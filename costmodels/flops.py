@@ -77,14 +77,16 @@ def annotate(graph: OpGraph) -> OpGraph:
 def work_key(graph: OpGraph, op: Op) -> Hashable:
     """All that an op's FLOPs and traffic follow from, but which experts' weights it reads: the many
     ops of a graph that are equal in it are worked out once."""
-    inputs = graph.inputs(op.id)
-    memories = [graph.storage(t) for t in inputs]
-    which, where = [t.id for t in inputs], [m.id for m in memories]
+    which: dict[int, int] = {}  # tensor -> its number among those that the op reads
+    where: dict[int, int] = {}  # memory -> likewise
+    read = []
+    for t in graph.inputs(op.id):
+        m = graph.storage(t)
+        read.append((*_seen_of(t), which.setdefault(t.id, len(which))))
+        read.append((m.bytes, m.bytes_expr, m.role in STATE, where.setdefault(m.id, len(where))))
     return (
         *(op.target, op.kind, op.dtype, op.arguments, op.extent_expr),
-        tuple((*_seen_of(t), which.index(t.id)) for t in inputs),
-        tuple((m.bytes, m.bytes_expr, m.role in STATE, where.index(m.id)) for m in memories),
-        tuple(map(_seen_of, graph.outputs(op.id))),
+        *(tuple(read), tuple(map(_seen_of, graph.outputs(op.id)))),
     )
 
 
