@@ -170,14 +170,15 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
         )
         ops.append(op)
         for position, arg in enumerate(args):
-            edges.append(Edge(rows[ids[arg]][1], op.id, ids[arg], position))
+            tensor = ids[arg]
+            edges.append(Edge(rows[tensor][1], op.id, tensor, position))
+        if is_constant:
+            constant.update(node.outs)
+            if not from_parameters.isdisjoint(args):
+                from_parameters.update(node.outs)
+        many = len(node.outs) > 1
         for position, out in enumerate(node.outs):
-            if is_constant:
-                constant.add(out)
-                if from_parameters.intersection(args):
-                    from_parameters.add(out)
             ids[out] = len(rows)
-            many = len(node.outs) > 1
             rows.append((program.values[out], op.id, f"{name}.{position}" if many else name))
     size = _Sizer(meta)
     tensors = []
