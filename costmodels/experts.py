@@ -112,6 +112,8 @@ def routed(graph: OpGraph, op: Op) -> tuple[Tensor, Any, Any, Any] | None:
     the graph's sizes are.
     """
     name, inputs = base_name(op.target), graph.inputs(op.id)
+    if name not in GROUPED and name not in _OF_ROWS:  # nearly all: at once
+        return None
     ranks = [len(t.shape) for t in inputs]
     if name in GROUPED and ranks[:2] in ([2, 3], [3, 2]) and len(inputs) > 2:
         left = ranks[0] == 2  # rows are split among the experts, else columns are
@@ -189,22 +191,26 @@ def mixed(graph: OpGraph) -> dict[int, Mixing]:
     scores [tokens, experts] are chosen among for just as many tokens as each expert is run on."""
     chosen: dict[tuple[int | None, int, int], list[Op]] = {}
     for op in graph.ops:
+        if base_name(op.target) not in _CHOOSE:
+            continue
         scores = graph.inputs(op.id)[:1]
-        if base_name(op.target) in _CHOOSE and scores and graph.is_float(scores[0].dtype):
+        if scores and graph.is_float(scores[0].dtype):
             *tokens, choices = scores[0].shape or (0,)
             chosen.setdefault((op.layer, choices, reduce(mul, tokens, 1)), []).append(op)
     found: dict[int, Mixing] = {}
     for op in graph.ops if chosen else ():
         if base_name(op.target) not in ("bmm", "matmul", "baddbmm"):
             continue
-        stacks = [t for t in graph.inputs(op.id) if _is_stack(graph, t)]
         made = graph.outputs(op.id)[0]
-        if len(stacks) != 1 or len(made.shape) != 3:
+        if len(made.shape) != 3:
             continue
         experts, rows = made.shape[:2]
-        if stacks[0].shape[0] != experts or experts < 2:
-            continue
         choosing = chosen.get((op.layer, experts, rows), [])
+        if experts < 2 or not choosing:
+            continue
+        stacks = [t for t in graph.inputs(op.id) if _is_stack(graph, t)]
+        if len(stacks) != 1 or stacks[0].shape[0] != experts:
+            continue
         if best := [o for o in choosing if base_name(o.target) == "topk"][-1:]:
             few = graph.outputs(best[0].id)[0].shape[-1]
         else:  # the best, then the best of the others
@@ -226,25 +232,37 @@ def active_parameters(graph: OpGraph) -> int:
     experts that code runs on every token those count that a token goes to; those that are not shown
     to be chosen count whole.
     """
-    share: dict[int, Fraction] = {}  # storage -> the part of it that a token meets
+    share: dict[int, int | Fraction] = {}  # storage -> the part of it that a token meets
     mixing = mixed(graph)
-    for op in reversed(graph.ops):
+    for op in reversed(_reading_parameters(graph)):
         routing = routing_of(graph, op) or mixing.get(op.id)
-        made = [graph.storage(t).id for t in graph.outputs(op.id)]
         looked_up = _looked_up(graph, op)
+        whole: int | Fraction = 1
+        if op.is_view or op.is_constant:  # as much as of what it makes, which is read later
+            made = (share.get(graph.storage(t).id, 0) for t in graph.outputs(op.id))
+            whole = max(made, default=1)
         for tensor in graph.inputs(op.id):
-            stored = graph.storage(tensor).id
+            part = 0 if tensor is looked_up else whole
             if routing and tensor is routing.stack:
                 part = routing.share
-            elif tensor is looked_up:
-                part = Fraction(0)
-            elif op.is_view or op.is_constant:  # as much as of what it makes, which is read later
-                part = max((share.get(t, Fraction(0)) for t in made), default=Fraction(1))
-            else:
-                part = Fraction(1)
-            share[stored] = max(share.get(stored, Fraction(0)), part)
+            stored = graph.storage(tensor).id
+            if part > share.get(stored, 0):
+                share[stored] = part
     owners = [t for t in graph.tensors if t.role is Role.PARAMETER and t.alias_of is None]
     return graph.meta.parameters - round(sum(t.numel * (1 - share.get(t.id, 0)) for t in owners))
+
+
+def _reading_parameters(graph: OpGraph) -> list[Op]:
+    """The ops that read a parameter, or a view or a constant of one, in execution order."""
+    found: set[int] = set()
+    front = [t for t in graph.tensors if graph.storage(t).role is Role.PARAMETER]
+    for tensor in front:  # it grows
+        for number in graph.readers(tensor.id):
+            op = graph.ops[number]
+            if number not in found and (op.is_view or op.is_constant):
+                front += graph.outputs(number)
+            found.add(number)
+    return [graph.ops[number] for number in sorted(found)]
 
 
 def _looked_up(graph: OpGraph, op: Op) -> Tensor | None:

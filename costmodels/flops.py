@@ -17,7 +17,7 @@ from costmodels.experts import STATE, Routing, mixed, routing_of
 from costmodels.formulas import REGISTRY, GemmOf, GemmSize, Shapes, Signature, Size, to_int
 from costmodels.traffic import traffic
 from tracer.errors import CutedgeError
-from tracer.formula import formula, parse
+from tracer.formula import Formula, formula, parse
 from tracer.graph import QUANTISED_DTYPES, Gemm, Kind, Op, OpCost, OpGraph, Status, Tensor
 from tracer.kinds import base_name
 from tracer.stages import stage
@@ -77,14 +77,16 @@ def annotate(graph: OpGraph) -> OpGraph:
 def work_key(graph: OpGraph, op: Op) -> Hashable:
     """All that an op's FLOPs and traffic follow from, but which experts' weights it reads: the many
     ops of a graph that are equal in it are worked out once."""
-    inputs = graph.inputs(op.id)
-    memories = [graph.storage(t) for t in inputs]
-    which, where = [t.id for t in inputs], [m.id for m in memories]
+    which: dict[int, int] = {}  # tensor -> its number among those that the op reads
+    where: dict[int, int] = {}  # memory -> likewise
+    read = []
+    for t in graph.inputs(op.id):
+        m = graph.storage(t)
+        read.append((*_seen_of(t), which.setdefault(t.id, len(which))))
+        read.append((m.bytes, m.bytes_expr, m.role in STATE, where.setdefault(m.id, len(where))))
     return (
         *(op.target, op.kind, op.dtype, op.arguments, op.extent_expr),
-        tuple((*_seen_of(t), which.index(t.id)) for t in inputs),
-        tuple((m.bytes, m.bytes_expr, m.role in STATE, where.index(m.id)) for m in memories),
-        tuple(map(_seen_of, graph.outputs(op.id))),
+        *(tuple(read), tuple(map(_seen_of, graph.outputs(op.id)))),
     )
 
 
@@ -358,7 +360,9 @@ def refuse_unsupported(graph: OpGraph) -> None:
 def total_flops(graph: OpGraph) -> FlopTotals:
     """Sum the FLOPs of an annotated graph."""
     products, causal, other = 0, 0, 0
-    closed, causal_closed, masks_known = formula(0), formula(0), True
+    formulas: Counter[str] = Counter()  # of ``products``: many are equal
+    causal_formulas: Counter[str] = Counter()
+    masks_known = True
     products_status = Status.EXACT
     unsupported: Counter[str] = Counter()
     missing: Counter[str] = Counter()
@@ -376,17 +380,18 @@ def total_flops(graph: OpGraph) -> FlopTotals:
             if op.cost.flops_status is Status.ESTIMATE and op.cost.assumption is None:
                 products_status = Status.ESTIMATE
             products += op.cost.flops
-            closed += parse(op.cost.flops_expr or "0")
+            formulas[op.cost.flops_expr or "0"] += 1
             if _in_attention(graph, op):
                 masks_known = masks_known and op.cost.causal_flops is not None
                 causal += op.cost.causal_flops or 0
-                causal_closed += parse(op.cost.causal_flops_expr or "0")
+                causal_formulas[op.cost.causal_flops_expr or "0"] += 1
             else:
                 causal += op.cost.flops
-                causal_closed += parse(op.cost.flops_expr or "0")
+                causal_formulas[op.cost.flops_expr or "0"] += 1
         else:
             other += op.cost.flops
     working = sum(op.kind not in FREE for op in graph.ops)
+    closed, causal_closed = _summed(formulas), _summed(causal_formulas)
     return FlopTotals(
         products=products,
         products_expr=str(closed) if graph.meta.symbolic else None,
@@ -400,3 +405,8 @@ def total_flops(graph: OpGraph) -> FlopTotals:
         routed_expr=str(closed - idle_closed) if mixing and graph.meta.symbolic else None,
         products_status=products_status,
     )
+
+
+def _summed(formulas: Mapping[str, int]) -> Formula:
+    """The sum of formulas, each as often as it is there."""
+    return sum((parse(text) * times for text, times in formulas.items()), formula(0))

@@ -565,8 +565,9 @@ def trace_lines(graph: OpGraph, flops: FlopTotals) -> list[tuple[str, str]]:
     size = human(parameter_bytes(graph))
     said.append(("parameters", f"{meta.parameters:,} ({size} in {meta.weights or meta.dtype})"))
     said += [("", line) for line in not_run(graph)]
-    assumed, active = assumptions(graph), active_parameters(graph)
+    assumed = assumptions(graph)
     if assumed or flops.routed is not None:
+        active = active_parameters(graph)
         share = active / max(meta.parameters, 1)
         said.append(("", f"{active:,} active for one token ({share:.1%})"))
         said += [("" if n else "assumed", text) for n, text in enumerate(assumed)]

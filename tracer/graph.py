@@ -5,11 +5,11 @@ Everything above the tracer works on this module's types and never on torch's. O
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, reduce
-from operator import mul
-from typing import TYPE_CHECKING
+from operator import attrgetter, mul
+from typing import TYPE_CHECKING, Any
 
 from tracer.errors import CutedgeError
 
@@ -141,6 +141,10 @@ class OpCost:
     tokens over experts decides whose weights are read. None where shapes alone decide."""
 
 
+_UNKNOWN = OpCost()
+"""Of an op whose cost was not counted yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One node: an ATen call, a graph input, or the single op that reads the results."""
@@ -179,7 +183,7 @@ class Op:
     with; a size that is a symbol is ``{"size": formula}``. Empty for views and constants."""
     is_identity: bool = False
     """Does arithmetic with a number that leaves values as they are: times 1, plus 0."""
-    cost: OpCost = field(default_factory=OpCost)
+    cost: OpCost = _UNKNOWN
     """What it costs wherever it runs."""
 
     def costing(self, cost: OpCost) -> "Op":
@@ -331,26 +335,27 @@ class OpGraph:
         self._check()
 
     def _check(self) -> None:
-        for what, ids in (
-            ("op", [o.id for o in self.ops]),
-            ("tensor", [t.id for t in self.tensors]),
-        ):
-            if ids != list(range(len(ids))):
-                raise GraphError(f"the {what} ids are not their positions")
+        ops, tensors = len(self.ops), len(self.tensors)
+        _check_ids("op", self.ops, ops)
+        _check_ids("tensor", self.tensors, tensors)
+        producers = [tensor.op for tensor in self.tensors]
+        for number, op in enumerate(producers):
+            if op is not None and not 0 <= op < ops:
+                raise GraphError(f"tensor {number} is made by op {op}, which is missing")
         for tensor in self.tensors:
-            if tensor.op is not None and not 0 <= tensor.op < len(self.ops):
-                raise GraphError(f"tensor {tensor.id} is made by op {tensor.op}, which is missing")
-            if tensor.alias_of is not None and not 0 <= tensor.alias_of < len(self.tensors):
+            owner = tensor.alias_of
+            if owner is not None and not 0 <= owner < tensors:
                 raise GraphError(
-                    f"tensor {tensor.id} is an alias of tensor {tensor.alias_of}, which is missing"
+                    f"tensor {tensor.id} is an alias of tensor {owner}, which is missing"
                 )
         for edge in self.edges:
-            if not (0 <= edge.dst < len(self.ops) and 0 <= edge.tensor < len(self.tensors)):
+            src, dst, read = edge.src, edge.dst, edge.tensor
+            if not (0 <= dst < ops and 0 <= read < tensors):
                 raise GraphError(f"an edge names what is missing: {edge}")
-            if edge.src != self.tensors[edge.tensor].op:
+            if src != producers[read]:
                 raise GraphError(f"an edge disagrees with its tensor's producer: {edge}")
-            if edge.src is not None and edge.src >= edge.dst:
-                raise GraphError(f"op {edge.dst} reads from op {edge.src}, which is not before it")
+            if src is not None and src >= dst:
+                raise GraphError(f"op {dst} reads from op {src}, which is not before it")
 
     @cached_property
     def nx(self) -> "nx.MultiDiGraph[int]":
@@ -366,10 +371,10 @@ class OpGraph:
 
     @cached_property
     def _inputs(self) -> Sequence[tuple[Tensor, ...]]:
-        found: list[list[tuple[int, Tensor]]] = [[] for _ in self.ops]
-        for edge in self.edges:
-            found[edge.dst].append((edge.arg_index, self.tensors[edge.tensor]))
-        return [tuple(t for _, t in sorted(args, key=lambda a: a[0])) for args in found]
+        found: list[list[Tensor]] = [[] for _ in self.ops]
+        for edge in sorted(self.edges, key=attrgetter("arg_index")):
+            found[edge.dst].append(self.tensors[edge.tensor])
+        return [tuple(read) for read in found]
 
     @cached_property
     def _outputs(self) -> Sequence[tuple[Tensor, ...]]:
@@ -381,10 +386,10 @@ class OpGraph:
 
     @cached_property
     def _readers(self) -> Sequence[tuple[int, ...]]:
-        found: list[dict[int, None]] = [{} for _ in self.tensors]
+        found: list[list[int]] = [[] for _ in self.tensors]
         for edge in self.edges:
-            found[edge.tensor][edge.dst] = None
-        return [tuple(sorted(ops)) for ops in found]
+            found[edge.tensor].append(edge.dst)
+        return [tuple(ops if len(ops) < 2 else sorted({*ops})) for ops in found]
 
     def inputs(self, op: int) -> tuple[Tensor, ...]:
         """The tensors that an op reads, in argument order (twice when it reads one twice)."""
@@ -486,16 +491,47 @@ class OpGraph:
 
     def with_meta(self, meta: TraceMeta) -> "OpGraph":
         """The same graph as a trace of something else."""
-        return OpGraph(meta, self.ops, self.tensors, self.edges)
+        return self._with(_FLOW, meta=meta)
 
     def with_ops(self, ops: Iterable[Op]) -> "OpGraph":
-        """The same graph with other op rows (costs filled in, kinds refined), as many as before."""
-        graph = OpGraph(self.meta, ops, self.tensors, self.edges)
-        by_flow = ("_inputs", "_outputs", "_readers")  # what tensors and edges alone decide
-        vars(graph).update((name, vars(self)[name]) for name in by_flow if name in vars(self))
-        return graph
+        """The same graph with other op rows (costs filled in, kinds refined), as many as before.
+
+        Raises GraphError where they are not as many, or an id is not a position.
+        """
+        rows = tuple(ops)
+        _check_ids("op", rows, len(self.ops))
+        return self._with(_FLOW, ops=rows)
 
     def with_labels(self, labels: Mapping[int, str]) -> "OpGraph":
         """The same graph with the given tensors labelled."""
-        tensors = [replace(t, label=labels[t.id]) if t.id in labels else t for t in self.tensors]
-        return OpGraph(self.meta, self.ops, tensors, self.edges)
+        tensors = tuple(
+            replace(t, label=labels[t.id]) if t.id in labels else t for t in self.tensors
+        )
+        inputs, outputs = [*self._inputs], [*self._outputs]
+        for tensor in tensors:
+            if tensor.id in labels:  # what other ops read and make is as it was
+                for op in self.readers(tensor.id):
+                    inputs[op] = tuple(tensors[t.id] for t in inputs[op])
+                if tensor.op is not None:
+                    outputs[tensor.op] = tuple(tensors[t.id] for t in outputs[tensor.op])
+        return self._with(["_readers"], tensors=tensors, _inputs=inputs, _outputs=outputs)
+
+    def _with(self, kept: Iterable[str], **changed: Any) -> "OpGraph":
+        """A copy with something changed, and of what was worked out what is ``kept``.
+
+        Nothing is checked again: who calls it changes no id, no producer and no edge.
+        """
+        graph = object.__new__(OpGraph)
+        parts = ("meta", "ops", "tensors", "edges", *kept)
+        vars(graph).update({name: vars(self)[name] for name in parts if name in vars(self)})
+        vars(graph).update(changed)
+        return graph
+
+
+_FLOW = ("_inputs", "_outputs", "_readers")
+"""What is worked out of a graph's tensors and edges alone."""
+
+
+def _check_ids(what: str, rows: Sequence[Op] | Sequence[Tensor], count: int) -> None:
+    if [row.id for row in rows] != list(range(count)):
+        raise GraphError(f"the {what} ids are not their positions")

@@ -16,7 +16,7 @@ from tracer.formula import Formula, const
 from tracer.graph import ITEM_BYTES, Edge, Kind, Op, OpGraph, Role, Tensor, TraceMeta
 from tracer.kinds import MATRIX_PRODUCTS, SEVERAL_PRODUCTS, base_name, data_args, kind_of
 from tracer.patterns import label_tensors, mark_norms
-from tracer.stacks import with_stacks
+from tracer.stacks import place_of, with_stacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +144,14 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
     for node in _with_states(program):
         base = base_name(node.target).rpartition("::")[2]
         args = data_args(node.target, node.args)
-        given = node.target in ("input", "output") or node.draws > 0
-        is_constant = not given and constant.issuperset(args)
+        at_an_end = node.target in ("input", "output")
+        is_constant = not at_an_end and node.draws == 0 and constant.issuperset(args)
         kind = _kind(node, args, is_constant, from_parameters)
         name = f"{base}_{counts[base]}"
-        if node.target in ("input", "output"):
+        if at_an_end:
             name = program.values[node.outs[0]].name if node.outs else base
         counts[base] += 1
+        stack, layer = place_of(node.path)  # of nearly all ops; ``with_stacks`` puts others right
         op = Op(
             id=len(ops),
             name=name,
@@ -158,8 +159,8 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
             kind=kind,
             module_path=node.path,
             module_type=node.module_type,
-            stack=None,
-            layer=None,
+            stack=stack,
+            layer=layer,
             is_constant=is_constant,
             is_view=node.is_view,
             dtype=program.values[node.outs[0]].dtype if node.outs else None,
@@ -169,14 +170,15 @@ def build_graph(program: Program, meta: TraceMeta) -> OpGraph:
         )
         ops.append(op)
         for position, arg in enumerate(args):
-            edges.append(Edge(rows[ids[arg]][1], op.id, ids[arg], position))
+            tensor = ids[arg]
+            edges.append(Edge(rows[tensor][1], op.id, tensor, position))
+        if is_constant:
+            constant.update(node.outs)
+            if not from_parameters.isdisjoint(args):
+                from_parameters.update(node.outs)
+        many = len(node.outs) > 1
         for position, out in enumerate(node.outs):
-            if is_constant:
-                constant.add(out)
-                if from_parameters.intersection(args):
-                    from_parameters.add(out)
             ids[out] = len(rows)
-            many = len(node.outs) > 1
             rows.append((program.values[out], op.id, f"{name}.{position}" if many else name))
     size = _Sizer(meta)
     tensors = []
@@ -302,13 +304,17 @@ class _Sizer:
         self.variables = meta.variables
         self.symbolic = bool(meta.symbolic)
         self.known: dict[tuple[str, tuple[Formula, ...]], _Sizes] = {}
+        self.met: dict[tuple[str, int], _Sizes] = {}  # by the shape's identity: most share one
 
     def tensor(
-        self, id: int, op: int | None, name: str, role: Role, value: Value, alias: int | None
+        self, number: int, op: int | None, name: str, role: Role, value: Value, alias: int | None
     ) -> Tensor:
-        key = (value.dtype, value.shape)
-        sizes = self.known.get(key) or self.known.setdefault(key, self._sizes(*key))
-        return Tensor(id, op, name, role, None, value.dtype, *sizes, alias)
+        same = (value.dtype, id(value.shape))
+        if (sizes := self.met.get(same)) is None:
+            key = (value.dtype, value.shape)
+            sizes = self.known.get(key) or self.known.setdefault(key, self._sizes(*key))
+            self.met[same] = sizes
+        return Tensor(number, op, name, role, None, value.dtype, *sizes, alias)
 
     def _sizes(self, dtype: str, shape: tuple[Formula, ...]) -> "_Sizes":
         numbers = tuple(dim.evaluate(self.variables) for dim in shape)

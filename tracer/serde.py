@@ -8,10 +8,12 @@ no reader ever sees half a table, and a failed write leaves what was there befor
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -298,6 +300,9 @@ class TableError(CutedgeError):
 Rows = Sequence[Sequence[Any]]
 """Rows in the column order of their schema."""
 
+Columns = Sequence[Sequence[Any]]
+"""The values of each column of a schema, in its order."""
+
 RUN = pa.schema(
     [
         column(
@@ -371,20 +376,25 @@ def make_tables(
 
     Raises InputError when the sizes asked for do not fit a column.
     """
-    return {name: _table(meta, name, schema, data, run) for name, (schema, data) in rows.items()}
+    return {
+        name: _table(meta, name, schema, [*zip(*data, strict=True)] or [()] * len(schema), run)
+        for name, (schema, data) in rows.items()
+    }
 
 
 def _table(
-    meta: TraceMeta, name: str, schema: pa.Schema, rows: Rows, run: Mapping[str, Any]
+    meta: TraceMeta, name: str, schema: pa.Schema, columns: Columns, run: Mapping[str, Any]
 ) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     marks = [mark for mark in RUN if mark.name in run and mark.name not in schema.names]
-    columns += [(run[mark.name],) * len(rows) for mark in marks]
     whole = pa.schema([*schema, *marks])
-    arrays = []
-    for column, values in zip(whole, columns, strict=True):
+    arrays: list[pa.Array] = []
+    for column, values in zip(whole, [*columns, *[None] * len(marks)], strict=True):
         try:
-            arrays.append(pa.array(values, type=column.type))
+            if values is None:  # a mark: one value in all rows
+                one = pa.scalar(run[column.name], type=column.type)
+                arrays.append(pa.repeat(one, len(columns[0])))
+            else:
+                arrays.append(pa.array(values, type=column.type))
         except (OverflowError, pa.ArrowInvalid) as error:  # more than the bits of a column count
             sizes = ", ".join(f"{size} {value}" for size, value in meta.variables.items())
             bits = 31 if column.type == pa.int32() else 63
@@ -482,60 +492,38 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, di
 # --- the trace ------------------------------------------------------------------------------------
 
 
-def _rows(graph: OpGraph) -> dict[str, Rows]:
+_OF_OPS = (
+    "id name target stack kind module_path module_type layer is_constant is_view is_identity dtype "
+    "extent_expr arguments"
+)
+_OF_GEMMS = "batch m n k"
+_OF_COSTS = (
+    "flops flops_expr causal_flops causal_flops_expr flops_status read_bytes write_bytes "
+    "param_bytes assumption"
+)
+_OF_TENSORS = "id op name role label dtype shape shape_expr bytes bytes_expr seq_degree alias_of"
+_OF_EDGES = "src dst tensor arg_index"
+"""The fields that are the columns of the tables, in their order: of ``ops`` the first three."""
+
+_NO_GEMM = SimpleNamespace(batch=None, m=None, n=None, k=None)
+
+
+def _columns(graph: OpGraph) -> dict[str, Columns]:
+    costs = [op.cost for op in graph.ops]
+    ops = [
+        *_fields(graph.ops, _OF_OPS),
+        *_fields([cost.gemm or _NO_GEMM for cost in costs], _OF_GEMMS),
+        *_fields(costs, _OF_COSTS),
+    ]
     return {
-        "ops": [
-            (
-                op.id,
-                op.name,
-                op.target,
-                op.stack,
-                op.kind.value,
-                op.module_path,
-                op.module_type,
-                op.layer,
-                op.is_constant,
-                op.is_view,
-                op.is_identity,
-                op.dtype,
-                op.extent_expr,
-                op.arguments,
-                *_gemm_columns(op.cost.gemm),
-                op.cost.flops,
-                op.cost.flops_expr,
-                op.cost.causal_flops,
-                op.cost.causal_flops_expr,
-                op.cost.flops_status.value,
-                op.cost.read_bytes,
-                op.cost.write_bytes,
-                op.cost.param_bytes,
-                op.cost.assumption,
-            )
-            for op in graph.ops
-        ],
-        "tensors": [
-            (
-                t.id,
-                t.op,
-                t.name,
-                t.role.value,
-                t.label,
-                t.dtype,
-                t.shape,
-                t.shape_expr,
-                t.bytes,
-                t.bytes_expr,
-                t.seq_degree,
-                t.alias_of,
-            )
-            for t in graph.tensors
-        ],
-        "edges": [(e.src, e.dst, e.tensor, e.arg_index) for e in graph.edges],
+        "ops": ops,
+        "tensors": _fields(graph.tensors, _OF_TENSORS),
+        "edges": _fields(graph.edges, _OF_EDGES),
     }
 
 
-def _gemm_columns(gemm: Gemm | None) -> tuple[int | None, ...]:
-    return (None,) * 4 if gemm is None else (gemm.batch, gemm.m, gemm.n, gemm.k)
+def _fields(rows: Sequence[Any], names: str) -> Columns:
+    return [[*map(attrgetter(name), rows)] for name in names.split()]
 
 
 def trace_metadata(meta: TraceMeta, trace_id: str) -> dict[str, str]:
@@ -553,9 +541,26 @@ def _told(meta: TraceMeta) -> dict[str, Any]:
     return {k: v for k, v in asdict(meta).items() if v or k not in _STORAGE}
 
 
-def _hash(meta: TraceMeta, rows: Mapping[str, Rows]) -> str:
+def _hash(meta: TraceMeta, columns: Mapping[str, Columns]) -> str:
     """The trace id. Of JSON, since Arrow's own bytes may change with its version."""
-    return hashlib.sha256(json.dumps([_told(meta), rows]).encode()).hexdigest()[:16]
+    found = hashlib.sha256()
+    for text in _json(meta, columns):
+        found.update(text.encode())
+    return found.hexdigest()[:16]
+
+
+def _json(meta: TraceMeta, columns: Mapping[str, Columns]) -> Iterator[str]:
+    """What a trace is of, and the rows of each table by name, as one JSON text in pieces: of a
+    large graph it has a hundred MB."""
+    text = json.JSONEncoder(check_circular=False).encode  # no row holds itself
+    yield f"[{text(_told(meta))}, {{"
+    for number, (name, table) in enumerate(columns.items()):
+        yield f"{', ' if number else ''}{text(name)}: ["
+        for start in range(0, len(table[0]), 1000):
+            rows = zip(*(values[start : start + 1000] for values in table), strict=True)
+            yield f"{', ' if start else ''}{text([*rows])[1:-1]}"
+        yield "]"
+    yield "}]"
 
 
 def trace_tables(graph: OpGraph) -> tuple[dict[str, pa.Table], str]:
@@ -563,13 +568,13 @@ def trace_tables(graph: OpGraph) -> tuple[dict[str, pa.Table], str]:
 
     Raises InputError when its sizes are beyond what a table holds.
     """
-    rows = _rows(graph)
-    trace_id = _hash(graph.meta, rows)
-    tables = make_tables(
-        graph.meta,
-        {name: (TRACE_TABLES[name], rows[name]) for name in rows},
-        run_of(graph, trace_id),
-    )
+    columns = _columns(graph)
+    trace_id = _hash(graph.meta, columns)
+    run = run_of(graph, trace_id)
+    tables = {
+        name: _table(graph.meta, name, schema, columns[name], run)
+        for name, schema in TRACE_TABLES.items()
+    }
     return tables, trace_id
 
 
@@ -634,17 +639,17 @@ def read_trace(folder: Path, *, hashed: bool = True) -> tuple[OpGraph, str]:
         raise TableError(f"{folder} holds tables of different traces. Trace the model again.")
     metadata = read["ops"][1]
     try:
-        rows = {
-            name: list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        columns = {
+            name: [column.to_pylist() for column in table.columns]
             for name, (table, _) in read.items()
         }
         graph = OpGraph(
             _meta(metadata),
-            (_op(*row) for row in rows["ops"]),
-            (_tensor(*row) for row in rows["tensors"]),
-            (Edge(*row) for row in rows["edges"]),
+            map(_op, *columns["ops"]),
+            map(_tensor, *columns["tensors"]),
+            map(Edge, *columns["edges"]),
         )
-        trace_id = _hash(graph.meta, rows) if hashed else metadata["trace_id"]
+        trace_id = _hash(graph.meta, columns) if hashed else metadata["trace_id"]
         if trace_id != metadata.get("trace_id"):
             raise ValueError("its rows are not those that were traced")
     except (GraphError, TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations, pairwise, takewhile
 
 from tracer.graph import Kind, Op, OpGraph, Role
@@ -17,6 +18,7 @@ from tracer.graph import Kind, Op, OpGraph, Role
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 
+@lru_cache(maxsize=4096)
 def place_of(path: str) -> tuple[str | None, int | None]:
     """The stack and the layer that a path shows: what is before its first number, and that."""
     found = _NUMBER.search(path)
@@ -38,8 +40,8 @@ def with_stacks(graph: OpGraph) -> OpGraph:
             found = next((places[r] for r in readers if places[r][1] == layer), (None, layer))
             places[op.id] = (None, None) if layer is None else found
     return graph.with_ops(
-        replace(op, stack=stack, layer=layer)
-        for op, (stack, layer) in zip(graph.ops, places, strict=True)
+        op if (op.stack, op.layer) == place else replace(op, stack=place[0], layer=place[1])
+        for op, place in zip(graph.ops, places, strict=True)
     )
 
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tracer.errors import InputError
 from tracer.formula import formula, parse
@@ -49,9 +50,15 @@ def _full_name(graph: OpGraph, tensor: Tensor) -> tuple[str, ...]:
         return (tensor.label,)
     if tensor.op is None:
         return tuple(_NUMBER if part.isdigit() else part for part in tensor.name.split("."))
-    parts = graph.ops[tensor.op].module_path.split(".")
-    if all(part.isdigit() or not part for part in parts):  # the model itself, or a bare stack
-        return (re.sub(r"_\d+$", "", tensor.name),)
+    return _module_name(graph.ops[tensor.op].module_path) or (re.sub(r"_\d+$", "", tensor.name),)
+
+
+@lru_cache(maxsize=4096)
+def _module_name(path: str) -> tuple[str, ...]:
+    """A module's path, its numbers left out; empty for the model itself, or a bare stack."""
+    parts = path.split(".")
+    if all(part.isdigit() or not part for part in parts):
+        return ()
     return tuple(_NUMBER if part.isdigit() else part for part in parts)
 
 
@@ -112,7 +119,7 @@ def modules_not_run(graph: OpGraph) -> dict[str, int]:
     are stands alone. What shares memory with a parameter that is read is read.
     """
     names = {t.name: t for t in graph.tensors if t.role is Role.PARAMETER}
-    read = {graph.storage(t).id for op in graph.ops for t in graph.inputs(op.id)}
+    read = {graph.storage(t).id for t in graph.tensors if graph.readers(t.id)}
     run = {
         path for name, t in names.items() if graph.storage(t).id in read for path in _above(name)
     }

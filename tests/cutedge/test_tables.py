@@ -1,13 +1,14 @@
 """The Parquet tables: what other tools may rely on when they read them."""
 
 import errno
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import chdir
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +27,14 @@ from partition.wire_format import WireFormat
 from tests.support.inprocess import invoke
 from tracer.files import MANIFEST, check_file, write_files
 from tracer.graph import OpGraph
-from tracer.serde import SCHEMA_VERSION, TableError, read_trace, write_trace
+from tracer.serde import (
+    SCHEMA_VERSION,
+    TRACE_TABLES,
+    TableError,
+    read_trace,
+    trace_tables,
+    write_trace,
+)
 
 # --- the contract ---------------------------------------------------------------------------------
 
@@ -476,6 +484,25 @@ def test_a_trace_reads_back_as_it_was(traced, tmp_path, options):
     assert read.ops == graph.ops
     assert read.tensors == graph.tensors
     assert read.edges == graph.edges
+
+
+@pytest.mark.parametrize("count", [1000, 1001, 2500])
+def test_a_trace_id_is_the_hash_of_all_rows_as_json(traced, count):
+    """However many there are: the text is made some rows at a time."""
+    graph = traced("edge-10m", seq=8)
+    unread = replace(graph.tensors[0], op=None, name="unread", alias_of=None)
+    more = [replace(unread, id=number) for number in range(len(graph.tensors), count)]
+    graph = OpGraph(graph.meta, graph.ops, [*graph.tensors, *more], graph.edges)
+    tables, trace_id = trace_tables(graph)
+    rows = {
+        name: [[*row.values()] for row in tables[name].select(schema.names).to_pylist()]
+        for name, schema in TRACE_TABLES.items()
+    }
+    assert len(rows["tensors"]) == count
+    storage = ("weights", "weights_other", "kv_dtype")
+    meta = {k: v for k, v in asdict(graph.meta).items() if v or k not in storage}
+    text = json.dumps([meta, rows])
+    assert trace_id == hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @pytest.mark.slow

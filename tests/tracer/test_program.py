@@ -783,3 +783,36 @@ def test_an_alias_of_a_missing_tensor_is_refused():
         tensors = [*TENSORS[:2], replace(TENSORS[2], alias_of=alias)]
         with pytest.raises(GraphError, match="tensor 2"):
             OpGraph(META, OPS, tensors, EDGES)
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [OPS[:2], [*OPS, op(3)], [op(0), op(2), op(1)], [op(1), op(2), op(3)]],
+    ids=["one too few", "one too many", "out of order", "from 1"],
+)
+def test_other_ops_must_be_as_many_and_at_their_places(ops):
+    with pytest.raises(GraphError, match="op ids"):
+        OpGraph(META, OPS, TENSORS, EDGES).with_ops(ops)
+
+
+def test_a_changed_graph_answers_as_one_made_anew():
+    graph = OpGraph(META, OPS, TENSORS, EDGES)
+    labelled = [replace(t, label="q") if t.id in (0, 1) else t for t in TENSORS]
+    views = [replace(o, is_view=True) for o in OPS]
+    meta = replace(META, seq=META.seq + 1)
+    for was_asked in (False, True):
+        if was_asked:  # what was worked out for one must not be handed on where it is another
+            assert graph.state_ops == frozenset()
+            assert [graph.flowing(n) for n in range(3)]
+        for made, wanted in (
+            (graph.with_labels({0: "q", 1: "q"}), OpGraph(META, OPS, labelled, EDGES)),
+            (graph.with_ops(views), OpGraph(META, views, TENSORS, EDGES)),
+            (graph.with_meta(meta), OpGraph(meta, OPS, TENSORS, EDGES)),
+        ):
+            assert_same(made, wanted)
+            assert made.meta == wanted.meta
+            for n in range(3):
+                assert made.inputs(n) == wanted.inputs(n)
+                assert made.outputs(n) == wanted.outputs(n)
+                assert made.readers(n) == wanted.readers(n)
+                assert made.flowing(n) == wanted.flowing(n)
