@@ -12,13 +12,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracer import kinds
 from tracer.formula import Formula, const
-from tracer.kinds import told
+from tracer.kinds import base_name, told
 
 FACTORS = ("alpha", "beta", "value")
 """Numbers that an op multiplies by, where they are not one."""
 
 _OPERANDS = ("number", "float", "Tensor")
 """The types of what is only computed with, numbers in the place of tensors too."""
+
+
+def op_name(node: Node) -> str:
+    """The base name of the op that a node calls: ``add`` of ``aten.add.Tensor``."""
+    return _op_name(node.target)
+
+
+@cache
+def _op_name(target: Any) -> str:
+    return base_name(str(target))
 
 
 def argument(node: Node, name: str) -> Any:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tracer.capture.arguments import argument, draws, written
+from tracer.capture.arguments import argument, draws, op_name, written
 from tracer.formula import Formula, const, formula, minimum, var
 from tracer.graph import Kind
-from tracer.kinds import MATRIX_PRODUCTS, base_name, data_args, kind_of
+from tracer.kinds import MATRIX_PRODUCTS, data_args, kind_of
 
 Sizes = Mapping[str, int]
 Size = Formula | int
@@ -176,7 +176,7 @@ class _Masks:
 
     def extent(self, node: Node) -> dict[Node, Formula]:
         """The extent of a call and, where it ends an attention, of the others in that."""
-        name, kind = base_name(str(node.target)), kind_of(str(node.target))
+        name, kind = op_name(node), kind_of(str(node.target))
         if kind is Kind.ATTENTION:
             return self.of_one_op(node)
         if name in MATRIX_PRODUCTS:
@@ -260,7 +260,7 @@ class _Masks:
 
     def _of_two(self, product: Node) -> bool:
         """Whether inputs reach both operands, as a query and a key."""
-        adds = base_name(str(product.target)) in _ADDING
+        adds = op_name(product) in _ADDING
         operands = product.args[1:3] if adds else product.args[:2]
         if not all(isinstance(n, Node) for n in operands):
             return False  # an einsum is told what to multiply first
@@ -290,12 +290,12 @@ class _Masks:
             node = stack.pop()
             if node in between or node in scores or _is_size(node):
                 continue
-            product = base_name(str(node.target)) in MATRIX_PRODUCTS
+            product = op_name(node) in MATRIX_PRODUCTS
             if product and node not in self.constant:
                 if not self._of_two(node):
                     raise _Unknown("what inputs make beside its scores has a part in its mask")
                 scores.add(node)
-                if base_name(str(node.target)) in _ADDING:
+                if op_name(node) in _ADDING:
                     between.add(node)
                     stack += [n for n in node.args[:1] if isinstance(n, Node)]
                 continue
@@ -322,7 +322,7 @@ class _Masks:
             if read not in self.constant
             for t in _tensors(read.meta.get("val"))
         )
-        kept = node.target is operator.getitem or base_name(str(node.target)) in _WHATEVER
+        kept = node.target is operator.getitem or op_name(node) in _WHATEVER
         return whole and not kept and any(floats)
 
     def _shape(self, value: torch.Tensor, sizes: Sizes) -> list[int]:
@@ -381,7 +381,7 @@ class _Masks:
                 return torch.device("cpu")
             return argument
 
-        if node not in self.constant and base_name(str(node.target)) in _ADDING:
+        if node not in self.constant and op_name(node) in _ADDING:
             factor = argument(node, "beta")
             shape = self._shape(node.meta["val"], sizes)
             return (value(node.args[0]) * (1 if factor is None else factor)).expand(shape).clone()
@@ -428,8 +428,8 @@ class _Masks:
         window holds is not used for more of them (``Task.alike``).
         """
         for node in between:
-            slices = base_name(str(node.target)) == "slice"
-            if _is_arithmetic(node) or slices or base_name(str(node.target)) == "arange":
+            slices = op_name(node) == "slice"
+            if _is_arithmetic(node) or slices or op_name(node) == "arange":
                 if slices and self._is_bias(node.args[0]):
                     continue
                 sizes = (self.size(n.meta["val"]) for n in node.all_input_nodes if _is_size(n))
@@ -439,7 +439,7 @@ class _Masks:
     def _is_bias(self, node: Any) -> bool:
         """Whether a tensor, or what it is a slice of, is the same at all sizes and hides nothing
         wherever it is added to scores."""
-        while isinstance(node, Node) and base_name(str(node.target)) == "slice":
+        while isinstance(node, Node) and op_name(node) == "slice":
             node = node.args[0]
         if not isinstance(node, Node) or node not in self.constant:
             return False
@@ -542,7 +542,7 @@ def _is_size(node: Node) -> bool:
 
 def _is_arithmetic(node: Node) -> bool:
     """Whether a whole number that an op is told is one to compute with, rather than an axis."""
-    return kind_of(str(node.target)) is Kind.ELEMENTWISE or base_name(str(node.target)) in _BANDS
+    return kind_of(str(node.target)) is Kind.ELEMENTWISE or op_name(node) in _BANDS
 
 
 _BANDS = ("tril", "triu")
@@ -557,7 +557,7 @@ def _stand_in(argument: Any, instead: Mapping[int, int]) -> Any:
 
 def _picks(node: Node) -> bool:
     """Whether an op takes the k best along the last axis."""
-    return base_name(str(node.target)) == "topk" and argument(node, "dim") in (-1, None)
+    return op_name(node) == "topk" and argument(node, "dim") in (-1, None)
 
 
 _IN_PLACE = ("mul", "dropout", "to", "_to_copy", "contiguous", "clone", "type_as")
@@ -568,7 +568,7 @@ _SEES_ALL = (*_IN_PLACE, "div", "softmax", "_softmax", "safe_softmax")
 def _hides_nothing(node: Node) -> bool:
     """Whether an op of scores keeps each in its place: it casts or scales them, or is a softmax."""
     alone = sum(not _is_size(read) for read in node.all_input_nodes) == 1
-    return alone and base_name(str(node.target)) in _SEES_ALL
+    return alone and op_name(node) in _SEES_ALL
 
 
 _HANDS_ON = (*_IN_PLACE, "view", "reshape", "expand", "slice", "masked_fill", "nan_to_num")
@@ -576,6 +576,6 @@ _HANDS_ON = (*_IN_PLACE, "view", "reshape", "expand", "slice", "masked_fill", "n
 
 def _after_softmax(node: Any) -> bool:
     """Whether a tensor is that of a softmax, but for what masks, casts or views it."""
-    while isinstance(node, Node) and base_name(str(node.target)) in _HANDS_ON:
+    while isinstance(node, Node) and op_name(node) in _HANDS_ON:
         node = node.args[0]
     return isinstance(node, Node) and kind_of(str(node.target)) is Kind.SOFTMAX

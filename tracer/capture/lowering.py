@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
-from tracer.capture.arguments import Counted, arguments, draws, written
+from tracer.capture.arguments import Counted, arguments, draws, op_name, written
 from tracer.capture.errors import Untraceable, place, within
 from tracer.capture.extents import find_extents
 from tracer.capture.invocations import invocation
@@ -28,7 +28,6 @@ from tracer.capture.runs import MetaRun
 from tracer.capture.senses import Axis
 from tracer.formula import Formula, const, maximum, minimum, var
 from tracer.graph import Role
-from tracer.kinds import base_name
 from tracer.program import Invocation, Layout, Node, Program, Sharing, Value
 from tracer.stages import check_time
 
@@ -503,10 +502,10 @@ class _Lowering:
         evaluation, a slice of everything), None for a node that does something."""
         if not inputs or not self._is_tensor(node):
             return None
-        if base_name(str(node.target)) in _DROPOUTS:
+        if op_name(node) in _DROPOUTS:
             return None if draws(node) else inputs[0]
         source, result = inputs[0].meta["val"], node.meta["val"]
-        if not isinstance(source, torch.Tensor) or base_name(str(node.target)) == "copy":
+        if not isinstance(source, torch.Tensor) or op_name(node) == "copy":
             return None
         # Memory is that of a run: an export makes the tensors anew that code keeps from before it.
         kept = memory_of(self.real[inputs[0]]) == memory_of(self.real[node])
@@ -524,7 +523,7 @@ _NEUTRAL: Mapping[str, float] = {
 
 def is_identity(node: torch.fx.Node) -> bool:
     """Whether a node does arithmetic of a tensor and a number that leaves the tensor as it is."""
-    name, numbers = base_name(str(node.target)), node.args[1:2]
+    name, numbers = op_name(node), node.args[1:2]
     return name in _NEUTRAL and numbers == (_NEUTRAL[name],) and not isinstance(numbers[0], bool)
 
 
@@ -657,7 +656,7 @@ class _Recorder(torch.fx.Interpreter):
             self.drawn[node] = counted.number
         else:
             made = super().run_node(node)
-        if base_name(str(node.target)) == "scaled_dot_product_attention":
+        if op_name(node) == "scaled_dot_product_attention":
             # Every fused kernel lays its result out as [batch, seq, heads, dim]; meta does not.
             made = made.transpose(-2, -3).contiguous().transpose(-2, -3)
         self.made[node] = made

@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracer.capture.arguments import Told, arguments
@@ -53,7 +54,8 @@ def without_debugging() -> Iterator[None]:
     around each such place. Of the stack at an op, the places in a model's code are kept. A graph is
     written as code, which torch does after each of its passes, only where it is run. Nor does torch
     compare what it noted of the sizes with what a user declared of them: no caller declares any.
-    Sizes that data tell are not looked for: no trace has them.
+    Sizes that data tell are not looked for: no trace has them. The modules that an op is in are
+    renamed once, and not at each op in them.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.export import _trace
@@ -74,8 +76,29 @@ def without_debugging() -> Iterator[None]:
         patch.object(GraphModule, "recompile", _when_run(GraphModule.recompile)),
         patch.object(_trace, "produce_guards_and_solve_constraints", _settle),
         patch.object(_trace, "_replace_unbacked_bindings", lambda graph: None),
+        patch.object(_trace, "pytree", _Trees(_trace._strip_root)),
     ):
         yield
+
+
+class _Trees:
+    """Torch's trees, but that a dict is mapped by ``rename`` once."""
+
+    def __init__(self, rename: Callable[[Any], Any]) -> None:
+        self.rename = rename
+        self.known: dict[Any, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_pytree, name)
+
+    def tree_map(self, func: Callable[[Any], Any], tree: Any, *others: Any, **options: Any) -> Any:
+        """As torch's own."""
+        if func is not self.rename or not isinstance(tree, dict):
+            return _pytree.tree_map(func, tree, *others, **options)
+        key = tuple(tree.items())
+        if key not in self.known:
+            self.known[key] = _pytree.tree_map(func, tree)
+        return self.known[key]
 
 
 def _uncompiled(mode: Any) -> Any:
