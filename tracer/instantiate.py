@@ -182,19 +182,18 @@ def instantiate(program: Program, stack: Stack) -> Program | None:
         here: list[int] = []
         where |= {"here": here, "previous": previous, f"block {layer}": here}
         for step in block.steps:
-            args = tuple(value_of(ref, layer) for ref in step.args)
-            outs = []
+            args = tuple([value_of(ref, layer) for ref in step.args])
+            start = len(here)
             for value, owner in step.outs:
-                here.append(result.add(value))
-                outs.append(here[-1])
                 if owner is not None:
-                    result.values[here[-1]] = replace(value, alias_of=value_of(owner, layer))
+                    value = value.view_of(value_of(owner, layer))
+                here.append(result.add(value))
             path = stack.move(step.path, layer)
             result.nodes.append(
                 Node(
                     step.target,
                     args,
-                    tuple(outs),
+                    tuple(here[start:]),
                     path,
                     step.module_type,
                     step.is_view,
@@ -328,7 +327,10 @@ def _blocks(
     for segment, nodes in enumerate(segments):
         made = (out for node in nodes for out in node.outs)
         home.update((out, (segment, ("here", k))) for k, out in enumerate(made))
-    read = [{v for v in _values_read(program, nodes) if v in home} for nodes in segments]
+    read = [
+        {v for v in _values_read(program, nodes) if v in home and home[v][0] != number}
+        for number, nodes in enumerate(segments)
+    ]
     shared = {
         value
         for number, values in enumerate(read)
@@ -351,13 +353,15 @@ def _blocks(
         slots = {k: slot for slot, k in enumerate(handed_on[number - 1] if number else ())}
 
         def ref(value: int) -> Ref:
+            made_in, place = home.get(value, (None, ("fixed", value)))
+            if made_in == number:
+                return place
             if name := program.values[value].name:
                 layer = stack.layer(name)
                 if layer == layers[number]:
                     return ("own", stack.move(name, 0))
                 return ("fixed" if layer is None else "far", value)
-            made_in, place = home.get(value, (None, ("fixed", value)))
-            if made_in is None or made_in == number:
+            if made_in is None:
                 return place
             k = int(place[1])
             if value in shared:
@@ -372,10 +376,12 @@ def _blocks(
 
 def _values_read(program: Program, nodes: Sequence[Node]) -> Iterator[int]:
     """What some nodes read, and what owns the memory of what they make."""
+    values = program.values
     for node in nodes:
         yield from node.args
-        owners = (program.values[out].alias_of for out in node.outs)
-        yield from (owner for owner in owners if owner is not None)
+        for out in node.outs:
+            if (owner := values[out].alias_of) is not None:
+                yield owner
 
 
 def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref]) -> _BlockOp:

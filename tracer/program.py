@@ -31,6 +31,10 @@ class Value:
     alias_of: int | None = None
     """The value that owns the memory, as an index into ``Program.values``."""
 
+    def view_of(self, owner: int) -> "Value":
+        """Such a value in the memory of another."""
+        return Value(self.dtype, self.shape, self.name, self.role, owner)
+
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
