@@ -20,10 +20,11 @@ import tracer.capture as capturing
 from tracer.capture import _confirm, _program, capture
 from tracer.capture.blocks import find_stacks
 from tracer.capture.errors import Untraceable
+from tracer.capture.exporting import remembering, without_debugging
 from tracer.capture.inputs import reading
 from tracer.capture.lowering import lower
 from tracer.capture.phases import Task
-from tracer.capture.runs import MetaRun, remembering, without_debugging
+from tracer.capture.runs import MetaRun
 from tracer.errors import CutedgeError, InputError
 from tracer.formula import parse
 from tracer.graph import ITEM_BYTES, Kind, OpGraph, Role, Tensor, TraceMeta

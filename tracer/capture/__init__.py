@@ -25,6 +25,7 @@ from tracer.capture.compat import PreTrainedModel, without_detours
 from tracer.capture.configs import unused
 from tracer.capture.errors import Untraceable, failure, first_line, located
 from tracer.capture.exported import ExportedTask
+from tracer.capture.exporting import remembering, without_debugging
 from tracer.capture.forms import architectures
 from tracer.capture.guards import assumptions, conditions, fitting, same_work, symbols
 from tracer.capture.inputs import IMAGES, SOUNDS, cache_argument, phases, reading
@@ -37,7 +38,7 @@ from tracer.capture.phases import Task, Way
 from tracer.capture.readings import MANY_TOKENS
 from tracer.capture.remedies import led_on
 from tracer.capture.runnable import Runnable
-from tracer.capture.runs import remembering, untouched, without_debugging
+from tracer.capture.runs import untouched
 from tracer.capture.user import Own, own_function, own_module, user_model, user_module
 from tracer.captured import Capture, Checked
 from tracer.errors import CutedgeError, InputError
