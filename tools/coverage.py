@@ -279,6 +279,7 @@ GAPS: dict[tuple[str, str], dict[str, Any]] = {
     ("speech-seq2seq", "granite_speech"): {"projector_config.encoder_hidden_size": 1024},
     ("speech-seq2seq", "granite_speech_plus"): {"projector_config.encoder_hidden_size": 1024},
     ("speech-seq2seq", "voxtral"): {"audio_token_id": 5},
+    ("two-towers", "clap"): {"audio_config.num_hidden_layers": 4},  # its width follows from it
     ("two-towers", "blip-2"): {"qformer_config.use_qformer_text_input": True},
     ("ctc", "wav2vec2-bert"): {"vocab_size": 32},
     ("ctc", "wav2vec2-conformer"): {"vocab_size": 32},
