@@ -120,13 +120,26 @@ class Rolling(torch.nn.Module):
 
 
 def rolling():
-    return Listed(), torch.zeros(1, 16, 8)
+    return Listed(Rolling), torch.zeros(1, 16, 8)
+
+
+class Turning(torch.nn.Module):
+    def __init__(self, index):
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.linear(x.reshape(-1, 8)).view(2, 8, 8).transpose(1, 2)
+
+
+def turning():
+    return Listed(Turning), torch.zeros(2, 8, 8)
 
 
 class Listed(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.layers = torch.nn.ModuleList(Rolling(index) for index in range(8))
+        self.layers = torch.nn.ModuleList(kind(index) for index in range(8))
 
     def forward(self, x):
         for layer in self.layers:
@@ -217,6 +230,15 @@ def test_a_layer_that_is_told_another_number_is_no_copy_of_the_others(file):
     rolls = [dict(op.arguments)["shifts"] for op in captured.graph.ops if "roll" in op.target]
     assert rolls == ["[1]"] * 5 + ["[2]"] + ["[1]"] * 2
     assert captured.unrepeated_reason == "its layers look alike but do not run alike"
+
+
+def test_a_layer_that_need_not_copy_is_no_copy_of_those_that_must(file):
+    """What the first is given lies in memory in order; the others are given it turned."""
+    one, whole = (capture_function(file, "turning", full=full).graph for full in (False, True))
+    assert (one.ops, one.tensors, one.edges) == (whole.ops, whole.tensors, whole.edges)
+    copies = [not op.is_view for op in one.ops if "reshape" in op.target]
+    assert copies == [False] + [True] * 7
+    assert one.meta.repeated_layers > 0
 
 
 def test_an_input_that_is_written_into_is_a_result(file):

@@ -232,7 +232,7 @@ def _done(program: Program, stacks: Sequence[Stack]) -> list[tuple[Any, ...]]:
             count[block] += 1
         if block in places:
             makes = [program.values[out] for out in node.outs]
-            what = node.module_type, node.target, node.arguments
+            what = node.module_type, node.target, node.is_view, node.arguments
             rows.append((block, *what, read, makes))
     return rows
 
@@ -244,7 +244,9 @@ def _seen(
     rename: Callable[[str], str] = lambda path: path,
 ) -> Program | None:
     """The ops of a run, with the blocks that they run in; None for code that looks at values."""
-    witness = _watched(task, stacks, inputs, rename)
+    # In inference a function that is made of ops is one: there are fewer to see.
+    with torch.inference_mode():
+        witness = _watched(task, stacks, inputs, rename)
     return None if witness is None else witness.program
 
 
@@ -263,9 +265,7 @@ def _watched(
                 hooks.callback(block.register_forward_pre_hook(witness.enter(path)).remove)
                 hooks.callback(block.register_forward_hook(witness.leave).remove)
         try:
-            # In inference a function that is made of ops is one: there are fewer to see.
-            run = run_on_meta(task.module, witness)
-            with torch.inference_mode(), run, located(task.module, rename, witness.called):
+            with run_on_meta(task.module, witness), located(task.module, rename, witness.called):
                 task.exported(**inputs)
         except Exception:
             return None
@@ -328,13 +328,21 @@ class _Witness(MetaRun):
                 value_of[id(tensor)] = outs[-1]
         called = " ".join(self.called)
         self.called.clear()
-        node = Node(_name(func), known, tuple(outs), self.path, called, arguments=told)
+        # Whether a reshape copies goes by how its input lies in memory.
+        view = func.is_view and isinstance(made, torch.Tensor) and _shares(made, read)
+        node = Node(_name(func), known, tuple(outs), self.path, called, view, arguments=told)
         self.program.nodes.append(node)
         return made
 
     def _add(self, tensor: torch.Tensor, name: str = "") -> int:
         self.kept.append(tensor)
         return self.program.add(_value(tensor.dtype, tensor.shape, name))
+
+
+def _shares(made: torch.Tensor, read: Sequence[torch.Tensor]) -> bool:
+    """Whether a tensor lies in the memory of one that was read."""
+    memory = made.untyped_storage()._cdata
+    return any(tensor.untyped_storage()._cdata == memory for tensor in read)
 
 
 _name = lru_cache(maxsize=2**16)(str)
