@@ -323,9 +323,12 @@ class _Witness(MetaRun):
         known = tuple([value_of[id(t)] for t in read if id(t) in value_of])
         outs = []
         for tensor in [made] if isinstance(made, torch.Tensor) else tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                outs.append(self._add(tensor))
-                value_of[id(tensor)] = outs[-1]
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            if id(tensor) in value_of and not func._schema.is_mutable:
+                continue  # what it was given, as it is
+            outs.append(self._add(tensor))
+            value_of[id(tensor)] = outs[-1]
         called = " ".join(self.called)
         self.called.clear()
         # Whether a reshape copies goes by how its input lies in memory.
