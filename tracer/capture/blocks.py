@@ -208,9 +208,10 @@ def running_alike(task: Task, stacks: Sequence[Stack], way: Way) -> tuple[Stack,
 def _done(program: Program, stacks: Sequence[Stack]) -> list[tuple[Any, ...]]:
     """What a program does, and with what, around its blocks and in those that are to be traced.
 
-    A value is identified by its name, or by the block that makes it and its place there. What a
-    block reads of the block before it is identified by its number instead, since which block that
-    is differs between the model and its shortened copy.
+    What it does between a block and the next counts as the block's. A value is identified by its
+    name, or by the block that makes it and its place there. What a block reads of the block before
+    it is identified by its number instead, since which block that is differs between the model and
+    its shortened copy.
     """
     places = {"", *(f"{stack.path}.{layer}" for stack in stacks for layer in stack.traced)}
     before = {"": ""}  # block -> the block before it
@@ -219,7 +220,7 @@ def _done(program: Program, stacks: Sequence[Stack]) -> list[tuple[Any, ...]]:
     latest = ""
     rows = []
     for node in program.nodes:
-        block = node.path
+        block = node.path or latest
         if block not in before:
             before[block], latest = latest, block
         read: list[Any] = []
@@ -232,7 +233,7 @@ def _done(program: Program, stacks: Sequence[Stack]) -> list[tuple[Any, ...]]:
             count[block] += 1
         if block in places:
             makes = [program.values[out] for out in node.outs]
-            what = node.module_type, node.target, node.is_view, node.arguments
+            what = node.path, node.module_type, node.target, node.is_view, node.arguments
             rows.append((block, *what, read, makes))
     return rows
 
