@@ -286,7 +286,7 @@ def _first_as_inner(
     ]
     if len(alike) != 1 or values[alike[0]].alias_of in given:
         return None
-    return replace(block, steps=tuple(_in_slots(s, {alike[0]: 0}, "fixed") for s in block.steps))
+    return replace(block, steps=tuple(_given(step, alike[0]) for step in block.steps))
 
 
 def _last_as_inner(stack: Stack, blocks: Mapping[int, _TracedBlock]) -> _TracedBlock | None:
@@ -323,10 +323,11 @@ def _blocks(
 ) -> dict[int, _TracedBlock]:
     """The blocks by layer; what follows a block, up to the next one, is part of it."""
     segments = [program.nodes[a:b] for a, b in pairwise([*bounds, len(program.nodes)])]
-    home: dict[int, tuple[int, Ref]] = {}  # value -> the segment that makes it, and where in it
-    for segment, nodes in enumerate(segments):
-        made = (out for node in nodes for out in node.outs)
-        home.update((out, (segment, ("here", k))) for k, out in enumerate(made))
+    home = {  # value -> the segment that makes it, and the how-manieth it is there
+        out: (segment, k)
+        for segment, nodes in enumerate(segments)
+        for k, out in enumerate(out for node in nodes for out in node.outs)
+    }
     read = [
         {v for v in _values_read(program, nodes) if v in home and home[v][0] != number}
         for number, nodes in enumerate(segments)
@@ -340,7 +341,7 @@ def _blocks(
     handed_on = [
         tuple(
             sorted(
-                int(home[value][1][1])
+                home[value][1]
                 for value in after
                 if home[value][0] == number and value not in shared
                 if not program.values[value].name
@@ -353,17 +354,16 @@ def _blocks(
         slots = {k: slot for slot, k in enumerate(handed_on[number - 1] if number else ())}
 
         def ref(value: int) -> Ref:
-            made_in, place = home.get(value, (None, ("fixed", value)))
+            made_in, k = home.get(value, (None, 0))
             if made_in == number:
-                return place
+                return ("here", k)
             if name := program.values[value].name:
                 layer = stack.layer(name)
                 if layer == layers[number]:
                     return ("own", stack.move(name, 0))
                 return ("fixed" if layer is None else "far", value)
             if made_in is None:
-                return place
-            k = int(place[1])
+                return ("fixed", value)
             if value in shared:
                 return (f"block {layers[made_in]}", k)
             return ("previous", slots[k]) if made_in == number - 1 else ("far", k)
@@ -407,21 +407,16 @@ def _step(program: Program, stack: Stack, node: Node, ref: Callable[[int], Ref])
     )
 
 
-def _in_slots(step: _BlockOp, slots: Mapping[int | str, int], place: str = "previous") -> _BlockOp:
-    """The step with what the block before hands on counted by slot: kinds number it alike.
+def _given(step: _BlockOp, value: int) -> _BlockOp:
+    """The step as one that finds a value made before the stack as what the block before hands on."""
 
-    It is found at ``place``.
-    """
-    if all(ref[0] != place for ref in step.refs):
-        return step
+    def moved(ref: Ref) -> Ref:
+        return ("previous", 0) if ref == ("fixed", value) else ref
 
-    def moved(ref: Ref | None) -> Ref | None:
-        if ref is None or ref[0] != place or ref[1] not in slots:
-            return ref
-        return ("previous", slots[ref[1]])
-
-    args = tuple(r for r in map(moved, step.args) if r is not None)
-    return step._replace(args=args, outs=tuple((value, moved(owner)) for value, owner in step.outs))
+    return step._replace(
+        args=tuple(map(moved, step.args)),
+        outs=tuple((made, None if owner is None else moved(owner)) for made, owner in step.outs),
+    )
 
 
 def _repeats(stack: Stack, blocks: dict[int, _TracedBlock]) -> bool:

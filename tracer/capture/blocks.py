@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from tracer.capture.compat import PreTrainedConfig
 from tracer.capture.errors import Untraceable, located, place
 from tracer.capture.phases import MANY, Task, Way
-from tracer.capture.runs import MetaRun, run_on_meta
+from tracer.capture.runs import MetaRun, is_new, run_on_meta
 from tracer.formula import const
 from tracer.instantiate import Stack, settled
 from tracer.program import Node, Program, Value
@@ -333,7 +333,7 @@ class _Witness(MetaRun):
         called = " ".join(self.called)
         self.called.clear()
         # Whether a reshape copies goes by how its input lies in memory.
-        view = func.is_view and isinstance(made, torch.Tensor) and _shares(made, read)
+        view = func.is_view and isinstance(made, torch.Tensor) and not is_new(made, read)
         node = Node(_name(func), known, tuple(outs), self.path, called, view, arguments=told)
         self.program.nodes.append(node)
         return made
@@ -341,12 +341,6 @@ class _Witness(MetaRun):
     def _add(self, tensor: torch.Tensor, name: str = "") -> int:
         self.kept.append(tensor)
         return self.program.add(_value(tensor.dtype, tensor.shape, name))
-
-
-def _shares(made: torch.Tensor, read: Sequence[torch.Tensor]) -> bool:
-    """Whether a tensor lies in the memory of one that was read."""
-    memory = made.untyped_storage()._cdata
-    return any(tensor.untyped_storage()._cdata == memory for tensor in read)
 
 
 _name = lru_cache(maxsize=2**16)(str)

@@ -84,7 +84,7 @@ def located(
     The names of the functions that it calls are added to ``calls``.
     """
     try:
-        with _Clock() if calls is None else _Calls(calls):
+        with _Clock(calls):
             yield
     except OutOfTime as over:
         over.where = module_of(over, model, rename) + place(
@@ -94,22 +94,14 @@ def located(
 
 
 class _Clock(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        check_time()
-        return func(*args, **(kwargs or {}))
-
-
-class _Calls(TorchFunctionMode):
-    """Looks at the clock too, and notes what is called: an export's ops may be whole functions."""
-
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, calls: list[str] | None) -> None:
         super().__init__()
-        self.names = names
+        self.calls = calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         check_time()
-        if (name := func.__name__) != "__get__":
-            self.names.append(name)
+        if self.calls is not None and (name := func.__name__) != "__get__":
+            self.calls.append(name)
         return func(*args, **(kwargs or {}))
 
 

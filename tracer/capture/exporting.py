@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import dropwhile
 from types import CodeType, FrameType
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch.utils import _pytree
 
 from tracer.capture.errors import is_of_a_model
+from tracer.capture.memory import memory_of
 from tracer.capture.runs import all_told
 
 
@@ -116,6 +117,8 @@ def remembering() -> Iterator[None]:
     known: dict[Any, _Made] = {}
 
     def call(mode: Any, func: Any, pre_dispatch: bool, args: Any, kwargs: Any) -> Any:
+        if not _goes_by_shapes(func) or func in mode.decomposition_table:
+            return work_out(mode, func, pre_dispatch, args, kwargs)
         read: list[torch.Tensor] = []
         at = _picked(func, args)
         told = (
@@ -123,8 +126,7 @@ def remembering() -> Iterator[None]:
             all_told(args if at is None else args[:2], read),
             all_told(tuple(kwargs.items()), read),
         )
-        by_shapes = _goes_by_shapes(func) and func not in mode.decomposition_table
-        if not by_shapes or any(_data(tensor, mode.tracer) for tensor in read):
+        if any(_data(tensor, mode.tracer) for tensor in read):
             return work_out(mode, func, pre_dispatch, args, kwargs)
         if (made := known.get(told)) is not None:
             return _noted(mode.tracer, func, args, kwargs, made.again(read, at or 0))
@@ -138,6 +140,7 @@ def remembering() -> Iterator[None]:
         yield
 
 
+@cache
 def _goes_by_shapes(func: Any) -> bool:
     """Whether what a call of torch makes follows from shapes and numbers, and it writes nowhere."""
     return (
@@ -235,8 +238,8 @@ def _made(out: Any, read: Sequence[torch.Tensor], picked: int) -> _Made | None:
         return None
     if free_unbacked_symbols((out.shape, out.stride())):
         return None
-    memory = out.untyped_storage()._cdata
-    owners = [i for i, t in enumerate(read) if t.untyped_storage()._cdata == memory]
+    memory = memory_of(out)
+    owners = [i for i, tensor in enumerate(read) if memory_of(tensor) == memory]
     made = _Made(out.fake_mode, out.shape, out.stride(), out.dtype, out.device)
     if not owners:
         return made

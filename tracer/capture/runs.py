@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracer.capture.arguments import Told, arguments
+from tracer.capture.memory import memory_of
 
 
 @contextlib.contextmanager
@@ -72,7 +73,8 @@ class MetaRun(TorchDispatchMode):
             return read, told, again()
         told = arguments(func, args, kwargs)
         made = func(*args, **kwargs)
-        if isinstance(made, torch.Tensor) and made.is_meta and _is_new(func, made, read):
+        on_meta = isinstance(made, torch.Tensor) and all(t.is_meta for t in (made, *read))
+        if on_meta and not func._schema.is_mutable and is_new(made, read):
             again = partial(
                 torch.empty_strided, made.shape, made.stride(), dtype=made.dtype, device="meta"
             )
@@ -80,13 +82,10 @@ class MetaRun(TorchDispatchMode):
         return read, told, made
 
 
-def _is_new(func: Any, made: torch.Tensor, read: Sequence[torch.Tensor]) -> bool:
-    """Whether an op on the meta device has made a tensor in memory of its own, and written
-    nowhere."""
-    memory = made.untyped_storage()._cdata
-    return not func._schema.is_mutable and all(
-        tensor.is_meta and tensor.untyped_storage()._cdata != memory for tensor in read
-    )
+def is_new(made: torch.Tensor, read: Sequence[torch.Tensor]) -> bool:
+    """Whether what an op makes lies in the memory of nothing that it reads."""
+    memory = memory_of(made)
+    return all(memory_of(tensor) != memory for tensor in read)
 
 
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
